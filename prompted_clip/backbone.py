@@ -1,0 +1,225 @@
+"""Loads one frozen CLIP through open_clip and pins it by its fingerprint.
+
+Knows where weights come from (a pretrained tag, a local file, the packaged demo, or an explicit random seed). Does not
+know prompts.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import open_clip
+import torch
+from open_clip.model import CLIP
+from torch import Tensor
+
+from prompt_store.manifest import BackboneSpec
+from prompted_clip import internals
+from prompted_clip.errors import WeightsError
+from prompted_clip.fingerprint import fingerprint_weights
+
+logger = logging.getLogger(__name__)
+
+DEMO_FOLDER: Final = Path(__file__).parent / "demo"
+WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen CLIP with the facts that prompts depend on.
+
+    Attributes:
+        clip: open_clip's model in eval mode, no gradients.
+        arch: open_clip's model name.
+        pretrained: where the weights came from: a tag, a file name, `demo` or `random:<seed>`.
+        fingerprint: `sha256:…` over weights and architecture, see `fingerprint_weights`.
+        preprocess: open_clip's preprocessing as plain values (size, mean, std, interpolation, resize_mode, …).
+        logit_scale: s = exp(t), the multiplier of cosine similarities.
+    """
+
+    clip: CLIP
+    tokenizer: open_clip.SimpleTokenizer
+    arch: str
+    pretrained: str
+    fingerprint: str
+    preprocess: dict[str, Any]
+    logit_scale: float
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return int(self.clip.visual.image_size[0])
+
+    @property
+    def n_vision_layers(self) -> int:
+        """Blocks of the image tower: the deepest an image prompt can go."""
+        return len(internals.vision_blocks(self.clip))
+
+    @property
+    def n_text_layers(self) -> int:
+        """Blocks of the text tower: the deepest a text prompt can go."""
+        return len(internals.text_blocks(self.clip))
+
+    @property
+    def vision_width(self) -> int:
+        """Width of the image tower's tokens."""
+        return int(self.clip.visual.transformer.width)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text tower's tokens."""
+        return int(self.clip.transformer.width)
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of the joint space."""
+        return int(self.clip.visual.output_dim)
+
+    @property
+    def context_length(self) -> int:
+        """Positions of the text tower, 77 in CLIP."""
+        return int(self.clip.context_length)
+
+    def spec(self) -> BackboneSpec:
+        """The manifest's description of this backbone."""
+        return BackboneSpec(
+            arch=self.arch,
+            pretrained=self.pretrained,
+            fingerprint=self.fingerprint,
+            image_size=self.image_size,
+            preprocess=self.preprocess,
+        )
+
+
+def load_backbone(
+    arch: str,
+    *,
+    pretrained: str | None = None,
+    random_seed: int | None = None,
+    quick_gelu: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Backbone:
+    """Load a CLIP by open_clip name.
+
+    Args:
+        arch: an open_clip ViT model name, or `demo-student` / `demo-teacher`, whose weights are packaged.
+        pretrained: an open_clip tag (fetched once, then cached) or a local `.safetensors` / `.pt` file, read with
+            weights-only loading.
+        random_seed: take random weights from this seed instead; for tests and benchmarks.
+        quick_gelu: use QuickGELU with a local file of OpenAI's weights; tags that need it get it without asking.
+        device: where the model runs.
+        dtype: type of the weights; LayerNorm and the returned features stay float32 where open_clip keeps them so.
+
+    Returns:
+        The backbone in eval mode, without gradients.
+
+    Raises:
+        WeightsError: unknown architecture, missing or unreadable weights, none named, or an unsupported model family.
+    """
+    _register_demo_models()
+    known = open_clip.list_models()
+    if arch not in known:
+        near = ", ".join([name for name in known if name.startswith(arch[:5])][:8])
+        examples = f", such as {near}" if near else ""
+        msg = f"Unknown backbone {arch!r}. open_clip knows {len(known)} models{examples}."
+        raise WeightsError(msg)
+    source, name = _weights_source(arch, pretrained, random_seed)
+    with _named_failure(arch, name), torch.random.fork_rng(enabled=random_seed is not None):
+        if random_seed is not None:
+            torch.manual_seed(random_seed)
+        model, _, transform = open_clip.create_model_and_transforms(
+            arch,
+            pretrained=source,
+            force_quick_gelu=quick_gelu or _tag_needs_quick_gelu(arch, source),
+            require_pretrained=random_seed is None,
+            weights_only=True,
+        )
+    del transform
+    clip = internals.check_supported(model, arch)
+    fingerprint = fingerprint_weights(clip.state_dict(), internals.architecture_facts(clip))
+    scale = math.exp(float(clip.logit_scale.detach()))
+    preprocess = {key: _plain(value) for key, value in open_clip.get_model_preprocess_cfg(clip).items()}
+    clip = clip.eval().requires_grad_(False).to(device)
+    if dtype != torch.float32:
+        open_clip.convert_weights_to_lp(clip, dtype=dtype)
+    logger.info("backbone.loaded", extra={"arch": arch, "pretrained": name, "fingerprint": fingerprint})
+    return Backbone(
+        clip=clip,
+        tokenizer=_tokenizer(arch),
+        arch=arch,
+        pretrained=name,
+        fingerprint=fingerprint,
+        preprocess=preprocess,
+        logit_scale=scale,
+        device=torch.device(device),
+        dtype=dtype,
+    )
+
+
+def _register_demo_models() -> None:
+    if "demo-student" not in open_clip.list_models():
+        open_clip.add_model_config(DEMO_FOLDER)
+
+
+def _weights_source(arch: str, pretrained: str | None, random_seed: int | None) -> tuple[str | None, str]:
+    """What open_clip is asked for, and what the manifest calls it."""
+    if random_seed is not None:
+        if pretrained is not None:
+            msg = f"Backbone {arch!r} was given both weights ({pretrained!r}) and a random seed; give one of them."
+            raise WeightsError(msg)
+        return None, f"random:{random_seed}"
+    packaged = DEMO_FOLDER / f"{arch}.safetensors"
+    if pretrained is None and packaged.exists():
+        return str(packaged), "demo"
+    if pretrained is None:
+        tags = [tag for name, tag in open_clip.list_pretrained() if name == arch]
+        msg = (
+            f"Backbone {arch!r} needs weights: name a pretrained tag ({', '.join(tags) or 'none known for it'}) "
+            "or a local .safetensors/.pt file, or ask for random weights explicitly."
+        )
+        raise WeightsError(msg)
+    if pretrained.endswith(WEIGHT_SUFFIXES):
+        if not Path(pretrained).is_file():
+            msg = f"No weights file at {pretrained!r} for backbone {arch!r}."
+            raise WeightsError(msg)
+        return pretrained, Path(pretrained).name
+    return pretrained, pretrained
+
+
+def _tag_needs_quick_gelu(arch: str, source: str | None) -> bool:
+    config = open_clip.get_pretrained_cfg(arch, source) if source else None
+    return bool(config and config.get("quick_gelu", False))
+
+
+@contextlib.contextmanager
+def _named_failure(arch: str, name: str) -> Iterator[None]:
+    """Turn whatever open_clip, torch or the hub raise into one error that names what was asked for."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        msg = f"Could not load backbone {arch!r} with weights {name!r}: {first_line}"
+        raise WeightsError(msg) from error
+
+
+def _tokenizer(arch: str) -> open_clip.SimpleTokenizer:
+    tokenizer = open_clip.get_tokenizer(arch)
+    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        msg = f"Backbone {arch!r} uses a {type(tokenizer).__name__}; only open_clip's own BPE tokenizer is supported."
+        raise WeightsError(msg)
+    return tokenizer
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 -- JSON values are what they are
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, Tensor) else value

@@ -1,0 +1,31 @@
+"""What can go wrong in the model layer.
+
+PromptedClipError
+├── WeightsError         the backbone cannot be loaded as asked; stops a start-up
+├── StackMismatchError   a bundle or stack was made for another backbone
+└── TextTooLongError     a class name and its prompts do not fit the text tower
+"""
+
+
+class PromptedClipError(Exception):
+    """Root of the errors raised by `prompted_clip`; `code` is stable and machine readable."""
+
+    code = "model_error"
+
+
+class WeightsError(PromptedClipError):
+    """The backbone's architecture or weights are missing, unsupported or do not fit together."""
+
+    code = "weights_invalid"
+
+
+class StackMismatchError(PromptedClipError):
+    """A bundle cannot run on the loaded backbone."""
+
+    code = "backbone_mismatch"
+
+
+class TextTooLongError(PromptedClipError):
+    """SOS + prompts + text + EOT need more positions than the text tower has."""
+
+    code = "text_too_long"

@@ -1,0 +1,121 @@
+"""The only file that touches open_clip's insides.
+
+It names the few modules of a loaded `open_clip.CLIP` that a prompted forward has to walk (patch embedding, blocks,
+pooling, projections) and refuses model families whose towers are built differently. When open_clip changes one of
+them, `tests/prompted_clip/test_internals.py` fails with the name of what moved.
+
+Legend: B rows, C/H/W image, N image tokens, T text tokens, D tower width, E joint width, K texts.
+"""
+
+from typing import Any, cast
+
+import torch
+from open_clip.model import CLIP
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from prompted_clip.errors import WeightsError
+
+
+def check_supported(model: nn.Module, arch: str) -> CLIP:
+    """Return `model` as a CLIP whose two towers this package can walk.
+
+    Raises:
+        WeightsError: the model is no ViT CLIP with a causal, EOT-pooled text tower (CoCa, SigLIP, ResNet, timm, HF …).
+    """
+    problem = _unsupported_part(model)
+    if problem:
+        msg = (
+            f"Backbone {arch!r} cannot carry prompts: {problem}. "
+            "Expected an open_clip ViT CLIP such as ViT-B-16, ViT-L-14 or their -quickgelu variants."
+        )
+        raise WeightsError(msg)
+    return cast("CLIP", model)
+
+
+def _unsupported_part(model: nn.Module) -> str | None:
+    if not isinstance(model, CLIP):
+        return f"it is a {type(model).__name__}, not a CLIP with a built-in text tower"
+    visual = model.visual
+    if not isinstance(visual, VisionTransformer):
+        return f"its image tower is a {type(visual).__name__}, not a VisionTransformer"
+    if visual.attn_pool is not None or visual.pool_type != "tok":
+        return "its image tower does not pool the class token"
+    if model.text_pool_type != "argmax" or model.attn_mask is None:
+        return "its text tower is not causal with EOT pooling"
+    blocks = [*visual.transformer.resblocks, *model.transformer.resblocks]
+    if not all(isinstance(block, ResidualAttentionBlock) for block in blocks):
+        return "its transformer blocks are not open_clip's plain residual attention blocks"
+    if not (visual.transformer.batch_first and model.transformer.batch_first):
+        return "its transformers expect the batch on the second axis"
+    return None
+
+
+def architecture_facts(clip: CLIP) -> dict[str, Any]:
+    """Everything besides the weights that changes a CLIP's numbers, as plain JSON values."""
+    block = cast("ResidualAttentionBlock", clip.visual.transformer.resblocks[0])
+    text_block = cast("ResidualAttentionBlock", clip.transformer.resblocks[0])
+    return {
+        "image_size": list(clip.visual.image_size),
+        "patch_size": list(clip.visual.patch_size),
+        "vision_heads": block.attn.num_heads,
+        "text_heads": text_block.attn.num_heads,
+        "quick_gelu": isinstance(block.mlp.gelu, QuickGELU),
+        "context_length": clip.context_length,
+    }
+
+
+def embed_patches(clip: CLIP, images_BCHW: Tensor) -> Tensor:
+    """Class token and patches with positions, after `ln_pre`: [B, N, D]."""
+    return cast("Tensor", clip.visual._embeds(images_BCHW))
+
+
+def norm_image_prompts(clip: CLIP, prompts: Tensor) -> Tensor:
+    """`ln_pre` over layer-0 image prompts [..., D]; it normalises each token alone, so order does not matter."""
+    return cast("Tensor", clip.visual.ln_pre(prompts))
+
+
+def vision_blocks(clip: CLIP) -> nn.ModuleList:
+    """The image tower's blocks, first to last."""
+    return cast("nn.ModuleList", clip.visual.transformer.resblocks)
+
+
+def project_image(clip: CLIP, x_BND: Tensor) -> Tensor:
+    """Class token → `ln_post` → projection: [B, E], not normalised."""
+    pooled, _ = clip.visual._pool(x_BND)
+    return cast("Tensor", pooled @ clip.visual.proj)
+
+
+def embed_tokens(clip: CLIP, tokens_KT: Tensor) -> Tensor:
+    """Token embeddings without positions: [K, T, D]."""
+    return cast("Tensor", clip.token_embedding(tokens_KT)).to(clip.transformer.get_cast_dtype())
+
+
+def add_positions(clip: CLIP, x_KTD: Tensor) -> Tensor:
+    """Add the first T positional embeddings."""
+    positions_TD = cast("Tensor", clip.positional_embedding)[: x_KTD.shape[1]]
+    return x_KTD + positions_TD.to(x_KTD.dtype)
+
+
+def text_blocks(clip: CLIP) -> nn.ModuleList:
+    """The text tower's blocks, first to last."""
+    return cast("nn.ModuleList", clip.transformer.resblocks)
+
+
+def causal_mask(clip: CLIP, n_tokens: int) -> Tensor:
+    """The additive causal mask of the first `n_tokens` positions: [T, T]."""
+    return cast("Tensor", clip.attn_mask)[:n_tokens, :n_tokens]
+
+
+def project_text(clip: CLIP, x_KTD: Tensor, eot_K: Tensor) -> Tensor:
+    """`ln_final` → EOT position → projection: [K, E], not normalised."""
+    x = clip.ln_final(x_KTD)
+    pooled = x[torch.arange(x.shape[0], device=x.device), eot_K]
+    projection = clip.text_projection
+    projected = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    return cast("Tensor", projected)
+
+
+def unit_norm(features: Tensor) -> Tensor:
+    """Features of length 1 along the last axis, in float32 (float64 stays float64)."""
+    return nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

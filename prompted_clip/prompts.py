@@ -1,0 +1,132 @@
+"""Prompt tokens as inputs of a transformer: several groups of different depth and length laid side by side.
+
+A *grid* holds, for each position, its own tokens for the first layers; below its depth a position carries what the
+previous layer produced there (CasPL, arXiv 2409.17805, section 3.2; deep prompts as in VPT, arXiv 2203.12119).
+
+Legend: B rows, D prompt layers, P prompt positions, W tower width, N tokens of the sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class PromptGrid:
+    """Prompt groups joined along the sequence.
+
+    Attributes:
+        tokens: [D, P, W], or [B, D, P, W] when every row has its own; zero below a position's depth.
+        depths: layers with own tokens per position, [P] or [B, P], int64, on the tokens' device.
+        min_depth: least of `depths`; layers above it need no mask.
+        max_depth: greatest of `depths`; no layer from here on is touched.
+    """
+
+    tokens: Tensor
+    depths: Tensor
+    min_depth: int
+    max_depth: int
+
+    @property
+    def n_tokens(self) -> int:
+        """P, the positions these prompts take."""
+        return self.tokens.shape[-2]
+
+    def layer(self, index: int, n_rows: int) -> Tensor:
+        """Own tokens for layer `index`, one copy per row: [B, P, W]."""
+        return self.tokens[..., index, :, :].expand(n_rows, -1, -1)
+
+
+def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:
+    """Lay prompt groups side by side in the order given.
+
+    Args:
+        groups: tensors [depth, tokens, W] (or [B, depth, tokens, W]) of one width; a group is absent when it is None
+            or has no tokens.
+
+    Returns:
+        The joint grid, or None when there is no group; gradients flow to the groups.
+    """
+    present = [group for group in groups if group is not None and group.shape[-2] > 0]
+    if not present:
+        return None
+    max_depth = max(group.shape[-3] for group in present)
+    lead = max((group.shape[:-3] for group in present), key=len)
+    padded = [
+        nn.functional.pad(group, (0, 0, 0, 0, 0, max_depth - group.shape[-3])).expand(*lead, -1, -1, -1)
+        for group in present
+    ]
+    depths = [group.shape[-3] for group in present for _ in range(group.shape[-2])]
+    return PromptGrid(
+        tokens=torch.cat(padded, dim=-2),
+        depths=torch.tensor(depths, device=present[0].device),
+        min_depth=min(depths),
+        max_depth=max_depth,
+    )
+
+
+def collate_grids(grids: Sequence[PromptGrid | None]) -> PromptGrid | None:
+    """Give each row of a batch its own prompts.
+
+    Args:
+        grids: one grid per row, all with the same number of positions; depths may differ. None everywhere means
+            a plain batch.
+
+    Returns:
+        One grid with a leading row axis (or the shared grid itself when all rows carry the same one).
+
+    Raises:
+        ValueError: rows with different numbers of positions were put into one batch.
+    """
+    first = grids[0]
+    if all(grid is first for grid in grids):
+        return first
+    rows = [grid for grid in grids if grid is not None]
+    counts = {grid.n_tokens for grid in rows}
+    if len(rows) != len(grids) or len(counts) != 1:
+        found = sorted(counts | ({0} if len(rows) != len(grids) else set()))
+        msg = f"Rows of one batch need the same number of prompt tokens; found {found}."
+        raise ValueError(msg)
+    max_depth = max(grid.max_depth for grid in rows)
+    tokens = [nn.functional.pad(grid.tokens, (0, 0, 0, 0, 0, max_depth - grid.max_depth)) for grid in rows]
+    return PromptGrid(
+        tokens=torch.stack(tokens),
+        depths=torch.stack([grid.depths for grid in rows]),
+        min_depth=min(grid.min_depth for grid in rows),
+        max_depth=max_depth,
+    )
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x_BNW: Tensor, grid: PromptGrid | None, *, start: int, mask: Tensor | None = None
+) -> Tensor:
+    """Run transformer blocks over a sequence whose positions `start … start+P` hold prompts.
+
+    Layer 0's prompts are already in `x_BNW`. Before each later layer i the outputs at positions whose depth exceeds i
+    are dropped and their own tokens for layer i put in as they are (no positions, no extra norm).
+
+    Args:
+        blocks: open_clip residual blocks.
+        x_BNW: the sequence with layer 0's prompts spliced in.
+        grid: the prompts, or None for the plain forward.
+        start: first prompt position.
+        mask: additive attention mask [N, N], or None.
+
+    Returns:
+        The last layer's outputs, [B, N, W].
+    """
+    for index, block in enumerate(blocks):
+        if grid is not None and 0 < index < grid.max_depth:
+            x_BNW = _replace_prompts(x_BNW, grid, index, start)
+        x_BNW = block(x_BNW, attn_mask=mask)
+    return x_BNW
+
+
+def _replace_prompts(x_BNW: Tensor, grid: PromptGrid, index: int, start: int) -> Tensor:
+    end = start + grid.n_tokens
+    own = grid.layer(index, x_BNW.shape[0]).to(x_BNW.dtype)
+    if index >= grid.min_depth:
+        own = torch.where((grid.depths > index).unsqueeze(-1), own, x_BNW[:, start:end])
+    return torch.cat([x_BNW[:, :start], own, x_BNW[:, end:]], dim=1)

@@ -1,0 +1,109 @@
+"""The prompted text tower.
+
+Sequence (CasPL, arXiv 2409.17805, section 3.2): [SOS, adapting prompts, boosting prompts, class text, EOT]. Prompts are
+inserted as embeddings right behind SOS and the EOT index moves by their number; positions are added to all tokens,
+prompts included.
+
+The tower is causal, so nothing behind EOT reaches the features: texts run at the length of the longest of them instead
+of the tower's 77 positions.
+
+Legend: K texts, T text tokens, P prompt positions, E joint width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prompted_clip import internals
+from prompted_clip.backbone import Backbone
+from prompted_clip.errors import TextTooLongError
+from prompted_clip.prompts import PromptGrid, run_blocks
+
+
+def tokenize(backbone: Backbone, texts: Sequence[str], *, n_prompts: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids and EOT positions of `texts`, padded to the longest.
+
+    Args:
+        backbone: owner of tokenizer and context length.
+        texts: what to encode; never truncated.
+        n_prompts: positions that prompts will take.
+
+    Returns:
+        Ids [K, T] int64 (padding 0) and EOT positions [K] int64, both before prompts are inserted, on the CPU.
+
+    Raises:
+        TextTooLongError: names the first text that does not fit together with its prompts.
+    """
+    tokenizer = backbone.tokenizer
+    rows = [[tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id] for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) + n_prompts > backbone.context_length:
+            msg = (
+                f"The text {text!r} takes {len(row)} tokens and {n_prompts} prompt tokens, but the text tower has "
+                f"{backbone.context_length} positions. Shorten the class name or use fewer prompt tokens."
+            )
+            raise TextTooLongError(msg)
+    tokens = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row)
+    return tokens, torch.tensor([len(row) - 1 for row in rows])
+
+
+def encode_tokens(backbone: Backbone, tokens_KT: Tensor, eot_K: Tensor, grid: PromptGrid | None = None) -> Tensor:
+    """g, the features of tokenised texts.
+
+    Args:
+        backbone: the frozen CLIP.
+        tokens_KT: ids from `tokenize`, on any device.
+        eot_K: EOT positions from `tokenize`.
+        grid: text prompts, adapting before boosting; shared by all texts or one per text; None is the plain tower.
+
+    Returns:
+        [K, E] float32, unit norm.
+    """
+    clip = backbone.clip
+    x = internals.embed_tokens(clip, tokens_KT.to(backbone.device))
+    eot_K = eot_K.to(backbone.device)
+    if grid is not None:
+        x = torch.cat([x[:, :1], grid.layer(0, x.shape[0]).to(x.dtype), x[:, 1:]], dim=1)
+        eot_K = eot_K + grid.n_tokens
+    x = internals.add_positions(clip, x)
+    mask = internals.causal_mask(clip, x.shape[1])
+    x = run_blocks(internals.text_blocks(clip), x, grid, start=1, mask=mask)
+    return internals.unit_norm(internals.project_text(clip, x, eot_K))
+
+
+def encode_texts(backbone: Backbone, texts: Sequence[str], grid: PromptGrid | None = None) -> Tensor:
+    """`tokenize`, then `encode_tokens`: [K, E] float32, unit norm.
+
+    Raises:
+        TextTooLongError: a text does not fit together with its prompts.
+    """
+    tokens, eot = tokenize(backbone, texts, n_prompts=grid.n_tokens if grid is not None else 0)
+    return encode_tokens(backbone, tokens, eot, grid)
+
+
+def encode_classes(
+    backbone: Backbone, class_texts: Sequence[str], templates: Sequence[str], grid: PromptGrid | None = None
+) -> Tensor:
+    """Class features as an ensemble over templates: the mean of unit features, made unit norm again.
+
+    Source: CLIP (arXiv 2103.00020), section 3.1.4.
+
+    Args:
+        backbone: the frozen CLIP.
+        class_texts: what stands for each class inside a template.
+        templates: each with one `{}`.
+        grid: text prompts or None.
+
+    Returns:
+        [K, E] float32, unit norm.
+
+    Raises:
+        TextTooLongError: a class does not fit together with its template and prompts.
+    """
+    per_template = [encode_texts(backbone, [t.replace("{}", c) for c in class_texts], grid) for t in templates]
+    if len(per_template) == 1:
+        return per_template[0]
+    return internals.unit_norm(torch.stack(per_template).mean(dim=0))

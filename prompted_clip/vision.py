@@ -1,0 +1,35 @@
+"""The prompted image tower.
+
+Sequence (CasPL, arXiv 2409.17805, section 3.2): [CLS, patches, boosting prompts, adapting prompts]. Prompts get no
+positional embedding; `ln_pre` runs over them too, as in PromptSRC's VisionTransformer.
+
+Legend: B rows, C/H/W image, P prompt positions, E joint width.
+"""
+
+import torch
+from torch import Tensor
+
+from prompted_clip import internals
+from prompted_clip.backbone import Backbone
+from prompted_clip.prompts import PromptGrid, run_blocks
+
+
+def encode_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
+    """f(x), the image features.
+
+    Args:
+        backbone: the frozen CLIP.
+        images_BCHW: normalised images of the backbone's size and dtype.
+        grid: image prompts, boosting before adapting, shared or one per row; None is open_clip's own forward.
+
+    Returns:
+        [B, E] float32, unit norm.
+    """
+    clip = backbone.clip
+    x = internals.embed_patches(clip, images_BCHW.to(backbone.dtype))
+    start = x.shape[1]
+    if grid is not None:
+        prompts = internals.norm_image_prompts(clip, grid.layer(0, x.shape[0]).to(x.dtype))
+        x = torch.cat([x, prompts], dim=1)
+    x = run_blocks(internals.vision_blocks(clip), x, grid, start=start)
+    return internals.unit_norm(internals.project_image(clip, x))

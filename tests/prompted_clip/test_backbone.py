@@ -1,0 +1,112 @@
+"""Loading backbones: sources, fingerprints, refusals."""
+
+import open_clip
+import pytest
+import torch
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
+
+from prompted_clip import WeightsError, load_backbone
+from prompted_clip.internals import check_supported, vision_blocks
+from tests.tiny import register_tiny_models, tiny_backbone
+
+
+@pytest.fixture(autouse=True)
+def _tiny_models():
+    register_tiny_models()
+
+
+def test_the_same_seed_gives_the_same_fingerprint_and_another_seed_another():
+    assert load_backbone("tiny", random_seed=0).fingerprint == tiny_backbone().fingerprint
+    assert load_backbone("tiny", random_seed=1).fingerprint != tiny_backbone().fingerprint
+
+
+def test_random_weights_leave_the_global_random_state_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_backbone("tiny", random_seed=0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_local_file_loads_with_the_fingerprint_of_the_model_it_was_saved_from(tmp_path, suffix):
+    state = {name: tensor.contiguous() for name, tensor in tiny_backbone().clip.state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    loaded = load_backbone("tiny", pretrained=str(path))
+    assert loaded.fingerprint == tiny_backbone().fingerprint
+    assert loaded.pretrained == path.name
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (print, ("code ran",))
+
+    path = tmp_path / "attack.pt"
+    torch.save({"state_dict": Attack()}, path)
+    with pytest.raises(WeightsError, match="Could not load backbone 'tiny'"):
+        load_backbone("tiny", pretrained=str(path))
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    teacher = tiny_backbone("tiny-teacher")
+    save_file({name: tensor.contiguous() for name, tensor in teacher.clip.state_dict().items()}, path)
+    with pytest.raises(WeightsError, match="Could not load backbone 'tiny'"):
+        load_backbone("tiny", pretrained=str(path))
+
+
+def test_no_weights_named_is_an_error_that_lists_the_tags():
+    with pytest.raises(WeightsError, match=r"openai.*ask for random weights explicitly"):
+        load_backbone("ViT-B-16")
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(WeightsError, match=r"No weights file at 'absent.pt'"):
+        load_backbone("tiny", pretrained="absent.pt")
+
+
+def test_an_unknown_architecture_suggests_neighbours():
+    with pytest.raises(WeightsError, match=r"Unknown backbone 'ViT-B-17'.*ViT-B-16"):
+        load_backbone("ViT-B-17")
+
+
+@pytest.mark.parametrize(("arch", "part"), [("RN50", "ModifiedResNet"), ("coca_base", "CoCa")])
+def test_model_families_without_plain_vit_towers_are_refused(arch, part, monkeypatch):
+    model = open_clip.create_model(arch, device="meta")
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *_a, **_k: (model, None, None))
+    with pytest.raises(WeightsError, match=f"cannot carry prompts: .*{part}"):
+        load_backbone(arch, random_seed=0)
+
+
+def test_a_seed_and_weights_together_are_refused():
+    with pytest.raises(WeightsError, match="both weights"):
+        load_backbone("tiny", pretrained="x.pt", random_seed=0)
+
+
+def test_quick_gelu_changes_the_fingerprint_but_not_the_weights():
+    quick = load_backbone("tiny", random_seed=0, quick_gelu=True)
+    assert isinstance(quick.clip.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
+    assert quick.fingerprint != tiny_backbone().fingerprint
+
+
+def test_tags_of_openai_weights_ask_for_quick_gelu(monkeypatch):
+    asked = {}
+
+    def fake_create(_arch, **options):
+        asked.update(options)
+        return tiny_backbone().clip, None, None
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", fake_create)
+    load_backbone("ViT-B-16", pretrained="openai")
+    assert asked["force_quick_gelu"]
+    assert asked["weights_only"]
+    load_backbone("ViT-B-16", pretrained="laion2b_s34b_b88k")
+    assert not asked["force_quick_gelu"]
+
+
+@pytest.mark.parametrize(("arch", "layers", "width"), [("ViT-B-16", 12, 768), ("ViT-L-14-quickgelu", 24, 1024)])
+def test_full_size_backbones_are_supported(arch, layers, width):
+    model = check_supported(open_clip.create_model(arch, device="meta"), arch)
+    assert (len(vision_blocks(model)), model.visual.transformer.width) == (layers, width)

@@ -1,0 +1,124 @@
+"""Stacks on a backbone: loading, refusing, mixing, scoring, other labels."""
+
+import pytest
+import torch
+
+from prompt_store.bundle import read_bundle
+from prompted_clip import Lane, PromptedClip, StackMismatchError, encode_classes, join_groups
+from tests.stacks import random_bundle
+from tests.tiny import random_pixels, tiny_backbone
+
+
+@pytest.fixture(scope="module")
+def model():
+    return PromptedClip(tiny_backbone())
+
+
+def load(model, **options):
+    return model.load_stack(read_bundle(random_bundle(**options)), version=3)
+
+
+def test_a_loaded_stack_carries_the_bundles_tensors_and_names(model):
+    data = random_bundle(image_boost=(2, 3), text_boost=(1, 4))
+    bundle = read_bundle(data)
+    stack = model.load_stack(bundle, version=7)
+    assert (stack.domain, stack.version, stack.digest) == ("demo", 7, bundle.digest)
+    assert stack.class_names == ("cat", "dog", "bird")
+    assert torch.equal(stack.image_boost, torch.from_numpy(bundle.tensors["image.boost"]))
+    assert torch.equal(stack.text_features, torch.from_numpy(bundle.tensors["text.features"]))
+    assert stack.lane == Lane(3, "static")
+
+
+def test_a_bundle_for_another_backbone_is_refused_with_both_fingerprints(model):
+    other = tiny_backbone(seed=1)
+    with pytest.raises(StackMismatchError) as caught:
+        load(model, backbone=other)
+    assert other.fingerprint in str(caught.value)
+    assert model.backbone.fingerprint in str(caught.value)
+
+
+def test_prompts_deeper_than_the_tower_are_refused(model):
+    with pytest.raises(StackMismatchError, match=r"image\.boost is 4 layers of width 32; the tower has 3 layers"):
+        load(model, image_boost=(4, 2))
+
+
+def test_domains_of_one_lane_share_a_batch_and_answer_as_if_alone(model):
+    stacks = [
+        load(model, domain="cats", image_boost=(2, 5), seed=1),
+        load(model, domain="deep", image_boost=(3, 2), image_adapt=(1, 3), class_names=("a", "b"), seed=2),
+        load(model, domain="mats", image_boost=(1, 5), seed=3),
+    ]
+    rows = [stacks[0], stacks[1], stacks[2], stacks[0]]
+    pixels = random_pixels(4)
+    mixed = model.score(model.encode_images(pixels, rows), rows)
+    for index, stack in enumerate(rows):
+        alone = model.score(model.encode_images(pixels[index : index + 1], [stack]), [stack])[0]
+        torch.testing.assert_close(mixed[index], alone, rtol=0, atol=1e-5)
+        assert mixed[index].shape == (len(stack.class_names),)
+        assert float(mixed[index].sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_scores_are_the_softmax_of_scaled_cosines_in_double_precision(model):
+    stack = load(model)
+    features = model.encode_images(random_pixels(2), [stack, stack])
+    logits = stack.logit_scale * features.double() @ stack.text_features.double().T
+    scores = torch.stack(model.score(features, [stack, stack]))
+    torch.testing.assert_close(scores.double(), logits.softmax(1), rtol=0, atol=1e-6)
+
+
+def test_the_plain_stack_is_open_clips_zero_shot_classifier(model):
+    stack = model.plain_stack("plain", ["cat", "dog"], ["a photo of a {}."])
+    clip, tokenizer = model.backbone.clip, model.backbone.tokenizer
+    from prompted_clip import normalize_pixels
+
+    images = normalize_pixels(random_pixels(3), model.backbone.preprocess)
+    with torch.no_grad():
+        expected, _ = clip.get_logits(images, tokenizer(["a photo of a cat.", "a photo of a dog."]))
+    scores = torch.stack(model.score(model.encode_images(random_pixels(3), [stack] * 3), [stack] * 3))
+    torch.testing.assert_close(scores, expected.softmax(1), rtol=0, atol=1e-5)
+
+
+def test_other_labels_are_encoded_with_the_domains_own_text_prompts(model):
+    stack = load(model, text_boost=(2, 3), text_adapt=(1, 2))
+    opened = model.with_labels(stack, ["sun", "moon"])
+    grid = join_groups([stack.text_adapt, stack.text_boost])
+    with torch.no_grad():
+        expected = encode_classes(model.backbone, ["sun", "moon"], stack.templates, grid)
+    assert torch.equal(opened.text_features, expected)
+    assert opened.class_names == ("sun", "moon")
+    assert (opened.digest, opened.version, opened.lane) == (stack.digest, stack.version, stack.lane)
+
+
+def test_class_specific_contexts_cannot_serve_other_labels(model):
+    stack = load(model, text_adapt=(3, 1, 2))
+    with pytest.raises(StackMismatchError, match="class-specific"):
+        model.with_labels(stack, ["sun"])
+
+
+def test_the_boost_stack_drops_the_adapting_prompts_of_both_towers(model):
+    stack = load(model, image_boost=(2, 3), image_adapt=(1, 2), text_boost=(2, 2), text_adapt=(1, 2))
+    boosted = model.boost_stack(stack)
+    assert boosted.lane.n_image_tokens == 3
+    with torch.no_grad():
+        expected = encode_classes(model.backbone, stack.class_texts, stack.templates, join_groups([stack.text_boost]))
+    assert torch.equal(boosted.text_features, expected)
+
+
+def test_a_stack_without_boosting_prompts_has_no_boost_stack(model):
+    with pytest.raises(StackMismatchError, match="no boosting prompts"):
+        model.boost_stack(load(model, image_boost=None, image_adapt=(1, 2)))
+
+
+def test_bfloat16_stays_close_to_float32():
+    from prompted_clip import load_backbone
+
+    half = PromptedClip(load_backbone("tiny", random_seed=0, dtype=torch.bfloat16))
+    full = PromptedClip(tiny_backbone())
+    assert half.backbone.fingerprint == full.backbone.fingerprint
+    features = []
+    for one in (half, full):
+        stack = load(one)
+        features.append(one.encode_images(random_pixels(4), [stack] * 4))
+    assert features[0].dtype == torch.float32
+    cosine = (features[0] * features[1]).sum(1)
+    assert float(cosine.min()) > 0.999

@@ -1,0 +1,114 @@
+"""`caspl boost` from folder to bundle: as a function and as a command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from prompt_store.bundle import read_bundle
+from prompted_clip import PromptedClip
+from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
+from training.cli import boost_app
+
+SETTINGS = ["image_tokens=2", "text_tokens=4", "epochs=2", "batch_size=4", "augmentation=none"]
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    register_tiny_models()
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(6):
+        Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{index}.png")
+    (tmp_path / "classes.txt").write_text("cat\ndog\nstriped_circle\n")
+    return tmp_path
+
+
+def caspl_boost(folder, *extra, settings=SETTINGS):
+    arguments = ["--images", str(folder / "images"), "--classes", str(folder / "classes.txt"), "--domain", "demo"]
+    arguments += ["--out", str(folder / "demo.safetensors"), "--backbone", "tiny", "--teacher", "tiny-teacher"]
+    arguments += ["--random-weights", "0", "--device", "cpu"]
+    for setting in settings:
+        arguments += ["--set", setting]
+    return CliRunner().invoke(boost_app, [*arguments, *extra])
+
+
+def test_the_bundle_loads_on_its_backbone_and_says_how_it_was_made(workplace):
+    result = caspl_boost(workplace, "--json")
+    assert result.exit_code == 0, result.output
+    bundle = read_bundle((workplace / "demo.safetensors").read_bytes())
+    report = json.loads(result.stdout)
+    assert report["digest"] == bundle.digest
+    provenance = bundle.manifest.provenance
+    assert (provenance.method, provenance.phase, provenance.seed) == ("caspl-boost", "boost", 1)
+    assert provenance.recipe["epochs"] == 2
+    assert provenance.teacher["fingerprint"] == tiny_backbone("tiny-teacher", 1).fingerprint
+    assert provenance.metrics["n_images"] == 6
+    assert bundle.tensors["image.boost"].shape == (3, 2, 32)
+    assert [c.name for c in bundle.manifest.classes] == ["cat", "dog", "striped circle"]
+
+    model = PromptedClip(tiny_backbone())
+    stack = model.load_stack(bundle)
+    scores = model.score(model.encode_images(random_pixels(2), [stack, stack]), [stack, stack])
+    assert torch.stack(scores).shape == (2, 3)
+
+
+def test_the_folded_text_features_are_those_of_the_prompts(workplace):
+    caspl_boost(workplace)
+    model = PromptedClip(tiny_backbone())
+    stack = model.load_stack(read_bundle((workplace / "demo.safetensors").read_bytes()))
+    again = model.with_labels(stack, stack.class_names)
+    torch.testing.assert_close(again.text_features, stack.text_features, rtol=0, atol=1e-6)
+
+
+def test_two_runs_of_one_recipe_learn_the_same_tensors(workplace):
+    caspl_boost(workplace)
+    first = read_bundle((workplace / "demo.safetensors").read_bytes())
+    caspl_boost(workplace)
+    second = read_bundle((workplace / "demo.safetensors").read_bytes())
+    assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+
+
+def test_unreadable_images_are_skipped_counted_and_named(workplace):
+    (workplace / "images" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    result = caspl_boost(workplace, "--json")
+    assert result.exit_code == 0
+    assert "torn.jpg" in result.stderr
+    assert json.loads(result.stdout)["n_unreadable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "spoil", "message"),
+    [
+        ([*SETTINGS, "epoch=1"], lambda p: None, "unknown recipe key 'epoch'"),
+        (SETTINGS, lambda p: (p / "classes.txt").write_text("cat\ncat\n"), "'cat' twice"),
+        (SETTINGS, lambda p: (p / "classes.txt").write_text("cat " * 90), "Shorten the class name"),
+        (SETTINGS, lambda p: [f.unlink() for f in (p / "images").iterdir()], "No readable image"),
+    ],
+)
+def test_bad_input_is_explained_and_nothing_is_written(workplace, settings, spoil, message):
+    spoil(workplace)
+    result = caspl_boost(workplace, settings=settings)
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert not (workplace / "demo.safetensors").exists()
+
+
+def test_an_unknown_backbone_is_explained(workplace):
+    result = caspl_boost(workplace, "--backbone", "ViT-Z-16")
+    assert result.exit_code == 1
+    assert "Unknown backbone 'ViT-Z-16'" in " ".join(result.stderr.split())
+
+
+def test_the_recipe_in_force_can_be_printed_without_data():
+    result = CliRunner().invoke(boost_app, ["--print-recipe", "--set", "epochs=5"])
+    assert result.exit_code == 0
+    assert "epochs = 5" in result.stdout
+    assert "temperature = 1.0" in result.stdout
+
+
+def test_missing_options_are_a_usage_error():
+    assert CliRunner().invoke(boost_app, []).exit_code == 2

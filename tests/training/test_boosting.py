@@ -1,0 +1,210 @@
+"""Phase 1: the loss against its equation, what learns and what does not, and runs that are killed and resumed."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prompted_clip.internals import architecture_facts
+from tests.reference.slow_clip import SlowClip
+from tests.tiny import tiny_backbone
+from training.boosting import Booster, BoostPrompts, distillation_loss, learning_rate
+from training.errors import BackbonePairError, CheckpointError, DivergedError
+from training.images import Views, find_images
+from training.recipe import BoostRecipe
+
+CLASSES = ["cat", "striped circle", "dog"]
+
+
+def recipe(**changes):
+    values = {
+        "image_tokens": 2,
+        "image_depth": 9,
+        "text_tokens": 4,
+        "text_depth": 2,
+        "epochs": 3,
+        "batch_size": 4,
+        "augmentation": "none",
+        "learning_rate": 0.02,
+        "optimizer": "adamw",
+        "reduction": "batchmean",
+        "loss_weight": 1.0,
+        "warmup_epochs": 0,
+    }
+    return BoostRecipe(**(values | changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        base = np.full((32, 32, 3), 25 * index, dtype=np.int16) + rng.integers(-20, 20, (32, 32, 3))
+        Image.fromarray(base.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{index}.png")
+    return tmp_path
+
+
+def booster(folder, chosen):
+    student, teacher = tiny_backbone("tiny", 0), tiny_backbone("tiny-teacher", 1)
+    views = Views(
+        find_images(folder).files,
+        image_size=32,
+        preprocess=student.preprocess,
+        augmentation=chosen.augmentation,
+        crop_scale_min=chosen.crop_scale_min,
+        seed=chosen.seed,
+    )
+    return Booster(student, teacher, CLASSES, views, chosen)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batchmean"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_loss_is_the_papers_kl_written_out(reduction, temperature):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    chosen = recipe(reduction=reduction, temperature=temperature, loss_weight=7.0)
+    total = 0.0
+    for row in range(4):
+        p = [math.exp(z / temperature) for z in teacher[row].tolist()]
+        q = [math.exp(z / temperature) for z in student[row].tolist()]
+        p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    expected = total * temperature**2 * 7.0 / (20 if reduction == "mean" else 4)
+    assert float(distillation_loss(student, teacher, chosen)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_step_has_the_loss_and_gradients_of_the_slow_reference(folder):
+    run = booster(folder, recipe())
+    run.prepare()
+    loss = run._loss(torch.tensor([0, 3, 7]), 0)
+    loss.backward()
+
+    models = {}
+    for name, backbone in (("student", run.student), ("teacher", run.teacher)):
+        facts = architecture_facts(backbone.clip)
+        models[name] = SlowClip(
+            backbone.clip.state_dict(), vision_heads=facts["vision_heads"], text_heads=facts["text_heads"]
+        )
+    image = run.prompts.image.detach().double().requires_grad_()
+    text = run.prompts.text.detach().double().requires_grad_()
+    pixels = run.views.load([0, 3, 7], 0).double() / 255
+    mean, std = (
+        torch.tensor(run.student.preprocess[key], dtype=torch.float64).view(3, 1, 1) for key in ("mean", "std")
+    )
+    tokenizer = run.student.tokenizer
+
+    def ids(words):
+        return [tokenizer.sot_token_id, *tokenizer.encode(words), tokenizer.eot_token_id]
+
+    student_text = torch.stack([models["student"].text(ids(f"{name}."), boost=text) for name in CLASSES])
+    teacher_text = torch.stack([models["teacher"].text(ids(f"a photo of a {name}.")) for name in CLASSES])
+    expected = 0.0
+    for row in (pixels - mean) / std:
+        z_student = run.student.logit_scale * student_text @ models["student"].image(row, boost=image)
+        z_teacher = run.teacher.logit_scale * teacher_text @ models["teacher"].image(row)
+        p = z_teacher.softmax(0)
+        expected = expected + (p * (z_teacher.log_softmax(0) - z_student.log_softmax(0))).sum() / 3
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    torch.testing.assert_close(run.prompts.image.grad.double(), image.grad, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(run.prompts.text.grad.double(), text.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_only_prompts_learn_and_the_student_moves_towards_the_teacher(folder):
+    run = booster(folder, recipe(epochs=20))
+    before = {name: tensor.clone() for name, tensor in run.student.clip.state_dict().items()}
+    run.prepare()
+    result = run.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.student.clip.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in run.teacher.clip.parameters())
+    assert np.mean(result.losses[-3:]) < 0.7 * np.mean(result.losses[:3])
+
+
+def test_precomputed_teacher_answers_give_the_same_run_as_asking_it_each_step(folder):
+    cached, asked = booster(folder, recipe()), booster(folder, recipe())
+    cached.prepare()
+    assert cached.train().losses == pytest.approx(asked.train().losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
+def test_a_killed_run_resumes_with_identical_prompts(folder, tmp_path, augmentation):
+    chosen = recipe(augmentation=augmentation)
+    whole = booster(folder, chosen)
+    whole.prepare()
+    whole.train()
+
+    class KilledError(Exception):
+        pass
+
+    def kill(run):
+        if run.step == 5:
+            raise KilledError
+
+    checkpoint, identity = tmp_path / "state", {"recipe": "a"}
+    first = booster(folder, chosen)
+    first.prepare()
+    with pytest.raises(KilledError):
+        first.train(checkpoint=checkpoint, identity=identity, checkpoint_every=2, on_step=kill)
+    second = booster(folder, chosen)
+    second.prepare()
+    steps = []
+    result = second.train(
+        checkpoint=checkpoint, identity=identity, checkpoint_every=2, on_step=lambda run: steps.append(run.step)
+    )
+    assert steps[0] == 5
+    assert result.step == whole.n_steps
+    assert torch.equal(second.prompts.image, whole.prompts.image)
+    assert torch.equal(second.prompts.text, whole.prompts.text)
+
+
+def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path):
+    checkpoint = tmp_path / "state"
+    booster(folder, recipe(epochs=1)).train(checkpoint=checkpoint, identity={"recipe": "a"}, checkpoint_every=1)
+    with pytest.raises(CheckpointError, match="recipe differ"):
+        booster(folder, recipe(epochs=1)).train(checkpoint=checkpoint, identity={"recipe": "b"})
+
+
+def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
+    (tmp_path / "state").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        booster(folder, recipe()).train(checkpoint=tmp_path / "state", identity={})
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(folder):
+    run = booster(folder, recipe())
+    with torch.no_grad():
+        run.prompts.image.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="nan at step 0"):
+        run.train()
+
+
+def test_student_and_teacher_of_different_image_size_are_refused(folder, monkeypatch):
+    import dataclasses
+
+    run = booster(folder, recipe())
+    other = tiny_backbone("tiny-teacher", 1)
+    wide = dataclasses.replace(other)
+    monkeypatch.setattr(type(other), "image_size", property(lambda self: 64 if self is wide else 32))
+    with pytest.raises(BackbonePairError, match="32 px and teacher tiny-teacher 64 px"):
+        Booster(run.student, wide, CLASSES, run.views, recipe())
+
+
+def test_text_prompts_start_from_the_words_only_where_the_lengths_match():
+    student = tiny_backbone()
+    words = student.clip.token_embedding(torch.tensor(student.tokenizer.encode("a photo of a")))
+    assert torch.equal(BoostPrompts(student, recipe(text_tokens=4)).text[0], words)
+    assert not torch.equal(BoostPrompts(student, recipe(text_tokens=5)).text[0, :4], words)
+
+
+def test_depths_are_cut_to_the_towers():
+    prompts = BoostPrompts(tiny_backbone(), recipe(image_depth=9, text_depth=9))
+    assert prompts.image.shape == (3, 2, 32)
+    assert prompts.text.shape == (3, 4, 32)
+
+
+def test_the_rate_is_constant_while_warming_up_and_then_a_cosine_that_counts_warm_up_epochs():
+    chosen = recipe(epochs=4, warmup_epochs=1, learning_rate=1.0, warmup_learning_rate=0.25)
+    expected = [0.25, 0.5 * (1 + math.cos(math.pi / 4)), 0.5, 0.5 * (1 + math.cos(3 * math.pi / 4))]
+    assert [learning_rate(chosen, epoch) for epoch in range(4)] == pytest.approx(expected)

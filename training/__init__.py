@@ -1,0 +1,1 @@
+"""Recipes that learn prompts, and the demo world they can be tried on."""

@@ -1,0 +1,38 @@
+"""What can go wrong while prompts are learned.
+
+TrainingError
+├── RecipeError         an unknown or impossible recipe value
+├── ClassListError      the class list is missing, empty or ambiguous
+├── NoImagesError       no readable image where images were promised
+├── BackbonePairError   student and teacher cannot see the same view
+├── CheckpointError     a checkpoint belongs to another run
+└── DivergedError       the loss is no longer a finite number
+"""
+
+
+class TrainingError(Exception):
+    """Root of the errors raised by `training`."""
+
+
+class RecipeError(TrainingError):
+    """A recipe has an unknown key or a value out of range."""
+
+
+class ClassListError(TrainingError):
+    """A class list is missing, empty, or names a class twice."""
+
+
+class NoImagesError(TrainingError):
+    """A folder holds no image that can be read."""
+
+
+class BackbonePairError(TrainingError):
+    """Student and teacher need images of different size."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint was written by a run with other data, backbones or recipe."""
+
+
+class DivergedError(TrainingError):
+    """The loss became NaN or infinite."""
