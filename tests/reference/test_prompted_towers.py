@@ -6,26 +6,33 @@ import dataclasses
 import pytest
 import torch
 
+from prompted_clip.backbone import load_backbone
 from prompted_clip.internals import architecture_facts
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_tokens, tokenize
 from prompted_clip.vision import encode_image
 from tests.reference.slow_clip import SlowClip
-from tests.tiny import tiny_backbone
+from tests.tiny import register_tiny_models
 
 GROUPS = [(None, None), ((2, 3), None), (None, (3, 2)), ((3, 2), (1, 4)), ((1, 1), (3, 5))]
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    tiny = tiny_backbone()
+@pytest.fixture(scope="module", params=[False, True], ids=["gelu", "quick-gelu"])
+def backbone(request):
+    register_tiny_models()
+    tiny = load_backbone("tiny", random_seed=0, quick_gelu=request.param)
     return dataclasses.replace(tiny, clip=copy.deepcopy(tiny.clip).double(), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
 def slow(backbone):
     facts = architecture_facts(backbone.clip)
-    return SlowClip(backbone.clip.state_dict(), vision_heads=facts["vision_heads"], text_heads=facts["text_heads"])
+    return SlowClip(
+        backbone.clip.state_dict(),
+        vision_heads=facts["vision_heads"],
+        text_heads=facts["text_heads"],
+        quick_gelu=facts["quick_gelu"],
+    )
 
 
 def group(shape, width, seed):

@@ -1,0 +1,59 @@
+"""open_clip's insides are where `prompted_clip.internals` expects them; a failure here names what moved."""
+
+import inspect
+
+import pytest
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+
+from prompted_clip import internals
+from tests.tiny import tiny_backbone
+
+PARTS = [
+    "visual._embeds",
+    "visual._pool",
+    "visual.ln_pre",
+    "visual.proj",
+    "visual.attn_pool",
+    "visual.pool_type",
+    "visual.image_size",
+    "visual.patch_size",
+    "visual.output_dim",
+    "visual.transformer.resblocks",
+    "visual.transformer.batch_first",
+    "visual.transformer.width",
+    "token_embedding",
+    "positional_embedding",
+    "transformer.resblocks",
+    "transformer.get_cast_dtype",
+    "attn_mask",
+    "ln_final",
+    "text_projection",
+    "text_pool_type",
+    "context_length",
+    "logit_scale",
+]
+
+
+@pytest.mark.parametrize("path", PARTS)
+def test_open_clip_still_has_the_part(path):
+    part = tiny_backbone().clip
+    for name in path.split("."):
+        assert hasattr(part, name), f"open_clip moved `{path}`: no `{name}` on {type(part).__name__}"
+        part = getattr(part, name)
+
+
+def test_a_block_still_takes_a_sequence_and_a_mask():
+    parameters = inspect.signature(ResidualAttentionBlock.forward).parameters
+    assert list(parameters)[1] == "q_x"
+    assert "attn_mask" in parameters
+
+
+def test_walking_the_image_tower_by_its_parts_is_its_forward():
+    clip = tiny_backbone().clip
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = internals.embed_patches(clip, images)
+        for block in internals.vision_blocks(clip):
+            x = block(x)
+        assert torch.equal(internals.project_image(clip, x), clip.visual(images))
