@@ -1,0 +1,45 @@
+"""The measured table: how it is computed and that README shows the numbers on file."""
+
+import json
+from pathlib import Path
+
+import pytest
+from training.demo.boost_domains import MARKERS, fill_readme, markdown_table
+
+ROOT = Path(__file__).parents[3]
+
+
+def row(**changes):
+    student = {"every": 10.0, "held_out": 9.0, "base": 20.0, "new": 30.0, "h": 24.0}
+    teacher = {"every": 50.0, "held_out": 45.0, "base": 60.0, "new": 70.0, "h": 64.6}
+    boosted = {"every": 30.0, "held_out": 25.0, "base": 40.0, "new": 60.0, "h": 48.0}
+    values = {"domain": "fog", "student": student, "teacher": teacher, "boosted": boosted}
+    return values | {"gap_closed": {"base": 50.0, "new": 75.0}} | changes
+
+
+def test_the_table_shows_base_new_and_h_per_model_and_the_gap_closed():
+    line = markdown_table([row()]).splitlines()[-1]
+    assert line == "| fog | 20.0 / 30.0 / 24.0 | 60.0 / 70.0 / 64.6 | **40.0 / 60.0 / 48.0** | 50 % / 75 % |"
+
+
+def test_a_teacher_without_a_lead_leaves_no_gap_to_close():
+    assert markdown_table([row(gap_closed={"base": None, "new": -8.0})]).endswith("| no gap / -8 % |")
+
+
+def test_filling_readme_replaces_only_what_stands_between_the_markers(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
+    fill_readme(readme, [row()])
+    fill_readme(readme, [row()])
+    assert readme.read_text() == f"before\n{MARKERS[0]}\n{markdown_table([row()])}\n{MARKERS[1]}\nafter\n"
+
+
+def test_a_readme_without_markers_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(ValueError, match="markers"):
+        fill_readme(tmp_path / "README.md", [row()])
+
+
+def test_readme_shows_the_numbers_on_file():
+    rows = json.loads((ROOT / "docs" / "results" / "demo-boost.json").read_text())["rows"]
+    assert markdown_table(rows) in (ROOT / "README.md").read_text()

@@ -1,0 +1,99 @@
+import dataclasses
+
+import pytest
+import torch
+
+from training.demo.augment import augment_broadly
+from training.demo.pretrain import CheckpointMismatchError, Pretraining, PretrainPlan, learning_rate, pretrain
+from training.demo.render import draw_series, seeded_generator
+
+
+@pytest.fixture
+def plan(tiny_arch):
+    return PretrainPlan(
+        arch=tiny_arch, n_steps=6, n_pictures=64, batch_size=8, n_warmup_steps=2, augmented_share=0.5, seed=3
+    )
+
+
+def weights(run):
+    return {**run.model.state_dict(), **{f"heads.{k}": v for k, v in run.heads.state_dict().items()}}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_and_resumed_run_ends_in_the_same_bits(plan, tmp_path):
+    whole = pretrain(plan, tmp_path / "whole.ckpt")
+
+    def kill_at_five(progress):
+        if progress.step == 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        pretrain(plan, tmp_path / "cut.ckpt", n_steps_per_save=2, on_step=kill_at_five)
+    steps = []
+    resumed = pretrain(plan, tmp_path / "cut.ckpt", on_step=lambda progress: steps.append(progress.step))
+    assert steps == [5, 6]
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_a_finished_run_is_not_trained_again(plan, tmp_path):
+    first = pretrain(plan, tmp_path / "run.ckpt")
+    steps = []
+    second = pretrain(plan, tmp_path / "run.ckpt", on_step=steps.append)
+    assert steps == []
+    assert_same_bits(weights(first), weights(second))
+
+
+def test_a_checkpoint_of_another_plan_is_refused(plan, tmp_path):
+    pretrain(dataclasses.replace(plan, n_steps=1), tmp_path / "run.ckpt")
+    with pytest.raises(CheckpointMismatchError, match="remove it"):
+        pretrain(plan, tmp_path / "run.ckpt")
+
+
+def test_training_leaves_the_global_random_state_alone(plan):
+    before = torch.random.get_rng_state()
+    Pretraining(plan).step()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_deeper_model_grows_from_a_checkpoint(plan, tmp_path):
+    pretrain(plan, tmp_path / "small.ckpt")
+    deep = dataclasses.replace(plan, arch=f"{plan.arch}-deep")
+    grown = Pretraining(deep, grow_from=tmp_path / "small.ckpt")
+    small = Pretraining(plan)
+    small.resume(tmp_path / "small.ckpt")
+    pixels = torch.randn(2, 3, 64, 64, generator=seeded_generator(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(grown.model.encode_image(pixels), small.model.encode_image(pixels))
+
+
+def test_the_loss_falls_on_a_pool_small_enough_to_learn_by_heart(tiny_arch, tmp_path):
+    losses = []
+    plan = PretrainPlan(arch=tiny_arch, n_steps=60, n_pictures=16, batch_size=16, peak_lr=3e-3, n_warmup_steps=5)
+    pretrain(plan, tmp_path / "run.ckpt", on_step=lambda progress: losses.append(progress.head_loss))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero(plan):
+    long = dataclasses.replace(plan, n_steps=1000, n_warmup_steps=10)
+    assert learning_rate(long, 0) < learning_rate(long, 9) <= long.peak_lr
+    assert learning_rate(long, 999) < 1e-3 * long.peak_lr
+
+
+def test_broad_augmentation_touches_about_the_share_asked_for():
+    clean = draw_series(1, 128).pixels.float() / 255
+    before = clean.clone()
+    augmented = augment_broadly(clean, 0.5, seeded_generator(2))
+    changed = (augmented != clean).flatten(1).any(1).float().mean().item()
+    assert torch.equal(clean, before)
+    assert 0.3 < changed < 0.65
+    assert augmented.min() >= 0
+    assert augmented.max() <= 1
+    assert torch.equal(augment_broadly(clean, 0.0, seeded_generator(2)), clean)

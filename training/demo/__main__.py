@@ -1,0 +1,126 @@
+"""The demo world's commands: `python -m training.demo --help`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from training.demo.evaluate import measure_all
+from training.demo.folders import write_folders
+from training.demo.models import CONFIG_DIR, export_weights
+from training.demo.picture import write_overview
+from training.demo.plans import STUDENT_PLAN, TEACHER_PLAN
+from training.demo.pretrain import CheckpointMismatchError, PretrainPlan, Progress, pretrain
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The embedded demo world.")
+console = Console(stderr=True)
+
+WORK_DIR: Final = Path("build/demo")
+RESULTS: Final = Path("docs/results/demo-backbones.json")
+N_STEPS_PER_LINE: Final = 100
+
+WorkDir = Annotated[Path, typer.Option(help="Folder of the checkpoints; a run that stopped goes on from there.")]
+OutDir = Annotated[Path, typer.Option(help="Folder of the exported float16 weights.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; another number rounds differently.")]
+
+
+def _train(plan: PretrainPlan, work_dir: Path, out_dir: Path, n_threads: int, grow_from: Path | None = None) -> None:
+    """Run one plan under a progress bar and export it; exit code 1 when it cannot start."""
+    torch.set_num_threads(n_threads)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(plan.arch, total=plan.n_steps)
+
+        def show(p: Progress) -> None:
+            bar.update(task, completed=p.step)
+            if p.step % N_STEPS_PER_LINE == 0:
+                bar.console.print(
+                    f"{plan.arch} step {p.step}: class loss {p.class_loss:.3f}, other {p.other_loss:.3f}, "
+                    f"heads {p.head_loss:.3f}, batch accuracy {p.class_accuracy:.2f}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+        try:
+            run = pretrain(plan, work_dir / f"{plan.arch}.ckpt", grow_from=grow_from, on_step=show)
+        except (CheckpointMismatchError, FileNotFoundError) as error:
+            console.print(f"[red]{error}[/red]")
+            raise typer.Exit(1) from error
+    path = out_dir / f"{plan.arch}.safetensors"
+    n_bytes = export_weights(run.model, run.book.vocabulary_V, path)
+    console.print(f"wrote {path}, {n_bytes:,} bytes", soft_wrap=True)
+
+
+@app.command()
+def pretrain_student(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
+    """Train the student on clean pictures."""
+    _train(STUDENT_PLAN, work_dir, out_dir, threads)
+
+
+@app.command()
+def pretrain_teacher(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
+    """Grow the teacher from the student's checkpoint and train it on broadly augmented pictures."""
+    _train(TEACHER_PLAN, work_dir, out_dir, threads, grow_from=work_dir / f"{STUDENT_PLAN.arch}.ckpt")
+
+
+@app.command()
+def evaluate(
+    weights_dir: OutDir = CONFIG_DIR,
+    n_pictures: Annotated[int, typer.Option(min=1, help="Pictures per domain.")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+    threads: Threads = 2,
+) -> None:
+    """Measure zero-shot accuracy of student and teacher, clean and in every domain."""
+    torch.set_num_threads(threads)
+    weights = {plan.arch: weights_dir / f"{plan.arch}.safetensors" for plan in (STUDENT_PLAN, TEACHER_PLAN)}
+    numbers = measure_all({arch: path for arch, path in weights.items() if path.is_file()}, n_pictures)
+    table = Table("backbone", "domain", "all 80", "held out", "base", "new")
+    for arch, domains in numbers.items():
+        for domain, accuracy in domains.items():
+            table.add_row(arch, domain, *(f"{100 * value:.1f}" for value in accuracy.values()))
+    Console().print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"n_pictures_per_domain": n_pictures, "zero_shot": numbers}, indent=2) + "\n")
+
+
+@app.command()
+def write_folder(
+    domain: Annotated[str, typer.Argument(help="clean, sketch, thermal, night, blueprint, satellite or negative.")],
+    out_dir: Annotated[Path, typer.Argument(help="An empty or missing folder.")],
+    n_train: Annotated[int, typer.Option(min=0, help="Unlabelled pictures in train/.")] = 4000,
+    n_test: Annotated[int, typer.Option(min=0, help="Labelled pictures in test/<class>/.")] = 1600,
+    suffix: Annotated[Literal["png", "jpg"], typer.Option(help="File format.")] = "png",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
+) -> None:
+    """Write a domain's pictures as image folders."""
+    try:
+        sizes = write_folders(domain, out_dir, n_train=n_train, n_test=n_test, suffix=suffix, seed=seed)
+    except (ValueError, FileExistsError) as error:
+        console.print(f"[red]{error}[/red]")
+        raise typer.Exit(1) from error
+    console.print(f"wrote {sizes.n_train} train and {sizes.n_test} test pictures to {out_dir}", soft_wrap=True)
+
+
+@app.command()
+def picture(out: Annotated[Path, typer.Argument()] = Path("docs/images/demo-world.png")) -> None:
+    """Draw the overview of classes and domains."""
+    write_overview(out)
+
+
+@app.command(name="all")
+def train_all(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
+    """Train student and teacher, then measure both."""
+    pretrain_student(work_dir, out_dir, threads)
+    pretrain_teacher(work_dir, out_dir, threads)
+    evaluate(out_dir, out=RESULTS, threads=threads)
+
+
+if __name__ == "__main__":
+    app()

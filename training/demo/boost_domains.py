@@ -1,0 +1,167 @@
+"""Boosts every demo domain with the project's own command path, measures what it brings, and keeps bundles and samples.
+
+For each domain: draw unlabelled pictures, run `caspl boost` on them (same functions, same recipe file for all), then
+measure the plain student, the teacher and the boosted student on pictures none of them has seen.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from prompt_store.bundle import read_bundle
+from prompted_clip.backbone import Backbone, load_backbone
+from prompted_clip.model import PromptedClip
+from prompted_clip.stack import PromptStack
+from training.boost_run import BoostJob, run_boost
+from training.demo.evaluate import TEMPLATE, TEST_SEED, accuracy
+from training.demo.folders import write_folders
+from training.demo.render import Pictures, draw_series
+from training.demo.shifts import DOMAINS
+from training.demo.world import CLASS_NAMES
+from training.recipe import BoostRecipe, read_recipe
+
+RECIPE: Final = Path(__file__).with_name("boost.toml")
+N_UNLABELLED: Final = 4000
+N_TEST: Final = 2000
+MARKERS: Final = ("<!-- demo-table:start -->", "<!-- demo-table:end -->")
+_MODELS: Final = ("student", "teacher", "boosted")
+_BATCH: Final = 250
+
+Row = dict[str, Any]
+
+
+def boost_domain(
+    domain: str, out: Path, work_dir: Path, student: Backbone, teacher: Backbone, recipe: BoostRecipe, console: Console
+) -> None:
+    """Draw a domain's unlabelled pictures and write its boosted bundle to `out`; an interrupted run goes on."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / domain
+        write_folders(domain, pictures, n_train=N_UNLABELLED, n_test=0)
+        job = BoostJob(
+            domain=domain,
+            images=pictures / "train",
+            classes=pictures / "classes.txt",
+            out=out,
+            checkpoint=work_dir / f"{domain}.checkpoint",
+        )
+        run_boost(job, recipe, student, teacher, console)
+
+
+def measure_domain(domain: str, bundle: Path, student: Backbone, teacher: Backbone) -> Row:
+    """Accuracy of the plain student, the teacher and the boosted student on unseen pictures of a domain.
+
+    Returns:
+        `domain`, then per model `every`, `held_out`, `base`, `new` and `h`, in per cent, and `gap_closed`: the share
+        of the teacher's lead that boosting recovers, for base and for new classes.
+    """
+    pictures = draw_series(TEST_SEED, N_TEST, restyle=DOMAINS[domain])
+    students, teachers = PromptedClip(student), PromptedClip(teacher)
+    stacks = {
+        "student": (students, students.plain_stack(domain, CLASS_NAMES, [TEMPLATE])),
+        "teacher": (teachers, teachers.plain_stack(domain, CLASS_NAMES, [TEMPLATE])),
+        "boosted": (students, students.load_stack(read_bundle(bundle.read_bytes()))),
+    }
+    row: Row = {"domain": domain}
+    for name, (model, stack) in stacks.items():
+        measured = accuracy(_scores(model, stack, pictures), pictures.labels)
+        per_cent = {key: round(100 * value, 1) for key, value in asdict(measured).items()}
+        row[name] = per_cent | {"h": round(100 * measured.harmonic_mean, 1)}
+    row["gap_closed"] = {half: _gap_closed(row, half) for half in ("base", "new")}
+    return row
+
+
+def boost_all(out_dir: Path, results: Path, work_dir: Path, domains: Sequence[str], console: Console) -> list[Row]:
+    """Boost and measure domains one after another; domains whose bundle stands are only measured.
+
+    Args:
+        out_dir: folder of the bundles, `<domain>.safetensors`.
+        results: JSON file of the rows.
+        work_dir: folder of the checkpoints.
+        domains: names of `shifts.DOMAINS`.
+        console: where progress is shown.
+    """
+    student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
+    recipe = read_recipe(RECIPE)
+    rows = []
+    for domain in domains:
+        bundle = out_dir / f"{domain}.safetensors"
+        if not bundle.exists() or not _made_for(bundle, student, teacher, recipe):
+            boost_domain(domain, bundle, work_dir, student, teacher, recipe, console)
+        rows.append(measure_domain(domain, bundle, student, teacher))
+    results.parent.mkdir(parents=True, exist_ok=True)
+    report = {"n_unlabelled": N_UNLABELLED, "n_test": N_TEST, "rows": rows}
+    results.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table README shows: base / new / H per model, and how much of the gap boosting closes."""
+    lines = [
+        "| domain | student | teacher | student + boosting | gap closed, base / new |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [" / ".join(f"{row[name][key]:.1f}" for key in ("base", "new", "h")) for name in _MODELS]
+        closed = " / ".join(_closed_text(row["gap_closed"][half]) for half in ("base", "new"))
+        lines.append(f"| {row['domain']} | {cells[0]} | {cells[1]} | **{cells[2]}** | {closed} |")
+    return "\n".join(lines)
+
+
+def fill_readme(readme: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put the table between README's markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if not all(text.count(marker) == 1 for marker in MARKERS):
+        msg = f"{readme} needs the markers {' and '.join(MARKERS)} once each."
+        raise ValueError(msg)
+    head, rest = text.split(MARKERS[0])
+    _, tail = rest.split(MARKERS[1])
+    table = f"{MARKERS[0]}\n{markdown_table(rows)}\n{MARKERS[1]}"
+    readme.write_text(head + table + tail, encoding="utf-8")
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The same table on a terminal."""
+    table = Table("domain", *_MODELS, "gap closed", title="zero-shot accuracy in per cent: base / new / H")
+    for row in rows:
+        cells = [" / ".join(f"{row[name][key]:.1f}" for key in ("base", "new", "h")) for name in _MODELS]
+        closed = " / ".join(_closed_text(row["gap_closed"][half]) for half in ("base", "new"))
+        table.add_row(row["domain"], *cells, closed)
+    console.print(table)
+
+
+@torch.inference_mode()
+def _scores(model: PromptedClip, stack: PromptStack, pictures: Pictures) -> torch.Tensor:
+    batches = [pictures.pixels[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
+    features = torch.cat([model.encode_images(batch, [stack] * len(batch)) for batch in batches])
+    return features @ stack.text_features.T
+
+
+def _gap_closed(row: Row, half: str) -> float | None:
+    """Share of the teacher's lead recovered, in per cent; None where the teacher leads by less than a point."""
+    lead = row["teacher"][half] - row["student"][half]
+    return round(100 * (row["boosted"][half] - row["student"][half]) / lead, 1) if lead >= 1 else None
+
+
+def _closed_text(share: float | None) -> str:
+    return "no gap" if share is None else f"{share:.0f} %"
+
+
+def _made_for(bundle: Path, student: Backbone, teacher: Backbone, recipe: BoostRecipe) -> bool:
+    """Whether a bundle was made by this recipe on these backbones."""
+    manifest = read_bundle(bundle.read_bytes()).manifest
+    return (
+        manifest.backbone.fingerprint == student.fingerprint
+        and (manifest.provenance.teacher or {}).get("fingerprint") == teacher.fingerprint
+        and manifest.provenance.recipe == recipe.model_dump()
+    )

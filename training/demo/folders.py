@@ -1,0 +1,75 @@
+"""Writes pictures of a domain as ordinary image folders, the form every other command of this repository reads.
+
+`train/` holds unlabelled pictures side by side, `test/` one folder per class; `classes.txt` lists the class names in
+label order. Train and test come from different series.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from PIL import Image
+
+from training.demo.render import Pictures, draw_series
+from training.demo.shifts import DOMAINS
+from training.demo.world import CLASS_NAMES
+
+TRAIN_SEED: Final = 500
+TEST_SEED: Final = 600
+_JPEG_QUALITY: Final = 95
+
+Suffix = Literal["png", "jpg"]
+
+
+@dataclass(frozen=True)
+class FolderSizes:
+    """How many pictures were written."""
+
+    n_train: int
+    n_test: int
+
+
+def class_folder(name: str) -> str:
+    """Name a class's folder: words joined by underscores, as the class lists of this repository read them."""
+    return name.replace(" ", "_")
+
+
+def _save(pictures: Pictures, index: int, path: Path) -> None:
+    pixels_HWC = pictures.pixels[index].permute(1, 2, 0).contiguous().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels_HWC).save(path, quality=_JPEG_QUALITY)
+
+
+def write_folders(
+    domain: str, out_dir: Path, *, n_train: int = 4000, n_test: int = 1600, suffix: Suffix = "png", seed: int = 0
+) -> FolderSizes:
+    """Write a domain's pictures below `out_dir`.
+
+    Args:
+        domain: a name of `shifts.DOMAINS`.
+        out_dir: an empty or missing folder.
+        n_train: unlabelled pictures in `train/`, 0 for none.
+        n_test: labelled pictures in `test/<class>/`, 0 for none.
+        suffix: "png" (exact) or "jpg" (quality 95).
+        seed: added to the seeds of both series.
+
+    Raises:
+        ValueError: no such domain.
+        FileExistsError: the folder is not empty.
+    """
+    if domain not in DOMAINS:
+        raise ValueError(f"expected one of {', '.join(DOMAINS)}, found {domain!r}")
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise FileExistsError(f"expected an empty or missing folder, found files in {out_dir}; choose another")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
+    if n_train:
+        pictures = draw_series(TRAIN_SEED + seed, n_train, restyle=DOMAINS[domain])
+        for index in range(n_train):
+            _save(pictures, index, out_dir / "train" / f"{index:05d}.{suffix}")
+    if n_test:
+        pictures = draw_series(TEST_SEED + seed, n_test, restyle=DOMAINS[domain])
+        for index, label in enumerate(pictures.labels.tolist()):
+            folder = out_dir / "test" / class_folder(CLASS_NAMES[label])
+            _save(pictures, index, folder / f"{index:05d}.{suffix}")
+    return FolderSizes(n_train, n_test)

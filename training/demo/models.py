@@ -1,0 +1,127 @@
+"""The two demo models: made by open_clip from the packaged configurations, trained with few embedding rows, exported.
+
+In training the token embedding has only the rows that the captions use; `export_weights` puts them into the full table
+of open_clip's tokenizer (all other rows zero) and writes float16 safetensors that `open_clip.create_model` loads.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+import open_clip
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Arch = Literal["demo-student", "demo-teacher"]
+
+CONFIG_DIR: Final = Path(__file__).parents[2] / "prompted_clip" / "demo"
+EMBEDDING: Final = "token_embedding.weight"
+
+
+def create(arch: str, weights: Path | None = None) -> open_clip.CLIP:
+    """Make a demo model through open_clip, with random or with exported weights.
+
+    Raises:
+        FileNotFoundError: the weights file is missing.
+    """
+    if weights is not None and not weights.is_file():
+        raise FileNotFoundError(f"expected the weights of {arch} at {weights}; train them with `make demo-train`")
+    open_clip.add_model_config(CONFIG_DIR)
+    model = open_clip.create_model(arch, pretrained=None if weights is None else str(weights))
+    if not isinstance(model, open_clip.CLIP):
+        raise TypeError(f"expected open_clip to make a CLIP for {arch}, found {type(model).__name__}")
+    return model
+
+
+def keep_rows(model: open_clip.CLIP, vocabulary_V: Tensor) -> None:
+    """Cut the token embedding to the rows of `vocabulary_V` (in place)."""
+    rows_VD = model.token_embedding.weight.detach()[vocabulary_V].clone()
+    model.token_embedding = nn.Embedding(len(rows_VD), rows_VD.shape[1], _weight=rows_VD)
+
+
+def encode_text(model: open_clip.CLIP, tokens_KT: Tensor) -> Tensor:
+    """Encode captions cut to T <= 77 tokens; the same as open_clip's `encode_text` on the padded ones.
+
+    The text tower is causal and pools at the end token, so what comes after it changes nothing.
+
+    Returns:
+        unit-norm features [K, E].
+    """
+    n_tokens = tokens_KT.shape[1]
+    x_KTD = model.token_embedding(tokens_KT) + model.positional_embedding[:n_tokens]
+    x_KTD = model.ln_final(model.transformer(x_KTD, attn_mask=model.attn_mask[:n_tokens, :n_tokens]))
+    pooled_KD = x_KTD[torch.arange(len(tokens_KT)), tokens_KT.argmax(1)]
+    return F.normalize(pooled_KD @ model.text_projection, dim=-1)
+
+
+def normalise_pixels(pixels_NCHW: Tensor) -> Tensor:
+    """Turn uint8 pixels into what the models take: open_clip's default (OpenAI's) mean and standard deviation."""
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
+    return (pixels_NCHW.float() / 255 - mean) / std
+
+
+def grow(small: Mapping[str, Tensor], large: open_clip.CLIP) -> dict[str, Tensor]:
+    """Spread a model's vision blocks over a deeper one without changing what it computes.
+
+    New blocks stand between the old ones and start with output projections of zero, so each adds nothing to the
+    residual stream until training moves it (as in Net2Net, arXiv 1511.05641, for depth).
+
+    Args:
+        small: state of the shallower model, of equal widths.
+        large: the deeper model; gives the new blocks' other weights.
+
+    Returns:
+        a state for `large`.
+
+    Raises:
+        ValueError: the deeper model is not deeper.
+    """
+    prefix = "visual.transformer.resblocks."
+    n_small = len({key.split(".")[3] for key in small if key.startswith(prefix)})
+    n_large = len(large.visual.transformer.resblocks)
+    if n_large < n_small:
+        raise ValueError(f"expected at least {n_small} vision blocks to grow into, found {n_large}")
+    place = {round(i * (n_large - 1) / max(1, n_small - 1)): i for i in range(n_small)}
+    grown = {key: value.clone() for key, value in small.items() if not key.startswith(prefix)}
+    for key, value in large.state_dict().items():
+        if not key.startswith(prefix):
+            continue
+        index, name = key.removeprefix(prefix).split(".", 1)
+        if int(index) in place:
+            grown[key] = small[f"{prefix}{place[int(index)]}.{name}"].clone()
+        elif name.startswith(("attn.out_proj", "mlp.c_proj")):
+            grown[key] = torch.zeros_like(value)
+        else:
+            grown[key] = value.clone()
+    return grown
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with staged.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def export_weights(model: open_clip.CLIP, vocabulary_V: Tensor, path: Path) -> int:
+    """Write a trained model as float16 safetensors in open_clip's own names.
+
+    Returns:
+        the file's size in bytes.
+    """
+    state = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
+    rows_VD = state[EMBEDDING]
+    table = torch.zeros(model.vocab_size, rows_VD.shape[1], dtype=torch.float16)
+    table[vocabulary_V] = rows_VD
+    state[EMBEDDING] = table
+    data = save(state)
+    write_atomically(path, data)
+    return len(data)

@@ -1,0 +1,13 @@
+"""The two pre-trainings whose weights the repository carries."""
+
+from typing import Final
+
+from training.demo.pretrain import PretrainPlan
+
+STUDENT_PLAN: Final = PretrainPlan(arch="demo-student", n_steps=4400, n_pictures=60_000, seed=1)
+"""Clean pictures only, from random weights."""
+
+TEACHER_PLAN: Final = PretrainPlan(
+    arch="demo-teacher", n_steps=2400, n_pictures=60_000, peak_lr=1e-3, augmented_share=0.6, seed=2
+)
+"""Grown from the student: three more vision blocks, other pictures, most of them broadly augmented."""

@@ -1,0 +1,214 @@
+"""Pre-trains a demo model on drawn pictures and their captions; stops and resumes to the same bits.
+
+Each step contrasts a batch of pictures with *all* captions of the class kind ("striped circle") and of one other kind
+("red circle", "striped object", ...), and asks linear heads on the image feature for colour, texture and shape. The
+heads leave with the training: they only bring the image tower off the long plateau of contrast from scratch.
+
+Every random choice of step i comes from (seed, i), never from a running generator, so a resumed run needs only the
+weights, the optimizer and i. Knows nothing of domains. Shapes: B pictures, K captions, E joint dimension.
+"""
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.demo.augment import augment_broadly
+from training.demo.captions import KINDS, TEMPLATES, CaptionBook, Kind, targets
+from training.demo.models import create, encode_text, grow, keep_rows, normalise_pixels, write_atomically
+from training.demo.render import Pictures, draw_series, seeded_generator
+from training.demo.world import N_COLOURS, N_SHAPES, N_TEXTURES, SEEN_PAIRS
+
+MAX_LOGIT_SCALE: Final = 100.0
+HEAD_SCALE: Final = 10.0
+OTHER_KIND_WEIGHT: Final = 0.5
+_OTHER_KINDS: Final[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind != "texture shape")
+
+
+@dataclass(frozen=True)
+class PretrainPlan:
+    """Everything that decides the outcome of a pre-training.
+
+    Attributes:
+        arch: an open_clip configuration of `prompted_clip/demo`.
+        n_steps: optimizer steps.
+        n_pictures: size of the pool, drawn once from the pairs not held out.
+        batch_size: pictures per step.
+        peak_lr: learning rate after warm-up; a cosine leads from there to zero.
+        n_warmup_steps: steps of linear warm-up.
+        weight_decay: of AdamW.
+        augmented_share: share of pictures broadly augmented; 0 shows the clean world only.
+        seed: of the pool, the first weights and every step.
+    """
+
+    arch: str
+    n_steps: int
+    n_pictures: int
+    batch_size: int = 128
+    peak_lr: float = 1.5e-3
+    n_warmup_steps: int = 50
+    weight_decay: float = 0.05
+    augmented_share: float = 0.0
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a finished step has to say: losses of the class captions, the other captions and the heads."""
+
+    step: int
+    class_loss: float
+    other_loss: float
+    head_loss: float
+    class_accuracy: float
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint was made by another plan."""
+
+
+def learning_rate(plan: PretrainPlan, step: int) -> float:
+    """Give the learning rate of a step: linear warm-up, then a cosine to zero."""
+    warmup = min(1.0, (step + 1) / max(1, plan.n_warmup_steps))
+    return plan.peak_lr * warmup * 0.5 * (1 + math.cos(math.pi * step / plan.n_steps))
+
+
+class Pretraining:
+    """One pre-training in memory: model, heads, optimizer, and the number of steps done."""
+
+    def __init__(self, plan: PretrainPlan, grow_from: Path | None = None) -> None:
+        """Make the first weights.
+
+        Args:
+            plan: what to train.
+            grow_from: checkpoint of a finished, shallower model to grow this one from; random weights without.
+        """
+        self.plan = plan
+        self.book = CaptionBook()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.seed)
+            self.model = create(plan.arch)
+            keep_rows(self.model, self.book.vocabulary_V)
+            n_features = self.model.text_projection.shape[1]
+            self.heads = nn.ModuleList([nn.Linear(n_features, n) for n in (N_COLOURS, N_TEXTURES, N_SHAPES)])
+        if grow_from is not None:
+            small = torch.load(grow_from, weights_only=True)
+            self.model.load_state_dict(grow(small["model"], self.model))
+            self.heads.load_state_dict(small["heads"])
+        self.parameters = [*self.model.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=plan.peak_lr, weight_decay=plan.weight_decay, betas=(0.9, 0.98)
+        )
+        self.n_done = 0
+        self._pool: Pictures | None = None
+
+    @property
+    def pool(self) -> Pictures:
+        """The pictures, drawn when first asked for."""
+        if self._pool is None:
+            self._pool = draw_series(self.plan.seed, self.plan.n_pictures, pairs=SEEN_PAIRS)
+        return self._pool
+
+    def _contrast(self, kind: Kind, features_BE: Tensor, pictures: Pictures, template: str) -> tuple[Tensor, Tensor]:
+        """Score pictures against all captions of a kind (the full ones: all of this batch)."""
+        tokens_KT, target_B = self.book.tokens(kind, template), targets(kind, pictures)
+        if kind == "colour texture shape":
+            rows, target_B = torch.unique(target_B, return_inverse=True)
+            tokens_KT = tokens_KT[rows]
+        scale = self.model.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return scale * features_BE @ encode_text(self.model, tokens_KT).T, target_B
+
+    def step(self) -> Progress:
+        """Do one optimizer step."""
+        plan, generator = self.plan, seeded_generator(self.plan.seed, self.n_done, 2)
+        batch = self.pool.only(torch.randint(plan.n_pictures, (plan.batch_size,), generator=generator))
+        pixels = batch.pixels.float() / 255
+        if plan.augmented_share > 0:
+            pixels = augment_broadly(pixels, plan.augmented_share, generator)
+        choices = torch.randint(len(TEMPLATES), (2,), generator=generator).tolist()
+        other_kind = _OTHER_KINDS[int(torch.randint(len(_OTHER_KINDS), (), generator=generator))]
+
+        features_BE = F.normalize(self.model.encode_image(normalise_pixels(pixels * 255)), dim=-1)
+        logits, target_B = self._contrast("texture shape", features_BE, batch, TEMPLATES[choices[0]])
+        class_loss = F.cross_entropy(logits, target_B)
+        other_loss = F.cross_entropy(*self._contrast(other_kind, features_BE, batch, TEMPLATES[choices[1]]))
+        attributes = (batch.colours, batch.textures, batch.shapes)
+        head_loss = torch.stack(
+            [
+                F.cross_entropy(HEAD_SCALE * head(features_BE), truth)
+                for head, truth in zip(self.heads, attributes, strict=True)
+            ]
+        ).sum()
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(plan, self.n_done)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(class_loss + OTHER_KIND_WEIGHT * other_loss + head_loss)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.n_done += 1
+        accuracy = (logits.argmax(1) == target_B).float().mean()
+        return Progress(self.n_done, class_loss.item(), other_loss.item(), head_loss.item(), accuracy.item())
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, atomically."""
+        state = {
+            "plan": asdict(self.plan),
+            "n_done": self.n_done,
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(path, buffer.getvalue())
+
+    def resume(self, path: Path) -> None:
+        """Take up a checkpoint.
+
+        Raises:
+            CheckpointMismatchError: it was made by another plan.
+        """
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        if state["plan"] != asdict(self.plan):
+            raise CheckpointMismatchError(
+                f"expected a checkpoint of {asdict(self.plan)}, found one of {state['plan']} at {path}; "
+                "remove it or choose another folder"
+            )
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.n_done = state["n_done"]
+
+
+def pretrain(
+    plan: PretrainPlan,
+    checkpoint: Path,
+    *,
+    grow_from: Path | None = None,
+    n_steps_per_save: int = 200,
+    on_step: Callable[[Progress], None] = lambda _: None,
+) -> Pretraining:
+    """Run a plan to its end, from its checkpoint where there is one.
+
+    Args:
+        plan: what to train.
+        checkpoint: file written every `n_steps_per_save` steps and at the end.
+        grow_from: see `Pretraining`.
+        n_steps_per_save: how much work a crash may cost.
+        on_step: called after every step.
+    """
+    run = Pretraining(plan, grow_from)
+    if checkpoint.exists():
+        run.resume(checkpoint)
+    while run.n_done < plan.n_steps:
+        on_step(run.step())
+        if run.n_done % n_steps_per_save == 0 or run.n_done == plan.n_steps:
+            run.save(checkpoint)
+    return run
