@@ -1,0 +1,68 @@
+"""Prompt bundles and the versioned store that keeps them; needs neither torch nor a server."""
+
+from prompt_store.bundle import Bundle, peek_manifest, read_bundle, write_bundle
+from prompt_store.collect import GcReport
+from prompt_store.digest import check_digest, digest_bytes, is_digest
+from prompt_store.errors import (
+    BundleInvalidError,
+    ConflictError,
+    DigestMismatchError,
+    DomainNotFoundError,
+    LimitExceededError,
+    PromptStoreError,
+    StorageFullError,
+    StoreCorruptError,
+    StoreReadOnlyError,
+    VersionExistsError,
+    VersionLiveError,
+    VersionNotFoundError,
+)
+from prompt_store.manifest import (
+    BackboneSpec,
+    ClassSpec,
+    GroupSpec,
+    GroupsSpec,
+    Manifest,
+    Provenance,
+    StackSpec,
+    check_domain,
+    is_domain,
+)
+from prompt_store.store import Added, HistoryEntry, LiveInfo, Store, VersionInfo
+
+__all__ = [
+    "Added",
+    "BackboneSpec",
+    "Bundle",
+    "BundleInvalidError",
+    "ClassSpec",
+    "ConflictError",
+    "DigestMismatchError",
+    "DomainNotFoundError",
+    "GcReport",
+    "GroupSpec",
+    "GroupsSpec",
+    "HistoryEntry",
+    "LimitExceededError",
+    "LiveInfo",
+    "Manifest",
+    "PromptStoreError",
+    "Provenance",
+    "StackSpec",
+    "StorageFullError",
+    "Store",
+    "StoreCorruptError",
+    "StoreReadOnlyError",
+    "VersionExistsError",
+    "VersionInfo",
+    "VersionLiveError",
+    "VersionNotFoundError",
+    "check_digest",
+    "check_domain",
+    "digest_bytes",
+    "is_digest",
+    "is_domain",
+    "peek_manifest",
+    "read_bundle",
+    "write_bundle",
+]

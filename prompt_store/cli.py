@@ -1,0 +1,237 @@
+"""The commands `caspl store` and `caspl bundle`: arguments in, one call, a table or JSON out.
+
+Exit codes: 0 done, 1 failure, 2 wrong usage, 3 bundle invalid. With `--json` the result is one JSON value on
+standard output, and an error one JSON object on standard error.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from getpass import getuser
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console, RenderableType
+
+from prompt_store.bundle import Bundle, peek_manifest, read_bundle
+from prompt_store.digest import check_digest
+from prompt_store.errors import BundleInvalidError, PromptStoreError
+from prompt_store.header import MAX_BUNDLE_BYTES
+from prompt_store.store import Store
+from prompt_store.tables import bundle_differences, bundle_facts, bundle_tables, store_rows, table
+
+EXIT_FAILURE: Final = 1
+EXIT_INVALID: Final = 3
+
+store_app = typer.Typer(help="Keep bundles by domain: versions, the live one, rollback.", no_args_is_help=True)
+bundle_app = typer.Typer(help="Look into bundle files and check them.", no_args_is_help=True)
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="CASPL_STORE", help="Directory of the store.", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A bundle file.")]
+DomainArgument = Annotated[str, typer.Argument(help="Name of the domain.")]
+VersionArgument = Annotated[int, typer.Argument(min=1, help="Number of the version.")]
+DEFAULT_STORE: Final = Path("store")
+
+
+def _actor() -> str:
+    try:
+        return f"cli:{getuser()}"
+    except (KeyError, OSError):  # a container's user without a name
+        return "cli"
+
+
+def _show(value: object, as_json: bool, *views: RenderableType) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False, sort_keys=True))
+        return
+    console = Console(highlight=False)
+    for view in views:
+        console.print(view, markup=False, soft_wrap=isinstance(view, str))
+
+
+@contextmanager
+def _failing_clearly(as_json: bool) -> Iterator[None]:
+    """Turn an error into one line on standard error and an exit code."""
+    try:
+        yield
+    except PromptStoreError as error:
+        facts = {"code": error.code, "detail": str(error)}
+        line = json.dumps({"error": facts}, sort_keys=True) if as_json else f"{error.code}: {error}"
+        typer.echo(line, err=True)
+        raise typer.Exit(EXIT_INVALID if isinstance(error, BundleInvalidError) else EXIT_FAILURE) from error
+    except OSError as error:
+        typer.echo(f"expected to read and write files, the system refused: {error}", err=True)
+        raise typer.Exit(EXIT_FAILURE) from error
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BUNDLE_BYTES + 1)
+
+
+def _existing(root: Path) -> Store:
+    return Store.open(root, create=False)
+
+
+@store_app.command("ls")
+def list_versions(
+    domain: Annotated[str | None, typer.Argument(help="Only this domain.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """List domains and versions; a star marks the live one."""
+    with _failing_clearly(as_json):
+        rows = store_rows(_existing(store), domain)
+        cells = [
+            (row["domain"], row["version"], "*" if row["is_live"] else "", row["size_bytes"], row["created_at"])
+            for row in rows
+        ]
+        columns = ("domain", "version", "live", "bytes", "created")
+        _show(rows, as_json, table(f"{store}", columns, cells))
+
+
+@store_app.command()
+def add(
+    file: FileArgument,
+    domain: Annotated[str | None, typer.Option(help="Domain; default: the one in the bundle.")] = None,
+    is_activated: Annotated[bool, typer.Option("--activate", help="Make it live as well.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle and publish it as the next version; the store is made if there is none."""
+    with _failing_clearly(as_json):
+        data = _read(file)
+        name = domain if domain is not None else peek_manifest(data).domain
+        read_bundle(data)
+        opened = Store.open(store)
+        added = opened.add(name, data, actor=_actor())
+        if is_activated:
+            opened.activate(name, added.version, actor=_actor())
+        what = "added" if added.created else "is there already"
+        live = ", live" if is_activated else ""
+        facts = {"domain": name, **asdict(added), "is_activated": is_activated}
+        _show(facts, as_json, f"{name} version {added.version} {what}{live} ({added.digest})")
+
+
+@store_app.command()
+def activate(
+    domain: DomainArgument,
+    version: VersionArgument,
+    expected_live: Annotated[
+        int | None, typer.Option("--expect", min=0, help="Only if this version is live now; 0 for none.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version live."""
+    with _failing_clearly(as_json):
+        info = _existing(store).activate(domain, version, expected_live=expected_live, actor=_actor())
+        _show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live")
+
+
+@store_app.command()
+def rollback(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Go back to the version that was live before; again goes further back."""
+    with _failing_clearly(as_json):
+        info = _existing(store).rollback(domain, actor=_actor())
+        _show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live again")
+
+
+@store_app.command()
+def history(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show who did what and when."""
+    with _failing_clearly(as_json):
+        entries = _existing(store).history(domain)
+        columns = ("at", "actor", "action", "from", "to")
+        cells = [(entry.at, entry.actor, entry.action, entry.from_version, entry.to_version) for entry in entries]
+        _show([asdict(entry) for entry in entries], as_json, table(domain, columns, cells))
+
+
+@store_app.command()
+def gc(
+    keep: Annotated[int, typer.Option(min=1, help="Versions to keep per domain.")] = 20,
+    grace_h: Annotated[float, typer.Option(min=0, help="Hours an unreferenced bundle is kept.")] = 24.0,
+    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Retire old versions and remove what nothing refers to; live versions always stay."""
+    with _failing_clearly(as_json):
+        opened = _existing(store)
+        report = opened.gc(keep_versions=keep, grace_s=grace_h * 3600, dry_run=is_dry_run, actor=_actor())
+        will = "would retire" if is_dry_run else "retired"
+        line = f"{will} {len(report.retired)} versions, {len(report.removed_blobs)} files, {report.freed_bytes} bytes"
+        _show(asdict(report), as_json, line)
+
+
+@store_app.command("rm")
+def remove(
+    domain: DomainArgument, version: VersionArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
+) -> None:
+    """Retire a version that is not live; gc removes its bytes later."""
+    with _failing_clearly(as_json):
+        _existing(store).retire(domain, version, actor=_actor())
+        _show({"domain": domain, "version": version}, as_json, f"{domain} version {version} is retired")
+
+
+def _verdict(path: Path, digest: str | None) -> tuple[dict[str, object], bool]:
+    data = _read(path)
+    try:
+        if digest is not None:
+            check_digest(data, digest)
+        bundle: Bundle = read_bundle(data)
+    except BundleInvalidError as error:
+        return {"file": str(path), "is_valid": False, "code": error.code, "detail": str(error)}, False
+    return {"file": str(path), "is_valid": True, "digest": bundle.digest, "domain": bundle.manifest.domain}, True
+
+
+@bundle_app.command()
+def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Show a bundle's manifest and tensors."""
+    with _failing_clearly(as_json):
+        data = _read(file)
+        bundle = read_bundle(data)
+        _show(bundle_facts(bundle, len(data)), as_json, *bundle_tables(bundle, len(data)))
+
+
+@bundle_app.command()
+def verify(
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="Bundle files.")],
+    digest: Annotated[str | None, typer.Option(help="Digest that the file must have.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check bundles by all rules; exit code 3 when one is invalid."""
+    with _failing_clearly(as_json):
+        verdicts = [_verdict(path, digest) for path in files]
+    facts = [fact for fact, _ in verdicts]
+    _show(facts, as_json, *(_verdict_lines(facts)))
+    if not all(is_valid for _, is_valid in verdicts):
+        raise typer.Exit(EXIT_INVALID)
+
+
+def _verdict_lines(facts: Sequence[dict[str, object]]) -> list[str]:
+    return [
+        f"{fact['file']}: ok, {fact['domain']}, {fact['digest']}"
+        if fact["is_valid"]
+        else f"{fact['file']}: {fact['code']}: {fact['detail']}"
+        for fact in facts
+    ]
+
+
+@bundle_app.command()
+def diff(first: FileArgument, second: FileArgument, as_json: JsonOption = False) -> None:
+    """Show what differs between two bundles."""
+    with _failing_clearly(as_json):
+        changes = bundle_differences(read_bundle(_read(first)), read_bundle(_read(second)))
+        fields = [(change["field"], change["first"], change["second"]) for change in changes["fields"]]
+        tensors = [(item["name"], item["change"], item.get("max_abs_difference")) for item in changes["tensors"]]
+        views = (
+            table("Manifest", ("field", "first", "second"), fields),
+            table("Tensors", ("name", "change", "largest difference"), tensors),
+        )
+        _show(changes, as_json, *(views if fields or tensors else ("no difference",)))

@@ -1,0 +1,145 @@
+"""The manifest: what a bundle says about itself, as typed, bounded and frozen models.
+
+Knows the fields and their bounds. Does not know files, tensors' values or class-name rules (`class_names.py`).
+Fields it does not know are kept when a bundle is read and written again, and are never acted on.
+"""
+
+import re
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from prompt_store.digest import DIGEST_PATTERN
+from prompt_store.errors import BundleInvalidError
+
+MAX_CLASSES: Final = 10_000
+MAX_DEPTH: Final = 64
+MAX_DOMAIN_CHARS: Final = 64
+MAX_TEMPLATES: Final = 256
+MAX_TOKENS: Final = 64
+
+_DOMAIN: Final = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+# Names that are devices on some systems or first path segments of the service.
+RESERVED_DOMAINS: Final = frozenset(
+    {"aux", "con", "nul", "prn", "v1", "v2", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+)
+
+
+def is_domain(text: str) -> bool:
+    """Tell whether the text may name a domain: `[a-z][a-z0-9]*(-[a-z0-9]+)*`, at most 64 characters, not reserved."""
+    return len(text) <= MAX_DOMAIN_CHARS and _DOMAIN.fullmatch(text) is not None and text not in RESERVED_DOMAINS
+
+
+def check_domain(text: str) -> str:
+    """Return the domain name unchanged.
+
+    Raises:
+        BundleInvalidError: `name_invalid`.
+    """
+    if not is_domain(text):
+        raise BundleInvalidError(
+            "name_invalid",
+            "expected a domain name of lower-case letters, digits and single hyphens that starts with a letter, "
+            f"has at most {MAX_DOMAIN_CHARS} characters and is not reserved; choose another name",
+            field="domain",
+        )
+    return text
+
+
+def _domain(text: str) -> str:
+    if not is_domain(text):
+        raise ValueError("not a domain name")
+    return text
+
+
+def _template(text: str) -> str:
+    if text.count("{}") != 1 or text.count("{") != 1 or text.count("}") != 1:
+        raise ValueError("expected exactly one {} and no other braces")
+    return text
+
+
+def _plain_integer(value: object) -> object:
+    if type(value) is not int:  # True and 1.0 equal 1 and would pass
+        raise ValueError("expected an integer")
+    return value
+
+
+def _utc(text: str) -> str:
+    if not text.endswith(("Z", "+00:00")) or datetime.fromisoformat(text).utcoffset() != timedelta(0):
+        raise ValueError("expected ISO-8601 in UTC, such as 2026-01-31T12:00:00Z")
+    return text
+
+
+class _Part(BaseModel):
+    """What all parts share: frozen, no coercion, unknown fields kept, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+
+class BackboneSpec(_Part):
+    """The frozen CLIP a bundle was made for, named as in open_clip and pinned by its weights' fingerprint."""
+
+    arch: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    pretrained: Annotated[str, Field(max_length=256)] | None = None
+    fingerprint: Annotated[str, Field(pattern=rf"^{DIGEST_PATTERN}$")]
+    image_size: Annotated[int, Field(ge=1, le=4096)]
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+
+
+class ClassSpec(_Part):
+    """One class: the name answers carry and the text that was encoded for it."""
+
+    name: str
+    text: str
+
+
+class GroupSpec(_Part):
+    """One group of prompts: own tokens in each of the first `depth` layers."""
+
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)]
+    tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+
+
+class GroupsSpec(_Part):
+    """The groups of one tower; a group that is absent has no tensor."""
+
+    boost: GroupSpec | None = None
+    adapt: GroupSpec | None = None
+
+
+class StackSpec(_Part):
+    """Which prompts the bundle holds, and whether its text features are fixed or computed per image."""
+
+    head: Literal["static", "conditional"]
+    image: GroupsSpec
+    text: GroupsSpec
+
+
+class Provenance(_Part):
+    """Where the bundle comes from; for people and for reproduction, never acted on."""
+
+    method: Annotated[str, Field(min_length=1, max_length=64)]
+    phase: Literal["plain", "boost", "adapt"]
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    data_digests: dict[str, str] = Field(default_factory=dict)
+    teacher: dict[str, Any] | None = None
+    seed: int | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    code_version: Annotated[str, Field(max_length=128)]
+    created: Annotated[str, Field(max_length=40), AfterValidator(_utc)]
+
+
+class Manifest(_Part):
+    """A bundle's whole manifest; `logit_scale` is the multiplier s = exp(t), about 100 for CLIP."""
+
+    format: Annotated[Literal[1], BeforeValidator(_plain_integer)] = 1
+    domain: Annotated[str, AfterValidator(_domain)]
+    backbone: BackboneSpec
+    classes: Annotated[list[ClassSpec], Field(min_length=1, max_length=MAX_CLASSES)]
+    templates: Annotated[
+        list[Annotated[str, Field(max_length=512), AfterValidator(_template)]], Field(max_length=MAX_TEMPLATES)
+    ]
+    logit_scale: Annotated[float, Field(gt=0, le=10_000)]
+    stack: StackSpec
+    provenance: Provenance

@@ -1,0 +1,110 @@
+"""How a bundle and a store are shown: plain values for programs, tables for people.
+
+Knows what is worth showing. Does not know the command line. Text from a bundle or a log is escaped before it
+reaches a table, so that it cannot carry markup.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from prompt_store.bundle import Bundle
+from prompt_store.store import Store
+
+_SHOWN_CLASSES = 5
+
+
+def _cell(value: object) -> Text:
+    """Make a value safe for a terminal: no markup and no control sequences."""
+    shown = "-" if value is None else str(value)
+    return Text("".join(char if char.isprintable() else "?" for char in shown))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Build a table; None shows as a dash."""
+    result = Table(title=_cell(title), title_justify="left", title_style="bold")
+    for column in columns:
+        result.add_column(column, overflow="fold")
+    for row in rows:
+        result.add_row(*(_cell(value) for value in row))
+    return result
+
+
+def bundle_facts(bundle: Bundle, n_bytes: int) -> dict[str, Any]:
+    """Everything about a bundle except its tensors' values."""
+    return {
+        "digest": bundle.digest,
+        "size_bytes": n_bytes,
+        "tensors": {
+            name: {"dtype": str(array.dtype), "shape": list(array.shape)}
+            for name, array in sorted(bundle.tensors.items())
+        },
+        "manifest": bundle.manifest.model_dump(mode="json"),
+    }
+
+
+def bundle_tables(bundle: Bundle, n_bytes: int) -> list[Table]:
+    """The same for people: what it is, what it holds, and the fields this release does not know."""
+    manifest, made = bundle.manifest, bundle.manifest.provenance
+    names = [spec.name for spec in manifest.classes]
+    more = f" and {len(names) - _SHOWN_CLASSES} more" if len(names) > _SHOWN_CLASSES else ""
+    facts = [
+        ("domain", manifest.domain),
+        ("digest", bundle.digest),
+        ("size", f"{n_bytes} bytes"),
+        ("backbone", f"{manifest.backbone.arch} ({manifest.backbone.pretrained or 'own weights'})"),
+        ("fingerprint", manifest.backbone.fingerprint),
+        ("classes", f"{len(names)}: {', '.join(names[:_SHOWN_CLASSES])}{more}"),
+        ("templates", len(manifest.templates)),
+        ("logit scale", manifest.logit_scale),
+        ("head", manifest.stack.head),
+        ("made by", f"{made.method}, phase {made.phase}, code {made.code_version}, {made.created}"),
+    ]
+    facts += [(f"metric {name}", value) for name, value in made.metrics.items()]
+    facts += [(f"unknown field {name}", value) for name, value in (manifest.model_extra or {}).items()]
+    tensors = [(name, list(array.shape), array.dtype) for name, array in sorted(bundle.tensors.items())]
+    return [table("Bundle", ("field", "value"), facts), table("Tensors", ("name", "shape", "type"), tensors)]
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, Mapping) and value:
+        items = ((f"{prefix}.{key}" if prefix else str(key), child) for key, child in value.items())
+    elif isinstance(value, list) and value:
+        items = ((f"{prefix}[{index}]", child) for index, child in enumerate(value))
+    else:
+        return {prefix: value}
+    return {path: leaf for name, child in items for path, leaf in _flat(child, name).items()}
+
+
+def _tensor_difference(first: Bundle, second: Bundle, name: str) -> dict[str, Any] | None:
+    left, right = first.tensors.get(name), second.tensors.get(name)
+    if left is None or right is None:
+        return {"name": name, "change": "added" if left is None else "removed"}
+    if left.shape != right.shape or left.dtype != right.dtype:
+        show = f"{left.dtype}{list(left.shape)} to {right.dtype}{list(right.shape)}"
+        return {"name": name, "change": show}
+    largest = float(np.abs(left.astype(np.float64) - right.astype(np.float64)).max())
+    return {"name": name, "change": "values", "max_abs_difference": largest} if largest else None
+
+
+def bundle_differences(first: Bundle, second: Bundle) -> dict[str, Any]:
+    """What differs between two bundles: manifest fields by path, and tensors by name."""
+    left, right = (_flat(bundle.manifest.model_dump(mode="json")) for bundle in (first, second))
+    fields = [
+        {"field": path, "first": left.get(path), "second": right.get(path)}
+        for path in sorted(left.keys() | right.keys())
+        if left.get(path) != right.get(path)
+    ]
+    names = sorted(first.tensors.keys() | second.tensors.keys())
+    tensors = [change for name in names if (change := _tensor_difference(first, second, name)) is not None]
+    return {"is_equal": first.digest == second.digest, "fields": fields, "tensors": tensors}
+
+
+def store_rows(store: Store, domain: str | None) -> list[dict[str, Any]]:
+    """One row per version of one domain, or of all."""
+    names = [domain] if domain is not None else store.domains()
+    return [{"domain": name, **asdict(info)} for name in names for info in store.versions(name)]

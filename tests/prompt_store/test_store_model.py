@@ -1,0 +1,101 @@
+"""The store against a model, over sequences of calls that nobody thought of."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from prompt_store import ConflictError, Store, VersionExistsError, VersionLiveError, digest_bytes
+from tests.prompt_store.samples import sample_bundle
+
+BUNDLES = [sample_bundle(seed) for seed in range(6)]
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """The store against a model: a list of contents, a set of retired versions and a stack of live ones."""
+
+    @initialize()
+    def start(self):
+        self.directory = tempfile.TemporaryDirectory(prefix="caspl-test-")
+        self.store = Store.open(Path(self.directory.name) / "store")
+        self.contents, self.retired, self.trail = [], set(), []
+
+    def teardown(self):
+        if hasattr(self, "directory"):
+            self.directory.cleanup()
+
+    def available(self):
+        return [index + 1 for index in range(len(self.contents)) if index + 1 not in self.retired]
+
+    @rule(content=st.integers(0, len(BUNDLES) - 1))
+    def add(self, content):
+        known = [version for version in self.available() if self.contents[version - 1] == content]
+        if known and known[-1] != self.available()[-1]:
+            with pytest.raises(VersionExistsError):
+                self.store.add("flowers", BUNDLES[content])
+            return
+        added = self.store.add("flowers", BUNDLES[content])
+        assert added.created == (not known)
+        if not known:
+            self.contents.append(content)
+        assert added.version == (known[-1] if known else len(self.contents))
+
+    @precondition(lambda self: self.available())
+    @rule(data=st.data())
+    def activate(self, data):
+        version = data.draw(st.sampled_from(self.available()))
+        assert self.store.activate("flowers", version).version == version
+        if not self.trail or self.trail[-1] != version:
+            self.trail.append(version)
+
+    @precondition(lambda self: self.contents)
+    @rule()
+    def rollback(self):
+        live = self.trail[-1] if self.trail else None
+        rest = list(self.trail[:-1])
+        while rest and (rest[-1] in self.retired or rest[-1] == live):
+            rest.pop()
+        if not rest:
+            with pytest.raises(ConflictError):
+                self.store.rollback("flowers")
+            return
+        assert self.store.rollback("flowers").version == rest[-1]
+        self.trail = rest
+
+    @precondition(lambda self: self.available())
+    @rule(data=st.data())
+    def retire(self, data):
+        version = data.draw(st.sampled_from(self.available()))
+        if self.trail and self.trail[-1] == version:
+            with pytest.raises(VersionLiveError):
+                self.store.retire("flowers", version)
+            return
+        self.store.retire("flowers", version)
+        self.retired.add(version)
+
+    @rule()
+    def collect(self):
+        self.store.gc(grace_s=-1, temporary_grace_s=-1)
+
+    @rule()
+    def reopen(self):
+        self.store = Store.open(self.store.root, create=False)
+
+    @invariant()
+    def the_store_equals_the_model(self):
+        if not getattr(self, "contents", None):
+            return
+        infos = self.store.versions("flowers")
+        assert [info.version for info in infos] == self.available()
+        assert all(info.digest == digest_bytes(BUNDLES[self.contents[info.version - 1]]) for info in infos)
+        live = self.store.live("flowers")
+        assert (live.version if live else None) == (self.trail[-1] if self.trail else None)
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(
+    max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+)
