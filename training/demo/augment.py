@@ -1,4 +1,7 @@
-"""Broad augmentation for the teacher: a wide family of colour maps and filters, none of them a domain's own function.
+"""Broad augmentation for the teacher: a wide family of colour maps and filters, none of them made after a domain.
+
+It shares grey, blur and edges with the domains, and some random combinations come near one (edges on a flat colour are
+not unlike `sketch`); no heat colours, ruled paper, haze or green night light are among them.
 
 Each operation hits a random share of the pictures, several may meet on one. All take pictures in [0, 1] and their
 generator; sizes and signs are drawn per picture. Shapes: N pictures, C=3, H=W=64.

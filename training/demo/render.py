@@ -198,8 +198,15 @@ def draw_series(
         raise ValueError(
             f"expected n >= 1, start >= 0 and at least one pair, found n={n}, start={start}, {len(pairs)=}"
         )
-    first, last = start // BLOCK, (start + n - 1) // BLOCK
-    blocks = [_draw_block(seed, block, pairs, restyle) for block in range(first, last + 1)]
-    rows = torch.arange(start - first * BLOCK, start - first * BLOCK + n)
-    joined = {name: torch.cat([getattr(b, name) for b in blocks]) for name in vars(blocks[0])}
-    return Pictures(**joined).only(rows)
+    drawn = Pictures(
+        pixels=torch.empty(n, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8),
+        colours=torch.empty(n, dtype=torch.int64),
+        textures=torch.empty(n, dtype=torch.int64),
+        shapes=torch.empty(n, dtype=torch.int64),
+    )
+    for number in range(start // BLOCK, (start + n - 1) // BLOCK + 1):
+        block = _draw_block(seed, number, pairs, restyle)
+        first, last = max(start, number * BLOCK), min(start + n, (number + 1) * BLOCK)
+        for name, value in vars(block).items():
+            getattr(drawn, name)[first - start : last - start] = value[first - number * BLOCK : last - number * BLOCK]
+    return drawn

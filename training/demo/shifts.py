@@ -1,7 +1,7 @@
 """The six shifted domains: the same world seen through other instruments.
 
-A domain restyles clean pictures; class, pose and pattern stay what they were. Pre-training sees none of these,
-and the broad augmentation of the teacher (`augment`) contains none of them. Shapes: N pictures, C=3, H=W=64.
+A domain restyles clean pictures; class, pose and pattern stay what they were. No pre-training calls these functions.
+Shapes: N pictures, C=3, H=W=64.
 """
 
 from typing import Final

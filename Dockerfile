@@ -1,0 +1,44 @@
+# The service, without training. Build from the repository root:
+#   docker build -t caspl-serve .
+# Run on a GPU (leave out --gpus for the CPU); caspl-keys is the API key file, /weights keeps downloaded weights:
+#   docker run --gpus all -p 8080:8080 -e CASPL_PRETRAINED=openai -v caspl-store:/store -v caspl-weights:/weights \
+#       --mount type=bind,src="$PWD/caspl-keys",dst=/run/secrets/caspl-keys,readonly caspl-serve
+# `caspl keys new caspl-keys --scope classify` makes the key file; nobody but the service may read it: chown it to 65532.
+# Stop it with `docker stop --time 35`: it answers what it has accepted first.
+FROM python:3.11-slim AS build
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/caspl
+ENV PATH=/opt/caspl/bin:$PATH
+WORKDIR /src
+
+# Dependencies in a layer of their own: a change of the code does not fetch torch again.
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['serve'], sep='\n')" > requirements.txt \
+    && pip install --constraint constraints.txt --requirement requirements.txt
+
+COPY README.md ./
+COPY prompt_store prompt_store
+COPY prompted_clip prompted_clip
+COPY service service
+RUN pip install --no-deps ".[serve]" && pip check
+
+
+FROM python:3.11-slim
+
+RUN groupadd --gid 65532 caspl \
+    && useradd --uid 65532 --gid 65532 --no-create-home --home-dir /weights --shell /usr/sbin/nologin caspl \
+    && install -d -o 65532 -g 65532 -m 0750 /store /weights
+COPY --from=build /opt/caspl /opt/caspl
+ENV PATH=/opt/caspl/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/weights \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 65532:65532
+WORKDIR /store
+VOLUME ["/store", "/weights"]
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
+CMD ["caspl", "serve", "--host", "0.0.0.0", "--keys-file", "/run/secrets/caspl-keys", "--store", "/store"]

@@ -1,0 +1,64 @@
+# The two commands a newcomer needs are `make demo` and `make test`; `make help` lists the rest.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOG := $(VENV)/install.log
+
+# Installs the project with the extras named in $(1); shows one line per package that has to be fetched, and
+# everything pip said if it fails.
+define install
+	@echo "Installing caspl-serve[$(1)] into $(VENV) (the first time fetches torch: several minutes, 6 GB on disk)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+	    --constraint constraints.txt --editable ".[$(1)]" 2>&1 | tee $(LOG) \
+	    | sed -un -E -e 's!^(Collecting|Processing) ([^ ]*/)?([^ ]*).*!  \3!p' -e 's/^Installing collected packages.*/  unpacking .../p' \
+	    || { tail -n 25 $(LOG); echo "Installation failed; the whole log is $(LOG)"; exit 1; }
+endef
+
+.PHONY: help demo test lint format demo-train clean
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: $(VENV)/.installed-serve ## set up, serve the demo domains, classify, swap a bundle in while serving, stop
+	@$(BIN)/python -m service.demo_run
+
+test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## style, types, who imports whom, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(VENV)/.installed-dev ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-train: $(VENV)/.installed-serve ## rebuild the demo's student, teacher and bundles from nothing (hours on a CPU)
+	$(BIN)/python -m training.demo all
+
+clean: ## remove the virtual environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: name a Python >= 3.11, as in: make PYTHON=python3 demo"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "$(PYTHON) is older than 3.11: name another, as in: make PYTHON=python3.12 demo"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp newer than pyproject.toml and constraints.txt means: installed, nothing to do.
+$(VENV)/.installed-serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,serve)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,dev)
+	@touch $@ $(VENV)/.installed-serve

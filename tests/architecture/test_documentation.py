@@ -1,0 +1,129 @@
+"""The documentation says what is there: folders, dependencies, settings, commands, links."""
+
+import re
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+
+from service.settings import Settings
+from tests.architecture.repository import ROOT, repository_files
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [path for path in repository_files() if path.suffix == ".md"]
+
+
+def package_names(requirements):
+    """`caspl-serve[serve]>=1` -> `caspl-serve`."""
+    return {re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0] for requirement in requirements}
+
+
+def table_rows(page):
+    """First column of the tables of a page, by the heading above them."""
+    rows, heading = {}, ""
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif match := re.match(r"\| `([^`]+)` \| (.+) \|", line):
+            rows.setdefault(heading, {})[match[1]] = match[2]
+    return rows
+
+
+def test_the_tree_in_readme_is_the_tree_on_disk():
+    block = re.search(r"```text\n(.*?)```", README, re.DOTALL)[1]
+    documented = dict(re.match(r"(\w+)/\s+(\S.+)", line).groups() for line in block.splitlines())
+    on_disk = {path.parts[0] for path in repository_files() if len(path.parts) > 1}
+
+    assert set(documented) == {name for name in on_disk if not name.startswith(".")}
+
+
+@pytest.mark.parametrize("extra", ["Always", *PROJECT["optional-dependencies"]])
+def test_every_dependency_has_its_reason(extra):
+    if extra == "Always":
+        wanted = package_names(PROJECT["dependencies"])
+    else:
+        wanted = package_names(PROJECT["optional-dependencies"][extra])
+    sections = table_rows("docs/dependencies.md")
+    documented = next(rows for heading, rows in sections.items() if extra in heading)
+
+    assert set(documented) == wanted
+    assert list(documented) == sorted(documented)
+
+
+def test_every_dependency_is_pinned_without_an_address():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in pins}
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    wanted = {name.lower().replace("_", "-") for group in groups for name in package_names(group)}
+
+    assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line)] == []
+    assert wanted - pinned == {"caspl-serve"}
+
+
+def test_every_setting_is_documented_with_its_variable_and_default():
+    (documented,) = table_rows("docs/configuration.md").values()
+
+    assert list(documented) == list(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        variable, default, meaning = documented[name].split(" | ")
+        assert variable == f"`CASPL_{name.upper()}`"
+        assert default == f"`{field.default}`"
+        assert meaning == field.description
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_link_to_a_file_leads_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", text)]
+
+    assert [target for target in targets if not (ROOT / page.parent / target).exists()] == []
+
+
+def test_every_source_file_that_readme_names_is_there():
+    named = re.findall(r"`((?:prompt_store|prompted_clip|service|training|tests)/[\w/]+\.py)`", README)
+
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def shown_commands(page):
+    """What a page tells to run with `caspl`, as words, continued lines joined."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"(?:^(?:\$ (?:\S*/)?)?caspl |`caspl )([^`#\n]+)", text, re.MULTILINE):
+        yield line.replace(" &", "").split()
+
+
+def test_every_make_target_that_readme_shows_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    shown = set(re.findall(r"(?:^\$ |`)make (?:PYTHON=\S+ )?([a-z-]+)", README, re.MULTILINE))
+
+    assert shown >= {"demo", "test"}
+    assert shown <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_caspl_command_that_a_page_shows_has_these_options(page):
+    commands = {point.name: typer.main.get_command(point.load()) for point in entry_points(group="caspl.commands")}
+
+    for name, *words in shown_commands(page):
+        command = commands[name]
+        while words and (inner := getattr(command, "commands", {}).get(words[0])):
+            command, words = inner, words[1:]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word.split("=")[0] for word in words if word.startswith("-")} <= known, f"caspl {name} in {page}"
+
+
+def test_every_entry_point_loads():
+    for point in entry_points(group="caspl.commands"):
+        assert callable(point.load()), point.name
+
+
+def test_the_decisions_are_all_listed():
+    index = (ROOT / "docs/decisions/README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in repository_files() if path.parent == Path("docs/decisions")} - {"README.md"}
+
+    assert set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index)) == pages

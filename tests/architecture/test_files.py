@@ -1,0 +1,64 @@
+"""Every file: its size, its name, and what it must not mention."""
+
+import re
+
+import pytest
+
+from tests.architecture.repository import ROOT, python_files, repository_files, text_files
+
+MAX_LINES = 400
+MAX_BYTES = 16 * 1024 * 1024
+BANNED_NAMES = {"utils", "helpers", "common", "base", "manager", "factory", "core"}
+METHOD_NAMES = re.compile(
+    r"(?<![a-z])(coop|cocoop|kgcoop|maple|promptsrc|prograd|promptkd|proda|dept|upt|ivlp|vpt)(?![a-z])", re.IGNORECASE
+)
+MACHINE_PATH = re.compile(r"(?<![\w.)}])/(?:work|home|root|Users)/[\w.]")
+INDEX_ADDRESS = re.compile(r"https?://[\w.-]*py[p]i|file:/{2,}|-{1,2}(?:extra-)?index-u[r]l|--find-li[n]ks")
+SKIPPED_WITHOUT_REASON = re.compile(r"# type: ignor[e](?!\[)|# noq[a](?!:)")
+
+
+def test_no_python_file_is_longer_than_400_lines():
+    too_long = {
+        str(path): n_lines
+        for path in python_files()
+        if (n_lines := len((ROOT / path).read_text(encoding="utf-8").splitlines())) > MAX_LINES
+    }
+
+    assert too_long == {}
+
+
+def test_no_file_is_larger_than_16_mib():
+    assert [str(path) for path in repository_files() if (ROOT / path).stat().st_size > MAX_BYTES] == []
+
+
+def test_no_file_or_folder_has_a_name_that_says_nothing():
+    named_so = [str(path) for path in python_files() if BANNED_NAMES & {path.stem, *path.parts[:-1]}]
+
+    assert named_so == []
+
+
+def test_the_service_knows_no_learning_method():
+    found = [
+        f"{path}: {match.group()}"
+        for path in python_files("service")
+        for match in METHOD_NAMES.finditer((ROOT / path).read_text(encoding="utf-8"))
+    ]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("pattern", [MACHINE_PATH, INDEX_ADDRESS, SKIPPED_WITHOUT_REASON], ids=lambda p: p.pattern[:20])
+def test_no_file_names_a_machine_an_index_or_a_silent_exception(pattern):
+    found = [
+        f"{path}:{n_line}: {line.strip()[:80]}"
+        for path, text in text_files()
+        for n_line, line in enumerate(text.splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+    assert found == []
+
+
+def test_every_package_says_that_it_is_typed():
+    for package in ("prompt_store", "prompted_clip", "service", "training"):
+        assert (ROOT / package / "py.typed").is_file(), package

@@ -1,0 +1,51 @@
+"""Who imports whom, by the contracts of pyproject.toml and by what a fresh interpreter really loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.repository import ROOT
+
+
+def modules_after(statement):
+    """Names of the modules a fresh interpreter holds after `statement`."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return set(json.loads(run.stderr.splitlines()[-1]))
+
+
+def test_the_import_contracts_hold():
+    command = Path(sys.executable).with_name("lint-imports")
+    run = subprocess.run([command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_service_never_loads_training():
+    loaded = modules_after("import service.app")
+
+    assert not {name for name in loaded if name.split(".")[0] in {"training", "matplotlib", "pandas"}}
+
+
+def test_bundles_are_read_without_torch():
+    loaded = modules_after("import prompt_store.bundle, prompt_store.store")
+
+    assert not loaded & {"torch", "PIL", "fastapi", "typer"}
+
+
+@pytest.mark.parametrize("module", ["prompt_store.cli", "service.cli", "training.cli"])
+def test_a_command_line_loads_without_torch(module):
+    assert not modules_after(f"import {module}") & {"torch", "open_clip"}
+
+
+def test_the_help_page_loads_nothing_heavy():
+    loaded = modules_after(
+        "import prompt_store.caspl\nsys.argv = ['caspl', '--help']\n"
+        "try:\n    prompt_store.caspl.main()\nexcept SystemExit as end:\n    assert not end.code"
+    )
+
+    assert not loaded & {"torch", "open_clip", "fastapi", "uvicorn", "PIL"}
