@@ -1,7 +1,7 @@
 # The service, without training. Build from the repository root:
 #   docker build -t caspl-serve .
 # Run on a GPU (leave out --gpus for the CPU); caspl-keys is the API key file, /weights keeps downloaded weights:
-#   docker run --gpus all -p 8080:8080 -e CASPL_PRETRAINED=openai -v caspl-store:/store -v caspl-weights:/weights \
+#   docker run --gpus all -p 8000:8000 -e CASPL_PRETRAINED=openai -v caspl-store:/store -v caspl-weights:/weights \
 #       --mount type=bind,src="$PWD/caspl-keys",dst=/run/secrets/caspl-keys,readonly caspl-serve
 # `caspl keys new caspl-keys --scope classify` makes the key file; nobody but the service may read it: chown it to 65532.
 # Stop it with `docker stop --time 35`: it answers what it has accepted first.
@@ -38,7 +38,7 @@ ENV PATH=/opt/caspl/bin:$PATH \
 USER 65532:65532
 WORKDIR /store
 VOLUME ["/store", "/weights"]
-EXPOSE 8080
+EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/readyz', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
 CMD ["caspl", "serve", "--host", "0.0.0.0", "--keys-file", "/run/secrets/caspl-keys", "--store", "/store"]

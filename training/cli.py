@@ -20,7 +20,9 @@ def boost(
     pretrained: Annotated[str | None, typer.Option(help="student weights: tag or local file")] = None,
     teacher: Annotated[str, typer.Option(help="teacher, by open_clip name")] = "ViT-L-14",
     teacher_pretrained: Annotated[str | None, typer.Option(help="teacher weights: tag or local file")] = None,
-    random_weights: Annotated[int | None, typer.Option(help="random student and teacher from this seed")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="random student and teacher, to try a pipeline out")
+    ] = False,
     recipe: Annotated[Path | None, typer.Option(help="TOML recipe")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override one recipe key: key=value")] = None,
     print_recipe: Annotated[bool, typer.Option("--print-recipe", help="print the recipe in force and stop")] = False,
@@ -46,7 +48,9 @@ def boost(
         from training.hardware import load_pair
 
         try:
-            student, teach = load_pair(backbone, pretrained, teacher, teacher_pretrained, random_weights, device)
+            student, teach = load_pair(
+                backbone, pretrained, teacher, teacher_pretrained, is_random=random_weights, device=device
+            )
             bundle = out or Path(f"{domain}.safetensors")
             job = BoostJob(domain, images, classes, bundle, bundle.with_suffix(".checkpoint"), checkpoint_every)
             result = run_boost(job, chosen, student, teach, console)

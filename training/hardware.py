@@ -11,7 +11,8 @@ def load_pair(
     pretrained: str | None,
     teacher: str,
     teacher_pretrained: str | None,
-    random_seed: int | None,
+    *,
+    is_random: bool,
     device: str,
 ) -> tuple[Backbone, Backbone]:
     """Load both backbones.
@@ -21,7 +22,7 @@ def load_pair(
         pretrained: the student's weights.
         teacher: open_clip name.
         teacher_pretrained: the teacher's weights.
-        random_seed: random weights for both, for trying a pipeline out.
+        is_random: random weights for both (seeds 0 and 1), for trying a pipeline out.
         device: `cpu`, `cuda` or `auto` (CUDA when there is one).
 
     Raises:
@@ -33,11 +34,11 @@ def load_pair(
         raise BackbonePairError(msg)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return (
-        load_backbone(student, pretrained=pretrained, random_seed=random_seed, device=place),
+        load_backbone(student, pretrained=pretrained, random_seed=0 if is_random else None, device=place),
         load_backbone(
             teacher,
             pretrained=teacher_pretrained,
-            random_seed=None if random_seed is None else random_seed + 1,
+            random_seed=1 if is_random else None,
             device=place,
         ),
     )

@@ -30,7 +30,7 @@ def workplace(tmp_path):
 def caspl_boost(folder, *extra, settings=SETTINGS):
     arguments = ["--images", str(folder / "images"), "--classes", str(folder / "classes.txt"), "--domain", "demo"]
     arguments += ["--out", str(folder / "demo.safetensors"), "--backbone", "tiny", "--teacher", "tiny-teacher"]
-    arguments += ["--random-weights", "0", "--device", "cpu"]
+    arguments += ["--random-weights", "--device", "cpu"]
     for setting in settings:
         arguments += ["--set", setting]
     return CliRunner().invoke(boost_app, [*arguments, *extra])

@@ -11,18 +11,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from training.demo.boost_domains import boost_all, fill_readme, show_table
 from training.demo.evaluate import measure_all
 from training.demo.folders import write_folders
 from training.demo.models import CONFIG_DIR, export_weights
 from training.demo.picture import write_overview
 from training.demo.plans import STUDENT_PLAN, TEACHER_PLAN
 from training.demo.pretrain import CheckpointMismatchError, PretrainPlan, Progress, pretrain
+from training.demo.samples import write_samples, write_upload
+from training.demo.shifts import SHIFTED
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The embedded demo world.")
 console = Console(stderr=True)
 
 WORK_DIR: Final = Path("build/demo")
 RESULTS: Final = Path("docs/results/demo-backbones.json")
+BOOST_RESULTS: Final = Path("docs/results/demo-boost.json")
+SERVICE_DEMO: Final = Path("service/demo")
+README: Final = Path("README.md")
 N_STEPS_PER_LINE: Final = 100
 
 WorkDir = Annotated[Path, typer.Option(help="Folder of the checkpoints; a run that stopped goes on from there.")]
@@ -114,12 +120,36 @@ def picture(out: Annotated[Path, typer.Argument()] = Path("docs/images/demo-worl
     write_overview(out)
 
 
+@app.command()
+def boost(
+    domains: Annotated[list[str] | None, typer.Argument(help="Domains to boost; all shifted ones by default.")] = None,
+    work_dir: WorkDir = WORK_DIR,
+    threads: Threads = 2,
+) -> None:
+    """Boost domains, measure what it brings, and put the table into README; bundles that stand are only measured."""
+    torch.set_num_threads(threads)
+    rows = boost_all(SERVICE_DEMO / "bundles", BOOST_RESULTS, work_dir, domains or tuple(SHIFTED), console)
+    fill_readme(README, rows)
+    show_table(rows, Console())
+
+
+@app.command()
+def samples(work_dir: WorkDir = WORK_DIR, threads: Threads = 2) -> None:
+    """Write what the service's demo classifies and uploads: sample pictures and a further bundle."""
+    torch.set_num_threads(threads)
+    paths = [*write_samples(SERVICE_DEMO / "images"), write_upload(SERVICE_DEMO / "upload", work_dir, console)]
+    for path in paths:
+        console.print(f"wrote {path}", soft_wrap=True)
+
+
 @app.command(name="all")
 def train_all(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
-    """Train student and teacher, then measure both."""
+    """Train student and teacher, measure both, boost every domain, and write the service's demo."""
     pretrain_student(work_dir, out_dir, threads)
     pretrain_teacher(work_dir, out_dir, threads)
     evaluate(out_dir, out=RESULTS, threads=threads)
+    boost(None, work_dir, threads)
+    samples(work_dir, threads)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from training.demo.boost_domains import MARKERS, fill_readme, markdown_table
 
 ROOT = Path(__file__).parents[3]
