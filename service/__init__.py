@@ -1,0 +1,1 @@
+"""The HTTP service: one frozen backbone, every domain's live prompt stack beside it."""

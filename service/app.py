@@ -1,0 +1,61 @@
+"""Builds the application: parts, routes, problems, middleware.
+
+Reads no environment and loads no weights: settings, model and store are handed in, so that a test can hand in small
+ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from prompt_store.store import Store
+from service import problems
+from service.auth import Key, KeyRing
+from service.engine import ServingModel
+from service.middleware import BodyLimit, Envelope, Gate
+from service.routes import classify, domains, health, meta
+from service.runtime import build
+from service.settings import Settings
+
+
+def create_app(settings: Settings, model: ServingModel, store: Store, keys: tuple[Key, ...] = ()) -> FastAPI:
+    """The whole service as an ASGI application.
+
+    Args:
+        settings: limits and times.
+        model: answers for images; lives on the engine's thread from now on.
+        store: where bundles are kept.
+        keys: who may do what; empty lets everyone do everything.
+
+    Returns:
+        The application; `app.state.runtime` is its runtime.
+    """
+    runtime = build(settings, model, store, KeyRing(keys))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await runtime.start()
+        try:
+            yield
+        finally:
+            await runtime.stop()
+
+    app = FastAPI(
+        title="CasPL Serve",
+        summary="Image classification for many domains on one CLIP, with prompts that are swapped while it serves.",
+        version=meta.package_version(),
+        lifespan=lifespan,
+        exception_handlers={**problems.HANDLERS},
+        separate_input_output_schemas=False,
+    )
+    app.state.runtime = runtime
+    for part in (classify, domains, health, meta):
+        app.include_router(part.router, responses=problems.OPENAPI)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, runtime=runtime)
+    app.add_middleware(Gate, runtime=runtime)
+    app.add_middleware(Envelope, runtime=runtime)
+    return app

@@ -1,0 +1,177 @@
+"""API keys: who may do what, decided from method and path before a byte of the body is read.
+
+A key is `pk_<8-character id>_<43-character secret>`; the file holds the SHA-256 of the secret, never the secret. The
+secret has 256 random bits, so a fast hash is enough and a slow one would only help an attacker to keep us busy.
+
+The key file is JSON:
+
+    {"keys": [{"id": "k3v9x2ab", "sha256": "<64 hex>", "scopes": ["classify"], "domains": ["*"]}]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import DeniedError, SettingsError, UnauthorizedError
+
+Scope = Literal["classify", "publish", "activate", "rollback", "metrics", "any"]
+"""What a route asks of a key; `any` is satisfied by every valid key."""
+
+SCOPES: Final[tuple[str, ...]] = tuple(scope for scope in get_args(Scope) if scope != "any")
+OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz"})
+"""Answered without a key: probes, and the web page, which holds no data."""
+NO_DIGEST: Final = hashlib.sha256(b"").hexdigest()
+KEY_PATTERN: Final = re.compile(r"pk_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
+
+RULES: Final[tuple[tuple[str, re.Pattern[str], Scope], ...]] = (
+    ("POST", re.compile(r"/classify/(?P<domain>[^/]+)"), "classify"),
+    ("POST", re.compile(r"/domains/(?P<domain>[^/]+)/versions"), "publish"),
+    ("DELETE", re.compile(r"/domains/(?P<domain>[^/]+)/versions/[^/]+"), "publish"),
+    ("GET", re.compile(r"/domains/(?P<domain>[^/]+)/versions/[^/]+/content"), "publish"),
+    ("PUT", re.compile(r"/domains/(?P<domain>[^/]+)/live"), "activate"),
+    ("POST", re.compile(r"/domains/(?P<domain>[^/]+)/rollback"), "rollback"),
+    ("GET", re.compile(r"/domains/(?P<domain>[^/]+)(/.*)?"), "any"),
+    ("GET", re.compile(r"/domains"), "any"),
+    ("GET", re.compile(r"/metrics"), "metrics"),
+    ("GET", re.compile(r"/(info|docs|docs/oauth2-redirect|openapi\.json)"), "any"),
+)
+"""Method, path and the scope a key needs; the first match counts, and no match means denied."""
+
+
+class Key(BaseModel):
+    """One line of the key file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[a-z0-9]{8}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    scopes: frozenset[Literal["classify", "publish", "activate", "rollback", "metrics"]]
+    domains: frozenset[str] = frozenset({"*"})
+
+    def allows(self, scope: Scope, domain: str | None) -> bool:
+        """Whether the key may do `scope` on `domain` (None for routes without one)."""
+        if scope != "any" and scope not in self.scopes:
+            return False
+        return domain is None or "*" in self.domains or domain in self.domains
+
+
+class KeyFile(BaseModel):
+    """The key file as a whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keys: tuple[Key, ...] = ()
+
+
+def needed_scope(method: str, path: str) -> tuple[Scope | None, str | None]:
+    """The scope a request needs and the domain it is about; no scope means that nobody may."""
+    method = "GET" if method == "HEAD" else method
+    for rule_method, pattern, scope in RULES:
+        if rule_method == method and (match := pattern.fullmatch(path)):
+            return scope, match.groupdict().get("domain")
+    return None, None
+
+
+class KeyRing:
+    """The keys of one process.
+
+    Args:
+        keys: empty means that everyone may do everything, which `caspl serve` allows on loopback only.
+    """
+
+    def __init__(self, keys: tuple[Key, ...] = ()) -> None:
+        self._keys: Mapping[str, Key] = {key.id: key for key in keys}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no key is needed."""
+        return not self._keys
+
+    def check(self, *, method: str, path: str, authorization: str) -> str:
+        """Decide on one request from its first line and its Authorization header.
+
+        Returns:
+            The id of the key, for logs and histories; empty when none is needed.
+
+        Raises:
+            UnauthorizedError: no key, a malformed one, or not ours.
+            DeniedError: ours, without the scope or the domain.
+        """
+        if self.is_open or path in OPEN_PATHS:
+            return ""
+        kind, _, text = authorization.partition(" ")
+        match = KEY_PATTERN.fullmatch(text.strip()) if kind.lower() == "bearer" else None
+        if match is None:
+            raise UnauthorizedError("Send an API key as `Authorization: Bearer pk_...`.")
+        key = self._keys.get(match[1])
+        digest = hashlib.sha256(match[2].encode()).hexdigest()
+        if not hmac.compare_digest(digest, key.sha256 if key else NO_DIGEST) or key is None:
+            raise UnauthorizedError("This API key is not known here.")
+        scope, domain = needed_scope(method, path)
+        if scope is None or not key.allows(scope, domain):
+            raise DeniedError(f"Key {key.id} lacks the scope or the domain that this request needs.")
+        return key.id
+
+    def require(self, key_id: str, scope: Scope, domain: str) -> None:
+        """Check a further scope of a key that was checked before.
+
+        Raises:
+            DeniedError: the key lacks it.
+        """
+        if not self.is_open and not self._keys[key_id].allows(scope, domain):
+            raise DeniedError(f"Key {key_id} lacks the scope {scope} for this domain.")
+
+
+def read_keys(path: Path) -> tuple[Key, ...]:
+    """Read a key file.
+
+    Raises:
+        SettingsError: the file is missing, readable by others, or not a key file.
+    """
+    try:
+        data = path.read_bytes()
+        is_private = path.stat().st_mode & 0o077 == 0
+    except OSError as error:
+        raise SettingsError(f"The key file {path} cannot be read: {error.strerror}.") from error
+    if not is_private:
+        raise SettingsError(f"The key file {path} is open to other users; run `chmod 600 {path}`.")
+    try:
+        return KeyFile.model_validate_json(data).keys
+    except ValidationError as error:
+        raise SettingsError(f"{path} is not a key file: {error}") from error
+
+
+def add_key(path: Path, scopes: list[str], domains: list[str]) -> str:
+    """Make a new key, add its hash to the file (created if needed) and return the key, which is kept nowhere else.
+
+    Raises:
+        SettingsError: an unknown scope, or an existing file that is not a key file.
+    """
+    alphabet = string.ascii_lowercase + string.digits
+    key_id = "".join(secrets.choice(alphabet) for _ in range(8))
+    secret = secrets.token_urlsafe(32)
+    if unknown := sorted(set(scopes) - set(SCOPES)):
+        raise SettingsError(f"Unknown scopes: {', '.join(unknown)}. Known: {', '.join(SCOPES)}.")
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    key = Key.model_validate({"id": key_id, "sha256": digest, "scopes": scopes, "domains": domains or ["*"]})
+    keys = (*(read_keys(path) if path.exists() else ()), key)
+    content = {"keys": [json.loads(entry.model_dump_json()) for entry in keys]}
+    staged = path.with_name(f".{path.name}.{key_id}")
+    descriptor = os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+    return f"pk_{key_id}_{secret}"

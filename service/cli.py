@@ -1,0 +1,177 @@
+"""The commands `caspl serve`, `caspl classify` and `caspl keys`.
+
+Only reads options; torch and the web framework are loaded when a command runs, not when its help is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from prompt_store.errors import PromptStoreError
+from service import auth, logs
+from service.demo_files import ASSETS, BACKBONE, seed_store
+from service.errors import ServiceError, SettingsError
+from service.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from prompt_store.store import Store
+    from service.runtime import Runtime
+
+serve_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
+classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
+keys_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+FAILURE: Final = 1
+USAGE: Final = 2
+DIGEST_CHARS: Final = 19
+RANDOM_SEED: Final = 0
+"""Seed of `--random-weights`; CASPL_RANDOM_WEIGHTS names another."""
+
+
+@serve_app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="address to listen on; other than loopback needs keys")] = None,
+    port: Annotated[int | None, typer.Option(help="port; 0 takes a free one  [8000]")] = None,
+    store: Annotated[Path | None, typer.Option(help="directory of the prompt store  [./store]")] = None,
+    backbone: Annotated[str | None, typer.Option(help="open_clip architecture  [ViT-B-16]")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="open_clip tag, or a local weights file")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="random weights instead; for tests and benchmarks")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N  [auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16  [auto]")] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="API keys; `caspl keys new` makes them")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="the packaged demo: its backbone and domains")] = False,
+    demo_assets: Annotated[Path, typer.Option(hidden=True)] = ASSETS,
+    log_format: Annotated[str | None, typer.Option(help="text or json  [text]")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error  [info]")] = None,
+) -> None:
+    """Serve every live domain of a store over HTTP. Further settings: CASPL_* variables, see docs/configuration.md."""
+    given = {name: value for name, value in locals().items() if name not in {"demo", "demo_assets"}}
+    given["random_weights"] = RANDOM_SEED if random_weights else None
+    console = Console(stderr=True, highlight=False)
+    with _told(console):
+        status = _serve(given, demo_assets if demo else None, console)
+    raise typer.Exit(status)
+
+
+@classify_app.command()
+def classify(
+    domain: Annotated[str, typer.Argument(help="the domain that answers")],
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    url: Annotated[str, typer.Option(envvar="CASPL_URL", help="where the service is")] = "http://127.0.0.1:8000",
+    top_k: Annotated[int, typer.Option(help="classes per image")] = 3,
+    labels: Annotated[str | None, typer.Option(help="choose among these instead, separated by commas")] = None,
+    version: Annotated[int | None, typer.Option(help="this version instead of the live one")] = None,
+    key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Ask a running service about image files."""
+    from service import client
+
+    wanted = {"top_k": top_k, "labels": labels, "version": version}
+    query = {name: value for name, value in wanted.items() if value is not None}
+    with _told(Console(stderr=True, highlight=False)):
+        answers = client.ask(client.Question(url, domain, tuple(images), query, key))
+    if as_json:
+        typer.echo(json.dumps(answers, indent=1, ensure_ascii=False))
+    else:
+        client.show(answers, Console(highlight=False))
+    raise typer.Exit(FAILURE if any(answer["error"] for answer in answers) else 0)
+
+
+@keys_app.callback()
+def keys() -> None:
+    """API keys of a service that other machines can reach."""
+
+
+@keys_app.command("new")
+def new_key(
+    keys_file: Annotated[Path, typer.Argument(help="key file, created if it is not there")],
+    scope: Annotated[list[str], typer.Option(help=f"what it may do, repeated: {', '.join(auth.SCOPES)}")],
+    domain: Annotated[list[str] | None, typer.Option(help="only this domain, repeated  [all]")] = None,
+) -> None:
+    """Make an API key: the file keeps its hash, the key itself is shown once."""
+    with _told(Console(stderr=True, highlight=False)):
+        key = auth.add_key(keys_file, scope, domain or [])
+    typer.echo(key)
+
+
+@contextmanager
+def _told(console: Console) -> Iterator[None]:
+    """Turn errors that a person can mend into one line and an exit status."""
+    try:
+        yield
+    except SettingsError as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(USAGE) from error
+    except (ServiceError, PromptStoreError) as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        raise typer.Exit(FAILURE) from error
+
+
+def _serve(given: dict[str, Any], demo_assets: Path | None, console: Console) -> int:
+    if demo_assets is not None and given["backbone"] is None:
+        given = {**given, "backbone": BACKBONE}
+    settings = load_settings(**given)
+    logs.install(settings.log_format, settings.log_level)
+    with console.status(f"Loading {settings.backbone} ...") if console.is_terminal else _nothing():
+        from prompted_clip.errors import PromptedClipError
+        from service import server
+    with _store_of(settings, given, demo_assets) as store:
+        try:
+            return server.run(settings, store, lambda runtime, address: _announce(console, runtime, address))
+        except PromptedClipError as error:
+            raise SettingsError(str(error)) from error
+
+
+@contextmanager
+def _store_of(settings: Settings, given: dict[str, Any], demo_assets: Path | None) -> Iterator[Store]:
+    """The store to serve; the demo without a store of its own gets one that lasts as long as the process."""
+    from prompt_store.store import Store
+
+    if demo_assets is None:
+        yield Store.open(settings.store)
+        return
+    with tempfile.TemporaryDirectory(prefix="caspl-demo-") as folder:
+        store = Store.open(given["store"] or Path(folder) / "store")
+        seed_store(store, demo_assets / "bundles")
+        yield store
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _announce(console: Console, runtime: Runtime, address: str) -> None:
+    """Say what was loaded and where it answers."""
+    backbone = runtime.engine.backbone
+    kind = str(backbone.dtype).removeprefix("torch.")
+    console.print("[bold]CasPL Serve[/bold]")
+    console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} on {backbone.device}")
+    console.print(f"  weights   {backbone.fingerprint}", soft_wrap=True)
+    console.print(f"  store     {runtime.domains.store.root}", soft_wrap=True)
+    for domain, state in sorted(runtime.domains.table.items()):
+        served = state.served
+        if served is None:
+            console.print(f"  domain    {domain}: {state.name}{f' ({state.error})' if state.error else ''}")
+            continue
+        n_classes, digest = len(served.stack.class_names), served.digest[:DIGEST_CHARS]
+        console.print(f"  domain    {domain}: version {served.version} live, {n_classes} classes, {digest}")
+    if not runtime.domains.table:
+        console.print("  domain    none yet; upload a bundle or run `caspl store add`")
+    console.print(f"  keys      {'none needed on loopback' if runtime.keys.is_open else 'needed'}")
+    console.print(f"  open      {address}  (page), {address}/docs (API)", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    serve_app()

@@ -1,0 +1,308 @@
+"""From the bytes a stranger sent to an RGB picture, or a reason why not.
+
+Limits are checked on the header, before any pixel is decoded: format by magic bytes, bytes, pixels, sides, aspect and
+(for JPEG) the number of scans. Only three parsers of Pillow's forty can ever be entered. Knows nothing of HTTP, domains
+or the model; what is done with the picture afterwards is handed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import re
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError, OverloadedError
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["JPEG", "PNG", "WEBP"]
+Pixels = NDArray[np.uint8]
+
+PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
+START_OF_SCAN: Final = 0xDA
+END_OF_IMAGE: Final = 0xD9
+FRAME_MARKERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+"""A JPEG marker that has a length (or ends the image): neither stuffing, padding, restart nor start of image."""
+MAX_SEGMENTS: Final = 5_000
+EXIF_ORIENTATION: Final = 0x0112
+TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What one image may be; sizes in bytes and pixels."""
+
+    max_bytes: int
+    max_pixels: int
+    max_side_px: int
+    max_aspect: float
+    max_scans: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture ready for the model: `pixels` uint8 [3, H, W], and notes such as `cmyk` for the answer."""
+
+    pixels: Pixels
+    notes: tuple[str, ...]
+
+
+def sniff(data: bytes) -> Format:
+    """Tell the format from the first bytes.
+
+    Raises:
+        ImageFormatError: none of the three; empty input is `image_undecodable`.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(PNG_MAGIC):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if len(data) < len(PNG_MAGIC) or not any(data[:64]):
+        raise ImageRejectedError("The image is empty or too short to be one.")
+    raise ImageFormatError("Expected a JPEG, PNG or WebP file; the first bytes are of none of them.")
+
+
+def jpeg_header(data: bytes, max_scans: int) -> tuple[int, int]:
+    """Walk a JPEG's markers: its size, and a refusal when it has more scans than any honest file.
+
+    Returns:
+        Width and height in pixels of the largest frame that is declared.
+
+    Raises:
+        ImageRejectedError: no frame, or more scans or segments than allowed.
+    """
+    size = (0, 0)
+    n_scans = n_segments = 0
+    found = MARKER.search(data, 2)
+    while found and (marker := data[found.start() + 1]) != END_OF_IMAGE and found.end() + 2 <= len(data):
+        at = found.start()
+        n_scans += marker == START_OF_SCAN
+        n_segments += 1
+        if n_scans > max_scans or n_segments > MAX_SEGMENTS:
+            raise ImageRejectedError(
+                f"The JPEG has more than {max_scans} scans or far too many parts.", code="image_scans"
+            )
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker in FRAME_MARKERS and at + 9 <= len(data):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            size = max(size, (width, height), key=lambda pair: pair[0] * pair[1])
+        found = MARKER.search(data, at + 2 + max(length, 2))
+    if size == (0, 0):
+        raise ImageRejectedError("The JPEG declares no size.")
+    return size
+
+
+def png_header(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that a PNG declares.
+
+    Raises:
+        ImageRejectedError: no header chunk, or an animated PNG.
+    """
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise ImageRejectedError("The PNG has no header.")
+    if 0 <= data.find(b"acTL", 33, 4096) < _find_or_end(data, b"IDAT"):
+        raise ImageRejectedError("Animated images are not served; send one frame.", code="image_animated")
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def webp_header(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that a WebP declares.
+
+    Raises:
+        ImageRejectedError: an unknown first chunk, or an animation.
+    """
+    kind, body = data[12:16], data[20:30]
+    if len(body) < 10:
+        raise ImageRejectedError("The WebP ends inside its header.", code="image_truncated")
+    if kind == b"VP8X":
+        if body[0] & 0x02:
+            raise ImageRejectedError("Animated images are not served; send one frame.", code="image_animated")
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + ((bits >> 14) & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", body, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    raise ImageRejectedError("The WebP starts with an unknown chunk.")
+
+
+def _find_or_end(data: bytes, needle: bytes) -> int:
+    at = data.find(needle)
+    return at if at >= 0 else len(data)
+
+
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Refuse sizes that would cost too much, from the numbers alone.
+
+    Raises:
+        ImageTooLargeError: too many pixels or too long a side.
+        ImageRejectedError: no pixels at all, or too long and thin.
+    """
+    if width < 1 or height < 1:
+        raise ImageRejectedError("The image declares a width or height of zero.")
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+        raise ImageTooLargeError(
+            f"The image is {width} x {height} pixels; at most {limits.max_pixels} pixels and {limits.max_side_px} per "
+            "side are served. Scale it down.",
+            code="image_pixels",
+            extra={"limit": limits.max_pixels},
+        )
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise ImageRejectedError(
+            f"The image is {width} x {height} pixels; at most {limits.max_aspect:g} to 1 is served. Crop it.",
+            code="image_aspect",
+        )
+
+
+def open_rgb(data: bytes, limits: ImageLimits) -> tuple[Image.Image, tuple[str, ...]]:
+    """Check, decode and bring to upright 8-bit RGB on white.
+
+    Args:
+        data: the file.
+        limits: what it may be.
+
+    Returns:
+        The picture and notes on what was done to it (`cmyk`, `first_frame`).
+
+    Raises:
+        ImageFormatError: not one of the three formats.
+        ImageTooLargeError: beyond a limit.
+        ImageRejectedError: broken, animated or otherwise not served.
+    """
+    if len(data) > limits.max_bytes:
+        raise ImageTooLargeError(
+            f"The image has {len(data)} bytes; at most {limits.max_bytes} are served.",
+            extra={"limit": limits.max_bytes},
+        )
+    kind = sniff(data)
+    size = {"PNG": png_header, "WEBP": webp_header}.get(kind, lambda d: jpeg_header(d, limits.max_scans))(data)
+    check_size(*size, limits)
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            check_size(*image.size, limits)
+            notes = _notes(image)
+            image.load()
+            return _flatten(_upright(image)), notes
+    except ImageRejectedError:
+        raise
+    except Exception as error:
+        # Pillow raises a dozen kinds of errors, with memory addresses in some texts: none of it reaches the caller.
+        logger.info("image.rejected", extra={"kind": kind, "reason": type(error).__name__})
+        is_cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        if is_cut:
+            raise ImageRejectedError(f"The {kind} file is cut short.", code="image_truncated") from error
+        raise ImageRejectedError(f"The {kind} file is damaged and cannot be decoded.") from error
+
+
+def _notes(image: Image.Image) -> tuple[str, ...]:
+    """What an answer should mention about an image that is not served as it is.
+
+    Raises:
+        ImageRejectedError: it is an animation.
+    """
+    is_multi_picture = image.format == "MPO"
+    if not is_multi_picture and getattr(image, "n_frames", 1) > 1:
+        raise ImageRejectedError("Animated images are not served; send one frame.", code="image_animated")
+    found = {"cmyk": image.mode == "CMYK", "first_frame": is_multi_picture}
+    return tuple(note for note, is_so in found.items() if is_so)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; damaged or senseless metadata counts as none."""
+    try:
+        turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  metadata is advisory, its parser fails in many ways
+        turn = None
+    return image.transpose(turn) if turn is not None else image
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB: 16-bit grey is scaled, alpha is composited on white."""
+    if image.mode.startswith("I"):
+        # Differs from Pillow's convert("RGB"), which clips 16-bit grey to white.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        ground = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, pixels).convert("RGB")
+    return image.convert("RGB")
+
+
+class Decoder:
+    """A few threads that turn files into pixels, away from the event loop.
+
+    Args:
+        limits: what one image may be.
+        to_pixels: from an RGB picture to the model's uint8 [3, H, W].
+        n_threads: images that decode at the same time; 0 takes one per core, 8 at most.
+        max_waiting: images that may decode or wait for it.
+    """
+
+    def __init__(
+        self, limits: ImageLimits, to_pixels: Callable[[Image.Image], Pixels], *, n_threads: int, max_waiting: int
+    ) -> None:
+        if ImageFile.LOAD_TRUNCATED_IMAGES:
+            logger.warning("decoder.truncated_allowed_elsewhere")
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        self._limits = limits
+        self._to_pixels = to_pixels
+        self._max_waiting = max_waiting
+        self._n_waiting = 0
+        n_threads = n_threads or min(8, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
+
+    def reserve(self, n_images: int) -> None:
+        """Check that this many more images may wait, before their bytes are looked at.
+
+        Raises:
+            OverloadedError: too many already do.
+        """
+        if self._n_waiting + n_images > self._max_waiting:
+            raise OverloadedError(
+                f"{self._n_waiting} images are being decoded and at most {self._max_waiting} may; try again later.",
+                retry_after_s=1.0,
+            )
+
+    async def decode(self, data: bytes) -> Decoded:
+        """Decode one file in a thread.
+
+        Raises:
+            ImageRejectedError: see `open_rgb`.
+        """
+        self._n_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data)
+        finally:
+            self._n_waiting -= 1
+
+    def close(self) -> None:
+        """Let the threads go; what runs finishes."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _decode(self, data: bytes) -> Decoded:
+        picture, notes = open_rgb(data, self._limits)
+        return Decoded(self._to_pixels(picture), notes)

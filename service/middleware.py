@@ -1,0 +1,174 @@
+"""What happens to every request before a route sees it: id, log line, metrics, key check, body limits.
+
+Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides a client's hanging up. The order, outside in: `Envelope`
+(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only), `BodyLimit` (counts
+bytes while they arrive).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import problems
+from service.errors import BodyTooLargeError, ClientGoneError, MediaTypeError, SlowBodyError
+from service.logs import request_id
+from service.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
+"""The methods that metrics tell apart: what a client invents must not become a label."""
+QUIET_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
+
+
+class Envelope:
+    """Gives a request its id and makes sure that it is answered, logged and counted exactly once."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self.app = app
+        self.runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        token = request_id.set(given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}")
+        started_s = time.monotonic()
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._mark(MutableHeaders(scope=message))
+            await send(message)
+
+        try:
+            try:
+                await self.app(scope, receive, send_marked)
+            except Exception as error:
+                failure = ClientGoneError("The client hung up.") if isinstance(error, ClientDisconnect) else error
+                if status:
+                    logger.exception("response.broken")
+                    raise
+                await problems.respond(failure)(scope, receive, send_marked)
+            self._record(scope, status, time.monotonic() - started_s)
+        finally:
+            request_id.reset(token)
+
+    def _mark(self, headers: MutableHeaders) -> None:
+        headers["X-Request-Id"] = request_id.get()
+        headers.setdefault("X-Content-Type-Options", "nosniff")
+        headers.setdefault("Cache-Control", "no-store")
+        if self.runtime.is_draining:
+            headers["Connection"] = "close"
+
+    def _record(self, scope: Scope, status: int, took_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        metrics = self.runtime.metrics
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        metrics.requests.labels(route, method, str(status)).inc()
+        metrics.request_s.labels(route).observe(took_s)
+        code = scope.get("caspl.code")
+        if code:
+            metrics.errors.labels(code).inc()
+        level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
+        logger.log(
+            level,
+            "request.answered",
+            extra={
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(took_s * 1000, 1),
+                **({"code": code} if code else {}),
+            },
+        )
+
+
+class Gate:
+    """Checks the API key before a byte of the body is read."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self.app = app
+        self.runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection.
+
+        Raises:
+            UnauthorizedError: no key, or not one of ours.
+            DeniedError: the key may not do this.
+        """
+        if scope["type"] == "http":
+            scope["caspl.actor"] = self.runtime.keys.check(
+                method=scope["method"],
+                path=scope["path"],
+                authorization=Headers(scope=scope).get("authorization", ""),
+            )
+        await self.app(scope, receive, send)
+
+
+class BodyLimit:
+    """Bounds a body's size (announced and counted) and the time it takes to arrive."""
+
+    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+        self.app = app
+        self.runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection.
+
+        Raises:
+            MediaTypeError: a compressed body.
+            BodyTooLargeError: more bytes are announced than allowed; while reading, more arrived.
+        """
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        settings = self.runtime.settings
+        limit = settings.body_limit(scope["path"])
+        headers = Headers(scope=scope)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise MediaTypeError(
+                "Compressed bodies are not read; send the bytes as they are, without Content-Encoding."
+            )
+        announced = headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise _too_large(limit)
+        deadline_s = time.monotonic() + settings.max_body_s
+        n_bytes = 0
+        is_complete = False
+
+        async def receive_counted() -> Message:
+            nonlocal n_bytes, is_complete
+            if is_complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(deadline_s - time.monotonic()):
+                    message = await receive()
+            except TimeoutError as error:
+                raise SlowBodyError(f"The body did not arrive within {settings.max_body_s:g} s.") from error
+            n_bytes += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
+            if n_bytes > limit:
+                raise _too_large(limit)
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"The body has more than {limit} bytes.", extra={"limit": limit})

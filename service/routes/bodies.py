@@ -1,0 +1,102 @@
+"""The three forms in which images arrive: raw, multipart and JSON.
+
+Whatever the form, the result is a list of byte strings with the refusals of single images in between. Bytes stay in
+memory; none reaches a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from dataclasses import dataclass
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.errors import BodyTooLargeError, ImageRejectedError, MediaTypeError, RequestInvalidError
+from service.schemas import ClassifyBody
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class SentImage:
+    """One image as it arrived: its bytes, or why there are none, and its file name in a multipart body."""
+
+    data: bytes | ImageRejectedError
+    name: str | None = None
+
+
+async def read_images(request: Request, settings: Settings) -> list[SentImage]:
+    """Read the images of a classify request.
+
+    Raises:
+        MediaTypeError: a content type that is none of the three forms.
+        RequestInvalidError: malformed multipart or JSON, or no image in it.
+        BodyTooLargeError: more images than one request may carry.
+    """
+    kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        images = await _read_multipart(request, settings)
+    elif kind == "application/json":
+        images = await _read_json(await request.body())
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        images = [SentImage(await request.body())]
+    else:
+        raise MediaTypeError(
+            "Send one image as image/jpeg, image/png or image/webp, several as multipart/form-data (field `images`), "
+            'or application/json {"images": [{"b64": "..."}]}.'
+        )
+    if not images:
+        raise RequestInvalidError("The request carries no image; multipart fields must be named `images`.")
+    if len(images) > settings.max_images:
+        raise _too_many(settings)
+    return images
+
+
+async def _read_multipart(request: Request, settings: Settings) -> list[SentImage]:
+    parser = MultiPartParser(request.headers, request.stream(), max_files=settings.max_images + 1, max_fields=8)
+    parser.spool_max_size = settings.max_request_bytes + 1
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise _too_many(settings) from error
+        raise RequestInvalidError("The multipart body is malformed or has too many parts.") from error
+    images = []
+    try:
+        for field, value in form.multi_items():
+            if field != "images" or not isinstance(value, UploadFile):
+                raise RequestInvalidError("Every part of the multipart body must be a file in the field `images`.")
+            images.append(SentImage(await value.read(), value.filename))
+    finally:
+        await form.close()
+    return images
+
+
+async def _read_json(body: bytes) -> list[SentImage]:
+    def parse() -> list[SentImage]:
+        try:
+            asked = ClassifyBody.model_validate_json(body)
+        except ValidationError as error:
+            raise RequestInvalidError('Expected JSON of the form {"images": [{"b64": "..."}]}.') from error
+        return [SentImage(_decode_base64(image.b64)) for image in asked.images]
+
+    return await asyncio.to_thread(parse)
+
+
+def _decode_base64(text: str) -> bytes | ImageRejectedError:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return ImageRejectedError("`b64` is not base64; links and data: addresses are not read.", code="image_base64")
+
+
+def _too_many(settings: Settings) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"One request carries at most {settings.max_images} images; send several requests.",
+        code="too_many_images",
+        extra={"limit": settings.max_images},
+    )

@@ -1,0 +1,131 @@
+"""Every knob of the service, in one frozen object.
+
+Built once, in `service/cli.py`, from options and from `CASPL_*` environment variables, and passed down. Nobody else
+reads the environment, and a `CASPL_*` variable that no field answers to is refused instead of ignored.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import SettingsError
+
+PREFIX: Final = "CASPL_"
+MIB: Final = 1024 * 1024
+CLIENT_VARIABLES: Final = frozenset({"CASPL_URL", "CASPL_API_KEY"})
+"""Read by `caspl classify`, and no mistake where a service runs too."""
+
+
+class Settings(BaseSettings):
+    """What `caspl serve` runs with; sizes in bytes, pixels or counts, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; any other than loopback needs keys")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    store: Path = Field(Path("store"), description="directory of the prompt store, created if it is not there")
+    keys_file: Path | None = Field(None, description="JSON file of API keys (caspl keys new writes it)")
+
+    backbone: str = Field("ViT-B-16", description="open_clip architecture, or demo-student / demo-teacher")
+    pretrained: str | None = Field(None, description="open_clip tag, or a local .safetensors or .pt file")
+    random_weights: int | None = Field(None, ge=0, description="seed for random weights; for tests and benchmarks")
+    device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto takes CUDA when there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto is float32 on the CPU, bfloat16 on CUDA"
+    )
+    n_torch_threads: int = Field(0, ge=0, description="threads of one forward on the CPU; 0 leaves torch's choice")
+
+    max_batch_rows: int = Field(32, ge=1, le=1024, description="most images in one forward")
+    max_waiting_rows: int = Field(128, ge=1, description="most images that may wait for the device; beyond it 429")
+    default_timeout_s: float = Field(5.0, gt=0, description="deadline of a request that names none")
+    max_timeout_s: float = Field(30.0, gt=0, description="longest deadline a request may ask for")
+
+    max_image_bytes: int = Field(10 * MIB, ge=1, description="most bytes of one image file")
+    max_request_bytes: int = Field(32 * MIB, ge=1, description="most bytes of one classify request")
+    max_bundle_bytes: int = Field(64 * MIB, ge=1, description="most bytes of one uploaded bundle")
+    max_body_s: float = Field(30.0, gt=0, description="a body that takes longer to arrive is refused")
+    max_images: int = Field(16, ge=1, le=256, description="most images in one request")
+    max_image_pixels: int = Field(25_000_000, ge=1, description="most pixels of one image, read from its header")
+    max_image_side_px: int = Field(16_384, ge=1, description="longest side of one image")
+    max_image_aspect: float = Field(20.0, ge=1, description="longest side over shortest side")
+    max_image_scans: int = Field(100, ge=1, description="most scans of a progressive JPEG")
+    n_decode_threads: int = Field(
+        0, ge=0, le=64, description="threads that decode images; 0 takes one per core, 8 at most"
+    )
+    max_decoding_images: int = Field(64, ge=1, description="most images decoding or waiting for it; beyond it 429")
+
+    max_top_k: int = Field(100, ge=1, description="largest top_k")
+    max_labels: int = Field(256, ge=1, le=10_000, description="most labels of one open-vocabulary request")
+    max_label_chars: int = Field(128, ge=1, description="longest label")
+    max_label_sets: int = Field(64, ge=1, description="label sets and boost-only stacks whose text features are kept")
+    max_old_stacks: int = Field(8, ge=1, description="versions kept loaded that are asked for but not live")
+
+    store_poll_s: float = Field(1.0, ge=0, description="how often to look for changes by other processes; 0 never")
+    drain_delay_s: float = Field(5.0, ge=0, description="after SIGTERM, serve this long while /readyz says 503")
+    drain_timeout_s: float = Field(20.0, gt=0, description="then wait this long for the last answers")
+    log_format: Literal["text", "json"] = Field("text", description="how log lines look on standard error")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+
+    @model_validator(mode="after")
+    def _deadlines_agree(self) -> Settings:
+        if self.default_timeout_s > self.max_timeout_s:
+            raise ValueError("default_timeout_s must not be larger than max_timeout_s")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def body_limit(self, path: str) -> int:
+        """Most bytes the body of a request to `path` may have."""
+        if path.startswith("/classify"):
+            return self.max_request_bytes
+        if path.startswith("/domains/") and path.endswith("/versions"):
+            return self.max_bundle_bytes
+        return 64 * 1024
+
+    def limits(self) -> dict[str, int | float]:
+        """The limits a caller may run into, for `GET /info`."""
+        return {name: value for name, value in self.model_dump().items() if name.startswith("max_")}
+
+
+def refuse_unknown(environment: Mapping[str, str]) -> None:
+    """Refuse variables that look like settings and are none, so that a typing error cannot pass for a setting.
+
+    Raises:
+        SettingsError: names every unknown variable.
+    """
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | CLIENT_VARIABLES
+    unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(
+            f"Unknown environment variables: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.",
+            code="unknown_variable",
+        )
+
+
+def load_settings(**given: object) -> Settings:
+    """Build the settings from options (those that are not None) and the environment.
+
+    Raises:
+        SettingsError: an unknown variable or a value out of its range.
+    """
+    refuse_unknown(os.environ)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**chosen)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise SettingsError(f"Invalid settings: {error}") from error

@@ -1,0 +1,147 @@
+"""The engine with the real model, on a tiny backbone with random weights."""
+
+import asyncio
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from prompt_store.bundle import read_bundle
+from prompted_clip.backbone import load_backbone
+from prompted_clip.model import PromptedClip
+from service.engine import Engine, EngineRow
+from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
+from tests.service.fakes import FakeModel, colour_bundle
+from tests.stacks import random_bundle
+from tests.tiny import random_pixels, tiny_backbone
+
+pytestmark = pytest.mark.anyio
+
+
+def rows_of(stacks, top_k=10):
+    pixels = random_pixels(len(stacks)).numpy()
+    return [EngineRow(image, stack, top_k) for image, stack in zip(pixels, stacks, strict=True)]
+
+
+@pytest.fixture
+def engine():
+    engine = Engine(PromptedClip(tiny_backbone()))
+    yield engine
+    engine.close()
+
+
+async def test_a_mixed_batch_answers_each_row_as_if_it_were_alone(engine):
+    bundles = [
+        random_bundle("cats", ("tom", "kit"), image_boost=(2, 3), seed=1),
+        random_bundle("dogs", ("rex", "ace", "pug", "lab"), image_boost=(3, 3), text_boost=(2, 2), seed=2),
+        random_bundle("birds", ("owl", "jay", "tit"), image_boost=(1, 2), image_adapt=(2, 1), seed=3),
+    ]
+    stacks = [await engine.load(read_bundle(data), 1) for data in bundles]
+    assert len({stack.lane for stack in stacks}) == 1
+    rows = rows_of([stacks[n % 3] for n in range(7)])
+    together = await engine.run(rows)
+    alone = [(await engine.run([row]))[0] for row in rows]
+    for row, mixed, single in zip(rows, together, alone, strict=True):
+        assert [one.label for one in mixed] == [one.label for one in single]
+        assert {one.label for one in mixed} == set(row.stack.class_names)
+        np.testing.assert_allclose([one.probability for one in mixed], [one.probability for one in single], atol=1e-5)
+
+
+async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine):
+    small = await engine.load(read_bundle(random_bundle("a", ("x", "y"))), 1)
+    large = await engine.load(read_bundle(random_bundle("b", tuple("klmnopq"))), 1)
+    pixels = random_pixels(3).numpy()
+    answers = await engine.run(
+        [EngineRow(pixels[0], small, 5), EngineRow(pixels[1], large, 3), EngineRow(pixels[2], large, 1)]
+    )
+    assert [len(answer) for answer in answers] == [2, 3, 1]
+    for answer in answers:
+        assert [one.probability for one in answer] == sorted((one.probability for one in answer), reverse=True)
+    assert all(one.label == small.class_names[one.class_id] for one in answers[0])
+
+
+async def test_a_stack_warms_up_or_says_that_it_cannot_answer(engine):
+    stack = await engine.load(read_bundle(random_bundle()), 1)
+    await engine.warm_up(stack)
+    broken = dataclasses.replace(stack, text_features=torch.full_like(stack.text_features, float("nan")))
+    with pytest.raises(InferenceFailedError, match="finite"):
+        await engine.warm_up(broken)
+
+
+async def test_other_labels_and_boost_only_go_through_the_real_text_tower(engine):
+    stack = await engine.load(
+        read_bundle(random_bundle(image_boost=(2, 2), text_boost=(2, 2), image_adapt=(1, 1), text_adapt=(1, 2))), 1
+    )
+    labelled = await engine.with_labels(stack, ["heron", "kettle"])
+    boosted = await engine.boost_stack(stack)
+    answers = [(await engine.run(rows_of([one])))[0] for one in (labelled, boosted)]
+    assert {one.label for one in answers[0]} == {"heron", "kettle"}
+    assert {one.label for one in answers[1]} == set(stack.class_names)
+
+
+async def test_rows_that_fail_for_memory_are_split_until_they_fit():
+    model, largest = FakeModel(), 2
+
+    def encode(pixels, stacks, fits=model.encode_images):
+        if len(stacks) > largest:
+            raise torch.OutOfMemoryError("no room")
+        return fits(pixels, stacks)
+
+    model.encode_images = encode
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    pixels = np.zeros((3, 16, 16), dtype=np.uint8)
+    answers = await engine.run([EngineRow(pixels, stack, 1)] * 7)
+    assert [len(answer) for answer in answers] == [1] * 7
+    assert max(len(batch) for batch in model.batches) == 2
+    largest = 0
+    (refused,) = await engine.run([EngineRow(pixels, stack, 1)])
+    assert isinstance(refused, OverloadedError)
+    engine.close()
+
+
+async def test_a_lost_device_is_touched_no_more():
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    model.fail_with = RuntimeError("CUDA error: device-side assert triggered")
+    row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
+    with pytest.raises(DeviceLostError):
+        await engine.run([row])
+    n_batches = len(model.batches)
+    with pytest.raises(DeviceLostError):
+        await engine.run([row])
+    assert engine.is_lost
+    assert len(model.batches) == n_batches
+    engine.close()
+
+
+async def test_a_call_that_hangs_is_noticed(monkeypatch):
+    monkeypatch.setattr("service.engine.STUCK_AFTER_S", 0.05)
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    model.gate.clear()
+    running = asyncio.ensure_future(engine.run([EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)]))
+    await asyncio.sleep(0.2)
+    assert engine.is_stuck
+    model.gate.set()
+    await running
+    assert not engine.is_stuck
+    engine.close()
+
+
+@pytest.mark.gpu
+async def test_the_engine_answers_alike_on_the_gpu():
+    on_cpu = Engine(PromptedClip(tiny_backbone()))
+    on_gpu = Engine(PromptedClip(load_backbone("tiny", random_seed=0, device="cuda")))
+    bundle = read_bundle(random_bundle("dogs", ("rex", "ace", "pug", "lab"), seed=2))
+    found = []
+    for engine in (on_cpu, on_gpu):
+        stack = await engine.load(bundle, 1)
+        found.append(await engine.run(rows_of([stack] * 4)))
+        engine.close()
+    for cpu, gpu in zip(*found, strict=True):
+        by_label = {one.label: one.probability for one in gpu}
+        assert all(abs(one.probability - by_label[one.label]) < 1e-3 for one in cpu)

@@ -1,0 +1,83 @@
+import pytest
+
+from tests.service.fakes import FINGERPRINT, colour_bundle, picture
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_draining_service_is_alive_not_ready_and_still_answers(serve):
+    async with serve() as client:
+        client.app.state.runtime.is_draining = True
+        live, ready = await client.get("/livez"), await client.get("/readyz")
+        answer = await client.post("/classify/paint", content=picture())
+        upload = await client.post("/domains/paint/versions", content=colour_bundle(seed=1))
+    assert (live.status_code, ready.status_code, ready.json()["reason"]) == (200, 503, "draining")
+    assert answer.status_code == 200
+    assert answer.headers["connection"] == "close"
+    assert (upload.status_code, upload.json()["code"]) == (503, "draining")
+
+
+async def test_an_empty_store_is_ready_to_be_filled(serve, store, monkeypatch):
+    monkeypatch.setattr(store, "domains", list)
+    async with serve() as client:
+        assert (await client.get("/readyz")).json() == {"is_ready": True, "reason": None, "domains": {}}
+
+
+async def test_metrics_count_requests_batches_images_and_activations(serve):
+    async with serve() as client:
+        await client.post("/classify/paint", content=picture())
+        await client.post("/classify/paint", content=b"%PDF not an image at all")
+        await client.get("/nowhere")
+        text = (await client.get("/metrics")).text
+    assert 'caspl_http_requests_total{code="200",method="POST",route="/classify/{domain}"} 1.0' in text
+    assert 'caspl_http_requests_total{code="415",method="POST",route="/classify/{domain}"} 1.0' in text
+    assert 'caspl_http_requests_total{code="404",method="GET",route="unmatched"} 1.0' in text
+    assert 'caspl_images_total{domain="paint",result="answered"} 1.0' in text
+    assert 'caspl_images_total{domain="paint",result="rejected"} 1.0' in text
+    assert 'caspl_live_version{domain="paint"} 1.0' in text
+    assert 'caspl_errors_total{code="image_format"} 1.0' in text
+    assert "caspl_batch_rows_bucket" in text
+
+
+async def test_info_names_the_backbone_and_the_limits(serve):
+    async with serve() as client:
+        body = (await client.get("/info")).json()
+    assert body["backbone"]["fingerprint"] == FINGERPRINT
+    assert body["limits"]["max_images"] == 16
+    assert body["store_is_writable"] is True
+
+
+async def test_the_page_needs_nothing_from_elsewhere(serve):
+    async with serve() as client:
+        answer = await client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http://" not in answer.text
+    assert "https://" not in answer.text
+    assert "innerHTML" not in answer.text
+
+
+async def test_the_openapi_document_describes_every_call_and_its_failures(serve):
+    async with serve() as client:
+        document = (await client.get("/openapi.json")).json()
+    assert set(document["paths"]) == {
+        "/classify/{domain}",
+        "/domains",
+        "/domains/{domain}",
+        "/domains/{domain}/versions",
+        "/domains/{domain}/versions/{version}",
+        "/domains/{domain}/versions/{version}/content",
+        "/domains/{domain}/live",
+        "/domains/{domain}/rollback",
+        "/domains/{domain}/history",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/info",
+    }
+    body = document["paths"]["/classify/{domain}"]["post"]["requestBody"]["content"]
+    assert set(body) == {"image/jpeg", "image/png", "image/webp", "multipart/form-data", "application/json"}
+    for calls in document["paths"].values():
+        for call in calls.values():
+            assert "application/problem+json" in call["responses"]["default"]["content"]
+            assert "422" not in call["responses"]

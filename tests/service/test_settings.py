@@ -1,0 +1,58 @@
+import pytest
+
+from service.errors import SettingsError
+from service.settings import Settings, load_settings, refuse_unknown
+
+
+def test_options_win_over_variables_and_variables_over_defaults(monkeypatch):
+    monkeypatch.setenv("CASPL_PORT", "9000")
+    monkeypatch.setenv("CASPL_MAX_IMAGES", "3")
+    settings = load_settings(port=9001, host=None)
+    assert (settings.port, settings.max_images, settings.host) == (9001, 3, "127.0.0.1")
+
+
+def test_a_mistyped_variable_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("CASPL_MAX_IMAGEZ", "3")
+    with pytest.raises(SettingsError, match="CASPL_MAX_IMAGEZ"):
+        load_settings()
+
+
+def test_the_variables_of_the_client_are_no_mistake():
+    refuse_unknown({"CASPL_URL": "x", "CASPL_API_KEY": "y", "PATH": "/bin", "CASPL_STORE": "z"})
+
+
+@pytest.mark.parametrize(
+    "given", [{"port": -1}, {"device": "tpu"}, {"dtype": "int8"}, {"default_timeout_s": 60.0}, {"max_images": 0}]
+)
+def test_a_value_out_of_range_is_refused(given):
+    with pytest.raises(SettingsError):
+        load_settings(**given)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("0.0.0.0", False),  # noqa: S104
+        ("192.168.1.5", False),
+        ("box", False),
+    ],
+)
+def test_only_loopback_is_loopback(host, is_loopback):
+    assert Settings(host=host).is_loopback is is_loopback
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/classify/a", "max_request_bytes"), ("/domains/a/versions", "max_bundle_bytes"), ("/domains/a/live", None)],
+)
+def test_bodies_are_bounded_by_what_they_are_for(path, limit):
+    settings = Settings()
+    assert settings.body_limit(path) == (getattr(settings, limit) if limit else 64 * 1024)
