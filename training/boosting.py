@@ -207,7 +207,7 @@ class Booster:
         while run.step < self.n_steps:
             epoch, position = divmod(run.step, self._steps_per_epoch)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.recipe, epoch)
+                group["lr"] = group["factor"] * learning_rate(self.recipe, epoch)
             order = self.views.order(epoch)
             indices = order[position * self.recipe.batch_size : (position + 1) * self.recipe.batch_size]
             loss = self._loss(indices, epoch)
@@ -244,11 +244,12 @@ class Booster:
         return distillation_loss(self.student_logits(pixels), target, self.recipe)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        parameters = [parameter for parameter in self.prompts.parameters() if parameter.numel()]
         recipe = self.recipe
+        towers = ((self.prompts.image, 1.0), (self.prompts.text, recipe.text_rate_factor))
+        groups = [{"params": [prompts], "factor": factor} for prompts, factor in towers if prompts.numel()]
         if recipe.optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay)
-        return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+            return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
     def _resume(self, path: Path | None, identity: dict[str, str], optimizer: torch.optim.Optimizer) -> BoostRun:
         state = load_checkpoint(path, identity) if path is not None else None

@@ -45,6 +45,9 @@ class BoostRecipe(BaseModel):
     loss_weight: float = Field(default=1000.0, gt=0, description="1000, or 200 for Aircraft, Flowers, DTD (PromptKD)")
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with momentum 0.9, or AdamW")
     learning_rate: float = Field(default=0.005, gt=0)
+    text_rate_factor: float = Field(
+        default=1.0, ge=0, description="text prompts learn at this multiple of the rate; below 1 where classes collapse"
+    )
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup_epochs: int = Field(default=1, ge=0, description="epochs at the constant warm-up rate")
     warmup_learning_rate: float = Field(default=1e-5, ge=0)

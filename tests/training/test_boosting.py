@@ -208,3 +208,15 @@ def test_the_rate_is_constant_while_warming_up_and_then_a_cosine_that_counts_war
     chosen = recipe(epochs=4, warmup_epochs=1, learning_rate=1.0, warmup_learning_rate=0.25)
     expected = [0.25, 0.5 * (1 + math.cos(math.pi / 4)), 0.5, 0.5 * (1 + math.cos(3 * math.pi / 4))]
     assert [learning_rate(chosen, epoch) for epoch in range(4)] == pytest.approx(expected)
+
+
+def test_the_text_prompts_learn_at_their_own_multiple_of_the_rate(folder):
+    frozen, slow = booster(folder, recipe(text_rate_factor=0.0)), booster(folder, recipe(text_rate_factor=0.1))
+    starts = [(run.prompts.text.detach().clone(), run.prompts.image.detach().clone()) for run in (frozen, slow)]
+    moved = []
+    for run, (text, image) in zip((frozen, slow), starts, strict=True):
+        run.train()
+        assert not torch.equal(run.prompts.image, image)
+        moved.append(float((run.prompts.text.detach() - text).abs().max()))
+    assert moved[0] == 0
+    assert moved[1] > 0
