@@ -34,6 +34,8 @@ STOP_WITHIN_S: Final = 30.0
 AROUND_SWAP_S: Final = 1.0
 N_BACKGROUND: Final = 2
 TOP_K: Final = 3
+PLAIN_WIDTH: Final = 120
+"""Columns of the tables when the output goes to a file or a log instead of a terminal."""
 
 
 class DemoError(ServiceError):
@@ -252,7 +254,7 @@ def main(
     random_weights: Annotated[bool, typer.Option("--random-weights", help="instead of the demo's own")] = False,
 ) -> None:
     """Run the service once from start to stop: classify, swap a version in under traffic, stop."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     extra = ["--random-weights"] if random_weights else []
     try:
         run(console, assets, extra)
