@@ -71,6 +71,21 @@ def activate(layout: Layout, version: int, expected_live: int | None) -> Decide:
     return decide
 
 
+def rollback_target(state: State) -> Published:
+    """Return the version that a rollback would make live.
+
+    Raises:
+        ConflictError: `nothing_to_roll_back`.
+    """
+    previous = state.previous_live()
+    if previous is None:
+        raise ConflictError(
+            "expected an earlier version that was live, found none; activate a version by its number",
+            code="nothing_to_roll_back",
+        )
+    return found(state, previous)
+
+
 def roll_back(layout: Layout) -> Decide:
     """Make live what was live before.
 
@@ -78,13 +93,7 @@ def roll_back(layout: Layout) -> Decide:
     """
 
     def decide(state: State) -> Change:
-        previous = state.previous_live()
-        if previous is None:
-            raise ConflictError(
-                "expected an earlier version that was live, found none; activate a version by its number",
-                code="nothing_to_roll_back",
-            )
-        published = found(state, previous)
+        published = rollback_target(state)
         read_blob(layout, published.digest)
         return Change("rollback", published)
 

@@ -142,6 +142,16 @@ class Store:
         """
         return _live_info(self._logs.existing(domain))
 
+    def rollback_target(self, domain: str) -> int:
+        """Return the version that `rollback` would make live, as of now; for whoever has to load it first.
+
+        Raises:
+            DomainNotFoundError: no such domain.
+            ConflictError: `nothing_to_roll_back`, no earlier live version is left.
+            StoreCorruptError: its log is damaged.
+        """
+        return changes.rollback_target(self._logs.existing(domain)).version
+
     def history(self, domain: str) -> list[HistoryEntry]:
         """Return every commit of a domain, oldest first.
 

@@ -1,8 +1,7 @@
 """Which stack answers for which domain, right now and after a change.
 
-The table of live stacks is immutable and replaced by one assignment, so a look-up is a pin: whoever holds the entry
-keeps that version to the end, and its memory goes when the last holder is done. Knows the store and the bundle format;
-does not know HTTP, queues or the device: loading and warming a stack are handed in.
+Knows the store and the bundle format; does not know HTTP, queues or the device: loading and warming a stack are handed
+in.
 
 A change goes one way: bytes → bundle → device → warm-up row → store (durable) → table. Whatever fails on the way leaves
 the domain as it was.
@@ -14,25 +13,23 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from prompt_store.bundle import Bundle, read_bundle
-from prompt_store.errors import BundleInvalidError, ConflictError, DomainNotFoundError, PromptStoreError
+from prompt_store.errors import BundleInvalidError, ConflictError, PromptStoreError
 from prompt_store.manifest import is_domain
 from service.cache import Cache
 from service.errors import (
     BackboneMismatchError,
-    DomainNotLiveError,
-    DomainUnavailableError,
     PreconditionFailedError,
     ServiceError,
 )
+from service.live_table import DomainState, LiveTable, ServedStack, unknown_domain
 
 if TYPE_CHECKING:
-    from prompt_store.store import Added, HistoryEntry, LiveInfo, Store
+    from prompt_store.store import Added, LiveInfo, Store
     from prompted_clip.stack import PromptStack
     from service.metrics import Metrics
 
@@ -40,37 +37,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_FAILED_S: Final = 30.0
 """How long a domain that could not be loaded is left alone before it is tried again."""
-EMPTY: Final[Mapping[str, DomainState]] = MappingProxyType({})
-
-
-@dataclass(frozen=True, eq=False)
-class ServedStack:
-    """One version of one domain on the device: what a request pins and what its answer names."""
-
-    domain: str
-    version: int
-    digest: str
-    stack: PromptStack
-
-
-@dataclass(frozen=True, eq=False)
-class DomainState:
-    """One line of the table.
-
-    Args:
-        served: the live stack; None when no version is live or the live one could not be loaded.
-        error: code of what went wrong the last time a version should have gone live; None when all is well.
-    """
-
-    served: ServedStack | None
-    error: str | None = None
-
-    @property
-    def name(self) -> str:
-        """One word for people and dashboards: live, stale (an older version answers), broken or idle."""
-        if self.served is not None:
-            return "stale" if self.error else "live"
-        return "broken" if self.error else "idle"
 
 
 @dataclass(frozen=True)
@@ -108,7 +74,7 @@ class Domains:
         self._load = load
         self._warm_up = warm_up
         self._metrics = metrics
-        self._table = EMPTY
+        self._table = LiveTable()
         self._old: Cache[tuple[str, int], ServedStack] = Cache(max_old)
         self._changes: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retry: dict[str, tuple[int, float]] = {}
@@ -116,24 +82,15 @@ class Domains:
     @property
     def table(self) -> Mapping[str, DomainState]:
         """The table as it is at this moment; it never changes, it is replaced."""
-        return self._table
+        return self._table.entries
 
     def pin(self, domain: str) -> ServedStack:
         """The live stack of a domain, to be kept until the answer is out.
 
         Raises:
-            DomainNotFoundError: no such domain.
-            DomainNotLiveError: no version is live.
-            DomainUnavailableError: the live version cannot be loaded.
+            DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: see `LiveTable.pin`.
         """
-        state = self._table.get(domain)
-        if state is None:
-            raise _unknown(domain)
-        if state.served is not None:
-            return state.served
-        if state.error:
-            raise DomainUnavailableError(f"The live version of {domain} cannot be loaded ({state.error}).")
-        raise DomainNotLiveError(f"No version of {domain} is live; activate one with PUT /domains/{domain}/live.")
+        return self._table.pin(domain)
 
     async def pin_version(self, domain: str, version: int) -> ServedStack:
         """A particular version, loaded on demand and kept for a while.
@@ -143,11 +100,11 @@ class Domains:
             VersionNotFoundError: no such version.
             StackMismatchError, BackboneMismatchError: it does not fit the backbone.
         """
-        state = self._table.get(domain)
-        if state is not None and state.served is not None and state.served.version == version:
-            return state.served
+        served = self._table.serving(domain)
+        if served is not None and served.version == version:
+            return served
         if not is_domain(domain):
-            raise _unknown(domain)
+            raise unknown_domain(domain)
         return await self._old.get((domain, version), lambda: self._prepare(domain, version))
 
     async def publish(self, domain: str, data: bytes, *, activate: bool, actor: str) -> Published:
@@ -170,8 +127,8 @@ class Domains:
         stack = await self._prepare_bundle(bundle, None)
         async with self._changes[domain]:
             added = await asyncio.to_thread(self.store.add, domain, data, actor=actor)
-            if domain not in self._table:
-                self._swap(domain, DomainState(None))
+            if domain not in self._table.entries:
+                self._table.swap(domain, DomainState(None))
             if not activate:
                 return Published(added, None)
             await asyncio.to_thread(self.store.activate, domain, added.version, actor=actor)
@@ -194,7 +151,7 @@ class Domains:
             StackMismatchError, BackboneMismatchError: it cannot run here.
         """
         started_s = time.monotonic()
-        async with self._changes[self._known(domain)]:
+        async with self._changes[self._table.known(domain)]:
             live = await asyncio.to_thread(self.store.live, domain)
             if expected is not None and (live is None or live.digest != expected):
                 raise PreconditionFailedError(
@@ -220,12 +177,11 @@ class Domains:
             StackMismatchError, BackboneMismatchError: that version cannot run here.
         """
         started_s = time.monotonic()
-        async with self._changes[self._known(domain)]:
-            target = previous_live(await asyncio.to_thread(self.store.history, domain))
-            ready = await self._prepare(domain, target) if target is not None else None
+        async with self._changes[self._table.known(domain)]:
+            served = await self._prepare(domain, await asyncio.to_thread(self.store.rollback_target, domain))
             info = await asyncio.to_thread(self.store.rollback, domain, actor=actor)
-            is_same = ready is not None and ready.version == info.version
-            served = ready if ready and is_same else await self._load_or_reuse(domain, info.version)
+            if info.version != served.version:  # another process changed it in between
+                served = await self._prepare(domain, info.version)
             self._go_live(served, started_s)
         return served
 
@@ -236,7 +192,7 @@ class Domains:
             DomainNotFoundError, VersionNotFoundError: nothing there.
             VersionLiveError: it is live.
         """
-        async with self._changes[self._known(domain)]:
+        async with self._changes[self._table.known(domain)]:
             await asyncio.to_thread(self.store.retire, domain, version, actor=actor)
             self._old.forget(lambda key: key == (domain, version))
 
@@ -257,16 +213,14 @@ class Domains:
                 self._note_failure(domain, live, error)
 
     def _is_current(self, domain: str, live: LiveInfo | None) -> bool:
-        state = self._table.get(domain)
-        if state is None:
-            return False
-        if live is None:
-            return state.served is None
-        return state.served is not None and state.served.version == live.version
+        served = self._table.serving(domain)
+        if live is None or served is None:
+            return domain in self._table.entries and live is None and served is None
+        return served.version == live.version
 
     async def _follow(self, domain: str, live: LiveInfo | None) -> None:
         if live is None:
-            self._swap(domain, DomainState(None))
+            self._table.swap(domain, DomainState(None))
         elif not self._is_current(domain, live):
             started_s = time.monotonic()
             self._go_live(await self._load_or_reuse(domain, live.version), started_s)
@@ -278,17 +232,17 @@ class Domains:
     def _note_failure(self, domain: str, live: LiveInfo | None, error: Exception) -> None:
         self._retry[domain] = (live.version if live else 0, time.monotonic() + RETRY_FAILED_S)
         code = str(getattr(error, "code", "internal"))
-        old = self._table.get(domain, DomainState(None))
+        old = self._table.entries.get(domain, DomainState(None))
         if old.error != code:
             is_expected = isinstance(error, ServiceError | PromptStoreError)
             logger.error("domain.unavailable", extra={"domain": domain, "code": code}, exc_info=not is_expected)
             self._metrics.activations.labels(domain, "failed").inc()
-        self._swap(domain, DomainState(old.served, error=code))
+        self._table.swap(domain, DomainState(old.served, error=code))
 
     async def _load_or_reuse(self, domain: str, version: int) -> ServedStack:
-        state = self._table.get(domain)
-        if state is not None and state.served is not None and state.served.version == version:
-            return state.served
+        served = self._table.serving(domain)
+        if served is not None and served.version == version:
+            return served
         return await self._prepare(domain, version)
 
     async def _prepare(self, domain: str, version: int) -> ServedStack:
@@ -305,7 +259,7 @@ class Domains:
         return stack
 
     def _go_live(self, served: ServedStack, started_s: float) -> None:
-        self._swap(served.domain, DomainState(served))
+        self._table.swap(served.domain, DomainState(served))
         self._old.forget(lambda key: key == (served.domain, served.version))
         self._metrics.activations.labels(served.domain, "done").inc()
         self._metrics.activation_s.observe(time.monotonic() - started_s)
@@ -314,38 +268,3 @@ class Domains:
             "bundle.activated",
             extra={"domain": served.domain, "version": served.version, "digest": served.digest},
         )
-
-    def _swap(self, domain: str, state: DomainState) -> None:
-        """The swap: one assignment of a new immutable table."""
-        self._table = MappingProxyType({**self._table, domain: state})
-
-    def _known(self, domain: str) -> str:
-        if domain not in self._table:
-            raise _unknown(domain)
-        return domain
-
-
-def previous_live(history: Sequence[HistoryEntry]) -> int | None:
-    """The version a rollback would go to, from the changes so far, oldest first; None when there is none."""
-    trail: list[int] = []
-    retired: set[int | None] = set()
-    for entry in history:
-        if entry.action == "activate" and entry.to_version is not None:
-            trail.append(entry.to_version)
-        elif entry.action == "rollback" and entry.to_version is not None:
-            trail = _up_to_last(trail[:-1], entry.to_version)
-        elif entry.action == "retire":
-            retired.add(entry.from_version)
-    live = trail[-1] if trail else None
-    return next((version for version in reversed(trail) if version != live and version not in retired), None)
-
-
-def _up_to_last(trail: list[int], version: int) -> list[int]:
-    while trail and trail[-1] != version:
-        trail = trail[:-1]
-    return trail
-
-
-def _unknown(domain: str) -> DomainNotFoundError:
-    name = f" {domain}" if is_domain(domain) else ""
-    return DomainNotFoundError(f"There is no domain{name} here; GET /domains lists those there are.")

@@ -16,10 +16,11 @@ from prompted_clip.errors import StackMismatchError
 from service.auth import KeyRing
 from service.batcher import Batcher
 from service.cache import Cache
-from service.domains import Domains, ServedStack
+from service.domains import Domains
 from service.engine import Engine, EngineRow, Prediction, ServingModel
 from service.errors import RequestInvalidError
 from service.images import Decoder, ImageLimits
+from service.live_table import ServedStack
 from service.metrics import Metrics
 from service.settings import Settings
 

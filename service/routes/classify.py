@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prompted_clip.stack import PromptStack
 from service.batcher import Outcome
-from service.domains import ServedStack
 from service.engine import EngineRow, Prediction
 from service.errors import (
     ClientGoneError,
@@ -28,6 +27,7 @@ from service.errors import (
     ServiceError,
 )
 from service.images import Decoded
+from service.live_table import ServedStack
 from service.logs import request_id
 from service.problems import describe
 from service.routes.bodies import SentImage, read_images

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from prompt_store.bundle import read_bundle
 from prompt_store.errors import DomainNotFoundError, VersionNotFoundError
 from prompt_store.store import VersionInfo
-from service.domains import DomainState, ServedStack
 from service.errors import DrainingError, MediaTypeError, RequestInvalidError
+from service.live_table import DomainState, ServedStack
 from service.runtime import Running, Runtime, actor_of
 from service.schemas import (
     DomainDetailOut,

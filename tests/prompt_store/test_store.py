@@ -86,7 +86,11 @@ def test_repeated_rollbacks_walk_further_back_and_end_clearly(store):
     filled(store)
     for version in (1, 2, 3, 1):
         store.activate("flowers", version)
-    visited = [store.rollback("flowers").version for _ in range(3)]
+    foreseen, visited = [], []
+    for _ in range(3):
+        foreseen.append(store.rollback_target("flowers"))
+        visited.append(store.rollback("flowers").version)
+    assert foreseen == visited
 
     assert visited == [3, 2, 1]
     with pytest.raises(ConflictError) as caught:
@@ -159,7 +163,7 @@ def test_history_names_who_when_from_and_to(store):
 @pytest.mark.parametrize("domain", ["nobody", "../flowers", "", "a/b", "con"])
 def test_a_domain_that_is_not_there_is_said_so(store, domain):
     filled(store)
-    for call in (store.versions, store.live, store.history, store.rollback):
+    for call in (store.versions, store.live, store.history, store.rollback, store.rollback_target):
         with pytest.raises(DomainNotFoundError):
             call(domain)
     for call in (store.read, store.activate, store.retire):

@@ -6,8 +6,7 @@ import pytest
 from prompt_store.bundle import read_bundle
 from prompt_store.errors import StorageFullError, StoreReadOnlyError
 from prompt_store.manifest import BackboneSpec
-from prompt_store.store import HistoryEntry, Store
-from service.domains import previous_live
+from prompt_store.store import Store
 from tests.service.fakes import FINGERPRINT, PREPROCESS, colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -245,26 +244,6 @@ async def test_a_rollback_to_what_cannot_load_changes_nothing(serve, store, mode
         assert answer.status_code == 422
         assert (await client.post("/classify/paint", content=picture())).json()["version"] == 2
     assert store.live("paint").version == 2
-
-
-def entries(*changes):
-    return [HistoryEntry("", "", action, before, after, 0) for action, before, after in changes]
-
-
-@pytest.mark.parametrize(
-    ("history", "expected"),
-    [
-        (entries(), None),
-        (entries(("publish", None, 1)), None),
-        (entries(("activate", None, 1)), None),
-        (entries(("activate", None, 1), ("activate", 1, 2)), 1),
-        (entries(("activate", None, 1), ("activate", 1, 2), ("activate", 2, 3), ("rollback", 3, 2)), 1),
-        (entries(("activate", None, 1), ("activate", 1, 2), ("activate", 2, 3), ("retire", 2, None)), 1),
-        (entries(("activate", None, 1), ("activate", 1, 2), ("activate", 2, 1)), 2),
-    ],
-)
-def test_the_target_of_a_rollback_is_foreseen_as_the_store_chooses_it(history, expected):
-    assert previous_live(history) == expected
 
 
 async def test_a_version_is_removed_unless_it_is_live(serve, store):

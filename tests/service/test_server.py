@@ -145,6 +145,21 @@ def test_a_port_that_is_taken_is_told_plainly():
         listen("127.0.0.1", taken.getsockname()[1])
 
 
+def test_an_answer_in_two_packets_does_not_wait_for_an_acknowledgement():
+    async def nagle_is_off(listener):
+        seen = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda _, writer: seen.set_result(writer), sock=listener)
+        with socket.create_connection(listener.getsockname()):
+            writer = await seen
+            value = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+        server.close()
+        return value != 0
+
+    with listen("127.0.0.1", 0) as listener:
+        assert asyncio.run(nagle_is_off(listener))
+
+
 def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert chosen_device(Settings()) == ("cpu", torch.float32)
