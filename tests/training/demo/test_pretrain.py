@@ -87,11 +87,6 @@ def test_the_learning_rate_warms_up_and_ends_near_zero(plan):
     assert learning_rate(long, 999) < 1e-3 * long.peak_lr
 
 
-def test_a_longer_cosine_leaves_the_first_steps_as_they_would_be(plan):
-    whole, cut = dataclasses.replace(plan, n_steps=1000), dataclasses.replace(plan, n_steps=600, n_cosine_steps=1000)
-    assert [learning_rate(whole, step) for step in range(600)] == [learning_rate(cut, step) for step in range(600)]
-
-
 def test_broad_augmentation_touches_about_the_share_asked_for():
     clean = draw_series(1, 128).pixels.float() / 255
     before = clean.clone()
