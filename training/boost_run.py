@@ -11,9 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prompted_clip.backbone import Backbone
 from training.boosting import Booster, BoostRun
-from training.classes import read_classes
+from training.data.class_list import read_classes
+from training.data.images import ImageFolder, find_images
+from training.data.views import Views
 from training.export import boost_provenance, fold_boosting
-from training.images import ImageFolder, Views, find_images
 from training.recipe import BoostRecipe
 
 

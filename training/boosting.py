@@ -26,8 +26,8 @@ from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes, encode_tokens, tokenize
 from prompted_clip.vision import encode_image
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.data.views import Views
 from training.errors import BackbonePairError, DivergedError
-from training.images import Views
 from training.recipe import BoostRecipe
 
 

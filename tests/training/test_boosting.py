@@ -11,8 +11,9 @@ from prompted_clip.internals import architecture_facts
 from tests.reference.slow_clip import SlowClip
 from tests.tiny import tiny_backbone
 from training.boosting import Booster, BoostPrompts, distillation_loss, learning_rate
+from training.data.images import find_images
+from training.data.views import Views
 from training.errors import BackbonePairError, CheckpointError, DivergedError
-from training.images import Views, find_images
 from training.recipe import BoostRecipe
 
 CLASSES = ["cat", "striped circle", "dog"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.classes import read_classes
+from training.data.class_list import read_classes
 from training.errors import ClassListError, RecipeError
 from training.recipe import BoostRecipe, read_recipe
 

@@ -1,4 +1,4 @@
-"""Unlabelled images of one domain: found in a folder, decoded, and seen under reproducible random views.
+"""What models see of each image: as served, or under reproducible random crops.
 
 Every random choice is drawn from (seed, epoch, image), never from a shared stream, so a resumed run and a run with
 another number of threads see the same pixels.
@@ -7,7 +7,6 @@ another number of threads see the same pixels.
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,52 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from prompted_clip.preprocess import to_pixels
-from training.errors import NoImagesError
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 N_THREADS: Final = 4
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """The readable images of a folder.
-
-    Attributes:
-        root: the folder searched, subfolders included.
-        files: readable images, sorted by path.
-        unreadable: files with an image's suffix that could not be decoded.
-        digest: `sha256:…` over relative paths and contents of `files`.
-    """
-
-    root: Path
-    files: tuple[Path, ...]
-    unreadable: tuple[Path, ...]
-    digest: str
-
-
-def find_images(root: Path) -> ImageFolder:
-    """List the images below a folder; damaged ones are set aside and named, never fatal.
-
-    Raises:
-        NoImagesError: the folder does not exist or holds no readable image.
-    """
-    if not root.is_dir():
-        msg = f"Expected a folder of images at {root}; there is none."
-        raise NoImagesError(msg)
-    candidates = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    with ThreadPoolExecutor(N_THREADS) as pool:
-        hashes = list(pool.map(_hash_readable, candidates))
-    files = tuple(path for path, found in zip(candidates, hashes, strict=True) if found)
-    unreadable = tuple(path for path, found in zip(candidates, hashes, strict=True) if not found)
-    if not files:
-        suffixes = ", ".join(sorted(SUFFIXES))
-        msg = f"No readable image below {root}: expected {suffixes}, found {len(unreadable)} damaged and no sound ones."
-        raise NoImagesError(msg)
-    digest = hashlib.sha256()
-    for path, found in zip(candidates, hashes, strict=True):
-        if found:
-            digest.update(f"{path.relative_to(root).as_posix()}\0{found}\n".encode())
-    return ImageFolder(root, files, unreadable, f"sha256:{digest.hexdigest()}")
 
 
 class Views:
@@ -135,17 +90,6 @@ def _random_crop(image: Image.Image, size: int, scale_min: float, rng: np.random
     box = (left, top, left + crop_w, top + crop_h)
     view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return ImageOps.mirror(view) if rng.random() < 0.5 else view
-
-
-def _hash_readable(path: Path) -> str | None:
-    """SHA-256 of a file that decodes as an image, else None."""
-    try:
-        data = path.read_bytes()
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    return hashlib.sha256(data).hexdigest()
 
 
 def _mix(seed: int, epoch: int, index: int) -> int:

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from prompted_clip import to_pixels
+from training.data.images import find_images
+from training.data.views import Views
 from training.errors import NoImagesError
-from training.images import Views, find_images
 
 PREPROCESS = {"size": [32, 32], "mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 
