@@ -51,7 +51,7 @@ def tokenize(backbone: Backbone, texts: Sequence[str], *, n_prompts: int = 0) ->
 
 
 def encode_tokens(backbone: Backbone, tokens_KT: Tensor, eot_K: Tensor, grid: PromptGrid | None = None) -> Tensor:
-    """g, the features of tokenised texts.
+    """g, the features of tokenised texts: `embed_text` at length 1.
 
     Args:
         backbone: the frozen CLIP.
@@ -62,16 +62,34 @@ def encode_tokens(backbone: Backbone, tokens_KT: Tensor, eot_K: Tensor, grid: Pr
     Returns:
         [K, E] float32, unit norm.
     """
-    clip = backbone.clip
-    x = internals.embed_tokens(clip, tokens_KT.to(backbone.device))
-    eot_K = eot_K.to(backbone.device)
+    x = internals.embed_tokens(backbone.clip, tokens_KT.to(backbone.device))
+    return internals.unit_norm(embed_text(backbone, x, eot_K, grid))
+
+
+def embed_text(
+    backbone: Backbone, x_KTW: Tensor, eot_K: Tensor, grid: PromptGrid | None = None, *, start: int = 1
+) -> Tensor:
+    """The text tower's output before it is brought to length 1, from token embeddings.
+
+    Args:
+        backbone: the frozen CLIP.
+        x_KTW: token embeddings without positions, the start token first.
+        eot_K: EOT positions in `x_KTW`, before prompts are inserted.
+        grid: text prompts, or None.
+        start: where the prompts go: in front of this position of `x_KTW`.
+
+    Returns:
+        [K, E] in the backbone's dtype.
+    """
+    clip, eot_K = backbone.clip, eot_K.to(backbone.device)
+    x = x_KTW
     if grid is not None:
-        x = torch.cat([x[:, :1], grid.layer(0, x.shape[0]).to(x.dtype), x[:, 1:]], dim=1)
+        x = torch.cat([x[:, :start], grid.layer(0, x.shape[0]).to(x.dtype), x[:, start:]], dim=1)
         eot_K = eot_K + grid.n_tokens
     x = internals.add_positions(clip, x)
     mask = internals.causal_mask(clip, x.shape[1])
-    x = run_blocks(internals.text_blocks(clip), x, grid, start=1, mask=mask)
-    return internals.unit_norm(internals.project_text(clip, x, eot_K))
+    x = run_blocks(internals.text_blocks(clip), x, grid, start=start, mask=mask)
+    return internals.project_text(clip, x, eot_K)
 
 
 def encode_texts(backbone: Backbone, texts: Sequence[str], grid: PromptGrid | None = None) -> Tensor:

@@ -15,7 +15,12 @@ from prompted_clip.prompts import PromptGrid, run_blocks
 
 
 def encode_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
-    """f(x), the image features.
+    """f(x), the image features: `embed_image` at length 1, [B, E] float32."""
+    return internals.unit_norm(embed_image(backbone, images_BCHW, grid))
+
+
+def embed_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
+    """The image tower's output before it is brought to length 1; extra heads read it.
 
     Args:
         backbone: the frozen CLIP.
@@ -23,7 +28,7 @@ def encode_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | Non
         grid: image prompts, boosting before adapting, shared or one per row; None is open_clip's own forward.
 
     Returns:
-        [B, E] float32, unit norm.
+        [B, E] in the backbone's dtype.
     """
     clip = backbone.clip
     x = internals.embed_patches(clip, images_BCHW.to(backbone.dtype))
@@ -32,4 +37,4 @@ def encode_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | Non
         prompts = internals.norm_image_prompts(clip, grid.layer(0, x.shape[0]).to(x.dtype))
         x = torch.cat([x, prompts], dim=1)
     x = run_blocks(internals.vision_blocks(clip), x, grid, start=start)
-    return internals.unit_norm(internals.project_image(clip, x))
+    return internals.project_image(clip, x)

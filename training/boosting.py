@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
-from prompted_clip.internals import embed_tokens
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes, encode_tokens, tokenize
@@ -28,6 +27,7 @@ from prompted_clip.vision import encode_image
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data.views import Views
 from training.errors import BackbonePairError, DivergedError
+from training.initial_prompts import random_prompts, start_from_words
 from training.recipe import BoostRecipe
 
 
@@ -55,15 +55,13 @@ class BoostPrompts(nn.Module):
     def __init__(self, student: Backbone, recipe: BoostRecipe) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(recipe.seed)
-        text = _random_prompts(
+        text = random_prompts(
             min(recipe.text_depth, student.n_text_layers), recipe.text_tokens, student.text_width, generator
         )
-        image = _random_prompts(
+        image = random_prompts(
             min(recipe.image_depth, student.n_vision_layers), recipe.image_tokens, student.vision_width, generator
         )
-        words = _word_embeddings(student, recipe.text_init)
-        if len(words) == recipe.text_tokens and recipe.text_tokens > 0:
-            text[0] = words
+        start_from_words(text, student, recipe.text_init)
         self.image = nn.Parameter(image.to(student.device))
         self.text = nn.Parameter(text.to(student.device))
 
@@ -267,14 +265,3 @@ class Booster:
             "losses": run.losses,
         }
         save_checkpoint(path, identity, state)
-
-
-def _random_prompts(depth: int, tokens: int, width: int, generator: torch.Generator) -> Tensor:
-    """N(0, 0.02²) [depth, tokens, width], as the deep prompts of IVLP start."""
-    return torch.randn(depth, tokens, width, generator=generator) * 0.02
-
-
-def _word_embeddings(student: Backbone, words: str) -> Tensor:
-    """Token embeddings of `words`: float32 [n, width] on the CPU."""
-    ids = torch.tensor(student.tokenizer.encode(words), dtype=torch.long, device=student.device)
-    return embed_tokens(student.clip, ids).detach().float().cpu()

@@ -33,11 +33,11 @@ def boost(
     """Learn boosting prompts for a domain from unlabelled images and a larger CLIP (CasPL phase 1)."""
     from prompt_store.errors import PromptStoreError
     from training.errors import TrainingError
-    from training.recipe import read_recipe
+    from training.recipe import BoostRecipe, read_recipe
 
     console = Console(stderr=True)
     try:
-        chosen = read_recipe(recipe, set_ or [])
+        chosen = read_recipe(BoostRecipe, recipe, set_ or [])
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
             return

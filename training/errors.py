@@ -5,6 +5,7 @@ TrainingError
 ├── ClassListError      the class list is missing, empty or ambiguous
 ├── NoImagesError       no readable image where images were promised
 ├── BackbonePairError   student and teacher cannot see the same view
+├── BoostBundleError    a boosting bundle does not fit the backbone
 ├── CheckpointError     a checkpoint belongs to another run
 └── DivergedError       the loss is no longer a finite number
 """
@@ -36,3 +37,7 @@ class CheckpointError(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class BoostBundleError(TrainingError):
+    """A bundle cannot serve as boosting prompts for this backbone."""

@@ -7,7 +7,7 @@ the bundle's provenance. Where the CasPL paper (arXiv 2409.17805) is silent, the
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,39 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from training.errors import RecipeError
 
 
-class BoostRecipe(BaseModel):
-    """Phase 1: boosting prompts distilled from a teacher on unlabelled images.
-
-    Defaults follow the reference training of PromptSRC and PromptKD (SGD 0.9, weight decay 5e-4, cosine per epoch,
-    one warm-up epoch at 1e-5, 20 epochs of batches of 8). Token count, depth, loss reduction and initialisation are
-    not stated by the paper for phase 1; they are inferred and open to change here.
-    """
+class Recipe(BaseModel):
+    """What every training run decides: how it steps, what it sees of an image, and from which seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_tokens: int = Field(
-        default=8, ge=0, le=64, description="boosting tokens per layer in the image tower; inferred"
-    )
-    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's; inferred")
-    text_tokens: int = Field(
-        default=8, ge=0, le=64, description="boosting tokens per layer in the text tower; inferred"
-    )
-    text_depth: int = Field(default=9, ge=1, description="layers with own text tokens, cut to the tower's; inferred")
-    text_init: str = Field(
-        default="a photo of a", description="words for text layer 0, used where their token count fits"
-    )
-    template: str = Field(default="{}.", description="student text behind the prompts")
-    teacher_template: str = Field(default="a photo of a {}.", description="the teacher's hand-written prompt")
-    temperature: float = Field(default=1.0, gt=0, description="tau of CasPL eq. 2")
-    reduction: Literal["mean", "batchmean"] = Field(
-        default="mean", description="KL over batch and classes (PromptKD) or over the batch; inferred"
-    )
-    loss_weight: float = Field(default=1000.0, gt=0, description="1000, or 200 for Aircraft, Flowers, DTD (PromptKD)")
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with momentum 0.9, or AdamW")
     learning_rate: float = Field(default=0.005, gt=0)
-    text_rate_factor: float = Field(
-        default=1.0, ge=0, description="text prompts learn at this multiple of the rate; below 1 where classes collapse"
-    )
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup_epochs: int = Field(default=1, ge=0, description="epochs at the constant warm-up rate")
     warmup_learning_rate: float = Field(default=1e-5, ge=0)
@@ -68,10 +42,59 @@ class BoostRecipe(BaseModel):
         return "\n".join(lines) + "\n"
 
 
-def read_recipe(path: Path | None, overrides: Iterable[str] = ()) -> BoostRecipe:
+class BoostRecipe(Recipe):
+    """Phase 1: boosting prompts distilled from a teacher on unlabelled images.
+
+    Defaults follow the reference training of PromptSRC and PromptKD (SGD 0.9, weight decay 5e-4, cosine per epoch,
+    one warm-up epoch at 1e-5, 20 epochs of batches of 8). Token count, depth, loss reduction and initialisation are
+    not stated by the paper for phase 1; they are inferred and open to change here.
+    """
+
+    image_tokens: int = Field(
+        default=8, ge=0, le=64, description="boosting tokens per layer in the image tower; inferred"
+    )
+    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's; inferred")
+    text_tokens: int = Field(
+        default=8, ge=0, le=64, description="boosting tokens per layer in the text tower; inferred"
+    )
+    text_depth: int = Field(default=9, ge=1, description="layers with own text tokens, cut to the tower's; inferred")
+    text_init: str = Field(
+        default="a photo of a", description="words for text layer 0, used where their token count fits"
+    )
+    template: str = Field(default="{}.", description="student text behind the prompts")
+    teacher_template: str = Field(default="a photo of a {}.", description="the teacher's hand-written prompt")
+    temperature: float = Field(default=1.0, gt=0, description="tau of CasPL eq. 2")
+    reduction: Literal["mean", "batchmean"] = Field(
+        default="mean", description="KL over batch and classes (PromptKD) or over the batch; inferred"
+    )
+    loss_weight: float = Field(default=1000.0, gt=0, description="1000, or 200 for Aircraft, Flowers, DTD (PromptKD)")
+    text_rate_factor: float = Field(
+        default=1.0, ge=0, description="text prompts learn at this multiple of the rate; below 1 where classes collapse"
+    )
+
+
+class AdaptRecipe(Recipe):
+    """Phase 2, what all methods share; each method's file adds its own keys and its paper's values.
+
+    Source of the values: the methods' repositories (SGD 0.9, weight decay 5e-4, cosine, one warm-up epoch at 1e-5).
+    """
+
+    template: str = Field(
+        default="a photo of a {}.", description="hand-written prompt of the frozen reference, where a method has one"
+    )
+    reference: Literal["boosted", "plain"] = Field(
+        default="boosted", description="the frozen model that methods with a reference hold on to; inferred"
+    )
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = ()) -> R:
     """Read a TOML recipe, then apply `key=value` overrides.
 
     Args:
+        kind: which recipe: its keys, bounds and defaults.
         path: a TOML file, or None for the defaults.
         overrides: entries like `epochs=5`; values are TOML, bare words are strings.
 
@@ -90,9 +113,9 @@ def read_recipe(path: Path | None, overrides: Iterable[str] = ()) -> BoostRecipe
             raise RecipeError(msg) from error
     values |= dict(_parse_override(entry) for entry in overrides)
     try:
-        return BoostRecipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error)) from error
+        raise RecipeError(_explain(kind, error)) from error
 
 
 def _parse_override(entry: str) -> tuple[str, Any]:
@@ -106,12 +129,12 @@ def _parse_override(entry: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(kind: type[Recipe], error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            parts.append(f"unknown recipe key {key!r}; known keys: {', '.join(BoostRecipe.model_fields)}")
+            parts.append(f"unknown recipe key {key!r}; known keys: {', '.join(kind.model_fields)}")
         else:
             parts.append(f"recipe key {key!r}: {problem['msg']}, found {problem['input']!r}")
     return "; ".join(parts)

@@ -10,7 +10,7 @@ from training.recipe import BoostRecipe, read_recipe
 def test_a_printed_recipe_reads_back_as_itself(tmp_path):
     recipe = BoostRecipe(epochs=3, text_init='say "hi"')
     (tmp_path / "r.toml").write_text(recipe.to_toml())
-    assert read_recipe(tmp_path / "r.toml") == recipe
+    assert read_recipe(BoostRecipe, tmp_path / "r.toml") == recipe
 
 
 def test_a_printed_recipe_names_every_key():
@@ -20,12 +20,12 @@ def test_a_printed_recipe_names_every_key():
 def test_an_unknown_key_is_an_error_that_lists_the_known_ones(tmp_path):
     (tmp_path / "r.toml").write_text("epoch = 3\n")
     with pytest.raises(RecipeError, match=r"unknown recipe key 'epoch'.*epochs"):
-        read_recipe(tmp_path / "r.toml")
+        read_recipe(BoostRecipe, tmp_path / "r.toml")
 
 
 def test_overrides_win_over_the_file(tmp_path):
     (tmp_path / "r.toml").write_text("epochs = 3\nbatch_size = 2\n")
-    recipe = read_recipe(tmp_path / "r.toml", ["epochs=7", "optimizer=adamw"])
+    recipe = read_recipe(BoostRecipe, tmp_path / "r.toml", ["epochs=7", "optimizer=adamw"])
     assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (7, 2, "adamw")
 
 
@@ -35,15 +35,15 @@ def test_overrides_win_over_the_file(tmp_path):
 )
 def test_impossible_values_are_named(entry, message):
     with pytest.raises(RecipeError, match=message):
-        read_recipe(None, [entry])
+        read_recipe(BoostRecipe, None, [entry])
 
 
 def test_a_missing_or_broken_recipe_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match="absent"):
-        read_recipe(tmp_path / "absent.toml")
+        read_recipe(BoostRecipe, tmp_path / "absent.toml")
     (tmp_path / "bad.toml").write_text("epochs = = 3")
     with pytest.raises(RecipeError, match="not TOML"):
-        read_recipe(tmp_path / "bad.toml")
+        read_recipe(BoostRecipe, tmp_path / "bad.toml")
 
 
 def test_class_lists_skip_blank_lines_and_turn_underscores_into_spaces(tmp_path):

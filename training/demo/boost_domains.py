@@ -88,7 +88,7 @@ def boost_all(out_dir: Path, results: Path, work_dir: Path, domains: Sequence[st
         console: where progress is shown.
     """
     student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
-    recipe = read_recipe(RECIPE)
+    recipe = read_recipe(BoostRecipe, RECIPE)
     rows = []
     for domain in domains:
         bundle = out_dir / f"{domain}.safetensors"

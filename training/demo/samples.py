@@ -11,7 +11,7 @@ from training.demo.boost_domains import RECIPE, boost_domain
 from training.demo.render import draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
-from training.recipe import read_recipe
+from training.recipe import BoostRecipe, read_recipe
 
 SAMPLE_SEED: Final = 700
 SAMPLE_DOMAINS: Final = ("thermal", "satellite")
@@ -41,7 +41,7 @@ def write_samples(out_dir: Path) -> list[Path]:
 
 def write_upload(out_dir: Path, work_dir: Path, console: Console) -> Path:
     """Boost one domain once more from another seed: the version that the demo uploads and swaps in."""
-    recipe = read_recipe(RECIPE).model_copy(update={"seed": UPLOAD_SEED})
+    recipe = read_recipe(BoostRecipe, RECIPE).model_copy(update={"seed": UPLOAD_SEED})
     path = out_dir / f"{UPLOAD_DOMAIN}-seed-{UPLOAD_SEED}.safetensors"
     student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
     boost_domain(UPLOAD_DOMAIN, path, work_dir, student, teacher, recipe, console)

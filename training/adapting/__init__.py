@@ -1,0 +1,1 @@
+"""Phase 2 of CasPL: adapting prompts, one file per method."""

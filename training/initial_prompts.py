@@ -1,0 +1,33 @@
+"""Where prompts start: small random values, or the embeddings of words.
+
+Legend: L prompt layers, P prompt tokens, W tower width.
+"""
+
+import torch
+from torch import Tensor
+
+from prompted_clip.backbone import Backbone
+from prompted_clip.internals import embed_tokens
+
+
+def random_prompts(depth: int, tokens: int, width: int, generator: torch.Generator) -> Tensor:
+    """N(0, 0.02²) [L, P, W] float32, as the deep prompts of IVLP start."""
+    return torch.randn(depth, tokens, width, generator=generator) * 0.02
+
+
+def start_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> bool:
+    """Put the token embeddings of `words` into layer 0, in place, if there are as many of them as prompt tokens.
+
+    Args:
+        prompts_LPW: text prompts on the CPU.
+        backbone: owner of tokenizer and embeddings.
+        words: such as "a photo of a".
+
+    Returns:
+        Whether the words fitted.
+    """
+    ids = torch.tensor(backbone.tokenizer.encode(words), dtype=torch.long, device=backbone.device)
+    if prompts_LPW.shape[1] == 0 or len(ids) != prompts_LPW.shape[1]:
+        return False
+    prompts_LPW[0] = embed_tokens(backbone.clip, ids).detach().float().cpu()
+    return True
