@@ -6,6 +6,8 @@ TrainingError
 ├── NoImagesError       no readable image where images were promised
 ├── BackbonePairError   student and teacher cannot see the same view
 ├── BoostBundleError    a boosting bundle does not fit the backbone
+├── DatasetError        a labelled data set cannot be read as one
+├── ImportFormatError   another project's checkpoint is not what was named
 ├── CheckpointError     a checkpoint belongs to another run
 └── DivergedError       the loss is no longer a finite number
 """
@@ -41,3 +43,11 @@ class DivergedError(TrainingError):
 
 class BoostBundleError(TrainingError):
     """A bundle cannot serve as boosting prompts for this backbone."""
+
+
+class DatasetError(TrainingError):
+    """A labelled data set is missing, ambiguous or damaged: a folder, a manifest or a split file."""
+
+
+class ImportFormatError(TrainingError):
+    """A checkpoint of another project is not what it was said to be."""
