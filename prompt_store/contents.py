@@ -1,27 +1,56 @@
 """Do the tensors of a bundle fit its manifest, and are their values fit to serve?
 
 Knows which tensors each kind of stack has, and their shapes. Does not know files; takes shapes and arrays.
-Legend: D depth, P tokens, W tower width, K classes, E joint dimension.
+Legend: D depth, P tokens, W tower width, K classes, E joint dimension, F width of the text features, H hidden width.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prompt_store.class_names import check_name, check_unique
 from prompt_store.errors import BundleInvalidError
-from prompt_store.manifest import GroupsSpec, Manifest
+from prompt_store.manifest import GroupsSpec, Manifest, StackSpec
 
 MAX_ABS_VALUE: Final = 1e4  # far above any prompt, below float16's overflow
 UNIT_NORM_TOLERANCE: Final = 1e-2
 FEATURES: Final = "text.features"
-HEAD_WEIGHT: Final = "head.weight"
-HEAD_BIAS: Final = "head.bias"
-CONDITIONAL_PREFIX: Final = "conditional."
+CONTEXT: Final = "text.adapt"
 
 Shape = tuple[int, ...]
+HeadKind = Literal["plain", "class", "projector", "conditional"]
+"""What scores: the text features alone, with a linear class head, behind a projector of the image, or per image."""
+
+HEAD_SHAPES: Final[Mapping[HeadKind, Mapping[str, str]]] = {
+    "plain": {FEATURES: "KE"},
+    "class": {FEATURES: "KE", "head.weight": "KE", "head.bias": "K"},
+    "projector": {
+        FEATURES: "KF",
+        "head.hidden.weight": "HE",
+        "head.hidden.bias": "H",
+        "head.weight": "FH",
+        "head.bias": "F",
+    },
+    "conditional": {
+        "conditional.linear1.weight": "HE",
+        "conditional.linear1.bias": "H",
+        "conditional.linear2.weight": "WH",
+        "conditional.linear2.bias": "W",
+    },
+}
+"""The tensors of each kind besides the prompt groups, one letter per dimension; equal letters are equal sizes."""
+
+
+def head_kind(stack: StackSpec, names: Collection[str]) -> HeadKind:
+    """What kind of head a stack has, from the manifest and the names of its tensors."""
+    if stack.head == "conditional":
+        return "conditional"
+    if any(name.startswith("head.hidden.") for name in names):
+        return "projector"
+    has_class_head = stack.head_share is not None or any(name.startswith("head.") for name in names)
+    return "class" if has_class_head else "plain"
 
 
 def _mismatch(field: str, expected: str) -> BundleInvalidError:
@@ -30,8 +59,8 @@ def _mismatch(field: str, expected: str) -> BundleInvalidError:
     )
 
 
-def _show(shape: Shape | None) -> str:
-    return "none" if shape is None else str(list(shape))
+def _show(shape: Shape) -> str:
+    return str(list(shape))
 
 
 def _group_names(tower: str, groups: GroupsSpec) -> list[str]:
@@ -39,17 +68,9 @@ def _group_names(tower: str, groups: GroupsSpec) -> list[str]:
     return [f"{tower}.{group}" for group, is_present in present.items() if is_present]
 
 
-def _check_tensor_set(manifest: Manifest, names: set[str]) -> None:
-    stack = manifest.stack
-    required = {*_group_names("image", stack.image), *_group_names("text", stack.text)}
-    optional: set[str] = {HEAD_WEIGHT}
-    if HEAD_WEIGHT in names:
-        optional.add(HEAD_BIAS)
-    if stack.head == "static":
-        required.add(FEATURES)
-    else:
-        optional |= {name for name in names if name.startswith(CONDITIONAL_PREFIX)}
-    missing, surplus = sorted(required - names), sorted(names - required - optional)
+def _check_tensor_set(stack: StackSpec, kind: HeadKind, names: set[str]) -> None:
+    required = {*_group_names("image", stack.image), *_group_names("text", stack.text), *HEAD_SHAPES[kind]}
+    missing, surplus = sorted(required - names), sorted(names - required)
     if missing or surplus:
         raise BundleInvalidError(
             "manifest_mismatch",
@@ -57,13 +78,33 @@ def _check_tensor_set(manifest: Manifest, names: set[str]) -> None:
             f"not in the stack: {', '.join(surplus) or 'none'}",
             field=(missing or surplus)[0],
         )
-    if stack.head == "conditional" and not any(name.startswith(CONDITIONAL_PREFIX) for name in names):
+
+
+def _check_stack(manifest: Manifest, kind: HeadKind) -> None:
+    """Refuse a manifest whose parts do not belong together."""
+    stack = manifest.stack
+    if kind == "class":
+        _demand(stack.head_share is not None, "stack.head_share", "a share from 0 to 1 for head.weight, found null")
+    else:
+        _demand(stack.head_share is None, "stack.head_share", f"null, as a {kind} head has no share")
+    if kind == "projector":
+        _demand(stack.labels == "own", "stack.labels", "own, as no text tower makes features behind a projector")
+    if kind == "conditional":
+        context = stack.text.adapt
+        is_context = context is not None and context.depth == 1
+        _demand(is_context, "stack.text.adapt", "the context of depth 1 that a conditional head shifts for every image")
+        _demand(len(manifest.templates) == 1, "templates", "exactly one for a conditional head")
+
+
+def _demand(is_met: bool, field: str, expected: str) -> None:
+    if not is_met:
         raise BundleInvalidError(
-            "manifest_mismatch", "expected conditional.* tensors for a conditional head, found none", field="stack.head"
+            "manifest_mismatch", f"{field}: expected {expected}; write the bundle from the stack it has", field=field
         )
 
 
-def _check_tower(tower: str, groups: GroupsSpec, shapes: Mapping[str, Shape], n_classes: int) -> None:
+def _check_tower(tower: str, groups: GroupsSpec, shapes: Mapping[str, Shape], n_contexts: int | None) -> None:
+    """Check one tower's groups; `n_contexts` is the number of class-specific contexts it may have, None for none."""
     widths: dict[str, int] = {}
     for group, spec in (("boost", groups.boost), ("adapt", groups.adapt)):
         if spec is None:
@@ -72,7 +113,7 @@ def _check_tower(tower: str, groups: GroupsSpec, shapes: Mapping[str, Shape], n_
         shape = shapes[name]
         plain = (spec.depth, spec.tokens)
         is_plain = len(shape) == 3 and shape[:2] == plain
-        is_per_class = name == "text.adapt" and len(shape) == 4 and shape[:3] == (n_classes, *plain)
+        is_per_class = name == CONTEXT and len(shape) == 4 and shape[:3] == (n_contexts, *plain)
         if not (is_plain or is_per_class):
             raise _mismatch(name, f"[{spec.depth}, {spec.tokens}, width] as in the manifest, found {_show(shape)}")
         widths[name] = shape[-1]
@@ -80,33 +121,33 @@ def _check_tower(tower: str, groups: GroupsSpec, shapes: Mapping[str, Shape], n_
         raise _mismatch(f"{tower}.adapt", f"the width of {tower}.boost, found {sorted(set(widths.values()))}")
 
 
-def _check_head(shapes: Mapping[str, Shape], n_classes: int) -> None:
-    features, weight, bias = (shapes.get(name) for name in (FEATURES, HEAD_WEIGHT, HEAD_BIAS))
-    if features is not None and (len(features) != 2 or features[0] != n_classes):
-        raise _mismatch(FEATURES, f"[{n_classes}, embed], found {_show(features)}")
-    if weight is not None:
-        # A head scores the classes itself, or maps image features into the space of the text features.
-        rows = {n_classes} if features is None else {n_classes, features[1]}
-        if len(weight) != 2 or weight[0] not in rows:
-            raise _mismatch(HEAD_WEIGHT, f"two dimensions, the first one of {sorted(rows)}, found {_show(weight)}")
-        if bias is not None and bias != weight[:1]:
-            raise _mismatch(HEAD_BIAS, f"[{weight[0]}], found {_show(bias)}")
+def _check_head(kind: HeadKind, shapes: Mapping[str, Shape], n_classes: int) -> None:
+    sizes = {"K": n_classes}
+    if kind == "conditional":
+        sizes["W"] = shapes[CONTEXT][-1]
+    for name, letters in HEAD_SHAPES[kind].items():
+        shape, expected = shapes[name], [sizes.get(letter, letter) for letter in letters]
+        is_fitting = len(shape) == len(letters) and all(
+            sizes.setdefault(letter, size) == size for letter, size in zip(letters, shape, strict=True)
+        )
+        if not is_fitting:
+            raise _mismatch(name, f"[{', '.join(map(str, expected))}], found {_show(shape)}")
 
 
 def check_shapes(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:
     """Compare the tensors' names and shapes with the manifest's stack and classes.
 
     Raises:
-        BundleInvalidError: `manifest_mismatch`, a tensor is missing or surplus; `shape_mismatch`.
+        BundleInvalidError: `manifest_mismatch`, a tensor is missing or surplus, or parts of the stack do not belong
+            together; `shape_mismatch`.
     """
-    n_classes = len(manifest.classes)
-    _check_tensor_set(manifest, set(shapes))
-    _check_tower("image", manifest.stack.image, shapes, n_classes)
-    _check_tower("text", manifest.stack.text, shapes, n_classes)
-    _check_head(shapes, n_classes)
-    for name, shape in shapes.items():
-        if name.startswith(CONDITIONAL_PREFIX) and len(shape) > 2:
-            raise _mismatch(name, f"one or two dimensions, found {_show(shape)}")
+    n_classes, stack = len(manifest.classes), manifest.stack
+    kind = head_kind(stack, shapes)
+    _check_tensor_set(stack, kind, set(shapes))
+    _check_stack(manifest, kind)
+    _check_tower("image", stack.image, shapes, None)
+    _check_tower("text", stack.text, shapes, None if kind == "conditional" else n_classes)
+    _check_head(kind, shapes, n_classes)
 
 
 def check_values(tensors: Mapping[str, NDArray[Any]]) -> None:

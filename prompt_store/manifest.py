@@ -8,7 +8,15 @@ import re
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from prompt_store.digest import DIGEST_PATTERN
 from prompt_store.errors import BundleInvalidError
@@ -109,11 +117,27 @@ class GroupsSpec(_Part):
 
 
 class StackSpec(_Part):
-    """Which prompts the bundle holds, and whether its text features are fixed or computed per image."""
+    """Which prompts the bundle holds, and what turns image features into scores.
+
+    Attributes:
+        head: `static`, text features are fixed; `conditional`, they are computed for every image.
+        image, text: the prompt groups of each tower.
+        labels: `own`: text features exist for the bundle's classes only, and other labels are refused.
+        head_share: weight of a linear class head in the logits, 0 to 1; None when there is no such head.
+    """
 
     head: Literal["static", "conditional"]
     image: GroupsSpec
     text: GroupsSpec
+    labels: Literal["any", "own"] = "any"
+    head_share: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A stack without heads is written as it was before there were any, so that its digest stays the same."""
+        fields: dict[str, Any] = dump(self)
+        absent = {"labels": "any", "head_share": None}
+        return {name: value for name, value in fields.items() if name not in absent or value != absent[name]}
 
 
 class Provenance(_Part):

@@ -4,20 +4,27 @@ Legend: B rows, C/H/W image, K classes, E joint width, D prompt layers, P prompt
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from prompt_store.bundle import Bundle
+from prompt_store.contents import HEAD_SHAPES, HeadKind, head_kind
 from prompt_store.manifest import GroupSpec
 from prompted_clip.backbone import Backbone
 from prompted_clip.errors import StackMismatchError
+from prompted_clip.heads import ClassHead, ConditionalHead, Head, ImageFeatures, MetaNet, Projector
+from prompted_clip.internals import unit_norm
 from prompted_clip.preprocess import normalize_pixels
-from prompted_clip.prompts import collate_grids, join_groups
+from prompted_clip.prompts import PromptGrid, collate_grids, join_groups
 from prompted_clip.stack import PromptStack
 from prompted_clip.text import encode_classes
-from prompted_clip.vision import encode_image
+from prompted_clip.vision import embed_image
+
+MAX_TEXT_ROWS: Final = 1024
+MAX_CONDITIONAL_CLASSES: Final = 1000
 
 
 class PromptedClip:
@@ -25,10 +32,20 @@ class PromptedClip:
 
     Args:
         backbone: the loaded model; shared, never changed.
+        max_text_rows: pairs of image and class that a conditional head sends through the text tower at once.
+        max_conditional_classes: most classes of a conditional head, each of which costs a text forward per image.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        max_text_rows: int = MAX_TEXT_ROWS,
+        max_conditional_classes: int = MAX_CONDITIONAL_CLASSES,
+    ) -> None:
         self.backbone = backbone
+        self._max_text_rows = max_text_rows
+        self._max_conditional_classes = max_conditional_classes
 
     @torch.inference_mode()
     def load_stack(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
@@ -39,17 +56,22 @@ class PromptedClip:
             version: its number in the store, carried into answers.
 
         Raises:
-            StackMismatchError: made for another backbone, deeper than a tower, or with a head this model cannot run.
+            StackMismatchError: made for another backbone, deeper than a tower, or too many classes for a conditional
+                head.
+            TextTooLongError: a class of a conditional head does not fit the text tower together with the prompts.
         """
-        manifest = bundle.manifest
-        self._check_backbone(bundle)
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in bundle.tensors.items()}
-        backbone = self.backbone
+        manifest, backbone = bundle.manifest, self.backbone
+        kind = head_kind(manifest.stack, bundle.tensors)
+        self._check_backbone(bundle, kind)
+        precise = torch.promote_types(backbone.dtype, torch.float32)
+        tensors = {
+            name: torch.from_numpy(array.copy()).to(backbone.device, precise) for name, array in bundle.tensors.items()
+        }
         groups = {
-            name: tensors[name].to(backbone.device, backbone.dtype) if name in tensors else None
+            name: tensors[name].to(backbone.dtype) if name in tensors else None
             for name in ("image.boost", "image.adapt", "text.boost", "text.adapt")
         }
-        return PromptStack(
+        stack = PromptStack(
             domain=manifest.domain,
             version=version,
             digest=bundle.digest,
@@ -60,10 +82,12 @@ class PromptedClip:
             image_boost=groups["image.boost"],
             image_adapt=groups["image.adapt"],
             text_boost=groups["text.boost"],
-            text_adapt=groups["text.adapt"],
-            text_features=tensors["text.features"].to(backbone.device, torch.float32),
+            text_adapt=groups["text.adapt"] if kind != "conditional" else None,
+            text_features=tensors.get("text.features"),
             image=join_groups([groups["image.boost"], groups["image.adapt"]]),
+            labels=manifest.stack.labels,
         )
+        return dataclasses.replace(stack, head=self._head(stack, kind, tensors, manifest.stack.head_share))
 
     @torch.inference_mode()
     def plain_stack(self, domain: str, class_names: Sequence[str], templates: Sequence[str]) -> PromptStack:
@@ -90,52 +114,53 @@ class PromptedClip:
 
     @torch.inference_mode()
     def boost_stack(self, stack: PromptStack) -> PromptStack:
-        """The same stack without its adapting prompts: what the boosting prompts alone answer.
+        """What the boosting prompts alone answer: without adapting prompts and what was learned on top.
 
         Raises:
-            StackMismatchError: the stack has no boosting prompts.
+            StackMismatchError: the stack has no boosting prompts, or no template to encode its classes with.
         """
         if stack.image_boost is None and stack.text_boost is None:
             msg = f"Domain {stack.domain!r} has no boosting prompts, so it cannot answer with stack=boost."
             raise StackMismatchError(msg)
         if stack.image_adapt is None and stack.text_adapt is None:
-            return stack
-        text = join_groups([stack.text_boost])
+            is_plain = stack.head is None and stack.labels == "any"
+            # A projector without adapting prompts was learned together with the boosting prompts, and belongs to them.
+            if is_plain or isinstance(stack.head, Projector):
+                return stack
         return dataclasses.replace(
             stack,
             image_adapt=None,
             text_adapt=None,
             image=join_groups([stack.image_boost]),
-            text_features=encode_classes(self.backbone, stack.class_texts, stack.templates, text),
+            text_features=self._text_features(stack, stack.class_texts, join_groups([stack.text_boost])),
+            labels="any",
+            head=None,
         )
 
     @torch.inference_mode()
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
         """Open vocabulary: the domain's own prompts, other classes.
 
+        A class head knows the bundle's own classes only and is left out; a conditional head goes on with other classes.
+
         Args:
             stack: whose prompts to use.
             labels: the classes to choose among, at least one.
 
         Raises:
-            StackMismatchError: the text prompts are class-specific and cannot serve other labels.
+            StackMismatchError: the stack can serve its own classes only, has no template, or a conditional head would
+                get too many classes.
             TextTooLongError: a label does not fit the text tower together with the prompts.
         """
-        if stack.has_class_contexts:
-            msg = (
-                f"Domain {stack.domain!r} has class-specific text prompts, which exist only for its own "
-                f"{len(stack.class_names)} classes; other labels cannot be scored."
-            )
-            raise StackMismatchError(msg)
-        return dataclasses.replace(
-            stack,
-            class_names=tuple(labels),
-            class_texts=tuple(labels),
-            text_features=encode_classes(self.backbone, labels, stack.templates, stack.text),
-        )
+        self._check_open(stack)
+        head = stack.head
+        opened = dataclasses.replace(stack, class_names=tuple(labels), class_texts=tuple(labels), head=None)
+        if isinstance(head, ConditionalHead):
+            return dataclasses.replace(opened, head=self._conditional_head(opened, head.net))
+        return dataclasses.replace(opened, text_features=self._text_features(stack, labels, stack.text))
 
     @torch.inference_mode()
-    def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> Tensor:
+    def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:
         """Image features, each row under its own domain's prompts.
 
         Args:
@@ -143,23 +168,38 @@ class PromptedClip:
             stacks: one per row, all of one lane; domains and depths may differ.
 
         Returns:
-            [B, E] float32, unit norm, on the backbone's device.
+            What `score` needs, on the backbone's device.
 
         Raises:
-            ValueError: rows of different lanes in one batch.
+            ValueError: rows with different numbers of prompt tokens in one batch.
         """
         images = normalize_pixels(pixels_BCHW.to(self.backbone.device), self.backbone.preprocess)
-        return encode_image(self.backbone, images, collate_grids([stack.image for stack in stacks]))
+        v_BE = embed_image(self.backbone, images, collate_grids([stack.image for stack in stacks]))
+        v_BE = v_BE.to(torch.promote_types(v_BE.dtype, torch.float32))
+        return ImageFeatures(v_BE, unit_norm(v_BE))
 
     @torch.inference_mode()
-    def score(self, features_BE: Tensor, stacks: Sequence[PromptStack]) -> list[Tensor]:
-        """Each row's probabilities over its own domain's classes.
-
-        p(c | x) = softmax_c( s · <f(x), g_c> ). Source: CLIP (arXiv 2103.00020), figure 3.
-        Rows that carry the same stack share one product.
+    def logits(self, images: ImageFeatures, stack: PromptStack) -> Tensor:
+        """Every image's scores over one stack's classes, before the softmax.
 
         Args:
-            features_BE: from `encode_images`.
+            images: from `encode_images` under this stack's prompts.
+            stack: whose classes.
+
+        Returns:
+            [B, K] float32, on the backbone's device.
+        """
+        return self._logits(images, slice(None), stack)
+
+    @torch.inference_mode()
+    def score(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> list[Tensor]:
+        """Each row's probabilities over its own domain's classes.
+
+        p(c | x) = softmax_c( s · <f(x), g_c> ). Source: CLIP (arXiv 2103.00020), figure 3. What a stack's head makes of
+        that stands in `heads.py`. Rows that carry the same stack share one product.
+
+        Args:
+            images: from `encode_images`.
             stacks: one per row.
 
         Returns:
@@ -170,12 +210,72 @@ class PromptedClip:
             rows_of.setdefault(id(stack), []).append(row)
         answers: dict[int, Tensor] = {}
         for rows in rows_of.values():
-            stack = stacks[rows[0]]
-            logits = stack.logit_scale * features_BE[rows] @ stack.text_features.T
+            logits = self._logits(images, rows, stacks[rows[0]])
             answers |= dict(zip(rows, logits.softmax(dim=-1), strict=True))
         return [answers[row] for row in range(len(stacks))]
 
-    def _check_backbone(self, bundle: Bundle) -> None:
+    def _logits(self, images: ImageFeatures, rows: list[int] | slice, stack: PromptStack) -> Tensor:
+        head, scale = stack.head, stack.logit_scale
+        if isinstance(head, ConditionalHead):
+            f_BE = images.unit_BE[rows]
+            return scale * head.similarities(self.backbone, f_BE, stack.text, max_text_rows=self._max_text_rows)
+        if stack.text_features is None:
+            msg = f"The stack of domain {stack.domain!r} has neither text features nor a conditional head."
+            raise ValueError(msg)
+        # Embeddings are gathered for heads only: plain stacks, nearly all of them, must not pay for it.
+        f_BF = head.features(images.embeddings_BE[rows]) if isinstance(head, Projector) else images.unit_BE[rows]
+        logits_BK = scale * f_BF @ stack.text_features.T
+        return head.blend(logits_BK, images.embeddings_BE[rows]) if isinstance(head, ClassHead) else logits_BK
+
+    def _text_features(self, stack: PromptStack, texts: Sequence[str], grid: PromptGrid | None) -> Tensor:
+        if not stack.templates:
+            msg = f"Domain {stack.domain!r} has no template, so no text can be encoded for it."
+            raise StackMismatchError(msg)
+        return encode_classes(self.backbone, texts, stack.templates, grid)
+
+    def _head(
+        self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], share: float | None
+    ) -> Head | None:
+        """The head of a bundle, from the tensors that the format lists for its kind, in the format's order."""
+        parts = [tensors[name] for name in HEAD_SHAPES[kind] if name != "text.features"]
+        if kind == "conditional":
+            return self._conditional_head(stack, MetaNet(tensors["text.adapt"][0], *parts))
+        if kind == "projector":
+            return Projector(*parts)
+        if share is None:
+            return None
+        weight_KE, bias_K = parts
+        return ClassHead(weight_KE, bias_K, share)
+
+    def _conditional_head(self, stack: PromptStack, net: MetaNet) -> ConditionalHead:
+        n_classes, limit = len(stack.class_texts), self._max_conditional_classes
+        if n_classes > limit:
+            msg = (
+                f"Domain {stack.domain!r} makes text features for every image, and {n_classes} classes are more than "
+                f"the {limit} that max_conditional_classes allows; choose among fewer classes, or raise that limit."
+            )
+            raise StackMismatchError(msg)
+        (template,) = stack.templates
+        texts = [template.replace("{}", text) for text in stack.class_texts]
+        return ConditionalHead.for_texts(self.backbone, net, texts, stack.text)
+
+    def _check_open(self, stack: PromptStack) -> None:
+        """Refuse labels that are not the stack's own where text features cannot be made for them."""
+        n_classes = len(stack.class_names)
+        if stack.has_class_contexts:
+            msg = (
+                f"Domain {stack.domain!r} has class-specific text prompts, which exist only for its own "
+                f"{n_classes} classes; other labels cannot be scored."
+            )
+            raise StackMismatchError(msg)
+        if stack.labels == "own":
+            msg = (
+                f"Domain {stack.domain!r} has text features that its prompts alone do not give, made for its own "
+                f"{n_classes} classes; other labels cannot be scored."
+            )
+            raise StackMismatchError(msg)
+
+    def _check_backbone(self, bundle: Bundle, kind: HeadKind) -> None:
         manifest, backbone = bundle.manifest, self.backbone
         if manifest.backbone.fingerprint != backbone.fingerprint:
             msg = (
@@ -184,21 +284,21 @@ class PromptedClip:
                 "Train it again on this backbone, or serve the backbone it was made for."
             )
             raise StackMismatchError(msg)
-        if manifest.stack.head != "static" or any(name.startswith("head.") for name in bundle.tensors):
-            msg = f"The bundle for domain {manifest.domain!r} has a {manifest.stack.head} or extra linear head."
-            raise StackMismatchError(msg + " This version serves static text features only.")
         towers = (
             ("image", manifest.stack.image, backbone.n_vision_layers, backbone.vision_width),
             ("text", manifest.stack.text, backbone.n_text_layers, backbone.text_width),
         )
         for tower, groups, n_layers, width in towers:
-            for kind, group in (("boost", groups.boost), ("adapt", groups.adapt)):
+            for part, group in (("boost", groups.boost), ("adapt", groups.adapt)):
                 if group is not None:
-                    _check_group(f"{tower}.{kind}", group, bundle.tensors[f"{tower}.{kind}"].shape[-1], n_layers, width)
-        embed = bundle.tensors["text.features"].shape[1]
-        if embed != backbone.embed_dim:
-            msg = f"text.features has {embed} columns; the backbone's joint space has {backbone.embed_dim}."
-            raise StackMismatchError(msg)
+                    _check_group(f"{tower}.{part}", group, bundle.tensors[f"{tower}.{part}"].shape[-1], n_layers, width)
+        for name, letters in HEAD_SHAPES[kind].items():
+            if letters.endswith("E") and bundle.tensors[name].shape[-1] != backbone.embed_dim:
+                msg = (
+                    f"{name} has {bundle.tensors[name].shape[-1]} columns; the backbone's joint space has "
+                    f"{backbone.embed_dim}."
+                )
+                raise StackMismatchError(msg)
 
 
 def _check_group(name: str, group: GroupSpec, found_width: int, n_layers: int, width: int) -> None:

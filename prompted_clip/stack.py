@@ -1,13 +1,15 @@
 """A prompt stack: everything needed to answer for one domain, on the device and in the types the model wants.
 
-Legend: D prompt layers, P prompt tokens, W tower width, K classes, E joint width.
+Legend: D prompt layers, P prompt tokens, W tower width, K classes, F width of the text features: the joint width, but
+for a projector's.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from prompted_clip.heads import ConditionalHead, Head, nbytes
 from prompted_clip.prompts import PromptGrid, join_groups
 
 
@@ -16,11 +18,12 @@ class Lane(NamedTuple):
 
     Attributes:
         n_image_tokens: prompt positions in the image tower; depths may differ inside a lane.
-        head: `static`: text features do not depend on the image.
+        head: `static`, text features do not depend on the image, whatever else scores; `conditional`, every image costs
+            as many text forwards as it has classes, which must not slow down static rows.
     """
 
     n_image_tokens: int
-    head: str
+    head: Literal["static", "conditional"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +39,12 @@ class PromptStack:
         templates: the text around a class behind the text prompts.
         logit_scale: s, the multiplier of cosine similarities.
         image_boost, image_adapt: [D, P, vision width] or None.
-        text_boost, text_adapt: [D, P, text width] or None; `text_adapt` may be [K, D, P, W] (class-specific contexts).
-        text_features: [K, E] float32, unit norm.
+        text_boost, text_adapt: [D, P, text width] or None; `text_adapt` may be [K, D, P, W] (class-specific contexts),
+            and is None with a conditional head, which keeps its context itself.
+        text_features: [K, F] float32, unit norm; None with a conditional head.
         image: the joint image prompts, boosting before adapting; None for the plain tower.
+        labels: `own`: text features cannot be made for other classes.
+        head: what else scores; None for text features alone.
     """
 
     domain: str
@@ -52,13 +58,21 @@ class PromptStack:
     image_adapt: Tensor | None
     text_boost: Tensor | None
     text_adapt: Tensor | None
-    text_features: Tensor
+    text_features: Tensor | None
     image: PromptGrid | None
+    labels: Literal["any", "own"] = "any"
+    head: Head | None = None
 
     @property
     def lane(self) -> Lane:
         """Which rows this stack may share a forward with."""
-        return Lane(self.image.n_tokens if self.image is not None else 0, "static")
+        n_image_tokens = self.image.n_tokens if self.image is not None else 0
+        return Lane(n_image_tokens, "conditional" if isinstance(self.head, ConditionalHead) else "static")
+
+    @property
+    def n_text_rows(self) -> int:
+        """Text forwards that one image costs: none, or one per class with a conditional head."""
+        return self.head.n_classes if isinstance(self.head, ConditionalHead) else 0
 
     @property
     def text(self) -> PromptGrid | None:
@@ -75,4 +89,5 @@ class PromptStack:
         """Device memory of the stack's tensors, in bytes."""
         groups = (self.image_boost, self.image_adapt, self.text_boost, self.text_adapt, self.text_features)
         joint = self.image.tokens.nbytes if self.image is not None else 0
-        return joint + sum(tensor.nbytes for tensor in groups if tensor is not None)
+        head = nbytes(self.head) if self.head is not None else 0
+        return joint + head + sum(tensor.nbytes for tensor in groups if tensor is not None)

@@ -11,6 +11,9 @@ The rules, in the order they matter:
 4. A row that is late or abandoned leaves at the moment it would enter a batch, before the device sees it.
 5. The number of waiting rows is bounded; rows of one call enter together or not at all.
 6. A runner that raises fails the rows of that batch and nothing else.
+7. Rows may have a *cost*, in any unit, on top of what every row takes. The costs in one batch are bounded, and a row
+   that costs more by itself runs alone. A batch with a cost is never prepared ahead, and of two in a row the second one
+   lets a batch without cost go first, if any waits: a crowd of costly rows cannot shut the others out.
 """
 
 from __future__ import annotations
@@ -97,6 +100,8 @@ class Batcher(Generic[Row, Answer]):
             then only that row fails.
         max_rows: most rows in a batch.
         max_waiting: most rows that may wait.
+        cost: of one row; never negative.
+        max_cost: of one batch, unless a single row costs more.
         observer: told what happens, for metrics.
         clock: monotonic seconds.
     """
@@ -107,12 +112,17 @@ class Batcher(Generic[Row, Answer]):
         *,
         max_rows: int,
         max_waiting: int,
+        cost: Callable[[Row], int] = lambda _: 0,
+        max_cost: int = 0,
         observer: BatcherObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._max_rows = max_rows
         self._max_waiting = max_waiting
+        self._cost = cost
+        self._max_cost = max_cost
+        self._had_cost = False
         self._observer: BatcherObserver = observer or _Silent()
         self._clock = clock
         self._lanes: dict[Hashable, deque[Ticket[Row, Answer]]] = {}
@@ -193,7 +203,7 @@ class Batcher(Generic[Row, Answer]):
 
     def _dispatch(self) -> None:
         """Start as many batches as rules 1 and 2 allow."""
-        while not self._running or (len(self._running) == 1 and self._has_full_lane()):
+        while not self._running or (len(self._running) == 1 and self._may_prepare()):
             batch = self._form()
             if not batch:
                 return
@@ -205,18 +215,36 @@ class Batcher(Generic[Row, Answer]):
         self._running.discard(task)
         self._dispatch()
 
-    def _has_full_lane(self) -> bool:
-        return any(len(queue) >= self._max_rows for queue in self._lanes.values())
+    def _may_prepare(self) -> bool:
+        """Whether the next batch may be put together while another one runs."""
+        is_one_full = any(
+            len(queue) >= self._max_rows and not self._is_costly(lane) for lane, queue in self._lanes.items()
+        )
+        return is_one_full and not self._is_costly(self._next_lane())
+
+    def _is_costly(self, lane: Hashable) -> bool:
+        return self._cost(self._lanes[lane][0].row) > 0
+
+    def _next_lane(self) -> Hashable:
+        """The lane that goes next, by rules 3 and 7."""
+        return min(
+            self._lanes, key=lambda lane: (self._had_cost and self._is_costly(lane), self._lanes[lane][0].entered_s)
+        )
 
     def _form(self) -> list[Ticket[Row, Answer]]:
         """Take the next batch out of the queue; empty when nothing that still matters waits."""
         now_s = self._clock()
         batch: list[Ticket[Row, Answer]] = []
+        cost = 0
         while self._lanes and not batch:
-            lane = min(self._lanes, key=lambda name: self._lanes[name][0].entered_s)
+            lane = self._next_lane()
             queue = self._lanes[lane]
             while queue and len(batch) < self._max_rows:
-                ticket = queue.popleft()
+                ticket = queue[0]
+                row_cost = self._cost(ticket.row)
+                if batch and ticket.is_waiting and cost + row_cost > self._max_cost:
+                    break
+                queue.popleft()
                 if not ticket.is_waiting:
                     continue
                 ticket.is_waiting = False
@@ -226,10 +254,12 @@ class Batcher(Generic[Row, Answer]):
                     ticket.future.set_exception(DeadlineExceededError("The deadline passed while the image waited."))
                     continue
                 batch.append(ticket)
+                cost += row_cost
             if not queue:
                 del self._lanes[lane]
         self._observer.queue_changed(self._n_waiting)
         if batch:
+            self._had_cost = cost > 0
             self._observer.batch_formed(len(batch), now_s - batch[0].entered_s)
         return batch
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prompt_store.bundle import Bundle
+from prompted_clip.heads import ImageFeatures
 from prompted_clip.preprocess import to_pixels
 from prompted_clip.stack import PromptStack
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
@@ -87,15 +88,15 @@ class ServingModel(Protocol):
         """Put a bundle on the device."""
 
     def boost_stack(self, stack: PromptStack) -> PromptStack:
-        """The stack without its adapting prompts."""
+        """The stack without its adapting prompts and heads."""
 
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
         """The stack with other classes."""
 
-    def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> Tensor:  # noqa: N803
+    def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:  # noqa: N803
         """Image features, one row each."""
 
-    def score(self, features_BE: Tensor, stacks: Sequence[PromptStack]) -> list[Tensor]:  # noqa: N803
+    def score(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> list[Tensor]:
         """Probabilities over each row's own classes."""
 
 
@@ -106,6 +107,11 @@ class EngineRow:
     pixels: NDArray[np.uint8]
     stack: PromptStack
     top_k: int
+
+    @property
+    def n_text_rows(self) -> int:
+        """Text forwards that this image costs; 0 where text features are fixed."""
+        return self.stack.n_text_rows
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ class Engine:
         """Put a bundle on the device.
 
         Raises:
-            StackMismatchError: it does not fit the backbone.
+            StackMismatchError: it does not fit the backbone, or its classes cost too much per image.
+            TextTooLongError: a class whose text is encoded for every image does not fit.
         """
         return await self._call(lambda: self._model.load_stack(bundle, version=version))
 
@@ -181,7 +188,7 @@ class Engine:
             raise answer
 
     async def boost_stack(self, stack: PromptStack) -> PromptStack:
-        """The stack without its adapting prompts; encodes text.
+        """The stack without its adapting prompts and heads; encodes text.
 
         Raises:
             StackMismatchError: it has no boosting prompts.
@@ -192,7 +199,7 @@ class Engine:
         """The stack with other classes; encodes text.
 
         Raises:
-            StackMismatchError: its text prompts belong to its own classes.
+            StackMismatchError: it can serve its own classes only.
             TextTooLongError: a label does not fit.
         """
         return await self._call(lambda: self._model.with_labels(stack, labels))

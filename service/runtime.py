@@ -127,7 +127,12 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         keys=keys,
         engine=engine,
         batcher=Batcher(
-            engine.run, max_rows=settings.max_batch_rows, max_waiting=settings.max_waiting_rows, observer=metrics
+            engine.run,
+            max_rows=settings.max_batch_rows,
+            max_waiting=settings.max_waiting_rows,
+            cost=lambda row: row.n_text_rows,
+            max_cost=settings.max_text_rows,
+            observer=metrics,
         ),
         decoder=Decoder(
             limits, engine.to_pixels, n_threads=settings.n_decode_threads, max_waiting=settings.max_decoding_images

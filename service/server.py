@@ -181,7 +181,9 @@ def load_model(settings: Settings) -> PromptedClip:
         device=device,
         dtype=dtype,
     )
-    return PromptedClip(backbone)
+    return PromptedClip(
+        backbone, max_text_rows=settings.max_text_rows, max_conditional_classes=settings.max_conditional_classes
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

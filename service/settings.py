@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     n_torch_threads: int = Field(0, ge=0, description="threads of one forward on the CPU; 0 leaves torch's choice")
 
     max_batch_rows: int = Field(32, ge=1, le=1024, description="most images in one forward")
+    max_text_rows: int = Field(
+        1024, ge=1, le=65_536, description="most texts encoded at once for domains whose text depends on the image"
+    )
+    max_conditional_classes: int = Field(
+        1000, ge=1, le=10_000, description="most classes of such a domain; each costs a text forward per image"
+    )
     max_waiting_rows: int = Field(128, ge=1, description="most images that may wait for the device; beyond it 429")
     default_timeout_s: float = Field(5.0, gt=0, description="deadline of a request that names none")
     max_timeout_s: float = Field(30.0, gt=0, description="longest deadline a request may ask for")

@@ -3,8 +3,16 @@
 import numpy as np
 
 from prompt_store.bundle import write_bundle
+from prompt_store.contents import HEAD_SHAPES
 from prompt_store.manifest import ClassSpec, GroupSpec, GroupsSpec, Manifest, Provenance, StackSpec
 from tests.tiny import tiny_backbone
+
+SHARE = 0.7
+"""Of a class head in the logits."""
+HIDDEN = 6
+"""Width between the two layers of a projector or meta-net."""
+OTHER_WIDTH = 40
+"""Width of the space a projector leads to: not the backbone's own."""
 
 
 def random_bundle(
@@ -15,11 +23,16 @@ def random_bundle(
     image_adapt=None,
     text_boost=None,
     text_adapt=None,
+    head="plain",
+    labels="any",
     backbone=None,
     seed=0,
     **manifest_changes,
 ):
-    """Bytes of a valid bundle; group shapes are (depth, tokens), or (classes, depth, tokens) for `text_adapt`."""
+    """Bytes of a valid bundle; group shapes are (depth, tokens), or (classes, depth, tokens) for `text_adapt`.
+
+    `head` is a `HeadKind`; a projector goes with labels="own", a conditional head with text_adapt=(1, tokens).
+    """
     backbone = backbone or tiny_backbone()
     rng = np.random.default_rng(seed)
     shapes = {
@@ -33,8 +46,7 @@ def random_bundle(
         for name, (shape, width) in shapes.items()
         if shape is not None
     }
-    features = rng.standard_normal((len(class_names), backbone.embed_dim))
-    tensors["text.features"] = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    tensors |= head_tensors(rng, head, len(class_names), backbone)
 
     def spec(shape):
         return GroupSpec(depth=shape[-2], tokens=shape[-1]) if shape is not None else None
@@ -47,7 +59,9 @@ def random_bundle(
         "templates": ["{}."],
         "logit_scale": backbone.logit_scale,
         "stack": StackSpec(
-            head="static",
+            head="conditional" if head == "conditional" else "static",
+            labels=labels,
+            head_share=SHARE if head == "class" else None,
             image=GroupsSpec(boost=spec(image_boost), adapt=spec(image_adapt)),
             text=GroupsSpec(boost=spec(text_boost), adapt=spec(text_adapt)),
         ),
@@ -56,3 +70,15 @@ def random_bundle(
         ),
     }
     return write_bundle(Manifest(**(values | manifest_changes)), tensors)
+
+
+def head_tensors(rng, kind, n_classes, backbone):
+    """Everything besides the prompt groups, large enough to matter; text features have rows of length 1."""
+    sizes = {"K": n_classes, "E": backbone.embed_dim, "F": OTHER_WIDTH, "H": HIDDEN, "W": backbone.text_width}
+    tensors = {
+        name: 0.3 * rng.standard_normal([sizes[letter] for letter in letters])
+        for name, letters in HEAD_SHAPES[kind].items()
+    }
+    if "text.features" in tensors:
+        tensors["text.features"] /= np.linalg.norm(tensors["text.features"], axis=1, keepdims=True)
+    return {name: array.astype(np.float32) for name, array in tensors.items()}

@@ -1,21 +1,26 @@
 """`caspl boost` as a function: from a folder of images and a class list to a bundle on disk, with progress."""
 
-import hashlib
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
-from training.boosting import Booster, BoostRun
-from training.data.class_list import read_classes
-from training.data.images import ImageFolder, find_images
+from training.boosting import Booster, Student
+from training.caspl_student import CasplStudent
+from training.data.images import ImageFolder
 from training.data.views import Views
-from training.export import boost_provenance, fold_boosting
+from training.export import boost_provenance, fold_bundle
+from training.files import digest_of, write_whole
+from training.loop import ALONE, Keep
+from training.parallel import World
+from training.progress import bars, train_with_progress
+from training.promptkd_student import PromptKDStudent
 from training.recipe import BoostRecipe
+from training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -24,23 +29,33 @@ class BoostJob:
 
     Attributes:
         domain: the domain's name in the service.
-        images: folder of unlabelled images, subfolders included.
-        classes: text file, one class name per line.
+        images: unlabelled images of the domain.
+        class_names: all its classes, base and new.
         out: the bundle to write.
         checkpoint: state of the run in progress; removed when the bundle stands.
         checkpoint_every: steps between checkpoints.
+        tensorboard: folder for TensorBoard's event files; None writes none.
+        teacher_bundle: prompts of the teacher's own, as PromptKD's teacher has; None for the plain teacher.
     """
 
     domain: str
-    images: Path
-    classes: Path
+    images: ImageFolder
+    class_names: Sequence[str]
     out: Path
     checkpoint: Path
     checkpoint_every: int = 100
+    tensorboard: Path | None = None
+    teacher_bundle: Bundle | None = None
 
 
 def run_boost(
-    job: BoostJob, recipe: BoostRecipe, student: Backbone, teacher: Backbone, console: Console
+    job: BoostJob,
+    recipe: BoostRecipe,
+    student: Backbone,
+    teacher: Backbone,
+    console: Console,
+    *,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Learn boosting prompts and write the bundle; an interrupted run goes on from its checkpoint.
 
@@ -50,6 +65,7 @@ def run_boost(
         student: the backbone that will serve.
         teacher: the larger backbone.
         console: where progress is shown.
+        world: the processes of this run; the first one writes files.
 
     Returns:
         The run's metrics, with the bundle's path and digest.
@@ -57,8 +73,7 @@ def run_boost(
     Raises:
         TrainingError: see its subclasses; nothing is written to `job.out`.
     """
-    class_names = read_classes(job.classes)
-    folder = find_images(job.images)
+    class_names, folder = job.class_names, job.images
     _report_folder(folder, console)
     views = Views(
         folder.files,
@@ -67,16 +82,35 @@ def run_boost(
         augmentation=recipe.augmentation,
         crop_scale_min=recipe.crop_scale_min,
         seed=recipe.seed,
+        n_fixed=recipe.fixed_views,
     )
-    booster = Booster(student, teacher, class_names, views, recipe)
-    data_digests = {"images": folder.digest, "classes": _digest("\n".join(class_names).encode())}
+    tutor = Teacher(teacher, class_names, recipe.teacher_template, job.teacher_bundle)
+    pupil: Student = (
+        CasplStudent(student, class_names, recipe)
+        if recipe.distillation == "caspl"
+        else PromptKDStudent(student, tutor.text_features_KE, recipe)
+    )
+    booster = Booster(pupil, tutor, views, recipe)
+    data_digests = {"images": folder.digest, "classes": digest_of("\n".join(class_names).encode())}
     identity = data_digests | {
-        "recipe": _digest(recipe.model_dump_json().encode()),
+        "recipe": digest_of(recipe.model_dump_json().encode()),
         "student": student.fingerprint,
-        "teacher": teacher.fingerprint,
+        "teacher": tutor.digest or teacher.fingerprint,
     }
-    before = booster.agreement()
-    run = _train_with_progress(booster, job, identity, console)
+    with bars(console) as progress:
+        if views.view_set(0) is not None:
+            task = progress.add_task("teacher answers", total=len(views), note="")
+            booster.prepare(lambda n: progress.advance(task, n))
+        before = booster.agreement()
+        run = train_with_progress(
+            booster,
+            recipe,
+            title=f"boosting {job.domain}",
+            progress=progress,
+            keep=Keep(job.checkpoint, identity, job.checkpoint_every),
+            tensorboard=job.tensorboard,
+            world=world,
+        )
     metrics: dict[str, Any] = {
         "n_images": len(folder.files),
         "n_unreadable": len(folder.unreadable),
@@ -86,44 +120,19 @@ def run_boost(
         "teacher_agreement_before": before,
         "teacher_agreement_after": booster.agreement(),
     }
-    data = fold_boosting(
-        student,
+    foundation, folded = pupil.fold()
+    data = fold_bundle(
+        foundation,
+        folded,
         domain=job.domain,
         class_names=class_names,
-        template=recipe.template,
-        image_boost=booster.prompts.image_group(),
-        text_boost=booster.prompts.text_group(),
-        provenance=boost_provenance(
-            recipe=recipe.model_dump(), data_digests=data_digests, teacher=teacher, metrics=metrics
-        ),
+        text=recipe.template,
+        provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teacher=tutor, metrics=metrics),
     )
-    _write_whole(job.out, data)
-    job.checkpoint.unlink(missing_ok=True)
-    return metrics | {"bundle": str(job.out), "digest": _digest(data), "size_bytes": len(data)}
-
-
-def _train_with_progress(booster: Booster, job: BoostJob, identity: dict[str, str], console: Console) -> BoostRun:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        if not booster.views.is_random:
-            teacher_task = progress.add_task("teacher answers", total=len(booster.views), note="")
-            booster.prepare(lambda n: progress.advance(teacher_task, n))
-        task = progress.add_task(f"boosting {job.domain}", total=booster.n_steps, note="")
-
-        def show(run: BoostRun) -> None:
-            recent = run.losses[-20:]
-            progress.update(task, completed=run.step, note=f"loss {sum(recent) / len(recent):.3f}")
-
-        return booster.train(
-            checkpoint=job.checkpoint, identity=identity, checkpoint_every=job.checkpoint_every, on_step=show
-        )
+    if world.is_first:
+        write_whole(job.out, data)
+        job.checkpoint.unlink(missing_ok=True)
+    return metrics | {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data)}
 
 
 def _report_folder(folder: ImageFolder, console: Console) -> None:
@@ -132,17 +141,3 @@ def _report_folder(folder: ImageFolder, console: Console) -> None:
         named = ", ".join(str(path.relative_to(folder.root)) for path in folder.unreadable[:5])
         more = f" and {len(folder.unreadable) - 5} more" if len(folder.unreadable) > 5 else ""
         console.print(f"[yellow]skipped {len(folder.unreadable)} unreadable: {named}{more}[/yellow]")
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"

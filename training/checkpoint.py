@@ -1,12 +1,13 @@
 """Checkpoints of a run in progress: written whole or not at all, and bound to the run that wrote them."""
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.errors import CheckpointError
+from training.files import write_whole
 
 
 def save_checkpoint(path: Path, identity: dict[str, str], state: dict[str, Any]) -> None:
@@ -17,13 +18,9 @@ def save_checkpoint(path: Path, identity: dict[str, str], state: dict[str, Any])
         identity: what makes the run what it is (digests of recipe, data, backbones).
         state: tensors and plain values.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save({"identity": identity, "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    torch.save({"identity": identity, "state": state}, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any] | None:

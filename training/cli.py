@@ -1,6 +1,8 @@
-"""`caspl boost`: the command line of phase 1. Imports torch only once the arguments are known to be sound."""
+"""`caspl boost` and `caspl adapt`. Imports torch only once the arguments are known to be sound."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -8,67 +10,165 @@ import typer
 from rich.console import Console
 
 boost_app = typer.Typer(add_completion=False)
+adapt_app = typer.Typer(add_completion=False)
+
+Out = Annotated[Path | None, typer.Option(help="bundle to write; default <domain>.safetensors")]
+Domain = Annotated[str, typer.Option(help="the domain's name in the service")]
+Pretrained = Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random weights, to try a pipeline out")]
+RecipeFile = Annotated[Path | None, typer.Option(help="TOML recipe")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="override one recipe key: key=value")]
+PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="print the recipe in force and stop")]
+CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
+TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard's event files")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 
 
 @boost_app.command()
 def boost(
     images: Annotated[Path | None, typer.Option(help="folder of unlabelled images of the domain")] = None,
     classes: Annotated[Path | None, typer.Option(help="text file, one class name per line")] = None,
-    domain: Annotated[str, typer.Option(help="the domain's name in the service")] = "",
-    out: Annotated[Path | None, typer.Option(help="bundle to write; default <domain>.safetensors")] = None,
+    domain: Domain = "",
+    out: Out = None,
     backbone: Annotated[str, typer.Option(help="student, by open_clip name")] = "ViT-B-16",
-    pretrained: Annotated[str | None, typer.Option(help="student weights: tag or local file")] = None,
+    pretrained: Pretrained = None,
     teacher: Annotated[str, typer.Option(help="teacher, by open_clip name")] = "ViT-L-14",
-    teacher_pretrained: Annotated[str | None, typer.Option(help="teacher weights: tag or local file")] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="random student and teacher, to try a pipeline out")
-    ] = False,
-    recipe: Annotated[Path | None, typer.Option(help="TOML recipe")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override one recipe key: key=value")] = None,
-    print_recipe: Annotated[bool, typer.Option("--print-recipe", help="print the recipe in force and stop")] = False,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="steps between checkpoints")] = 100,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
-    json_: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
+    teacher_pretrained: Pretrained = None,
+    teacher_bundle: Annotated[
+        Path | None, typer.Option(help="prompts learned on the teacher, as PromptKD's teacher has")
+    ] = None,
+    random_weights: RandomWeights = False,
+    recipe: RecipeFile = None,
+    set_: Overrides = None,
+    print_recipe: PrintRecipe = False,
+    checkpoint_every: CheckpointEvery = 100,
+    tensorboard: TensorBoard = None,
+    device: Device = "auto",
+    json_: AsJson = False,
 ) -> None:
     """Learn boosting prompts for a domain from unlabelled images and a larger CLIP (CasPL phase 1)."""
-    from prompt_store.errors import PromptStoreError
-    from training.errors import TrainingError
+    from prompt_store.manifest import check_domain
     from training.recipe import BoostRecipe, read_recipe
 
-    console = Console(stderr=True)
-    try:
+    with _failing_clearly("boost"):
         chosen = read_recipe(BoostRecipe, recipe, set_ or [])
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
             return
         if images is None or classes is None or not domain:
             raise typer.BadParameter("--images, --classes and --domain are needed")
-        from prompted_clip.errors import PromptedClipError
+        check_domain(domain)
         from training.boost_run import BoostJob, run_boost
+        from training.data.class_list import read_classes
+        from training.data.images import find_images
+        from training.files import read_bundle_file
         from training.hardware import load_pair
+        from training.parallel import join_world
 
-        try:
-            student, teach = load_pair(
-                backbone, pretrained, teacher, teacher_pretrained, is_random=random_weights, device=device
-            )
-            bundle = out or Path(f"{domain}.safetensors")
-            job = BoostJob(domain, images, classes, bundle, bundle.with_suffix(".checkpoint"), checkpoint_every)
-            result = run_boost(job, chosen, student, teach, console)
-        except PromptedClipError as error:
-            raise TrainingError(str(error)) from error
-    except (TrainingError, PromptStoreError) as error:
-        console.print(f"[red]caspl boost:[/red] {error}")
+        world = join_world(device)
+        student, teach = load_pair(
+            backbone, pretrained, teacher, teacher_pretrained, is_random=random_weights, device=world.device or device
+        )
+        bundle = out or Path(f"{domain}.safetensors")
+        job = BoostJob(
+            domain=domain,
+            images=find_images(images),
+            class_names=read_classes(classes),
+            out=bundle,
+            checkpoint=bundle.with_suffix(".checkpoint"),
+            checkpoint_every=checkpoint_every,
+            tensorboard=tensorboard,
+            teacher_bundle=read_bundle_file(teacher_bundle) if teacher_bundle is not None else None,
+        )
+        result = run_boost(job, chosen, student, teach, _console(world.is_first), world=world)
+        if world.is_first:
+            _show("boosted", result, as_json=json_)
+
+
+@adapt_app.command()
+def adapt(
+    method: Annotated[str, typer.Option(help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept or upt")],
+    data: Annotated[
+        str, typer.Option(help="labelled images: a folder per class, a .csv or .jsonl file, or a data set's name")
+    ] = "",
+    root: Annotated[Path | None, typer.Option(help="folder of the data sets, for a data set's name")] = None,
+    shots: Annotated[int, typer.Option(min=0, help="labelled images per class; 0 takes all")] = 16,
+    domain: Domain = "",
+    out: Out = None,
+    boost: Annotated[Path | None, typer.Option(help="boosting bundle to adapt on; the plain backbone without")] = None,
+    backbone: Annotated[str, typer.Option(help="by open_clip name")] = "ViT-B-16",
+    pretrained: Pretrained = None,
+    random_weights: RandomWeights = False,
+    recipe: RecipeFile = None,
+    set_: Overrides = None,
+    print_recipe: PrintRecipe = False,
+    checkpoint_every: CheckpointEvery = 100,
+    tensorboard: TensorBoard = None,
+    device: Device = "auto",
+    json_: AsJson = False,
+) -> None:
+    """Learn adapting prompts from a few labelled images, on frozen boosting prompts if given (CasPL phase 2)."""
+    with _failing_clearly("adapt"):
+        from prompt_store.manifest import check_domain
+        from training.adapt_run import AdaptJob, run_adapt
+        from training.adapting.methods import METHODS
+        from training.data.catalog import open_dataset
+        from training.data.few_shot import few_shot
+        from training.foundation import load_foundation
+        from training.parallel import join_world
+        from training.recipe import read_recipe
+
+        if method not in METHODS:
+            raise typer.BadParameter(f"no method {method!r}; known: {', '.join(METHODS)}", param_hint="--method")
+        chosen = read_recipe(METHODS[method].recipe, recipe, set_ or [])
+        if print_recipe:
+            typer.echo(chosen.to_toml(), nl=False)
+            return
+        if not data or not domain:
+            raise typer.BadParameter("--data and --domain are needed")
+        check_domain(domain)
+        dataset = open_dataset(data, root)
+        if shots:
+            dataset = few_shot(dataset, shots, seed=chosen.seed)
+        world = join_world(device)
+        foundation = load_foundation(
+            backbone, pretrained, boost, is_random=random_weights, device=world.device or device
+        )
+        bundle = out or Path(f"{domain}.safetensors")
+        job = AdaptJob(domain, dataset, bundle, bundle.with_suffix(".checkpoint"), checkpoint_every, tensorboard)
+        result = run_adapt(job, method, chosen, foundation, _console(world.is_first), world=world)
+        if world.is_first:
+            _show("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
+
+
+@contextmanager
+def _failing_clearly(command: str) -> Iterator[None]:
+    """What went wrong in one line, and exit code 1; a stack trace only for what nobody foresaw."""
+    from prompt_store.errors import PromptStoreError
+    from prompted_clip.errors import PromptedClipError
+    from training.errors import TrainingError
+
+    try:
+        yield
+    except (TrainingError, PromptStoreError, PromptedClipError) as error:
+        # An error's text may hold brackets, which rich would take for markup.
+        Console(stderr=True).print(f"caspl {command}: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    if json_:
+
+
+def _console(is_first: bool) -> Console:
+    """Of several processes, one speaks."""
+    return Console(stderr=True, quiet=not is_first)
+
+
+def _show(title: str, result: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
         typer.echo(json.dumps(result))
-    else:
-        _show(result, Console())
-
-
-def _show(result: dict[str, object], console: Console) -> None:
+        return
     from rich.table import Table
 
-    table = Table("measure", "value", title="boosted")
+    table = Table("measure", "value", title=title)
     for key, value in result.items():
         table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    console.print(table)
+    Console().print(table)

@@ -9,7 +9,8 @@ TrainingError
 ├── DatasetError        a labelled data set cannot be read as one
 ├── ImportFormatError   another project's checkpoint is not what was named
 ├── CheckpointError     a checkpoint belongs to another run
-└── DivergedError       the loss is no longer a finite number
+├── DivergedError       the loss is no longer a finite number
+└── OutOfMemoryError    a batch does not fit the device
 """
 
 
@@ -51,3 +52,7 @@ class DatasetError(TrainingError):
 
 class ImportFormatError(TrainingError):
     """A checkpoint of another project is not what it was said to be."""
+
+
+class OutOfMemoryError(TrainingError):
+    """The device has no memory for a batch."""

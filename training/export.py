@@ -19,76 +19,124 @@ from prompt_store.manifest import (
     Provenance,
     StackSpec,
 )
-from prompted_clip.backbone import Backbone
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes
+from training.adapting.method import Folded
+from training.foundation import Foundation
+from training.recipe import BoostRecipe
+from training.teacher import Teacher
 
 
 @torch.no_grad()
-def fold_boosting(
-    student: Backbone,
+def fold_bundle(
+    foundation: Foundation,
+    folded: Folded,
     *,
     domain: str,
     class_names: Sequence[str],
-    template: str,
-    image_boost: Tensor | None,
-    text_boost: Tensor | None,
+    text: str,
     provenance: Provenance,
 ) -> bytes:
-    """A zero-shot bundle: boosting prompts and the text features they give.
+    """A bundle: the boosting prompts of a foundation, and whatever was learned next to them.
 
     Args:
-        student: the backbone the prompts were learned on.
+        foundation: what was adapted; its boosting prompts travel in the bundle.
+        folded: what the method learned.
         domain: name in the service.
-        class_names: labels, also their text inside the template.
-        template: text behind the prompts, with one `{}`.
-        image_boost: [D, L, vision width] or None.
-        text_boost: [D, L, text width] or None.
+        class_names: K labels, also their text behind the prompts.
+        text: what stands behind the prompts, with one `{}`.
         provenance: how it was made.
 
     Returns:
-        The bundle's bytes; prompts and features are float32.
+        The bundle's bytes; all tensors are float32.
 
     Raises:
         BundleInvalidError: a class name or the domain name breaks the format's rules.
+        TextTooLongError: a class does not fit the text tower together with the prompts.
     """
-    features = encode_classes(student, class_names, [template], join_groups([text_boost]))
-    tensors: dict[str, NDArray[Any]] = {"text.features": _array(features)}
-    for name, group in (("image.boost", image_boost), ("text.boost", text_boost)):
-        if group is not None:
-            tensors[name] = _array(group)
+    groups = {
+        "image.boost": foundation.image_boost,
+        "image.adapt": folded.image_adapt,
+        "text.boost": foundation.text_boost,
+        "text.adapt": folded.text_adapt,
+    }
+    tensors = {name: group for name, group in groups.items() if group is not None}
+    if folded.meta_net is None:
+        tensors["text.features"] = _text_features(foundation, folded, class_names, text)
+    tensors |= _heads(folded)
     manifest = Manifest(
         format=1,
         domain=domain,
-        backbone=student.spec(),
+        backbone=foundation.backbone.spec(),
         classes=[ClassSpec(name=name, text=name) for name in class_names],
-        templates=[template],
-        logit_scale=student.logit_scale,
+        templates=[text],
+        logit_scale=foundation.logit_scale,
         stack=StackSpec(
-            head="static",
-            image=GroupsSpec(boost=_spec(image_boost), adapt=None),
-            text=GroupsSpec(boost=_spec(text_boost), adapt=None),
+            head="static" if folded.meta_net is None else "conditional",
+            image=GroupsSpec(boost=_spec(foundation.image_boost), adapt=_spec(folded.image_adapt)),
+            text=GroupsSpec(boost=_spec(foundation.text_boost), adapt=_spec(folded.text_adapt)),
+            labels="own" if folded.serves_own_classes_only else "any",
+            head_share=folded.head.share if folded.head is not None else None,
         ),
         provenance=provenance,
     )
-    return write_bundle(manifest, tensors)
+    return write_bundle(manifest, {name: _array(tensor) for name, tensor in tensors.items()})
+
+
+def adapt_provenance(
+    *, method: str, recipe: Mapping[str, Any], data_digests: Mapping[str, str], metrics: Mapping[str, Any]
+) -> Provenance:
+    """How an adapted bundle came to be, for the manifest."""
+    return Provenance(
+        method=method,
+        phase="adapt",
+        recipe=dict(recipe),
+        data_digests=dict(data_digests),
+        seed=recipe.get("seed"),
+        metrics=dict(metrics),
+        code_version=_code_version(),
+        created=_now(),
+    )
 
 
 def boost_provenance(
-    *, recipe: Mapping[str, Any], data_digests: Mapping[str, str], teacher: Backbone, metrics: Mapping[str, Any]
+    *, recipe: BoostRecipe, data_digests: Mapping[str, str], teacher: Teacher, metrics: Mapping[str, Any]
 ) -> Provenance:
     """How a boosting bundle came to be, for the manifest."""
+    large = teacher.backbone
+    facts = {"arch": large.arch, "pretrained": large.pretrained, "fingerprint": large.fingerprint}
     return Provenance(
-        method="caspl-boost",
+        method={"caspl": "caspl-boost", "promptkd": "promptkd"}[recipe.distillation],
         phase="boost",
-        recipe=dict(recipe),
+        recipe=recipe.model_dump(),
         data_digests=dict(data_digests),
-        teacher={"arch": teacher.arch, "pretrained": teacher.pretrained, "fingerprint": teacher.fingerprint},
-        seed=int(recipe["seed"]),
+        teacher=facts | ({"bundle": teacher.digest} if teacher.digest else {}),
+        seed=recipe.seed,
         metrics=dict(metrics),
         code_version=_code_version(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=_now(),
     )
+
+
+def _text_features(foundation: Foundation, folded: Folded, class_names: Sequence[str], text: str) -> Tensor:
+    """G [K, E]: as the method gives them, or as the prompts do."""
+    if folded.text_features_KE is not None:
+        return folded.text_features_KE
+    device = foundation.backbone.device
+    adapt = folded.text_adapt.to(device) if folded.text_adapt is not None else None
+    return encode_classes(foundation.backbone, class_names, [text], join_groups([adapt, foundation.text_boost]))
+
+
+def _heads(folded: Folded) -> dict[str, Tensor]:
+    tensors = {f"conditional.{name}": tensor for name, tensor in (folded.meta_net or {}).items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in (folded.projector or {}).items()}
+    if folded.head is not None:
+        tensors |= {"head.weight": folded.head.weight_KE, "head.bias": folded.head.bias_K}
+    return tensors
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
@@ -96,7 +144,7 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def _spec(group: Tensor | None) -> GroupSpec | None:
-    return GroupSpec(depth=group.shape[0], tokens=group.shape[1]) if group is not None else None
+    return GroupSpec(depth=group.shape[-3], tokens=group.shape[-2]) if group is not None else None
 
 
 def _code_version() -> str:

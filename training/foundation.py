@@ -8,18 +8,21 @@ Legend: B rows, C/H/W image, K classes, T text tokens, L prompt layers, P prompt
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from prompt_store.bundle import Bundle
-from prompted_clip.backbone import Backbone
+from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.internals import embed_tokens, unit_norm
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import embed_text, encode_classes, encode_tokens, tokenize
 from prompted_clip.vision import embed_image
 from training.errors import BoostBundleError
+from training.files import read_bundle_file
+from training.hardware import chosen_device
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,12 @@ def boosted_foundation(backbone: Backbone, bundle: Bundle) -> Foundation:
             "boost this backbone, or adapt the one the bundle was made for."
         )
         raise BoostBundleError(msg)
+    if any(name.startswith("head.") for name in bundle.tensors):
+        msg = (
+            f"The bundle for domain {manifest.domain!r} answers through a projector to its teacher's space; methods "
+            "adapt prompts in the backbone's own. Boost with distillation=caspl to adapt on top."
+        )
+        raise BoostBundleError(msg)
     groups = {
         name: torch.from_numpy(bundle.tensors[name].copy()).float().to(backbone.device)
         for name in ("image.boost", "text.boost")
@@ -140,3 +149,25 @@ def boosted_foundation(backbone: Backbone, bundle: Bundle) -> Foundation:
         msg = f"The bundle for domain {manifest.domain!r} holds no boosting prompts; give one that `caspl boost` wrote."
         raise BoostBundleError(msg)
     return Foundation(backbone, groups.get("image.boost"), groups.get("text.boost"), bundle.digest)
+
+
+def load_foundation(
+    arch: str, pretrained: str | None, boost: Path | None, *, is_random: bool, device: str
+) -> Foundation:
+    """Load a backbone, and a domain's boosting prompts if there are any.
+
+    Args:
+        arch: open_clip name.
+        pretrained: its weights.
+        boost: a bundle that `caspl boost` wrote, or None for the plain backbone.
+        is_random: random weights from seed 0 instead, for trying a pipeline out.
+        device: `cpu`, `cuda` or `auto` (CUDA when there is one).
+
+    Raises:
+        WeightsError: the backbone cannot be loaded.
+        BundleInvalidError, BoostBundleError: the bundle cannot be used.
+    """
+    backbone = load_backbone(
+        arch, pretrained=pretrained, random_seed=0 if is_random else None, device=chosen_device(device)
+    )
+    return boosted_foundation(backbone, read_bundle_file(boost)) if boost is not None else Foundation(backbone)

@@ -1,10 +1,12 @@
-"""Where prompts start: small random values, or the embeddings of words.
+"""Where learning starts: small random prompts, the embeddings of words, seeded linear layers.
 
 Legend: L prompt layers, P prompt tokens, W tower width.
 """
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.internals import embed_tokens
@@ -31,3 +33,12 @@ def start_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> boo
         return False
     prompts_LPW[0] = embed_tokens(backbone.clip, ids).detach().float().cpu()
     return True
+
+
+def seeded_linear(n_in: int, n_out: int, generator: torch.Generator, device: torch.device) -> nn.Linear:
+    """A float32 linear layer with torch's own initial distribution, U(-1/√n_in, 1/√n_in), drawn from `generator`."""
+    linear = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")
+    bound = 1 / math.sqrt(n_in)
+    nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+    nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
+    return linear.to(device)

@@ -31,6 +31,15 @@ class Recipe(BaseModel):
         default="crop-flip", description="random resized crop (bicubic) and flip; none sees each image as served"
     )
     crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="least area of a random crop")
+    fixed_views: int = Field(
+        default=0,
+        ge=0,
+        description="random views per image that the epochs go round, so that frozen models see each once; "
+        "0 draws fresh ones every epoch, as the papers do",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the forward; auto is bfloat16 on CUDA and float32 elsewhere"
+    )
     seed: int = Field(default=1, ge=0)
 
     def to_toml(self) -> str:
@@ -50,6 +59,11 @@ class BoostRecipe(Recipe):
     not stated by the paper for phase 1; they are inferred and open to change here.
     """
 
+    distillation: Literal["caspl", "promptkd"] = Field(
+        default="caspl",
+        description="caspl learns prompts in both towers; promptkd image prompts and a projector to the teacher's text "
+        "features: other labels and phase 2 are then out of reach",
+    )
     image_tokens: int = Field(
         default=8, ge=0, le=64, description="boosting tokens per layer in the image tower; inferred"
     )

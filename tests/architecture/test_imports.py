@@ -37,7 +37,7 @@ def test_bundles_are_read_without_torch():
     assert not loaded & {"torch", "PIL", "fastapi", "typer"}
 
 
-@pytest.mark.parametrize("module", ["prompt_store.cli", "service.cli", "training.cli"])
+@pytest.mark.parametrize("module", ["prompt_store.cli", "service.cli", "training.cli", "training.importing.command"])
 def test_a_command_line_loads_without_torch(module):
     assert not modules_after(f"import {module}") & {"torch", "open_clip"}
 

@@ -140,8 +140,8 @@ def declared(*extras):
     [
         (("prompt_store",), ()),
         (("service", "prompted_clip"), ("serve",)),
-        (("training", "prompted_clip"), ("train",)),
-        (("tests",), ("serve", "train", "dev")),
+        (("training", "prompted_clip"), ("train", "evaluate")),
+        (("tests",), ("serve", "train", "evaluate", "dev")),
     ],
 )
 def test_every_imported_package_is_a_declared_dependency(folders, extras):

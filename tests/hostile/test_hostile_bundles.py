@@ -87,6 +87,13 @@ def spoilt(name, value):
     return changed_tensor(name, array)
 
 
+def class_head(*, share=0.5, n_classes=3, head_weight=None):
+    head = {"head.weight": np.ones((n_classes, 5), np.float32), "head.bias": np.ones(n_classes, np.float32)}
+    if head_weight is not None:
+        head["head.weight"] = head_weight
+    return handmade(manifest_fields(stack=manifest_fields()["stack"] | {"head_share": share}), tensors() | head)
+
+
 VALID = handmade()
 HEADER_TEXT, DATA = header_text()
 
@@ -199,7 +206,13 @@ REFUSED = {
     ),
     "other depth": (changed_manifest("stack.image.boost", {"depth": 3, "tokens": 2}), "shape_mismatch"),
     "features of 2 classes": (changed_tensor("text.features", np.eye(2, 5, dtype=np.float32)), "shape_mismatch"),
-    "head of 4 classes": (changed_tensor("head.weight", np.zeros((4, 5), np.float32)), "shape_mismatch"),
+    "head without a share": (class_head(share=None), "manifest_mismatch"),
+    "share without a head": (changed_manifest("stack.head_share", 0.5), "manifest_mismatch"),
+    "share above 1": (class_head(share=1.01), "manifest_invalid"),
+    "share is no number": (class_head(share="all"), "manifest_invalid"),
+    "labels of somebody": (changed_manifest("stack.labels", "somebody's"), "manifest_invalid"),
+    "head of 4 classes": (class_head(n_classes=4), "shape_mismatch"),
+    "head of rank 3": (class_head(head_weight=np.zeros((3, 5, 1), np.float32)), "shape_mismatch"),
     # values
     "NaN": (spoilt("image.boost", np.nan), "nonfinite"),
     "infinity": (spoilt("text.features", -np.inf), "nonfinite"),
@@ -239,9 +252,8 @@ ACCEPTED = {
     "class of 512 bytes": class_names("\U0001f600" * 128),
     "class with joiners": class_names("\U0001f469\u200d\U0001f4bb", "\u0645\u06cc\u200c\u062e"),
     "row of length 1.005": changed_tensor("text.features", np.eye(3, 5, dtype=np.float32) * 1.005),
-    "head with bias": handmade(
-        arrays=tensors() | {"head.weight": np.ones((3, 5), np.float32), "head.bias": np.ones(3, np.float32)}
-    ),
+    "class head": class_head(),
+    "share of 1": class_head(share=1),
 }
 
 

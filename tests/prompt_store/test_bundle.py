@@ -109,6 +109,8 @@ def test_plain_and_per_class_and_conditional_stacks_are_bundles():
         "text.adapt": np.ones((1, 2, 4), np.float32),
         "conditional.linear1.weight": np.ones((2, 5), np.float32),
         "conditional.linear1.bias": np.ones(2, np.float32),
+        "conditional.linear2.weight": np.ones((4, 2), np.float32),
+        "conditional.linear2.bias": np.ones(4, np.float32),
     }
 
     read_bundle(handmade(manifest_fields(stack=stack()), features))

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import Lane, PromptedClip, StackMismatchError, encode_classes, join_groups
+from prompted_clip import (
+    Lane,
+    PromptedClip,
+    StackMismatchError,
+    collate_grids,
+    encode_classes,
+    encode_image,
+    join_groups,
+    normalize_pixels,
+)
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, tiny_backbone
 
@@ -60,22 +69,33 @@ def test_domains_of_one_lane_share_a_batch_and_answer_as_if_alone(model):
 
 def test_scores_are_the_softmax_of_scaled_cosines_in_double_precision(model):
     stack = load(model)
-    features = model.encode_images(random_pixels(2), [stack, stack])
-    logits = stack.logit_scale * features.double() @ stack.text_features.double().T
-    scores = torch.stack(model.score(features, [stack, stack]))
+    images = model.encode_images(random_pixels(2), [stack, stack])
+    logits = stack.logit_scale * images.unit_BE.double() @ stack.text_features.double().T
+    scores = torch.stack(model.score(images, [stack, stack]))
     torch.testing.assert_close(scores.double(), logits.softmax(1), rtol=0, atol=1e-6)
 
 
 def test_the_plain_stack_is_open_clips_zero_shot_classifier(model):
     stack = model.plain_stack("plain", ["cat", "dog"], ["a photo of a {}."])
     clip, tokenizer = model.backbone.clip, model.backbone.tokenizer
-    from prompted_clip import normalize_pixels
-
     images = normalize_pixels(random_pixels(3), model.backbone.preprocess)
     with torch.no_grad():
         expected, _ = clip.get_logits(images, tokenizer(["a photo of a cat.", "a photo of a dog."]))
     scores = torch.stack(model.score(model.encode_images(random_pixels(3), [stack] * 3), [stack] * 3))
     torch.testing.assert_close(scores, expected.softmax(1), rtol=0, atol=1e-5)
+
+
+def test_static_scores_are_to_the_bit_the_product_of_the_towers_outputs(model):
+    stacks = [load(model, image_boost=(2, 3), seed=1), load(model, image_boost=(1, 3), seed=2, class_names=("a", "b"))]
+    rows = [stacks[0], stacks[1], stacks[0]]
+    pixels = random_pixels(3)
+    with torch.no_grad():
+        images = normalize_pixels(pixels, model.backbone.preprocess)
+        features = encode_image(model.backbone, images, collate_grids([stack.image for stack in rows]))
+    scores = model.score(model.encode_images(pixels, rows), rows)
+    for own, stack in (([0, 2], stacks[0]), ([1], stacks[1])):
+        expected = (stack.logit_scale * features[own] @ stack.text_features.T).softmax(dim=-1)
+        assert torch.equal(torch.stack([scores[row] for row in own]), expected)
 
 
 def test_other_labels_are_encoded_with_the_domains_own_text_prompts(model):
@@ -109,6 +129,13 @@ def test_a_stack_without_boosting_prompts_has_no_boost_stack(model):
         model.boost_stack(load(model, image_boost=None, image_adapt=(1, 2)))
 
 
+@pytest.mark.parametrize("change", ["with_labels", "boost_stack"])
+def test_a_stack_without_a_template_encodes_no_text(model, change):
+    stack = load(model, image_adapt=(1, 2), templates=[])
+    with pytest.raises(StackMismatchError, match="no template"):
+        model.with_labels(stack, ["sun"]) if change == "with_labels" else model.boost_stack(stack)
+
+
 def test_bfloat16_stays_close_to_float32():
     from prompted_clip import load_backbone
 
@@ -118,7 +145,7 @@ def test_bfloat16_stays_close_to_float32():
     features = []
     for one in (half, full):
         stack = load(one)
-        features.append(one.encode_images(random_pixels(4), [stack] * 4))
+        features.append(one.encode_images(random_pixels(4), [stack] * 4).unit_BE)
     assert features[0].dtype == torch.float32
     cosine = (features[0] * features[1]).sum(1)
     assert float(cosine.min()) > 0.999

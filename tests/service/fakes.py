@@ -23,6 +23,7 @@ from prompt_store.manifest import (
     StackSpec,
 )
 from prompted_clip.errors import StackMismatchError, TextTooLongError
+from prompted_clip.heads import ImageFeatures
 from prompted_clip.stack import PromptStack
 
 FINGERPRINT = "sha256:" + "ab" * 32
@@ -99,12 +100,13 @@ class FakeModel:
         if self.fail_with is not None:
             error, self.fail_with = self.fail_with, None
             raise error
-        return torch.nn.functional.normalize(pixels_BCHW.float().mean(dim=(2, 3)) + 1e-3, dim=1)
+        colours = pixels_BCHW.float().mean(dim=(2, 3)) + 1e-3
+        return ImageFeatures(colours, torch.nn.functional.normalize(colours, dim=1))
 
-    def score(self, features_BE, stacks):
+    def score(self, images, stacks):
         return [
             (stack.logit_scale * row @ stack.text_features.T).softmax(dim=-1)
-            for row, stack in zip(features_BE, stacks, strict=True)
+            for row, stack in zip(images.unit_BE, stacks, strict=True)
         ]
 
 

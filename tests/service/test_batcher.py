@@ -196,6 +196,63 @@ async def test_every_row_of_a_thousand_from_many_callers_is_answered_once():
     assert batcher.n_waiting == 0
 
 
+async def test_the_costs_of_a_batch_are_bounded_and_a_row_that_costs_more_runs_alone():
+    runner = Runner(is_held=True)
+    batcher = batcher_of(runner, max_rows=4, cost=lambda row: row, max_cost=10)
+    futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    futures += batcher.submit([4, 6, 1, 12, 3, 3, 3, 1, 1], lane="a", deadline_s=FAR)
+    await settle()
+    runner.gate.set()
+    await answers(futures)
+    assert runner.batches == [[1], [4, 6], [1], [12], [3, 3, 3, 1], [1]]
+
+
+async def test_an_abandoned_row_takes_no_part_in_the_cost_of_a_batch():
+    runner = Runner(is_held=True)
+    batcher = batcher_of(runner, cost=lambda row: row, max_cost=10)
+    futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    abandoned = batcher.submit([4, 9, 5], lane="a", deadline_s=FAR)
+    abandoned[1].cancel()
+    await settle()
+    runner.gate.set()
+    await answers([*futures, abandoned[0], abandoned[2]])
+    assert runner.batches == [[1], [4, 5]]
+
+
+async def test_a_crowd_of_costly_rows_lets_one_batch_of_the_others_through_each_time():
+    runner = Runner(is_held=True)
+    clock = Clock()
+    batcher = batcher_of(runner, max_rows=2, cost=lambda row: max(0, row - 100), max_cost=1)
+    futures = batcher.submit([101, 102, 103], lane="costly", deadline_s=FAR)
+    clock.now_s = 1
+    futures += batcher.submit([104, 105], lane="costly too", deadline_s=FAR)
+    clock.now_s = 2
+    futures += batcher.submit([1], lane="a", deadline_s=FAR)
+    clock.now_s = 3
+    futures += batcher.submit([2], lane="b", deadline_s=FAR)
+    await settle()
+    runner.gate.set()
+    await answers(futures)
+    assert runner.batches == [[101], [1], [102], [2], [103], [104], [105]]
+
+
+async def test_a_batch_with_a_cost_is_never_prepared_ahead_and_never_shut_out():
+    runner = Runner(is_held=True)
+    clock = Clock()
+    batcher = batcher_of(runner, max_rows=2, cost=lambda row: max(0, row - 100), max_cost=1)
+    futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    clock.now_s = 1
+    futures += batcher.submit([101, 102], lane="costly", deadline_s=FAR)
+    await settle()
+    clock.now_s = 2
+    futures += batcher.submit([2, 3, 4, 5], lane="a", deadline_s=FAR)
+    await settle()
+    assert runner.batches == [[1]]
+    runner.gate.set()
+    await answers(futures)
+    assert runner.batches == [[1], [101], [2, 3], [102], [4, 5]]
+
+
 async def test_no_rows_are_no_work():
     runner = Runner()
     assert batcher_of(runner).submit([], lane="a", deadline_s=FAR) == []

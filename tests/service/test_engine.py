@@ -48,6 +48,37 @@ async def test_a_mixed_batch_answers_each_row_as_if_it_were_alone(engine):
         np.testing.assert_allclose([one.probability for one in mixed], [one.probability for one in single], atol=1e-5)
 
 
+async def test_heads_answer_in_one_batch_with_plain_stacks_as_if_they_were_alone(engine):
+    bundles = [
+        random_bundle("cats", ("tom", "kit"), image_boost=(2, 3), seed=1),
+        random_bundle("dogs", ("rex", "ace", "pug"), image_boost=(3, 3), head="class", seed=2),
+        random_bundle("birds", ("owl", "jay"), image_boost=(1, 3), head="projector", labels="own", seed=3),
+    ]
+    stacks = [await engine.load(read_bundle(data), 1) for data in bundles]
+    assert len({stack.lane for stack in stacks}) == 1
+    rows = rows_of([stacks[n % 3] for n in range(6)])
+    together = await engine.run(rows)
+    alone = [(await engine.run([row]))[0] for row in rows]
+    for mixed, single in zip(together, alone, strict=True):
+        assert [one.label for one in mixed] == [one.label for one in single]
+        np.testing.assert_allclose([one.probability for one in mixed], [one.probability for one in single], atol=1e-5)
+
+
+async def test_a_conditional_stack_warms_up_answers_and_tells_what_its_rows_cost(engine):
+    data = random_bundle("dogs", ("rex", "ace", "pug"), head="conditional", text_boost=(2, 2), text_adapt=(1, 2))
+    stack = await engine.load(read_bundle(data), 1)
+    await engine.warm_up(stack)
+    rows = rows_of([stack, await engine.with_labels(stack, ["heron", "kettle"]), await engine.boost_stack(stack)])
+    assert [row.n_text_rows for row in rows] == [3, 2, 0]
+    answers = await engine.run(rows[:2]) + await engine.run(rows[2:])
+    labels = [{one.label for one in answer} for answer in answers]
+    assert labels == [{"rex", "ace", "pug"}, {"heron", "kettle"}, {"rex", "ace", "pug"}]
+    broken = torch.full_like(stack.head.net.bias_W, float("nan"))
+    net = dataclasses.replace(stack.head.net, bias_W=broken)
+    with pytest.raises(InferenceFailedError, match="finite"):
+        await engine.warm_up(dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=net)))
+
+
 async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine):
     small = await engine.load(read_bundle(random_bundle("a", ("x", "y"))), 1)
     large = await engine.load(read_bundle(random_bundle("b", tuple("klmnopq"))), 1)
@@ -133,10 +164,20 @@ async def test_a_call_that_hangs_is_noticed(monkeypatch):
 
 
 @pytest.mark.gpu
-async def test_the_engine_answers_alike_on_the_gpu():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"head": "class"},
+        {"head": "projector", "labels": "own"},
+        {"head": "conditional", "text_boost": (2, 2), "text_adapt": (1, 2)},
+    ],
+    ids=["plain", "class", "projector", "conditional"],
+)
+async def test_the_engine_answers_alike_on_the_gpu(options):
     on_cpu = Engine(PromptedClip(tiny_backbone()))
     on_gpu = Engine(PromptedClip(load_backbone("tiny", random_seed=0, device="cuda")))
-    bundle = read_bundle(random_bundle("dogs", ("rex", "ace", "pug", "lab"), seed=2))
+    bundle = read_bundle(random_bundle("dogs", ("rex", "ace", "pug", "lab"), seed=2, **options))
     found = []
     for engine in (on_cpu, on_gpu):
         stack = await engine.load(bundle, 1)

@@ -112,3 +112,22 @@ def test_the_recipe_in_force_can_be_printed_without_data():
 
 def test_missing_options_are_a_usage_error():
     assert CliRunner().invoke(boost_app, []).exit_code == 2
+
+
+def test_tensorboard_gets_the_loss_of_every_step(workplace):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = caspl_boost(workplace, "--tensorboard", str(workplace / "events"))
+    assert result.exit_code == 0, result.output
+    events = EventAccumulator(str(workplace / "events")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.value for event in events.Scalars("learning_rate")] == pytest.approx([1e-5, 1e-5, 5e-3, 5e-3])
+
+
+def test_promptkd_writes_a_bundle_with_a_projector_to_the_teachers_space(workplace):
+    result = caspl_boost(workplace, settings=[*SETTINGS, "distillation=promptkd"])
+    assert result.exit_code == 0, result.output
+    bundle = read_bundle((workplace / "demo.safetensors").read_bytes())
+    assert bundle.tensors["text.features"].shape == (3, tiny_backbone("tiny-teacher", 1).embed_dim)
+    assert bundle.manifest.provenance.method == "promptkd"
+    assert bundle.manifest.stack.labels == "own"

@@ -1,6 +1,7 @@
 """Phase 1: the loss against its equation, what learns and what does not, and runs that are killed and resumed."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from PIL import Image
 from prompted_clip.internals import architecture_facts
 from tests.reference.slow_clip import SlowClip
 from tests.tiny import tiny_backbone
-from training.boosting import Booster, BoostPrompts, distillation_loss, learning_rate
+from training.boosting import Booster, distillation_loss
+from training.caspl_student import CasplStudent
 from training.data.images import find_images
 from training.data.views import Views
-from training.errors import BackbonePairError, CheckpointError, DivergedError
+from training.errors import BackbonePairError, DivergedError
+from training.loop import Keep, steps_per_epoch, train
 from training.recipe import BoostRecipe
+from training.teacher import Teacher
 
 CLASSES = ["cat", "striped circle", "dog"]
 
@@ -56,7 +60,9 @@ def booster(folder, chosen):
         crop_scale_min=chosen.crop_scale_min,
         seed=chosen.seed,
     )
-    return Booster(student, teacher, CLASSES, views, chosen)
+    return Booster(
+        CasplStudent(student, CLASSES, chosen), Teacher(teacher, CLASSES, chosen.teacher_template), views, chosen
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])
@@ -79,22 +85,22 @@ def test_the_loss_is_the_papers_kl_written_out(reduction, temperature):
 def test_a_step_has_the_loss_and_gradients_of_the_slow_reference(folder):
     run = booster(folder, recipe())
     run.prepare()
-    loss = run._loss(torch.tensor([0, 3, 7]), 0)
+    loss = run.loss(torch.tensor([0, 3, 7]), 0)
     loss.backward()
 
     models = {}
-    for name, backbone in (("student", run.student), ("teacher", run.teacher)):
+    for name, backbone in (("student", run.student.backbone), ("teacher", run.teacher.backbone)):
         facts = architecture_facts(backbone.clip)
         models[name] = SlowClip(
             backbone.clip.state_dict(), vision_heads=facts["vision_heads"], text_heads=facts["text_heads"]
         )
-    image = run.prompts.image.detach().double().requires_grad_()
-    text = run.prompts.text.detach().double().requires_grad_()
-    pixels = run.views.load([0, 3, 7], 0).double() / 255
+    image = run.student.image.detach().double().requires_grad_()
+    text = run.student.text.detach().double().requires_grad_()
+    pixels = run._views.load([0, 3, 7], 0).double() / 255
     mean, std = (
-        torch.tensor(run.student.preprocess[key], dtype=torch.float64).view(3, 1, 1) for key in ("mean", "std")
+        torch.tensor(run.student.backbone.preprocess[key], dtype=torch.float64).view(3, 1, 1) for key in ("mean", "std")
     )
-    tokenizer = run.student.tokenizer
+    tokenizer = run.student.backbone.tokenizer
 
     def ids(words):
         return [tokenizer.sot_token_id, *tokenizer.encode(words), tokenizer.eot_token_id]
@@ -103,30 +109,32 @@ def test_a_step_has_the_loss_and_gradients_of_the_slow_reference(folder):
     teacher_text = torch.stack([models["teacher"].text(ids(f"a photo of a {name}.")) for name in CLASSES])
     expected = 0.0
     for row in (pixels - mean) / std:
-        z_student = run.student.logit_scale * student_text @ models["student"].image(row, boost=image)
-        z_teacher = run.teacher.logit_scale * teacher_text @ models["teacher"].image(row)
+        z_student = run.student.backbone.logit_scale * student_text @ models["student"].image(row, boost=image)
+        z_teacher = run.teacher.backbone.logit_scale * teacher_text @ models["teacher"].image(row)
         p = z_teacher.softmax(0)
         expected = expected + (p * (z_teacher.log_softmax(0) - z_student.log_softmax(0))).sum() / 3
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    torch.testing.assert_close(run.prompts.image.grad.double(), image.grad, rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(run.prompts.text.grad.double(), text.grad, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(run.student.image.grad.double(), image.grad, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(run.student.text.grad.double(), text.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_only_prompts_learn_and_the_student_moves_towards_the_teacher(folder):
     run = booster(folder, recipe(epochs=20))
-    before = {name: tensor.clone() for name, tensor in run.student.clip.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in run.student.backbone.clip.state_dict().items()}
     run.prepare()
-    result = run.train()
-    assert all(torch.equal(before[name], tensor) for name, tensor in run.student.clip.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in run.teacher.clip.parameters())
+    result = train(run, run._recipe)
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.student.backbone.clip.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in run.teacher.backbone.clip.parameters())
     assert np.mean(result.losses[-3:]) < 0.7 * np.mean(result.losses[:3])
 
 
-def test_precomputed_teacher_answers_give_the_same_run_as_asking_it_each_step(folder):
-    cached, asked = booster(folder, recipe()), booster(folder, recipe())
-    cached.prepare()
-    assert cached.train().losses == pytest.approx(asked.train().losses, rel=1e-5)
+def test_answers_asked_once_give_the_same_run_as_a_teacher_asked_each_step(folder):
+    once, each = booster(folder, recipe()), booster(folder, recipe())
+    each._teacher_answers = SimpleNamespace(
+        get=lambda indices, epoch: each.teacher.logits(each._views.load(indices.tolist(), epoch))
+    )
+    assert train(once, recipe()).losses == pytest.approx(train(each, recipe()).losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
@@ -134,7 +142,7 @@ def test_a_killed_run_resumes_with_identical_prompts(folder, tmp_path, augmentat
     chosen = recipe(augmentation=augmentation)
     whole = booster(folder, chosen)
     whole.prepare()
-    whole.train()
+    train(whole, chosen)
 
     class KilledError(Exception):
         pass
@@ -143,42 +151,27 @@ def test_a_killed_run_resumes_with_identical_prompts(folder, tmp_path, augmentat
         if run.step == 5:
             raise KilledError
 
-    checkpoint, identity = tmp_path / "state", {"recipe": "a"}
+    keep = Keep(tmp_path / "state", {"recipe": "a"}, every=2)
     first = booster(folder, chosen)
     first.prepare()
     with pytest.raises(KilledError):
-        first.train(checkpoint=checkpoint, identity=identity, checkpoint_every=2, on_step=kill)
+        train(first, chosen, keep=keep, on_step=kill)
     second = booster(folder, chosen)
     second.prepare()
     steps = []
-    result = second.train(
-        checkpoint=checkpoint, identity=identity, checkpoint_every=2, on_step=lambda run: steps.append(run.step)
-    )
+    result = train(second, chosen, keep=keep, on_step=lambda run: steps.append(run.step))
     assert steps[0] == 5
-    assert result.step == whole.n_steps
-    assert torch.equal(second.prompts.image, whole.prompts.image)
-    assert torch.equal(second.prompts.text, whole.prompts.text)
-
-
-def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path):
-    checkpoint = tmp_path / "state"
-    booster(folder, recipe(epochs=1)).train(checkpoint=checkpoint, identity={"recipe": "a"}, checkpoint_every=1)
-    with pytest.raises(CheckpointError, match="recipe differ"):
-        booster(folder, recipe(epochs=1)).train(checkpoint=checkpoint, identity={"recipe": "b"})
-
-
-def test_a_damaged_checkpoint_is_refused(folder, tmp_path):
-    (tmp_path / "state").write_bytes(b"half a file")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        booster(folder, recipe()).train(checkpoint=tmp_path / "state", identity={})
+    assert result.step == chosen.epochs * steps_per_epoch(chosen, whole.n_images)
+    assert torch.equal(second.student.image, whole.student.image)
+    assert torch.equal(second.student.text, whole.student.text)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(folder):
     run = booster(folder, recipe())
     with torch.no_grad():
-        run.prompts.image.fill_(float("nan"))
+        run.student.image.fill_(float("nan"))
     with pytest.raises(DivergedError, match="nan at step 0"):
-        run.train()
+        train(run, run._recipe)
 
 
 def test_student_and_teacher_of_different_image_size_are_refused(folder, monkeypatch):
@@ -189,35 +182,29 @@ def test_student_and_teacher_of_different_image_size_are_refused(folder, monkeyp
     wide = dataclasses.replace(other)
     monkeypatch.setattr(type(other), "image_size", property(lambda self: 64 if self is wide else 32))
     with pytest.raises(BackbonePairError, match="32 px and teacher tiny-teacher 64 px"):
-        Booster(run.student, wide, CLASSES, run.views, recipe())
+        Booster(run.student, Teacher(wide, CLASSES, "{}."), run._views, recipe())
 
 
 def test_text_prompts_start_from_the_words_only_where_the_lengths_match():
     student = tiny_backbone()
     words = student.clip.token_embedding(torch.tensor(student.tokenizer.encode("a photo of a")))
-    assert torch.equal(BoostPrompts(student, recipe(text_tokens=4)).text[0], words)
-    assert not torch.equal(BoostPrompts(student, recipe(text_tokens=5)).text[0, :4], words)
+    assert torch.equal(CasplStudent(student, CLASSES, recipe(text_tokens=4)).text[0], words)
+    assert not torch.equal(CasplStudent(student, CLASSES, recipe(text_tokens=5)).text[0, :4], words)
 
 
 def test_depths_are_cut_to_the_towers():
-    prompts = BoostPrompts(tiny_backbone(), recipe(image_depth=9, text_depth=9))
+    prompts = CasplStudent(tiny_backbone(), CLASSES, recipe(image_depth=9, text_depth=9))
     assert prompts.image.shape == (3, 2, 32)
     assert prompts.text.shape == (3, 4, 32)
 
 
-def test_the_rate_is_constant_while_warming_up_and_then_a_cosine_that_counts_warm_up_epochs():
-    chosen = recipe(epochs=4, warmup_epochs=1, learning_rate=1.0, warmup_learning_rate=0.25)
-    expected = [0.25, 0.5 * (1 + math.cos(math.pi / 4)), 0.5, 0.5 * (1 + math.cos(3 * math.pi / 4))]
-    assert [learning_rate(chosen, epoch) for epoch in range(4)] == pytest.approx(expected)
-
-
 def test_the_text_prompts_learn_at_their_own_multiple_of_the_rate(folder):
     frozen, slow = booster(folder, recipe(text_rate_factor=0.0)), booster(folder, recipe(text_rate_factor=0.1))
-    starts = [(run.prompts.text.detach().clone(), run.prompts.image.detach().clone()) for run in (frozen, slow)]
+    starts = [(run.student.text.detach().clone(), run.student.image.detach().clone()) for run in (frozen, slow)]
     moved = []
     for run, (text, image) in zip((frozen, slow), starts, strict=True):
-        run.train()
-        assert not torch.equal(run.prompts.image, image)
-        moved.append(float((run.prompts.text.detach() - text).abs().max()))
+        train(run, run._recipe)
+        assert not torch.equal(run.student.image, image)
+        moved.append(float((run.student.text.detach() - text).abs().max()))
     assert moved[0] == 0
     assert moved[1] > 0

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+
+from training.loop import ParameterGroup as ParameterGroup
 
 Want = Literal["pixels", "foundation", "reference"]
 
@@ -28,14 +31,6 @@ class Batch:
     images_BCHW: Tensor | None = None
     foundation_BE: Tensor | None = None
     reference_BE: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that learn at one multiple of the recipe's rate."""
-
-    parameters: Sequence[nn.Parameter]
-    rate_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,8 @@ class Folded:
             the class name); None where they do.
         serves_own_classes_only: whether other labels must be refused.
         head: an extra linear head, or None.
+        projector: `hidden.weight [H, E]`, `hidden.bias`, `weight [E2, H]`, `bias`: two linear layers and a ReLU between
+            them, which take image embeddings to the space of `text_features_KE [K, E2]` (PromptKD); or None.
         meta_net: the meta-net of a conditional head, `linear1.weight [H, E]`, `linear1.bias`, `linear2.weight [W, H]`,
             `linear2.bias`; None for static text features.
     """
@@ -73,6 +70,7 @@ class Folded:
     text_features_KE: Tensor | None = None
     serves_own_classes_only: bool = False
     head: LinearHead | None = None
+    projector: Mapping[str, Tensor] | None = None
     meta_net: Mapping[str, Tensor] | None = None
 
 
@@ -83,6 +81,8 @@ class AdaptingMethod(Protocol):
     """
 
     wants: ClassVar[frozenset[Want]]
+    averages_over_images: ClassVar[bool]
+    """Whether the loss of a batch is the mean of its images' losses; several processes may then share a batch."""
 
     @property
     def text(self) -> str:
@@ -108,3 +108,20 @@ class AdaptingMethod(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> object:
         """As `nn.Module`'s."""
+
+
+def wanted(tensor: Tensor | None, want: str) -> Tensor:
+    """A field of a batch that the method's `wants` asked for.
+
+    Raises:
+        ValueError: the caller left it out.
+    """
+    if tensor is None:
+        msg = f"This method wants {want!r}, and the batch came without; fill what `wants` names."
+        raise ValueError(msg)
+    return tensor
+
+
+def detached(tensor: Tensor) -> Tensor:
+    """A float32 copy on the CPU, as a fold hands it over."""
+    return tensor.detach().to("cpu", torch.float32, copy=True)

@@ -5,6 +5,7 @@ another number of threads see the same pixels.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from prompted_clip.preprocess import to_pixels
 
-N_THREADS: Final = 4
+N_THREADS: Final = min(8, os.cpu_count() or 1)
+MAX_KEPT_BYTES: Final = 2 * 1024**3
+"""Decoded views kept in memory at most; beyond it they are read anew each time, with the same pixels."""
 
 
 class Views:
@@ -31,6 +34,7 @@ class Views:
         augmentation: `none` or `crop-flip`.
         crop_scale_min: least area of a random crop, as a fraction.
         seed: of all random choices.
+        n_fixed: number of random views per image that the epochs go round; 0 draws fresh ones every epoch.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Views:
         augmentation: str,
         crop_scale_min: float,
         seed: int,
+        n_fixed: int = 0,
     ) -> None:
         self._files = files
         self._image_size = image_size
@@ -49,12 +54,15 @@ class Views:
         self._is_random = augmentation != "none"
         self._crop_scale_min = crop_scale_min
         self._seed = seed
+        self._n_fixed = n_fixed
+        self._pixels: dict[int, Tensor] = {}
         self._pool = ThreadPoolExecutor(N_THREADS)
 
-    @property
-    def is_random(self) -> bool:
-        """Whether an image looks different in every epoch."""
-        return self._is_random
+    def view_set(self, epoch: int) -> int | None:
+        """Which fixed set of views an epoch shows, None when its views are its own."""
+        if not self._is_random:
+            return 0
+        return epoch % self._n_fixed if self._n_fixed else None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -66,7 +74,21 @@ class Views:
         return torch.randperm(len(self._files), generator=generator)
 
     def load(self, indices: Sequence[int], epoch: int) -> Tensor:
-        """Views of the images at `indices`: uint8 [B, 3, H, W]."""
+        """Views of the images at `indices`: uint8 [B, 3, H, W]; fixed views are kept in memory while they fit."""
+        which = self.view_set(epoch)
+        if which is None:
+            return self._read(indices, epoch)
+        if not self._fits():
+            return self._read(indices, which)
+        if which not in self._pixels:
+            self._pixels[which] = self._read(range(len(self)), which)
+        return self._pixels[which][torch.as_tensor(indices)]
+
+    def _fits(self) -> bool:
+        n_bytes = len(self) * 3 * self._image_size**2 * max(1, self._n_fixed)
+        return n_bytes <= MAX_KEPT_BYTES
+
+    def _read(self, indices: Sequence[int], epoch: int) -> Tensor:
         return torch.from_numpy(np.stack(list(self._pool.map(lambda index: self._view(index, epoch), indices))))
 
     def _view(self, index: int, epoch: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
 from training.boost_run import BoostJob, run_boost
+from training.data.images import find_images
 from training.demo.evaluate import TEMPLATE, TEST_SEED, accuracy
 from training.demo.folders import write_folders
 from training.demo.render import Pictures, draw_series
@@ -46,8 +47,8 @@ def boost_domain(
         write_folders(domain, pictures, n_train=N_UNLABELLED, n_test=0)
         job = BoostJob(
             domain=domain,
-            images=pictures / "train",
-            classes=pictures / "classes.txt",
+            images=find_images(pictures / "train"),
+            class_names=CLASS_NAMES,
             out=out,
             checkpoint=work_dir / f"{domain}.checkpoint",
         )
@@ -143,8 +144,8 @@ def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 @torch.inference_mode()
 def _scores(model: PromptedClip, stack: PromptStack, pictures: Pictures) -> torch.Tensor:
     batches = [pictures.pixels[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
-    features = torch.cat([model.encode_images(batch, [stack] * len(batch)) for batch in batches])
-    return features @ stack.text_features.T
+    scored = [model.logits(model.encode_images(batch, [stack] * len(batch)), stack) for batch in batches]
+    return torch.cat(scored)
 
 
 def _gap_closed(row: Row, half: str) -> float | None:
@@ -163,5 +164,5 @@ def _made_for(bundle: Path, student: Backbone, teacher: Backbone, recipe: BoostR
     return (
         manifest.backbone.fingerprint == student.fingerprint
         and (manifest.provenance.teacher or {}).get("fingerprint") == teacher.fingerprint
-        and manifest.provenance.recipe == recipe.model_dump()
+        and BoostRecipe.model_validate(manifest.provenance.recipe) == recipe
     )

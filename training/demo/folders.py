@@ -1,7 +1,7 @@
 """Writes pictures of a domain as ordinary image folders, the form every other command of this repository reads.
 
 `train/` holds unlabelled pictures side by side, `test/` one folder per class; `classes.txt` lists the class names in
-label order. Train and test come from different series.
+label order. A labelled data set has a folder per class in `train/` too. All of them come from different series.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from typing import Final, Literal
 
 from PIL import Image
 
-from training.demo.render import Pictures, draw_series
+from training.demo.render import BLOCK, Pictures, draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
 
 TRAIN_SEED: Final = 500
 TEST_SEED: Final = 600
+LABELLED_SEED: Final = 800
 _JPEG_QUALITY: Final = 95
 
 Suffix = Literal["png", "jpg"]
@@ -57,12 +58,7 @@ def write_folders(
         ValueError: no such domain.
         FileExistsError: the folder is not empty.
     """
-    if domain not in DOMAINS:
-        raise ValueError(f"expected one of {', '.join(DOMAINS)}, found {domain!r}")
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise FileExistsError(f"expected an empty or missing folder, found files in {out_dir}; choose another")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
+    _begin(domain, out_dir)
     if n_train:
         pictures = draw_series(TRAIN_SEED + seed, n_train, restyle=DOMAINS[domain])
         for index in range(n_train):
@@ -73,3 +69,44 @@ def write_folders(
             folder = out_dir / "test" / class_folder(CLASS_NAMES[label])
             _save(pictures, index, folder / f"{index:05d}.{suffix}")
     return FolderSizes(n_train, n_test)
+
+
+def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_seed: int) -> FolderSizes:
+    """Write a domain as a data set of few labelled pictures: `train/<class>/` and `test/<class>/`.
+
+    Args:
+        domain: a name of `shifts.DOMAINS`.
+        out_dir: an empty or missing folder.
+        shots: train pictures per class, the first ones of their series.
+        n_test: test pictures of all classes together.
+        test_seed: series of the test pictures.
+
+    Raises:
+        ValueError: no such domain.
+        FileExistsError: the folder is not empty.
+    """
+    _begin(domain, out_dir)
+    folders = [class_folder(name) for name in CLASS_NAMES]
+    n_left = dict.fromkeys(range(len(CLASS_NAMES)), shots)
+    start = 0
+    while any(n_left.values()):
+        pictures = draw_series(LABELLED_SEED, BLOCK, restyle=DOMAINS[domain], start=start)
+        for index, label in enumerate(pictures.labels.tolist()):
+            if n_left[label]:
+                n_left[label] -= 1
+                _save(pictures, index, out_dir / "train" / folders[label] / f"{start + index:05d}.png")
+        start += BLOCK
+    pictures = draw_series(test_seed, n_test, restyle=DOMAINS[domain])
+    for index, label in enumerate(pictures.labels.tolist()):
+        _save(pictures, index, out_dir / "test" / folders[label] / f"{index:05d}.png")
+    return FolderSizes(shots * len(CLASS_NAMES), n_test)
+
+
+def _begin(domain: str, out_dir: Path) -> None:
+    """Make the folder and its class list."""
+    if domain not in DOMAINS:
+        raise ValueError(f"expected one of {', '.join(DOMAINS)}, found {domain!r}")
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise FileExistsError(f"expected an empty or missing folder, found files in {out_dir}; choose another")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))

@@ -40,7 +40,8 @@ class PretrainPlan:
         n_steps: optimizer steps.
         n_pictures: size of the pool, drawn once from the pairs not held out.
         batch_size: pictures per step.
-        peak_lr: learning rate after warm-up; a cosine leads from there to zero.
+        peak_lr: learning rate after warm-up; a cosine leads from there towards zero.
+        n_cosine_steps: where the cosine would reach zero, >= n_steps; None for n_steps.
         n_warmup_steps: steps of linear warm-up.
         weight_decay: of AdamW.
         augmented_share: share of pictures broadly augmented; 0 shows the clean world only.
@@ -52,6 +53,7 @@ class PretrainPlan:
     n_pictures: int
     batch_size: int = 128
     peak_lr: float = 1.5e-3
+    n_cosine_steps: int | None = None
     n_warmup_steps: int = 50
     weight_decay: float = 0.05
     augmented_share: float = 0.0
@@ -76,7 +78,7 @@ class CheckpointMismatchError(ValueError):
 def learning_rate(plan: PretrainPlan, step: int) -> float:
     """Give the learning rate of a step: linear warm-up, then a cosine."""
     warmup = min(1.0, (step + 1) / max(1, plan.n_warmup_steps))
-    return plan.peak_lr * warmup * 0.5 * (1 + math.cos(math.pi * step / plan.n_steps))
+    return plan.peak_lr * warmup * 0.5 * (1 + math.cos(math.pi * step / (plan.n_cosine_steps or plan.n_steps)))
 
 
 class Pretraining:

@@ -97,3 +97,8 @@ def test_broad_augmentation_touches_about_the_share_asked_for():
     assert augmented.min() >= 0
     assert augmented.max() <= 1
     assert torch.equal(augment_broadly(clean, 0.0, seeded_generator(2)), clean)
+
+
+def test_a_longer_cosine_leaves_the_first_steps_as_they_would_be(plan):
+    whole, cut = dataclasses.replace(plan, n_steps=1000), dataclasses.replace(plan, n_steps=600, n_cosine_steps=1000)
+    assert [learning_rate(whole, step) for step in range(600)] == [learning_rate(cut, step) for step in range(600)]

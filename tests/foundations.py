@@ -1,0 +1,71 @@
+"""Foundations on the tiny backbone, their float64 twins in the slow transcription, and batches of their features."""
+
+import copy
+import dataclasses
+import functools
+
+import torch
+
+from prompted_clip.internals import architecture_facts
+from tests.reference.slow_clip import SlowClip
+from tests.tiny import tiny_backbone
+from training.adapting.method import Batch
+from training.foundation import Foundation
+
+
+@functools.cache
+def _backbone_in(dtype):
+    tiny = tiny_backbone()
+    if dtype == tiny.dtype:
+        return tiny
+    return dataclasses.replace(tiny, clip=copy.deepcopy(tiny.clip).to(dtype), dtype=dtype)
+
+
+def tiny_foundation(boost=None, dtype=torch.float32):
+    """The tiny backbone; `boost` is (depth, tokens) of random boosting prompts in both towers, or None."""
+    backbone = _backbone_in(dtype)
+    if boost is None:
+        return Foundation(backbone)
+    generator = torch.Generator().manual_seed(7)
+    image = torch.randn(*boost, backbone.vision_width, dtype=torch.float64, generator=generator)
+    text = torch.randn(*boost, backbone.text_width, dtype=torch.float64, generator=generator)
+    return Foundation(backbone, image.to(dtype), text.to(dtype), boost_digest="sha256:boost")
+
+
+def random_images(n_rows, dtype=torch.float32):
+    """Normalised noise [n_rows, 3, 32, 32]."""
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(n_rows, 3, 32, 32, dtype=torch.float64, generator=generator).to(dtype)
+
+
+@torch.no_grad()
+def feature_batch(foundation, labels, reference="boosted"):
+    """Random images as the features that text-only methods see."""
+    images = random_images(len(labels), foundation.backbone.dtype)
+    return Batch(
+        labels_B=torch.tensor(labels),
+        foundation_BE=foundation.encode_images(images),
+        reference_BE=foundation.reference(reference).encode_images(images),
+    )
+
+
+def slow_twin(foundation):
+    """The foundation's backbone, one row and one head at a time in float64."""
+    facts = architecture_facts(foundation.backbone.clip)
+    return SlowClip(
+        foundation.backbone.clip.state_dict(),
+        vision_heads=facts["vision_heads"],
+        text_heads=facts["text_heads"],
+        quick_gelu=facts["quick_gelu"],
+    )
+
+
+def token_ids(foundation, text):
+    """[SOS, words, EOT] of one text."""
+    tokenizer = foundation.backbone.tokenizer
+    return [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+
+
+def relative_error(found, expected):
+    """The largest deviation over the largest expected value."""
+    return float((found - expected).detach().abs().max() / expected.detach().abs().max())

@@ -1,0 +1,47 @@
+"""Labelled images for the methods that see pixels, methods as they are mid-training, and what a fold answers."""
+
+import torch
+
+from prompted_clip.internals import unit_norm
+from prompted_clip.prompts import join_groups
+from prompted_clip.text import encode_classes
+from tests.foundations import random_images
+from training.adapting.method import Batch
+
+CLASS_NAMES = ("cat", "striped dog", "bird")
+BOOSTS = (None, (2, 3))
+
+
+@torch.no_grad()
+def pixel_batch(foundation, reference="boosted"):
+    """Three random images, one of each class, with the reference model's features."""
+    images = random_images(3, foundation.backbone.dtype)
+    return Batch(
+        labels_B=torch.tensor([2, 0, 1]),
+        images_BCHW=images,
+        reference_BE=foundation.reference(reference).encode_images(images),
+    )
+
+
+@torch.no_grad()
+def stirred(method):
+    """The method with noise on every parameter, so that none sits where it started or is too small to matter."""
+    generator = torch.Generator().manual_seed(9)
+    for parameter in method.parameters():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return method
+
+
+@torch.no_grad()
+def folded_logits(foundation, method, class_names, images):
+    """Scores made of nothing but the folded tensors and the method's text."""
+    folded, text_boost = method.fold(), foundation.text_boost
+    texts = encode_classes(
+        foundation.backbone, class_names, [method.text], join_groups([folded.text_adapt, text_boost])
+    )
+    embeddings = foundation.embed_images(images, folded.image_adapt)
+    scores = foundation.logit_scale * unit_norm(embeddings) @ texts.T
+    if folded.head is None:
+        return scores
+    of_head = embeddings @ folded.head.weight_KE.T + folded.head.bias_K
+    return (1 - folded.head.share) * scores + folded.head.share * of_head

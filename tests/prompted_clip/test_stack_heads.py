@@ -1,0 +1,223 @@
+"""Stacks with heads: loading, refusing, mixing, other labels, boosting prompts alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from prompt_store.bundle import Bundle, read_bundle
+from prompted_clip import Lane, PromptedClip, StackMismatchError, TextTooLongError, encode_classes, join_groups
+from prompted_clip.backbone import load_backbone
+from prompted_clip.heads import ClassHead, ConditionalHead, ImageFeatures, Projector
+from tests.stacks import HIDDEN, OTHER_WIDTH, SHARE, random_bundle
+from tests.tiny import random_pixels, tiny_backbone
+
+CLASS = {"head": "class", "text_boost": (2, 2), "text_adapt": (1, 2)}
+PROJECTOR = {"head": "projector", "labels": "own"}
+CONDITIONAL = {"head": "conditional", "text_boost": (2, 2), "text_adapt": (1, 3)}
+HEADS = pytest.mark.parametrize("options", [CLASS, PROJECTOR, CONDITIONAL], ids=["class", "projector", "conditional"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return PromptedClip(tiny_backbone())
+
+
+def load(model, **options):
+    return model.load_stack(read_bundle(random_bundle(**options)), version=3)
+
+
+def score(model, pixels, rows):
+    return model.score(model.encode_images(pixels, rows), rows)
+
+
+def assert_rows_equal_each_alone(model, rows, atol):
+    pixels = random_pixels(len(rows))
+    mixed = score(model, pixels, rows)
+    for index, stack in enumerate(rows):
+        (alone,) = score(model, pixels[index : index + 1], [stack])
+        torch.testing.assert_close(mixed[index], alone, rtol=0, atol=atol)
+        assert mixed[index].shape == (len(stack.class_names),)
+        assert float(mixed[index].sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_each_kind_of_head_is_loaded_in_float32(model):
+    stacks = [load(model, **options) for options in (CLASS, PROJECTOR, CONDITIONAL)]
+    assert [type(stack.head) for stack in stacks] == [ClassHead, Projector, ConditionalHead]
+    assert stacks[0].head.share == SHARE
+    assert stacks[1].text_features.shape == (3, OTHER_WIDTH)
+    assert stacks[1].head.hidden_weight_HE.shape == (HIDDEN, 24)
+    assert stacks[2].text_features is None
+    assert stacks[2].text_adapt is None
+    assert stacks[2].head.net.context_NW.shape == (3, 32)
+
+
+def test_only_a_conditional_head_has_a_lane_of_its_own_and_costs_text_forwards(model):
+    stacks = [load(model, **options) for options in ({}, CLASS, PROJECTOR, CONDITIONAL)]
+    assert [stack.lane for stack in stacks] == [Lane(3, "static")] * 3 + [Lane(3, "conditional")]
+    assert [stack.n_text_rows for stack in stacks] == [0, 0, 0, 3]
+
+
+@HEADS
+def test_a_stacks_memory_counts_its_head(model, options):
+    data = random_bundle(**options)
+    bundle, stack = read_bundle(data), model.load_stack(read_bundle(data))
+    tokens = [stack.head.ids_KT, stack.head.eot_K] if isinstance(stack.head, ConditionalHead) else []
+    expected = bundle.n_tensor_bytes + stack.image.tokens.nbytes + sum(tensor.nbytes for tensor in tokens)
+    assert stack.nbytes == expected
+
+
+def test_plain_class_head_and_projector_rows_share_a_forward_and_answer_as_if_alone(model):
+    plain = load(model, domain="plain", seed=1)
+    classed = load(model, domain="classed", class_names=("a", "b"), seed=2, **CLASS)
+    projected = load(model, domain="projected", image_boost=(1, 2), image_adapt=(3, 1), seed=3, **PROJECTOR)
+    rows = [plain, classed, projected, classed, plain, projected]
+    assert len({stack.lane for stack in rows}) == 1
+    assert_rows_equal_each_alone(model, rows, atol=1e-5)
+
+
+def test_conditional_rows_of_two_domains_answer_as_if_alone(model):
+    boosted = load(model, domain="boosted", seed=1, **CONDITIONAL)
+    plain = load(
+        model, domain="plain", class_names=("a", "a rather long class name"), seed=2, head="conditional",
+        text_adapt=(1, 1),
+    )  # fmt: skip
+    assert_rows_equal_each_alone(model, [boosted, plain, boosted, plain], atol=1e-5)
+
+
+def test_a_condition_makes_text_features_that_differ_from_image_to_image(model):
+    stack = load(model, **CONDITIONAL)
+    f_BE = model.encode_images(random_pixels(2), [stack] * 2).unit_BE
+    contexts = stack.head.net.contexts(f_BE)
+    assert float((contexts[0] - contexts[1]).abs().max()) > 1e-3
+    still = dataclasses.replace(stack.head.net, weight_WH=torch.zeros_like(stack.head.net.weight_WH))
+    frozen = dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=still))
+    images = ImageFeatures(f_BE, f_BE)
+    assert float((model.logits(images, frozen) - model.logits(images, stack)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("max_text_rows", [1, 4, 5, 7, 14])
+def test_conditional_scores_do_not_depend_on_how_many_texts_run_at_once(model, max_text_rows):
+    names = ("cat", "dog", "a rather long striped class name", "bird", "red tulip")
+    wide, narrow = model, PromptedClip(tiny_backbone(), max_text_rows=max_text_rows)
+    stack = load(wide, class_names=names, **CONDITIONAL)
+    images = wide.encode_images(random_pixels(3), [stack] * 3)
+    rows = []
+    encode = narrow.backbone.clip.ln_final.register_forward_hook(lambda _, __, x: rows.append(len(x)))
+    found = torch.stack(narrow.score(images, [stack] * 3))
+    encode.remove()
+    assert sum(rows) == 15
+    assert max(rows) == min(max_text_rows, 15)
+    torch.testing.assert_close(found, torch.stack(wide.score(images, [stack] * 3)), rtol=0, atol=1e-6)
+
+
+def test_a_class_head_is_left_out_for_other_labels(model):
+    stack = load(model, **CLASS)
+    opened = model.with_labels(stack, ["sun", "moon"])
+    with torch.no_grad():
+        grid = join_groups([stack.text_adapt, stack.text_boost])
+        expected = encode_classes(model.backbone, ["sun", "moon"], stack.templates, grid)
+    assert opened.head is None
+    assert torch.equal(opened.text_features, expected)
+
+
+def test_a_conditional_head_goes_on_with_other_labels(model):
+    data = {"seed": 4, **CONDITIONAL}
+    opened = model.with_labels(load(model, **data), ["sun", "a moon"])
+    trained = load(model, class_names=("sun", "a moon"), **data)
+    pixels = random_pixels(2)
+    assert (opened.class_names, opened.lane) == (("sun", "a moon"), Lane(3, "conditional"))
+    found, expected = score(model, pixels, [opened] * 2), score(model, pixels, [trained] * 2)
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+
+
+@pytest.mark.parametrize("options", [PROJECTOR, {"labels": "own"}, CONDITIONAL | {"labels": "own"}])
+def test_a_stack_made_for_its_own_labels_refuses_others_with_the_reason(model, options):
+    with pytest.raises(StackMismatchError, match="made for its own 3 classes; other labels"):
+        model.with_labels(load(model, **options), ["sun"])
+
+
+@HEADS
+def test_the_boost_stack_is_static_and_open_whatever_stood_on_the_boosting_prompts(model, options):
+    stack = load(model, image_adapt=(1, 2), **options)
+    boosted = model.boost_stack(stack)
+    with torch.no_grad():
+        texts = (stack.class_texts, stack.templates, join_groups([stack.text_boost]))
+        expected = encode_classes(model.backbone, *texts)
+    assert (boosted.head, boosted.image_adapt, boosted.text_adapt, boosted.labels) == (None, None, None, "any")
+    assert boosted.lane == Lane(3, "static")
+    assert torch.equal(boosted.text_features, expected)
+    assert model.with_labels(boosted, ["sun"]).class_names == ("sun",)
+
+
+def test_a_projector_learned_with_the_boosting_prompts_stays_with_them(model):
+    stack = load(model, **PROJECTOR)
+    assert model.boost_stack(stack) is stack
+    assert model.boost_stack(load(model, image_adapt=(1, 2), **PROJECTOR)).head is None
+
+
+def test_the_boost_stack_replaces_features_that_the_prompts_alone_do_not_give(model):
+    stack = load(model, labels="own")
+    boosted = model.boost_stack(stack)
+    assert boosted.labels == "any"
+    assert not torch.equal(boosted.text_features, stack.text_features)
+    plain = load(model)
+    assert model.boost_stack(plain) is plain
+
+
+@pytest.mark.parametrize(
+    ("options", "tensor", "shape"),
+    [
+        ({}, "text.features", (3, 25)),
+        (CLASS, "head.weight", (3, 25)),
+        (PROJECTOR, "head.hidden.weight", (6, 25)),
+        (CONDITIONAL, "conditional.linear1.weight", (6, 25)),
+    ],
+)
+def test_a_head_for_another_joint_space_is_refused_by_the_tensors_name(model, options, tensor, shape):
+    bundle = read_bundle(random_bundle(**options))
+    wrong = {tensor: np.ones(shape, np.float32)}
+    with pytest.raises(StackMismatchError, match=f"{tensor} has 25 columns; the backbone's joint space has 24"):
+        model.load_stack(Bundle(bundle.manifest, dict(bundle.tensors) | wrong, bundle.digest))
+
+
+def test_a_context_of_another_text_width_is_refused(model):
+    bundle = read_bundle(random_bundle(head="conditional", text_adapt=(1, 2)))
+    wrong = {"text.adapt": np.ones((1, 2, 33), np.float32)}
+    with pytest.raises(StackMismatchError, match=r"text\.adapt is 1 layers of width 33"):
+        model.load_stack(Bundle(bundle.manifest, dict(bundle.tensors) | wrong, bundle.digest))
+
+
+def test_too_many_classes_per_image_are_refused_with_the_limit():
+    model = PromptedClip(tiny_backbone(), max_conditional_classes=3)
+    stack = load(model, **CONDITIONAL)
+    with pytest.raises(StackMismatchError, match="4 classes are more than the 3 that max_conditional_classes allows"):
+        load(model, class_names=tuple("abcd"), **CONDITIONAL)
+    with pytest.raises(StackMismatchError, match="max_conditional_classes"):
+        model.with_labels(stack, list("abcd"))
+    assert len(model.boost_stack(stack).class_names) == 3
+
+
+def test_a_class_that_does_not_fit_behind_context_and_boosting_prompts_is_named_at_load(model):
+    with pytest.raises(TextTooLongError, match="5 prompt tokens"):
+        load(model, class_names=("cat", "cat " * 30 + "cat"), templates=["{} " + "cat " * 45], **CONDITIONAL)
+
+
+def test_a_static_stack_without_text_features_is_a_mistake(model):
+    stack = dataclasses.replace(load(model), text_features=None)
+    with pytest.raises(ValueError, match="neither text features nor a conditional head"):
+        score(model, random_pixels(1), [stack])
+
+
+@HEADS
+def test_heads_in_bfloat16_stay_close_to_float32(options):
+    half = PromptedClip(load_backbone("tiny", random_seed=0, dtype=torch.bfloat16))
+    full = PromptedClip(tiny_backbone())
+    logits = []
+    for one in (half, full):
+        stack = load(one, **options)
+        logits.append(one.logits(one.encode_images(random_pixels(4), [stack] * 4), stack))
+    assert logits[0].dtype == torch.float32
+    spread = float((logits[1].max() - logits[1].min()).abs())
+    assert float((logits[0] - logits[1]).abs().max()) < 0.1 * spread

@@ -1,0 +1,57 @@
+"""One step of a method against its paper's equations, in float64: the same loss and the same gradients."""
+
+import torch
+
+from tests.foundations import relative_error, slow_twin, token_ids
+from tests.reference.slow_clip import SlowClip
+
+TOLERANCE = 1e-9
+
+
+class LongFeatures(SlowClip):
+    """The slow CLIP, which also gives features at the length they have before they are divided by it."""
+
+    @classmethod
+    def of(cls, foundation):
+        twin = slow_twin(foundation)
+        return cls(twin.w, vision_heads=twin.vision_heads, text_heads=twin.text_heads, quick_gelu=twin.quick_gelu)
+
+    def _norm(self, x, name):
+        self.last = super()._norm(x, name)
+        return self.last
+
+    def long_image(self, image_CHW, boost, adapt):
+        """[E], of any length: what `image` projects last."""
+        self.image(image_CHW, boost, adapt)
+        return self.last[0] @ self.w["visual.proj"]
+
+    def long_text(self, ids, adapt, boost):
+        """[E], of any length: what `text` projects last."""
+        self.text(ids, adapt, boost)
+        return self.last[0] @ self.w["text_projection"]
+
+
+def slow_features(foundation, images, texts, image_prompts, text_prompts):
+    """f [B, E] of [CLS, patches, boost, V], g [K, E] of [SOS, T, boost, text, EOT], and s."""
+    slow = slow_twin(foundation)
+    f = [slow.image(image, foundation.image_boost, image_prompts) for image in images]
+    g = [slow.text(token_ids(foundation, text), text_prompts, foundation.text_boost) for text in texts]
+    return torch.stack(f), torch.stack(g), slow.w["logit_scale"].exp()
+
+
+def cross_entropy(scores_BK, labels_B):
+    """Mean of -log softmax(z)_y, one row at a time."""
+    rows = [row.logsumexp(0) - row[label] for row, label in zip(scores_BK, labels_B, strict=True)]
+    return torch.stack(rows).mean()
+
+
+def assert_same_step(method, batch, expected):
+    """Loss and gradient of every parameter agree; `expected` is a scalar made of the same parameters."""
+    found = method.loss(batch)
+    assert relative_error(found, expected) < TOLERANCE
+    names, parameters = zip(*method.named_parameters(), strict=True)
+    ours = torch.autograd.grad(found, parameters)
+    theirs = torch.autograd.grad(expected, parameters)
+    for name, mine, other in zip(names, ours, theirs, strict=True):
+        assert other.abs().max() > 0, f"{name} has no gradient to compare"
+        assert relative_error(mine, other) < TOLERANCE, name

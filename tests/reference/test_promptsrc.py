@@ -1,0 +1,42 @@
+"""One step of PromptSRC is the step of its equations."""
+
+import pytest
+import torch
+
+from tests.foundations import tiny_foundation, token_ids
+from tests.labelled import CLASS_NAMES, pixel_batch, stirred
+from tests.reference.one_step import LongFeatures, assert_same_step, cross_entropy, slow_features
+from training.adapting.promptsrc import REFERENCE_TEMPLATES, PromptSRC, PromptSRCRecipe
+
+
+def mean_text(reference):
+    """g0 [K, E]: over 60 templates the mean of features of their own length, divided by its length."""
+    slow, rows = LongFeatures.of(reference), []
+    for name in CLASS_NAMES:
+        ids = [token_ids(reference, template.replace("{}", name)) for template in REFERENCE_TEMPLATES]
+        mean = sum(slow.long_text(row, None, reference.text_boost) for row in ids) / 60
+        rows.append(mean / mean.norm())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("boost", "kind"), [(None, "boosted"), ((2, 3), "boosted"), ((2, 3), "plain")])
+def test_a_step_of_promptsrc_is_the_step_of_its_equations(boost, kind):
+    foundation = tiny_foundation(boost, torch.float64)
+    recipe = PromptSRCRecipe(image_tokens=2, image_depth=3, text_depth=1, reference=kind)
+    method = stirred(PromptSRC(foundation, CLASS_NAMES, recipe).double())
+    batch = pixel_batch(foundation, kind)
+
+    reference = tiny_foundation(boost if kind == "boosted" else None, torch.float64)
+    texts = [f"{name}." for name in CLASS_NAMES]
+    f, g, s = slow_features(foundation, batch.images_BCHW, texts, method.image_prompts, method.text_prompts)
+    f0, _, _ = slow_features(reference, batch.images_BCHW, texts, None, None)
+    g0 = mean_text(reference)
+    p, p0 = torch.softmax(s * f @ g.T, dim=1), torch.softmax(s * f0 @ g0.T, dim=1)
+    expected = (
+        cross_entropy(s * f @ g.T, batch.labels_B)
+        + 10 * (f - f0).abs().sum() / f.numel()
+        + 25 * (g - g0).abs().sum() / g.numel()
+        + (p0 * (p0 / p).log()).sum() / p.numel()
+    )
+
+    assert_same_step(method, batch, expected)

@@ -1,0 +1,57 @@
+"""What the methods with deep prompts share: seeded starts, and copies that leave."""
+
+import torch
+
+from tests.tiny import tiny_backbone
+from training.adapting.deep_prompts import deep_image_prompts, deep_text_prompts
+from training.adapting.method import detached
+from training.initial_prompts import seeded_linear
+
+CPU = torch.device("cpu")
+
+
+def generator(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_linear_layer_starts_as_torch_starts_one_from_its_own_seed():
+    state = torch.random.get_rng_state()
+    linear, same = (seeded_linear(256, 128, generator(), CPU) for _ in range(2))
+
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(linear.weight, same.weight)
+    for parameter in (linear.weight, linear.bias):
+        assert parameter.requires_grad
+        assert parameter.abs().max() <= 1 / 16
+        assert abs(parameter.std() * 16 * 3**0.5 - 1) < 0.15
+
+
+def test_words_fill_layer_0_and_the_deeper_layers_are_random():
+    backbone = tiny_backbone()
+    prompts, text = deep_text_prompts(backbone, 3, 2, "a photo of a", generator())
+    words = backbone.clip.token_embedding(torch.tensor(backbone.tokenizer.encode("a photo")))
+
+    assert text == "of a {}."
+    assert torch.equal(prompts[0].detach(), words.detach())
+    assert prompts[1:].abs().max() < 0.1
+    assert prompts[1:].std() > 0.015
+
+
+def test_a_word_of_several_tokens_leaves_every_layer_random():
+    backbone = tiny_backbone()
+    assert len(backbone.tokenizer.encode("zyxwv photo")) > 2
+
+    prompts, text = deep_text_prompts(backbone, 2, 2, "zyxwv photo", generator())
+
+    assert text == "{}."
+    assert torch.equal(prompts, deep_text_prompts(backbone, 2, 2, "", generator())[0])
+
+
+def test_what_leaves_a_fold_is_a_copy():
+    prompts = deep_image_prompts(tiny_backbone(), 1, 2, generator())
+    left = detached(prompts)
+    with torch.no_grad():
+        prompts += 1
+
+    assert not left.requires_grad
+    assert torch.equal(left + 1, prompts.detach())

@@ -1,0 +1,107 @@
+"""DePT: a host and a head that shares its answers."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from prompted_clip.errors import TextTooLongError
+from tests.foundations import random_images, tiny_foundation
+from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from training.adapting.dept import DePT, DePTRecipe
+from training.adapting.ivlp import IVLP, IVLPRecipe
+from training.adapting.maple import MaPLe, MaPLeRecipe
+
+
+def dept(foundation, host=MaPLe, host_recipe=MaPLeRecipe(), **recipe):  # noqa: B008 - recipes are frozen
+    return DePT(foundation, CLASS_NAMES, DePTRecipe(**recipe), host(foundation, CLASS_NAMES, host_recipe))
+
+
+@pytest.mark.parametrize("boost", BOOSTS)
+@pytest.mark.parametrize(("host", "host_recipe"), [(MaPLe, MaPLeRecipe()), (IVLP, IVLPRecipe())])
+def test_the_fold_answers_as_the_method_does(boost, host, host_recipe):
+    foundation = tiny_foundation(boost)
+    method = stirred(dept(foundation, host, host_recipe, head_share=0.6))
+
+    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+
+    assert method.fold().head.share == 0.6
+    torch.testing.assert_close(
+        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+    )
+
+
+def test_other_classes_are_left_to_the_host():
+    foundation = tiny_foundation((2, 3))
+    method = stirred(dept(foundation))
+
+    with_head, of_host = method.fold(), method.host.fold()
+
+    assert method.text == method.host.text == "of a {}."
+    assert not with_head.serves_own_classes_only
+    assert torch.equal(with_head.text_adapt, of_host.text_adapt)
+    assert torch.equal(with_head.image_adapt, of_host.image_adapt)
+    assert dataclasses.replace(with_head, image_adapt=None, text_adapt=None, head=None) == dataclasses.replace(
+        of_host, image_adapt=None, text_adapt=None
+    )
+
+
+def test_gradients_reach_host_scales_and_head_and_nothing_else():
+    foundation = tiny_foundation((2, 3))
+    method = dept(foundation)
+    method.loss(pixel_batch(foundation)).backward()
+
+    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
+    assert all(tensor.grad is None for tensor in frozen)
+
+
+def test_scales_and_head_learn_faster_than_the_host():
+    method = dept(tiny_foundation(None))
+    of_host, own = method.parameter_groups()
+
+    assert (of_host.rate_factor, own.rate_factor) == (1.0, 6.5)
+    assert set(of_host.parameters) == set(method.host.parameters())
+    assert len(own.parameters) == 6
+    assert set(of_host.parameters) | set(own.parameters) == set(method.parameters())
+
+
+def test_without_a_share_for_the_head_it_is_its_host():
+    foundation = tiny_foundation(None)
+    method, batch = stirred(dept(foundation, head_share=0)), pixel_batch(foundation)
+
+    assert torch.equal(method.loss(batch), method.host.loss(batch))
+    assert torch.equal(method.logits(batch), method.host.logits(batch))
+
+
+def test_a_few_steps_lower_the_loss():
+    foundation = tiny_foundation(None)
+    method, batch = dept(foundation), pixel_batch(foundation)
+    groups = [{"params": group.parameters, "lr": 0.0035 * group.rate_factor} for group in method.parameter_groups()]
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = method.loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_checkpoint_carries_host_and_head_to_the_same_bits():
+    foundation = tiny_foundation(None)
+    trained, fresh = stirred(dept(foundation)), dept(foundation)
+    batch = pixel_batch(foundation)
+    assert not torch.equal(fresh.logits(batch), trained.logits(batch))
+
+    fresh.load_state_dict(trained.state_dict())
+
+    assert torch.equal(fresh.logits(batch), trained.logits(batch))
+
+
+def test_a_class_name_that_does_not_fit_is_named():
+    foundation = tiny_foundation((2, 3))
+    with pytest.raises(TextTooLongError, match="striped striped"):
+        DePT(foundation, ["striped " * 70], DePTRecipe(), MaPLe(foundation, ["striped " * 70], MaPLeRecipe()))

@@ -1,0 +1,92 @@
+"""MaPLe: coupled prompts."""
+
+import pytest
+import torch
+
+from prompted_clip.errors import TextTooLongError
+from tests.foundations import random_images, tiny_foundation
+from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from training.adapting.maple import MaPLe, MaPLeRecipe
+
+
+def maple(foundation, **recipe):
+    return MaPLe(foundation, CLASS_NAMES, MaPLeRecipe(**recipe))
+
+
+@pytest.mark.parametrize("boost", BOOSTS)
+def test_the_fold_answers_as_the_method_does(boost):
+    foundation = tiny_foundation(boost)
+    method = stirred(maple(foundation))
+
+    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+
+    torch.testing.assert_close(
+        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+    )
+
+
+def test_the_couplings_leave_with_the_fold_as_their_products():
+    method = stirred(maple(tiny_foundation(None), depth=2))
+    before = method.fold()
+    with torch.no_grad():
+        method.couplings[1].bias += 1.0
+
+    after = method.fold()
+
+    assert torch.equal(after.text_adapt, before.text_adapt)
+    torch.testing.assert_close(
+        after.image_adapt - before.image_adapt, torch.stack([torch.zeros(2, 32), torch.ones(2, 32)])
+    )
+    by_hand = before.text_adapt[0] @ method.couplings[0].weight.T + method.couplings[0].bias
+    torch.testing.assert_close(before.image_adapt[0], by_hand.detach())
+    assert not after.image_adapt.requires_grad
+
+
+def test_gradients_reach_prompts_and_couplings_and_nothing_else():
+    foundation = tiny_foundation((2, 3))
+    method = maple(foundation)
+    method.loss(pixel_batch(foundation)).backward()
+
+    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    assert len(list(method.parameters())) == 1 + 2 * 3
+    assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
+    assert all(tensor.grad is None for tensor in frozen)
+    assert set(method.parameter_groups()[0].parameters) == set(method.parameters())
+
+
+def test_two_learned_tokens_stand_in_for_a_photo_and_leave_of_a_as_words():
+    foundation = tiny_foundation(None)
+    method = maple(foundation, depth=1)
+
+    started = foundation.encode_text(method.tokens, method.text_prompts)
+
+    assert method.text == "of a {}."
+    torch.testing.assert_close(started, foundation.zero_shot_text(CLASS_NAMES, ["a photo of a {}."]))
+
+
+def test_the_deeper_couplings_start_alike_and_layer_0_apart():
+    first, second, third = maple(tiny_foundation(None)).couplings
+
+    assert torch.equal(second.weight, third.weight)
+    assert second.weight is not third.weight
+    assert not torch.equal(first.weight, second.weight)
+
+
+def test_couplings_are_not_rounded_under_autocast():
+    method = stirred(maple(tiny_foundation(None)))
+    exact = method.image_prompts()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method.image_prompts(), exact)
+
+
+def test_the_depth_is_cut_to_the_towers():
+    method = maple(tiny_foundation(None), depth=9)
+
+    assert method.text_prompts.shape == (3, 2, 32)
+    assert method.fold().image_adapt.shape == (3, 2, 32)
+
+
+def test_a_class_name_that_does_not_fit_is_named():
+    with pytest.raises(TextTooLongError, match="striped striped"):
+        MaPLe(tiny_foundation((2, 3)), ["cat", "striped " * 70], MaPLeRecipe())

@@ -1,0 +1,150 @@
+"""PromptSRC: held to a reference, averaged over epochs."""
+
+import math
+
+import pytest
+import torch
+
+from prompted_clip.errors import TextTooLongError
+from tests.foundations import random_images, tiny_foundation
+from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from training.adapting.promptsrc import REFERENCE_TEMPLATES, PromptSRC, PromptSRCRecipe, aggregation_weights
+
+
+def promptsrc(foundation, **recipe):
+    return PromptSRC(foundation, CLASS_NAMES, PromptSRCRecipe(**recipe))
+
+
+def wander(method, epoch):
+    """Prompts as some epoch might have left them."""
+    generator = torch.Generator().manual_seed(100 + epoch)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("boost", BOOSTS)
+def test_the_fold_answers_as_the_method_does(boost):
+    foundation = tiny_foundation(boost)
+    method = stirred(promptsrc(foundation))
+
+    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+
+    torch.testing.assert_close(
+        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+    )
+
+
+def test_gradients_reach_the_prompts_and_nothing_else():
+    foundation = tiny_foundation((2, 3))
+    method = promptsrc(foundation)
+    method.loss(pixel_batch(foundation)).backward()
+
+    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    assert dict(method.named_parameters()).keys() == {"text_prompts", "image_prompts"}
+    assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
+    assert all(tensor.grad is None for tensor in frozen)
+    assert method.reference_KE.grad_fn is None
+
+
+def test_after_the_last_epoch_the_prompts_are_the_weighted_sum_over_epochs():
+    method = promptsrc(tiny_foundation(None), epochs=5, gpa_mean=3, gpa_std=1.5)
+    images, texts = [], []
+    for epoch in range(5):
+        wander(method, epoch)
+        images.append(method.image_prompts.detach().double().clone())
+        texts.append(method.text_prompts.detach().double().clone())
+        method.end_epoch(epoch)
+        if epoch < 4:
+            assert torch.equal(method.image_prompts.double(), images[-1])
+
+    density = [math.exp(-0.5 * ((e - 3) / 1.5) ** 2) for e in (1, 2, 3, 4, 5)]
+    weights = [value / sum(density) for value in density]
+    expected_image = sum(weight * prompts for weight, prompts in zip(weights, images, strict=True))
+    expected_text = sum(weight * prompts for weight, prompts in zip(weights, texts, strict=True))
+    torch.testing.assert_close(method.image_prompts.detach().double(), expected_image, rtol=0, atol=1e-6)
+    torch.testing.assert_close(method.text_prompts.detach().double(), expected_text, rtol=0, atol=1e-6)
+
+
+def test_the_sum_goes_on_from_a_checkpoint_to_the_same_bits():
+    straight = promptsrc(tiny_foundation(None), epochs=4, gpa_mean=2)
+    for epoch in range(4):
+        wander(straight, epoch)
+        straight.end_epoch(epoch)
+
+    first = promptsrc(tiny_foundation(None), epochs=4, gpa_mean=2)
+    for epoch in range(2):
+        wander(first, epoch)
+        first.end_epoch(epoch)
+    second = promptsrc(tiny_foundation(None), epochs=4, gpa_mean=2)
+    second.load_state_dict(first.state_dict())
+    for epoch in range(2, 4):
+        wander(second, epoch)
+        second.end_epoch(epoch)
+
+    assert torch.equal(second.image_prompts, straight.image_prompts)
+    assert torch.equal(second.text_prompts, straight.text_prompts)
+
+
+def test_a_checkpoint_holds_prompts_and_sums_and_no_features():
+    names = {"image_prompts", "text_prompts", "image_sum", "text_sum"}
+    assert promptsrc(tiny_foundation(None)).state_dict().keys() == names
+
+
+def test_weights_peak_at_their_mean_and_stay_finite_far_from_it():
+    usual = aggregation_weights(PromptSRCRecipe())
+    short = aggregation_weights(PromptSRCRecipe(epochs=2, gpa_mean=45, gpa_std=1))
+
+    assert usual.sum() == pytest.approx(1)
+    assert int(usual.argmax()) == 14
+    assert usual[14] / usual[13] == pytest.approx(math.exp(0.5))
+    assert short.tolist() == pytest.approx([0, 1])
+
+
+@pytest.mark.parametrize("kind", ["boosted", "plain"])
+def test_the_reference_is_the_model_that_the_recipe_names(kind):
+    foundation = tiny_foundation((2, 3))
+    method = promptsrc(foundation, reference=kind)
+
+    expected = promptsrc(foundation if kind == "boosted" else tiny_foundation(None)).reference_KE
+
+    assert torch.equal(method.reference_KE, expected)
+    assert not torch.equal(
+        method.reference_KE, promptsrc(foundation.plain() if kind == "boosted" else foundation).reference_KE
+    )
+
+
+def test_the_reference_text_uses_the_first_sixty_templates_of_clip():
+    assert len(set(REFERENCE_TEMPLATES)) == 60
+    assert (REFERENCE_TEMPLATES[0], REFERENCE_TEMPLATES[59]) == ("a bad photo of a {}.", "itap of the {}.")
+    assert "a photo of a {}." in REFERENCE_TEMPLATES
+    assert all(template.count("{}") == 1 for template in REFERENCE_TEMPLATES)
+
+
+def test_without_distances_the_loss_is_cross_entropy_and_the_divergence_from_the_reference():
+    foundation = tiny_foundation(None)
+    method, batch = promptsrc(foundation, image_weight=0, text_weight=0), pixel_batch(foundation)
+    z = method.logits(batch)
+    reference = foundation.logit_scale * batch.reference_BE @ method.reference_KE.T
+    kl = (reference.softmax(1) * (reference.log_softmax(1) - z.log_softmax(1))).sum() / z.numel()
+
+    expected = torch.nn.functional.cross_entropy(z, batch.labels_B) + kl
+
+    torch.testing.assert_close(method.loss(batch), expected)
+
+
+def test_depths_are_cut_to_the_towers():
+    method = promptsrc(tiny_foundation(None), image_depth=9, text_depth=9)
+
+    assert method.image_prompts.shape == method.image_sum.shape == (3, 4, 32)
+    assert method.text_prompts.shape == method.text_sum.shape == (3, 4, 32)
+
+
+def test_a_class_name_that_does_not_fit_is_named():
+    with pytest.raises(TextTooLongError, match="striped striped"):
+        PromptSRC(tiny_foundation((2, 3)), ["cat", "striped " * 70], PromptSRCRecipe())
+
+
+def test_a_class_name_that_fits_the_prompts_but_no_template_is_named():
+    with pytest.raises(TextTooLongError, match=r"photo.*striped striped"):
+        PromptSRC(tiny_foundation(None), ["cat", "striped " * 70], PromptSRCRecipe())

@@ -1,0 +1,73 @@
+"""One call opens every data set."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.data.tiny_images import draw_all, write
+from training.data.catalog import CATALOG, open_dataset
+from training.errors import DatasetError
+
+PUBLISHED = {
+    "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
+    "dtd", "eurosat", "ucf101", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r",
+}  # fmt: skip
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_catalog_holds_the_published_data_sets_with_usable_prompts():
+    assert set(CATALOG) == PUBLISHED
+    for name, layout in CATALOG.items():
+        assert layout.template.format("fox") != layout.template, name
+        assert layout.template.endswith("."), name
+
+
+def test_a_path_opens_a_folder_or_a_table(tmp_path):
+    draw_all(tmp_path / "animals", "fox/a.jpg", "wolf/b.jpg")
+    table = write(tmp_path / "list.csv", "path,label\nanimals/fox/a.jpg,fox\n")
+    assert open_dataset(tmp_path / "animals").class_names == ("fox", "wolf")
+    assert open_dataset(str(table)).class_names == ("fox",)
+
+
+def test_the_only_split_and_the_template_can_be_chosen(tmp_path):
+    draw_all(tmp_path / "animals", "fox/a.jpg")
+    dataset = open_dataset(tmp_path / "animals", single_split="test", template="a sketch of a {}.")
+    assert list(dataset.splits) == ["test"]
+    assert dataset.template == "a sketch of a {}."
+
+
+def test_a_catalog_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    draw_all(tmp_path / "dtd", "fox/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset("./dtd").class_names == ("fox",)
+    with pytest.raises(DatasetError, match="Expected this layout"):
+        open_dataset("dtd", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dtd", "torchvision:dtd"])
+def test_a_published_data_set_needs_the_data_folder(name):
+    with pytest.raises(DatasetError, match="expected the folder that holds the published data sets, found none given"):
+        open_dataset(name)
+
+
+def test_an_unknown_name_lists_what_is_known(tmp_path):
+    with pytest.raises(DatasetError) as refused:
+        open_dataset("cifar100", tmp_path)
+    assert "'cifar100'" in str(refused.value)
+    assert all(name in str(refused.value) for name in (*PUBLISHED, "torchvision:", "flowers102", ".csv", ".jsonl"))
+
+
+def test_a_file_that_is_no_table_is_unknown(tmp_path):
+    with pytest.raises(DatasetError, match="No data set is called"):
+        open_dataset(write(tmp_path / "notes.txt", "path,label\n"))
+
+
+def test_opening_a_folder_loads_neither_torch_nor_torchvision(tmp_path):
+    draw_all(tmp_path, "fox/a.jpg")
+    code = (
+        "import sys; from training.data.catalog import open_dataset; open_dataset(sys.argv[1]);"
+        "assert not {'torch', 'torchvision', 'open_clip'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)

@@ -1,0 +1,122 @@
+"""What every labelled data set satisfies, and the digest of what was chosen."""
+
+import os
+import unicodedata
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+
+from tests.training.data.tiny_images import imagined
+from training.data.dataset import Dataset, LabelledImage, reading_key, shorten, tidy_name
+from training.errors import DatasetError
+
+ROOT = Path("data") / "here"
+
+
+def test_class_names_are_tidied_and_keep_their_order():
+    dataset = Dataset("d", ROOT, ("red_fox", " grey   wolf "), {"test": (LabelledImage(ROOT / "a.jpg", 1),)})
+    assert dataset.class_names == ("red fox", "grey wolf")
+
+
+def test_a_decomposed_name_becomes_the_composed_one():
+    assert tidy_name(unicodedata.normalize("NFD", "crème_brûlée")) == "crème brûlée"
+
+
+@pytest.mark.parametrize("other", ["red fox", "Red_Fox", "red  FOX", "\uff52\uff45\uff44 fox"])
+def test_names_that_read_the_same_are_refused_and_both_named(other):
+    images = {"test": (LabelledImage(ROOT / "a.jpg", 0),)}
+    with pytest.raises(DatasetError) as refused:
+        Dataset("d", ROOT, ("red_fox", "wolf", other), images)
+    assert repr("red_fox") in str(refused.value)
+    assert repr(other) in str(refused.value)
+
+
+def test_names_that_differ_in_a_letter_are_kept_apart():
+    assert reading_key("fox") != reading_key("foxes")
+
+
+def test_splits_come_in_one_order_and_empty_ones_are_left_out():
+    dataset = imagined(ROOT, {"test": [0], "val": [], "train": [0, 1]}, 2)
+    assert list(dataset.splits) == ["train", "test"]
+
+
+def test_a_split_without_images_is_an_error_that_names_those_with():
+    dataset = imagined(ROOT, {"train": [0, 1], "test": [1]}, 2)
+    assert [image.label for image in dataset.split("test")] == [1]
+    with pytest.raises(DatasetError, match=r"expected val images, found none; there are images in train, test"):
+        dataset.split("val")
+
+
+def test_a_class_without_a_train_image_is_named():
+    with pytest.raises(DatasetError, match=r"train image for each of 4 classes, found none for 'class 1', 'class 3'"):
+        imagined(ROOT, {"train": [0, 2, 2], "test": [1, 3]}, 4)
+
+
+def test_a_test_only_data_set_may_miss_classes():
+    assert imagined(ROOT, {"test": [2]}, 3).class_names == ("class 0", "class 1", "class 2")
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_without_a_class_is_an_error(label):
+    with pytest.raises(DatasetError, match=rf"expected labels 0 to 1, found {label} for .*0\.jpg in test"):
+        imagined(ROOT, {"test": [label]}, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_names": ()}, "expected at least one class, found none"),
+        ({"class_names": ("fox", " _ ")}, "expected a class name, found ' _ '"),
+        ({"splits": {"valid": ()}}, "expected the splits train, val, test, found 'valid'"),
+        ({"splits": {"train": ()}}, "expected images in at least one of train, val, test, found none"),
+        ({"template": "a photo."}, "expected a template with {} for the class name, found 'a photo.'"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(fields, message):
+    with pytest.raises(DatasetError) as refused:
+        replace(imagined(ROOT, {"train": [0, 1]}, 2), **fields)
+    assert message in str(refused.value)
+
+
+def test_a_data_set_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        imagined(ROOT, {"train": [0]}, 1).name = "other"
+
+
+def test_the_digest_does_not_follow_the_place_name_template_or_files_set_aside():
+    dataset = imagined(ROOT, {"train": [0, 1], "test": [1]}, 2)
+    elsewhere = imagined(Path("other"), {"train": [0, 1], "test": [1]}, 2, template="{}.", unreadable=(Path("x"),))
+    assert dataset.digest == replace(elsewhere, name="renamed").digest
+    assert dataset.digest.startswith("sha256:")
+    assert len(dataset.digest) == len("sha256:") + 64
+
+
+def test_the_digest_follows_classes_labels_paths_order_and_splits():
+    dataset = imagined(ROOT, {"train": [0, 1, 0], "test": [1]}, 2)
+    train = dataset.split("train")
+    others = [
+        replace(dataset, class_names=("class 0", "class one")),
+        replace(dataset, splits={**dataset.splits, "test": (LabelledImage(dataset.split("test")[0].path, 0),)}),
+        replace(dataset, splits={**dataset.splits, "test": (LabelledImage(ROOT / "b.jpg", 1),)}),
+        replace(dataset, splits={**dataset.splits, "train": train[::-1]}),
+        replace(dataset, splits={"train": train, "val": dataset.split("test")}),
+        replace(dataset, splits={"train": train}),
+    ]
+    assert len({dataset.digest, *(other.digest for other in others)}) == 7
+
+
+def test_the_digest_takes_files_outside_the_root_and_names_that_are_not_text():
+    images = (LabelledImage(ROOT / ".." / "there" / "a.jpg", 0), LabelledImage(ROOT / os.fsdecode(b"\xff.jpg"), 0))
+    digests = {
+        Dataset(
+            "d", root, ("fox",), {"test": tuple(LabelledImage(root / i.path.relative_to(ROOT), 0) for i in images)}
+        ).digest
+        for root in (ROOT, Path("elsewhere"))
+    }
+    assert len(digests) == 1
+
+
+def test_a_long_list_is_shortened_and_counted():
+    assert shorten(range(5)) == "0, 1, 2, 3, 4"
+    assert shorten(range(9)) == "0, 1, 2, 3, 4 and 4 more"

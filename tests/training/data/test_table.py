@@ -1,0 +1,105 @@
+"""Tables of labelled images: CSV and JSON lines."""
+
+import json
+
+import pytest
+
+from tests.training.data.tiny_images import draw_all, write
+from training.data.table import read_table
+from training.errors import DatasetError
+
+ROWS = [
+    {"path": "shots/b.jpg", "label": "wolf", "split": "train"},
+    {"path": "shots/a.jpg", "label": "red_fox", "split": "train"},
+    {"path": "c.jpg", "label": "wolf", "split": "test"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return draw_all(tmp_path, "shots/a.jpg", "shots/b.jpg", "c.jpg")
+
+
+def as_csv(rows):
+    columns = list(rows[0])
+    return "\n".join([",".join(columns), *(",".join(row[column] for column in columns) for row in rows)]) + "\n"
+
+
+def as_jsonl(rows):
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def refusal(path):
+    with pytest.raises(DatasetError) as refused:
+        read_table(path)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(("suffix", "text"), [("csv", as_csv(ROWS)), ("jsonl", as_jsonl(ROWS)), ("CSV", as_csv(ROWS))])
+def test_a_table_is_read_in_its_order_with_classes_sorted(folder, suffix, text):
+    dataset = read_table(write(folder / f"photos.{suffix}", text), template="{}.")
+    assert dataset.name == "photos"
+    assert dataset.class_names == ("red fox", "wolf")
+    assert dataset.template == "{}."
+    assert [(image.path, image.label) for image in dataset.split("train")] == [
+        (folder / "shots/b.jpg", 1),
+        (folder / "shots/a.jpg", 0),
+    ]
+    assert [(image.path, image.label) for image in dataset.split("test")] == [(folder / "c.jpg", 1)]
+
+
+@pytest.mark.parametrize("split", [None, ""])
+def test_rows_without_a_split_are_train_rows(folder, split):
+    rows = [{"path": row["path"], "label": row["label"]} | ({} if split is None else {"split": split}) for row in ROWS]
+    for name, text in (("a.csv", as_csv(rows)), ("a.jsonl", as_jsonl(rows))):
+        assert [len(images) for images in read_table(write(folder / name, text)).splits.values()] == [3]
+
+
+def test_other_columns_byte_order_marks_and_blank_lines_do_no_harm(folder):
+    text = '\ufeffid,label,path\r\n1,"a, b",c.jpg\r\n\r\n2,wolf,shots/a.jpg\r\n'
+    assert read_table(write(folder / "a.csv", text)).class_names == ("a, b", "wolf")
+    lines = '\ufeff{"path": "c.jpg", "label": "x", "id": 7}\n\n'
+    assert read_table(write(folder / "a.jsonl", lines)).class_names == ("x",)
+
+
+def test_files_outside_the_tables_folder_are_read_if_they_are_there(folder):
+    inner = write(folder / "tables/a.csv", f"path,label\n../c.jpg,wolf\n{folder / 'shots/a.jpg'},fox\n")
+    assert [image.path.resolve() for image in read_table(inner).split("train")] == [
+        (folder / "c.jpg").resolve(),
+        (folder / "shots/a.jpg").resolve(),
+    ]
+    outside = write(folder / "tables/b.csv", "path,label\n../../absent.jpg,wolf\n")
+    assert f"line 2: there is no file {folder / 'tables/../../absent.jpg'}" in refusal(outside)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "path,class\nc.jpg,wolf\n", "line 1: expected path, label and, if wanted, split (train, val, test)"),
+        ("a.csv", "", "line 1: expected path, label and, if wanted, split (train, val, test); found an empty file"),
+        ("a.csv", "path,label\nc.jpg\n", "line 2: expected path, label and, if wanted, split"),
+        ("a.csv", 'path,label\nc.jpg,"two\nlines"\n,wolf\n', "line 4: expected path, label"),
+        ("a.csv", "path,label,split\nc.jpg,wolf,dev\n", "line 2: expected a split of train, val, test; found 'dev'"),
+        ("a.csv", "path,label\n", "lists no image"),
+        ("a.csv", "path,label\nc.jpg,wolf\nc.jpg,fox\n", "c.jpg is listed already in line 2"),
+        ("a.csv", "path,label\nc.jpg,red fox\nshots/a.jpg,Red_fox\n", "classes 'Red_fox' and 'red fox' read the same"),
+        ("a.csv", "path,label\nc.jpg,wolf\nx.jpg,fox\ny.jpg,fox\n", "2 of 3 files are missing"),
+        ("a.csv", 'path,label\nc.jpg,"wolf\n', "No table could be read"),
+        ("a.csv", "path,label,split\nc.jpg,wolf,train\nshots/a.jpg,fox,test\n", "found none for 'fox'"),
+        ("a.jsonl", '{"path": "c.jpg"}\n', "line 1: expected path, label"),
+        ("a.jsonl", '{"path": "c.jpg", "label": 3}\n', "found 3 as label"),
+        ("a.jsonl", '{"path": "c.jpg", "label": "wolf"}\n{"path": \n', "line 2: expected one JSON object per line"),
+        ("a.jsonl", '\n["c.jpg", "wolf"]\n', """line 2: expected a JSON object, found '["c.jpg", "wolf"]'"""),
+        ("a.jsonl", '{"path": "c.jpg", "label": "wolf", "split": 1}\n', "found 1"),
+        ("a.jsonl", "\n", "lists no image"),
+        ("a.tsv", "path\tlabel\n", "Expected a table called *.csv or *.jsonl, found a.tsv"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_said_with_its_line(folder, name, text, message):
+    assert message in refusal(write(folder / name, text))
+
+
+def test_a_table_that_is_not_there_or_not_text_is_refused(folder):
+    assert "No table could be read from" in refusal(folder / "absent.csv")
+    (folder / "a.csv").write_bytes(b"path,label\nc.jpg,\xff\xfe\n")
+    assert "No table could be read from" in refusal(folder / "a.csv")

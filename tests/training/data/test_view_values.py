@@ -1,0 +1,68 @@
+"""Values of frozen models: once per fixed view, each time for fresh ones."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import tiny_backbone
+from training.data.view_values import ViewValues
+from training.data.views import Views
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+    return sorted(tmp_path.iterdir())
+
+
+def views(files, augmentation, n_fixed):
+    return Views(
+        files,
+        image_size=32,
+        preprocess=tiny_backbone().preprocess,
+        augmentation=augmentation,
+        crop_scale_min=0.2,
+        seed=3,
+        n_fixed=n_fixed,
+    )
+
+
+@pytest.mark.parametrize(("augmentation", "n_fixed", "n_sets"), [("none", 0, 1), ("crop-flip", 2, 2)])
+def test_each_fixed_view_is_asked_about_once_and_answers_stay_with_their_image(files, augmentation, n_fixed, n_sets):
+    asked = []
+
+    def mean(pixels):
+        asked.append(len(pixels))
+        return pixels.float().mean(dim=(1, 2, 3))
+
+    shown = views(files, augmentation, n_fixed)
+    values = ViewValues(shown, mean)
+    for epoch in range(6):
+        order = shown.order(epoch)
+        torch.testing.assert_close(values.get(order, epoch), shown.load(order.tolist(), epoch).float().mean((1, 2, 3)))
+    assert sum(asked) == 5 * n_sets
+
+
+def test_fresh_views_are_asked_about_every_time(files):
+    asked = []
+    values = ViewValues(views(files, "crop-flip", 0), lambda pixels: asked.append(1) or pixels.float().mean((1, 2, 3)))
+    first, second = (values.get(torch.arange(5), epoch) for epoch in (0, 1))
+    assert len(asked) == 2
+    assert not torch.equal(first, second)
+
+
+def test_the_epochs_go_round_the_fixed_views(files):
+    shown = views(files, "crop-flip", 2)
+    sets = [shown.load(range(5), epoch) for epoch in range(4)]
+    assert torch.equal(sets[0], sets[2])
+    assert torch.equal(sets[1], sets[3])
+    assert not torch.equal(sets[0], sets[1])
+
+
+def test_views_too_many_to_keep_are_read_anew_with_the_same_pixels(files, monkeypatch):
+    kept = views(files, "crop-flip", 2).load([4, 0], 1)
+    monkeypatch.setattr("training.data.views.MAX_KEPT_BYTES", 0)
+    assert torch.equal(views(files, "crop-flip", 2).load([4, 0], 1), kept)

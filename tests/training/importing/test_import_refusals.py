@@ -1,0 +1,209 @@
+"""What is not the checkpoint it was said to be is refused, and the message says what was expected, found and to do."""
+
+import pytest
+import torch
+
+from prompt_store.bundle import read_bundle
+from tests.foundations import tiny_foundation
+from tests.tiny import tiny_backbone
+from tests.training.importing.foreign import CLASSES, EMBED, WIDTH, Writer, save_dassl
+from training.errors import ImportFormatError
+from training.foundation import Foundation
+from training.importing.import_run import ImportJob, run_import
+
+
+@pytest.fixture
+def attempt(tmp_path):
+    """Import a state; the bundle must not exist after a refusal."""
+
+    def import_state(state, method, *, foundation=None, classes=CLASSES, **options):
+        path = save_dassl(tmp_path / "model.pth.tar-5", state)
+        job = ImportJob(path, method, "demo", classes, tmp_path / "demo.safetensors", **options)
+        try:
+            return run_import(job, foundation or tiny_foundation())
+        finally:
+            import_state.left_nothing = not job.out.exists()
+
+    return import_state
+
+
+def refusal(attempt, state, method, **options):
+    with pytest.raises(ImportFormatError) as caught:
+        attempt(state, method, **options)
+    assert attempt.left_nothing
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("maple", "coop"),
+        ("coop", "cocoop"),
+        ("cocoop", "maple"),
+        ("cocoop", "coop"),
+        ("promptsrc", "maple"),
+        ("promptsrc", "ivlp"),
+        ("ivlp", "promptkd"),
+        ("promptkd", "promptsrc"),
+        ("maple", "ivlp"),
+    ],
+)
+def test_a_checkpoint_of_another_method_is_recognised(attempt, written, named):
+    message = refusal(attempt, getattr(Writer(), written)(), named)
+    assert f"use --method {written}" in message
+    assert "Expected" in message
+    assert "Found" in message
+
+
+def test_a_message_names_file_problem_expectation_and_what_was_found(attempt, tmp_path):
+    message = refusal(attempt, {"ctx": torch.ones(4, 512)}, "coop")
+    assert str(tmp_path / "model.pth.tar-5") in message
+    assert f"ctx is [4, 512], expected [tokens, {WIDTH}]" in message
+    assert "ctx [tokens, text width] or [classes, tokens, text width]" in message
+    assert "Found 1 tensors: ctx [4, 512]." in message
+    assert "--method" not in message
+
+
+def test_at_most_eight_tensors_are_listed_and_none_speaks_to_the_terminal(attempt):
+    state = {f"layer{i}.weight": torch.ones(1) for i in range(20)} | {"\x1b[2J": torch.ones(1)}
+    message = refusal(attempt, dict(reversed(state.items())), "coop")
+    assert "and 13 more" in message
+    assert message.count("[1]") == 8
+    assert "\x1b" not in message
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("coop", {"ctx": torch.ones(0, WIDTH)}, "ctx is [0, 32]"),
+        ("coop", {"ctx": torch.ones(65, WIDTH)}, "65 prompt tokens, a bundle holds up to 64"),
+        ("coop", {"extra": torch.ones(3)}, "it does not know extra [3]"),
+        ("cocoop", {"meta_net.linear1.weight": torch.ones(3, 99)}, f"is [3, 99], expected [hidden, {EMBED}]"),
+        ("cocoop", {"meta_net.linear2.bias": None}, "meta_net.linear2.bias [32] is missing"),
+        ("maple", {"prompt_learner.compound_prompts_text.7": torch.ones(2, WIDTH)}, "is numbered [0, 1, 7]"),
+        ("maple", {"prompt_learner.compound_prompts_text.2": torch.ones(2, WIDTH)}, "3 deeper prompts have 2 maps"),
+        ("maple", {"prompt_learner.compound_prompts_text.1": torch.ones(3, WIDTH)}, "expected [2, 32]"),
+        ("ivlp", {"text_encoder.transformer.resblocks.1.VPT_shallow": None}, "is numbered [2]"),
+        ("ivlp", {"image_encoder.VPT": None}, "it does not know image_encoder.transformer.resblocks.1.VPT_shallow"),
+        (
+            "promptsrc",
+            {"text_encoder.transformer.resblocks.3.VPT_shallow": torch.ones(4, WIDTH)},
+            "prompts for 4 layers, the backbone's tower has 3",
+        ),
+        ("promptkd", {"VPT_image_trans.conv1.1.running_var": -torch.ones(7)}, "running_var has negative values"),
+        ("promptkd", {"VPT_image_trans.conv1.3.weight": torch.ones(10, 7, 3, 3)}, "expected [teacher width, 7, 1, 1]"),
+    ],
+)
+def test_every_tensor_is_checked_by_name_and_shape(attempt, method, change, message):
+    state = getattr(Writer(), method)() | change
+    assert message in refusal(attempt, {name: value for name, value in state.items() if value is not None}, method)
+
+
+@pytest.mark.parametrize(("method", "name"), [("coop", "ctx"), ("ivlp", "image_encoder.VPT")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_prompts_that_training_spoiled_are_named(attempt, method, name, value):
+    state = getattr(Writer(), method)()
+    state[name][0, 0] = value
+    assert f"{name} holds NaN or infinity" in refusal(attempt, state, method)
+
+
+@pytest.mark.parametrize("method", ["maple", "ivlp", "promptsrc"])
+def test_prompts_of_another_clip_are_refused_by_its_first_weight_that_differs(attempt, method):
+    other = Foundation(tiny_backbone("tiny", 1))
+    message = refusal(attempt, getattr(Writer(), method)(), method, foundation=other)
+    assert "was not trained on tiny (random:1)" in message
+    assert "differs from the backbone's by up to" in message
+    assert "--backbone and --pretrained" in message
+
+
+@pytest.mark.parametrize("method", ["maple", "ivlp", "promptsrc"])
+def test_one_weight_that_was_tuned_is_found(attempt, method):
+    state = getattr(Writer(), method)()
+    state["text_encoder.ln_final.weight"][3] += 0.05
+    assert "text_encoder.ln_final.weight" in refusal(attempt, state, method)
+
+
+def test_a_clip_of_another_size_is_refused_by_shape_or_name(attempt):
+    state = Writer().maple()
+    state["image_encoder.conv1.weight"] = torch.ones(32, 3, 16, 16)
+    assert "the backbone's is [32, 3, 8, 8]" in refusal(attempt, state, "maple")
+    state = Writer().maple() | {"image_encoder.transformer.resblocks.9.ln_1.weight": torch.ones(32)}
+    assert "the backbone has no such tensor" in refusal(attempt, state, "maple")
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_the_start_tokens_embedding_tells_another_clip_where_its_weights_are_not_stored(attempt, method):
+    other = Foundation(tiny_backbone("tiny", 1))
+    message = refusal(attempt, getattr(Writer(), method)(), method, foundation=other)
+    assert "its start token has another embedding" in message
+
+
+def test_class_specific_contexts_need_the_training_classes_in_their_order(attempt):
+    state = Writer().coop(per_class=True)
+    message = refusal(attempt, state, "coop", classes=("cat", "dog"))
+    assert "a context for each of 3 classes, 2 class names were given" in message
+    message = refusal(attempt, state, "coop", classes=("dog", "cat", "striped red tulip"))
+    assert "class 1, 'dog', is not the one that was trained there (2 of 3 differ)" in message
+
+
+def test_words_between_prompts_and_names_have_to_be_those_of_training(attempt):
+    state = Writer().maple(n_tokens=2, between="")
+    message = refusal(attempt, state, "maple")
+    assert "was not trained with 'of a' between prompts and class names" in message
+    assert attempt(state, "maple", text="{}.")["text"] == "{}."
+
+
+def test_a_name_in_front_of_the_context_leaves_no_room_for_another_text(attempt):
+    message = refusal(attempt, Writer().coop(words=False), "coop", position="front", text="{}, a pet.")
+    assert "leave --text '{}, a pet.' out" in message
+
+
+def test_promptkd_needs_its_teachers_text_features(attempt, tmp_path):
+    state = Writer().promptkd(n_teacher=10)
+    assert "--text-features, [3, 10]" in refusal(attempt, state, "promptkd")
+    path = tmp_path / "features.pt"
+    for features, message in [
+        (torch.ones(2, 10), "are [2, 10], expected [3, 10]"),
+        (torch.zeros(3, 10), "a row of zeros"),
+        (torch.full((3, 10), torch.nan), "NaN or infinity"),
+        ({"a": torch.ones(3, 10), "b": torch.ones(3, 10)}, "found 2 entries"),
+        ([torch.ones(3, 10)], "found list"),
+    ]:
+        torch.save(features, path)
+        assert message in refusal(attempt, state, "promptkd", text_features=path)
+    assert "No file of text features" in refusal(attempt, state, "promptkd", text_features=tmp_path / "none.pt")
+    path = tmp_path / "features.safetensors"
+    path.write_bytes(b"nothing")
+    assert "cannot be read as a safetensors file" in refusal(attempt, state, "promptkd", text_features=path)
+
+
+def test_a_teachers_bundle_gives_its_text_features_for_the_same_classes_only(attempt, tmp_path):
+    attempt(Writer().promptsrc(), "promptsrc")
+    teacher = (tmp_path / "demo.safetensors").rename(tmp_path / "teacher.safetensors")
+    student = Writer(1).promptkd(n_teacher=EMBED)
+    attempt(student, "promptkd", text_features=teacher)
+    found = read_bundle((tmp_path / "demo.safetensors").read_bytes()).tensors["text.features"]
+    assert abs(found - read_bundle(teacher.read_bytes()).tensors["text.features"]).max() < 1e-6
+    (tmp_path / "demo.safetensors").unlink()
+    for classes, message in [(("cat", "cow", "owl"), "class 2 is 'dog' there"), (CLASSES[:2], "it has 3 classes")]:
+        assert message in refusal(attempt, student, "promptkd", classes=classes, text_features=teacher)
+
+
+@pytest.mark.parametrize(
+    ("method", "state", "classes", "note"),
+    [
+        ("coop", Writer().coop(words=False), CLASSES, "nothing shows that it belongs to this backbone"),
+        ("coop", Writer().coop(), ("a", "b"), "trained on 3 classes; this import is for 2"),
+        ("coop", Writer().coop(), ("cat", "cow", "owl"), "2 of 3 class texts differ from those in training, 'cow'"),
+        ("ivlp", {"prompt_learner.ctx": torch.ones(4, WIDTH)}, CLASSES, "holds none of CLIP's weights"),
+        ("coop", Writer().coop(), CLASSES, "computes GELU and answers differently"),
+    ],
+)
+def test_what_cannot_be_checked_or_may_surprise_is_noted(attempt, method, state, classes, note):
+    assert any(note in line for line in attempt(state, method, classes=classes)["notes"])
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "ivlp", "promptsrc"])
+def test_a_whole_checkpoint_for_its_own_classes_leaves_nothing_to_note_but_the_activation(attempt, method):
+    notes = attempt(getattr(Writer(), method)(), method)["notes"]
+    assert [note for note in notes if "QuickGELU" not in note] == []

@@ -1,0 +1,190 @@
+"""`caspl adapt` from labelled images to a bundle: every method, as a function, as a command, and through a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from prompt_store.bundle import read_bundle
+from prompted_clip import PromptedClip
+from prompted_clip.preprocess import to_pixels
+from tests.stacks import random_bundle
+from tests.tiny import register_tiny_models, tiny_backbone
+from training.adapt_run import AdaptJob, run_adapt
+from training.adapting.adapter import Adapter
+from training.adapting.methods import METHODS
+from training.cli import adapt_app
+from training.data.catalog import open_dataset
+from training.data.few_shot import few_shot
+from training.data.views import Views
+from training.foundation import Foundation, boosted_foundation
+from training.loop import train
+from training.recipe import read_recipe
+
+CLASSES = ("cat", "striped_circle", "dog")
+QUICK = ["epochs=2", "batch_size=3", "augmentation=none", "warmup_epochs=0"]
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pets")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir()
+        for index in range(4):
+            pixels = (rng.integers(0, 60, (36, 40, 3)) + 60 * label).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def boosting_bundle():
+    return random_bundle(domain="pets", image_boost=(2, 3), text_boost=(2, 2))
+
+
+def foundation(is_boosted):
+    return (
+        boosted_foundation(tiny_backbone(), read_bundle(boosting_bundle()))
+        if is_boosted
+        else Foundation(tiny_backbone())
+    )
+
+
+def adapter_for(name, dataset, model, recipe):
+    items = dataset.split("train")
+    views = Views(
+        [item.path for item in items],
+        image_size=32,
+        preprocess=tiny_backbone().preprocess,
+        augmentation=recipe.augmentation,
+        crop_scale_min=recipe.crop_scale_min,
+        seed=recipe.seed,
+        n_fixed=recipe.fixed_views,
+    )
+    method = METHODS[name].build(model, dataset.class_names, recipe)
+    return Adapter(method, model, views, [item.label for item in items], recipe)
+
+
+@pytest.mark.parametrize("is_boosted", [False, True], ids=["plain", "boosted"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_service_answers_from_the_bundle_what_training_predicts(data, tmp_path, name, is_boosted):
+    dataset = few_shot(open_dataset(str(data)), 2, seed=1)
+    recipe = read_recipe(METHODS[name].recipe, None, QUICK)
+    model = foundation(is_boosted)
+    job = AdaptJob("pets", dataset, tmp_path / "pets.safetensors", tmp_path / "state")
+    run_adapt(job, name, recipe, model, QUIET)
+
+    adapter = adapter_for(name, dataset, model, recipe)
+    train(adapter, recipe)
+    with torch.no_grad():
+        predicted = adapter.method.logits(adapter.batch(torch.arange(adapter.n_images), 0)).softmax(1)
+
+    server = PromptedClip(tiny_backbone())
+    stack = server.load_stack(read_bundle((tmp_path / "pets.safetensors").read_bytes()))
+    files = [item.path for item in dataset.split("train")]
+    pixels = [to_pixels(Image.open(path).convert("RGB"), 32, tiny_backbone().preprocess) for path in files]
+    rows = [stack] * len(files)
+    served = server.score(server.encode_images(torch.from_numpy(np.stack(pixels)), rows), rows)
+    torch.testing.assert_close(torch.stack(served), predicted, atol=1e-5, rtol=1e-4)
+    assert stack.class_names == ("cat", "dog", "striped circle")
+    assert (stack.image_boost is not None) == is_boosted
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
+@pytest.mark.parametrize("name", ["coop", "promptsrc"])
+def test_frozen_models_asked_once_give_the_run_they_give_when_asked_each_step(data, name, augmentation):
+    dataset, model = open_dataset(str(data)), foundation(is_boosted=True)
+    recipe = read_recipe(METHODS[name].recipe, None, [*QUICK, f"augmentation={augmentation}", "fixed_views=2"])
+    once, each = (adapter_for(name, dataset, model, recipe) for _ in range(2))
+
+    def ask(indices, epoch):
+        with torch.no_grad():
+            return model.encode_images(each._images(each._views.load(indices.tolist(), epoch)))
+
+    each._foundation_values.get = each._reference_values.get = ask
+    assert train(once, recipe).losses == pytest.approx(train(each, recipe).losses, rel=1e-4)
+
+
+def caspl_adapt(data, folder, *extra):
+    register_tiny_models()
+    arguments = ["--method", "coop", "--data", str(data), "--domain", "pets", "--shots", "2", "--backbone", "tiny"]
+    arguments += ["--random-weights", "--device", "cpu", "--out", str(folder / "pets.safetensors")]
+    for setting in QUICK:
+        arguments += ["--set", setting]
+    return CliRunner().invoke(adapt_app, [*arguments, *extra])
+
+
+def test_the_command_writes_a_few_shot_bundle_that_says_how_it_was_made(data, tmp_path):
+    (tmp_path / "boost.safetensors").write_bytes(boosting_bundle())
+    result = caspl_adapt(data, tmp_path, "--json", "--boost", str(tmp_path / "boost.safetensors"))
+    assert result.exit_code == 0, result.output
+    bundle = read_bundle((tmp_path / "pets.safetensors").read_bytes())
+    assert json.loads(result.stdout)["digest"] == bundle.digest
+    provenance = bundle.manifest.provenance
+    assert (provenance.method, provenance.phase, provenance.seed) == ("coop", "adapt", 1)
+    assert provenance.data_digests["boost"] == read_bundle(boosting_bundle()).digest
+    assert provenance.recipe["epochs"] == 2
+    assert provenance.metrics["n_images"] == 6
+    assert not (tmp_path / "pets.checkpoint").exists()
+
+
+def test_each_method_prints_its_recipe_with_every_key_written_out():
+    for name, entry in METHODS.items():
+        result = CliRunner().invoke(adapt_app, ["--method", name, "--print-recipe"])
+        assert result.exit_code == 0
+        assert all(f"{key} = " in result.stdout for key in entry.recipe.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "says"),
+    [
+        (["--set", "wavelength=3"], 1, "unknown recipe key 'wavelength'"),
+        (["--method", "magic"], 2, "known: coop"),
+        (["--domain", "Pets!"], 1, "lower-case"),
+        (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all"),
+        (["--boost", "gone.safetensors"], 1, "gone.safetensors"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_learned(data, tmp_path, extra, code, says):
+    result = caspl_adapt(data, tmp_path, *extra)
+    assert result.exit_code == code
+    assert says in result.output.replace("\n", "")
+    assert not list(tmp_path.iterdir())
+
+
+def start_adapt(data, out, **options):
+    command = [sys.executable, "-m", "prompt_store.caspl", "adapt", "--method", "ivlp", "--data", str(data)]
+    command += ["--domain", "pets", "--shots", "4", "--backbone", "demo-student", "--device", "cpu", "--out", str(out)]
+    for setting in ("epochs=15", "batch_size=4", "warmup_epochs=0", "image_depth=3"):
+        command += ["--set", setting]
+    command += ["--checkpoint-every", "1"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options
+    )
+
+
+def test_a_run_killed_outright_ends_in_the_same_bits_when_it_is_started_again(data, tmp_path):
+    whole = start_adapt(data, tmp_path / "whole.safetensors")
+    killed = start_adapt(data, tmp_path / "killed.safetensors")
+    deadline_s = time.monotonic() + 60
+    while not (tmp_path / "killed.checkpoint").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=10)
+    assert not (tmp_path / "killed.safetensors").exists()
+    again = start_adapt(data, tmp_path / "killed.safetensors")
+    for run in (whole, again):
+        output, _ = run.communicate(timeout=90)
+        assert run.returncode == 0, output
+    one, two = (read_bundle((tmp_path / f"{name}.safetensors").read_bytes()) for name in ("whole", "killed"))
+    assert all(np.array_equal(one.tensors[name], two.tensors[name]) for name in one.tensors)

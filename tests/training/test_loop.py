@@ -1,0 +1,105 @@
+"""The loop: its schedule, its checkpoints, and how it ends when something goes wrong."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from training.errors import CheckpointError, DivergedError, OutOfMemoryError
+from training.loop import Keep, ParameterGroup, learning_rate, train
+from training.recipe import Recipe
+
+
+class Line(nn.Module):
+    """Fits y = w x by least squares over ten points, and notes what the loop tells it."""
+
+    n_images = 10
+    averages_over_images = True
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+        self.seen, self.ended = [], []
+
+    def parameter_groups(self):
+        return [ParameterGroup([self.w])]
+
+    def order(self, epoch):
+        return torch.randperm(10, generator=torch.Generator().manual_seed(epoch))
+
+    def loss(self, indices, epoch):
+        self.seen.append((epoch, indices.tolist()))
+        x = indices.float()
+        return (self.w * x - 3 * x).square().mean()
+
+    def end_epoch(self, epoch):
+        self.ended.append(epoch)
+
+
+class FullDevice(Line):
+    def loss(self, indices, epoch):
+        raise torch.OutOfMemoryError
+
+
+def recipe(**changes):
+    values = {"epochs": 3, "batch_size": 4, "learning_rate": 0.01, "warmup_epochs": 0, "weight_decay": 0.0}
+    return Recipe(**(values | changes))
+
+
+def test_every_epoch_sees_every_image_once_and_is_told_when_it_ends():
+    line = Line()
+    run = train(line, recipe())
+    assert run.step == 9
+    assert line.ended == [0, 1, 2]
+    for epoch in range(3):
+        assert sorted(index for at, indices in line.seen if at == epoch for index in indices) == list(range(10))
+    assert run.losses[-1] < run.losses[0] / 10
+
+
+def test_the_rate_is_constant_while_warming_up_and_then_a_cosine_from_its_peak():
+    chosen = recipe(epochs=4, warmup_epochs=1, learning_rate=1.0, warmup_learning_rate=0.25)
+    expected = [0.25, 1.0, 0.5 * (1 + math.cos(math.pi / 4)), 0.5]
+    assert [learning_rate(chosen, epoch) for epoch in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 8])
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(tmp_path, stop_at):
+    whole, keep = Line(), Keep(tmp_path / "state", {"recipe": "a"}, every=1)
+    losses = train(whole, recipe()).losses
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(run):
+        if run.step == stop_at + 1:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(Line(), recipe(), keep=keep, on_step=stop)
+    again = Line()
+    assert train(again, recipe(), keep=keep).losses == losses
+    assert torch.equal(again.w, whole.w)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    train(Line(), recipe(), keep=Keep(tmp_path / "state", {"recipe": "a"}, every=1))
+    with pytest.raises(CheckpointError, match="recipe differ"):
+        train(Line(), recipe(), keep=Keep(tmp_path / "state", {"recipe": "b"}))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    (tmp_path / "state").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train(Line(), recipe(), keep=Keep(tmp_path / "state", {}))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_what_to_lower():
+    line = Line()
+    with pytest.raises(DivergedError, match=r"at step \d+ .*Lower learning_rate"):
+        train(line, recipe(learning_rate=1e30, epochs=20))
+
+
+def test_a_batch_that_does_not_fit_says_which_setting_to_lower():
+    with pytest.raises(OutOfMemoryError, match="batches of 4: lower batch_size"):
+        train(FullDevice(), recipe())

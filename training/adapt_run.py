@@ -1,0 +1,133 @@
+"""`caspl adapt` as a function: from labelled images to a few-shot bundle on disk, with progress."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from training.adapting.adapter import Adapter
+from training.adapting.methods import METHODS
+from training.data.dataset import Dataset
+from training.data.views import Views
+from training.export import adapt_provenance, fold_bundle
+from training.files import digest_of, write_whole
+from training.foundation import Foundation
+from training.loop import ALONE, Keep
+from training.parallel import World
+from training.progress import bars, train_with_progress
+from training.recipe import AdaptRecipe
+
+
+@dataclass(frozen=True)
+class AdaptJob:
+    """What to adapt and where to put it.
+
+    Attributes:
+        domain: the domain's name in the service.
+        dataset: labelled images; those of `train` are learned from, all of them.
+        out: the bundle to write.
+        checkpoint: state of the run in progress; removed when the bundle stands.
+        checkpoint_every: steps between checkpoints.
+        tensorboard: folder for TensorBoard's event files; None writes none.
+    """
+
+    domain: str
+    dataset: Dataset
+    out: Path
+    checkpoint: Path
+    checkpoint_every: int = 100
+    tensorboard: Path | None = None
+
+
+def run_adapt(
+    job: AdaptJob,
+    method_name: str,
+    recipe: AdaptRecipe,
+    foundation: Foundation,
+    console: Console,
+    *,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Learn adapting prompts and write the bundle; an interrupted run goes on from its checkpoint.
+
+    Args:
+        job: inputs and outputs.
+        method_name: a key of `METHODS`.
+        recipe: that method's recipe.
+        foundation: the backbone that will serve, boosted or plain.
+        console: where progress is shown.
+        world: the processes of this run; the first one writes files.
+
+    Returns:
+        The run's metrics and losses, with the bundle's path and digest.
+
+    Raises:
+        TrainingError: see its subclasses; nothing is written to `job.out`.
+    """
+    items = job.dataset.split("train")
+    backbone = foundation.backbone
+    views = Views(
+        [item.path for item in items],
+        image_size=backbone.image_size,
+        preprocess=backbone.preprocess,
+        augmentation=recipe.augmentation,
+        crop_scale_min=recipe.crop_scale_min,
+        seed=recipe.seed,
+        n_fixed=recipe.fixed_views,
+    )
+    method = METHODS[method_name].build(foundation, job.dataset.class_names, recipe)
+    adapter = Adapter(method, foundation, views, [item.label for item in items], recipe)
+    data_digests = {"train": job.dataset.digest} | (
+        {"boost": foundation.boost_digest} if foundation.boost_digest is not None else {}
+    )
+    identity = data_digests | {
+        "method": method_name,
+        "recipe": digest_of(recipe.model_dump_json().encode()),
+        "backbone": backbone.fingerprint,
+    }
+    with bars(console) as progress:
+        run = train_with_progress(
+            adapter,
+            recipe,
+            title=f"{method_name} on {job.domain}",
+            progress=progress,
+            keep=Keep(job.checkpoint, identity, job.checkpoint_every),
+            tensorboard=job.tensorboard,
+            world=world,
+        )
+    metrics = {
+        "n_images": len(items),
+        "n_classes": len(job.dataset.class_names),
+        "steps": run.step,
+        "loss_first": run.losses[0],
+        "loss_last": sum(run.losses[-20:]) / len(run.losses[-20:]),
+        "train_accuracy": _accuracy(adapter),
+    }
+    data = fold_bundle(
+        foundation,
+        method.fold(),
+        domain=job.domain,
+        class_names=job.dataset.class_names,
+        text=method.text,
+        provenance=adapt_provenance(
+            method=method_name, recipe=recipe.model_dump(), data_digests=data_digests, metrics=metrics
+        ),
+    )
+    if world.is_first:
+        write_whole(job.out, data)
+        job.checkpoint.unlink(missing_ok=True)
+    return metrics | {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data), "losses": run.losses}
+
+
+@torch.no_grad()
+def _accuracy(adapter: Adapter, n_images: int = 512, batch_rows: int = 32) -> float:
+    """Share of the first training images, under the first epoch's views, whose class the method names."""
+    n_right = n_seen = 0
+    for start in range(0, min(n_images, adapter.n_images), batch_rows):
+        indices = torch.arange(start, min(start + batch_rows, adapter.n_images))
+        batch = adapter.batch(indices, 0)
+        n_right += int((adapter.method.logits(batch).argmax(1) == batch.labels_B).sum())
+        n_seen += len(indices)
+    return n_right / n_seen

@@ -1,0 +1,106 @@
+"""Phase 2 as the loop sees it: gives a method the views it wants, and takes its loss.
+
+Image features of frozen models are computed once per fixed view, so a method that learns text prompts only never runs
+the image tower twice on the same pixels.
+
+Legend: B rows, E joint width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prompted_clip.preprocess import normalize_pixels
+from training.adapting.method import AdaptingMethod, Batch
+from training.data.view_values import ViewValues
+from training.data.views import Views
+from training.foundation import Foundation
+from training.hardware import autocast
+from training.loop import ParameterGroup
+from training.recipe import AdaptRecipe
+
+
+class Adapter:
+    """One run of phase 2.
+
+    Args:
+        method: what learns.
+        foundation: what it was built on.
+        views: the labelled images.
+        labels: class index of each image.
+        recipe: every choice of the run.
+    """
+
+    def __init__(
+        self,
+        method: AdaptingMethod,
+        foundation: Foundation,
+        views: Views,
+        labels: Sequence[int],
+        recipe: AdaptRecipe,
+    ) -> None:
+        self.method = method
+        self._foundation = foundation
+        self._views = views
+        self._device = foundation.backbone.device
+        self._labels_N = torch.tensor(labels, dtype=torch.long)
+        self._recipe = recipe
+        reference = foundation.reference(recipe.reference)
+        own = ViewValues(views, lambda pixels: self._features(foundation, pixels))
+        is_own = reference is foundation
+        self._foundation_values = own
+        self._reference_values = own if is_own else ViewValues(views, lambda pixels: self._features(reference, pixels))
+
+    @property
+    def n_images(self) -> int:
+        """Images of an epoch."""
+        return len(self._views)
+
+    @property
+    def averages_over_images(self) -> bool:
+        """True but for methods that rewrite the gradient of a whole batch."""
+        return self.method.averages_over_images
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """The method's."""
+        return self.method.parameter_groups()
+
+    def order(self, epoch: int) -> Tensor:
+        """A permutation [N] int64."""
+        return self._views.order(epoch)
+
+    def loss(self, indices: Tensor, epoch: int) -> Tensor:
+        """The method's loss over some images under their views of an epoch."""
+        with autocast(self._recipe, self._device):
+            return self.method.loss(self.batch(indices, epoch))
+
+    def batch(self, indices: Tensor, epoch: int) -> Batch:
+        """What the method wants to see of some images."""
+        wants = self.method.wants
+        return Batch(
+            labels_B=self._labels_N[indices].to(self._device),
+            images_BCHW=self._images(self._views.load(indices.tolist(), epoch)) if "pixels" in wants else None,
+            foundation_BE=self._foundation_values.get(indices, epoch) if "foundation" in wants else None,
+            reference_BE=self._reference_values.get(indices, epoch) if "reference" in wants else None,
+        )
+
+    def end_epoch(self, epoch: int) -> None:
+        """Pass it on."""
+        self.method.end_epoch(epoch)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The method's."""
+        return self.method.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up an interrupted run."""
+        self.method.load_state_dict(state)
+
+    def _images(self, pixels_BCHW: Tensor) -> Tensor:
+        return normalize_pixels(pixels_BCHW.to(self._device), self._foundation.backbone.preprocess)
+
+    def _features(self, model: Foundation, pixels_BCHW: Tensor) -> Tensor:
+        with autocast(self._recipe, self._device):
+            return model.encode_images(self._images(pixels_BCHW))

@@ -1,0 +1,121 @@
+"""CoCoOp: a context that follows the image, through a small net on the image's features.
+
+    π = linear2( relu( linear1( f(x) ) ) ),   context_n(x) = context_n + π  for every token n
+    p(c | x) = softmax_c( s · <f(x), g([context(x), name of c, "."])> ),   L = -log p(y | x)
+
+Source: CoCoOp (arXiv 2203.05557), section 3.2, and its repository. Where the paper says CLIP, f and g are the
+foundation's. The text tower runs for every image and class, so a step costs B·K texts.
+
+Legend: B rows, K classes, R texts of one pass, N context tokens, W text width, E joint width, H hidden width.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
+from training.foundation import Foundation
+from training.initial_prompts import seeded_linear
+from training.recipe import AdaptRecipe
+from training.scores import class_scores
+
+
+class CoCoOpRecipe(AdaptRecipe):
+    """CoCoOp's choices; defaults are those of its repository."""
+
+    learning_rate: float = Field(default=0.002, gt=0)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+    context_tokens: int = Field(default=4, ge=1, le=64, description="learnable tokens of a context that starts random")
+    context_init: str = Field(
+        default="a photo of a", description="words the context starts from and is as long as; empty: random"
+    )
+    meta_reduction: int = Field(
+        default=16, ge=1, description="the meta-net's hidden width is the joint width divided by this"
+    )
+    texts_per_pass: int = Field(
+        default=1024, ge=1, description="texts the tower runs at once: bounds memory, not what is learned"
+    )
+
+
+class CoCoOp(nn.Module):
+    """Conditional context optimisation; learns `context` [N, W] and `meta_net`.
+
+    Args:
+        foundation: what is adapted.
+        class_names: K names.
+        recipe: every choice.
+
+    Raises:
+        TextTooLongError: a class name does not fit the text tower together with the prompts.
+    """
+
+    wants: ClassVar[frozenset[Want]] = frozenset({"foundation"})
+    averages_over_images: ClassVar[bool] = True
+
+    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: CoCoOpRecipe) -> None:
+        super().__init__()
+        backbone, generator = foundation.backbone, torch.Generator().manual_seed(recipe.seed)
+        context_NW = start_context(backbone, recipe.context_init, recipe.context_tokens, generator)[0]
+        hidden = max(1, backbone.embed_dim // recipe.meta_reduction)
+        self.context = nn.Parameter(context_NW.to(backbone.device))
+        self.meta_net = nn.Sequential(
+            OrderedDict(
+                linear1=seeded_linear(backbone.embed_dim, hidden, generator, backbone.device),
+                relu=nn.ReLU(),
+                linear2=seeded_linear(hidden, backbone.text_width, generator, backbone.device),
+            )
+        )
+        self.foundation, self.recipe, self.text = foundation, recipe, CONTEXT_TEXT
+        self.n_classes = len(class_names)
+        self.texts = place_context(foundation, class_names, len(context_NW))
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Context and meta-net, at the recipe's rate."""
+        return [ParameterGroup(list(self.parameters()))]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the batch, float32."""
+        return nn.functional.cross_entropy(self.logits(batch), batch.labels_B)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores z_bc = s · <f(x_b), g_c(x_b)>, [B, K]: every image has its own text features."""
+        features_BE = wanted(batch.foundation_BE, "foundation")
+        return class_scores(self.foundation.logit_scale, features_BE, self._text_features(features_BE))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Nothing is kept over epochs."""
+
+    def fold(self) -> Folded:
+        """Context and meta-net as they are: the text features depend on the image."""
+        meta_net = {name: detached(tensor) for name, tensor in self.meta_net.state_dict().items()}
+        return Folded(text_adapt=detached(self.context).unsqueeze(0), meta_net=meta_net)
+
+    def _text_features(self, features_BE: Tensor) -> Tensor:
+        """g_c(x_b) [B, K, E], at most `texts_per_pass` texts at a time.
+
+        Where several passes are needed, each forgets its activations and runs again in the backward pass: memory is
+        that of one pass in training too.
+        """
+        contexts_BNW = self.context + self.meta_net(features_BE).unsqueeze(1)
+        n_rows = len(features_BE) * self.n_classes
+        rows = torch.arange(n_rows, device=features_BE.device)
+        passes = rows.chunk(math.ceil(n_rows / self.recipe.texts_per_pass))
+        encode = self._encode_rows if len(passes) == 1 else self._encode_rows_again
+        texts = torch.cat([encode(contexts_BNW, rows_R) for rows_R in passes])
+        return texts.reshape(len(features_BE), self.n_classes, -1)
+
+    def _encode_rows(self, contexts_BNW: Tensor, rows_R: Tensor) -> Tensor:
+        """Features of the texts number b·K + c: [R, E]."""
+        return self.texts.encode(contexts_BNW[rows_R // self.n_classes], rows_R % self.n_classes)
+
+    def _encode_rows_again(self, contexts_BNW: Tensor, rows_R: Tensor) -> Tensor:
+        """`_encode_rows`, run a second time for the gradient instead of remembered; nothing in it is random."""
+        return checkpoint(self._encode_rows, contexts_BNW, rows_R, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,57 @@
+"""Every method by the name that `--method` takes: its recipe, and how it is built."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from training.adapting.cocoop import CoCoOp, CoCoOpRecipe
+from training.adapting.coop import CoOp, CoOpRecipe
+from training.adapting.dept import DePT, DePTHost, DePTRecipe
+from training.adapting.ivlp import IVLP, IVLPRecipe
+from training.adapting.maple import MaPLe, MaPLeRecipe
+from training.adapting.method import AdaptingMethod
+from training.adapting.prograd import ProGrad, ProGradRecipe
+from training.adapting.promptsrc import PromptSRC, PromptSRCRecipe
+from training.adapting.upt import UPT, UPTRecipe
+from training.adapting.vpt import VPT, VPTRecipe
+from training.foundation import Foundation
+from training.recipe import AdaptRecipe
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One method.
+
+    Attributes:
+        recipe: its keys and its paper's values.
+        build: from foundation, class names and such a recipe to the method.
+    """
+
+    recipe: type[AdaptRecipe]
+    build: Callable[[Foundation, Sequence[str], Any], AdaptingMethod]
+
+
+HOSTS: Final[dict[str, tuple[type[AdaptRecipe], Callable[[Foundation, Sequence[str], Any], DePTHost]]]] = {
+    "coop": (CoOpRecipe, CoOp),
+    "ivlp": (IVLPRecipe, IVLP),
+    "maple": (MaPLeRecipe, MaPLe),
+}
+"""What DePT can be put on, each with the values of its own recipe."""
+
+
+def _build_dept(foundation: Foundation, class_names: Sequence[str], recipe: DePTRecipe) -> DePT:
+    host_recipe, build_host = HOSTS[recipe.host]
+    return DePT(foundation, class_names, recipe, build_host(foundation, class_names, host_recipe(seed=recipe.seed)))
+
+
+METHODS: Final[dict[str, MethodEntry]] = {
+    "coop": MethodEntry(CoOpRecipe, CoOp),
+    "cocoop": MethodEntry(CoCoOpRecipe, CoCoOp),
+    "vpt": MethodEntry(VPTRecipe, VPT),
+    "ivlp": MethodEntry(IVLPRecipe, IVLP),
+    "maple": MethodEntry(MaPLeRecipe, MaPLe),
+    "promptsrc": MethodEntry(PromptSRCRecipe, PromptSRC),
+    "prograd": MethodEntry(ProGradRecipe, ProGrad),
+    "dept": MethodEntry(DePTRecipe, _build_dept),
+    "upt": MethodEntry(UPTRecipe, UPT),
+}

@@ -1,0 +1,147 @@
+"""ProGrad: CoOp's context, stepped only in directions that do not unlearn what the zero-shot model knows.
+
+    L_ce = CE(z, y),   L_kl = -τ² Σ_c softmax(z₀ / τ)_c · log softmax(z / τ)_c,   z₀ = s · <f₀(x), g₀> of the reference
+    a = ∇L_ce,  b = ∇L_kl,  b̂ = b / ‖b‖;   step with   a - λ <a, b̂> b̂  where <a, b̂> < 0,   with a elsewhere
+
+The rule holds for each parameter tensor; b itself is never stepped. Source: ProGrad (arXiv 2205.14865), section 3.2,
+and its repository.
+
+Legend: B rows, K classes, N context tokens, W text width, E joint width.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
+from training.errors import RecipeError
+from training.foundation import Foundation
+from training.recipe import AdaptRecipe
+from training.scores import class_scores
+
+
+class ProGradRecipe(AdaptRecipe):
+    """ProGrad's choices; defaults are those of its repository.
+
+    Its words are the data set's own ("a type of pet, a photo of a"), in `context_init` and `template` alike.
+    """
+
+    learning_rate: float = Field(default=0.002, gt=0)
+    epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    context_tokens: int = Field(default=16, ge=1, le=64, description="learnable tokens")
+    context_init: str = Field(
+        default="a photo of a",
+        description="words the last tokens start from, with zeros in front of them; empty: all start random",
+    )
+    kl_temperature: float = Field(default=1.0, gt=0, description="tau, softens both sides of the KL")
+    projection: float = Field(
+        default=1.0, ge=0, description="lambda: share of the conflicting part that is taken out of the step"
+    )
+
+
+class ProGrad(nn.Module):
+    """Prompt-aligned gradient; the only parameter is `context`, [N, W].
+
+    Args:
+        foundation: what is adapted; the zero-shot reference is made of it as the recipe says.
+        class_names: K names.
+        recipe: every choice.
+
+    Raises:
+        RecipeError: the initial words are longer than the context.
+        TextTooLongError: a class name does not fit the text tower together with the prompts or in the template.
+    """
+
+    wants: ClassVar[frozenset[Want]] = frozenset({"foundation", "reference"})
+    averages_over_images: ClassVar[bool] = False
+
+    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: ProGradRecipe) -> None:
+        super().__init__()
+        self.context = nn.Parameter(_start(foundation, recipe).to(foundation.backbone.device))
+        self.foundation, self.recipe, self.text = foundation, recipe, CONTEXT_TEXT
+        self.texts = place_context(foundation, class_names, recipe.context_tokens)
+        self.reference_text_KE = foundation.reference(recipe.reference).zero_shot_text(class_names, [recipe.template])
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """The context, at the recipe's rate."""
+        return [ParameterGroup([self.context])]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """A scalar worth L_ce whose gradient is the projected one.
+
+        Both gradients are taken here, so the loop steps this method like any other.
+        """
+        logits_BK = self.logits(batch)
+        reference_BK = self._reference_logits(batch)
+        parameters = list(self.parameters())
+        task = nn.functional.cross_entropy(logits_BK, batch.labels_B)
+        general = general_loss(logits_BK, reference_BK, self.recipe.kl_temperature)
+        with torch.autocast(logits_BK.device.type, enabled=False):  # backward passes belong outside of autocast
+            task_gradients = torch.autograd.grad(task, parameters, retain_graph=True)
+            general_gradients = torch.autograd.grad(general, parameters)
+        value = task.detach()
+        for parameter, a, b in zip(parameters, task_gradients, general_gradients, strict=True):
+            step = project_gradient(a, b, self.recipe.projection)
+            value = value + ((parameter - parameter.detach()) * step).sum()  # adds 0 to the value, `step` to the slope
+        return value
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores z = s · <f(x), g_c>, [B, K]."""
+        features_BE = wanted(batch.foundation_BE, "foundation")
+        return class_scores(self.foundation.logit_scale, features_BE, self.texts.encode(self.context))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Nothing is kept over epochs."""
+
+    def fold(self) -> Folded:
+        """The context; the reference is not needed to answer."""
+        return Folded(text_adapt=detached(self.context).unsqueeze(0))
+
+    def _reference_logits(self, batch: Batch) -> Tensor:
+        features_BE = wanted(batch.reference_BE, "reference")
+        return class_scores(self.foundation.logit_scale, features_BE, self.reference_text_KE)
+
+
+def general_loss(logits_BK: Tensor, reference_BK: Tensor, temperature: float) -> Tensor:
+    """L_kl, the mean over the batch of -τ² Σ softmax(z₀/τ) log softmax(z/τ): KL up to a constant in z.
+
+    Source: ProGrad (arXiv 2205.14865), section 3.2, with the temperature of its repository.
+    """
+    target_BK = (reference_BK / temperature).softmax(dim=-1)
+    cross_BK = target_BK * (logits_BK / temperature).log_softmax(dim=-1)
+    return -(temperature**2) * cross_BK.sum(dim=-1).mean()
+
+
+def project_gradient(task: Tensor, general: Tensor, share: float) -> Tensor:
+    """The task's gradient a without what points against the general gradient b.
+
+    a - λ min(<a, b̂>, 0) b̂, b̂ = b / ‖b‖; a where b is 0. Source: ProGrad (arXiv 2205.14865), section 3.2.
+
+    Args:
+        task: a, of any shape.
+        general: b, of the same shape.
+        share: λ.
+    """
+    norm = general.norm()
+    direction = torch.where(norm > 0, general / norm, torch.zeros_like(general))
+    overlap = (task * direction).sum()
+    return task - share * overlap.clamp(max=0) * direction
+
+
+def _start(foundation: Foundation, recipe: ProGradRecipe) -> Tensor:
+    """The context [N, W] that training begins with: words last, zeros before them, as in the method's repository."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    context_NW = start_context(foundation.backbone, recipe.context_init, recipe.context_tokens, generator)[0]
+    n_missing = recipe.context_tokens - len(context_NW)
+    if n_missing < 0:
+        msg = (
+            f"The words {recipe.context_init!r} are {len(context_NW)} tokens; recipe key 'context_tokens' has room for "
+            f"{recipe.context_tokens}. Raise context_tokens or shorten context_init."
+        )
+        raise RecipeError(msg)
+    return nn.functional.pad(context_NW, (0, 0, n_missing, 0))

@@ -1,0 +1,156 @@
+"""PromptSRC: IVLP's prompts, held to the frozen model's features and scores, and averaged over epochs.
+
+Source: PromptSRC (arXiv 2307.06948), section 3.2 and its repository. With f0, g0 and z0 = s · <f0, g0> from a frozen
+reference model:
+
+    L       = CE(z, y) + 10 · mean|f - f0| + 25 · mean|g - g0| + L_logit
+    L_logit = sum over batch and classes of KL( softmax(z0) ‖ softmax(z) ) / (B · K)
+    θ       = sum over epochs e = 1..N of w_e · θ_e,   w_e = N(e; μ, σ²), normalised over 1..N
+
+The sum over epochs (Gaussian prompt aggregation) takes the prompts' place after the last epoch; until then training
+goes on from the prompts as they are. With a boosted foundation, the paper's frozen CLIP may be the boosted or the plain
+model; `reference` says which.
+
+Legend: B rows, K classes, L prompt layers, P prompt tokens, E joint width.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from pydantic import Field
+from torch import Tensor, nn
+
+from prompted_clip.internals import unit_norm
+from training.adapting.deep_prompts import deep_image_prompts, deep_text_prompts
+from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.foundation import Foundation
+from training.recipe import AdaptRecipe
+from training.scores import class_scores
+
+REFERENCE_TEMPLATES: Final = tuple(str(template("{}")) for template in OPENAI_IMAGENET_TEMPLATES[:60])
+
+
+class PromptSRCRecipe(AdaptRecipe):
+    """The repository's values for base-to-new; `template` is not read, the reference text averages 60 templates.
+
+    Its other settings: few-shot `epochs=50 gpa_mean=30 gpa_std=30` (`gpa_mean=45 gpa_std=5` for Cars, Flowers,
+    Aircraft, DTD, EuroSAT); across data sets `image_depth=3 text_depth=3 gpa_mean=6 gpa_std=10`.
+    """
+
+    learning_rate: float = Field(default=0.0025, gt=0)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    image_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the image tower")
+    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's")
+    text_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the text tower")
+    text_depth: int = Field(default=9, ge=1, description="layers with own text tokens, cut to the tower's")
+    text_init: str = Field(
+        default="a photo of a", description="words for text layer 0; words beyond text_tokens stay words"
+    )
+    image_weight: float = Field(default=10.0, ge=0, description="of the distance between f and f0")
+    text_weight: float = Field(default=25.0, ge=0, description="of the distance between g and g0")
+    gpa_mean: float = Field(default=15.0, description="epoch (from 1) whose prompts weigh most in the average")
+    gpa_std: float = Field(default=1.0, gt=0, description="spread of the average, in epochs")
+
+
+class PromptSRC(nn.Module):
+    """Independent prompts V [L, P, vision width] and T [L, P, text width], with their running sums.
+
+    Args:
+        foundation: the frozen CLIP, boosted or plain.
+        class_names: K names.
+        recipe: counts, depths, weights, reference and seed.
+
+    Raises:
+        TextTooLongError: a class name does not fit together with the prompts, or into a reference template.
+    """
+
+    wants: ClassVar[frozenset[Want]] = frozenset({"pixels", "reference"})
+    averages_over_images: ClassVar[bool] = True
+    image_sum: Tensor
+    text_sum: Tensor
+    reference_KE: Tensor
+
+    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: PromptSRCRecipe) -> None:
+        super().__init__()
+        self.foundation = foundation
+        self.recipe = recipe
+        generator = torch.Generator().manual_seed(recipe.seed)
+        self.text_prompts, self.text = deep_text_prompts(
+            foundation.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
+        )
+        self.image_prompts = deep_image_prompts(foundation.backbone, recipe.image_depth, recipe.image_tokens, generator)
+        self.tokens = foundation.tokenize(class_names, self.text, n_prompts=recipe.text_tokens)
+        reference_KE = reference_text(foundation.reference(recipe.reference), class_names)
+        self.register_buffer("reference_KE", reference_KE, persistent=False)
+        self.register_buffer("image_sum", torch.zeros_like(self.image_prompts))
+        self.register_buffer("text_sum", torch.zeros_like(self.text_prompts))
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Both towers' prompts, at the recipe's rate."""
+        return [ParameterGroup([self.text_prompts, self.image_prompts])]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """CE and the three distances to the reference."""
+        s, recipe = self.foundation.logit_scale, self.recipe
+        f, g = self._features(batch)
+        f0, g0 = wanted(batch.reference_BE, "reference"), self.reference_KE
+        z, z0 = class_scores(s, f, g), class_scores(s, f0, g0)
+        return (
+            nn.functional.cross_entropy(z, batch.labels_B)
+            + recipe.image_weight * nn.functional.l1_loss(f, f0)
+            + recipe.text_weight * nn.functional.l1_loss(g, g0)
+            + nn.functional.kl_div(z.log_softmax(1), z0.log_softmax(1), reduction="sum", log_target=True) / z.numel()
+        )
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Z, s · <f, g>: [B, K]."""
+        f, g = self._features(batch)
+        return class_scores(self.foundation.logit_scale, f, g)
+
+    @torch.no_grad()
+    def end_epoch(self, epoch: int) -> None:
+        """Add this epoch's prompts to the sums; after the last epoch the sums are the prompts."""
+        weight = float(aggregation_weights(self.recipe)[epoch])
+        self.image_sum += weight * self.image_prompts
+        self.text_sum += weight * self.text_prompts
+        if epoch + 1 == self.recipe.epochs:
+            self.image_prompts.copy_(self.image_sum)
+            self.text_prompts.copy_(self.text_sum)
+
+    def fold(self) -> Folded:
+        """Both groups as they are."""
+        return Folded(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+
+    def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return (
+            self.foundation.encode_images(wanted(batch.images_BCHW, "pixels"), self.image_prompts),
+            self.foundation.encode_text(self.tokens, self.text_prompts),
+        )
+
+
+@torch.no_grad()
+def reference_text(reference: Foundation, class_names: Sequence[str]) -> Tensor:
+    """g0 [K, E]: the mean over 60 of CLIP's ImageNet templates, brought to length 1 after the mean.
+
+    The embeddings are averaged at the length they have, as in the repository, not at length 1.
+
+    Raises:
+        TextTooLongError: a class name does not fit into a template.
+    """
+    per_template = [
+        reference.embed_text(reference.tokenize(class_names, template, n_prompts=0)) for template in REFERENCE_TEMPLATES
+    ]
+    return unit_norm(torch.stack(per_template).mean(dim=0))
+
+
+def aggregation_weights(recipe: PromptSRCRecipe) -> Tensor:
+    """w_e for epochs 1..N: a normal density at e over its sum, float64 [N].
+
+    The density's own factor cancels, so the weights are a softmax of its exponent; that stays finite where the density
+    itself is 0 for every epoch of a short run.
+    """
+    epochs = torch.arange(1, recipe.epochs + 1, dtype=torch.float64)
+    return (-0.5 * ((epochs - recipe.gpa_mean) / recipe.gpa_std) ** 2).softmax(dim=0)

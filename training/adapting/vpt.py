@@ -1,0 +1,84 @@
+"""VPT: deep image prompts against frozen text features, learned by cross-entropy.
+
+Visual Prompt Tuning (arXiv 2203.12119, section 3.2, its deep form) on CLIP, as the VPT baseline in MaPLe's repository:
+the text side is one hand-written prompt per class through the frozen text tower.
+
+    L = CE(z, y),   z_c = s · <f(x; V), g_c>
+
+It knows the prompts and their loss; it does not know how it is trained.
+
+Legend: B rows, K classes, L prompt layers, P prompt tokens, E joint width.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from training.adapting.deep_prompts import deep_image_prompts
+from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.foundation import Foundation
+from training.recipe import AdaptRecipe
+from training.scores import class_scores
+
+
+class VPTRecipe(AdaptRecipe):
+    """The image half of IVLP with its training (PromptSRC's repository), so that the two compare.
+
+    `template` is the text side's hand-written prompt. MaPLe's repository runs its own VPT baseline with 8 tokens in
+    12 layers for 5 epochs: `image_tokens=8 image_depth=12 epochs=5`.
+    """
+
+    learning_rate: float = Field(default=0.0025, gt=0)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    image_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the image tower")
+    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's")
+
+
+class VPT(nn.Module):
+    """Image prompts V [L, P, vision width].
+
+    Args:
+        foundation: the frozen CLIP, boosted or plain.
+        class_names: K names.
+        recipe: count, depth, template and seed.
+
+    Raises:
+        TextTooLongError: a class name does not fit into the template.
+    """
+
+    wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
+    averages_over_images: ClassVar[bool] = True
+    text_KE: Tensor
+
+    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: VPTRecipe) -> None:
+        super().__init__()
+        self.foundation = foundation
+        self.text = recipe.template
+        generator = torch.Generator().manual_seed(recipe.seed)
+        self.image_prompts = deep_image_prompts(foundation.backbone, recipe.image_depth, recipe.image_tokens, generator)
+        text_KE = foundation.zero_shot_text(class_names, [self.text])
+        self.register_buffer("text_KE", text_KE, persistent=False)
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """The image prompts, at the recipe's rate."""
+        return [ParameterGroup([self.image_prompts])]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Z, s · <f, g> with g frozen: [B, K]."""
+        features_BE = self.foundation.encode_images(wanted(batch.images_BCHW, "pixels"), self.image_prompts)
+        return class_scores(self.foundation.logit_scale, features_BE, self.text_KE)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """CE(z, y)."""
+        return nn.functional.cross_entropy(self.logits(batch), batch.labels_B)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Nothing is averaged over epochs."""
+
+    def fold(self) -> Folded:
+        """The image group; the text is the template alone."""
+        return Folded(image_adapt=detached(self.image_prompts))

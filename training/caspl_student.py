@@ -1,0 +1,67 @@
+"""CasPL's student: the frozen backbone with deep boosting prompts in both towers.
+
+Source: CasPL (arXiv 2409.17805), section 3.2.
+Legend: B images, K classes, E joint width, L prompt layers, P prompt tokens, W tower width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prompted_clip.backbone import Backbone
+from training.adapting.method import Folded
+from training.foundation import Foundation
+from training.initial_prompts import random_prompts, start_from_words
+from training.loop import ParameterGroup
+from training.recipe import BoostRecipe
+from training.scores import class_scores
+
+
+class CasplStudent(nn.Module):
+    """Boosting prompts in the making.
+
+    Args:
+        backbone: whose towers the prompts fit; depths beyond a tower's layers are cut to it.
+        class_names: all classes of the domain, base and new.
+        recipe: counts, depths, initial words and seed.
+
+    Raises:
+        TextTooLongError: a class name does not fit the text tower together with the prompts.
+    """
+
+    def __init__(self, backbone: Backbone, class_names: Sequence[str], recipe: BoostRecipe) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self._text_rate_factor = recipe.text_rate_factor
+        generator = torch.Generator().manual_seed(recipe.seed)
+        text = random_prompts(
+            min(recipe.text_depth, backbone.n_text_layers), recipe.text_tokens, backbone.text_width, generator
+        )
+        image = random_prompts(
+            min(recipe.image_depth, backbone.n_vision_layers), recipe.image_tokens, backbone.vision_width, generator
+        )
+        start_from_words(text, backbone, recipe.text_init)
+        self.image = nn.Parameter(image.to(backbone.device))
+        self.text = nn.Parameter(text.to(backbone.device))
+        self._tokens = Foundation(backbone).tokenize(class_names, recipe.template, n_prompts=recipe.text_tokens)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The prompts of both towers; those of the text tower may learn more slowly."""
+        return [ParameterGroup([self.image]), ParameterGroup([self.text], self._text_rate_factor)]
+
+    def logits(self, images_BCHW: Tensor) -> Tensor:
+        """z_S = s_S · <f_S(x), g_S>: [B, K]."""
+        model = self._boosted()
+        return class_scores(model.logit_scale, model.encode_images(images_BCHW), model.encode_text(self._tokens))
+
+    def fold(self) -> tuple[Foundation, Folded]:
+        """The boosted backbone; text features follow from its prompts."""
+        model = self._boosted()
+        image, text = (None if group is None else group.detach() for group in (model.image_boost, model.text_boost))
+        return Foundation(self.backbone, image, text), Folded()
+
+    def _boosted(self) -> Foundation:
+        """The backbone with the prompts as they are now; a tower with zero tokens has none."""
+        image = self.image if self.image.shape[1] else None
+        return Foundation(self.backbone, image, self.text if self.text.shape[1] else None)

@@ -1,0 +1,121 @@
+"""ImageNet and its test-only variants in CoOp's layout: folders named by WordNet id, and `classnames.txt`.
+
+`classnames.txt` has one line per class, `<WordNet id> <class name>`, in ImageNet's label order; the same file serves
+all of them. Source: KaiyangZhou/CoOp, DATASETS.md and `datasets/imagenet*.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from training.data.coop_layout import Part, read_lines, require_parts
+from training.data.dataset import DEFAULT_TEMPLATE, Dataset, LabelledImage, Split, shorten
+from training.data.listing import list_folders, list_images
+from training.errors import DatasetError
+
+_CLASS_NAMES: Final = "classnames.txt"
+
+# Differs from CoOp: CLIP's class names call two pairs of classes the same ("missile", "sunglasses"). No text can tell
+# them apart and a bundle refuses equal names, so the second of each pair takes WordNet's own word for it.
+_OWN_NAMES: Final[Mapping[tuple[str, str], str]] = {
+    ("n04008634", "missile"): "projectile",
+    ("n04355933", "sunglasses"): "sunglass",
+}
+
+
+@dataclass(frozen=True)
+class WordNetFolders:
+    """One image folder per class and split, named by WordNet id; labels follow the sorted ids.
+
+    A variant with fewer classes than ImageNet (A and R have 200) numbers its own classes from 0.
+
+    Attributes:
+        folder: the data set's folder below the data folder.
+        splits: folder of class folders by split, below `folder`.
+        template: the hand-written prompt.
+    """
+
+    folder: str
+    splits: Mapping[Split, str]
+    template: str = DEFAULT_TEMPLATE
+
+    def read(self, name: str, data_root: Path) -> Dataset:
+        """List the class folders; images are sorted by path.
+
+        Raises:
+            DatasetError: something is missing, a folder is not in `classnames.txt`, or what `Dataset` refuses.
+        """
+        parts = [Part(f"{path}/", "<WordNet id>/*") for path in self.splits.values()]
+        home = require_parts(name, data_root, self.folder, [*parts, _CLASS_NAMES_PART])
+        names = dict(_read_class_names(home / _CLASS_NAMES))
+        folders = {split: list_folders(home / path) for split, path in self.splits.items()}
+        ids = sorted({folder for found in folders.values() for folder in found})
+        unknown = [folder for folder in ids if folder not in names]
+        if unknown:
+            msg = f"{name}: {home / _CLASS_NAMES} does not name the class folders {shorten(unknown)}."
+            raise DatasetError(msg)
+        images: dict[Split, tuple[LabelledImage, ...]] = {
+            split: tuple(
+                LabelledImage(path, label)
+                for label, wordnet_id in enumerate(ids)
+                if wordnet_id in found
+                for path in list_images(home / self.splits[split] / wordnet_id)
+            )
+            for split, found in ((split, frozenset(found)) for split, found in folders.items())
+        }
+        return Dataset(name, home, tuple(names[wordnet_id] for wordnet_id in ids), images, self.template)
+
+
+@dataclass(frozen=True)
+class NumberedFolders:
+    """ImageNetV2: test images in folders named by ImageNet's label, 0 to 999.
+
+    Attributes:
+        folder: the data set's folder below the data folder.
+        images: folder of class folders, below `folder`.
+        template: the hand-written prompt.
+    """
+
+    folder: str
+    images: str
+    template: str = DEFAULT_TEMPLATE
+
+    def read(self, name: str, data_root: Path) -> Dataset:
+        """List the class folders in label order; images are sorted by path.
+
+        Raises:
+            DatasetError: something is missing, a folder is not a label, or what `Dataset` refuses.
+        """
+        parts = (Part(f"{self.images}/", "<label>/*, from 0"), _CLASS_NAMES_PART)
+        home = require_parts(name, data_root, self.folder, parts)
+        class_names = tuple(class_name for _, class_name in _read_class_names(home / _CLASS_NAMES))
+        found, labels = list_folders(home / self.images), {str(label) for label in range(len(class_names))}
+        if set(found) != labels:
+            odd = sorted(set(found) ^ labels)
+            msg = (
+                f"{name}: expected the folders 0 to {len(class_names) - 1} in {home / self.images}, one per line of "
+                f"{_CLASS_NAMES}; found too many or too few: {shorten(odd)}."
+            )
+            raise DatasetError(msg)
+        images = tuple(
+            LabelledImage(path, label)
+            for label in range(len(class_names))
+            for path in list_images(home / self.images / str(label))
+        )
+        return Dataset(name, home, class_names, {"test": images}, self.template)
+
+
+_CLASS_NAMES_PART: Final = Part(_CLASS_NAMES, "ImageNet's: <WordNet id> <class name>")
+
+
+def _read_class_names(path: Path) -> list[tuple[str, str]]:
+    """WordNet ids and class names, in the order of the file."""
+    names: dict[str, str] = {}
+    for number, line in read_lines(path):
+        wordnet_id, _, class_name = line.partition(" ")
+        if not class_name or wordnet_id in names:
+            msg = f"{path}, line {number}: expected a new WordNet id and a class name, found {line!r}."
+            raise DatasetError(msg)
+        names[wordnet_id] = _OWN_NAMES.get((wordnet_id, class_name), class_name)
+    return list(names.items())

@@ -1,0 +1,49 @@
+"""CoCoOp's checkpoints: a context, and the small net that moves it by the image.
+
+Source: CoCoOp's repository, `trainers/cocoop.py`; the net sees image features of length 1.
+
+Legend: N context tokens, W text width, E joint width, H hidden width.
+"""
+
+from typing import Final
+
+from training.adapting.method import Folded
+from training.adapting.text_context import CONTEXT_TEXT
+from training.importing.clip_weights import FLOAT16
+from training.importing.conversion import Converted, Target
+from training.importing.layout import CheckpointTensors, Layout
+from training.importing.trained_words import check_trained_words
+
+LAYOUT: Final = Layout(
+    method="cocoop",
+    title="a CoCoOp checkpoint",
+    model_name="prompt_learner",
+    tensors=(
+        "ctx [tokens, text width]",
+        "meta_net.linear1.weight [hidden, joint width], .bias [hidden]",
+        "meta_net.linear2.weight [text width, hidden], .bias [text width]",
+    ),
+    is_like=lambda names: {"ctx", "meta_net.linear1.weight"} <= names,
+)
+
+
+def convert(tensors: CheckpointTensors, target: Target) -> Converted:
+    """The context as a text group of one layer, and the meta-net.
+
+    Raises:
+        ImportFormatError: the checkpoint is none of CoCoOp's, or not for this backbone.
+    """
+    backbone, text = target.foundation.backbone, target.text or CONTEXT_TEXT
+    context_NW = tensors.take("ctx", "tokens", backbone.text_width)
+    tensors.count_tokens(context_NW)
+    first_HE = tensors.take("meta_net.linear1.weight", "hidden", backbone.embed_dim)
+    n_hidden = first_HE.shape[0]
+    meta_net = {
+        "linear1.weight": first_HE,
+        "linear1.bias": tensors.take("meta_net.linear1.bias", n_hidden),
+        "linear2.weight": tensors.take("meta_net.linear2.weight", backbone.text_width, n_hidden),
+        "linear2.bias": tensors.take("meta_net.linear2.bias", backbone.text_width),
+    }
+    notes = check_trained_words(tensors, "", target, text, FLOAT16, is_only_sign=True)
+    tensors.finish()
+    return Converted(Folded(text_adapt=context_NW.unsqueeze(0), meta_net=meta_net), text, notes)

@@ -1,0 +1,129 @@
+"""`caspl import`: the command line of the importer. Imports torch only once the arguments are known to be sound."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prompt_store.errors import PromptStoreError
+from prompt_store.manifest import check_domain
+from training.data.class_list import read_classes
+from training.errors import TrainingError
+
+import_app = typer.Typer(add_completion=False)
+
+
+class Method(StrEnum):
+    """Whose checkpoint it is."""
+
+    COOP = "coop"
+    COCOOP = "cocoop"
+    MAPLE = "maple"
+    PROMPTSRC = "promptsrc"
+    IVLP = "ivlp"
+    PROMPTKD = "promptkd"
+
+
+class NamePosition(StrEnum):
+    """Where the class name stands in CoOp's context."""
+
+    END = "end"
+    MIDDLE = "middle"
+    FRONT = "front"
+
+
+@import_app.command()
+def import_checkpoint(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, help="model.pth.tar-<epoch>, a state dict (.pt, .safetensors), or a Dassl run's folder"
+        ),
+    ],
+    method: Annotated[Method, typer.Option(help="whose checkpoint it is")],
+    domain: Annotated[str, typer.Option(help="the domain's name in the service")],
+    classes: Annotated[Path | None, typer.Option(help="text file, one class name per line")] = None,
+    class_: Annotated[list[str] | None, typer.Option("--class", help="a class name; repeat for each")] = None,
+    out: Annotated[Path | None, typer.Option(help="bundle to write; default <domain>.safetensors")] = None,
+    backbone: Annotated[str, typer.Option(help="the CLIP it was trained on, by open_clip name")] = "ViT-B-16",
+    pretrained: Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="random weights, to try a pipeline out")
+    ] = False,
+    quick_gelu: Annotated[bool, typer.Option("--quick-gelu", help="for a local file of OpenAI's weights")] = False,
+    boost: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="boosting bundle the prompts were trained on")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="what stood behind the prompts, with one {}; default is the method's own")
+    ] = None,
+    position: Annotated[NamePosition, typer.Option(help="CoOp: where the class name stands")] = NamePosition.END,
+    text_features: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="PromptKD: the teacher's text features, a bundle or a file with one tensor",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
+) -> None:
+    """Turn a checkpoint of CoOp, CoCoOp, MaPLe, PromptSRC, IVLP or PromptKD into a bundle."""
+    if (classes is None) == (class_ is None):
+        raise typer.BadParameter("give the class names with --classes FILE or with --class, not both")
+    if text is not None and (text.count("{}") != 1 or text.count("{") != 1 or text.count("}") != 1):
+        raise typer.BadParameter("expected exactly one {} and no other braces", param_hint="--text")
+    if position is not NamePosition.END and method is not Method.COOP:
+        raise typer.BadParameter("only CoOp puts the class name elsewhere than at the end", param_hint="--position")
+    if text_features is not None and method is not Method.PROMPTKD:
+        raise typer.BadParameter("only PromptKD takes its teacher's text features", param_hint="--text-features")
+    with _failing_clearly():
+        check_domain(domain)
+        names = read_classes(classes) if classes is not None else [plain_name(name) for name in class_ or []]
+        from training.importing.import_run import ImportJob, load_import_foundation, run_import  # noqa: PLC0415 - torch
+
+        foundation = load_import_foundation(
+            backbone, pretrained, boost, is_random=random_weights, quick_gelu=quick_gelu, device=device
+        )
+        bundle = out or Path(f"{domain}.safetensors")
+        job = ImportJob(checkpoint, method.value, domain, tuple(names), bundle, text, position.value, text_features)
+        _show(run_import(job, foundation), as_json=json_)
+
+
+def plain_name(name: str) -> str:
+    """A class name as class lists have it: `_` is a space, and so is any run of white space."""
+    return " ".join(name.replace("_", " ").split())
+
+
+@contextmanager
+def _failing_clearly() -> Iterator[None]:
+    """What went wrong in one line, and exit code 1."""
+    from prompted_clip.errors import PromptedClipError  # noqa: PLC0415 - its package loads torch
+
+    try:
+        yield
+    except (TrainingError, PromptStoreError, PromptedClipError, OSError) as error:
+        # No markup: shapes such as [4, 512] would read as styles.
+        Console(stderr=True, highlight=False).print(f"caspl import: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _show(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    table = Table("what", "value", title="imported")
+    for key, value in result.items():
+        if key != "notes":
+            table.add_row(key.replace("_", " "), Text("-" if value is None else str(value)))
+    Console().print(table)
+    for note in result["notes"]:
+        Console(stderr=True, highlight=False).print(f"note: {note}", markup=False, soft_wrap=True)

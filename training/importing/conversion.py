@@ -1,0 +1,47 @@
+"""What a conversion knows besides the checkpoint, and what it makes of it.
+
+Legend: K classes, E width of the text features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from training.adapting.method import Folded
+from training.adapting.text_context import Position
+from training.foundation import Foundation
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What an import is made for, besides the checkpoint.
+
+    Attributes:
+        foundation: the backbone, plain or boosted.
+        class_names: K names.
+        text: what stands behind the prompts, with one `{}`; None is the method's own.
+        position: of the class name in CoOp's context.
+        text_features_KE: the teacher's text features, for methods that answer in its space.
+    """
+
+    foundation: Foundation
+    class_names: Sequence[str]
+    text: str | None = None
+    position: Position = "end"
+    text_features_KE: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A checkpoint as the package has it.
+
+    Attributes:
+        folded: the prompts and heads.
+        text: what stands behind the prompts, with one `{}`.
+        notes: what a person should know about this import, one sentence each.
+    """
+
+    folded: Folded
+    text: str
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,62 @@
+"""CoOp's checkpoints: one context, or one per class.
+
+ProGrad and KgCoOp store the same tensors. Source: CoOp's repository, `trainers/coop.py`.
+
+Legend: K classes, N context tokens, W text width, E joint width.
+"""
+
+from typing import Final
+
+import torch
+
+from training.adapting.method import Folded
+from training.adapting.text_context import CONTEXT_TEXT, place_context
+from training.errors import ImportFormatError
+from training.importing.clip_weights import FLOAT16
+from training.importing.conversion import Converted, Target
+from training.importing.layout import CheckpointTensors, Layout
+from training.importing.trained_words import check_trained_words
+
+LAYOUT: Final = Layout(
+    method="coop",
+    title="a CoOp checkpoint",
+    model_name="prompt_learner",
+    tensors=("ctx [tokens, text width] or [classes, tokens, text width]",),
+    is_like=lambda names: "ctx" in names,
+)
+
+
+def convert(tensors: CheckpointTensors, target: Target) -> Converted:
+    """The context as a text group; as text features where the class name is not at its end.
+
+    Raises:
+        ImportFormatError: the checkpoint is none of CoOp's, or not for these classes or this backbone.
+        TextTooLongError: a class name does not fit the text tower together with the prompts.
+    """
+    foundation, n_classes, text = target.foundation, len(target.class_names), target.text or CONTEXT_TEXT
+    is_class_specific = tensors.rank("ctx") == 3
+    leading = ("classes",) if is_class_specific else ()
+    context = tensors.take("ctx", *leading, "tokens", foundation.backbone.text_width)
+    n_tokens = tensors.count_tokens(context)
+    if is_class_specific and len(context) != n_classes:
+        msg = (
+            f"The checkpoint has a context for each of {len(context)} classes, {n_classes} class names were given; "
+            "give the classes it was trained on, in their order."
+        )
+        raise ImportFormatError(msg)
+    notes = check_trained_words(
+        tensors, "", target, text, FLOAT16, is_class_specific=is_class_specific, is_only_sign=True
+    )
+    tensors.finish()
+    if target.position == "end":
+        folded = Folded(text_adapt=context.unsqueeze(-3), serves_own_classes_only=is_class_specific)
+        return Converted(folded, text, notes)
+    if text != CONTEXT_TEXT:
+        msg = (
+            f"With the class name in the {target.position}, CoOp's text is {CONTEXT_TEXT!r}; leave --text {text!r} out."
+        )
+        raise ImportFormatError(msg)
+    texts = place_context(foundation, target.class_names, n_tokens, target.position)
+    with torch.no_grad():
+        features_KE = texts.encode(context.to(foundation.backbone.device)).to("cpu", torch.float32)
+    return Converted(Folded(text_features_KE=features_KE, serves_own_classes_only=True), text, notes)

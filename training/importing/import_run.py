@@ -1,0 +1,139 @@
+"""`caspl import` as a function: from another project's checkpoint to a bundle on disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from prompt_store.bundle import read_bundle
+from prompt_store.manifest import check_domain
+from prompted_clip.backbone import load_backbone
+from training.adapting.text_context import Position
+from training.export import adapt_provenance, fold_bundle
+from training.files import digest_of, write_whole
+from training.foundation import Foundation, boosted_foundation
+from training.hardware import chosen_device
+from training.importing.checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
+from training.importing.clip_weights import check_activation
+from training.importing.conversion import Converted, Target
+from training.importing.layout import CheckpointTensors
+from training.importing.methods import IMPORTERS, recognise
+from training.importing.text_features import read_text_features
+
+
+@dataclass(frozen=True)
+class ImportJob:
+    """What to import and where to put it.
+
+    Attributes:
+        checkpoint: a file, or the output folder of a Dassl run.
+        method: a key of `IMPORTERS`.
+        domain: the domain's name in the service.
+        class_names: K names.
+        out: the bundle to write.
+        text: what stands behind the prompts, with one `{}`; None is the method's own.
+        position: of the class name in CoOp's context.
+        text_features: file with the teacher's text features, for PromptKD.
+    """
+
+    checkpoint: Path
+    method: str
+    domain: str
+    class_names: tuple[str, ...]
+    out: Path
+    text: str | None = None
+    position: Position = "end"
+    text_features: Path | None = None
+
+
+def load_import_foundation(
+    arch: str, pretrained: str | None, boost: Path | None, *, is_random: bool, quick_gelu: bool, device: str
+) -> Foundation:
+    """Load what the prompts were trained on.
+
+    Args:
+        arch: open_clip name.
+        pretrained: its weights.
+        boost: the bundle whose boosting prompts stood beside them, or None.
+        is_random: random weights from seed 0 instead, for trying a pipeline out.
+        quick_gelu: for a local file of OpenAI's weights.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        WeightsError: the backbone cannot be loaded.
+        BundleInvalidError, BoostBundleError: the boosting bundle cannot be used.
+    """
+    backbone = load_backbone(
+        arch,
+        pretrained=pretrained,
+        random_seed=0 if is_random else None,
+        quick_gelu=quick_gelu,
+        device=chosen_device(device),
+    )
+    return boosted_foundation(backbone, read_bundle(boost.read_bytes())) if boost is not None else Foundation(backbone)
+
+
+def run_import(job: ImportJob, foundation: Foundation) -> dict[str, Any]:
+    """Turn a checkpoint into a bundle.
+
+    Args:
+        job: inputs and outputs.
+        foundation: the backbone that will serve, boosted if the prompts were trained so.
+
+    Returns:
+        What was read and written, and `notes`: what a person should know about it.
+
+    Raises:
+        ImportFormatError: the checkpoint is not what was named, or not for this backbone or these classes.
+        BundleInvalidError: a class name or the domain name breaks the format's rules.
+        TextTooLongError: a class does not fit the text tower together with the prompts.
+    """
+    check_domain(job.domain)  # a name that the bundle would refuse at the end
+    importer = IMPORTERS[job.method]
+    checkpoint = read_checkpoint(find_checkpoint(job.checkpoint, importer.layout.model_name))
+    features = read_text_features(job.text_features, job.class_names) if job.text_features is not None else None
+    converted = _convert(job, checkpoint, foundation, features)
+    data_digests = {"checkpoint": checkpoint.digest}
+    if foundation.boost_digest is not None:
+        data_digests["boost"] = foundation.boost_digest
+    if job.text_features is not None:
+        data_digests["text_features"] = digest_of(job.text_features.read_bytes())
+    data = fold_bundle(
+        foundation,
+        converted.folded,
+        domain=job.domain,
+        class_names=job.class_names,
+        text=converted.text,
+        provenance=adapt_provenance(
+            method=job.method,
+            recipe={"imported_from": checkpoint.path.name, "epoch": checkpoint.epoch, "position": job.position},
+            data_digests=data_digests,
+            metrics={},
+        ),
+    )
+    write_whole(job.out, data)
+    return {
+        "checkpoint": str(checkpoint.path),
+        "epoch": checkpoint.epoch,
+        "text": converted.text,
+        "n_classes": len(job.class_names),
+        "image_prompts": _layers_and_tokens(converted.folded.image_adapt),
+        "text_prompts": _layers_and_tokens(converted.folded.text_adapt),
+        "bundle": str(job.out),
+        "digest": digest_of(data),
+        "size_bytes": len(data),
+        "notes": [*converted.notes, *check_activation(foundation.backbone)],
+    }
+
+
+def _convert(job: ImportJob, checkpoint: Checkpoint, foundation: Foundation, features: Tensor | None) -> Converted:
+    importer, found = IMPORTERS[job.method], recognise(checkpoint.tensors)
+    tensors = CheckpointTensors(
+        str(checkpoint.path), checkpoint.tensors, importer.layout, found if found is not importer.layout else None
+    )
+    return importer.convert(tensors, Target(foundation, job.class_names, job.text, job.position, features))
+
+
+def _layers_and_tokens(prompts: Tensor | None) -> list[int] | None:
+    return list(prompts.shape[-3:-1]) if prompts is not None else None

@@ -1,0 +1,37 @@
+"""IVLP's checkpoints: independent prompts in both towers, or in the text tower alone, and CLIP.
+
+Source: MaPLe's and PromptSRC's repositories, `trainers/independentVL.py`.
+"""
+
+from typing import Final
+
+from training.adapting.method import Folded
+from training.importing.clip_weights import FLOAT16, check_clip_weights
+from training.importing.conversion import Converted, Target
+from training.importing.layout import CheckpointTensors, Layout
+from training.importing.tower_prompts import IMAGE_PROMPTS, TEXT_PROMPTS, take_image_prompts, take_text_prompts
+from training.importing.trained_words import check_trained_words, text_behind
+
+LAYOUT: Final = Layout(
+    method="ivlp",
+    title="an IVLP checkpoint",
+    model_name="VLPromptLearner",
+    tensors=(*TEXT_PROMPTS, *IMAGE_PROMPTS),
+    is_like=lambda names: "prompt_learner.ctx" in names and any("VPT" in name for name in names),
+)
+
+
+def convert(tensors: CheckpointTensors, target: Target) -> Converted:
+    """Both towers' prompts.
+
+    Raises:
+        ImportFormatError: the checkpoint is none of IVLP's, or not for this backbone.
+    """
+    backbone = target.foundation.backbone
+    text_LPW = take_text_prompts(tensors, backbone)
+    image_LPW = take_image_prompts(tensors, backbone) if "image_encoder.VPT" in tensors else None
+    text = target.text or text_behind(text_LPW.shape[1])
+    notes = check_clip_weights(tensors, backbone, FLOAT16)
+    notes += check_trained_words(tensors, "prompt_learner.", target, text, FLOAT16)
+    tensors.finish()
+    return Converted(Folded(image_adapt=image_LPW, text_adapt=text_LPW), text, notes)

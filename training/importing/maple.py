@@ -1,0 +1,70 @@
+"""MaPLe's checkpoints: text prompts, the linear maps that make image prompts of them, and CLIP.
+
+Source: MaPLe's repository, `trainers/maple.py`; the couplings of arXiv 2210.03117, section 3.
+
+Legend: L prompt layers, P prompt tokens, V vision width, W text width.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from training.adapting.method import Folded
+from training.importing.clip_weights import FLOAT16, check_clip_weights
+from training.importing.conversion import Converted, Target
+from training.importing.layout import CheckpointTensors, Layout
+from training.importing.trained_words import check_trained_words, text_behind
+
+_LEARNER: Final = "prompt_learner."
+
+LAYOUT: Final = Layout(
+    method="maple",
+    title="a MaPLe checkpoint",
+    model_name="MultiModalPromptLearner",
+    tensors=(
+        "prompt_learner.ctx [tokens, text width]",
+        "prompt_learner.proj.weight [vision width, text width], .bias [vision width]",
+        "prompt_learner.compound_prompts_text.<0…> [tokens, text width]",
+        "prompt_learner.compound_prompt_projections.<0…>.weight [vision width, text width], .bias [vision width]",
+    ),
+    is_like=lambda names: {"prompt_learner.ctx", "prompt_learner.proj.weight"} <= names,
+)
+
+
+def convert(tensors: CheckpointTensors, target: Target) -> Converted:
+    """Both towers' prompts; the couplings are applied and dropped.
+
+    Raises:
+        ImportFormatError: the checkpoint is none of MaPLe's, or not for this backbone.
+    """
+    backbone = target.foundation.backbone
+    vision, width = backbone.vision_width, backbone.text_width
+    context_PW = tensors.take(f"{_LEARNER}ctx", "tokens", width)
+    n_tokens = tensors.count_tokens(context_PW)
+    deeper, weights, biases = (
+        tensors.take_layers(f"{_LEARNER}{name}", start=0, sizes=sizes)
+        for name, sizes in (
+            ("compound_prompts_text.{}", (n_tokens, width)),
+            ("compound_prompt_projections.{}.weight", (vision, width)),
+            ("compound_prompt_projections.{}.bias", (vision,)),
+        )
+    )
+    if not len(deeper) == len(weights) == len(biases):
+        tensors.refuse(f"{len(deeper)} deeper prompts have {len(weights)} maps with {len(biases)} biases")
+    text_LPW = torch.stack([context_PW, *deeper])
+    weights.insert(0, tensors.take(f"{_LEARNER}proj.weight", vision, width))
+    biases.insert(0, tensors.take(f"{_LEARNER}proj.bias", vision))
+    image_LPV = torch.stack([_couple(*layer) for layer in zip(text_LPW, weights, biases, strict=True)])
+    text = target.text or text_behind(n_tokens)
+    notes = check_clip_weights(tensors, backbone, FLOAT16)
+    notes += check_trained_words(tensors, _LEARNER, target, text, FLOAT16)
+    tensors.finish()
+    # A prompt for a layer that a tower does not have is never read; the towers may differ in depth.
+    folded = Folded(image_adapt=image_LPV[: backbone.n_vision_layers], text_adapt=text_LPW[: backbone.n_text_layers])
+    return Converted(folded, text, notes)
+
+
+def _couple(prompts_PW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:
+    """One layer's image prompts [P, V]; summed in float64, as they are rounded only once here."""
+    return (prompts_PW.double() @ weight_VW.double().T + bias_V.double()).float()

@@ -1,0 +1,40 @@
+"""PromptSRC's checkpoints: independent prompts in both towers, averaged over epochs, and CLIP, its image tower twice.
+
+Source: PromptSRC's repository, `trainers/promptsrc.py`. Its Gaussian aggregation runs over the whole state, frozen
+weights included, so CLIP's weights come back less exact than float16 alone would leave them.
+"""
+
+from typing import Final
+
+from training.adapting.method import Folded
+from training.importing.clip_weights import AVERAGED, check_clip_weights
+from training.importing.conversion import Converted, Target
+from training.importing.layout import CheckpointTensors, Layout
+from training.importing.tower_prompts import IMAGE_PROMPTS, TEXT_PROMPTS, take_image_prompts, take_text_prompts
+from training.importing.trained_words import check_trained_words, text_behind
+
+_REFERENCE: Final = "prompt_learner.ZS_image_encoder."
+
+LAYOUT: Final = Layout(
+    method="promptsrc",
+    title="a PromptSRC checkpoint",
+    model_name="VLPromptLearner",
+    tensors=(*TEXT_PROMPTS, *IMAGE_PROMPTS),
+    is_like=lambda names: "prompt_learner.ctx" in names and any(name.startswith(_REFERENCE) for name in names),
+)
+
+
+def convert(tensors: CheckpointTensors, target: Target) -> Converted:
+    """Both towers' prompts.
+
+    Raises:
+        ImportFormatError: the checkpoint is none of PromptSRC's, or not for this backbone.
+    """
+    backbone = target.foundation.backbone
+    text_LPW = take_text_prompts(tensors, backbone)
+    image_LPW = take_image_prompts(tensors, backbone)
+    text = target.text or text_behind(text_LPW.shape[1])
+    notes = check_clip_weights(tensors, backbone, AVERAGED, second_image_tower=_REFERENCE)
+    notes += check_trained_words(tensors, "prompt_learner.", target, text, AVERAGED)
+    tensors.finish()
+    return Converted(Folded(image_adapt=image_LPW, text_adapt=text_LPW), text, notes)

@@ -1,0 +1,61 @@
+"""The teacher of phase 1: a larger frozen CLIP, plain or with prompts of its own, and what it says about images.
+
+Legend: B rows, C/H/W image, K classes, E joint width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prompt_store.bundle import Bundle
+from prompted_clip.backbone import Backbone
+from prompted_clip.model import PromptedClip
+from prompted_clip.preprocess import normalize_pixels
+from prompted_clip.vision import encode_image
+from training.errors import BoostBundleError
+from training.scores import class_scores
+
+
+class Teacher:
+    """Answers over the domain's classes.
+
+    Args:
+        backbone: the larger CLIP.
+        class_names: all classes of the domain, base and new.
+        template: hand-written text around a class name; used by a plain teacher.
+        bundle: prompts learned on this very backbone, as PromptKD's teacher has; None for the plain teacher.
+
+    Raises:
+        StackMismatchError: the bundle was made for another backbone, or cannot name these classes.
+        BoostBundleError: the bundle has a conditional head.
+        TextTooLongError: a class does not fit the text tower.
+    """
+
+    def __init__(
+        self, backbone: Backbone, class_names: Sequence[str], template: str, bundle: Bundle | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.digest = bundle.digest if bundle is not None else None
+        model = PromptedClip(backbone)
+        if bundle is None:
+            stack = model.plain_stack("teacher", class_names, [template])
+        else:
+            stack = model.with_labels(model.load_stack(bundle), class_names)
+        if stack.text_features is None:
+            msg = "The teacher's bundle makes text features per image; a teacher needs fixed ones."
+            raise BoostBundleError(msg)
+        self._image = stack.image
+        # Copied out of inference mode, whose tensors cannot take part in a loss.
+        self.text_features_KE = stack.text_features.clone()
+
+    @torch.no_grad()
+    def logits(self, pixels_BCHW: Tensor) -> Tensor:
+        """z_T = s_T · <f_T(x), g_T>: float32 [B, K] on the teacher's device.
+
+        Args:
+            pixels_BCHW: uint8 views.
+        """
+        images = normalize_pixels(pixels_BCHW.to(self.backbone.device), self.backbone.preprocess)
+        features_BE = encode_image(self.backbone, images, self._image)
+        return class_scores(self.backbone.logit_scale, features_BE, self.text_features_KE)
