@@ -1,13 +1,13 @@
 """`caspl boost` and `caspl adapt`. Imports torch only once the arguments are known to be sound."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from training.terminal import failing_clearly
 
 boost_app = typer.Typer(add_completion=False)
 adapt_app = typer.Typer(add_completion=False)
@@ -51,7 +51,7 @@ def boost(
     from prompt_store.manifest import check_domain
     from training.recipe import BoostRecipe, read_recipe
 
-    with _failing_clearly("boost"):
+    with failing_clearly("boost"):
         chosen = read_recipe(BoostRecipe, recipe, set_ or [])
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
@@ -109,7 +109,7 @@ def adapt(
     json_: AsJson = False,
 ) -> None:
     """Learn adapting prompts from a few labelled images, on frozen boosting prompts if given (CasPL phase 2)."""
-    with _failing_clearly("adapt"):
+    with failing_clearly("adapt"):
         from prompt_store.manifest import check_domain
         from training.adapt_run import AdaptJob, run_adapt
         from training.adapting.methods import METHODS
@@ -140,21 +140,6 @@ def adapt(
         result = run_adapt(job, method, chosen, foundation, _console(world.is_first), world=world)
         if world.is_first:
             _show("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
-
-
-@contextmanager
-def _failing_clearly(command: str) -> Iterator[None]:
-    """What went wrong in one line, and exit code 1; a stack trace only for what nobody foresaw."""
-    from prompt_store.errors import PromptStoreError
-    from prompted_clip.errors import PromptedClipError
-    from training.errors import TrainingError
-
-    try:
-        yield
-    except (TrainingError, PromptStoreError, PromptedClipError) as error:
-        # An error's text may hold brackets, which rich would take for markup.
-        Console(stderr=True).print(f"caspl {command}: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _console(is_first: bool) -> Console:

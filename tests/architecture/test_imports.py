@@ -37,7 +37,10 @@ def test_bundles_are_read_without_torch():
     assert not loaded & {"torch", "PIL", "fastapi", "typer"}
 
 
-@pytest.mark.parametrize("module", ["prompt_store.cli", "service.cli", "training.cli", "training.importing.command"])
+@pytest.mark.parametrize(
+    "module",
+    ["prompt_store.cli", "service.cli", "training.cli", "training.importing.command", "training.evaluation.command"],
+)
 def test_a_command_line_loads_without_torch(module):
     assert not modules_after(f"import {module}") & {"torch", "open_clip"}
 

@@ -124,7 +124,7 @@ def imported_distributions(*folders):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = [node.module]
-            tops = {name.split(".")[0] for name in names} - {*PACKAGES, "tests"} - sys.stdlib_module_names
+            tops = {name.split(".")[0] for name in names} - {*PACKAGES, "tests", "benchmarks"} - sys.stdlib_module_names
             found |= {plain(owners[top][0]) for top in tops}
     return found
 

@@ -11,15 +11,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from training.demo.boost_domains import boost_all, fill_readme, show_table
+from training.demo import adapt_domains
+from training.demo.boost_domains import boost_all, markdown_table, show_table
 from training.demo.evaluate import measure_all
 from training.demo.folders import write_folders
 from training.demo.models import CONFIG_DIR, export_weights
+from training.demo.pages import fill_page
 from training.demo.picture import write_overview
 from training.demo.plans import STUDENT_PLAN, TEACHER_PLAN
 from training.demo.pretrain import CheckpointMismatchError, PretrainPlan, Progress, pretrain
 from training.demo.samples import write_samples, write_upload
 from training.demo.shifts import SHIFTED
+from training.demo.side_by_side import default_jobs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The embedded demo world.")
 console = Console(stderr=True)
@@ -27,12 +30,15 @@ console = Console(stderr=True)
 WORK_DIR: Final = Path("build/demo")
 RESULTS: Final = Path("docs/results/demo-backbones.json")
 BOOST_RESULTS: Final = Path("docs/results/demo-boost.json")
+ADAPT_RESULTS: Final = Path("docs/results/demo.json")
+DEMO_PAGE: Final = Path("docs/demo-world.md")
 SERVICE_DEMO: Final = Path("service/demo")
 README: Final = Path("README.md")
 N_STEPS_PER_LINE: Final = 100
 
 WorkDir = Annotated[Path, typer.Option(help="Folder of the checkpoints; a run that stopped goes on from there.")]
 OutDir = Annotated[Path, typer.Option(help="Folder of the exported float16 weights.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Domains at the same time; as many as cores by default.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads; another number rounds differently.")]
 
 
@@ -124,13 +130,31 @@ def picture(out: Annotated[Path, typer.Argument()] = Path("docs/images/demo-worl
 def boost(
     domains: Annotated[list[str] | None, typer.Argument(help="Domains to boost; all shifted ones by default.")] = None,
     work_dir: WorkDir = WORK_DIR,
-    threads: Threads = 2,
+    jobs: Jobs = None,
 ) -> None:
     """Boost domains, measure what it brings, and put the table into README; bundles that stand are only measured."""
-    torch.set_num_threads(threads)
-    rows = boost_all(SERVICE_DEMO / "bundles", BOOST_RESULTS, work_dir, domains or tuple(SHIFTED), console)
-    fill_readme(README, rows)
+    names = domains or tuple(SHIFTED)
+    n_jobs = jobs or default_jobs()
+    rows = boost_all(SERVICE_DEMO / "bundles", BOOST_RESULTS, work_dir, names, jobs=n_jobs, console=console)
+    fill_page(README, "demo-table", markdown_table(rows))
     show_table(rows, Console())
+
+
+@app.command()
+def adapt(
+    domains: Annotated[list[str] | None, typer.Argument(help="Domains to adapt; all shifted ones by default.")] = None,
+    work_dir: WorkDir = WORK_DIR,
+    jobs: Jobs = None,
+) -> None:
+    """Adapt domains with and without boosting over three seeds; all domains together fill the pages' tables."""
+    bundles, names = SERVICE_DEMO / "bundles", domains or tuple(SHIFTED)
+    n_jobs = jobs or default_jobs()
+    rows = adapt_domains.adapt_all(bundles, work_dir / "adapted", names, jobs=n_jobs, console=console)
+    if not domains:
+        adapt_domains.report(rows, ADAPT_RESULTS)
+        fill_page(README, "demo-adapt", adapt_domains.markdown_table(rows))
+        fill_page(DEMO_PAGE, "demo-adapt", adapt_domains.domain_table(rows))
+    adapt_domains.show_table(rows, Console())
 
 
 @app.command()
@@ -148,7 +172,8 @@ def train_all(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, thread
     pretrain_student(work_dir, out_dir, threads)
     pretrain_teacher(work_dir, out_dir, threads)
     evaluate(out_dir, out=RESULTS, threads=threads)
-    boost(None, work_dir, threads)
+    boost(None, work_dir)
+    adapt(None, work_dir)
     samples(work_dir, threads)
 
 

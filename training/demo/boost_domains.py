@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,13 +26,13 @@ from training.demo.evaluate import TEMPLATE, TEST_SEED, accuracy
 from training.demo.folders import write_folders
 from training.demo.render import Pictures, draw_series
 from training.demo.shifts import DOMAINS
+from training.demo.side_by_side import each_domain
 from training.demo.world import CLASS_NAMES
 from training.recipe import BoostRecipe, read_recipe
 
 RECIPE: Final = Path(__file__).with_name("boost.toml")
 N_UNLABELLED: Final = 4000
 N_TEST: Final = 2000
-MARKERS: Final = ("<!-- demo-table:start -->", "<!-- demo-table:end -->")
 _MODELS: Final = ("student", "teacher", "boosted")
 _BATCH: Final = 250
 
@@ -78,24 +79,38 @@ def measure_domain(domain: str, bundle: Path, student: Backbone, teacher: Backbo
     return row
 
 
-def boost_all(out_dir: Path, results: Path, work_dir: Path, domains: Sequence[str], console: Console) -> list[Row]:
-    """Boost and measure domains one after another; domains whose bundle stands are only measured.
+def boost_and_measure(domain: str, out_dir: Path, work_dir: Path) -> Row:
+    """Boost one domain, unless its bundle stands, and measure it; an interrupted run goes on.
 
     Args:
+        domain: a name of `shifts.DOMAINS`.
         out_dir: folder of the bundles, `<domain>.safetensors`.
-        results: JSON file of the rows.
         work_dir: folder of the checkpoints.
-        domains: names of `shifts.DOMAINS`.
-        console: where progress is shown.
     """
     student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
     recipe = read_recipe(BoostRecipe, RECIPE)
-    rows = []
-    for domain in domains:
-        bundle = out_dir / f"{domain}.safetensors"
-        if not bundle.exists() or not _made_for(bundle, student, teacher, recipe):
-            boost_domain(domain, bundle, work_dir, student, teacher, recipe, console)
-        rows.append(measure_domain(domain, bundle, student, teacher))
+    bundle = out_dir / f"{domain}.safetensors"
+    if not bundle.exists() or not _made_for(bundle, student, teacher, recipe):
+        boost_domain(domain, bundle, work_dir, student, teacher, recipe, Console(quiet=True))
+    return measure_domain(domain, bundle, student, teacher)
+
+
+def boost_all(
+    out_dir: Path, results: Path, work_dir: Path, domains: Sequence[str], *, jobs: int, console: Console
+) -> list[Row]:
+    """Boost and measure domains side by side; domains whose bundle stands are only measured.
+
+    Args:
+        out_dir: folder of the bundles.
+        results: JSON file of the rows.
+        work_dir: folder of the checkpoints.
+        domains: names of `shifts.DOMAINS`.
+        jobs: domains at the same time.
+        console: where progress is shown.
+    """
+    work = partial(boost_and_measure, out_dir=out_dir, work_dir=work_dir)
+    found = dict(each_domain(work, domains, jobs=jobs, title="boosting", console=console))
+    rows = [found[domain] for domain in domains]
     results.parent.mkdir(parents=True, exist_ok=True)
     report = {"n_unlabelled": N_UNLABELLED, "n_test": N_TEST, "rows": rows}
     results.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -113,22 +128,6 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         closed = " / ".join(_closed_text(row["gap_closed"][half]) for half in ("base", "new"))
         lines.append(f"| {row['domain']} | {cells[0]} | {cells[1]} | **{cells[2]}** | {closed} |")
     return "\n".join(lines)
-
-
-def fill_readme(readme: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Put the table between README's markers.
-
-    Raises:
-        ValueError: a marker is missing.
-    """
-    text = readme.read_text(encoding="utf-8")
-    if not all(text.count(marker) == 1 for marker in MARKERS):
-        msg = f"{readme} needs the markers {' and '.join(MARKERS)} once each."
-        raise ValueError(msg)
-    head, rest = text.split(MARKERS[0])
-    _, tail = rest.split(MARKERS[1])
-    table = f"{MARKERS[0]}\n{markdown_table(rows)}\n{MARKERS[1]}"
-    readme.write_text(head + table + tail, encoding="utf-8")
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

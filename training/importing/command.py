@@ -1,8 +1,6 @@
 """`caspl import`: the command line of the importer. Imports torch only once the arguments are known to be sound."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prompt_store.errors import PromptStoreError
 from prompt_store.manifest import check_domain
 from training.data.class_list import read_classes
-from training.errors import TrainingError
+from training.terminal import failing_clearly
 
 import_app = typer.Typer(add_completion=False)
 
@@ -85,7 +82,7 @@ def import_checkpoint(
         raise typer.BadParameter("only CoOp puts the class name elsewhere than at the end", param_hint="--position")
     if text_features is not None and method is not Method.PROMPTKD:
         raise typer.BadParameter("only PromptKD takes its teacher's text features", param_hint="--text-features")
-    with _failing_clearly():
+    with failing_clearly("import"):
         check_domain(domain)
         names = read_classes(classes) if classes is not None else [plain_name(name) for name in class_ or []]
         from training.importing.import_run import ImportJob, load_import_foundation, run_import  # noqa: PLC0415 - torch
@@ -101,19 +98,6 @@ def import_checkpoint(
 def plain_name(name: str) -> str:
     """A class name as class lists have it: `_` is a space, and so is any run of white space."""
     return " ".join(name.replace("_", " ").split())
-
-
-@contextmanager
-def _failing_clearly() -> Iterator[None]:
-    """What went wrong in one line, and exit code 1."""
-    from prompted_clip.errors import PromptedClipError  # noqa: PLC0415 - its package loads torch
-
-    try:
-        yield
-    except (TrainingError, PromptStoreError, PromptedClipError, OSError) as error:
-        # No markup: shapes such as [4, 512] would read as styles.
-        Console(stderr=True, highlight=False).print(f"caspl import: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _show(result: dict[str, Any], *, as_json: bool) -> None:

@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from training.demo.boost_domains import MARKERS, fill_readme, markdown_table
+from training.demo.boost_domains import markdown_table
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,20 +23,6 @@ def test_the_table_shows_base_new_and_h_per_model_and_the_gap_closed():
 
 def test_a_teacher_without_a_lead_leaves_no_gap_to_close():
     assert markdown_table([row(gap_closed={"base": None, "new": -8.0})]).endswith("| no gap / -8 % |")
-
-
-def test_filling_readme_replaces_only_what_stands_between_the_markers(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
-    fill_readme(readme, [row()])
-    fill_readme(readme, [row()])
-    assert readme.read_text() == f"before\n{MARKERS[0]}\n{markdown_table([row()])}\n{MARKERS[1]}\nafter\n"
-
-
-def test_a_readme_without_markers_is_refused(tmp_path):
-    (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(ValueError, match="markers"):
-        fill_readme(tmp_path / "README.md", [row()])
 
 
 def test_readme_shows_the_numbers_on_file():

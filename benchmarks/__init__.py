@@ -1,0 +1,1 @@
+"""Measurements that a person runs by hand; every published number of speed comes from here."""

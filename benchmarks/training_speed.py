@@ -1,0 +1,220 @@
+"""How much faster training is than a straight transcription of the reference recipe, on identical work, in one run.
+
+The transcription pads every text to the tower's 77 positions, asks the teacher (or the frozen image tower) about every
+view at every step, and keeps nothing. The project runs texts at their real length and asks frozen models once per fixed
+view. Both take the same images, views, order and seeds, so their losses must agree; the largest difference is printed.
+
+    python -m benchmarks.training_speed                         # ViT-B-16 learning from ViT-L-14, random weights
+    python -m benchmarks.training_speed --backbone demo-student --teacher demo-teacher --epochs 3
+"""
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from prompted_clip.backbone import Backbone, load_backbone
+from training.adapting.adapter import Adapter
+from training.adapting.methods import METHODS
+from training.boosting import Booster
+from training.caspl_student import CasplStudent
+from training.data.view_values import ViewValues
+from training.data.views import Views
+from training.foundation import ClassTokens, Foundation
+from training.loop import Learner, train
+from training.recipe import AdaptRecipe, BoostRecipe, Recipe
+from training.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One phase or method, both ways.
+
+    Attributes:
+        name: `boost`, or the method.
+        reference_s, ours_s: seconds per epoch, the first of which fills what later ones reuse.
+        ratio: how many times faster.
+        loss_difference: largest difference of the two loss curves, relative to the loss.
+    """
+
+    name: str
+    reference_s: float
+    ours_s: float
+    ratio: float
+    loss_difference: float
+
+
+class PaddedFoundation(Foundation):
+    """Texts as the reference repositories run them: always at the tower's full length."""
+
+    def tokenize(self, class_names: Sequence[str], text: str, *, n_prompts: int) -> ClassTokens:
+        """As `Foundation.tokenize`, padded to the context length; what stands behind EOT changes no number."""
+        tokens = super().tokenize(class_names, text, n_prompts=n_prompts)
+        n_missing = self.backbone.context_length - n_prompts - self.n_text_boost - tokens.ids_KT.shape[1]
+        return ClassTokens(torch.nn.functional.pad(tokens.ids_KT, (0, n_missing)), tokens.eot_K)
+
+
+class AskedEachStep(ViewValues):
+    """A frozen model that is asked again whenever its answer is needed."""
+
+    def get(self, indices: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Rows of some images, computed now."""
+        with torch.no_grad():
+            return self._compute(self._views.load(indices.tolist(), epoch))
+
+    def fill(self, epoch: int, on_progress: Callable[[int], None] = lambda _: None) -> None:
+        """Nothing is kept."""
+
+
+def write_images(folder: Path, n_images: int, size: int) -> list[Path]:
+    """Noise photographs; speed does not depend on what they show."""
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{index}.png" for index in range(n_images)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def timed(learner: Learner, recipe: Recipe) -> tuple[float, list[float]]:
+    """Seconds per epoch of a whole run, and its losses."""
+    started_s = time.perf_counter()
+    losses = train(learner, recipe).losses
+    return (time.perf_counter() - started_s) / recipe.epochs, losses
+
+
+def compare(name: str, reference: Learner, ours: Learner, recipe: Recipe) -> Timing:
+    """Run both."""
+    reference_s, expected = timed(reference, recipe)
+    ours_s, found = timed(ours, recipe)
+    difference = max(abs(a - b) / max(abs(a), 1e-12) for a, b in zip(expected, found, strict=True))
+    return Timing(name, reference_s, ours_s, reference_s / ours_s, difference)
+
+
+def boosters(
+    student: Backbone, teacher: Backbone, names: list[str], views: Views, recipe: BoostRecipe
+) -> list[Booster]:
+    """The transcription's and ours."""
+    pair = []
+    for is_reference in (True, False):
+        pupil = CasplStudent(student, names, recipe)
+        booster = Booster(pupil, Teacher(teacher, names, recipe.teacher_template), views, recipe)
+        if is_reference:
+            padded = PaddedFoundation(student)
+            pupil._tokens = padded.tokenize(names, recipe.template, n_prompts=recipe.text_tokens)
+            booster._teacher_answers = AskedEachStep(views, booster._ask_teacher)
+        pair.append(booster)
+    return pair
+
+
+def adapters(
+    name: str, student: Backbone, names: list[str], views: Views, labels: list[int], recipe: AdaptRecipe
+) -> list[Adapter]:
+    """The transcription's and ours."""
+    pair = []
+    for kind in (PaddedFoundation, Foundation):
+        foundation = kind(student)
+        adapter = Adapter(METHODS[name].build(foundation, names, recipe), foundation, views, labels, recipe)
+        if kind is PaddedFoundation:
+            asked = AskedEachStep(views, adapter._foundation_values._compute)
+            adapter._foundation_values = adapter._reference_values = asked
+        pair.append(adapter)
+    return pair
+
+
+def measure(
+    backbone: str, teacher: str, *, n_images: int, n_classes: int, epochs: int, methods: Sequence[str], console: Console
+) -> list[Timing]:
+    """Time boosting and every method both ways.
+
+    Args:
+        backbone: open_clip name of the student; random weights unless packaged.
+        teacher: of the teacher, likewise.
+        n_images: images of an epoch.
+        n_classes: of the domain.
+        epochs: of each run; the more, the more often an answer is reused.
+        methods: keys of `METHODS`.
+        console: told what is running.
+    """
+    student = load_backbone(backbone, random_seed=None if backbone.startswith("demo") else 0)
+    large = load_backbone(teacher, random_seed=None if teacher.startswith("demo") else 1)
+    names = [f"class number {index}" for index in range(n_classes)]
+    plain = {"augmentation": "none", "warmup_epochs": 0, "epochs": epochs}
+    timings = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_images(Path(folder), n_images, student.image_size)
+        views = Views(
+            files,
+            image_size=student.image_size,
+            preprocess=student.preprocess,
+            augmentation="none",
+            crop_scale_min=1.0,
+            seed=1,
+        )
+        recipe = BoostRecipe(**plain, loss_weight=1.0)
+        console.print(f"boost, {epochs} epochs of {n_images} images, both ways")
+        timings.append(compare("boost", *boosters(student, large, names, views, recipe), recipe))
+        labels = [index % n_classes for index in range(n_images)]
+        for name in methods:
+            console.print(f"{name}, both ways")
+            chosen = METHODS[name].recipe.model_validate(plain)
+            timings.append(compare(name, *adapters(name, student, names, views, labels, chosen), chosen))
+    return timings
+
+
+def main(
+    backbone: Annotated[str, typer.Option(help="open_clip name")] = "ViT-B-16",
+    teacher: Annotated[str, typer.Option(help="open_clip name")] = "ViT-L-14",
+    n_images: Annotated[int, typer.Option(min=1, help="images of an epoch")] = 16,
+    n_classes: Annotated[int, typer.Option(min=2, help="classes of the domain; DTD has 47")] = 47,
+    epochs: Annotated[int, typer.Option(min=1, help="epochs of each run")] = 4,
+    methods: Annotated[str, typer.Option(help="methods, separated by commas")] = "coop,prograd,maple,promptsrc",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 2,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+) -> None:
+    """Time training against the reference recipe."""
+    torch.set_num_threads(threads)
+    console = Console(stderr=True)
+    timings = measure(
+        backbone,
+        teacher,
+        n_images=n_images,
+        n_classes=n_classes,
+        epochs=epochs,
+        methods=methods.split(","),
+        console=console,
+    )
+    table = Table("run", "reference s/epoch", "ours s/epoch", "ratio", "loss differs by")
+    for timing in timings:
+        cells = (
+            f"{timing.reference_s:.2f}",
+            f"{timing.ours_s:.2f}",
+            f"{timing.ratio:.1f}",
+            f"{timing.loss_difference:.1e}",
+        )
+        table.add_row(timing.name, *cells)
+    Console().print(table)
+    if out is not None:
+        facts = {
+            "backbone": backbone,
+            "teacher": teacher,
+            "n_images": n_images,
+            "n_classes": n_classes,
+            "epochs": epochs,
+        }
+        machine = {"threads": threads, "torch": torch.__version__, "processor": platform.processor()}
+        out.write_text(json.dumps(facts | machine | {"runs": [asdict(timing) for timing in timings]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,31 @@
+"""The benchmark compares like with like: both ways of training have the same loss curve."""
+
+import json
+import subprocess
+import sys
+
+from rich.console import Console
+
+from benchmarks.training_speed import measure
+from tests.tiny import register_tiny_models
+
+
+def test_the_transcription_and_the_project_learn_the_same():
+    register_tiny_models()
+    timings = measure(
+        "tiny", "tiny-teacher", n_images=6, n_classes=3, epochs=2, methods=("coop", "ivlp"), console=Console(quiet=True)
+    )
+    assert [timing.name for timing in timings] == ["boost", "coop", "ivlp"]
+    for timing in timings:
+        assert timing.loss_difference < 1e-3
+        assert timing.ratio > 0
+
+
+def test_the_command_writes_what_it_prints(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.training_speed", "--backbone", "demo-student"]
+    command += ["--teacher", "demo-teacher", "--n-images", "4", "--n-classes", "3", "--epochs", "1"]
+    command += ["--methods", "coop", "--out", str(tmp_path / "speed.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    runs = json.loads((tmp_path / "speed.json").read_text())["runs"]
+    assert [run["name"] for run in runs] == ["boost", "coop"]
+    assert f"{runs[0]['ratio']:.1f}" in done.stdout

@@ -1,0 +1,161 @@
+"""`caspl evaluate` and `caspl reproduce` from a folder to a report."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from prompt_store.bundle import read_bundle
+from prompted_clip import PromptedClip
+from tests.stacks import random_bundle
+from tests.tiny import register_tiny_models, tiny_backbone
+from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, write_textures
+from training.data.catalog import open_dataset
+from training.evaluation.command import evaluate_app, reproduce_app
+from training.evaluation.reproduce import training_images
+
+MODEL = ["--backbone", "tiny", "--random-weights", "--device", "cpu"]
+QUICK = ["--set", "epochs=1", "--set", "batch_size=4"]
+QUICK_BOOST = ["--boost-set", "epochs=1", "--boost-set", "image_tokens=2", "--boost-set", "text_tokens=2"]
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    register_tiny_models()
+    return write_textures(tmp_path)
+
+
+def caspl_reproduce(folder, *extra, methods="coop"):
+    options = ["dtd", "--data", folder, "--out", folder / "out", "--teacher", "tiny-teacher", *MODEL, *QUICK_BOOST]
+    options += ["--methods", methods, "--seeds", "1,2", "--shots", "2", *(QUICK if methods else []), *extra]
+    return CliRunner().invoke(reproduce_app, [str(option) for option in options])
+
+
+def caspl_evaluate(folder, *extra):
+    options = ["--data", "dtd", "--root", folder, "--out", folder / "out", *MODEL, *extra]
+    return CliRunner().invoke(evaluate_app, [str(option) for option in options])
+
+
+@pytest.fixture
+def boost_bundle(workplace):
+    path = workplace / "boost.safetensors"
+    path.write_bytes(random_bundle("dtd", CLASS_NAMES, image_boost=(2, 2), text_boost=(2, 2)))
+    return path
+
+
+def test_reproduce_goes_from_a_data_folder_to_the_papers_row_and_does_nothing_twice(workplace):
+    first = caspl_reproduce(workplace, "--json")
+    assert first.exit_code == 0, first.output
+    report = json.loads(first.stdout)
+    found = [(row["method"], row["boosted"], row["seed"]) for row in report["rows"]]
+    assert found == [
+        (method, boosted, seed)
+        for boosted in (False, True)
+        for method, seed in (("zero-shot", None), ("coop", 1), ("coop", 2))
+    ]
+    assert report["summaries"][0]["published"]["base"] == 53.24
+    assert json.loads((workplace / "out" / "report.json").read_text()) == report
+    assert all((workplace / "out" / name).is_file() for name in report["pictures"])
+    bundles = sorted(path.name for path in (workplace / "out" / "bundles").iterdir())
+    assert [name.rsplit("-", 1)[0] for name in bundles] == [
+        "dtd-base-coop-boosted-2-shots-seed-1",
+        "dtd-base-coop-boosted-2-shots-seed-2",
+        "dtd-base-coop-plain-2-shots-seed-1",
+        "dtd-base-coop-plain-2-shots-seed-2",
+        "dtd-boost",
+    ]
+
+    work = [workplace / "out" / "bundles", workplace / "out" / "rows"]
+    before = [files_below(folder) for folder in work]
+    again = caspl_reproduce(workplace, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout) == report
+    assert [files_below(folder) for folder in work] == before
+
+
+def test_reproduce_boosts_on_all_train_images_without_labels_and_with_all_names(workplace):
+    assert caspl_reproduce(workplace, methods="").exit_code == 0
+    (path,) = (workplace / "out" / "bundles").glob("dtd-boost-*/bundle.safetensors")
+    manifest = read_bundle(path.read_bytes()).manifest
+    assert [each.name for each in manifest.classes] == list(CLASS_NAMES)
+    assert manifest.provenance.metrics["n_images"] == 8
+    assert manifest.provenance.recipe["loss_weight"] == 200
+    assert manifest.provenance.recipe["teacher_template"] == "{} texture."
+    assert caspl_reproduce(workplace, "--boost-set", "loss_weight=1000", methods="").exit_code == 0
+    assert len(list((workplace / "out" / "bundles").iterdir())) == 2
+
+
+def test_the_digest_of_the_training_images_follows_their_contents_and_leaves_damaged_ones_out(workplace):
+    before = training_images(open_dataset("dtd", workplace))
+    assert len(before.files) == 8
+    damaged = before.files[0]
+    damaged.write_bytes(b"")
+    after = training_images(open_dataset("dtd", workplace))
+    assert (after.unreadable, len(after.files)) == ((damaged,), 7)
+    assert after.digest != before.digest
+
+
+def test_the_report_a_person_sees_is_the_one_on_disk(workplace):
+    result = caspl_reproduce(workplace, methods="")
+    markdown = (workplace / "out" / "report.md").read_text()
+    assert "## dtd" in markdown
+    assert "53.24 / 59.90 / 56.37" in markdown
+    assert "zero-shot" in result.stdout
+
+
+def test_evaluate_measures_a_protocol_with_and_without_boosting(workplace, boost_bundle):
+    options = ["--protocol", "base-to-new", "--methods", "coop", "--seeds", "1", "--shots", "2", *QUICK, "--json"]
+    boosted = caspl_evaluate(workplace, *options, "--boost", boost_bundle)
+    assert boosted.exit_code == 0, boosted.output
+    assert [row["boosted"] for row in json.loads(boosted.stdout)["rows"]] == [True, True]
+    both = caspl_evaluate(workplace, *options, "--boost", boost_bundle, "--also-plain")
+    assert [row["boosted"] for row in json.loads(both.stdout)["rows"]] == [False, False, True, True]
+    plain = caspl_evaluate(workplace, *options)
+    assert [row["boosted"] for row in json.loads(plain.stdout)["rows"]] == [False, False]
+    assert len(list((workplace / "out" / "bundles").iterdir())) == 2
+
+
+def test_evaluate_measures_one_bundle_as_it_is(workplace, boost_bundle):
+    result = caspl_evaluate(workplace, "--bundle", boost_bundle, "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    bundle = read_bundle(boost_bundle.read_bytes())
+    assert PromptedClip(tiny_backbone()).load_stack(bundle).class_names == tuple(c["name"] for c in content["classes"])
+    assert content["digest"] == bundle.digest
+    assert sum(map(sum, content["confusion_KK"])) == content["n_images"] == 4
+    assert (workplace / "out" / "report.md").read_text().startswith("# dtd on dtd, test")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "either --protocol or --bundle"),
+        (["--protocol", "base-to-new", "--bundle", "x"], "either --protocol or --bundle"),
+        (["--protocol", "base-to-new", "--seeds", "one"], "found 'one'"),
+        (["--protocol", "base-to-new", "--shots", "0"], "found '0'"),
+        (["--protocol", "base-to-new", "--methods", "coup"], "no method 'coup'"),
+        (["--bundle", "x", "--methods", "coop"], "measured as it is"),
+        (["--bundle", "x", "--data", "eurosat"], "one data set"),
+    ],
+)
+def test_wrong_options_are_a_usage_error(workplace, options, message):
+    result = caspl_evaluate(workplace, *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "dts"], "No data set is called 'dts'"),
+        (["--set", "epochs=0"], "'epochs'"),
+        (["--set", "depth=3"], "known keys"),
+        (["--boost", "missing.safetensors"], "Expected a bundle at missing.safetensors"),
+        (["--boost", "a", "--boost", "b"], "one for each of dtd"),
+    ],
+)
+def test_what_cannot_be_measured_is_explained_and_nothing_is_written(workplace, options, message):
+    result = caspl_evaluate(workplace, "--protocol", "base-to-new", "--methods", "coop", *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (workplace / "out").exists()

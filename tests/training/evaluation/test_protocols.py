@@ -1,0 +1,244 @@
+"""Rows against what their own bundles answer, and what a second run finds and does not do again."""
+
+import dataclasses
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from prompt_store.bundle import read_bundle
+from prompted_clip import PromptedClip
+from prompted_clip.preprocess import normalize_pixels, to_pixels
+from tests.stacks import random_bundle
+from tests.tiny import tiny_backbone
+from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, painted
+from training.adapting.methods import METHODS
+from training.data.few_shot import base_and_new, few_shot
+from training.errors import CheckpointError, DatasetError
+from training.evaluation.bench import Bench, Trial
+from training.evaluation.metrics import harmonic_mean
+from training.evaluation.predict import Predictor
+from training.evaluation.protocols import across, all_classes, base_to_new, to_variant
+from training.evaluation.rows import Results
+from training.recipe import read_recipe
+
+SETTINGS = ("epochs=2", "batch_size=2", "warmup_epochs=0", "learning_rate=0.05")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return painted(tmp_path_factory.mktemp("four"))
+
+
+@pytest.fixture
+def bench_at(tmp_path):
+    """A bench on the tiny backbone, plain or boosted; results go below the test's folder."""
+    boost = read_bundle(random_bundle("four", CLASS_NAMES, image_boost=(2, 2), text_boost=(2, 2)))
+
+    def build(*, is_boosted=False, checkpoint_every=100):
+        console = Console(file=io.StringIO(), width=200)
+        return Bench(
+            Predictor(tiny_backbone()),
+            Results(tmp_path / "results"),
+            console,
+            boost if is_boosted else None,
+            checkpoint_every=checkpoint_every,
+        )
+
+    return build
+
+
+def trial_of(method, *settings, shots=2, seed=1):
+    return Trial.of(method, read_recipe(METHODS[method].recipe, None, [*SETTINGS, *settings]), shots=shots, seed=seed)
+
+
+def bundle_path(bench, row):
+    return bench.results.training_folder(row.training) / "bundle.safetensors"
+
+
+def rate_of(bundle, dataset):
+    """Accuracy in per cent of a bundle among a data set's classes, by another way than the package's."""
+    model = PromptedClip(tiny_backbone())
+    stack = model.load_stack(bundle)
+    if dataset.class_names != stack.class_names:
+        stack = model.with_labels(stack, dataset.class_names)
+    answers = Predictor(tiny_backbone()).predict(stack, dataset)
+    scores = answers.features_NE @ stack.text_features.numpy().T
+    return 100 * float(np.mean(scores.argmax(1) == [item.label for item in dataset.split("test")]))
+
+
+@pytest.mark.parametrize("method", ["coop", "ivlp"])
+@pytest.mark.parametrize("is_boosted", [False, True])
+def test_base_to_new_says_what_its_bundle_answers_on_each_half(bench_at, dataset, method, is_boosted):
+    bench = bench_at(is_boosted=is_boosted)
+    row = base_to_new(bench, dataset, trial_of(method))
+    bundle = read_bundle(bundle_path(bench, row).read_bytes())
+    base, new = base_and_new(dataset)
+    assert [each.name for each in bundle.manifest.classes] == list(base.class_names)
+    assert (row.base, row.new) == (rate_of(bundle, base), rate_of(bundle, new))
+    assert row.h == harmonic_mean(row.base, row.new)
+    assert (row.boosted, row.seed, row.shots, row.n_images) == (is_boosted, 1, 2, 8)
+
+
+def test_shots_are_drawn_over_all_classes_before_these_are_halved(bench_at, dataset):
+    bench = bench_at()
+    row = base_to_new(bench, dataset, trial_of("coop", seed=3))
+    bundle = read_bundle(bundle_path(bench, row).read_bytes())
+    drawn, _ = base_and_new(few_shot(dataset, 2, seed=3))
+    assert bundle.manifest.provenance.data_digests["train"] == drawn.digest
+    assert bundle.manifest.provenance.seed == 3
+
+
+@pytest.mark.parametrize("is_boosted", [False, True])
+def test_zero_shot_is_the_foundation_with_its_own_text(bench_at, dataset, is_boosted):
+    bench = bench_at(is_boosted=is_boosted)
+    row = base_to_new(bench, dataset, Trial())
+    foundation, preprocess = bench.foundation, bench.foundation.backbone.preprocess
+    for half, rate in zip(base_and_new(dataset), (row.base, row.new), strict=True):
+        pictures = [to_pixels(Image.open(item.path), 32, preprocess) for item in half.split("test")]
+        pixels = torch.from_numpy(np.stack(pictures))
+        texts = foundation.zero_shot_text(half.class_names, ["{}."] if is_boosted else [dataset.template])
+        named = (foundation.encode_images(normalize_pixels(pixels, preprocess)) @ texts.T).argmax(1)
+        assert rate == 100 * float(np.mean(named.numpy() == [item.label for item in half.split("test")]))
+    assert (row.seed, row.shots, row.training) == (None, 0, None)
+
+
+def test_prompts_that_serve_their_own_classes_only_have_no_new_rate_and_say_why(bench_at, dataset):
+    row = base_to_new(bench_at(), dataset, trial_of("coop", "class_specific=true"))
+    assert row.base is not None
+    assert (row.new, row.h, row.n_images) == (None, None, 4)
+    assert "class-specific" in row.note
+
+
+def test_a_finished_row_is_found_and_nothing_is_done_again(bench_at, dataset):
+    first = base_to_new(bench_at(), dataset, trial_of("coop"))
+    files = files_below(bench_at().results.folder)
+    assert base_to_new(bench_at(), dataset, trial_of("coop")) == first
+    assert files_below(bench_at().results.folder) == files
+
+
+def test_a_lost_row_is_measured_again_without_training_again(bench_at, dataset):
+    first = base_to_new(bench_at(), dataset, trial_of("coop"))
+    bundle = bundle_path(bench_at(), first)
+    changed = bundle.stat().st_mtime_ns
+    (bench_at().results.folder / "rows" / f"{first.cell}.json").unlink()
+    assert base_to_new(bench_at(), dataset, trial_of("coop")) == first
+    assert bundle.stat().st_mtime_ns == changed
+
+
+def test_a_damaged_row_is_named_and_never_overwritten_in_silence(bench_at, dataset):
+    row = base_to_new(bench_at(), dataset, Trial())
+    (bench_at().results.folder / "rows" / f"{row.cell}.json").write_text('{"row": {')
+    with pytest.raises(CheckpointError, match="delete it to measure it again"):
+        base_to_new(bench_at(), dataset, Trial())
+
+
+def test_whatever_decides_the_numbers_makes_another_cell(bench_at, dataset):
+    renamed = dataclasses.replace(dataset, class_names=("banded", "dotted", "grid", "wavy"))
+    rows = [
+        base_to_new(bench_at(), dataset, trial_of("coop")),
+        base_to_new(bench_at(), dataset, trial_of("coop", seed=2)),
+        base_to_new(bench_at(), dataset, trial_of("coop", shots=1)),
+        base_to_new(bench_at(), dataset, trial_of("coop", "context_tokens=3")),
+        base_to_new(bench_at(is_boosted=True), dataset, trial_of("coop")),
+        base_to_new(bench_at(), renamed, trial_of("coop")),
+        all_classes(bench_at(), dataset, trial_of("coop")),
+    ]
+    assert len({row.cell for row in rows}) == len(rows)
+    # Another name of a new class is another measurement of the same training.
+    assert rows[5].training == rows[0].training
+    assert len({row.training for row in rows}) == len(rows) - 1
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(bench_at, dataset):
+    whole = base_to_new(bench_at(), dataset, trial_of("ivlp"))
+    losses, tensors = bench_at().results.losses(whole), read_bundle(bundle_path(bench_at(), whole).read_bytes()).tensors
+    folder = bundle_path(bench_at(), whole).parent
+    shutil.rmtree(bench_at().results.folder)
+
+    # A folder where the bundle belongs stops the run at its very end: what stands then is the checkpoint of step 3.
+    (folder / "bundle.safetensors" / "in-the-way").mkdir(parents=True)
+    with pytest.raises(OSError, match="bundle"):
+        base_to_new(bench_at(checkpoint_every=3), dataset, trial_of("ivlp"))
+    shutil.rmtree(folder / "bundle.safetensors")
+    saved = torch.load(folder / "checkpoint", weights_only=True)
+    assert saved["state"]["step"] == 3
+    saved["state"]["losses"][0] = 123.0  # a mark that only a run from this checkpoint can carry on
+    torch.save(saved, folder / "checkpoint")
+
+    resumed = base_to_new(bench_at(), dataset, trial_of("ivlp"))
+    assert resumed == whole
+    assert bench_at().results.losses(resumed) == [123.0, *losses[1:]]
+    again = read_bundle(bundle_path(bench_at(), resumed).read_bytes()).tensors
+    assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
+    assert not (folder / "checkpoint").exists()
+
+
+def test_few_shot_learns_and_tells_apart_all_classes(bench_at, dataset):
+    row = all_classes(bench_at(), dataset, trial_of("ivlp"))
+    bundle = read_bundle(bundle_path(bench_at(), row).read_bytes())
+    assert [each.name for each in bundle.manifest.classes] == list(CLASS_NAMES)
+    assert row.accuracy == rate_of(bundle, dataset)
+    assert (row.base, row.new, row.h, row.n_images) == (None, None, None, 8)
+
+
+def test_across_data_sets_one_bundle_answers_with_the_names_of_each_target(bench_at, dataset, tmp_path):
+    other = painted(tmp_path / "other", name="other", class_names=("stone", "sand", "snow"), train=0)
+    bench = bench_at(is_boosted=True)
+    rows = [across(bench, dataset, target, trial_of("coop")) for target in (dataset, other)]
+    (training,) = {row.training for row in rows}
+    bundle = read_bundle(bundle_path(bench, rows[0]).read_bytes())
+    assert [row.accuracy for row in rows] == [rate_of(bundle, dataset), rate_of(bundle, other)]
+    assert [(row.dataset, row.target) for row in rows] == [("four", "four"), ("four", "other")]
+
+    few = all_classes(bench, dataset, trial_of("coop"))
+    assert few.training == training
+    assert few.accuracy == rows[0].accuracy
+
+
+def test_class_contexts_cannot_go_to_another_data_set(bench_at, dataset, tmp_path):
+    other = painted(tmp_path / "other", name="other", class_names=("stone", "sand"), train=0)
+    bench, trial = bench_at(), trial_of("coop", "class_specific=true")
+    row = across(bench, dataset, other, trial)
+    assert (row.accuracy, row.n_images) == (None, 0)
+    assert "class-specific" in row.note
+    assert across(bench, dataset, dataset, trial).accuracy is not None
+
+
+def test_a_variant_has_some_of_the_same_classes_and_no_others(bench_at, dataset, tmp_path):
+    variant = painted(tmp_path / "sketch", name="sketch", class_names=("Grid", "banded"), train=0)
+    row = to_variant(bench_at(), dataset, variant, trial_of("coop"))
+    bundle = read_bundle(bundle_path(bench_at(), row).read_bytes())
+    assert row.accuracy == rate_of(bundle, variant)
+
+    strange = painted(tmp_path / "strange", name="strange", class_names=("grid", "snow"), train=0)
+    with pytest.raises(DatasetError, match="'snow'"):
+        to_variant(bench_at(), dataset, strange, trial_of("coop"))
+
+
+def test_damaged_images_are_left_out_of_the_draw_and_named(bench_at, tmp_path):
+    dataset = painted(tmp_path / "four")
+    damaged = few_shot(dataset, 2, seed=1).split("train")[0].path
+    damaged.write_bytes(b"no picture")
+    bench = bench_at()
+    row = base_to_new(bench, dataset, trial_of("coop"))
+    assert read_bundle(bundle_path(bench, row).read_bytes()).manifest.provenance.metrics["n_images"] == 3
+    assert damaged.name in bench.console.file.getvalue()
+
+
+def test_the_answers_behind_a_row_are_kept(bench_at, dataset):
+    bench = bench_at()
+    row = base_to_new(bench, dataset, Trial())
+    sheet = bench.results.sheet(row)
+    assert sheet.class_names == CLASS_NAMES
+    assert sheet.labels_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    is_base = sheet.labels_N < 2
+    assert set(sheet.named_N[is_base]) <= {0, 1}
+    assert set(sheet.named_N[~is_base]) <= {2, 3}
+    assert row.new == 100 * float(np.mean((sheet.named_N == sheet.labels_N)[~is_base]))
+    np.testing.assert_allclose(np.linalg.norm(sheet.features_ME, axis=1), 1, atol=1e-5)
+    assert sheet.feature_labels_M.tolist() == sheet.labels_N.tolist()

@@ -1,0 +1,49 @@
+import statistics
+
+import pytest
+
+from training.data.catalog import CATALOG
+from training.evaluation.metrics import harmonic_mean
+from training.evaluation.published import (
+    FEW_SHOT_MEANS,
+    MEANS,
+    PAPER_DATASETS,
+    published,
+    published_mean,
+    published_shots,
+)
+from training.evaluation.rows import ZERO_SHOT
+
+
+def test_the_printed_means_are_those_of_the_printed_data_sets():
+    printed = [published(name, ZERO_SHOT, boosted=False) for name in PAPER_DATASETS]
+    mean = published_mean(ZERO_SHOT, boosted=False)
+    assert len(printed) == 11
+    assert statistics.fmean(row.base for row in printed) == pytest.approx(mean.base, abs=0.006)
+    assert statistics.fmean(row.new for row in printed) == pytest.approx(mean.new, abs=0.006)
+
+
+def test_every_printed_harmonic_mean_follows_from_its_halves():
+    for row in MEANS.values():
+        assert row.h == pytest.approx(harmonic_mean(row.base, row.new), abs=0.011)
+
+
+def test_the_papers_data_sets_are_in_the_catalog():
+    assert set(PAPER_DATASETS) <= set(CATALOG)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method", "boosted"),
+    [("four", ZERO_SHOT, False), ("imagenetv2", ZERO_SHOT, False), ("dtd", ZERO_SHOT, True), ("dtd", "coop", False)],
+)
+def test_nothing_is_shown_where_nothing_was_printed(dataset, method, boosted):
+    assert published(dataset, method, boosted=boosted) is None
+
+
+def test_boosting_is_printed_above_its_host_everywhere():
+    for method in ("coop", "cocoop", "maple", "promptsrc"):
+        assert published_mean(method, boosted=True).h > published_mean(method, boosted=False).h
+    plain, boosted = (published_shots("promptsrc", boosted=flag).by_shots for flag in (False, True))
+    assert all(boosted[shots] > plain[shots] for shots in plain)
+    assert all(list(row.by_shots.values()) == sorted(row.by_shots.values()) for row in FEW_SHOT_MEANS)
+    assert published_shots("upt", boosted=False) is None

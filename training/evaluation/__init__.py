@@ -1,0 +1,1 @@
+"""Measuring what prompts bring: the papers' protocols, their published numbers, and reports."""

@@ -1,0 +1,149 @@
+"""One bundle as it is, on one split: accuracy by class, what each class is taken for, and the whole confusion.
+
+Knows bundles and data sets. Does not know protocols, seeds or training.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prompt_store.bundle import Bundle
+from training.data.dataset import Dataset, Split, reading_key
+from training.evaluation.metrics import accuracy, class_accuracies, confusion_matrix
+from training.evaluation.predict import Predictor
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class: its images, those answered right in per cent, and the class most often named instead."""
+
+    name: str
+    n_images: int
+    accuracy: float | None
+    mistaken_for: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class BundleResult:
+    """How a bundle did.
+
+    Attributes:
+        domain, digest: the bundle's.
+        dataset, split: what it was measured on.
+        labels: `own`: the bundle's classes are the data set's; `open`: its prompts were used for the data set's.
+        n_images, n_unreadable: looked at, and left out.
+        accuracy: over all images, in per cent.
+        mean_class_accuracy: mean over classes that have images, in per cent.
+        classes: in the data set's order.
+        confusion_KK: counts; rows are true classes, columns named ones.
+    """
+
+    domain: str
+    digest: str
+    dataset: str
+    split: Split
+    labels: str
+    n_images: int
+    n_unreadable: int
+    accuracy: float
+    mean_class_accuracy: float
+    classes: tuple[ClassResult, ...]
+    confusion_KK: NDArray[np.int64]
+
+
+def measure_bundle(
+    predictor: Predictor,
+    bundle: Bundle,
+    dataset: Dataset,
+    split: Split = "test",
+    *,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> BundleResult:
+    """Measure a bundle.
+
+    Where its classes are the data set's, in whatever order, it answers as it would in the service; otherwise its
+    prompts are used for the data set's classes.
+
+    Args:
+        predictor: around the backbone it was made for.
+        bundle: a validated bundle.
+        dataset: labelled images.
+        split: which of them.
+        on_progress: called with the number of images just answered.
+
+    Raises:
+        StackMismatchError: it was made for another backbone, or serves its own classes only and these are others.
+        DatasetError: the split has no image that can be read.
+    """
+    stack = predictor.model.load_stack(bundle)
+    own = {reading_key(name): position for position, name in enumerate(stack.class_names)}
+    keys = [reading_key(name) for name in dataset.class_names]
+    is_own = set(keys) == set(own)
+    answers = predictor.predict(
+        stack if is_own else predictor.model.with_labels(stack, dataset.class_names),
+        dataset,
+        split,
+        on_progress=on_progress,
+    )
+    # Answers are positions among the stack's classes; labels are the data set's.
+    position_of = {own[key]: label for label, key in enumerate(keys)} if is_own else {}
+    named_N = np.array([position_of.get(named, named) for named in answers.named_N.tolist()], dtype=np.int64)
+    confusion_KK = confusion_matrix(answers.labels_N, named_N, len(keys))
+    rates = class_accuracies(confusion_KK)
+    return BundleResult(
+        domain=bundle.manifest.domain,
+        digest=bundle.digest,
+        dataset=dataset.name,
+        split=split,
+        labels="own" if is_own else "open",
+        n_images=len(named_N),
+        n_unreadable=len(answers.unreadable),
+        accuracy=accuracy(answers.labels_N, named_N),
+        mean_class_accuracy=float(np.mean([rate for rate in rates if rate is not None])),
+        classes=tuple(
+            ClassResult(name, int(row_K.sum()), rate, _mistaken(row_K, label, dataset.class_names))
+            for label, (name, row_K, rate) in enumerate(zip(dataset.class_names, confusion_KK, rates, strict=True))
+        ),
+        confusion_KK=confusion_KK,
+    )
+
+
+def to_json(result: BundleResult) -> dict[str, Any]:
+    """The result as plain values."""
+    return asdict(result) | {"confusion_KK": result.confusion_KK.tolist()}
+
+
+def to_markdown(result: BundleResult, pictures: Sequence[str] = ()) -> str:
+    """The result as text and a table, worst classes first.
+
+    Args:
+        result: from `measure_bundle`.
+        pictures: file names beside the Markdown file.
+    """
+    labels = "its own classes" if result.labels == "own" else "the data set's classes, which are not its own"
+    lines = [
+        f"# {result.domain} on {result.dataset}, {result.split}",
+        "",
+        f"Bundle `{result.digest}`, answering among {labels}.",
+        f"{result.n_images} images, {result.n_unreadable} unreadable left out. "
+        f"Accuracy {result.accuracy:.2f} %, mean over classes {result.mean_class_accuracy:.2f} %.",
+        "",
+        "| class | images | accuracy | most often mistaken for |",
+        "|---|---|---|---|",
+    ]
+    for each in sorted(result.classes, key=lambda found: (found.accuracy is None, found.accuracy or 0.0)):
+        rate = "-" if each.accuracy is None else f"{each.accuracy:.2f}"
+        cells = [each.name, str(each.n_images), rate, each.mistaken_for or "-"]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for picture in pictures:
+        lines += ["", f"![{picture.removesuffix('.png')}]({picture})"]
+    return "\n".join(lines) + "\n"
+
+
+def _mistaken(row_K: NDArray[np.int64], label: int, names: tuple[str, ...]) -> str | None:
+    others = row_K.copy()
+    others[label] = 0
+    return names[int(others.argmax())] if others.any() else None

@@ -1,0 +1,75 @@
+"""Writes results where people and programs find them: `report.json`, `report.md`, and pictures where they can be drawn.
+
+Knows files. Does not know how anything was measured. Pictures need matplotlib; without it, the numbers are all there.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from training.evaluation import one_bundle, report
+from training.evaluation.one_bundle import BundleResult
+from training.evaluation.rows import Results
+from training.evaluation.summary import Report
+from training.files import write_whole
+
+JSON_NAME: Final = "report.json"
+MARKDOWN_NAME: Final = "report.md"
+
+
+def write_report(measured: Report, results: Results, folder: Path, console: Console) -> dict[str, Any]:
+    """Write a report over the one that stands there.
+
+    Returns:
+        The JSON object that was written.
+    """
+
+    def draw() -> list[Path]:
+        from training.evaluation.plots import draw_report  # noqa: PLC0415  matplotlib is optional, and slow to import
+
+        return draw_report(measured, results, folder)
+
+    pictures = _drawn(draw, console)
+    content = report.to_json(measured) | {"pictures": pictures}
+    _write(folder, content, report.to_markdown(measured, pictures), console)
+    return content
+
+
+def write_bundle_report(measured: BundleResult, folder: Path, console: Console) -> dict[str, Any]:
+    """Write how one bundle did over what stands there.
+
+    Returns:
+        The JSON object that was written.
+    """
+
+    def draw() -> list[Path]:
+        from training.evaluation.plots import draw_confusion  # noqa: PLC0415  likewise
+
+        title = f"{measured.domain} on {measured.dataset}, {measured.split}"
+        names = [each.name for each in measured.classes]
+        return [draw_confusion(measured.confusion_KK, names, title, folder / "confusion.png")]
+
+    pictures = _drawn(draw, console)
+    content = one_bundle.to_json(measured) | {"pictures": pictures}
+    _write(folder, content, one_bundle.to_markdown(measured, pictures), console)
+    return content
+
+
+def _drawn(draw: Callable[[], list[Path]], console: Console) -> list[str]:
+    """File names of the pictures; none, and a line that says why, where matplotlib is missing."""
+    try:
+        return [path.name for path in draw()]
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "matplotlib":
+            raise
+        console.print("no pictures: they need matplotlib (pip install matplotlib)", markup=False)
+        return []
+
+
+def _write(folder: Path, content: dict[str, Any], markdown: str, console: Console) -> None:
+    write_whole(folder / JSON_NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / MARKDOWN_NAME, markdown.encode())
+    console.print(f"wrote {folder / MARKDOWN_NAME} and {JSON_NAME}", markup=False, soft_wrap=True)

@@ -1,0 +1,112 @@
+"""The recipes that the papers' tables were made with: what differs from a method's defaults by protocol and data set.
+
+Sources: the methods' repositories (CoOp, MaPLe, PromptSRC) for their settings outside base-to-new, PromptKD's for the
+weight of the distillation loss, and each data set's own hand-written prompt wherever a recipe has a template.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from training.adapting.methods import METHODS
+from training.data.dataset import Dataset
+from training.errors import RecipeError
+from training.evaluation.rows import Protocol
+from training.recipe import AdaptRecipe, BoostRecipe, read_recipe
+
+_LATE_AVERAGE: Final = frozenset({"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"})
+_LIGHT_DISTILLATION: Final = frozenset({"oxford_flowers", "fgvc_aircraft", "dtd"})
+
+
+def adapt_recipe(
+    method: str, dataset: Dataset, protocol: Protocol, *, shots: int, overrides: Sequence[str] = ()
+) -> AdaptRecipe:
+    """The recipe of one method for one table; its seed is set for each run.
+
+    Args:
+        method: a key of `METHODS`.
+        dataset: what it is trained on; by its name for the published ones.
+        protocol: which table.
+        shots: training images per class.
+        overrides: `key=value` for every method that has the key, `method.key=value` for one.
+
+    Raises:
+        RecipeError: a value is out of range.
+    """
+    kind = METHODS[method].recipe
+    values: dict[str, Any] = {"template": dataset.template} | _differences(method, dataset.name, protocol, shots)
+    entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return read_recipe(kind, None, [*entries, *_of_method(method, overrides)])
+
+
+def boost_recipe(dataset: Dataset, overrides: Sequence[str] = ()) -> BoostRecipe:
+    """Phase 1 for a data set: the teacher reads its hand-written prompt, and three sets take a lighter loss.
+
+    Raises:
+        RecipeError: an unknown key or a value out of range.
+    """
+    values: dict[str, Any] = {"teacher_template": dataset.template}
+    if dataset.name in _LIGHT_DISTILLATION:
+        values["loss_weight"] = 200.0
+    entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return read_recipe(BoostRecipe, None, [*entries, *overrides])
+
+
+def check_overrides(methods: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse overrides that no chosen method would take up.
+
+    Raises:
+        RecipeError: no `key=value`, an unknown method or key, or the seed, which belongs to each run.
+    """
+    known = {method: METHODS[method].recipe.model_fields.keys() - {"seed"} for method in methods}
+    for entry in overrides:
+        method, key = _split_key(entry)
+        if key == "seed":
+            raise RecipeError("Recipes take their seed from --seeds; leave seed out of --set.")
+        if method is not None and method not in known:
+            msg = f"Expected one of the chosen methods ({', '.join(methods) or 'none'}) in front of {entry!r}."
+            raise RecipeError(msg)
+        keys = known[method] if method is not None else frozenset().union(*known.values())
+        if key not in keys:
+            msg = f"No chosen method has the recipe key of {entry!r}; known keys: {', '.join(sorted(keys)) or 'none'}."
+            raise RecipeError(msg)
+
+
+def _differences(method: str, dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
+    """What a paper's runs set besides the method's defaults, which are those of base-to-new with 16 shots."""
+    across = protocol in {"cross-dataset", "domain-generalisation"}
+    match method:
+        case "coop" if shots == 1 or dataset == "imagenet":
+            return {"epochs": 50}
+        case "coop" if shots <= 4:
+            return {"epochs": 100}
+        case "maple" if across:
+            return {"learning_rate": 0.0026, "epochs": 2}
+        case "promptsrc" if across:
+            return {"image_depth": 3, "text_depth": 3, "gpa_mean": 6.0, "gpa_std": 10.0}
+        case "promptsrc" if protocol == "few-shot":
+            mean, std = (45.0, 5.0) if dataset in _LATE_AVERAGE else (30.0, 30.0)
+            return {"epochs": 50, "gpa_mean": mean, "gpa_std": std}
+    return {}
+
+
+def _of_method(method: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides that a method takes, without its name in front."""
+    fields = METHODS[method].recipe.model_fields
+    entries = []
+    for entry in overrides:
+        named, key = _split_key(entry)
+        if key in fields and named in {None, method}:
+            entries.append(entry if named is None else entry.split(".", 1)[1])
+    return entries
+
+
+def _split_key(entry: str) -> tuple[str | None, str]:
+    """`coop.epochs=5` is (`coop`, `epochs`)."""
+    key, sign, _ = entry.partition("=")
+    if not sign:
+        msg = f"Expected key=value or method.key=value for a recipe override, found {entry!r}."
+        raise RecipeError(msg)
+    key = key.strip()
+    method, dot, rest = key.partition(".")
+    return (method.strip(), rest.strip()) if dot else (None, key)

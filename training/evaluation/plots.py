@@ -1,0 +1,239 @@
+"""Pictures of a report: accuracy without and with boosting, confusion, losses, and image features in a plane.
+
+Knows reports, kept answers and matplotlib, which is imported with this file and nowhere else. Figures are drawn without
+a display.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from training.evaluation.metrics import Spread, confusion_matrix
+from training.evaluation.projection import lay_out
+from training.evaluation.rows import ZERO_SHOT, Results, Row, slug
+from training.evaluation.summary import Report, Summary
+from training.files import write_whole
+
+DPI: Final = 110
+PLAIN_COLOUR: Final = "#9aa5b1"
+BOOSTED_COLOUR: Final = "#2563a8"
+MAX_NAMED_CLASSES: Final = 30
+MAX_LABEL_CHARS: Final = 24
+MAX_FEATURE_PANELS: Final = 6
+MAX_COLUMNS: Final = 4
+_SMOOTH_STEPS: Final = 20
+
+
+def draw_report(report: Report, results: Results, folder: Path) -> list[Path]:
+    """Draw every picture of a report; of several seeds, single runs are shown for the first.
+
+    Args:
+        report: what was measured.
+        results: the folder that keeps the answers and losses behind its rows.
+        folder: where the PNG files go.
+
+    Raises:
+        CheckpointError: kept answers are missing or damaged.
+    """
+    paths = []
+    for dataset in dict.fromkeys(row.dataset for row in report.rows):
+        summaries = [each for each in report.summaries if each.dataset == dataset]
+        rows = [row for row in report.rows if row.dataset == dataset]
+        paths.append(_save(_accuracy(report, summaries), folder / f"{slug(dataset)}-accuracy.png"))
+        if losses := _losses(rows, results):
+            paths.append(_save(losses, folder / f"{slug(dataset)}-losses.png"))
+        for target in dict.fromkeys(row.target for row in rows):
+            shown = _first_runs([row for row in rows if row.target == target])
+            name = slug(dataset if target == dataset else f"{dataset} to {target}")
+            paths.append(_save(_features(shown, results), folder / f"{name}-features.png"))
+            for method in dict.fromkeys(row.method for row in shown):
+                figure = _confusions([row for row in shown if row.method == method], results)
+                paths.append(_save(figure, folder / f"{name}-{slug(method)}-confusion.png"))
+    return paths
+
+
+def draw_confusion(confusion_KK: NDArray[np.int64], names: Sequence[str], title: str, path: Path) -> Path:
+    """Draw one confusion matrix, each row as shares of its class.
+
+    Args:
+        confusion_KK: counts; rows are true classes.
+        names: of the classes.
+        title: above the picture.
+        path: PNG file to write.
+    """
+    figure, (axes,) = _panels(1, width=6.4, height=5.6)
+    _confusion(axes, confusion_KK, names, title)
+    return _save(figure, path)
+
+
+def _accuracy(report: Report, summaries: Sequence[Summary]) -> Figure:
+    """Bars by method, a panel for each measure or target; curves over the number of shots where there are several."""
+    if len({each.shots for each in summaries if each.method != ZERO_SHOT}) > 1:
+        return _curves(summaries)
+    targets = list(dict.fromkeys(each.target for each in summaries))
+    panels = [
+        (target if len(targets) > 1 else "H" if measure == "h" else measure, measure, target)
+        for target in targets
+        for measure in report.measures
+    ]
+    n_methods = len({each.method for each in summaries})
+    figure, all_axes = _panels(len(panels), width=1.6 + 0.8 * n_methods, height=3.6)
+    for axes, (title, measure, target) in zip(all_axes, panels, strict=True):
+        shown = [each for each in summaries if each.target == target]
+        axes.set_title(title)
+        for offset, colour, label, parts in (
+            (-0.2, PLAIN_COLOUR, "without boosting", [each.plain.get(measure) for each in shown]),
+            (0.2, BOOSTED_COLOUR, "with boosting", [each.boosted.get(measure) for each in shown]),
+        ):
+            _bars(axes, parts, offset, colour, label)
+        axes.set_xticks(range(len(shown)), [each.method for each in shown], rotation=30, ha="right")
+        axes.set_ylim(0, 100)
+    all_axes[0].set_ylabel("accuracy, %")
+    _explain(figure, all_axes[0])
+    return figure
+
+
+def _bars(axes: Axes, parts: Sequence[Spread | None], offset: float, colour: str, label: str) -> None:
+    found = [(x + offset, part) for x, part in enumerate(parts) if part is not None]
+    if found:
+        axes.bar([x for x, _ in found], [part.mean for _, part in found], 0.38, color=colour, label=label)
+    for x, part in found:
+        if part.sd is not None:
+            axes.errorbar(x, part.mean, yerr=part.sd, color="black", linewidth=1, capsize=3)
+
+
+def _curves(summaries: Sequence[Summary]) -> Figure:
+    figure, (axes,) = _panels(1, width=6.4, height=4.2)
+    colour_of = mpl.colormaps["tab10"]
+    for number, method in enumerate(dict.fromkeys(each.method for each in summaries)):
+        shown = sorted((each for each in summaries if each.method == method), key=lambda each: each.shots)
+        colour = colour_of(number % 10)
+        for style, suffix, parts in (
+            ("--", "", [(each.shots, each.plain.get("accuracy")) for each in shown]),
+            ("-", " with boosting", [(each.shots, each.boosted.get("accuracy")) for each in shown]),
+        ):
+            points = [(x, part.mean, part.sd or 0.0) for x, part in parts if part is not None]
+            if points:
+                xs, means, sds = zip(*points, strict=True)
+                label = method + suffix
+                axes.errorbar(xs, means, yerr=sds, color=colour, linestyle=style, marker="o", label=label, capsize=3)
+    axes.set_xticks(sorted({each.shots for each in summaries}))
+    axes.set_xlabel("training images per class")
+    axes.set_ylabel("accuracy, %")
+    _explain(figure, axes)
+    return figure
+
+
+def _losses(rows: Sequence[Row], results: Results) -> Figure | None:
+    """The loss of each step, smoothed, a panel for each method; None where nothing was learned."""
+    runs = {row.training: row for row in rows if row.training is not None and results.losses(row)}
+    shown = _first_runs(list(runs.values()))
+    methods = list(dict.fromkeys(row.method for row in shown))
+    if not methods:
+        return None
+    figure, all_axes = _panels(len(methods), width=4.0, height=3.2)
+    for axes, method in zip(all_axes, methods, strict=True):
+        axes.set_title(method)
+        axes.set_xlabel("step")
+        for row in shown:
+            if row.method == method:
+                losses = np.asarray(results.losses(row))
+                window = np.ones(min(_SMOOTH_STEPS, 1 + len(losses) // 10))
+                smooth = np.convolve(losses, window / len(window), mode="valid")
+                label, colour = ("with boosting", BOOSTED_COLOUR) if row.boosted else ("without boosting", PLAIN_COLOUR)
+                axes.plot(np.arange(len(smooth)) + len(window), smooth, color=colour, label=label)
+    all_axes[0].set_ylabel("training loss")
+    _explain(figure, all_axes[0])
+    return figure
+
+
+def _features(rows: Sequence[Row], results: Results) -> Figure:
+    """Image features of the test images in a plane, coloured by class: plain, boosted, and adapted."""
+    starts = [row for row in rows if row.method == ZERO_SHOT]
+    adapted = sorted((row for row in rows if row.method != ZERO_SHOT), key=lambda row: not row.boosted)
+    methods = {row.method: row for row in reversed(adapted)}  # boosted wins where a method has both
+    shown = [*starts, *reversed(methods.values())]
+    sheets = [(row, results.sheet(row)) for row in shown]
+    sheets = [(row, sheet) for row, sheet in sheets if len(sheet.features_ME)][:MAX_FEATURE_PANELS]
+    figure, all_axes = _panels(max(1, len(sheets)), width=3.6, height=3.6)
+    for axes, (row, sheet) in zip(all_axes, sheets, strict=False):
+        layout = lay_out(sheet.features_ME)
+        x_M, y_M = layout.points_N2.T
+        axes.set_xlabel(layout.method, fontsize="small")
+        axes.scatter(x_M, y_M, c=sheet.feature_labels_M % 20, cmap="tab20", vmin=0, vmax=19, s=9)
+        axes.set_title(_run_title(row), fontsize="medium")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return figure
+
+
+def _confusions(rows: Sequence[Row], results: Results) -> Figure:
+    figure, all_axes = _panels(len(rows), width=5.6, height=5.2)
+    for axes, row in zip(all_axes, rows, strict=True):
+        sheet = results.sheet(row)
+        counts_KK = confusion_matrix(sheet.labels_N, sheet.named_N, len(sheet.class_names))
+        _confusion(axes, counts_KK, sheet.class_names, _run_title(row))
+    return figure
+
+
+def _confusion(axes: Axes, counts_KK: NDArray[np.int64], names: Sequence[str], title: str) -> None:
+    totals_K1 = counts_KK.sum(axis=1, keepdims=True)
+    shares_KK = counts_KK / np.maximum(totals_K1, 1)
+    axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, fontsize="medium")
+    axes.set_xlabel("named class")
+    axes.set_ylabel("true class")
+    if len(names) <= MAX_NAMED_CLASSES:
+        labels = [_label(name) for name in names]
+        axes.set_xticks(range(len(names)), labels, rotation=90, fontsize="x-small")
+        axes.set_yticks(range(len(names)), labels, fontsize="x-small")
+
+
+def _first_runs(rows: Sequence[Row]) -> list[Row]:
+    """One row for each method, without and with boosting: the first seed's, with the most shots."""
+    best: dict[tuple[str, bool], Row] = {}
+    for row in sorted(rows, key=lambda row: (-row.shots, row.seed or 0)):
+        best.setdefault((row.method, row.boosted), row)
+    return [best[key] for key in dict.fromkeys((row.method, row.boosted) for row in rows)]
+
+
+def _run_title(row: Row) -> str:
+    return f"{row.method}, {'with' if row.boosted else 'without'} boosting"
+
+
+def _panels(n_panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels in rows; sizes in inches, of one panel."""
+    n_columns = min(n_panels, MAX_COLUMNS)
+    n_rows = -(-n_panels // n_columns)
+    figure = Figure(figsize=(max(3.6, n_columns * width), n_rows * height), dpi=DPI, layout="constrained")
+    all_axes = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for unused in all_axes[n_panels:]:
+        unused.set_axis_off()
+    return figure, all_axes[:n_panels]
+
+
+def _explain(figure: Figure, axes: Axes) -> None:
+    """A legend above all panels, from one of them, where there is something to explain."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, fontsize="small", loc="outside upper center", ncols=min(4, len(handles)))
+
+
+def _label(name: str) -> str:
+    """A class name beside an axis: short, and never read as a formula."""
+    short = name if len(name) <= MAX_LABEL_CHARS else f"{name[: MAX_LABEL_CHARS - 1]}…"
+    return short.replace("$", r"\$")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_whole(path, buffer.getvalue())
+    return path

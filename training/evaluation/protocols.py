@@ -1,0 +1,156 @@
+"""The papers' protocols: which images are learned from, which classes are told apart, and what is counted.
+
+    base-to-new             few images of the first half of the classes -> each half of the test images among itself
+    few-shot                few images of all classes -> all test images
+    cross-dataset           few images of one data set -> the test images of others, with their own class names
+    domain-generalisation   the same, to variants that have the same classes or some of them
+
+Sources: CoCoOp (arXiv 2203.05557), section 4, for all but few-shot, which is CoOp's (arXiv 2109.01134), section 4.1.
+A row that the results folder holds is taken from there; a bundle that it holds is not learned again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from prompted_clip.errors import StackMismatchError
+from training.data.dataset import Dataset, reading_key, shorten
+from training.data.few_shot import base_and_new
+from training.errors import DatasetError
+from training.evaluation.bench import Bench, Trial, recipe_digest
+from training.evaluation.metrics import accuracy, harmonic_mean
+from training.evaluation.predict import Answers
+from training.evaluation.rows import Identity, Protocol, Row, Sheet, sample_features
+from training.files import digest_of
+
+
+def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
+    """Learn on the first half of the classes and measure each half among itself.
+
+    Shots are drawn over all classes before these are halved: see `training.data.few_shot`.
+
+    Args:
+        bench: what the trial runs on.
+        dataset: with test images, and with train images unless the trial is zero-shot.
+        trial: the method, or the foundation itself.
+
+    Returns:
+        A row with `base`; `new` and `h` are None, and `note` says why, for prompts that serve their own classes only.
+
+    Raises:
+        DatasetError: fewer than two classes, or no train or test images.
+        TrainingError: as `run_adapt`.
+    """
+    identity = _identity(bench, "base-to-new", dataset, dataset, trial)
+    if (finished := bench.results.find(identity)) is not None:
+        return finished
+    base, new = base_and_new(trial.draw(dataset, bench.console))
+    stack, training = bench.prepare(trial, base, dataset.name)
+    answers = [bench.answer(stack, base, f"{trial.method}{bench.suffix} on {base.name}")]
+    note = ""
+    try:
+        renamed = bench.rename(trial, stack, new)
+    except StackMismatchError as error:
+        note = str(error)
+    else:
+        answers.append(bench.answer(renamed, new, f"{trial.method}{bench.suffix} on {new.name}"))
+    rates = [accuracy(half.labels_N, half.named_N) for half in answers]
+    row = identity.row(training=training, n_images=sum(len(half.labels_N) for half in answers), note=note)
+    row = replace(row, base=rates[0])
+    if len(rates) == 2:
+        row = replace(row, new=rates[1], h=harmonic_mean(*rates))
+    return bench.results.keep(identity, row, _sheet(dataset, answers, [0, len(base.class_names)]))
+
+
+def all_classes(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
+    """The few-shot protocol: learn on few images of all classes and measure all test images.
+
+    Raises:
+        DatasetError, TrainingError: as `base_to_new`.
+    """
+    return _transfer(bench, "few-shot", dataset, dataset, trial)
+
+
+def across(bench: Bench, source: Dataset, target: Dataset, trial: Trial) -> Row:
+    """The cross-dataset protocol: learn on one data set and measure the test images of another, or of the same one.
+
+    Returns:
+        A row with `accuracy`, or with None and a `note` for prompts that serve their own classes only.
+
+    Raises:
+        DatasetError, TrainingError: as `base_to_new`.
+    """
+    return _transfer(bench, "cross-dataset", source, target, trial)
+
+
+def to_variant(bench: Bench, source: Dataset, target: Dataset, trial: Trial) -> Row:
+    """Domain generalisation: learn on one data set and measure another look of the same classes, or of some of them.
+
+    Raises:
+        DatasetError: as `check_variant`, and as `base_to_new`.
+        TrainingError: as `base_to_new`.
+    """
+    check_variant(source, target)
+    return _transfer(bench, "domain-generalisation", source, target, trial)
+
+
+def check_variant(source: Dataset, target: Dataset) -> None:
+    """Refuse a target whose classes are not all the source's.
+
+    Raises:
+        DatasetError: names the classes that the source has not.
+    """
+    known = {reading_key(name) for name in source.class_names}
+    strange = [repr(name) for name in target.class_names if reading_key(name) not in known]
+    if strange:
+        msg = (
+            f"{target.name}: expected classes of {source.name} only, found {shorten(strange)}. "
+            "Between different classes, measure with the protocol cross-dataset."
+        )
+        raise DatasetError(msg)
+
+
+def _transfer(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset, trial: Trial) -> Row:
+    identity = _identity(bench, protocol, source, target, trial)
+    if (finished := bench.results.find(identity)) is not None:
+        return finished
+    stack, training = bench.prepare(trial, trial.draw(source, bench.console), source.name)
+    try:
+        renamed = bench.rename(trial, stack, target)
+    except StackMismatchError as error:
+        row = identity.row(training=training, n_images=0, note=str(error))
+        return bench.results.keep(identity, row, _sheet(target, [], []))
+    answers = bench.answer(renamed, target, f"{trial.method}{bench.suffix} on {target.name}")
+    row = identity.row(training=training, n_images=len(answers.labels_N))
+    rate = accuracy(answers.labels_N, answers.named_N)
+    return bench.results.keep(identity, replace(row, accuracy=rate), _sheet(target, [answers], [0]))
+
+
+def _identity(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset, trial: Trial) -> Identity:
+    decides_text = digest_of(target.template.encode())
+    return Identity(
+        protocol=protocol,
+        dataset=source.name,
+        target=target.name,
+        method=trial.method,
+        boosted=bench.is_boosted,
+        shots=trial.shots,
+        seed=trial.seed,
+        data=(source.digest, target.digest),
+        recipe=recipe_digest(trial.recipe) if trial.recipe is not None else decides_text,
+        backbone=bench.foundation.backbone.fingerprint,
+        boost=bench.foundation.boost_digest,
+    )
+
+
+def _sheet(dataset: Dataset, parts: Sequence[Answers], offsets: Sequence[int]) -> Sheet:
+    """Answers of one or two halves of the classes, as positions among all of them."""
+    if not parts:
+        nothing = np.zeros(0, dtype=np.int64)
+        return Sheet(dataset.class_names, nothing, nothing, np.zeros((0, 0), dtype=np.float32), nothing)
+    pairs = list(zip(parts, offsets[: len(parts)], strict=True))
+    labels = np.concatenate([part.labels_N + offset for part, offset in pairs])
+    named = np.concatenate([part.named_N + offset for part, offset in pairs])
+    features = np.concatenate([part.features_NE for part in parts])
+    return Sheet(dataset.class_names, labels, named, *sample_features(features, labels))

@@ -1,0 +1,109 @@
+"""What papers print for CLIP ViT-B/16 with OpenAI's weights, to be read beside what was measured.
+
+Knows numbers, in per cent, and where they stand. They hold for the eleven data sets of those papers, in CoOp's splits;
+for any other data set there is nothing to compare with, and nothing is returned.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from training.evaluation.metrics import harmonic_mean
+from training.evaluation.rows import ZERO_SHOT
+
+BACKBONE: Final = "CLIP ViT-B/16 (OpenAI)"
+COCOOP_TABLE: Final = "CoCoOp (arXiv 2203.05557), table 2"
+CASPL_PAGE: Final = "CasPL (arXiv 2409.17805) and its repository's README"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Base-to-new accuracy as printed: base, new, harmonic mean, and where."""
+
+    base: float
+    new: float
+    h: float
+    source: str
+
+
+@dataclass(frozen=True)
+class PublishedShots:
+    """Few-shot accuracy as printed, by number of shots: means over the eleven data sets."""
+
+    method: str
+    boosted: bool
+    by_shots: Mapping[int, float]
+    source: str = CASPL_PAGE
+
+
+_ZERO_SHOT: Final[Mapping[str, Published]] = MappingProxyType(
+    {
+        name: Published(base, new, round(harmonic_mean(base, new), 2), COCOOP_TABLE)
+        for name, base, new in (
+            ("imagenet", 72.43, 68.14),
+            ("caltech101", 96.84, 94.00),
+            ("oxford_pets", 91.17, 97.26),
+            ("stanford_cars", 63.37, 74.89),
+            ("oxford_flowers", 72.08, 77.80),
+            ("food101", 90.10, 91.22),
+            ("fgvc_aircraft", 27.19, 36.29),
+            ("sun397", 69.36, 75.35),
+            ("dtd", 53.24, 59.90),
+            ("eurosat", 56.48, 64.05),
+            ("ucf101", 70.53, 77.50),
+        )
+    }
+)
+PAPER_DATASETS: Final = tuple(_ZERO_SHOT)
+
+MEANS: Final[Mapping[tuple[str, bool], Published]] = MappingProxyType(
+    {
+        (method, boosted): Published(base, new, h, CASPL_PAGE)
+        for method, boosted, base, new, h in (
+            (ZERO_SHOT, False, 69.34, 74.22, 71.70),
+            ("coop", False, 82.69, 63.22, 71.66),
+            ("coop", True, 84.78, 74.49, 79.30),
+            ("cocoop", False, 80.47, 71.69, 75.83),
+            ("cocoop", True, 83.63, 78.12, 80.78),
+            ("maple", False, 82.28, 75.14, 78.55),
+            ("maple", True, 84.48, 79.59, 81.96),
+            ("promptsrc", False, 84.26, 76.10, 79.97),
+            ("promptsrc", True, 86.11, 79.54, 82.69),
+        )
+    }
+)
+
+SHOTS: Final = (1, 2, 4, 8, 16)
+FEW_SHOT_MEANS: Final[tuple[PublishedShots, ...]] = tuple(
+    PublishedShots(method, boosted, MappingProxyType(dict(zip(SHOTS, values, strict=True))))
+    for method, boosted, values in (
+        ("linear probe", False, (45.83, 57.98, 68.01, 74.47, 78.79)),
+        ("coop", False, (67.56, 70.65, 74.02, 76.98, 79.89)),
+        ("cocoop", False, (66.79, 67.65, 71.21, 72.96, 74.90)),
+        ("maple", False, (69.27, 72.58, 75.37, 78.89, 81.79)),
+        ("promptsrc", False, (72.32, 75.29, 78.35, 80.69, 82.87)),
+        ("promptsrc", True, (75.91, 77.94, 80.45, 82.22, 84.49)),
+    )
+)
+
+
+def published(dataset: str, method: str, *, boosted: bool) -> Published | None:
+    """The base-to-new numbers printed for one data set; methods are on record by their means only.
+
+    Args:
+        dataset: a catalog name.
+        method: as `--method` names it, or `zero-shot`.
+        boosted: whether on boosting prompts.
+    """
+    return _ZERO_SHOT.get(dataset) if method == ZERO_SHOT and not boosted else None
+
+
+def published_mean(method: str, *, boosted: bool) -> Published | None:
+    """The base-to-new numbers printed as means over the eleven data sets."""
+    return MEANS.get((method, boosted))
+
+
+def published_shots(method: str, *, boosted: bool) -> PublishedShots | None:
+    """The few-shot numbers printed as means over the eleven data sets."""
+    return next((row for row in FEW_SHOT_MEANS if (row.method, row.boosted) == (method, boosted)), None)

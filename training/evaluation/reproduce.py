@@ -1,0 +1,118 @@
+"""From a data folder to the paper's rows: boost on the unlabelled training split, then adapt and measure every method.
+
+Source: CasPL (arXiv 2409.17805), sections 3.2 and 4.1. Phase 1 sees the images of all classes, without labels, and the
+names of all classes, base and new; phase 2 sees few labelled images of base classes. An interrupted run goes on where
+it was: finished bundles and rows are found again, unfinished trainings continue from their checkpoint.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+
+from prompt_store.bundle import Bundle
+from prompted_clip.backbone import Backbone
+from training.boost_run import BoostJob, run_boost
+from training.data.dataset import Dataset
+from training.data.images import N_THREADS, ImageFolder
+from training.data.readable import drop_unreadable
+from training.evaluation.bench import Bench, domain_name, recipe_digest
+from training.evaluation.plan import Plan, run_plan
+from training.evaluation.predict import Predictor
+from training.evaluation.rows import Results, short_digest, slug
+from training.evaluation.summary import Report
+from training.files import read_bundle_file
+from training.recipe import BoostRecipe
+
+
+def reproduce(
+    plan: Plan,
+    boost_recipe: BoostRecipe,
+    student: Backbone,
+    teacher: Backbone,
+    results: Results,
+    console: Console,
+    *,
+    checkpoint_every: int = 100,
+) -> Report:
+    """Boost on each of the plan's sources, and measure the plan without and with boosting prompts.
+
+    Args:
+        plan: protocol, data sets, methods and seeds.
+        boost_recipe: of phase 1.
+        student: the backbone that is measured.
+        teacher: the larger backbone.
+        results: where finished work is kept and looked up.
+        console: where progress is shown.
+        checkpoint_every: steps between checkpoints.
+
+    Raises:
+        TrainingError: see its subclasses; what was finished before is kept.
+    """
+    predictor = Predictor(student)
+    plain = Bench(predictor, results, console, checkpoint_every=checkpoint_every)
+    benches: list[Sequence[Bench]] = []
+    for source in plan.sources:
+        bundle = boost_on(source, boost_recipe, student, teacher, results, console, checkpoint_every=checkpoint_every)
+        benches.append((plain, Bench(predictor, results, console, bundle, checkpoint_every=checkpoint_every)))
+    return run_plan(plan, benches)
+
+
+def boost_on(
+    dataset: Dataset,
+    recipe: BoostRecipe,
+    student: Backbone,
+    teacher: Backbone,
+    results: Results,
+    console: Console,
+    *,
+    checkpoint_every: int = 100,
+) -> Bundle:
+    """The boosting bundle of a data set's whole training split: from the results folder, or learned now.
+
+    Raises:
+        DatasetError: there are no train images.
+        TrainingError: as `run_boost`.
+    """
+    identity = {
+        "data": dataset.digest,
+        "recipe": recipe_digest(recipe),
+        "student": student.fingerprint,
+        "teacher": teacher.fingerprint,
+    }
+    out = results.training_folder(f"{slug(dataset.name)}-boost-{short_digest(identity)}") / "bundle.safetensors"
+    if not out.is_file():
+        job = BoostJob(
+            domain=domain_name(dataset.name),
+            images=training_images(dataset),
+            class_names=dataset.class_names,
+            out=out,
+            checkpoint=out.with_name("checkpoint"),
+            checkpoint_every=checkpoint_every,
+        )
+        run_boost(job, recipe, student, teacher, console)
+    return read_bundle_file(out)
+
+
+def training_images(dataset: Dataset) -> ImageFolder:
+    """The train images of a data set without their labels; damaged ones are set aside.
+
+    Raises:
+        DatasetError: there are none, or none of some class that can be read.
+    """
+    kept = drop_unreadable(dataset, ("train",))
+    files = tuple(sorted({image.path for image in kept.split("train")}))
+    unreadable = tuple(sorted(set(kept.unreadable) - set(dataset.unreadable)))
+    root = Path(os.path.commonpath([path.parent for path in (*files, *unreadable)]))
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for path, found in zip(files, pool.map(_hash, files), strict=True):
+            digest.update(f"{path.relative_to(root).as_posix()}\0{found}\n".encode("utf-8", "surrogateescape"))
+    return ImageFolder(root, files, unreadable, f"sha256:{digest.hexdigest()}")
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
