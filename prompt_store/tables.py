@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prompt_store.bundle import Bundle
+from prompt_store.contents import head_kind
 from prompt_store.store import Store
 
 _SHOWN_CLASSES = 5
@@ -61,13 +62,28 @@ def bundle_tables(bundle: Bundle, n_bytes: int) -> list[Table]:
         ("classes", f"{len(names)}: {', '.join(names[:_SHOWN_CLASSES])}{more}"),
         ("templates", len(manifest.templates)),
         ("logit scale", manifest.logit_scale),
-        ("head", manifest.stack.head),
+        ("head", _head(bundle)),
+        ("labels", "any" if manifest.stack.labels == "any" else "its own classes only"),
         ("made by", f"{made.method}, phase {made.phase}, code {made.code_version}, {made.created}"),
     ]
     facts += [(f"metric {name}", value) for name, value in made.metrics.items()]
     facts += [(f"unknown field {name}", value) for name, value in (manifest.model_extra or {}).items()]
     tensors = [(name, list(array.shape), array.dtype) for name, array in sorted(bundle.tensors.items())]
     return [table("Bundle", ("field", "value"), facts), table("Tensors", ("name", "shape", "type"), tensors)]
+
+
+def _head(bundle: Bundle) -> str:
+    """What answers, in a few words."""
+    stack = bundle.manifest.stack
+    match head_kind(stack, bundle.tensors):
+        case "conditional":
+            return "conditional: text features are made for every image"
+        case "projector":
+            return "static, behind a projector to another model's space"
+        case "class":
+            return f"static, and a linear head with {stack.head_share:g} of the answer"
+        case "plain":
+            return "static"
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from prompt_store import digest_bytes
 from prompt_store.cli import bundle_app, store_app
 from tests.prompt_store.samples import manifest_fields, sample_bundle
+from tests.stacks import random_bundle
 
 BUNDLES = [sample_bundle(seed) for seed in range(3)]
 
@@ -161,3 +162,20 @@ def test_the_list_of_options_changes_only_on_purpose():
 
 def test_samples_are_what_the_tests_think():
     assert manifest_fields()["domain"] == "flowers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"head": "plain"}, ["static", "any"]),
+        ({"head": "class"}, ["linear head with", "of the answer"]),
+        ({"head": "projector", "labels": "own"}, ["projector to another", "its own classes only"]),
+        ({"head": "conditional", "text_adapt": (1, 2)}, ["made for every image"]),
+    ],
+)
+def test_inspect_says_what_answers_and_for_which_labels(tmp_path, changes, says):
+    path = tmp_path / "b.safetensors"
+    path.write_bytes(random_bundle(**changes))
+    result = CliRunner().invoke(bundle_app, ["inspect", str(path)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert all(words in result.output for words in says)
