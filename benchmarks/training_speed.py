@@ -75,10 +75,10 @@ class PaddedFoundation(Foundation):
 class AskedEachStep(ViewValues):
     """A frozen model that is asked again whenever its answer is needed."""
 
-    def get(self, indices: torch.Tensor, epoch: int) -> torch.Tensor:
+    def get(self, indices: torch.Tensor, epoch: int, pixels_BCHW: torch.Tensor | None = None) -> torch.Tensor:
         """Rows of some images, computed now."""
         with torch.no_grad():
-            return self._compute(self._views.load(indices.tolist(), epoch))
+            return self._compute(self._views.load(indices.tolist(), epoch) if pixels_BCHW is None else pixels_BCHW)
 
     def fill(self, epoch: int, on_progress: Callable[[int], None] = lambda _: None) -> None:
         """Nothing is kept."""

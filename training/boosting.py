@@ -114,6 +114,10 @@ class Booster:
         """The student's."""
         return self.student.parameter_groups()
 
+    def expect(self, indices: Tensor, epoch: int) -> None:
+        """Begin to decode the views of the next step."""
+        self._views.expect(indices.tolist(), epoch)
+
     def order(self, epoch: int) -> Tensor:
         """The order of images in an epoch: a permutation [N] int64."""
         return self._views.order(epoch)
@@ -123,7 +127,7 @@ class Booster:
         pixels = self._views.load(indices.tolist(), epoch)
         with autocast(self._recipe, self.student.backbone.device):
             logits = self.student.logits(self._images(pixels))
-        return distillation_loss(logits.float(), self._teacher_answers.get(indices, epoch), self._recipe)
+        return distillation_loss(logits.float(), self._teacher_answers.get(indices, epoch, pixels), self._recipe)
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing happens between epochs."""

@@ -45,6 +45,9 @@ class Learner(Protocol):
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """What learns, and how fast."""
 
+    def expect(self, indices: Tensor, epoch: int) -> None:
+        """Told which images the next step will take, to decode them while this one computes."""
+
     def order(self, epoch: int) -> Tensor:
         """The order of an epoch: a permutation of `range(n_images)`, int64."""
 
@@ -143,6 +146,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["rate_factor"] * learning_rate(recipe, epoch)
         indices = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+        coming = order[(position + 1) * recipe.batch_size : (position + 2) * recipe.batch_size]
+        learner.expect(world.part(coming), epoch)
         run.losses.append(_step(learner, optimizer, indices, epoch, run.step, recipe, world))
         run.step += 1
         if position + 1 == n_per_epoch:

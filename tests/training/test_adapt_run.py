@@ -106,7 +106,7 @@ def test_frozen_models_asked_once_give_the_run_they_give_when_asked_each_step(da
     recipe = read_recipe(METHODS[name].recipe, None, [*QUICK, f"augmentation={augmentation}", "fixed_views=2"])
     once, each = (adapter_for(name, dataset, model, recipe) for _ in range(2))
 
-    def ask(indices, epoch):
+    def ask(indices, epoch, pixels=None):
         with torch.no_grad():
             return model.encode_images(each._images(each._views.load(indices.tolist(), epoch)))
 

@@ -132,7 +132,7 @@ def test_only_prompts_learn_and_the_student_moves_towards_the_teacher(folder):
 def test_answers_asked_once_give_the_same_run_as_a_teacher_asked_each_step(folder):
     once, each = booster(folder, recipe()), booster(folder, recipe())
     each._teacher_answers = SimpleNamespace(
-        get=lambda indices, epoch: each.teacher.logits(each._views.load(indices.tolist(), epoch))
+        get=lambda indices, epoch, pixels=None: each.teacher.logits(each._views.load(indices.tolist(), epoch))
     )
     assert train(once, recipe()).losses == pytest.approx(train(each, recipe()).losses, rel=1e-5)
 

@@ -20,13 +20,16 @@ class Line(nn.Module):
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(1))
-        self.seen, self.ended = [], []
+        self.seen, self.ended, self.expected = [], [], []
 
     def parameter_groups(self):
         return [ParameterGroup([self.w])]
 
     def order(self, epoch):
         return torch.randperm(10, generator=torch.Generator().manual_seed(epoch))
+
+    def expect(self, indices, epoch):
+        self.expected.append((epoch, indices.tolist()))
 
     def loss(self, indices, epoch):
         self.seen.append((epoch, indices.tolist()))
@@ -55,6 +58,14 @@ def test_every_epoch_sees_every_image_once_and_is_told_when_it_ends():
     for epoch in range(3):
         assert sorted(index for at, indices in line.seen if at == epoch for index in indices) == list(range(10))
     assert run.losses[-1] < run.losses[0] / 10
+
+
+def test_the_images_of_the_next_step_are_announced_within_an_epoch():
+    line = Line()
+    train(line, recipe())
+    assert [announced for announced in line.expected if announced[1]] == [
+        seen for step, seen in enumerate(line.seen) if step % 3
+    ]
 
 
 def test_the_rate_is_constant_while_warming_up_and_then_a_cosine_from_its_peak():

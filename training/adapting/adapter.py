@@ -67,6 +67,10 @@ class Adapter:
         """The method's."""
         return self.method.parameter_groups()
 
+    def expect(self, indices: Tensor, epoch: int) -> None:
+        """Begin to decode the views of the next step."""
+        self._views.expect(indices.tolist(), epoch)
+
     def order(self, epoch: int) -> Tensor:
         """A permutation [N] int64."""
         return self._views.order(epoch)
@@ -79,11 +83,19 @@ class Adapter:
     def batch(self, indices: Tensor, epoch: int) -> Batch:
         """What the method wants to see of some images."""
         wants = self.method.wants
+        is_fresh = self._views.view_set(epoch) is None
+        pixels = self._views.load(indices.tolist(), epoch) if "pixels" in wants or is_fresh else None
+        foundation_BE = reference_BE = None
+        if "foundation" in wants:
+            foundation_BE = self._foundation_values.get(indices, epoch, pixels)
+        if "reference" in wants:
+            is_known = foundation_BE is not None and self._reference_values is self._foundation_values
+            reference_BE = foundation_BE if is_known else self._reference_values.get(indices, epoch, pixels)
         return Batch(
             labels_B=self._labels_N[indices].to(self._device),
-            images_BCHW=self._images(self._views.load(indices.tolist(), epoch)) if "pixels" in wants else None,
-            foundation_BE=self._foundation_values.get(indices, epoch) if "foundation" in wants else None,
-            reference_BE=self._reference_values.get(indices, epoch) if "reference" in wants else None,
+            images_BCHW=self._images(pixels) if pixels is not None and "pixels" in wants else None,
+            foundation_BE=foundation_BE,
+            reference_BE=reference_BE,
         )
 
     def end_epoch(self, epoch: int) -> None:

@@ -28,12 +28,22 @@ class ViewValues:
         self._compute = compute
         self._known: dict[int, Tensor] = {}
 
-    def get(self, indices: Tensor, epoch: int) -> Tensor:
-        """Rows of some images under their views of an epoch: [B, …]."""
+    def get(self, indices: Tensor, epoch: int, pixels_BCHW: Tensor | None = None) -> Tensor:
+        """Rows of some images under their views of an epoch.
+
+        Args:
+            indices: which images.
+            epoch: whose views.
+            pixels_BCHW: these very views, where the caller has them already; decoded anew otherwise.
+
+        Returns:
+            [B, …].
+        """
         which = self._views.view_set(epoch)
         if which is None:
+            pixels_BCHW = self._views.load(indices.tolist(), epoch) if pixels_BCHW is None else pixels_BCHW
             with torch.no_grad():
-                return self._compute(self._views.load(indices.tolist(), epoch))
+                return self._compute(pixels_BCHW)
         self.fill(epoch)
         rows = self._known[which]
         return rows[indices.to(rows.device)]

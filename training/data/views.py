@@ -7,7 +7,7 @@ another number of threads see the same pixels.
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +56,7 @@ class Views:
         self._seed = seed
         self._n_fixed = n_fixed
         self._pixels: dict[int, Tensor] = {}
+        self._expected: dict[tuple[tuple[int, ...], int], list[Future[NDArray[np.uint8]]]] = {}
         self._pool = ThreadPoolExecutor(N_THREADS)
 
     def view_set(self, epoch: int) -> int | None:
@@ -73,9 +74,19 @@ class Views:
         generator = torch.Generator().manual_seed(_mix(self._seed, epoch, 0))
         return torch.randperm(len(self._files), generator=generator)
 
+    def expect(self, indices: Sequence[int], epoch: int) -> None:
+        """Begin to decode what will be asked for next, unless it is in memory or will be; `load` then only waits."""
+        which = self.view_set(epoch)
+        if which is not None and self._fits():
+            return
+        source = epoch if which is None else which
+        self._expected[tuple(indices), epoch] = [self._pool.submit(self._view, index, source) for index in indices]
+
     def load(self, indices: Sequence[int], epoch: int) -> Tensor:
         """Views of the images at `indices`: uint8 [B, 3, H, W]; fixed views are kept in memory while they fit."""
         which = self.view_set(epoch)
+        if expected := self._expected.pop((tuple(indices), epoch), None):
+            return torch.from_numpy(np.stack([view.result() for view in expected]))
         if which is None:
             return self._read(indices, epoch)
         if not self._fits():

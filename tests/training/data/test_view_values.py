@@ -66,3 +66,21 @@ def test_views_too_many_to_keep_are_read_anew_with_the_same_pixels(files, monkey
     kept = views(files, "crop-flip", 2).load([4, 0], 1)
     monkeypatch.setattr("training.data.views.MAX_KEPT_BYTES", 0)
     assert torch.equal(views(files, "crop-flip", 2).load([4, 0], 1), kept)
+
+
+def test_views_that_were_announced_are_the_views_that_come(files):
+    shown, told = views(files, "crop-flip", 0), views(files, "crop-flip", 0)
+    told.expect([3, 1], 7)
+    told.expect([0], 7)
+    assert torch.equal(told.load([3, 1], 7), shown.load([3, 1], 7))
+    assert torch.equal(told.load([0], 7), shown.load([0], 7))
+    assert not told._expected
+
+
+def test_views_at_hand_are_not_decoded_again(files):
+    asked = []
+    shown = views(files, "crop-flip", 0)
+    values = ViewValues(shown, lambda pixels: asked.append(pixels) or pixels.float().mean((1, 2, 3)))
+    pixels = shown.load([2, 4], 3)
+    values.get(torch.tensor([2, 4]), 3, pixels)
+    assert asked[0] is pixels
