@@ -161,14 +161,15 @@ def adapt(
 def samples(work_dir: WorkDir = WORK_DIR, threads: Threads = 2) -> None:
     """Write what the service's demo classifies and uploads: sample pictures and a further bundle."""
     torch.set_num_threads(threads)
-    paths = [*write_samples(SERVICE_DEMO / "images"), write_upload(SERVICE_DEMO / "upload", work_dir, console)]
+    upload = write_upload(SERVICE_DEMO / "upload", SERVICE_DEMO / "bundles", work_dir, console)
+    paths = [*write_samples(SERVICE_DEMO / "images"), upload]
     for path in paths:
         console.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command(name="all")
 def train_all(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
-    """Train student and teacher, measure both, boost every domain, and write the service's demo."""
+    """Train student and teacher, measure both, boost and adapt every domain, and write the service's demo."""
     pretrain_student(work_dir, out_dir, threads)
     pretrain_teacher(work_dir, out_dir, threads)
     evaluate(out_dir, out=RESULTS, threads=threads)

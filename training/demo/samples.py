@@ -1,22 +1,25 @@
 """What the service's demo carries: sample pictures of two domains and one further bundle to swap in."""
 
+import tempfile
 from pathlib import Path
 from typing import Final
 
 from PIL import Image
 from rich.console import Console
 
-from prompted_clip.backbone import load_backbone
-from training.demo.boost_domains import RECIPE, boost_domain
+from training.adapt_run import AdaptJob, run_adapt
+from training.data.folder_per_class import read_class_folders
+from training.demo.adapt_domains import SHOTS, read_recipes
+from training.demo.folders import write_labelled
 from training.demo.render import draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
-from training.recipe import BoostRecipe, read_recipe
+from training.foundation import load_foundation
 
 SAMPLE_SEED: Final = 700
 SAMPLE_DOMAINS: Final = ("thermal", "satellite")
 UPLOAD_DOMAIN: Final = "thermal"
-UPLOAD_SEED: Final = 2
+UPLOAD_METHOD: Final = "promptsrc"
 N_SAMPLES: Final = 4
 _JPEG_QUALITY: Final = 90
 
@@ -39,10 +42,25 @@ def write_samples(out_dir: Path) -> list[Path]:
     return written
 
 
-def write_upload(out_dir: Path, work_dir: Path, console: Console) -> Path:
-    """Boost one domain once more from another seed: the version that the demo uploads and swaps in."""
-    recipe = read_recipe(BoostRecipe, RECIPE).model_copy(update={"seed": UPLOAD_SEED})
-    path = out_dir / f"{UPLOAD_DOMAIN}-seed-{UPLOAD_SEED}.safetensors"
-    student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
-    boost_domain(UPLOAD_DOMAIN, path, work_dir, student, teacher, recipe, console)
+def write_upload(out_dir: Path, bundles: Path, work_dir: Path, console: Console) -> Path:
+    """Adapt one boosted domain on a few labelled pictures of all its classes: the version that the demo swaps in.
+
+    Args:
+        out_dir: where the bundle goes, instead of what is there.
+        bundles: folder of the boosting bundles.
+        work_dir: folder of the checkpoint.
+        console: where progress is shown.
+    """
+    foundation = load_foundation(
+        "demo-student", None, bundles / f"{UPLOAD_DOMAIN}.safetensors", is_random=False, device="cpu"
+    )
+    path = out_dir / f"{UPLOAD_DOMAIN}-{UPLOAD_METHOD}.safetensors"
+    with tempfile.TemporaryDirectory() as folder:
+        write_labelled(UPLOAD_DOMAIN, Path(folder) / UPLOAD_DOMAIN, shots=SHOTS, n_test=1, test_seed=SAMPLE_SEED)
+        dataset = read_class_folders(Path(folder) / UPLOAD_DOMAIN)
+        job = AdaptJob(UPLOAD_DOMAIN, dataset, path, work_dir / f"{path.stem}.checkpoint")
+        run_adapt(job, UPLOAD_METHOD, read_recipes()[UPLOAD_METHOD], foundation, console)
+    for other in out_dir.glob("*.safetensors"):
+        if other != path:
+            other.unlink()
     return path
