@@ -1,13 +1,14 @@
-"""From a decoded picture to the backbone's pixels, in open_clip's own way.
+"""From an image file of any mode to the backbone's pixels: upright RGB first, then open_clip's own way.
 
-Resizing and cropping stay with open_clip's transform; only its last two steps (to float, normalise) are left to the
-device, so that uint8 pixels travel there.
+What training learns from and what the service answers for pass through here, so both see the same pixels. Resizing and
+cropping stay with open_clip's transform; only its last two steps (to float, normalise) are left to the device, so that
+uint8 pixels travel there. Does not know which files are accepted or how large they may be.
 """
 
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +16,35 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
+
+_EXIF_ORIENTATION: Final = 0x0112
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Decode an image of any mode to 8-bit RGB, turned as its EXIF orientation says.
+
+    16-bit grey is scaled to 8 bits, what is transparent is white, and damaged metadata counts as none.
+
+    Args:
+        image: as opened; its pixels are decoded here.
+
+    Returns:
+        A new RGB picture that needs the file no more.
+
+    Raises:
+        Exception: whatever Pillow raises for damaged pixels.
+    """
+    image.load()
+    return _flatten(_upright(image))
 
 
 def to_pixels(image: Image.Image, image_size: int, preprocess: dict[str, Any]) -> NDArray[np.uint8]:
@@ -45,6 +75,27 @@ def normalize_pixels(pixels_BCHW: Tensor, preprocess: dict[str, Any]) -> Tensor:
     mean = torch.tensor(preprocess["mean"], device=pixels_BCHW.device).view(3, 1, 1)
     std = torch.tensor(preprocess["std"], device=pixels_BCHW.device).view(3, 1, 1)
     return pixels_BCHW.float().div(255).sub(mean).div(std)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; damaged or senseless metadata counts as none."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  metadata is advisory, its parser fails in many ways
+        turn = None
+    return image.transpose(turn) if turn is not None else image
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB: 16-bit grey is scaled, alpha is composited on white."""
+    if image.mode.startswith("I"):
+        # Differs from Pillow's convert("RGB"), which clips 16-bit grey to white.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        ground = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, pixels).convert("RGB")
+    return image.convert("RGB")
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,29 +14,18 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageRejectedError, ImageTooLargeError, OverloadedError
 from service.image_headers import declared_size, sniff
 
 logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
-
-EXIF_ORIENTATION: Final = 0x0112
-TURNS: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -107,8 +96,7 @@ def open_rgb(data: bytes, limits: ImageLimits) -> tuple[Image.Image, tuple[str, 
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             check_size(*image.size, limits)
             notes = _notes(image)
-            image.load()
-            return _flatten(_upright(image)), notes
+            return upright_rgb(image), notes
     except ImageRejectedError:
         raise
     except Exception as error:
@@ -131,27 +119,6 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
         raise ImageRejectedError("Animated images are not served; send one frame.", code="image_animated")
     found = {"cmyk": image.mode == "CMYK", "first_frame": is_multi_picture}
     return tuple(note for note, is_so in found.items() if is_so)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; damaged or senseless metadata counts as none."""
-    try:
-        turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001  metadata is advisory, its parser fails in many ways
-        turn = None
-    return image.transpose(turn) if turn is not None else image
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB: 16-bit grey is scaled, alpha is composited on white."""
-    if image.mode.startswith("I"):
-        # Differs from Pillow's convert("RGB"), which clips 16-bit grey to white.
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        ground = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, pixels).convert("RGB")
-    return image.convert("RGB")
 
 
 class Decoder:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from training.adapting.adapter import Adapter
 from training.adapting.methods import METHODS
+from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
 from training.data.views import Views
 from training.export import adapt_provenance, fold_bundle
@@ -66,6 +67,7 @@ def run_adapt(
     Raises:
         TrainingError: see its subclasses; nothing is written to `job.out`.
     """
+    check_class_names(job.dataset.class_names, job.dataset.name)
     items = job.dataset.split("train")
     backbone = foundation.backbone
     views = Views(

@@ -11,6 +11,8 @@ from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
 from training.boosting import Booster, Student
 from training.caspl_student import CasplStudent
+from training.data.class_list import check_class_names
+from training.data.dataset import shorten
 from training.data.images import ImageFolder
 from training.data.views import Views
 from training.export import boost_provenance, fold_bundle
@@ -74,6 +76,7 @@ def run_boost(
         TrainingError: see its subclasses; nothing is written to `job.out`.
     """
     class_names, folder = job.class_names, job.images
+    check_class_names(class_names, job.domain)
     _report_folder(folder, console)
     views = Views(
         folder.files,
@@ -136,8 +139,9 @@ def run_boost(
 
 
 def _report_folder(folder: ImageFolder, console: Console) -> None:
-    console.print(f"{len(folder.files)} images below {folder.root}")
+    # No markup: a file's name may hold what rich would take for a style.
+    console.print(f"{len(folder.files)} images below {folder.root}", markup=False, highlight=False, soft_wrap=True)
     if folder.unreadable:
-        named = ", ".join(str(path.relative_to(folder.root)) for path in folder.unreadable[:5])
-        more = f" and {len(folder.unreadable) - 5} more" if len(folder.unreadable) > 5 else ""
-        console.print(f"[yellow]skipped {len(folder.unreadable)} unreadable: {named}{more}[/yellow]")
+        named = shorten(path.relative_to(folder.root) for path in folder.unreadable)
+        line = f"skipped {len(folder.unreadable)} unreadable: {named}"
+        console.print(line, style="yellow", markup=False, soft_wrap=True)

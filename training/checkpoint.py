@@ -38,7 +38,7 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any] | No
     except Exception as error:
         msg = f"The checkpoint {path} cannot be read; delete it to start over."
         raise CheckpointError(msg) from error
-    changed = sorted(key for key in identity if found.get(key) != identity[key])
+    changed = sorted(key for key in identity.keys() | found.keys() if found.get(key) != identity.get(key))
     if changed:
         msg = f"The checkpoint {path} was written by another run: {', '.join(changed)} differ. Delete it to start over."
         raise CheckpointError(msg)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from training.terminal import failing_clearly
+from training.terminal import check_device, failing_clearly
 
 boost_app = typer.Typer(add_completion=False)
 adapt_app = typer.Typer(add_completion=False)
@@ -21,7 +21,8 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="override one
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="print the recipe in force and stop")]
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
 TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard's event files")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
+QuickGelu = Annotated[bool, typer.Option("--quick-gelu", help="for local files of OpenAI's weights")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 
 
@@ -29,6 +30,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JS
 def boost(
     images: Annotated[Path | None, typer.Option(help="folder of unlabelled images of the domain")] = None,
     classes: Annotated[Path | None, typer.Option(help="text file, one class name per line")] = None,
+    data: Annotated[
+        str, typer.Option(help="instead of both: a data set, whose train images are taken without their labels")
+    ] = "",
+    root: Annotated[Path | None, typer.Option(help="folder of the data sets, for a data set's name")] = None,
     domain: Domain = "",
     out: Out = None,
     backbone: Annotated[str, typer.Option(help="student, by open_clip name")] = "ViT-B-16",
@@ -38,6 +43,7 @@ def boost(
     teacher_bundle: Annotated[
         Path | None, typer.Option(help="prompts learned on the teacher, as PromptKD's teacher has")
     ] = None,
+    quick_gelu: QuickGelu = False,
     random_weights: RandomWeights = False,
     recipe: RecipeFile = None,
     set_: Overrides = None,
@@ -56,27 +62,43 @@ def boost(
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
             return
-        if images is None or classes is None or not domain:
-            raise typer.BadParameter("--images, --classes and --domain are needed")
+        if not domain:
+            raise typer.BadParameter("--domain is needed")
         check_domain(domain)
         from training.boost_run import BoostJob, run_boost
-        from training.data.class_list import read_classes
-        from training.data.images import find_images
         from training.files import read_bundle_file
         from training.hardware import load_pair
         from training.parallel import join_world
+        from training.progress import check_tensorboard
+        from training.unlabelled import read_data_set, read_folder
 
+        if tensorboard is not None:
+            check_tensorboard()
+        if data:
+            unlabelled = read_data_set(data, root, Console(stderr=True))
+        elif images is not None and classes is not None:
+            unlabelled = read_folder(images, classes, Console(stderr=True))
+        else:
+            raise typer.BadParameter("--images with --classes is needed, or --data")
+        if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
+            chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
         world = join_world(device)
         student, teach = load_pair(
-            backbone, pretrained, teacher, teacher_pretrained, is_random=random_weights, device=world.device or device
+            backbone,
+            pretrained,
+            teacher,
+            teacher_pretrained,
+            is_random=random_weights,
+            device=world.device or device,
+            quick_gelu=quick_gelu,
         )
         bundle = out or Path(f"{domain}.safetensors")
         job = BoostJob(
             domain=domain,
-            images=find_images(images),
-            class_names=read_classes(classes),
+            images=unlabelled.images,
+            class_names=unlabelled.class_names,
             out=bundle,
-            checkpoint=bundle.with_suffix(".checkpoint"),
+            checkpoint=_beside(bundle),
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
             teacher_bundle=read_bundle_file(teacher_bundle) if teacher_bundle is not None else None,
@@ -94,11 +116,13 @@ def adapt(
     ] = "",
     root: Annotated[Path | None, typer.Option(help="folder of the data sets, for a data set's name")] = None,
     shots: Annotated[int, typer.Option(min=0, help="labelled images per class; 0 takes all")] = 16,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at images that cannot be read")] = False,
     domain: Domain = "",
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option(help="bundle to write; default <domain>-<method>.safetensors")] = None,
     boost: Annotated[Path | None, typer.Option(help="boosting bundle to adapt on; the plain backbone without")] = None,
     backbone: Annotated[str, typer.Option(help="by open_clip name")] = "ViT-B-16",
     pretrained: Pretrained = None,
+    quick_gelu: QuickGelu = False,
     random_weights: RandomWeights = False,
     recipe: RecipeFile = None,
     set_: Overrides = None,
@@ -114,7 +138,9 @@ def adapt(
         from training.adapt_run import AdaptJob, run_adapt
         from training.adapting.methods import METHODS
         from training.data.catalog import open_dataset
+        from training.data.dataset import shorten
         from training.data.few_shot import few_shot
+        from training.data.readable import drop_unreadable
         from training.foundation import load_foundation
         from training.parallel import join_world
         from training.recipe import read_recipe
@@ -128,18 +154,31 @@ def adapt(
         if not data or not domain:
             raise typer.BadParameter("--data and --domain are needed")
         check_domain(domain)
+        bundle = out or Path(f"{domain}-{method}.safetensors")
+        if boost is not None and boost.resolve() == bundle.resolve():
+            raise typer.BadParameter("would overwrite the boosting bundle; name another file", param_hint="--out")
         dataset = open_dataset(data, root)
+        if "template" not in chosen.model_fields_set:
+            chosen = chosen.model_copy(update={"template": dataset.template})
         if shots:
             dataset = few_shot(dataset, shots, seed=chosen.seed)
+        dataset = drop_unreadable(dataset, ("train",), strict=strict)
+        if dataset.unreadable:
+            named = f"skipped {len(dataset.unreadable)} unreadable: {shorten(dataset.unreadable)}"
+            Console(stderr=True).print(named, style="yellow", markup=False, soft_wrap=True)
         world = join_world(device)
         foundation = load_foundation(
-            backbone, pretrained, boost, is_random=random_weights, device=world.device or device
+            backbone, pretrained, boost, is_random=random_weights, device=world.device or device, quick_gelu=quick_gelu
         )
-        bundle = out or Path(f"{domain}.safetensors")
-        job = AdaptJob(domain, dataset, bundle, bundle.with_suffix(".checkpoint"), checkpoint_every, tensorboard)
+        job = AdaptJob(domain, dataset, bundle, _beside(bundle), checkpoint_every, tensorboard)
         result = run_adapt(job, method, chosen, foundation, _console(world.is_first), world=world)
         if world.is_first:
             _show("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
+
+
+def _beside(bundle: Path) -> Path:
+    """Where a run keeps its state: next to the bundle, under its whole name."""
+    return bundle.with_name(f"{bundle.name}.checkpoint")
 
 
 def _console(is_first: bool) -> Console:

@@ -23,7 +23,7 @@ class RecipeError(TrainingError):
 
 
 class ClassListError(TrainingError):
-    """A class list is missing, empty, or names a class twice."""
+    """A class list is missing or empty, names a class twice, or holds a name that a bundle refuses."""
 
 
 class NoImagesError(TrainingError):

@@ -152,7 +152,13 @@ def boosted_foundation(backbone: Backbone, bundle: Bundle) -> Foundation:
 
 
 def load_foundation(
-    arch: str, pretrained: str | None, boost: Path | None, *, is_random: bool, device: str
+    arch: str,
+    pretrained: str | None,
+    boost: Path | None,
+    *,
+    is_random: bool,
+    device: str,
+    quick_gelu: bool = False,
 ) -> Foundation:
     """Load a backbone, and a domain's boosting prompts if there are any.
 
@@ -161,13 +167,19 @@ def load_foundation(
         pretrained: its weights.
         boost: a bundle that `caspl boost` wrote, or None for the plain backbone.
         is_random: random weights from seed 0 instead, for trying a pipeline out.
-        device: `cpu`, `cuda` or `auto` (CUDA when there is one).
+        device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA when there is one).
+        quick_gelu: for a local file of OpenAI's weights; tags that need it get it without asking.
 
     Raises:
         WeightsError: the backbone cannot be loaded.
         BundleInvalidError, BoostBundleError: the bundle cannot be used.
     """
+    bundle = read_bundle_file(boost) if boost is not None else None
     backbone = load_backbone(
-        arch, pretrained=pretrained, random_seed=0 if is_random else None, device=chosen_device(device)
+        arch,
+        pretrained=pretrained,
+        random_seed=0 if is_random else None,
+        quick_gelu=quick_gelu,
+        device=chosen_device(device),
     )
-    return boosted_foundation(backbone, read_bundle_file(boost)) if boost is not None else Foundation(backbone)
+    return boosted_foundation(backbone, bundle) if bundle is not None else Foundation(backbone)

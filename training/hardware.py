@@ -17,6 +17,7 @@ def load_pair(
     *,
     is_random: bool,
     device: str,
+    quick_gelu: bool = False,
 ) -> tuple[Backbone, Backbone]:
     """Load both backbones.
 
@@ -26,6 +27,7 @@ def load_pair(
         teacher: open_clip name.
         teacher_pretrained: the teacher's weights.
         is_random: random weights for both (seeds 0 and 1), for trying a pipeline out.
+        quick_gelu: for local files of OpenAI's weights; tags that need it get it without asking.
         device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA when there is one).
 
     Raises:
@@ -34,11 +36,18 @@ def load_pair(
     """
     place = chosen_device(device)
     return (
-        load_backbone(student, pretrained=pretrained, random_seed=0 if is_random else None, device=place),
+        load_backbone(
+            student,
+            pretrained=pretrained,
+            random_seed=0 if is_random else None,
+            quick_gelu=quick_gelu,
+            device=place,
+        ),
         load_backbone(
             teacher,
             pretrained=teacher_pretrained,
             random_seed=1 if is_random else None,
+            quick_gelu=quick_gelu,
             device=place,
         ),
     )

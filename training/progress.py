@@ -1,5 +1,6 @@
 """A run as a person watches it: a bar with time left and loss, and scalars for TensorBoard if asked for."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,10 +74,19 @@ def _scalars(folder: Path | None) -> Iterator[Callable[[str, float, int], None]]
     if folder is None:
         yield lambda *_: None
         return
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  optional, and slow to import
-    except ImportError as error:
-        msg = "TensorBoard logs were asked for, but tensorboard is not installed: pip install tensorboard."
-        raise RecipeError(msg) from error
+    check_tensorboard()
+    from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  optional, and slow to import
+
     with SummaryWriter(str(folder)) as writer:
         yield lambda name, value, step: writer.add_scalar(name, value, step)
+
+
+def check_tensorboard() -> None:
+    """See whether event files can be written, before anything is learned.
+
+    Raises:
+        RecipeError: tensorboard is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        msg = "TensorBoard logs were asked for, but tensorboard is not installed: pip install tensorboard."
+        raise RecipeError(msg)

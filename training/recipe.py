@@ -5,12 +5,12 @@ the bundle's provenance. Where the CasPL paper (arXiv 2409.17805) is silent, the
 """
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.errors import RecipeError
 
@@ -41,6 +41,15 @@ class Recipe(BaseModel):
         default="auto", description="of the forward; auto is bfloat16 on CUDA and float32 elsewhere"
     )
     seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be below epochs, found {self.warmup_epochs} of {self.epochs}: nothing would be "
+                "learned at the recipe's rate; set warmup_epochs=0 for so short a run"
+            )
+        return self
 
     def to_toml(self) -> str:
         """The recipe with every value written out and explained."""
@@ -86,6 +95,15 @@ class BoostRecipe(Recipe):
         default=1.0, ge=0, description="text prompts learn at this multiple of the rate; below 1 where classes collapse"
     )
 
+    @model_validator(mode="after")
+    def _check_prompts(self) -> Self:
+        has_text = self.text_tokens > 0 and self.distillation == "caspl"
+        if self.image_tokens == 0 and not has_text:
+            raise ValueError(
+                "image_tokens and text_tokens are both 0: there is nothing to learn; give one of them tokens"
+            )
+        return self
+
 
 class AdaptRecipe(Recipe):
     """Phase 2, what all methods share; each method's file adds its own keys and its paper's values.
@@ -126,8 +144,17 @@ def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = ())
             msg = f"The recipe {path} is not TOML: {error}"
             raise RecipeError(msg) from error
     values |= dict(_parse_override(entry) for entry in overrides)
+    return check_recipe(kind, values)
+
+
+def check_recipe(kind: type[R], values: Mapping[str, Any]) -> R:
+    """A recipe of plain values.
+
+    Raises:
+        RecipeError: an unknown key, a value out of range, or values that cannot go together; names the key.
+    """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(_explain(kind, error)) from error
 
@@ -147,7 +174,9 @@ def _explain(kind: type[Recipe], error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "value_error":
+            parts.append(problem["msg"].removeprefix("Value error, "))
+        elif problem["type"] == "extra_forbidden":
             parts.append(f"unknown recipe key {key!r}; known keys: {', '.join(kind.model_fields)}")
         else:
             parts.append(f"recipe key {key!r}: {problem['msg']}, found {problem['input']!r}")

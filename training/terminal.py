@@ -1,5 +1,6 @@
 """How the commands of training speak to a person, and how they fail."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,29 @@ def failing_clearly(command: str) -> Iterator[None]:
     try:
         yield
     except (TrainingError, PromptStoreError, PromptedClipError, OSError) as error:
-        # No markup: shapes such as [4, 512] would read as styles.
-        Console(stderr=True, highlight=False).print(f"caspl {command}: {error}", markup=False, soft_wrap=True)
+        _tell(command, str(error))
         raise typer.Exit(1) from error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; by name, since torch may not be loaded
+            raise
+        _tell(
+            command,
+            "The device has no memory left: lower batch_size or the number of prompt tokens, or free the device.",
+        )
+        raise typer.Exit(1) from error
+
+
+def check_device(name: str) -> str:
+    """The name of a device if it is one.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
+        raise typer.BadParameter(f"expected auto, cpu, cuda or cuda:<n>, found {name!r}")
+    return name
+
+
+def _tell(command: str, message: str) -> None:
+    # No markup: shapes such as [4, 512] would read as styles.
+    Console(stderr=True, highlight=False).print(f"caspl {command}: {message}", markup=False, soft_wrap=True)

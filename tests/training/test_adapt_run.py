@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import numpy as np
 import pytest
@@ -22,10 +24,13 @@ from tests.tiny import register_tiny_models, tiny_backbone
 from training.adapt_run import AdaptJob, run_adapt
 from training.adapting.adapter import Adapter
 from training.adapting.methods import METHODS
+from training.checkpoint import save_checkpoint
 from training.cli import adapt_app
 from training.data.catalog import open_dataset
 from training.data.few_shot import few_shot
 from training.data.views import Views
+from training.errors import CheckpointError
+from training.files import digest_of
 from training.foundation import Foundation, boosted_foundation
 from training.loop import train
 from training.recipe import read_recipe
@@ -134,14 +139,14 @@ def test_the_command_writes_a_few_shot_bundle_that_says_how_it_was_made(data, tm
     assert provenance.data_digests["boost"] == read_bundle(boosting_bundle()).digest
     assert provenance.recipe["epochs"] == 2
     assert provenance.metrics["n_images"] == 6
-    assert not (tmp_path / "pets.checkpoint").exists()
+    assert not (tmp_path / "pets.safetensors.checkpoint").exists()
 
 
 def test_each_method_prints_its_recipe_with_every_key_written_out():
     for name, entry in METHODS.items():
         result = CliRunner().invoke(adapt_app, ["--method", name, "--print-recipe"])
         assert result.exit_code == 0
-        assert all(f"{key} = " in result.stdout for key in entry.recipe.model_fields)
+        assert set(tomllib.loads(result.stdout)) == set(entry.recipe.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +157,9 @@ def test_each_method_prints_its_recipe_with_every_key_written_out():
         (["--domain", "Pets!"], 1, "lower-case"),
         (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["--boost", "gone.safetensors"], 1, "gone.safetensors"),
+        (["--device", "gpu"], 2, "auto, cpu, cuda"),
+        (["--set", "warmup_epochs=2"], 1, "warmup_epochs must be below epochs"),
+        (["--method", "dept", "--set", "host_values={token=3}"], 1, "unknown recipe key 'token'"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_is_learned(data, tmp_path, extra, code, says):
@@ -159,6 +167,49 @@ def test_wrong_arguments_are_told_before_anything_is_learned(data, tmp_path, ext
     assert result.exit_code == code
     assert says in result.output.replace("\n", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_image_is_named_and_left_out(data, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / "cat" / "torn.png").write_bytes((data / "cat" / "0.png").read_bytes()[:200])
+    result = caspl_adapt(folder, tmp_path, "--shots", "0")
+    assert result.exit_code == 0, result.output
+    assert "skipped 1 unreadable" in result.output
+    assert "torn.png" in result.output
+    assert read_bundle((tmp_path / "pets.safetensors").read_bytes()).manifest.provenance.metrics["n_images"] == 12
+    strict = caspl_adapt(folder, tmp_path, "--shots", "0", "--strict")
+    assert strict.exit_code == 1
+    assert "torn.png" in strict.output.replace("\n", "")
+
+
+def test_the_boosting_bundle_is_never_written_over(data, tmp_path):
+    path = tmp_path / "pets.safetensors"
+    path.write_bytes(boosting_bundle())
+    result = caspl_adapt(data, tmp_path, "--boost", str(path))
+    assert result.exit_code == 2
+    assert path.read_bytes() == boosting_bundle()
+
+
+def test_a_run_on_boosting_prompts_is_not_taken_up_without_them(data, tmp_path):
+    dataset = open_dataset(str(data))
+    recipe = read_recipe(METHODS["coop"].recipe, None, QUICK)
+    job = AdaptJob("pets", dataset, tmp_path / "pets.safetensors", tmp_path / "state", checkpoint_every=1)
+    boosted = foundation(is_boosted=True)
+    method = METHODS["coop"].build(boosted, dataset.class_names, recipe)
+    identity = {"train": dataset.digest, "boost": boosted.boost_digest, "method": "coop"}
+    identity |= {"recipe": digest_of(recipe.model_dump_json().encode()), "backbone": tiny_backbone().fingerprint}
+    save_checkpoint(job.checkpoint, identity, {"learner": method.state_dict()})
+    with pytest.raises(CheckpointError, match="boost differ"):
+        run_adapt(job, "coop", recipe, foundation(is_boosted=False), QUIET)
+
+
+def test_depts_host_takes_values_of_its_own(data):
+    dataset, model = open_dataset(str(data)), foundation(is_boosted=False)
+    recipe = read_recipe(METHODS["dept"].recipe, None, ["host=ivlp", "host_values={image_tokens=3, text_depth=1}"])
+    folded = METHODS["dept"].build(model, dataset.class_names, recipe).fold()
+    assert folded.image_adapt.shape[1] == 3
+    assert folded.text_adapt.shape[0] == 1
 
 
 def start_adapt(data, out, **options):
@@ -176,7 +227,7 @@ def test_a_run_killed_outright_ends_in_the_same_bits_when_it_is_started_again(da
     whole = start_adapt(data, tmp_path / "whole.safetensors")
     killed = start_adapt(data, tmp_path / "killed.safetensors")
     deadline_s = time.monotonic() + 60
-    while not (tmp_path / "killed.checkpoint").exists() and time.monotonic() < deadline_s:
+    while not (tmp_path / "killed.safetensors.checkpoint").exists() and time.monotonic() < deadline_s:
         time.sleep(0.01)
     time.sleep(0.2)
     killed.send_signal(signal.SIGKILL)

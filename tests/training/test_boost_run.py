@@ -85,7 +85,7 @@ def test_unreadable_images_are_skipped_counted_and_named(workplace):
     [
         ([*SETTINGS, "epoch=1"], lambda p: None, "unknown recipe key 'epoch'"),
         (SETTINGS, lambda p: (p / "classes.txt").write_text("cat\ncat\n"), "'cat' twice"),
-        (SETTINGS, lambda p: (p / "classes.txt").write_text("cat " * 90), "Shorten the class name"),
+        (SETTINGS, lambda p: (p / "classes.txt").write_text("@1 " * 42), "Shorten the class name"),
         (SETTINGS, lambda p: [f.unlink() for f in (p / "images").iterdir()], "No readable image"),
     ],
 )
@@ -131,3 +131,27 @@ def test_promptkd_writes_a_bundle_with_a_projector_to_the_teachers_space(workpla
     assert bundle.tensors["text.features"].shape == (3, tiny_backbone("tiny-teacher", 1).embed_dim)
     assert bundle.manifest.provenance.method == "promptkd"
     assert bundle.manifest.stack.labels == "own"
+
+
+def test_a_data_set_is_boosted_on_its_train_images_with_its_own_words_for_the_teacher(workplace):
+    (workplace / "table.csv").write_text(
+        "path,label,split\n"
+        + "".join(f"images/{i}.png,{'cat' if i % 2 else 'dog'},{'test' if i > 3 else 'train'}\n" for i in range(6))
+    )
+    arguments = ["--data", str(workplace / "table.csv"), "--domain", "demo", "--backbone", "tiny"]
+    arguments += [
+        "--teacher",
+        "tiny-teacher",
+        "--random-weights",
+        "--out",
+        str(workplace / "demo.safetensors"),
+        "--json",
+    ]
+    for setting in SETTINGS:
+        arguments += ["--set", setting]
+    result = CliRunner().invoke(boost_app, arguments)
+    assert result.exit_code == 0, result.output
+    manifest = read_bundle((workplace / "demo.safetensors").read_bytes()).manifest
+    assert manifest.provenance.metrics["n_images"] == 4
+    assert sorted(spec.name for spec in manifest.classes) == ["cat", "dog"]
+    assert manifest.provenance.recipe["teacher_template"] == "a photo of a {}."

@@ -63,3 +63,16 @@ def test_empty_and_ambiguous_class_lists_are_refused(tmp_path, text, message):
 def test_a_missing_class_list_is_named(tmp_path):
     with pytest.raises(ClassListError, match=r"absent\.txt"):
         read_classes(tmp_path / "absent.txt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["epochs=1"], "warmup_epochs must be below epochs, found 1 of 1"),
+        (["image_tokens=0", "text_tokens=0"], "nothing to learn"),
+        (["image_tokens=0", "distillation=promptkd"], "nothing to learn"),
+    ],
+)
+def test_a_recipe_that_cannot_learn_is_refused(settings, says):
+    with pytest.raises(RecipeError, match=says):
+        read_recipe(BoostRecipe, None, settings)

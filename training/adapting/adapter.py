@@ -68,8 +68,9 @@ class Adapter:
         return self.method.parameter_groups()
 
     def expect(self, indices: Tensor, epoch: int) -> None:
-        """Begin to decode the views of the next step."""
-        self._views.expect(indices.tolist(), epoch)
+        """Begin to decode the views of the next step, if the step will look at them."""
+        if "pixels" in self.method.wants or self._views.view_set(epoch) is None:
+            self._views.expect(indices.tolist(), epoch)
 
     def order(self, epoch: int) -> Tensor:
         """A permutation [N] int64."""

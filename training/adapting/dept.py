@@ -15,7 +15,7 @@ Legend: B rows, K classes, E joint width.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -36,10 +36,14 @@ class DePTRecipe(AdaptRecipe):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=4, ge=1)
     host: Literal["coop", "ivlp", "maple"] = Field(
-        default="maple", description="the method that learns the prompts; the paper has coop and maple"
+        default="maple",
+        description="the method that learns the prompts; of the paper's four, coop and maple; ivlp is our own pairing",
     )
     head_share: float = Field(default=0.7, ge=0, le=1, description="λ, the head's share in loss and scores")
     head_rate_factor: float = Field(default=6.5, gt=0, description="FiLM and head learn at this multiple of the rate")
+    host_values: dict[str, Any] = Field(
+        default_factory=dict, description="keys of the host's recipe that shall differ from its defaults"
+    )
 
 
 class DePTHost(AdaptingMethod, Protocol):

@@ -15,7 +15,7 @@ from training.adapting.promptsrc import PromptSRC, PromptSRCRecipe
 from training.adapting.upt import UPT, UPTRecipe
 from training.adapting.vpt import VPT, VPTRecipe
 from training.foundation import Foundation
-from training.recipe import AdaptRecipe
+from training.recipe import AdaptRecipe, check_recipe
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ HOSTS: Final[dict[str, tuple[type[AdaptRecipe], Callable[[Foundation, Sequence[s
 
 def _build_dept(foundation: Foundation, class_names: Sequence[str], recipe: DePTRecipe) -> DePT:
     host_recipe, build_host = HOSTS[recipe.host]
-    return DePT(foundation, class_names, recipe, build_host(foundation, class_names, host_recipe(seed=recipe.seed)))
+    values = check_recipe(host_recipe, {"seed": recipe.seed} | recipe.host_values)
+    return DePT(foundation, class_names, recipe, build_host(foundation, class_names, values))
 
 
 METHODS: Final[dict[str, MethodEntry]] = {

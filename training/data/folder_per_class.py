@@ -21,8 +21,7 @@ from training.data.dataset import (
     shorten,
     tidy_names,
 )
-from training.data.images import SUFFIXES
-from training.data.listing import has_images, list_folders, list_images
+from training.data.listing import SUFFIXES, has_images, list_folders, list_images
 from training.errors import DatasetError
 
 CLASS_LIST_NAME: Final = "classes.txt"

@@ -6,10 +6,12 @@ Hidden entries (names that start with a dot) are never seen.
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from training.data.dataset import shorten
-from training.data.images import SUFFIXES
 from training.errors import DatasetError
+
+SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:

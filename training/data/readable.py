@@ -4,18 +4,11 @@ Downloads and copies leave cut files behind; finding one in the last epoch of a 
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Final
-
-from PIL import Image
 
 from training.data.dataset import SPLITS, Dataset, Split, shorten
+from training.data.images import decodes, read_in_threads
 from training.errors import DatasetError
-
-N_THREADS: Final = 4
-_CHUNK: Final = 64  # images between two reports of progress, and at most so many to wait for after Ctrl-C
 
 
 def drop_unreadable(
@@ -42,7 +35,8 @@ def drop_unreadable(
     """
     checked = [split for split in SPLITS if split in splits and split in dataset.splits]
     paths = list(dict.fromkeys(image.path for split in checked for image in dataset.splits[split]))
-    bad = _find_unreadable(paths, on_progress)
+    sound = read_in_threads(decodes, paths, on_progress)
+    bad = tuple(path for path, is_sound in zip(paths, sound, strict=True) if not is_sound)
     if not bad:
         return dataset
     found = f"{dataset.name}: {len(bad)} of {len(paths)} images cannot be read: {shorten(bad)}."
@@ -63,24 +57,3 @@ def drop_unreadable(
     except DatasetError as error:
         msg = f"{found} Without them, {error}"
         raise DatasetError(msg) from error
-
-
-def _find_unreadable(paths: Sequence[Path], on_progress: Callable[[int, int], None] | None) -> tuple[Path, ...]:
-    bad: list[Path] = []
-    with ThreadPoolExecutor(N_THREADS) as pool:
-        for start in range(0, len(paths), _CHUNK):
-            chunk = paths[start : start + _CHUNK]
-            bad += [path for path, good in zip(chunk, pool.map(_decodes, chunk), strict=True) if not good]
-            if on_progress is not None:
-                on_progress(start + len(chunk), len(paths))
-    return tuple(bad)
-
-
-def _decodes(path: Path) -> bool:
-    """Whether a file is a whole image; opening alone would miss a cut one."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
-    return True

@@ -5,7 +5,6 @@ another number of threads see the same pixels.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from prompted_clip.preprocess import to_pixels
+from prompted_clip.preprocess import to_pixels, upright_rgb
+from training.data.images import n_decoding_threads
 
-N_THREADS: Final = min(8, os.cpu_count() or 1)
+MAX_EXPECTED: Final = 2
 MAX_KEPT_BYTES: Final = 2 * 1024**3
 """Decoded views kept in memory at most; beyond it they are read anew each time, with the same pixels."""
 
@@ -57,7 +57,7 @@ class Views:
         self._n_fixed = n_fixed
         self._pixels: dict[int, Tensor] = {}
         self._expected: dict[tuple[tuple[int, ...], int], list[Future[NDArray[np.uint8]]]] = {}
-        self._pool = ThreadPoolExecutor(N_THREADS)
+        self._pool = ThreadPoolExecutor(n_decoding_threads())
 
     def view_set(self, epoch: int) -> int | None:
         """Which fixed set of views an epoch shows, None when its views are its own."""
@@ -80,6 +80,8 @@ class Views:
         if which is not None and self._fits():
             return
         source = epoch if which is None else which
+        if len(self._expected) >= MAX_EXPECTED:  # what was announced before that never came
+            self._expected.pop(next(iter(self._expected)))
         self._expected[tuple(indices), epoch] = [self._pool.submit(self._view, index, source) for index in indices]
 
     def load(self, indices: Sequence[int], epoch: int) -> Tensor:
@@ -104,7 +106,7 @@ class Views:
 
     def _view(self, index: int, epoch: int) -> NDArray[np.uint8]:
         with Image.open(self._files[index]) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            image = upright_rgb(opened)
         if self._is_random:
             rng = np.random.default_rng(_mix(self._seed, epoch, index + 1))
             image = _random_crop(image, self._image_size, self._crop_scale_min, rng)

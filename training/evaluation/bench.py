@@ -45,18 +45,34 @@ class Trial:
         """A method's trial; the recipe takes the seed."""
         return cls(method, recipe.model_copy(update={"seed": seed}), shots, seed)
 
-    def draw(self, dataset: Dataset, console: Console) -> Dataset:
-        """The data set with this trial's train images; unchanged for zero-shot. Damaged images are left out and named.
+
+class Draws:
+    """The train images of each draw, decoded once to see whether they can be; methods, targets and benches share them.
+
+    Args:
+        console: where damaged images are named.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._drawn: dict[tuple[str, Path, str, int, int], Dataset] = {}
+
+    def take(self, dataset: Dataset, trial: Trial) -> Dataset:
+        """The data set with a trial's train images, without damaged ones; unchanged for zero-shot.
 
         Raises:
             DatasetError: there are no train images, or a class has none that can be read.
         """
-        if self.seed is None:
+        if trial.seed is None:
             return dataset
-        drawn = drop_unreadable(few_shot(dataset, self.shots, seed=self.seed), ("train",))
-        if lost := drawn.unreadable[len(dataset.unreadable) :]:
-            console.print(f"left out {len(lost)} drawn images that cannot be read: {shorten(lost)}", markup=False)
-        return drawn
+        key = (dataset.name, dataset.root, dataset.digest, trial.shots, trial.seed)
+        if key not in self._drawn:
+            drawn = drop_unreadable(few_shot(dataset, trial.shots, seed=trial.seed), ("train",))
+            if lost := drawn.unreadable[len(dataset.unreadable) :]:
+                named = shorten(lost)
+                self._console.print(f"left out {len(lost)} drawn images that cannot be read: {named}", markup=False)
+            self._drawn[key] = drawn
+        return self._drawn[key]
 
 
 class Bench:
@@ -68,6 +84,7 @@ class Bench:
         console: where progress is shown.
         boost: the boosting bundle; None for the plain backbone.
         checkpoint_every: steps between checkpoints of a training.
+        draws: shared with benches that learn from the same images; its own otherwise.
 
     Raises:
         BoostBundleError: the bundle was made for other weights, or methods cannot build on it.
@@ -81,6 +98,7 @@ class Bench:
         boost: Bundle | None = None,
         *,
         checkpoint_every: int = 100,
+        draws: Draws | None = None,
     ) -> None:
         self.results = results
         self.console = console
@@ -88,6 +106,7 @@ class Bench:
         self._model = predictor.model
         self._boost = boost
         self._checkpoint_every = checkpoint_every
+        self._draws = draws or Draws(console)
         self.foundation = (
             Foundation(self._model.backbone) if boost is None else boosted_foundation(self._model.backbone, boost)
         )
@@ -101,6 +120,14 @@ class Bench:
     def suffix(self) -> str:
         """Behind a method's name, for people."""
         return " with boosting" if self.is_boosted else ""
+
+    def draw(self, trial: Trial, dataset: Dataset) -> Dataset:
+        """The data set with a trial's train images; unchanged for zero-shot. Damaged images are left out and named.
+
+        Raises:
+            DatasetError: as `Draws.take`.
+        """
+        return self._draws.take(dataset, trial)
 
     def prepare(self, trial: Trial, train: Dataset, name: str) -> tuple[PromptStack, str | None]:
         """The stack of a trial, over the classes of `train`.

@@ -4,13 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.terminal import failing_clearly
+from training.terminal import check_device, failing_clearly
+
+if TYPE_CHECKING:
+    from prompted_clip.backbone import Backbone
 
 evaluate_app = typer.Typer(add_completion=False)
 reproduce_app = typer.Typer(add_completion=False)
@@ -35,12 +38,13 @@ class SplitName(StrEnum):
 
 Methods = Annotated[str, typer.Option(help="adapting methods, with commas between; empty: the foundation alone")]
 Seeds = Annotated[str, typer.Option(help="seeds of draw and training, with commas between")]
-Backbone = Annotated[str, typer.Option(help="by open_clip name")]
+Arch = Annotated[str, typer.Option(help="by open_clip name")]
 Pretrained = Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random weights, to try a pipeline out")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="recipe value: key=value, or method.key=value")]
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
+QuickGELU = Annotated[bool, typer.Option("--quick-gelu", help="for local files of OpenAI's weights")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
 AsJson = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
 
 
@@ -62,9 +66,10 @@ def evaluate(
     shots: Annotated[str, typer.Option(help="images per class; default 16, for few-shot 1,2,4,8,16")] = "",
     bundle: Annotated[Path | None, typer.Option(help="measure this bundle as it is, instead of a protocol")] = None,
     split: Annotated[SplitName, typer.Option(help="with --bundle: which images")] = SplitName.TEST,
-    backbone: Backbone = "ViT-B-16",
+    backbone: Arch = "ViT-B-16",
     pretrained: Pretrained = None,
     random_weights: RandomWeights = False,
+    quick_gelu: QuickGELU = False,
     out: Annotated[Path, typer.Option(help="folder of the report and of finished work, which is found again")] = Path(
         "evaluation"
     ),
@@ -86,10 +91,15 @@ def evaluate(
         from training.evaluation.runs import EvaluateJob, run_bundle, run_evaluate  # noqa: PLC0415  torch
         from training.foundation import load_foundation  # noqa: PLC0415  torch
 
+        def load() -> "Backbone":
+            foundation = load_foundation(
+                backbone, pretrained, None, is_random=random_weights, quick_gelu=quick_gelu, device=device
+            )
+            return foundation.backbone
+
         console = Console(stderr=True)
-        weights = load_foundation(backbone, pretrained, None, is_random=random_weights, device=device).backbone
         if bundle is not None:
-            _show(run_bundle(bundle, data[0], root, split.value, weights, out, console), out, as_json=json_)
+            _show(run_bundle(bundle, data[0], root, split.value, load, out, console), out, as_json=json_)
         elif protocol is not None:
             job = EvaluateJob(
                 protocol=protocol.value,
@@ -104,14 +114,14 @@ def evaluate(
                 out=out,
                 checkpoint_every=checkpoint_every,
             )
-            _show(run_evaluate(job, weights, console), out, as_json=json_)
+            _show(run_evaluate(job, load, console), out, as_json=json_)
 
 
 @reproduce_app.command()
 def reproduce(
     dataset: Annotated[str, typer.Argument(help="a data set's name, such as dtd, or the path of one")],
-    data: Annotated[Path | None, typer.Option(help="folder of the data sets, for a name")] = None,
-    backbone: Backbone = "ViT-B-16",
+    root: Annotated[Path | None, typer.Option("--root", "--data", help="folder of the data sets, for a name")] = None,
+    backbone: Arch = "ViT-B-16",
     pretrained: Pretrained = None,
     teacher: Annotated[str, typer.Option(help="teacher of the boosting prompts, by open_clip name")] = "ViT-L-14",
     teacher_pretrained: Pretrained = None,
@@ -119,6 +129,7 @@ def reproduce(
     seeds: Seeds = "1,2,3",
     shots: Annotated[int, typer.Option(min=1, help="labelled images per class")] = 16,
     random_weights: RandomWeights = False,
+    quick_gelu: QuickGELU = False,
     out: Annotated[
         Path | None, typer.Option(help="folder of the report and of finished work; default reproduce-<data set>")
     ] = None,
@@ -134,14 +145,21 @@ def reproduce(
         from training.evaluation.runs import ReproduceJob, run_reproduce  # noqa: PLC0415  torch
         from training.hardware import load_pair  # noqa: PLC0415  torch
 
-        chosen = _methods(methods)
-        student, tutor = load_pair(
-            backbone, pretrained, teacher, teacher_pretrained, is_random=random_weights, device=device
-        )
+        def load() -> "tuple[Backbone, Backbone]":
+            return load_pair(
+                backbone,
+                pretrained,
+                teacher,
+                teacher_pretrained,
+                is_random=random_weights,
+                quick_gelu=quick_gelu,
+                device=device,
+            )
+
         job = ReproduceJob(
             data=dataset,
-            root=data,
-            methods=chosen,
+            root=root,
+            methods=_methods(methods),
             seeds=seed_list,
             shots=shots,
             overrides=tuple(set_ or []),
@@ -149,7 +167,7 @@ def reproduce(
             out=out or Path(f"reproduce-{Path(dataset).name}"),
             checkpoint_every=checkpoint_every,
         )
-        _show(run_reproduce(job, student, tutor, Console(stderr=True)), job.out, as_json=json_)
+        _show(run_reproduce(job, load, Console(stderr=True)), job.out, as_json=json_)
 
 
 def _numbers(text: str, option: str, *, least: int) -> tuple[int, ...]:
@@ -175,12 +193,17 @@ def _methods(text: str) -> tuple[str, ...]:
 
 
 def _show(content: dict[str, Any], out: Path, *, as_json: bool) -> None:
-    """The report as JSON, or as a table that is narrower than the one on disk: no deviations, nothing published."""
+    """The report as JSON, or as tables that are narrower than those on disk: no deviations."""
     if as_json:
         typer.echo(json.dumps(content))
         return
     console = Console()
-    console.print(_protocol_table(content) if "summaries" in content else _bundle_table(content))
+    if "summaries" in content:
+        console.print(_protocol_table(content))
+        if content["published_means"]:
+            console.print(_published_table(content))
+    else:
+        console.print(_bundle_table(content))
     console.print(f"more: {out / 'report.md'}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -189,12 +212,31 @@ def _protocol_table(content: dict[str, Any]) -> Table:
     table = Table(title=f"{content['protocol']}: {' / '.join(measures)}, per cent")
     for column in ("data set", "method", "shots", "without boosting", "with boosting", "change"):
         table.add_column(column)
+    has_published = any(each["published"] for each in content["summaries"])
+    if has_published:
+        table.add_column("published")
     for each in content["summaries"]:
         means = [{name: part["mean"] for name, part in each[side].items()} for side in ("plain", "boosted")]
         cells = [_rates(part, measures, ".1f") for part in means]
-        table.add_row(
-            each["target"], each["method"], str(each["shots"]), *cells, _rates(each["change"], measures, "+.1f")
-        )
+        cells.append(_rates(each["change"], measures, "+.1f"))
+        if has_published:
+            cells.append(_rates(each["published"] or {}, measures, ".1f"))
+        table.add_row(each["target"], each["method"], str(each["shots"]), *cells)
+    return table
+
+
+def _published_table(content: dict[str, Any]) -> Table:
+    """What papers print for the measured methods, as means over their eleven data sets."""
+    printed = {(each["method"], each["boosted"]): each.get("by_shots", each) for each in content["published_means"]}
+    is_by_shots = "by_shots" in content["published_means"][0]
+    measures = list(next(iter(printed.values()))) if is_by_shots else list(content["summaries"][0]["change"])
+    of = f"accuracy with {' / '.join(map(str, measures))} shots" if is_by_shots else " / ".join(measures)
+    table = Table(title=f"published for CLIP ViT-B/16 (OpenAI), means over eleven data sets: {of}, per cent")
+    for column in ("method", "without boosting", "with boosting"):
+        table.add_column(column)
+    for method in dict.fromkeys(method for method, _ in printed):
+        sides = (printed.get((method, boosted), {}) for boosted in (False, True))
+        table.add_row(method, *(_rates(side, measures, ".1f") for side in sides))
     return table
 
 

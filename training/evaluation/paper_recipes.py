@@ -1,7 +1,8 @@
 """The recipes that the papers' tables were made with: what differs from a method's defaults by protocol and data set.
 
-Sources: the methods' repositories (CoOp, MaPLe, PromptSRC) for their settings outside base-to-new, PromptKD's for the
-weight of the distillation loss, and each data set's own hand-written prompt wherever a recipe has a template.
+Sources: the methods' repositories, in CoOp's `scripts/cocoop` (`vit_b16_ctxv1`, for ImageNet `vit_b16_ep50_ctxv1`) for
+CoOp outside few-shot, in MaPLe's and PromptSRC's the configurations across data sets and few-shot; PromptKD's for the
+weight of the distillation loss; and each data set's own hand-written prompt wherever a recipe has a template.
 """
 
 import json
@@ -76,18 +77,24 @@ def _differences(method: str, dataset: str, protocol: Protocol, shots: int) -> d
     """What a paper's runs set besides the method's defaults, which are those of base-to-new with 16 shots."""
     across = protocol in {"cross-dataset", "domain-generalisation"}
     match method:
-        case "coop" if shots == 1 or dataset == "imagenet":
-            return {"epochs": 50}
-        case "coop" if shots <= 4:
-            return {"epochs": 100}
+        case "coop":
+            return _coop(dataset, protocol, shots)
         case "maple" if across:
-            return {"learning_rate": 0.0026, "epochs": 2}
+            return {"learning_rate": 0.0026, "epochs": 2, "depth": 3}
         case "promptsrc" if across:
             return {"image_depth": 3, "text_depth": 3, "gpa_mean": 6.0, "gpa_std": 10.0}
         case "promptsrc" if protocol == "few-shot":
             mean, std = (45.0, 5.0) if dataset in _LATE_AVERAGE else (30.0, 30.0)
             return {"epochs": 50, "gpa_mean": mean, "gpa_std": std}
     return {}
+
+
+def _coop(dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
+    """CoOp's own tables are few-shot, with 16 random tokens; in CoCoOp's it starts from four words."""
+    words: dict[str, Any] = {} if protocol == "few-shot" else {"context_init": "a photo of a"}
+    if shots == 1 or dataset == "imagenet":
+        return words | {"epochs": 50}
+    return words | ({"epochs": 100} if shots <= 4 else {})
 
 
 def _of_method(method: str, overrides: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
     identity = _identity(bench, "base-to-new", dataset, dataset, trial)
     if (finished := bench.results.find(identity)) is not None:
         return finished
-    base, new = base_and_new(trial.draw(dataset, bench.console))
+    base, new = base_and_new(bench.draw(trial, dataset))
     stack, training = bench.prepare(trial, base, dataset.name)
     answers = [bench.answer(stack, base, f"{trial.method}{bench.suffix} on {base.name}")]
     note = ""
@@ -115,7 +115,7 @@ def _transfer(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset
     identity = _identity(bench, protocol, source, target, trial)
     if (finished := bench.results.find(identity)) is not None:
         return finished
-    stack, training = bench.prepare(trial, trial.draw(source, bench.console), source.name)
+    stack, training = bench.prepare(trial, bench.draw(trial, source), source.name)
     try:
         renamed = bench.rename(trial, stack, target)
     except StackMismatchError as error:

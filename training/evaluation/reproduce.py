@@ -5,11 +5,7 @@ names of all classes, base and new; phase 2 sees few labelled images of base cla
 it was: finished bundles and rows are found again, unfinished trainings continue from their checkpoint.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from rich.console import Console
 
@@ -17,15 +13,14 @@ from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
 from training.boost_run import BoostJob, run_boost
 from training.data.dataset import Dataset
-from training.data.images import N_THREADS, ImageFolder
-from training.data.readable import drop_unreadable
-from training.evaluation.bench import Bench, domain_name, recipe_digest
+from training.evaluation.bench import Bench, Draws, domain_name, recipe_digest
 from training.evaluation.plan import Plan, run_plan
 from training.evaluation.predict import Predictor
 from training.evaluation.rows import Results, short_digest, slug
 from training.evaluation.summary import Report
 from training.files import read_bundle_file
 from training.recipe import BoostRecipe
+from training.unlabelled import train_images_of
 
 
 def reproduce(
@@ -52,12 +47,16 @@ def reproduce(
     Raises:
         TrainingError: see its subclasses; what was finished before is kept.
     """
-    predictor = Predictor(student)
-    plain = Bench(predictor, results, console, checkpoint_every=checkpoint_every)
+    predictor, draws = Predictor(student), Draws(console)
+
+    def bench(boost: Bundle | None) -> Bench:
+        return Bench(predictor, results, console, boost, checkpoint_every=checkpoint_every, draws=draws)
+
+    plain = bench(None)
     benches: list[Sequence[Bench]] = []
     for source in plan.sources:
         bundle = boost_on(source, boost_recipe, student, teacher, results, console, checkpoint_every=checkpoint_every)
-        benches.append((plain, Bench(predictor, results, console, bundle, checkpoint_every=checkpoint_every)))
+        benches.append((plain, bench(bundle)))
     return run_plan(plan, benches)
 
 
@@ -87,7 +86,7 @@ def boost_on(
     if not out.is_file():
         job = BoostJob(
             domain=domain_name(dataset.name),
-            images=training_images(dataset),
+            images=train_images_of(dataset),
             class_names=dataset.class_names,
             out=out,
             checkpoint=out.with_name("checkpoint"),
@@ -95,24 +94,3 @@ def boost_on(
         )
         run_boost(job, recipe, student, teacher, console)
     return read_bundle_file(out)
-
-
-def training_images(dataset: Dataset) -> ImageFolder:
-    """The train images of a data set without their labels; damaged ones are set aside.
-
-    Raises:
-        DatasetError: there are none, or none of some class that can be read.
-    """
-    kept = drop_unreadable(dataset, ("train",))
-    files = tuple(sorted({image.path for image in kept.split("train")}))
-    unreadable = tuple(sorted(set(kept.unreadable) - set(dataset.unreadable)))
-    root = Path(os.path.commonpath([path.parent for path in (*files, *unreadable)]))
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(N_THREADS) as pool:
-        for path, found in zip(files, pool.map(_hash, files), strict=True):
-            digest.update(f"{path.relative_to(root).as_posix()}\0{found}\n".encode("utf-8", "surrogateescape"))
-    return ImageFolder(root, files, unreadable, f"sha256:{digest.hexdigest()}")
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

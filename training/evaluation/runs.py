@@ -3,7 +3,7 @@
 Knows how data sets, bundles and benches come together. Does not know option names or terminals' look.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from prompted_clip.backbone import Backbone
 from training.data.catalog import open_dataset
 from training.data.dataset import Dataset, Split, shorten
 from training.errors import BoostBundleError
-from training.evaluation.bench import Bench
+from training.evaluation.bench import Bench, Draws
 from training.evaluation.one_bundle import measure_bundle
 from training.evaluation.output import write_bundle_report, write_report
 from training.evaluation.paper_recipes import boost_recipe
@@ -82,8 +82,13 @@ class ReproduceJob:
     checkpoint_every: int = 100
 
 
-def run_evaluate(job: EvaluateJob, backbone: Backbone, console: Console) -> dict[str, Any]:
+def run_evaluate(job: EvaluateJob, load: Callable[[], Backbone], console: Console) -> dict[str, Any]:
     """Measure and write the report.
+
+    Args:
+        job: what to measure.
+        load: loads the backbone; called once the job's inputs are known to be sound.
+        console: where progress is shown.
 
     Returns:
         The report as a JSON object.
@@ -94,19 +99,27 @@ def run_evaluate(job: EvaluateJob, backbone: Backbone, console: Console) -> dict
     """
     datasets = tuple(open_dataset(name, job.root) for name in job.data)
     plan = Plan(job.protocol, datasets, job.methods, job.seeds, job.shots, job.overrides)
-    results, predictor = Results(job.out), Predictor(backbone)
+    bundles = [read_bundle_file(path) for path in _boost_of_each(plan.sources, job.boost)]
+    results, predictor, draws = Results(job.out), Predictor(load()), Draws(console)
 
     def bench(boost: Bundle | None) -> Bench:
-        return Bench(predictor, results, console, boost, checkpoint_every=job.checkpoint_every)
+        return Bench(predictor, results, console, boost, checkpoint_every=job.checkpoint_every, draws=draws)
 
     plain = [bench(None)] if job.has_plain else []
-    boosted = [bench(read_bundle_file(path)) for path in _boost_of_each(plan.sources, job.boost)]
+    boosted = [bench(bundle) for bundle in bundles]
     benches = [[*plain, each] for each in boosted] if boosted else [plain for _ in plan.sources]
     return write_report(run_plan(plan, benches), results, job.out, console)
 
 
-def run_reproduce(job: ReproduceJob, student: Backbone, teacher: Backbone, console: Console) -> dict[str, Any]:
+def run_reproduce(
+    job: ReproduceJob, load_pair: Callable[[], tuple[Backbone, Backbone]], console: Console
+) -> dict[str, Any]:
     """Boost, adapt, measure and write the report.
+
+    Args:
+        job: what to reproduce.
+        load_pair: loads student and teacher; called once the job's inputs are known to be sound.
+        console: where progress is shown.
 
     Returns:
         The report as a JSON object.
@@ -117,15 +130,31 @@ def run_reproduce(job: ReproduceJob, student: Backbone, teacher: Backbone, conso
     dataset = open_dataset(job.data, job.root)
     plan = Plan("base-to-new", (dataset,), job.methods, job.seeds, (job.shots,), job.overrides)
     recipe = boost_recipe(dataset, job.boost_overrides)
+    student, teacher = load_pair()
     results = Results(job.out)
     report = reproduce(plan, recipe, student, teacher, results, console, checkpoint_every=job.checkpoint_every)
     return write_report(report, results, job.out, console)
 
 
 def run_bundle(
-    bundle: Path, data: str, root: Path | None, split: Split, backbone: Backbone, out: Path, console: Console
+    bundle: Path,
+    data: str,
+    root: Path | None,
+    split: Split,
+    load: Callable[[], Backbone],
+    out: Path,
+    console: Console,
 ) -> dict[str, Any]:
     """Measure one bundle on one split and write how it did.
+
+    Args:
+        bundle: its file.
+        data: name or path of a data set.
+        root: folder of the data sets, for a name.
+        split: which of its images.
+        load: loads the backbone; called once the other inputs are known to be sound.
+        out: folder of the report.
+        console: where progress is shown.
 
     Returns:
         The result as a JSON object.
@@ -136,12 +165,11 @@ def run_bundle(
         StackMismatchError: it was made for another backbone or cannot tell these classes apart.
     """
     dataset = open_dataset(data, root, single_split=split)
-    read = read_bundle_file(bundle)
+    n_images, read = len(dataset.split(split)), read_bundle_file(bundle)
+    predictor = Predictor(load())
     with bars(console) as progress:
-        task = progress.add_task(f"{read.manifest.domain} on {dataset.name}", total=len(dataset.split(split)), note="")
-        result = measure_bundle(
-            Predictor(backbone), read, dataset, split, on_progress=lambda n: progress.advance(task, n)
-        )
+        task = progress.add_task(f"{read.manifest.domain} on {dataset.name}", total=n_images, note="")
+        result = measure_bundle(predictor, read, dataset, split, on_progress=lambda n: progress.advance(task, n))
     return write_bundle_report(result, out, console)
 
 

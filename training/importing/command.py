@@ -12,7 +12,8 @@ from rich.text import Text
 
 from prompt_store.manifest import check_domain
 from training.data.class_list import read_classes
-from training.terminal import failing_clearly
+from training.data.dataset import tidy_names
+from training.terminal import check_device, failing_clearly
 
 import_app = typer.Typer(add_completion=False)
 
@@ -70,7 +71,7 @@ def import_checkpoint(
             help="PromptKD: the teacher's text features, a bundle or a file with one tensor",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
 ) -> None:
     """Turn a checkpoint of CoOp, CoCoOp, MaPLe, PromptSRC, IVLP or PromptKD into a bundle."""
@@ -84,20 +85,16 @@ def import_checkpoint(
         raise typer.BadParameter("only PromptKD takes its teacher's text features", param_hint="--text-features")
     with failing_clearly("import"):
         check_domain(domain)
-        names = read_classes(classes) if classes is not None else [plain_name(name) for name in class_ or []]
-        from training.importing.import_run import ImportJob, load_import_foundation, run_import  # noqa: PLC0415 - torch
+        names = read_classes(classes) if classes is not None else tidy_names(class_ or [], of="--class")
+        from training.foundation import load_foundation  # noqa: PLC0415 - torch
+        from training.importing.import_run import ImportJob, run_import  # noqa: PLC0415 - torch
 
-        foundation = load_import_foundation(
+        foundation = load_foundation(
             backbone, pretrained, boost, is_random=random_weights, quick_gelu=quick_gelu, device=device
         )
         bundle = out or Path(f"{domain}.safetensors")
         job = ImportJob(checkpoint, method.value, domain, tuple(names), bundle, text, position.value, text_features)
         _show(run_import(job, foundation), as_json=json_)
-
-
-def plain_name(name: str) -> str:
-    """A class name as class lists have it: `_` is a space, and so is any run of white space."""
-    return " ".join(name.replace("_", " ").split())
 
 
 def _show(result: dict[str, Any], *, as_json: bool) -> None:

@@ -6,14 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from prompt_store.bundle import read_bundle
 from prompt_store.manifest import check_domain
-from prompted_clip.backbone import load_backbone
 from training.adapting.text_context import Position
 from training.export import adapt_provenance, fold_bundle
 from training.files import digest_of, write_whole
-from training.foundation import Foundation, boosted_foundation
-from training.hardware import chosen_device
+from training.foundation import Foundation
 from training.importing.checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
 from training.importing.clip_weights import check_activation
 from training.importing.conversion import Converted, Target
@@ -45,33 +42,6 @@ class ImportJob:
     text: str | None = None
     position: Position = "end"
     text_features: Path | None = None
-
-
-def load_import_foundation(
-    arch: str, pretrained: str | None, boost: Path | None, *, is_random: bool, quick_gelu: bool, device: str
-) -> Foundation:
-    """Load what the prompts were trained on.
-
-    Args:
-        arch: open_clip name.
-        pretrained: its weights.
-        boost: the bundle whose boosting prompts stood beside them, or None.
-        is_random: random weights from seed 0 instead, for trying a pipeline out.
-        quick_gelu: for a local file of OpenAI's weights.
-        device: `cpu`, `cuda` or `auto`.
-
-    Raises:
-        WeightsError: the backbone cannot be loaded.
-        BundleInvalidError, BoostBundleError: the boosting bundle cannot be used.
-    """
-    backbone = load_backbone(
-        arch,
-        pretrained=pretrained,
-        random_seed=0 if is_random else None,
-        quick_gelu=quick_gelu,
-        device=chosen_device(device),
-    )
-    return boosted_foundation(backbone, read_bundle(boost.read_bytes())) if boost is not None else Foundation(backbone)
 
 
 def run_import(job: ImportJob, foundation: Foundation) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """Folders of unlabelled images: what is read, what is set aside, what is seen."""
 
+import os
+import shutil
+import threading
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from prompted_clip import to_pixels
-from training.data.images import find_images
+from training.data.images import decodes, find_images, n_decoding_threads, read_in_threads
 from training.data.views import Views
 from training.errors import NoImagesError
 
@@ -51,13 +55,84 @@ def test_damaged_images_are_set_aside_and_named(folder):
 
 def test_the_digest_follows_names_and_contents_but_not_the_folders_place(folder, tmp_path_factory):
     before = find_images(folder).digest
-    import shutil
-
     moved = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(folder, moved)
     assert find_images(moved).digest == before
     (folder / "b.png").rename(folder / "z.png")
     assert find_images(folder).digest != before
+
+
+def test_hidden_files_and_folders_are_neither_used_nor_called_damaged(folder):
+    before = find_images(folder)
+    (folder / ".ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "b.png", folder / ".ipynb_checkpoints/b-checkpoint.png")
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7 not an image")
+    assert find_images(folder) == before
+
+
+def test_a_hidden_folder_that_was_asked_for_is_read(folder):
+    hidden = folder / ".kept"
+    shutil.copytree(folder / "sub", hidden)
+    assert [path.name for path in find_images(hidden).files] == ["c.webp"]
+
+
+def test_a_file_name_that_is_no_text_is_read_and_changes_the_digest(folder):
+    before = find_images(folder)
+    strange = folder / os.fsdecode(b"caf\xe9.png")
+    try:
+        shutil.copy(folder / "b.png", strange)
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    found = find_images(folder)
+    assert len(found.files) == 4
+    strange.rename(folder / os.fsdecode(b"caf\xe8.png"))
+    assert len({before.digest, found.digest, find_images(folder).digest}) == 3
+
+
+def test_images_are_in_the_order_of_folders_not_of_spellings(tmp_path, folder):
+    for name in ("a-b/x.png", "a/y.png"):
+        (folder / name).parent.mkdir()
+        shutil.copy(folder / "b.png", folder / name)
+    found = [path.relative_to(folder).as_posix() for path in find_images(folder).files]
+    assert found == ["a/y.png", "a-b/x.png", "a.jpg", "b.png", "sub/c.webp"]
+
+
+def test_progress_counts_files_and_ends_at_the_total(folder):
+    for index in range(130):
+        shutil.copy(folder / "b.png", folder / f"copy{index}.png")
+    calls = []
+    find_images(folder, lambda done, total: calls.append((done, total, threading.get_ident())))
+    assert calls == [(done, 133, threading.get_ident()) for done in (64, 128, 133)]
+
+
+def test_reading_in_threads_keeps_the_order_and_passes_errors_on(folder):
+    paths = [folder / f"{index}.txt" for index in range(100)]
+    for path in paths:
+        path.write_text(path.stem)
+    assert read_in_threads(lambda path: int(path.read_text()), paths) == list(range(100))
+    with pytest.raises(FileNotFoundError):
+        read_in_threads(lambda path: path.read_text(), [*paths, folder / "absent.txt"])
+
+
+def test_only_whole_images_decode(folder):
+    assert decodes(folder / "b.png")
+    whole = (folder / "b.png").read_bytes()
+    for n_bytes in (0, 8, 20, 40, len(whole) // 2):
+        (folder / "cut.png").write_bytes(whole[:n_bytes])
+        assert not decodes(folder / "cut.png")
+    assert not decodes(folder / "absent.png")
+
+
+def test_threads_follow_the_processors_this_process_may_use():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("processors cannot be chosen here")
+    allowed = os.sched_getaffinity(0)
+    assert n_decoding_threads() == min(8, len(allowed))
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert n_decoding_threads() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "absent", lambda p: p])

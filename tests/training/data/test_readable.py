@@ -1,6 +1,7 @@
 """Damaged files are found before a run, set aside, named and counted."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -100,8 +101,6 @@ def test_progress_is_reported_from_the_calling_thread_and_ends_at_the_total(tmp_
 
 def test_an_image_listed_in_two_splits_is_opened_once(folder):
     dataset = read_class_folders(folder)
-    from dataclasses import replace
-
     doubled = replace(dataset, splits={"train": dataset.split("train"), "test": dataset.split("train")})
     calls = []
     drop_unreadable(doubled, on_progress=lambda done, total: calls.append((done, total)))

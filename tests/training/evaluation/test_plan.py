@@ -11,7 +11,7 @@ from training.evaluation.plan import Plan, run_plan
 from training.evaluation.predict import Predictor
 from training.evaluation.rows import Results
 
-SETTINGS = ("epochs=1", "batch_size=8")
+SETTINGS = ("epochs=1", "warmup_epochs=0", "batch_size=8")
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ def measured(tmp_path_factory):
     benches = [Bench(predictor, results, console), Bench(predictor, results, console, boost)]
 
     def run(protocol, *methods, **fields):
-        plan = Plan(protocol, (dataset,), methods, overrides=("epochs=1",) if methods else (), **fields)
+        overrides = ("epochs=1", "warmup_epochs=0") if methods else ()
+        plan = Plan(protocol, (dataset,), methods, overrides=overrides, **fields)
         return run_plan(plan, [benches]), results
 
     return run

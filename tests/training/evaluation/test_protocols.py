@@ -19,7 +19,7 @@ from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, painte
 from training.adapting.methods import METHODS
 from training.data.few_shot import base_and_new, few_shot
 from training.errors import CheckpointError, DatasetError
-from training.evaluation.bench import Bench, Trial
+from training.evaluation.bench import Bench, Draws, Trial
 from training.evaluation.metrics import harmonic_mean
 from training.evaluation.predict import Predictor
 from training.evaluation.protocols import across, all_classes, base_to_new, to_variant
@@ -228,6 +228,23 @@ def test_damaged_images_are_left_out_of_the_draw_and_named(bench_at, tmp_path):
     row = base_to_new(bench, dataset, trial_of("coop"))
     assert read_bundle(bundle_path(bench, row).read_bytes()).manifest.provenance.metrics["n_images"] == 3
     assert damaged.name in bench.console.file.getvalue()
+
+
+def test_a_draw_is_looked_through_once_for_all_methods_and_targets(tmp_path):
+    dataset, console = painted(tmp_path / "four"), Console(file=io.StringIO(), width=200)
+    draws = Draws(console)
+    first = few_shot(dataset, 2, seed=1).split("train")
+    first[0].path.write_bytes(b"no picture")
+    drawn = draws.take(dataset, trial_of("coop"))
+    assert [image.path for image in drawn.split("train")] == [image.path for image in first[1:]]
+
+    first[2].path.write_bytes(b"no picture either")  # whoever looked again would leave it out
+    assert draws.take(dataset, trial_of("ivlp")) is drawn
+    assert console.file.getvalue().count("left out 1 drawn images") == 1
+    for other in (trial_of("coop", seed=2), trial_of("coop", shots=3)):
+        again = draws.take(dataset, other)
+        assert first[2].path not in [image.path for image in again.split("train")]
+    assert draws.take(dataset, Trial()) is dataset
 
 
 def test_the_answers_behind_a_row_are_kept(bench_at, dataset):

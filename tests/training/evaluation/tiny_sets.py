@@ -35,10 +35,10 @@ def painted(root, *, name="four", class_names=CLASS_NAMES, train=3, test=2):
     return Dataset(name, root, tuple(class_names), splits)
 
 
-def write_textures(root, *, train=2, test=1):
+def write_textures(root, *, class_names=CLASS_NAMES, train=2, test=1):
     """An imitation of the textures data set below a data folder: `dtd/`, with its split file."""
     lists = {"train": [], "val": [], "test": []}
-    for label, name in enumerate(CLASS_NAMES):
+    for label, name in enumerate(class_names):
         for split, n_images, offset in (("train", train, 0), ("test", test, 100)):
             for number in range(n_images):
                 file = f"{name}/{name}_{offset + number}.jpg"

@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from prompt_store.bundle import read_bundle
+from prompt_store.header import MAX_BUNDLE_BYTES
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models
 from tests.training.importing.foreign import CLASSES, Writer, save_dassl
@@ -59,6 +60,24 @@ def test_class_names_may_be_given_one_by_one(workplace):
     assert caspl_import(workplace, "model.pth.tar-1", "coop", *names, classes=False).exit_code == 0
     bundle = read_bundle((workplace / "demo.safetensors").read_bytes())
     assert [spec.name for spec in bundle.manifest.classes] == list(CLASSES)
+
+
+def test_class_names_that_read_the_same_are_refused_before_a_backbone_is_loaded(workplace):
+    save_dassl(workplace / "model.pth.tar-1", Writer().coop())
+    names = ["--class", "red_tulip", "--class", "Red  tulip", "--backbone", "ViT-Z-16"]
+    result = caspl_import(workplace, "model.pth.tar-1", "coop", *names, classes=False)
+    assert result.exit_code == 1
+    assert "'red_tulip' and 'Red  tulip' read the same" in result.stderr
+
+
+def test_a_boosting_bundle_is_read_no_further_than_a_bundle_may_be_long(workplace):
+    save_dassl(workplace / "model.pth.tar-1", Writer().coop())
+    huge = workplace / "huge.safetensors"
+    with huge.open("wb") as file:
+        file.truncate(MAX_BUNDLE_BYTES + 1000)  # sparse
+    result = caspl_import(workplace, "model.pth.tar-1", "coop", "--boost", str(huge))
+    assert result.exit_code == 1
+    assert f"expected at most {MAX_BUNDLE_BYTES} bytes, found {MAX_BUNDLE_BYTES + 1}" in one_line(result.stderr)
 
 
 def test_prompts_may_stand_on_boosting_prompts(workplace):
@@ -125,6 +144,7 @@ def test_a_failure_is_one_message_and_leaves_no_bundle(workplace, method, extra,
         ("maple", ["--position", "middle"], True, "--position"),
         ("prompt-tuning", [], True, "--method"),
         ("coop", ["--boost", "nowhere.safetensors"], True, "--boost"),
+        ("coop", ["--device", "gpu"], True, "--device"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_read(workplace, method, extra, classes, option):

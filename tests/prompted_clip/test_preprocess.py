@@ -1,0 +1,95 @@
+"""From image files of every mode to pixels: the same in training as in the service."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from prompted_clip import to_pixels
+from prompted_clip.preprocess import upright_rgb
+from service.images import ImageLimits, open_rgb
+from training.data.views import Views
+
+LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000, max_side_px=4_096, max_aspect=20, max_scans=100)
+PREPROCESS = {"size": [32, 32], "mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+EXIF_ORIENTATION = 0x0112
+
+
+def noise(*shape, dtype=np.uint8):
+    return np.random.default_rng(5).integers(0, np.iinfo(dtype).max, (40, 56, *shape), dtype=dtype, endpoint=True)
+
+
+def turned(orientation):
+    """EXIF metadata with an orientation."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    return exif
+
+
+def palette_picture():
+    image = Image.fromarray(noise() % 16).convert("P")
+    image.putpalette(noise(3).ravel()[: 3 * 256].tolist())
+    return image
+
+
+FILES = {
+    "1": (lambda: Image.fromarray(noise() > 127), "PNG", {}),
+    "L": (lambda: Image.fromarray(noise()), "PNG", {}),
+    "L with a transparent grey": (lambda: Image.fromarray(noise() // 64), "PNG", {"transparency": 2}),
+    "LA": (lambda: Image.fromarray(noise(2)), "PNG", {}),
+    "P": (palette_picture, "PNG", {}),
+    "P with a transparent colour": (palette_picture, "PNG", {"transparency": 3}),
+    "P with alpha for each colour": (palette_picture, "PNG", {"transparency": bytes(range(0, 256, 16))}),
+    "RGB": (lambda: Image.fromarray(noise(3)), "PNG", {}),
+    "RGBA": (lambda: Image.fromarray(noise(4)), "PNG", {}),
+    "RGBA as WEBP": (lambda: Image.fromarray(noise(4)), "WEBP", {"lossless": True, "exact": True}),
+    "I;16": (lambda: Image.fromarray(noise(dtype=np.uint16)), "PNG", {}),
+    "CMYK": (lambda: Image.fromarray(noise(4)[..., :3]).convert("CMYK"), "JPEG", {}),
+    "L as JPEG": (lambda: Image.fromarray(noise()), "JPEG", {}),
+    "RGBA turned": (lambda: Image.fromarray(noise(4)), "PNG", {"exif": turned(6)}),
+    "I;16 turned": (lambda: Image.fromarray(noise(dtype=np.uint16)), "PNG", {"exif": turned(5)}),
+} | {
+    f"RGB with orientation {value}": (lambda: Image.fromarray(noise(3)), "JPEG", {"exif": turned(value)})
+    for value in (1, 2, 3, 4, 5, 6, 7, 8, 99)
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_training_and_service_see_the_same_pixels(tmp_path, name):
+    make, kind, options = FILES[name]
+    path = tmp_path / f"image.{kind.lower()}"
+    make().save(path, kind, **options)
+    with Image.open(path) as opened:
+        assert opened.mode == name.split()[0] or kind == "WEBP" or name == "L as JPEG"
+    views = Views([path], image_size=32, preprocess=PREPROCESS, augmentation="none", crop_scale_min=1.0, seed=1)
+    served, _ = open_rgb(path.read_bytes(), LIMITS)
+    np.testing.assert_array_equal(views.load([0], epoch=0)[0].numpy(), to_pixels(served, 32, PREPROCESS))
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_every_orientation_is_undone(tmp_path, value):
+    Image.fromarray(noise(3)).save(tmp_path / "image.png", exif=turned(value))
+    with Image.open(tmp_path / "image.png") as image:
+        np.testing.assert_array_equal(upright_rgb(image), ImageOps.exif_transpose(image))
+
+
+def test_grey_of_more_than_eight_bits_is_scaled_in_either_of_pillows_modes():
+    grey = noise(dtype=np.uint16)
+    for stored in (grey, grey.astype(np.int32)):
+        image = Image.fromarray(stored)
+        assert image.mode in {"I;16", "I"}
+        np.testing.assert_array_equal(np.asarray(upright_rgb(image)), np.repeat((grey >> 8)[..., None], 3, axis=-1))
+
+
+def test_alpha_is_laid_on_white():
+    image = Image.fromarray(np.array([[[200, 100, 0, 0], [200, 100, 0, 255], [200, 100, 0, 128]]], dtype=np.uint8))
+    clear, solid, half = np.asarray(upright_rgb(image))[0].astype(int)
+    assert clear.tolist() == [255, 255, 255]
+    assert solid.tolist() == [200, 100, 0]
+    np.testing.assert_allclose(half, 255 + (np.array([200, 100, 0]) - 255) * 128 / 255, atol=1)
+
+
+def test_the_picture_outlives_its_file(tmp_path):
+    Image.fromarray(noise(3)).save(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as opened:
+        image = upright_rgb(opened)
+    np.testing.assert_array_equal(np.asarray(image), noise(3))

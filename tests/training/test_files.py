@@ -1,0 +1,46 @@
+"""Files of a run: whole or not at all, by several processes at once, and read within limits."""
+
+import subprocess
+import sys
+
+import pytest
+
+from training.errors import BoostBundleError
+from training.files import digest_of, read_bundle_file, write_whole
+
+WRITER = """
+import sys
+from pathlib import Path
+from training.files import write_whole
+for _ in range(200):
+    write_whole(Path(sys.argv[1]), sys.argv[2].encode() * 5000)
+"""
+
+
+def test_two_processes_may_write_one_file_and_a_reader_sees_one_of_them_whole(tmp_path):
+    path = tmp_path / "report.json"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), mark]) for mark in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            seen.add(path.read_bytes())
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen | {path.read_bytes()} <= {b"a" * 5000, b"b" * 5000}
+    assert [left.name for left in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "taken"
+    (path / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="taken"):
+        write_whole(path, b"new")
+    assert [left.name for left in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_bundle_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(BoostBundleError, match=r"none\.safetensors"):
+        read_bundle_file(tmp_path / "none.safetensors")
+
+
+def test_a_digest_names_its_algorithm():
+    assert digest_of(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -1,0 +1,28 @@
+"""How the commands of training fail: one line and exit code 1 for what was foreseen, a stack trace for the rest."""
+
+import pytest
+import torch
+import typer
+
+from training.errors import DatasetError
+from training.terminal import failing_clearly
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (DatasetError("expected [4, 512], found nothing"), "caspl adapt: expected [4, 512], found nothing"),
+        (FileNotFoundError(2, "No such file", "gone.csv"), "gone.csv"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "lower batch_size"),
+    ],
+)
+def test_what_was_foreseen_is_one_line_and_exit_code_1(capsys, error, says):
+    with pytest.raises(typer.Exit) as ended, failing_clearly("adapt"):
+        raise error
+    assert ended.value.exit_code == 1
+    assert says in capsys.readouterr().err
+
+
+def test_what_nobody_foresaw_keeps_its_stack_trace():
+    with pytest.raises(RuntimeError, match="a bug"), failing_clearly("adapt"):
+        raise RuntimeError("a bug")
