@@ -1,10 +1,16 @@
 # The service, without training. Build from the repository root:
 #   docker build -t caspl-serve .
-# Run on a GPU (leave out --gpus for the CPU); caspl-keys is the API key file, /weights keeps downloaded weights:
-#   docker run --gpus all -p 8000:8000 -e CASPL_PRETRAINED=openai -v caspl-store:/store -v caspl-weights:/weights \
+# Make an API key; it is printed once, the file keeps its hash. The store begins empty, so the first key must be able to
+# fill it. Nobody but the service may read the file:
+#   docker run --rm --user "$(id -u)" -v "$PWD:/out" caspl-serve caspl keys new /out/caspl-keys \
+#       --scope classify --scope publish --scope activate --scope rollback --scope metrics
+#   sudo chown 65532 caspl-keys
+# Run on a GPU (leave out --gpus for the CPU); /weights keeps downloaded weights. The restart is part of the design: the
+# process ends when its device fails or hangs.
+#   docker run --detach --name caspl --restart unless-stopped --gpus all -p 8000:8000 -e CASPL_PRETRAINED=openai \
+#       -v caspl-store:/store -v caspl-weights:/weights \
 #       --mount type=bind,src="$PWD/caspl-keys",dst=/run/secrets/caspl-keys,readonly caspl-serve
-# `caspl keys new caspl-keys --scope classify` makes the key file; nobody but the service may read it: chown it to 65532.
-# Stop it with `docker stop --time 35`: it answers what it has accepted first.
+# Stop it with `docker stop --time 35 caspl`: it answers what it has accepted first.
 FROM python:3.11-slim AS build
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

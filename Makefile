@@ -52,7 +52,8 @@ $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: name a Python >= 3.11, as in: make PYTHON=python3 demo"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "$(PYTHON) is older than 3.11: name another, as in: make PYTHON=python3.12 demo"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@# Without ensurepip venv fails half way, and the Python it leaves behind would pass for an environment next time.
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # A stamp newer than pyproject.toml and constraints.txt means: installed, nothing to do.
 $(VENV)/.installed-serve: pyproject.toml constraints.txt | $(BIN)/python

@@ -22,6 +22,8 @@ from prompt_store.errors import PromptStoreError, StorageFullError, StoreReadOnl
 TEMPORARY_PREFIX: Final = ".tmp-"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_BUSY: Final = frozenset({errno.EMFILE, errno.ENFILE})
+"""Only opening a file ends like this: no byte has been entrusted to the disk by the call that failed."""
 
 
 class Disk:
@@ -88,10 +90,21 @@ def as_store_error(error: OSError) -> PromptStoreError:
         return StorageFullError("expected room for the file, the file system is full; free some space and try again")
     if error.errno in _REFUSED:
         return StoreReadOnlyError("expected a writable store, the file system refused; check mount and permissions")
+    if is_passing(error):
+        return StoreReadOnlyError(
+            "expected to open a file, found too many open; nothing was published: send it again later or raise "
+            "the limit on open files",
+            code="storage_busy",
+        )
     return StoreReadOnlyError(
         "expected the disk to take the data, it reported an error; nothing was published, check the disk and restart",
         code="storage_error",
     )
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether a failed call says nothing about the disk: the process or the system had no file handle left."""
+    return isinstance(error, OSError) and error.errno in _BUSY
 
 
 def _commit_unknown() -> StoreReadOnlyError:
@@ -131,8 +144,8 @@ def create_file(disk: Disk, target: Path, data: bytes) -> bool:
 
     Raises:
         StorageFullError: no room; nothing is left behind.
-        StoreReadOnlyError: `store_read_only` or `storage_error`, nothing was created; `commit_unknown`, the file is
-            there but may not outlive a power cut.
+        StoreReadOnlyError: `store_read_only`, `storage_busy` or `storage_error`, nothing was created; `commit_unknown`,
+            the file is there but may not outlive a power cut.
     """
     temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:

@@ -97,7 +97,7 @@ class ConflictError(PromptStoreError):
 
 
 class StoreReadOnlyError(PromptStoreError):
-    """Nothing can be written; codes `store_read_only`, `storage_error` or `commit_unknown`.
+    """Nothing can be written; codes `store_read_only`, `storage_busy`, `storage_error`, `commit_unknown`.
 
     `commit_unknown` means: the change may or may not survive a power cut. Send it again after a restart;
     adding the same content twice is harmless.

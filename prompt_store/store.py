@@ -15,7 +15,7 @@ from prompt_store import changes
 from prompt_store.blobs import read_blob
 from prompt_store.bundle import read_bundle
 from prompt_store.collect import GRACE_S, KEEP_VERSIONS, TEMPORARY_GRACE_S, GcReport, collect
-from prompt_store.durable import Disk, locked
+from prompt_store.durable import Disk, is_passing, locked
 from prompt_store.errors import BundleInvalidError, ConflictError, StoreReadOnlyError
 from prompt_store.layout import Layout, open_layout
 from prompt_store.logs import Decide, Logs
@@ -306,5 +306,5 @@ class Store:
             with locked(self._layout.lock_file, exclusive=exclusive):
                 yield
         except StoreReadOnlyError as error:
-            self._has_failed = self._has_failed or error.code in _FATAL_CODES
+            self._has_failed |= error.code in _FATAL_CODES and not is_passing(error.__cause__)
             raise

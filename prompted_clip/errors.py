@@ -22,7 +22,7 @@ class WeightsError(PromptedClipError):
 class StackMismatchError(PromptedClipError):
     """A bundle cannot run on the loaded backbone."""
 
-    code = "backbone_mismatch"
+    code = "stack_mismatch"
 
 
 class TextTooLongError(PromptedClipError):

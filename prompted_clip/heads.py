@@ -7,7 +7,7 @@ Legend: B images, K classes, E joint width, F width of the text features, H hidd
 tokens, W text width, R text rows that run at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -139,7 +139,13 @@ class ConditionalHead:
         return self.ids_KT.shape[0]
 
     def similarities(
-        self, backbone: Backbone, features_BE: Tensor, boost: PromptGrid | None, *, max_text_rows: int
+        self,
+        backbone: Backbone,
+        features_BE: Tensor,
+        boost: PromptGrid | None,
+        *,
+        max_text_rows: int,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """<f(x), g_c(x)>, where the image had a part in g_c.
 
@@ -148,6 +154,7 @@ class ConditionalHead:
             features_BE: f(x), unit norm.
             boost: boosting prompts of the text tower, shared by all rows, or None.
             max_text_rows: pairs of image and class that go through the text tower at once; what bounds the memory.
+            on_progress: called after each such forward.
 
         Returns:
             [B, K] cosine similarities.
@@ -160,6 +167,7 @@ class ConditionalHead:
             image_R, class_R = rows_R // self.n_classes, rows_R % self.n_classes
             text_RE = self._encode(backbone, contexts_BNW[image_R], class_R, boost)
             parts.append((features_BE[image_R] * text_RE).sum(dim=-1))
+            on_progress()
         return torch.cat(parts).reshape(len(features_BE), self.n_classes)
 
     def _encode(self, backbone: Backbone, contexts_RNW: Tensor, class_R: Tensor, boost: PromptGrid | None) -> Tensor:

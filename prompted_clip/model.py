@@ -4,7 +4,7 @@ Legend: B rows, C/H/W image, K classes, E joint width, D prompt layers, P prompt
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -20,7 +20,7 @@ from prompted_clip.internals import unit_norm
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import PromptGrid, collate_grids, join_groups
 from prompted_clip.stack import PromptStack
-from prompted_clip.text import encode_classes
+from prompted_clip.text import TEXTS_AT_ONCE, encode_classes
 from prompted_clip.vision import embed_image
 
 MAX_TEXT_ROWS: Final = 1024
@@ -32,8 +32,11 @@ class PromptedClip:
 
     Args:
         backbone: the loaded model; shared, never changed.
-        max_text_rows: pairs of image and class that a conditional head sends through the text tower at once.
+        max_text_rows: texts that go through the text tower at once; pairs of image and class for a conditional head.
         max_conditional_classes: most classes of a conditional head, each of which costs a text forward per image.
+
+    Attributes:
+        on_progress: called after every forward, on the thread that runs it; whoever watches for a hung device sets it.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class PromptedClip:
         self.backbone = backbone
         self._max_text_rows = max_text_rows
         self._max_conditional_classes = max_conditional_classes
+        self.on_progress: Callable[[], None] = lambda: None
 
     @torch.inference_mode()
     def load_stack(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
@@ -108,7 +112,7 @@ class PromptedClip:
             image_adapt=None,
             text_boost=None,
             text_adapt=None,
-            text_features=encode_classes(self.backbone, class_names, templates),
+            text_features=self._encode_classes(class_names, templates, None),
             image=None,
         )
 
@@ -176,6 +180,7 @@ class PromptedClip:
         images = normalize_pixels(pixels_BCHW.to(self.backbone.device), self.backbone.preprocess)
         v_BE = embed_image(self.backbone, images, collate_grids([stack.image for stack in stacks]))
         v_BE = v_BE.to(torch.promote_types(v_BE.dtype, torch.float32))
+        self.on_progress()
         return ImageFeatures(v_BE, unit_norm(v_BE))
 
     @torch.inference_mode()
@@ -218,7 +223,9 @@ class PromptedClip:
         head, scale = stack.head, stack.logit_scale
         if isinstance(head, ConditionalHead):
             f_BE = images.unit_BE[rows]
-            return scale * head.similarities(self.backbone, f_BE, stack.text, max_text_rows=self._max_text_rows)
+            return scale * head.similarities(
+                self.backbone, f_BE, stack.text, max_text_rows=self._max_text_rows, on_progress=self.on_progress
+            )
         if stack.text_features is None:
             msg = f"The stack of domain {stack.domain!r} has neither text features nor a conditional head."
             raise ValueError(msg)
@@ -231,21 +238,35 @@ class PromptedClip:
         if not stack.templates:
             msg = f"Domain {stack.domain!r} has no template, so no text can be encoded for it."
             raise StackMismatchError(msg)
-        return encode_classes(self.backbone, texts, stack.templates, grid)
+        return self._encode_classes(texts, stack.templates, grid)
+
+    def _encode_classes(self, texts: Sequence[str], templates: Sequence[str], grid: PromptGrid | None) -> Tensor:
+        at_once = min(TEXTS_AT_ONCE, self._max_text_rows)
+        return encode_classes(self.backbone, texts, templates, grid, max_texts=at_once, on_progress=self.on_progress)
 
     def _head(
         self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], share: float | None
     ) -> Head | None:
-        """The head of a bundle, from the tensors that the format lists for its kind, in the format's order."""
-        parts = [tensors[name] for name in HEAD_SHAPES[kind] if name != "text.features"]
+        """The head of a bundle, from the tensors of its kind."""
         if kind == "conditional":
-            return self._conditional_head(stack, MetaNet(tensors["text.adapt"][0], *parts))
+            net = MetaNet(
+                context_NW=tensors["text.adapt"][0],
+                hidden_weight_HE=tensors["conditional.linear1.weight"],
+                hidden_bias_H=tensors["conditional.linear1.bias"],
+                weight_WH=tensors["conditional.linear2.weight"],
+                bias_W=tensors["conditional.linear2.bias"],
+            )
+            return self._conditional_head(stack, net)
         if kind == "projector":
-            return Projector(*parts)
+            return Projector(
+                hidden_weight_HE=tensors["head.hidden.weight"],
+                hidden_bias_H=tensors["head.hidden.bias"],
+                weight_FH=tensors["head.weight"],
+                bias_F=tensors["head.bias"],
+            )
         if share is None:
             return None
-        weight_KE, bias_K = parts
-        return ClassHead(weight_KE, bias_K, share)
+        return ClassHead(weight_KE=tensors["head.weight"], bias_K=tensors["head.bias"], share=share)
 
     def _conditional_head(self, stack: PromptStack, net: MetaNet) -> ConditionalHead:
         n_classes, limit = len(stack.class_texts), self._max_conditional_classes

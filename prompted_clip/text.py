@@ -10,7 +10,9 @@ of the tower's 77 positions.
 Legend: K texts, T text tokens, P prompt positions, E joint width.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ from prompted_clip import internals
 from prompted_clip.backbone import Backbone
 from prompted_clip.errors import TextTooLongError
 from prompted_clip.prompts import PromptGrid, run_blocks
+
+TEXTS_AT_ONCE: Final = 256
+"""Texts in one forward of `encode_classes`: bounds its memory and, on a CPU, the time until it is heard of again."""
 
 
 def tokenize(backbone: Backbone, texts: Sequence[str], *, n_prompts: int = 0) -> tuple[Tensor, Tensor]:
@@ -103,17 +108,26 @@ def encode_texts(backbone: Backbone, texts: Sequence[str], grid: PromptGrid | No
 
 
 def encode_classes(
-    backbone: Backbone, class_texts: Sequence[str], templates: Sequence[str], grid: PromptGrid | None = None
+    backbone: Backbone,
+    class_texts: Sequence[str],
+    templates: Sequence[str],
+    grid: PromptGrid | None = None,
+    *,
+    max_texts: int = TEXTS_AT_ONCE,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Class features as an ensemble over templates: the mean of unit features, made unit norm again.
 
-    Source: CLIP (arXiv 2103.00020), section 3.1.4.
+    Source: CLIP (arXiv 2103.00020), section 3.1.4. The number of texts that run at once changes no feature by more than
+    rounding, as they are all padded to the same length.
 
     Args:
         backbone: the frozen CLIP.
         class_texts: what stands for each class inside a template.
         templates: each with one `{}`.
-        grid: text prompts or None.
+        grid: text prompts, shared by all classes or one per class, or None.
+        max_texts: most texts that go through the tower at once.
+        on_progress: called after each such forward.
 
     Returns:
         [K, E] float32, unit norm.
@@ -121,7 +135,26 @@ def encode_classes(
     Raises:
         TextTooLongError: a class does not fit together with its template and prompts.
     """
-    per_template = [encode_texts(backbone, [t.replace("{}", c) for c in class_texts], grid) for t in templates]
+
+    def encode(template: str) -> Tensor:
+        texts = [template.replace("{}", text) for text in class_texts]
+        ids_KT, eot_K = tokenize(backbone, texts, n_prompts=grid.n_tokens if grid is not None else 0)
+        parts = []
+        for start in range(0, len(texts), max_texts):
+            rows = slice(start, start + max_texts)
+            parts.append(encode_tokens(backbone, ids_KT[rows], eot_K[rows], _rows_of(grid, rows)))
+            on_progress()
+        return torch.cat(parts)
+
+    per_template = [encode(template) for template in templates]
     if len(per_template) == 1:
         return per_template[0]
     return internals.unit_norm(torch.stack(per_template).mean(dim=0))
+
+
+def _rows_of(grid: PromptGrid | None, rows: slice) -> PromptGrid | None:
+    """The prompts of some of the rows; prompts shared by all rows stay as they are."""
+    if grid is None or grid.tokens.ndim == 3:
+        return grid
+    depths = grid.depths if grid.depths.ndim == 1 else grid.depths[rows]
+    return dataclasses.replace(grid, tokens=grid.tokens[rows], depths=depths)

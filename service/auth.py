@@ -102,14 +102,26 @@ class KeyRing:
         """Decide on one request from its first line and its Authorization header.
 
         Returns:
-            The id of the key, for logs and histories; empty when none is needed.
+            The id of the key, for logs and histories; empty when none is needed and no valid one was sent.
 
         Raises:
             UnauthorizedError: no key, a malformed one, or not ours.
             DeniedError: ours, without the scope or the domain.
         """
-        if self.is_open or path in OPEN_PATHS:
+        if self.is_open:
             return ""
+        try:
+            key = self._key_of(authorization)
+        except UnauthorizedError:
+            if path in OPEN_PATHS:
+                return ""
+            raise
+        scope, domain = needed_scope(method, path)
+        if path not in OPEN_PATHS and (scope is None or not key.allows(scope, domain)):
+            raise DeniedError(f"Key {key.id} lacks the scope or the domain that this request needs.")
+        return key.id
+
+    def _key_of(self, authorization: str) -> Key:
         kind, _, text = authorization.partition(" ")
         match = KEY_PATTERN.fullmatch(text.strip()) if kind.lower() == "bearer" else None
         if match is None:
@@ -118,10 +130,7 @@ class KeyRing:
         digest = hashlib.sha256(match[2].encode()).hexdigest()
         if not hmac.compare_digest(digest, key.sha256 if key else NO_DIGEST) or key is None:
             raise UnauthorizedError("This API key is not known here.")
-        scope, domain = needed_scope(method, path)
-        if scope is None or not key.allows(scope, domain):
-            raise DeniedError(f"Key {key.id} lacks the scope or the domain that this request needs.")
-        return key.id
+        return key
 
     def require(self, key_id: str, scope: Scope, domain: str) -> None:
         """Check a further scope of a key that was checked before.

@@ -8,8 +8,10 @@ The rules, in the order they matter:
 1. A batch leaves as soon as the runner is free; an idle runner never waits for company.
 2. While one batch runs, a second one is prepared only when it is full, so late rows can still join a small one.
 3. Among lanes, the one whose oldest row has waited longest goes first; within a lane, first in first out.
-4. A row that is late or abandoned leaves at the moment it would enter a batch, before the device sees it.
-5. The number of waiting rows is bounded; rows of one call enter together or not at all.
+4. An abandoned row leaves its lane at once; a late one at the moment it would enter a batch, before the device sees it.
+5. The number of waiting rows is bounded, and nobody waits whose answer would come past the deadline; rows of one call
+   enter together or not at all. An idle runner refuses nobody, so a wrong estimate mends itself. A batch takes no
+   further row that would make it late for one that it has.
 6. A runner that raises fails the rows of that batch and nothing else.
 7. Rows may have a *cost*, in any unit, on top of what every row takes. The costs in one batch are bounded, and a row
    that costs more by itself runs alone. A batch with a cost is never prepared ahead, and of two in a row the second one
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
@@ -45,7 +48,7 @@ class BatcherObserver(Protocol):
         """A batch of `n_rows` left; its oldest row had waited for `waited_s` seconds."""
 
     def row_dropped(self, reason: str) -> None:
-        """A row left without being run: `expired`, `cancelled` or `queue_full`."""
+        """A row left without being run: `expired`, `cancelled`, `queue_full` or `wait_too_long`."""
 
     def queue_changed(self, n_waiting: int) -> None:
         """The number of waiting rows is now `n_waiting`."""
@@ -127,7 +130,8 @@ class Batcher(Generic[Row, Answer]):
         self._clock = clock
         self._lanes: dict[Hashable, deque[Ticket[Row, Answer]]] = {}
         self._n_waiting = 0
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], int] = {}  # in the order they were handed over, with their rows
+        self._turn_began_s = 0.0
         self._is_closed = False
         self._s_per_row = 0.0
 
@@ -143,7 +147,15 @@ class Batcher(Generic[Row, Answer]):
 
     def estimated_wait_s(self) -> float:
         """Seconds a row that enters now would wait, from the running mean of seconds per row."""
-        return (self._n_waiting + self._max_rows * self.n_running) * self._s_per_row
+        return self._rest_s(self._clock()) + self._n_waiting * self._s_per_row
+
+    def _rest_s(self, now_s: float) -> float:
+        """Seconds until the batches that the runner has are back, by the same mean."""
+        if not self._running:
+            return 0.0
+        n_first, *n_prepared = self._running.values()
+        rest_s = max(0.0, n_first * self._s_per_row - (now_s - self._turn_began_s))
+        return rest_s + sum(n_prepared) * self._s_per_row
 
     def submit(
         self, rows: Sequence[Row], *, lane: Hashable, deadline_s: float
@@ -160,26 +172,20 @@ class Batcher(Generic[Row, Answer]):
             answered for that row.
 
         Raises:
-            OverloadedError: the rows do not fit in the queue; none of them entered.
+            OverloadedError: the rows do not fit in the queue, or would be late; none of them entered.
             DrainingError: the batcher is closed.
         """
         if self._is_closed:
             raise DrainingError("This process is stopping; send the request again, another one will take it.")
-        if self._n_waiting + len(rows) > self._max_waiting:
-            for _ in rows:
-                self._observer.row_dropped("queue_full")
-            raise OverloadedError(
-                f"{self._n_waiting} images already wait and at most {self._max_waiting} may; try again later.",
-                retry_after_s=self.estimated_wait_s(),
-            )
         if not rows:
             return []
-        loop = asyncio.get_running_loop()
         now_s = self._clock()
+        self._refuse_in_vain(rows, max(0.0, deadline_s - now_s))
+        loop = asyncio.get_running_loop()
         tickets = [Ticket[Row, Answer](row, deadline_s, now_s, loop.create_future()) for row in rows]
         queue = self._lanes.setdefault(lane, deque())
         for ticket in tickets:
-            ticket.future.add_done_callback(partial(self._forget, ticket))
+            ticket.future.add_done_callback(partial(self._forget, lane, ticket))
             queue.append(ticket)
         self._n_waiting += len(tickets)
         self._observer.queue_changed(self._n_waiting)
@@ -193,13 +199,40 @@ class Batcher(Generic[Row, Answer]):
         while self._running:
             await asyncio.wait(self._running)
 
-    def _forget(self, ticket: Ticket[Row, Answer], _: asyncio.Future[Outcome[Answer]]) -> None:
-        """Stop counting a ticket whose future was settled from outside while it still waited."""
-        if ticket.is_waiting:
-            ticket.is_waiting = False
-            self._n_waiting -= 1
-            self._observer.row_dropped("cancelled")
-            self._observer.queue_changed(self._n_waiting)
+    def _refuse_in_vain(self, rows: Sequence[Row], remaining_s: float) -> None:
+        """Refuse rows for which there is no room, or no time: an answer now helps more than silence till the deadline.
+
+        Raises:
+            OverloadedError: says when to come back.
+        """
+        wait_s = self.estimated_wait_s()
+        if self._n_waiting + len(rows) > self._max_waiting:
+            reason = "queue_full"
+            message = f"{self._n_waiting} images already wait and at most {self._max_waiting} may; try again later."
+        elif self._running and (needed_s := wait_s + len(rows) * self._s_per_row) > remaining_s:
+            reason = "wait_too_long"
+            message = (
+                f"Others wait: the answer would take about {needed_s:.1f} s, and {remaining_s:.1f} s are left. "
+                "Try again later, or allow more time."
+            )
+        else:
+            return
+        for _ in rows:
+            self._observer.row_dropped(reason)
+        raise OverloadedError(message, retry_after_s=wait_s)
+
+    def _forget(self, lane: Hashable, ticket: Ticket[Row, Answer], _: asyncio.Future[Outcome[Answer]]) -> None:
+        """Let go of a ticket whose future was settled from outside while it still waited, and of its row."""
+        if not ticket.is_waiting:
+            return
+        ticket.is_waiting = False
+        queue = self._lanes[lane]
+        queue.remove(ticket)  # a look through at most max_waiting tickets
+        if not queue:
+            del self._lanes[lane]
+        self._n_waiting -= 1
+        self._observer.row_dropped("cancelled")
+        self._observer.queue_changed(self._n_waiting)
 
     def _dispatch(self) -> None:
         """Start as many batches as rules 1 and 2 allow."""
@@ -207,12 +240,14 @@ class Batcher(Generic[Row, Answer]):
             batch = self._form()
             if not batch:
                 return
+            if not self._running:
+                self._turn_began_s = self._clock()
             task = asyncio.get_running_loop().create_task(self._run_batch(batch))
-            self._running.add(task)
+            self._running[task] = len(batch)
             task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
         self._dispatch()
 
     def _may_prepare(self) -> bool:
@@ -234,27 +269,34 @@ class Batcher(Generic[Row, Answer]):
     def _form(self) -> list[Ticket[Row, Answer]]:
         """Take the next batch out of the queue; empty when nothing that still matters waits."""
         now_s = self._clock()
+        begins_s = now_s + self._rest_s(now_s)
         batch: list[Ticket[Row, Answer]] = []
         cost = 0
+        due_s = math.inf
         while self._lanes and not batch:
             lane = self._next_lane()
             queue = self._lanes[lane]
             while queue and len(batch) < self._max_rows:
                 ticket = queue[0]
                 row_cost = self._cost(ticket.row)
-                if batch and ticket.is_waiting and cost + row_cost > self._max_cost:
+                # Its callback may still be on its way when a future was cancelled this very moment.
+                is_abandoned = ticket.future.done()
+                is_late_with_it = begins_s + (len(batch) + 1) * self._s_per_row > due_s
+                if batch and not is_abandoned and (cost + row_cost > self._max_cost or is_late_with_it):
                     break
                 queue.popleft()
-                if not ticket.is_waiting:
-                    continue
                 ticket.is_waiting = False
                 self._n_waiting -= 1
+                if is_abandoned:
+                    self._observer.row_dropped("cancelled")
+                    continue
                 if now_s >= ticket.deadline_s:
                     self._observer.row_dropped("expired")
                     ticket.future.set_exception(DeadlineExceededError("The deadline passed while the image waited."))
                     continue
                 batch.append(ticket)
                 cost += row_cost
+                due_s = min(due_s, ticket.deadline_s)
             if not queue:
                 del self._lanes[lane]
         self._observer.queue_changed(self._n_waiting)
@@ -280,8 +322,11 @@ class Batcher(Generic[Row, Answer]):
             failure = InferenceFailedError("The model failed on this batch.")
             failure.__cause__ = error
             answers = [failure] * len(batch)
-        ran_s = self._clock() - started_s
-        per_row_s = ran_s / len(batch)
+        now_s = self._clock()
+        ran_s = now_s - started_s
+        # A batch that was prepared ahead had its turn only when the one before it was back.
+        per_row_s = (now_s - max(started_s, self._turn_began_s)) / len(batch)
+        self._turn_began_s = now_s
         self._s_per_row += (SMOOTHING if self._s_per_row else 1.0) * (per_row_s - self._s_per_row)
         for ticket, answer in zip(batch, answers, strict=True):
             if ticket.future.done():

@@ -1,14 +1,31 @@
-"""A bounded memory of things that are slow to make: made once per key, however many ask at the same time."""
+"""A bounded memory of things that are slow to make: made once per key, however many ask at the same time.
+
+One is made at a time, and few may wait for their turn. A making that nobody waits for any more never gets its turn; one
+that has begun is finished and kept, so that whoever gave up too early finds it when asking again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from service.errors import OverloadedError
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+
+
+@dataclass(eq=False)
+class Entry(Generic[Value]):
+    """A value that is there or on its way, and how many wait for it."""
+
+    task: asyncio.Task[Value] = field(init=False)
+    n_callers: int = 0
+    has_begun: bool = False
 
 
 class Cache(Generic[Key, Value]):
@@ -16,35 +33,79 @@ class Cache(Generic[Key, Value]):
 
     Args:
         max_entries: most values kept. A value in use elsewhere stays alive there after it is forgotten here.
+        max_waiting: most makings that may wait for their turn.
     """
 
-    def __init__(self, max_entries: int) -> None:
+    def __init__(self, max_entries: int, *, max_waiting: int) -> None:
         self._max_entries = max_entries
-        self._entries: OrderedDict[Key, asyncio.Future[Value]] = OrderedDict()
+        self._max_waiting = max_waiting
+        self._entries: OrderedDict[Key, Entry[Value]] = OrderedDict()
+        self._turn = asyncio.Lock()
+        self._s_per_making = 0.0
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def n_waiting(self) -> int:
+        """Makings that wait for their turn."""
+        return sum(not entry.has_begun for entry in self._entries.values())
 
     async def get(self, key: Key, make: Callable[[], Awaitable[Value]]) -> Value:
         """The value of `key`, from memory or from `make`.
 
         A caller that gives up leaves the making to the others who wait for it. Raises what `make` raises.
+
+        Raises:
+            OverloadedError: it is not there, and too many others wait to be made.
         """
-        entry = self._entries.get(key)
-        if entry is None:
-            entry = asyncio.ensure_future(make())
-            self._entries[key] = entry
-            entry.add_done_callback(lambda done: self._settle(key, done))
+        entry = self._entries.get(key) or self._begin(key, make)
         self._entries.move_to_end(key)
-        while len(self._entries) > self._max_entries:
-            self._entries.popitem(last=False)
-        return await asyncio.shield(entry)
+        entry.n_callers += 1
+        try:
+            return await asyncio.shield(entry.task)
+        finally:
+            entry.n_callers -= 1
+            if not entry.n_callers and not entry.has_begun:
+                self._remove(key, entry)
+                entry.task.cancel()
 
     def forget(self, is_stale: Callable[[Key], bool]) -> None:
         """Drop every key that `is_stale` says so of."""
         for key in [key for key in self._entries if is_stale(key)]:
             del self._entries[key]
 
-    def _settle(self, key: Key, done: asyncio.Future[Value]) -> None:
-        if (done.cancelled() or done.exception() is not None) and self._entries.get(key) is done:
+    def _begin(self, key: Key, make: Callable[[], Awaitable[Value]]) -> Entry[Value]:
+        if self.n_waiting >= self._max_waiting:
+            raise OverloadedError(
+                f"{self.n_waiting} label sets or versions already wait to be made ready; try again later.",
+                retry_after_s=self.n_waiting * self._s_per_making,
+            )
+        entry = self._entries[key] = Entry[Value]()
+        entry.task = asyncio.ensure_future(self._make_in_turn(entry, make))
+        entry.task.add_done_callback(lambda done: self._settle(key, entry, done))
+        return entry
+
+    async def _make_in_turn(self, entry: Entry[Value], make: Callable[[], Awaitable[Value]]) -> Value:
+        async with self._turn:
+            entry.has_begun = True
+            started_s = time.monotonic()
+            try:
+                return await make()
+            finally:
+                self._s_per_making = time.monotonic() - started_s
+
+    def _settle(self, key: Key, entry: Entry[Value], done: asyncio.Task[Value]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._remove(key, entry)
+        self._drop_oldest()
+
+    def _remove(self, key: Key, entry: Entry[Value]) -> None:
+        if self._entries.get(key) is entry:
+            del self._entries[key]
+
+    def _drop_oldest(self) -> None:
+        """Forget what was not used for longest; what is on its way stays, as somebody waits for it."""
+        settled = [key for key, entry in self._entries.items() if entry.task.done()]
+        for key in settled[: max(0, len(settled) - self._max_entries)]:
             del self._entries[key]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from prompt_store.errors import PromptStoreError
 from service import auth, logs
@@ -43,6 +44,7 @@ def serve(
     store: Annotated[Path | None, typer.Option(help="directory of the prompt store  [./store]")] = None,
     backbone: Annotated[str | None, typer.Option(help="open_clip architecture  [ViT-B-16]")] = None,
     pretrained: Annotated[str | None, typer.Option(help="open_clip tag, or a local weights file")] = None,
+    quick_gelu: Annotated[bool, typer.Option("--quick-gelu", help="for a local file of OpenAI's weights")] = False,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="random weights instead; for tests and benchmarks")
     ] = False,
@@ -57,7 +59,8 @@ def serve(
     """Serve every live domain of a store over HTTP. Further settings: CASPL_* variables, see docs/configuration.md."""
     given = {name: value for name, value in locals().items() if name not in {"demo", "demo_assets"}}
     given["random_weights"] = RANDOM_SEED if random_weights else None
-    console = Console(stderr=True, highlight=False)
+    given["quick_gelu"] = quick_gelu or None
+    console = _console()
     with _told(console):
         status = _serve(given, demo_assets if demo else None, console)
     raise typer.Exit(status)
@@ -79,7 +82,7 @@ def classify(
 
     wanted = {"top_k": top_k, "labels": labels, "version": version}
     query = {name: value for name, value in wanted.items() if value is not None}
-    with _told(Console(stderr=True, highlight=False)):
+    with _told(_console()):
         answers = client.ask(client.Question(url, domain, tuple(images), query, key))
     if as_json:
         typer.echo(json.dumps(answers, indent=1, ensure_ascii=False))
@@ -100,9 +103,14 @@ def new_key(
     domain: Annotated[list[str] | None, typer.Option(help="only this domain, repeated  [all]")] = None,
 ) -> None:
     """Make an API key: the file keeps its hash, the key itself is shown once."""
-    with _told(Console(stderr=True, highlight=False)):
+    with _told(_console()):
         key = auth.add_key(keys_file, scope, domain or [])
     typer.echo(key)
+
+
+def _console() -> Console:
+    """Standard error, where paths, labels and messages are printed as they are and cannot carry markup."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
@@ -111,10 +119,10 @@ def _told(console: Console) -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         raise typer.Exit(USAGE) from error
     except (ServiceError, PromptStoreError) as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         raise typer.Exit(FAILURE) from error
 
 
@@ -123,7 +131,7 @@ def _serve(given: dict[str, Any], demo_assets: Path | None, console: Console) ->
         given = {**given, "backbone": BACKBONE}
     settings = load_settings(**given)
     logs.install(settings.log_format, settings.log_level)
-    with console.status(f"Loading {settings.backbone} ...") if console.is_terminal else _nothing():
+    with console.status(Text(f"Loading {settings.backbone} ...")) if console.is_terminal else _nothing():
         from prompted_clip.errors import PromptedClipError
         from service import server
     with _store_of(settings, given, demo_assets) as store:
@@ -156,7 +164,7 @@ def _announce(console: Console, runtime: Runtime, address: str) -> None:
     """Say what was loaded and where it answers."""
     backbone = runtime.engine.backbone
     kind = str(backbone.dtype).removeprefix("torch.")
-    console.print("[bold]CasPL Serve[/bold]")
+    console.print("CasPL Serve", style="bold")
     console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} on {backbone.device}")
     console.print(f"  weights   {backbone.fingerprint}", soft_wrap=True)
     console.print(f"  store     {runtime.domains.store.root}", soft_wrap=True)

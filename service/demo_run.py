@@ -25,6 +25,7 @@ import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from service.demo_files import ASSETS, SampleBundle, SampleImage, read_bundles, read_images
 from service.errors import ServiceError, SettingsError
@@ -209,11 +210,11 @@ def show(console: Console, title: str, answers: Sequence[Answer]) -> None:
     table.add_column("ms", justify="right")
     for answer in answers:
         found = answer.body["results"][0]["predictions"]
-        cells = [f"{one['label']} {one['probability']:.0%}" for one in found]
-        cells += [""] * (TOP_K - len(cells))
+        cells = [Text(f"{one['label']} {one['probability']:.0%}") for one in found]
+        cells += [Text("")] * (TOP_K - len(cells))
         is_right = answer.image.is_of(found[0]["label"])
-        cells[0] = f"[{'green' if is_right else 'yellow'}]{cells[0]}[/]"
-        image = f"{answer.image.path.name} {'✓' if is_right else ' '}"
+        cells[0].stylize("green" if is_right else "yellow")
+        image = Text(f"{answer.image.path.name} {'✓' if is_right else ' '}")
         table.add_row(image, answer.image.domain, str(answer.body["version"]), *cells, f"{answer.took_ms:.0f}")
     console.print(table)
     n_right = sum(answer.image.is_of(answer.body["results"][0]["predictions"][0]["label"]) for answer in answers)
@@ -259,7 +260,7 @@ def main(
     try:
         run(console, assets, extra)
     except (DemoError, SettingsError, httpx.HTTPError) as error:
-        console.print(f"[red]The demo failed:[/red] {error}", soft_wrap=True)
+        console.print(Text.assemble(("The demo failed:", "red"), f" {error}"), soft_wrap=True)
         raise typer.Exit(1) from error
 
 

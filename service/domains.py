@@ -26,7 +26,7 @@ from service.errors import (
     PreconditionFailedError,
     ServiceError,
 )
-from service.live_table import DomainState, LiveTable, ServedStack, unknown_domain
+from service.live_table import STATES, DomainState, LiveTable, ServedStack, unknown_domain
 
 if TYPE_CHECKING:
     from prompt_store.store import Added, LiveInfo, Store
@@ -57,6 +57,7 @@ class Domains:
         warm_up: runs one row through a stack, raising if it cannot answer.
         metrics: told about activations.
         max_old: versions kept loaded that are asked for but not live.
+        max_waiting: such versions that may wait to be loaded.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Domains:
         warm_up: Callable[[PromptStack], Awaitable[None]],
         metrics: Metrics,
         max_old: int,
+        max_waiting: int,
     ) -> None:
         self.store = store
         self._fingerprint = fingerprint
@@ -75,7 +77,7 @@ class Domains:
         self._warm_up = warm_up
         self._metrics = metrics
         self._table = LiveTable()
-        self._old: Cache[tuple[str, int], ServedStack] = Cache(max_old)
+        self._old: Cache[tuple[str, int], ServedStack] = Cache(max_old, max_waiting=max_waiting)
         self._changes: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retry: dict[str, tuple[int, float]] = {}
 
@@ -99,6 +101,7 @@ class Domains:
             DomainNotFoundError: no such domain.
             VersionNotFoundError: no such version.
             StackMismatchError, BackboneMismatchError: it does not fit the backbone.
+            OverloadedError: too many others wait to be loaded.
         """
         served = self._table.serving(domain)
         if served is not None and served.version == version:
@@ -128,7 +131,7 @@ class Domains:
         async with self._changes[domain]:
             added = await asyncio.to_thread(self.store.add, domain, data, actor=actor)
             if domain not in self._table.entries:
-                self._table.swap(domain, DomainState(None))
+                self._swap(domain, DomainState(None))
             if not activate:
                 return Published(added, None)
             await asyncio.to_thread(self.store.activate, domain, added.version, actor=actor)
@@ -205,7 +208,10 @@ class Domains:
             live: LiveInfo | None = None
             try:
                 live = await asyncio.to_thread(self.store.live, domain)
-                if self._is_current(domain, live) or self._failed_lately(domain, live):
+                if self._is_current(domain, live):
+                    self._note_recovery(domain)
+                    continue
+                if self._failed_lately(domain, live):
                     continue
                 async with self._changes[domain]:
                     await self._follow(domain, await asyncio.to_thread(self.store.live, domain))
@@ -220,7 +226,7 @@ class Domains:
 
     async def _follow(self, domain: str, live: LiveInfo | None) -> None:
         if live is None:
-            self._table.swap(domain, DomainState(None))
+            self._swap(domain, DomainState(None))
         elif not self._is_current(domain, live):
             started_s = time.monotonic()
             self._go_live(await self._load_or_reuse(domain, live.version), started_s)
@@ -237,7 +243,15 @@ class Domains:
             is_expected = isinstance(error, ServiceError | PromptStoreError)
             logger.error("domain.unavailable", extra={"domain": domain, "code": code}, exc_info=not is_expected)
             self._metrics.activations.labels(domain, "failed").inc()
-        self._table.swap(domain, DomainState(old.served, error=code))
+        self._swap(domain, DomainState(old.served, error=code))
+
+    def _note_recovery(self, domain: str) -> None:
+        """Forget a failure that has passed: what the store says is live is what answers."""
+        self._retry.pop(domain, None)
+        state = self._table.entries[domain]
+        if state.error:
+            self._swap(domain, DomainState(state.served))
+            logger.info("domain.recovered", extra={"domain": domain})
 
     async def _load_or_reuse(self, domain: str, version: int) -> ServedStack:
         served = self._table.serving(domain)
@@ -258,12 +272,18 @@ class Domains:
         await self._warm_up(stack)
         return stack
 
+    def _swap(self, domain: str, state: DomainState) -> None:
+        self._table.swap(domain, state)
+        entries = self._table.entries
+        versions = {name: entry.served.version if entry.served else 0 for name, entry in entries.items()}
+        names = [entry.name for entry in entries.values()]
+        self._metrics.domains_changed(versions, {name: names.count(name) for name in STATES})
+
     def _go_live(self, served: ServedStack, started_s: float) -> None:
-        self._table.swap(served.domain, DomainState(served))
+        self._swap(served.domain, DomainState(served))
         self._old.forget(lambda key: key == (served.domain, served.version))
         self._metrics.activations.labels(served.domain, "done").inc()
         self._metrics.activation_s.observe(time.monotonic() - started_s)
-        self._metrics.live.labels(served.domain).set(served.version)
         logger.info(
             "bundle.activated",
             extra={"domain": served.domain, "version": served.version, "digest": served.digest},

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STUCK_AFTER_S: Final = 30.0
-"""A call on the device thread that takes longer than this counts as hung."""
+STUCK_AFTER_S: Final = 60.0
+"""A forward that takes longer than this counts as hung, unless the settings say otherwise."""
 LOST_MARKS: Final = (
     "illegal memory access",
     "launch failure",
@@ -84,6 +84,9 @@ class ServingModel(Protocol):
     def backbone(self) -> BackboneFacts:
         """The frozen backbone."""
 
+    on_progress: Callable[[], None]
+    """Called after every forward; the engine puts its own here."""
+
     def load_stack(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
         """Put a bundle on the device."""
 
@@ -129,13 +132,23 @@ class Engine:
     Args:
         model: used from that thread only.
         observe_domains: told the number of distinct domains of every batch.
+        stuck_after_s: longest time without a sign of life while there is work. A call may take longer than that: many
+            texts are many forwards, and each of them is a sign.
     """
 
-    def __init__(self, model: ServingModel, *, observe_domains: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        model: ServingModel,
+        *,
+        observe_domains: Callable[[int], None] = lambda _: None,
+        stuck_after_s: float = STUCK_AFTER_S,
+    ) -> None:
         self._model = model
         self._observe_domains = observe_domains
+        self._stuck_after_s = stuck_after_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._busy_since_s: float | None = None
+        self._last_sign_s: float | None = None
+        self._model.on_progress = self._show_life
         self._is_lost = False
 
     @property
@@ -149,10 +162,15 @@ class Engine:
         return self._is_lost
 
     @property
+    def is_busy(self) -> bool:
+        """Whether the device thread is inside a call."""
+        return self._last_sign_s is not None
+
+    @property
     def is_stuck(self) -> bool:
-        """Whether the device thread has been inside one call for far too long."""
-        since_s = self._busy_since_s
-        return since_s is not None and time.monotonic() - since_s > STUCK_AFTER_S
+        """Whether the device thread has been inside one forward for far too long."""
+        last_s = self._last_sign_s
+        return last_s is not None and time.monotonic() - last_s > self._stuck_after_s
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An RGB picture as the backbone's uint8 [3, H, W]; runs in the caller's thread."""
@@ -164,6 +182,7 @@ class Engine:
         Raises:
             DeviceLostError: the device is gone for good.
         """
+        self._observe_domains(len({row.stack.domain for row in rows}))
         return await self._call(lambda: self._run(rows))
 
     async def load(self, bundle: Bundle, version: int | None) -> PromptStack:
@@ -171,6 +190,7 @@ class Engine:
 
         Raises:
             StackMismatchError: it does not fit the backbone, or its classes cost too much per image.
+            OverloadedError: the device has no memory left for it.
             TextTooLongError: a class whose text is encoded for every image does not fit.
         """
         return await self._call(lambda: self._model.load_stack(bundle, version=version))
@@ -192,6 +212,7 @@ class Engine:
 
         Raises:
             StackMismatchError: it has no boosting prompts.
+            OverloadedError: the device has no memory left for it.
         """
         return await self._call(lambda: self._model.boost_stack(stack))
 
@@ -201,6 +222,7 @@ class Engine:
         Raises:
             StackMismatchError: it can serve its own classes only.
             TextTooLongError: a label does not fit.
+            OverloadedError: the device has no memory left for it.
         """
         return await self._call(lambda: self._model.with_labels(stack, labels))
 
@@ -214,10 +236,12 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
 
     def _guarded(self, work: Callable[[], T]) -> T:
-        """Run on the device thread, noticing when the device is gone."""
-        self._busy_since_s = time.monotonic()
+        """Run on the device thread, noticing when the device is gone or full."""
+        self._show_life()
         try:
             return work()
+        except torch.OutOfMemoryError:
+            logger.warning("device.out_of_memory")
         except RuntimeError as error:
             if any(mark in str(error).lower() for mark in LOST_MARKS):
                 self._is_lost = True
@@ -225,7 +249,17 @@ class Engine:
                 raise DeviceLostError("The device failed; this process is about to be replaced.") from error
             raise
         finally:
-            self._busy_since_s = None
+            self._last_sign_s = None
+        # Outside the handler: its traceback would keep the failed work's tensors alive.
+        self._free_memory()
+        raise OverloadedError("The device has no memory left for this; try again.", retry_after_s=1.0)
+
+    def _show_life(self) -> None:
+        self._last_sign_s = time.monotonic()
+
+    def _free_memory(self) -> None:
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _run(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
         """One batch on the device thread; halves it when memory runs out."""
@@ -233,9 +267,8 @@ class Engine:
             return self._forward(rows)
         except torch.OutOfMemoryError:
             logger.warning("device.out_of_memory", extra={"n_rows": len(rows)})
-        # Outside the handler: its traceback would keep the failed batch's tensors alive.
-        if self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
+        # Outside the handler, as above.
+        self._free_memory()
         if len(rows) == 1:
             return [OverloadedError("The device has no memory left for this image; try again.", retry_after_s=1.0)]
         middle = len(rows) // 2
@@ -244,7 +277,6 @@ class Engine:
     @torch.inference_mode()
     def _forward(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
         stacks = [row.stack for row in rows]
-        self._observe_domains(len({stack.domain for stack in stacks}))
         pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
         scores = self._model.score(self._model.encode_images(pixels, stacks), stacks)
         padded = pad_sequence(scores, batch_first=True, padding_value=-1.0)

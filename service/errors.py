@@ -11,6 +11,7 @@ stands in `service/problems.py`, and nowhere else.
     │   └── MediaTypeError           a content type (or encoding) nobody here reads
     ├── UnauthorizedError            no key, or not one of ours
     ├── DeniedError                  a key without the scope or the domain
+    ├── ForeignRequestError          no keys are needed, and another machine's name or another site asks
     ├── DomainNotLiveError           the domain exists, no version of it is live
     ├── DomainUnavailableError       its live version could not be loaded
     ├── BackboneMismatchError        a bundle made for other weights
@@ -89,6 +90,12 @@ class DeniedError(ServiceError):
     """The key is ours but may not do this."""
 
     default_code = "denied"
+
+
+class ForeignRequestError(ServiceError):
+    """The service is open to this machine only, and the request comes by another name or from another site's page."""
+
+    default_code = "foreign_request"
 
 
 class DomainNotLiveError(ServiceError):

@@ -11,8 +11,9 @@ import asyncio
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,8 +145,8 @@ class Decoder:
         n_threads = n_threads or min(8, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
 
-    def reserve(self, n_images: int) -> None:
-        """Check that this many more images may wait, before their bytes are looked at.
+    def check_room(self, n_images: int) -> None:
+        """See whether this many more images may wait now, before a body is read for nothing.
 
         Raises:
             OverloadedError: too many already do.
@@ -156,17 +157,27 @@ class Decoder:
                 retry_after_s=1.0,
             )
 
+    @contextmanager
+    def places(self, n_images: int) -> Iterator[None]:
+        """Take the places of some images together, or none of them, and give them back at the end.
+
+        Raises:
+            OverloadedError: there are not as many.
+        """
+        self.check_room(n_images)
+        self._n_waiting += n_images
+        try:
+            yield
+        finally:
+            self._n_waiting -= n_images
+
     async def decode(self, data: bytes) -> Decoded:
-        """Decode one file in a thread.
+        """Decode one file in a thread; the caller holds a place for it.
 
         Raises:
             ImageRejectedError: see `open_rgb`.
         """
-        self._n_waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data)
-        finally:
-            self._n_waiting -= 1
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data)
 
     def close(self) -> None:
         """Let the threads go; what runs finishes."""

@@ -5,6 +5,7 @@ Each application has its own registry, so that two of them can live in one proce
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -30,7 +31,7 @@ class Metrics:
         )
         self.stage_s = Histogram(
             "caspl_stage_duration_seconds",
-            "Time per image in each stage.",
+            "Decode: all images of a request. Queue: the oldest image of a batch. Device: a request's slowest batch.",
             ["stage"],
             buckets=SECONDS,
             registry=self.registry,
@@ -38,9 +39,9 @@ class Metrics:
         self.images = Counter(
             "caspl_images", "Images by what became of them.", ["domain", "result"], registry=self.registry
         )
-        self.batch_rows = Histogram("caspl_batch_rows", "Images per forward.", buckets=ROWS, registry=self.registry)
+        self.batch_rows = Histogram("caspl_batch_rows", "Images per batch.", buckets=ROWS, registry=self.registry)
         self.batch_domains = Histogram(
-            "caspl_batch_domains", "Distinct domains per forward.", buckets=ROWS, registry=self.registry
+            "caspl_batch_domains", "Distinct domains per batch.", buckets=ROWS, registry=self.registry
         )
         self.queue_rows = Gauge("caspl_queue_rows", "Images waiting for the device.", registry=self.registry)
         self.dropped = Counter(
@@ -58,6 +59,12 @@ class Metrics:
         self.live = Gauge(
             "caspl_live_version", "Version a domain answers with; 0 when none.", ["domain"], registry=self.registry
         )
+        self.domains = Gauge(
+            "caspl_domains",
+            "Domains by state; a stale one answers with an older version, a broken one does not answer.",
+            ["state"],
+            registry=self.registry,
+        )
         self.errors = Counter("caspl_errors", "Answers with a problem.", ["code"], registry=self.registry)
 
     def batch_formed(self, n_rows: int, waited_s: float) -> None:
@@ -72,6 +79,13 @@ class Metrics:
     def queue_changed(self, n_waiting: int) -> None:
         """Show how many rows wait."""
         self.queue_rows.set(n_waiting)
+
+    def domains_changed(self, versions: Mapping[str, int], n_in_state: Mapping[str, int]) -> None:
+        """Show what every domain answers with (0: nothing), and how many domains are in each state."""
+        for domain, version in versions.items():
+            self.live.labels(domain).set(version)
+        for state, n_domains in n_in_state.items():
+            self.domains.labels(state).set(n_domains)
 
     def text(self) -> bytes:
         """Everything, in the Prometheus text format."""

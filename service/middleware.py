@@ -8,18 +8,20 @@ bytes while they arrive).
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import re
 import secrets
 import time
 from typing import Final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
-from service.errors import BodyTooLargeError, ClientGoneError, MediaTypeError, SlowBodyError
+from service.errors import BodyTooLargeError, ClientGoneError, ForeignRequestError, MediaTypeError, SlowBodyError
 from service.logs import request_id
 from service.runtime import Runtime
 
@@ -99,7 +101,7 @@ class Envelope:
 
 
 class Gate:
-    """Checks the API key before a byte of the body is read."""
+    """Checks the API key before a byte of the body is read; without keys, that a request is of this machine."""
 
     def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
         self.app = app
@@ -111,14 +113,51 @@ class Gate:
         Raises:
             UnauthorizedError: no key, or not one of ours.
             DeniedError: the key may not do this.
+            ForeignRequestError: no key is needed, and another site's page asks.
         """
         if scope["type"] == "http":
+            if self.runtime.keys.is_open:
+                refuse_foreign(scope["method"], Headers(scope=scope))
             scope["caspl.actor"] = self.runtime.keys.check(
                 method=scope["method"],
                 path=scope["path"],
                 authorization=Headers(scope=scope).get("authorization", ""),
             )
         await self.app(scope, receive, send)
+
+
+def refuse_foreign(method: str, headers: Headers) -> None:
+    """Refuse what any web page can make the browser of this machine send to an open service.
+
+    A browser says whose page asks, and by which name it found us: a page elsewhere is another origin, and a name that
+    was made to point here (DNS rebinding) is not one of this machine's. Following a link to us is harmless.
+
+    Raises:
+        ForeignRequestError: the Host is no loopback name, or the Origin or Sec-Fetch-Site is another site's.
+    """
+    host = headers.get("host", "")
+    if host and not _is_loopback(host):
+        raise ForeignRequestError(
+            "Without API keys this service answers to localhost only, not to the name in this request's Host. "
+            "Use http://localhost or http://127.0.0.1, or start it with --keys-file."
+        )
+    origin = headers.get("origin")
+    is_link = method in {"GET", "HEAD"} and headers.get("sec-fetch-mode") == "navigate"
+    is_foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
+    if is_foreign or (headers.get("sec-fetch-site") == "cross-site" and not is_link):
+        raise ForeignRequestError(
+            "Without API keys this service does not answer to other sites' pages. Start it with --keys-file to use it "
+            "from there."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header, with or without port, names this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class BodyLimit:

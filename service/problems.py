@@ -59,6 +59,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     service.MediaTypeError: Row(415, "Unsupported content type"),
     service.UnauthorizedError: Row(401, "An API key is needed"),
     service.DeniedError: Row(403, "The API key may not do this"),
+    service.ForeignRequestError: Row(403, "Only for this machine's own requests"),
     service.DomainNotLiveError: Row(404, "No live version"),
     service.DomainUnavailableError: Row(503, "The domain cannot answer", retry_after_s=30),
     service.BackboneMismatchError: Row(409, "Made for another backbone"),
@@ -94,7 +95,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     ),
     model.PromptedClipError: Row(500, "The model failed", detail=INTERNAL_DETAIL),
     model.WeightsError: Row(500, "The backbone cannot be loaded", detail=INTERNAL_DETAIL),
-    model.StackMismatchError: Row(422, "The bundle does not fit the backbone", code="stack_mismatch"),
+    model.StackMismatchError: Row(422, "The bundle does not fit the backbone"),
     model.TextTooLongError: Row(422, "A text is too long"),
 }
 

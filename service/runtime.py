@@ -46,8 +46,8 @@ class Runtime:
     decoder: Decoder
     domains: Domains
     variants: Cache[Variant, PromptStack]
-    is_started: bool = False
     is_draining: bool = False
+    is_drained: bool = False
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
@@ -55,14 +55,18 @@ class Runtime:
         await self.domains.refresh()
         if self.settings.store_poll_s:
             self._tasks.add(asyncio.get_running_loop().create_task(self._follow_store(self.settings.store_poll_s)))
-        self.is_started = True
 
     async def stop(self) -> None:
-        """Answer what waits, then let the threads go."""
+        """Answer what waits, but wait no longer than the settings allow, then let the threads go."""
         self.is_draining = True
         for task in self._tasks:
             task.cancel()
-        await self.batcher.close()
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout_s):
+                await self.batcher.close()
+            self.is_drained = True
+        except TimeoutError:
+            logger.critical("server.drain_timed_out", extra={"after_s": self.settings.drain_timeout_s})
         self.decoder.close()
         self.engine.close()
 
@@ -74,7 +78,7 @@ class Runtime:
             return "device_lost"
         if self.engine.is_stuck:
             return "device_stuck"
-        return None if self.is_started else "starting"
+        return None
 
     async def variant(self, served: ServedStack, kind: str, labels: tuple[str, ...]) -> PromptStack:
         """The stack a request asks for: the served one, without adapting prompts, or with other labels.
@@ -87,6 +91,7 @@ class Runtime:
         Raises:
             RequestInvalidError: the bundle cannot do that.
             TextTooLongError: a label does not fit the text tower.
+            OverloadedError: too many others wait to be made, or the device has no memory left for it.
         """
         if kind == "cascade" and not labels:
             return served.stack
@@ -113,7 +118,7 @@ class Runtime:
 def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) -> Runtime:
     """Put the parts together; nothing runs yet."""
     metrics = Metrics()
-    engine = Engine(model, observe_domains=metrics.batch_domains.observe)
+    engine = Engine(model, observe_domains=metrics.batch_domains.observe, stuck_after_s=settings.stuck_after_s)
     limits = ImageLimits(
         max_bytes=settings.max_image_bytes,
         max_pixels=settings.max_image_pixels,
@@ -144,8 +149,9 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
             warm_up=engine.warm_up,
             metrics=metrics,
             max_old=settings.max_old_stacks,
+            max_waiting=settings.max_waiting_stacks,
         ),
-        variants=Cache(settings.max_label_sets),
+        variants=Cache(settings.max_label_sets, max_waiting=settings.max_waiting_stacks),
     )
 
 

@@ -178,8 +178,8 @@ class InfoOut(BaseModel):
 
 
 class ReadyOut(BaseModel):
-    """Answer of `GET /readyz`: whether to send traffic here, and the state of each domain."""
+    """Answer of `GET /readyz`: whether to send traffic here; each domain's state where the caller may know it."""
 
     is_ready: bool
     reason: str | None
-    domains: dict[str, str]
+    domains: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """A start of `caspl serve` from settings to a listening socket, and its graceful end.
 
 On SIGTERM the process says so in `/readyz` and keeps serving for a moment, so that whoever routes to it can look away;
-then it stops listening, answers what is in flight and exits with 0. SIGINT (Ctrl+C) skips the moment; a second signal
-ends at once.
+then it stops listening, answers what is in flight and exits with 0. SIGINT (Ctrl+C) or a second signal skips the
+moment, one more drops what is in flight. A device that hangs holds up the end for `drain_timeout_s`, not for ever.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 DEVICE_LOST_STATUS: Final = 70
+BFLOAT16_CAPABILITY: Final = (8, 0)
+"""The first CUDA compute capability with bfloat16 arithmetic."""
 MAX_HEADER_BYTES: Final = 16 * 1024
 KEEP_ALIVE_S: Final = 5
 HEAD_WITHIN_S: Final = 10.0
@@ -105,7 +107,7 @@ class GracefulServer(uvicorn.Server):
             self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first SIGTERM, stop on SIGINT or the second signal, drop everything on the third.
+        """Drain on the first SIGTERM, stop on SIGINT or the second signal, drop everything on the one after that.
 
         Differs from uvicorn: the signal is not raised again afterwards, so the exit status is 0.
         """
@@ -144,24 +146,35 @@ def chosen_device(settings: Settings) -> tuple[str, torch.dtype]:
     if device.startswith("cuda") and not has_cuda:
         raise SettingsError(f"Device {device} was asked for, but torch finds no CUDA device. Use --device cpu.")
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    default = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return device, kinds.get(settings.dtype, default)
+    return device, kinds.get(settings.dtype) or (torch.bfloat16 if _computes_bfloat16(device) else torch.float32)
+
+
+def _computes_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is quick there; older cards only emulate it, slower than float32."""
+    return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
 
 
 def needed_keys(settings: Settings) -> tuple[Key, ...]:
     """The keys of the key file; only loopback may go without.
 
     Raises:
-        SettingsError: another address and no keys, or an unusable key file.
+        SettingsError: another address and no keys, or a key file that is unusable or empty.
     """
-    keys = read_keys(settings.keys_file) if settings.keys_file else ()
-    if not keys and not settings.is_loopback:
+    if settings.keys_file:
+        if keys := read_keys(settings.keys_file):
+            return keys
+        raise SettingsError(
+            f"The key file {settings.keys_file} holds no keys, and without keys everyone may do everything. Make one "
+            f"with `caspl keys new {settings.keys_file} --scope classify`, or leave --keys-file out.",
+            code="keys_needed",
+        )
+    if not settings.is_loopback:
         raise SettingsError(
             f"Listening on {settings.host} lets other machines in, so it needs API keys: make one with "
             "`caspl keys new keys.json --scope classify` and start with --keys-file keys.json.",
             code="keys_needed",
         )
-    return keys
+    return ()
 
 
 def load_model(settings: Settings) -> PromptedClip:
@@ -177,6 +190,7 @@ def load_model(settings: Settings) -> PromptedClip:
     backbone = load_backbone(
         settings.backbone,
         pretrained=settings.pretrained,
+        quick_gelu=settings.quick_gelu,
         random_seed=settings.random_weights,
         device=device,
         dtype=dtype,
@@ -238,4 +252,9 @@ def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], Non
         )
         server = GracefulServer(config, runtime, lambda: announce(runtime, address))
         server.run(sockets=[listener])
+    if runtime.engine.is_busy:
+        # Python waits for its threads before it ends, and this one may never come back.
+        logger.critical("server.device_left_behind")
+        logging.shutdown()
+        os._exit(0 if runtime.is_drained else DEVICE_LOST_STATUS)
     return 0 if server.started else 1

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import SettingsError
@@ -21,6 +22,11 @@ PREFIX: Final = "CASPL_"
 MIB: Final = 1024 * 1024
 CLIENT_VARIABLES: Final = frozenset({"CASPL_URL", "CASPL_API_KEY"})
 """Read by `caspl classify`, and no mistake where a service runs too."""
+LINK_NAME: Final = re.compile(
+    r"(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+LINK_VALUE: Final = re.compile(r"(?:tcp|udp|sctp)://")
+"""What Kubernetes tells every container about a service called `caspl` or `caspl-...`: facts, no settings of ours."""
 
 
 class Settings(BaseSettings):
@@ -35,10 +41,11 @@ class Settings(BaseSettings):
 
     backbone: str = Field("ViT-B-16", description="open_clip architecture, or demo-student / demo-teacher")
     pretrained: str | None = Field(None, description="open_clip tag, or a local .safetensors or .pt file")
+    quick_gelu: bool = Field(False, description="for a local file of OpenAI's weights; their tags need no asking")
     random_weights: int | None = Field(None, ge=0, description="seed for random weights; for tests and benchmarks")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto takes CUDA when there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto is float32 on the CPU, bfloat16 on CUDA"
+        "auto", description="auto is bfloat16 on a CUDA device that computes it, else float32"
     )
     n_torch_threads: int = Field(0, ge=0, description="threads of one forward on the CPU; 0 leaves torch's choice")
 
@@ -52,6 +59,12 @@ class Settings(BaseSettings):
     max_waiting_rows: int = Field(128, ge=1, description="most images that may wait for the device; beyond it 429")
     default_timeout_s: float = Field(5.0, gt=0, description="deadline of a request that names none")
     max_timeout_s: float = Field(30.0, gt=0, description="longest deadline a request may ask for")
+    stuck_after_s: float = Field(
+        60.0,
+        gt=0,
+        description="a single forward on the device that takes longer than this counts as hung, and the process ends "
+        "for its supervisor to replace it",
+    )
 
     max_image_bytes: int = Field(10 * MIB, ge=1, description="most bytes of one image file")
     max_request_bytes: int = Field(32 * MIB, ge=1, description="most bytes of one classify request")
@@ -72,6 +85,11 @@ class Settings(BaseSettings):
     max_label_chars: int = Field(128, ge=1, description="longest label")
     max_label_sets: int = Field(64, ge=1, description="label sets and boost-only stacks whose text features are kept")
     max_old_stacks: int = Field(8, ge=1, description="versions kept loaded that are asked for but not live")
+    max_waiting_stacks: int = Field(
+        16,
+        ge=1,
+        description="label sets, boost-only stacks and such versions that wait to be made ready; beyond it 429",
+    )
 
     store_poll_s: float = Field(1.0, ge=0, description="how often to look for changes by other processes; 0 never")
     drain_delay_s: float = Field(5.0, ge=0, description="after SIGTERM, serve this long while /readyz says 503")
@@ -79,10 +97,19 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="how log lines look on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_service_link(cls, value: object) -> object:
+        """CASPL_PORT=tcp://10.0.0.7:8000 tells of a Kubernetes service called `caspl`, not of this process."""
+        return cls.model_fields["port"].default if LINK_VALUE.match(str(value)) else value
+
     @model_validator(mode="after")
-    def _deadlines_agree(self) -> Settings:
+    def _limits_agree(self) -> Settings:
         if self.default_timeout_s > self.max_timeout_s:
             raise ValueError("default_timeout_s must not be larger than max_timeout_s")
+        for name in ("max_waiting_rows", "max_decoding_images"):
+            if self.max_images > getattr(self, name):
+                raise ValueError(f"max_images must not be larger than {name}: a full request would always be 429")
         return self
 
     @property
@@ -111,11 +138,17 @@ class Settings(BaseSettings):
 def refuse_unknown(environment: Mapping[str, str]) -> None:
     """Refuse variables that look like settings and are none, so that a typing error cannot pass for a setting.
 
+    What Kubernetes sets for a service whose name begins with `caspl` is passed over.
+
     Raises:
         SettingsError: names every unknown variable.
     """
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | CLIENT_VARIABLES
-    unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    unknown = sorted(
+        name
+        for name, value in environment.items()
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not _is_service_link(name, value)
+    )
     if unknown:
         raise SettingsError(
             f"Unknown environment variables: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.",
@@ -135,3 +168,8 @@ def load_settings(**given: object) -> Settings:
         return Settings(**chosen)  # type: ignore[arg-type]
     except ValueError as error:
         raise SettingsError(f"Invalid settings: {error}") from error
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    rest = name.upper().removeprefix(PREFIX)
+    return bool(LINK_NAME.fullmatch(rest) or (rest.endswith("_PORT") and LINK_VALUE.match(value)))

@@ -90,9 +90,19 @@ class ClassifyQuery(BaseModel):
 
 @dataclass(frozen=True)
 class Work:
-    """What is done for one request: the pinned version, the stack that answers, images and deadline."""
+    """What is done for one request: who answers, images and deadline.
 
-    served: ServedStack
+    Args:
+        domain: who is asked.
+        version: the one that was live when the request came, or the number of the one it asks for.
+        ask: the query.
+        labels: other classes; empty takes the version's own.
+        images: what to classify.
+        deadline_s: reading of the monotonic clock after which nobody wants the answer.
+    """
+
+    domain: str
+    version: ServedStack | int
     ask: ClassifyQuery
     labels: tuple[str, ...]
     images: Sequence[SentImage]
@@ -107,15 +117,12 @@ async def classify(
     settings = runtime.settings
     labels = check_labels(ask.labels, settings)
     timeout_s = _check_numbers(ask, settings)
-    if ask.version is None:
-        served = runtime.domains.pin(domain)
-    else:
-        served = await runtime.domains.pin_version(domain, ask.version)
-    runtime.decoder.reserve(1)
+    version = runtime.domains.pin(domain) if ask.version is None else ask.version
+    runtime.decoder.check_room(1)
     images = await read_images(request, settings)
     started_s = time.monotonic()
-    work = Work(served, ask, labels, images, started_s + timeout_s)
-    results, timing = await _unless_gone(request, _answer(runtime, work))
+    work = Work(domain, version, ask, labels, images, started_s + timeout_s)
+    served, results, timing = await _unless_gone(request, _answer(runtime, work))
     timing.total = _ms(time.monotonic() - started_s)
     response.headers["X-Bundle-Version"] = str(served.version)
     response.headers["X-Bundle-Digest"] = served.digest
@@ -184,10 +191,12 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             task.cancel()
 
 
-async def _answer(runtime: Runtime, work: Work) -> tuple[list[ResultOut], TimingOut]:
+async def _answer(runtime: Runtime, work: Work) -> tuple[ServedStack, list[ResultOut], TimingOut]:
     """Decode, queue and score the images of one request within its deadline.
 
     Raises:
+        DomainNotFoundError, VersionNotFoundError, StackMismatchError, BackboneMismatchError: the version that is asked
+            for is not there, or cannot run here.
         DeadlineExceededError: not ready in time.
         ImageRejectedError: the only image is bad.
         ImagesRejectedError: all of several are.
@@ -195,12 +204,13 @@ async def _answer(runtime: Runtime, work: Work) -> tuple[list[ResultOut], Timing
     """
     try:
         async with asyncio.timeout(work.deadline_s - time.monotonic()):
-            stack = await runtime.variant(work.served, work.ask.stack, work.labels)
+            served = await _pinned(runtime, work)
+            stack = await runtime.variant(served, work.ask.stack, work.labels)
             decoded, decode_s = await _decode(runtime, work.images)
             answers = await _score(runtime, work, stack, decoded)
     except TimeoutError as error:
         raise DeadlineExceededError("The answer was not ready within the request's time.") from error
-    _count(runtime, work.served.domain, answers)
+    _count(runtime, served.domain, answers)
     _fail_if_none(answers)
     outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
     timing = TimingOut(
@@ -215,12 +225,17 @@ async def _answer(runtime: Runtime, work: Work) -> tuple[list[ResultOut], Timing
         _shape(index, sent, picture, answer, work.ask.threshold)
         for index, (sent, picture, answer) in enumerate(zip(work.images, decoded, answers, strict=True))
     ]
-    return results, timing
+    return served, results, timing
+
+
+async def _pinned(runtime: Runtime, work: Work) -> ServedStack:
+    if isinstance(work.version, ServedStack):
+        return work.version
+    return await runtime.domains.pin_version(work.domain, work.version)
 
 
 async def _decode(runtime: Runtime, images: Sequence[SentImage]) -> tuple[list[Decoded | ImageRejectedError], float]:
     """Pixels or a refusal per image, and the seconds that took."""
-    runtime.decoder.reserve(len(images))
 
     async def one(image: SentImage) -> Decoded | ImageRejectedError:
         if isinstance(image.data, ImageRejectedError):
@@ -231,7 +246,8 @@ async def _decode(runtime: Runtime, images: Sequence[SentImage]) -> tuple[list[D
             return error
 
     started_s = time.monotonic()
-    return list(await asyncio.gather(*(one(image) for image in images))), time.monotonic() - started_s
+    with runtime.decoder.places(len(images)):
+        return list(await asyncio.gather(*(one(image) for image in images))), time.monotonic() - started_s
 
 
 async def _score(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service.runtime import Running
+from service.runtime import Running, actor_of
 from service.schemas import ReadyOut
 
 router = APIRouter(tags=["health"])
@@ -19,11 +19,13 @@ async def livez(runtime: Running, response: Response) -> dict[str, bool]:
     return {"is_alive": is_alive}
 
 
-@router.get("/readyz")
-async def readyz(runtime: Running, response: Response) -> ReadyOut:
-    """Whether to send traffic here; a domain that cannot answer is named and does not change that."""
+@router.get("/readyz", response_model_exclude_unset=True)
+async def readyz(request: Request, runtime: Running, response: Response) -> ReadyOut:
+    """Whether to send traffic here; holders of a key also see the domains' states, which do not change that."""
     reason = runtime.not_ready_because()
     response.status_code = 503 if reason else 200
+    if not (runtime.keys.is_open or actor_of(request)):
+        return ReadyOut(is_ready=reason is None, reason=reason)
     states = {domain: state.name for domain, state in sorted(runtime.domains.table.items())}
     return ReadyOut(is_ready=reason is None, reason=reason, domains=states)
 

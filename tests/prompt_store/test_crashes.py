@@ -135,6 +135,22 @@ def test_after_a_failed_sync_nothing_is_written_until_a_restart(quick_path):
     assert codes[-1] == "commit_unknown"
 
 
+def test_running_out_of_file_handles_for_a_moment_does_not_close_the_store(quick_path):
+    codes = set()
+    for step in range(n_steps(quick_path / "whole")):
+        root = quick_path / f"store{step}"
+        Store.open(root)
+        store = Store.open(root, disk=FailingDisk(step, errno.EMFILE))
+        error = failure(lambda store=store: store.add("flowers", BUNDLES[0]))
+        if error is None:
+            break
+        codes.add(error.code)
+        assert store.is_writable
+        assert store.add("flowers", BUNDLES[0]).version == 1
+        assert view(Store.open(root)) == ({1: 0}, None)
+    assert codes == {"storage_busy", "commit_unknown"}
+
+
 def test_short_writes_are_completed(quick_path):
     class SlowDisk(CountingDisk):
         def around(self, name, call, arguments):

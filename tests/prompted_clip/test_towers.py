@@ -104,6 +104,30 @@ def test_several_templates_are_averaged_and_unit_norm(backbone):
     torch.testing.assert_close(features, torch.nn.functional.normalize(parts[0] + parts[1], dim=-1))
 
 
+@pytest.mark.parametrize("max_texts", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(2, 3), (5, 2, 3)], ids=["shared prompts", "a prompt per class"])
+def test_class_features_do_not_depend_on_how_many_texts_run_at_once(backbone, shape, max_texts):
+    names = ["cat", "dog", "a rather long striped class name", "bird", "red tulip"]
+    prompts = torch.randn(*shape, backbone.text_width, generator=torch.Generator().manual_seed(3))
+    groups = join_groups([prompts, torch.ones(3, 1, backbone.text_width)])
+    rows, beats = [], []
+    with torch.no_grad():
+        whole = encode_classes(backbone, names, ["a {}.", "one {}."], groups)
+        count = backbone.clip.ln_final.register_forward_hook(lambda _, __, x: rows.append(len(x)))
+        parts = encode_classes(
+            backbone,
+            names,
+            ["a {}.", "one {}."],
+            groups,
+            max_texts=max_texts,
+            on_progress=lambda: beats.append(len(rows)),
+        )
+        count.remove()
+    assert (sum(rows), max(rows)) == (10, max_texts)
+    assert beats == list(range(1, len(rows) + 1))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (50, 40), (31, 90)])
 def test_pixels_equal_open_clips_own_transform(backbone, size):
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

@@ -39,7 +39,7 @@ def serve(model, store):
         app = create_app(settings, model, store, keys)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 client.app = app
                 yield client
 

@@ -139,6 +139,21 @@ async def test_activating_with_an_upload_needs_both_scopes_and_history_names_the
 
 
 @pytest.mark.anyio
+async def test_readiness_names_the_domains_to_holders_of_a_key_only(serve, ring_of):
+    keys, key = ring_of(["classify"])
+    async with serve(keys) as client:
+        strangers = [
+            (await client.get("/readyz", headers=headers)).json()
+            for headers in ({}, bearer("pk_aaaaaaaa_" + "A" * 43), bearer("x"))
+        ]
+        known = (await client.get("/readyz", headers=bearer(key))).json()
+        page = await client.get("/", headers=bearer(key))
+    assert strangers == [{"is_ready": True, "reason": None}] * 3
+    assert known == {"is_ready": True, "reason": None, "domains": {"ink": "live", "paint": "live"}}
+    assert page.status_code == 200
+
+
+@pytest.mark.anyio
 async def test_every_route_of_the_application_has_a_rule(serve):
     async with serve() as client:
         paths = client.app.openapi()["paths"]

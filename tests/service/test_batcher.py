@@ -1,4 +1,5 @@
 import asyncio
+import weakref
 
 import pytest
 
@@ -257,3 +258,117 @@ async def test_no_rows_are_no_work():
     runner = Runner()
     assert batcher_of(runner).submit([], lane="a", deadline_s=FAR) == []
     assert runner.batches == []
+
+
+async def test_abandoned_rows_leave_the_queue_at_once_and_let_their_pixels_go():
+    runner = Runner(is_held=True)
+    batcher = batcher_of(runner, max_rows=60)
+    running = batcher.submit([0], lane="a", deadline_s=FAR)
+    pixels = [type("Pixels", (), {})() for _ in range(50)]
+    seen = [weakref.ref(one) for one in pixels]
+    for lane in ("a", "b"):
+        for future in batcher.submit(pixels, lane=lane, deadline_s=FAR):
+            future.cancel()
+        del future
+    pixels.clear()
+    await settle()
+    assert [one() for one in seen] == [None] * 50
+    assert batcher.n_waiting == 0
+    assert runner.batches == [[0]]
+    running += batcher.submit(list(range(20)), lane="a", deadline_s=FAR)
+    await settle()
+    assert runner.batches == [[0]], "rows that are gone do not make a batch full"
+    runner.gate.set()
+    assert await answers(running) == [0, *range(0, 40, 2)]
+
+
+async def test_a_row_cancelled_in_the_moment_a_batch_forms_is_not_run_and_breaks_nothing():
+    runner = Runner(is_held=True)
+    clock = Clock()
+    batcher = batcher_of(runner, clock=clock)
+    running = batcher.submit([1], lane="a", deadline_s=FAR)
+    await settle()
+    abandoned, late, kept = (batcher.submit([row], lane="a", deadline_s=10 * row)[0] for row in (2, 3, 4))
+    runner.gate.set()
+    clock.now_s = 35
+    (task,) = batcher._running
+    task.add_done_callback(lambda _: abandoned.cancel())
+    task.add_done_callback(lambda _: late.cancel())
+    await settle()
+    assert await answers([*running, kept]) == [2, 8]
+    assert runner.batches == [[1], [4]]
+    assert batcher.n_waiting == 0
+
+
+async def test_who_would_be_late_is_refused_unless_nobody_is_in_the_way():
+    clock = Clock()
+    held = asyncio.Event()
+
+    async def slowly(rows):
+        await held.wait()
+        clock.now_s += 2 * len(rows)
+        return rows
+
+    batcher = batcher_of(slowly, max_rows=2, clock=clock)
+    held.set()
+    await answers(batcher.submit([1], lane="a", deadline_s=FAR))
+    held.clear()
+    running = batcher.submit([1, 2], lane="a", deadline_s=clock.now_s + 1)
+    running += batcher.submit([3], lane="a", deadline_s=clock.now_s + 7)
+    with pytest.raises(OverloadedError, match=r"8\.0 s") as refused:
+        batcher.submit([4], lane="a", deadline_s=clock.now_s + 7)
+    assert refused.value.retry_after_s == 6
+    running += batcher.submit([4], lane="a", deadline_s=clock.now_s + 9)
+    assert batcher.submit([], lane="a", deadline_s=clock.now_s) == []
+    held.set()
+    await asyncio.gather(*running, return_exceptions=True)
+    assert batcher.estimated_wait_s() == 0
+
+
+async def test_a_batch_takes_no_row_that_would_make_it_late_for_another():
+    clock = Clock()
+    batches = []
+
+    async def slowly(rows):
+        batches.append(list(rows))
+        await asyncio.sleep(0)
+        clock.now_s += 2 * len(rows)
+        return rows
+
+    batcher = batcher_of(slowly, max_rows=8, clock=clock)
+    await answers(batcher.submit([0], lane="a", deadline_s=FAR))
+    begins_s = clock.now_s + 2
+    futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    futures += batcher.submit([2, 3], lane="a", deadline_s=begins_s + 5)
+    futures += batcher.submit([4, 5], lane="a", deadline_s=FAR)
+    assert await answers(futures) == [1, 2, 3, 4, 5]
+    assert batches == [[0], [1], [2, 3], [4, 5]]
+
+
+async def test_the_estimate_counts_neither_the_time_a_batch_has_had_nor_its_wait_for_the_one_before():
+    clock = Clock()
+    turns = [asyncio.Event() for _ in range(4)]
+    one_at_a_time = asyncio.Lock()
+
+    async def slowly(rows):
+        async with one_at_a_time:
+            await turns.pop(0).wait()
+        return rows
+
+    gates = list(turns)
+    batcher = batcher_of(slowly, max_rows=2, clock=clock)
+    futures = batcher.submit([1, 2, 3, 4, 5], lane="a", deadline_s=FAR)
+    for _ in range(2):
+        clock.now_s += 4
+        gates.pop(0).set()
+        await settle()
+    assert batcher.n_running == 1
+    assert batcher.estimated_wait_s() == 2, "one row left, two seconds each"
+    clock.now_s += 1.5
+    assert batcher.estimated_wait_s() == 0.5
+    clock.now_s += 100
+    futures += batcher.submit([6], lane="a", deadline_s=FAR)
+    assert batcher.estimated_wait_s() == 2, "a batch that takes too long is not paid for by those that wait"
+    for gate in gates:
+        gate.set()
+    assert await answers(futures) == [1, 2, 3, 4, 5, 6]

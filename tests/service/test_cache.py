@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from service.cache import Cache
+from service.errors import OverloadedError
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +21,7 @@ def maker(made, value, gate=None):
 
 
 async def test_callers_that_ask_at_the_same_time_share_one_making():
-    cache, made, gate = Cache(4), [], asyncio.Event()
+    cache, made, gate = Cache(4, max_waiting=4), [], asyncio.Event()
     calls = [asyncio.ensure_future(cache.get("a", maker(made, 1, gate))) for _ in range(5)]
     await asyncio.sleep(0)
     gate.set()
@@ -29,7 +30,7 @@ async def test_callers_that_ask_at_the_same_time_share_one_making():
 
 
 async def test_a_caller_that_gives_up_does_not_stop_the_others():
-    cache, made, gate = Cache(4), [], asyncio.Event()
+    cache, made, gate = Cache(4, max_waiting=4), [], asyncio.Event()
     first, second = (asyncio.ensure_future(cache.get("a", maker(made, 1, gate))) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
@@ -39,17 +40,76 @@ async def test_a_caller_that_gives_up_does_not_stop_the_others():
 
 
 async def test_what_could_not_be_made_is_tried_again():
-    cache, made = Cache(4), []
+    cache, made = Cache(4, max_waiting=4), []
     with pytest.raises(ValueError, match="no"):
         await cache.get("a", maker(made, ValueError("no")))
     assert await cache.get("a", maker(made, 2)) == 2
 
 
 async def test_the_least_recently_used_value_is_forgotten_first():
-    cache, made = Cache(2), []
+    cache, made = Cache(2, max_waiting=4), []
     for key in ("a", "b", "a", "c", "a", "b"):
         await cache.get(key, maker(made, key))
     assert made == ["a", "b", "c", "b"]
     assert len(cache) == 2
     cache.forget(lambda key: key == "a")
+    assert len(cache) == 1
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_one_is_made_at_a_time_and_only_so_many_wait():
+    cache, made, gate = Cache(4, max_waiting=2), [], asyncio.Event()
+    calls = []
+    for key in "abc":
+        calls.append(asyncio.ensure_future(cache.get(key, maker(made, key, gate))))
+        await settle()
+    assert (made, cache.n_waiting) == (["a"], 2)
+    with pytest.raises(OverloadedError, match="2 label sets or versions") as refused:
+        await cache.get("d", maker(made, "d", gate))
+    assert refused.value.retry_after_s >= 0
+    joined = asyncio.ensure_future(cache.get("c", maker(made, "c again", gate)))
+    gate.set()
+    assert await asyncio.gather(*calls, joined) == ["a", "b", "c", "c"]
+    assert await cache.get("d", maker(made, "d")) == "d"
+    assert made == ["a", "b", "c", "d"]
+
+
+async def test_what_nobody_waits_for_any_more_gets_no_turn_and_makes_room():
+    cache, made, gate = Cache(4, max_waiting=1), [], asyncio.Event()
+    running, waiting = (asyncio.ensure_future(cache.get(key, maker(made, key, gate))) for key in "ab")
+    await settle()
+    waiting.cancel()
+    await settle()
+    assert (cache.n_waiting, len(cache)) == (0, 1)
+    other = asyncio.ensure_future(cache.get("b", maker(made, "b again", gate)))
+    gate.set()
+    assert await asyncio.gather(running, other) == ["a", "b again"]
+    assert made == ["a", "b again"]
+
+
+async def test_what_has_begun_is_finished_and_kept_though_its_caller_gave_up():
+    cache, made, gate = Cache(4, max_waiting=1), [], asyncio.Event()
+    impatient = asyncio.ensure_future(cache.get("a", maker(made, 1, gate)))
+    await settle()
+    impatient.cancel()
+    await settle()
+    gate.set()
+    await settle()
+    assert await cache.get("a", maker(made, 2)) == 1
+    assert made == [1]
+
+
+async def test_a_crowd_of_keys_pushes_nothing_out_that_somebody_waits_for():
+    cache, made, gate = Cache(1, max_waiting=3), [], asyncio.Event()
+    calls = []
+    for key in "aba":
+        calls.append(asyncio.ensure_future(cache.get(key, maker(made, key, gate))))
+        await settle()
+    gate.set()
+    assert await asyncio.gather(*calls) == ["a", "b", "a"]
+    assert made == ["a", "b"]
     assert len(cache) == 1

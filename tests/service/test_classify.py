@@ -239,38 +239,6 @@ async def test_images_of_two_domains_share_one_forward(serve, model):
     assert max(len(set(batch)) for batch in model.batches) == 2
 
 
-async def test_a_deadline_that_passes_is_504_and_the_service_goes_on(serve, model):
-    async with serve() as client:
-        model.gate.clear()
-        late = await client.post("/classify/paint?timeout_ms=100", content=picture())
-        model.gate.set()
-        fine = await client.post("/classify/paint", content=picture())
-    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
-    assert fine.status_code == 200
-
-
-async def test_a_full_queue_is_429_with_retry_after(serve, model):
-    async with serve(max_waiting_rows=2, max_batch_rows=1) as client:
-        model.gate.clear()
-        calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(8)]
-        done, waiting = await asyncio.wait(calls, timeout=0.5)
-        model.gate.set()
-        kept = await asyncio.gather(*waiting)
-    refused = [call.result() for call in done]
-    assert {answer.status_code for answer in refused} == {429}
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    assert {answer.status_code for answer in kept} == {200}
-    assert len(kept) + len(refused) == 8
-    assert len(kept) == 4
-
-
-async def test_too_many_images_in_decoding_are_429(serve):
-    async with serve(max_decoding_images=2) as client:
-        files = [("images", (f"{n}.png", picture())) for n in range(3)]
-        answer = await client.post("/classify/paint", files=files)
-    assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
-
-
 async def test_a_failing_forward_fails_its_batch_only_and_tells_nothing(serve, model):
     async with serve() as client:
         model.fail_with = RuntimeError("secret at 0x7f0000 in a private path")

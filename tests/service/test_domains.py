@@ -300,11 +300,39 @@ async def test_following_a_version_that_cannot_load_keeps_the_one_that_answers(s
         still = (await client.get("/domains/paint")).json()
         again = await client.put("/domains/paint/live", json={"version": 2})
         mended = (await client.get("/domains/paint")).json()
-    assert (shown["state"], shown["version"], shown["error"]) == ("stale", 1, "backbone_mismatch")
+    assert (shown["state"], shown["version"], shown["error"]) == ("stale", 1, "stack_mismatch")
     assert (answer.status_code, answer.json()["version"]) == (200, 1)
     assert still["state"] == "stale"
     assert again.status_code == 200
     assert (mended["state"], mended["version"]) == ("live", 2)
+
+
+async def test_a_domain_is_live_again_once_what_failed_has_passed(serve, store, model, monkeypatch):
+    added = store.add("paint", colour_bundle(seed=1))
+    async with serve() as client:
+        domains = client.app.state.runtime.domains
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "live", lambda _: (_ for _ in ()).throw(StoreReadOnlyError("not now")))
+            await domains.refresh()
+            unreadable = (await client.get("/domains/paint")).json()
+        await domains.refresh()
+        readable = (await client.get("/domains/paint")).json()
+        model.fail_load = True
+        store.activate("paint", added.version)
+        await domains.refresh()
+        stale = (await client.get("/domains/paint")).json()
+        store.rollback("paint")
+        await domains.refresh()
+        back = (await client.get("/domains/paint")).json()
+        model.fail_load = False
+        store.activate("paint", added.version)
+        await domains.refresh()
+        forward = (await client.get("/domains/paint")).json()
+    assert (unreadable["state"], unreadable["error"]) == ("stale", "store_read_only")
+    assert (readable["state"], readable["error"]) == ("live", None)
+    assert stale["state"] == "stale"
+    assert (back["state"], back["version"], back["error"]) == ("live", 1, None)
+    assert (forward["state"], forward["version"]) == ("live", 2)
 
 
 async def test_activations_of_one_domain_at_the_same_time_end_in_what_the_store_says(serve, store):

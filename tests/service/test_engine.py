@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -148,18 +149,55 @@ async def test_a_lost_device_is_touched_no_more():
     engine.close()
 
 
-async def test_a_call_that_hangs_is_noticed(monkeypatch):
-    monkeypatch.setattr("service.engine.STUCK_AFTER_S", 0.05)
+async def test_a_call_that_hangs_is_noticed():
     model = FakeModel()
-    engine = Engine(model)
+    engine = Engine(model, stuck_after_s=0.05)
     stack = await engine.load(read_bundle(colour_bundle()), 1)
     model.gate.clear()
     running = asyncio.ensure_future(engine.run([EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)]))
     await asyncio.sleep(0.2)
+    assert engine.is_busy
     assert engine.is_stuck
     model.gate.set()
     await running
+    assert not engine.is_busy
     assert not engine.is_stuck
+    engine.close()
+
+
+async def test_a_long_call_of_many_short_forwards_is_not_stuck():
+    clip = PromptedClip(tiny_backbone(), max_text_rows=1)
+    engine = Engine(clip, stuck_after_s=0.2)
+    stack = await engine.load(read_bundle(random_bundle(text_boost=(2, 2))), 1)
+    slow = tiny_backbone().clip.ln_final.register_forward_hook(lambda *_: time.sleep(0.06))
+    making = asyncio.ensure_future(engine.with_labels(stack, [f"label {n}" for n in range(10)]))
+    started_s, seen = time.monotonic(), []
+    while not making.done():
+        seen.append(engine.is_stuck)
+        await asyncio.sleep(0.01)
+    slow.remove()
+    engine.close()
+    assert len((await making).class_names) == 10
+    assert time.monotonic() - started_s > 0.5
+    assert not any(seen)
+
+
+async def test_text_that_does_not_fit_the_memory_is_refused_as_overload(monkeypatch):
+    def no_room(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory at 0x7f00")
+
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    for name, call in (
+        ("with_labels", lambda: engine.with_labels(stack, ["red"])),
+        ("boost_stack", lambda: engine.boost_stack(stack)),
+    ):
+        monkeypatch.setattr(model, name, no_room)
+        with pytest.raises(OverloadedError, match="no memory"):
+            await call()
+    assert not engine.is_lost
+    await engine.warm_up(stack)
     engine.close()
 
 

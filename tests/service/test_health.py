@@ -37,6 +37,23 @@ async def test_metrics_count_requests_batches_images_and_activations(serve):
     assert 'caspl_live_version{domain="paint"} 1.0' in text
     assert 'caspl_errors_total{code="image_format"} 1.0' in text
     assert "caspl_batch_rows_bucket" in text
+    assert "caspl_batch_domains_count 1.0" in text, "warm-up rows are no batches"
+
+
+async def test_metrics_tell_idle_broken_and_stale_domains_from_live_ones(serve, store, model):
+    store.add("draft", colour_bundle("draft"))
+    added = store.add("paint", colour_bundle(seed=1))
+    async with serve() as client:
+        store.activate("paint", added.version)
+        new = store.add("late", colour_bundle("late"))
+        store.activate("late", new.version)
+        model.fail_load = True
+        await client.app.state.runtime.domains.refresh()
+        text = (await client.get("/metrics")).text
+    for state, number in (("live", 1), ("stale", 1), ("broken", 1), ("idle", 1)):
+        assert f'caspl_domains{{state="{state}"}} {number}.0' in text
+    for domain, version in (("ink", 1), ("paint", 1), ("late", 0), ("draft", 0)):
+        assert f'caspl_live_version{{domain="{domain}"}} {version}.0' in text
 
 
 async def test_info_names_the_backbone_and_the_limits(serve):

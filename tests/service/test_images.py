@@ -271,11 +271,14 @@ def test_the_format_is_told_from_the_first_bytes():
     assert [sniff(picture(kind=kind)) for kind in ("JPEG", "PNG", "WEBP")] == ["JPEG", "PNG", "WEBP"]
 
 
-def test_a_full_decoder_refuses_before_it_looks():
-    decoder = Decoder(LIMITS, np.asarray, n_threads=1, max_waiting=2)
-    decoder.reserve(2)
-    with pytest.raises(OverloadedError):
-        decoder.reserve(3)
+def test_a_full_decoder_refuses_before_it_looks_and_has_room_again_afterwards():
+    decoder = Decoder(LIMITS, np.asarray, n_threads=1, max_waiting=3)
+    with decoder.places(2):
+        decoder.check_room(1)
+        with pytest.raises(OverloadedError), decoder.places(2):
+            pass
+    with decoder.places(3), pytest.raises(OverloadedError):
+        decoder.check_room(1)
     decoder.close()
 
 

@@ -4,6 +4,7 @@ import inspect
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
+from service.auth import add_key, read_keys
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -102,3 +103,49 @@ async def test_no_middleware_hides_a_client_that_hangs_up(serve):
     async with serve() as client:
         for layer in client.app.user_middleware:
             assert not (inspect.isclass(layer.cls) and issubclass(layer.cls, BaseHTTPMiddleware))
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.8.9.1", "[::1]:8000", "[::1]"])
+async def test_an_open_service_answers_to_the_names_of_its_own_machine(serve, host):
+    async with serve() as client:
+        answer = await client.post(
+            "/classify/paint", content=picture(), headers={"host": host, "origin": f"http://{host}"}
+        )
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:8000", "origin": "http://evil.example:8000"},
+        {"host": "localhost.evil.example"},
+        {"host": "192.168.1.4:8000"},
+        {"host": "[::1"},
+        {"origin": "http://evil.example"},
+        {"origin": "http://localhost:3000"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"},
+    ],
+)
+async def test_an_open_service_takes_nothing_from_other_sites_pages(serve, store, headers):
+    async with serve() as client:
+        url = "/domains/paint/versions?activate=true"
+        answer = await client.post(url, content=colour_bundle(seed=1), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (403, "foreign_request")
+    assert len(store.versions("paint")) == 1
+
+
+async def test_a_link_to_an_open_service_works(serve):
+    async with serve() as client:
+        answer = await client.get("/", headers={"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"})
+    assert answer.status_code == 200
+
+
+async def test_with_keys_any_name_and_page_will_do(serve, tmp_path):
+    key = add_key(tmp_path / "keys.json", ["classify"], [])
+    headers = {"authorization": f"Bearer {key}", "host": "caspl.example", "origin": "https://app.example"}
+    async with serve(read_keys(tmp_path / "keys.json")) as client:
+        answer = await client.post("/classify/paint", content=picture(), headers=headers)
+    assert answer.status_code == 200

@@ -56,9 +56,9 @@ def test_retry_after_is_whole_seconds_and_never_zero(seconds, header):
 
 NEVER_SEEN = {
     "service_error", "settings_invalid", "client_gone", "prompt_store_error", "bundle_invalid", "model_error",
-    "weights_invalid",
+    "weights_invalid", "digest_mismatch",
 }  # fmt: skip
-"""Codes of bases, of start-up errors, and of answers that nobody receives."""
+"""Codes of bases, of start-up errors, of a check that no route makes, and of answers that nobody receives."""
 
 
 def test_the_documentation_lists_every_code_under_its_status():

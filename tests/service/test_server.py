@@ -15,12 +15,14 @@ import torch
 import uvicorn
 
 from prompt_store.store import Store
+from service.auth import add_key
 from service.demo_run import free_port, wait_until_ready
 from service.errors import SettingsError
-from service.server import PatientProtocol, chosen_device, listen, needed_keys
+from service.server import PatientProtocol, chosen_device, listen, load_model, needed_keys
 from service.settings import Settings
 from tests.service.demo_assets import write_assets
 from tests.service.fakes import picture
+from tests.tiny import register_tiny_models
 
 
 def environment(**changes):
@@ -58,7 +60,7 @@ def test_a_terminated_service_says_so_answers_what_it_accepted_and_exits_with_ze
         flood.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 40_000)
         assert flood.recv(100)[:12] in {b"", b"HTTP/1.1 400", b"HTTP/1.1 431"}
 
-    head = f"POST /classify/tiles HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /classify/tiles HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", port), timeout=20) as slow, slow.makefile("rb") as reading:
         slow.sendall(head + body[:50])
         time.sleep(0.2)
@@ -132,12 +134,16 @@ def test_an_address_that_others_reach_needs_keys():
     assert needed_keys(Settings()) == ()
 
 
-def test_a_key_file_without_keys_does_not_open_the_door(tmp_path):
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])  # noqa: S104
+def test_a_key_file_without_keys_does_not_open_the_door(tmp_path, host):
     path = tmp_path / "keys.json"
     path.write_text('{"keys": []}')
     path.chmod(0o600)
-    with pytest.raises(SettingsError, match="needs API keys"):
-        needed_keys(Settings(host="0.0.0.0", keys_file=path))  # noqa: S104
+    with pytest.raises(SettingsError, match="holds no keys") as refused:
+        needed_keys(Settings(host=host, keys_file=path))
+    assert refused.value.code == "keys_needed"
+    add_key(path, ["classify"], [])
+    assert len(needed_keys(Settings(host=host, keys_file=path))) == 1
 
 
 def test_a_port_that_is_taken_is_told_plainly():
@@ -167,5 +173,59 @@ def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
     with pytest.raises(SettingsError, match="--device cpu"):
         chosen_device(Settings(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert chosen_device(Settings()) == ("cuda", torch.bfloat16)
     assert chosen_device(Settings(device="cuda:1", dtype="float32")) == ("cuda:1", torch.float32)
+
+
+def test_a_card_that_only_emulates_bfloat16_gets_float32_unless_it_is_asked_for(monkeypatch):
+    capabilities = {"cuda": (9, 0), "cuda:0": (9, 0), "cuda:1": (7, 5)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    assert chosen_device(Settings(device="cuda:0")) == ("cuda:0", torch.bfloat16)
+    assert chosen_device(Settings(device="cuda:1")) == ("cuda:1", torch.float32)
+    assert chosen_device(Settings(device="cuda:1", dtype="bfloat16")) == ("cuda:1", torch.bfloat16)
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_the_backbone_is_built_as_the_settings_say(quick_gelu):
+    register_tiny_models()
+    model = load_model(Settings(backbone="tiny", random_weights=0, device="cpu", quick_gelu=quick_gelu))
+    kinds = {type(block.mlp.gelu).__name__ for block in model.backbone.clip.transformer.resblocks}
+    assert kinds == {"QuickGELU" if quick_gelu else "GELU"}
+
+
+HANGING = """
+import signal, sys, threading, time
+from prompt_store.store import Store
+from service import server
+from service.settings import Settings
+from tests.service.fakes import FakeModel
+
+model = FakeModel()
+server.load_model = lambda settings: model
+settings = Settings(port=0, store=sys.argv[1], drain_delay_s=0, drain_timeout_s=0.5, store_poll_s=0)
+
+def announce(runtime, address):
+    stack = next(iter(runtime.domains.table.values())).served.stack
+    runtime.engine._thread.submit(runtime.engine._guarded, lambda: time.sleep(600))
+    if sys.argv[2] == "waiting":
+        row = server_row(stack)
+        runtime.batcher.submit([row], lane="a", deadline_s=time.monotonic() + 600)
+    signal.raise_signal(signal.SIGTERM)
+
+def server_row(stack):
+    import numpy as np
+    from service.engine import EngineRow
+    return EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
+
+sys.exit(server.run(settings, Store.open(settings.store), announce))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "status"), [("none", 0), ("waiting", 70)])
+def test_a_device_that_hangs_does_not_keep_a_terminated_service_alive(store, rows, status):
+    command = [sys.executable, "-c", HANGING, str(store.root), rows]
+    ended = subprocess.run(command, env=environment(), capture_output=True, timeout=30, check=False)
+    assert ended.returncode == status, ended.stderr.decode()

@@ -17,12 +17,46 @@ def test_a_mistyped_variable_is_refused_by_name(monkeypatch):
         load_settings()
 
 
+def test_what_kubernetes_says_about_a_service_of_our_name_is_passed_over(monkeypatch):
+    links = {
+        "CASPL_SERVICE_HOST": "10.0.0.7",
+        "CASPL_SERVE_SERVICE_HOST": "10.0.0.7",
+        "CASPL_SERVE_SERVICE_PORT": "8000",
+        "CASPL_SERVE_SERVICE_PORT_HTTP": "8000",
+        "CASPL_PORT": "tcp://10.0.0.7:8000",
+        "CASPL_SERVE_PORT": "tcp://10.0.0.7:8000",
+        "CASPL_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+        "CASPL_SERVE_PORT_8000_TCP_ADDR": "10.0.0.7",
+        "CASPL_SERVE_PORT_53_UDP_PROTO": "udp",
+    }
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().port == 8000
+    assert load_settings(port=9001).port == 9001
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CASPL_SERVE_PORT", "8001"), ("CASPL_PORT_TCP", "1"), ("CASPL_SERVICE_HOSTS", "a")]
+)
+def test_what_only_looks_like_a_service_link_is_refused(name, value):
+    with pytest.raises(SettingsError, match=name):
+        refuse_unknown({name: value})
+
+
 def test_the_variables_of_the_client_are_no_mistake():
     refuse_unknown({"CASPL_URL": "x", "CASPL_API_KEY": "y", "PATH": "/bin", "CASPL_STORE": "z"})
 
 
 @pytest.mark.parametrize(
-    "given", [{"port": -1}, {"device": "tpu"}, {"dtype": "int8"}, {"default_timeout_s": 60.0}, {"max_images": 0}]
+    "given",
+    [
+        {"port": -1},
+        {"device": "tpu"},
+        {"dtype": "int8"},
+        {"default_timeout_s": 60.0},
+        {"max_images": 0},
+        {"stuck_after_s": 0.0},
+    ],
 )
 def test_a_value_out_of_range_is_refused(given):
     with pytest.raises(SettingsError):
@@ -42,6 +76,13 @@ def test_a_value_out_of_range_is_refused(given):
 )
 def test_only_loopback_is_loopback(host, is_loopback):
     assert Settings(host=host).is_loopback is is_loopback
+
+
+@pytest.mark.parametrize("queue", ["max_waiting_rows", "max_decoding_images"])
+def test_a_full_request_must_fit_into_each_queue(queue):
+    assert getattr(load_settings(max_images=20, **{queue: 20}), queue) == 20
+    with pytest.raises(SettingsError, match=f"max_images must not be larger than {queue}"):
+        load_settings(max_images=20, **{queue: 19})
 
 
 def test_settings_cannot_be_changed():

@@ -1,0 +1,90 @@
+"""More work than there is time or room for: who is refused, who is late, and who is not affected."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from tests.service.fakes import colour_bundle, picture
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_deadline_that_passes_is_504_and_the_service_goes_on(serve, model):
+    async with serve() as client:
+        model.gate.clear()
+        late = await client.post("/classify/paint?timeout_ms=100", content=picture())
+        model.gate.set()
+        fine = await client.post("/classify/paint", content=picture())
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert fine.status_code == 200
+
+
+async def test_a_full_queue_is_429_with_retry_after(serve, model):
+    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+        model.gate.clear()
+        calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(8)]
+        done, waiting = await asyncio.wait(calls, timeout=0.5)
+        model.gate.set()
+        kept = await asyncio.gather(*waiting)
+    refused = [call.result() for call in done]
+    assert {answer.status_code for answer in refused} == {429}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert {answer.status_code for answer in kept} == {200}
+    assert len(kept) + len(refused) == 8
+    assert len(kept) == 4
+
+
+async def test_too_many_images_in_decoding_are_429(serve, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr("service.engine.to_pixels", lambda *_: gate.wait(10) and np.zeros((3, 16, 16), np.uint8))
+    async with serve(max_decoding_images=2, max_images=2) as client:
+        held = asyncio.ensure_future(client.post("/classify/paint", content=picture()))
+        await asyncio.sleep(0.2)
+        files = [("images", (f"{n}.png", picture())) for n in range(2)]
+        answer = await client.post("/classify/paint", files=files)
+        gate.set()
+        kept = await held
+    assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
+    assert kept.status_code == 200
+
+
+async def test_a_crowd_of_label_sets_is_refused_leaves_in_time_and_does_not_hold_up_the_others(serve, model):
+    making, letting = [], threading.Event()
+    with_labels = model.with_labels
+
+    def slowly(stack, labels):
+        making.append(labels)
+        letting.wait(10)
+        return with_labels(stack, labels)
+
+    model.with_labels = slowly
+    async with serve(max_waiting_stacks=3) as client:
+        asked = [
+            asyncio.ensure_future(
+                client.post("/classify/paint", content=picture(), params={"labels": f"red,x{n}", "timeout_ms": 300})
+            )
+            for n in range(12)
+        ]
+        done = await asyncio.gather(*asked)
+        letting.set()
+        plain = await client.post("/classify/paint", content=picture())
+        again = await client.post("/classify/paint?labels=red,x0", content=picture())
+    found = sorted((answer.status_code, answer.json()["code"]) for answer in done)
+    assert found == [(429, "overloaded")] * 8 + [(504, "deadline_exceeded")] * 4
+    assert all("retry-after" in answer.headers for answer in done if answer.status_code == 429)
+    assert (plain.status_code, again.status_code) == (200, 200)
+    assert len(making) == 1, "what nobody waits for any more is not made; what was begun is kept"
+
+
+async def test_loading_an_older_version_counts_towards_the_deadline(serve, store, model):
+    added = store.add("paint", colour_bundle(seed=1))
+    async with serve() as client:
+        model.gate.clear()
+        url = f"/classify/paint?version={added.version}&timeout_ms=200"
+        late = await asyncio.wait_for(client.post(url, content=picture()), 5)
+        model.gate.set()
+        fine = await client.post(f"/classify/paint?version={added.version}", content=picture())
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert fine.json()["version"] == added.version
