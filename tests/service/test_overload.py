@@ -3,9 +3,9 @@
 import asyncio
 import threading
 
-import numpy as np
 import pytest
 
+from service.images import open_rgb
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -37,36 +37,45 @@ async def test_a_full_queue_is_429_with_retry_after(serve, model):
 
 
 async def test_too_many_images_in_decoding_are_429(serve, monkeypatch):
-    gate = threading.Event()
-    monkeypatch.setattr("service.engine.to_pixels", lambda *_: gate.wait(10) and np.zeros((3, 16, 16), np.uint8))
+    entered, gate = threading.Event(), threading.Event()
+
+    def slowly(*given):
+        entered.set()
+        gate.wait(10)
+        return open_rgb(*given)
+
+    monkeypatch.setattr("service.images.open_rgb", slowly)
+    files = [("images", (f"{n}.png", picture())) for n in range(2)]
     async with serve(max_decoding_images=2, max_images=2) as client:
-        held = asyncio.ensure_future(client.post("/classify/paint", content=picture()))
-        await asyncio.sleep(0.2)
-        files = [("images", (f"{n}.png", picture())) for n in range(2)]
-        answer = await client.post("/classify/paint", files=files)
+        first = asyncio.ensure_future(client.post("/classify/paint", files=files))
+        await asyncio.to_thread(entered.wait, 10)
+        refused = await client.post("/classify/paint", files=files)
         gate.set()
-        kept = await held
-    assert (answer.status_code, answer.json()["code"]) == (429, "overloaded")
-    assert kept.status_code == 200
+        served = await first
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert served.status_code == 200
 
 
 async def test_a_crowd_of_label_sets_is_refused_leaves_in_time_and_does_not_hold_up_the_others(serve, model):
-    making, letting = [], threading.Event()
+    making, begun, letting = [], threading.Event(), threading.Event()
     with_labels = model.with_labels
 
     def slowly(stack, labels):
         making.append(labels)
+        begun.set()
         letting.wait(10)
         return with_labels(stack, labels)
 
     model.with_labels = slowly
     async with serve(max_waiting_stacks=3) as client:
-        asked = [
-            asyncio.ensure_future(
-                client.post("/classify/paint", content=picture(), params={"labels": f"red,x{n}", "timeout_ms": 300})
-            )
-            for n in range(12)
-        ]
+
+        def ask(n):
+            query = {"labels": f"red,x{n}", "timeout_ms": 2000}
+            return asyncio.ensure_future(client.post("/classify/paint", content=picture(), params=query))
+
+        asked = [ask(0)]
+        await asyncio.to_thread(begun.wait, 10)
+        asked += [ask(n) for n in range(1, 12)]
         done = await asyncio.gather(*asked)
         letting.set()
         plain = await client.post("/classify/paint", content=picture())
