@@ -158,7 +158,7 @@ def adapt(
         if boost is not None and boost.resolve() == bundle.resolve():
             raise typer.BadParameter("would overwrite the boosting bundle; name another file", param_hint="--out")
         dataset = open_dataset(data, root)
-        if "template" not in chosen.model_fields_set:
+        if "template" in type(chosen).model_fields.keys() - chosen.model_fields_set:
             chosen = chosen.model_copy(update={"template": dataset.template})
         if shots:
             dataset = few_shot(dataset, shots, seed=chosen.seed)

@@ -42,12 +42,14 @@ class Foundation:
         image_boost: [L, P, vision width] or None; no gradient.
         text_boost: [L, P, text width] or None; no gradient.
         boost_digest: of the bundle the boosting prompts came from; None for the plain backbone.
+        text: what stood behind the text prompts when they were learned, with one `{}`; None for the plain backbone.
     """
 
     backbone: Backbone
     image_boost: Tensor | None = None
     text_boost: Tensor | None = None
     boost_digest: str | None = None
+    text: str | None = None
 
     @property
     def is_boosted(self) -> bool:
@@ -148,7 +150,13 @@ def boosted_foundation(backbone: Backbone, bundle: Bundle) -> Foundation:
     if not groups:
         msg = f"The bundle for domain {manifest.domain!r} holds no boosting prompts; give one that `caspl boost` wrote."
         raise BoostBundleError(msg)
-    return Foundation(backbone, groups.get("image.boost"), groups.get("text.boost"), bundle.digest)
+    return Foundation(
+        backbone,
+        image_boost=groups.get("image.boost"),
+        text_boost=groups.get("text.boost"),
+        boost_digest=bundle.digest,
+        text=manifest.templates[0] if manifest.templates else None,
+    )
 
 
 def load_foundation(

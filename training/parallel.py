@@ -54,11 +54,6 @@ class World:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
-
 
 def join_world(device: str) -> World:
     """The world that torchrun started this process in; a world of one without it.

@@ -111,13 +111,6 @@ class AdaptRecipe(Recipe):
     Source of the values: the methods' repositories (SGD 0.9, weight decay 5e-4, cosine, one warm-up epoch at 1e-5).
     """
 
-    template: str = Field(
-        default="a photo of a {}.", description="hand-written prompt of the frozen reference, where a method has one"
-    )
-    reference: Literal["boosted", "plain"] = Field(
-        default="boosted", description="the frozen model that methods with a reference hold on to; inferred"
-    )
-
 
 R = TypeVar("R", bound=Recipe)
 

@@ -59,3 +59,8 @@ def test_a_bundle_that_is_not_there_is_named(tmp_path):
 def test_a_plain_foundation_is_the_backbone():
     assert not Foundation(tiny_backbone()).is_boosted
     assert Foundation(tiny_backbone()).n_text_boost == 0
+
+
+def test_a_boosted_foundation_knows_the_text_it_was_boosted_with():
+    assert boosted_foundation(tiny_backbone(), bundle(templates=["{} here."])).text == "{} here."
+    assert Foundation(tiny_backbone()).text is None

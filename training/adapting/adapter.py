@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prompted_clip.preprocess import normalize_pixels
 from training.adapting.method import AdaptingMethod, Batch
+from training.adapting.reference import ReferenceRecipe
 from training.data.view_values import ViewValues
 from training.data.views import Views
 from training.foundation import Foundation
@@ -47,7 +48,7 @@ class Adapter:
         self._device = foundation.backbone.device
         self._labels_N = torch.tensor(labels, dtype=torch.long)
         self._recipe = recipe
-        reference = foundation.reference(recipe.reference)
+        reference = foundation.reference(recipe.reference) if isinstance(recipe, ReferenceRecipe) else foundation
         own = ViewValues(views, lambda pixels: self._features(foundation, pixels))
         is_own = reference is foundation
         self._foundation_values = own

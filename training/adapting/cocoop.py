@@ -19,10 +19,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
 from training.foundation import Foundation
 from training.initial_prompts import seeded_linear
+from training.loop import ParameterGroup
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 

@@ -15,9 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.adapting.text_context import CONTEXT_TEXT, Position, place_context, start_context
 from training.foundation import Foundation
+from training.loop import ParameterGroup
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 

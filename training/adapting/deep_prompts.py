@@ -6,10 +6,27 @@ Legend: B rows, C/H/W image, L prompt layers, P prompt tokens, W tower width.
 """
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from prompted_clip.backbone import Backbone
 from training.initial_prompts import random_prompts, start_from_words
+from training.recipe import AdaptRecipe
+
+
+class DeepPromptRecipe(AdaptRecipe):
+    """Independent deep prompts in both towers, with the values of PromptSRC's repository."""
+
+    learning_rate: float = Field(default=0.0025, gt=0)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    image_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the image tower")
+    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's")
+    text_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the text tower")
+    text_depth: int = Field(default=9, ge=1, description="layers with own text tokens, cut to the tower's")
+    text_init: str = Field(
+        default="a photo of a", description="words for text layer 0; words beyond text_tokens stay words"
+    )
 
 
 def deep_image_prompts(backbone: Backbone, depth: int, tokens: int, generator: torch.Generator) -> nn.Parameter:

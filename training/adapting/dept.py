@@ -22,9 +22,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
-from training.adapting.method import AdaptingMethod, Batch, Folded, LinearHead, ParameterGroup, Want, detached
+from training.adapting.method import AdaptingMethod, Batch, Folded, LinearHead, Want, detached
 from training.foundation import Foundation
 from training.initial_prompts import seeded_linear
+from training.loop import ParameterGroup
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 

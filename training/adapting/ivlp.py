@@ -13,30 +13,18 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
-from training.adapting.deep_prompts import deep_image_prompts, deep_text_prompts
-from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
+from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.foundation import Foundation
-from training.recipe import AdaptRecipe
+from training.loop import ParameterGroup
 from training.scores import class_scores
 
 
-class IVLPRecipe(AdaptRecipe):
-    """Values of PromptSRC's repository for base-to-new: 4 + 4 tokens, 9 layers, 20 epochs of batches of 4."""
-
-    learning_rate: float = Field(default=0.0025, gt=0)
-    epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=4, ge=1)
-    image_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the image tower")
-    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's")
-    text_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the text tower")
-    text_depth: int = Field(default=9, ge=1, description="layers with own text tokens, cut to the tower's")
-    text_init: str = Field(
-        default="a photo of a", description="words for text layer 0; words beyond text_tokens stay words"
-    )
+class IVLPRecipe(DeepPromptRecipe):
+    """Values of PromptSRC's repository for base-to-new."""
 
 
 class IVLP(nn.Module):

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import deep_text_prompts
-from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.foundation import Foundation
 from training.initial_prompts import seeded_linear
+from training.loop import ParameterGroup
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from training.loop import ParameterGroup as ParameterGroup
+from training.loop import ParameterGroup
 
 Want = Literal["pixels", "foundation", "reference"]
 

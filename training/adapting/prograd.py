@@ -16,15 +16,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.reference import ReferenceRecipe, TemplateRecipe, frozen_text
 from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
 from training.errors import RecipeError
 from training.foundation import Foundation
-from training.recipe import AdaptRecipe
+from training.loop import ParameterGroup
 from training.scores import class_scores
 
 
-class ProGradRecipe(AdaptRecipe):
+class ProGradRecipe(TemplateRecipe, ReferenceRecipe):
     """ProGrad's choices; defaults are those of its repository.
 
     Its words are the data set's own ("a type of pet, a photo of a"), in `context_init` and `template` alike.
@@ -65,7 +66,8 @@ class ProGrad(nn.Module):
         self.context = nn.Parameter(_start(foundation, recipe).to(foundation.backbone.device))
         self.foundation, self.recipe, self.text = foundation, recipe, CONTEXT_TEXT
         self.texts = place_context(foundation, class_names, recipe.context_tokens)
-        self.reference_text_KE = foundation.reference(recipe.reference).zero_shot_text(class_names, [recipe.template])
+        reference = foundation.reference(recipe.reference)
+        self.reference_text_KE = reference.zero_shot_text(class_names, [frozen_text(reference, recipe)])
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """The context, at the recipe's rate."""

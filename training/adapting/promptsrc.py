@@ -15,7 +15,7 @@ Legend: B rows, K classes, L prompt layers, P prompt tokens, E joint width.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
@@ -23,31 +23,26 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
-from training.adapting.deep_prompts import deep_image_prompts, deep_text_prompts
-from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
+from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.reference import ReferenceRecipe
 from training.foundation import Foundation
-from training.recipe import AdaptRecipe
+from training.loop import ParameterGroup
 from training.scores import class_scores
 
 REFERENCE_TEMPLATES: Final = tuple(str(template("{}")) for template in OPENAI_IMAGENET_TEMPLATES[:60])
 
 
-class PromptSRCRecipe(AdaptRecipe):
-    """The repository's values for base-to-new; `template` is not read, the reference text averages 60 templates.
+class PromptSRCRecipe(DeepPromptRecipe, ReferenceRecipe):
+    """The repository's values for base-to-new.
 
     Its other settings: few-shot `epochs=50 gpa_mean=30 gpa_std=30` (`gpa_mean=45 gpa_std=5` for Cars, Flowers,
     Aircraft, DTD, EuroSAT); across data sets `image_depth=3 text_depth=3 gpa_mean=6 gpa_std=10`.
     """
 
-    learning_rate: float = Field(default=0.0025, gt=0)
-    epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=4, ge=1)
-    image_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the image tower")
-    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's")
-    text_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the text tower")
-    text_depth: int = Field(default=9, ge=1, description="layers with own text tokens, cut to the tower's")
-    text_init: str = Field(
-        default="a photo of a", description="words for text layer 0; words beyond text_tokens stay words"
+    reference_text: Literal["templates", "learned"] = Field(
+        default="templates",
+        description="what a boosted reference reads: the templates, or the text its prompts learned with; inferred",
     )
     image_weight: float = Field(default=10.0, ge=0, description="of the distance between f and f0")
     text_weight: float = Field(default=25.0, ge=0, description="of the distance between g and g0")
@@ -83,7 +78,11 @@ class PromptSRC(nn.Module):
         )
         self.image_prompts = deep_image_prompts(foundation.backbone, recipe.image_depth, recipe.image_tokens, generator)
         self.tokens = foundation.tokenize(class_names, self.text, n_prompts=recipe.text_tokens)
-        reference_KE = reference_text(foundation.reference(recipe.reference), class_names)
+        reference = foundation.reference(recipe.reference)
+        templates = REFERENCE_TEMPLATES
+        if reference.text is not None and recipe.reference_text == "learned":
+            templates = (reference.text,)
+        reference_KE = reference_text(reference, class_names, templates)
         self.register_buffer("reference_KE", reference_KE, persistent=False)
         self.register_buffer("image_sum", torch.zeros_like(self.image_prompts))
         self.register_buffer("text_sum", torch.zeros_like(self.text_prompts))
@@ -132,8 +131,8 @@ class PromptSRC(nn.Module):
 
 
 @torch.no_grad()
-def reference_text(reference: Foundation, class_names: Sequence[str]) -> Tensor:
-    """g0 [K, E]: the mean over 60 of CLIP's ImageNet templates, brought to length 1 after the mean.
+def reference_text(reference: Foundation, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """g0 [K, E]: the mean over templates, brought to length 1 after the mean; 60 of CLIP's for ImageNet in the paper.
 
     The embeddings are averaged at the length they have, as in the repository, not at length 1.
 
@@ -141,7 +140,7 @@ def reference_text(reference: Foundation, class_names: Sequence[str]) -> Tensor:
         TextTooLongError: a class name does not fit into a template.
     """
     per_template = [
-        reference.embed_text(reference.tokenize(class_names, template, n_prompts=0)) for template in REFERENCE_TEMPLATES
+        reference.embed_text(reference.tokenize(class_names, template, n_prompts=0)) for template in templates
     ]
     return unit_norm(torch.stack(per_template).mean(dim=0))
 

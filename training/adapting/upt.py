@@ -18,9 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.foundation import Foundation
 from training.initial_prompts import random_prompts, seeded_linear
+from training.loop import ParameterGroup
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 

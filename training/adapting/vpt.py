@@ -18,16 +18,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.adapting.deep_prompts import deep_image_prompts
-from training.adapting.method import Batch, Folded, ParameterGroup, Want, detached, wanted
+from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.reference import TemplateRecipe, frozen_text
 from training.foundation import Foundation
-from training.recipe import AdaptRecipe
+from training.loop import ParameterGroup
 from training.scores import class_scores
 
 
-class VPTRecipe(AdaptRecipe):
+class VPTRecipe(TemplateRecipe):
     """The image half of IVLP with its training (PromptSRC's repository), so that the two compare.
 
-    `template` is the text side's hand-written prompt. MaPLe's repository runs its own VPT baseline with 8 tokens in
+    MaPLe's repository runs its own VPT baseline with 8 tokens in
     12 layers for 5 epochs: `image_tokens=8 image_depth=12 epochs=5`.
     """
 
@@ -57,7 +58,7 @@ class VPT(nn.Module):
     def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: VPTRecipe) -> None:
         super().__init__()
         self.foundation = foundation
-        self.text = recipe.template
+        self.text = frozen_text(foundation, recipe)
         generator = torch.Generator().manual_seed(recipe.seed)
         self.image_prompts = deep_image_prompts(foundation.backbone, recipe.image_depth, recipe.image_tokens, generator)
         text_KE = foundation.zero_shot_text(class_names, [self.text])
@@ -80,5 +81,5 @@ class VPT(nn.Module):
         """Nothing is averaged over epochs."""
 
     def fold(self) -> Folded:
-        """The image group; the text is the template alone."""
+        """The image group; the text side is frozen."""
         return Folded(image_adapt=detached(self.image_prompts))

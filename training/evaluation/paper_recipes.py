@@ -35,7 +35,9 @@ def adapt_recipe(
         RecipeError: a value is out of range.
     """
     kind = METHODS[method].recipe
-    values: dict[str, Any] = {"template": dataset.template} | _differences(method, dataset.name, protocol, shots)
+    values = _differences(method, dataset.name, protocol, shots)
+    if "template" in kind.model_fields:
+        values["template"] = dataset.template
     entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return read_recipe(kind, None, [*entries, *_of_method(method, overrides)])
 

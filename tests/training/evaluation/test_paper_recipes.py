@@ -36,7 +36,11 @@ def named(tmp_path):
 def test_each_table_has_its_own_values(named, method, dataset, protocol, shots, values):
     recipe = adapt_recipe(method, named(dataset), protocol, shots=shots)
     assert {key: getattr(recipe, key) for key in values} == values
-    assert recipe.template == "{} texture."
+
+
+@pytest.mark.parametrize("method", ["vpt", "prograd"])
+def test_methods_that_read_a_hand_written_prompt_take_that_of_the_data_set(named, method):
+    assert adapt_recipe(method, named("dtd"), "base-to-new", shots=16).template == "{} texture."
 
 
 def test_an_override_wins_and_reaches_the_methods_that_have_its_key(named):

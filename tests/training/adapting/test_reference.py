@@ -1,0 +1,56 @@
+"""What frozen models read: a boosted one the text it learned with, a plain one the hand-written prompt."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.foundations import tiny_foundation
+from training.adapting.methods import METHODS
+from training.adapting.promptsrc import REFERENCE_TEMPLATES, reference_text
+
+CLASSES = ["cat", "striped dog", "bird"]
+LEARNED, TEMPLATE = "{} again.", "a drawing of a {}."
+BOOSTED = dataclasses.replace(tiny_foundation((2, 3)), text=LEARNED)
+PLAIN = tiny_foundation()
+
+
+def built(name, foundation, **changes):
+    return METHODS[name].build(foundation, CLASSES, METHODS[name].recipe(**changes))
+
+
+@pytest.mark.parametrize(
+    ("foundation", "boosted_text", "expected"),
+    [(BOOSTED, "learned", LEARNED), (BOOSTED, "template", TEMPLATE), (PLAIN, "learned", TEMPLATE)],
+)
+def test_prograds_reference_and_vpts_text_side_read_the_same_text(foundation, boosted_text, expected):
+    vpt = built("vpt", foundation, boosted_text=boosted_text, template=TEMPLATE)
+    prograd = built("prograd", foundation, boosted_text=boosted_text, template=TEMPLATE)
+    assert vpt.text == expected
+    assert torch.equal(prograd.reference_text_KE, foundation.zero_shot_text(CLASSES, [expected]))
+    assert torch.equal(vpt.text_KE, prograd.reference_text_KE)
+
+
+def test_a_plain_reference_of_a_boosted_model_reads_the_hand_written_prompt():
+    prograd = built("prograd", BOOSTED, reference="plain", template=TEMPLATE)
+    assert torch.equal(prograd.reference_text_KE, PLAIN.zero_shot_text(CLASSES, [TEMPLATE]))
+
+
+@pytest.mark.parametrize(
+    ("foundation", "choice", "expected"),
+    [
+        (BOOSTED, "templates", REFERENCE_TEMPLATES),
+        (BOOSTED, "learned", (LEARNED,)),
+        (PLAIN, "learned", REFERENCE_TEMPLATES),
+    ],
+)
+def test_promptsrc_reads_sixty_templates_or_the_learned_text(foundation, choice, expected):
+    method = built("promptsrc", foundation, reference_text=choice)
+    assert torch.equal(method.reference_KE, reference_text(foundation, CLASSES, expected))
+
+
+def test_methods_without_a_frozen_text_have_no_key_for_one():
+    with_template = {name for name, entry in METHODS.items() if "template" in entry.recipe.model_fields}
+    with_reference = {name for name, entry in METHODS.items() if "reference" in entry.recipe.model_fields}
+    assert with_template == {"vpt", "prograd"}
+    assert with_reference == {"promptsrc", "prograd"}
