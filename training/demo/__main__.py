@@ -13,6 +13,7 @@ from rich.table import Table
 
 from training.demo import adapt_domains
 from training.demo.boost_domains import boost_all, markdown_table, show_table
+from training.demo.crowding import crowding
 from training.demo.evaluate import measure_all
 from training.demo.folders import write_folders
 from training.demo.models import CONFIG_DIR, export_weights
@@ -155,6 +156,18 @@ def adapt(
         fill_page(README, "demo-adapt", adapt_domains.markdown_table(rows))
         fill_page(DEMO_PAGE, "demo-adapt", adapt_domains.domain_table(rows))
     adapt_domains.show_table(rows, Console())
+
+
+@app.command()
+def crowd(
+    domain: Annotated[str, typer.Argument(help="A domain with a boosting bundle.")] = "negative",
+    counts: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = "0,1,2,4,8",
+) -> None:
+    """Measure a boosted student with untrained text tokens in front of its boosting tokens."""
+    table = Table("tokens", "base", "new", title=f"boosted student, {domain}, per cent")
+    for count, found in crowding(domain, SERVICE_DEMO / "bundles", [int(count) for count in counts.split(",")]).items():
+        table.add_row(str(count), f"{found['base']:.1f}", f"{found['new']:.1f}")
+    Console().print(table)
 
 
 @app.command()

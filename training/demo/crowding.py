@@ -1,0 +1,48 @@
+"""How much of a boosted student's accuracy is lost by untrained tokens in front of its boosting tokens.
+
+Every text token that a method adds stands in front of the boosting tokens and moves them and the class name on. This
+says how many tokens a recipe can afford.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from prompted_clip.preprocess import normalize_pixels
+from training.demo.evaluate import TEST_SEED, accuracy
+from training.demo.render import draw_series
+from training.demo.shifts import DOMAINS
+from training.demo.world import CLASS_NAMES
+from training.foundation import load_foundation
+from training.initial_prompts import random_prompts
+from training.scores import class_scores
+
+N_TEST: Final = 2000
+_BATCH: Final = 250
+
+
+@torch.inference_mode()
+def crowding(domain: str, bundles: Path, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Base and new accuracy in per cent of the boosted student, by the number of random tokens put in front.
+
+    Args:
+        domain: a name of `shifts.DOMAINS`.
+        bundles: folder of the boosting bundles, `<domain>.safetensors`.
+        counts: numbers of tokens, 0 for none.
+    """
+    foundation = load_foundation("demo-student", None, bundles / f"{domain}.safetensors", is_random=False, device="cpu")
+    backbone, text = foundation.backbone, foundation.text or "{}."
+    pictures = draw_series(TEST_SEED, N_TEST, restyle=DOMAINS[domain])
+    batches = torch.split(pictures.pixels, _BATCH)
+    features = torch.cat([foundation.encode_images(normalize_pixels(b, backbone.preprocess)) for b in batches])
+    found = {}
+    for count in counts:
+        tokens = foundation.tokenize(CLASS_NAMES, text, n_prompts=count)
+        added = random_prompts(1, count, backbone.text_width, torch.Generator().manual_seed(0))
+        texts = foundation.encode_text(tokens, added if count else None)
+        measured = asdict(accuracy(class_scores(foundation.logit_scale, features, texts), pictures.labels))
+        found[count] = {half: round(100 * measured[half], 1) for half in ("base", "new")}
+    return found
