@@ -4,7 +4,7 @@ It names the few modules of a loaded `open_clip.CLIP` that a prompted forward ha
 pooling, projections) and refuses model families whose towers are built differently. When open_clip changes one of
 them, `tests/prompted_clip/test_internals.py` fails with the name of what moved.
 
-Legend: B rows, C/H/W image, N image tokens, T text tokens, D tower width, E joint width, K texts.
+Legend: B rows, C/H/W image, N tokens, T text tokens, D or W tower width, E joint width, K texts.
 """
 
 from typing import Any, cast
@@ -80,8 +80,27 @@ def vision_blocks(clip: CLIP) -> nn.ModuleList:
     return cast("nn.ModuleList", clip.visual.transformer.resblocks)
 
 
+def read_block(block: nn.Module, x_BNW: Tensor, at_B: Tensor, *, is_causal: bool) -> Tensor:
+    """A block's output at one position of each row, without what the other positions would cost: [B, 1, W].
+
+    Args:
+        block: a residual block; it still attends to all positions.
+        x_BNW: its input.
+        at_B: the position to read, one per row.
+        is_causal: positions behind the one that is read are hidden, as the causal mask hides them.
+    """
+    parts: Any = block  # torch knows a module's parts only as tensors or modules
+    read_B1W = x_BNW[torch.arange(len(x_BNW), device=x_BNW.device), at_B].unsqueeze(1)
+    keys_BNW = parts.ln_1(x_BNW)
+    query_B1W = parts.ln_1(read_B1W)
+    hidden_BN = torch.arange(x_BNW.shape[1], device=x_BNW.device) > at_B.unsqueeze(1) if is_causal else None
+    attended_B1W, _ = parts.attn(query_B1W, keys_BNW, keys_BNW, key_padding_mask=hidden_BN, need_weights=False)
+    read_B1W = read_B1W + parts.ls_1(attended_B1W)
+    return cast("Tensor", read_B1W + parts.ls_2(parts.mlp(parts.ln_2(read_B1W))))
+
+
 def project_image(clip: CLIP, x_BND: Tensor) -> Tensor:
-    """Class token → `ln_post` → projection: [B, E], not normalised."""
+    """Class token, the first of N, → `ln_post` → projection: [B, E], not normalised."""
     pooled, _ = clip.visual._pool(x_BND)
     return cast("Tensor", pooled @ clip.visual.proj)
 
@@ -107,10 +126,9 @@ def causal_mask(clip: CLIP, n_tokens: int) -> Tensor:
     return cast("Tensor", clip.attn_mask)[:n_tokens, :n_tokens]
 
 
-def project_text(clip: CLIP, x_KTD: Tensor, eot_K: Tensor) -> Tensor:
-    """`ln_final` → EOT position → projection: [K, E], not normalised."""
-    x = clip.ln_final(x_KTD)
-    pooled = x[torch.arange(x.shape[0], device=x.device), eot_K]
+def project_text(clip: CLIP, eot_KD: Tensor) -> Tensor:
+    """EOT token → `ln_final` → projection: [K, E], not normalised."""
+    pooled = clip.ln_final(eot_KD)
     projection = clip.text_projection
     projected = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
     return cast("Tensor", projected)

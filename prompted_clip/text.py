@@ -93,8 +93,8 @@ def embed_text(
         eot_K = eot_K + grid.n_tokens
     x = internals.add_positions(clip, x)
     mask = internals.causal_mask(clip, x.shape[1])
-    x = run_blocks(internals.text_blocks(clip), x, grid, start=start, mask=mask)
-    return internals.project_text(clip, x, eot_K)
+    x = run_blocks(internals.text_blocks(clip), x, grid, start=start, read_B=eot_K, mask=mask)
+    return internals.project_text(clip, x.squeeze(1))
 
 
 def encode_texts(backbone: Backbone, texts: Sequence[str], grid: PromptGrid | None = None) -> Tensor:

@@ -36,5 +36,6 @@ def embed_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None
     if grid is not None:
         prompts = internals.norm_image_prompts(clip, grid.layer(0, x.shape[0]).to(x.dtype))
         x = torch.cat([x, prompts], dim=1)
-    x = run_blocks(internals.vision_blocks(clip), x, grid, start=start)
+    class_token_B = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    x = run_blocks(internals.vision_blocks(clip), x, grid, start=start, read_B=class_token_B)
     return internals.project_image(clip, x)

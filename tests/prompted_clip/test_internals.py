@@ -1,5 +1,6 @@
 """open_clip's insides are where `prompted_clip.internals` expects them; a failure here names what moved."""
 
+import copy
 import inspect
 
 import pytest
@@ -57,3 +58,17 @@ def test_walking_the_image_tower_by_its_parts_is_its_forward():
         for block in internals.vision_blocks(clip):
             x = block(x)
         assert torch.equal(internals.project_image(clip, x), clip.visual(images))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_reading_one_position_of_a_block_is_that_position_of_its_output(is_causal: bool):
+    clip = copy.deepcopy(tiny_backbone().clip).double()
+    *_, block = internals.text_blocks(clip) if is_causal else internals.vision_blocks(clip)
+    width = clip.transformer.width if is_causal else clip.visual.transformer.width
+    x = torch.randn(3, 9, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = internals.causal_mask(clip, 9).double() if is_causal else None
+    at = torch.tensor([0, 4, 8])
+    with torch.no_grad():
+        whole = block(x, attn_mask=mask)[torch.arange(3), at]
+        read = internals.read_block(block, x, at, is_causal=is_causal)
+    torch.testing.assert_close(read.squeeze(1), whole, rtol=0, atol=1e-12)
