@@ -106,17 +106,27 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:…` over class names and, in order, each split's labels and paths relative to `root`.
+        """`sha256:…` over class names and, in order, each split's labels, file sizes and paths relative to `root`.
 
-        Another order of images is another data set: few-shot sampling would draw other images. Contents are not read.
+        Another order of images is another data set: few-shot sampling would draw other images. Contents are not read,
+        which would take as long as a copy of the data; an image replaced by one of other size is noticed.
         """
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for split, images in self.splits.items():
             digest.update(f"\n{split} {len(images)}\n".encode())
             for image in images:
                 # surrogateescape: a file name need not be text, and must not stop the digest
-                digest.update(f"{image.label} {_relative(image.path, self.root)}\0".encode("utf-8", "surrogateescape"))
+                line = f"{image.label} {_n_bytes(image.path)} {_relative(image.path, self.root)}\0"
+                digest.update(line.encode("utf-8", "surrogateescape"))
         return f"sha256:{digest.hexdigest()}"
+
+
+def _n_bytes(path: Path) -> int | None:
+    """A file's size; None where there is none, which is for the one that opens it to complain about."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -106,6 +106,17 @@ def test_the_digest_follows_classes_labels_paths_order_and_splits():
     assert len({dataset.digest, *(other.digest for other in others)}) == 7
 
 
+def test_the_digest_notices_an_image_replaced_by_one_of_other_size(tmp_path):
+    def digest() -> str:
+        return Dataset("d", tmp_path, ("fox",), {"test": (LabelledImage(tmp_path / "a.jpg", 0),)}).digest
+
+    (tmp_path / "a.jpg").write_bytes(b"a picture")
+    before = digest()
+    assert digest() == before
+    (tmp_path / "a.jpg").write_bytes(b"another picture")
+    assert digest() != before
+
+
 def test_the_digest_takes_files_outside_the_root_and_names_that_are_not_text():
     images = (LabelledImage(ROOT / ".." / "there" / "a.jpg", 0), LabelledImage(ROOT / os.fsdecode(b"\xff.jpg"), 0))
     digests = {
