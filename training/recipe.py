@@ -55,8 +55,8 @@ class Recipe(BaseModel):
         """The recipe with every value written out and explained."""
         lines = []
         for name, field in type(self).model_fields.items():
-            entry = tomli_w.dumps({name: getattr(self, name)}).strip()
-            lines.append(f"{entry}  # {field.description}" if field.description else entry)
+            first, *others = tomli_w.dumps({name: getattr(self, name)}).strip().splitlines()
+            lines += [f"{first}  # {field.description}" if field.description else first, *others]
         return "\n".join(lines) + "\n"
 
 

@@ -45,9 +45,9 @@ class Teacher:
         if stack.text_features is None:
             msg = "The teacher's bundle makes text features per image; a teacher needs fixed ones."
             raise BoostBundleError(msg)
-        self._image = stack.image
+        self._image = stack.image.moved(lambda tensor: tensor.to(backbone.device)) if stack.image is not None else None
         # Copied out of inference mode, whose tensors cannot take part in a loss.
-        self.text_features_KE = stack.text_features.clone()
+        self.text_features_KE = stack.text_features.clone().to(backbone.device)
 
     @torch.no_grad()
     def logits(self, pixels_BCHW: Tensor) -> Tensor:

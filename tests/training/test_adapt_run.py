@@ -212,6 +212,15 @@ def test_depts_host_takes_values_of_its_own(data):
     assert folded.text_adapt.shape[0] == 1
 
 
+def test_depts_recipe_shows_what_its_host_takes_and_reads_what_it_shows(tmp_path):
+    kind = METHODS["dept"].recipe
+    shown = read_recipe(kind, None, ["host=coop", "host_values={context_tokens=3}"])
+    (tmp_path / "recipe.toml").write_text(shown.to_toml())
+    assert read_recipe(kind, tmp_path / "recipe.toml") == shown
+    assert shown.host_values == {**read_recipe(kind, None, ["host=coop"]).host_values, "context_tokens": 3}
+    assert "epochs" not in shown.host_values
+
+
 def start_adapt(data, out, **options):
     command = [sys.executable, "-m", "prompt_store.caspl", "adapt", "--method", "ivlp", "--data", str(data)]
     command += ["--domain", "pets", "--shots", "4", "--backbone", "demo-student", "--device", "cpu", "--out", str(out)]

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic import model_validator
+
 from training.adapting.cocoop import CoCoOp, CoCoOpRecipe
 from training.adapting.coop import CoOp, CoOpRecipe
 from training.adapting.dept import DePT, DePTHost, DePTRecipe
@@ -39,6 +41,25 @@ HOSTS: Final[dict[str, tuple[type[AdaptRecipe], Callable[[Foundation, Sequence[s
 """What DePT can be put on, each with the values of its own recipe."""
 
 
+class HostedDePTRecipe(DePTRecipe):
+    """DePT's recipe with the host's own keys checked and written out; how the run steps is DePT's to say."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_host_out(cls, values: dict[str, Any]) -> dict[str, Any]:
+        host, given = values.get("host", cls.model_fields["host"].default), values.get("host_values", {})
+        if host not in HOSTS or not isinstance(given, dict):
+            return values  # the fields' own checks say what is wrong
+        kind, _ = HOSTS[host]
+        own = {name: field.default for name, field in kind.model_fields.items() if name not in AdaptRecipe.model_fields}
+        if unknown := [key for key in given if key not in own]:
+            raise ValueError(
+                f"unknown recipe key {unknown[0]!r} in host_values; keys of the host {host}: {', '.join(own)}"
+            )
+        checked = check_recipe(kind, own | given)
+        return values | {"host_values": {name: getattr(checked, name) for name in own}}
+
+
 def _build_dept(foundation: Foundation, class_names: Sequence[str], recipe: DePTRecipe) -> DePT:
     host_recipe, build_host = HOSTS[recipe.host]
     values = check_recipe(host_recipe, {"seed": recipe.seed} | recipe.host_values)
@@ -53,6 +74,6 @@ METHODS: Final[dict[str, MethodEntry]] = {
     "maple": MethodEntry(MaPLeRecipe, MaPLe),
     "promptsrc": MethodEntry(PromptSRCRecipe, PromptSRC),
     "prograd": MethodEntry(ProGradRecipe, ProGrad),
-    "dept": MethodEntry(DePTRecipe, _build_dept),
+    "dept": MethodEntry(HostedDePTRecipe, _build_dept),
     "upt": MethodEntry(UPTRecipe, UPT),
 }
