@@ -8,7 +8,8 @@ tokens, W text width, R text rows that run at once.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class ImageFeatures:
 
     embeddings_BE: Tensor
     unit_BE: Tensor
+
+    def of(self, rows: list[int]) -> "ImageFeatures":
+        """Those of some of the images."""
+        return ImageFeatures(self.embeddings_BE[rows], self.unit_BE[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +117,7 @@ class ConditionalHead:
 
     Attributes:
         net: the context and what shifts it.
-        ids_KT: token ids of the class texts, padded to the longest, on the backbone's device.
+        ids_KT: token ids of the class texts, padded to the longest.
         eot_K: their EOT positions before prompts are inserted, likewise.
     """
 
@@ -124,14 +129,14 @@ class ConditionalHead:
     def for_texts(
         cls, backbone: Backbone, net: MetaNet, texts: Sequence[str], boost: PromptGrid | None
     ) -> "ConditionalHead":
-        """The head that chooses among `texts`.
+        """The head that chooses among `texts`, on the host.
 
         Raises:
             TextTooLongError: a text does not fit together with the context and the boosting prompts.
         """
         n_prompts = len(net.context_NW) + (boost.n_tokens if boost is not None else 0)
         ids_KT, eot_K = tokenize(backbone, texts, n_prompts=n_prompts)
-        return cls(net, ids_KT.to(backbone.device), eot_K.to(backbone.device))
+        return cls(net, ids_KT, eot_K)
 
     @property
     def n_classes(self) -> int:
@@ -183,8 +188,19 @@ class ConditionalHead:
 Head = ClassHead | Projector | ConditionalHead
 
 
+def moved(head: Head, move: Callable[[Tensor], Tensor]) -> Head:
+    """The same head elsewhere: `move` is given each of its tensors."""
+    if isinstance(head, ConditionalHead):
+        return replace(head, net=replace(head.net, **_moved_tensors(head.net, move)), **_moved_tensors(head, move))
+    return replace(head, **_moved_tensors(head, move))
+
+
+def _moved_tensors(part: Head | MetaNet, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    return {name: move(value) for name, value in vars(part).items() if isinstance(value, Tensor)}
+
+
 def nbytes(head: Head | MetaNet) -> int:
-    """Device memory of a head's tensors, in bytes."""
+    """Memory of a head's tensors, in bytes."""
     parts = vars(head).values()
     tensors = sum(part.nbytes for part in parts if isinstance(part, Tensor))
     return tensors + sum(nbytes(part) for part in parts if isinstance(part, MetaNet))

@@ -1,30 +1,36 @@
-"""One backbone answering for many domains: joins the towers, knows stacks, scores rows.
+"""One backbone answering for many domains: joins the towers, makes stacks of bundles, runs rows under their stacks.
+
+A stack lies in host memory and knows no device. To run, it is brought to the device's bank, and may leave again.
 
 Legend: B rows, C/H/W image, K classes, E joint width, D prompt layers, P prompt tokens, W tower width.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from prompt_store.bundle import Bundle
-from prompt_store.contents import HEAD_SHAPES, HeadKind, head_kind
-from prompt_store.manifest import GroupSpec
 from prompted_clip.backbone import Backbone
-from prompted_clip.errors import StackMismatchError
-from prompted_clip.heads import ClassHead, ConditionalHead, Head, ImageFeatures, MetaNet, Projector
+from prompted_clip.bank import N_SLOTS, PromptBank
+from prompted_clip.heads import ImageFeatures
 from prompted_clip.internals import unit_norm
 from prompted_clip.preprocess import normalize_pixels
-from prompted_clip.prompts import PromptGrid, collate_grids, join_groups
+from prompted_clip.prompts import PromptGrid
+from prompted_clip.scoring import Ranked, Scorer
+from prompted_clip.slot import Slot
 from prompted_clip.stack import PromptStack
-from prompted_clip.text import TEXTS_AT_ONCE, encode_classes
+from prompted_clip.stack_maker import StackMaker
 from prompted_clip.vision import embed_image
 
 MAX_TEXT_ROWS: Final = 1024
 MAX_CONDITIONAL_CLASSES: Final = 1000
+
+T = TypeVar("T")
+
+ImageTower = Callable[[Tensor, PromptGrid | None], Tensor]
+"""From uint8 pixels [B, 3, H, W] on the backbone's device and their prompts to embeddings [B, E] in its dtype."""
 
 
 class PromptedClip:
@@ -32,10 +38,15 @@ class PromptedClip:
 
     Args:
         backbone: the loaded model; shared, never changed.
+        image_tower: what runs the image tower; None walks open_clip's own modules.
         max_text_rows: texts that go through the text tower at once; pairs of image and class for a conditional head.
         max_conditional_classes: most classes of a conditional head, each of which costs a text forward per image.
+        bank_slots: most stacks on the device at once.
+        kept_slots: how many of them may be kept there for good.
 
     Attributes:
+        bank: which stacks are on the device.
+        image_tower: what runs the image tower.
         on_progress: called after every forward, on the thread that runs it; whoever watches for a hung device sets it.
     """
 
@@ -43,105 +54,57 @@ class PromptedClip:
         self,
         backbone: Backbone,
         *,
+        image_tower: ImageTower | None = None,
         max_text_rows: int = MAX_TEXT_ROWS,
         max_conditional_classes: int = MAX_CONDITIONAL_CLASSES,
+        bank_slots: int = N_SLOTS,
+        kept_slots: int = 0,
     ) -> None:
         self.backbone = backbone
-        self._max_text_rows = max_text_rows
-        self._max_conditional_classes = max_conditional_classes
+        self.bank = PromptBank(backbone, n_slots=bank_slots, n_kept=kept_slots)
+        self.image_tower = image_tower or self._walked_tower
         self.on_progress: Callable[[], None] = lambda: None
+        self._scorer = Scorer(
+            backbone, self.bank.storage, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress()
+        )
+        self._maker = StackMaker(
+            backbone,
+            max_text_rows=max_text_rows,
+            max_conditional_classes=max_conditional_classes,
+            check=self.bank.refuse_too_large,
+            on_progress=lambda: self.on_progress(),
+        )
 
-    @torch.inference_mode()
     def load_stack(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
-        """Put a validated bundle's tensors on the device.
+        """Make a stack of a validated bundle, in host memory; the device is not touched.
 
         Args:
             bundle: from `prompt_store.bundle.read_bundle`.
             version: its number in the store, carried into answers.
 
         Raises:
-            StackMismatchError: made for another backbone, deeper than a tower, or too many classes for a conditional
-                head.
+            StackMismatchError: made for another backbone, deeper than a tower, too large for the bank, or too many
+                classes for a conditional head.
             TextTooLongError: a class of a conditional head does not fit the text tower together with the prompts.
         """
-        manifest, backbone = bundle.manifest, self.backbone
-        kind = head_kind(manifest.stack, bundle.tensors)
-        self._check_backbone(bundle, kind)
-        precise = torch.promote_types(backbone.dtype, torch.float32)
-        tensors = {
-            name: torch.from_numpy(array.copy()).to(backbone.device, precise) for name, array in bundle.tensors.items()
-        }
-        groups = {
-            name: tensors[name].to(backbone.dtype) if name in tensors else None
-            for name in ("image.boost", "image.adapt", "text.boost", "text.adapt")
-        }
-        stack = PromptStack(
-            domain=manifest.domain,
-            version=version,
-            digest=bundle.digest,
-            class_names=tuple(c.name for c in manifest.classes),
-            class_texts=tuple(c.text for c in manifest.classes),
-            templates=tuple(manifest.templates),
-            logit_scale=manifest.logit_scale,
-            image_boost=groups["image.boost"],
-            image_adapt=groups["image.adapt"],
-            text_boost=groups["text.boost"],
-            text_adapt=groups["text.adapt"] if kind != "conditional" else None,
-            text_features=tensors.get("text.features"),
-            image=join_groups([groups["image.boost"], groups["image.adapt"]]),
-            labels=manifest.stack.labels,
-        )
-        return dataclasses.replace(stack, head=self._head(stack, kind, tensors, manifest.stack.head_share))
+        return self._maker.of_bundle(bundle, version=version)
 
-    @torch.inference_mode()
     def plain_stack(self, domain: str, class_names: Sequence[str], templates: Sequence[str]) -> PromptStack:
         """The zero-shot baseline: no prompts, text features of the plain backbone.
 
         Raises:
             TextTooLongError: a class does not fit the text tower.
         """
-        return PromptStack(
-            domain=domain,
-            version=None,
-            digest=None,
-            class_names=tuple(class_names),
-            class_texts=tuple(class_names),
-            templates=tuple(templates),
-            logit_scale=self.backbone.logit_scale,
-            image_boost=None,
-            image_adapt=None,
-            text_boost=None,
-            text_adapt=None,
-            text_features=self._encode_classes(class_names, templates, None),
-            image=None,
-        )
+        return self._maker.plain(domain, class_names, templates)
 
-    @torch.inference_mode()
     def boost_stack(self, stack: PromptStack) -> PromptStack:
         """What the boosting prompts alone answer: without adapting prompts and what was learned on top.
 
         Raises:
             StackMismatchError: the stack has no boosting prompts, or no template to encode its classes with.
         """
-        if stack.image_boost is None and stack.text_boost is None:
-            msg = f"Domain {stack.domain!r} has no boosting prompts, so it cannot answer with stack=boost."
-            raise StackMismatchError(msg)
-        if stack.image_adapt is None and stack.text_adapt is None:
-            is_plain = stack.head is None and stack.labels == "any"
-            # A projector without adapting prompts was learned together with the boosting prompts, and belongs to them.
-            if is_plain or isinstance(stack.head, Projector):
-                return stack
-        return dataclasses.replace(
-            stack,
-            image_adapt=None,
-            text_adapt=None,
-            image=join_groups([stack.image_boost]),
-            text_features=self._text_features(stack, stack.class_texts, join_groups([stack.text_boost])),
-            labels="any",
-            head=None,
-        )
+        return self._maker.boosted(stack)
 
-    @torch.inference_mode()
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
         """Open vocabulary: the domain's own prompts, other classes.
 
@@ -156,20 +119,34 @@ class PromptedClip:
                 get too many classes.
             TextTooLongError: a label does not fit the text tower together with the prompts.
         """
-        self._check_open(stack)
-        head = stack.head
-        opened = dataclasses.replace(stack, class_names=tuple(labels), class_texts=tuple(labels), head=None)
-        if isinstance(head, ConditionalHead):
-            return dataclasses.replace(opened, head=self._conditional_head(opened, head.net))
-        return dataclasses.replace(opened, text_features=self._text_features(stack, labels, stack.text))
+        return self._maker.with_labels(stack, labels)
+
+    @torch.inference_mode()
+    def rank(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack], top_ks: Sequence[int]) -> list[Ranked]:
+        """Each row's most probable classes; nothing else leaves the device.
+
+        Args:
+            pixels_BCHW: uint8 from `to_pixels`, on any device.
+            stacks: one per row, all of one lane; domains and depths may differ.
+            top_ks: how many classes each row wants; a row whose stack has fewer gets all of them.
+
+        Raises:
+            ValueError: rows with different numbers of prompt tokens in one batch.
+        """
+
+        def work(rows: list[int], slots: list[Slot]) -> list[Ranked]:
+            images = self._embed(_some(pixels_BCHW, rows), slots)
+            return self._scorer.rank(images, slots, [top_ks[row] for row in rows])
+
+        return self._in_parts(stacks, work)
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:
         """Image features, each row under its own domain's prompts.
 
         Args:
-            pixels_BCHW: uint8 from `to_pixels`, on any device.
-            stacks: one per row, all of one lane; domains and depths may differ.
+            pixels_BCHW: as in `rank`.
+            stacks: likewise.
 
         Returns:
             What `score` needs, on the backbone's device.
@@ -177,10 +154,11 @@ class PromptedClip:
         Raises:
             ValueError: rows with different numbers of prompt tokens in one batch.
         """
-        images = normalize_pixels(pixels_BCHW.to(self.backbone.device), self.backbone.preprocess)
-        v_BE = embed_image(self.backbone, images, collate_grids([stack.image for stack in stacks]))
-        v_BE = v_BE.to(torch.promote_types(v_BE.dtype, torch.float32))
-        self.on_progress()
+        v_BE = torch.stack(
+            self._in_parts(
+                stacks, lambda rows, slots: self._embed(_some(pixels_BCHW, rows), slots).embeddings_BE.unbind()
+            )
+        )
         return ImageFeatures(v_BE, unit_norm(v_BE))
 
     @torch.inference_mode()
@@ -194,14 +172,14 @@ class PromptedClip:
         Returns:
             [B, K] float32, on the backbone's device.
         """
-        return self._logits(images, slice(None), stack)
+        n_rows = len(images.unit_BE)
+        return torch.stack(
+            self._in_parts([stack] * n_rows, lambda _, slots: self._scorer.logits(images, slots).unbind())
+        )
 
     @torch.inference_mode()
     def score(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> list[Tensor]:
         """Each row's probabilities over its own domain's classes.
-
-        p(c | x) = softmax_c( s · <f(x), g_c> ). Source: CLIP (arXiv 2103.00020), figure 3. What a stack's head makes of
-        that stands in `heads.py`. Rows that carry the same stack share one product.
 
         Args:
             images: from `encode_images`.
@@ -210,121 +188,50 @@ class PromptedClip:
         Returns:
             Per row [K of its stack], float32, on the backbone's device.
         """
-        rows_of: dict[int, list[int]] = {}
-        for row, stack in enumerate(stacks):
-            rows_of.setdefault(id(stack), []).append(row)
-        answers: dict[int, Tensor] = {}
-        for rows in rows_of.values():
-            logits = self._logits(images, rows, stacks[rows[0]])
-            answers |= dict(zip(rows, logits.softmax(dim=-1), strict=True))
+
+        def work(rows: list[int], slots: list[Slot]) -> list[Tensor]:
+            scores_BK = self._scorer.logits(images.of(rows), slots).softmax(dim=-1)
+            return [row_K[: slot.n_classes] for row_K, slot in zip(scores_BK, slots, strict=True)]
+
+        return self._in_parts(stacks, work)
+
+    def prefetch(self, stacks: Sequence[PromptStack]) -> None:
+        """Bring the stacks of a coming batch to the device while another one runs; any thread may call it.
+
+        On a CPU there is nothing to overlap, and nothing happens.
+        """
+        if self.backbone.device.type == "cuda":
+            self.bank.prefetch(stacks)
+
+    def n_padded(self, n_rows: int) -> int:
+        """Rows that the image tower really computes for so many."""
+        pad: Callable[[int], int] | None = getattr(self.image_tower, "n_padded", None)
+        return pad(n_rows) if pad is not None else n_rows
+
+    def _in_parts(self, stacks: Sequence[PromptStack], work: Callable[[list[int], list[Slot]], Sequence[T]]) -> list[T]:
+        """One answer per row, worked out while its stack is held: in one go, or in as many as the bank needs."""
+        answers: dict[int, T] = {}
+        waiting = list(range(len(stacks)))
+        while waiting:
+            with self.bank.hold([stacks[row] for row in waiting]) as held:
+                rows = [waiting[index] for index in held.rows]
+                answers.update(zip(rows, work(rows, held.slots), strict=True))
+            waiting = [row for row in waiting if row not in answers]
         return [answers[row] for row in range(len(stacks))]
 
-    def _logits(self, images: ImageFeatures, rows: list[int] | slice, stack: PromptStack) -> Tensor:
-        head, scale = stack.head, stack.logit_scale
-        if isinstance(head, ConditionalHead):
-            f_BE = images.unit_BE[rows]
-            return scale * head.similarities(
-                self.backbone, f_BE, stack.text, max_text_rows=self._max_text_rows, on_progress=self.on_progress
-            )
-        if stack.text_features is None:
-            msg = f"The stack of domain {stack.domain!r} has neither text features nor a conditional head."
-            raise ValueError(msg)
-        # Embeddings are gathered for heads only: plain stacks, nearly all of them, must not pay for it.
-        f_BF = head.features(images.embeddings_BE[rows]) if isinstance(head, Projector) else images.unit_BE[rows]
-        logits_BK = scale * f_BF @ stack.text_features.T
-        return head.blend(logits_BK, images.embeddings_BE[rows]) if isinstance(head, ClassHead) else logits_BK
-
-    def _text_features(self, stack: PromptStack, texts: Sequence[str], grid: PromptGrid | None) -> Tensor:
-        if not stack.templates:
-            msg = f"Domain {stack.domain!r} has no template, so no text can be encoded for it."
-            raise StackMismatchError(msg)
-        return self._encode_classes(texts, stack.templates, grid)
-
-    def _encode_classes(self, texts: Sequence[str], templates: Sequence[str], grid: PromptGrid | None) -> Tensor:
-        at_once = min(TEXTS_AT_ONCE, self._max_text_rows)
-        return encode_classes(self.backbone, texts, templates, grid, max_texts=at_once, on_progress=self.on_progress)
-
-    def _head(
-        self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], share: float | None
-    ) -> Head | None:
-        """The head of a bundle, from the tensors of its kind."""
-        if kind == "conditional":
-            net = MetaNet(
-                context_NW=tensors["text.adapt"][0],
-                hidden_weight_HE=tensors["conditional.linear1.weight"],
-                hidden_bias_H=tensors["conditional.linear1.bias"],
-                weight_WH=tensors["conditional.linear2.weight"],
-                bias_W=tensors["conditional.linear2.bias"],
-            )
-            return self._conditional_head(stack, net)
-        if kind == "projector":
-            return Projector(
-                hidden_weight_HE=tensors["head.hidden.weight"],
-                hidden_bias_H=tensors["head.hidden.bias"],
-                weight_FH=tensors["head.weight"],
-                bias_F=tensors["head.bias"],
-            )
-        if share is None:
-            return None
-        return ClassHead(weight_KE=tensors["head.weight"], bias_K=tensors["head.bias"], share=share)
-
-    def _conditional_head(self, stack: PromptStack, net: MetaNet) -> ConditionalHead:
-        n_classes, limit = len(stack.class_texts), self._max_conditional_classes
-        if n_classes > limit:
-            msg = (
-                f"Domain {stack.domain!r} makes text features for every image, and {n_classes} classes are more than "
-                f"the {limit} that max_conditional_classes allows; choose among fewer classes, or raise that limit."
-            )
-            raise StackMismatchError(msg)
-        (template,) = stack.templates
-        texts = [template.replace("{}", text) for text in stack.class_texts]
-        return ConditionalHead.for_texts(self.backbone, net, texts, stack.text)
-
-    def _check_open(self, stack: PromptStack) -> None:
-        """Refuse labels that are not the stack's own where text features cannot be made for them."""
-        n_classes = len(stack.class_names)
-        if stack.has_class_contexts:
-            msg = (
-                f"Domain {stack.domain!r} has class-specific text prompts, which exist only for its own "
-                f"{n_classes} classes; other labels cannot be scored."
-            )
-            raise StackMismatchError(msg)
-        if stack.labels == "own":
-            msg = (
-                f"Domain {stack.domain!r} has text features that its prompts alone do not give, made for its own "
-                f"{n_classes} classes; other labels cannot be scored."
-            )
-            raise StackMismatchError(msg)
-
-    def _check_backbone(self, bundle: Bundle, kind: HeadKind) -> None:
-        manifest, backbone = bundle.manifest, self.backbone
-        if manifest.backbone.fingerprint != backbone.fingerprint:
-            msg = (
-                f"The bundle for domain {manifest.domain!r} was made for {manifest.backbone.arch} with fingerprint "
-                f"{manifest.backbone.fingerprint}; this service runs {backbone.arch} with {backbone.fingerprint}. "
-                "Train it again on this backbone, or serve the backbone it was made for."
-            )
-            raise StackMismatchError(msg)
-        towers = (
-            ("image", manifest.stack.image, backbone.n_vision_layers, backbone.vision_width),
-            ("text", manifest.stack.text, backbone.n_text_layers, backbone.text_width),
+    def _embed(self, pixels_BCHW: Tensor, slots: Sequence[Slot]) -> ImageFeatures:
+        """Image features of rows whose stacks are held."""
+        v_BE = self.image_tower(
+            pixels_BCHW.to(self.backbone.device, non_blocking=True), self.bank.storage.prompts(slots)
         )
-        for tower, groups, n_layers, width in towers:
-            for part, group in (("boost", groups.boost), ("adapt", groups.adapt)):
-                if group is not None:
-                    _check_group(f"{tower}.{part}", group, bundle.tensors[f"{tower}.{part}"].shape[-1], n_layers, width)
-        for name, letters in HEAD_SHAPES[kind].items():
-            if letters.endswith("E") and bundle.tensors[name].shape[-1] != backbone.embed_dim:
-                msg = (
-                    f"{name} has {bundle.tensors[name].shape[-1]} columns; the backbone's joint space has "
-                    f"{backbone.embed_dim}."
-                )
-                raise StackMismatchError(msg)
+        v_BE = v_BE.to(torch.promote_types(v_BE.dtype, torch.float32))
+        self.on_progress()
+        return ImageFeatures(v_BE, unit_norm(v_BE))
+
+    def _walked_tower(self, pixels_BCHW: Tensor, grid: PromptGrid | None) -> Tensor:
+        return embed_image(self.backbone, normalize_pixels(pixels_BCHW, self.backbone.preprocess), grid)
 
 
-def _check_group(name: str, group: GroupSpec, found_width: int, n_layers: int, width: int) -> None:
-    if group.depth > n_layers or found_width != width:
-        msg = (
-            f"{name} is {group.depth} layers of width {found_width}; the tower has {n_layers} layers of width {width}."
-        )
-        raise StackMismatchError(msg)
+def _some(pixels_BCHW: Tensor, rows: list[int]) -> Tensor:
+    """Some rows, in ascending order, of the pixels; all of them without a copy."""
+    return pixels_BCHW if len(rows) == len(pixels_BCHW) else pixels_BCHW[rows]

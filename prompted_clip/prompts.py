@@ -6,8 +6,8 @@ previous layer produced there (CasPL, arXiv 2409.17805, section 3.2; deep prompt
 Legend: B rows, D prompt layers, P prompt positions, W tower width, N tokens of the sequence.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ class PromptGrid:
     def n_tokens(self) -> int:
         """P, the positions these prompts take."""
         return self.tokens.shape[-2]
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "PromptGrid":
+        """The same prompts elsewhere: `move` is given each tensor."""
+        return replace(self, tokens=move(self.tokens), depths=move(self.depths))
 
     def layer(self, index: int, n_rows: int) -> Tensor:
         """Own tokens for layer `index`, one copy per row: [B, P, W]."""

@@ -1,4 +1,6 @@
-"""A prompt stack: everything needed to answer for one domain, on the device and in the types the model wants.
+"""A prompt stack: everything needed to answer for one domain, in host memory and in the types the model wants.
+
+It never changes. What a forward reads is a copy of it on the device, see `bank.py`.
 
 Legend: D prompt layers, P prompt tokens, W tower width, K classes, F width of the text features: the joint width, but
 for a projector's.
@@ -86,7 +88,7 @@ class PromptStack:
 
     @property
     def nbytes(self) -> int:
-        """Device memory of the stack's tensors, in bytes."""
+        """Memory of the stack's tensors, in bytes."""
         groups = (self.image_boost, self.image_adapt, self.text_boost, self.text_adapt, self.text_features)
         joint = self.image.tokens.nbytes if self.image is not None else 0
         head = nbytes(self.head) if self.head is not None else 0

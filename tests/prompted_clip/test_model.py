@@ -85,17 +85,20 @@ def test_the_plain_stack_is_open_clips_zero_shot_classifier(model):
     torch.testing.assert_close(scores, expected.softmax(1), rtol=0, atol=1e-5)
 
 
-def test_static_scores_are_to_the_bit_the_product_of_the_towers_outputs(model):
+def test_features_are_to_the_bit_the_towers_output_under_each_rows_prompts(model):
     stacks = [load(model, image_boost=(2, 3), seed=1), load(model, image_boost=(1, 3), seed=2, class_names=("a", "b"))]
-    rows = [stacks[0], stacks[1], stacks[0]]
-    pixels = random_pixels(3)
-    with torch.no_grad():
-        images = normalize_pixels(pixels, model.backbone.preprocess)
-        features = encode_image(model.backbone, images, collate_grids([stack.image for stack in rows]))
-    scores = model.score(model.encode_images(pixels, rows), rows)
-    for own, stack in (([0, 2], stacks[0]), ([1], stacks[1])):
-        expected = (stack.logit_scale * features[own] @ stack.text_features.T).softmax(dim=-1)
-        assert torch.equal(torch.stack([scores[row] for row in own]), expected)
+    for rows in ([stacks[0], stacks[1], stacks[0]], [stacks[1]] * 3):
+        with torch.no_grad():
+            images = normalize_pixels(random_pixels(3), model.backbone.preprocess)
+            expected = encode_image(model.backbone, images, collate_grids([stack.image for stack in rows]))
+        assert torch.equal(model.encode_images(random_pixels(3), rows).unit_BE, expected)
+
+
+def test_scores_of_one_stack_are_to_the_bit_the_product_with_its_text_features(model):
+    stack = load(model)
+    images = model.encode_images(random_pixels(3), [stack] * 3)
+    expected = (stack.logit_scale * images.unit_BE @ stack.text_features.T).softmax(dim=-1)
+    assert torch.equal(torch.stack(model.score(images, [stack] * 3)), expected)
 
 
 def test_other_labels_are_encoded_with_the_domains_own_text_prompts(model):
