@@ -115,7 +115,7 @@ def load_backbone(
         random_seed: take random weights from this seed instead; for tests and benchmarks.
         quick_gelu: use QuickGELU with a local file of OpenAI's weights; tags that need it get it without asking.
         device: where the model runs.
-        dtype: type of the weights; LayerNorm and the returned features stay float32 where open_clip keeps them so.
+        dtype: type of the weights; embeddings stay float32, as open_clip keeps them.
 
     Returns:
         The backbone in eval mode, without gradients.
@@ -149,6 +149,9 @@ def load_backbone(
     clip = clip.eval().requires_grad_(False).to(device)
     if dtype != torch.float32:
         open_clip.convert_weights_to_lp(clip, dtype=dtype)
+        # open_clip leaves them in float32, and torch's CUDA kernel wants one type; it computes in float32 all the same.
+        for norm in internals.layer_norms(clip):
+            norm.to(dtype)
     logger.info("backbone.loaded", extra={"arch": arch, "pretrained": name, "fingerprint": fingerprint})
     return Backbone(
         clip=clip,
@@ -161,6 +164,31 @@ def load_backbone(
         device=torch.device(device),
         dtype=dtype,
     )
+
+
+@dataclass(frozen=True)
+class ImageTowerSize:
+    """How large an image tower is."""
+
+    width: int
+    n_layers: int
+    n_tokens: int
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of one image in the blocks' linear layers."""
+        return 2 * self.n_tokens * self.n_layers * 12 * self.width**2
+
+
+def image_tower_size(arch: str) -> ImageTowerSize | None:
+    """The size of an architecture's ViT by its name, without loading it; None where there is none to know."""
+    _register_demo_models()
+    config = (open_clip.get_model_config(arch) or {}).get("vision_cfg", {})
+    sizes = [config.get(name) for name in ("width", "layers", "image_size", "patch_size")]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    width, n_layers, image_size, patch_size = sizes
+    return ImageTowerSize(width, n_layers, n_tokens=1 + (image_size // patch_size) ** 2)
 
 
 def _register_demo_models() -> None:

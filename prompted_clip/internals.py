@@ -7,11 +7,12 @@ them, `tests/prompted_clip/test_internals.py` fails with the name of what moved.
 Legend: B rows, C/H/W image, N tokens, T text tokens, D or W tower width, E joint width, K texts.
 """
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from open_clip.model import CLIP
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from prompted_clip.errors import WeightsError
@@ -63,6 +64,110 @@ def architecture_facts(clip: CLIP) -> dict[str, Any]:
         "quick_gelu": isinstance(block.mlp.gelu, QuickGELU),
         "context_length": clip.context_length,
     }
+
+
+@dataclass(frozen=True, eq=False)
+class NormWeights:
+    """A LayerNorm over the width: scale and shift [W], and what is added to the variance."""
+
+    scale_W: Tensor
+    shift_W: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class BlockWeights:
+    """A residual block: x + out(attention(qkv(ln_1(x)))), then x + proj(activation(fc(ln_2(x)))).
+
+    Layer scale is part of `out` and `proj`. Weights are [out, in], as `torch.nn.functional.linear` takes them.
+
+    Attributes:
+        activation: open_clip's own module.
+        activation_kind: what it computes: x Φ(x), x sigmoid(1.702 x), or something else.
+    """
+
+    n_heads: int
+    ln_1: NormWeights
+    qkv: tuple[Tensor, Tensor]
+    out: tuple[Tensor, Tensor]
+    ln_2: NormWeights
+    fc: tuple[Tensor, Tensor]
+    proj: tuple[Tensor, Tensor]
+    activation: nn.Module
+    activation_kind: Literal["gelu", "quick_gelu", "other"]
+
+
+@dataclass(frozen=True, eq=False)
+class VisionWeights:
+    """Everything the image tower computes with.
+
+    Attributes:
+        patch_WCPP: the convolution that embeds patches of P x P pixels; it has no bias.
+        class_W: the class token before positions.
+        positions_NW: of the class token and the patches.
+        ln_pre: None where the architecture has none.
+        projection_WE: from the class token to the joint space.
+    """
+
+    patch_WCPP: Tensor
+    class_W: Tensor
+    positions_NW: Tensor
+    ln_pre: NormWeights | None
+    blocks: tuple[BlockWeights, ...]
+    ln_post: NormWeights
+    projection_WE: Tensor
+
+
+def vision_weights(clip: CLIP) -> VisionWeights:
+    """The image tower as plain tensors, for whoever computes its forward in another way."""
+    visual: Any = clip.visual
+    return VisionWeights(
+        patch_WCPP=visual.conv1.weight,
+        class_W=visual.class_embedding,
+        positions_NW=visual.positional_embedding,
+        ln_pre=_norm_weights(visual.ln_pre) if isinstance(visual.ln_pre, nn.LayerNorm) else None,
+        blocks=tuple(_block_weights(block) for block in vision_blocks(clip)),
+        ln_post=_norm_weights(visual.ln_post),
+        projection_WE=visual.proj,
+    )
+
+
+def _norm_weights(norm: nn.LayerNorm) -> NormWeights:
+    return NormWeights(norm.weight, norm.bias, norm.eps)
+
+
+def _block_weights(block: nn.Module) -> BlockWeights:
+    parts: Any = block  # as in `read_block`
+    attention, mlp = parts.attn, parts.mlp
+    return BlockWeights(
+        n_heads=attention.num_heads,
+        ln_1=_norm_weights(parts.ln_1),
+        qkv=(attention.in_proj_weight, attention.in_proj_bias),
+        out=_scaled(attention.out_proj, parts.ls_1),
+        ln_2=_norm_weights(parts.ln_2),
+        fc=(mlp.c_fc.weight, mlp.c_fc.bias),
+        proj=_scaled(mlp.c_proj, parts.ls_2),
+        activation=mlp.gelu,
+        activation_kind=_activation_kind(mlp.gelu),
+    )
+
+
+def _activation_kind(activation: nn.Module) -> Literal["gelu", "quick_gelu", "other"]:
+    if isinstance(activation, QuickGELU):
+        return "quick_gelu"
+    return "gelu" if isinstance(activation, nn.GELU) and activation.approximate == "none" else "other"
+
+
+def _scaled(linear: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor]:
+    """A linear layer's weight and bias with the layer scale behind it worked in."""
+    if not isinstance(scale, LayerScale):
+        return linear.weight, linear.bias
+    return linear.weight * scale.gamma.unsqueeze(1), linear.bias * scale.gamma
+
+
+def layer_norms(clip: CLIP) -> list[nn.LayerNorm]:
+    """Every LayerNorm of both towers."""
+    return [module for module in clip.modules() if isinstance(module, nn.LayerNorm)]
 
 
 def embed_patches(clip: CLIP, images_BCHW: Tensor) -> Tensor:

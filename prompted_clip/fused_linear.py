@@ -1,0 +1,87 @@
+"""Linear layers of a frozen model with what follows them worked in: an activation, or the sum with a residual.
+
+On the CPU oneDNN keeps the weights in the order its kernels read and finishes each tile of the product while it is in
+the cache; torch has that as operators without a public name, which its own compiler uses. Where they are missing, on
+other devices and for other types, the same layer is computed in plain steps. Does not know what the layers are for.
+
+Legend: M rows, I inputs, O outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Activation = Literal["none", "gelu", "silu"]
+
+_PLAIN: Final[dict[str, Callable[[Tensor], Tensor]]] = {"none": lambda x: x, "gelu": F.gelu, "silu": F.silu}
+_PACKED: Final = {"none": ("none", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
+"""oneDNN's names; GELU's second word asks for the exact one."""
+_ROWS_HINT: Final = 1024
+"""The order of weights that suits hundreds of rows and more also serves few; the one for few does not serve many."""
+
+
+class FusedLinear(Protocol):
+    """act(x Wᵀ + b), or x Wᵀ + b + residual for a layer without activation."""
+
+    def __call__(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
+        """[M, O] in the weight's type."""
+
+
+def fused_linear(weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> FusedLinear:
+    """The fastest form of a frozen linear layer on the weight's device and in its type.
+
+    Args:
+        weight_OI: as `torch.nn.functional.linear` takes it.
+        bias_O: in the weight's type.
+        activation: what follows.
+    """
+    kind = PackedLinear if packs(weight_OI.device, weight_OI.dtype) else PlainLinear
+    return kind(weight_OI, bias_O, activation)
+
+
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed layers are there for a device and a type."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    operators: Any = torch.ops.mkldnn
+    has_operators = hasattr(operators, "_linear_pointwise") and hasattr(operators, "_reorder_linear_weight")
+    if dtype is torch.bfloat16:
+        return has_operators and bool(operators._is_mkldnn_bf16_supported())
+    return has_operators and dtype is torch.float32
+
+
+class PlainLinear:
+    """In plain steps, on any device."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> None:
+        self._weight_OI, self._bias_O = weight_OI, bias_O
+        self._activate = _PLAIN[activation]
+
+    def __call__(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
+        """[M, O] in the weight's type."""
+        y_MO = self._activate(F.linear(x_MI, self._weight_OI, self._bias_O))
+        return y_MO if residual_MO is None else y_MO.add_(residual_MO)
+
+
+class PackedLinear:
+    """By oneDNN, with the weight in its own order."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> None:
+        operators: Any = torch.ops.mkldnn
+        self._weight = operators._reorder_linear_weight(weight_OI.contiguous(), _ROWS_HINT)
+        self._bias_O = bias_O.contiguous()
+        self._name, self._algorithm = _PACKED[activation]
+        self._linear = operators._linear_pointwise
+        self._linear_add = operators._linear_pointwise.binary
+
+    def __call__(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
+        """[M, O] in the weight's type."""
+        y_MO: Tensor
+        if residual_MO is None:
+            y_MO = self._linear(x_MI, self._weight, self._bias_O, self._name, [], self._algorithm)
+        else:
+            y_MO = self._linear_add(x_MI, residual_MO, self._weight, self._bias_O, "add")
+        return y_MO

@@ -1,0 +1,186 @@
+"""The served image tower computes what open_clip's does: bounds on unit features, for every way through it."""
+
+import copy
+import dataclasses
+import functools
+
+import pytest
+import torch
+from open_clip.transformer import LayerScale
+from torch.nn.functional import normalize
+
+from prompted_clip import fused_vision, internals
+from prompted_clip.backbone import load_backbone
+from prompted_clip.fused_linear import PlainLinear, packs
+from prompted_clip.fused_vision import FusedImageTower, rows_at_once
+from prompted_clip.preprocess import normalize_pixels
+from prompted_clip.prompts import collate_grids, join_groups
+from prompted_clip.vision import embed_image
+from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
+
+FLOAT32_BOUND = 1e-6
+"""Largest difference of any number of a unit feature."""
+BFLOAT16_COSINE_BOUND = 1e-4
+"""Largest 1 - cosine. open_clip's own forward in bfloat16 is as far off: see docs/decisions/0007."""
+DTYPES = [torch.float32, torch.bfloat16]
+GRIDS = ["none", "shared", "per row", "mixed depths"]
+N_ROWS = 5
+
+
+@functools.cache
+def backbone_of(arch="tiny", quick_gelu=False, dtype=torch.float32):
+    register_tiny_models()
+    seed = None if arch.startswith("demo") else 0
+    return load_backbone(arch, random_seed=seed, quick_gelu=quick_gelu, dtype=dtype)
+
+
+def grid(backbone, seed, *shapes):
+    generator = torch.Generator().manual_seed(seed)
+    groups = [torch.randn(*shape, backbone.vision_width, generator=generator) for shape in shapes]
+    return join_groups([group.to(backbone.dtype) for group in groups])
+
+
+def grid_named(name, backbone):
+    deepest = backbone.n_vision_layers
+    if name == "none":
+        return None
+    if name == "shared":
+        return grid(backbone, 0, (2, 3), (deepest, 2))
+    if name == "per row":
+        return collate_grids([grid(backbone, row, (1, 2), (deepest, 3)) for row in range(N_ROWS)])
+    return collate_grids([grid(backbone, row, (1 + row % deepest, 3), (1, 2)) for row in range(N_ROWS)])
+
+
+def reference(backbone, pixels, prompts=None):
+    """Unit features of open_clip's own modules in float32."""
+    with torch.no_grad():
+        return normalize(embed_image(backbone, normalize_pixels(pixels, backbone.preprocess), prompts), dim=-1)
+
+
+def cosine_gap(features, expected):
+    return (1 - (features.double() * expected.double()).sum(dim=-1)).max().item()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
+@pytest.mark.parametrize("arch", ["tiny", "demo-student"])
+def test_float32_features_are_open_clips(arch, quick_gelu, name):
+    backbone = backbone_of(arch, quick_gelu)
+    pixels, prompts = random_pixels(N_ROWS, backbone.image_size), grid_named(name, backbone)
+    features = normalize(FusedImageTower(backbone)(pixels, prompts), dim=-1)
+    torch.testing.assert_close(features, reference(backbone, pixels, prompts), rtol=0, atol=FLOAT32_BOUND)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
+@pytest.mark.parametrize("arch", ["tiny", "demo-student"])
+def test_bfloat16_features_point_where_open_clips_float32_features_do(arch, quick_gelu, name):
+    precise, backbone = (backbone_of(arch, quick_gelu, dtype) for dtype in DTYPES)
+    pixels = random_pixels(N_ROWS, backbone.image_size)
+    features = normalize(FusedImageTower(backbone)(pixels, grid_named(name, backbone)), dim=-1)
+    assert features.dtype == torch.float32
+    assert cosine_gap(features, reference(precise, pixels, grid_named(name, precise))) < BFLOAT16_COSINE_BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_vit_b_16_is_within_the_same_bounds(dtype):
+    precise, backbone = backbone_of("ViT-B-16"), backbone_of("ViT-B-16", dtype=dtype)
+    if dtype == torch.bfloat16 and not packs(backbone.device, dtype):
+        pytest.skip("bfloat16 is emulated here")
+    pixels = random_pixels(2, 224)
+    for name in ("none", "shared"):
+        features = normalize(FusedImageTower(backbone)(pixels, grid_named(name, backbone)), dim=-1)
+        expected = reference(precise, pixels, grid_named(name, precise))
+        if dtype == torch.float32:
+            torch.testing.assert_close(features, expected, rtol=0, atol=FLOAT32_BOUND)
+        assert cosine_gap(features, expected) < BFLOAT16_COSINE_BOUND
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_a_mixed_batch_equal_each_image_alone(dtype):
+    backbone = backbone_of(dtype=dtype)
+    tower, pixels = FusedImageTower(backbone), random_pixels(N_ROWS)
+    grids = [grid(backbone, row, (1 + row % 3, 3), (1, 2)) for row in range(N_ROWS)]
+    mixed = normalize(tower(pixels, collate_grids(grids)), dim=-1)
+    alone = torch.cat([normalize(tower(pixels[row : row + 1], own), dim=-1) for row, own in enumerate(grids)])
+    assert cosine_gap(mixed, alone) < BFLOAT16_COSINE_BOUND
+    if dtype == torch.float32:
+        torch.testing.assert_close(mixed, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("n_at_once", [1, 2, 4])
+def test_the_parts_a_batch_passes_in_do_not_show(monkeypatch, name, n_at_once):
+    backbone = backbone_of()
+    tower, pixels, prompts = FusedImageTower(backbone), random_pixels(N_ROWS), grid_named(name, backbone)
+    whole = tower(pixels, prompts)
+    monkeypatch.setattr(fused_vision, "rows_at_once", lambda *_: n_at_once)
+    torch.testing.assert_close(tower(pixels, prompts), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n_tokens", "n_rows"), [(17, 1204), (10**9, 1)])
+def test_a_part_is_as_large_as_its_bytes_allow_and_never_empty(n_tokens, n_rows):
+    assert rows_at_once(n_tokens, 128, torch.float32) == n_rows
+
+
+def test_prompts_and_pixels_stay_as_they_were():
+    backbone = backbone_of()
+    pixels, prompts = random_pixels(N_ROWS), grid_named("mixed depths", backbone)
+    before = [tensor.clone() for tensor in (pixels, prompts.tokens, prompts.depths)]
+    FusedImageTower(backbone)(pixels, prompts)
+    assert all(map(torch.equal, before, (pixels, prompts.tokens, prompts.depths)))
+
+
+def changed(change):
+    """A tiny backbone in float64 with a part that the architecture's default does not have."""
+    backbone = tiny_backbone()
+    clip = copy.deepcopy(backbone.clip).double()
+    change(clip)
+    return dataclasses.replace(backbone, clip=clip, dtype=torch.float64)
+
+
+def scale_layers(clip):
+    for block in internals.vision_blocks(clip):
+        block.ls_1, block.ls_2 = LayerScale(32, 0.3).double(), LayerScale(32, 0.7).double()
+
+
+def change_activations(clip):
+    for block in internals.vision_blocks(clip):
+        block.mlp.gelu = torch.nn.GELU(approximate="tanh")
+
+
+def leave_out_first_norm(clip):
+    clip.visual.ln_pre = torch.nn.Identity()
+
+
+@pytest.mark.parametrize("change", [scale_layers, change_activations, leave_out_first_norm])
+def test_unusual_architectures_give_open_clips_numbers_too(change):
+    backbone, pixels = changed(change), random_pixels(N_ROWS)
+    mean, std = (torch.tensor(backbone.preprocess[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std"))
+    plain = (pixels / torch.tensor(255.0).double() - mean) / std
+    with torch.no_grad():
+        expected = embed_image(backbone, plain, grid_named("shared", backbone))
+        usual = embed_image(changed(lambda _: None), plain, grid_named("shared", backbone))
+    found = FusedImageTower(backbone)(pixels, grid_named("shared", backbone))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert (expected - usual).abs().max() > 1e-4
+
+
+def test_without_packed_layers_the_numbers_are_the_same(monkeypatch):
+    backbone, pixels = backbone_of(), random_pixels(N_ROWS)
+    packed = FusedImageTower(backbone)(pixels)
+    monkeypatch.setattr(fused_vision, "fused_linear", PlainLinear)
+    torch.testing.assert_close(FusedImageTower(backbone)(pixels), packed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_on_cuda_features_are_within_the_same_bounds(dtype, name):
+    register_tiny_models()
+    precise, backbone = backbone_of(), load_backbone("tiny", random_seed=0, device="cuda", dtype=dtype)
+    pixels, prompts = random_pixels(N_ROWS), grid_named(name, backbone)
+    on_device = prompts.moved(lambda tensor: tensor.to("cuda")) if prompts is not None else None
+    features = normalize(FusedImageTower(backbone)(pixels.to("cuda"), on_device), dim=-1).cpu()
+    assert cosine_gap(features, reference(precise, pixels, grid_named(name, precise))) < BFLOAT16_COSINE_BOUND
