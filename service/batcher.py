@@ -1,17 +1,21 @@
-"""Forms batches from rows that wait in lanes, and hands them to one runner.
+"""Forms batches from rows that wait, and hands them to one runner.
 
-Knows rows (anything), lanes (anything hashable), deadlines and futures. Does not know HTTP, images, tensors or
-bundles: its tests use integers. A *lane* is the set of rows that may share one batch.
+Knows rows (anything), lanes and flows (anything hashable), deadlines and futures. Does not know HTTP, images, tensors
+or bundles: its tests use integers. A *lane* is the set of rows that may share one batch, a *flow* the set of rows that
+share one turn.
 
 The rules, in the order they matter:
 
 1. A batch leaves as soon as the runner is free; an idle runner never waits for company.
 2. While one batch runs, a second one is prepared only when it is full, so late rows can still join a small one.
-3. Among lanes, the one whose oldest row has waited longest goes first; within a lane, first in first out.
-4. An abandoned row leaves its lane at once; a late one at the moment it would enter a batch, before the device sees it.
-5. The number of waiting rows is bounded, and nobody waits whose answer would come past the deadline; rows of one call
-   enter together or not at all. An idle runner refuses nobody, so a wrong estimate mends itself. A batch takes no
-   further row that would make it late for one that it has.
+3. What goes first, and who may join when many wait, is the order of `service/fair_queue.py`: priorities, then turns
+   between flows, then first in first out. The row that is next by that order chooses the lane, which fills the batch.
+4. An abandoned row leaves its lane at once; a late one at the moment it would enter a batch, before the device sees it:
+   one whose deadline has passed, or would have before its answer is there, unless it is the last.
+5. The number of waiting rows is bounded, and nobody waits whose answer would come past the deadline, by
+   `service/wait_prediction.py`; rows of one call enter together or not at all, and may leave in several batches. An
+   idle runner refuses nobody and drops nobody, so a wrong estimate mends itself. A batch takes no further row that
+   would make it late for one that it has.
 6. A runner that raises fails the rows of that batch and nothing else.
 7. Rows may have a *cost*, in any unit, on top of what every row takes. The costs in one batch are bounded, and a row
    that costs more by itself runs alone. A batch with a cost is never prepared ahead, and of two in a row the second one
@@ -21,78 +25,24 @@ The rules, in the order they matter:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from service.errors import DeadlineExceededError, DrainingError, InferenceFailedError, OverloadedError, ServiceError
+from service.batch_times import BatchTimes
+from service.errors import DrainingError, InferenceFailedError, OverloadedError, ServiceError
+from service.fair_queue import Priority
+from service.tickets import Batch, BatcherObserver, Outcome, Release, Silent, Ticket
+from service.wait_prediction import Prediction, WaitPrediction
+from service.waiting_rows import WaitingRows
 
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
-
-SMOOTHING: Final = 0.2
-"""Weight of the newest batch in the running mean of seconds per row."""
-
-
-class BatcherObserver(Protocol):
-    """What a batcher reports while it works; every method must be quick and must not raise."""
-
-    def batch_formed(self, n_rows: int, waited_s: float) -> None:
-        """A batch of `n_rows` left; its oldest row had waited for `waited_s` seconds."""
-
-    def row_dropped(self, reason: str) -> None:
-        """A row left without being run: `expired`, `cancelled`, `queue_full` or `wait_too_long`."""
-
-    def queue_changed(self, n_waiting: int) -> None:
-        """The number of waiting rows is now `n_waiting`."""
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[Answer]):
-    """One row's answer with the time it took.
-
-    Args:
-        answer: what the runner returned for the row.
-        queued_s: seconds between entering the queue and leaving in a batch.
-        ran_s: seconds the row's batch took.
-        n_batch: rows in that batch.
-    """
-
-    answer: Answer
-    queued_s: float
-    ran_s: float
-    n_batch: int
-
-
-@dataclass(eq=False)
-class Ticket(Generic[Row, Answer]):
-    """A waiting row: its deadline (seconds of the batcher's clock) and the future of its outcome."""
-
-    row: Row
-    deadline_s: float
-    entered_s: float
-    future: asyncio.Future[Outcome[Answer]]
-    is_waiting: bool = True
-
-
-class _Silent:
-    """The observer of a batcher that nobody watches."""
-
-    def batch_formed(self, n_rows: int, waited_s: float) -> None:
-        """Ignore."""
-
-    def row_dropped(self, reason: str) -> None:
-        """Ignore."""
-
-    def queue_changed(self, n_waiting: int) -> None:
-        """Ignore."""
 
 
 class Batcher(Generic[Row, Answer]):
@@ -102,7 +52,8 @@ class Batcher(Generic[Row, Answer]):
         run: runs one batch of rows of one lane, answers in the same order. An answer may itself be an exception:
             then only that row fails.
         max_rows: most rows in a batch.
-        max_waiting: most rows that may wait.
+        max_waiting: most rows of one flow that may wait; of all flows together half as many again.
+        n_padded: how many rows the runner really runs for so many.
         cost: of one row; never negative.
         max_cost: of one batch, unless a single row costs more.
         observer: told what happens, for metrics.
@@ -115,50 +66,47 @@ class Batcher(Generic[Row, Answer]):
         *,
         max_rows: int,
         max_waiting: int,
+        n_padded: Callable[[int], int] = lambda n_rows: n_rows,
         cost: Callable[[Row], int] = lambda _: 0,
         max_cost: int = 0,
         observer: BatcherObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._waits = WaitPrediction(max_rows, max_cost, n_padded)
         self._run = run
-        self._max_rows = max_rows
-        self._max_waiting = max_waiting
+        self._n_padded = n_padded
         self._cost = cost
-        self._max_cost = max_cost
-        self._had_cost = False
-        self._observer: BatcherObserver = observer or _Silent()
+        self._observer: BatcherObserver = observer or Silent()
         self._clock = clock
-        self._lanes: dict[Hashable, deque[Ticket[Row, Answer]]] = {}
-        self._n_waiting = 0
-        self._running: dict[asyncio.Task[None], int] = {}  # in the order they were handed over, with their rows
+        self._waiting: WaitingRows[Row, Answer] = WaitingRows(
+            max_rows=max_rows, max_waiting=max_waiting, max_cost=max_cost, waits=self._waits, observer=self._observer
+        )
+        self._numbers = itertools.count()
+        self._running: dict[asyncio.Task[None], Batch[Row, Answer]] = {}  # in the order they were handed over
         self._turn_began_s = 0.0
         self._is_closed = False
-        self._s_per_row = 0.0
+
+    @property
+    def batch_times(self) -> BatchTimes:
+        """What batches take; to be calibrated before the first row comes."""
+        return self._waits.batch_times
 
     @property
     def n_waiting(self) -> int:
         """Rows that wait and are still wanted."""
-        return self._n_waiting
+        return len(self._waiting)
 
     @property
     def n_running(self) -> int:
         """Batches handed to the runner and not yet back."""
         return len(self._running)
 
-    def estimated_wait_s(self) -> float:
-        """Seconds a row that enters now would wait, from the running mean of seconds per row."""
-        return self._rest_s(self._clock()) + self._n_waiting * self._s_per_row
-
-    def _rest_s(self, now_s: float) -> float:
-        """Seconds until the batches that the runner has are back, by the same mean."""
-        if not self._running:
-            return 0.0
-        n_first, *n_prepared = self._running.values()
-        rest_s = max(0.0, n_first * self._s_per_row - (now_s - self._turn_began_s))
-        return rest_s + sum(n_prepared) * self._s_per_row
+    def estimated_wait_s(self, *, flow: Hashable = None, priority: int = 0) -> float:
+        """Seconds that a row which enters now would wait for its turn."""
+        return self._predict(1, 0, flow, Priority(priority)).wait_s
 
     def submit(
-        self, rows: Sequence[Row], *, lane: Hashable, deadline_s: float
+        self, rows: Sequence[Row], *, lane: Hashable, deadline_s: float, flow: Hashable = None, priority: int = 0
     ) -> list[asyncio.Future[Outcome[Answer]]]:
         """Queue rows of one lane together; cancel a returned future to abandon its row.
 
@@ -166,6 +114,8 @@ class Batcher(Generic[Row, Answer]):
             rows: what the runner will see.
             lane: rows with equal lanes may share a batch.
             deadline_s: reading of the batcher's clock after which nobody wants the answers.
+            flow: what turns are shared out between; whoever sends much waits behind its own rows.
+            priority: -1 (low), 0 (normal) or 1 (high).
 
         Returns:
             One future per row. It may raise `DeadlineExceededError`, `InferenceFailedError` or whatever the runner
@@ -179,159 +129,128 @@ class Batcher(Generic[Row, Answer]):
             raise DrainingError("This process is stopping; send the request again, another one will take it.")
         if not rows:
             return []
-        now_s = self._clock()
-        self._refuse_in_vain(rows, max(0.0, deadline_s - now_s))
-        loop = asyncio.get_running_loop()
-        tickets = [Ticket[Row, Answer](row, deadline_s, now_s, loop.create_future()) for row in rows]
-        queue = self._lanes.setdefault(lane, deque())
-        for ticket in tickets:
-            ticket.future.add_done_callback(partial(self._forget, lane, ticket))
-            queue.append(ticket)
-        self._n_waiting += len(tickets)
-        self._observer.queue_changed(self._n_waiting)
-        self._dispatch()
+        now_s, level = self._clock(), Priority(priority)
+        costs = [self._cost(row) for row in rows]
+        prediction = self._predict(len(rows), sum(costs), flow, level, max(0.0, deadline_s - now_s))
+        self._refuse_in_vain(len(rows), flow, level, prediction)
+        new_future = asyncio.get_running_loop().create_future
+        tickets: list[Ticket[Row, Answer]] = [
+            Ticket(row, lane, flow, level, next(self._numbers), cost, now_s, deadline_s, new_future())
+            for row, cost in zip(rows, costs, strict=True)
+        ]
+        tickets[-1].prediction = prediction
+        self._observer.rows_entered(len(rows), level)
+        self._waiting.enter(tickets)
+        self._dispatch("idle")
         return [ticket.future for ticket in tickets]
 
     async def close(self) -> None:
         """Take nothing more, run what waits, and return when the last batch is back."""
         self._is_closed = True
-        self._dispatch()
+        self._dispatch("drain")
         while self._running:
             await asyncio.wait(self._running)
 
-    def _refuse_in_vain(self, rows: Sequence[Row], remaining_s: float) -> None:
+    def _predict(
+        self, n_rows: int, cost: int, flow: Hashable, level: Priority, allowed_s: float = math.inf
+    ) -> Prediction:
+        return self._waits.predict(
+            n_rows,
+            cost,
+            n_before=self._waiting.order.n_before(flow, level, n_rows),
+            cost_waiting=self._waiting.cost,
+            rest_s=self._rest_s(self._clock()),
+            allowed_s=allowed_s,
+        )
+
+    def _refuse_in_vain(self, n_rows: int, flow: Hashable, level: Priority, prediction: Prediction) -> None:
         """Refuse rows for which there is no room, or no time: an answer now helps more than silence till the deadline.
 
         Raises:
             OverloadedError: says when to come back.
         """
-        wait_s = self.estimated_wait_s()
-        if self._n_waiting + len(rows) > self._max_waiting:
+        if not self._waiting.order.has_room(flow, level, n_rows):
             reason = "queue_full"
-            message = f"{self._n_waiting} images already wait and at most {self._max_waiting} may; try again later."
-        elif self._running and (needed_s := wait_s + len(rows) * self._s_per_row) > remaining_s:
+            message = f"{len(self._waiting)} images already wait, there is no place for {n_rows} more; try again later."
+        elif self._running and not self._waits.is_in_time(prediction):
             reason = "wait_too_long"
             message = (
-                f"Others wait: the answer would take about {needed_s:.1f} s, and {remaining_s:.1f} s are left. "
-                "Try again later, or allow more time."
+                f"Others wait: the answer would take about {prediction.answer_s:.1f} s, "
+                f"and {prediction.allowed_s:.1f} s are left. Try again later, or allow more time."
             )
         else:
             return
-        for _ in rows:
+        for _ in range(n_rows):
             self._observer.row_dropped(reason)
-        raise OverloadedError(message, retry_after_s=wait_s)
+        raise OverloadedError(message, retry_after_s=prediction.wait_s)
 
-    def _forget(self, lane: Hashable, ticket: Ticket[Row, Answer], _: asyncio.Future[Outcome[Answer]]) -> None:
-        """Let go of a ticket whose future was settled from outside while it still waited, and of its row."""
-        if not ticket.is_waiting:
-            return
-        ticket.is_waiting = False
-        queue = self._lanes[lane]
-        queue.remove(ticket)  # a look through at most max_waiting tickets
-        if not queue:
-            del self._lanes[lane]
-        self._n_waiting -= 1
-        self._observer.row_dropped("cancelled")
-        self._observer.queue_changed(self._n_waiting)
+    def _rest_s(self, now_s: float) -> float:
+        """Seconds until the batches that the runner has are back; one that is overdue counts as back."""
+        taken_s = [self.batch_times.seconds(len(batch.tickets), batch.cost) for batch in self._running.values()]
+        if not taken_s:
+            return 0.0
+        return max(0.0, taken_s[0] - (now_s - self._turn_began_s)) + sum(taken_s[1:])
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, release: Release) -> None:
         """Start as many batches as rules 1 and 2 allow."""
-        while not self._running or (len(self._running) == 1 and self._may_prepare()):
-            batch = self._form()
-            if not batch:
+        while self._waiting and (not self._running or (len(self._running) == 1 and self._waiting.has_full_batch())):
+            if self._is_closed:
+                release = "drain"
+            elif self._running:
+                release = "full"
+            now_s = self._clock()
+            batch = self._waiting.form(now_s, now_s + self._rest_s(now_s), spares_late=release == "idle")
+            if not batch.tickets:
                 return
+            n_rows = len(batch.tickets)
+            waited_s = now_s - min(ticket.entered_s for ticket in batch.tickets)
+            self._observer.batch_formed(n_rows, self._n_padded(n_rows), waited_s, release)
             if not self._running:
-                self._turn_began_s = self._clock()
+                self._turn_began_s = now_s
             task = asyncio.get_running_loop().create_task(self._run_batch(batch))
-            self._running[task] = len(batch)
+            self._running[task] = batch
             task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
-        self._dispatch()
+        self._dispatch("free")
 
-    def _may_prepare(self) -> bool:
-        """Whether the next batch may be put together while another one runs."""
-        is_one_full = any(
-            len(queue) >= self._max_rows and not self._is_costly(lane) for lane, queue in self._lanes.items()
-        )
-        return is_one_full and not self._is_costly(self._next_lane())
-
-    def _is_costly(self, lane: Hashable) -> bool:
-        return self._cost(self._lanes[lane][0].row) > 0
-
-    def _next_lane(self) -> Hashable:
-        """The lane that goes next, by rules 3 and 7."""
-        return min(
-            self._lanes, key=lambda lane: (self._had_cost and self._is_costly(lane), self._lanes[lane][0].entered_s)
-        )
-
-    def _form(self) -> list[Ticket[Row, Answer]]:
-        """Take the next batch out of the queue; empty when nothing that still matters waits."""
-        now_s = self._clock()
-        begins_s = now_s + self._rest_s(now_s)
-        batch: list[Ticket[Row, Answer]] = []
-        cost = 0
-        due_s = math.inf
-        while self._lanes and not batch:
-            lane = self._next_lane()
-            queue = self._lanes[lane]
-            while queue and len(batch) < self._max_rows:
-                ticket = queue[0]
-                row_cost = self._cost(ticket.row)
-                # Its callback may still be on its way when a future was cancelled this very moment.
-                is_abandoned = ticket.future.done()
-                is_late_with_it = begins_s + (len(batch) + 1) * self._s_per_row > due_s
-                if batch and not is_abandoned and (cost + row_cost > self._max_cost or is_late_with_it):
-                    break
-                queue.popleft()
-                ticket.is_waiting = False
-                self._n_waiting -= 1
-                if is_abandoned:
-                    self._observer.row_dropped("cancelled")
-                    continue
-                if now_s >= ticket.deadline_s:
-                    self._observer.row_dropped("expired")
-                    ticket.future.set_exception(DeadlineExceededError("The deadline passed while the image waited."))
-                    continue
-                batch.append(ticket)
-                cost += row_cost
-                due_s = min(due_s, ticket.deadline_s)
-            if not queue:
-                del self._lanes[lane]
-        self._observer.queue_changed(self._n_waiting)
-        if batch:
-            self._had_cost = cost > 0
-            self._observer.batch_formed(len(batch), now_s - batch[0].entered_s)
-        return batch
-
-    async def _run_batch(self, batch: list[Ticket[Row, Answer]]) -> None:
+    async def _run_batch(self, batch: Batch[Row, Answer]) -> None:
         """Run one batch and settle its futures; never raises."""
         started_s = self._clock()
-        answers: Sequence[Answer | Exception]
-        try:
-            answers = await self._run([ticket.row for ticket in batch])
-            if len(answers) != len(batch):
-                raise InferenceFailedError(f"The runner answered {len(answers)} of {len(batch)} rows.")  # noqa: TRY301
-        except ServiceError as error:
-            answers = [error] * len(batch)
-        except asyncio.CancelledError:
-            answers = [DrainingError("This process is stopping; send the request again.")] * len(batch)
-        except Exception as error:
-            logger.exception("batch.failed", extra={"n_rows": len(batch)})
-            failure = InferenceFailedError("The model failed on this batch.")
-            failure.__cause__ = error
-            answers = [failure] * len(batch)
+        answers = await self._answers([ticket.row for ticket in batch.tickets])
         now_s = self._clock()
-        ran_s = now_s - started_s
         # A batch that was prepared ahead had its turn only when the one before it was back.
-        per_row_s = (now_s - max(started_s, self._turn_began_s)) / len(batch)
+        turn_s = now_s - max(started_s, self._turn_began_s)
         self._turn_began_s = now_s
-        self._s_per_row += (SMOOTHING if self._s_per_row else 1.0) * (per_row_s - self._s_per_row)
-        for ticket, answer in zip(batch, answers, strict=True):
+        if not all(isinstance(answer, Exception) for answer in answers):  # failing is quicker, or slower
+            self.batch_times.observe(len(batch.tickets), batch.cost, turn_s)
+        call = next((ticket for ticket in batch.tickets if ticket.prediction is not None), None)
+        if call is not None and call.prediction is not None:
+            self._waits.turned_out(call.prediction, now_s - call.entered_s)
+            self._observer.call_answered(call.prediction.answer_s, now_s - call.entered_s)
+        for ticket, answer in zip(batch.tickets, answers, strict=True):
             if ticket.future.done():
                 continue
             if isinstance(answer, Exception):
                 ticket.future.set_exception(answer)
             else:
-                ticket.future.set_result(Outcome(answer, started_s - ticket.entered_s, ran_s, len(batch)))
+                ran_s = now_s - started_s
+                ticket.future.set_result(Outcome(answer, started_s - ticket.entered_s, ran_s, len(batch.tickets)))
+
+    async def _answers(self, rows: Sequence[Row]) -> Sequence[Answer | Exception]:
+        """What the runner makes of one batch: an answer or an error per row; never raises."""
+        try:
+            answers = await self._run(rows)
+            if len(answers) == len(rows):
+                return answers
+            return [InferenceFailedError(f"The runner answered {len(answers)} of {len(rows)} rows.")] * len(rows)
+        except ServiceError as error:
+            return [error] * len(rows)
+        except asyncio.CancelledError:
+            return [DrainingError("This process is stopping; send the request again.")] * len(rows)
+        except Exception as error:
+            logger.exception("batch.failed", extra={"n_rows": len(rows)})
+            failure = InferenceFailedError("The model failed on this batch.")
+            failure.__cause__ = error
+            return [failure] * len(rows)

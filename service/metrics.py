@@ -10,8 +10,12 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from service.fair_queue import Priority
+from service.tickets import Release
+
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+RATIOS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
 
 
 class Metrics:
@@ -43,9 +47,40 @@ class Metrics:
         self.batch_domains = Histogram(
             "caspl_batch_domains", "Distinct domains per batch.", buckets=ROWS, registry=self.registry
         )
+        self.batches = Counter(
+            "caspl_batches",
+            "Batches by why they left: idle, the device had nothing to do; free, it had just become free; full, made "
+            "ready while another ran; drain, the process stops.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.batch_padding = Histogram(
+            "caspl_batch_padding_ratio",
+            "Part of a batch that the device computes for nothing.",
+            buckets=RATIOS,
+            registry=self.registry,
+        )
+        self.entered = Counter("caspl_rows_entered", "Images let into the queue.", ["priority"], registry=self.registry)
+        self.prediction_error_s = Histogram(
+            "caspl_wait_prediction_error_seconds",
+            "How much later or sooner answers came than predicted on entering the queue.",
+            ["way"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.queue_rows = Gauge("caspl_queue_rows", "Images waiting for the device.", registry=self.registry)
         self.dropped = Counter(
             "caspl_rows_dropped", "Images that left the queue unanswered.", ["reason"], registry=self.registry
+        )
+        self.bank_slots = Gauge(
+            "caspl_bank_slots",
+            "Slots of the prompt bank; kept ones never become free.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.bank_loads = Counter("caspl_bank_loads", "Stacks brought to the device.", registry=self.registry)
+        self.bank_evictions = Counter(
+            "caspl_bank_evictions", "Stacks that left the device to make room for others.", registry=self.registry
         )
         self.activations = Counter(
             "caspl_activations", "Changes of a live version.", ["domain", "result"], registry=self.registry
@@ -67,14 +102,32 @@ class Metrics:
         )
         self.errors = Counter("caspl_errors", "Answers with a problem.", ["code"], registry=self.registry)
 
-    def batch_formed(self, n_rows: int, waited_s: float) -> None:
-        """Count a batch and the wait of its oldest row."""
+    def rows_entered(self, n_rows: int, priority: Priority) -> None:
+        """Count rows that were let into the queue."""
+        self.entered.labels(priority.name.lower()).inc(n_rows)
+
+    def batch_formed(self, n_rows: int, n_padded: int, waited_s: float, release: Release) -> None:
+        """Count a batch, what it carries for nothing, and the wait of its oldest row."""
+        self.batches.labels(release).inc()
         self.batch_rows.observe(n_rows)
+        self.batch_padding.observe(1 - n_rows / n_padded)
         self.stage_s.labels("queue").observe(waited_s)
+
+    def call_answered(self, predicted_s: float, took_s: float) -> None:
+        """Count by how much the answer came later, or sooner, than predicted."""
+        way = "later" if took_s > predicted_s else "sooner"
+        self.prediction_error_s.labels(way).observe(abs(took_s - predicted_s))
 
     def row_dropped(self, reason: str) -> None:
         """Count a row that never reached the device."""
         self.dropped.labels(reason).inc()
+
+    def bank_changed(self, *, n_used: int, n_free: int, n_kept: int, n_loads: int, n_evictions: int) -> None:
+        """Show the slots of the prompt bank, and count the stacks that came and that had to leave."""
+        for state, n_slots in (("used", n_used), ("free", n_free), ("kept", n_kept)):
+            self.bank_slots.labels(state).set(n_slots)
+        self.bank_loads.inc(n_loads)
+        self.bank_evictions.inc(n_evictions)
 
     def queue_changed(self, n_waiting: int) -> None:
         """Show how many rows wait."""
