@@ -1,8 +1,8 @@
 """From the bytes a stranger sent to an RGB picture, or a reason why not.
 
 Limits are checked on the header, before any pixel is decoded: bytes, pixels, sides, aspect and (for JPEG) the number of
-scans. Only three parsers of Pillow's forty can ever be entered. Knows nothing of HTTP, domains or the model; what is
-done with the picture afterwards is handed in.
+scans. Only three parsers of Pillow's forty can ever be entered. Knows nothing of HTTP, domains or the model; how a file
+within the limits is decoded, and what is done with the picture afterwards, is handed in.
 """
 
 from __future__ import annotations
@@ -16,17 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from prompted_clip.preprocess import upright_rgb
+from service.decoders import Picture, Pixels, Preprocessing
 from service.errors import ImageRejectedError, ImageTooLargeError, OverloadedError
 from service.image_headers import declared_size, sniff
 
 logger = logging.getLogger(__name__)
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -71,12 +67,15 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def open_rgb(data: bytes, limits: ImageLimits) -> tuple[Image.Image, tuple[str, ...]]:
+def open_rgb(
+    data: bytes, limits: ImageLimits, read: Callable[[Image.Image, bytes], Picture]
+) -> tuple[Picture, tuple[str, ...]]:
     """Check, decode and bring to upright 8-bit RGB on white.
 
     Args:
         data: the file.
         limits: what it may be.
+        read: decodes what was opened; see `Preprocessing.read`.
 
     Returns:
         The picture and notes on what was done to it (`cmyk`, `first_frame`).
@@ -97,7 +96,7 @@ def open_rgb(data: bytes, limits: ImageLimits) -> tuple[Image.Image, tuple[str, 
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             check_size(*image.size, limits)
             notes = _notes(image)
-            return upright_rgb(image), notes
+            return read(image, data), notes
     except ImageRejectedError:
         raise
     except Exception as error:
@@ -127,19 +126,17 @@ class Decoder:
 
     Args:
         limits: what one image may be.
-        to_pixels: from an RGB picture to the model's uint8 [3, H, W].
+        preprocessing: from an opened file to the model's uint8 [3, H, W].
         n_threads: images that decode at the same time; 0 takes one per core, 8 at most.
         max_waiting: images that may decode or wait for it.
     """
 
-    def __init__(
-        self, limits: ImageLimits, to_pixels: Callable[[Image.Image], Pixels], *, n_threads: int, max_waiting: int
-    ) -> None:
+    def __init__(self, limits: ImageLimits, preprocessing: Preprocessing, *, n_threads: int, max_waiting: int) -> None:
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             logger.warning("decoder.truncated_allowed_elsewhere")
             ImageFile.LOAD_TRUNCATED_IMAGES = False
         self._limits = limits
-        self._to_pixels = to_pixels
+        self._preprocessing = preprocessing
         self._max_waiting = max_waiting
         self._n_waiting = 0
         n_threads = n_threads or min(8, os.cpu_count() or 1)
@@ -184,5 +181,5 @@ class Decoder:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, data: bytes) -> Decoded:
-        picture, notes = open_rgb(data, self._limits)
-        return Decoded(self._to_pixels(picture), notes)
+        picture, notes = open_rgb(data, self._limits, self._preprocessing.read)
+        return Decoded(self._preprocessing.to_pixels(picture), notes)

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 
 from prompted_clip import to_pixels
 from prompted_clip.preprocess import upright_rgb
+from service.decoders import Exact
 from service.images import ImageLimits, open_rgb
 from training.data.views import Views
 
@@ -61,7 +65,7 @@ def test_training_and_service_see_the_same_pixels(tmp_path, name):
     with Image.open(path) as opened:
         assert opened.mode == name.split()[0] or kind == "WEBP" or name == "L as JPEG"
     views = Views([path], image_size=32, preprocess=PREPROCESS, augmentation="none", crop_scale_min=1.0, seed=1)
-    served, _ = open_rgb(path.read_bytes(), LIMITS)
+    served, _ = open_rgb(path.read_bytes(), LIMITS, Exact(32, PREPROCESS).read)
     np.testing.assert_array_equal(views.load([0], epoch=0)[0].numpy(), to_pixels(served, 32, PREPROCESS))
 
 
@@ -70,6 +74,11 @@ def test_every_orientation_is_undone(tmp_path, value):
     Image.fromarray(noise(3)).save(tmp_path / "image.png", exif=turned(value))
     with Image.open(tmp_path / "image.png") as image:
         np.testing.assert_array_equal(upright_rgb(image), ImageOps.exif_transpose(image))
+
+
+def test_a_picture_that_is_upright_rgb_already_is_not_copied():
+    image = Image.fromarray(noise(3))
+    assert upright_rgb(image) is image
 
 
 def test_grey_of_more_than_eight_bits_is_scaled_in_either_of_pillows_modes():
@@ -93,3 +102,24 @@ def test_the_picture_outlives_its_file(tmp_path):
     with Image.open(tmp_path / "image.png") as opened:
         image = upright_rgb(opened)
     np.testing.assert_array_equal(np.asarray(image), noise(3))
+
+
+SIDES = st.integers(1, 90) | st.sampled_from([31, 32, 33, 63, 64, 65])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=SIDES,
+    height=SIDES,
+    image_size=st.sampled_from([16, 31, 32]),
+    mode=st.sampled_from([None, "shortest", "squash", "longest"]),
+    filter_name=st.sampled_from([None, "bicubic", "bilinear"]),
+)
+def test_the_pixels_are_those_of_open_clip_s_own_transform(width, height, image_size, mode, filter_name):
+    chosen = {"resize_mode": mode, "interpolation": filter_name}
+    values = {"mean": (0.5,) * 3, "std": (0.5,) * 3} | {name: value for name, value in chosen.items() if value}
+    pixels = np.random.default_rng(width * 91 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    transform = image_transform_v2(PreprocessCfg(**values, size=image_size), is_train=False)
+    expected = (transform(image) * 0.5 + 0.5).mul(255).round().byte().numpy()
+    assert np.array_equal(to_pixels(image, image_size, values), expected)

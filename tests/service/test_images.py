@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from prompted_clip.preprocess import upright_rgb
+from service.decoders import Exact, Fast
 from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError, OverloadedError
 from service.images import Decoder, ImageLimits, open_rgb, sniff
-from tests.service.fakes import picture
+from tests.service.fakes import PREPROCESS, picture
 
+WAYS = (Exact(16, PREPROCESS), Fast(16, PREPROCESS))
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=25_000_000, max_side_px=16_384, max_aspect=20, max_scans=100)
 
 
@@ -69,17 +72,27 @@ def text_bomb():
     return encode(Image.new("RGB", (8, 8)), pnginfo=info)
 
 
-def refusal(data, limits=LIMITS):
-    with pytest.raises(ImageRejectedError) as refused:
-        open_rgb(data, limits)
-    assert not any(mark in str(refused.value) for mark in ("0x", "BytesIO", "Traceback"))
-    return type(refused.value), refused.value.code
+def opened(data):
+    """The picture of its own size, with the notes."""
+    return open_rgb(data, LIMITS, lambda image, _: upright_rgb(image))
+
+
+def refusal(data):
+    """How a file is refused: the same in both ways."""
+    kinds = set()
+    for way in WAYS:
+        with pytest.raises(ImageRejectedError) as refused:
+            open_rgb(data, LIMITS, way.read)
+        assert not any(mark in str(refused.value) for mark in ("0x", "BytesIO", "Traceback"))
+        kinds.add((type(refused.value), refused.value.code))
+    (kind,) = kinds
+    return kind
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 20), (7, 3), (64, 48), (300, 200)])
 def test_the_three_formats_come_back_as_rgb_of_their_size(kind, size):
-    image, notes = open_rgb(picture("blue", size, kind), LIMITS)
+    image, notes = opened(picture("blue", size, kind))
     assert (image.mode, image.size, notes) == ("RGB", size, ())
 
 
@@ -136,7 +149,7 @@ def test_too_many_bytes_are_refused_before_anything_is_read():
 
 
 def test_a_scan_bomb_is_refused_and_an_honest_progressive_jpeg_is_served():
-    assert open_rgb(encode(noise(64, 64), "JPEG", progressive=True), LIMITS)[0].size == (64, 64)
+    assert opened(encode(noise(64, 64), "JPEG", progressive=True))[0].size == (64, 64)
     assert refusal(scan_bomb(2_000)) == (ImageRejectedError, "image_scans")
 
 
@@ -170,7 +183,7 @@ def test_flipped_bytes_are_served_or_refused_and_nothing_else(kind):
         for at in rng.integers(0, len(data), 3):
             broken[at] = rng.integers(0, 256)
         try:
-            image, _ = open_rgb(bytes(broken), LIMITS)
+            image, _ = opened(bytes(broken))
             assert image.mode == "RGB"
         except ImageRejectedError:
             n_refused += 1
@@ -190,7 +203,7 @@ def test_an_animation_is_refused(kind):
 
 
 def test_the_first_picture_of_a_multi_picture_jpeg_is_served_with_a_note():
-    image, notes = open_rgb(animated("MPO"), LIMITS)
+    image, notes = opened(animated("MPO"))
     assert (image.size, notes) == ((8, 8), ("first_frame",))
 
 
@@ -202,7 +215,7 @@ def test_the_exif_orientation_is_applied(turn):
     stored = upright.transpose(Image.Transpose(undo[turn])) if turn > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = turn
-    image, _ = open_rgb(encode(stored, "PNG", exif=exif), LIMITS)
+    image, _ = opened(encode(stored, "PNG", exif=exif))
     assert image.size == (16, 8)
     assert image.getpixel((1, 1)) == (255, 0, 0)
     assert image.getpixel((14, 6)) == (0, 0, 0)
@@ -215,17 +228,17 @@ def test_the_exif_orientation_is_applied(turn):
 def test_damaged_exif_is_ignored(exif):
     data = picture(kind="JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
-    assert open_rgb(data[:2] + segment + data[2:], LIMITS)[0].size == (20, 24)
+    assert opened(data[:2] + segment + data[2:])[0].size == (20, 24)
 
 
 def test_a_senseless_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 99
-    assert open_rgb(encode(Image.new("RGB", (6, 4)), "PNG", exif=exif), LIMITS)[0].size == (6, 4)
+    assert opened(encode(Image.new("RGB", (6, 4)), "PNG", exif=exif))[0].size == (6, 4)
 
 
 def test_a_cmyk_jpeg_is_converted_and_says_so():
-    image, notes = open_rgb(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), LIMITS)
+    image, notes = opened(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
     assert notes == ("cmyk",)
     red, green, blue = image.getpixel((4, 4))
     assert red > 200 > 60 > max(green, blue)
@@ -233,19 +246,19 @@ def test_a_cmyk_jpeg_is_converted_and_says_so():
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     ramp = np.linspace(0, 65_535, 256, dtype=np.uint16).reshape(16, 16)
-    image, _ = open_rgb(encode(Image.fromarray(ramp)), LIMITS)
+    image, _ = opened(encode(Image.fromarray(ramp)))
     np.testing.assert_array_equal(np.asarray(image)[..., 0], ramp >> 8)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_what_is_transparent_is_white_whatever_the_container_hides_below(kind):
     image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
-    flat, _ = open_rgb(encode(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})), LIMITS)
+    flat, _ = opened(encode(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})))
     assert flat.getpixel((4, 4)) == (255, 255, 255)
 
 
 def test_half_transparent_red_is_pink():
-    flat, _ = open_rgb(encode(Image.new("RGBA", (8, 8), (255, 0, 0, 128))), LIMITS)
+    flat, _ = opened(encode(Image.new("RGBA", (8, 8), (255, 0, 0, 128))))
     red, green, blue = flat.getpixel((4, 4))
     assert red == 255
     assert 120 < green == blue < 135
@@ -253,18 +266,18 @@ def test_half_transparent_red_is_pink():
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_every_mode_of_png_becomes_rgb(mode):
-    image, _ = open_rgb(encode(Image.new(mode, (9, 5))), LIMITS)
+    image, _ = opened(encode(Image.new(mode, (9, 5))))
     assert (image.mode, image.size) == ("RGB", (9, 5))
 
 
 def test_a_palette_with_a_transparent_colour_is_composited():
     image = Image.new("P", (4, 4), 0)
     image.putpalette([255, 0, 0, 0, 255, 0])
-    assert open_rgb(encode(image, transparency=0), LIMITS)[0].getpixel((1, 1)) == (255, 255, 255)
+    assert opened(encode(image, transparency=0))[0].getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_bytes_after_the_end_are_ignored():
-    assert open_rgb(picture() + b"<script>", LIMITS)[0].size == (20, 24)
+    assert opened(picture() + b"<script>")[0].size == (20, 24)
 
 
 def test_the_format_is_told_from_the_first_bytes():
@@ -272,7 +285,7 @@ def test_the_format_is_told_from_the_first_bytes():
 
 
 def test_a_full_decoder_refuses_before_it_looks_and_has_room_again_afterwards():
-    decoder = Decoder(LIMITS, np.asarray, n_threads=1, max_waiting=3)
+    decoder = Decoder(LIMITS, WAYS[0], n_threads=1, max_waiting=3)
     with decoder.places(2):
         decoder.check_room(1)
         with pytest.raises(OverloadedError), decoder.places(2):
@@ -283,13 +296,13 @@ def test_a_full_decoder_refuses_before_it_looks_and_has_room_again_afterwards():
 
 
 def test_pixels_come_back_from_the_threads_in_what_the_model_wants():
-    decoder = Decoder(LIMITS, lambda image: np.asarray(image).transpose(2, 0, 1), n_threads=2, max_waiting=8)
+    decoder = Decoder(LIMITS, WAYS[0], n_threads=2, max_waiting=8)
 
     async def decode():
         return await asyncio.gather(*(decoder.decode(picture(colour)) for colour in ("red", "blue")))
 
     red, blue = asyncio.run(decode())
     decoder.close()
-    assert red.pixels.shape == (3, 24, 20)
+    assert red.pixels.shape == (3, 16, 16)
     assert red.pixels[:, 0, 0].tolist() == [255, 0, 0]
     assert blue.pixels[:, 0, 0].tolist() == [0, 0, 255]
