@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from prompt_store.store import Store
 from service import problems
 from service.auth import Key, KeyRing
-from service.engine import ServingModel
-from service.middleware import BodyLimit, Envelope, Gate
+from service.middleware import surround
 from service.routes import classify, domains, health, meta
-from service.runtime import build
+from service.runtime import Runtime, build
+from service.serving_model import ServingModel
 from service.settings import Settings
 
 
@@ -43,19 +43,22 @@ def create_app(settings: Settings, model: ServingModel, store: Store, keys: tupl
         finally:
             await runtime.stop()
 
+    app = create_routes(runtime)
+    app.router.lifespan_context = lifespan
+    surround(app, runtime)
+    return app
+
+
+def create_routes(runtime: Runtime) -> FastAPI:
+    """The routes alone, without what happens to a request before it reaches them; the runtime is started elsewhere."""
     app = FastAPI(
         title="CasPL Serve",
         summary="Image classification for many domains on one CLIP, with prompts that are swapped while it serves.",
         version=meta.package_version(),
-        lifespan=lifespan,
         exception_handlers={**problems.HANDLERS},
         separate_input_output_schemas=False,
     )
     app.state.runtime = runtime
     for part in (classify, domains, health, meta):
         app.include_router(part.router, responses=problems.OPENAPI)
-    # The last one added is the outermost.
-    app.add_middleware(BodyLimit, runtime=runtime)
-    app.add_middleware(Gate, runtime=runtime)
-    app.add_middleware(Envelope, runtime=runtime)
     return app

@@ -50,7 +50,11 @@ def serve(
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N  [auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16  [auto]")] = None,
+    preprocess: Annotated[str | None, typer.Option(help="exact, or fast: images are resized sooner  [exact]")] = None,
     keys_file: Annotated[Path | None, typer.Option(help="API keys; `caspl keys new` makes them")] = None,
+    web_workers: Annotated[
+        int | None, typer.Option(help="processes for HTTP and decoding; 0 does everything in one  [0]")
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="the packaged demo: its backbone and domains")] = False,
     demo_assets: Annotated[Path, typer.Option(hidden=True)] = ASSETS,
     log_format: Annotated[str | None, typer.Option(help="text or json  [text]")] = None,

@@ -3,7 +3,7 @@
 Knows the store and the bundle format; does not know HTTP, queues or the device: loading and warming a stack are handed
 in.
 
-A change goes one way: bytes → bundle → device → warm-up row → store (durable) → table. Whatever fails on the way leaves
+A change goes one way: bytes → bundle → stack → warm-up row → store (durable) → table. Whatever fails on the way leaves
 the domain as it was.
 """
 
@@ -53,8 +53,9 @@ class Domains:
     Args:
         store: where versions are kept.
         fingerprint: of the backbone that runs.
-        load: puts a bundle on the device.
+        load: makes a stack of a bundle.
         warm_up: runs one row through a stack, raising if it cannot answer.
+        went_live: told every stack that answers for its domain from now on.
         metrics: told about activations.
         max_old: versions kept loaded that are asked for but not live.
         max_waiting: such versions that may wait to be loaded.
@@ -67,6 +68,7 @@ class Domains:
         fingerprint: str,
         load: Callable[[Bundle, int | None], Awaitable[PromptStack]],
         warm_up: Callable[[PromptStack], Awaitable[None]],
+        went_live: Callable[[PromptStack], None] = lambda _: None,
         metrics: Metrics,
         max_old: int,
         max_waiting: int,
@@ -75,6 +77,7 @@ class Domains:
         self._fingerprint = fingerprint
         self._load = load
         self._warm_up = warm_up
+        self._went_live = went_live
         self._metrics = metrics
         self._table = LiveTable()
         self._old: Cache[tuple[str, int], ServedStack] = Cache(max_old, max_waiting=max_waiting)
@@ -281,6 +284,7 @@ class Domains:
 
     def _go_live(self, served: ServedStack, started_s: float) -> None:
         self._swap(served.domain, DomainState(served))
+        self._went_live(served.stack)
         self._old.forget(lambda key: key == (served.domain, served.version))
         self._metrics.activations.labels(served.domain, "done").inc()
         self._metrics.activation_s.observe(time.monotonic() - started_s)

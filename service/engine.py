@@ -1,7 +1,8 @@
 """Owns the device: everything that touches it happens on one thread.
 
 Knows the model and its stacks. Does not know HTTP, queues or the store. A batch is one forward over rows of one lane,
-whatever their domains; the few most probable classes are picked on the device, so that little travels back.
+whatever their domains. A stack becomes ready in host memory, off the device's thread; it comes to the device with the
+first batch that needs it, or beside the one before.
 """
 
 from __future__ import annotations
@@ -9,23 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from prompt_store.bundle import Bundle
-from prompted_clip.heads import ImageFeatures
+from prompted_clip.bank import BankObserver
 from prompted_clip.preprocess import to_pixels
+from prompted_clip.scoring import Ranked
 from prompted_clip.stack import PromptStack
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
+from service.serving_model import BackboneFacts, ServingModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,64 +45,6 @@ LOST_MARKS: Final = (
     "device-side assert",
 )
 """What CUDA says when a process will never get an answer from it again."""
-
-
-class BackboneFacts(Protocol):
-    """What the service reads of a backbone."""
-
-    @property
-    def arch(self) -> str:
-        """open_clip's name for it."""
-
-    @property
-    def pretrained(self) -> str:
-        """Where its weights came from."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over its weights."""
-
-    @property
-    def preprocess(self) -> dict[str, Any]:
-        """How images become its input."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of its weights."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input, in pixels."""
-
-
-class ServingModel(Protocol):
-    """What the engine asks of a model; `prompted_clip.model.PromptedClip` is one."""
-
-    @property
-    def backbone(self) -> BackboneFacts:
-        """The frozen backbone."""
-
-    on_progress: Callable[[], None]
-    """Called after every forward; the engine puts its own here."""
-
-    def load_stack(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
-        """Put a bundle on the device."""
-
-    def boost_stack(self, stack: PromptStack) -> PromptStack:
-        """The stack without its adapting prompts and heads."""
-
-    def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
-        """The stack with other classes."""
-
-    def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:  # noqa: N803
-        """Image features, one row each."""
-
-    def score(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> list[Tensor]:
-        """Probabilities over each row's own classes."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +74,10 @@ class Engine:
     """Runs a model on one thread.
 
     Args:
-        model: used from that thread only.
+        model: its forwards run on that thread only.
         observe_domains: told the number of distinct domains of every batch.
+        bank_observer: told which stacks come to the device and leave it.
+        resident_domains: whose live stacks never leave it.
         stuck_after_s: longest time without a sign of life while there is work. A call may take longer than that: many
             texts are many forwards, and each of them is a sign.
     """
@@ -141,14 +87,19 @@ class Engine:
         model: ServingModel,
         *,
         observe_domains: Callable[[int], None] = lambda _: None,
+        bank_observer: BankObserver | None = None,
+        resident_domains: Collection[str] = (),
         stuck_after_s: float = STUCK_AFTER_S,
     ) -> None:
         self._model = model
         self._observe_domains = observe_domains
         self._stuck_after_s = stuck_after_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._resident_domains = frozenset(resident_domains)
         self._last_sign_s: float | None = None
         self._model.on_progress = self._show_life
+        self._model.bank.observer = bank_observer
         self._is_lost = False
 
     @property
@@ -183,17 +134,21 @@ class Engine:
             DeviceLostError: the device is gone for good.
         """
         self._observe_domains(len({row.stack.domain for row in rows}))
+        if self.is_busy:
+            # Another batch runs; what this one needs can come to the device meanwhile.
+            self._prefetcher.submit(self._prefetch, list({row.stack for row in rows}))
         return await self._call(lambda: self._run(rows))
 
     async def load(self, bundle: Bundle, version: int | None) -> PromptStack:
-        """Put a bundle on the device.
+        """Make a stack of a bundle, while the device goes on with its work.
 
         Raises:
-            StackMismatchError: it does not fit the backbone, or its classes cost too much per image.
-            OverloadedError: the device has no memory left for it.
+            StackMismatchError: it does not fit the backbone or the bank, or its classes cost too much per image.
             TextTooLongError: a class whose text is encoded for every image does not fit.
+            DeviceLostError: the device is gone for good.
         """
-        return await self._call(lambda: self._model.load_stack(bundle, version=version))
+        self._refuse_if_lost()
+        return await asyncio.to_thread(self._model.load_stack, bundle, version=version)
 
     async def warm_up(self, stack: PromptStack) -> None:
         """Run one grey image through a new stack, so that a stack which cannot answer never goes live.
@@ -206,6 +161,15 @@ class Engine:
         (answer,) = await self._call(lambda: self._run([row]))
         if isinstance(answer, Exception):
             raise answer
+
+    def went_live(self, stack: PromptStack) -> None:
+        """Note that a stack answers for its domain from now on; it stays on the device if its domain is to."""
+        if stack.domain in self._resident_domains and not self._model.bank.keep(stack):
+            logger.warning("bank.not_kept", extra={"domain": stack.domain})
+
+    def n_padded(self, n_rows: int) -> int:
+        """Rows that are really computed for a batch of so many."""
+        return self._model.n_padded(n_rows)
 
     async def boost_stack(self, stack: PromptStack) -> PromptStack:
         """The stack without its adapting prompts and heads; encodes text.
@@ -227,13 +191,24 @@ class Engine:
         return await self._call(lambda: self._model.with_labels(stack, labels))
 
     def close(self) -> None:
-        """Let the thread go once what runs has finished."""
+        """Let the threads go once what runs has finished."""
+        self._prefetcher.shutdown(wait=False, cancel_futures=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, work: Callable[[], T]) -> T:
+        self._refuse_if_lost()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+
+    def _refuse_if_lost(self) -> None:
         if self._is_lost:
             raise DeviceLostError("The device failed; this process is about to be replaced. Send the request again.")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+
+    def _prefetch(self, stacks: Sequence[PromptStack]) -> None:
+        """On a thread of its own. What cannot come now comes with its batch, which tells what is wrong."""
+        try:
+            self._model.prefetch(stacks)
+        except Exception:
+            logger.warning("bank.prefetch_failed", exc_info=True)
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """Run on the device thread, noticing when the device is gone or full."""
@@ -274,24 +249,24 @@ class Engine:
         middle = len(rows) // 2
         return [*self._run(rows[:middle]), *self._run(rows[middle:])]
 
-    @torch.inference_mode()
     def _forward(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
-        stacks = [row.stack for row in rows]
-        pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
-        scores = self._model.score(self._model.encode_images(pixels, stacks), stacks)
-        padded = pad_sequence(scores, batch_first=True, padding_value=-1.0)
-        n_best = min(max(row.top_k for row in rows), padded.shape[1])
-        best = padded.topk(n_best, dim=1)
-        values, indices = best.values.cpu().tolist(), best.indices.cpu().tolist()
-        return [self._shape(row, *pair) for row, *pair in zip(rows, values, indices, strict=True)]
+        ranked = self._model.rank(
+            self._stacked([row.pixels for row in rows]), [row.stack for row in rows], [row.top_k for row in rows]
+        )
+        return [self._shape(row.stack.class_names, one) for row, one in zip(rows, ranked, strict=True)]
+
+    def _stacked(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """One uint8 batch [B, 3, H, W]; pinned where a device will fetch it."""
+        shape = (len(pixels), *pixels[0].shape)
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.backbone.device.type == "cuda")
+        np.stack(pixels, out=batch.numpy())
+        return batch
 
     @staticmethod
-    def _shape(row: EngineRow, values: list[float], indices: list[int]) -> list[Prediction] | Exception:
-        names = row.stack.class_names
-        n_best = min(row.top_k, len(names))
-        if not np.isfinite(values[:n_best]).all():
+    def _shape(names: Sequence[str], ranked: Ranked) -> list[Prediction] | Exception:
+        if not np.isfinite(ranked.probabilities).all():
             return InferenceFailedError("The model's numbers for this image are not finite.")
         return [
-            Prediction(class_id, names[class_id], value)
-            for value, class_id in zip(values[:n_best], indices[:n_best], strict=True)
+            Prediction(class_id, names[class_id], probability)
+            for class_id, probability in zip(ranked.class_ids, ranked.probabilities, strict=True)
         ]

@@ -25,7 +25,7 @@ STATES: Final = ("live", "stale", "broken", "idle")
 
 @dataclass(frozen=True, eq=False)
 class ServedStack:
-    """One version of one domain on the device: what a request pins and what its answer names."""
+    """One version of one domain, ready to answer: what a request pins and what its answer names."""
 
     domain: str
     version: int

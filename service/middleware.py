@@ -16,14 +16,15 @@ import time
 from typing import Final
 from urllib.parse import urlsplit
 
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
 from service.errors import BodyTooLargeError, ClientGoneError, ForeignRequestError, MediaTypeError, SlowBodyError
+from service.front import Front
 from service.logs import request_id
-from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +34,20 @@ METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
 QUIET_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 
 
+def surround(app: FastAPI, front: Front) -> None:
+    """Put all three around an application's routes."""
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, front=front)
+    app.add_middleware(Gate, front=front)
+    app.add_middleware(Envelope, front=front)
+
+
 class Envelope:
     """Gives a request its id and makes sure that it is answered, logged and counted exactly once."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+    def __init__(self, app: ASGIApp, front: Front) -> None:
         self.app = app
-        self.runtime = runtime
+        self.front = front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -74,12 +83,12 @@ class Envelope:
         headers["X-Request-Id"] = request_id.get()
         headers.setdefault("X-Content-Type-Options", "nosniff")
         headers.setdefault("Cache-Control", "no-store")
-        if self.runtime.is_draining:
+        if self.front.is_draining:
             headers["Connection"] = "close"
 
     def _record(self, scope: Scope, status: int, took_s: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        metrics = self.runtime.metrics
+        metrics = self.front.metrics
         method = scope["method"] if scope["method"] in METHODS else "other"
         metrics.requests.labels(route, method, str(status)).inc()
         metrics.request_s.labels(route).observe(took_s)
@@ -103,9 +112,9 @@ class Envelope:
 class Gate:
     """Checks the API key before a byte of the body is read; without keys, that a request is of this machine."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+    def __init__(self, app: ASGIApp, front: Front) -> None:
         self.app = app
-        self.runtime = runtime
+        self.front = front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection.
@@ -116,9 +125,9 @@ class Gate:
             ForeignRequestError: no key is needed, and another site's page asks.
         """
         if scope["type"] == "http":
-            if self.runtime.keys.is_open:
+            if self.front.keys.is_open:
                 refuse_foreign(scope["method"], Headers(scope=scope))
-            scope["caspl.actor"] = self.runtime.keys.check(
+            scope["caspl.actor"] = self.front.keys.check(
                 method=scope["method"],
                 path=scope["path"],
                 authorization=Headers(scope=scope).get("authorization", ""),
@@ -163,9 +172,9 @@ def _is_loopback(host: str) -> bool:
 class BodyLimit:
     """Bounds a body's size (announced and counted) and the time it takes to arrive."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime) -> None:
+    def __init__(self, app: ASGIApp, front: Front) -> None:
         self.app = app
-        self.runtime = runtime
+        self.front = front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection.
@@ -177,7 +186,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        settings = self.runtime.settings
+        settings = self.front.settings
         limit = settings.body_limit(scope["path"])
         headers = Headers(scope=scope)
         if headers.get("content-encoding", "identity").lower() != "identity":

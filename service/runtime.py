@@ -1,4 +1,4 @@
-"""The parts of one running service, put together; what every route is handed.
+"""The parts of one running service, put together; what the routes about domains are handed.
 
 Knows which part needs which. Does not know HTTP, except for where a request keeps its application.
 """
@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from fastapi import Depends, Request
 
-from prompted_clip.errors import StackMismatchError
 from service.auth import KeyRing
+from service.batch_times import calibrate
 from service.batcher import Batcher
 from service.cache import Cache
 from service.domains import Domains
-from service.engine import Engine, EngineRow, Prediction, ServingModel
-from service.errors import RequestInvalidError
-from service.images import Decoder, ImageLimits
-from service.live_table import ServedStack
+from service.engine import Engine, EngineRow, Prediction
+from service.front import Front, build_decoder
+from service.local_answerer import LocalAnswerer, Variant
 from service.metrics import Metrics
+from service.serving_model import ServingModel
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,29 +32,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Variant = tuple[str, str, tuple[str, ...]]
-"""Digest, `cascade` or `boost`, labels: what text features depend on. Never a name that could mean other content."""
 
+@dataclass(eq=False, kw_only=True)
+class Runtime(Front):
+    """Everything one service process consists of: a front, and the device behind it."""
 
-@dataclass(eq=False)
-class Runtime:
-    """Everything one service process consists of."""
-
-    settings: Settings
-    metrics: Metrics
-    keys: KeyRing
+    answerer: LocalAnswerer
     engine: Engine
     batcher: Batcher[EngineRow, list[Prediction]]
-    decoder: Decoder
     domains: Domains
-    variants: Cache[Variant, PromptStack]
-    is_draining: bool = False
     is_drained: bool = False
+    gather_metrics: Callable[[], Awaitable[bytes]] | None = None
+    """Where other processes count too: everybody's numbers as one text."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
-        """Load every live version and begin to follow the store."""
+        """Load every live version, measure what this machine can do, and begin to follow the store."""
         await self.domains.refresh()
+        await self._calibrate()
         if self.settings.store_poll_s:
             self._tasks.add(asyncio.get_running_loop().create_task(self._follow_store(self.settings.store_poll_s)))
 
@@ -70,6 +67,10 @@ class Runtime:
         self.decoder.close()
         self.engine.close()
 
+    async def metrics_text(self) -> bytes:
+        """All metrics, in the Prometheus text format."""
+        return await self.gather_metrics() if self.gather_metrics else self.metrics.text()
+
     def not_ready_because(self) -> str | None:
         """Why no traffic should be sent here, as one word; None when it should."""
         if self.is_draining:
@@ -80,31 +81,21 @@ class Runtime:
             return "device_stuck"
         return None
 
-    async def variant(self, served: ServedStack, kind: str, labels: tuple[str, ...]) -> PromptStack:
-        """The stack a request asks for: the served one, without adapting prompts, or with other labels.
+    async def _calibrate(self) -> None:
+        """Measure batches of a grey image, so that the first crowd is judged by numbers and not by its own delays.
 
-        Args:
-            served: the version the request pinned.
-            kind: `cascade` or `boost`.
-            labels: open vocabulary; empty takes the bundle's classes.
-
-        Raises:
-            RequestInvalidError: the bundle cannot do that.
-            TextTooLongError: a label does not fit the text tower.
-            OverloadedError: too many others wait to be made, or the device has no memory left for it.
+        Without a live domain nothing is measured; the times are learned from what runs first.
         """
-        if kind == "cascade" and not labels:
-            return served.stack
-        return await self.variants.get((served.digest, kind, labels), lambda: self._make(served, kind, labels))
-
-    async def _make(self, served: ServedStack, kind: str, labels: tuple[str, ...]) -> PromptStack:
-        stack = served.stack
-        try:
-            if kind == "boost":
-                stack = await self.engine.boost_stack(stack)
-            return await self.engine.with_labels(stack, labels) if labels else stack
-        except StackMismatchError as error:
-            raise RequestInvalidError(str(error), code="stack_unsupported") from error
+        lives = (state.served for state in self.domains.table.values())
+        stack = next((served.stack for served in lives if served and not served.stack.n_text_rows), None)
+        if stack is None or not self.settings.calibrate_s:
+            return
+        side_px = self.engine.backbone.image_size
+        row = EngineRow(np.full((3, side_px, side_px), 128, dtype=np.uint8), stack, top_k=1)
+        times = self.batcher.batch_times
+        measured = await calibrate(times, self.engine.run, row, budget_s=self.settings.calibrate_s)
+        took = {str(n_rows): round(seconds * 1000, 2) for n_rows, seconds in measured.items()}
+        logger.info("batches.measured", extra={"ms_by_rows": took})
 
     async def _follow_store(self, every_s: float) -> None:
         while True:
@@ -118,44 +109,50 @@ class Runtime:
 def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) -> Runtime:
     """Put the parts together; nothing runs yet."""
     metrics = Metrics()
-    engine = Engine(model, observe_domains=metrics.batch_domains.observe, stuck_after_s=settings.stuck_after_s)
-    limits = ImageLimits(
-        max_bytes=settings.max_image_bytes,
-        max_pixels=settings.max_image_pixels,
-        max_side_px=settings.max_image_side_px,
-        max_aspect=settings.max_image_aspect,
-        max_scans=settings.max_image_scans,
+    engine = Engine(
+        model,
+        bank_observer=metrics,
+        resident_domains=settings.kept_domains,
+        stuck_after_s=settings.stuck_after_s,
     )
+
+    async def run(rows: Sequence[EngineRow]) -> Sequence[list[Prediction] | Exception]:
+        metrics.batch_domains.observe(len({row.stack.domain for row in rows}))
+        return await engine.run(rows)
+
+    batcher = Batcher(
+        run,
+        max_rows=settings.max_batch_rows,
+        max_waiting=settings.max_waiting_rows,
+        cost=lambda row: row.n_text_rows,
+        max_cost=settings.max_text_rows,
+        observer=metrics,
+        n_padded=engine.n_padded,
+    )
+    domains = Domains(
+        store,
+        fingerprint=model.backbone.fingerprint,
+        load=engine.load,
+        warm_up=engine.warm_up,
+        went_live=engine.went_live,
+        metrics=metrics,
+        max_old=settings.max_old_stacks,
+        max_waiting=settings.max_waiting_stacks,
+    )
+    variants: Cache[Variant, PromptStack] = Cache(settings.max_label_sets, max_waiting=settings.max_waiting_stacks)
     return Runtime(
         settings=settings,
         metrics=metrics,
         keys=keys,
+        decoder=build_decoder(settings, model.backbone.image_size, model.backbone.preprocess),
+        answerer=LocalAnswerer(domains, engine, batcher, variants),
         engine=engine,
-        batcher=Batcher(
-            engine.run,
-            max_rows=settings.max_batch_rows,
-            max_waiting=settings.max_waiting_rows,
-            cost=lambda row: row.n_text_rows,
-            max_cost=settings.max_text_rows,
-            observer=metrics,
-        ),
-        decoder=Decoder(
-            limits, engine.to_pixels, n_threads=settings.n_decode_threads, max_waiting=settings.max_decoding_images
-        ),
-        domains=Domains(
-            store,
-            fingerprint=model.backbone.fingerprint,
-            load=engine.load,
-            warm_up=engine.warm_up,
-            metrics=metrics,
-            max_old=settings.max_old_stacks,
-            max_waiting=settings.max_waiting_stacks,
-        ),
-        variants=Cache(settings.max_label_sets, max_waiting=settings.max_waiting_stacks),
+        batcher=batcher,
+        domains=domains,
     )
 
 
-def _of_request(request: Request) -> Runtime:
+async def _of_request(request: Request) -> Runtime:  # FastAPI gives a plain function a thread
     runtime = request.app.state.runtime
     if not isinstance(runtime, Runtime):
         raise TypeError("the application carries no runtime; build it with create_app")
@@ -164,8 +161,3 @@ def _of_request(request: Request) -> Runtime:
 
 Running = Annotated[Runtime, Depends(_of_request)]
 """What a route declares to be handed the runtime."""
-
-
-def actor_of(request: Request) -> str:
-    """The id of the key a request came with; empty when none was needed."""
-    return str(request.scope.get("caspl.actor", ""))

@@ -94,7 +94,7 @@ class DomainDetailOut(DomainOut):
     """Answer of `GET /domains/{domain}`."""
 
     classes: list[str]
-    nbytes: int | None = Field(description="device memory of the live stack")
+    nbytes: int | None = Field(description="memory of the live stack")
 
 
 class VersionOut(BaseModel):
@@ -173,6 +173,7 @@ class InfoOut(BaseModel):
     name: str
     version: str
     backbone: BackboneOut
+    preprocess: str
     store_is_writable: bool
     limits: dict[str, int | float]
 

@@ -18,70 +18,25 @@ from typing import Final
 
 import torch
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from prompt_store.store import Store
-from prompted_clip.backbone import load_backbone
-from prompted_clip.model import PromptedClip
+from prompted_clip.backbone import Backbone, load_backbone
+from prompted_clip.fused_vision import FusedImageTower
+from prompted_clip.graphs import GraphedTower
+from prompted_clip.model import ImageTower, PromptedClip
+from prompted_clip.precision import fastest_dtype
 from service.app import create_app
-from service.auth import Key, read_keys
+from service.auth import Key, KeyRing, read_keys
+from service.cores import usable_cores
 from service.errors import SettingsError
-from service.runtime import Runtime
+from service.listening import address_of, http_config, listen
+from service.runtime import Runtime, build
 from service.settings import Settings
+from service.workers import device_process
 
 logger = logging.getLogger(__name__)
 
 DEVICE_LOST_STATUS: Final = 70
-BFLOAT16_CAPABILITY: Final = (8, 0)
-"""The first CUDA compute capability with bfloat16 arithmetic."""
-MAX_HEADER_BYTES: Final = 16 * 1024
-KEEP_ALIVE_S: Final = 5
-HEAD_WITHIN_S: Final = 10.0
-
-
-class PatientProtocol(H11Protocol):
-    """Uvicorn's protocol with a deadline for the head of every request.
-
-    Uvicorn waits for ever for a client that says nothing or sends its headers a byte at a time; each one holds a
-    connection. The time for bodies is bounded in `middleware.py`.
-    """
-
-    _hang_up: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock with the connection."""
-        super().connection_made(transport)
-        self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Stop the clock when a request is there."""
-        super().data_received(data)
-        if self._is_answering():
-            self._stop_clock()
-
-    def on_response_complete(self) -> None:
-        """Start it again for the next request on this connection."""
-        super().on_response_complete()
-        if not self._is_answering():
-            self._expect_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clock."""
-        self._stop_clock()
-        super().connection_lost(exc)
-
-    def _is_answering(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and not cycle.response_complete
-
-    def _expect_head(self) -> None:
-        self._stop_clock()
-        self._hang_up = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
-
-    def _stop_clock(self) -> None:
-        if self._hang_up is not None:
-            self._hang_up.cancel()
-            self._hang_up = None
 
 
 class GracefulServer(uvicorn.Server):
@@ -127,12 +82,17 @@ class GracefulServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Uvicorn's tick, ten times a second; also notices a device that will not come back."""
-        if self._runtime.engine.is_lost or self._runtime.engine.is_stuck:
-            logger.critical("server.device_lost")
-            await asyncio.sleep(1)
-            # The driver can hang in an orderly shutdown; a supervisor starts a new process.
-            os._exit(DEVICE_LOST_STATUS)
+        await leave_if_lost(self._runtime)
         return await super().on_tick(counter)
+
+
+async def leave_if_lost(runtime: Runtime) -> None:
+    """End the process, after a second for answers that say so, when the device will not answer in it again."""
+    if runtime.engine.is_lost or runtime.engine.is_stuck:
+        logger.critical("server.device_lost")
+        await asyncio.sleep(1)
+        # The driver can hang in an orderly shutdown; a supervisor starts a new process.
+        os._exit(DEVICE_LOST_STATUS)
 
 
 def chosen_device(settings: Settings) -> tuple[str, torch.dtype]:
@@ -146,12 +106,15 @@ def chosen_device(settings: Settings) -> tuple[str, torch.dtype]:
     if device.startswith("cuda") and not has_cuda:
         raise SettingsError(f"Device {device} was asked for, but torch finds no CUDA device. Use --device cpu.")
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    return device, kinds.get(settings.dtype) or (torch.bfloat16 if _computes_bfloat16(device) else torch.float32)
+    return device, kinds.get(settings.dtype) or fastest_dtype(settings.backbone, device)
 
 
-def _computes_bfloat16(device: str) -> bool:
-    """Whether bfloat16 is quick there; older cards only emulate it, slower than float32."""
-    return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
+    """The fastest form of the image tower there is for this device."""
+    tower = FusedImageTower(backbone)
+    if backbone.device.type == "cuda":
+        return GraphedTower(tower, backbone, max_rows=settings.max_batch_rows)
+    return tower
 
 
 def needed_keys(settings: Settings) -> tuple[Key, ...]:
@@ -184,8 +147,7 @@ def load_model(settings: Settings) -> PromptedClip:
         WeightsError: unknown architecture or no weights.
         SettingsError: CUDA is asked for and not there.
     """
-    if settings.n_torch_threads:
-        torch.set_num_threads(settings.n_torch_threads)
+    torch.set_num_threads(settings.n_torch_threads or min(torch.get_num_threads(), usable_cores()))
     device, dtype = chosen_device(settings)
     backbone = load_backbone(
         settings.backbone,
@@ -196,24 +158,13 @@ def load_model(settings: Settings) -> PromptedClip:
         dtype=dtype,
     )
     return PromptedClip(
-        backbone, max_text_rows=settings.max_text_rows, max_conditional_classes=settings.max_conditional_classes
+        backbone,
+        image_tower=image_tower(backbone, settings),
+        max_text_rows=settings.max_text_rows,
+        max_conditional_classes=settings.max_conditional_classes,
+        bank_slots=settings.bank_slots,
+        kept_slots=settings.kept_slots,
     )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket.
-
-    Raises:
-        SettingsError: the address is not ours or the port is taken.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}.", code="cannot_listen") from error
-    # Python notes no protocol for this socket, connections inherit that, and asyncio switches Nagle's algorithm off
-    # only where it reads TCP: the second packet of an answer would wait 40 ms. Opened by number, the protocol is known.
-    return socket.socket(fileno=listener.detach())
 
 
 def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], None]) -> int:
@@ -232,29 +183,21 @@ def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], Non
     """
     keys = needed_keys(settings)
     with listen(settings.host, settings.port) as listener:
-        app = create_app(settings, load_model(settings), store, keys)
-        runtime: Runtime = app.state.runtime
-        host, port = listener.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        config = uvicorn.Config(
-            app,
-            http=PatientProtocol,
-            ws="none",
-            loop="asyncio",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        )
-        server = GracefulServer(config, runtime, lambda: announce(runtime, address))
-        server.run(sockets=[listener])
+        address = address_of(listener)
+        model = load_model(settings)
+        if settings.web_workers:
+            runtime = build(settings, model, store, KeyRing(keys))
+            device_process.serve(runtime, keys, listener, leave_if_lost, lambda: announce(runtime, address))
+            has_started = True
+        else:
+            app = create_app(settings, model, store, keys)
+            runtime = app.state.runtime
+            server = GracefulServer(http_config(app, settings), runtime, lambda: announce(runtime, address))
+            server.run(sockets=[listener])
+            has_started = server.started
     if runtime.engine.is_busy:
         # Python waits for its threads before it ends, and this one may never come back.
         logger.critical("server.device_left_behind")
         logging.shutdown()
         os._exit(0 if runtime.is_drained else DEVICE_LOST_STATUS)
-    return 0 if server.started else 1
+    return 0 if has_started else 1

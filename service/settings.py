@@ -16,6 +16,7 @@ from typing import Final, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from prompt_store.manifest import is_domain
 from service.errors import SettingsError
 
 PREFIX: Final = "CASPL_"
@@ -39,15 +40,24 @@ class Settings(BaseSettings):
     store: Path = Field(Path("store"), description="directory of the prompt store, created if it is not there")
     keys_file: Path | None = Field(None, description="JSON file of API keys (caspl keys new writes it)")
 
+    web_workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes for HTTP and decoding in front of the one with the device; 0 does everything in one",
+    )
+
     backbone: str = Field("ViT-B-16", description="open_clip architecture, or demo-student / demo-teacher")
     pretrained: str | None = Field(None, description="open_clip tag, or a local .safetensors or .pt file")
     quick_gelu: bool = Field(False, description="for a local file of OpenAI's weights; their tags need no asking")
     random_weights: int | None = Field(None, ge=0, description="seed for random weights; for tests and benchmarks")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto takes CUDA when there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto is bfloat16 on a CUDA device that computes it, else float32"
+        "auto", description="auto is what computes faster here: on the CPU both are timed at start"
     )
-    n_torch_threads: int = Field(0, ge=0, description="threads of one forward on the CPU; 0 leaves torch's choice")
+    n_torch_threads: int = Field(
+        0, ge=0, description="threads of one forward on the CPU; 0 takes one per core, within a container's quota"
+    )
 
     max_batch_rows: int = Field(32, ge=1, le=1024, description="most images in one forward")
     max_text_rows: int = Field(
@@ -56,7 +66,19 @@ class Settings(BaseSettings):
     max_conditional_classes: int = Field(
         1000, ge=1, le=10_000, description="most classes of such a domain; each costs a text forward per image"
     )
-    max_waiting_rows: int = Field(128, ge=1, description="most images that may wait for the device; beyond it 429")
+    bank_slots: int = Field(
+        256, ge=1, le=65_536, description="domains in the device's memory at once; the others wait in host memory"
+    )
+    resident_domains: str | None = Field(
+        None,
+        description="domains, separated by commas, that never leave the device's memory; half of bank_slots at most",
+    )
+    max_waiting_rows: int = Field(
+        128,
+        ge=1,
+        description="most images of one domain that may wait for the device, of all together half as many again; "
+        "beyond it 429",
+    )
     default_timeout_s: float = Field(5.0, gt=0, description="deadline of a request that names none")
     max_timeout_s: float = Field(30.0, gt=0, description="longest deadline a request may ask for")
     stuck_after_s: float = Field(
@@ -75,6 +97,9 @@ class Settings(BaseSettings):
     max_image_side_px: int = Field(16_384, ge=1, description="longest side of one image")
     max_image_aspect: float = Field(20.0, ge=1, description="longest side over shortest side")
     max_image_scans: int = Field(100, ge=1, description="most scans of a progressive JPEG")
+    preprocess: Literal["exact", "fast"] = Field(
+        "exact", description="exact gives the pixels of open_clip's transform, fast nearly those and sooner"
+    )
     n_decode_threads: int = Field(
         0, ge=0, le=64, description="threads that decode images; 0 takes one per core, 8 at most"
     )
@@ -91,6 +116,9 @@ class Settings(BaseSettings):
         description="label sets, boost-only stacks and such versions that wait to be made ready; beyond it 429",
     )
 
+    calibrate_s: float = Field(
+        1.0, ge=0, description="time at the start for measuring how long batches take; 0 learns it from requests"
+    )
     store_poll_s: float = Field(1.0, ge=0, description="how often to look for changes by other processes; 0 never")
     drain_delay_s: float = Field(5.0, ge=0, description="after SIGTERM, serve this long while /readyz says 503")
     drain_timeout_s: float = Field(20.0, gt=0, description="then wait this long for the last answers")
@@ -103,14 +131,36 @@ class Settings(BaseSettings):
         """CASPL_PORT=tcp://10.0.0.7:8000 tells of a Kubernetes service called `caspl`, not of this process."""
         return cls.model_fields["port"].default if LINK_VALUE.match(str(value)) else value
 
+    @field_validator("resident_domains")
+    @classmethod
+    def _are_domains(cls, value: str | None) -> str | None:
+        for name in _listed(value):
+            if not is_domain(name):
+                raise ValueError(f"{name!r} is no domain name; separate names by commas")
+        return value
+
     @model_validator(mode="after")
     def _limits_agree(self) -> Settings:
+        if len(self.kept_domains) > self.kept_slots:
+            raise ValueError(
+                f"resident_domains names {len(self.kept_domains)} domains, more than half of bank_slots; raise that"
+            )
         if self.default_timeout_s > self.max_timeout_s:
             raise ValueError("default_timeout_s must not be larger than max_timeout_s")
         for name in ("max_waiting_rows", "max_decoding_images"):
             if self.max_images > getattr(self, name):
                 raise ValueError(f"max_images must not be larger than {name}: a full request would always be 429")
         return self
+
+    @property
+    def kept_domains(self) -> frozenset[str]:
+        """The names in `resident_domains`."""
+        return frozenset(_listed(self.resident_domains))
+
+    @property
+    def kept_slots(self) -> int:
+        """Slots of the bank that they may take."""
+        return self.bank_slots // 2 if self.kept_domains else 0
 
     @property
     def is_loopback(self) -> bool:
@@ -168,6 +218,10 @@ def load_settings(**given: object) -> Settings:
         return Settings(**chosen)  # type: ignore[arg-type]
     except ValueError as error:
         raise SettingsError(f"Invalid settings: {error}") from error
+
+
+def _listed(value: str | None) -> list[str]:
+    return [name for part in (value or "").split(",") if (name := part.strip())]
 
 
 def _is_service_link(name: str, value: str) -> bool:

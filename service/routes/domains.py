@@ -11,8 +11,9 @@ from prompt_store.bundle import read_bundle
 from prompt_store.errors import DomainNotFoundError, VersionNotFoundError
 from prompt_store.store import VersionInfo
 from service.errors import DrainingError, MediaTypeError, RequestInvalidError
+from service.front import actor_of
 from service.live_table import DomainState, ServedStack
-from service.runtime import Running, Runtime, actor_of
+from service.runtime import Running, Runtime
 from service.schemas import (
     DomainDetailOut,
     DomainOut,

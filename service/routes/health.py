@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service.runtime import Running, actor_of
+from service.front import actor_of
+from service.runtime import Running
 from service.schemas import ReadyOut
 
 router = APIRouter(tags=["health"])
@@ -33,4 +34,4 @@ async def readyz(request: Request, runtime: Running, response: Response) -> Read
 @router.get("/metrics", response_class=Response)
 async def metrics(runtime: Running) -> Response:
     """Everything in the Prometheus text format."""
-    return Response(runtime.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await runtime.metrics_text(), media_type=CONTENT_TYPE_LATEST)

@@ -49,6 +49,7 @@ async def info(runtime: Running) -> InfoOut:
             device=str(backbone.device),
             dtype=str(backbone.dtype).removeprefix("torch."),
         ),
+        preprocess=runtime.settings.preprocess,
         store_is_writable=runtime.domains.store.is_writable,
         limits=runtime.settings.limits(),
     )

@@ -45,6 +45,12 @@ def test_a_command_line_loads_without_torch(module):
     assert not modules_after(f"import {module}") & {"torch", "open_clip"}
 
 
+def test_a_web_process_loads_no_torch():
+    loaded = modules_after("import service.workers.web_process")
+
+    assert not loaded & {"torch", "torchvision", "open_clip", "service.engine"}
+
+
 def test_the_help_page_loads_nothing_heavy():
     loaded = modules_after(
         "import prompt_store.caspl\nsys.argv = ['caspl', '--help']\n"

@@ -1,3 +1,4 @@
+import asyncio
 from contextlib import asynccontextmanager
 
 import httpx
@@ -6,7 +7,9 @@ import pytest
 from prompt_store.store import Store
 from service.app import create_app
 from service.settings import Settings
+from service.workers.wire import Drain
 from tests.service.fakes import FakeModel, colour_bundle
+from tests.service.web_form import web_form
 
 
 @pytest.fixture
@@ -29,18 +32,43 @@ def store(tmp_path):
     return store
 
 
+FORMS = ("one process", "web processes")
+
+
+def pytest_generate_tests(metafunc):
+    """A module that says `IN_BOTH_FORMS = True` is run with the service in one process, and through a channel."""
+    if "serve" in metafunc.fixturenames and getattr(metafunc.module, "IN_BOTH_FORMS", False):
+        metafunc.parametrize("serve", FORMS, indirect=True)
+
+
 @pytest.fixture
-def serve(model, store):
+def serve(request, model, store):
     """A context manager that runs the whole application in this process and yields a client for it."""
 
     @asynccontextmanager
-    async def run(keys=(), **changes):
-        settings = Settings(store_poll_s=0, **changes)
+    async def one_process(settings, model, store, keys):
         app = create_app(settings, model, store, keys)
         async with app.router.lifespan_context(app):
+            yield app, app.state.runtime, None
+
+    form = web_form if getattr(request, "param", FORMS[0]) == FORMS[1] else one_process
+
+    @asynccontextmanager
+    async def run(keys=(), **changes):
+        settings = Settings(**{"store_poll_s": 0, "calibrate_s": 0} | changes)
+        async with form(settings, model, store, keys) as (app, runtime, desk):
             transport = httpx.ASGITransport(app, raise_app_exceptions=True)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 client.app = app
+                client.runtime = runtime
+
+                async def drain():
+                    runtime.is_draining = True
+                    if desk:
+                        desk.tell(Drain())
+                        await asyncio.sleep(0.01)
+
+                client.drain = drain
                 yield client
 
     return run

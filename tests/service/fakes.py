@@ -24,6 +24,7 @@ from prompt_store.manifest import (
 )
 from prompted_clip.errors import StackMismatchError, TextTooLongError
 from prompted_clip.heads import ImageFeatures
+from prompted_clip.scoring import Ranked
 from prompted_clip.stack import PromptStack
 
 FINGERPRINT = "sha256:" + "ab" * 32
@@ -42,22 +43,35 @@ class FakeBackbone:
     dtype: torch.dtype = torch.float32
 
 
+class FakeBank:
+    """Keeps whatever it is told to."""
+
+    def __init__(self):
+        self.observer = None
+        self.kept = []
+
+    def keep(self, stack):
+        self.kept.append(stack)
+        return True
+
+
 class FakeModel:
     """Answers by colour; can be held, slowed down or made to fail."""
 
     def __init__(self):
         self.backbone = FakeBackbone()
+        self.bank = FakeBank()
         self.gate = threading.Event()
         self.gate.set()
         self.forward_s = 0.0
         self.fail_with = None
         self.fail_load = False
         self.batches = []
+        self.prefetched = []
         self.n_encoded_texts = 0
         self.threads = set()
 
     def load_stack(self, bundle, *, version=None):
-        self.threads.add(threading.current_thread().name)
         if self.fail_load:
             raise StackMismatchError("made for something else")
         manifest = bundle.manifest
@@ -102,6 +116,17 @@ class FakeModel:
             raise error
         colours = pixels_BCHW.float().mean(dim=(2, 3)) + 1e-3
         return ImageFeatures(colours, torch.nn.functional.normalize(colours, dim=1))
+
+    def prefetch(self, stacks):
+        self.prefetched.append([stack.domain for stack in stacks])
+
+    def n_padded(self, n_rows):
+        return n_rows
+
+    def rank(self, pixels_BCHW, stacks, top_ks):
+        scores = self.score(self.encode_images(pixels_BCHW, stacks), stacks)
+        best = [row.topk(min(top_k, len(row))) for row, top_k in zip(scores, top_ks, strict=True)]
+        return [Ranked(one.indices.tolist(), one.values.tolist()) for one in best]
 
     def score(self, images, stacks):
         return [

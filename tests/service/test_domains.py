@@ -10,6 +10,7 @@ from prompt_store.store import Store
 from tests.service.fakes import FINGERPRINT, PREPROCESS, colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
+IN_BOTH_FORMS = True
 
 
 def tree(root):
@@ -282,7 +283,7 @@ async def test_changes_by_another_process_are_followed(serve, store):
         other.activate("paint", added.version)
         new = other.add("late", colour_bundle("late"))
         other.activate("late", new.version)
-        await client.app.state.runtime.domains.refresh()
+        await client.runtime.domains.refresh()
         assert (await client.post("/classify/paint", content=picture())).json()["version"] == 2
         assert (await client.post("/classify/late", content=picture())).status_code == 200
 
@@ -292,11 +293,11 @@ async def test_following_a_version_that_cannot_load_keeps_the_one_that_answers(s
     async with serve() as client:
         model.fail_load = True
         store.activate("paint", added.version)
-        await client.app.state.runtime.domains.refresh()
+        await client.runtime.domains.refresh()
         shown = (await client.get("/domains/paint")).json()
         answer = await client.post("/classify/paint", content=picture())
         model.fail_load = False
-        await client.app.state.runtime.domains.refresh()
+        await client.runtime.domains.refresh()
         still = (await client.get("/domains/paint")).json()
         again = await client.put("/domains/paint/live", json={"version": 2})
         mended = (await client.get("/domains/paint")).json()
@@ -310,7 +311,7 @@ async def test_following_a_version_that_cannot_load_keeps_the_one_that_answers(s
 async def test_a_domain_is_live_again_once_what_failed_has_passed(serve, store, model, monkeypatch):
     added = store.add("paint", colour_bundle(seed=1))
     async with serve() as client:
-        domains = client.app.state.runtime.domains
+        domains = client.runtime.domains
         with monkeypatch.context() as broken:
             broken.setattr(store, "live", lambda _: (_ for _ in ()).throw(StoreReadOnlyError("not now")))
             await domains.refresh()

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 import time
 
 import numpy as np
@@ -23,6 +24,14 @@ pytestmark = pytest.mark.anyio
 def rows_of(stacks, top_k=10):
     pixels = random_pixels(len(stacks)).numpy()
     return [EngineRow(image, stack, top_k) for image, stack in zip(pixels, stacks, strict=True)]
+
+
+async def until(happened):
+    for _ in range(2000):
+        if happened():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError
 
 
 @pytest.fixture
@@ -130,6 +139,80 @@ async def test_rows_that_fail_for_memory_are_split_until_they_fit():
     largest = 0
     (refused,) = await engine.run([EngineRow(pixels, stack, 1)])
     assert isinstance(refused, OverloadedError)
+    engine.close()
+
+
+async def test_a_stack_is_made_ready_while_the_device_goes_on(monkeypatch):
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    row, may_load, load = (
+        EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1),
+        threading.Event(),
+        model.load_stack,
+    )
+
+    def load_later(bundle, *, version):
+        assert may_load.wait(20)
+        return load(bundle, version=version)
+
+    monkeypatch.setattr(model, "load_stack", load_later)
+    loading = asyncio.ensure_future(engine.load(read_bundle(colour_bundle(seed=1)), 2))
+    assert [len(answer) for _ in range(3) for answer in await engine.run([row])] == [1, 1, 1]
+    assert not loading.done()
+    may_load.set()
+    assert (await loading).version == 2
+    engine.close()
+
+
+async def test_the_stacks_of_a_batch_that_waits_are_fetched_while_another_one_runs():
+    model = FakeModel()
+    engine = Engine(model)
+    stacks = [await engine.load(read_bundle(colour_bundle(domain)), 1) for domain in ("paint", "ink")]
+    rows = [EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1) for stack in stacks]
+    await engine.run(rows)
+    assert model.prefetched == [], "an idle device fetches them by itself"
+    model.gate.clear()
+    first = asyncio.ensure_future(engine.run(rows[:1]))
+    await until(lambda: engine.is_busy)
+    second = asyncio.ensure_future(engine.run([rows[1], rows[1]]))
+    await until(lambda: model.prefetched)
+    assert not first.done()
+    model.gate.set()
+    await asyncio.gather(first, second)
+    assert model.prefetched == [["ink"]]
+    engine.close()
+
+
+async def test_a_fetch_ahead_that_fails_harms_no_answer(monkeypatch):
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    failed = threading.Event()
+
+    def no_room(_):
+        failed.set()
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(model, "prefetch", no_room)
+    model.gate.clear()
+    row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
+    running = [asyncio.ensure_future(engine.run([row]))]
+    await until(lambda: engine.is_busy)
+    running.append(asyncio.ensure_future(engine.run([row])))
+    assert await asyncio.to_thread(failed.wait, 20)
+    model.gate.set()
+    assert [len(answer) for answers in await asyncio.gather(*running) for answer in answers] == [1, 1]
+    engine.close()
+
+
+async def test_only_the_live_stacks_of_resident_domains_are_kept():
+    model = FakeModel()
+    engine = Engine(model, resident_domains={"ink"})
+    stacks = [await engine.load(read_bundle(colour_bundle(domain)), 1) for domain in ("paint", "ink")]
+    for stack in stacks:
+        engine.went_live(stack)
+    assert model.bank.kept == [stacks[1]]
     engine.close()
 
 

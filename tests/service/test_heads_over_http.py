@@ -12,6 +12,7 @@ from tests.stacks import random_bundle
 from tests.tiny import tiny_backbone
 
 pytestmark = pytest.mark.anyio
+IN_BOTH_FORMS = True
 
 CONDITIONAL = {"head": "conditional", "text_boost": (2, 2), "text_adapt": (1, 3)}
 CLASSES = ("cat", "dog", "bird")
@@ -98,13 +99,13 @@ async def test_too_many_labels_for_a_conditional_head_are_refused_with_the_limit
 
 
 async def test_conditional_batches_stay_within_max_text_rows(serve, model):
-    batches, encode = [], model.encode_images
+    batches, rank = [], model.rank
 
-    def encode_and_tell(pixels, stacks):
+    def rank_and_tell(pixels, stacks, top_ks):
         batches.append([stack.domain for stack in stacks])
-        return encode(pixels, stacks)
+        return rank(pixels, stacks, top_ks)
 
-    model.encode_images = encode_and_tell
+    model.rank = rank_and_tell
     async with serve(max_text_rows=6) as client:
         for domain, options in (("birds", CONDITIONAL), ("cats", {})):
             data = random_bundle(domain, CLASSES, **options)

@@ -3,11 +3,12 @@ import pytest
 from tests.service.fakes import FINGERPRINT, colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
+IN_BOTH_FORMS = True
 
 
 async def test_a_draining_service_is_alive_not_ready_and_still_answers(serve):
     async with serve() as client:
-        client.app.state.runtime.is_draining = True
+        await client.drain()
         live, ready = await client.get("/livez"), await client.get("/readyz")
         answer = await client.post("/classify/paint", content=picture())
         upload = await client.post("/domains/paint/versions", content=colour_bundle(seed=1))
@@ -48,7 +49,7 @@ async def test_metrics_tell_idle_broken_and_stale_domains_from_live_ones(serve, 
         new = store.add("late", colour_bundle("late"))
         store.activate("late", new.version)
         model.fail_load = True
-        await client.app.state.runtime.domains.refresh()
+        await client.runtime.domains.refresh()
         text = (await client.get("/metrics")).text
     for state, number in (("live", 1), ("stale", 1), ("broken", 1), ("idle", 1)):
         assert f'caspl_domains{{state="{state}"}} {number}.0' in text

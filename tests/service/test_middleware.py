@@ -8,6 +8,7 @@ from service.auth import add_key, read_keys
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
+IN_BOTH_FORMS = True
 
 
 async def chunks(n, size):

@@ -9,6 +9,7 @@ from service.images import open_rgb
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
+IN_BOTH_FORMS = True
 
 
 async def test_a_deadline_that_passes_is_504_and_the_service_goes_on(serve, model):

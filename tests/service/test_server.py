@@ -1,6 +1,7 @@
 """The real process: sockets, signals, exit status."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -15,10 +16,12 @@ import torch
 import uvicorn
 
 from prompt_store.store import Store
+from prompted_clip.fused_vision import FusedImageTower
 from service.auth import add_key
 from service.demo_run import free_port, wait_until_ready
 from service.errors import SettingsError
-from service.server import PatientProtocol, chosen_device, listen, load_model, needed_keys
+from service.listening import PatientProtocol, listen
+from service.server import chosen_device, image_tower, load_model, needed_keys
 from service.settings import Settings
 from tests.service.demo_assets import write_assets
 from tests.service.fakes import picture
@@ -82,7 +85,7 @@ def test_a_terminated_service_says_so_answers_what_it_accepted_and_exits_with_ze
 @pytest.fixture
 def bare_server(monkeypatch):
     """The server's protocol around an empty application, with a deadline of a third of a second."""
-    monkeypatch.setattr("service.server.HEAD_WITHIN_S", 0.3)
+    monkeypatch.setattr("service.listening.HEAD_WITHIN_S", 0.3)
 
     async def app(scope, receive, send):
         await asyncio.sleep(0.6 if scope["path"] == "/slow" else 0)
@@ -168,7 +171,10 @@ def test_an_answer_in_two_packets_does_not_wait_for_an_acknowledgement():
 
 def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert chosen_device(Settings()) == ("cpu", torch.float32)
+    assert chosen_device(Settings(backbone="demo-student")) == ("cpu", torch.float32)
+    with monkeypatch.context() as measured:
+        measured.setattr("service.server.fastest_dtype", lambda arch, device: f"measured for {arch} on {device}")
+        assert chosen_device(Settings()) == ("cpu", "measured for ViT-B-16 on cpu")
     assert chosen_device(Settings(dtype="bfloat16")) == ("cpu", torch.bfloat16)
     with pytest.raises(SettingsError, match="--device cpu"):
         chosen_device(Settings(device="cuda"))
@@ -185,6 +191,15 @@ def test_a_card_that_only_emulates_bfloat16_gets_float32_unless_it_is_asked_for(
     assert chosen_device(Settings(device="cuda:0")) == ("cuda:0", torch.bfloat16)
     assert chosen_device(Settings(device="cuda:1")) == ("cuda:1", torch.float32)
     assert chosen_device(Settings(device="cuda:1", dtype="bfloat16")) == ("cuda:1", torch.bfloat16)
+
+
+def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_recordings():
+    register_tiny_models()
+    settings = Settings(backbone="tiny", random_weights=0, device="cpu", max_batch_rows=6)
+    model = load_model(settings)
+    assert isinstance(model.image_tower, FusedImageTower)
+    on_cuda = dataclasses.replace(model.backbone, device=torch.device("cuda"))
+    assert image_tower(on_cuda, settings).n_padded(5) == settings.max_batch_rows
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from service.errors import SettingsError
@@ -85,6 +87,26 @@ def test_a_full_request_must_fit_into_each_queue(queue):
         load_settings(max_images=20, **{queue: 19})
 
 
+def test_resident_domains_are_names_separated_by_commas_and_take_half_of_the_bank():
+    settings = load_settings(resident_domains=" retail, night-sky,retail,", bank_slots=5)
+    assert settings.kept_domains == {"retail", "night-sky"}
+    assert settings.kept_slots == 2
+    assert (Settings().kept_domains, Settings().kept_slots) == (frozenset(), 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"resident_domains": "retail; night"}, "'retail; night' is no domain name; separate names by commas"),
+        ({"resident_domains": "a,b,c", "bank_slots": 5}, "names 3 domains, more than half of bank_slots"),
+        ({"bank_slots": 0}, "bank_slots"),
+    ],
+)
+def test_resident_domains_that_cannot_be_are_refused(given, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings(**given)
+
+
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1
@@ -97,3 +119,10 @@ def test_settings_cannot_be_changed():
 def test_bodies_are_bounded_by_what_they_are_for(path, limit):
     settings = Settings()
     assert settings.body_limit(path) == (getattr(settings, limit) if limit else 64 * 1024)
+
+
+def test_another_process_gets_the_same_settings_whatever_its_environment_says(monkeypatch):
+    chosen = Settings(max_images=5, web_workers=2, store=Path("elsewhere"))
+    monkeypatch.setenv("CASPL_MAX_IMAGES", "3")
+    monkeypatch.setenv("CASPL_KEYS_FILE", "stray.json")
+    assert Settings.model_validate_json(chosen.model_dump_json()) == chosen

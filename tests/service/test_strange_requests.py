@@ -8,6 +8,7 @@ import pytest
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
+IN_BOTH_FORMS = True
 
 N_REQUESTS = 400
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")

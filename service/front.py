@@ -1,0 +1,69 @@
+"""What a process that talks HTTP to clients consists of, whether or not it also has the device.
+
+The middleware and the classify routes are handed a `Front` and know no more than that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from service.answering import Answerer
+from service.auth import KeyRing
+from service.decoders import preprocessing
+from service.images import Decoder, ImageLimits
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(eq=False, kw_only=True)
+class Front:
+    """The near side of a request: keys, limits, decoding, and whom to ask for answers."""
+
+    settings: Settings
+    metrics: Metrics
+    keys: KeyRing
+    decoder: Decoder
+    answerer: Answerer
+    is_draining: bool = False
+
+
+def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any]) -> Decoder:
+    """The decoder of one process, as the settings say.
+
+    Args:
+        settings: limits and threads.
+        image_size: side of the backbone's square input, in pixels.
+        preprocess: the backbone's preprocessing values.
+    """
+    limits = ImageLimits(
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        max_side_px=settings.max_image_side_px,
+        max_aspect=settings.max_image_aspect,
+        max_scans=settings.max_image_scans,
+    )
+    return Decoder(
+        limits,
+        preprocessing(settings.preprocess, image_size, preprocess),
+        n_threads=settings.n_decode_threads,
+        max_waiting=settings.max_decoding_images,
+    )
+
+
+async def _of_request(request: Request) -> Front:  # FastAPI gives a plain function a thread
+    runtime = request.app.state.runtime
+    if not isinstance(runtime, Front):
+        raise TypeError("the application carries no runtime; build it with create_app")
+    return runtime
+
+
+Serving = Annotated[Front, Depends(_of_request)]
+"""What a route declares to be handed the front."""
+
+
+def actor_of(request: Request) -> str:
+    """The id of the key a request came with; empty when none was needed."""
+    return str(request.scope.get("caspl.actor", ""))

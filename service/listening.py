@@ -1,0 +1,114 @@
+"""The socket that clients connect to, and how HTTP is spoken on it; the same for every process that does.
+
+Knows nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from service.errors import SettingsError
+from service.settings import Settings
+
+MAX_HEADER_BYTES: Final = 16 * 1024
+KEEP_ALIVE_S: Final = 5
+HEAD_WITHIN_S: Final = 10.0
+BACKLOG: Final = 2048
+
+
+class PatientProtocol(H11Protocol):
+    """Uvicorn's protocol with a deadline for the head of every request.
+
+    Uvicorn waits for ever for a client that says nothing or sends its headers a byte at a time; each one holds a
+    connection. The time for bodies is bounded in `middleware.py`.
+    """
+
+    _hang_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock with the connection."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Stop the clock when a request is there."""
+        super().data_received(data)
+        if self._is_answering():
+            self._stop_clock()
+
+    def on_response_complete(self) -> None:
+        """Start it again for the next request on this connection."""
+        super().on_response_complete()
+        if not self._is_answering():
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the clock."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def _is_answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _expect_head(self) -> None:
+        self._stop_clock()
+        self._hang_up = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
+
+    def _stop_clock(self) -> None:
+        if self._hang_up is not None:
+            self._hang_up.cancel()
+            self._hang_up = None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the listening socket.
+
+    Raises:
+        SettingsError: the address is not ours or the port is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}.", code="cannot_listen") from error
+    # Python notes no protocol for this socket, connections inherit that, and asyncio switches Nagle's algorithm off
+    # only where it reads TCP: the second packet of an answer would wait 40 ms. Opened by number, the protocol is known.
+    return socket.socket(fileno=listener.detach())
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where a listening socket answers, as a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def http_config(app: ASGIApp, settings: Settings, *, backlog: int = BACKLOG) -> uvicorn.Config:
+    """How uvicorn serves an application here.
+
+    Args:
+        app: the application.
+        settings: how long the end may take.
+        backlog: connections that are accepted in one go.
+    """
+    return uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=backlog,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )

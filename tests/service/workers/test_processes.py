@@ -1,0 +1,248 @@
+"""The real thing: a device process, its web processes, sockets, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from prompt_store.bundle import read_bundle
+from prompt_store.store import Store
+from tests.service.fakes import COLOURS, colour_bundle, picture
+
+pytestmark = pytest.mark.slow
+
+SERVE = """
+import sys
+from prompt_store.store import Store
+from service import server
+from service.settings import Settings
+from tests.service.fakes import FakeModel
+
+model = FakeModel()
+model.forward_s = float(sys.argv[2])
+server.load_model = lambda settings: model
+settings = Settings(port=0, store=sys.argv[1], web_workers=int(sys.argv[3]), drain_delay_s=0.5, store_poll_s=0)
+announce = lambda runtime, address: print(address, flush=True)
+sys.exit(server.run(settings, Store.open(settings.store), announce))
+"""
+N_WORKERS = 2
+N_CLIENTS = 6
+
+
+def children(pid):
+    """Processes that a process has started; none when it is gone."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def eventually(is_true, within_s=20):
+    ends_s = time.monotonic() + within_s
+    while not is_true():
+        assert time.monotonic() < ends_s, "it did not happen"
+        time.sleep(0.01)
+
+
+def environment():
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CASPL_")}
+    return kept | {"OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def serving(store, *, n_workers=N_WORKERS, forward_s=0.0):
+    """A service in processes of its own: the process that was started, and where it answers."""
+    command = [sys.executable, "-c", SERVE, str(store.root), str(forward_s), str(n_workers)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        started = [process.pid]
+        try:
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://"), "the service did not start"
+            started += children(process.pid)
+            yield process, url
+        finally:
+            started += children(process.pid)
+            process.kill()
+    eventually(lambda: not any(is_alive(pid) for pid in started))
+
+
+def client_of(url):
+    """A client that opens a new connection for every request."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.Client(base_url=url, timeout=20, trust_env=False, limits=limits)
+
+
+class Crowd:
+    """Clients that ask without a pause until they are told to stop or nobody listens any more."""
+
+    def __init__(self, url):
+        self.answers, self.broken = [], []
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask_on, args=(url,)) for _ in range(N_CLIENTS)]
+
+    def _ask_on(self, url):
+        body = picture()
+        with client_of(url) as client:
+            while not self._is_over.is_set():
+                try:
+                    self.answers.append(client.post("/classify/paint", content=body).status_code)
+                except httpx.ConnectError:
+                    return
+                except httpx.TransportError as error:
+                    self.broken.append(error)
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """One service for the tests that do not end it, with the live domains `paint` and `ink`."""
+    store = Store.open(tmp_path_factory.mktemp("web") / "store")
+    for data, domain in ((colour_bundle(), "paint"), (colour_bundle("ink", ("blue", "red")), "ink")):
+        store.activate(domain, store.add(domain, data).version)
+    with serving(store) as (process, url), client_of(url) as client:
+        yield process, url, client
+
+
+def without_times(answer):
+    body = answer.json()
+    return answer.status_code, {name: value for name, value in body.items() if name not in {"request_id", "timing_ms"}}
+
+
+REQUESTS = [
+    *(("POST", f"/classify/{domain}?top_k=2", {"content": picture(c)}) for domain in ("paint", "ink") for c in COLOURS),
+    ("POST", "/classify/paint?stack=boost", {"content": picture((200, 90, 10), (300, 200), "JPEG")}),
+    ("POST", "/classify/paint?labels=red,white", {"content": picture("white", kind="WEBP")}),
+    ("POST", "/classify/paint", {"files": [("images", ("a.png", picture())), ("images", ("b.txt", b"%PDF"))]}),
+    ("POST", "/classify/paint", {"content": b"%PDF no image at all"}),
+    ("POST", "/classify/paint", {"content": picture()[:60]}),
+    ("POST", "/classify/paint", {"content": b"x", "headers": {"content-type": "text/plain"}}),
+    ("POST", "/classify/paint", {"content": b"x" * (33 * 1024 * 1024)}),
+    ("POST", "/classify/paint?top_k=0", {"content": picture()}),
+    ("POST", "/classify/paint?priority=urgent", {"content": picture()}),
+    ("POST", "/classify/paint?version=9", {"content": picture()}),
+    ("POST", "/classify/nowhere", {"content": picture()}),
+    ("GET", "/classify/paint", {}),
+    ("GET", "/domains", {}),
+    ("GET", "/domains/paint/versions/99", {}),
+    ("GET", "/openapi.json", {}),
+    ("GET", "/nowhere", {}),
+    ("GET", "/livez", {}),
+    ("GET", "/readyz", {}),
+    ("DELETE", "/domains/paint/versions/1", {}),
+    ("POST", "/domains/paint/versions", {"content": b"no bundle"}),
+    ("PUT", "/domains/paint/live", {"content": b"{"}),
+]
+
+
+@pytest.mark.anyio
+async def test_both_forms_give_the_same_answers_to_the_bit(serve, service):
+    _, _, client = service
+    async with serve(host="127.0.0.1") as alone:
+        for method, path, content in REQUESTS:
+            expected = await alone.request(method, path, **content)
+            found = client.request(method, path, **content)
+            assert without_times(found) == without_times(expected), (method, path)
+            assert set(found.headers) >= set(expected.headers), (method, path)
+
+
+def test_what_is_live_after_the_answer_is_live_for_every_connection(service):
+    _, url, client = service
+    for seed in range(1, 6):
+        data = colour_bundle(seed=seed)
+        uploaded = client.post("/domains/paint/versions?activate=true", content=data)
+        assert uploaded.status_code == 201
+        for _ in range(10):
+            with client_of(url) as fresh:
+                assert fresh.post("/classify/paint", content=picture()).json()["digest"] == read_bundle(data).digest
+
+
+def number(text, name):
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+def test_metrics_are_the_same_whoever_is_asked(service):
+    _, _, client = service
+    name = 'caspl_images_total{domain="ink",result="answered"}'
+    before = number(client.get("/metrics").text, name)
+    for _ in range(30):
+        assert client.post("/classify/ink", content=picture("blue")).status_code == 200
+    found = {number(client.get("/metrics").text, name) - before for _ in range(8)}
+    assert found == {30}
+
+
+def test_a_killed_web_process_takes_only_its_own_connections_with_it(service):
+    process, url, client = service
+    before = number(client.get("/metrics").text, "caspl_images_total")
+    old = children(process.pid)
+    with Crowd(url) as crowd:
+        eventually(lambda: len(crowd.answers) > 20)
+        os.kill(old[0], signal.SIGKILL)
+        eventually(lambda: len(set(children(process.pid)) - {old[0]}) == N_WORKERS)
+        assert client.get("/readyz").status_code == 200
+        n_answers = len(crowd.answers)
+        eventually(lambda: len(crowd.answers) > n_answers + 20)
+    assert set(crowd.answers) == {200}
+    assert len(crowd.broken) <= N_CLIENTS
+    after = number(client.get("/metrics").text, "caspl_images_total")
+    assert after - before >= len(crowd.answers) / 2, "what the dead one had counted is not forgotten"
+
+
+def test_without_its_device_process_nothing_is_left(store):
+    with serving(store, forward_s=0.05) as (process, url):
+        workers = children(process.pid)
+        assert len(workers) == N_WORKERS
+        with Crowd(url) as crowd:
+            eventually(lambda: len(crowd.answers) > 5)
+            killed_s = time.monotonic()
+            process.kill()
+            eventually(lambda: not any(is_alive(pid) for pid in workers))
+        assert set(crowd.answers) <= {200, 503}
+        with pytest.raises(httpx.ConnectError), client_of(url) as client:
+            client.get("/readyz")
+        assert time.monotonic() - killed_s < 10
+
+
+@pytest.mark.parametrize("n_workers", [0, N_WORKERS])
+def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
+    with serving(store, n_workers=n_workers, forward_s=0.02) as (process, url), client_of(url) as client:
+        with Crowd(url) as crowd:
+            eventually(lambda: len(crowd.answers) > 10)
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda: client.get("/readyz").status_code == 503, within_s=0.4)
+            assert process.wait(15) == 0
+        assert set(crowd.answers) == {200}
+        assert crowd.broken == []
+
+
+def test_a_web_process_that_cannot_start_ends_the_start(store):
+    script = SERVE.replace(
+        "import sys\n", "import sys\nfrom service.workers import pool\npool.MODULE = 'nothing.here'\n"
+    )
+    command = [sys.executable, "-c", script, str(store.root), "0", "1"]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "A web process ended with status 1" in ended.stderr
+    assert ended.stdout == "", "it was never announced"
