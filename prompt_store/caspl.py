@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 GROUP: Final = "caspl.commands"
-_EXTRA_BY_PACKAGE: Final = {"service": "serve", "training": "train", "prompted_clip": "serve"}
+_EXTRA_BY_PACKAGE: Final = {"benchmarks": "bench", "service": "serve", "training": "train", "prompted_clip": "serve"}
 
 
 def installed_commands() -> dict[str, EntryPoint]:

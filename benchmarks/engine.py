@@ -1,0 +1,239 @@
+"""`caspl bench engine`: how fast the engine answers, without HTTP, against itself, open_clip and bare matrix products.
+
+All ways of one round run in one process on the same threads, in turn. Random weights and noise pictures: what a ViT
+costs depends on neither.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.bundles import BundleShape
+from benchmarks.engine_rows import Batch, Feeder, noise, register, run_batches
+from benchmarks.interleaved import in_turn
+from benchmarks.matmuls import Products, forward_products
+from benchmarks.operations import operations
+from prompted_clip.backbone import Backbone, load_backbone
+from prompted_clip.fused_vision import FusedImageTower
+from prompted_clip.model import PromptedClip
+from prompted_clip.preprocess import normalize_pixels
+from prompted_clip.prompts import join_groups
+from service.decoders import Pixels
+from service.engine import Engine
+from service.server import load_model
+from service.settings import Settings, load_settings
+
+MIXED, REGISTERED, SLOTS = 64, 1000, 64
+CPU_SIZES, CUDA_SIZES = (8, 16, 32), (1, 8, 32, 64, 128, 256, 512)
+OPEN_CLIP_SIZES = {"cpu": (1, 4, 8), "cuda": (32, 128, 256)}
+BATCHES_PER_TURN = {"cpu": 1, "cuda": 16}
+SQUARE = {"cpu": 2048, "cuda": 8192}
+"""Side of the square product, in elements."""
+N_DEVICE_TURNS = 200
+PLAIN = BundleShape(boost_tokens=0, adapt_tokens=0)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What to measure; see the command's help."""
+
+    backbone: str = "ViT-B-16"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    batch_rows: int = 0
+    n_registered: int = REGISTERED
+    n_slots: int = SLOTS
+    alpha: float = 0.6
+    tokens: int = 12
+    n_classes: int = 16
+    budget_s: float = 150.0
+    seed: int = 0
+
+    def shape(self) -> BundleShape:
+        """Of every prompted domain: two thirds boosting, one third adapting prompts."""
+        n_adapt = self.tokens // 3
+        return BundleShape(self.tokens - n_adapt, n_adapt, n_classes=self.n_classes)
+
+    @property
+    def weights_seed(self) -> int | None:
+        """Seed of random weights; the demo's backbones have their own."""
+        return None if self.backbone.startswith("demo") else self.seed
+
+    def settings(self) -> Settings:
+        """Those of a service."""
+        return load_settings(
+            backbone=self.backbone,
+            random_weights=self.weights_seed,
+            device=self.device,
+            dtype=self.dtype,
+            n_torch_threads=self.threads,
+        )
+
+
+class OpenClip:
+    """The plain library: `encode_image`, a product with the class features, a softmax, one batch after the other.
+
+    Args:
+        backbone: whose open_clip model runs.
+        n_classes: rows of the class features.
+    """
+
+    def __init__(self, backbone: Backbone, n_classes: int) -> None:
+        self._backbone = backbone
+        generator = torch.Generator().manual_seed(0)
+        text_KE = torch.randn(n_classes, backbone.embed_dim, generator=generator)
+        self._text_KE = torch.nn.functional.normalize(text_KE, dim=-1).to(backbone.device)
+
+    def images(self, pictures: Pixels, n_rows: int) -> Tensor:
+        """Normalised images of its dtype, on its device, so that only the model itself is timed."""
+        pixels = torch.from_numpy(pictures[np.arange(n_rows) % len(pictures)]).to(self._backbone.device)
+        return normalize_pixels(pixels, self._backbone.preprocess).to(self._backbone.dtype)
+
+    @torch.inference_mode()
+    def answer(self, images_BCHW: Tensor) -> Tensor:
+        """Probabilities [B, K], on the host."""
+        f_BE: Tensor = self._backbone.clip.encode_image(images_BCHW, normalize=True).float()
+        return (self._backbone.logit_scale * f_BE @ self._text_KE.T).softmax(dim=-1).cpu()
+
+
+class EngineBench:
+    """Everything that is timed, made ready.
+
+    Args:
+        options: what to measure.
+        console: told what happens.
+    """
+
+    def __init__(self, options: EngineOptions, console: Console) -> None:
+        self.options = options
+        console.print(f"loading {options.backbone}")
+        served = load_model(options.settings())
+        self.backbone: Backbone = served.backbone
+        self.device = self.backbone.device.type
+        self.n_batches = BATCHES_PER_TURN[self.device]
+        self.roomy = in_bank(served, options.n_registered + 1)
+        self.precise = load_backbone(options.backbone, random_seed=options.weights_seed, device=self.backbone.device)
+        self._loop = asyncio.Runner()
+        self._pictures = noise(self.backbone.image_size, seed=options.seed)
+        self._engines = [Engine(self.roomy), Engine(in_bank(served, options.n_slots))]
+        crowd = self._feeder(self._engines[0], options.n_registered, options.shape(), console)
+        plain = self._feeder(self._engines[0], 1, PLAIN, console)
+        paged = Feeder(self._engines[1], crowd.stacks, self._pictures, crowd.rng)
+        self._draws: dict[str, tuple[Feeder, Callable[[int], Batch]]] = {
+            "single": (crowd, crowd.single),
+            "mixed_64": (crowd, partial(crowd.mixed, n_domains=MIXED)),
+            "mixed_1000": (crowd, partial(crowd.mixed, n_domains=options.n_registered)),
+            "paged": (paged, partial(paged.popular, alpha=options.alpha)),
+            "plain": (plain, plain.single),
+        }
+
+    def engine_way(self, name: str, n_rows: int) -> Callable[[], None]:
+        """A turn of the engine, with fresh rows each time."""
+        feeder, draw = self._draws[name]
+
+        def turn() -> None:
+            self._loop.run(run_batches(feeder.engine, [draw(n_rows) for _ in range(self.n_batches)]))
+
+        return turn
+
+    def open_clip_way(self, backbone: Backbone, n_rows: int) -> Callable[[], None]:
+        """As many batches of the plain library."""
+        library = OpenClip(backbone, self.options.n_classes)
+        images = library.images(self._pictures, n_rows)
+
+        def turn() -> None:
+            for _ in range(self.n_batches):
+                library.answer(images)
+
+        return turn
+
+    def products_way(self, n_rows: int) -> Products:
+        """The model's matrix products alone, as many batches of them."""
+        backbone = self.backbone
+        one = forward_products(backbone, n_rows, dtype=backbone.dtype, n_prompts=self.options.shape().n_tokens)
+        return self._repeated(one)
+
+    def square_way(self) -> Products:
+        """One large square product, as many times: what the device can do at most."""
+        side = SQUARE[self.device]
+        left, right = (torch.randn(side, side, device=self.backbone.device).to(self.backbone.dtype) for _ in range(2))
+        product = torch.empty_like(left)
+
+        def multiply() -> None:
+            torch.mm(left, right, out=product)
+
+        return self._repeated(Products(multiply, 2 * side**3))
+
+    def _repeated(self, one: Products) -> Products:
+        def turn() -> None:
+            for _ in range(self.n_batches):
+                one.run()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+
+        return Products(turn, one.operations * self.n_batches)
+
+    def operations_per_image(self) -> dict[str, float]:
+        """Multiplications and additions of one image: with prompts, without, and in open_clip's own forward.
+
+        The served tower is counted in float64, where it takes torch's plain operators, which torch can count.
+        """
+        options = self.options
+        backbone = load_backbone(options.backbone, random_seed=options.weights_seed, dtype=torch.float64)
+        tower = FusedImageTower(backbone)
+        library = OpenClip(self.precise, options.n_classes)
+        images = library.images(self._pictures, 1)
+        pixels = torch.from_numpy(self._pictures[:1])
+        depth = min(options.shape().depth, backbone.n_vision_layers)
+        prompts = torch.zeros(depth, options.shape().n_tokens, backbone.vision_width, dtype=torch.float64)
+        return {
+            "prompted": float(operations(lambda: tower(pixels, join_groups([prompts])))),
+            "plain": float(operations(lambda: tower(pixels, None))),
+            "open_clip": float(operations(lambda: library.answer(images))),
+        }
+
+    def device_ms(self) -> list[float]:
+        """Milliseconds of a batch of one row on a CUDA device, by the device's own clock."""
+        stack = self._draws["single"][0].stacks[0]
+        pixels = torch.from_numpy(self._pictures[:1]).to(self.backbone.device)
+        found = []
+        for _ in range(N_DEVICE_TURNS):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            self.roomy.encode_images(pixels, [stack])
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end))
+        return found[N_DEVICE_TURNS // 2 :]
+
+    def close(self) -> None:
+        """Let threads and loop go."""
+        for engine in self._engines:
+            engine.close()
+        self._loop.close()
+
+    def _feeder(self, engine: Engine, n_domains: int, shape: BundleShape, console: Console) -> Feeder:
+        seed = self.options.seed
+        stacks = self._loop.run(register(engine, self.backbone, n_domains, shape, console, seed=seed))
+        return Feeder(engine, stacks, self._pictures, np.random.default_rng(seed))
+
+
+def in_bank(model: PromptedClip, n_slots: int) -> PromptedClip:
+    """The same backbone and forward over a bank of so many slots."""
+    return PromptedClip(model.backbone, image_tower=model.image_tower, bank_slots=n_slots)
+
+
+def sweep(ways: dict[int, Callable[[], None]], n_batches: int) -> tuple[int, dict[int, float]]:
+    """The batch size with the highest rate, and images/s of each size: the better of two turns after one to warm up."""
+    for way in ways.values():
+        way()
+    taken = in_turn({str(n): way for n, way in ways.items()}, budget_s=0, fewest=2)
+    found = {n: n * n_batches / min(taken[str(n)]) for n in ways}
+    return max(found, key=lambda n: found[n]), found

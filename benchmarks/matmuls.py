@@ -1,0 +1,117 @@
+"""A forward's matrix products and nothing else: the rate below which a forward cannot be blamed on its arithmetic.
+
+The shapes are those of open_clip's own image tower: the patch embedding, four linear layers and the two products of
+attention per block, all tokens in all blocks, and the projection. Each block has weights of its own, as in the model,
+so that they do not all lie in a cache; they are packed as `prompted_clip.fused_linear` packs them. What lies between
+the products (norms, activations, softmax, sums, copies) is left out.
+
+Legend: O outputs, I inputs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prompted_clip import internals
+from prompted_clip.backbone import Backbone
+from prompted_clip.fused_linear import FusedLinear, fused_linear
+from prompted_clip.fused_vision import rows_at_once
+from prompted_clip.internals import VisionWeights
+
+
+@dataclass(frozen=True)
+class Products:
+    """One batch's products, ready to run.
+
+    Attributes:
+        run: computes them all; on CUDA it only queues them.
+        operations: multiplications and additions of one run.
+    """
+
+    run: Callable[[], None]
+    operations: int
+
+
+def forward_products(
+    backbone: Backbone, n_rows: int, *, dtype: torch.dtype, n_prompts: int = 0, with_attention: bool = True
+) -> Products:
+    """The products of one forward of `n_rows` images.
+
+    On the CPU a batch is cut into the parts that the served tower cuts it into: products of larger ones are slower.
+
+    Args:
+        backbone: whose image tower, and on which device.
+        n_rows: images in the batch.
+        dtype: of everything.
+        n_prompts: prompt positions behind the patches.
+        with_attention: whether Q Kᵀ and the product with V count.
+    """
+    device = backbone.device
+    weights = internals.vision_weights(backbone.clip)
+    n_patches, width = weights.positions_NW.shape[0] - 1, backbone.vision_width
+    n_tokens = 1 + n_patches + n_prompts
+    n_part = rows_at_once(n_tokens, len(weights.blocks[0].fc[0]), dtype) if device.type == "cpu" else n_rows
+    parts = [min(n_part, n_rows - start) for start in range(0, n_rows, n_part)]
+
+    def linear(weight_OI: Tensor) -> FusedLinear:
+        weight_OI = weight_OI.detach().to(device, dtype)
+        return fused_linear(weight_OI, torch.zeros(len(weight_OI), dtype=dtype, device=device))
+
+    embed, project = linear(weights.patch_WCPP.flatten(1)), linear(weights.projection_WE.T)
+    blocks = [
+        [linear(weight) for weight, _ in (block.qkv, block.out, block.fc, block.proj)] for block in weights.blocks
+    ]
+    like = torch.empty(0, device=device, dtype=dtype)
+    inputs = {size: _inputs(size, n_tokens, n_prompts, weights, like) for size in set(parts)}
+
+    @torch.inference_mode()
+    def run() -> None:
+        for size in parts:
+            x = inputs[size]
+            embed(x.patches)
+            for qkv, out, fc, proj in blocks:
+                qkv(x.tokens)
+                if with_attention:
+                    torch.bmm(x.heads, x.heads.transpose(1, 2))
+                    torch.bmm(x.scores, x.heads)
+                out(x.tokens)
+                fc(x.tokens)
+                proj(x.hidden)
+            project(x.tokens[:size])
+
+    linears = sum(
+        weight.numel() for block in weights.blocks for weight, _ in (block.qkv, block.out, block.fc, block.proj)
+    )
+    attention = 2 * n_tokens * width * len(blocks) if with_attention else 0
+    ends = n_patches * weights.patch_WCPP.numel() + weights.projection_WE.numel()
+    return Products(run, 2 * n_rows * (n_tokens * (linears + attention) + ends))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the products of a part read."""
+
+    patches: Tensor
+    tokens: Tensor
+    hidden: Tensor
+    heads: Tensor
+    scores: Tensor
+
+
+def _inputs(n_rows: int, n_tokens: int, n_prompts: int, weights: VisionWeights, like: Tensor) -> _Inputs:
+    (block, *_) = weights.blocks
+    n_hidden, width = block.fc[0].shape
+    n_patches = n_tokens - 1 - n_prompts
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=like.device).to(like.dtype)
+
+    return _Inputs(
+        patches=noise(n_rows * n_patches, weights.patch_WCPP[0].numel()),
+        tokens=noise(n_rows * n_tokens, width),
+        hidden=noise(n_rows * n_tokens, n_hidden),
+        heads=noise(n_rows * block.n_heads, n_tokens, width // block.n_heads),
+        scores=noise(n_rows * block.n_heads, n_tokens, n_tokens),
+    )

@@ -1,0 +1,157 @@
+"""What HTTP costs: an idle request beside decoding and the bare forward, and a busy service beside its own engine."""
+
+import asyncio
+import http.client
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.bundles import BundleShape, random_bundle
+from benchmarks.engine_rows import Feeder, noise, run_batches
+from benchmarks.interleaved import Ratio
+from benchmarks.report import Bar, Measured, Report, Table
+from benchmarks.stage import Stage
+from prompt_store.bundle import read_bundle
+from prompted_clip.model import PromptedClip
+from prompted_clip.stack import PromptStack
+from service.decoders import Exact, Pixels
+from service.engine import Engine
+
+N_ROUNDS = 12
+PER_ROUND = 20
+SLICE_S = 3.0
+BATCHES = (4, 8, 16)
+IMAGES_PER_REQUEST = 8
+
+
+def idle(on: Stage, model: PromptedClip, report: Report) -> None:
+    """One client, one request at a time: how much longer it takes than decoding and a forward of one row.
+
+    Blocks of requests and blocks of bare work alternate; a round's overhead is the difference of their medians.
+    """
+    data = on.photographs[0].read_bytes()
+    stack = load(model, on.service.domains[0])
+    parts = urlsplit(on.service.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+    decode = decoder(model)
+    pixels = decode(data)
+
+    def ask() -> None:
+        connection.request("POST", f"/classify/{on.service.domains[0]}", data, {"Content-Type": "image/jpeg"})
+        reply = connection.getresponse()
+        reply.read()
+        if reply.status != http.client.OK:
+            msg = f"An idle service answered with status {reply.status}."
+            raise RuntimeError(msg)
+
+    ways: dict[str, Callable[[], object]] = {
+        "request": ask,
+        "decode": lambda: decode(data),
+        "forward": lambda: forward(model, pixels, stack),
+    }
+    medians: dict[str, list[float]] = {name: [] for name in ways}
+    on.console.print("one request at a time")
+    for _ in range(N_ROUNDS):
+        for name, way in ways.items():
+            medians[name].append(statistics.median(milliseconds(way) for _ in range(PER_ROUND)))
+    connection.close()
+    added = [asked - rest - run for asked, rest, run in zip(*(medians[name] for name in ways), strict=True)]
+    report.numbers.append(
+        Measured(
+            "idle_overhead_ms",
+            Ratio.of(added),
+            "a single request through HTTP - decoding - bare forward of one row, medians, ms",
+            Bar("<=", 3.0) if on.options.backbone.startswith("demo") else None,
+        )
+    )
+    report.tables["One request at a time, ms"] = Table(
+        tuple(medians), [tuple(f"{statistics.median(values):.2f}" for values in medians.values())]
+    )
+    report.samples["idle_ms"] = medians
+
+
+def against_engine(on: Stage, model: PromptedClip, report: Report) -> None:
+    """A few clients in a closed loop against the engine alone on the same threads, slice by slice in turn."""
+    engine = Engine(model)
+    stacks = [load(model, domain) for domain in on.service.domains[:64]]
+    feeder = Feeder(engine, stacks, noise(model.backbone.image_size), np.random.default_rng(on.options.seed))
+    n_clients = on.options.clients
+    body, content_type = form(on.photographs, IMAGES_PER_REQUEST)
+    crate = on.photographs[0].parent / "form"
+    crate.write_bytes(body)
+    many = {"bodies": [str(crate)], "content_type": content_type, "n_images": IMAGES_PER_REQUEST}
+    with asyncio.Runner() as loop:
+
+        def engine_rate(n_rows: int) -> float:
+            n_images, started_s = 0, time.perf_counter()
+            while (taken_s := time.perf_counter() - started_s) < SLICE_S / 2:
+                loop.run(run_batches(engine, [feeder.mixed(n_rows, len(stacks)) for _ in range(2)]))
+                n_images += 2 * n_rows
+            return n_images / taken_s
+
+        names = [*(f"engine, batch {n}" for n in BATCHES), "one image", "several"]
+        found: dict[str, list[float]] = {name: [] for name in names}
+        on.console.print(f"{n_clients} clients and the engine alone, in turn")
+        for n_rows in BATCHES:
+            engine_rate(n_rows)
+        for _ in range(3):
+            found["one image"].append(on.closed(n_clients, SLICE_S).answered_per_s)
+            found["several"].append(on.closed(n_clients, SLICE_S, **many).answered_per_s)
+            for n_rows in BATCHES:
+                found[f"engine, batch {n_rows}"].append(engine_rate(n_rows))
+    engine.close()
+    best = [max(rates) for rates in zip(*(found[f"engine, batch {n}"] for n in BATCHES), strict=True)]
+    for name, key, text in (
+        ("http_vs_engine", "one image", "one image each"),
+        ("http_of_8_vs_engine", "several", f"{IMAGES_PER_REQUEST} images each"),
+    ):
+        values = [one / other for one, other in zip(found[key], best, strict=True)]
+        meaning = f"images/s of {n_clients} clients with requests of {text} / of the engine at its best batch size"
+        report.numbers.append(Measured(name, Ratio.of(values), meaning, Bar(">=", 0.9) if key == "one image" else None))
+    report.tables[f"{n_clients} clients and the engine alone, images/s"] = Table(
+        tuple(found), [tuple(f"{statistics.median(values):.1f}" for values in found.values())]
+    )
+    report.samples["http_and_engine_per_s"] = found
+
+
+def load(model: PromptedClip, domain: str) -> PromptStack:
+    """A stack like the service's own of that domain."""
+    return model.load_stack(read_bundle(random_bundle(model.backbone, domain, 1, BundleShape())), version=1)
+
+
+def decoder(model: PromptedClip) -> Callable[[bytes], Pixels]:
+    """Decoding and resizing as the service does it, without its checks, queues and threads."""
+    exact = Exact(model.backbone.image_size, model.backbone.preprocess)
+
+    def decode(data: bytes) -> Pixels:
+        with Image.open(BytesIO(data)) as image:
+            return exact.to_pixels(exact.read(image, data))
+
+    return decode
+
+
+def forward(model: PromptedClip, pixels: Pixels, stack: PromptStack) -> object:
+    """One row through the model and back to the host: nothing else."""
+    return model.rank(torch.from_numpy(pixels).unsqueeze(0), [stack], [1])
+
+
+def form(photographs: Sequence[Path], n_images: int) -> tuple[bytes, str]:
+    """A multipart body of so many photographs, and its content type."""
+    files = [("images", (path.name, path.read_bytes())) for path in (list(photographs) * n_images)[:n_images]]
+    request = httpx.Request("POST", "http://localhost", files=files)
+    return request.read(), request.headers["content-type"]
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started_s = time.perf_counter()
+    work()
+    return (time.perf_counter() - started_s) * 1000

@@ -1,0 +1,88 @@
+"""Overload: several times the capacity is offered for a while, then half of it.
+
+A server under overload should go on answering what it can, refuse the rest at once and say when to come back, and be
+itself again as soon as the load falls.
+"""
+
+import numpy as np
+
+from benchmarks.answers import percentile_ms, recovery_s, summarize
+from benchmarks.arrivals import arrival_times
+from benchmarks.interleaved import Ratio
+from benchmarks.load import send
+from benchmarks.report import Bar, Measured, Report, Table
+from benchmarks.stage import CEILING_CLIENTS, Stage
+
+AFTER = 0.5
+"""Of the ceiling, once the load has fallen."""
+AFTER_S = 6.0
+IN_TIME = 0.9
+"""Of the objective: the deadline that requests name, so that an answer in time has a tenth left for its way."""
+CONNECTIONS = 384
+
+
+def overload(on: Stage, report: Report) -> None:
+    """Offer too much, then little, and write down what came back."""
+    options = on.options
+    path = f"/classify/{{domain}}?top_k=1&timeout_ms={round(IN_TIME * options.slo_ms)}"
+    peak = on.closed(CEILING_CLIENTS, options.seconds / 2, path=path)
+    rate = options.overload * peak.answered_per_s
+    on.console.print(f"{rate:.1f}/s for {options.seconds:g} s, {options.overload:g} times what it can, then half of it")
+    crowd = arrival_times(rate, options.seconds, seed=options.seed)
+    after = options.seconds + arrival_times(AFTER * peak.answered_per_s, AFTER_S, seed=options.seed + 1)
+    before = on.service.counters()
+    due = np.concatenate([crowd, after])
+    answers = send(on.plan(due, path=path, n_connections=CONNECTIONS))
+    fell_at_s = answers[0].due_s - due[0] + options.seconds
+    during = [answer for answer in answers if answer.due_s < fell_at_s]
+    found = summarize(during, duration_s=options.seconds, slo_s=options.slo_s)
+    refused = [answer for answer in during if answer.is_refused]
+    late_s = [answer.sent_s - answer.due_s for answer in during]
+    report.numbers += [
+        Measured(
+            "overload_goodput_vs_peak",
+            Ratio.of([found.goodput_per_s / peak.answered_per_s]),
+            f"images/s within {options.slo_ms:g} ms at {options.overload:g} times the capacity / images/s at capacity",
+            Bar(">=", 0.9),
+        ),
+        Measured(
+            "overload_refusal_p99_ms",
+            Ratio.of([found.refusal_p99_ms]),
+            "from sending to the refusal, 99 of 100, ms",
+            Bar("<=", 50),
+        ),
+        Measured(
+            "overload_refusals_without_retry_after",
+            Ratio.of([found.n_refused_without_retry_after]),
+            f"of {len(refused)} refusals",
+            Bar("<=", 0),
+        ),
+        Measured(
+            "overload_failed", Ratio.of([found.n_failed]), f"of {len(during)} requests, neither answered nor refused"
+        ),
+        Measured(
+            "overload_recovery_s",
+            Ratio.of([recovery_s(answers, fell_at_s=fell_at_s, slo_s=options.slo_s)]),
+            "after the load fell, until every request is answered within its time",
+            Bar("<=", 1.0),
+        ),
+    ]
+    counters = on.service.counters()
+    n_batches = counters["caspl_batch_rows_count"] - before["caspl_batch_rows_count"]
+    report.tables["Overload"] = Table(
+        ("what", "value"),
+        [
+            ("offered, requests/s", f"{rate:.1f}"),
+            ("answered, requests/s", f"{found.answered_per_s:.1f}"),
+            ("answered in time, requests/s", f"{found.goodput_per_s:.1f}"),
+            ("refused / taken but expired / failed", f"{found.n_refused} / {found.n_expired} / {found.n_failed}"),
+            ("p50 / p99 of answers, ms", " / ".join(f"{found.percentiles_ms[key]:.1f}" for key in ("p50", "p99"))),
+            ("batches", round(n_batches)),
+            ("requests sent later than due, p99, ms", f"{percentile_ms(late_s, 99):.1f}"),
+        ],
+    )
+    report.samples["overload"] = {
+        "due_s": [round(answer.due_s - answers[0].due_s, 4) for answer in answers],
+        "latency_ms": [round(answer.latency_s * 1000, 1) for answer in answers],
+        "status": [answer.status for answer in answers],
+    }

@@ -1,0 +1,28 @@
+"""The options that every peer's server takes."""
+
+import argparse
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Where to listen and what to run."""
+
+    port: int
+    backbone: str
+    dtype: str
+    threads: int
+    seconds: float
+    photographs: list[str]
+
+
+def read() -> Arguments:
+    """From the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--backbone", default="ViT-B-16")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("photographs", nargs="*")
+    return Arguments(**vars(parser.parse_args()))

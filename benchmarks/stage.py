@@ -1,0 +1,163 @@
+"""What `caspl bench serve` measures: a real service process, what is sent to it, and the same model in this process."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from rich.console import Console
+
+from benchmarks.answers import Answer, Summary, is_torn, summarize
+from benchmarks.arrivals import arrival_times, draw_domains
+from benchmarks.bundles import BundleShape
+from benchmarks.load import Plan, send
+from benchmarks.photographs import write_photographs
+from benchmarks.running import Service, fill_store, serving
+from prompted_clip.model import PromptedClip
+from service.server import load_model
+from service.settings import Settings, load_settings
+
+N_VERSIONS = 4
+"""Of the hottest domain; a swap storm goes round them, so that a stale answer cannot look like a fresh one."""
+CEILING_CLIENTS = 32
+CONNECTIONS = 192
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What to measure; see the command's help."""
+
+    backbone: str = "ViT-B-16"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    web_workers: int = 0
+    n_domains: int = 64
+    alpha: float = 1.0
+    cv: float = 1.0
+    side: int = 224
+    clients: int = 4
+    seconds: float = 20.0
+    rates: tuple[float, ...] = ()
+    slo_ms: float = 100.0
+    swap_storm: float = 0.0
+    overload: float = 0.0
+    only: tuple[str, ...] = ()
+    label: str = ""
+    url: str = ""
+    seed: int = 0
+
+    def wants(self, part: str) -> bool:
+        """Whether a part of the measurement is to be run: all of them, unless some are named."""
+        return not self.only or part in self.only
+
+    @property
+    def slo_s(self) -> float:
+        """The objective in seconds."""
+        return self.slo_ms / 1000
+
+    @property
+    def weights_seed(self) -> int | None:
+        """Seed of random weights; the demo's backbones have their own."""
+        return None if self.backbone.startswith("demo") else self.seed
+
+    def settings(self) -> Settings:
+        """Those of an engine like the service's, in this process."""
+        return load_settings(
+            backbone=self.backbone,
+            random_weights=self.weights_seed,
+            device=self.device,
+            dtype=self.dtype,
+            n_torch_threads=self.threads,
+        )
+
+    def service_settings(self) -> dict[str, object]:
+        """The same for the process, as variables."""
+        given: dict[str, object] = {"backbone": self.backbone, "device": self.device, "dtype": self.dtype}
+        if self.weights_seed is not None:
+            given["random_weights"] = self.weights_seed
+        if self.threads:
+            given["n_torch_threads"] = self.threads
+        return given
+
+
+@dataclass
+class Stage:
+    """A running service with what is sent to it.
+
+    Attributes:
+        options: of the command.
+        service: the process.
+        photographs: JPEG files.
+        model: an engine's model like the service's in this process; None for a service that somebody else started.
+        console: told what happens.
+    """
+
+    options: ServeOptions
+    service: Service
+    photographs: Sequence[Path]
+    model: PromptedClip | None
+    console: Console
+
+    def plan(self, due_s: Sequence[float] | np.ndarray, **changes: object) -> Plan:
+        """An open-loop plan over the domains by popularity; a closed one without times."""
+        rng = np.random.default_rng(self.options.seed)
+        n_draws = max(len(due_s), 4096)
+        drawn = draw_domains(len(self.service.domains), n_draws, alpha=self.options.alpha, rng=rng)
+        given: dict[str, Any] = {
+            "url": self.service.url,
+            "bodies": [str(path) for path in self.photographs],
+            "domains": [self.service.domains[index] for index in drawn],
+            "due_s": [float(due) for due in due_s],
+            "n_connections": CONNECTIONS,
+        }
+        return Plan(**(given | changes))
+
+    def closed(self, n_clients: int, duration_s: float, **changes: object) -> Summary:
+        """So many clients, each sending as soon as its answer is back."""
+        answers = send(self.plan([], n_connections=n_clients, duration_s=duration_s, **changes))
+        busy_s = max(answer.done_s for answer in answers) - min(answer.sent_s for answer in answers)
+        return summarize(answers, duration_s=busy_s, slo_s=self.options.slo_s)
+
+    def open(self, rate_per_s: float, duration_s: float, *, seed: int, **changes: object) -> list[Answer]:
+        """Requests due at a rate, bursty if the options say so."""
+        return send(self.plan(arrival_times(rate_per_s, duration_s, cv=self.options.cv, seed=seed), **changes))
+
+    def torn(self, answers: Sequence[Answer]) -> int:
+        """How many answers were put together from more than one version."""
+        return sum(is_torn(answer, self.service.digests) for answer in answers if answer.is_good)
+
+
+@contextmanager
+def stage(options: ServeOptions, console: Console) -> Iterator[Stage]:
+    """Start what is measured, or take the service at `--url` as it is.
+
+    Raises:
+        BenchError: there is nothing to send.
+        DemoError: the service does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
+        folder = Path(name)
+        photographs = write_photographs(folder / "photographs", side=options.side or None)
+        if options.url:
+            with httpx.Client(base_url=options.url, timeout=60, trust_env=False) as client:
+                listed = client.get("/domains").raise_for_status().json()["domains"]
+                domains = [one["domain"] for one in listed if one["version"]]
+                yield Stage(options, Service(options.url, 0, client, domains, {}), photographs, None, console)
+            return
+        console.print(f"loading {options.backbone}, making {options.n_domains} domains")
+        model = load_model(options.settings())
+        store, digests = fill_store(
+            folder / "store", model.backbone, n_domains=options.n_domains, n_versions=N_VERSIONS, shape=BundleShape()
+        )
+        domains = [domain for domain, version in digests if version == 1]
+        extra = ["--web-workers", str(options.web_workers)] if options.web_workers else []
+        console.print("starting caspl serve")
+        with serving(extra, options.service_settings(), store.root, domains, digests) as service:
+            warm = Stage(options, service, photographs, model, console)
+            warm.closed(options.clients, 1.0)
+            yield warm

@@ -1,0 +1,157 @@
+"""Storm and overload: which versions take turns, and what synthetic answers add up to."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import benchmarks.overload
+import benchmarks.storm
+from benchmarks.answers import Answer, Change, Summary
+from benchmarks.bundles import BundleShape
+from benchmarks.photographs import write_photographs
+from benchmarks.report import Report
+from benchmarks.running import Service, fill_store, per_batch
+from benchmarks.stage import N_VERSIONS, ServeOptions, Stage
+from benchmarks.tags import domain_name, label
+from tests.tiny import tiny_backbone
+
+HOT = domain_name(0)
+DIGESTS = {(HOT, version): f"sha256:{version}" for version in range(1, N_VERSIONS + 1)}
+
+
+class FakeService(Service):
+    """Confirms every activation at once and counts nothing."""
+
+    def activate(self, domain, version):
+        activated.append(version)
+        return Change(domain, version, 0.0, 0.0)
+
+    def counters(self):
+        return {"caspl_batch_rows_count": 0.0}
+
+
+activated = []
+
+
+def stage_with(**options):
+    service = FakeService("http://127.0.0.1:9", 0, None, [HOT], DIGESTS)
+    return Stage(ServeOptions(**options), service, [], None, Console(quiet=True))
+
+
+def answer(due_s, latency_s=0.01, status=200, version=1, digest=None):
+    return Answer(
+        due_s,
+        due_s,
+        due_s + latency_s,
+        status,
+        HOT,
+        HOT,
+        version,
+        digest or f"sha256:{version}",
+        (label(HOT, version, 0),),
+        "1",
+    )
+
+
+def test_a_storm_never_activates_the_version_that_is_live():
+    activated.clear()
+    service = stage_with().service
+    first = benchmarks.storm.swap_on(service, HOT, 200.0, 0.05, 1)
+    benchmarks.storm.swap_on(service, HOT, 200.0, 0.05, 1 + len(first))
+
+    assert set(activated) == set(range(1, N_VERSIONS + 1))
+    assert activated[0] != 1
+    assert all(one != other for one, other in pairwise(activated))
+
+
+def test_a_storm_counts_failures_stale_and_torn_answers(monkeypatch):
+    on = stage_with(swap_storm=10.0, seconds=6.0)
+    monkeypatch.setattr(benchmarks.storm, "swap_on", lambda *_: [Change(HOT, 3, 50.0, 51.0)])
+    planted = [
+        answer(0.0),
+        answer(60.0, version=3),
+        answer(60.0),
+        answer(60.0, version=3, digest="sha256:1"),
+        answer(60.0, status=429),
+    ]
+
+    def send(plan, meanwhile=lambda: None):
+        meanwhile()
+        return [*planted, answer(0.0, latency_s=0.02)]
+
+    monkeypatch.setattr(benchmarks.storm, "send", send)
+    report = Report("serve", {})
+    benchmarks.storm.storm(on, report, ceiling_per_s=10.0)
+
+    found = report.as_object()["ratios"]
+    n_phases = benchmarks.storm.N_PHASES
+    assert (found["storm_failed"], found["storm_stale"], found["storm_torn"]) == (n_phases, n_phases, n_phases)
+    assert found["storm_p99_ratio"] == pytest.approx(1.0)
+
+
+def test_overload_compares_what_was_answered_in_time_with_the_peak(monkeypatch):
+    on = stage_with(overload=3.0, seconds=2.0, slo_ms=100.0)
+    peak = Summary(0, 0, 0, 0, 0, {}, math.nan, 0, 10.0, 10.0, 10.0)
+    monkeypatch.setattr(Stage, "closed", lambda *_, **__: peak)
+    begin_s = 1000.0
+
+    def send(plan):
+        due_s = begin_s + np.array(plan.due_s)
+        fell_s = begin_s + 2.0
+        told = []
+        for index, due in enumerate(due_s.tolist()):
+            if due >= fell_s or index % 3 == 0:
+                told.append(answer(due))
+            else:
+                told.append(answer(due, latency_s=0.002, status=429))
+        return told
+
+    monkeypatch.setattr(benchmarks.overload, "send", send)
+    report = Report("serve", {})
+    benchmarks.overload.overload(on, report)
+
+    found = report.as_object()["ratios"]
+    n_offered = report.as_object()["samples"]["overload"]["status"]
+    assert found["overload_goodput_vs_peak"] == pytest.approx(1.0, rel=0.3)
+    assert found["overload_refusal_p99_ms"] == pytest.approx(2.0)
+    assert (found["overload_refusals_without_retry_after"], found["overload_failed"], found["overload_recovery_s"]) == (
+        0,
+        0,
+        0,
+    )
+    assert n_offered.count(429) > n_offered.count(200) / 3
+
+
+def test_means_per_batch_come_from_the_difference_of_two_looks():
+    before = {
+        "caspl_batch_rows_sum": 10.0,
+        "caspl_batch_rows_count": 5.0,
+        "caspl_batch_domains_sum": 5.0,
+        "caspl_batch_domains_count": 5.0,
+    }
+    after = {name: value + more for (name, value), more in zip(before.items(), (12.0, 3.0, 6.0, 3.0), strict=True)}
+
+    assert per_batch(before, after) == {"batch_rows": 4.0, "batch_domains": 2.0}
+    assert per_batch(before, before) == {"batch_rows": 0.0, "batch_domains": 0.0}
+
+
+def test_a_store_of_random_domains_has_version_1_live_and_more_of_the_hottest(tmp_path):
+    store, digests = fill_store(tmp_path, tiny_backbone(), n_domains=3, n_versions=4, shape=BundleShape(2, 1))
+
+    assert [store.live(domain_name(index)).version for index in range(3)] == [1, 1, 1]
+    assert [info.version for info in store.versions(HOT)] == [1, 2, 3, 4]
+    assert len(set(digests.values())) == len(digests) == 6
+
+
+def test_photographs_are_of_the_size_that_was_asked_for(tmp_path):
+    def sizes(paths):
+        for path in paths:
+            with Image.open(path) as picture:
+                yield picture.size
+
+    assert set(sizes(write_photographs(tmp_path, side=64))) == {(64, 64)}
+    assert len(set(sizes(write_photographs(tmp_path)))) > 1
