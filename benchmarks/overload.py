@@ -58,7 +58,9 @@ def overload(on: Stage, report: Report) -> None:
             Bar("<=", 0),
         ),
         Measured(
-            "overload_failed", Ratio.of([found.n_failed]), f"of {len(during)} requests, neither answered nor refused"
+            "overload_failed",
+            Ratio.of([found.n_failed]),
+            f"of {len(during)} requests, without an answer, a refusal or word that their time was up",
         ),
         Measured(
             "overload_recovery_s",

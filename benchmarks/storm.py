@@ -17,7 +17,7 @@ from benchmarks.running import Service
 from benchmarks.stage import N_VERSIONS, Stage
 
 N_PHASES = 6
-LOAD = 0.6
+LOAD = 0.4
 """Of the ceiling, offered in every phase."""
 START_S = 1.0
 """The generator takes a moment to start; the storm goes on for as much longer."""
@@ -117,11 +117,12 @@ def _report(on: Stage, report: Report, phases: list[Phase], history: list[Change
         ),
     ]
     report.tables["Swap storm"] = Table(
-        ("phase", "requests", "p50 ms", "p99 ms", "activations", "slowest activation ms"),
+        ("phase", "requests", "refused, expired", "p50 ms", "p99 ms", "activations", "slowest activation ms"),
         [
             (
                 "storm" if phase.is_storm else "calm",
                 len(phase.answers),
+                sum(one.is_refused or one.is_expired for one in phase.answers),
                 f"{percentile_ms([one.latency_s for one in phase.answers if one.is_good], 50):.1f}",
                 f"{phase.p99_ms:.1f}",
                 len(phase.changes),

@@ -143,12 +143,18 @@ def rollback(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json
 
 
 @store_app.command()
-def history(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def history(
+    domain: DomainArgument,
+    limit: Annotated[int, typer.Option(min=1, help="Most changes to show, the last ones.")] = 100,
+    before: Annotated[int | None, typer.Option(min=1, help="Only changes below this number.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
     """Show who did what and when."""
     with _failing_clearly(as_json):
-        entries = _existing(store).history(domain)
-        columns = ("at", "actor", "action", "from", "to")
-        cells = [(entry.at, entry.actor, entry.action, entry.from_version, entry.to_version) for entry in entries]
+        entries = _existing(store).history(domain, limit=limit, before=before)
+        columns = ("number", "at", "actor", "action", "from", "to")
+        cells = [(one.seq, one.at, one.actor, one.action, one.from_version, one.to_version) for one in entries]
         _show([asdict(entry) for entry in entries], as_json, table(domain, columns, cells))
 
 

@@ -13,7 +13,7 @@ from prompt_store.durable import Disk, confirm_dir, ensure_dir
 from prompt_store.errors import DomainNotFoundError
 from prompt_store.layout import Layout
 from prompt_store.manifest import is_domain
-from prompt_store.records import Action, Published, Record, State, clean_actor, commit_record, read_log
+from prompt_store.records import Action, Published, Record, State, clean_actor, commit_record, read_log, read_records
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,17 @@ class Logs:
         if state.seq == 0:
             raise DomainNotFoundError("expected a domain of this store, found none of that name; list the domains")
         return state
+
+    def records(self, domain: str, *, limit: int, before: int | None = None) -> list[Record]:
+        """Return the last `limit` records of a domain, or the last ones in front of number `before`, oldest first.
+
+        Raises:
+            DomainNotFoundError: nothing was ever added under that name.
+            StoreCorruptError: the log is damaged.
+        """
+        state = self.existing(domain)
+        last = state.seq if before is None else min(before - 1, state.seq)
+        return read_records(self._layout.log(domain), state, first=max(1, last - limit + 1), last=last)
 
     def commit(self, domain: str, decide: Decide, *, actor: str) -> tuple[State, bool]:
         """Record a change, deciding anew each time another writer was faster.

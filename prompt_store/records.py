@@ -61,14 +61,12 @@ class State:
         head: digest of the last record's bytes.
         published: every version ever published, in order; version n is `published[n - 1]`.
         trail: versions in the order in which they went live, as rollback walks them; the last one is live.
-        records: all records, oldest first.
     """
 
     seq: int = 0
     head: str = GENESIS
     published: tuple[Published, ...] = ()
     trail: tuple[int, ...] = ()
-    records: tuple[Record, ...] = ()
 
     @property
     def live(self) -> int | None:
@@ -117,7 +115,7 @@ class State:
             else:
                 retired = replace(found, is_retired=True)
                 published = (*published[: record.version - 1], retired, *published[record.version :])
-        return State(record.seq, record_digest, published, trail, (*self.records, record))
+        return State(record.seq, record_digest, published, trail)
 
 
 def _trail_back_to(trail: tuple[int, ...], version: int) -> tuple[int, ...]:
@@ -145,12 +143,36 @@ def _corrupt(seq: int, found: str) -> StoreCorruptError:
     )
 
 
-def _last_seq(log_dir: Path) -> int:
+def _has_later(log_dir: Path, seq: int, *, is_first_look: bool) -> bool:
+    """Whether a record with a higher number is there although `seq` is not.
+
+    The first look goes through the whole directory. Later ones, of which there is one per call, look one number ahead:
+    a log of ten thousand records must not be listed for each.
+    """
+    if not is_first_look:
+        return _record_path(log_dir, seq + 1).exists()
     try:
-        names = [path.name for path in log_dir.iterdir() if _FILE_NAME.fullmatch(path.name)]
+        return any(_FILE_NAME.fullmatch(path.name) and int(path.stem) > seq for path in log_dir.iterdir())
     except (FileNotFoundError, NotADirectoryError):
-        return 0
-    return max((int(name[:10]) for name in names), default=0)
+        return False
+
+
+def _load_record(log_dir: Path, seq: int) -> tuple[Record, str] | None:
+    """A record and the digest of its bytes; None where there is no file.
+
+    Raises:
+        StoreCorruptError: it is unreadable or no record.
+    """
+    try:
+        data = read_file(_record_path(log_dir, seq), max_bytes=MAX_RECORD_BYTES)
+    except OSError as error:
+        raise _corrupt(seq, "a file that cannot be read") from error
+    if data is None:
+        return None
+    try:
+        return Record.model_validate(load_object(data)), digest_bytes(data)
+    except ValueError as error:
+        raise _corrupt(seq, "a damaged or foreign record") from error
 
 
 def read_log(log_dir: Path, known: State) -> State:
@@ -164,22 +186,48 @@ def read_log(log_dir: Path, known: State) -> State:
         StoreCorruptError: a record is missing, damaged or does not continue the chain.
     """
     state = known
-    last = _last_seq(log_dir)
     while True:
         seq = state.seq + 1
-        try:
-            data = read_file(_record_path(log_dir, seq), max_bytes=MAX_RECORD_BYTES)
-        except OSError as error:
-            raise _corrupt(seq, "a file that cannot be read") from error
-        if data is None:
-            if seq <= last:
+        loaded = _load_record(log_dir, seq)
+        if loaded is None:
+            if _has_later(log_dir, seq, is_first_look=known.seq == 0):
                 raise _corrupt(seq, "that it is missing")
             return state
         try:
-            record = Record.model_validate(load_object(data))
-            state = state.after(record, digest_bytes(data))
-        except ValueError as error:  # not JSON, not a record, or not the next one
+            state = state.after(*loaded)
+        except ValueError as error:  # not the next one
             raise _corrupt(seq, "a damaged or foreign record") from error
+
+
+def read_records(log_dir: Path, state: State, *, first: int, last: int) -> list[Record]:
+    """Read some records again, oldest first; a state does not keep them.
+
+    Args:
+        log_dir: the domain's log directory.
+        state: what the log adds up to.
+        first: number of the oldest one wanted, at least 1.
+        last: number of the newest one, at most `state.seq`.
+
+    Raises:
+        StoreCorruptError: a record is missing, or not what it was when the state was read.
+    """
+    # The chain is followed backwards: each record names the bytes of the one before, and the state those of the last.
+    expected = state.head if last == state.seq else _existing_record(log_dir, last + 1)[0].prev
+    records: list[Record] = []
+    for seq in range(last, first - 1, -1):
+        record, found = _existing_record(log_dir, seq)
+        if found != expected:
+            raise _corrupt(seq, "a damaged or foreign record")
+        expected = record.prev
+        records.append(record)
+    return records[::-1]
+
+
+def _existing_record(log_dir: Path, seq: int) -> tuple[Record, str]:
+    loaded = _load_record(log_dir, seq)
+    if loaded is None:
+        raise _corrupt(seq, "that it is missing")
+    return loaded
 
 
 def commit_record(disk: Disk, log_dir: Path, state: State, record: Record) -> State | None:

@@ -22,6 +22,7 @@ from prompt_store.logs import Decide, Logs
 from prompt_store.manifest import check_domain
 from prompt_store.records import State
 
+MAX_HISTORY: Final = 1000
 _FATAL_CODES: Final = frozenset({"storage_error", "commit_unknown"})
 
 
@@ -152,15 +153,23 @@ class Store:
         """
         return changes.rollback_target(self._logs.existing(domain)).version
 
-    def history(self, domain: str) -> list[HistoryEntry]:
-        """Return every commit of a domain, oldest first.
+    def history(self, domain: str, *, limit: int = MAX_HISTORY, before: int | None = None) -> list[HistoryEntry]:
+        """Return the last commits of a domain, oldest first.
+
+        Args:
+            domain: the domain.
+            limit: how many at most.
+            before: leave out this commit number and all after it; for going further back.
 
         Raises:
+            ValueError: a limit or number below 1.
             DomainNotFoundError: no such domain.
             StoreCorruptError: its log is damaged.
         """
+        if limit < 1 or (before is not None and before < 1):
+            raise ValueError("history: expected limit and before to be at least 1")
         entries = []
-        for record in self._logs.existing(domain).records:
+        for record in self._logs.records(domain, limit=limit, before=before):
             from_version = {"publish": None, "retire": record.version}.get(record.action, record.from_version)
             to_version = None if record.action == "retire" else record.version
             entries.append(HistoryEntry(record.at, record.actor, record.action, from_version, to_version, record.seq))

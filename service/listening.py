@@ -19,6 +19,8 @@ from service.settings import Settings
 MAX_HEADER_BYTES: Final = 16 * 1024
 KEEP_ALIVE_S: Final = 5
 HEAD_WITHIN_S: Final = 10.0
+LAST_HEAD_WITHIN_S: Final = 1.0
+"""How long a process that stops waits for the request of a client that has just connected."""
 BACKLOG: Final = 2048
 
 
@@ -53,18 +55,36 @@ class PatientProtocol(H11Protocol):
         self._stop_clock()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """Finish what was begun. Whoever has just connected is about to ask: closed now, it would see a reset."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None:
+            self._expect_head(LAST_HEAD_WITHIN_S)
+        else:
+            super().shutdown()
+
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
-    def _expect_head(self) -> None:
+    def _expect_head(self, within_s: float = HEAD_WITHIN_S) -> None:
         self._stop_clock()
-        self._hang_up = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
+        self._hang_up = self.loop.call_later(within_s, self.transport.close)
 
     def _stop_clock(self) -> None:
         if self._hang_up is not None:
             self._hang_up.cancel()
             self._hang_up = None
+
+
+class LastCallServer(uvicorn.Server):
+    """Uvicorn's server, but that it takes in who already stands at the door before it closes it."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept what the system has connected already, then stop as uvicorn does."""
+        for _ in range(2):  # one turn of the loop to see them, one to take them in
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:

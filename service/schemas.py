@@ -140,8 +140,9 @@ class LiveOut(BaseModel):
 
 
 class HistoryEntryOut(BaseModel):
-    """One change: who, when, from, to."""
+    """One change: its number, when, who, from, to."""
 
+    seq: int
     at: str
     actor: str
     action: str

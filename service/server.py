@@ -29,7 +29,7 @@ from service.app import create_app
 from service.auth import Key, KeyRing, read_keys
 from service.cores import usable_cores
 from service.errors import SettingsError
-from service.listening import address_of, http_config, listen
+from service.listening import LastCallServer, address_of, http_config, listen
 from service.runtime import Runtime, build
 from service.settings import Settings
 from service.workers import device_process
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 DEVICE_LOST_STATUS: Final = 70
 
 
-class GracefulServer(uvicorn.Server):
+class GracefulServer(LastCallServer):
     """Uvicorn's server with a drain before the stop, and exit status 0 after it.
 
     Args:

@@ -144,14 +144,22 @@ async def rollback(request: Request, response: Response, domain: str, runtime: R
 
 
 @router.get("/domains/{domain}/history")
-async def history(domain: str, runtime: Running) -> HistoryOut:
+async def history(
+    domain: str,
+    runtime: Running,
+    limit: Annotated[int, Query(ge=1, le=1000, description="most changes, the last ones")] = 100,
+    before: Annotated[
+        int | None, Query(ge=1, description="only changes with a lower `seq`")
+    ] = None,
+) -> HistoryOut:
     """Who changed what and when, oldest first."""
     _state(runtime, domain)
-    entries = await asyncio.to_thread(runtime.domains.store.history, domain)
+    entries = await asyncio.to_thread(runtime.domains.store.history, domain, limit=limit, before=before)
     return HistoryOut(
         domain=domain,
         history=[
             HistoryEntryOut(
+                seq=entry.seq,
                 at=str(entry.at),
                 actor=entry.actor,
                 action=entry.action,

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from service import logs, problems
 from service.auth import Key, KeyRing
 from service.front import Front, build_decoder
-from service.listening import BACKLOG, http_config
+from service.listening import BACKLOG, LastCallServer, http_config
 from service.metrics import Metrics
 from service.middleware import surround
 from service.routes import classify
@@ -56,7 +56,7 @@ class SharedListener(socket.socket):
         super().listen(max(backlog, BACKLOG))
 
 
-class WebServer(uvicorn.Server):
+class WebServer(LastCallServer):
     """Uvicorn's server, stopped by the device process alone.
 
     Args:

@@ -149,7 +149,7 @@ def test_the_list_of_options_changes_only_on_purpose():
             "add": {"--domain", "--activate", "--store", "--json"},
             "activate": {"--expect", "--store", "--json"},
             "rollback": {"--store", "--json"},
-            "history": {"--store", "--json"},
+            "history": {"--limit", "--before", "--store", "--json"},
             "gc": {"--keep", "--grace-h", "--dry-run", "--store", "--json"},
             "rm": {"--store", "--json"},
         },

@@ -28,7 +28,7 @@ from tests.service.fakes import FakeModel
 model = FakeModel()
 model.forward_s = float(sys.argv[2])
 server.load_model = lambda settings: model
-settings = Settings(port=0, store=sys.argv[1], web_workers=int(sys.argv[3]), drain_delay_s=0.5, store_poll_s=0)
+settings = Settings(port=0, store=sys.argv[1], web_workers=int(sys.argv[3]), drain_delay_s=2, store_poll_s=0)
 announce = lambda runtime, address: print(address, flush=True)
 sys.exit(server.run(settings, Store.open(settings.store), announce))
 """
@@ -231,7 +231,7 @@ def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
         with Crowd(url) as crowd:
             eventually(lambda: len(crowd.answers) > 10)
             process.send_signal(signal.SIGTERM)
-            eventually(lambda: client.get("/readyz").status_code == 503, within_s=0.4)
+            eventually(lambda: client.get("/readyz").status_code == 503, within_s=1.8)
             assert process.wait(15) == 0
         assert set(crowd.answers) == {200}
         assert crowd.broken == []
