@@ -189,10 +189,10 @@ def read_log(log_dir: Path, known: State) -> State:
     while True:
         seq = state.seq + 1
         loaded = _load_record(log_dir, seq)
-        if loaded is None:
-            if _has_later(log_dir, seq, is_first_look=known.seq == 0):
-                raise _corrupt(seq, "that it is missing")
+        if loaded is None and not _has_later(log_dir, seq, is_first_look=known.seq == 0):
             return state
+        # Between the two looks another writer may have committed both; records are never removed, so look again.
+        loaded = loaded or _existing_record(log_dir, seq)
         try:
             state = state.after(*loaded)
         except ValueError as error:  # not the next one

@@ -59,7 +59,7 @@ class PatientProtocol(H11Protocol):
         """Finish what was begun. Whoever has just connected is about to ask: closed now, it would see a reset."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None:
-            self._expect_head(LAST_HEAD_WITHIN_S)
+            self._hang_up_in(LAST_HEAD_WITHIN_S)
         else:
             super().shutdown()
 
@@ -67,7 +67,10 @@ class PatientProtocol(H11Protocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
-    def _expect_head(self, within_s: float = HEAD_WITHIN_S) -> None:
+    def _expect_head(self) -> None:
+        self._hang_up_in(HEAD_WITHIN_S)
+
+    def _hang_up_in(self, within_s: float) -> None:
         self._stop_clock()
         self._hang_up = self.loop.call_later(within_s, self.transport.close)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -140,75 +139,6 @@ def test_making_the_live_version_live_again_records_nothing(store):
     first = filled(store).activate("flowers", 1)
 
     assert store.activate("flowers", 1) == first
-
-
-def test_history_names_who_when_from_and_to(store):
-    filled(store, 2)
-    store.activate("flowers", 1, actor="anna")
-    store.activate("flowers", 2, actor="bo\n\x1b[31m")
-    store.rollback("flowers", actor="x" * 500)
-    store.retire("flowers", 2)
-    entries = store.history("flowers")
-
-    assert [(entry.action, entry.from_version, entry.to_version) for entry in entries] == [
-        ("publish", None, 1),
-        ("publish", None, 2),
-        ("activate", None, 1),
-        ("activate", 1, 2),
-        ("rollback", 2, 1),
-        ("retire", 2, None),
-    ]
-    assert [entry.actor for entry in entries[2:5]] == ["anna", "bo??[31m", "x" * 128]
-
-
-def swapped_to_and_fro(store, n_swaps):
-    filled(store, 2)
-    for number in range(n_swaps):
-        store.activate("flowers", number % 2 + 1)
-    return store
-
-
-def test_a_long_history_is_read_in_pages_that_leave_nothing_out(store):
-    swapped_to_and_fro(store, 9)
-    pages, before = [], None
-    while page := store.history("flowers", limit=4, before=before):
-        pages.insert(0, page)
-        before = page[0].seq
-    assert [entry.seq for page in pages for entry in page] == list(range(1, 12))
-    assert [len(page) for page in pages] == [3, 4, 4]
-    assert store.history("flowers")[-4:] == pages[-1]
-
-
-@pytest.mark.parametrize("bounds", [{"limit": 0}, {"before": 0}])
-def test_a_page_of_history_without_sense_is_refused(store, bounds):
-    with pytest.raises(ValueError, match="at least 1"):
-        swapped_to_and_fro(store, 1).history("flowers", **bounds)
-
-
-@pytest.mark.parametrize("before", [None, 5])
-def test_a_record_that_was_altered_since_is_not_shown(store, before):
-    swapped_to_and_fro(store, 4)
-    path = store.root / "domains" / "flowers" / "log" / "0000000004.json"
-    path.write_bytes(path.read_bytes().replace(b'"actor":""', b'"actor":"eve"'))
-    with pytest.raises(StoreCorruptError, match="record 4"):
-        store.history("flowers", before=before)
-
-
-def test_a_record_that_went_missing_in_a_log_known_so_far_is_noticed(store):
-    swapped_to_and_fro(store, 1)
-    assert store.live("flowers").version == 1
-    log = store.root / "domains" / "flowers" / "log"
-    (log / "0000000005.json").write_bytes(b"{}")
-    with pytest.raises(StoreCorruptError, match="record 4"):
-        store.live("flowers")
-
-
-def test_what_a_store_remembers_of_a_swap_is_a_number(store):
-    """A domain that is swapped every minute for years must not fill the memory."""
-    few = len(pickle.dumps(swapped_to_and_fro(store, 5)._logs.state("flowers")))
-    for number in range(100):
-        store.activate("flowers", number % 2 + 1)
-    assert len(pickle.dumps(store._logs.state("flowers"))) < few + 100 * 8
 
 
 @pytest.mark.parametrize("domain", ["nobody", "../flowers", "", "a/b", "con"])
