@@ -1,0 +1,61 @@
+"""The image tower on several CPU cores: each takes rows of its own, instead of all sharing every product.
+
+Rows do not depend on each other, so cores that work apart need not wait for each other after each of a tower's hundred
+steps; where something else runs beside, that wait is for the slowest. One image alone, or too few for all cores to have
+the same share, is better off with torch's own threads.
+
+Legend: B rows, C/H/W image in pixels, E joint width.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from prompted_clip.prompts import PromptGrid
+
+LEAST_SHARE: Final = 0.75
+"""Of all cores' time that must go into rows; the rest is spent waiting for the core with a row more."""
+
+Tower = Callable[[Tensor, PromptGrid | None], Tensor]
+
+
+class PerCoreTower:
+    """A tower whose batches are shared out among cores.
+
+    Args:
+        tower: computes the same for each row whatever the others hold; may be called by several threads at once.
+        n_cores: threads, at least 2; each computes on one core.
+    """
+
+    def __init__(self, tower: Tower, n_cores: int) -> None:
+        self._tower = tower
+        self._n_cores = n_cores
+        # Torch's number of threads belongs to the thread that sets it.
+        self._threads = ThreadPoolExecutor(n_cores, "core", initializer=lambda: torch.set_num_threads(1))
+
+    def __call__(self, pixels_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
+        """The tower's embeddings [B, E]; raises what it raises."""
+        n_rows = len(pixels_BCHW)
+        if not is_worth_sharing(n_rows, self._n_cores):
+            return self._tower(pixels_BCHW, grid)
+        ends = [n_rows * core // self._n_cores for core in range(self._n_cores + 1)]
+        parts = [slice(*bounds) for bounds in zip(ends, ends[1:], strict=False)]
+        running = [self._threads.submit(self._tower, pixels_BCHW[part], rows_of(grid, part)) for part in parts]
+        return torch.cat([part.result() for part in running])
+
+
+def is_worth_sharing(n_rows: int, n_cores: int) -> bool:
+    """Whether whole rows keep the cores busy enough."""
+    n_most = -(-n_rows // n_cores)
+    return n_rows >= n_cores and n_rows >= LEAST_SHARE * n_cores * n_most
+
+
+def rows_of(grid: PromptGrid | None, part: slice) -> PromptGrid | None:
+    """The prompts of some rows; prompts that all rows share stay as they are."""
+    if grid is None or grid.tokens.ndim == 3:
+        return grid
+    return dataclasses.replace(grid, tokens=grid.tokens[part], depths=grid.depths[part])
