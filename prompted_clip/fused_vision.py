@@ -10,7 +10,6 @@ Legend: B rows, C/H/W image in pixels, K the side of a patch, M all rows' tokens
 Q of them that ask, C a head's width; W tower width, E joint width.
 """
 
-import dataclasses
 from typing import Final
 
 import torch
@@ -74,7 +73,8 @@ class FusedImageTower:
         if n_rows <= n_at_once:
             return self._forward(pixels_BCHW, grid)
         parts = [slice(start, start + n_at_once) for start in range(0, n_rows, n_at_once)]
-        return torch.cat([self._forward(pixels_BCHW[part], _rows_of(grid, part)) for part in parts])
+        own = [grid.rows(part) if grid is not None else None for part in parts]
+        return torch.cat([self._forward(pixels_BCHW[part], prompts) for part, prompts in zip(parts, own, strict=True)])
 
     def _n_at_once(self, grid: PromptGrid | None) -> int:
         n_tokens = len(self._positions_NW) + (grid.n_tokens if grid is not None else 0)
@@ -230,9 +230,3 @@ def _put_prompts(x_BNW: Tensor, grid: PromptGrid | None, index: int, start: int)
     if index >= grid.min_depth:
         own = torch.where((grid.depths > index).unsqueeze(-1), own.to(x_BNW.dtype), flowing)
     flowing.copy_(own)
-
-
-def _rows_of(grid: PromptGrid | None, part: slice) -> PromptGrid | None:
-    if grid is None or grid.tokens.ndim == 3:
-        return grid
-    return dataclasses.replace(grid, tokens=grid.tokens[part], depths=grid.depths[part])

@@ -7,9 +7,9 @@ the same share, is better off with torch's own threads.
 Legend: B rows, C/H/W image in pixels, E joint width.
 """
 
-import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prompted_clip.prompts import PromptGrid
 
-LEAST_SHARE: Final = 0.75
+LEAST_SHARE: Final = 0.8
 """Of all cores' time that must go into rows; the rest is spent waiting for the core with a row more."""
 
 Tower = Callable[[Tensor, PromptGrid | None], Tensor]
@@ -43,8 +43,12 @@ class PerCoreTower:
         if not is_worth_sharing(n_rows, self._n_cores):
             return self._tower(pixels_BCHW, grid)
         ends = [n_rows * core // self._n_cores for core in range(self._n_cores + 1)]
-        parts = [slice(*bounds) for bounds in zip(ends, ends[1:], strict=False)]
-        running = [self._threads.submit(self._tower, pixels_BCHW[part], rows_of(grid, part)) for part in parts]
+        parts = [slice(*bounds) for bounds in pairwise(ends)]
+        own = [grid.rows(part) if grid is not None else None for part in parts]
+        running = [
+            self._threads.submit(self._tower, pixels_BCHW[part], prompts)
+            for part, prompts in zip(parts, own, strict=True)
+        ]
         return torch.cat([part.result() for part in running])
 
 
@@ -52,10 +56,3 @@ def is_worth_sharing(n_rows: int, n_cores: int) -> bool:
     """Whether whole rows keep the cores busy enough."""
     n_most = -(-n_rows // n_cores)
     return n_rows >= n_cores and n_rows >= LEAST_SHARE * n_cores * n_most
-
-
-def rows_of(grid: PromptGrid | None, part: slice) -> PromptGrid | None:
-    """The prompts of some rows; prompts that all rows share stay as they are."""
-    if grid is None or grid.tokens.ndim == 3:
-        return grid
-    return dataclasses.replace(grid, tokens=grid.tokens[part], depths=grid.depths[part])

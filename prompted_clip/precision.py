@@ -33,9 +33,15 @@ def fastest_dtype(arch: str, device: str) -> torch.dtype:
         is_native = torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
         return torch.bfloat16 if is_native else torch.float32
     size = image_tower_size(arch)
-    if size is None or size.operations < LEAST_OPERATIONS or not packs(torch.device(device), torch.bfloat16):
+    if size is None or not is_heavy(arch) or not packs(torch.device(device), torch.bfloat16):
         return torch.float32
     return torch.bfloat16 if bfloat16_gain(size.width) >= CLEAR_GAIN else torch.float32
+
+
+def is_heavy(arch: str) -> bool:
+    """Whether an image's answer waits for matrix products rather than for the steps between them."""
+    size = image_tower_size(arch)
+    return size is not None and size.operations >= LEAST_OPERATIONS
 
 
 @torch.inference_mode()

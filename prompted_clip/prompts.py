@@ -40,6 +40,13 @@ class PromptGrid:
         """The same prompts elsewhere: `move` is given each tensor."""
         return replace(self, tokens=move(self.tokens), depths=move(self.depths))
 
+    def rows(self, part: slice) -> "PromptGrid":
+        """The prompts of some rows; prompts that all rows share stay as they are."""
+        if self.tokens.ndim == 3:
+            return self
+        depths = self.depths if self.depths.ndim == 1 else self.depths[part]
+        return replace(self, tokens=self.tokens[part], depths=depths)
+
     def layer(self, index: int, n_rows: int) -> Tensor:
         """Own tokens for layer `index`, one copy per row: [B, P, W]."""
         return self.tokens[..., index, :, :].expand(n_rows, -1, -1)

@@ -10,7 +10,6 @@ of the tower's 77 positions.
 Legend: K texts, T text tokens, P prompt positions, E joint width.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -142,7 +141,8 @@ def encode_classes(
         parts = []
         for start in range(0, len(texts), max_texts):
             rows = slice(start, start + max_texts)
-            parts.append(encode_tokens(backbone, ids_KT[rows], eot_K[rows], _rows_of(grid, rows)))
+            own = grid.rows(rows) if grid is not None else None
+            parts.append(encode_tokens(backbone, ids_KT[rows], eot_K[rows], own))
             on_progress()
         return torch.cat(parts)
 
@@ -150,11 +150,3 @@ def encode_classes(
     if len(per_template) == 1:
         return per_template[0]
     return internals.unit_norm(torch.stack(per_template).mean(dim=0))
-
-
-def _rows_of(grid: PromptGrid | None, rows: slice) -> PromptGrid | None:
-    """The prompts of some of the rows; prompts shared by all rows stay as they are."""
-    if grid is None or grid.tokens.ndim == 3:
-        return grid
-    depths = grid.depths if grid.depths.ndim == 1 else grid.depths[rows]
-    return dataclasses.replace(grid, tokens=grid.tokens[rows], depths=depths)

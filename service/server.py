@@ -24,7 +24,8 @@ from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.graphs import GraphedTower
 from prompted_clip.model import ImageTower, PromptedClip
-from prompted_clip.precision import fastest_dtype
+from prompted_clip.per_core import PerCoreTower
+from prompted_clip.precision import fastest_dtype, is_heavy
 from service.app import create_app
 from service.auth import Key, KeyRing, read_keys
 from service.cores import usable_cores
@@ -114,7 +115,8 @@ def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
     tower = FusedImageTower(backbone)
     if backbone.device.type == "cuda":
         return GraphedTower(tower, backbone, max_rows=settings.max_batch_rows)
-    return tower
+    n_cores = torch.get_num_threads()
+    return PerCoreTower(tower, n_cores) if n_cores > 1 and is_heavy(backbone.arch) else tower
 
 
 def needed_keys(settings: Settings) -> tuple[Key, ...]:

@@ -148,9 +148,7 @@ async def history(
     domain: str,
     runtime: Running,
     limit: Annotated[int, Query(ge=1, le=1000, description="most changes, the last ones")] = 100,
-    before: Annotated[
-        int | None, Query(ge=1, description="only changes with a lower `seq`")
-    ] = None,
+    before: Annotated[int | None, Query(ge=1, description="only changes with a lower `seq`")] = None,
 ) -> HistoryOut:
     """Who changed what and when, oldest first."""
     _state(runtime, domain)
