@@ -207,10 +207,11 @@ class Domains:
 
         A domain that cannot be loaded keeps what it has, says why, and does not hold up the others.
         """
-        for domain in await asyncio.to_thread(self.store.domains):
-            live: LiveInfo | None = None
+        for domain, live in (await asyncio.to_thread(self._look_at_store)).items():
+            if isinstance(live, Exception):
+                self._note_failure(domain, None, live)
+                continue
             try:
-                live = await asyncio.to_thread(self.store.live, domain)
                 if self._is_current(domain, live):
                     self._note_recovery(domain)
                     continue
@@ -220,6 +221,16 @@ class Domains:
                     await self._follow(domain, await asyncio.to_thread(self.store.live, domain))
             except Exception as error:  # noqa: BLE001  one bad artefact must not block the rest
                 self._note_failure(domain, live, error)
+
+    def _look_at_store(self) -> dict[str, LiveInfo | Exception | None]:
+        """What is live in every domain, or why that cannot be known; in one go, as this is done every second."""
+        found: dict[str, LiveInfo | Exception | None] = {}
+        for domain in self.store.domains():
+            try:
+                found[domain] = self.store.live(domain)
+            except Exception as error:  # noqa: BLE001  as above
+                found[domain] = error
+        return found
 
     def _is_current(self, domain: str, live: LiveInfo | None) -> bool:
         served = self._table.serving(domain)

@@ -30,7 +30,7 @@ from service.app import create_app
 from service.auth import Key, KeyRing, read_keys
 from service.cores import usable_cores
 from service.errors import SettingsError
-from service.listening import LastCallServer, address_of, http_config, listen
+from service.listening import LastCallServer, address_of, http_config, listen, spare_collector
 from service.runtime import Runtime, build
 from service.settings import Settings
 from service.workers import device_process
@@ -187,14 +187,19 @@ def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], Non
     with listen(settings.host, settings.port) as listener:
         address = address_of(listener)
         model = load_model(settings)
+
+        def started() -> None:
+            spare_collector()
+            announce(runtime, address)
+
         if settings.web_workers:
             runtime = build(settings, model, store, KeyRing(keys))
-            device_process.serve(runtime, keys, listener, leave_if_lost, lambda: announce(runtime, address))
+            device_process.serve(runtime, keys, listener, leave_if_lost, started)
             has_started = True
         else:
             app = create_app(settings, model, store, keys)
             runtime = app.state.runtime
-            server = GracefulServer(http_config(app, settings), runtime, lambda: announce(runtime, address))
+            server = GracefulServer(http_config(app, settings), runtime, started)
             server.run(sockets=[listener])
             has_started = server.started
     if runtime.engine.is_busy:

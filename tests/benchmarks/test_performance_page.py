@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.summary import table
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 RESULTS = sorted((ROOT / "docs" / "results").glob("bench-*.json"))
@@ -37,3 +39,7 @@ def test_the_page_says_that_no_gpu_was_used_as_long_as_no_result_is_from_one():
     on_cuda = [path.name for path in RESULTS if "cuda" in json.loads(path.read_text(encoding="utf-8"))["hardware"]]
 
     assert ("No GPU could be used" in PAGE) is not bool(on_cuda)
+
+
+def test_readme_shows_what_the_summary_says():
+    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")
