@@ -42,9 +42,7 @@ class DePTRecipe(AdaptRecipe):
     )
     head_share: float = Field(default=0.7, ge=0, le=1, description="λ, the head's share in loss and scores")
     head_rate_factor: float = Field(default=6.5, gt=0, description="FiLM and head learn at this multiple of the rate")
-    host_values: dict[str, Any] = Field(
-        default_factory=dict, description="the host's own keys"
-    )
+    host_values: dict[str, Any] = Field(default_factory=dict, description="the host's own keys")
 
 
 class DePTHost(AdaptingMethod, Protocol):
