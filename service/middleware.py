@@ -1,8 +1,8 @@
 """What happens to every request before a route sees it: id, log line, metrics, key check, body limits.
 
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides a client's hanging up. The order, outside in: `Envelope`
-(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only), `BodyLimit` (counts
-bytes while they arrive).
+(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only), `Crowd` (counts
+requests), `BodyLimit` (counts bytes while they arrive).
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
-from service.errors import BodyTooLargeError, ClientGoneError, ForeignRequestError, MediaTypeError, SlowBodyError
+from service.errors import (
+    BodyTooLargeError,
+    ClientGoneError,
+    ForeignRequestError,
+    MediaTypeError,
+    OverloadedError,
+    SlowBodyError,
+)
 from service.front import Front
 from service.logs import request_id
 
@@ -35,9 +42,10 @@ QUIET_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 def surround(app: FastAPI, front: Front) -> None:
-    """Put all three around an application's routes."""
+    """Put all four around an application's routes."""
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, front=front)
+    app.add_middleware(Crowd, front=front)
     app.add_middleware(Gate, front=front)
     app.add_middleware(Envelope, front=front)
 
@@ -167,6 +175,37 @@ def _is_loopback(host: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+class Crowd:
+    """Bounds how many classify requests are under way in this process.
+
+    Behind a small model HTTP itself is what takes longest. Then requests pile up here, where no queue counts them, and
+    the time to refuse one is before its body is read.
+    """
+
+    def __init__(self, app: ASGIApp, front: Front) -> None:
+        self.app = app
+        self.front = front
+        self._n_open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection.
+
+        Raises:
+            OverloadedError: as many as may be are under way.
+        """
+        if scope["type"] != "http" or not scope["path"].startswith("/classify"):
+            await self.app(scope, receive, send)
+            return
+        limit = self.front.settings.max_open_requests
+        if self._n_open >= limit:
+            raise OverloadedError(f"{limit} requests are under way, as many as may be; try again.", retry_after_s=1.0)
+        self._n_open += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._n_open -= 1
 
 
 class BodyLimit:

@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(32 * MIB, ge=1, description="most bytes of one classify request")
     max_bundle_bytes: int = Field(64 * MIB, ge=1, description="most bytes of one uploaded bundle")
     max_body_s: float = Field(30.0, gt=0, description="a body that takes longer to arrive is refused")
+    max_open_requests: int = Field(
+        256, ge=1, description="most classify requests under way in one process; beyond it 429, before the body is read"
+    )
     max_images: int = Field(16, ge=1, le=256, description="most images in one request")
     max_image_pixels: int = Field(25_000_000, ge=1, description="most pixels of one image, read from its header")
     max_image_side_px: int = Field(16_384, ge=1, description="longest side of one image")

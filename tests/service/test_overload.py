@@ -37,6 +37,29 @@ async def test_a_full_queue_is_429_with_retry_after(serve, model):
     assert len(kept) == 4
 
 
+async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come_free_again(serve, model):
+    bodies_read = 0
+
+    async def body():
+        nonlocal bodies_read
+        bodies_read += 1
+        yield picture()
+
+    async with serve(max_open_requests=2) as client:
+        model.gate.clear()
+        calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(2)]
+        await asyncio.wait(calls, timeout=0.3)
+        refused = await client.post("/classify/paint", content=body())
+        assert (await client.get("/readyz")).status_code == 200
+        model.gate.set()
+        kept = await asyncio.gather(*calls)
+        after = [await client.post("/classify/paint", content=picture()) for _ in range(3)]
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert bodies_read == 0
+    assert {answer.status_code for answer in (*kept, *after)} == {200}
+
+
 async def test_too_many_images_in_decoding_are_429(serve, monkeypatch):
     entered, gate = threading.Event(), threading.Event()
 
