@@ -58,5 +58,6 @@ async def test_no_request_fails_or_mixes_versions_while_a_thousand_activations_r
         assert labels[0] == f"{colour}-{body['version']}"
         assert body["digest"] == digest_of[body["version"]]
     assert len({body["version"] for _, _, body in answers}) == N_VERSIONS
-    assert len([entry for entry in store.history("tagged", limit=2 * N_ACTIVATIONS) if entry.action == "activate"]) == N_ACTIVATIONS + 1
+    history = store.history("tagged", limit=2 * N_ACTIVATIONS)
+    assert len([entry for entry in history if entry.action == "activate"]) == N_ACTIVATIONS + 1
     assert Store.open(store.root).live("tagged") == store.live("tagged")
