@@ -176,7 +176,10 @@ def swap(
     def measure(console: Console) -> Report:
         from benchmarks.swap import SwapOptions, measure
 
-        return measure(SwapOptions(backbone, device, swaps, warm_up, budget_s, seed), console)
+        options = SwapOptions(
+            backbone=backbone, device=device, n_swaps=swaps, n_warm_up=warm_up, budget_s=budget_s, seed=seed
+        )
+        return measure(options, console)
 
     _run(measure, out, page, as_json)
 

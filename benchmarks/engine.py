@@ -19,6 +19,7 @@ from benchmarks.engine_rows import Batch, Feeder, noise, register, run_batches
 from benchmarks.interleaved import in_turn
 from benchmarks.matmuls import Products, forward_products
 from benchmarks.operations import operations
+from benchmarks.served_model import ServedModel
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.model import PromptedClip
@@ -27,7 +28,6 @@ from prompted_clip.prompts import join_groups
 from service.decoders import Pixels
 from service.engine import Engine
 from service.server import load_model
-from service.settings import Settings, load_settings
 
 MIXED, REGISTERED, SLOTS = 64, 1000, 64
 CPU_SIZES, CUDA_SIZES = (8, 16, 32), (1, 8, 32, 64, 128, 256, 512)
@@ -39,14 +39,10 @@ N_DEVICE_TURNS = 200
 PLAIN = BundleShape(boost_tokens=0, adapt_tokens=0)
 
 
-@dataclass(frozen=True)
-class EngineOptions:
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(ServedModel):
     """What to measure; see the command's help."""
 
-    backbone: str = "ViT-B-16"
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 0
     batch_rows: int = 0
     n_registered: int = REGISTERED
     n_slots: int = SLOTS
@@ -54,27 +50,11 @@ class EngineOptions:
     tokens: int = 12
     n_classes: int = 16
     budget_s: float = 150.0
-    seed: int = 0
 
     def shape(self) -> BundleShape:
         """Of every prompted domain: two thirds boosting, one third adapting prompts."""
         n_adapt = self.tokens // 3
         return BundleShape(self.tokens - n_adapt, n_adapt, n_classes=self.n_classes)
-
-    @property
-    def weights_seed(self) -> int | None:
-        """Seed of random weights; the demo's backbones have their own."""
-        return None if self.backbone.startswith("demo") else self.seed
-
-    def settings(self) -> Settings:
-        """Those of a service."""
-        return load_settings(
-            backbone=self.backbone,
-            random_weights=self.weights_seed,
-            device=self.device,
-            dtype=self.dtype,
-            n_torch_threads=self.threads,
-        )
 
 
 class OpenClip:

@@ -17,9 +17,9 @@ from benchmarks.bundles import BundleShape
 from benchmarks.load import Plan, send
 from benchmarks.photographs import write_photographs
 from benchmarks.running import Service, fill_store, serving
+from benchmarks.served_model import ServedModel
 from prompted_clip.model import PromptedClip
 from service.server import load_model
-from service.settings import Settings, load_settings
 
 N_VERSIONS = 4
 """Of the hottest domain; a swap storm goes round them, so that a stale answer cannot look like a fresh one."""
@@ -27,14 +27,10 @@ CEILING_CLIENTS = 32
 CONNECTIONS = 192
 
 
-@dataclass(frozen=True)
-class ServeOptions:
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ServedModel):
     """What to measure; see the command's help."""
 
-    backbone: str = "ViT-B-16"
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 0
     web_workers: int = 0
     n_domains: int = 64
     alpha: float = 1.0
@@ -49,7 +45,6 @@ class ServeOptions:
     only: tuple[str, ...] = ()
     label: str = ""
     url: str = ""
-    seed: int = 0
 
     def wants(self, part: str) -> bool:
         """Whether a part of the measurement is to be run: all of them, unless some are named."""
@@ -59,21 +54,6 @@ class ServeOptions:
     def slo_s(self) -> float:
         """The objective in seconds."""
         return self.slo_ms / 1000
-
-    @property
-    def weights_seed(self) -> int | None:
-        """Seed of random weights; the demo's backbones have their own."""
-        return None if self.backbone.startswith("demo") else self.seed
-
-    def settings(self) -> Settings:
-        """Those of an engine like the service's, in this process."""
-        return load_settings(
-            backbone=self.backbone,
-            random_weights=self.weights_seed,
-            device=self.device,
-            dtype=self.dtype,
-            n_torch_threads=self.threads,
-        )
 
     def service_settings(self) -> dict[str, object]:
         """The same for the process, as variables."""

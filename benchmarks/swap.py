@@ -19,13 +19,13 @@ from benchmarks.bundles import BundleShape, random_bundle
 from benchmarks.interleaved import Ratio
 from benchmarks.machine import MIB, resident_bytes
 from benchmarks.report import Bar, Measured, Plot, Report, Table
+from benchmarks.served_model import ServedModel
 from benchmarks.tags import domain_name
 from prompt_store.store import Store
 from service.domains import Domains
 from service.engine import Engine
 from service.metrics import Metrics
 from service.server import load_model
-from service.settings import load_settings
 
 N_LOOKS = 50
 """Readings of the memory over the run."""
@@ -33,25 +33,19 @@ WARM_UP = 500
 MAX_OLD = 8
 
 
-@dataclass(frozen=True)
-class SwapOptions:
+@dataclass(frozen=True, kw_only=True)
+class SwapOptions(ServedModel):
     """What to measure; see the command's help."""
 
     backbone: str = "demo-student"
-    device: str = "auto"
     n_swaps: int = 10_000
     n_warm_up: int = WARM_UP
     budget_s: float = 0.0
-    seed: int = 0
 
 
 def measure(options: SwapOptions, console: Console) -> Report:
     """Swap and look at the memory."""
-    is_demo = options.backbone.startswith("demo")
-    settings = load_settings(
-        backbone=options.backbone, device=options.device, random_weights=None if is_demo else options.seed
-    )
-    model = load_model(settings)
+    model = load_model(options.settings())
     engine, metrics = Engine(model), Metrics()
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as folder:
         store = Store.open(Path(folder))

@@ -75,7 +75,6 @@ class Engine:
 
     Args:
         model: its forwards run on that thread only.
-        observe_domains: told the number of distinct domains of every batch.
         bank_observer: told which stacks come to the device and leave it.
         resident_domains: whose live stacks never leave it.
         stuck_after_s: longest time without a sign of life while there is work. A call may take longer than that: many
@@ -86,13 +85,11 @@ class Engine:
         self,
         model: ServingModel,
         *,
-        observe_domains: Callable[[int], None] = lambda _: None,
         bank_observer: BankObserver | None = None,
         resident_domains: Collection[str] = (),
         stuck_after_s: float = STUCK_AFTER_S,
     ) -> None:
         self._model = model
-        self._observe_domains = observe_domains
         self._stuck_after_s = stuck_after_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -133,7 +130,6 @@ class Engine:
         Raises:
             DeviceLostError: the device is gone for good.
         """
-        self._observe_domains(len({row.stack.domain for row in rows}))
         if self.is_busy:
             # Another batch runs; what this one needs can come to the device meanwhile.
             self._prefetcher.submit(self._prefetch, list({row.stack for row in rows}))

@@ -69,11 +69,6 @@ class WebPool:
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._keepers: list[asyncio.Task[None]] = []
 
-    @property
-    def pids(self) -> list[int]:
-        """The web processes that run now."""
-        return [process.pid for process in self._desks.values()]
-
     async def start(self) -> None:
         """Start them all; returns once each takes connections.
 
