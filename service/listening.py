@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+from collections.abc import Iterator
 from typing import Final
 
 import uvicorn
@@ -86,9 +87,27 @@ class LastCallServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept what the system has connected already, then stop as uvicorn does."""
-        for _ in range(2):  # one turn of the loop to see them, one to take them in
-            await asyncio.sleep(0)
+        # Nothing may happen between the last look and the closing: who connects there sees a reset.
+        late = [connection for listener in sockets or [] for connection in _at_the_door(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in late:
+            await loop.connect_accepted_socket(self._speak_http, connection)
         await super().shutdown(sockets)
+
+    def _speak_http(self) -> asyncio.Protocol:
+        return PatientProtocol(self.config, self.server_state, self.lifespan.state)
+
+
+def _at_the_door(listener: socket.socket) -> Iterator[socket.socket]:
+    """Connections that the system has made and nobody has accepted; none if the listener is closed."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        yield connection
 
 
 def spare_collector() -> None:

@@ -22,9 +22,10 @@ from prompted_clip.fused_vision import FusedImageTower
 from service.auth import add_key
 from service.demo_run import free_port, wait_until_ready
 from service.errors import SettingsError
-from service.listening import PatientProtocol, listen, spare_collector
+from service.listening import LastCallServer, PatientProtocol, http_config, listen, spare_collector
 from service.server import chosen_device, image_tower, load_model, needed_keys
 from service.settings import Settings
+from service.workers.web_process import SharedListener
 from tests.service.demo_assets import write_assets
 from tests.service.fakes import picture
 from tests.tiny import register_tiny_models
@@ -264,3 +265,30 @@ def test_what_lives_as_long_as_the_process_is_not_looked_at_by_the_collector_and
         assert gone() is None
     finally:
         gc.unfreeze()
+
+
+async def _fine(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": b"fine"})
+
+
+@pytest.mark.anyio
+async def test_who_has_connected_when_the_service_stops_is_answered_all_the_same():
+    with SharedListener(fileno=listen("127.0.0.1", 0).detach()) as listener:
+        config = http_config(_fine, Settings(), backlog=1)
+        config.lifespan = "off"
+        server = LastCallServer(config)
+        config.load()
+        server.lifespan = config.lifespan_class(config)
+        address = listener.getsockname()
+        await server.startup([listener])
+        clients = [socket.create_connection(address) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await server.shutdown([listener])  # the loop has had no turn to accept any of them
+        for client in clients:
+            client.settimeout(5)
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+            client.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
