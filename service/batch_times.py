@@ -3,10 +3,11 @@
 Knows numbers of rows, costs and seconds. Does not know lanes, queues or what a row is; lanes differ by a few prompt
 tokens, so one curve stands for all of them.
 
-The curve has a knot at 1, 2, 4, ... rows and is straight in between. Every batch moves the two knots around its size
-towards what it took, by a part of the difference, and a single batch that hangs counts as twice the expected time at
-most. The knots further away follow as far as they must to stay plausible: twice the rows take no less time, and little
-more than twice the time. A wrong estimate therefore mends from any side on which batches still run.
+The curve has a number for every size: devices take rows in twos or fours and have steps. Every batch moves its own size
+towards what it took, by a part of the difference, and the other sizes the less, the further away they are; a batch that
+hangs counts as twice the expected time at most. Then all sizes are kept plausible beside the one that was seen: more
+rows take no less time, and little more than in proportion. A wrong estimate therefore mends from any side on which
+batches still run.
 
 Costly rows have a second number, seconds per unit of cost on top of what every row takes; batches with a cost teach
 that one only.
@@ -15,7 +16,7 @@ that one only.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
@@ -25,8 +26,10 @@ SMOOTHING: Final = 0.3
 """How much of a difference one batch mends."""
 OUTLIER: Final = 2.0
 """A batch counts as at most this many times slower, or quicker, than expected."""
-SLACK: Final = 1.25
-"""How much more than in proportion a larger batch may take."""
+FALL_OFF: Final = 8
+"""A size that is so many times another learns the inverse of that, to this power, of what the other one learns."""
+STEP: Final = 2.0
+"""How much more than in proportion a larger batch may take: one row more than a device takes at once doubles it."""
 
 
 class BatchTimes:
@@ -39,11 +42,13 @@ class BatchTimes:
 
     def __init__(self, max_rows: int, n_padded: Callable[[int], int] = lambda n_rows: n_rows) -> None:
         self._max_rows = max_rows
-        self._n_padded = n_padded
-        self.sizes: Final = tuple(sorted({*(1 << i for i in range(max_rows.bit_length())), max_rows}))
-        self._knots: list[float] = []
+        steps = (size << i for i in range(max_rows.bit_length()) for size in (1, 3))
+        self.sizes: Final = tuple(sorted({*(size for size in steps if size < max_rows), max_rows}))
+        """Those that are worth measuring."""
+        self._padded = [0, *(min(n_padded(n_rows), max_rows) for n_rows in range(1, max_rows + 1))]
+        self._curve = [0.0] * (max_rows + 1)  # by rows that really run
         self._s_per_cost = 0.0
-        self._table = [0.0] * (max_rows + 1)  # the curve, drawn out: it is asked for several times a row
+        self._table = [0.0] * (max_rows + 1)  # by rows, whatever is added to them
 
     def seconds(self, n_rows: int, cost: int = 0) -> float:
         """What so many rows take, in full batches and a last smaller one if one does not hold them."""
@@ -53,13 +58,20 @@ class BatchTimes:
         return n_full * self._table[-1] + self._table[n_left] + cost * self._s_per_cost
 
     def set_measured(self, measured: Mapping[int, float]) -> None:
-        """Take over seconds by size; one that was not measured is reckoned in proportion to its neighbour."""
+        """Take over seconds by size: straight lines in between, in proportion to the nearest one outside."""
         if not measured:
             return
         known = sorted(measured)
-        nearest = [known[min(bisect_left(known, size), len(known) - 1)] for size in self.sizes]
-        self._knots = [measured[near] * size / near for size, near in zip(self.sizes, nearest, strict=True)]
-        self._draw()
+        curve = [0.0]
+        for n_rows in range(1, self._max_rows + 1):
+            low = known[max(bisect_right(known, n_rows) - 1, 0)]
+            high = known[min(bisect_left(known, n_rows), len(known) - 1)]
+            if low < n_rows < high:
+                part = (n_rows - low) / (high - low)
+                curve.append(measured[low] + part * (measured[high] - measured[low]))
+            else:
+                curve.append(measured[low] * n_rows / low)
+        self._set(curve)
 
     def observe(self, n_rows: int, cost: int, seconds: float) -> None:
         """Learn from a batch that ran."""
@@ -69,36 +81,26 @@ class BatchTimes:
         elif not expected_s:
             self.set_measured({n_rows: seconds})
         else:
-            low, high = self._around(min(self._n_padded(n_rows), self._max_rows))
-            factor = _mended(expected_s, seconds) / expected_s
-            for at in {low, high}:
-                self._knots[at] *= factor
-            self._keep_plausible(low, high)
-            self._draw()
+            self._learn(self._padded[n_rows], _mended(expected_s, seconds))
 
-    def _draw(self) -> None:
-        """Make the table from the knots."""
+    def _learn(self, n_seen: int, mended_s: float) -> None:
+        """Set one size, have the others follow, and keep them plausible beside it."""
+        factor = mended_s / self._curve[n_seen]
+        curve = [0.0]
         for n_rows in range(1, self._max_rows + 1):
-            n_padded = min(self._n_padded(n_rows), self._max_rows)
-            low, high = self._around(n_padded)
-            part = (n_padded - self.sizes[low]) / (self.sizes[high] - self.sizes[low]) if low < high else 0.0
-            self._table[n_rows] = self._knots[low] + part * (self._knots[high] - self._knots[low])
+            ratio = n_rows / n_seen
+            follows_s = self._curve[n_rows] * factor ** min(ratio, 1 / ratio) ** FALL_OFF
+            if n_rows == n_seen:
+                curve.append(mended_s)
+            elif n_rows < n_seen:
+                curve.append(min(max(follows_s, mended_s * ratio / STEP), mended_s))
+            else:
+                curve.append(min(max(follows_s, mended_s), mended_s * ratio * STEP))
+        self._set(curve)
 
-    def _around(self, n_rows: int) -> tuple[int, int]:
-        """The knots on both sides of a size; twice the same where it has its own."""
-        high = bisect_left(self.sizes, n_rows)
-        return (high, high) if n_rows == self.sizes[high] else (high - 1, high)
-
-    def _keep_plausible(self, low: int, high: int) -> None:
-        """Make the knots below `low` and above `high` agree with what those two have learned."""
-        for at in range(high + 1, len(self._knots)):
-            before = self._knots[at - 1]
-            most = SLACK * before * self.sizes[at] / self.sizes[at - 1]
-            self._knots[at] = min(max(self._knots[at], before), most)
-        for at in reversed(range(low)):
-            after = self._knots[at + 1]
-            least = after * self.sizes[at] / self.sizes[at + 1] / SLACK
-            self._knots[at] = max(min(self._knots[at], after), least)
+    def _set(self, curve: list[float]) -> None:
+        self._curve = curve
+        self._table = [curve[n_padded] for n_padded in self._padded]
 
 
 def _mended(known_s: float, seen_s: float) -> float:

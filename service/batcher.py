@@ -6,7 +6,9 @@ share one turn.
 
 The rules, in the order they matter:
 
-1. A batch leaves as soon as the runner is free; an idle runner never waits for company.
+1. A batch leaves as soon as the runner is free, unless rows are about to come with which all would be done sooner:
+   `service/expected_rows.py` says for how long a free runner had better wait. It waits once per batch, in one lane, and
+   never where that could make a row late.
 2. While one batch runs, a second one is prepared only when it is full, so late rows can still join a small one.
 3. What goes first, and who may join when many wait, is the order of `service/fair_queue.py`: priorities, then turns
    between flows, then first in first out. The row that is next by that order chooses the lane, which fills the batch.
@@ -34,6 +36,7 @@ from typing import Generic, TypeVar
 
 from service.batch_times import BatchTimes
 from service.errors import DrainingError, InferenceFailedError, OverloadedError, ServiceError
+from service.expected_rows import ExpectedRows
 from service.fair_queue import Priority
 from service.tickets import Batch, BatcherObserver, Outcome, Release, Silent, Ticket
 from service.wait_prediction import Prediction, WaitPrediction
@@ -58,6 +61,7 @@ class Batcher(Generic[Row, Answer]):
         max_cost: of one batch, unless a single row costs more.
         observer: told what happens, for metrics.
         clock: monotonic seconds.
+        call_later: the event loop's; whoever has another clock has another one.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Batcher(Generic[Row, Answer]):
         max_cost: int = 0,
         observer: BatcherObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
+        call_later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         self._waits = WaitPrediction(max_rows, max_cost, n_padded)
         self._run = run
@@ -78,6 +83,10 @@ class Batcher(Generic[Row, Answer]):
         self._cost = cost
         self._observer: BatcherObserver = observer or Silent()
         self._clock = clock
+        self._call_later = call_later
+        self._max_rows = max_rows
+        self._expected = ExpectedRows(self._waits.batch_times, max_rows)
+        self._waits_until_s: float | None = None  # a free runner, for rows that are expected
         self._waiting: WaitingRows[Row, Answer] = WaitingRows(
             max_rows=max_rows, max_waiting=max_waiting, max_cost=max_cost, waits=self._waits, observer=self._observer
         )
@@ -141,6 +150,7 @@ class Batcher(Generic[Row, Answer]):
         tickets[-1].prediction = prediction
         self._observer.rows_entered(len(rows), level)
         self._waiting.enter(tickets)
+        self._expected.came(len(rows), now_s)
         self._dispatch("idle")
         return [ticket.future for ticket in tickets]
 
@@ -194,11 +204,16 @@ class Batcher(Generic[Row, Answer]):
     def _dispatch(self, release: Release) -> None:
         """Start as many batches as rules 1 and 2 allow."""
         while self._waiting and (not self._running or (len(self._running) == 1 and self._waiting.has_full_batch())):
+            now_s = self._clock()
             if self._is_closed:
                 release = "drain"
             elif self._running:
                 release = "full"
-            now_s = self._clock()
+            elif self._had_better_wait(now_s):
+                return
+            elif self._waits_until_s is not None:
+                release = "gathered"
+            self._waits_until_s = None
             batch = self._waiting.form(now_s, now_s + self._rest_s(now_s), spares_late=release == "idle")
             if not batch.tickets:
                 return
@@ -210,6 +225,28 @@ class Batcher(Generic[Row, Answer]):
             task = asyncio.get_running_loop().create_task(self._run_batch(batch))
             self._running[task] = batch
             task.add_done_callback(self._finished)
+
+    def _had_better_wait(self, now_s: float) -> bool:
+        """Whether a free runner waits for rows that are expected; it is told when that is over."""
+        waiting = self._waiting
+        if len(waiting) >= self._max_rows or waiting.cost or len(waiting.order.n_in_lane) > 1:
+            return False
+        wait_s = self._expected.worth_waiting_s(len(waiting), now_s)
+        if self._waits_until_s is not None:  # who comes may end the wait, not prolong it
+            return wait_s > 0 and now_s < self._waits_until_s
+        if not wait_s or now_s + wait_s + self.batch_times.seconds(self._max_rows) > waiting.first_deadline_s():
+            return False
+        self._waits_until_s = until_s = now_s + wait_s
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        call_later(wait_s, lambda: self._waited_until(until_s))
+        return True
+
+    def _waited_until(self, until_s: float) -> None:
+        """Leave with what has come, if it is still that wait which is over."""
+        if self._waits_until_s == until_s:
+            self._waits_until_s = -math.inf  # timers may be early by a little
+            self._dispatch("idle")
+            self._waits_until_s = None
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
@@ -229,6 +266,7 @@ class Batcher(Generic[Row, Answer]):
         if call is not None and call.prediction is not None:
             self._waits.turned_out(call.prediction, now_s - call.entered_s)
             self._observer.call_answered(call.prediction.answer_s, now_s - call.entered_s)
+        self._expected.answered(sum(not ticket.future.done() for ticket in batch.tickets), now_s)
         for ticket, answer in zip(batch.tickets, answers, strict=True):
             if ticket.future.done():
                 continue

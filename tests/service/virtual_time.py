@@ -53,7 +53,13 @@ class VirtualService:
         self.sent = []
         self._events = []
         self._order = itertools.count()
-        self.batcher = Batcher(self._run, clock=lambda: self.now_s, cost=lambda row: row.cost, **options)
+        self.batcher = Batcher(
+            self._run,
+            clock=lambda: self.now_s,
+            call_later=lambda delay_s, act: self.at(self.now_s + delay_s, act),
+            cost=lambda row: row.cost,
+            **options,
+        )
 
     async def _run(self, rows):
         self.batches.append(rows)
