@@ -6,9 +6,9 @@ share one turn.
 
 The rules, in the order they matter:
 
-1. A batch leaves as soon as the runner is free, unless rows are about to come with which all would be done sooner:
-   `service/expected_rows.py` says for how long a free runner had better wait. It waits once per batch, in one lane, and
-   never where that could make a row late.
+1. A batch leaves as soon as the runner is free, with all that came in the same turn of the event loop, unless rows are
+   about to come with which all would be done sooner: `service/expected_rows.py` says for how long a free runner had
+   better wait. It waits once per batch, in one lane, and never where that could make a row late.
 2. While one batch runs, a second one is prepared only when it is full, so late rows can still join a small one.
 3. What goes first, and who may join when many wait, is the order of `service/fair_queue.py`: priorities, then turns
    between flows, then first in first out. The row that is next by that order chooses the lane, which fills the batch.
@@ -86,6 +86,7 @@ class Batcher(Generic[Row, Answer]):
         self._call_later = call_later
         self._max_rows = max_rows
         self._expected = ExpectedRows(self._waits.batch_times, max_rows)
+        self._is_due = False  # whether a look at what has just come is due
         self._waits_until_s: float | None = None  # a free runner, for rows that are expected
         self._waiting: WaitingRows[Row, Answer] = WaitingRows(
             max_rows=max_rows, max_waiting=max_waiting, max_cost=max_cost, waits=self._waits, observer=self._observer
@@ -151,7 +152,9 @@ class Batcher(Generic[Row, Answer]):
         self._observer.rows_entered(len(rows), level)
         self._waiting.enter(tickets)
         self._expected.came(len(rows), now_s)
-        self._dispatch("idle")
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._on_entry)
         return [ticket.future for ticket in tickets]
 
     async def close(self) -> None:
@@ -200,6 +203,10 @@ class Batcher(Generic[Row, Answer]):
         if not taken_s:
             return 0.0
         return max(0.0, taken_s[0] - (now_s - self._turn_began_s)) + sum(taken_s[1:])
+
+    def _on_entry(self) -> None:
+        self._is_due = False
+        self._dispatch("idle")
 
     def _dispatch(self, release: Release) -> None:
         """Start as many batches as rules 1 and 2 allow."""

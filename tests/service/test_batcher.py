@@ -12,7 +12,7 @@ async def test_a_lone_row_leaves_at_once_when_the_runner_is_free():
     runner = Runner()
     batcher = batcher_of(runner)
     futures = batcher.submit([21], lane="a", deadline_s=FAR)
-    await asyncio.sleep(0)
+    await settle()
     assert runner.batches == [[21]]
     assert await answers(futures) == [42]
 
@@ -20,12 +20,21 @@ async def test_a_lone_row_leaves_at_once_when_the_runner_is_free():
 async def test_rows_that_come_while_a_batch_runs_leave_together_when_it_is_done():
     runner = Runner(is_held=True)
     batcher = batcher_of(runner)
-    futures = [batcher.submit([row], lane="a", deadline_s=FAR)[0] for row in (1, 2, 3)]
+    futures = batcher.submit([1], lane="a", deadline_s=FAR)
     await settle()
     assert runner.batches == [[1]]
+    futures += [batcher.submit([row], lane="a", deadline_s=FAR)[0] for row in (2, 3)]
     runner.gate.set()
     assert await answers(futures) == [2, 4, 6]
     assert runner.batches == [[1], [2, 3]]
+
+
+async def test_calls_of_the_same_moment_share_a_batch_even_when_the_runner_is_free():
+    runner = Runner()
+    batcher = batcher_of(runner)
+    futures = [batcher.submit([row], lane="a", flow=row, deadline_s=FAR)[0] for row in (1, 2, 3)]
+    assert await answers(futures) == [2, 4, 6]
+    assert runner.batches == [[1, 2, 3]]
 
 
 async def test_a_full_batch_is_prepared_while_another_runs_but_never_a_third():
@@ -43,6 +52,7 @@ async def test_a_full_queue_refuses_all_rows_of_a_call_and_says_when_to_come_bac
     runner = Runner(is_held=True)
     batcher = batcher_of(runner, max_waiting=3)
     futures = batcher.submit([0], lane="a", deadline_s=FAR)
+    await settle()
     futures += batcher.submit([1, 2], lane="a", deadline_s=FAR)
     with pytest.raises(OverloadedError) as refused:
         batcher.submit([3, 4], lane="a", deadline_s=FAR)
@@ -77,6 +87,7 @@ async def test_a_runner_that_answers_too_few_rows_fails_the_batch_and_not_the_lo
 
     batcher = batcher_of(short)
     first = batcher.submit([1], lane="a", deadline_s=FAR)
+    await settle()
     futures = batcher.submit([2, 3], lane="a", deadline_s=FAR)
     assert await answers(first + futures) == [1, InferenceFailedError, InferenceFailedError]
 
@@ -124,6 +135,7 @@ async def test_observers_hear_why_every_batch_left_how_many_rows_really_ran_and_
     futures = batcher.submit([1, 2, 3], lane="a", deadline_s=FAR)
     await settle()
     futures += batcher.submit([4, 5, 6, 7], lane="a", deadline_s=FAR, priority=1)
+    await settle()
     clock.now_s = 2
     futures += batcher.submit([8], lane="a", deadline_s=FAR, priority=-1)
     clock.now_s = 3
@@ -131,6 +143,7 @@ async def test_observers_hear_why_every_batch_left_how_many_rows_really_ran_and_
     await answers(futures)
     runner.gate.clear()
     futures = batcher.submit([9], lane="a", deadline_s=FAR)
+    await settle()
     futures += batcher.submit([10], lane="a", deadline_s=FAR)
     closing = asyncio.ensure_future(batcher.close())
     await settle()

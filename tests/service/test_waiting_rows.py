@@ -30,6 +30,7 @@ async def test_a_row_past_its_deadline_never_reaches_the_runner():
     clock = Clock()
     batcher = batcher_of(runner, clock=clock)
     futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    await settle()
     futures += batcher.submit([2], lane="a", deadline_s=5)
     futures += batcher.submit([3], lane="a", deadline_s=50)
     await settle()
@@ -43,6 +44,7 @@ async def test_an_abandoned_row_is_skipped_and_makes_room():
     runner = Runner(is_held=True)
     batcher = batcher_of(runner, max_waiting=2)
     running = batcher.submit([1], lane="a", deadline_s=FAR)
+    await settle()
     abandoned, kept = batcher.submit([2, 3], lane="a", deadline_s=FAR)
     await settle()
     abandoned.cancel()
@@ -58,6 +60,7 @@ async def test_the_costs_of_a_batch_are_bounded_and_a_row_that_costs_more_runs_a
     runner = Runner(is_held=True)
     batcher = batcher_of(runner, max_rows=4, cost=lambda row: row, max_cost=10)
     futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    await settle()
     futures += batcher.submit([4, 6, 1, 12, 3, 3, 3, 1, 1], lane="a", deadline_s=FAR)
     await settle()
     runner.gate.set()
@@ -69,6 +72,7 @@ async def test_an_abandoned_row_takes_no_part_in_the_cost_of_a_batch():
     runner = Runner(is_held=True)
     batcher = batcher_of(runner, cost=lambda row: row, max_cost=10)
     futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    await settle()
     abandoned = batcher.submit([4, 9, 5], lane="a", deadline_s=FAR)
     abandoned[1].cancel()
     await settle()
@@ -115,6 +119,7 @@ async def test_abandoned_rows_leave_the_queue_at_once_and_let_their_pixels_go():
     runner = Runner(is_held=True)
     batcher = batcher_of(runner, max_rows=60)
     running = batcher.submit([0], lane="a", deadline_s=FAR)
+    await settle()
     pixels = [type("Pixels", (), {})() for _ in range(50)]
     seen = [weakref.ref(one) for one in pixels]
     for lane in ("a", "b"):
@@ -163,8 +168,10 @@ async def test_who_would_be_late_is_refused_unless_nobody_is_in_the_way():
     batcher = batcher_of(slowly, max_rows=2, clock=clock)
     held.set()
     await answers(batcher.submit([1], lane="a", deadline_s=FAR))
+    await settle()
     held.clear()
     running = batcher.submit([1, 2], lane="a", deadline_s=clock.now_s + 1)
+    await asyncio.sleep(0)
     running += batcher.submit([3], lane="a", deadline_s=clock.now_s + 9)
     with pytest.raises(OverloadedError, match=r"8\.0 s") as refused:
         batcher.submit([4], lane="a", deadline_s=clock.now_s + 7)
@@ -188,8 +195,10 @@ async def test_a_batch_takes_no_row_that_would_make_it_late_for_another():
 
     batcher = batcher_of(slowly, max_rows=8, clock=clock)
     await answers(batcher.submit([0], lane="a", deadline_s=FAR))
+    await settle()
     begins_s = clock.now_s + 2
     futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    await asyncio.sleep(0)
     futures += batcher.submit([2, 3], lane="a", deadline_s=begins_s + 5)
     futures += batcher.submit([4, 5], lane="a", deadline_s=FAR)
     assert await answers(futures) == [1, 2, 3, 4, 5]
@@ -229,6 +238,7 @@ async def test_a_call_larger_than_a_batch_leaves_in_several_with_others_in_betwe
     runner = Runner(is_held=True)
     batcher = batcher_of(runner, max_rows=4)
     futures = batcher.submit(list(range(11)), lane="a", deadline_s=FAR, flow="large")
+    await settle()
     futures += batcher.submit([100, 101], lane="a", deadline_s=FAR, flow="small")
     await settle()
     runner.gate.set()
@@ -249,6 +259,7 @@ async def test_a_row_that_would_be_late_makes_way_for_those_that_would_not_but_a
     batcher = batcher_of(slowly, clock=clock)
     batcher.batch_times.set_measured({1: 2.0, 2: 4.0, 4: 8.0})
     tried = batcher.submit([1, 2], lane="a", deadline_s=1)
+    await asyncio.sleep(0)
     late = batcher.submit([3], lane="a", deadline_s=8.5)
     fine = batcher.submit([4, 5], lane="a", deadline_s=FAR)
     clock.now_s += 3

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.batcher import Batcher
 from service.errors import OverloadedError
 
-SETTLING = 4
+SETTLING = 5
 """Turns of the event loop until everything that follows from one event has happened."""
 
 
