@@ -35,6 +35,7 @@ NO_DIGEST: Final = hashlib.sha256(b"").hexdigest()
 KEY_PATTERN: Final = re.compile(r"pk_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
 
 RULES: Final[tuple[tuple[str, re.Pattern[str], Scope], ...]] = (
+    ("POST", re.compile(r"/classify"), "classify"),  # the route asks about each image's domain
     ("POST", re.compile(r"/classify/(?P<domain>[^/]+)"), "classify"),
     ("POST", re.compile(r"/domains/(?P<domain>[^/]+)/versions"), "publish"),
     ("DELETE", re.compile(r"/domains/(?P<domain>[^/]+)/versions/[^/]+"), "publish"),

@@ -99,6 +99,8 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     model.TextTooLongError: Row(422, "A text is too long"),
 }
 
+EXPECTED: Final = (service.ServiceError, store.PromptStoreError, model.PromptedClipError)
+"""Above every class of the table: what is answered, and no bug."""
 UNEXPECTED: Final = Row(500, "Internal error", code="internal", detail=INTERNAL_DETAIL)
 HTTP_CODES: Final = {400: "request_invalid", 404: "not_found", 405: "method_not_allowed"}
 
@@ -220,7 +222,7 @@ OPENAPI: Final[dict[int | str, dict[str, Any]]] = {
 """How every route's failures look, for the OpenAPI document."""
 
 HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]] = {
-    **dict.fromkeys((service.ServiceError, store.PromptStoreError, model.PromptedClipError), on_error),
+    **dict.fromkeys(EXPECTED, on_error),
     RequestValidationError: on_invalid,
     HTTPException: on_http_error,
 }

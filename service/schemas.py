@@ -28,6 +28,18 @@ class ClassifyBody(_Asked):
     images: list[Base64Image] = Field(min_length=1)
 
 
+class MixedImage(Base64Image):
+    """One image inside JSON, and who is to classify it."""
+
+    domain: str
+
+
+class MixedBody(_Asked):
+    """The JSON form of `POST /classify`."""
+
+    images: list[MixedImage] = Field(min_length=1)
+
+
 class LiveBody(_Asked):
     """The body of `PUT /domains/{domain}/live`."""
 
@@ -70,6 +82,23 @@ class ClassifyOut(BaseModel):
     digest: str
     stack: str = Field(description="`cascade` or `boost`")
     results: list[ResultOut]
+    timing_ms: TimingOut
+
+
+class MixedResultOut(ResultOut):
+    """What became of one image, and which version of its domain answered."""
+
+    domain: str
+    version: int | None = Field(None, description="null where none could answer; `error` says why")
+    digest: str | None = None
+
+
+class MixedOut(BaseModel):
+    """Answer of `POST /classify`."""
+
+    request_id: str
+    stack: str = Field(description="`cascade` or `boost`")
+    results: list[MixedResultOut]
     timing_ms: TimingOut
 
 

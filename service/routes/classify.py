@@ -1,6 +1,7 @@
-"""`POST /classify/{domain}`: from a request to its answer, read from top to bottom.
+"""`POST /classify/{domain}` and `POST /classify`: from a request to its answer, read from top to bottom.
 
-The request pins its version at the start and keeps it to the end, whatever is activated meanwhile.
+A request pins its versions at the start, or as soon as its body says of which domains, and keeps them to
+the end, whatever is activated meanwhile.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,54 +17,64 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.answering import PRIORITIES, StackKind, Urgency, Wanted
 from service.errors import ClientGoneError, RequestInvalidError
-from service.front import Serving
+from service.front import Front, Serving, actor_of
 from service.logs import request_id
-from service.routes.bodies import read_images
-from service.routes.scoring import Work, answer, milliseconds
-from service.schemas import ClassifyOut
+from service.problems import EXPECTED
+from service.routes.bodies import SentImage, read_images, read_mixed
+from service.routes.scoring import Asked, Held, Result, answer, milliseconds
+from service.schemas import ClassifyOut, MixedOut, MixedResultOut, TimingOut
 from service.settings import Settings
 
 router = APIRouter(tags=["classify"])
 
 T = TypeVar("T")
 
+FILE: Final = {"type": "string", "format": "binary"}
+BASE64: Final = {"type": "string", "contentEncoding": "base64"}
+
+
+def _json_docs(**fields: object) -> dict[str, Any]:
+    """A JSON body with a list of images of these fields."""
+    image = {"type": "object", "required": list(fields), "properties": fields}
+    images = {"type": "array", "items": image}
+    return {"schema": {"type": "object", "required": ["images"], "properties": {"images": images}}}
+
+
 BODY_DOCS: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
-            "image/webp": {"schema": {"type": "string", "format": "binary"}},
+            **{f"image/{kind}": {"schema": FILE} for kind in ("jpeg", "png", "webp")},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "required": ["images"],
-                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "properties": {"images": {"type": "array", "items": FILE}},
                 }
             },
-            "application/json": {
+            "application/json": _json_docs(b64=BASE64),
+        },
+    }
+}
+MIXED_DOCS: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "required": ["images"],
-                    "properties": {
-                        "images": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["b64"],
-                                "properties": {"b64": {"type": "string", "contentEncoding": "base64"}},
-                            },
-                        }
-                    },
+                    "description": "every file in a field named by its domain",
+                    "additionalProperties": {"type": "array", "items": FILE},
                 }
             },
+            "application/json": _json_docs(domain={"type": "string"}, b64=BASE64),
         },
     }
 }
 
 
-class ClassifyQuery(BaseModel):
-    """The query of a classify request; an unknown parameter is refused."""
+class MixedQuery(BaseModel):
+    """The query of a request about several domains; an unknown parameter is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,9 +82,14 @@ class ClassifyQuery(BaseModel):
     threshold: float = Field(0.0, ge=0, le=1, description="leave out classes less probable than this")
     labels: list[str] = Field([], description="choose among these instead; repeated, or one value with commas")
     stack: StackKind = Field("cascade", description="`boost` leaves the adapting prompts out")
-    version: int | None = Field(None, ge=1, le=2**53, description="answer with this version instead of the live one")
     timeout_ms: int | None = Field(None, ge=1, description="deadline, counted from the body's last byte")
     priority: Urgency = Field("normal", description="who goes first where images wait for the device")
+
+
+class ClassifyQuery(MixedQuery):
+    """The query of a request about one domain."""
+
+    version: int | None = Field(None, ge=1, le=2**53, description="answer with this version instead of the live one")
 
 
 @router.post("/classify/{domain}", openapi_extra=BODY_DOCS)
@@ -80,28 +97,86 @@ async def classify(
     request: Request, response: Response, domain: str, ask: Annotated[ClassifyQuery, Query()], front: Serving
 ) -> ClassifyOut:
     """Classify one or several images among a domain's classes."""
-    labels = check_labels(ask.labels, front.settings)
-    timeout_s = _check_numbers(ask, front.settings)
+    asking = _Asking(ask, front.settings)
     async with front.answerer.pin(domain, ask.version) as pin:
         front.decoder.check_room(1)
         images = await read_images(request, front.settings)
-        started_s = time.monotonic()
-        wanted = Wanted(ask.top_k, started_s + timeout_s, PRIORITIES[ask.priority])
-        work = Work(pin, ask.stack, labels, images, wanted, ask.threshold)
-        served, results, timing = await _unless_gone(request, answer(front, work))
-    timing.total = milliseconds(time.monotonic() - started_s)
+        results, timing = await asking.answers(request, response, front, [(pin, image) for image in images])
+    served = next(version for version, _ in results if version is not None)
     response.headers["X-Bundle-Version"] = str(served.version)
     response.headers["X-Bundle-Digest"] = served.digest
-    response.headers["Server-Timing"] = ", ".join(f"{name};dur={value}" for name, value in timing)
     return ClassifyOut(
         request_id=request_id.get(),
         domain=served.domain,
         version=served.version,
         digest=served.digest,
         stack=ask.stack,
-        results=results,
+        results=[result for _, result in results],
         timing_ms=timing,
     )
+
+
+@router.post("/classify", openapi_extra=MIXED_DOCS)
+async def classify_mixed(
+    request: Request, response: Response, ask: Annotated[MixedQuery, Query()], front: Serving
+) -> MixedOut:
+    """Classify images of several domains in one call, each among the classes of its own."""
+    asking = _Asking(ask, front.settings)
+    front.decoder.check_room(1)
+    images = await read_mixed(request, front.settings)
+    async with AsyncExitStack() as held:
+        domains = dict.fromkeys(domain for domain, _ in images)
+        pins = {domain: await _hold(held, front, actor_of(request), domain) for domain in domains}
+        held_images = [(pins[domain], image) for domain, image in images]
+        results, timing = await asking.answers(request, response, front, held_images)
+    return MixedOut(
+        request_id=request_id.get(),
+        stack=ask.stack,
+        results=[
+            MixedResultOut(
+                **dict(result),
+                domain=domain,
+                version=served.version if served else None,
+                digest=served.digest if served else None,
+            )
+            for (domain, _), (served, result) in zip(images, results, strict=True)
+        ],
+        timing_ms=timing,
+    )
+
+
+async def _hold(held: AsyncExitStack, front: Front, actor: str, domain: str) -> Held:
+    """Pin what is live in a domain for as long as `held` is open, or say why that cannot be."""
+    try:
+        front.keys.require(actor, "classify", domain)
+        return await held.enter_async_context(front.answerer.pin(domain, None))
+    except EXPECTED as error:
+        return error
+
+
+class _Asking:
+    """A query that was found sound, and is asked once the body is there.
+
+    Raises:
+        RequestInvalidError: it asks for more than settings allow.
+    """
+
+    def __init__(self, ask: MixedQuery, settings: Settings) -> None:
+        self._ask = ask
+        self._labels = check_labels(ask.labels, settings)
+        self._timeout_s = _check_numbers(ask, settings)
+
+    async def answers(
+        self, request: Request, response: Response, front: Front, images: Sequence[tuple[Held, SentImage]]
+    ) -> tuple[list[Result], TimingOut]:
+        """A result per image, and where the time went, which a header says too."""
+        ask, started_s = self._ask, time.monotonic()
+        wanted = Wanted(ask.top_k, started_s + self._timeout_s, PRIORITIES[ask.priority])
+        asked = Asked(ask.stack, self._labels, wanted, ask.threshold)
+        results, timing = await _unless_gone(request, answer(front, asked, images))
+        timing.total = milliseconds(time.monotonic() - started_s)
+        response.headers["Server-Timing"] = ", ".join(f"{name};dur={value}" for name, value in timing)
+        return results, timing
 
 
 def check_labels(given: Sequence[str], settings: Settings) -> tuple[str, ...]:
@@ -123,7 +198,7 @@ def check_labels(given: Sequence[str], settings: Settings) -> tuple[str, ...]:
     return labels
 
 
-def _check_numbers(ask: ClassifyQuery, settings: Settings) -> float:
+def _check_numbers(ask: MixedQuery, settings: Settings) -> float:
     """The request's time in seconds, after a look at the numbers that settings bound."""
     if ask.top_k > settings.max_top_k:
         raise RequestInvalidError(f"top_k is at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})

@@ -1,86 +1,116 @@
 """From the images of one request to one result each, by way of whoever answers.
 
-The request's version was pinned before its body was read and is kept to the end. One bad image fails alone; a request
-whose only image is bad fails as a whole.
+Every image comes with the version that is to answer it, which was pinned before and is kept to the end. Whatever is
+wrong with one image or one version leaves the others alone; a request of which nothing can be answered fails as a
+whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.answering import Answered, Pin, Served, StackKind, Wanted
-from service.errors import DeadlineExceededError, ImageRejectedError, ImagesRejectedError, ServiceError
+from service.errors import DeadlineExceededError, ImageRejectedError, ImagesRejectedError
 from service.front import Front
 from service.images import Decoded
-from service.problems import describe
+from service.problems import EXPECTED, describe
 from service.routes.bodies import SentImage
 from service.schemas import PredictionOut, ResultOut, TimingOut
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Work:
-    """What is done for one request: who answers, images and deadline.
+class Asked:
+    """What a request asks about each of its images.
 
     Args:
-        pin: the version the request holds.
         kind: `boost` leaves the adapting prompts out.
-        labels: other classes; empty takes the version's own.
-        images: what to classify.
+        labels: other classes; empty takes a version's own.
         wanted: how, and by when.
         threshold: classes less probable than this are left out.
     """
 
-    pin: Pin
     kind: StackKind
     labels: tuple[str, ...]
-    images: Sequence[SentImage]
     wanted: Wanted
     threshold: float
 
 
-async def answer(front: Front, work: Work) -> tuple[Served, list[ResultOut], TimingOut]:
+Held: TypeAlias = Pin | Exception
+"""What is to answer an image, or why nothing can."""
+Result: TypeAlias = tuple[Served | None, ResultOut]
+"""What became of an image, and the version that was asked about it, if there was one."""
+
+
+async def answer(
+    front: Front, asked: Asked, images: Sequence[tuple[Held, SentImage]]
+) -> tuple[list[Result], TimingOut]:
     """Decode, queue and score the images of one request within its deadline.
 
+    Returns:
+        A result per image, in order, and where the time went but for the total.
+
     Raises:
-        DomainNotFoundError, VersionNotFoundError, StackMismatchError, BackboneMismatchError: the version that is asked
-            for is not there, or cannot run here.
         DeadlineExceededError: not ready in time.
-        ImageRejectedError: the only image is bad.
-        ImagesRejectedError: all of several are.
-        OverloadedError: a queue is full.
+        ImagesRejectedError: all of several images are bad.
+        Exception: what went wrong with the only image, or with all of them for another reason than the images.
     """
+    pins = [pin for pin, _ in images]
     try:
-        async with asyncio.timeout(work.wanted.deadline_s - time.monotonic()):
-            served = await work.pin.settle(work.kind, work.labels)
-            decoded, decode_s = await _decode(front, work.images)
-            answers = await _score(work, decoded)
+        async with asyncio.timeout(asked.wanted.deadline_s - time.monotonic()):
+            settled = await _settle_all(pins, asked)
+            served = [settled[pin] for pin in pins]
+            pictures, decode_s = await _decode(front, served, [image for _, image in images])
+            outcomes = await _score(pins, pictures, asked.wanted)
     except TimeoutError as error:
         raise DeadlineExceededError("The answer was not ready within the request's time.") from error
-    _count(front, served.domain, answers)
-    _fail_if_none(answers)
-    answered = [answer for answer in answers if isinstance(answer, Answered)]
-    timing = TimingOut(
-        decode=milliseconds(decode_s),
-        queue=milliseconds(max(answer.queued_s for answer in answered)),
-        device=milliseconds(max(answer.ran_s for answer in answered)),
-        total=0.0,
-    )
-    front.metrics.stage_s.labels("decode").observe(decode_s)
-    front.metrics.stage_s.labels("device").observe(timing.device / 1000)
-    results = [
-        _shape(index, sent, picture, answer, work.threshold)
-        for index, (sent, picture, answer) in enumerate(zip(work.images, decoded, answers, strict=True))
-    ]
-    return served, results, timing
+    _count(front, served, outcomes)
+    _fail_if_none(outcomes)
+    results: list[Result] = []
+    for index, (version, (_, sent), picture, outcome) in enumerate(
+        zip(served, images, pictures, outcomes, strict=True)
+    ):
+        who = None if isinstance(version, Exception) else version
+        results.append((who, _shape(index, sent, picture, outcome, asked.threshold)))
+    return results, _timing(front, decode_s, outcomes)
 
 
-async def _decode(front: Front, images: Sequence[SentImage]) -> tuple[list[Decoded | ImageRejectedError], float]:
-    """Pixels or a refusal per image, and the seconds that took."""
+async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of several coroutines that run at the same time; one alone needs no task."""
+    return [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
 
-    async def one(image: SentImage) -> Decoded | ImageRejectedError:
+
+async def _settle_all(pins: Sequence[Held], asked: Asked) -> dict[Held, Served | Exception]:
+    """The version behind each pin, or why it cannot answer."""
+
+    async def settle(pin: Held) -> Served | Exception:
+        if isinstance(pin, Exception):
+            return pin
+        try:
+            return await pin.settle(asked.kind, asked.labels)
+        except EXPECTED as error:
+            return error
+
+    each = list(dict.fromkeys(pins))
+    return dict(zip(each, await _together([settle(pin) for pin in each]), strict=True))
+
+
+async def _decode(
+    front: Front, served: Sequence[Served | Exception], images: Sequence[SentImage]
+) -> tuple[list[Decoded | Exception], float]:
+    """Pixels or a refusal per image, and the seconds that took; an image that nobody can answer is left alone."""
+
+    async def one(version: Served | Exception, image: SentImage) -> Decoded | Exception:
+        if isinstance(version, Exception):
+            return version
         if isinstance(image.data, ImageRejectedError):
             return image.data
         try:
@@ -90,19 +120,36 @@ async def _decode(front: Front, images: Sequence[SentImage]) -> tuple[list[Decod
 
     started_s = time.monotonic()
     with front.decoder.places(len(images)):
-        return list(await asyncio.gather(*(one(image) for image in images))), time.monotonic() - started_s
+        pictures = await _together([one(*pair) for pair in zip(served, images, strict=True)])
+    return pictures, time.monotonic() - started_s
 
 
-async def _score(work: Work, decoded: Sequence[Decoded | ImageRejectedError]) -> list[Answered | ServiceError]:
-    """Have scored what could be decoded; an answer or an error per image, in order."""
-    pixels = [item.pixels for item in decoded if isinstance(item, Decoded)]
-    scored = iter(await work.pin.score(pixels, work.wanted) if pixels else ())
-    return [item if isinstance(item, ImageRejectedError) else next(scored) for item in decoded]
+async def _score(
+    pins: Sequence[Held], pictures: Sequence[Decoded | Exception], wanted: Wanted
+) -> list[Answered | Exception]:
+    """Have scored what could be decoded, all of one version together; an answer or an error per image, in order."""
+
+    async def score(pin: Held, pixels: Sequence[NDArray[np.uint8]]) -> Sequence[Answered | Exception]:
+        try:
+            return [pin] * len(pixels) if isinstance(pin, Exception) else await pin.score(pixels, wanted)
+        except EXPECTED as error:
+            return [error] * len(pixels)
+
+    pixels: dict[Held, list[NDArray[np.uint8]]] = {}
+    for pin, picture in zip(pins, pictures, strict=True):
+        if isinstance(picture, Decoded):
+            pixels.setdefault(pin, []).append(picture.pixels)
+    scored = await _together([score(*pair) for pair in pixels.items()])
+    rest = {pin: iter(answers) for pin, answers in zip(pixels, scored, strict=True)}
+    return [
+        next(rest[pin]) if isinstance(picture, Decoded) else picture
+        for pin, picture in zip(pins, pictures, strict=True)
+    ]
 
 
-def _fail_if_none(answers: Sequence[Answered | ServiceError]) -> None:
+def _fail_if_none(answers: Sequence[Answered | Exception]) -> None:
     """Fail the request as a whole when no image was answered."""
-    failures = [answer for answer in answers if isinstance(answer, ServiceError)]
+    failures = [answer for answer in answers if isinstance(answer, Exception)]
     if len(failures) < len(answers):
         return
     ours = [error for error in failures if not isinstance(error, ImageRejectedError)]
@@ -115,14 +162,10 @@ def _fail_if_none(answers: Sequence[Answered | ServiceError]) -> None:
 
 
 def _shape(
-    index: int,
-    sent: SentImage,
-    picture: Decoded | ImageRejectedError,
-    answer: Answered | ServiceError,
-    threshold: float,
+    index: int, sent: SentImage, picture: Decoded | Exception, answer: Answered | Exception, threshold: float
 ) -> ResultOut:
     notes = list(picture.notes) if isinstance(picture, Decoded) else []
-    if isinstance(answer, ServiceError):
+    if isinstance(answer, Exception):
         return ResultOut(index=index, name=sent.name, notes=notes, error=describe(answer))
     predictions = [
         PredictionOut(label=found.label, class_id=found.class_id, probability=found.probability)
@@ -132,13 +175,29 @@ def _shape(
     return ResultOut(index=index, name=sent.name, predictions=predictions, notes=notes, error=None)
 
 
-def _count(front: Front, domain: str, answers: Sequence[Answered | ServiceError]) -> None:
-    for answer in answers:
-        if isinstance(answer, ImageRejectedError):
+def _timing(front: Front, decode_s: float, answers: Sequence[Answered | Exception]) -> TimingOut:
+    answered = [answer for answer in answers if isinstance(answer, Answered)]
+    timing = TimingOut(
+        decode=milliseconds(decode_s),
+        queue=milliseconds(max(answer.queued_s for answer in answered)),
+        device=milliseconds(max(answer.ran_s for answer in answered)),
+        total=0.0,
+    )
+    front.metrics.stage_s.labels("decode").observe(decode_s)
+    front.metrics.stage_s.labels("device").observe(timing.device / 1000)
+    return timing
+
+
+def _count(front: Front, served: Sequence[Served | Exception], outcomes: Sequence[Answered | Exception]) -> None:
+    """Count images by domain; a name that nobody answers to must not become a label."""
+    for version, outcome in zip(served, outcomes, strict=True):
+        if isinstance(version, Exception):
+            continue
+        if isinstance(outcome, ImageRejectedError):
             result = "rejected"
         else:
-            result = "failed" if isinstance(answer, ServiceError) else "answered"
-        front.metrics.images.labels(domain, result).inc()
+            result = "failed" if isinstance(outcome, Exception) else "answered"
+        front.metrics.images.labels(version.domain, result).inc()
 
 
 def milliseconds(seconds: float) -> float:

@@ -236,7 +236,8 @@ async def test_images_of_two_domains_share_one_forward(serve, model):
         model.gate.set()
         answers = await asyncio.gather(*calls)
     assert [best(answer.json()["results"][0]) for answer in answers] == ["red"] * 4
-    assert sorted(len(batch) for batch in model.batches) == [1, 3]
+    assert sum(len(batch) for batch in model.batches) == 4
+    assert len(model.batches) <= 2
     assert max(len(set(batch)) for batch in model.batches) == 2
 
 
