@@ -26,7 +26,7 @@ from service.errors import (
     PreconditionFailedError,
     ServiceError,
 )
-from service.live_table import STATES, DomainState, LiveTable, ServedStack, unknown_domain
+from service.live_table import DomainState, LiveTable, ServedStack, unknown_domain
 
 if TYPE_CHECKING:
     from prompt_store.store import Added, LiveInfo, Store
@@ -287,11 +287,10 @@ class Domains:
         return stack
 
     def _swap(self, domain: str, state: DomainState) -> None:
+        before = self._table.entries.get(domain)
         self._table.swap(domain, state)
-        entries = self._table.entries
-        versions = {name: entry.served.version if entry.served else 0 for name, entry in entries.items()}
-        names = [entry.name for entry in entries.values()]
-        self._metrics.domains_changed(versions, {name: names.count(name) for name in STATES})
+        version = state.served.version if state.served else 0
+        self._metrics.domain_changed(domain, version, before.name if before else None, state.name)
 
     def _go_live(self, served: ServedStack, started_s: float) -> None:
         self._swap(served.domain, DomainState(served))

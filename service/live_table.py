@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from prompt_store.errors import DomainNotFoundError
 from prompt_store.manifest import is_domain
@@ -17,10 +17,6 @@ from service.errors import DomainNotLiveError, DomainUnavailableError
 
 if TYPE_CHECKING:
     from prompted_clip.stack import PromptStack
-
-
-STATES: Final = ("live", "stale", "broken", "idle")
-"""What a domain can be; see `DomainState.name`."""
 
 
 @dataclass(frozen=True, eq=False)

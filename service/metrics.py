@@ -5,7 +5,6 @@ Each application has its own registry, so that two of them can live in one proce
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -100,6 +99,8 @@ class Metrics:
             ["state"],
             registry=self.registry,
         )
+        for state in ("live", "stale", "broken", "idle"):  # 0 is a number, not a gap
+            self.domains.labels(state)
         self.errors = Counter("caspl_errors", "Answers with a problem.", ["code"], registry=self.registry)
 
     def rows_entered(self, n_rows: int, priority: Priority) -> None:
@@ -133,12 +134,12 @@ class Metrics:
         """Show how many rows wait."""
         self.queue_rows.set(n_waiting)
 
-    def domains_changed(self, versions: Mapping[str, int], n_in_state: Mapping[str, int]) -> None:
-        """Show what every domain answers with (0: nothing), and how many domains are in each state."""
-        for domain, version in versions.items():
-            self.live.labels(domain).set(version)
-        for state, n_domains in n_in_state.items():
-            self.domains.labels(state).set(n_domains)
+    def domain_changed(self, domain: str, version: int, before: str | None, state: str) -> None:
+        """Show what a domain answers with now (0: nothing), and that it went from one state to another."""
+        self.live.labels(domain).set(version)
+        if before is not None:
+            self.domains.labels(before).dec()
+        self.domains.labels(state).inc()
 
     def text(self) -> bytes:
         """Everything, in the Prometheus text format."""

@@ -79,6 +79,7 @@ async def test_the_openapi_document_describes_every_call_and_its_failures(serve)
     async with serve() as client:
         document = (await client.get("/openapi.json")).json()
     assert set(document["paths"]) == {
+        "/classify",
         "/classify/{domain}",
         "/domains",
         "/domains/{domain}",
