@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_FAILED_S: Final = 30.0
 """How long a domain that could not be loaded is left alone before it is tried again."""
+MAX_PROVEN: Final = 4096
+"""Digests that are remembered; one that is forgotten is tried out once more."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Domains:
         store: where versions are kept.
         fingerprint: of the backbone that runs.
         load: makes a stack of a bundle.
-        warm_up: runs one row through a stack, raising if it cannot answer.
+        warm_up: runs one row through a stack, raising if it cannot answer; done once per content.
         went_live: told every stack that answers for its domain from now on.
         metrics: told about activations.
         max_old: versions kept loaded that are asked for but not live.
@@ -83,6 +85,7 @@ class Domains:
         self._old: Cache[tuple[str, int], ServedStack] = Cache(max_old, max_waiting=max_waiting)
         self._changes: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retry: dict[str, tuple[int, float]] = {}
+        self._proven: set[str] = set()  # digests that answered before: the same content does so again
 
     @property
     def table(self) -> Mapping[str, DomainState]:
@@ -158,13 +161,16 @@ class Domains:
         """
         started_s = time.monotonic()
         async with self._changes[self._table.known(domain)]:
-            live = await asyncio.to_thread(self.store.live, domain)
-            if expected is not None and (live is None or live.digest != expected):
-                raise PreconditionFailedError(
-                    f"If-Match names {expected}, live is {live.digest if live else 'nothing'}. Look again, then decide."
-                )
+            expected_live: int | None = None
+            if expected is not None:
+                live = await asyncio.to_thread(self.store.live, domain)
+                if live is None or live.digest != expected:
+                    found = live.digest if live else "nothing"
+                    raise PreconditionFailedError(
+                        f"If-Match names {expected}, live is {found}. Look again, then decide."
+                    )
+                expected_live = live.version
             served = await self._load_or_reuse(domain, version)
-            expected_live = live.version if live and expected is not None else None
             try:
                 await asyncio.to_thread(self.store.activate, domain, version, expected_live=expected_live, actor=actor)
             except ConflictError as error:
@@ -274,8 +280,7 @@ class Domains:
         return await self._prepare(domain, version)
 
     async def _prepare(self, domain: str, version: int) -> ServedStack:
-        data = await asyncio.to_thread(self.store.read, domain, version)
-        bundle = await asyncio.to_thread(read_bundle, data)
+        bundle = await asyncio.to_thread(lambda: read_bundle(self.store.read(domain, version)))
         return ServedStack(domain, version, bundle.digest, await self._prepare_bundle(bundle, version))
 
     async def _prepare_bundle(self, bundle: Bundle, version: int | None) -> PromptStack:
@@ -283,7 +288,11 @@ class Domains:
         if found != self._fingerprint:
             raise BackboneMismatchError(expected=self._fingerprint, found=found)
         stack = await self._load(bundle, version)
-        await self._warm_up(stack)
+        if bundle.digest not in self._proven:
+            await self._warm_up(stack)
+            if len(self._proven) == MAX_PROVEN:
+                self._proven.clear()
+            self._proven.add(bundle.digest)
         return stack
 
     def _swap(self, domain: str, state: DomainState) -> None:

@@ -54,6 +54,20 @@ async def test_an_upload_is_stored_and_not_live_until_it_is_activated(serve, sto
     assert store.live("paint").version == 2
 
 
+async def test_a_content_is_tried_out_once_and_one_that_failed_again(serve, model):
+    async with serve() as client:
+        model.batches.clear()
+        model.fail_with = RuntimeError("no")
+        assert (await client.post("/domains/paint/versions", content=colour_bundle(seed=1))).status_code == 500
+        model.fail_with = None
+        assert (await client.post("/domains/paint/versions", content=colour_bundle(seed=1))).status_code == 201
+        assert len(model.batches) == 2
+        for version in (2, 1, 2):
+            assert (await client.put("/domains/paint/live", json={"version": version})).status_code == 200
+        assert (await client.post("/domains/paint/rollback")).status_code == 200
+        assert len(model.batches) == 2
+
+
 async def test_an_upload_with_activate_serves_when_it_answers_even_for_a_new_domain(serve):
     async with serve() as client:
         answer = await client.post("/domains/fresh/versions?activate=true", content=colour_bundle("fresh"))
