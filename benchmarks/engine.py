@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.breakdown import shares
 from benchmarks.bundles import BundleShape
 from benchmarks.engine_rows import Batch, Feeder, noise, register, run_batches
 from benchmarks.interleaved import in_turn
@@ -178,6 +179,16 @@ class EngineBench:
             "plain": float(operations(lambda: tower(pixels, None))),
             "open_clip": float(operations(lambda: library.answer(images))),
         }
+
+    def breakdown(self, n_rows: int) -> dict[str, float]:
+        """Shares of a forward's time by kind of operator; prompts included, all cores at one tower."""
+        tower = FusedImageTower(self.backbone)
+        pixels = torch.from_numpy(self._pictures[np.arange(n_rows) % len(self._pictures)]).to(self.backbone.device)
+        shape = self.options.shape()
+        depth = min(shape.depth, self.backbone.n_vision_layers)
+        prompts = torch.zeros(depth, shape.n_tokens, self.backbone.vision_width).to(pixels.device, self.backbone.dtype)
+        grid = join_groups([prompts])
+        return shares(lambda: tower(pixels, grid))
 
     def device_ms(self) -> list[float]:
         """Milliseconds of a batch of one row on a CUDA device, by the device's own clock."""

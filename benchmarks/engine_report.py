@@ -65,6 +65,10 @@ def _measure(bench: EngineBench, console: Console) -> Report:
     report.samples["open_clip_images_per_s_by_batch"] = library_by_size
     _add_numbers(report, bench, turns, images, products)
     _add_tables(report, turns, images, by_size, library_by_size)
+    report.samples["shares_of_time"] = parts = bench.breakdown(n_rows)
+    report.tables["A forward's time by operators"] = Table(
+        ("operators", "share"), [(kind, f"{share:.1%}") for kind, share in parts.items()]
+    )
     return report
 
 
