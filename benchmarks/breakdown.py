@@ -16,20 +16,27 @@ REST = "copies, sums and the rest"
 N_RUNS = 3
 
 
-def shares(run: Callable[[], object]) -> dict[str, float]:
+def shares(run: Callable[[], object], device: str) -> dict[str, float]:
     """The part of the time that every kind of operator takes, largest first; they add up to 1.
 
     Args:
-        run: one forward, on the calling thread or on a CUDA device.
+        run: one forward.
+        device: "cpu" or "cuda", on which it runs. On a CPU the calling thread is looked at, on CUDA the kernels alone.
     """
     run()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with profile(activities=activities) as seen:
+    is_cuda = device == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as seen:
         for _ in range(N_RUNS):
             run()
+        if is_cuda:
+            torch.cuda.synchronize()
     taken_us: defaultdict[str, float] = defaultdict(float)
     for event in seen.key_averages():
-        taken_us[kind_of(event.key)] += event.self_device_time_total or event.self_cpu_time_total
+        # An operator that launched a kernel is told the kernel's time too; only the kernel's own event counts.
+        is_counted = not is_cuda or event.device_type.name == "CUDA"
+        taken_us[kind_of(event.key)] += is_counted * (
+            event.self_device_time_total if is_cuda else event.self_cpu_time_total
+        )
     whole_us = sum(taken_us.values())
     return {kind: taken_us[kind] / whole_us for kind in sorted(taken_us, key=lambda kind: -taken_us[kind])}
 

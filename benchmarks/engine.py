@@ -188,7 +188,7 @@ class EngineBench:
         depth = min(shape.depth, self.backbone.n_vision_layers)
         prompts = torch.zeros(depth, shape.n_tokens, self.backbone.vision_width).to(pixels.device, self.backbone.dtype)
         grid = join_groups([prompts])
-        return shares(lambda: tower(pixels, grid))
+        return shares(lambda: tower(pixels, grid), self.device)
 
     def device_ms(self) -> list[float]:
         """Milliseconds of a batch of one row on a CUDA device, by the device's own clock."""

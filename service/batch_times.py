@@ -43,9 +43,9 @@ class BatchTimes:
     def __init__(self, max_rows: int, n_padded: Callable[[int], int] = lambda n_rows: n_rows) -> None:
         self._max_rows = max_rows
         steps = (size << i for i in range(max_rows.bit_length()) for size in (1, 3))
-        self.sizes: Final = tuple(sorted({*(size for size in steps if size < max_rows), max_rows}))
-        """Those that are worth measuring."""
         self._padded = [0, *(min(n_padded(n_rows), max_rows) for n_rows in range(1, max_rows + 1))]
+        self.sizes: Final = tuple(sorted({*(self._padded[size] for size in steps if size < max_rows), max_rows}))
+        """Those that are worth measuring."""
         self._curve = [0.0] * (max_rows + 1)  # by rows that really run
         self._s_per_cost = 0.0
         self._table = [0.0] * (max_rows + 1)  # by rows, whatever is added to them
@@ -61,6 +61,7 @@ class BatchTimes:
         """Take over seconds by size: straight lines in between, in proportion to the nearest one outside."""
         if not measured:
             return
+        measured = {self._padded[size]: seconds for size, seconds in sorted(measured.items())}
         known = sorted(measured)
         curve = [0.0]
         for n_rows in range(1, self._max_rows + 1):

@@ -8,7 +8,8 @@ The rules, in the order they matter:
 
 1. A batch leaves as soon as the runner is free, with all that came in the same turn of the event loop, unless rows are
    about to come with which all would be done sooner: `service/expected_rows.py` says for how long a free runner had
-   better wait. It waits once per batch, in one lane, and never where that could make a row late.
+   better wait. It waits once per batch and in one lane, not where a row has a cost or a high priority, and not where
+   that could make a row late.
 2. While one batch runs, a second one is prepared only when it is full, so late rows can still join a small one.
 3. What goes first, and who may join when many wait, is the order of `service/fair_queue.py`: priorities, then turns
    between flows, then first in first out. The row that is next by that order chooses the lane, which fills the batch.
@@ -140,6 +141,8 @@ class Batcher(Generic[Row, Answer]):
         if not rows:
             return []
         now_s, level = self._clock(), Priority(priority)
+        if self._is_due and not self._waiting.order.has_room(flow, level, len(rows)):
+            self._dispatch("idle")  # what is about to leave makes room
         costs = [self._cost(row) for row in rows]
         prediction = self._predict(len(rows), sum(costs), flow, level, max(0.0, deadline_s - now_s))
         self._refuse_in_vain(len(rows), flow, level, prediction)
@@ -151,7 +154,8 @@ class Batcher(Generic[Row, Answer]):
         tickets[-1].prediction = prediction
         self._observer.rows_entered(len(rows), level)
         self._waiting.enter(tickets)
-        self._expected.came(len(rows), now_s)
+        if not tickets[0].cost:
+            self._expected.came(lane, len(rows), now_s)
         if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._on_entry)
@@ -185,7 +189,7 @@ class Batcher(Generic[Row, Answer]):
         if not self._waiting.order.has_room(flow, level, n_rows):
             reason = "queue_full"
             message = f"{len(self._waiting)} images already wait, there is no place for {n_rows} more; try again later."
-        elif self._running and not self._waits.is_in_time(prediction):
+        elif (self._running or self._waiting) and not self._waits.is_in_time(prediction):
             reason = "wait_too_long"
             message = (
                 f"Others wait: the answer would take about {prediction.answer_s:.1f} s, "
@@ -221,7 +225,7 @@ class Batcher(Generic[Row, Answer]):
             elif self._waits_until_s is not None:
                 release = "gathered"
             self._waits_until_s = None
-            batch = self._waiting.form(now_s, now_s + self._rest_s(now_s), spares_late=release == "idle")
+            batch = self._waiting.form(now_s, now_s + self._rest_s(now_s), spares_late=release in {"idle", "gathered"})
             if not batch.tickets:
                 return
             n_rows = len(batch.tickets)
@@ -236,14 +240,17 @@ class Batcher(Generic[Row, Answer]):
     def _had_better_wait(self, now_s: float) -> bool:
         """Whether a free runner waits for rows that are expected; it is told when that is over."""
         waiting = self._waiting
-        if len(waiting) >= self._max_rows or waiting.cost or len(waiting.order.n_in_lane) > 1:
+        lane, *others = waiting.order.n_in_lane
+        if others or waiting.cost or len(waiting) >= self._max_rows or waiting.order.has_urgent:
             return False
-        wait_s = self._expected.worth_waiting_s(len(waiting), now_s)
+        wait_s = self._expected.worth_waiting_s(lane, len(waiting), now_s)
+        until_s = now_s + wait_s if self._waits_until_s is None else self._waits_until_s
+        makes_late = until_s + self.batch_times.seconds(self._max_rows) > waiting.first_deadline_s()
+        if not wait_s or now_s >= until_s or makes_late:
+            return False
         if self._waits_until_s is not None:  # who comes may end the wait, not prolong it
-            return wait_s > 0 and now_s < self._waits_until_s
-        if not wait_s or now_s + wait_s + self.batch_times.seconds(self._max_rows) > waiting.first_deadline_s():
-            return False
-        self._waits_until_s = until_s = now_s + wait_s
+            return True
+        self._waits_until_s = until_s
         call_later = self._call_later or asyncio.get_running_loop().call_later
         call_later(wait_s, lambda: self._waited_until(until_s))
         return True
@@ -273,7 +280,8 @@ class Batcher(Generic[Row, Answer]):
         if call is not None and call.prediction is not None:
             self._waits.turned_out(call.prediction, now_s - call.entered_s)
             self._observer.call_answered(call.prediction.answer_s, now_s - call.entered_s)
-        self._expected.answered(sum(not ticket.future.done() for ticket in batch.tickets), now_s)
+        n_answered = sum(not ticket.future.done() for ticket in batch.tickets)
+        self._expected.answered(batch.tickets[0].lane, 0 if batch.cost else n_answered, now_s)
         for ticket, answer in zip(batch.tickets, answers, strict=True):
             if ticket.future.done():
                 continue

@@ -3,8 +3,8 @@
 Knows the store and the bundle format; does not know HTTP, queues or the device: loading and warming a stack are handed
 in.
 
-A change goes one way: bytes → bundle → stack → warm-up row → store (durable) → table. Whatever fails on the way leaves
-the domain as it was.
+A change goes one way: bytes → bundle → stack → store (durable) → table, and a content that is new to this process has
+to answer one row before it goes on. Whatever fails on the way leaves the domain as it was.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rows that are about to come, and how long a free runner had better wait for them.
 
-Knows numbers of rows and seconds. Does not know queues, deadlines or what a row is.
+Knows numbers of rows, lanes and seconds. Does not know queues, deadlines or what a row is.
 
 Callers that send one request after the other come back as soon as they are answered: a few milliseconds after a batch
 is back, its callers have sent their next rows. A runner that leaves with the first of them alone has the others wait
@@ -8,15 +8,16 @@ for a nearly empty batch; then they are together and that one is alone again, fo
 and three where two and two, or four at once, would be answered in three quarters of the time.
 
 So for the first, second, ... row after a batch is back it is learned how long that takes (mean plus a multiple of the
-mean deviation, the estimator of RFC 6298). Rows that come at random deviate as much as they delay, and are never worth
-waiting for; nor is anybody who is overdue. Of what is expected before the waiting rows alone would be done, so many are
+mean deviation, the estimator of RFC 6298). Rows that come at random deviate as much as they delay, and are seldom worth
+waiting for; whoever is overdue never is. Of what is expected before the waiting rows alone would be done, so many are
 waited for that everything, the waiting and the expected, is done soonest; none, unless that saves a good part of the
-time.
+time. Only rows of the lane that was answered are expected: others could not join.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +29,8 @@ N_DEVIATIONS: Final = 3
 """A row is expected within its mean delay and so many deviations."""
 OUTLIER: Final = 4.0
 """A delay counts as at most this many times the mean."""
+LEAST_S: Final = 1e-6
+"""A mean of 0 would never grow."""
 LEAST_SAVED: Final = 0.1
 """Part of the time until everything is done that waiting must save."""
 
@@ -47,7 +50,7 @@ class Delay:
     def observe(self, seconds: float) -> None:
         """Learn from a row that came."""
         if self.mean_s == math.inf:
-            self.mean_s, self.deviation_s = seconds, seconds / 2
+            self.mean_s, self.deviation_s = max(seconds, LEAST_S), seconds / 2
         else:
             difference_s = min(seconds, OUTLIER * self.mean_s) - self.mean_s
             self.deviation_s += DEVIATION_GAIN * (abs(difference_s) - self.deviation_s)
@@ -66,26 +69,31 @@ class ExpectedRows:
         self._batch_times = batch_times
         self._max_rows = max_rows
         self._delays = [Delay() for _ in range(max_rows)]
+        self._lane: Hashable = None
         self._answered_s = 0.0
         self._n_answered = 0
         self._n_come = 0
 
-    def answered(self, n_rows: int, now_s: float) -> None:
-        """Note that a batch is back, and with it answers to so many rows."""
+    def answered(self, lane: Hashable, n_rows: int, now_s: float) -> None:
+        """Note that a batch of a lane is back, and with it answers to so many rows."""
         since_s = now_s - self._answered_s
         for delay in self._delays[self._n_come : self._n_answered]:
             if since_s > delay.mean_s:  # who is late counts as very late; who is not yet due teaches nothing
                 delay.observe(math.inf)
-        self._answered_s, self._n_answered, self._n_come = now_s, n_rows, 0
+        self._lane, self._answered_s, self._n_answered, self._n_come = lane, now_s, n_rows, 0
 
-    def came(self, n_rows: int, now_s: float) -> None:
-        """Note that rows entered the queue."""
+    def came(self, lane: Hashable, n_rows: int, now_s: float) -> None:
+        """Note that rows of a lane entered the queue."""
+        if lane != self._lane:
+            return
         for delay in self._delays[self._n_come : min(self._n_come + n_rows, self._n_answered)]:
             delay.observe(now_s - self._answered_s)
         self._n_come += n_rows
 
-    def worth_waiting_s(self, n_waiting: int, now_s: float) -> float:
-        """Seconds for which a free runner had better wait; 0 to leave at once with what waits."""
+    def worth_waiting_s(self, lane: Hashable, n_waiting: int, now_s: float) -> float:
+        """Seconds for which a free runner had better wait; 0 to leave at once with what waits, all of one lane."""
+        if lane != self._lane:
+            return 0.0
         seconds = self._batch_times.seconds
         alone_s = seconds(n_waiting)
         expected_s = self._expected_s(now_s, alone_s)

@@ -189,6 +189,11 @@ class FairQueue(Generic[Item]):
         """How many items wait in every lane that has any."""
         return self._n_in_lane
 
+    @property
+    def has_urgent(self) -> bool:
+        """Whether anything of the highest priority waits."""
+        return self._levels[Priority.HIGH].n_items > 0
+
     def has_room(self, flow: Hashable, priority: Priority, n_new: int) -> bool:
         """Whether a flow may add so many items, by rule 4; an empty queue takes whatever it can hold."""
         if not self._n_items:

@@ -48,8 +48,9 @@ class Metrics:
         )
         self.batches = Counter(
             "caspl_batches",
-            "Batches by why they left: idle, the device had nothing to do; free, it had just become free; full, made "
-            "ready while another ran; drain, the process stops.",
+            "Batches by why they left: idle, the device had nothing to do; free, it had just become free; gathered, it "
+            "was free and waited a moment for callers about to be back; full, made ready while another ran; drain, the "
+            "process stops.",
             ["reason"],
             registry=self.registry,
         )

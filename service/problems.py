@@ -122,6 +122,8 @@ def describe(error: BaseException) -> dict[str, object]:
     }
     if isinstance(error, service.ServiceError):
         body |= error.extra
+    if (seconds := _retry_after_s(error)) is not None:
+        body["retry_after_s"] = seconds
     for name in ("field", "limit", "version"):
         if (value := getattr(error, name, None)) is not None:
             body[name] = value
@@ -136,10 +138,15 @@ def respond(error: BaseException) -> Response:
     headers = {}
     if row.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    seconds = getattr(error, "retry_after_s", row.retry_after_s)
-    if seconds is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    if (seconds := _retry_after_s(error)) is not None:
+        headers["Retry-After"] = str(seconds)
     return Problem(row.status, body, headers)
+
+
+def _retry_after_s(error: BaseException) -> int | None:
+    """Whole seconds after which to try again, if that may help."""
+    seconds = getattr(error, "retry_after_s", row_of(error).retry_after_s)
+    return None if seconds is None else max(1, math.ceil(seconds))
 
 
 class Problem(Response):

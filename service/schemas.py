@@ -88,7 +88,7 @@ class ClassifyOut(BaseModel):
 class MixedResultOut(ResultOut):
     """What became of one image, and which version of its domain answered."""
 
-    domain: str
+    domain: str | None = Field(description="null where what was sent cannot be the name of one")
     version: int | None = Field(None, description="null where none could answer; `error` says why")
     digest: str | None = None
 

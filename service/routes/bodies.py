@@ -107,7 +107,9 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
         for field, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 raise RequestInvalidError("Every part of the multipart body must be a file.")
-            images.append((field, SentImage(await value.read(), value.filename)))
+            # A body may name a charset with which names hold half characters, which no answer could repeat.
+            name = value.filename and value.filename.encode(errors="replace").decode()
+            images.append((field, SentImage(await value.read(), name)))
     finally:
         await form.close()
     return images

@@ -15,9 +15,11 @@ from typing import Annotated, Any, Final, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from prompt_store.manifest import is_domain
 from service.answering import PRIORITIES, StackKind, Urgency, Wanted
 from service.errors import ClientGoneError, RequestInvalidError
 from service.front import Front, Serving, actor_of
+from service.live_table import unknown_domain
 from service.logs import request_id
 from service.problems import EXPECTED
 from service.routes.bodies import SentImage, read_images, read_mixed
@@ -101,6 +103,7 @@ async def classify(
     async with front.answerer.pin(domain, ask.version) as pin:
         front.decoder.check_room(1)
         images = await read_images(request, front.settings)
+        asking.begin()
         results, timing = await asking.answers(request, response, front, [(pin, image) for image in images])
     served = next(version for version, _ in results if version is not None)
     response.headers["X-Bundle-Version"] = str(served.version)
@@ -124,9 +127,11 @@ async def classify_mixed(
     asking = _Asking(ask, front.settings)
     front.decoder.check_room(1)
     images = await read_mixed(request, front.settings)
+    asking.begin()
     async with AsyncExitStack() as held:
-        domains = dict.fromkeys(domain for domain, _ in images)
-        pins = {domain: await _hold(held, front, actor_of(request), domain) for domain in domains}
+        domains = list(dict.fromkeys(domain for domain, _ in images))
+        holding = await asyncio.gather(*(_hold(held, front, actor_of(request), domain) for domain in domains))
+        pins = dict(zip(domains, holding, strict=True))
         held_images = [(pins[domain], image) for domain, image in images]
         results, timing = await asking.answers(request, response, front, held_images)
     return MixedOut(
@@ -135,7 +140,7 @@ async def classify_mixed(
         results=[
             MixedResultOut(
                 **dict(result),
-                domain=domain,
+                domain=domain if is_domain(domain) else None,
                 version=served.version if served else None,
                 digest=served.digest if served else None,
             )
@@ -149,13 +154,15 @@ async def _hold(held: AsyncExitStack, front: Front, actor: str, domain: str) -> 
     """Pin what is live in a domain for as long as `held` is open, or say why that cannot be."""
     try:
         front.keys.require(actor, "classify", domain)
+        if not is_domain(domain):
+            return unknown_domain(domain)
         return await held.enter_async_context(front.answerer.pin(domain, None))
     except EXPECTED as error:
         return error
 
 
 class _Asking:
-    """A query that was found sound, and is asked once the body is there.
+    """A query that was found sound, and is asked once the body is there; its time is counted from then on.
 
     Raises:
         RequestInvalidError: it asks for more than settings allow.
@@ -165,16 +172,21 @@ class _Asking:
         self._ask = ask
         self._labels = check_labels(ask.labels, settings)
         self._timeout_s = _check_numbers(ask, settings)
+        self._began_s = 0.0
+
+    def begin(self) -> None:
+        """Start the clock: the body is there."""
+        self._began_s = time.monotonic()
 
     async def answers(
         self, request: Request, response: Response, front: Front, images: Sequence[tuple[Held, SentImage]]
     ) -> tuple[list[Result], TimingOut]:
         """A result per image, and where the time went, which a header says too."""
-        ask, started_s = self._ask, time.monotonic()
-        wanted = Wanted(ask.top_k, started_s + self._timeout_s, PRIORITIES[ask.priority])
+        ask = self._ask
+        wanted = Wanted(ask.top_k, self._began_s + self._timeout_s, PRIORITIES[ask.priority])
         asked = Asked(ask.stack, self._labels, wanted, ask.threshold)
         results, timing = await _unless_gone(request, answer(front, asked, images))
-        timing.total = milliseconds(time.monotonic() - started_s)
+        timing.total = milliseconds(time.monotonic() - self._began_s)
         response.headers["Server-Timing"] = ", ".join(f"{name};dur={value}" for name, value in timing)
         return results, timing
 

@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.answering import Answered, Pin, Served, StackKind, Wanted
-from service.errors import DeadlineExceededError, ImageRejectedError, ImagesRejectedError
+from service.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    ImageRejectedError,
+    ImagesRejectedError,
+    OverloadedError,
+)
 from service.front import Front
 from service.images import Decoded
 from service.problems import EXPECTED, describe
@@ -84,8 +90,15 @@ async def answer(
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of several coroutines that run at the same time; one alone needs no task."""
-    return [await work[0]] if len(work) == 1 else await asyncio.gather(*work)
+    """The results of several coroutines that run at the same time; where one fails, the others end with it."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _settle_all(pins: Sequence[Held], asked: Asked) -> dict[Held, Served | Exception]:
@@ -189,9 +202,9 @@ def _timing(front: Front, decode_s: float, answers: Sequence[Answered | Exceptio
 
 
 def _count(front: Front, served: Sequence[Served | Exception], outcomes: Sequence[Answered | Exception]) -> None:
-    """Count images by domain; a name that nobody answers to must not become a label."""
+    """Count images by domain; a name that nobody answers to must not become a label, and refusals count elsewhere."""
     for version, outcome in zip(served, outcomes, strict=True):
-        if isinstance(version, Exception):
+        if isinstance(version, Exception) or isinstance(outcome, OverloadedError | DrainingError):
             continue
         if isinstance(outcome, ImageRejectedError):
             result = "rejected"

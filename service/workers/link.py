@@ -119,8 +119,12 @@ class Link:
             settled()
             raise _device_lost()
         future: asyncio.Future[Named | Scored | Forwarded] = asyncio.get_running_loop().create_future()
+        try:
+            self._channel.send(message)
+        except Exception:  # it cannot be put into words: nobody will answer it
+            settled()
+            raise
         self._calls[message.call] = _Call(future, settled)
-        self._channel.send(message)
         try:
             answer = await future
         except asyncio.CancelledError:

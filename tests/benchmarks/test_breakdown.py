@@ -19,7 +19,7 @@ heads = torch.randn(2, 4, 200, 16)
     ],
 )
 def test_time_is_put_down_to_the_kind_of_operator_that_takes_it(run, kind):
-    found = shares(run)
+    found = shares(run, "cpu")
     assert next(iter(found)) == kind
     assert sum(found.values()) == pytest.approx(1)
 

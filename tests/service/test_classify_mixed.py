@@ -78,7 +78,12 @@ async def test_an_unknown_domain_and_a_bad_image_fail_alone(serve):
         "domain_not_found",
         "image_format",
     ]
-    assert [one["version"] for one in results] == [1, None, None, 1]
+    assert [(one["domain"], one["version"]) for one in results] == [
+        ("paint", 1),
+        ("nowhere", None),
+        (None, None),
+        ("ink", 1),
+    ]
     assert counted <= {"paint", "ink"}, "what a client invents does not become a label"
 
 
@@ -93,6 +98,22 @@ async def test_a_request_of_which_nothing_can_be_answered_fails_as_a_whole(serve
     async with serve() as client:
         answer = await client.post("/classify", files=files(*sent))
     assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_half_characters_in_names_harm_nobody(serve):
+    def part(field, filename, data):
+        head = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{filename}"\r\n\r\n'
+        return head.encode() + data + b"\r\n"
+
+    body = part("ink", "+2AA-", picture("red")) + part("+2AA-", "b", picture("red")) + b"--x--\r\n"
+    async with serve() as client:
+        headers = {"content-type": "multipart/form-data; boundary=x; charset=utf-7"}
+        answer = await client.post("/classify", content=body, headers=headers)
+    results = answer.json()["results"]
+    assert answer.status_code == 200
+    assert [one["domain"] for one in results] == ["ink", None]
+    assert best(results[0]) == "red"
+    assert results[1]["error"]["code"] == "domain_not_found"
 
 
 async def test_bad_images_of_all_domains_are_listed_by_their_position(serve):

@@ -27,7 +27,7 @@ def mostly_start(n_rows):
 class Loop(VirtualService):
     """Callers of whom each sends its next row after the answer to the last one; `back_s` apart when they come back."""
 
-    def __init__(self, batch_s, n_callers, back_s, *, seed=0):
+    def __init__(self, batch_s, n_callers, back_s, *, seed=0, lanes="a"):
         super().__init__(batch_s, max_rows=32, max_waiting=128)
         times = self.batcher.batch_times
         times.set_measured({size: batch_s(size) for size in times.sizes})
@@ -35,12 +35,13 @@ class Loop(VirtualService):
         self.back_s = back_s
         self.busy_s = 0.0
         self.stops_s = {}
+        self.lanes = lanes
         for caller in range(n_callers):
             self.at(0.01 * self.chance.random(), lambda caller=caller: self.ask(caller))
 
     def ask(self, caller):
         if self.now_s < self.stops_s.get(caller, float("inf")):
-            (row,) = self.send(caller)
+            (row,) = self.send(caller, lane=self.lanes[caller % len(self.lanes)])
             row.future.add_done_callback(lambda _: self.come_back(caller))
 
     def come_back(self, caller):
@@ -103,13 +104,50 @@ async def test_who_stays_away_is_waited_for_a_few_times_and_no_longer():
     assert max(waited_s) < 0.03
 
 
-async def test_a_row_that_has_no_time_for_it_is_not_held_back():
-    loop = Loop(mostly_start, 4, 0.001)
-    for n in range(1, 40):
-        loop.at(n / 4 + 0.013, lambda: loop.send("urgent", timeout_s=0.3))
+async def send_into_waits(loop, n_rows, **options):
+    """Send rows one by one, each while the free device waits for others."""
+    for _ in range(n_rows):
+        await loop.play(loop.now_s + 0.2)
+        while loop.batcher._waits_until_s is None:
+            await loop.play(loop.now_s + 0.0005)
+        loop.send("other", **options)
+        await settle()
+    await loop.play(loop.now_s + 1)
+    return [row for row in loop.sent if row.flow == "other"]
+
+
+async def test_a_row_that_has_no_time_for_it_ends_the_wait_for_others():
+    rows = await send_into_waits(Loop(mostly_start, 4, 0.004), 20, timeout_s=0.075)
+    assert len(rows) == 20
+    assert all(row.is_good and row.began_s == row.sent_s for row in rows)
+
+
+async def test_an_urgent_row_ends_the_wait_for_others():
+    rows = await send_into_waits(Loop(mostly_start, 4, 0.004), 20, priority=1)
+    assert all(row.began_s == row.sent_s for row in rows)
+
+
+async def test_a_row_of_another_lane_ends_the_wait_for_those_it_cannot_join():
+    rows = await send_into_waits(Loop(mostly_start, 4, 0.004), 20, lane="b")
+    assert all(row.is_good for row in rows)
+    assert max(row.began_s - row.sent_s for row in rows) <= mostly_start(4)
+
+
+@pytest.mark.parametrize("batch_s", [by_twos, mostly_start])
+@pytest.mark.parametrize("back_s", [0.003, 0.02])
+async def test_callers_that_cannot_share_a_batch_do_not_wait_for_each_other(batch_s, back_s):
+    loop = Loop(batch_s, 2, back_s, lanes="ab")
     await loop.play(20)
-    assert Counter(len(batch) for batch in loop.batches).most_common(1)[0][0] == 4, "others are held back"
-    assert all(row.is_good for row in loop.sent if row.flow == "urgent")
+    assert loop.per_s(5, 20) >= 0.99 / batch_s(1), "the device is never idle"
+
+
+async def test_what_waited_in_vain_is_tried_all_the_same_on_an_idle_device():
+    loop = Loop(mostly_start, 2, 0.001)
+    await loop.play(5)
+    times = loop.batcher.batch_times
+    times.set_measured({size: 2 * mostly_start(size) for size in times.sizes})
+    rows = await send_into_waits(loop, 1, timeout_s=0.1)
+    assert all(row.is_good for row in rows), "an estimate that is too long does not drop what an idle device can do"
 
 
 async def test_a_batcher_that_closes_waits_for_nobody():
@@ -132,16 +170,16 @@ def test_nothing_is_expected_before_anything_was_learned_nor_from_who_is_overdue
     times = BatchTimes(8)
     times.set_measured({size: mostly_start(size) for size in times.sizes})
     rows = ExpectedRows(times, 8)
-    rows.answered(2, 1.0)
-    assert rows.worth_waiting_s(1, 1.0) == 0
+    rows.answered("a", 2, 1.0)
+    assert rows.worth_waiting_s("a", 1, 1.0) == 0
     for second in range(2, 30):
-        rows.came(2, second - 0.99)
-        rows.answered(2, float(second))
-    rows.came(1, 29.01)
-    assert 0 < rows.worth_waiting_s(1, 29.01) < 0.02
-    assert rows.worth_waiting_s(1, 29.5) == 0
-    rows.came(1, 29.5)
-    assert rows.worth_waiting_s(2, 29.5) == 0, "nobody else was answered"
+        rows.came("a", 2, second - 0.99)
+        rows.answered("a", 2, float(second))
+    rows.came("a", 1, 29.01)
+    assert 0 < rows.worth_waiting_s("a", 1, 29.01) < 0.02
+    assert rows.worth_waiting_s("a", 1, 29.5) == 0
+    rows.came("a", 1, 29.5)
+    assert rows.worth_waiting_s("a", 2, 29.5) == 0, "nobody else was answered"
 
 
 def test_a_full_batch_waits_for_nothing():
@@ -149,8 +187,8 @@ def test_a_full_batch_waits_for_nothing():
     times.set_measured({1: 1.0, 2: 1.0})
     rows = ExpectedRows(times, 2)
     for second in range(2, 30):
-        rows.answered(2, float(second))
-        rows.came(2, second + 0.01)
-    rows.answered(1, 30.0)
-    assert rows.worth_waiting_s(1, 30.0) > 0
-    assert rows.worth_waiting_s(2, 30.0) == 0
+        rows.answered("a", 2, float(second))
+        rows.came("a", 2, second + 0.01)
+    rows.answered("a", 1, 30.0)
+    assert rows.worth_waiting_s("a", 1, 30.0) > 0
+    assert rows.worth_waiting_s("a", 2, 30.0) == 0

@@ -155,6 +155,16 @@ async def test_at_three_times_its_capacity_the_service_does_nine_tenths_of_its_b
 
 
 @devices
+async def test_a_burst_of_one_moment_on_an_idle_device_is_refused_as_far_as_it_would_be_late(batch_s):
+    service = service_of(batch_s, max_rows=8)
+    timeout_s = 2.5 * batch_s(8)
+    service.at(1.0, lambda: [service.send(caller, timeout_s=timeout_s) for caller in range(64)])
+    await service.play()
+    assert 8 <= sum(row.is_good for row in service.sent) <= 24
+    assert all(row.is_good or row.is_refused for row in service.sent), "at once, not when the time is up"
+
+
+@devices
 @pytest.mark.parametrize("wrong_by", [0.05, 20.0])
 async def test_a_wrong_calibration_costs_little_and_not_for_long(batch_s, wrong_by):
     full_s = batch_s(32)

@@ -156,3 +156,13 @@ async def test_an_unknown_domain_is_known_to_be_so_before_any_pixel_travels(runt
         with pytest.raises(DomainNotFoundError):
             async with RemoteAnswerer(link, slots).pin("nowhere", None):
                 pass
+
+
+async def test_a_call_that_cannot_be_put_into_words_leaves_nothing_behind(runtime):
+    async with joined(runtime.answerer, nobody) as (link, _, _slots):
+        freed = []
+        with pytest.raises(UnicodeEncodeError):
+            await link.ask(Pin(link.next_call(), "\ud800", None), Named, settled=lambda: freed.append(True))
+        assert freed == [True]
+        assert not link._calls
+        assert await link.ask(Pin(link.next_call(), "paint", None), Named)
