@@ -34,8 +34,7 @@ class PerCoreTower:
     def __init__(self, tower: Tower, n_cores: int) -> None:
         self._tower = tower
         self._n_cores = n_cores
-        # Torch's number of threads belongs to the thread that sets it.
-        self._threads = ThreadPoolExecutor(n_cores, "core", initializer=lambda: torch.set_num_threads(1))
+        self._threads = ThreadPoolExecutor(n_cores, "core", initializer=compute_alone)
 
     def __call__(self, pixels_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
         """The tower's embeddings [B, E]; raises what it raises."""
@@ -50,6 +49,11 @@ class PerCoreTower:
             for part, prompts in zip(parts, own, strict=True)
         ]
         return torch.cat([part.result() for part in running])
+
+
+def compute_alone() -> None:
+    """Have the calling thread compute on one core from now on, without a crew of its own."""
+    torch.set_num_threads(1)  # belongs to the thread that sets it
 
 
 def is_worth_sharing(n_rows: int, n_cores: int) -> bool:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from prompt_store.errors import PromptStoreError
 from service import auth, logs
+from service.cores import spin_between_steps
 from service.demo_files import ASSETS, BACKBONE, seed_store
 from service.errors import ServiceError, SettingsError
 from service.settings import Settings, load_settings
@@ -135,6 +136,7 @@ def _serve(given: dict[str, Any], demo_assets: Path | None, console: Console) ->
         given = {**given, "backbone": BACKBONE}
     settings = load_settings(**given)
     logs.install(settings.log_format, settings.log_level)
+    spin_between_steps()
     with console.status(Text(f"Loading {settings.backbone} ...")) if console.is_terminal else _nothing():
         from prompted_clip.errors import PromptedClipError
         from service import server

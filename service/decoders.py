@@ -65,6 +65,9 @@ class Preprocessing(Protocol):
     def to_pixels(self, picture: Picture) -> Pixels:
         """Bring what `read` returned to the backbone's uint8 [3, H, W]."""
 
+    def prepare_thread(self) -> None:
+        """Called once on every thread that decodes."""
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -91,6 +94,9 @@ class Exact:
         if isinstance(picture, Image.Image):
             return to_pixels(picture, self.image_size, self.values)
         return np.ascontiguousarray(picture.rgb_hwc.transpose(2, 0, 1))
+
+    def prepare_thread(self) -> None:
+        """Nothing: Pillow computes where it is called."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,12 @@ class Fast:
         """Resize and crop with torch."""
         raster = Raster.of(picture) if isinstance(picture, Image.Image) else picture
         return to_pixels_fast(raster.rgb_hwc, self.image_size, self.values, extent_HW=raster.extent_hw)
+
+    def prepare_thread(self) -> None:
+        """One core per thread: images are resized side by side."""
+        from prompted_clip.per_core import compute_alone  # noqa: PLC0415  a process that decodes exactly has no torch
+
+        compute_alone()
 
 
 def preprocessing(way: Literal["exact", "fast"], image_size: int, values: dict[str, Any]) -> Preprocessing:

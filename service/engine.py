@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from prompt_store.bundle import Bundle
 from prompted_clip.bank import BankObserver
+from prompted_clip.per_core import compute_alone
 from prompted_clip.preprocess import to_pixels
 from prompted_clip.scoring import Ranked
 from prompted_clip.stack import PromptStack
@@ -91,7 +93,10 @@ class Engine:
     ) -> None:
         self._model = model
         self._stuck_after_s = stuck_after_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        # Torch gives a new thread the number that was set last, on any thread.
+        keep_threads = partial(torch.set_num_threads, torch.get_num_threads())
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device", initializer=keep_threads)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=compute_alone)
         self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._resident_domains = frozenset(resident_domains)
         self._last_sign_s: float | None = None
@@ -144,7 +149,8 @@ class Engine:
             DeviceLostError: the device is gone for good.
         """
         self._refuse_if_lost()
-        return await asyncio.to_thread(self._model.load_stack, bundle, version=version)
+        work = partial(self._model.load_stack, bundle, version=version)
+        return await asyncio.get_running_loop().run_in_executor(self._loader, work)
 
     async def warm_up(self, stack: PromptStack) -> None:
         """Run one grey image through a new stack, so that a stack which cannot answer never goes live.
@@ -188,6 +194,7 @@ class Engine:
 
     def close(self) -> None:
         """Let the threads go once what runs has finished."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
         self._prefetcher.shutdown(wait=False, cancel_futures=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
 

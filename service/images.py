@@ -140,7 +140,9 @@ class Decoder:
         self._max_waiting = max_waiting
         self._n_waiting = 0
         n_threads = n_threads or min(8, os.cpu_count() or 1)
-        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(
+            n_threads, thread_name_prefix="decode", initializer=preprocessing.prepare_thread
+        )
 
     def check_room(self, n_images: int) -> None:
         """See whether this many more images may wait now, before a body is read for nothing.
