@@ -41,7 +41,7 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers from nothing (hours on a CPU)
+demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers from nothing (70 minutes on two cores)
 	$(BIN)/python -m training.demo all
 
 clean: ## remove the virtual environment and everything built

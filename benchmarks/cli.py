@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
+from service.cores import spin_between_steps
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -61,6 +63,7 @@ def engine(
     """The engine without HTTP: mixed domains, paging, prompts, against open_clip and bare matrix products."""
 
     def measure(console: Console) -> Report:
+        spin_between_steps()
         from benchmarks.engine import EngineOptions
         from benchmarks.engine_report import measure
 
@@ -112,6 +115,7 @@ def serve(
     """The whole service over HTTP: open-loop load, a swap storm, overload, and what HTTP adds to the engine."""
 
     def measure(console: Console) -> Report:
+        spin_between_steps()
         from benchmarks.serve import measure
         from benchmarks.stage import ServeOptions
 
@@ -174,6 +178,7 @@ def swap(
     """Thousands of activations in one process: how long one takes, and that memory does not grow."""
 
     def measure(console: Console) -> Report:
+        spin_between_steps()
         from benchmarks.swap import SwapOptions, measure
 
         options = SwapOptions(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 CGROUP: Final = Path("/sys/fs/cgroup")
-SPINS: Final = "16000"
-"""Turns of the waiting loop, a good tenth of a millisecond: longer than from one step of a forward to the next."""
+SPINS: Final = "4000"
+"""Turns of the waiting loop, some tenths of a millisecond: longer than from one step of a forward to the next."""
 
 
 def spin_between_steps() -> None:

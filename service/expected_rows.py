@@ -23,7 +23,7 @@ from typing import Final
 
 from service.batch_times import BatchTimes
 
-MEAN_GAIN: Final = 1 / 8
+MEAN_GAIN: Final = 1 / 4
 DEVIATION_GAIN: Final = 1 / 4
 N_DEVIATIONS: Final = 3
 """A row is expected within its mean delay and so many deviations."""

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from service.cores import usable_cores
+from service.cores import SPINS, spin_between_steps, usable_cores
 
 N_CORES = len(os.sched_getaffinity(0))
 
@@ -35,3 +35,12 @@ def test_a_quota_between_whole_numbers_is_rounded_up(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
     (tmp_path / "cpu.max").write_text("250000 100000\n")
     assert usable_cores(tmp_path) == 3
+
+
+def test_compute_threads_wait_awake_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    spin_between_steps()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    spin_between_steps()
+    assert os.environ["GOMP_SPINCOUNT"] == SPINS

@@ -41,6 +41,31 @@ def engine():
     engine.close()
 
 
+async def test_threads_beside_the_devices_compute_alone_and_leave_it_its_own_number(monkeypatch):
+    model = PromptedClip(tiny_backbone())
+    seen = {}
+
+    def note(name, work):
+        def noted(*args, **options):
+            seen[name] = torch.get_num_threads()
+            return work(*args, **options)
+
+        return noted
+
+    monkeypatch.setattr(model, "load_stack", note("load", model.load_stack))
+    monkeypatch.setattr(model, "rank", note("device", model.rank))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        engine = Engine(model)
+        stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+        await engine.run(rows_of([stack]))
+        engine.close()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"load": 1, "device": 3}
+
+
 async def test_a_mixed_batch_answers_each_row_as_if_it_were_alone(engine):
     bundles = [
         random_bundle("cats", ("tom", "kit"), image_boost=(2, 3), seed=1),

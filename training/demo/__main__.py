@@ -34,6 +34,7 @@ BOOST_RESULTS: Final = Path("docs/results/demo-boost.json")
 ADAPT_RESULTS: Final = Path("docs/results/demo.json")
 DEMO_PAGE: Final = Path("docs/demo-world.md")
 SERVICE_DEMO: Final = Path("service/demo")
+OVERVIEW: Final = Path("docs/images/demo-world.png")
 README: Final = Path("README.md")
 N_STEPS_PER_LINE: Final = 100
 
@@ -122,7 +123,7 @@ def write_folder(
 
 
 @app.command()
-def picture(out: Annotated[Path, typer.Argument()] = Path("docs/images/demo-world.png")) -> None:
+def picture(out: Annotated[Path, typer.Argument()] = OVERVIEW) -> None:
     """Draw the overview of classes and domains."""
     write_overview(out)
 
@@ -182,13 +183,14 @@ def samples(work_dir: WorkDir = WORK_DIR, threads: Threads = 2) -> None:
 
 @app.command(name="all")
 def train_all(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
-    """Train student and teacher, measure both, boost and adapt every domain, and write the service's demo."""
+    """Train student and teacher, measure both, boost and adapt every domain, write the demo and its picture."""
     pretrain_student(work_dir, out_dir, threads)
     pretrain_teacher(work_dir, out_dir, threads)
     evaluate(out_dir, out=RESULTS, threads=threads)
     boost(None, work_dir)
     adapt(None, work_dir)
     samples(work_dir, threads)
+    picture(OVERVIEW)
 
 
 if __name__ == "__main__":
