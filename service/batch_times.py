@@ -4,7 +4,8 @@ Knows numbers of rows, costs and seconds. Does not know lanes, queues or what a 
 tokens, so one curve stands for all of them.
 
 The curve has a number for every size: devices take rows in twos or fours and have steps. Every batch moves its own size
-towards what it took, by a part of the difference, and the other sizes the less, the further away they are; a batch that
+towards what it took, by a part of the difference, and the other sizes the less, the further away they are: small ones
+hardly, since their steps are their own, large ones by much, since what slows one batch down slows down all. A batch that
 hangs counts as twice the expected time at most. Then all sizes are kept plausible beside the one that was seen: more
 rows take no less time, and little more than in proportion. A wrong estimate therefore mends from any side on which
 batches still run.
@@ -26,8 +27,10 @@ SMOOTHING: Final = 0.3
 """How much of a difference one batch mends."""
 OUTLIER: Final = 2.0
 """A batch counts as at most this many times slower, or quicker, than expected."""
+FEW: Final = 8
+"""Sizes below have steps of their own, of up to twice the time; larger ones move together."""
 FALL_OFF: Final = 8
-"""A size that is so many times another learns the inverse of that, to this power, of what the other one learns."""
+"""A small size learns the ratio of the two, smaller by larger, to this power of what another one learns."""
 STEP: Final = 2.0
 """How much more than in proportion a larger batch may take: one row more than a device takes at once doubles it."""
 
@@ -90,7 +93,8 @@ class BatchTimes:
         curve = [0.0]
         for n_rows in range(1, self._max_rows + 1):
             ratio = n_rows / n_seen
-            follows_s = self._curve[n_rows] * factor ** min(ratio, 1 / ratio) ** FALL_OFF
+            nearness = min(ratio, 1 / ratio) ** (FALL_OFF if min(n_rows, n_seen) < FEW else 1)
+            follows_s = self._curve[n_rows] * factor**nearness
             if n_rows == n_seen:
                 curve.append(mended_s)
             elif n_rows < n_seen:
