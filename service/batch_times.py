@@ -5,7 +5,7 @@ tokens, so one curve stands for all of them.
 
 The curve has a number for every size: devices take rows in twos or fours and have steps. Every batch moves its own size
 towards what it took, by a part of the difference, and the other sizes the less, the further away they are: small ones
-hardly, since their steps are their own, large ones by much, since what slows one batch down slows down all. A batch that
+hardly, since their steps are their own, large ones by much, since what slows one batch down slows down all. One that
 hangs counts as twice the expected time at most. Then all sizes are kept plausible beside the one that was seen: more
 rows take no less time, and little more than in proportion. A wrong estimate therefore mends from any side on which
 batches still run.
