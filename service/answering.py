@@ -95,6 +95,13 @@ class Pin(Protocol):
             OverloadedError: too many others wait to be loaded.
         """
 
+    def check(self, n_images: int, wanted: Wanted) -> None:
+        """See whether so many images may be scored, before they are decoded in vain; says yes where it cannot know.
+
+        Raises:
+            OverloadedError: `score` would raise it now.
+        """
+
     async def score(self, pixels: Sequence[NDArray[np.uint8]], wanted: Wanted) -> list[Answered | ServiceError]:
         """Classify images, uint8 [3, H, W] each, with what was settled; cancel to abandon them.
 

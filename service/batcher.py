@@ -116,6 +116,16 @@ class Batcher(Generic[Row, Answer]):
         """Seconds that a row which enters now would wait for its turn."""
         return self._predict(1, 0, flow, Priority(priority)).wait_s
 
+    def check(self, n_rows: int, *, deadline_s: float, flow: Hashable = None, priority: int = 0) -> None:
+        """See whether rows without a cost would be let in now, before any work goes into them.
+
+        Raises:
+            OverloadedError: they would be refused.
+        """
+        level = Priority(priority)
+        prediction = self._predict(n_rows, 0, flow, level, max(0.0, deadline_s - self._clock()))
+        self._refuse_in_vain(n_rows, flow, level, prediction)
+
     def submit(
         self, rows: Sequence[Row], *, lane: Hashable, deadline_s: float, flow: Hashable = None, priority: int = 0
     ) -> list[asyncio.Future[Outcome[Answer]]]:

@@ -99,6 +99,11 @@ class LocalPin:
             )
         return Served(served.domain, served.version, served.digest)
 
+    def check(self, n_images: int, wanted: Wanted) -> None:
+        """See `Pin.check`."""
+        batcher = self._answerer.batcher
+        batcher.check(n_images, deadline_s=wanted.deadline_s, flow=self._domain, priority=wanted.priority)
+
     async def score(self, pixels: Sequence[NDArray[np.uint8]], wanted: Wanted) -> list[Answered | ServiceError]:
         """See `Pin.score`."""
         stack = self._stack

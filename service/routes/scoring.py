@@ -102,12 +102,13 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def _settle_all(pins: Sequence[Held], asked: Asked) -> dict[Held, Served | Exception]:
-    """The version behind each pin, or why it cannot answer."""
+    """The version behind each pin, or why it cannot answer; who would be refused is refused before anything is done."""
 
     async def settle(pin: Held) -> Served | Exception:
         if isinstance(pin, Exception):
             return pin
         try:
+            pin.check(pins.count(pin), asked.wanted)
             return await pin.settle(asked.kind, asked.labels)
         except EXPECTED as error:
             return error

@@ -68,6 +68,9 @@ class RemotePin:
             raise TypeError("a settled version has a number and a digest")
         return Served(self._domain, named.version, named.digest)
 
+    def check(self, n_images: int, wanted: Wanted) -> None:
+        """See `Pin.check`: the queue is at the other end, and nothing is known of it here."""
+
     async def score(self, pixels: Sequence[NDArray[np.uint8]], wanted: Wanted) -> list[Answered | ServiceError]:
         """See `Pin.score`."""
         slots = self._slots.fill(pixels)

@@ -188,3 +188,19 @@ async def test_a_batch_that_failed_teaches_nothing_about_how_long_batches_take()
     runner.gate.set()
     assert await answers(futures) == [InferenceFailedError]
     assert batcher.batch_times.seconds(1) == 1.0
+
+
+async def test_a_look_ahead_says_what_a_call_would_hear_and_lets_nothing_in():
+    runner, log = Runner(is_held=True), Log()
+    batcher = batcher_of(runner, max_waiting=3, observer=log)
+    batcher.check(3, deadline_s=FAR)
+    futures = batcher.submit([0], lane="a", deadline_s=FAR)
+    await settle()
+    futures += batcher.submit([1, 2], lane="a", deadline_s=FAR)
+    batcher.check(1, deadline_s=FAR)
+    with pytest.raises(OverloadedError):
+        batcher.check(2, deadline_s=FAR)
+    assert log.dropped == ["queue_full"] * 2
+    assert batcher.n_waiting == 2
+    runner.gate.set()
+    assert await answers(futures) == [0, 2, 4]

@@ -1,0 +1,32 @@
+"""What the process that has the device knows before it does any work."""
+
+import asyncio
+
+import pytest
+
+from tests.service.fakes import picture
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model, monkeypatch):
+    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+        decoded = []
+        decode = client.runtime.decoder.decode
+
+        async def noted(data):
+            decoded.append(data)
+            return await decode(data)
+
+        monkeypatch.setattr(client.runtime.decoder, "decode", noted)
+        model.gate.clear()
+        kept = []
+        for _ in range(4):
+            kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
+            await asyncio.sleep(0.1)
+        refused = [await client.post("/classify/paint?labels=a,b", content=picture()) for _ in range(3)]
+        model.gate.set()
+        answered = await asyncio.gather(*kept)
+    assert [answer.status_code for answer in refused] == [429] * 3
+    assert [answer.status_code for answer in answered] == [200] * 4
+    assert len(decoded) == 4
