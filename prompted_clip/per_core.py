@@ -52,8 +52,11 @@ class PerCoreTower:
 
 
 def compute_alone() -> None:
-    """Have the calling thread compute on one core from now on, without a crew of its own."""
-    torch.set_num_threads(1)  # belongs to the thread that sets it
+    """Have the calling thread compute on one core from now on, without a team of its own.
+
+    Threads that begin later take the number over, unless they set their own.
+    """
+    torch.set_num_threads(1)
 
 
 def is_worth_sharing(n_rows: int, n_cores: int) -> bool:

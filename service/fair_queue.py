@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import chain
 from typing import Final, Generic, Protocol, TypeVar
 
 PATIENCE: Final = 8
@@ -183,6 +184,11 @@ class FairQueue(Generic[Item]):
 
     def __len__(self) -> int:
         return self._n_items
+
+    def __iter__(self) -> Iterator[Item]:
+        """All items, in no order that matters."""
+        flows = chain.from_iterable(level.flows.values() for level in self._in_order)
+        return chain.from_iterable(line for flow in flows for line in flow.lines.values())
 
     @property
     def n_in_lane(self) -> Mapping[Hashable, int]:

@@ -209,7 +209,10 @@ class Crowd:
 
 
 class BodyLimit:
-    """Bounds a body's size (announced and counted) and the time it takes to arrive."""
+    """Bounds a body's size (announced and counted) and the time it takes to arrive.
+
+    What reads the body may take the error for its own, and answer that the body is malformed; the error is answered.
+    """
 
     def __init__(self, app: ASGIApp, front: Front) -> None:
         self.app = app
@@ -235,26 +238,48 @@ class BodyLimit:
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise _too_large(limit)
-        deadline_s = time.monotonic() + settings.max_body_s
-        n_bytes = 0
-        is_complete = False
+        body = _CountedBody(scope, receive, send, limit=limit, max_s=settings.max_body_s)
+        await self.app(scope, body.receive, body.send)
 
-        async def receive_counted() -> Message:
-            nonlocal n_bytes, is_complete
-            if is_complete:
-                return await receive()
-            try:
-                async with asyncio.timeout(deadline_s - time.monotonic()):
-                    message = await receive()
-            except TimeoutError as error:
-                raise SlowBodyError(f"The body did not arrive within {settings.max_body_s:g} s.") from error
-            n_bytes += len(message.get("body", b""))
-            is_complete = not message.get("more_body", False)
-            if n_bytes > limit:
-                raise _too_large(limit)
-            return message
 
-        await self.app(scope, receive_counted, send)
+class _CountedBody:
+    """The two ends of one request: counts what comes in, and answers itself once that was too much or too slow."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, limit: int, max_s: float) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._limit, self._max_s = limit, max_s
+        self._deadline_s = time.monotonic() + max_s
+        self._n_bytes = 0
+        self._is_complete = False
+        self._failure: BodyTooLargeError | SlowBodyError | None = None
+
+    async def receive(self) -> Message:
+        """The next message.
+
+        Raises:
+            BodyTooLargeError, SlowBodyError: more bytes, or later, than may be.
+        """
+        if self._is_complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._deadline_s - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError as error:
+            self._failure = SlowBodyError(f"The body did not arrive within {self._max_s:g} s.")
+            raise self._failure from error
+        self._n_bytes += len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
+        if self._n_bytes > self._limit:
+            self._failure = _too_large(self._limit)
+            raise self._failure
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Answer, with the failure if there was one."""
+        if self._failure is None:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            await problems.respond(self._failure)(self._scope, self._receive, self._send)
 
 
 def _too_large(limit: int) -> BodyTooLargeError:

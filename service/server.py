@@ -151,8 +151,8 @@ def load_model(settings: Settings) -> PromptedClip:
         SettingsError: CUDA is asked for and not there.
     """
     torch.set_num_threads(settings.n_torch_threads or min(torch.get_num_threads(), usable_cores()))
-    # Every thread that computes in parallel has a crew of its own, which goes when the thread ends. With more in all
-    # crews than there are cores none waits awake (`service/cores.py`): only the device's thread is to have one.
+    # Every thread that computes in parallel has a team of its own, which goes when the thread ends. With more in all
+    # teams than there are cores none waits awake (`service/cores.py`): only the device's thread is to have one.
     with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
         return thread.submit(_load_model, settings).result()
 

@@ -36,7 +36,6 @@ class WaitingRows(Generic[Row, Answer]):
     ) -> None:
         self.order: FairQueue[Ticket[Row, Answer]] = FairQueue(max_waiting)
         self.cost = 0
-        self._tickets: set[Ticket[Row, Answer]] = set()
         self._max_rows = max_rows
         self._max_cost = max_cost
         self._had_cost = False
@@ -51,13 +50,12 @@ class WaitingRows(Generic[Row, Answer]):
         for ticket in tickets:
             ticket.future.add_done_callback(partial(self._forget, ticket))
             self.order.add(ticket)
-            self._tickets.add(ticket)
             self.cost += ticket.cost
         self._observer.queue_changed(len(self))
 
     def first_deadline_s(self) -> float:
         """The earliest one of those who wait."""
-        return min((ticket.deadline_s for ticket in self._tickets), default=math.inf)
+        return min((ticket.deadline_s for ticket in self.order), default=math.inf)
 
     def has_full_batch(self) -> bool:
         """Whether a whole batch without a cost waits, and the next batch would be one without a cost."""
@@ -125,5 +123,4 @@ class WaitingRows(Generic[Row, Answer]):
 
     def _leave(self, ticket: Ticket[Row, Answer]) -> None:
         ticket.is_waiting = False
-        self._tickets.remove(ticket)
         self.cost -= ticket.cost

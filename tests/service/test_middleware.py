@@ -56,6 +56,21 @@ async def test_an_upload_over_its_limit_is_413_and_stores_nothing(serve, store):
     assert len(store.versions("paint")) == 1
 
 
+async def test_a_body_that_a_route_does_not_read_itself_is_413_and_408_too(serve):
+    async with serve(max_body_s=0.3) as client:
+        headers = {"content-type": "application/json"}
+        large = await client.put("/domains/paint/live", content=chunks(30, 10_000), headers=headers)
+
+        async def slowly():
+            while True:
+                yield b" "
+                await asyncio.sleep(0.05)
+
+        slow = await asyncio.wait_for(client.put("/domains/paint/live", content=slowly(), headers=headers), 5)
+    assert (large.status_code, large.json()["code"]) == (413, "too_large")
+    assert (slow.status_code, slow.json()["code"]) == (408, "slow_body")
+
+
 async def test_a_body_that_dribbles_in_is_408(serve):
     async def slowly():
         while True:
