@@ -5,7 +5,8 @@ costs depends on neither.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,14 +27,16 @@ from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import join_groups
+from prompted_clip.threads import compute_alone
 from service.decoders import Pixels
 from service.engine import Engine
 from service.server import load_model
 
 MIXED, REGISTERED, SLOTS = 64, 1000, 64
-CPU_SIZES, CUDA_SIZES = (8, 16, 32), (1, 8, 32, 64, 128, 256, 512)
+CPU_SIZES, CUDA_SIZES = (1, 4, 8, 16), (1, 8, 32, 64, 128, 256, 512)
 OPEN_CLIP_SIZES = {"cpu": (1, 4, 8), "cuda": (32, 128, 256)}
-BATCHES_PER_TURN = {"cpu": 1, "cuda": 16}
+BATCHES_PER_TURN = {"cpu": 2, "cuda": 16}
+"""Of every runner: a device, or a core that runs batches of its own."""
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Side of the square product, in elements."""
 N_DEVICE_TURNS = 200
@@ -98,9 +101,13 @@ class EngineBench:
         served = load_model(options.settings())
         self.backbone: Backbone = served.backbone
         self.device = self.backbone.device.type
-        self.n_batches = BATCHES_PER_TURN[self.device]
+        self.n_runners = served.n_at_once
+        self.n_batches = self.n_runners * BATCHES_PER_TURN[self.device]
         self.roomy = in_bank(served, options.n_registered + 1)
         self.precise = load_backbone(options.backbone, random_seed=options.weights_seed, device=self.backbone.device)
+        self._cores = None
+        if self.n_runners > 1:
+            self._cores = ThreadPoolExecutor(self.n_runners, initializer=compute_alone)
         self._loop = asyncio.Runner()
         self._pictures = noise(self.backbone.image_size, seed=options.seed)
         self._engines = [Engine(self.roomy), Engine(in_bank(served, options.n_slots))]
@@ -136,30 +143,44 @@ class EngineBench:
         return turn
 
     def products_way(self, n_rows: int) -> Products:
-        """The model's matrix products alone, as many batches of them."""
-        backbone = self.backbone
-        one = forward_products(backbone, n_rows, dtype=backbone.dtype, n_prompts=self.options.shape().n_tokens)
-        return self._repeated(one)
+        """The model's matrix products alone, as many batches of them, side by side where batches are."""
+        backbone, n_prompts = self.backbone, self.options.shape().n_tokens
+        return self._repeated(
+            [
+                forward_products(backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts)
+                for _ in range(self.n_runners)
+            ]
+        )
 
     def square_way(self) -> Products:
         """One large square product, as many times: what the device can do at most."""
         side = SQUARE[self.device]
-        left, right = (torch.randn(side, side, device=self.backbone.device).to(self.backbone.dtype) for _ in range(2))
-        product = torch.empty_like(left)
 
-        def multiply() -> None:
-            torch.mm(left, right, out=product)
+        def product() -> Products:
+            left, right, out = (
+                torch.randn(side, side, device=self.backbone.device).to(self.backbone.dtype) for _ in range(3)
+            )
+            return Products(lambda: torch.mm(left, right, out=out), 2 * side**3)
 
-        return self._repeated(Products(multiply, 2 * side**3))
+        return self._repeated([product() for _ in range(self.n_runners)])
 
-    def _repeated(self, one: Products) -> Products:
+    def _repeated(self, side_by_side: Sequence[Products]) -> Products:
+        """A turn of products, one kind per runner; where there are several each runs on a core of its own."""
+        n_times = self.n_batches // len(side_by_side)
+
+        def repeat(products: Products) -> None:
+            for _ in range(n_times):
+                products.run()
+
         def turn() -> None:
-            for _ in range(self.n_batches):
-                one.run()
+            if self._cores is None:
+                repeat(side_by_side[0])
+            else:
+                list(self._cores.map(repeat, side_by_side))
             if self.device == "cuda":
                 torch.cuda.synchronize()
 
-        return Products(turn, one.operations * self.n_batches)
+        return Products(turn, sum(products.operations for products in side_by_side) * n_times)
 
     def operations_per_image(self) -> dict[str, float]:
         """Multiplications and additions of one image: with prompts, without, and in open_clip's own forward.
@@ -208,6 +229,8 @@ class EngineBench:
         """Let threads and loop go."""
         for engine in self._engines:
             engine.close()
+        if self._cores is not None:
+            self._cores.shutdown()
         self._loop.close()
 
     def _feeder(self, engine: Engine, n_domains: int, shape: BundleShape, console: Console) -> Feeder:
@@ -218,7 +241,7 @@ class EngineBench:
 
 def in_bank(model: PromptedClip, n_slots: int) -> PromptedClip:
     """The same backbone and forward over a bank of so many slots."""
-    return PromptedClip(model.backbone, image_tower=model.image_tower, bank_slots=n_slots)
+    return PromptedClip(model.backbone, image_tower=model.image_tower, bank_slots=n_slots, n_at_once=model.n_at_once)
 
 
 def sweep(ways: dict[int, Callable[[], None]], n_batches: int) -> tuple[int, dict[int, float]]:

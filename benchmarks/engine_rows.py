@@ -18,8 +18,8 @@ from service.engine import Engine, EngineRow
 
 TOP_K = 5
 N_PICTURES = 64
-AHEAD = 2
-"""Batches in flight: one runs while one is prepared, as the service does it."""
+AHEAD = 1
+"""Batches that are prepared while others run, as in the service."""
 
 Batch = list[EngineRow]
 
@@ -67,7 +67,7 @@ async def run_batches(engine: Engine, batches: Sequence[Batch]) -> None:
     Raises:
         RuntimeError: a row was not answered.
     """
-    gate = asyncio.Semaphore(AHEAD)
+    gate = asyncio.Semaphore(engine.n_at_once + AHEAD)
 
     async def one(batch: Batch) -> None:
         async with gate:

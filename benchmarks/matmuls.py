@@ -30,7 +30,7 @@ class Products:
         operations: multiplications and additions of one run.
     """
 
-    run: Callable[[], None]
+    run: Callable[[], object]
     operations: int
 
 

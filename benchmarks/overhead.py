@@ -28,7 +28,7 @@ from service.engine import Engine
 N_ROUNDS = 12
 PER_ROUND = 20
 SLICE_S = 3.0
-BATCHES = (4, 8, 16)
+BATCHES = (1, 4, 8, 16)
 IMAGES_PER_REQUEST = 8
 
 
@@ -93,8 +93,9 @@ def against_engine(on: Stage, model: PromptedClip, report: Report) -> None:
         def engine_rate(n_rows: int) -> float:
             n_images, started_s = 0, time.perf_counter()
             while (taken_s := time.perf_counter() - started_s) < SLICE_S / 2:
-                loop.run(run_batches(engine, [feeder.mixed(n_rows, len(stacks)) for _ in range(2)]))
-                n_images += 2 * n_rows
+                batches = [feeder.mixed(n_rows, len(stacks)) for _ in range(2 * engine.n_at_once)]
+                loop.run(run_batches(engine, batches))
+                n_images += len(batches) * n_rows
             return n_images / taken_s
 
         names = [*(f"engine, batch {n}" for n in BATCHES), "one image", "several"]

@@ -10,9 +10,10 @@ Knows stacks and slots. Does not know the towers, what a domain's live version i
 
 import contextlib
 import threading
+import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,6 +24,8 @@ from prompted_clip.slot_storage import SlotStorage, ordinary_room
 from prompted_clip.stack import PromptStack
 
 N_SLOTS: Final = 256
+PATIENCE_S: Final = 30.0
+"""Longest wait for others to let go of their slots; a batch takes far less."""
 
 
 class BankObserver(Protocol):
@@ -55,13 +58,16 @@ class PromptBank:
         backbone: whose device it is.
         n_slots: most stacks resident at once; a stack that is larger than usual takes the room of several.
         n_kept: how many of them, or as much room, may be kept.
+        patience_s: how long `hold` waits while others hold all the room.
 
     Attributes:
         storage: the tensors; what a batch reads of its slots.
         observer: told about changes.
     """
 
-    def __init__(self, backbone: Backbone, *, n_slots: int = N_SLOTS, n_kept: int = 0) -> None:
+    def __init__(
+        self, backbone: Backbone, *, n_slots: int = N_SLOTS, n_kept: int = 0, patience_s: float = PATIENCE_S
+    ) -> None:
         self.storage = SlotStorage(backbone, n_slots)
         self.observer: BankObserver | None = None
         self._n_slots = n_slots
@@ -70,7 +76,9 @@ class PromptBank:
         self._slots: OrderedDict[weakref.ref[PromptStack], Slot] = OrderedDict()  # least recently used first
         self._gone: deque[weakref.ref[PromptStack]] = deque()
         self._kept: dict[str, PromptStack] = {}
+        self._patience_s = patience_s
         self._lock = threading.Lock()
+        self._let_go_of = threading.Condition(self._lock)
         self._n_loads = self._n_evictions = 0
 
     def __len__(self) -> int:
@@ -99,16 +107,18 @@ class PromptBank:
     def hold(self, stacks: Sequence[PromptStack]) -> Iterator[Held]:
         """Make stacks resident and keep them so until the block ends.
 
-        When not all of them fit at once, as many as do are held; hold the others next.
+        When not all of them fit at once, as many as do are held; hold the others next. When not even one fits because
+        of what others hold, wait until they let go. Whoever holds stacks already must not hold more: two who wait for
+        each other would wait in vain.
 
         Args:
             stacks: one per row, repetitions allowed.
 
         Raises:
             StackMismatchError: not even one fits.
-            RuntimeError: others hold all the room.
+            RuntimeError: others hold all the room, and do not let go of it.
         """
-        slots = self._acquire(stacks)
+        slots = self._acquire(stacks, patience_s=self._patience_s)
         try:
             if stacks and not slots:
                 self.refuse_too_large(stacks[0])
@@ -147,33 +157,42 @@ class PromptBank:
         self.prefetch([stack])
         return True
 
-    def _acquire(self, stacks: Sequence[PromptStack]) -> dict[PromptStack, Slot]:
-        """Hold as many of these stacks as fit; those that are here already come first."""
-        held: dict[PromptStack, Slot] = {}
+    def _acquire(self, stacks: Sequence[PromptStack], *, patience_s: float = 0.0) -> dict[PromptStack, Slot]:
+        """Hold as many of these stacks as fit, at least one if others let go in time."""
         wanted = dict.fromkeys(stacks)
+        can_fit = any(self._for_any.holds(room_of(stack)) for stack in wanted)
+        until_s = time.monotonic() + patience_s
         with self._lock:
-            try:
-                self._forget_gone()
-                for stack in wanted:
-                    if slot := self._slots.get(key := weakref.ref(stack)):
-                        slot.n_holders += 1
-                        held[stack] = slot
-                        self._slots.move_to_end(key)
-                for stack in wanted:
-                    if stack not in held and self._make_room(room_of(stack)):
-                        slot = held[stack] = self._load(stack)
-                        slot.n_holders += 1
-            except BaseException:
-                self._release(held)
-                raise
-            finally:
-                self._report()
+            while not (held := self._hold_what_fits(wanted)) and can_fit:
+                if not self._let_go_of.wait(until_s - time.monotonic()):
+                    break
         return held
 
-    @staticmethod
-    def _release(slots: Mapping[PromptStack, Slot]) -> None:
+    def _hold_what_fits(self, wanted: Collection[PromptStack]) -> dict[PromptStack, Slot]:
+        """Those that are here already come first."""
+        held: dict[PromptStack, Slot] = {}
+        try:
+            self._forget_gone()
+            for stack in wanted:
+                if slot := self._slots.get(key := weakref.ref(stack)):
+                    slot.n_holders += 1
+                    held[stack] = slot
+                    self._slots.move_to_end(key)
+            for stack in wanted:
+                if stack not in held and self._make_room(room_of(stack)):
+                    slot = held[stack] = self._load(stack)
+                    slot.n_holders += 1
+        except BaseException:
+            self._release(held)
+            raise
+        finally:
+            self._report()
+        return held
+
+    def _release(self, slots: Mapping[PromptStack, Slot]) -> None:
         for slot in slots.values():
             slot.n_holders -= 1
+        self._let_go_of.notify_all()
 
     def _make_room(self, need: Room) -> bool:
         """Have the least recently used stacks leave until there is room, or none if that would not be enough."""

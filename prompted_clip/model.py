@@ -43,10 +43,12 @@ class PromptedClip:
         max_conditional_classes: most classes of a conditional head, each of which costs a text forward per image.
         bank_slots: most stacks on the device at once.
         kept_slots: how many of them may be kept there for good.
+        n_at_once: see below.
 
     Attributes:
         bank: which stacks are on the device.
         image_tower: what runs the image tower.
+        n_at_once: forwards that may run side by side; more than one needs an image tower that several threads may call.
         on_progress: called after every forward, on the thread that runs it; whoever watches for a hung device sets it.
     """
 
@@ -59,10 +61,12 @@ class PromptedClip:
         max_conditional_classes: int = MAX_CONDITIONAL_CLASSES,
         bank_slots: int = N_SLOTS,
         kept_slots: int = 0,
+        n_at_once: int = 1,
     ) -> None:
         self.backbone = backbone
         self.bank = PromptBank(backbone, n_slots=bank_slots, n_kept=kept_slots)
         self.image_tower = image_tower or self._walked_tower
+        self.n_at_once = n_at_once
         self.on_progress: Callable[[], None] = lambda: None
         self._scorer = Scorer(
             backbone, self.bank.storage, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress()

@@ -16,6 +16,7 @@ that one only.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -120,6 +121,7 @@ async def calibrate(
     run: Callable[[Sequence[Row]], Awaitable[Sequence[object]]],
     row: Row,
     *,
+    n_runners: int = 1,
     budget_s: float = 1.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Mapping[int, float]:
@@ -132,6 +134,7 @@ async def calibrate(
         times: told the result.
         run: the batcher's runner.
         row: any row without a cost.
+        n_runners: batches that run side by side; all runners are kept busy, as a crowd would.
         budget_s: about how long it may take.
         clock: monotonic seconds.
 
@@ -144,9 +147,9 @@ async def calibrate(
         taken_s = []
         for _ in range(2):
             started_s = clock()
-            answers = await run([row] * size)
+            batches = await asyncio.gather(*(run([row] * size) for _ in range(n_runners)))
             taken_s.append(clock() - started_s)
-            if any(isinstance(answer, Exception) for answer in answers):
+            if any(isinstance(answer, Exception) for answers in batches for answer in answers):
                 break
         else:
             measured[size] = min(taken_s)

@@ -1,4 +1,4 @@
-"""Forms batches from rows that wait, and hands them to one runner.
+"""Forms batches from rows that wait, and hands them to one runner, or to several that work side by side.
 
 Knows rows (anything), lanes and flows (anything hashable), deadlines and futures. Does not know HTTP, images, tensors
 or bundles: its tests use integers. A *lane* is the set of rows that may share one batch, a *flow* the set of rows that
@@ -6,11 +6,12 @@ share one turn.
 
 The rules, in the order they matter:
 
-1. A batch leaves as soon as the runner is free, with all that came in the same turn of the event loop, unless rows are
+1. A batch leaves as soon as a runner is free, with all that came in the same turn of the event loop, unless rows are
    about to come with which all would be done sooner: `service/expected_rows.py` says for how long a free runner had
    better wait. It waits once per batch and in one lane, not where a row has a cost or a high priority, and not where
-   that could make a row late.
-2. While one batch runs, a second one is prepared only when it is full, so late rows can still join a small one.
+   that could make a row late. Several runners do not wait. All that are free share what there is; one that is free
+   alone leaves the others their part (guided self-scheduling, Polychronopoulos and Kuck 1987).
+2. While all runners are busy, one more batch is prepared only when it is full, so late rows can still join a small one.
 3. What goes first, and who may join when many wait, is the order of `service/fair_queue.py`: priorities, then turns
    between flows, then first in first out. The row that is next by that order chooses the lane, which fills the batch.
 4. An abandoned row leaves its lane at once; a late one at the moment it would enter a batch, before the device sees it:
@@ -33,12 +34,13 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from service.batch_times import BatchTimes
 from service.errors import DrainingError, InferenceFailedError, OverloadedError, ServiceError
 from service.expected_rows import ExpectedRows
 from service.fair_queue import Priority
+from service.running_batches import RunningBatches
 from service.tickets import Batch, BatcherObserver, Outcome, Release, Silent, Ticket
 from service.wait_prediction import Prediction, WaitPrediction
 from service.waiting_rows import WaitingRows
@@ -48,16 +50,20 @@ Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
 
+LEAST_SHARE: Final = 2
+"""Rows that one of several runners may take while the others are busy: for a single one, too, it reads all weights."""
+
 
 class Batcher(Generic[Row, Answer]):
-    """A bounded queue in front of one runner; lives on one event loop.
+    """A bounded queue in front of runners; lives on one event loop.
 
     Args:
         run: runs one batch of rows of one lane, answers in the same order. An answer may itself be an exception:
             then only that row fails.
         max_rows: most rows in a batch.
         max_waiting: most rows of one flow that may wait; of all flows together half as many again.
-        n_padded: how many rows the runner really runs for so many.
+        n_runners: batches that `run` runs side by side; what is handed over beyond that waits there for its turn.
+        n_padded: how many rows a runner really runs for so many.
         cost: of one row; never negative.
         max_cost: of one batch, unless a single row costs more.
         observer: told what happens, for metrics.
@@ -71,6 +77,7 @@ class Batcher(Generic[Row, Answer]):
         *,
         max_rows: int,
         max_waiting: int,
+        n_runners: int = 1,
         n_padded: Callable[[int], int] = lambda n_rows: n_rows,
         cost: Callable[[Row], int] = lambda _: 0,
         max_cost: int = 0,
@@ -78,7 +85,7 @@ class Batcher(Generic[Row, Answer]):
         clock: Callable[[], float] = time.monotonic,
         call_later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
-        self._waits = WaitPrediction(max_rows, max_cost, n_padded)
+        self._waits = WaitPrediction(max_rows, max_cost, n_padded, n_runners)
         self._run = run
         self._n_padded = n_padded
         self._cost = cost
@@ -86,6 +93,7 @@ class Batcher(Generic[Row, Answer]):
         self._clock = clock
         self._call_later = call_later
         self._max_rows = max_rows
+        self._n_runners = n_runners
         self._expected = ExpectedRows(self._waits.batch_times, max_rows)
         self._is_due = False  # whether a look at what has just come is due
         self._waits_until_s: float | None = None  # a free runner, for rows that are expected
@@ -93,8 +101,8 @@ class Batcher(Generic[Row, Answer]):
             max_rows=max_rows, max_waiting=max_waiting, max_cost=max_cost, waits=self._waits, observer=self._observer
         )
         self._numbers = itertools.count()
-        self._running: dict[asyncio.Task[None], Batch[Row, Answer]] = {}  # in the order they were handed over
-        self._turn_began_s = 0.0
+        self._running = RunningBatches(n_runners)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     @property
@@ -175,8 +183,8 @@ class Batcher(Generic[Row, Answer]):
         """Take nothing more, run what waits, and return when the last batch is back."""
         self._is_closed = True
         self._dispatch("drain")
-        while self._running:
-            await asyncio.wait(self._running)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _predict(
         self, n_rows: int, cost: int, flow: Hashable, level: Priority, allowed_s: float = math.inf
@@ -186,7 +194,7 @@ class Batcher(Generic[Row, Answer]):
             cost,
             n_before=self._waiting.order.n_before(flow, level, n_rows),
             cost_waiting=self._waiting.cost,
-            rest_s=self._rest_s(self._clock()),
+            rest_s=self._running.rest_s(self._clock()),
             allowed_s=allowed_s,
         )
 
@@ -199,7 +207,7 @@ class Batcher(Generic[Row, Answer]):
         if not self._waiting.order.has_room(flow, level, n_rows):
             reason = "queue_full"
             message = f"{len(self._waiting)} images already wait, there is no place for {n_rows} more; try again later."
-        elif (self._running or self._waiting) and not self._waits.is_in_time(prediction):
+        elif (len(self._running) or self._waiting) and not self._waits.is_in_time(prediction):
             reason = "wait_too_long"
             message = (
                 f"Others wait: the answer would take about {prediction.answer_s:.1f} s, "
@@ -211,47 +219,56 @@ class Batcher(Generic[Row, Answer]):
             self._observer.row_dropped(reason)
         raise OverloadedError(message, retry_after_s=prediction.wait_s)
 
-    def _rest_s(self, now_s: float) -> float:
-        """Seconds until the batches that the runner has are back; one that is overdue counts as back."""
-        taken_s = [self.batch_times.seconds(len(batch.tickets), batch.cost) for batch in self._running.values()]
-        if not taken_s:
-            return 0.0
-        return max(0.0, taken_s[0] - (now_s - self._turn_began_s)) + sum(taken_s[1:])
-
     def _on_entry(self) -> None:
         self._is_due = False
         self._dispatch("idle")
 
     def _dispatch(self, release: Release) -> None:
         """Start as many batches as rules 1 and 2 allow."""
-        while self._waiting and (not self._running or (len(self._running) == 1 and self._waiting.has_full_batch())):
+        while self._waiting and (self._running.n_free or self._has_one_to_prepare()):
             now_s = self._clock()
             if self._is_closed:
                 release = "drain"
-            elif self._running:
+            elif not self._running.n_free:
                 release = "full"
             elif self._had_better_wait(now_s):
                 return
             elif self._waits_until_s is not None:
                 release = "gathered"
             self._waits_until_s = None
-            batch = self._waiting.form(now_s, now_s + self._rest_s(now_s), spares_late=release in {"idle", "gathered"})
+            batch = self._waiting.form(
+                now_s,
+                now_s + self._running.rest_s(now_s),
+                most=self._share(),
+                spares_late=release in {"idle", "gathered"},
+            )
             if not batch.tickets:
                 return
             n_rows = len(batch.tickets)
             waited_s = now_s - min(ticket.entered_s for ticket in batch.tickets)
             self._observer.batch_formed(n_rows, self._n_padded(n_rows), waited_s, release)
-            if not self._running:
-                self._turn_began_s = now_s
+            self._running.hand_over(batch, self.batch_times.seconds(n_rows, batch.cost), now_s)
             task = asyncio.get_running_loop().create_task(self._run_batch(batch))
-            self._running[task] = batch
+            self._tasks.add(task)
             task.add_done_callback(self._finished)
+
+    def _share(self) -> int:
+        """Rows that the next runner may take of those that wait, by rule 1."""
+        n_free = self._running.n_free
+        if n_free > 1:
+            return -(-len(self._waiting) // n_free)
+        return max(LEAST_SHARE, -(-len(self._waiting) // self._n_runners))
+
+    def _has_one_to_prepare(self) -> bool:
+        """Whether a full batch waits and no other waits for a runner already."""
+        is_full = len(self._waiting) >= self._n_runners * self._max_rows
+        return is_full and not self._running.has_one_ahead and self._waiting.has_full_batch()
 
     def _had_better_wait(self, now_s: float) -> bool:
         """Whether a free runner waits for rows that are expected; it is told when that is over."""
         waiting = self._waiting
         lane, *others = waiting.order.n_in_lane
-        if others or waiting.cost or len(waiting) >= self._max_rows or waiting.order.has_urgent:
+        if self._n_runners > 1 or others or waiting.cost or len(waiting) >= self._max_rows or waiting.order.has_urgent:
             return False
         wait_s = self._expected.worth_waiting_s(lane, len(waiting), now_s)
         until_s = now_s + wait_s if self._waits_until_s is None else self._waits_until_s
@@ -273,7 +290,7 @@ class Batcher(Generic[Row, Answer]):
             self._waits_until_s = None
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
+        self._tasks.remove(task)
         self._dispatch("free")
 
     async def _run_batch(self, batch: Batch[Row, Answer]) -> None:
@@ -281,9 +298,7 @@ class Batcher(Generic[Row, Answer]):
         started_s = self._clock()
         answers = await self._answers([ticket.row for ticket in batch.tickets])
         now_s = self._clock()
-        # A batch that was prepared ahead had its turn only when the one before it was back.
-        turn_s = now_s - max(started_s, self._turn_began_s)
-        self._turn_began_s = now_s
+        turn_s = self._running.come_back(batch, now_s)
         if not all(isinstance(answer, Exception) for answer in answers):  # failing is quicker, or slower
             self.batch_times.observe(len(batch.tickets), batch.cost, turn_s)
         call = next((ticket for ticket in batch.tickets if ticket.prediction is not None), None)

@@ -130,7 +130,7 @@ class Fast:
 
     def prepare_thread(self) -> None:
         """One core per thread: images are resized side by side."""
-        from prompted_clip.per_core import compute_alone  # noqa: PLC0415  a process that decodes exactly has no torch
+        from prompted_clip.threads import compute_alone  # noqa: PLC0415  a process that decodes exactly has no torch
 
         compute_alone()
 

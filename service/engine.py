@@ -1,14 +1,20 @@
-"""Owns the device: everything that touches it happens on one thread.
+"""Owns the device: everything that touches it happens on one thread, or, on a CPU, on one thread per core.
 
 Knows the model and its stacks. Does not know HTTP, queues or the store. A batch is one forward over rows of one lane,
 whatever their domains. A stack becomes ready in host memory, off the device's thread; it comes to the device with the
 first batch that needs it, or beside the one before.
+
+Cores that work on batches of their own need not wait for each other after each of a forward's hundred steps; where
+something else runs beside, that wait is for the slowest. A batch that has the processor to itself takes all cores: it
+is back sooner.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +30,10 @@ from torch import Tensor
 
 from prompt_store.bundle import Bundle
 from prompted_clip.bank import BankObserver
-from prompted_clip.per_core import compute_alone
 from prompted_clip.preprocess import to_pixels
 from prompted_clip.scoring import Ranked
 from prompted_clip.stack import PromptStack
+from prompted_clip.threads import compute_alone
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
 from service.serving_model import BackboneFacts, ServingModel
 
@@ -76,7 +82,7 @@ class Engine:
     """Runs a model on one thread.
 
     Args:
-        model: its forwards run on that thread only.
+        model: its forwards run on the device's threads only.
         bank_observer: told which stacks come to the device and leave it.
         resident_domains: whose live stacks never leave it.
         stuck_after_s: longest time without a sign of life while there is work. A call may take longer than that: many
@@ -96,10 +102,15 @@ class Engine:
         # Torch gives a new thread the number that was set last, on any thread.
         keep_threads = partial(torch.set_num_threads, torch.get_num_threads())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device", initializer=keep_threads)
+        self._cores = self._thread
+        if model.n_at_once > 1:
+            self._cores = ThreadPoolExecutor(model.n_at_once, thread_name_prefix="core", initializer=compute_alone)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=compute_alone)
         self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._resident_domains = frozenset(resident_domains)
-        self._last_sign_s: float | None = None
+        self._signs_s: dict[int, float] = {}  # of every thread that is inside a call, the last one
+        self._n_calls = 0
+        self._is_crowded = False
         self._model.on_progress = self._show_life
         self._model.bank.observer = bank_observer
         self._is_lost = False
@@ -110,20 +121,24 @@ class Engine:
         return self._model.backbone
 
     @property
+    def n_at_once(self) -> int:
+        """Batches that run side by side."""
+        return self._model.n_at_once
+
+    @property
     def is_lost(self) -> bool:
         """Whether the device can only be had back by a new process."""
         return self._is_lost
 
     @property
     def is_busy(self) -> bool:
-        """Whether the device thread is inside a call."""
-        return self._last_sign_s is not None
+        """Whether a thread of the device is inside a call."""
+        return bool(self._signs_s)
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the device thread has been inside one forward for far too long."""
-        last_s = self._last_sign_s
-        return last_s is not None and time.monotonic() - last_s > self._stuck_after_s
+        """Whether a thread of the device has been inside one forward for far too long."""
+        return time.monotonic() - min(self._signs_s.copy().values(), default=math.inf) > self._stuck_after_s
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An RGB picture as the backbone's uint8 [3, H, W]; runs in the caller's thread."""
@@ -138,7 +153,7 @@ class Engine:
         if self.is_busy:
             # Another batch runs; what this one needs can come to the device meanwhile.
             self._prefetcher.submit(self._prefetch, list({row.stack for row in rows}))
-        return await self._call(lambda: self._run(rows))
+        return await self._call(lambda: self._run(rows), n_rows=len(rows))
 
     async def load(self, bundle: Bundle, version: int | None) -> PromptStack:
         """Make a stack of a bundle, while the device goes on with its work.
@@ -197,10 +212,20 @@ class Engine:
         self._loader.shutdown(wait=False, cancel_futures=True)
         self._prefetcher.shutdown(wait=False, cancel_futures=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._cores.shutdown(wait=False, cancel_futures=True)
 
-    async def _call(self, work: Callable[[], T]) -> T:
+    async def _call(self, work: Callable[[], T], *, n_rows: int = 1) -> T:
+        """Run work for so many images on all cores, or on one."""
         self._refuse_if_lost()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+        # Who was joined by others the last time, or has a row for every core, leaves the other cores to others.
+        is_alone = not self._n_calls and not self._is_crowded and n_rows < self.n_at_once
+        self._is_crowded = self._n_calls > 0
+        self._n_calls += 1
+        try:
+            thread = self._thread if is_alone else self._cores
+            return await asyncio.get_running_loop().run_in_executor(thread, self._guarded, work)
+        finally:
+            self._n_calls -= 1
 
     def _refuse_if_lost(self) -> None:
         if self._is_lost:
@@ -227,13 +252,13 @@ class Engine:
                 raise DeviceLostError("The device failed; this process is about to be replaced.") from error
             raise
         finally:
-            self._last_sign_s = None
+            del self._signs_s[threading.get_ident()]
         # Outside the handler: its traceback would keep the failed work's tensors alive.
         self._free_memory()
         raise OverloadedError("The device has no memory left for this; try again.", retry_after_s=1.0)
 
     def _show_life(self) -> None:
-        self._last_sign_s = time.monotonic()
+        self._signs_s[threading.get_ident()] = time.monotonic()
 
     def _free_memory(self) -> None:
         if self.backbone.device.type == "cuda":

@@ -92,8 +92,13 @@ class Runtime(Front):
             return
         side_px = self.engine.backbone.image_size
         row = EngineRow(np.full((3, side_px, side_px), 128, dtype=np.uint8), stack, top_k=1)
-        times = self.batcher.batch_times
-        measured = await calibrate(times, self.engine.run, row, budget_s=self.settings.calibrate_s)
+        measured = await calibrate(
+            self.batcher.batch_times,
+            self.engine.run,
+            row,
+            n_runners=self.engine.n_at_once,
+            budget_s=self.settings.calibrate_s,
+        )
         took = {str(n_rows): round(seconds * 1000, 2) for n_rows, seconds in measured.items()}
         logger.info("batches.measured", extra={"ms_by_rows": took})
 
@@ -122,8 +127,9 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
 
     batcher = Batcher(
         run,
-        max_rows=settings.max_batch_rows,
+        max_rows=-(-settings.max_batch_rows // engine.n_at_once),
         max_waiting=settings.max_waiting_rows,
+        n_runners=engine.n_at_once,
         cost=lambda row: row.n_text_rows,
         max_cost=settings.max_text_rows,
         observer=metrics,

@@ -25,7 +25,6 @@ from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.graphs import GraphedTower
 from prompted_clip.model import ImageTower, PromptedClip
-from prompted_clip.per_core import PerCoreTower
 from prompted_clip.precision import fastest_dtype, is_heavy
 from service.app import create_app
 from service.auth import Key, KeyRing, read_keys
@@ -116,8 +115,7 @@ def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
     tower = FusedImageTower(backbone)
     if backbone.device.type == "cuda":
         return GraphedTower(tower, backbone, max_rows=settings.max_batch_rows)
-    n_cores = torch.get_num_threads()
-    return PerCoreTower(tower, n_cores) if n_cores > 1 and is_heavy(backbone.arch) else tower
+    return tower
 
 
 def needed_keys(settings: Settings) -> tuple[Key, ...]:
@@ -174,6 +172,7 @@ def _load_model(settings: Settings) -> PromptedClip:
         max_conditional_classes=settings.max_conditional_classes,
         bank_slots=settings.bank_slots,
         kept_slots=settings.kept_slots,
+        n_at_once=torch.get_num_threads() if device == "cpu" and is_heavy(backbone.arch) else 1,
     )
 
 

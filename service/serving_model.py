@@ -67,6 +67,8 @@ class ServingModel(Protocol):
     def bank(self) -> ServingBank:
         """The stacks on the device."""
 
+    n_at_once: int
+    """Batches that may run side by side, each on a thread that computes alone."""
     on_progress: Callable[[], None]
     """Called after every forward; the engine puts its own here."""
 

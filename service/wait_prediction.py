@@ -50,13 +50,15 @@ class WaitPrediction:
         max_rows: of a batch.
         max_cost: of a batch.
         n_padded: how many rows really run for so many.
+        n_runners: batches that run side by side.
     """
 
-    def __init__(self, max_rows: int, max_cost: int, n_padded: Callable[[int], int]) -> None:
+    def __init__(self, max_rows: int, max_cost: int, n_padded: Callable[[int], int], n_runners: int = 1) -> None:
         self.batch_times = BatchTimes(max_rows, n_padded)
         self.margin = 1.0
         self._max_rows = max_rows
         self._max_cost = max_cost
+        self._n_runners = n_runners
         self._sizes = deque([1], maxlen=N_RECENT)
 
     def predict(
@@ -69,10 +71,13 @@ class WaitPrediction:
             cost: of all of them.
             n_before: rows that leave before the last of them does.
             cost_waiting: of everything that waits.
-            rest_s: seconds until the runner is free of what it has.
+            rest_s: seconds until a runner is free of what it has.
             allowed_s: seconds until nobody wants the answers.
         """
-        n_after = n_before + n_rows
+        # Runners share what waits: one of them has its part of it to do.
+        n_after = -(-(n_before + n_rows) // self._n_runners)
+        n_before //= self._n_runners
+        cost, cost_waiting = -(-cost // self._n_runners), -(-cost_waiting // self._n_runners)
         if not cost:  # at most one batch with a cost goes before each batch without
             cost_waiting = min(cost_waiting, math.ceil(n_after / self._max_rows) * self._max_cost)
         n_after += -n_after % max(self._sizes)

@@ -63,20 +63,22 @@ class WaitingRows(Generic[Row, Answer]):
         is_one_free = any(ticket is not None and not ticket.cost for ticket in map(self.order.next_of, full))
         return is_one_free and not self._leader().cost
 
-    def form(self, now_s: float, begins_s: float, *, spares_late: bool) -> Batch[Row, Answer]:
+    def form(self, now_s: float, begins_s: float, *, most: int, spares_late: bool) -> Batch[Row, Answer]:
         """Take the next batch out; it is empty when nothing that still matters waits.
 
         Args:
             now_s: reading of the clock.
-            begins_s: the one at which the runner will begin with this batch.
+            begins_s: the one at which a runner will begin with this batch.
+            most: rows that it may take, no more than a batch holds.
             spares_late: keep those whose answer is expected after their deadline.
         """
         tickets: list[Ticket[Row, Answer]] = []
         cost = 0
         due_s = math.inf
+        most = min(most, self._max_rows)
         while self.order and not tickets:
             ticket: Ticket[Row, Answer] | None = self._leader()
-            while ticket is not None and len(tickets) < self._max_rows:
+            while ticket is not None and len(tickets) < most:
                 done_s = begins_s + self._waits.batch_times.seconds(len(tickets) + 1, cost + ticket.cost)
                 is_late = done_s > ticket.deadline_s
                 is_last = not tickets and len(self.order) == 1

@@ -46,8 +46,8 @@ def stack(domain="demo", *, depth=2, n_tokens=3, n_classes=4, seed=0):
     )
 
 
-def bank(n_slots=3, n_kept=0):
-    return PromptBank(tiny_backbone(), n_slots=n_slots, n_kept=n_kept)
+def bank(n_slots=3, n_kept=0, patience_s=0.0):
+    return PromptBank(tiny_backbone(), n_slots=n_slots, n_kept=n_kept, patience_s=patience_s)
 
 
 def resident(bank, stacks):
@@ -116,6 +116,24 @@ def test_a_held_stack_never_leaves():
             pass
     full.prefetch([second, third])
     assert not full.is_resident(held)
+
+
+def test_who_finds_all_room_held_by_others_waits_until_they_let_go():
+    full, (first, second) = bank(1, patience_s=20.0), (stack(seed=seed) for seed in range(2))
+    has_both = []
+
+    def hold_second():
+        with full.hold([second]):
+            has_both.append((full.is_resident(first), full.is_resident(second)))
+
+    waiting = threading.Thread(target=hold_second)
+    with full.hold([first]):
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        assert not has_both
+    waiting.join(20)
+    assert has_both == [(False, True)]
 
 
 def test_a_large_stack_takes_the_room_of_several_small_ones():

@@ -63,6 +63,7 @@ class FakeModel:
         self.bank = FakeBank()
         self.gate = threading.Event()
         self.gate.set()
+        self.n_at_once = 1
         self.forward_s = 0.0
         self.fail_with = None
         self.fail_load = False

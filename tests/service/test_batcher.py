@@ -204,3 +204,65 @@ async def test_a_look_ahead_says_what_a_call_would_hear_and_lets_nothing_in():
     assert batcher.n_waiting == 2
     runner.gate.set()
     assert await answers(futures) == [0, 2, 4]
+
+
+async def test_runners_that_are_free_share_what_waits_and_one_alone_leaves_the_others_their_part():
+    runner = Runner(is_held=True)
+    batcher = batcher_of(runner, n_runners=2, max_rows=8)
+    futures = batcher.submit(list(range(3)), lane="a", deadline_s=FAR)
+    await settle()
+    assert runner.batches == [[0, 1], [2]]
+    futures += batcher.submit(list(range(3, 10)), lane="a", deadline_s=FAR)
+    await settle()
+    assert len(runner.batches) == 2, "both are busy"
+    runner.gate.set()
+    assert await answers(futures) == [2 * row for row in range(10)]
+    assert runner.batches[2:4] == [[3, 4, 5, 6], [7, 8]], "half of seven, and of the three that are left"
+
+
+async def test_a_runner_that_is_back_while_the_others_are_busy_takes_two_rows_if_two_wait():
+    gates = [asyncio.Event() for _ in range(6)]
+    batches = []
+
+    async def run(rows):
+        batches.append(list(rows))
+        await gates[rows[0]].wait()
+        return rows
+
+    batcher = batcher_of(run, n_runners=4, max_rows=8)
+    futures = batcher.submit([0, 1, 2, 3], lane="a", deadline_s=FAR)
+    await settle()
+    futures += batcher.submit([4, 5], lane="a", deadline_s=FAR)
+    gates[2].set()
+    await settle()
+    assert batches == [[0], [1], [2], [3], [4, 5]]
+    for gate in gates:
+        gate.set()
+    assert await answers(futures) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_several_runners_are_given_one_full_batch_ahead_and_never_two():
+    runner = Runner(is_held=True)
+    batcher = batcher_of(runner, n_runners=2, max_rows=2)
+    futures = batcher.submit(list(range(11)), lane="a", deadline_s=FAR)
+    await settle()
+    assert runner.batches == [[0, 1], [2, 3], [4, 5]]
+    assert batcher.n_running == 3
+    runner.gate.set()
+    assert await answers(futures) == [2 * row for row in range(11)]
+
+
+async def test_a_wait_is_the_shorter_the_more_runners_share_it():
+    async def found(n_runners):
+        runner = Runner(is_held=True)
+        batcher = batcher_of(runner, n_runners=n_runners, max_rows=4, clock=Clock())
+        batcher.batch_times.set_measured({1: 1.0, 2: 2.0, 4: 4.0})
+        futures = batcher.submit(list(range(4 * n_runners)), lane="a", deadline_s=FAR)
+        await settle()
+        futures += batcher.submit(list(range(8)), lane="a", deadline_s=FAR)
+        wait_s = batcher.estimated_wait_s()
+        runner.gate.set()
+        await answers(futures)
+        return wait_s
+
+    assert [await found(n_runners) for n_runners in (1, 2, 4)] == [12.0, 7.0, 4.0]

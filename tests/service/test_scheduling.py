@@ -2,6 +2,8 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -12,19 +14,38 @@ from tests.service.virtual_time import VirtualService
 
 pytestmark = pytest.mark.anyio
 
+
+@dataclass(frozen=True)
+class Device:
+    """What batches take, and how many run side by side."""
+
+    batch_s: Callable[[int], float]
+    n_runners: int = 1
+
+    @property
+    def full_s(self):
+        """Seconds for 32 rows, on all runners."""
+        return self.batch_s(32 // self.n_runners)
+
+
+SLOW = Device(lambda n: 0.02 + 0.03 * n)
 DEVICES = {
-    "slow processor": lambda n: 0.02 + 0.03 * n,
-    "accelerator": lambda n: 0.0501 + 0.0028 * n,
+    "slow processor": SLOW,
+    "accelerator": Device(lambda n: 0.0501 + 0.0028 * n),
+    "two cores": Device(lambda n: 0.008 + 0.043 * n, n_runners=2),
+    "eight cores": Device(lambda n: 0.01 + 0.05 * n, n_runners=8),
 }
-"""Seconds of a batch."""
-devices = pytest.mark.parametrize("batch_s", DEVICES.values(), ids=DEVICES)
+devices = pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 
 
-def service_of(batch_s, *, max_rows=32, max_waiting=128, wrong_by=1.0, **options):
+def service_of(device, *, max_rows=32, max_waiting=128, wrong_by=1.0, **options):
     """A service that was calibrated at its start, right or wrong."""
-    service = VirtualService(batch_s, max_rows=max_rows, max_waiting=max_waiting, **options)
+    n_runners = device.n_runners
+    service = VirtualService(
+        device.batch_s, n_runners=n_runners, max_rows=max_rows // n_runners, max_waiting=max_waiting, **options
+    )
     times = service.batcher.batch_times
-    times.set_measured({size: wrong_by * batch_s(size) for size in times.sizes})
+    times.set_measured({size: wrong_by * device.batch_s(size) for size in times.sizes})
     return service
 
 
@@ -42,9 +63,9 @@ def goodput(service, from_s, to_s):
 
 @devices
 @pytest.mark.parametrize("n_hot", [1, 3, 10])
-async def test_a_flow_within_its_share_waits_for_two_batches_at_most_and_is_never_refused(batch_s, n_hot):
-    service = service_of(batch_s)
-    full_s = batch_s(32)
+async def test_a_flow_within_its_share_waits_for_two_batches_at_most_and_is_never_refused(device, n_hot):
+    service = service_of(device)
+    full_s = device.full_s
     share = 32 / full_s / (n_hot + 1)
     for flow in range(n_hot):
         send_randomly(service, flow, 10 * share, 0, 40 * full_s, seed=flow)
@@ -59,9 +80,9 @@ async def test_a_flow_within_its_share_waits_for_two_batches_at_most_and_is_neve
 
 
 @devices
-async def test_what_a_small_flow_leaves_over_goes_to_the_hot_one(batch_s):
-    service = service_of(batch_s)
-    capacity = 32 / batch_s(32)
+async def test_what_a_small_flow_leaves_over_goes_to_the_hot_one(device):
+    service = service_of(device)
+    capacity = 32 / device.full_s
     send_randomly(service, "hot", 3 * capacity, 0, 20, timeout_s=30)
     send_randomly(service, "small", 0.1 * capacity, 0, 20, timeout_s=30, seed=1)
     await service.play()
@@ -70,9 +91,8 @@ async def test_what_a_small_flow_leaves_over_goes_to_the_hot_one(batch_s):
 
 @pytest.mark.parametrize("lanes", [("a", "a", "a"), ("a", "b", "c")])
 async def test_a_flood_of_urgent_rows_neither_waits_for_others_nor_starves_them(lanes):
-    batch_s = DEVICES["slow processor"]
-    service = service_of(batch_s, max_waiting=512)
-    full_s = batch_s(32)
+    service = service_of(SLOW, max_waiting=512)
+    full_s = SLOW.full_s
     capacity = 32 / full_s
     for priority, lane in zip((1, 0, -1), lanes, strict=True):
         send_randomly(service, priority, 1.5 * capacity, 0, 100 * full_s, lane=lane, priority=priority, seed=priority)
@@ -86,7 +106,7 @@ async def test_a_flood_of_urgent_rows_neither_waits_for_others_nor_starves_them(
 
 @pytest.mark.parametrize("priority", [1, 0])
 async def test_an_urgent_row_passes_everything_that_waits_below_it(priority):
-    service = service_of(lambda n: 1.0, max_rows=4)
+    service = service_of(Device(lambda n: 1.0), max_rows=4)
     service.at(0, lambda: service.send("many", n_rows=40, priority=priority - 1))
     service.at(0.5, lambda: service.send("one", priority=priority))
     await service.play()
@@ -108,9 +128,11 @@ traffic = st.lists(st.tuples(st.floats(0, 20), calls, st.none() | st.floats(0, 5
 
 
 @settings(deadline=None, max_examples=100)
-@given(traffic, st.sampled_from([1, 3, 8]), st.sampled_from([9, 20]))
-async def test_every_row_is_settled_once_whatever_comes(calls, max_rows, max_waiting):
-    service = VirtualService(lambda n: 0.2 + 0.1 * n, max_rows=max_rows, max_waiting=max_waiting, max_cost=10)
+@given(traffic, st.sampled_from([1, 3, 8]), st.sampled_from([9, 20]), st.sampled_from([1, 3]))
+async def test_every_row_is_settled_once_whatever_comes(calls, max_rows, max_waiting, n_runners):
+    service = VirtualService(
+        lambda n: 0.2 + 0.1 * n, n_runners=n_runners, max_rows=max_rows, max_waiting=max_waiting, max_cost=10
+    )
 
     def send(call, gives_up_s):
         rows = service.send(**call, cost=4 if call["lane"] == "costly" else 0)
@@ -137,11 +159,11 @@ async def test_every_row_is_settled_once_whatever_comes(calls, max_rows, max_wai
 @devices
 @pytest.mark.parametrize("n_flows", [1, 32])
 @pytest.mark.parametrize("patience", [3, 10, 40], ids=lambda n: f"{n} batches of time")
-async def test_at_three_times_its_capacity_the_service_does_nine_tenths_of_its_best(batch_s, n_flows, patience):
-    full_s = batch_s(32)
-    service = service_of(batch_s)
+async def test_at_three_times_its_capacity_the_service_does_nine_tenths_of_its_best(device, n_flows, patience):
+    full_s = device.full_s
+    service = service_of(device)
     chance = random.Random(7)  # noqa: S311
-    service.batch_s = lambda n: batch_s(n) * chance.uniform(0.8, 1.2)
+    service.batch_s = lambda n: device.batch_s(n) * chance.uniform(0.8, 1.2)
     capacity = 32 / full_s
     for flow in range(n_flows):
         send_randomly(service, flow, 3 * capacity / n_flows, 0, 60 * full_s, timeout_s=patience * full_s, seed=flow)
@@ -155,9 +177,9 @@ async def test_at_three_times_its_capacity_the_service_does_nine_tenths_of_its_b
 
 
 @devices
-async def test_a_burst_of_one_moment_on_an_idle_device_is_refused_as_far_as_it_would_be_late(batch_s):
-    service = service_of(batch_s, max_rows=8)
-    timeout_s = 2.5 * batch_s(8)
+async def test_a_burst_of_one_moment_on_an_idle_device_is_refused_as_far_as_it_would_be_late(device):
+    service = service_of(device, max_rows=8)
+    timeout_s = 2.5 * device.batch_s(8 // device.n_runners)
     service.at(1.0, lambda: [service.send(caller, timeout_s=timeout_s) for caller in range(64)])
     await service.play()
     assert 8 <= sum(row.is_good for row in service.sent) <= 24
@@ -166,9 +188,9 @@ async def test_a_burst_of_one_moment_on_an_idle_device_is_refused_as_far_as_it_w
 
 @devices
 @pytest.mark.parametrize("wrong_by", [0.05, 20.0])
-async def test_a_wrong_calibration_costs_little_and_not_for_long(batch_s, wrong_by):
-    full_s = batch_s(32)
-    service = service_of(batch_s, wrong_by=wrong_by)
+async def test_a_wrong_calibration_costs_little_and_not_for_long(device, wrong_by):
+    full_s = device.full_s
+    service = service_of(device, wrong_by=wrong_by)
     capacity = 32 / full_s
     send_randomly(service, "a", 3 * capacity, 0, 100 * full_s, timeout_s=6 * full_s)
     await service.play()
@@ -176,9 +198,9 @@ async def test_a_wrong_calibration_costs_little_and_not_for_long(batch_s, wrong_
 
 
 @devices
-async def test_after_an_overload_all_is_as_before_within_the_time_of_one_full_queue(batch_s):
-    full_s = batch_s(32)
-    service = service_of(batch_s)
+async def test_after_an_overload_all_is_as_before_within_the_time_of_one_full_queue(device):
+    full_s = device.full_s
+    service = service_of(device)
     capacity = 32 / full_s
     ends_s = 40 * full_s
     recovered_s = ends_s + (128 / 32 + 2) * full_s

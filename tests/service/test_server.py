@@ -205,6 +205,18 @@ def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_recordings():
     assert image_tower(on_cuda, settings).n_padded(5) == settings.max_batch_rows
 
 
+@pytest.mark.parametrize(("is_heavy", "n_at_once"), [(False, 1), (True, 2)])
+def test_cores_run_batches_side_by_side_where_the_backbone_is_worth_it(monkeypatch, is_heavy, n_at_once):
+    register_tiny_models()
+    monkeypatch.setattr("service.server.is_heavy", lambda _: is_heavy)
+    before = torch.get_num_threads()
+    try:
+        model = load_model(Settings(backbone="tiny", random_weights=0, device="cpu", n_torch_threads=2))
+    finally:
+        torch.set_num_threads(before)
+    assert model.n_at_once == n_at_once
+
+
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_the_backbone_is_built_as_the_settings_say(quick_gelu):
     register_tiny_models()

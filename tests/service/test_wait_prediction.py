@@ -64,3 +64,10 @@ def test_a_call_with_plenty_of_time_teaches_nothing():
     for allowed_s in (1000.0, math.inf):
         waits.turned_out(ask(waits, allowed_s), 999.0)
     assert waits.margin == 1
+
+
+def test_runners_side_by_side_share_what_goes_before():
+    waits = WaitPrediction(4, 10, lambda n: n, n_runners=2)
+    waits.batch_times.set_measured({n: float(n) for n in waits.batch_times.sizes})
+    found = waits.predict(2, 0, n_before=6, cost_waiting=0, rest_s=0.5)
+    assert (found.wait_s, found.answer_s) == (3.5, 4.5)

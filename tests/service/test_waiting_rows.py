@@ -147,7 +147,7 @@ async def test_a_row_cancelled_in_the_moment_a_batch_forms_is_not_run_and_breaks
     abandoned, late, kept = (batcher.submit([row], lane="a", deadline_s=10 * row)[0] for row in (2, 3, 4))
     runner.gate.set()
     clock.now_s = 35
-    (task,) = batcher._running
+    (task,) = batcher._tasks
     task.add_done_callback(lambda _: abandoned.cancel())
     task.add_done_callback(lambda _: late.cancel())
     await settle()

@@ -40,15 +40,15 @@ class Sent:
 
 
 class VirtualService:
-    """One batcher and one device that runs a batch at a time.
+    """One batcher and one device that runs a batch at a time, or several side by side.
 
     `batch_s(n_rows)` is how long a batch takes; `sent` collects every row, `batches` the rows of every batch.
     """
 
-    def __init__(self, batch_s, **options):
+    def __init__(self, batch_s, *, n_runners=1, **options):
         self.now_s = 0.0
         self.batch_s = batch_s
-        self.free_s = 0.0
+        self.free_s = [0.0] * n_runners
         self.batches = []
         self.sent = []
         self._events = []
@@ -58,17 +58,19 @@ class VirtualService:
             clock=lambda: self.now_s,
             call_later=lambda delay_s, act: self.at(self.now_s + delay_s, act),
             cost=lambda row: row.cost,
+            n_runners=n_runners,
             **options,
         )
 
     async def _run(self, rows):
         self.batches.append(rows)
-        begins_s = max(self.now_s, self.free_s)
-        self.free_s = begins_s + self.batch_s(len(rows))
+        runner = self.free_s.index(min(self.free_s))
+        begins_s = max(self.now_s, self.free_s[runner])
+        self.free_s[runner] = ends_s = begins_s + self.batch_s(len(rows))
         for row in rows:
             row.began_s = begins_s
         done = asyncio.get_running_loop().create_future()
-        self.at(self.free_s, lambda: done.set_result(None))
+        self.at(ends_s, lambda: done.set_result(None))
         await done
         return rows
 

@@ -1,0 +1,69 @@
+"""The batches that runners have: which of them run, and when the next runner is free.
+
+Knows batches by the tasks that wait for them, and seconds. Does not know rows, queues or what a runner is. Runners take
+batches in the order in which they were handed over; one that is handed over while all are busy begins when the first of
+them is back.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One batch's: how long it is expected to take, and since when it has run; None while all runners are busy."""
+
+    expected_s: float
+    began_s: float | None
+
+
+class RunningBatches:
+    """Batches that were handed over and are not yet back.
+
+    Args:
+        n_runners: batches that run at once.
+    """
+
+    def __init__(self, n_runners: int) -> None:
+        self._n_runners = n_runners
+        self._turns: dict[Hashable, _Turn] = {}
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    @property
+    def n_free(self) -> int:
+        """Runners without a batch: what is handed over to them begins at once."""
+        return max(0, self._n_runners - len(self._turns))
+
+    @property
+    def has_one_ahead(self) -> bool:
+        """Whether a batch waits for a runner already."""
+        return len(self._turns) > self._n_runners
+
+    def hand_over(self, key: Hashable, expected_s: float, now_s: float) -> None:
+        """Note a batch, and how long it is expected to run."""
+        self._turns[key] = _Turn(expected_s, now_s if self.n_free else None)
+
+    def come_back(self, key: Hashable, now_s: float) -> float:
+        """Seconds for which a batch has run; its runner goes on with the next one."""
+        turn = self._turns.pop(key)
+        following = next((turn for turn in self._turns.values() if turn.began_s is None), None)
+        if following is not None:
+            following.began_s = now_s
+        return now_s - (now_s if turn.began_s is None else turn.began_s)
+
+    def rest_s(self, now_s: float) -> float:
+        """Seconds until a runner is free of what it has; one whose batch is overdue counts as free."""
+        if self.n_free:
+            return 0.0
+        turns = self._turns.values()
+        free_s = [max(0.0, turn.expected_s - (now_s - turn.began_s)) for turn in turns if turn.began_s is not None]
+        heapq.heapify(free_s)
+        for turn in turns:
+            if turn.began_s is None:
+                heapq.heapreplace(free_s, free_s[0] + turn.expected_s)
+        return free_s[0]
