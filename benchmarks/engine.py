@@ -35,7 +35,7 @@ from service.server import load_model
 MIXED, REGISTERED, SLOTS = 64, 1000, 64
 CPU_SIZES, CUDA_SIZES = (1, 4, 8, 16), (1, 8, 32, 64, 128, 256, 512)
 OPEN_CLIP_SIZES = {"cpu": (1, 4, 8), "cuda": (32, 128, 256)}
-BATCHES_PER_TURN = {"cpu": 2, "cuda": 16}
+BATCHES_PER_TURN = {"cpu": 4, "cuda": 16}
 """Of every runner: a device, or a core that runs batches of its own."""
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Side of the square product, in elements."""
@@ -114,12 +114,15 @@ class EngineBench:
         crowd = self._feeder(self._engines[0], options.n_registered, options.shape(), console)
         plain = self._feeder(self._engines[0], 1, PLAIN, console)
         paged = Feeder(self._engines[1], crowd.stacks, self._pictures, crowd.rng)
+        together = Engine(in_bank(served, options.n_slots, n_at_once=1))
+        self._engines.append(together)
         self._draws: dict[str, tuple[Feeder, Callable[[int], Batch]]] = {
             "single": (crowd, crowd.single),
             "mixed_64": (crowd, partial(crowd.mixed, n_domains=MIXED)),
             "mixed_1000": (crowd, partial(crowd.mixed, n_domains=options.n_registered)),
             "paged": (paged, partial(paged.popular, alpha=options.alpha)),
             "plain": (plain, plain.single),
+            "together": (Feeder(together, crowd.stacks, self._pictures, crowd.rng), crowd.single),
         }
 
     def engine_way(self, name: str, n_rows: int) -> Callable[[], None]:
@@ -202,13 +205,15 @@ class EngineBench:
         }
 
     def breakdown(self, n_rows: int) -> dict[str, float]:
-        """Shares of a forward's time by kind of operator; prompts included, all cores at one tower."""
+        """Shares of a forward's time by kind of operator, prompts included; on the threads that a batch takes."""
         tower = FusedImageTower(self.backbone)
         pixels = torch.from_numpy(self._pictures[np.arange(n_rows) % len(self._pictures)]).to(self.backbone.device)
         shape = self.options.shape()
         depth = min(shape.depth, self.backbone.n_vision_layers)
         prompts = torch.zeros(depth, shape.n_tokens, self.backbone.vision_width).to(pixels.device, self.backbone.dtype)
         grid = join_groups([prompts])
+        if self._cores is not None:
+            return self._cores.submit(shares, lambda: tower(pixels, grid), self.device).result()
         return shares(lambda: tower(pixels, grid), self.device)
 
     def device_ms(self) -> list[float]:
@@ -239,9 +244,14 @@ class EngineBench:
         return Feeder(engine, stacks, self._pictures, np.random.default_rng(seed))
 
 
-def in_bank(model: PromptedClip, n_slots: int) -> PromptedClip:
-    """The same backbone and forward over a bank of so many slots."""
-    return PromptedClip(model.backbone, image_tower=model.image_tower, bank_slots=n_slots, n_at_once=model.n_at_once)
+def in_bank(model: PromptedClip, n_slots: int, *, n_at_once: int = 0) -> PromptedClip:
+    """The same backbone and forward over a bank of so many slots, with as many batches at once as before or as said."""
+    return PromptedClip(
+        model.backbone,
+        image_tower=model.image_tower,
+        bank_slots=n_slots,
+        n_at_once=n_at_once or model.n_at_once,
+    )
 
 
 def sweep(ways: dict[int, Callable[[], None]], n_batches: int) -> tuple[int, dict[int, float]]:

@@ -38,8 +38,13 @@ def _measure(bench: EngineBench, console: Console) -> Report:
     sizes = (options.batch_rows,) if options.batch_rows else (CUDA_SIZES if bench.device == "cuda" else CPU_SIZES)
     console.print(f"batch sizes of the engine: {', '.join(map(str, sizes))}")
     n_rows, by_size = sweep({n: bench.engine_way("single", n) for n in sizes}, bench.n_batches)
+    by_way = {"engine, one domain": by_size}
+    if bench.n_runners > 1:
+        _, by_way["all cores at one batch"] = sweep(
+            {n: bench.engine_way("together", n) for n in sizes}, bench.n_batches
+        )
     console.print(f"best: {n_rows}; batch sizes of open_clip")
-    n_library, library_by_size = sweep(
+    n_library, by_way["open_clip float32 eager"] = sweep(
         {n: bench.open_clip_way(bench.precise, n) for n in OPEN_CLIP_SIZES[bench.device]}, bench.n_batches
     )
     ways: dict[str, Callable[[], object]] = {
@@ -61,10 +66,9 @@ def _measure(bench: EngineBench, console: Console) -> Report:
         versions=versions(),
     )
     report.settings |= {"dtype": str(bench.backbone.dtype).removeprefix("torch."), "rounds": len(turns["single"])}
-    report.samples = {"seconds_per_turn": turns, "images_per_turn": images, "images_per_s_by_batch": by_size}
-    report.samples["open_clip_images_per_s_by_batch"] = library_by_size
+    report.samples = {"seconds_per_turn": turns, "images_per_turn": images, "images_per_s_by_batch": by_way}
     _add_numbers(report, bench, turns, images, products)
-    _add_tables(report, turns, images, by_size, library_by_size)
+    _add_tables(report, turns, images, by_way)
     report.samples["shares_of_time"] = parts = bench.breakdown(n_rows)
     report.tables["A forward's time by operators"] = Table(
         ("operators", "share"), [(kind, f"{share:.1%}") for kind, share in parts.items()]
@@ -119,14 +123,14 @@ def _add_numbers(
         ),
         Measured(
             "fraction_of_matmul_rate",
-            share_of("matrix_products"),
-            "operations/s that the engine really does / of the model's matrix products alone, same dtype",
+            ratio(turns["matrix_products"], single),
+            "images/s of the engine / at which the model's matrix products alone are done, same dtype, same threads",
             None if is_cuda else Bar(">=", 0.80),
         ),
         Measured(
-            "images_vs_matrix_products",
-            ratio(turns["matrix_products"], single),
-            "images/s of the engine / of open_clip's matrix products alone, which work out every token to the end",
+            "operations_vs_matrix_products",
+            share_of("matrix_products"),
+            "the same in operations/s: only what the engine really works out counts for it",
         ),
         Measured(
             "prompt_overhead",
@@ -171,9 +175,7 @@ def _add_numbers(
     )
 
 
-def _add_tables(
-    report: Report, turns: Turns, images: dict[str, int], by_size: dict[int, float], library: dict[int, float]
-) -> None:
+def _add_tables(report: Report, turns: Turns, images: dict[str, int], by_way: dict[str, dict[int, float]]) -> None:
     found = {name: rates(taken, images[name]) for name, taken in turns.items() if name in images}
     products = {"matrix_products", "square_product"}
     rows = []
@@ -181,10 +183,10 @@ def _add_tables(
         spread = Ratio.of(found[name])
         rows.append((name, f"{spread.value:.2f}", f"{spread.low:.2f} .. {spread.high:.2f}"))
     report.tables["Images per second (absolute, this machine only)"] = Table(("way", "median", "quartiles"), rows)
-    sizes = sorted({*by_size, *library})
+    sizes = sorted(set().union(*by_way.values()))
     report.tables["Images per second by batch size (short sweep)"] = Table(
-        ("batch", "engine, one domain", "open_clip float32 eager"),
-        [(n, f"{by_size[n]:.2f}" if n in by_size else "", f"{library[n]:.2f}" if n in library else "") for n in sizes],
+        ("batch", *by_way),
+        [(n, *(f"{per_s[n]:.2f}" if n in per_s else "" for per_s in by_way.values())) for n in sizes],
     )
     report.plots["Images per second, median of all rounds"] = Plot(
         "images/s",

@@ -56,10 +56,10 @@ class Settings(BaseSettings):
         "auto", description="auto is what computes faster here: on the CPU both are timed at start"
     )
     n_torch_threads: int = Field(
-        0, ge=0, description="threads of one forward on the CPU; 0 takes one per core, within a container's quota"
+        0, ge=0, description="cores that the model computes on; 0 takes all, within a container's quota"
     )
 
-    max_batch_rows: int = Field(32, ge=1, le=1024, description="most images in one forward")
+    max_batch_rows: int = Field(32, ge=1, le=1024, description="most images on the device at once")
     max_text_rows: int = Field(
         1024, ge=1, le=65_536, description="most texts encoded at once for domains whose text depends on the image"
     )
