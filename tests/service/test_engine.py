@@ -17,7 +17,7 @@ from service.errors import DeviceLostError, InferenceFailedError, OverloadedErro
 from tests.service.engine_rows import rows_of, until
 from tests.service.fakes import FakeModel, colour_bundle
 from tests.stacks import random_bundle
-from tests.tiny import tiny_backbone
+from tests.tiny import random_pixels, tiny_backbone
 
 pytestmark = pytest.mark.anyio
 
