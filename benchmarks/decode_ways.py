@@ -1,8 +1,8 @@
 """Ways from a JPEG file to a backbone's pixels, and the files they are timed on.
 
 Every way decodes, resizes with antialiasing to the short side, crops the middle and gives uint8 [3, side, side]. The
-service's own two ways also check the limits and read the header, as they do for a stranger's file. Decoders that are
-not installed are left out.
+service's own ways also check the limits and read the header, as they do for a stranger's file. Decoders that are not
+installed are left out, and the GPU's where there is none.
 """
 
 import io
@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.errors import BenchError
 from prompted_clip.preprocess import to_pixels, to_pixels_fast
-from service.decoders import preprocessing
+from service.decoders import Preprocessing, preprocessing
 from service.images import ImageLimits, open_rgb
 
 Pixels = NDArray[np.uint8]
@@ -83,8 +83,8 @@ def ways(side: int, values: dict[str, Any]) -> dict[str, Way]:
     }
     found: dict[str, Way] = {
         REFERENCE: lambda data: to_pixels(_pillow(data), side, values),
-        "service, exact": partial(_served, "exact", side, values),
-        "service, fast": partial(_served, "fast", side, values),
+        "service, exact": partial(_served, preprocessing("exact", side, values)),
+        "service, fast": partial(_served, preprocessing("fast", side, values)),
         "Pillow draft ≥ 1 x, Pillow resize": lambda data: to_pixels(_pillow(data, side), side, values),
         "Pillow draft ≥ 2 x, Pillow resize": lambda data: to_pixels(_pillow(data, 2 * side), side, values),
         "Pillow draft ≥ 2 x, torch resize": lambda data: finish["torch"](np.array(_pillow(data, 2 * side))),
@@ -93,6 +93,8 @@ def ways(side: int, values: dict[str, Any]) -> dict[str, Way]:
         "simplejpeg ≥ 1 x, torch resize": lambda data: finish["torch"](_simplejpeg(data, side)),
         "simplejpeg ≥ 2 x, torch resize": lambda data: finish["torch"](_simplejpeg(data, 2 * side)),
     }
+    if torch.cuda.is_available():
+        found["service, gpu, one at a time"] = partial(_served, preprocessing("gpu", side, values, device="cuda"))
     if find_spec("torchvision"):
         found["torchvision decode_jpeg, torch resize"] = lambda data: finish["torch"](_torchvision(data))
     if find_spec("cv2"):
@@ -100,10 +102,9 @@ def ways(side: int, values: dict[str, Any]) -> dict[str, Way]:
     return found
 
 
-def _served(way: str, side: int, values: dict[str, Any], data: bytes) -> Pixels:
-    chosen = preprocessing("exact" if way == "exact" else "fast", side, values)
-    picture, _ = open_rgb(data, LIMITS, chosen.read)
-    return chosen.to_pixels(picture)
+def _served(way: Preprocessing, data: bytes) -> Pixels:
+    picture, _ = open_rgb(data, LIMITS, way.read)
+    return way.to_pixels(picture)
 
 
 def _pillow(data: bytes, min_side_px: int = 0) -> Image.Image:

@@ -4,14 +4,15 @@ What training learns from and what the service answers for pass through here, so
 cropping give the bits of open_clip's transform, which a test compares; only its last two steps (to float, normalise)
 are left to the device, so that uint8 pixels travel there. What most backbones need is done with Pillow alone: a process
 that only decodes loads neither torch nor open_clip. `to_pixels_fast` is for a service that may differ a little: the
-same geometry with torch's resizing. Does not know which files are accepted or how large they may be.
+same geometry with torch's resizing; `to_pixels_on_device` does that where the picture is. Does not know which files
+are accepted or how large they may be.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -102,26 +103,53 @@ def to_pixels_fast(
     if rgb_HWC.shape[:2] == (image_size, image_size):
         return np.ascontiguousarray(rgb_HWC.transpose(2, 0, 1))
     import torch  # noqa: PLC0415  see the module's docstring
-    from torch.nn import functional as F  # noqa: PLC0415
 
     if preprocess.get("resize_mode") == "longest":  # pads; of the models that are served here hardly any does
         return to_pixels(Image.fromarray(rgb_HWC), image_size, preprocess)
-    height, width = extent_HW or rgb_HWC.shape[:2]
+    pixels_1CHW = torch.from_numpy(rgb_HWC).permute(2, 0, 1)[None]  # channels last in memory, as torch's fast way wants
+    shaped_CHW = _shaped_by_torch(pixels_1CHW, image_size, preprocess, extent_HW or rgb_HWC.shape[:2])
+    return np.ascontiguousarray(shaped_CHW.numpy())
+
+
+def to_pixels_on_device(rgb_HWC: Tensor, image_size: int, preprocess: dict[str, Any]) -> Tensor:
+    """The same on the picture's own device, computed in float32 and rounded.
+
+    Args:
+        rgb_HWC: uint8 picture of any size.
+        image_size: side of the square result, in pixels.
+        preprocess: the backbone's preprocessing values; not those that pad.
+
+    Returns:
+        [3, image_size, image_size] uint8, RGB, on that device; differs from `to_pixels` by rounding.
+
+    Raises:
+        RuntimeError: CUDA does not resize by so large a factor.
+    """
+    pixels_1CHW = rgb_HWC.permute(2, 0, 1)[None].float()
+    shaped_CHW = _shaped_by_torch(pixels_1CHW, image_size, preprocess, rgb_HWC.shape[:2])
+    return shaped_CHW.round().clamp(0, 255).to(rgb_HWC.dtype)
+
+
+def _shaped_by_torch(
+    pixels_1CHW: Tensor, image_size: int, preprocess: dict[str, Any], extent_HW: Sequence[float]
+) -> Tensor:
+    """Resize to open_clip's size and crop the middle: [C, image_size, image_size] in the type that comes in."""
+    from torch.nn import functional as F  # noqa: PLC0415  see the module's docstring
+
+    height, width = extent_HW
     short = min(height, width)
     size = (int(image_size * height / short), int(image_size * width / short))
     if preprocess.get("resize_mode") == "squash":
         size = (image_size, image_size)
-    pixels_1CHW = torch.from_numpy(rgb_HWC).permute(2, 0, 1)[None]  # channels last in memory, as torch's fast way wants
     if size != (height, width):
         filter_name = "bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic"
-        if (height, width) == rgb_HWC.shape[:2]:
+        if (height, width) == pixels_1CHW.shape[2:]:
             pixels_1CHW = F.interpolate(pixels_1CHW, size=size, mode=filter_name, antialias=True)
         else:
             scale = ((size[0] + _HAIR) / height, (size[1] + _HAIR) / width)
             pixels_1CHW = F.interpolate(pixels_1CHW, scale_factor=scale, mode=filter_name, antialias=True)
     top, left = (round((side - image_size) / 2) for side in size)
-    cropped_CHW = pixels_1CHW[0, :, top : top + image_size, left : left + image_size]
-    return np.ascontiguousarray(cropped_CHW.numpy())
+    return pixels_1CHW[0, :, top : top + image_size, left : left + image_size]
 
 
 def normalize_pixels(pixels_BCHW: Tensor, preprocess: dict[str, Any]) -> Tensor:

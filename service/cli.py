@@ -51,7 +51,9 @@ def serve(
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N  [auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16  [auto]")] = None,
-    preprocess: Annotated[str | None, typer.Option(help="exact, or fast: images are resized sooner  [exact]")] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(help="exact; fast: images are resized sooner; gpu: decoded there too  [exact]")
+    ] = None,
     keys_file: Annotated[Path | None, typer.Option(help="API keys; `caspl keys new` makes them")] = None,
     web_workers: Annotated[
         int | None, typer.Option(help="processes for HTTP and decoding; 0 does everything in one  [0]")

@@ -1,9 +1,9 @@
-"""From an opened image file to the backbone's pixels, in one of two ways.
+"""From an opened image file to the backbone's pixels, in one of three ways.
 
 `exact` gives the pixels of open_clip's own transform, bit for bit. `fast` lets the JPEG decoder shrink large pictures
-while it decodes and resizes with torch; its pixels differ a little (docs/images.md says how much). Both accept the same
-files: Pillow reads every header, and decides about every file that the quicker decoder will not take. Knows nothing of
-limits, threads or HTTP.
+while it decodes and resizes with torch; its pixels differ a little (docs/images.md says how much). `gpu` decodes and
+resizes JPEGs on the device, and takes other files the fast way. All accept the same files: Pillow reads every header,
+and decides about every file that the quicker decoder will not take. Knows nothing of limits, threads or HTTP.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ KEPT_DETAIL: Final = 2
 """A picture is shrunk while decoding to no less than so many times the backbone's side; the rest is resized."""
 EIGHTHS: Final = 8
 """libjpeg-turbo shrinks to a number of eighths: those rows and columns of a block's frequencies are left out."""
+
+
+END_OF_IMAGE: Final = b"\xff\xd9"
+ADOBE_RGB: Final = 0
+"""Adobe's mark on a JPEG whose three channels are red, green and blue; not every decoder heeds it."""
 
 
 @dataclass(frozen=True)
@@ -135,15 +140,69 @@ class Fast:
         compute_alone()
 
 
-def preprocessing(way: Literal["exact", "fast"], image_size: int, values: dict[str, Any]) -> Preprocessing:
+class DeviceDecoder(Protocol):
+    """What decodes and resizes on the device; `service.gpu_decoder.GpuDecoder` does."""
+
+    def decode(self, data: bytes) -> Pixels | None:
+        """A whole JPEG file's pixels, uint8 [3, H, W] of the backbone's size; None if it will not take the file."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Plain JPEGs on the device, everything else the fast way.
+
+    Attributes:
+        fast: for what the device does not take.
+        decoder: on the device.
+    """
+
+    fast: Fast
+    decoder: DeviceDecoder
+
+    def read(self, image: Image.Image, data: bytes) -> Picture:
+        """Decode, and resize what the device has decoded; see `Preprocessing`."""
+        # A decoder on the device may fill in what is missing; the last marker of a whole file is there.
+        is_whole = data.rstrip(b"\0").endswith(END_OF_IMAGE)
+        pads = self.fast.values.get("resize_mode") == "longest"
+        if is_whole and not pads and is_plain_jpeg(image) and image.info.get("adobe_transform") != ADOBE_RGB:
+            pixels = self.decoder.decode(data)
+            if pixels is not None:
+                return Raster(pixels.transpose(1, 2, 0), pixels.shape[1:])
+        return self.fast.read(image, data)
+
+    def to_pixels(self, picture: Picture) -> Pixels:
+        """Nothing for what is of the backbone's size already."""
+        return self.fast.to_pixels(picture)
+
+    def prepare_thread(self) -> None:
+        """As the fast way needs it."""
+        self.fast.prepare_thread()
+
+
+def preprocessing(
+    way: Literal["exact", "fast", "gpu"], image_size: int, values: dict[str, Any], *, device: str = "cpu"
+) -> Preprocessing:
     """The way that the settings name.
 
     Args:
         way: value of the setting `preprocess`.
         image_size: side of the backbone's input, in pixels.
         values: the backbone's preprocessing values.
+        device: for `gpu`, the one to decode on.
+
+    Raises:
+        SettingsError: `gpu` without the package that it needs.
     """
-    return Exact(image_size, values) if way == "exact" else Fast(image_size, values)
+    if way == "exact":
+        return Exact(image_size, values)
+    fast = Fast(image_size, values)
+    if way == "fast":
+        return fast
+    import torch  # noqa: PLC0415  a process that decodes exactly has no torch
+
+    from service.gpu_decoder import GpuDecoder  # noqa: PLC0415
+
+    return Gpu(fast, GpuDecoder(torch.device(device), image_size, values))
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:

@@ -30,13 +30,17 @@ class Front:
     is_draining: bool = False
 
 
-def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any]) -> Decoder:
+def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any], *, device: str = "cpu") -> Decoder:
     """The decoder of one process, as the settings say.
 
     Args:
         settings: limits and threads.
         image_size: side of the backbone's square input, in pixels.
         preprocess: the backbone's preprocessing values.
+        device: of the backbone, where it is in this process.
+
+    Raises:
+        SettingsError: a way of decoding that needs a package which is not there.
     """
     limits = ImageLimits(
         max_bytes=settings.max_image_bytes,
@@ -47,8 +51,9 @@ def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any
     )
     return Decoder(
         limits,
-        preprocessing(settings.preprocess, image_size, preprocess),
-        n_threads=settings.n_decode_threads,
+        preprocessing(settings.preprocess, image_size, preprocess, device=device),
+        # Threads whose file is decoded on the device only wait; the more do, the larger are its batches.
+        n_threads=settings.n_decode_threads or (settings.max_decoding_images if settings.preprocess == "gpu" else 0),
         max_waiting=settings.max_decoding_images,
     )
 

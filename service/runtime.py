@@ -150,7 +150,9 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         settings=settings,
         metrics=metrics,
         keys=keys,
-        decoder=build_decoder(settings, model.backbone.image_size, model.backbone.preprocess),
+        decoder=build_decoder(
+            settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device)
+        ),
         answerer=LocalAnswerer(domains, engine, batcher, variants),
         engine=engine,
         batcher=batcher,

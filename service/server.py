@@ -157,6 +157,8 @@ def load_model(settings: Settings) -> PromptedClip:
 
 def _load_model(settings: Settings) -> PromptedClip:
     device, dtype = chosen_device(settings)
+    if settings.preprocess == "gpu" and device == "cpu":
+        raise SettingsError("preprocess gpu needs a CUDA device, and torch finds none. Choose fast.")
     backbone = load_backbone(
         settings.backbone,
         pretrained=settings.pretrained,

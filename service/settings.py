@@ -100,8 +100,9 @@ class Settings(BaseSettings):
     max_image_side_px: int = Field(16_384, ge=1, description="longest side of one image")
     max_image_aspect: float = Field(20.0, ge=1, description="longest side over shortest side")
     max_image_scans: int = Field(100, ge=1, description="most scans of a progressive JPEG")
-    preprocess: Literal["exact", "fast"] = Field(
-        "exact", description="exact gives the pixels of open_clip's transform, fast nearly those and sooner"
+    preprocess: Literal["exact", "fast", "gpu"] = Field(
+        "exact",
+        description="exact gives the pixels of open_clip's transform, fast nearly those and sooner, gpu decodes on it",
     )
     n_decode_threads: int = Field(
         0, ge=0, le=64, description="threads that decode images; 0 takes one per core, 8 at most"
@@ -148,6 +149,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"resident_domains names {len(self.kept_domains)} domains, more than half of bank_slots; raise that"
             )
+        if self.preprocess == "gpu" and (self.web_workers or self.device == "cpu"):
+            raise ValueError("preprocess gpu decodes where the model runs: it needs a CUDA device and no web_workers")
         if self.default_timeout_s > self.max_timeout_s:
             raise ValueError("default_timeout_s must not be larger than max_timeout_s")
         for name in ("max_waiting_rows", "max_decoding_images"):

@@ -187,6 +187,12 @@ def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
     assert chosen_device(Settings(device="cuda:1", dtype="float32")) == ("cuda:1", torch.float32)
 
 
+def test_decoding_on_the_gpu_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="needs a CUDA device, and torch finds none"):
+        load_model(Settings(preprocess="gpu"))
+
+
 def test_a_card_that_only_emulates_bfloat16_gets_float32_unless_it_is_asked_for(monkeypatch):
     capabilities = {"cuda": (9, 0), "cuda:0": (9, 0), "cuda:1": (7, 5)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

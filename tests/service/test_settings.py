@@ -87,6 +87,13 @@ def test_a_full_request_must_fit_into_each_queue(queue):
         load_settings(max_images=20, **{queue: 19})
 
 
+@pytest.mark.parametrize("others", [{"web_workers": 2}, {"device": "cpu"}])
+def test_decoding_on_the_gpu_needs_the_process_that_has_one(others):
+    assert load_settings(preprocess="gpu").preprocess == "gpu"
+    with pytest.raises(SettingsError, match="needs a CUDA device and no web_workers"):
+        load_settings(preprocess="gpu", **others)
+
+
 def test_resident_domains_are_names_separated_by_commas_and_take_half_of_the_bank():
     settings = load_settings(resident_domains=" retail, night-sky,retail,", bank_slots=5)
     assert settings.kept_domains == {"retail", "night-sky"}

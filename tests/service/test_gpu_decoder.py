@@ -1,0 +1,183 @@
+"""JPEGs decoded by the device's library, here on the CPU: the pixels, the batches, and what it will not take."""
+
+import asyncio
+import io
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prompted_clip.preprocess import upright_rgb
+from service.decoders import Fast, Gpu, preprocessing
+from service.errors import ImageRejectedError, SettingsError
+from service.gpu_decoder import GpuDecoder
+from service.images import open_rgb
+from tests.service.test_decoders import CLIP, EXIF_ORIENTATION, KINDS, LIMITS, SIDE, encode, photograph, turned
+
+pytest.importorskip("nvidia.nvimgcodec")
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+LEVELS = {"cpu": 1, "cuda": 16}
+"""How far a value may be off: by rounding; by another decoder's rounding before that."""
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def decoder(device):
+    return GpuDecoder(torch.device(device), SIDE, CLIP)
+
+
+@pytest.fixture
+def way(decoder):
+    return Gpu(Fast(SIDE, CLIP), decoder)
+
+
+def pixels_of(way, data):
+    return way.to_pixels(open_rgb(data, LIMITS, way.read)[0])
+
+
+def resized(data):
+    """A file's pixels by Pillow, resized in float64."""
+    with Image.open(io.BytesIO(data)) as image:
+        rgb = torch.from_numpy(np.array(upright_rgb(image)))
+    pixels = rgb.permute(2, 0, 1)[None].double()
+    height, width = pixels.shape[2:]
+    size = [int(SIDE * side / min(height, width)) for side in (height, width)]
+    large = torch.nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
+    top, left = (round((side - SIDE) / 2) for side in size)
+    return large[:, top : top + SIDE, left : left + SIDE].round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def differ(one, other):
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("JPEG")])
+@pytest.mark.parametrize("name", ["cat", "camera"])
+def test_pixels_are_those_of_the_whole_picture_resized(decoder, device, kind, name):
+    form, options = KINDS[kind]
+    data = encode(photograph(name, (300, 200)), form, **options)
+    assert differ(decoder.decode(data), resized(data)) <= LEVELS[device]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_come_upright(decoder, device, orientation):
+    data = encode(photograph("cat", (160, 120)), exif=turned(orientation))
+    assert differ(decoder.decode(data), resized(data)) <= LEVELS[device]
+
+
+def test_damaged_metadata_counts_as_none(decoder, device):
+    data = encode(photograph("cat", (160, 120)), exif=turned(6))
+    entry = data.index(EXIF_ORIENTATION.to_bytes(2, "big"))
+    broken = data[: entry + 8] + b"\xff\xff" + data[entry + 10 :]
+    assert differ(decoder.decode(broken), resized(broken)) <= LEVELS[device]
+
+
+def test_one_of_the_backbones_size_is_not_resized(decoder, device):
+    data = encode(photograph("cat", (SIDE, SIDE)))
+    assert differ(decoder.decode(data), resized(data)) <= LEVELS[device] - (device == "cpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_is_served_and_plain_jpegs_by_the_device(decoder, kind):
+    class Noting:
+        def decode(self, data):
+            seen.append(data)
+            return decoder.decode(data)
+
+    form, options = KINDS[kind]
+    seen, data = [], encode(photograph("cat", (130, 90)), form, **options)
+    pixels = pixels_of(Gpu(Fast(SIDE, CLIP), Noting()), data)
+    assert (pixels.dtype, pixels.shape, pixels.flags.c_contiguous) == (np.uint8, (3, SIDE, SIDE), True)
+    assert seen == ([data] if form == "JPEG" else [])
+
+
+def test_what_waits_while_one_batch_is_decoded_is_the_next_one(decoder, monkeypatch):
+    files = [encode(photograph("cat", (100 + n, 90))) for n in range(9)]
+    alone = [decoder.decode(data) for data in files]
+    sizes, may_go, work = [], threading.Event(), decoder._pixels
+
+    def held(batch):
+        sizes.append(len(batch))
+        assert may_go.wait(20)
+        return work(batch)
+
+    monkeypatch.setattr(decoder, "_pixels", held)
+    with ThreadPoolExecutor(len(files)) as threads:
+        found = [threads.submit(decoder.decode, files[0])]
+        while not sizes:
+            pass
+        found += [threads.submit(decoder.decode, data) for data in files[1:]]
+        while len(decoder._waiting) < 8:
+            pass
+        may_go.set()
+        for one, other in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(one.result(), other)
+    assert sizes == [1, 8]
+
+
+def test_a_file_that_is_none_takes_none_of_its_batch_along(decoder, device):
+    sound = encode(photograph("cat", (160, 120)))
+    found = decoder._pixels([b"nothing", sound, sound[:200], sound])
+    assert [one is None for one in found] == [True, False, True, False]
+    assert differ(found[1], resized(sound)) <= LEVELS[device]
+
+
+def test_a_library_that_fails_leaves_every_file_to_others(way, decoder, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no engine")
+
+    monkeypatch.setattr(decoder, "_pixels", broken)
+    data = encode(photograph("cat", (SIDE + 9, SIDE)))
+    assert decoder.decode(data) is None
+    np.testing.assert_array_equal(pixels_of(way, data), pixels_of(Fast(SIDE, CLIP), data))
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.9, 0.99])
+def test_a_file_that_is_cut_short_is_refused_as_it_is_everywhere(way, cut):
+    data = encode(photograph("cat", (300, 200)))
+    with pytest.raises(ImageRejectedError) as refused:
+        pixels_of(way, data[: int(cut * len(data))])
+    assert refused.value.code == "image_truncated"
+
+
+class Untouched:
+    def decode(self, data):
+        raise AssertionError("not for the device")
+
+
+def test_what_the_device_should_not_judge_never_reaches_it():
+    way = Gpu(Fast(SIDE, CLIP), Untouched())
+    pads = Gpu(Fast(SIDE, CLIP | {"resize_mode": "longest"}), Untouched())
+    cat = photograph("cat", (90, 70))
+    assert pixels_of(way, encode(cat, "PNG")).shape == (3, SIDE, SIDE)
+    assert pixels_of(way, encode(cat.convert("CMYK"))).shape == (3, SIDE, SIDE)
+    assert pixels_of(way, encode(cat, keep_rgb=True)).shape == (3, SIDE, SIDE)
+    assert pixels_of(pads, encode(cat)).shape == (3, SIDE, SIDE)
+
+
+@pytest.mark.anyio
+async def test_a_service_answers_with_it_many_at_a_time(serve):
+    async with serve(preprocess="gpu") as client:
+        files = [encode(photograph("cat", (90 + n, 70))) for n in range(12)]
+        calls = [client.post("/classify/paint", files=[("images", ("a.jpg", data))]) for data in files]
+        answers = await asyncio.gather(*calls)
+        info = (await client.get("/info")).json()
+        broken = await client.post("/classify/paint", content=files[0][:300])
+    assert [answer.status_code for answer in answers] == [200] * 12
+    assert info["preprocess"] == "gpu"
+    assert broken.json()["code"] == "image_truncated"
+
+
+def test_without_the_library_the_service_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    with pytest.raises(SettingsError, match="gpu-decode"):
+        preprocessing("gpu", SIDE, CLIP)
