@@ -153,7 +153,7 @@ def decode(
     page: Page = None,
     as_json: AsJson = False,
 ) -> None:
-    """JPEG files to pixels on one thread: the service's two ways beside other decoders that are installed."""
+    """JPEG files to pixels on one thread: the service's ways on a CPU beside other decoders that are installed."""
 
     def measure(console: Console) -> Report:
         from benchmarks.decode import DecodeOptions, measure

@@ -33,7 +33,7 @@ from service.engine import Engine
 from service.server import load_model
 
 MIXED, REGISTERED, SLOTS = 64, 1000, 64
-CPU_SIZES, CUDA_SIZES = (1, 4, 8, 16), (1, 8, 32, 64, 128, 256, 512)
+CPU_SIZES, CUDA_SIZES = (1, 2, 4, 8, 16), (1, 8, 32, 64, 128, 256, 512)
 OPEN_CLIP_SIZES = {"cpu": (1, 4, 8), "cuda": (32, 128, 256)}
 BATCHES_PER_TURN = {"cpu": 4, "cuda": 16}
 """Of every runner: a device, or a core that runs batches of its own."""
@@ -148,12 +148,8 @@ class EngineBench:
     def products_way(self, n_rows: int) -> Products:
         """The model's matrix products alone, as many batches of them, side by side where batches are."""
         backbone, n_prompts = self.backbone, self.options.shape().n_tokens
-        return self._repeated(
-            [
-                forward_products(backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts)
-                for _ in range(self.n_runners)
-            ]
-        )
+        one = forward_products(backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts)
+        return self._repeated([one] * self.n_runners)
 
     def square_way(self) -> Products:
         """One large square product, as many times: what the device can do at most."""

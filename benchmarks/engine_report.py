@@ -37,12 +37,12 @@ def _measure(bench: EngineBench, console: Console) -> Report:
     options = bench.options
     sizes = (options.batch_rows,) if options.batch_rows else (CUDA_SIZES if bench.device == "cuda" else CPU_SIZES)
     console.print(f"batch sizes of the engine: {', '.join(map(str, sizes))}")
-    n_rows, by_size = sweep({n: bench.engine_way("single", n) for n in sizes}, bench.n_batches)
-    by_way = {"engine, one domain": by_size}
-    if bench.n_runners > 1:
+    by_way: dict[str, dict[int, float]] = {}
+    if bench.n_runners > 1:  # first, while no other thread of this process computes in parallel: decisions/0011
         _, by_way["all cores at one batch"] = sweep(
             {n: bench.engine_way("together", n) for n in sizes}, bench.n_batches
         )
+    n_rows, by_way["engine, one domain"] = sweep({n: bench.engine_way("single", n) for n in sizes}, bench.n_batches)
     console.print(f"best: {n_rows}; batch sizes of open_clip")
     n_library, by_way["open_clip float32 eager"] = sweep(
         {n: bench.open_clip_way(bench.precise, n) for n in OPEN_CLIP_SIZES[bench.device]}, bench.n_batches

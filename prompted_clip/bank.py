@@ -79,6 +79,7 @@ class PromptBank:
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._let_go_of = threading.Condition(self._lock)
+        self._door = threading.Lock()  # who waits for room stands in it: nobody goes past
         self._n_loads = self._n_evictions = 0
 
     def __len__(self) -> int:
@@ -118,7 +119,8 @@ class PromptBank:
             StackMismatchError: not even one fits.
             RuntimeError: others hold all the room, and do not let go of it.
         """
-        slots = self._acquire(stacks, patience_s=self._patience_s)
+        with self._door:
+            slots = self._acquire(stacks, patience_s=self._patience_s)
         try:
             if stacks and not slots:
                 self.refuse_too_large(stacks[0])

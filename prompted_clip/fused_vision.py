@@ -25,9 +25,9 @@ from prompted_clip.prompts import PromptGrid
 QUICK: Final = 1.702
 """QuickGELU is x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 _FUSED: Final[dict[str, Activation]] = {"gelu": "gelu", "quick_gelu": "silu", "other": "none"}
-PART_BYTES: Final = 10 * 2**20
-"""Most bytes of a part's widest layer on the CPU. Larger ones leave the caches, and from 32 MiB on the allocator takes
-them from the operating system anew each time, page by page."""
+PART_BYTES: Final = 5 * 2**20
+"""Most bytes of a part's widest layer on the CPU. Larger ones leave the caches, and the allocator begins to take
+them from the operating system anew, page by page."""
 
 
 class FusedImageTower:

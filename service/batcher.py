@@ -117,7 +117,7 @@ class Batcher(Generic[Row, Answer]):
 
     @property
     def n_running(self) -> int:
-        """Batches handed to the runner and not yet back."""
+        """Batches handed over and not yet back."""
         return len(self._running)
 
     def estimated_wait_s(self, *, flow: Hashable = None, priority: int = 0) -> float:
@@ -207,7 +207,7 @@ class Batcher(Generic[Row, Answer]):
         if not self._waiting.order.has_room(flow, level, n_rows):
             reason = "queue_full"
             message = f"{len(self._waiting)} images already wait, there is no place for {n_rows} more; try again later."
-        elif (len(self._running) or self._waiting) and not self._waits.is_in_time(prediction):
+        elif (not self._running.n_free or self._waiting) and not self._waits.is_in_time(prediction):
             reason = "wait_too_long"
             message = (
                 f"Others wait: the answer would take about {prediction.answer_s:.1f} s, "
@@ -225,6 +225,7 @@ class Batcher(Generic[Row, Answer]):
 
     def _dispatch(self, release: Release) -> None:
         """Start as many batches as rules 1 and 2 allow."""
+        is_alone = self._running.n_free == 1
         while self._waiting and (self._running.n_free or self._has_one_to_prepare()):
             now_s = self._clock()
             if self._is_closed:
@@ -239,7 +240,7 @@ class Batcher(Generic[Row, Answer]):
             batch = self._waiting.form(
                 now_s,
                 now_s + self._running.rest_s(now_s),
-                most=self._share(),
+                most=self._share(is_alone=is_alone),
                 spares_late=release in {"idle", "gathered"},
             )
             if not batch.tickets:
@@ -250,14 +251,13 @@ class Batcher(Generic[Row, Answer]):
             self._running.hand_over(batch, self.batch_times.seconds(n_rows, batch.cost), now_s)
             task = asyncio.get_running_loop().create_task(self._run_batch(batch))
             self._tasks.add(task)
-            task.add_done_callback(self._finished)
+            task.add_done_callback(self._tasks.discard)
 
-    def _share(self) -> int:
-        """Rows that the next runner may take of those that wait, by rule 1."""
-        n_free = self._running.n_free
-        if n_free > 1:
-            return -(-len(self._waiting) // n_free)
-        return max(LEAST_SHARE, -(-len(self._waiting) // self._n_runners))
+    def _share(self, *, is_alone: bool) -> int:
+        """Rows that the next runner may take of those that wait, by rule 1; one that is free alone leaves some."""
+        if is_alone:
+            return max(LEAST_SHARE, -(-len(self._waiting) // self._n_runners))
+        return -(-len(self._waiting) // max(1, self._running.n_free))
 
     def _has_one_to_prepare(self) -> bool:
         """Whether a full batch waits and no other waits for a runner already."""
@@ -289,18 +289,15 @@ class Batcher(Generic[Row, Answer]):
             self._dispatch("idle")
             self._waits_until_s = None
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.remove(task)
-        self._dispatch("free")
-
     async def _run_batch(self, batch: Batch[Row, Answer]) -> None:
-        """Run one batch and settle its futures; never raises."""
+        """Run one batch, settle its futures and start what follows; never raises."""
         started_s = self._clock()
         answers = await self._answers([ticket.row for ticket in batch.tickets])
         now_s = self._clock()
-        turn_s = self._running.come_back(batch, now_s)
-        if not all(isinstance(answer, Exception) for answer in answers):  # failing is quicker, or slower
-            self.batch_times.observe(len(batch.tickets), batch.cost, turn_s)
+        turn = self._running.come_back(batch, now_s)
+        is_like_others = turn.ran_s > 0 and (turn.has_company or self._n_runners == 1)  # one alone may have all cores
+        if is_like_others and not all(isinstance(answer, Exception) for answer in answers):  # failing differs too
+            self.batch_times.observe(len(batch.tickets), batch.cost, turn.ran_s)
         call = next((ticket for ticket in batch.tickets if ticket.prediction is not None), None)
         if call is not None and call.prediction is not None:
             self._waits.turned_out(call.prediction, now_s - call.entered_s)
@@ -315,6 +312,7 @@ class Batcher(Generic[Row, Answer]):
             else:
                 ran_s = now_s - started_s
                 ticket.future.set_result(Outcome(answer, started_s - ticket.entered_s, ran_s, len(batch.tickets)))
+        self._dispatch("free")
 
     async def _answers(self, rows: Sequence[Row]) -> Sequence[Answer | Exception]:
         """What the runner makes of one batch: an answer or an error per row; never raises."""

@@ -52,7 +52,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N  [auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16  [auto]")] = None,
     preprocess: Annotated[
-        str | None, typer.Option(help="exact; fast: images are resized sooner; gpu: decoded there too  [exact]")
+        str | None, typer.Option(help="exact; fast: images are resized sooner; gpu: JPEGs are decoded there  [exact]")
     ] = None,
     keys_file: Annotated[Path | None, typer.Option(help="API keys; `caspl keys new` makes them")] = None,
     web_workers: Annotated[

@@ -2,13 +2,16 @@
 
 `exact` gives the pixels of open_clip's own transform, bit for bit. `fast` lets the JPEG decoder shrink large pictures
 while it decodes and resizes with torch; its pixels differ a little (docs/images.md says how much). `gpu` decodes and
-resizes JPEGs on the device, and takes other files the fast way. All accept the same files: Pillow reads every header,
-and decides about every file that the quicker decoder will not take. Knows nothing of limits, threads or HTTP.
+resizes JPEGs on the device, and takes other files the fast way. All accept the same files, but for damage that a
+GPU does not see: Pillow reads every header, and decides about every file that the quicker decoder will not take. Knows
+nothing of limits, threads or HTTP.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import threading
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -143,8 +146,8 @@ class Fast:
 class DeviceDecoder(Protocol):
     """What decodes and resizes on the device; `service.gpu_decoder.GpuDecoder` does."""
 
-    def decode(self, data: bytes) -> Pixels | None:
-        """A whole JPEG file's pixels, uint8 [3, H, W] of the backbone's size; None if it will not take the file."""
+    def decode(self, data: bytes, size: tuple[int, int]) -> Pixels | None:
+        """A JPEG's pixels, uint8 [3, H, W] of the backbone's size; None to pass it on. `size` is the header's."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,12 @@ class Gpu:
     Attributes:
         fast: for what the device does not take.
         decoder: on the device.
+        cores: how many files may be decoded the fast way at once; threads that wait for the device are many more.
     """
 
     fast: Fast
     decoder: DeviceDecoder
+    cores: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(decode_threads()))
 
     def read(self, image: Image.Image, data: bytes) -> Picture:
         """Decode, and resize what the device has decoded; see `Preprocessing`."""
@@ -165,10 +170,11 @@ class Gpu:
         is_whole = data.rstrip(b"\0").endswith(END_OF_IMAGE)
         pads = self.fast.values.get("resize_mode") == "longest"
         if is_whole and not pads and is_plain_jpeg(image) and image.info.get("adobe_transform") != ADOBE_RGB:
-            pixels = self.decoder.decode(data)
+            pixels = self.decoder.decode(data, image.size)
             if pixels is not None:
                 return Raster(pixels.transpose(1, 2, 0), pixels.shape[1:])
-        return self.fast.read(image, data)
+        with self.cores:
+            return self.fast.read(image, data)
 
     def to_pixels(self, picture: Picture) -> Pixels:
         """Nothing for what is of the backbone's size already."""
@@ -203,6 +209,11 @@ def preprocessing(
     from service.gpu_decoder import GpuDecoder  # noqa: PLC0415
 
     return Gpu(fast, GpuDecoder(torch.device(device), image_size, values))
+
+
+def decode_threads() -> int:
+    """Threads that decode on the processor: one per core, 8 at most."""
+    return min(8, os.cpu_count() or 1)
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:

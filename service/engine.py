@@ -79,10 +79,10 @@ class Prediction:
 
 
 class Engine:
-    """Runs a model on one thread.
+    """Runs a model on the device's threads, and nowhere else.
 
     Args:
-        model: its forwards run on the device's threads only.
+        model: runs as many batches side by side as it says.
         bank_observer: told which stacks come to the device and leave it.
         resident_domains: whose live stacks never leave it.
         stuck_after_s: longest time without a sign of life while there is work. A call may take longer than that: many
@@ -100,11 +100,15 @@ class Engine:
         self._model = model
         self._stuck_after_s = stuck_after_s
         # Torch gives a new thread the number that was set last, on any thread.
-        keep_threads = partial(torch.set_num_threads, torch.get_num_threads())
+        n_threads = torch.get_num_threads()
+        keep_threads = partial(torch.set_num_threads, n_threads)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device", initializer=keep_threads)
         self._cores = self._thread
         if model.n_at_once > 1:
-            self._cores = ThreadPoolExecutor(model.n_at_once, thread_name_prefix="core", initializer=compute_alone)
+            share_threads = partial(torch.set_num_threads, max(1, n_threads // model.n_at_once))
+            self._cores = ThreadPoolExecutor(model.n_at_once, thread_name_prefix="core", initializer=share_threads)
+        # A batch on all cores counts as one of them: nothing begins that would have no core.
+        self._turns = threading.Semaphore(model.n_at_once)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=compute_alone)
         self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._resident_domains = frozenset(resident_domains)
@@ -217,15 +221,21 @@ class Engine:
     async def _call(self, work: Callable[[], T], *, n_rows: int = 1) -> T:
         """Run work for so many images on all cores, or on one."""
         self._refuse_if_lost()
-        # Who was joined by others the last time, or has a row for every core, leaves the other cores to others.
-        is_alone = not self._n_calls and not self._is_crowded and n_rows < self.n_at_once
-        self._is_crowded = self._n_calls > 0
         self._n_calls += 1
-        try:
-            thread = self._thread if is_alone else self._cores
-            return await asyncio.get_running_loop().run_in_executor(thread, self._guarded, work)
-        finally:
-            self._n_calls -= 1
+        if self.n_at_once > 1:
+            await asyncio.sleep(0)  # what begins in the same moment is company
+        # Who was joined by others the last time, or has a row for every core, leaves the other cores to others.
+        has_company = self._n_calls > 1
+        takes_all = not has_company and not self._is_crowded and n_rows < self.n_at_once
+        self._is_crowded = has_company
+        running = asyncio.get_running_loop().run_in_executor(
+            self._thread if takes_all else self._cores, self._guarded, work
+        )
+        running.add_done_callback(self._called)
+        return await asyncio.shield(running)
+
+    def _called(self, _: object) -> None:
+        self._n_calls -= 1
 
     def _refuse_if_lost(self) -> None:
         if self._is_lost:
@@ -239,8 +249,9 @@ class Engine:
             logger.warning("bank.prefetch_failed", exc_info=True)
 
     def _guarded(self, work: Callable[[], T]) -> T:
-        """Run on the device thread, noticing when the device is gone or full."""
-        self._show_life()
+        """Run on a thread of the device, noticing when the device is gone or full."""
+        self._turns.acquire()
+        self._signs_s[threading.get_ident()] = time.monotonic()
         try:
             return work()
         except torch.OutOfMemoryError:
@@ -253,19 +264,21 @@ class Engine:
             raise
         finally:
             del self._signs_s[threading.get_ident()]
+            self._turns.release()
         # Outside the handler: its traceback would keep the failed work's tensors alive.
         self._free_memory()
         raise OverloadedError("The device has no memory left for this; try again.", retry_after_s=1.0)
 
     def _show_life(self) -> None:
-        self._signs_s[threading.get_ident()] = time.monotonic()
+        if (thread := threading.get_ident()) in self._signs_s:  # others run the model too: the loader, benchmarks
+            self._signs_s[thread] = time.monotonic()
 
     def _free_memory(self) -> None:
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _run(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
-        """One batch on the device thread; halves it when memory runs out."""
+        """One batch on a thread of the device; halves it when memory runs out."""
         try:
             return self._forward(rows)
         except torch.OutOfMemoryError:

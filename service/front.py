@@ -49,11 +49,12 @@ def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any
         max_aspect=settings.max_image_aspect,
         max_scans=settings.max_image_scans,
     )
+    # Threads whose file is decoded on the device only wait; the more do, the larger are its batches.
+    n_waiting_threads = min(64, settings.max_decoding_images) if settings.preprocess == "gpu" else 0
     return Decoder(
         limits,
         preprocessing(settings.preprocess, image_size, preprocess, device=device),
-        # Threads whose file is decoded on the device only wait; the more do, the larger are its batches.
-        n_threads=settings.n_decode_threads or (settings.max_decoding_images if settings.preprocess == "gpu" else 0),
+        n_threads=settings.n_decode_threads or n_waiting_threads,
         max_waiting=settings.max_decoding_images,
     )
 

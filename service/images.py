@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageFile
 
-from service.decoders import Picture, Pixels, Preprocessing
+from service.decoders import Picture, Pixels, Preprocessing, decode_threads
 from service.errors import ImageRejectedError, ImageTooLargeError, OverloadedError
 from service.image_headers import declared_size, sniff
 
@@ -139,7 +138,7 @@ class Decoder:
         self._preprocessing = preprocessing
         self._max_waiting = max_waiting
         self._n_waiting = 0
-        n_threads = n_threads or min(8, os.cpu_count() or 1)
+        n_threads = n_threads or decode_threads()
         self._threads = ThreadPoolExecutor(
             n_threads, thread_name_prefix="decode", initializer=preprocessing.prepare_thread
         )

@@ -13,11 +13,20 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class _Turn:
-    """One batch's: how long it is expected to take, and since when it has run; None while all runners are busy."""
+class Turn:
+    """One batch's.
+
+    Args:
+        expected_s: how long it is expected to run.
+        began_s: since when it has run; None while all runners are busy.
+        has_company: whether another one ran at the same time, if only for a moment.
+        ran_s: for how long it has run in the end.
+    """
 
     expected_s: float
     began_s: float | None
+    has_company: bool
+    ran_s: float = 0.0
 
 
 class RunningBatches:
@@ -29,7 +38,7 @@ class RunningBatches:
 
     def __init__(self, n_runners: int) -> None:
         self._n_runners = n_runners
-        self._turns: dict[Hashable, _Turn] = {}
+        self._turns: dict[Hashable, Turn] = {}
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -46,15 +55,19 @@ class RunningBatches:
 
     def hand_over(self, key: Hashable, expected_s: float, now_s: float) -> None:
         """Note a batch, and how long it is expected to run."""
-        self._turns[key] = _Turn(expected_s, now_s if self.n_free else None)
+        turn = Turn(expected_s, now_s if self.n_free else None, has_company=bool(self._turns))
+        for other in self._turns.values():
+            other.has_company = True
+        self._turns[key] = turn
 
-    def come_back(self, key: Hashable, now_s: float) -> float:
-        """Seconds for which a batch has run; its runner goes on with the next one."""
+    def come_back(self, key: Hashable, now_s: float) -> Turn:
+        """Note that a batch is back; its runner goes on with the next one."""
         turn = self._turns.pop(key)
         following = next((turn for turn in self._turns.values() if turn.began_s is None), None)
         if following is not None:
             following.began_s = now_s
-        return now_s - (now_s if turn.began_s is None else turn.began_s)
+        turn.ran_s = 0.0 if turn.began_s is None else now_s - turn.began_s
+        return turn
 
     def rest_s(self, now_s: float) -> float:
         """Seconds until a runner is free of what it has; one whose batch is overdue counts as free."""

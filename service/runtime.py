@@ -127,11 +127,11 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
 
     batcher = Batcher(
         run,
-        max_rows=-(-settings.max_batch_rows // engine.n_at_once),
+        max_rows=max(1, settings.max_batch_rows // engine.n_at_once),
         max_waiting=settings.max_waiting_rows,
         n_runners=engine.n_at_once,
         cost=lambda row: row.n_text_rows,
-        max_cost=settings.max_text_rows,
+        max_cost=max(1, settings.max_text_rows // engine.n_at_once),
         observer=metrics,
         n_padded=engine.n_padded,
     )

@@ -28,8 +28,10 @@ from prompted_clip.model import ImageTower, PromptedClip
 from prompted_clip.precision import fastest_dtype, is_heavy
 from service.app import create_app
 from service.auth import Key, KeyRing, read_keys
+from service.batcher import LEAST_SHARE
 from service.cores import usable_cores
 from service.errors import SettingsError
+from service.gpu_decoder import nvimgcodec
 from service.listening import LastCallServer, address_of, http_config, listen, spare_collector
 from service.runtime import Runtime, build
 from service.settings import Settings
@@ -110,12 +112,30 @@ def chosen_device(settings: Settings) -> tuple[str, torch.dtype]:
     return device, kinds.get(settings.dtype) or fastest_dtype(settings.backbone, device)
 
 
+def refuse_decoding_on_the_gpu_without_one() -> None:
+    """Say at once what `preprocess=gpu` lacks.
+
+    Raises:
+        SettingsError: there is no CUDA device, or nvImageCodec is not installed.
+    """
+    if not torch.cuda.is_available():
+        raise SettingsError("preprocess gpu needs a CUDA device, and torch finds none. Choose fast.")
+    nvimgcodec()
+
+
 def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
     """The fastest form of the image tower there is for this device."""
     tower = FusedImageTower(backbone)
     if backbone.device.type == "cuda":
         return GraphedTower(tower, backbone, max_rows=settings.max_batch_rows)
     return tower
+
+
+def batches_at_once(backbone: Backbone, settings: Settings) -> int:
+    """One per core where a core is worth it (decisions/0012), but no more than leave each a batch of two images."""
+    if backbone.device.type != "cpu" or not is_heavy(backbone.arch):
+        return 1
+    return max(1, min(torch.get_num_threads(), settings.max_batch_rows // LEAST_SHARE))
 
 
 def needed_keys(settings: Settings) -> tuple[Key, ...]:
@@ -156,9 +176,9 @@ def load_model(settings: Settings) -> PromptedClip:
 
 
 def _load_model(settings: Settings) -> PromptedClip:
+    if settings.preprocess == "gpu":
+        refuse_decoding_on_the_gpu_without_one()
     device, dtype = chosen_device(settings)
-    if settings.preprocess == "gpu" and device == "cpu":
-        raise SettingsError("preprocess gpu needs a CUDA device, and torch finds none. Choose fast.")
     backbone = load_backbone(
         settings.backbone,
         pretrained=settings.pretrained,
@@ -167,14 +187,15 @@ def _load_model(settings: Settings) -> PromptedClip:
         device=device,
         dtype=dtype,
     )
+    n_at_once = batches_at_once(backbone, settings)
     return PromptedClip(
         backbone,
         image_tower=image_tower(backbone, settings),
-        max_text_rows=settings.max_text_rows,
+        max_text_rows=max(1, settings.max_text_rows // n_at_once),
         max_conditional_classes=settings.max_conditional_classes,
         bank_slots=settings.bank_slots,
         kept_slots=settings.kept_slots,
-        n_at_once=torch.get_num_threads() if device == "cpu" and is_heavy(backbone.arch) else 1,
+        n_at_once=n_at_once,
     )
 
 

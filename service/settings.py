@@ -102,10 +102,13 @@ class Settings(BaseSettings):
     max_image_scans: int = Field(100, ge=1, description="most scans of a progressive JPEG")
     preprocess: Literal["exact", "fast", "gpu"] = Field(
         "exact",
-        description="exact gives the pixels of open_clip's transform, fast nearly those and sooner, gpu decodes on it",
+        description="exact: open_clip's transform to the bit; fast: nearly, and sooner; gpu: JPEGs decoded on the GPU",
     )
     n_decode_threads: int = Field(
-        0, ge=0, le=64, description="threads that decode images; 0 takes one per core, 8 at most"
+        0,
+        ge=0,
+        le=64,
+        description="threads that decode images; 0 takes one per core, 8 at most; 64 with preprocess gpu",
     )
     max_decoding_images: int = Field(64, ge=1, description="most images decoding or waiting for it; beyond it 429")
 

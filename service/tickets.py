@@ -14,8 +14,8 @@ Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 
 Release = Literal["idle", "free", "gathered", "full", "drain"]
-"""Why a batch left when it did: the runner had nothing to do; it had just become free; it was free and had waited a
-moment for more; the batch was full and got ready behind the one that runs; the batcher is closing."""
+"""Why a batch left when it did: a runner had nothing to do; it had just become free; it was free and had waited a
+moment for more; the batch was full and got ready behind those that run; the batcher is closing."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ class WaitPrediction:
         # Runners share what waits: one of them has its part of it to do.
         n_after = -(-(n_before + n_rows) // self._n_runners)
         n_before //= self._n_runners
-        cost, cost_waiting = -(-cost // self._n_runners), -(-cost_waiting // self._n_runners)
+        cost_waiting = -(-cost_waiting // self._n_runners)
+        cost = -(-cost // min(self._n_runners, n_rows))  # one row's cost is one runner's
         if not cost:  # at most one batch with a cost goes before each batch without
             cost_waiting = min(cost_waiting, math.ceil(n_after / self._max_rows) * self._max_cost)
         n_after += -n_after % max(self._sizes)

@@ -265,4 +265,42 @@ async def test_a_wait_is_the_shorter_the_more_runners_share_it():
         await answers(futures)
         return wait_s
 
-    assert [await found(n_runners) for n_runners in (1, 2, 4)] == [12.0, 7.0, 4.0]
+    assert [await found(n_runners) for n_runners in (1, 2, 4)] == [12.0, 8.0, 6.0]
+
+
+async def test_a_batch_alone_among_several_runners_teaches_nothing_about_batches_side_by_side():
+    clock, gates = Clock(), [asyncio.Event() for _ in range(3)]
+
+    async def run(rows):
+        await gates[rows[0]].wait()
+        return rows
+
+    batcher = batcher_of(run, n_runners=2, clock=clock)
+    batcher.batch_times.set_measured({1: 1.0})
+    alone = batcher.submit([0], lane="a", deadline_s=FAR)
+    await settle()
+    clock.now_s = 0.1
+    gates[0].set()
+    await answers(alone)
+    assert batcher.batch_times.seconds(1) == 1.0
+    together = [batcher.submit([row], lane="a", deadline_s=FAR)[0] for row in (1, 2)]
+    await settle()
+    clock.now_s = 0.9
+    gates[1].set()
+    gates[2].set()
+    await answers(together)
+    assert batcher.batch_times.seconds(1) < 1.0
+
+
+async def test_nobody_is_refused_for_want_of_time_while_a_runner_is_free():
+    runner = Runner(is_held=True)
+    batcher = batcher_of(runner, n_runners=2, clock=Clock())
+    batcher.batch_times.set_measured({1: 1000.0})
+    futures = batcher.submit([1], lane="a", deadline_s=FAR)
+    await settle()
+    futures += batcher.submit([2], lane="a", deadline_s=1.0)
+    await settle()
+    with pytest.raises(OverloadedError):
+        batcher.submit([3], lane="a", deadline_s=1.0)
+    runner.gate.set()
+    assert await answers(futures) == [2, 4]

@@ -66,6 +66,57 @@ async def test_a_batch_alone_takes_all_cores_and_batches_that_meet_one_each():
 
 
 @pytest.mark.usefixtures("three_threads")
+async def test_batches_of_one_moment_take_a_core_each_and_never_more_than_there_are():
+    cores = Cores(2)
+    engine = Engine(cores.model)
+    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+    cores.gate.clear()
+    running = [asyncio.ensure_future(engine.run(rows_of([stack]))) for _ in range(3)]
+    await until(lambda: len(cores.seen) == 2)
+    await asyncio.sleep(0.1)
+    assert cores.seen == [("core", 1, 1)] * 2
+    cores.gate.set()
+    await asyncio.gather(*running)
+    assert len(cores.seen) == 3
+    engine.close()
+
+
+@pytest.mark.usefixtures("three_threads")
+async def test_a_batch_on_all_cores_counts_as_one_of_those_that_run():
+    cores = Cores(2)
+    engine = Engine(cores.model)
+    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+    cores.gate.clear()
+    running = [asyncio.ensure_future(engine.run(rows_of([stack])))]
+    await until(lambda: cores.seen)
+    running += [asyncio.ensure_future(engine.run(rows_of([stack]))) for _ in range(2)]
+    await until(lambda: len(cores.seen) == 2)
+    await asyncio.sleep(0.1)
+    assert [name for name, *_ in cores.seen] == ["device", "core"]
+    cores.gate.set()
+    await asyncio.gather(*running)
+    engine.close()
+
+
+@pytest.mark.usefixtures("three_threads")
+async def test_a_call_that_nobody_waits_for_any_more_is_company_until_it_ends():
+    cores = Cores(2)
+    engine = Engine(cores.model)
+    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+    cores.gate.clear()
+    left = asyncio.ensure_future(engine.run(rows_of([stack])))
+    await until(lambda: cores.seen)
+    left.cancel()
+    await asyncio.sleep(0.05)
+    running = asyncio.ensure_future(engine.run(rows_of([stack])))
+    await until(lambda: len(cores.seen) == 2)
+    assert [name for name, *_ in cores.seen] == ["device", "core"]
+    cores.gate.set()
+    await running
+    engine.close()
+
+
+@pytest.mark.usefixtures("three_threads")
 async def test_a_batch_with_a_row_for_every_core_leaves_the_others_to_others():
     cores = Cores(3)
     engine = Engine(cores.model)

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from prompted_clip.preprocess import upright_rgb
+from service import gpu_decoder
 from service.decoders import Fast, Gpu, preprocessing
 from service.errors import ImageRejectedError, SettingsError
-from service.gpu_decoder import GpuDecoder
+from service.gpu_decoder import MAX_RATIO, GpuDecoder
 from service.images import open_rgb
 from tests.service.test_decoders import CLIP, EXIF_ORIENTATION, KINDS, LIMITS, SIDE, encode, photograph, turned
 
@@ -56,6 +57,11 @@ def resized(data):
     return large[:, top : top + SIDE, left : left + SIDE].round().clamp(0, 255).to(torch.uint8).numpy()
 
 
+def decoded(decoder, data):
+    with Image.open(io.BytesIO(data)) as image:
+        return decoder.decode(data, image.size)
+
+
 def differ(one, other):
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
@@ -65,33 +71,33 @@ def differ(one, other):
 def test_pixels_are_those_of_the_whole_picture_resized(decoder, device, kind, name):
     form, options = KINDS[kind]
     data = encode(photograph(name, (300, 200)), form, **options)
-    assert differ(decoder.decode(data), resized(data)) <= LEVELS[device]
+    assert differ(decoded(decoder, data), resized(data)) <= LEVELS[device]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_come_upright(decoder, device, orientation):
     data = encode(photograph("cat", (160, 120)), exif=turned(orientation))
-    assert differ(decoder.decode(data), resized(data)) <= LEVELS[device]
+    assert differ(decoded(decoder, data), resized(data)) <= LEVELS[device]
 
 
 def test_damaged_metadata_counts_as_none(decoder, device):
     data = encode(photograph("cat", (160, 120)), exif=turned(6))
     entry = data.index(EXIF_ORIENTATION.to_bytes(2, "big"))
     broken = data[: entry + 8] + b"\xff\xff" + data[entry + 10 :]
-    assert differ(decoder.decode(broken), resized(broken)) <= LEVELS[device]
+    assert differ(decoded(decoder, broken), resized(broken)) <= LEVELS[device]
 
 
 def test_one_of_the_backbones_size_is_not_resized(decoder, device):
     data = encode(photograph("cat", (SIDE, SIDE)))
-    assert differ(decoder.decode(data), resized(data)) <= LEVELS[device] - (device == "cpu")
+    assert differ(decoded(decoder, data), resized(data)) <= LEVELS[device] - (device == "cpu")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_is_served_and_plain_jpegs_by_the_device(decoder, kind):
     class Noting:
-        def decode(self, data):
+        def decode(self, data, size):
             seen.append(data)
-            return decoder.decode(data)
+            return decoder.decode(data, size)
 
     form, options = KINDS[kind]
     seen, data = [], encode(photograph("cat", (130, 90)), form, **options)
@@ -102,7 +108,7 @@ def test_every_kind_of_file_is_served_and_plain_jpegs_by_the_device(decoder, kin
 
 def test_what_waits_while_one_batch_is_decoded_is_the_next_one(decoder, monkeypatch):
     files = [encode(photograph("cat", (100 + n, 90))) for n in range(9)]
-    alone = [decoder.decode(data) for data in files]
+    alone = [decoded(decoder, data) for data in files]
     sizes, may_go, work = [], threading.Event(), decoder._pixels
 
     def held(batch):
@@ -112,10 +118,10 @@ def test_what_waits_while_one_batch_is_decoded_is_the_next_one(decoder, monkeypa
 
     monkeypatch.setattr(decoder, "_pixels", held)
     with ThreadPoolExecutor(len(files)) as threads:
-        found = [threads.submit(decoder.decode, files[0])]
+        found = [threads.submit(decoded, decoder, files[0])]
         while not sizes:
             pass
-        found += [threads.submit(decoder.decode, data) for data in files[1:]]
+        found += [threads.submit(decoded, decoder, data) for data in files[1:]]
         while len(decoder._waiting) < 8:
             pass
         may_go.set()
@@ -126,7 +132,7 @@ def test_what_waits_while_one_batch_is_decoded_is_the_next_one(decoder, monkeypa
 
 def test_a_file_that_is_none_takes_none_of_its_batch_along(decoder, device):
     sound = encode(photograph("cat", (160, 120)))
-    found = decoder._pixels([b"nothing", sound, sound[:200], sound])
+    found = decoder._pixels([(data, (160, 120)) for data in (b"nothing", sound, sound[:200], sound)])
     assert [one is None for one in found] == [True, False, True, False]
     assert differ(found[1], resized(sound)) <= LEVELS[device]
 
@@ -137,8 +143,51 @@ def test_a_library_that_fails_leaves_every_file_to_others(way, decoder, monkeypa
 
     monkeypatch.setattr(decoder, "_pixels", broken)
     data = encode(photograph("cat", (SIDE + 9, SIDE)))
-    assert decoder.decode(data) is None
+    assert decoded(decoder, data) is None
     np.testing.assert_array_equal(pixels_of(way, data), pixels_of(Fast(SIDE, CLIP), data))
+
+
+def test_a_file_that_two_parsers_read_differently_is_not_decoded_here(decoder):
+    data = encode(photograph("cat", (160, 120)))
+    assert decoder.decode(data, (160, 121)) is None
+    assert decoder.decode(data, (120, 160)) is None
+
+
+def test_a_picture_too_large_to_be_resized_at_once_is_left_to_others(decoder):
+    side = MAX_RATIO * SIDE + 1
+    assert decoded(decoder, encode(Image.new("RGB", (side, side)))) is None
+    assert decoded(decoder, encode(Image.new("RGB", (side - 1, side)))) is not None
+
+
+def test_a_batch_holds_no_more_pixels_than_the_device_should(decoder, monkeypatch):
+    monkeypatch.setattr(gpu_decoder, "MAX_PIXELS", 2 * 100 * 100)
+    data, sizes, may_go, work = encode(photograph("cat", (100, 100))), [], threading.Event(), decoder._pixels
+
+    def held(batch):
+        sizes.append(len(batch))
+        assert may_go.wait(20)
+        return work(batch)
+
+    monkeypatch.setattr(decoder, "_pixels", held)
+    with ThreadPoolExecutor(6) as threads:
+        found = [threads.submit(decoded, decoder, data)]
+        while not sizes:
+            pass
+        found += [threads.submit(decoded, decoder, data) for _ in range(5)]
+        while len(decoder._waiting) < 5:
+            pass
+        may_go.set()
+        assert all(one.result() is not None for one in found)
+    assert sizes == [1, 2, 2, 1]
+
+
+def test_who_waits_too_long_for_the_device_goes_elsewhere(way, decoder, monkeypatch):
+    monkeypatch.setattr(gpu_decoder, "PATIENCE_S", 0.05)
+    may_go = threading.Event()
+    monkeypatch.setattr(decoder, "_pixels", lambda files: may_go.wait(20) and [None] * len(files))
+    data = encode(photograph("cat", (130, 90)))
+    np.testing.assert_array_equal(pixels_of(way, data), pixels_of(Fast(SIDE, CLIP), data))
+    may_go.set()
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.9, 0.99])
@@ -150,7 +199,7 @@ def test_a_file_that_is_cut_short_is_refused_as_it_is_everywhere(way, cut):
 
 
 class Untouched:
-    def decode(self, data):
+    def decode(self, data, size):
         raise AssertionError("not for the device")
 
 

@@ -14,9 +14,9 @@ def test_a_batch_that_was_handed_over_early_runs_from_when_the_one_before_is_bac
     running = RunningBatches(1)
     running.hand_over("first", 2.0, now_s=0.0)
     running.hand_over("second", 3.0, now_s=0.5)
-    assert running.come_back("first", now_s=2.5) == 2.5
+    assert running.come_back("first", now_s=2.5).ran_s == 2.5
     assert running.rest_s(3.5) == 2.0
-    assert running.come_back("second", now_s=5.0) == 2.5
+    assert running.come_back("second", now_s=5.0).ran_s == 2.5
     assert len(running) == 0
 
 
@@ -34,7 +34,17 @@ def test_of_several_runners_the_first_that_is_done_takes_what_waits():
     assert (running.n_free, running.rest_s(1.0)) == (0, 2.0)
     running.hand_over("ahead", 4.0, now_s=1.0)
     assert running.rest_s(1.0) == 6.0
-    assert running.come_back("short", now_s=3.0) == 2.0
-    assert running.come_back("long", now_s=8.0) == 8.0
+    assert running.come_back("short", now_s=3.0).ran_s == 2.0
+    assert running.come_back("long", now_s=8.0).ran_s == 8.0
     assert running.rest_s(8.0) == 0.0
-    assert running.come_back("ahead", now_s=8.5) == 5.5
+    assert running.come_back("ahead", now_s=8.5).ran_s == 5.5
+
+
+def test_a_batch_knows_whether_it_ever_had_company():
+    running = RunningBatches(2)
+    running.hand_over("first", 1.0, now_s=0.0)
+    running.hand_over("second", 1.0, now_s=0.5)
+    assert running.come_back("first", now_s=1.0).has_company
+    assert running.come_back("second", now_s=2.0).has_company
+    running.hand_over("third", 1.0, now_s=3.0)
+    assert not running.come_back("third", now_s=4.0).has_company

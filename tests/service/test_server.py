@@ -23,12 +23,12 @@ from service.auth import add_key
 from service.demo_run import free_port, wait_until_ready
 from service.errors import SettingsError
 from service.listening import LastCallServer, PatientProtocol, http_config, listen, spare_collector
-from service.server import chosen_device, image_tower, load_model, needed_keys
+from service.server import batches_at_once, chosen_device, image_tower, load_model, needed_keys
 from service.settings import Settings
 from service.workers.web_process import SharedListener
 from tests.service.demo_assets import write_assets
 from tests.service.fakes import picture
-from tests.tiny import register_tiny_models
+from tests.tiny import register_tiny_models, tiny_backbone
 
 
 def environment(**changes):
@@ -221,6 +221,15 @@ def test_cores_run_batches_side_by_side_where_the_backbone_is_worth_it(monkeypat
     finally:
         torch.set_num_threads(before)
     assert model.n_at_once == n_at_once
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "max_batch_rows", "n_at_once"), [(64, 32, 16), (2, 32, 2), (8, 1, 1), (1, 32, 1)]
+)
+def test_every_batch_that_runs_beside_others_has_room_for_two_images(monkeypatch, n_threads, max_batch_rows, n_at_once):
+    monkeypatch.setattr("service.server.is_heavy", lambda _: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    assert batches_at_once(tiny_backbone(), Settings(max_batch_rows=max_batch_rows)) == n_at_once
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])

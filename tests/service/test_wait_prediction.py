@@ -71,3 +71,11 @@ def test_runners_side_by_side_share_what_goes_before():
     waits.batch_times.set_measured({n: float(n) for n in waits.batch_times.sizes})
     found = waits.predict(2, 0, n_before=6, cost_waiting=0, rest_s=0.5)
     assert (found.wait_s, found.answer_s) == (3.5, 4.5)
+
+
+def test_the_cost_of_one_row_is_not_shared():
+    waits = WaitPrediction(4, 10, lambda n: n, n_runners=4)
+    waits.batch_times.set_measured({n: float(n) for n in waits.batch_times.sizes})
+    waits.batch_times.observe(1, 10, 11.0)
+    assert waits.predict(1, 8, n_before=0, cost_waiting=0, rest_s=0).answer_s == pytest.approx(1 + 8)
+    assert waits.predict(4, 32, n_before=0, cost_waiting=0, rest_s=0).answer_s == pytest.approx(1 + 8)
