@@ -148,7 +148,8 @@ class EngineBench:
     def products_way(self, n_rows: int) -> Products:
         """The model's matrix products alone, as many batches of them, side by side where batches are."""
         backbone, n_prompts = self.backbone, self.options.shape().n_tokens
-        one = forward_products(backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts)
+        n_threads = max(1, torch.get_num_threads() // self.n_runners)
+        one = forward_products(backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts, n_threads=n_threads)
         return self._repeated([one] * self.n_runners)
 
     def square_way(self) -> Products:

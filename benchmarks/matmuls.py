@@ -35,7 +35,13 @@ class Products:
 
 
 def forward_products(
-    backbone: Backbone, n_rows: int, *, dtype: torch.dtype, n_prompts: int = 0, with_attention: bool = True
+    backbone: Backbone,
+    n_rows: int,
+    *,
+    dtype: torch.dtype,
+    n_prompts: int = 0,
+    n_threads: int = 1,
+    with_attention: bool = True,
 ) -> Products:
     """The products of one forward of `n_rows` images.
 
@@ -46,13 +52,15 @@ def forward_products(
         n_rows: images in the batch.
         dtype: of everything.
         n_prompts: prompt positions behind the patches.
+        n_threads: on which the products will be computed together.
         with_attention: whether Q Kᵀ and the product with V count.
     """
     device = backbone.device
     weights = internals.vision_weights(backbone.clip)
     n_patches, width = weights.positions_NW.shape[0] - 1, backbone.vision_width
     n_tokens = 1 + n_patches + n_prompts
-    n_part = rows_at_once(n_tokens, len(weights.blocks[0].fc[0]), dtype) if device.type == "cpu" else n_rows
+    n_hidden = len(weights.blocks[0].fc[0])
+    n_part = rows_at_once(n_tokens, n_hidden, dtype, n_threads=n_threads) if device.type == "cpu" else n_rows
     parts = [min(n_part, n_rows - start) for start in range(0, n_rows, n_part)]
 
     def linear(weight_OI: Tensor) -> FusedLinear:

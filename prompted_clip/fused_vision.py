@@ -26,8 +26,9 @@ QUICK: Final = 1.702
 """QuickGELU is x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 _FUSED: Final[dict[str, Activation]] = {"gelu": "gelu", "quick_gelu": "silu", "other": "none"}
 PART_BYTES: Final = 5 * 2**20
-"""Most bytes of a part's widest layer on the CPU. Larger ones leave the caches, and the allocator begins to take
-them from the operating system anew, page by page."""
+"""Most bytes, for each thread, of a part's widest layer on the CPU; larger ones leave the caches."""
+MOST_BYTES: Final = 24 * 2**20
+"""Of all threads together: larger ones the allocator takes from the operating system anew each time, page by page."""
 
 
 class FusedImageTower:
@@ -78,7 +79,7 @@ class FusedImageTower:
 
     def _n_at_once(self, grid: PromptGrid | None) -> int:
         n_tokens = len(self._positions_NW) + (grid.n_tokens if grid is not None else 0)
-        return rows_at_once(n_tokens, self._n_hidden, self._dtype)
+        return rows_at_once(n_tokens, self._n_hidden, self._dtype, n_threads=torch.get_num_threads())
 
     def _forward(self, pixels_BCHW: Tensor, grid: PromptGrid | None) -> Tensor:
         x_BNW = self._tokens(pixels_BCHW, grid)
@@ -112,15 +113,16 @@ class FusedImageTower:
         return _Norm(weights, dtype or self._dtype)
 
 
-def rows_at_once(n_tokens: int, n_hidden: int, dtype: torch.dtype) -> int:
+def rows_at_once(n_tokens: int, n_hidden: int, dtype: torch.dtype, *, n_threads: int = 1) -> int:
     """How many images the CPU takes together, at least one.
 
     Args:
         n_tokens: positions of an image, prompts included.
         n_hidden: width of the widest layer.
         dtype: of its numbers.
+        n_threads: that compute together, each near caches of its own.
     """
-    return max(1, PART_BYTES // (n_tokens * n_hidden * dtype.itemsize))
+    return max(1, min(PART_BYTES * n_threads, MOST_BYTES) // (n_tokens * n_hidden * dtype.itemsize))
 
 
 class _Norm:

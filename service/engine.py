@@ -222,16 +222,20 @@ class Engine:
         """Run work for so many images on all cores, or on one."""
         self._refuse_if_lost()
         self._n_calls += 1
-        if self.n_at_once > 1:
-            await asyncio.sleep(0)  # what begins in the same moment is company
-        # Who was joined by others the last time, or has a row for every core, leaves the other cores to others.
-        has_company = self._n_calls > 1
-        takes_all = not has_company and not self._is_crowded and n_rows < self.n_at_once
-        self._is_crowded = has_company
-        running = asyncio.get_running_loop().run_in_executor(
-            self._thread if takes_all else self._cores, self._guarded, work
-        )
+        try:
+            if self.n_at_once > 1:
+                await asyncio.sleep(0)  # what begins in the same moment is company
+            # Who was joined by others the last time, or has a row for every core, leaves the other cores to others.
+            has_company = self._n_calls > 1
+            takes_all = not has_company and not self._is_crowded and n_rows < self.n_at_once
+            self._is_crowded = has_company
+            thread = self._thread if takes_all else self._cores
+            running = asyncio.get_running_loop().run_in_executor(thread, self._guarded, work)
+        except BaseException:
+            self._n_calls -= 1
+            raise
         running.add_done_callback(self._called)
+        # A caller who leaves does not stop the thread, and what it does there stays company for others.
         return await asyncio.shield(running)
 
     def _called(self, _: object) -> None:

@@ -115,13 +115,18 @@ def test_the_parts_a_batch_passes_in_do_not_show(monkeypatch, name, n_at_once):
     backbone = backbone_of()
     tower, pixels, prompts = FusedImageTower(backbone), random_pixels(N_ROWS), grid_named(name, backbone)
     whole = tower(pixels, prompts)
-    monkeypatch.setattr(fused_vision, "rows_at_once", lambda *_: n_at_once)
+    monkeypatch.setattr(fused_vision, "rows_at_once", lambda *_, **__: n_at_once)
     torch.testing.assert_close(tower(pixels, prompts), whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("n_tokens", "n_rows"), [(17, 602), (10**9, 1)])
 def test_a_part_is_as_large_as_its_bytes_allow_and_never_empty(n_tokens, n_rows):
     assert rows_at_once(n_tokens, 128, torch.float32) == n_rows
+
+
+def test_threads_that_share_a_part_take_as_much_more_up_to_a_bound():
+    sizes = [rows_at_once(17, 128, torch.float32, n_threads=n_threads) for n_threads in (1, 2, 4, 8, 64)]
+    assert sizes == [602, 1204, 2409, 2891, 2891]
 
 
 def test_prompts_and_pixels_stay_as_they_were():
