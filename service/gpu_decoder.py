@@ -33,7 +33,8 @@ MAX_FILES: Final = 64
 MAX_PIXELS: Final = 64_000_000
 """Of one batch: decoded pictures lie on the device side by side, three bytes a pixel."""
 MAX_RATIO: Final = 16
-"""Of a picture's short side to the backbone's; CUDA's antialiased resizing has a limit somewhere above."""
+"""Of a picture's short side to the backbone's. CUDA's antialiased resizing keeps its weights in shared memory; by its
+formula the 48 KiB that every card has last for a ratio of 47."""
 PATIENCE_S: Final = 20.0
 """Longest wait for an answer; after that somebody else decodes the file."""
 

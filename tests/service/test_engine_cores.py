@@ -18,9 +18,9 @@ pytestmark = pytest.mark.anyio
 
 
 class Cores:
-    """A tiny model for several cores that notes who computes; may be held."""
+    """An engine over a tiny model for several cores; notes who computes, and may be held."""
 
-    def __init__(self, n_cores):
+    def __init__(self, n_cores, **options):
         self.model = PromptedClip(tiny_backbone(), n_at_once=n_cores)
         self.seen = []
         self.gate = threading.Event()
@@ -34,96 +34,106 @@ class Cores:
             return rank(pixels, stacks, top_ks)
 
         self.model.rank = noted
+        self.engine = Engine(self.model, **options)
+        self.stack = None
+
+    def start(self, n_rows=1):
+        return asyncio.ensure_future(self.engine.run(rows_of([self.stack] * n_rows)))
+
+    async def have_begun(self, n_batches):
+        await until(lambda: len(self.seen) >= n_batches)
+        await asyncio.sleep(0.1)  # time enough for one more, if it were let
+        assert len(self.seen) == n_batches
 
 
 @pytest.fixture
-def three_threads():
-    before = torch.get_num_threads()
+def cores_of():
+    """Makes engines over so many cores, on a machine that torch takes for one of three."""
+    before, made = torch.get_num_threads(), []
     torch.set_num_threads(3)
-    yield
+
+    async def make(n_cores, **options):
+        made.append(cores := Cores(n_cores, **options))
+        bundle = read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3)))
+        cores.stack = await cores.engine.load(bundle, 1)
+        return cores
+
+    yield make
+    for cores in made:
+        cores.gate.set()
+        cores.engine.close()
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("three_threads")
-async def test_a_batch_alone_takes_all_cores_and_batches_that_meet_one_each():
-    cores = Cores(3)
-    engine = Engine(cores.model)
-    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
-    await engine.run(rows_of([stack] * 2))
+async def test_a_batch_alone_takes_all_cores_and_batches_that_meet_one_each(cores_of):
+    cores = await cores_of(3)
+    await cores.start(n_rows=2)
     assert cores.seen == [("device", 2, 3)]
     cores.gate.clear()
-    running = [asyncio.ensure_future(engine.run(rows_of([stack])))]
-    await until(lambda: len(cores.seen) == 2)
-    running.append(asyncio.ensure_future(engine.run(rows_of([stack]))))
-    await until(lambda: len(cores.seen) == 3)
+    running = [cores.start()]
+    await cores.have_begun(2)
+    running.append(cores.start())
+    await cores.have_begun(3)
     cores.gate.set()
     await asyncio.gather(*running)
     assert cores.seen[1:] == [("device", 1, 3), ("core", 1, 1)]
-    await engine.run(rows_of([stack]))
-    await engine.run(rows_of([stack]))
+    await cores.start()
+    await cores.start()
     assert cores.seen[3:] == [("core", 1, 1), ("device", 1, 3)], "the next may have company again, the one after not"
-    engine.close()
 
 
-@pytest.mark.usefixtures("three_threads")
-async def test_batches_of_one_moment_take_a_core_each_and_never_more_than_there_are():
-    cores = Cores(2)
-    engine = Engine(cores.model)
-    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+async def test_batches_of_one_moment_take_a_core_each_and_never_more_than_there_are(cores_of):
+    cores = await cores_of(2)
     cores.gate.clear()
-    running = [asyncio.ensure_future(engine.run(rows_of([stack]))) for _ in range(3)]
-    await until(lambda: len(cores.seen) == 2)
-    await asyncio.sleep(0.1)
+    running = [cores.start() for _ in range(3)]
+    await cores.have_begun(2)
     assert cores.seen == [("core", 1, 1)] * 2
     cores.gate.set()
     await asyncio.gather(*running)
     assert len(cores.seen) == 3
-    engine.close()
 
 
-@pytest.mark.usefixtures("three_threads")
-async def test_a_batch_on_all_cores_counts_as_one_of_those_that_run():
-    cores = Cores(2)
-    engine = Engine(cores.model)
-    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+async def test_a_batch_on_all_cores_counts_as_one_of_those_that_run(cores_of):
+    cores = await cores_of(2)
     cores.gate.clear()
-    running = [asyncio.ensure_future(engine.run(rows_of([stack])))]
-    await until(lambda: cores.seen)
-    running += [asyncio.ensure_future(engine.run(rows_of([stack]))) for _ in range(2)]
-    await until(lambda: len(cores.seen) == 2)
-    await asyncio.sleep(0.1)
+    running = [cores.start()]
+    await cores.have_begun(1)
+    running += [cores.start(), cores.start()]
+    await cores.have_begun(2)
     assert [name for name, *_ in cores.seen] == ["device", "core"]
     cores.gate.set()
     await asyncio.gather(*running)
-    engine.close()
 
 
-@pytest.mark.usefixtures("three_threads")
-async def test_a_call_that_nobody_waits_for_any_more_is_company_until_it_ends():
-    cores = Cores(2)
-    engine = Engine(cores.model)
-    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+async def test_a_call_that_nobody_waits_for_any_more_is_company_until_it_ends(cores_of):
+    cores = await cores_of(2)
     cores.gate.clear()
-    left = asyncio.ensure_future(engine.run(rows_of([stack])))
-    await until(lambda: cores.seen)
+    left = cores.start()
+    await cores.have_begun(1)
     left.cancel()
     await asyncio.sleep(0.05)
-    running = asyncio.ensure_future(engine.run(rows_of([stack])))
-    await until(lambda: len(cores.seen) == 2)
+    running = cores.start()
+    await cores.have_begun(2)
     assert [name for name, *_ in cores.seen] == ["device", "core"]
     cores.gate.set()
     await running
-    engine.close()
 
 
-@pytest.mark.usefixtures("three_threads")
-async def test_a_batch_with_a_row_for_every_core_leaves_the_others_to_others():
-    cores = Cores(3)
-    engine = Engine(cores.model)
-    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
-    await engine.run(rows_of([stack] * 3))
+async def test_a_call_that_is_given_up_before_it_begins_leaves_nothing_behind(cores_of):
+    cores = await cores_of(2)
+    given_up = cores.start()
+    await asyncio.sleep(0)
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    await cores.start()
+    assert cores.seen == [("device", 1, 3)], "it has no company"
+
+
+async def test_a_batch_with_a_row_for_every_core_leaves_the_others_to_others(cores_of):
+    cores = await cores_of(3)
+    await cores.start(n_rows=3)
     assert cores.seen == [("core", 3, 1)]
-    engine.close()
 
 
 async def test_batches_side_by_side_answer_as_they_do_alone_even_in_a_bank_for_one_stack():
@@ -148,19 +158,17 @@ async def test_batches_side_by_side_answer_as_they_do_alone_even_in_a_bank_for_o
             )
 
 
-async def test_one_core_that_hangs_is_noticed_while_the_others_go_on():
-    cores = Cores(2)
-    engine = Engine(cores.model, stuck_after_s=0.2)
-    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+async def test_one_core_that_hangs_is_noticed_while_the_others_go_on(cores_of):
+    cores = await cores_of(2, stuck_after_s=0.2)
+    engine = cores.engine
     cores.gate.clear()
-    hanging = asyncio.ensure_future(engine.run(rows_of([stack])))
-    await until(lambda: cores.seen)
+    hanging = cores.start()
+    await cores.have_begun(1)
     cores.model.rank = cores.rank
     while not engine.is_stuck:
-        await engine.run(rows_of([stack]))
+        await cores.start()
         await asyncio.sleep(0.01)
     cores.gate.set()
     await hanging
     assert not engine.is_busy
     assert not engine.is_stuck
-    engine.close()

@@ -4,6 +4,7 @@ import asyncio
 import io
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -106,28 +107,42 @@ def test_every_kind_of_file_is_served_and_plain_jpegs_by_the_device(decoder, kin
     assert seen == ([data] if form == "JPEG" else [])
 
 
+class Held:
+    """Holds a decoder's first batch, of one file, until the others wait; notes the sizes of its batches."""
+
+    def __init__(self, decoder):
+        self.sizes = []
+        self._decoder = decoder
+        self._work = decoder._pixels
+        self._has_begun, self._may_go = threading.Event(), threading.Event()
+
+    def __call__(self, files):
+        self.sizes.append(len(files))
+        self._has_begun.set()
+        assert self._may_go.wait(20)
+        return self._work(files)
+
+    def decode(self, files):
+        """All files, the first of them before the others."""
+        with ThreadPoolExecutor(len(files)) as threads:
+            running = [threads.submit(decoded, self._decoder, files[0])]
+            assert self._has_begun.wait(20)
+            running += [threads.submit(decoded, self._decoder, data) for data in files[1:]]
+            until_s = time.monotonic() + 20
+            while len(self._decoder._waiting) < len(files) - 1:
+                assert time.monotonic() < until_s
+                time.sleep(0.001)
+            self._may_go.set()
+            return [one.result() for one in running]
+
+
 def test_what_waits_while_one_batch_is_decoded_is_the_next_one(decoder, monkeypatch):
     files = [encode(photograph("cat", (100 + n, 90))) for n in range(9)]
     alone = [decoded(decoder, data) for data in files]
-    sizes, may_go, work = [], threading.Event(), decoder._pixels
-
-    def held(batch):
-        sizes.append(len(batch))
-        assert may_go.wait(20)
-        return work(batch)
-
-    monkeypatch.setattr(decoder, "_pixels", held)
-    with ThreadPoolExecutor(len(files)) as threads:
-        found = [threads.submit(decoded, decoder, files[0])]
-        while not sizes:
-            pass
-        found += [threads.submit(decoded, decoder, data) for data in files[1:]]
-        while len(decoder._waiting) < 8:
-            pass
-        may_go.set()
-        for one, other in zip(found, alone, strict=True):
-            np.testing.assert_array_equal(one.result(), other)
-    assert sizes == [1, 8]
+    monkeypatch.setattr(decoder, "_pixels", held := Held(decoder))
+    for one, other in zip(held.decode(files), alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert held.sizes == [1, 8]
 
 
 def test_a_file_that_is_none_takes_none_of_its_batch_along(decoder, device):
@@ -161,24 +176,9 @@ def test_a_picture_too_large_to_be_resized_at_once_is_left_to_others(decoder):
 
 def test_a_batch_holds_no_more_pixels_than_the_device_should(decoder, monkeypatch):
     monkeypatch.setattr(gpu_decoder, "MAX_PIXELS", 2 * 100 * 100)
-    data, sizes, may_go, work = encode(photograph("cat", (100, 100))), [], threading.Event(), decoder._pixels
-
-    def held(batch):
-        sizes.append(len(batch))
-        assert may_go.wait(20)
-        return work(batch)
-
-    monkeypatch.setattr(decoder, "_pixels", held)
-    with ThreadPoolExecutor(6) as threads:
-        found = [threads.submit(decoded, decoder, data)]
-        while not sizes:
-            pass
-        found += [threads.submit(decoded, decoder, data) for _ in range(5)]
-        while len(decoder._waiting) < 5:
-            pass
-        may_go.set()
-        assert all(one.result() is not None for one in found)
-    assert sizes == [1, 2, 2, 1]
+    monkeypatch.setattr(decoder, "_pixels", held := Held(decoder))
+    assert all(one is not None for one in held.decode([encode(photograph("cat", (100, 100)))] * 6))
+    assert held.sizes == [1, 2, 2, 1]
 
 
 def test_who_waits_too_long_for_the_device_goes_elsewhere(way, decoder, monkeypatch):
