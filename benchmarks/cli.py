@@ -54,7 +54,7 @@ def engine(
     slots: Annotated[int, typer.Option(min=1, help="slots of the bank they page through")] = 64,
     alpha: Annotated[float, typer.Option(min=0, help="popularity is rank ** -alpha")] = 0.6,
     tokens: Annotated[int, typer.Option(min=1, help="image prompt tokens of every domain")] = 12,
-    budget_s: Annotated[float, typer.Option(min=1, help="seconds for the rounds themselves")] = 150.0,
+    budget_s: Annotated[float, typer.Option(min=1, help="seconds for the rounds themselves")] = 100.0,
     seed: Seed = 0,
     out: Out = RESULTS,
     page: Page = None,

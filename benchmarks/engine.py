@@ -53,7 +53,7 @@ class EngineOptions(ServedModel):
     alpha: float = 0.6
     tokens: int = 12
     n_classes: int = 16
-    budget_s: float = 150.0
+    budget_s: float = 100.0
 
     def shape(self) -> BundleShape:
         """Of every prompted domain: two thirds boosting, one third adapting prompts."""
