@@ -145,11 +145,13 @@ class EngineBench:
 
         return turn
 
-    def products_way(self, n_rows: int) -> Products:
+    def products_way(self, n_rows: int, *, in_slices: bool = False) -> Products:
         """The model's matrix products alone, as many batches of them, side by side where batches are."""
         backbone, n_prompts = self.backbone, self.options.shape().n_tokens
         n_threads = max(1, torch.get_num_threads() // self.n_runners)
-        one = forward_products(backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts, n_threads=n_threads)
+        one = forward_products(
+            backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts, n_threads=n_threads, in_slices=in_slices
+        )
         return self._repeated([one] * self.n_runners)
 
     def square_way(self) -> Products:

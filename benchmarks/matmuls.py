@@ -3,7 +3,8 @@
 The shapes are those of open_clip's own image tower: the patch embedding, four linear layers and the two products of
 attention per block, all tokens in all blocks, and the projection. Each block has weights of its own, as in the model,
 so that they do not all lie in a cache; they are packed as `prompted_clip.fused_linear` packs them. What lies between
-the products (norms, activations, softmax, sums, copies) is left out.
+the products (norms, activations, softmax, sums, copies) is left out. The wide layers are whole, as the model has them,
+or cut as the served tower cuts them.
 
 Legend: O outputs, I inputs.
 """
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
-from prompted_clip.fused_linear import FusedLinear, fused_linear
-from prompted_clip.fused_vision import rows_at_once
+from prompted_clip.fused_linear import FusedLinear, fused_linear, input_slices
+from prompted_clip.fused_vision import parts_of, rows_at_once
 from prompted_clip.internals import VisionWeights
 
 
@@ -42,6 +43,7 @@ def forward_products(
     n_prompts: int = 0,
     n_threads: int = 1,
     with_attention: bool = True,
+    in_slices: bool = False,
 ) -> Products:
     """The products of one forward of `n_rows` images.
 
@@ -54,6 +56,7 @@ def forward_products(
         n_prompts: prompt positions behind the patches.
         n_threads: on which the products will be computed together.
         with_attention: whether Q Kᵀ and the product with V count.
+        in_slices: cut wide layers as the served tower does.
     """
     device = backbone.device
     weights = internals.vision_weights(backbone.clip)
@@ -61,32 +64,39 @@ def forward_products(
     n_tokens = 1 + n_patches + n_prompts
     n_hidden = len(weights.blocks[0].fc[0])
     n_part = rows_at_once(n_tokens, n_hidden, dtype, n_threads=n_threads) if device.type == "cpu" else n_rows
-    parts = [min(n_part, n_rows - start) for start in range(0, n_rows, n_part)]
+    parts = [part.stop - part.start for part in parts_of(n_rows, n_part)]
 
     def linear(weight_OI: Tensor) -> FusedLinear:
         weight_OI = weight_OI.detach().to(device, dtype)
         return fused_linear(weight_OI, torch.zeros(len(weight_OI), dtype=dtype, device=device))
 
     embed, project = linear(weights.patch_WCPP.flatten(1)), linear(weights.projection_WE.T)
+    slices = input_slices(n_hidden, device, dtype) if in_slices else [slice(0, n_hidden)]
     blocks = [
-        [linear(weight) for weight, _ in (block.qkv, block.out, block.fc, block.proj)] for block in weights.blocks
+        (
+            linear(block.qkv[0]),
+            linear(block.out[0]),
+            [(linear(block.fc[0][part]), linear(block.proj[0][:, part])) for part in slices],
+        )
+        for block in weights.blocks
     ]
     like = torch.empty(0, device=device, dtype=dtype)
-    inputs = {size: _inputs(size, n_tokens, n_prompts, weights, like) for size in set(parts)}
+    inputs = {size: _inputs(size, n_tokens, n_prompts, weights, slices, like) for size in set(parts)}
 
     @torch.inference_mode()
     def run() -> None:
         for size in parts:
             x = inputs[size]
             embed(x.patches)
-            for qkv, out, fc, proj in blocks:
+            for qkv, out, mlp in blocks:
                 qkv(x.tokens)
                 if with_attention:
                     torch.bmm(x.heads, x.heads.transpose(1, 2))
                     torch.bmm(x.scores, x.heads)
                 out(x.tokens)
-                fc(x.tokens)
-                proj(x.hidden)
+                for (fc, proj), hidden in zip(mlp, x.hidden, strict=True):
+                    fc(x.tokens)
+                    proj(hidden)
             project(x.tokens[:size])
 
     linears = sum(
@@ -103,14 +113,16 @@ class _Inputs:
 
     patches: Tensor
     tokens: Tensor
-    hidden: Tensor
+    hidden: list[Tensor]
     heads: Tensor
     scores: Tensor
 
 
-def _inputs(n_rows: int, n_tokens: int, n_prompts: int, weights: VisionWeights, like: Tensor) -> _Inputs:
+def _inputs(
+    n_rows: int, n_tokens: int, n_prompts: int, weights: VisionWeights, slices: list[slice], like: Tensor
+) -> _Inputs:
     (block, *_) = weights.blocks
-    n_hidden, width = block.fc[0].shape
+    width = block.fc[0].shape[1]
     n_patches = n_tokens - 1 - n_prompts
 
     def noise(*shape: int) -> Tensor:
@@ -119,7 +131,7 @@ def _inputs(n_rows: int, n_tokens: int, n_prompts: int, weights: VisionWeights, 
     return _Inputs(
         patches=noise(n_rows * n_patches, weights.patch_WCPP[0].numel()),
         tokens=noise(n_rows * n_tokens, width),
-        hidden=noise(n_rows * n_tokens, n_hidden),
+        hidden=[noise(n_rows * n_tokens, part.stop - part.start) for part in slices],
         heads=noise(n_rows * block.n_heads, n_tokens, width // block.n_heads),
         scores=noise(n_rows * block.n_heads, n_tokens, n_tokens),
     )

@@ -8,6 +8,7 @@ Legend: M rows, I inputs, O outputs.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Final, Literal, Protocol
 
 import torch
@@ -21,6 +22,10 @@ _PACKED: Final = {"none": ("none", ""), "gelu": ("gelu", "none"), "silu": ("swis
 """oneDNN's names; GELU's second word asks for the exact one."""
 _ROWS_HINT: Final = 1024
 """The order of weights that suits hundreds of rows and more also serves few; the one for few does not serve many."""
+
+MOST_INPUTS: Final = 1024
+"""Of one packed bfloat16 product; more at once take longer than in shares: see docs/decisions/0015."""
+_WHOLE_VECTORS: Final = 64
 
 
 class FusedLinear(Protocol):
@@ -51,6 +56,22 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype is torch.bfloat16:
         return has_operators and bool(operators._is_mkldnn_bf16_supported())
     return has_operators and dtype is torch.float32
+
+
+def input_slices(n_inputs: int, device: torch.device, dtype: torch.dtype) -> list[slice]:
+    """Which of a wide layer's inputs to multiply at once, the shares to be summed; all of them where that is fastest.
+
+    Args:
+        n_inputs: of the layer.
+        device: of its weight.
+        dtype: of its weight.
+
+    Returns:
+        Slices of nearly one size that cover the inputs in order, each but the last of a multiple of 64.
+    """
+    n_slices = -(-n_inputs // MOST_INPUTS) if dtype is torch.bfloat16 and packs(device, dtype) else 1
+    edges = [index * n_inputs // n_slices // _WHOLE_VECTORS * _WHOLE_VECTORS for index in range(n_slices)]
+    return [slice(*edge) for edge in pairwise([*edges, n_inputs])]
 
 
 class PlainLinear:

@@ -10,6 +10,7 @@ Legend: B rows, C/H/W image in pixels, K the side of a patch, M all rows' tokens
 Q of them that ask, C a head's width; W tower width, E joint width.
 """
 
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -18,14 +19,14 @@ from torch.nn import functional as F
 
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
-from prompted_clip.fused_linear import Activation, FusedLinear, fused_linear
+from prompted_clip.fused_linear import Activation, FusedLinear, fused_linear, input_slices
 from prompted_clip.internals import BlockWeights, NormWeights
 from prompted_clip.prompts import PromptGrid
 
 QUICK: Final = 1.702
 """QuickGELU is x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 _FUSED: Final[dict[str, Activation]] = {"gelu": "gelu", "quick_gelu": "silu", "other": "none"}
-PART_BYTES: Final = 5 * 2**20
+PART_BYTES: Final = 10 * 2**20
 """Most bytes, for each thread, of a part's widest layer on the CPU; larger ones leave the caches."""
 MOST_BYTES: Final = 24 * 2**20
 """Of all threads together: larger ones the allocator takes from the operating system anew each time, page by page."""
@@ -73,7 +74,7 @@ class FusedImageTower:
         n_at_once = self._n_at_once(grid) if pixels_BCHW.device.type == "cpu" else n_rows
         if n_rows <= n_at_once:
             return self._forward(pixels_BCHW, grid)
-        parts = [slice(start, start + n_at_once) for start in range(0, n_rows, n_at_once)]
+        parts = parts_of(n_rows, n_at_once)
         own = [grid.rows(part) if grid is not None else None for part in parts]
         return torch.cat([self._forward(pixels_BCHW[part], prompts) for part, prompts in zip(parts, own, strict=True)])
 
@@ -125,6 +126,18 @@ def rows_at_once(n_tokens: int, n_hidden: int, dtype: torch.dtype, *, n_threads:
     return max(1, min(PART_BYTES * n_threads, MOST_BYTES) // (n_tokens * n_hidden * dtype.itemsize))
 
 
+def parts_of(n_rows: int, n_at_once: int) -> list[slice]:
+    """A batch in as few parts as it takes, of nearly one size: an image left over would read all weights for itself.
+
+    Args:
+        n_rows: images in the batch, at least one.
+        n_at_once: most in a part.
+    """
+    n_parts = -(-n_rows // n_at_once)
+    edges = [index * n_rows // n_parts for index in range(n_parts + 1)]
+    return [slice(*edge) for edge in pairwise(edges)]
+
+
 class _Norm:
     """A LayerNorm; torch computes it in float32 for narrower types."""
 
@@ -137,20 +150,41 @@ class _Norm:
 
 
 class _Mlp:
-    """x + proj(activation(fc(ln_2(x)))) over rows [M, W]."""
+    """x + proj(activation(fc(ln_2(x)))) over rows [M, W].
+
+    The hidden layer is worked out in slices where products of so many inputs are slow. Their shares are summed before x
+    is added: x has the larger numbers, and rounding it after each share would double the error.
+    """
 
     def __init__(self, weights: BlockWeights, dtype: torch.dtype) -> None:
         self._norm = _Norm(weights.ln_2, dtype)
         (fc_weight, fc_bias), (proj_weight, proj_bias) = weights.fc, weights.proj
         if weights.activation_kind == "quick_gelu":
             fc_weight, fc_bias, proj_weight = fc_weight * QUICK, fc_bias * QUICK, proj_weight / QUICK
-        self._fc = _linear(fc_weight, fc_bias, dtype, _FUSED[weights.activation_kind])
         self._loose = weights.activation if weights.activation_kind == "other" else None
-        self._proj = _linear(proj_weight, proj_bias, dtype)
+        n_hidden, no_bias = len(fc_bias), torch.zeros_like(proj_bias)
+        self._slices = [
+            (
+                _linear(fc_weight[part], fc_bias[part], dtype, _FUSED[weights.activation_kind]),
+                _linear(proj_weight[:, part], no_bias if part.start else proj_bias, dtype),
+            )
+            for part in (
+                input_slices(n_hidden, fc_weight.device, dtype) if self._loose is None else [slice(0, n_hidden)]
+            )
+        ]
 
     def __call__(self, x_MW: Tensor) -> Tensor:
-        hidden = self._fc(self._norm(x_MW))
-        return self._proj(hidden if self._loose is None else self._loose(hidden), x_MW)
+        normed_MW = self._norm(x_MW)
+        (fc, proj), *others = self._slices
+        if not others:
+            return proj(self._activated(fc(normed_MW)), x_MW)
+        sum_MW = proj(self._activated(fc(normed_MW)))
+        for fc, proj in others:
+            sum_MW = proj(self._activated(fc(normed_MW)), sum_MW)
+        return sum_MW.add_(x_MW)
+
+    def _activated(self, hidden: Tensor) -> Tensor:
+        return hidden if self._loose is None else self._loose(hidden)
 
 
 class _Block:

@@ -9,8 +9,9 @@ The rules, in the order they matter:
 1. A batch leaves as soon as a runner is free, with all that came in the same turn of the event loop, unless rows are
    about to come with which all would be done sooner: `service/expected_rows.py` says for how long a free runner had
    better wait. It waits once per batch and in one lane, not where a row has a cost or a high priority, and not where
-   that could make a row late. Several runners do not wait. All that are free share what there is; one that is free
-   alone leaves the others their part (guided self-scheduling, Polychronopoulos and Kuck 1987).
+   that could make a row late. All runners that are free share what there is and wait for nobody; one that is free
+   alone leaves the others their part (guided self-scheduling, Polychronopoulos and Kuck 1987), and waits only so as not
+   to leave with a single row.
 2. While all runners are busy, one more batch is prepared only when it is full, so late rows can still join a small one.
 3. What goes first, and who may join when many wait, is the order of `service/fair_queue.py`: priorities, then turns
    between flows, then first in first out. The row that is next by that order chooses the lane, which fills the batch.
@@ -38,7 +39,7 @@ from typing import Final, Generic, TypeVar
 
 from service.batch_times import BatchTimes
 from service.errors import DrainingError, InferenceFailedError, OverloadedError, ServiceError
-from service.expected_rows import ExpectedRows
+from service.expected_rows import LEAST_SAVED, LEAST_SAVED_BY_A_CORE, ExpectedRows
 from service.fair_queue import Priority
 from service.running_batches import RunningBatches
 from service.tickets import Batch, BatcherObserver, Outcome, Release, Silent, Ticket
@@ -52,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 LEAST_SHARE: Final = 2
 """Rows that one of several runners may take while the others are busy: for a single one, too, it reads all weights."""
+CROWD: Final = 1.5
+"""Rows per runner from which on one of several runners waits for a second row; fewer are answered sooner one by one."""
 
 
 class Batcher(Generic[Row, Answer]):
@@ -94,7 +97,9 @@ class Batcher(Generic[Row, Answer]):
         self._call_later = call_later
         self._max_rows = max_rows
         self._n_runners = n_runners
-        self._expected = ExpectedRows(self._waits.batch_times, max_rows)
+        self._enough = max_rows if n_runners == 1 else min(LEAST_SHARE, max_rows)  # who has so many waits for no more
+        least_saved = LEAST_SAVED if n_runners == 1 else LEAST_SAVED_BY_A_CORE
+        self._expected = ExpectedRows(self._waits.batch_times, self._enough, least_saved)
         self._is_due = False  # whether a look at what has just come is due
         self._waits_until_s: float | None = None  # a free runner, for rows that are expected
         self._waiting: WaitingRows[Row, Answer] = WaitingRows(
@@ -248,7 +253,7 @@ class Batcher(Generic[Row, Answer]):
             n_rows = len(batch.tickets)
             waited_s = now_s - min(ticket.entered_s for ticket in batch.tickets)
             self._observer.batch_formed(n_rows, self._n_padded(n_rows), waited_s, release)
-            self._running.hand_over(batch, self.batch_times.seconds(n_rows, batch.cost), now_s)
+            self._running.hand_over(batch, n_rows, self.batch_times.seconds(n_rows, batch.cost), now_s)
             task = asyncio.get_running_loop().create_task(self._run_batch(batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -268,7 +273,9 @@ class Batcher(Generic[Row, Answer]):
         """Whether a free runner waits for rows that are expected; it is told when that is over."""
         waiting = self._waiting
         lane, *others = waiting.order.n_in_lane
-        if self._n_runners > 1 or others or waiting.cost or len(waiting) >= self._max_rows or waiting.order.has_urgent:
+        if others or waiting.cost or len(waiting) >= self._enough or waiting.order.has_urgent:
+            return False
+        if self._n_runners > 1 and not self._has_crowd():
             return False
         wait_s = self._expected.worth_waiting_s(lane, len(waiting), now_s)
         until_s = now_s + wait_s if self._waits_until_s is None else self._waits_until_s
@@ -281,6 +288,11 @@ class Batcher(Generic[Row, Answer]):
         call_later = self._call_later or asyncio.get_running_loop().call_later
         call_later(wait_s, lambda: self._waited_until(until_s))
         return True
+
+    def _has_crowd(self) -> bool:
+        """Whether there are so many rows that several runners had better share them out by twos."""
+        n_rows = len(self._waiting) + self._running.n_rows + 1  # the one that would be waited for
+        return self._running.n_free == 1 and n_rows >= CROWD * self._n_runners
 
     def _waited_until(self, until_s: float) -> None:
         """Leave with what has come, if it is still that wait which is over."""

@@ -27,12 +27,14 @@ MEAN_GAIN: Final = 1 / 4
 DEVIATION_GAIN: Final = 1 / 4
 N_DEVIATIONS: Final = 3
 """A row is expected within its mean delay and so many deviations."""
-OUTLIER: Final = 4.0
+OUTLIER: Final = 2.0
 """A delay counts as at most this many times the mean."""
 LEAST_S: Final = 1e-6
 """A mean of 0 would never grow."""
 LEAST_SAVED: Final = 0.1
 """Part of the time until everything is done that waiting must save."""
+LEAST_SAVED_BY_A_CORE: Final = 0.02
+"""The same where the runner is one of several cores: while it waits, requests are read and decoded there."""
 
 
 @dataclass(slots=True)
@@ -62,12 +64,14 @@ class ExpectedRows:
 
     Args:
         batch_times: what batches take.
-        max_rows: of a batch.
+        max_rows: that are worth gathering in one batch.
+        least_saved: part of the time until everything is done.
     """
 
-    def __init__(self, batch_times: BatchTimes, max_rows: int) -> None:
+    def __init__(self, batch_times: BatchTimes, max_rows: int, least_saved: float = LEAST_SAVED) -> None:
         self._batch_times = batch_times
         self._max_rows = max_rows
+        self._least_saved = least_saved
         self._delays = [Delay() for _ in range(max_rows)]
         self._lane: Hashable = None
         self._answered_s = 0.0
@@ -98,7 +102,7 @@ class ExpectedRows:
         alone_s = seconds(n_waiting)
         expected_s = self._expected_s(now_s, alone_s)
         n_expected = len(expected_s)
-        best_s, best_wait_s = (alone_s + seconds(n_expected)) * (1 - LEAST_SAVED), 0.0
+        best_s, best_wait_s = (alone_s + seconds(n_expected)) * (1 - self._least_saved), 0.0
         for n_more, wait_s in enumerate(expected_s[: self._max_rows - n_waiting], start=1):
             done_s = wait_s + seconds(n_waiting + n_more) + seconds(n_expected - n_more)
             if done_s < best_s:

@@ -17,12 +17,14 @@ class Turn:
     """One batch's.
 
     Args:
+        n_rows: in it.
         expected_s: how long it is expected to run.
         began_s: since when it has run; None while all runners are busy.
         has_company: whether another one ran at the same time, if only for a moment.
         ran_s: for how long it has run in the end.
     """
 
+    n_rows: int
     expected_s: float
     began_s: float | None
     has_company: bool
@@ -53,9 +55,14 @@ class RunningBatches:
         """Whether a batch waits for a runner already."""
         return len(self._turns) > self._n_runners
 
-    def hand_over(self, key: Hashable, expected_s: float, now_s: float) -> None:
+    @property
+    def n_rows(self) -> int:
+        """Rows in all batches that are not yet back."""
+        return sum(turn.n_rows for turn in self._turns.values())
+
+    def hand_over(self, key: Hashable, n_rows: int, expected_s: float, now_s: float) -> None:
         """Note a batch, and how long it is expected to run."""
-        turn = Turn(expected_s, now_s if self.n_free else None, has_company=bool(self._turns))
+        turn = Turn(n_rows, expected_s, now_s if self.n_free else None, has_company=bool(self._turns))
         for other in self._turns.values():
             other.has_company = True
         self._turns[key] = turn

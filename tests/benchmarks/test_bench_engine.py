@@ -26,6 +26,7 @@ RATIOS = {
     "paged_1000_of_64_vs_single",
     "vs_open_clip_fp32_eager",
     "fraction_of_matmul_rate",
+    "fraction_of_sliced_matmul_rate",
     "operations_vs_matrix_products",
     "fraction_of_square_product_rate",
     "prompt_overhead",

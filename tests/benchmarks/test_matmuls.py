@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import matmuls
 from benchmarks.matmuls import forward_products
 from benchmarks.operations import operations
 from prompted_clip import fused_linear
@@ -21,10 +22,17 @@ def test_they_are_as_many_operations_as_open_clips_forward(n_rows):
 
 @pytest.mark.parametrize("n_prompts", [0, 4])
 @pytest.mark.parametrize("with_attention", [True, False])
-def test_a_run_computes_as_many_operations_as_are_named(monkeypatch, n_prompts, with_attention):
+@pytest.mark.parametrize("in_slices", [True, False])
+def test_a_run_computes_as_many_operations_as_are_named(monkeypatch, n_prompts, with_attention, in_slices):
+    monkeypatch.setattr(matmuls, "input_slices", lambda *_: [slice(0, 64), slice(64, 128)])
     monkeypatch.setattr(fused_linear, "packs", lambda *_: False)  # torch counts no operations of packed layers
     products = forward_products(
-        tiny_backbone(), 2, dtype=torch.float32, n_prompts=n_prompts, with_attention=with_attention
+        tiny_backbone(),
+        2,
+        dtype=torch.float32,
+        n_prompts=n_prompts,
+        with_attention=with_attention,
+        in_slices=in_slices,
     )
     with FlopCounterMode(display=False) as counter:
         products.run()

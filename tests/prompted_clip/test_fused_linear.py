@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prompted_clip.fused_linear import PackedLinear, PlainLinear, fused_linear, packs
+from prompted_clip import fused_linear as module
+from prompted_clip.fused_linear import PackedLinear, PlainLinear, fused_linear, input_slices, packs
 
 CPU = torch.device("cpu")
 KINDS = [PlainLinear, PackedLinear]
@@ -68,3 +69,20 @@ def test_without_onednn_layers_are_computed_plainly(monkeypatch):
 
 def test_weights_of_another_device_are_not_packed():
     assert not packs(torch.device("cuda"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("n_inputs", [1, 64, 1024, 1025, 3072, 3073, 4096, 5120])
+def test_slices_cover_wide_inputs_in_order_in_nearly_equal_shares(monkeypatch, n_inputs):
+    monkeypatch.setattr(module, "packs", lambda *_: True)
+    slices = input_slices(n_inputs, CPU, torch.bfloat16)
+    assert [index for part in slices for index in range(n_inputs)[part]] == list(range(n_inputs))
+    sizes = [part.stop - part.start for part in slices]
+    assert max(sizes) <= module.MOST_INPUTS + 64
+    assert max(sizes) - min(sizes) <= 2 * 64
+    assert all(part.start % 64 == 0 for part in slices)
+
+
+@pytest.mark.parametrize(("dtype", "is_packed"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_where_wide_products_are_not_slow_they_stay_whole(monkeypatch, dtype, is_packed):
+    monkeypatch.setattr(module, "packs", lambda *_: is_packed)
+    assert input_slices(4096, CPU, dtype) == [slice(0, 4096)]

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from prompted_clip import fused_vision, internals
 from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_linear import PlainLinear, packs
-from prompted_clip.fused_vision import FusedImageTower, rows_at_once
+from prompted_clip.fused_vision import FusedImageTower, parts_of, rows_at_once
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import collate_grids, join_groups
 from prompted_clip.vision import embed_image
@@ -119,14 +119,32 @@ def test_the_parts_a_batch_passes_in_do_not_show(monkeypatch, name, n_at_once):
     torch.testing.assert_close(tower(pixels, prompts), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("n_tokens", "n_rows"), [(17, 602), (10**9, 1)])
+SLICES = [slice(0, 64), slice(64, 96), slice(96, 128)]
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
+def test_the_slices_a_hidden_layer_is_worked_out_in_do_not_show(monkeypatch, quick_gelu):
+    backbone, pixels = backbone_of(quick_gelu=quick_gelu), random_pixels(N_ROWS)
+    whole = FusedImageTower(backbone)(pixels)
+    monkeypatch.setattr(fused_vision, "input_slices", lambda *_: SLICES)
+    torch.testing.assert_close(FusedImageTower(backbone)(pixels), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n_tokens", "n_rows"), [(17, 1204), (10**9, 1)])
 def test_a_part_is_as_large_as_its_bytes_allow_and_never_empty(n_tokens, n_rows):
     assert rows_at_once(n_tokens, 128, torch.float32) == n_rows
 
 
+@pytest.mark.parametrize(("n_rows", "sizes"), [(1, [1]), (8, [8]), (9, [4, 5]), (17, [5, 6, 6])])
+def test_no_part_is_much_smaller_than_the_others(n_rows, sizes):
+    parts = parts_of(n_rows, 8)
+    assert [len(range(n_rows)[part]) for part in parts] == sizes
+    assert [row for part in parts for row in range(n_rows)[part]] == list(range(n_rows))
+
+
 def test_threads_that_share_a_part_take_as_much_more_up_to_a_bound():
     sizes = [rows_at_once(17, 128, torch.float32, n_threads=n_threads) for n_threads in (1, 2, 4, 8, 64)]
-    assert sizes == [602, 1204, 2409, 2891, 2891]
+    assert sizes == [1204, 2409, 2891, 2891, 2891]
 
 
 def test_prompts_and_pixels_stay_as_they_were():
@@ -170,6 +188,17 @@ def test_unusual_architectures_give_open_clips_numbers_too(change):
     found = FusedImageTower(backbone)(pixels, grid_named("shared", backbone))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert (expected - usual).abs().max() > 1e-4
+
+
+def test_an_activation_that_nobody_knows_is_given_the_whole_layer(monkeypatch):
+    def mix_all(clip):
+        for block in internals.vision_blocks(clip):
+            block.mlp.gelu = torch.nn.Softmax(dim=-1)
+
+    backbone, pixels = changed(mix_all), random_pixels(N_ROWS)
+    whole = FusedImageTower(backbone)(pixels)
+    monkeypatch.setattr(fused_vision, "input_slices", lambda *_: SLICES)
+    assert torch.equal(FusedImageTower(backbone)(pixels), whole)
 
 
 def test_without_packed_layers_the_numbers_are_the_same(monkeypatch):

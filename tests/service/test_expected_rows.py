@@ -24,11 +24,16 @@ def mostly_start(n_rows):
     return 0.05 + 0.003 * n_rows
 
 
+def on_one_core(n_rows):
+    """Seconds of a batch on one of several cores, each with batches of its own: a lone row, too, reads all weights."""
+    return 0.057 if n_rows == 1 else 0.002 + 0.045 * n_rows
+
+
 class Loop(VirtualService):
     """Callers of whom each sends its next row after the answer to the last one; `back_s` apart when they come back."""
 
-    def __init__(self, batch_s, n_callers, back_s, *, seed=0, lanes="a"):
-        super().__init__(batch_s, max_rows=32, max_waiting=128)
+    def __init__(self, batch_s, n_callers, back_s, *, seed=0, lanes="a", n_runners=1):
+        super().__init__(batch_s, n_runners=n_runners, max_rows=32, max_waiting=128)
         times = self.batcher.batch_times
         times.set_measured({size: batch_s(size) for size in times.sizes})
         self.chance = random.Random(seed)  # noqa: S311
@@ -78,14 +83,49 @@ async def test_a_lone_caller_never_waits(batch_s, back_s):
     assert all(row.began_s == row.sent_s for row in answered)
 
 
-@pytest.mark.parametrize("batch_s", [by_twos, mostly_start])
+def without_waits(loop):
+    loop.batcher._expected.worth_waiting_s = lambda *_: 0.0
+    return loop
+
+
+@pytest.mark.parametrize("n_cores", [2, 3])
+async def test_twice_as_many_callers_as_cores_come_to_share_each_core_by_twos(n_cores):
+    loop = Loop(on_one_core, 2 * n_cores, 0.001, n_runners=n_cores)
+    apart = without_waits(Loop(on_one_core, 2 * n_cores, 0.001, n_runners=n_cores))
+    await loop.play(20)
+    await apart.play(20)
+    assert loop.per_s(5, 20) >= 0.94 * n_cores * 2 / on_one_core(2)
+    assert loop.per_s(5, 20) >= 1.02 * apart.per_s(5, 20)
+    assert Counter(len(batch) for batch in loop.batches[20:]).most_common(1)[0][0] == 2
+
+
+@pytest.mark.parametrize(("n_callers", "n_cores"), [(1, 2), (2, 2), (8, 4), (8, 8), (9, 8), (12, 8), (16, 8), (64, 8)])
+async def test_callers_of_several_cores_are_answered_as_fast_as_if_no_core_ever_waited(n_callers, n_cores):
+    loop = Loop(on_one_core, n_callers, 0.001, n_runners=n_cores)
+    apart = without_waits(Loop(on_one_core, n_callers, 0.001, n_runners=n_cores))
+    await loop.play(20)
+    await apart.play(20)
+    assert loop.per_s(5, 20) >= 0.98 * apart.per_s(5, 20)
+
+
+async def test_a_core_does_not_wait_while_another_is_idle():
+    loop = Loop(on_one_core, 2, 0.003, n_runners=2)
+    await loop.play(20)
+    answered = [row for row in loop.sent if row.done_s is not None]
+    assert len(answered) > 100
+    assert all(row.began_s == row.sent_s for row in answered)
+
+
+@pytest.mark.parametrize(
+    ("batch_s", "n_runners"), [(by_twos, 1), (mostly_start, 1), (on_one_core, 2), (on_one_core, 4)]
+)
 @pytest.mark.parametrize("load", [0.1, 0.4, 0.7, 0.9])
-async def test_arrivals_at_random_are_answered_as_soon_as_if_nobody_ever_waited(batch_s, load):
+async def test_arrivals_at_random_are_answered_as_soon_as_if_nobody_ever_waited(batch_s, n_runners, load):
     async def mean_s(*, may_wait):
-        service = Loop(batch_s, 0, 0)
+        service = Loop(batch_s, 0, 0, n_runners=n_runners)
         if not may_wait:
-            service.batcher._expected.worth_waiting_s = lambda *_: 0.0
-        chance, now_s, per_s = random.Random(3), 0.0, load * 32 / batch_s(32)  # noqa: S311
+            without_waits(service)
+        chance, now_s, per_s = random.Random(3), 0.0, load * n_runners * 32 / batch_s(32)  # noqa: S311
         while (now_s := now_s + chance.expovariate(per_s)) < 120:
             service.at(now_s, lambda: service.send("any"))
         await service.play()
