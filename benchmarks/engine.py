@@ -37,6 +37,8 @@ CPU_SIZES, CUDA_SIZES = (1, 2, 4, 8, 16), (1, 8, 32, 64, 128, 256, 512)
 OPEN_CLIP_SIZES = {"cpu": (1, 4, 8), "cuda": (32, 128, 256)}
 BATCHES_PER_TURN = {"cpu": 4, "cuda": 16}
 """Of every runner: a device, or a core that runs batches of its own."""
+CPU_IMAGES_PER_TURN = 32
+"""Of every runner, or two batches: many short turns tell more of a machine that others use than few long ones."""
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Side of the square product, in elements."""
 N_DEVICE_TURNS = 200
@@ -124,6 +126,11 @@ class EngineBench:
             "plain": (plain, plain.single),
             "together": (Feeder(together, crowd.stacks, self._pictures, crowd.rng), crowd.single),
         }
+
+    def shorten_turns(self, n_rows: int) -> None:
+        """Have the turns of ways made from now on take fewer batches, if those are large."""
+        if self.device == "cpu":
+            self.n_batches = self.n_runners * max(2, min(BATCHES_PER_TURN["cpu"], CPU_IMAGES_PER_TURN // n_rows))
 
     def engine_way(self, name: str, n_rows: int) -> Callable[[], None]:
         """A turn of the engine, with fresh rows each time."""

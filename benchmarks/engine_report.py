@@ -47,6 +47,7 @@ def _measure(bench: EngineBench, console: Console) -> Report:
     n_library, by_way["open_clip float32 eager"] = sweep(
         {n: bench.open_clip_way(bench.precise, n) for n in OPEN_CLIP_SIZES[bench.device]}, bench.n_batches
     )
+    bench.shorten_turns(n_rows)
     ways: dict[str, Callable[[], object]] = {
         name: bench.engine_way(name, n_rows) for name in ("single", "mixed_64", "mixed_1000", "paged", "plain")
     }
