@@ -25,15 +25,19 @@ def overload(on: Stage, report: Report) -> None:
     """Offer too much, then little, and write down what came back."""
     options = on.options
     path = f"/classify/{{domain}}?top_k=1&timeout_ms={round(IN_TIME * options.slo_ms)}"
-    peak = on.closed(CEILING_CLIENTS, options.seconds / 2, path=path)
-    rate = options.overload * peak.answered_per_s
+    capacity_per_s = on.closed(CEILING_CLIENTS, options.seconds / 4, path=path).answered_per_s
+    rate = options.overload * capacity_per_s
     on.console.print(f"{rate:.1f}/s for {options.seconds:g} s, {options.overload:g} times what it can, then half of it")
     crowd = arrival_times(rate, options.seconds, seed=options.seed)
-    after = options.seconds + arrival_times(AFTER * peak.answered_per_s, AFTER_S, seed=options.seed + 1)
+    after = options.seconds + arrival_times(AFTER * capacity_per_s, AFTER_S, seed=options.seed + 1)
     before = on.service.counters()
     due = np.concatenate([crowd, after])
     answers = send(on.plan(due, path=path, n_connections=CONNECTIONS))
+    counters = on.service.counters()
     fell_at_s = answers[0].due_s - due[0] + options.seconds
+    # Others use the machine too: its capacity is measured again when all is over.
+    capacity_after_per_s = on.closed(CEILING_CLIENTS, options.seconds / 4, path=path).answered_per_s
+    peak_per_s = (capacity_per_s + capacity_after_per_s) / 2
     during = [answer for answer in answers if answer.due_s < fell_at_s]
     found = summarize(during, duration_s=options.seconds, slo_s=options.slo_s)
     refused = [answer for answer in during if answer.is_refused]
@@ -41,8 +45,9 @@ def overload(on: Stage, report: Report) -> None:
     report.numbers += [
         Measured(
             "overload_goodput_vs_peak",
-            Ratio.of([found.goodput_per_s / peak.answered_per_s]),
-            f"images/s within {options.slo_ms:g} ms at {options.overload:g} times the capacity / images/s at capacity",
+            Ratio.of([found.goodput_per_s / peak_per_s]),
+            f"images/s within {options.slo_ms:g} ms at {options.overload:g} times the capacity / images/s at capacity, "
+            "before and after",
             Bar(">=", 0.9),
         ),
         Measured(
@@ -69,12 +74,12 @@ def overload(on: Stage, report: Report) -> None:
             Bar("<=", 1.0),
         ),
     ]
-    counters = on.service.counters()
     n_batches = counters["caspl_batch_rows_count"] - before["caspl_batch_rows_count"]
     report.tables["Overload"] = Table(
         ("what", "value"),
         [
             ("offered, requests/s", f"{rate:.1f}"),
+            ("capacity before / after, images/s", f"{capacity_per_s:.1f} / {capacity_after_per_s:.1f}"),
             ("answered, requests/s", f"{found.answered_per_s:.1f}"),
             ("answered in time, requests/s", f"{found.goodput_per_s:.1f}"),
             ("refused / taken but expired / failed", f"{found.n_refused} / {found.n_expired} / {found.n_failed}"),
