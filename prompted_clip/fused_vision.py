@@ -27,7 +27,7 @@ QUICK: Final = 1.702
 """QuickGELU is x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 _FUSED: Final[dict[str, Activation]] = {"gelu": "gelu", "quick_gelu": "silu", "other": "none"}
 PART_BYTES: Final = 10 * 2**20
-"""Most bytes, for each thread, of a part's widest layer on the CPU; larger ones leave the caches."""
+"""Most bytes, for each thread, of a part's widest layer on the CPU, by what `benchmarks/slices.py` measures."""
 MOST_BYTES: Final = 24 * 2**20
 """Of all threads together: larger ones the allocator takes from the operating system anew each time, page by page."""
 
@@ -162,15 +162,16 @@ class _Mlp:
         if weights.activation_kind == "quick_gelu":
             fc_weight, fc_bias, proj_weight = fc_weight * QUICK, fc_bias * QUICK, proj_weight / QUICK
         self._loose = weights.activation if weights.activation_kind == "other" else None
-        n_hidden, no_bias = len(fc_bias), torch.zeros_like(proj_bias)
+        parts = [slice(0, len(fc_bias))]
+        if self._loose is None:  # any other may mix what it is given
+            parts = input_slices(len(fc_bias), fc_weight.device, dtype)
+        no_bias = torch.zeros_like(proj_bias)
         self._slices = [
             (
                 _linear(fc_weight[part], fc_bias[part], dtype, _FUSED[weights.activation_kind]),
                 _linear(proj_weight[:, part], no_bias if part.start else proj_bias, dtype),
             )
-            for part in (
-                input_slices(n_hidden, fc_weight.device, dtype) if self._loose is None else [slice(0, n_hidden)]
-            )
+            for part in parts
         ]
 
     def __call__(self, x_MW: Tensor) -> Tensor:

@@ -130,6 +130,22 @@ def test_the_slices_a_hidden_layer_is_worked_out_in_do_not_show(monkeypatch, qui
     torch.testing.assert_close(FusedImageTower(backbone)(pixels), whole, rtol=0, atol=1e-5)
 
 
+def test_in_bfloat16_slices_round_the_residual_stream_no_more_often_than_the_whole_layer(monkeypatch):
+    (weights, *_) = internals.vision_weights(backbone_of().clip).blocks
+    x = 8 * torch.randn(256, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def output(dtype, parts):
+        monkeypatch.setattr(fused_vision, "input_slices", lambda *_: parts)
+        with torch.inference_mode():
+            return fused_vision._Mlp(weights, dtype)(x.to(dtype)).float()
+
+    exact = output(torch.float32, [slice(0, 128)])
+    whole, sliced = (
+        (output(torch.bfloat16, parts) - exact).square().mean().sqrt() for parts in ([slice(0, 128)], SLICES)
+    )
+    assert sliced < 1.1 * whole, "1.7 times where the residual is added with the first share"
+
+
 @pytest.mark.parametrize(("n_tokens", "n_rows"), [(17, 1204), (10**9, 1)])
 def test_a_part_is_as_large_as_its_bytes_allow_and_never_empty(n_tokens, n_rows):
     assert rows_at_once(n_tokens, 128, torch.float32) == n_rows
