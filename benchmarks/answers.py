@@ -166,6 +166,25 @@ def summarize(answers: Sequence[Answer], *, duration_s: float, slo_s: float) -> 
     )
 
 
+def busy_rate(answers: Sequence[Answer], n_clients: int) -> float:
+    """Images answered per second of a closed loop while all of its clients were there.
+
+    At first all of them come at once, and at the end those who go leave the service to the others: what counts are the
+    answers after the first one for every client, until the last one after which a client went on.
+
+    Args:
+        answers: of the whole loop.
+        n_clients: each sent as soon as its last answer was back.
+
+    Returns:
+        0 where no client was answered a second time.
+    """
+    good = sorted((answer for answer in answers if answer.is_good), key=lambda answer: answer.done_s)
+    last_sent_s = max((answer.sent_s for answer in answers), default=0.0)
+    counted = [answer for answer in good[n_clients:] if answer.done_s <= last_sent_s]
+    return _images(counted) / (counted[-1].done_s - good[n_clients - 1].done_s) if counted else 0.0
+
+
 def recovery_s(answers: Iterable[Answer], *, fell_at_s: float, slo_s: float) -> float:
     """Seconds after the load fell until every request that is due is answered within the objective.
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.load < plan.json > answers.json
 
-Open loop: a clock puts every request into a queue when it is due, and connections take them from there. When all are
-busy a request waits in that queue, and its latency counts on. Closed loop: every connection sends as soon as its last
-answer is back; good for finding a ceiling and for nothing else.
+Open loop: every request is handed to a connection when it is due, to the one that was busy last, as pools of
+connections do. When all are busy it waits for one, and its latency counts on. Closed loop: every connection sends as
+soon as its last answer is back; good for finding a ceiling and for nothing else.
 """
 
 import http.client
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -74,6 +75,46 @@ class Sent:
     retry_after: str
 
 
+class Turns:
+    """Which connection sends what is due next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[float, int]] = deque()
+        self._idle: list[SimpleQueue[tuple[float, int] | None]] = []
+        self._is_over = False
+
+    def put(self, due_s: float, number: int) -> None:
+        """Give a request to whoever was busy last, or to whoever is free first."""
+        with self._lock:
+            if self._idle:
+                self._idle.pop().put((due_s, number))
+            else:
+                self._waiting.append((due_s, number))
+
+    def close(self) -> None:
+        """Say that nothing more is due."""
+        with self._lock:
+            self._is_over = True
+            for inbox in self._idle:
+                inbox.put(None)
+
+    def of_one(self) -> Iterator[tuple[float, int]]:
+        """What one connection is to send, until nothing is left."""
+        inbox: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
+        while True:
+            with self._lock:
+                if self._waiting:
+                    inbox.put(self._waiting.popleft())
+                elif self._is_over:
+                    return
+                else:
+                    self._idle.append(inbox)
+            if (due := inbox.get()) is None:
+                return
+            yield due
+
+
 class Connection:
     """One connection that is kept alive."""
 
@@ -112,11 +153,11 @@ def run(plan: Plan) -> list[Sent]:
     bodies = [Path(path).read_bytes() for path in plan.bodies]
     ended: list[Sent] = []
     begin_s = time.monotonic() + HEAD_START_S
-    waiting: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
+    turns = Turns()
     numbers = count()
 
     def work() -> None:
-        due = iter(waiting.get, None) if plan.due_s else _as_fast_as_possible(begin_s, plan.duration_s, numbers)
+        due = turns.of_one() if plan.due_s else _as_fast_as_possible(begin_s, plan.duration_s, numbers)
         with closing(Connection(plan)) as connection:
             for due_s, number in due:
                 domain, body = plan.domains[number % len(plan.domains)], bodies[number % len(bodies)]
@@ -128,9 +169,8 @@ def run(plan: Plan) -> list[Sent]:
     for number, offset_s in enumerate(plan.due_s):
         due_s = begin_s + offset_s
         time.sleep(max(0.0, due_s - time.monotonic()))
-        waiting.put((due_s, number))
-    for _ in workers:
-        waiting.put(None)
+        turns.put(due_s, number)
+    turns.close()
     for worker in workers:
         worker.join()
     return ended

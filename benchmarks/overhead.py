@@ -105,8 +105,8 @@ def against_engine(on: Stage, model: PromptedClip, report: Report) -> None:
         for n_rows in BATCHES:
             engine_rate(n_rows)
         for _ in range(N_SLICES):
-            found["one image"].append(on.closed(n_clients, SLICE_S).answered_per_s)
-            found["several"].append(on.closed(n_clients, SLICE_S, **many).answered_per_s)
+            found["one image"].append(on.closed_rate(n_clients, SLICE_S))
+            found["several"].append(on.closed_rate(n_clients, SLICE_S, **many))
             for n_rows in BATCHES:
                 found[f"engine, batch {n_rows}"].append(engine_rate(n_rows))
     engine.close()

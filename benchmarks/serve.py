@@ -47,7 +47,7 @@ def measure(options: ServeOptions, console: Console) -> Report:
             if options.wants("engine"):
                 against_engine(on, on.model, report)
         console.print(f"closed loop, {CEILING_CLIENTS} clients")
-        ceiling = on.closed(CEILING_CLIENTS, min(CEILING_S, options.seconds)).answered_per_s
+        ceiling = on.closed_rate(CEILING_CLIENTS, min(CEILING_S, options.seconds))
         report.numbers.append(
             Measured("ceiling_per_s", Ratio.of([ceiling]), f"images/s of {CEILING_CLIENTS} clients in a closed loop")
         )

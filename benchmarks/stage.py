@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 from rich.console import Console
 
-from benchmarks.answers import Answer, Summary, is_torn, summarize
+from benchmarks.answers import Answer, busy_rate, is_torn
 from benchmarks.arrivals import arrival_times, draw_domains
 from benchmarks.bundles import BundleShape
 from benchmarks.load import Plan, send
@@ -97,11 +97,9 @@ class Stage:
         }
         return Plan(**(given | changes))
 
-    def closed(self, n_clients: int, duration_s: float, **changes: object) -> Summary:
-        """So many clients, each sending as soon as its answer is back."""
-        answers = send(self.plan([], n_connections=n_clients, duration_s=duration_s, **changes))
-        busy_s = max(answer.done_s for answer in answers) - min(answer.sent_s for answer in answers)
-        return summarize(answers, duration_s=busy_s, slo_s=self.options.slo_s)
+    def closed_rate(self, n_clients: int, duration_s: float, **changes: object) -> float:
+        """Images per second of so many clients, each sending as soon as its answer is back."""
+        return busy_rate(send(self.plan([], n_connections=n_clients, duration_s=duration_s, **changes)), n_clients)
 
     def open(self, rate_per_s: float, duration_s: float, *, seed: int, **changes: object) -> list[Answer]:
         """Requests due at a rate, bursty if the options say so."""
@@ -139,5 +137,5 @@ def stage(options: ServeOptions, console: Console) -> Iterator[Stage]:
         console.print("starting caspl serve")
         with serving(extra, options.service_settings(), store.root, domains, digests) as service:
             warm = Stage(options, service, photographs, model, console)
-            warm.closed(options.clients, 1.0)
+            warm.closed_rate(options.clients, 1.0)
             yield warm

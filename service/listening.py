@@ -6,7 +6,6 @@ Knows nothing of what is served.
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
 from collections.abc import Iterator
 from typing import Final
@@ -108,16 +107,6 @@ def _at_the_door(listener: socket.socket) -> Iterator[socket.socket]:
         except OSError:
             return
         yield connection
-
-
-def spare_collector() -> None:
-    """Take what was made so far, which stays to the end, out of the garbage collector's sight.
-
-    It stops everything while it looks at every object there is; torch and its like are 400,000, and nobody is answered
-    for 200 ms.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -32,7 +32,8 @@ from service.batcher import LEAST_SHARE
 from service.cores import usable_cores
 from service.errors import SettingsError
 from service.gpu_decoder import nvimgcodec
-from service.listening import LastCallServer, address_of, http_config, listen, spare_collector
+from service.interpreter import prepare_interpreter
+from service.listening import LastCallServer, address_of, http_config, listen
 from service.runtime import Runtime, build
 from service.settings import Settings
 from service.workers import device_process
@@ -219,7 +220,7 @@ def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], Non
         model = load_model(settings)
 
         def started() -> None:
-            spare_collector()
+            prepare_interpreter()
             announce(runtime, address)
 
         if settings.web_workers:

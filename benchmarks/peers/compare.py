@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.answers import summarize
+from benchmarks.answers import busy_rate, summarize
 from benchmarks.errors import BenchError
 from benchmarks.interleaved import Ratio
 from benchmarks.load import Plan, send
@@ -79,9 +79,9 @@ def _beside(on: Stage, peer: Peer, dtype: str, options: PeerOptions, console: Co
     try:
         python = python_of(peer.requirements, options.folder, console) if peer.requirements else servers.this_python()
         version = installed_version(python, peer.package)
-        before = on.closed(options.clients, options.seconds / 2).answered_per_s
+        before = on.closed_rate(options.clients, options.seconds / 2)
         its = _run(on, peer, python, dtype, options)
-        after = on.closed(options.clients, options.seconds / 2).answered_per_s
+        after = on.closed_rate(options.clients, options.seconds / 2)
     except BenchError as error:
         return {"version": peer.package, "failed": str(error)}
     return {"version": f"{peer.package} {version}", "ours_per_s": [before, after], "note": peer.note, **its}
@@ -118,13 +118,12 @@ def _run(on: Stage, peer: Peer, python: Path, dtype: str, options: PeerOptions) 
 
             send(load(WARM_UP_S))
             answers = send(load(options.seconds))
-    busy_s = max(answer.done_s for answer in answers) - min(answer.sent_s for answer in answers)
-    its = summarize(answers, duration_s=busy_s, slo_s=SLO_S)
+    its = summarize(answers, duration_s=options.seconds, slo_s=SLO_S)
     if not its.n_answered:
         msg = f"{peer.name} answered none of {len(answers)} requests; the first status was {answers[0].status}."
         raise BenchError(msg)
     percentiles = {f"{key}_ms": its.percentiles_ms[key] for key in ("p50", "p99")}
-    return {"per_s": its.answered_per_s, **percentiles, "n_failed": its.n_failed + its.n_refused}
+    return {"per_s": busy_rate(answers, options.clients), **percentiles, "n_failed": its.n_failed + its.n_refused}
 
 
 def _report(options: PeerOptions, found: dict[str, dict[str, Any]]) -> Report:

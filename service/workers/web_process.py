@@ -25,7 +25,8 @@ from fastapi import FastAPI
 from service import logs, problems
 from service.auth import Key, KeyRing
 from service.front import Front, build_decoder
-from service.listening import BACKLOG, LastCallServer, http_config, spare_collector
+from service.interpreter import prepare_interpreter
+from service.listening import BACKLOG, LastCallServer, http_config
 from service.metrics import Metrics
 from service.middleware import surround
 from service.routes import classify
@@ -72,7 +73,7 @@ class WebServer(LastCallServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the socket, say so."""
         await super().startup(sockets)
-        spare_collector()
+        prepare_interpreter()
         self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.answers import Answer, Change, is_stale, is_torn, recovery_s, summarize
+from benchmarks.answers import Answer, Change, busy_rate, is_stale, is_torn, recovery_s, summarize
 from benchmarks.tags import domain_name, label, source_of
 
 DOMAIN, OTHER = domain_name(0), domain_name(1)
@@ -111,6 +111,38 @@ def test_a_request_of_several_images_counts_as_several():
 
 def test_a_phase_without_answers_has_no_percentiles():
     assert math.isnan(summarize([answer(status=429)], duration_s=1.0, slo_s=1.0).percentiles_ms["p99"])
+
+
+def closed_loop(latencies_s, duration_s):
+    """What clients see of a service that answers each of them after its own latency."""
+    answers = []
+    for latency_s in latencies_s:
+        sent_s = 0.0
+        while sent_s < duration_s:
+            answers.append(answer(due_s=sent_s, sent_s=sent_s, done_s=sent_s + latency_s, n_images=2))
+            sent_s += latency_s
+    return answers
+
+
+@pytest.mark.parametrize("duration_s", [3.0, 3.05, 30.0])
+def test_a_closed_loop_counts_while_all_of_its_clients_are_there(duration_s):
+    assert busy_rate(closed_loop([0.1] * 4, duration_s), 4) == pytest.approx(80)
+    assert busy_rate(closed_loop([0.1, 0.2, 0.4, 0.4], duration_s), 4) == pytest.approx(40, rel=0.2 / duration_s)
+
+
+def test_a_slow_start_and_the_last_answers_do_not_count():
+    slow = [answer(sent_s=0.0, done_s=2.0, due_s=0.0), answer(sent_s=0.0, done_s=3.0, due_s=0.0)]
+    busy = [answer(sent_s=now_s, done_s=now_s + 0.5, due_s=now_s) for now_s in (3.0, 3.0, 3.5, 3.5, 4.0, 4.0)]
+    last = [answer(sent_s=4.5, done_s=9.0, due_s=4.5)]
+    assert busy_rate([*slow, *busy, *last], 2) == pytest.approx(4)
+
+
+def test_refusals_are_no_answers_and_without_a_second_answer_there_is_no_rate():
+    refused = [answer(sent_s=0.01 * n, done_s=0.01 * n, due_s=0.0, status=429) for n in range(100)]
+    assert busy_rate([*closed_loop([0.1], 3.0), *refused], 1) == pytest.approx(20)
+    assert busy_rate(refused, 1) == 0
+    assert busy_rate([answer(), answer()], 2) == 0
+    assert busy_rate([], 2) == 0
 
 
 @pytest.mark.parametrize("bad", [{"status": 429}, {"status": 504}, {"status": 0}, {"done_s": 13.9}])

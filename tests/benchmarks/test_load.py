@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from benchmarks.load import Plan, read_answer, run, send
+from benchmarks.load import HEAD_START_S, Plan, read_answer, run, send
 
 BODY = {"domain": "a", "version": 3, "digest": "sha256:x", "results": [{"predictions": [{"label": "a.v3.c1"}]}]}
 
@@ -20,6 +20,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.clients.add(self.client_address)
         with self.server.gate:
             self.server.seen.append((self.path, body, self.headers.get("X-Domain")))
         data = json.dumps(BODY).encode()
@@ -37,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def server(status=200):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.gate, running.seen, running.status = threading.Lock(), [], status
+        running.gate, running.seen, running.clients, running.status = threading.Lock(), [], set(), status
         running.daemon_threads = True
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
@@ -83,6 +84,21 @@ def test_a_stall_shows_in_every_request_that_was_due_meanwhile_even_with_one_con
     for index, latency_s in enumerate(latencies_s):
         assert latency_s >= stall_s * 0.9 - gap_s * index
     assert min(waits_after_sending_s) < min(latencies_s)  # what a client that waits for its turn would have seen
+
+
+def test_requests_go_over_the_connection_that_was_busy_last_and_over_others_only_while_it_is(body):
+    due_s = [0.1 * index for index in range(6)]
+    with server() as running:
+        run(plan_for(running, body, due_s=due_s, n_connections=8))
+        n_calm = len(running.clients)
+        running.clients.clear()
+        running.gate.acquire()
+        threading.Timer(0.5 + HEAD_START_S, running.gate.release).start()
+        run(plan_for(running, body, due_s=[0.0] * 8, n_connections=8))
+        n_crowded = len(running.clients)
+
+    assert n_calm < 4  # a slow machine may need a second one
+    assert n_crowded == 8
 
 
 def test_a_closed_loop_sends_as_long_as_it_should(body):

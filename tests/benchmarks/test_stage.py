@@ -1,6 +1,5 @@
 """Storm and overload: which versions take turns, and what synthetic answers add up to."""
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +9,7 @@ from rich.console import Console
 
 import benchmarks.overload
 import benchmarks.storm
-from benchmarks.answers import Answer, Change, Summary
+from benchmarks.answers import Answer, Change
 from benchmarks.bundles import BundleShape
 from benchmarks.photographs import write_photographs
 from benchmarks.report import Report
@@ -95,11 +94,13 @@ def test_a_storm_counts_failures_stale_and_torn_answers(monkeypatch):
 
 def test_overload_compares_what_was_answered_in_time_with_the_peak(monkeypatch):
     on = stage_with(overload=3.0, seconds=2.0, slo_ms=100.0)
-    peak = Summary(0, 0, 0, 0, 0, {}, math.nan, 0, 10.0, 10.0, 10.0)
-    monkeypatch.setattr(Stage, "closed", lambda *_, **__: peak)
+    monkeypatch.setattr(Stage, "closed_rate", lambda *_, **__: 10.0)
     begin_s = 1000.0
 
     def send(plan):
+        if not plan.due_s:  # half of the answers come too late, and 30 clients are refused
+            good = [answer(0.01 * n, latency_s=0.05 if n % 2 else 0.2) for n in range(10)]
+            return [*good, *[answer(0.3, latency_s=0.001, status=429)] * 30]
         due_s = begin_s + np.array(plan.due_s)
         fell_s = begin_s + 2.0
         told = []
@@ -124,6 +125,8 @@ def test_overload_compares_what_was_answered_in_time_with_the_peak(monkeypatch):
         0,
     )
     assert n_offered.count(429) > n_offered.count(200) / 3
+    assert found["impatient_goodput_vs_peak"] == pytest.approx(5 / 0.5 / 10.0)
+    assert "60 times a second" in report.numbers[-1].meaning
 
 
 def test_means_per_batch_come_from_the_difference_of_two_looks():

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import gc
 import os
 import signal
 import socket
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 
 import httpx
 import pytest
@@ -22,7 +20,7 @@ from prompted_clip.fused_vision import FusedImageTower
 from service.auth import add_key
 from service.demo_run import free_port, wait_until_ready
 from service.errors import SettingsError
-from service.listening import LastCallServer, PatientProtocol, http_config, listen, spare_collector
+from service.listening import LastCallServer, PatientProtocol, http_config, listen
 from service.server import batches_at_once, chosen_device, image_tower, load_model, needed_keys
 from service.settings import Settings
 from service.workers.web_process import SharedListener
@@ -274,24 +272,6 @@ def test_a_device_that_hangs_does_not_keep_a_terminated_service_alive(store, row
     command = [sys.executable, "-c", HANGING, str(store.root), rows]
     ended = subprocess.run(command, env=environment(), capture_output=True, timeout=30, check=False)
     assert ended.returncode == status, ended.stderr.decode()
-
-
-class Cycle:
-    """Refers to itself, so that only the collector can end it."""
-
-    def __init__(self):
-        self.me = self
-
-
-def test_what_lives_as_long_as_the_process_is_not_looked_at_by_the_collector_and_garbage_still_goes():
-    try:
-        spare_collector()
-        assert gc.get_freeze_count() > 10_000
-        gone = weakref.ref(Cycle())
-        gc.collect()
-        assert gone() is None
-    finally:
-        gc.unfreeze()
 
 
 async def _fine(scope, receive, send):

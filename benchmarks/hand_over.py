@@ -1,0 +1,99 @@
+"""`python -m benchmarks.hand_over`: forwards beside a thread that never rests, by how soon it has to hand over.
+
+An event loop with its hands full, with refusals say, holds Python's lock all the time; a forward wants it back after
+each of its steps. It chose `HAND_OVER_S` of `service.interpreter`. All ways take turns, in one process.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks.interleaved import in_turn
+from benchmarks.machine import in_words, machine, today, versions
+from prompted_clip.backbone import load_backbone
+from prompted_clip.fused_vision import FusedImageTower
+from prompted_clip.threads import compute_alone
+from training.demo.pages import fill_page
+
+INTERVALS_S = (5e-3, 1e-3, 1e-4, 2e-5, 5e-6)
+"""Python's own first."""
+ALONE = "alone"
+N_ROWS = 4
+
+
+@contextmanager
+def busy_thread() -> Iterator[None]:
+    """A thread that computes in Python and does nothing else."""
+    is_over = threading.Event()
+
+    def never_rest() -> None:
+        while not is_over.is_set():
+            sum(range(50))
+
+    thread = threading.Thread(target=never_rest)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def ways(run: Callable[[], None]) -> dict[str, Callable[[], None]]:
+    """The same work alone, and beside the busy thread at every interval."""
+
+    def beside(interval_s: float) -> None:
+        before_s = sys.getswitchinterval()
+        sys.setswitchinterval(interval_s)
+        try:
+            with busy_thread():
+                run()
+        finally:
+            sys.setswitchinterval(before_s)
+
+    return {ALONE: run, **{f"{interval_s * 1000:g} ms": partial(beside, interval_s) for interval_s in INTERVALS_S}}
+
+
+def main(
+    arch: Annotated[str, typer.Option(help="open_clip's name of the backbone; random weights")] = "ViT-B-16",
+    budget_s: Annotated[float, typer.Option(min=1, help="seconds for the rounds")] = 60,
+    page: Annotated[Path | None, typer.Option(help="page whose table to fill")] = None,
+) -> None:
+    """Time the bfloat16 image tower beside a thread that never rests."""
+    n_cores = torch.get_num_threads()
+    cores = ThreadPoolExecutor(n_cores, initializer=compute_alone)
+    backbone = load_backbone(arch, random_seed=0, dtype=torch.bfloat16)
+    tower = FusedImageTower(backbone)
+    pixels = torch.zeros(N_ROWS, 3, backbone.image_size, backbone.image_size, dtype=torch.uint8)
+
+    def run() -> None:
+        for done in [cores.submit(tower, pixels) for _ in range(n_cores)]:
+            done.result()
+
+    console = Console()
+    run()
+    taken = in_turn(ways(run), budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
+    lines = ["| hands over after | images/s |", "| --- | --- |"]
+    lines += [f"| {name} | {n_cores * N_ROWS / median(times_s):.1f} |" for name, times_s in taken.items()]
+    found = ", ".join(f"{name} {version}" for name, version in versions(("torch",)).items())
+    foot = f"{today()}; {in_words(machine())}; {found}. Command: `python -m benchmarks.hand_over`."
+    rounds = len(taken[ALONE])
+    text = "\n".join(lines) + f"\n\n{arch}, {n_cores} cores at {N_ROWS} images each, medians of {rounds} rounds. {foot}"
+    console.print(Markdown(text))
+    if page is not None:
+        fill_page(page, "hand-over", text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
