@@ -101,6 +101,7 @@ async def classify(
     """Classify one or several images among a domain's classes."""
     asking = _Asking(ask, front.settings)
     async with front.answerer.pin(domain, ask.version) as pin:
+        pin.check(1, asking.wanted())  # who is refused need not send a body
         front.decoder.check_room(1)
         images = await read_images(request, front.settings)
         asking.begin()
@@ -172,19 +173,22 @@ class _Asking:
         self._ask = ask
         self._labels = check_labels(ask.labels, settings)
         self._timeout_s = _check_numbers(ask, settings)
-        self._began_s = 0.0
+        self._began_s = time.monotonic()
 
     def begin(self) -> None:
-        """Start the clock: the body is there."""
+        """Start the clock again: the body is there."""
         self._began_s = time.monotonic()
+
+    def wanted(self) -> Wanted:
+        """What is asked of each image, as of the clock."""
+        return Wanted(self._ask.top_k, self._began_s + self._timeout_s, PRIORITIES[self._ask.priority])
 
     async def answers(
         self, request: Request, response: Response, front: Front, images: Sequence[tuple[Held, SentImage]]
     ) -> tuple[list[Result], TimingOut]:
         """A result per image, and where the time went, which a header says too."""
         ask = self._ask
-        wanted = Wanted(ask.top_k, self._began_s + self._timeout_s, PRIORITIES[ask.priority])
-        asked = Asked(ask.stack, self._labels, wanted, ask.threshold)
+        asked = Asked(ask.stack, self._labels, self.wanted(), ask.threshold)
         results, timing = await _unless_gone(request, answer(front, asked, images))
         timing.total = milliseconds(time.monotonic() - self._began_s)
         response.headers["Server-Timing"] = ", ".join(f"{name};dur={value}" for name, value in timing)

@@ -30,3 +30,26 @@ async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model,
     assert [answer.status_code for answer in refused] == [429] * 3
     assert [answer.status_code for answer in answered] == [200] * 4
     assert len(decoded) == 4
+
+
+async def test_whoever_would_be_refused_need_not_send_a_body(serve, model):
+    n_read = 0
+
+    async def body():
+        nonlocal n_read
+        n_read += 1
+        yield picture()
+
+    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+        model.gate.clear()
+        kept = []
+        for _ in range(4):
+            kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
+            await asyncio.sleep(0.1)
+        refused = await client.post("/classify/paint", content=body())
+        model.gate.set()
+        answered = await asyncio.gather(*kept)
+        taken = await client.post("/classify/paint", content=body())
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert [answer.status_code for answer in (*answered, taken)] == [200] * 5
+    assert n_read == 1
