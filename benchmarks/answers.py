@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.errors import BenchError
 from benchmarks.tags import source_of
 
 OK = 200
@@ -166,23 +167,31 @@ def summarize(answers: Sequence[Answer], *, duration_s: float, slo_s: float) -> 
     )
 
 
-def busy_rate(answers: Sequence[Answer], n_clients: int) -> float:
+def busy_rate(answers: Sequence[Answer]) -> float:
     """Images answered per second of a closed loop while all of its clients were there.
 
-    At first all of them come at once, and at the end those who go leave the service to the others: what counts are the
-    answers after the first one for every client, until the last one after which a client went on.
+    At the end some clients have stopped, and the rest have the service to themselves: what counts is the time until the
+    last request was sent. Answers come in groups, so that it matters where a stretch of time is cut: a request counts
+    with the part of it that lies inside.
 
     Args:
-        answers: of the whole loop.
-        n_clients: each sent as soon as its last answer was back.
+        answers: of the whole loop, in which every client sent as soon as its last answer was back.
 
-    Returns:
-        0 where no client was answered a second time.
+    Raises:
+        BenchError: no client was answered and sent again.
     """
-    good = sorted((answer for answer in answers if answer.is_good), key=lambda answer: answer.done_s)
-    last_sent_s = max((answer.sent_s for answer in answers), default=0.0)
-    counted = [answer for answer in good[n_clients:] if answer.done_s <= last_sent_s]
-    return _images(counted) / (counted[-1].done_s - good[n_clients - 1].done_s) if counted else 0.0
+    begin_s = min((answer.sent_s for answer in answers), default=0.0)
+    end_s = max((answer.sent_s for answer in answers), default=0.0)
+    good = [answer for answer in answers if answer.is_good]
+    if not any(answer.done_s <= end_s for answer in good):
+        msg = "No client was answered and asked again: the time was too short for a rate. Take more --seconds."
+        raise BenchError(msg)
+    inside = (
+        one.n_images * (min(one.done_s, end_s) - one.sent_s) / (one.done_s - one.sent_s)
+        for one in good
+        if one.sent_s < end_s
+    )
+    return sum(inside) / (end_s - begin_s)
 
 
 def recovery_s(answers: Iterable[Answer], *, fell_at_s: float, slo_s: float) -> float:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.hand_over`: forwards beside a thread that never rests, by how soon it has to hand over.
 
 An event loop with its hands full, with refusals say, holds Python's lock all the time; a forward wants it back after
-each of its steps. It chose `HAND_OVER_S` of `service.interpreter`. All ways take turns, in one process.
+each of its steps. This chose `HAND_OVER_S` of `service.interpreter`. All ways take turns, in one process.
 """
 
 import sys

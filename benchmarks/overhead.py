@@ -106,7 +106,8 @@ def against_engine(on: Stage, model: PromptedClip, report: Report) -> None:
             engine_rate(n_rows)
         for _ in range(N_SLICES):
             found["one image"].append(on.closed_rate(n_clients, SLICE_S))
-            found["several"].append(on.closed_rate(n_clients, SLICE_S, **many))
+            # Requests of several images take a good part of a slice: there must be many of them, too.
+            found["several"].append(on.closed_rate(n_clients, 2 * SLICE_S, **many))
             for n_rows in BATCHES:
                 found[f"engine, batch {n_rows}"].append(engine_rate(n_rows))
     engine.close()

@@ -98,8 +98,16 @@ class Stage:
         return Plan(**(given | changes))
 
     def closed_rate(self, n_clients: int, duration_s: float, **changes: object) -> float:
-        """Images per second of so many clients, each sending as soon as its answer is back."""
-        return busy_rate(send(self.plan([], n_connections=n_clients, duration_s=duration_s, **changes)), n_clients)
+        """Images per second of so many clients, each sending as soon as its answer is back.
+
+        Raises:
+            BenchError: the time was too short.
+        """
+        return busy_rate(self.closed(n_clients, duration_s, **changes))
+
+    def closed(self, n_clients: int, duration_s: float, **changes: object) -> list[Answer]:
+        """What so many clients were told, each of which sends as soon as its answer is back."""
+        return send(self.plan([], n_connections=n_clients, duration_s=duration_s, **changes))
 
     def open(self, rate_per_s: float, duration_s: float, *, seed: int, **changes: object) -> list[Answer]:
         """Requests due at a rate, bursty if the options say so."""
@@ -137,5 +145,5 @@ def stage(options: ServeOptions, console: Console) -> Iterator[Stage]:
         console.print("starting caspl serve")
         with serving(extra, options.service_settings(), store.root, domains, digests) as service:
             warm = Stage(options, service, photographs, model, console)
-            warm.closed_rate(options.clients, 1.0)
+            warm.closed(options.clients, 1.0)
             yield warm

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from typing import Final
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -20,6 +21,8 @@ from service.settings import Settings
 MAX_HEADER_BYTES: Final = 16 * 1024
 KEEP_ALIVE_S: Final = 5
 HEAD_WITHIN_S: Final = 10.0
+REST_WITHIN_S: Final = 30.0
+"""How long the rest of a body may take that nobody reads any more, since its request has been answered."""
 LAST_HEAD_WITHIN_S: Final = 1.0
 """How long a process that stops waits for the request of a client that has just connected."""
 BACKLOG: Final = 2048
@@ -33,6 +36,7 @@ class PatientProtocol(H11Protocol):
     """
 
     _hang_up: asyncio.TimerHandle | None = None
+    _awaits_rest = False  # of a body that came too late to be read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock with the connection."""
@@ -44,6 +48,8 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         if self._is_answering():
             self._stop_clock()
+        elif self._awaits_rest and not self._is_in_body():
+            self._expect_head()
 
     def on_response_complete(self) -> None:
         """Start it again for the next request on this connection."""
@@ -68,8 +74,13 @@ class PatientProtocol(H11Protocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
+    def _is_in_body(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY
+
     def _expect_head(self) -> None:
-        self._hang_up_in(HEAD_WITHIN_S)
+        """Start the clock for the next head, or first for what is still to come of a body that was answered early."""
+        self._awaits_rest = self._is_in_body()
+        self._hang_up_in(REST_WITHIN_S if self._awaits_rest else HEAD_WITHIN_S)
 
     def _hang_up_in(self, within_s: float) -> None:
         self._stop_clock()

@@ -123,7 +123,7 @@ def _run(on: Stage, peer: Peer, python: Path, dtype: str, options: PeerOptions) 
         msg = f"{peer.name} answered none of {len(answers)} requests; the first status was {answers[0].status}."
         raise BenchError(msg)
     percentiles = {f"{key}_ms": its.percentiles_ms[key] for key in ("p50", "p99")}
-    return {"per_s": busy_rate(answers, options.clients), **percentiles, "n_failed": its.n_failed + its.n_refused}
+    return {"per_s": busy_rate(answers), **percentiles, "n_failed": its.n_failed + its.n_refused}
 
 
 def _report(options: PeerOptions, found: dict[str, dict[str, Any]]) -> Report:

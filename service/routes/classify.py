@@ -101,7 +101,7 @@ async def classify(
     """Classify one or several images among a domain's classes."""
     asking = _Asking(ask, front.settings)
     async with front.answerer.pin(domain, ask.version) as pin:
-        pin.check(1, asking.wanted())  # who is refused need not send a body
+        pin.check(1, asking.wanted())  # before its body is waited for
         front.decoder.check_room(1)
         images = await read_images(request, front.settings)
         asking.begin()
@@ -163,7 +163,7 @@ async def _hold(held: AsyncExitStack, front: Front, actor: str, domain: str) -> 
 
 
 class _Asking:
-    """A query that was found sound, and is asked once the body is there; its time is counted from then on.
+    """A query that was found sound, and is asked once the body is there; its time is counted anew from then on.
 
     Raises:
         RequestInvalidError: it asks for more than settings allow.

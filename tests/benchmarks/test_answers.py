@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.answers import Answer, Change, busy_rate, is_stale, is_torn, recovery_s, summarize
+from benchmarks.errors import BenchError
 from benchmarks.tags import domain_name, label, source_of
 
 DOMAIN, OTHER = domain_name(0), domain_name(1)
@@ -125,24 +126,32 @@ def closed_loop(latencies_s, duration_s):
 
 
 @pytest.mark.parametrize("duration_s", [3.0, 3.05, 30.0])
-def test_a_closed_loop_counts_while_all_of_its_clients_are_there(duration_s):
-    assert busy_rate(closed_loop([0.1] * 4, duration_s), 4) == pytest.approx(80)
-    assert busy_rate(closed_loop([0.1, 0.2, 0.4, 0.4], duration_s), 4) == pytest.approx(40, rel=0.2 / duration_s)
+@pytest.mark.parametrize("latencies_s", [[0.1] * 4, [0.1, 0.2, 0.4, 0.4], [0.8, 0.7, 0.75, 0.8]])
+def test_a_closed_loop_counts_while_all_of_its_clients_are_there(latencies_s, duration_s):
+    expected = sum(2 / latency_s for latency_s in latencies_s)
+    assert busy_rate(closed_loop(latencies_s, duration_s)) == pytest.approx(expected)
 
 
-def test_a_slow_start_and_the_last_answers_do_not_count():
-    slow = [answer(sent_s=0.0, done_s=2.0, due_s=0.0), answer(sent_s=0.0, done_s=3.0, due_s=0.0)]
-    busy = [answer(sent_s=now_s, done_s=now_s + 0.5, due_s=now_s) for now_s in (3.0, 3.0, 3.5, 3.5, 4.0, 4.0)]
-    last = [answer(sent_s=4.5, done_s=9.0, due_s=4.5)]
-    assert busy_rate([*slow, *busy, *last], 2) == pytest.approx(4)
+def test_answers_that_come_in_groups_out_of_step_count_once():
+    first = [answer(sent_s=0.0, done_s=0.2, n_images=8)]
+    pairs = [answer(sent_s=0.0, done_s=0.4, n_images=8), answer(sent_s=0.2, done_s=0.8, n_images=8)]
+    for n in range(1, 20):
+        pairs += [answer(sent_s=0.4 * n, done_s=0.4 * n + 0.8, n_images=8)] * 2
+    assert busy_rate([*first, *pairs]) == pytest.approx(40, rel=0.06)
+
+
+def test_the_last_answers_do_not_count_where_a_client_has_stopped():
+    busy = [answer(sent_s=now_s, done_s=now_s + 0.5) for now_s in (0.0, 0.0, 0.5, 0.5, 1.0, 1.0)]
+    last = [answer(sent_s=1.5, done_s=9.0)]
+    assert busy_rate([*busy, *last]) == pytest.approx(4)
 
 
 def test_refusals_are_no_answers_and_without_a_second_answer_there_is_no_rate():
-    refused = [answer(sent_s=0.01 * n, done_s=0.01 * n, due_s=0.0, status=429) for n in range(100)]
-    assert busy_rate([*closed_loop([0.1], 3.0), *refused], 1) == pytest.approx(20)
-    assert busy_rate(refused, 1) == 0
-    assert busy_rate([answer(), answer()], 2) == 0
-    assert busy_rate([], 2) == 0
+    refused = [answer(sent_s=0.01 * n, done_s=0.01 * n, status=429) for n in range(100)]
+    assert busy_rate([*closed_loop([0.1], 3.0), *refused]) == pytest.approx(20)
+    for too_few in (refused, [answer(), answer()], []):
+        with pytest.raises(BenchError, match="Take more --seconds"):
+            busy_rate(too_few)
 
 
 @pytest.mark.parametrize("bad", [{"status": 429}, {"status": 504}, {"status": 0}, {"done_s": 13.9}])

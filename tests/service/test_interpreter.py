@@ -1,14 +1,18 @@
 """The interpreter of a process that serves: whom it makes wait, and for how long."""
 
 import gc
+import os
+import subprocess
 import sys
 import threading
 import time
 import weakref
 
 import pytest
+import uvicorn
 
 from service.interpreter import HAND_OVER_S, prepare_interpreter
+from service.workers.web_process import WebServer
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def steps_beside_a_busy_thread(during_s):
     busy.start()
     n_steps, end_s = 0, time.monotonic() + during_s
     while time.monotonic() < end_s:
-        time.sleep(0)
+        time.sleep(5e-4)
         n_steps += 1
     is_over.set()
     busy.join()
@@ -60,3 +64,43 @@ def test_a_thread_that_computes_gets_its_turn_beside_one_that_never_rests(reques
     request.getfixturevalue("prepared")
     assert sys.getswitchinterval() == pytest.approx(HAND_OVER_S)
     assert steps_beside_a_busy_thread(0.5) > 3 * n_before
+
+
+LOOK = """
+import signal, sys
+from prompt_store.store import Store
+from service import server
+from service.settings import Settings
+from tests.service.fakes import FakeModel
+
+server.load_model = lambda settings: FakeModel()
+settings = Settings(port=0, store=sys.argv[1], web_workers=int(sys.argv[2]), drain_delay_s=0, store_poll_s=0)
+
+def announce(runtime, address):
+    print(sys.getswitchinterval())
+    signal.raise_signal(signal.SIGINT)
+
+sys.exit(server.run(settings, Store.open(settings.store), announce))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_web_workers", [0, 1])
+def test_a_process_that_serves_has_its_interpreter_prepared(store, n_web_workers):
+    command = [sys.executable, "-c", LOOK, str(store.root), str(n_web_workers)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CASPL_")}
+    ended = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert float(ended.stdout.split()[-1]) == pytest.approx(HAND_OVER_S)
+
+
+@pytest.mark.anyio
+async def test_a_web_process_has_its_interpreter_prepared(monkeypatch, request):
+    async def startup(*_, **__):
+        pass
+
+    monkeypatch.setattr(uvicorn.Server, "startup", startup)
+    monkeypatch.setattr("service.workers.web_process.prepare_interpreter", lambda: request.getfixturevalue("prepared"))
+    seen_s = []
+    await WebServer(uvicorn.Config("no:app"), lambda: seen_s.append(sys.getswitchinterval())).startup()
+    assert seen_s == [pytest.approx(HAND_OVER_S)]

@@ -32,7 +32,7 @@ async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model,
     assert len(decoded) == 4
 
 
-async def test_whoever_would_be_refused_need_not_send_a_body(serve, model):
+async def test_no_body_is_waited_for_where_an_image_would_be_refused(serve, model):
     n_read = 0
 
     async def body():

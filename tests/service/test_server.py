@@ -132,6 +132,27 @@ def test_a_slow_answer_and_a_connection_in_use_are_left_alone(bare_server):
             time.sleep(0.1)
 
 
+def test_who_is_answered_early_may_send_the_rest_of_the_body_and_ask_again(bare_server):
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n"
+    with socket.create_connection(bare_server, timeout=5) as connection:
+        for _ in range(2):
+            connection.sendall(head + b"0123456789")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+            time.sleep(0.6)  # longer than a head may take
+            connection.sendall(b"0123456789")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+        assert connection.recv(10) == b""  # and then, as ever, not for ever
+
+
+def test_who_never_sends_the_rest_of_a_body_is_hung_up_on(bare_server, monkeypatch):
+    monkeypatch.setattr("service.listening.REST_WITHIN_S", 0.4)
+    with socket.create_connection(bare_server, timeout=5) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n0123456789")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+        assert connection.recv(10) == b""
+
+
 def test_an_address_that_others_reach_needs_keys():
     with pytest.raises(SettingsError, match="caspl keys new"):
         needed_keys(Settings(host="0.0.0.0"))  # noqa: S104
