@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, cast
 
 import h11
 import uvicorn
@@ -21,8 +22,6 @@ from service.settings import Settings
 MAX_HEADER_BYTES: Final = 16 * 1024
 KEEP_ALIVE_S: Final = 5
 HEAD_WITHIN_S: Final = 10.0
-REST_WITHIN_S: Final = 30.0
-"""How long the rest of a body may take that nobody reads any more, since its request has been answered."""
 LAST_HEAD_WITHIN_S: Final = 1.0
 """How long a process that stops waits for the request of a client that has just connected."""
 BACKLOG: Final = 2048
@@ -33,10 +32,16 @@ class PatientProtocol(H11Protocol):
 
     Uvicorn waits for ever for a client that says nothing or sends its headers a byte at a time; each one holds a
     connection. The time for bodies is bounded in `middleware.py`.
+
+    Args:
+        rest_within_s: for the rest of a body that nobody reads any more, since its request has been answered.
     """
 
     _hang_up: asyncio.TimerHandle | None = None
-    _awaits_rest = False  # of a body that came too late to be read
+
+    def __init__(self, *args: Any, rest_within_s: float, **kwargs: Any) -> None:  # noqa: ANN401  uvicorn's own
+        super().__init__(*args, **kwargs)
+        self._rest_within_s = rest_within_s
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock with the connection."""
@@ -45,10 +50,11 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock when a request is there."""
+        had_rest = not self._is_answering() and self._is_in_body()
         super().data_received(data)
         if self._is_answering():
             self._stop_clock()
-        elif self._awaits_rest and not self._is_in_body():
+        elif had_rest and not self._is_in_body():
             self._expect_head()
 
     def on_response_complete(self) -> None:
@@ -79,8 +85,7 @@ class PatientProtocol(H11Protocol):
 
     def _expect_head(self) -> None:
         """Start the clock for the next head, or first for what is still to come of a body that was answered early."""
-        self._awaits_rest = self._is_in_body()
-        self._hang_up_in(REST_WITHIN_S if self._awaits_rest else HEAD_WITHIN_S)
+        self._hang_up_in(self._rest_within_s if self._is_in_body() else HEAD_WITHIN_S)
 
     def _hang_up_in(self, within_s: float) -> None:
         self._stop_clock()
@@ -107,7 +112,8 @@ class LastCallServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _speak_http(self) -> asyncio.Protocol:
-        return PatientProtocol(self.config, self.server_state, self.lifespan.state)
+        speak = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return speak(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 def _at_the_door(listener: socket.socket) -> Iterator[socket.socket]:
@@ -152,7 +158,7 @@ def http_config(app: ASGIApp, settings: Settings, *, backlog: int = BACKLOG) -> 
     """
     return uvicorn.Config(
         app,
-        http=PatientProtocol,
+        http=cast("type[asyncio.Protocol]", partial(PatientProtocol, rest_within_s=settings.max_body_s)),
         ws="none",
         loop="asyncio",
         lifespan="on",

@@ -20,7 +20,7 @@ from prompted_clip.fused_vision import FusedImageTower
 from service.auth import add_key
 from service.demo_run import free_port, wait_until_ready
 from service.errors import SettingsError
-from service.listening import LastCallServer, PatientProtocol, http_config, listen
+from service.listening import LastCallServer, http_config, listen
 from service.server import batches_at_once, chosen_device, image_tower, load_model, needed_keys
 from service.settings import Settings
 from service.workers.web_process import SharedListener
@@ -85,7 +85,7 @@ def test_a_terminated_service_says_so_answers_what_it_accepted_and_exits_with_ze
 
 @pytest.fixture
 def bare_server(monkeypatch):
-    """The server's protocol around an empty application, with a deadline of a third of a second."""
+    """The server's protocol around an empty application: 0.3 s for a head, 1.2 s for what nobody reads of a body."""
     monkeypatch.setattr("service.listening.HEAD_WITHIN_S", 0.3)
 
     async def app(scope, receive, send):
@@ -93,7 +93,8 @@ def bare_server(monkeypatch):
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    config = uvicorn.Config(app, http=PatientProtocol, lifespan="off", ws="none", log_config=None)
+    config = http_config(app, Settings(max_body_s=1.2))
+    config.lifespan = "off"
     with listen("127.0.0.1", 0) as listener:
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
@@ -145,8 +146,7 @@ def test_who_is_answered_early_may_send_the_rest_of_the_body_and_ask_again(bare_
         assert connection.recv(10) == b""  # and then, as ever, not for ever
 
 
-def test_who_never_sends_the_rest_of_a_body_is_hung_up_on(bare_server, monkeypatch):
-    monkeypatch.setattr("service.listening.REST_WITHIN_S", 0.4)
+def test_who_never_sends_the_rest_of_a_body_is_hung_up_on(bare_server):
     with socket.create_connection(bare_server, timeout=5) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n0123456789")
         assert connection.recv(4096).startswith(b"HTTP/1.1 204")
