@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.interleaved import in_turn
-from benchmarks.machine import in_words, machine, today, versions
+from benchmarks.machine import foot, versions
 from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.threads import compute_alone
@@ -86,10 +86,11 @@ def main(
     taken = in_turn(ways(run), budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
     lines = ["| hands over after | images/s |", "| --- | --- |"]
     lines += [f"| {name} | {n_cores * N_ROWS / median(times_s):.1f} |" for name, times_s in taken.items()]
-    found = ", ".join(f"{name} {version}" for name, version in versions(("torch",)).items())
-    foot = f"{today()}; {in_words(machine())}; {found}. Command: `python -m benchmarks.hand_over`."
     rounds = len(taken[ALONE])
-    text = "\n".join(lines) + f"\n\n{arch}, {n_cores} cores at {N_ROWS} images each, medians of {rounds} rounds. {foot}"
+    below = foot("python -m benchmarks.hand_over", versions(("torch",)))
+    text = (
+        "\n".join(lines) + f"\n\n{arch}, {n_cores} cores at {N_ROWS} images each, medians of {rounds} rounds. {below}"
+    )
     console.print(Markdown(text))
     if page is not None:
         fill_page(page, "hand-over", text)

@@ -4,7 +4,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ def in_words(facts: dict[str, Any]) -> str:
     instructions = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
     where = f"{facts['device']}, " if "device" in facts else ""
     return f"{where}{facts['n_cores']} cores of {facts['processor']}{instructions}, {facts['memory_gib']} GiB"
+
+
+def foot(command: str, found: Mapping[str, str], device: str = "cpu") -> str:
+    """What stands under a table: date, machine, versions, and the command that makes it again."""
+    software = ", ".join(f"{name} {number}" for name, number in found.items())
+    return f"{today()}; {in_words(machine(device))}; {software}. Command: `{command}`."
 
 
 def resident_bytes(pid: int | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.interleaved import Ratio
-from benchmarks.machine import in_words, machine, today, versions
+from benchmarks.machine import foot, machine, today, versions
 from training.demo.pages import fill_page
 
 
@@ -145,8 +145,7 @@ class Report:
         parts = [self.numbers_table().markdown()] if self.numbers else []
         parts += [f"{title}:\n\n{table.markdown()}" for title, table in self.tables.items()]
         parts += ["\n".join(f"- {note}" for note in self.notes)] if self.notes else []
-        software = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        parts.append(f"{today()}; {in_words(machine(self.device))}; {software}. Command: `{self.command}`.")
+        parts.append(foot(self.command, self.versions, self.device))
         return "\n\n".join(parts)
 
     def write(self, folder: Path, page: Path | None = None) -> list[str]:

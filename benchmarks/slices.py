@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.interleaved import in_turn
-from benchmarks.machine import in_words, machine, today, versions
+from benchmarks.machine import foot, versions
 from prompted_clip import fused_linear, fused_vision
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_vision import FusedImageTower
@@ -95,9 +95,8 @@ def main(
         on_round=lambda n: console.print(f"round {n}"),
     )
     table = markdown_table({key: n_cores * IMAGES_PER_TURN / median(taken[name]) for name, key in names.items()})
-    found = ", ".join(f"{name} {version}" for name, version in versions(("torch",)).items())
-    foot = f"{today()}; {in_words(machine())}; {found}. Command: `python -m benchmarks.slices`."
-    text = f"{table}\n\n{arch}, images/s, medians of {len(next(iter(taken.values())))} rounds. {foot}"
+    below = foot("python -m benchmarks.slices", versions(("torch",)))
+    text = f"{table}\n\n{arch}, images/s, medians of {len(next(iter(taken.values())))} rounds. {below}"
     console.print(Markdown(text))
     if page is not None:
         fill_page(page, "slices", text)

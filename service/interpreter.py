@@ -11,8 +11,8 @@ HAND_OVER_S: Final = 2e-5
 def prepare_interpreter() -> None:
     """Keep those who wait from waiting long; to be called once all that stays to the end is there.
 
-    A forward takes the interpreter's lock two hundred times, for a moment each. Python leaves it for 5 ms to a thread
-    that does not rest, so beside an event loop with its hands full a forward would take a second.
+    A forward takes the interpreter's lock at each of its steps, for a moment. Python leaves it for 5 ms to a thread
+    that does not rest: beside an event loop with its hands full a forward would take ten times as long.
 
     The garbage collector stops everything while it looks at every object there is: torch and its like are 400,000, and
     nobody would be answered for 200 ms. What was made so far is taken out of its sight.

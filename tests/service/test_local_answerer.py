@@ -9,6 +9,15 @@ from tests.service.fakes import picture
 pytestmark = pytest.mark.anyio
 
 
+async def crowd(client):
+    """As many requests as there is room for where one image runs, one is ready and two may wait."""
+    kept = []
+    for _ in range(4):
+        kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
+        await asyncio.sleep(0.1)
+    return kept
+
+
 async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model, monkeypatch):
     async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
         decoded = []
@@ -20,10 +29,7 @@ async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model,
 
         monkeypatch.setattr(client.runtime.decoder, "decode", noted)
         model.gate.clear()
-        kept = []
-        for _ in range(4):
-            kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
-            await asyncio.sleep(0.1)
+        kept = await crowd(client)
         refused = [await client.post("/classify/paint?labels=a,b", content=picture()) for _ in range(3)]
         model.gate.set()
         answered = await asyncio.gather(*kept)
@@ -42,10 +48,7 @@ async def test_no_body_is_waited_for_where_an_image_would_be_refused(serve, mode
 
     async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
         model.gate.clear()
-        kept = []
-        for _ in range(4):
-            kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
-            await asyncio.sleep(0.1)
+        kept = await crowd(client)
         refused = await client.post("/classify/paint", content=body())
         model.gate.set()
         answered = await asyncio.gather(*kept)
