@@ -1,18 +1,20 @@
 """`python -m benchmarks.hand_over`: forwards beside a thread that never rests, by how soon it has to hand over.
 
-An event loop with its hands full, with refusals say, holds Python's lock all the time; a forward wants it back after
-each of its steps. This chose `HAND_OVER_S` of `service.interpreter`. All ways take turns, in one process.
+An event loop with its hands full, with refusals say, holds Python's lock all the time; a forward in Python wants it
+back after each of its steps, one in TorchScript at its ends. This chose `HAND_OVER_S` of `service.interpreter` and
+`prompted_clip.scripted`. All ways take turns, in one process.
 """
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated
+from unittest import mock
 
 import torch
 import typer
@@ -21,7 +23,8 @@ from rich.markdown import Markdown
 
 from benchmarks.interleaved import in_turn
 from benchmarks.machine import foot, versions
-from prompted_clip.backbone import load_backbone
+from prompted_clip import fused_vision
+from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.threads import compute_alone
 from training.demo.pages import fill_page
@@ -50,6 +53,21 @@ def busy_thread() -> Iterator[None]:
         thread.join()
 
 
+def in_python(backbone: Backbone) -> FusedImageTower:
+    """The served tower with every step the interpreter's."""
+    with mock.patch.object(fused_vision, "scripted", lambda module: module):
+        return FusedImageTower(backbone)
+
+
+def markdown_table(images_per_s: Mapping[tuple[str, str], float]) -> str:
+    """Images per second by way and by form of the forward, which are the keys."""
+    forms = list(dict.fromkeys(form for _, form in images_per_s))
+    lines = [["hands over after", *forms], ["---"] * (1 + len(forms))]
+    names = dict.fromkeys(way for way, _ in images_per_s)
+    lines += [[way, *(f"{images_per_s[way, form]:.1f}" for form in forms)] for way in names]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def ways(run: Callable[[], None]) -> dict[str, Callable[[], None]]:
     """The same work alone, and beside the busy thread at every interval."""
 
@@ -67,30 +85,34 @@ def ways(run: Callable[[], None]) -> dict[str, Callable[[], None]]:
 
 def main(
     arch: Annotated[str, typer.Option(help="open_clip's name of the backbone; random weights")] = "ViT-B-16",
-    budget_s: Annotated[float, typer.Option(min=1, help="seconds for the rounds")] = 60,
+    budget_s: Annotated[float, typer.Option(min=1, help="seconds for the rounds")] = 100,
     page: Annotated[Path | None, typer.Option(help="page whose table to fill")] = None,
 ) -> None:
     """Time the bfloat16 image tower beside a thread that never rests."""
     n_cores = torch.get_num_threads()
     cores = ThreadPoolExecutor(n_cores, initializer=compute_alone)
     backbone = load_backbone(arch, random_seed=0, dtype=torch.bfloat16)
-    tower = FusedImageTower(backbone)
     pixels = torch.zeros(N_ROWS, 3, backbone.image_size, backbone.image_size, dtype=torch.uint8)
 
-    def run() -> None:
+    def run(tower: FusedImageTower) -> None:
         for done in [cores.submit(tower, pixels) for _ in range(n_cores)]:
             done.result()
 
     console = Console()
-    run()
-    taken = in_turn(ways(run), budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
-    lines = ["| hands over after | images/s |", "| --- | --- |"]
-    lines += [f"| {name} | {n_cores * N_ROWS / median(times_s):.1f} |" for name, times_s in taken.items()]
-    rounds = len(taken[ALONE])
-    below = foot("python -m benchmarks.hand_over", versions(("torch",)))
-    text = (
-        "\n".join(lines) + f"\n\n{arch}, {n_cores} cores at {N_ROWS} images each, medians of {rounds} rounds. {below}"
+    towers = {"steps in Python": in_python(backbone), "in TorchScript, as served": FusedImageTower(backbone)}
+    turns = {(way, form): turn for form, tower in towers.items() for way, turn in ways(partial(run, tower)).items()}
+    for tower in towers.values():
+        run(tower)
+    names = {f"{way}/{form}": (way, form) for way, form in turns}
+    taken = in_turn(
+        {name: turns[key] for name, key in names.items()},
+        budget_s=budget_s,
+        on_round=lambda n: console.print(f"round {n}"),
     )
+    table = markdown_table({key: n_cores * N_ROWS / median(taken[name]) for name, key in names.items()})
+    rounds = len(next(iter(taken.values())))
+    below = foot("python -m benchmarks.hand_over", versions(("torch",)))
+    text = f"{table}\n\n{arch}, {n_cores} cores at {N_ROWS} images each, medians of {rounds} rounds. {below}"
     console.print(Markdown(text))
     if page is not None:
         fill_page(page, "hand-over", text)

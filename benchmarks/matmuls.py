@@ -4,7 +4,7 @@ The shapes are those of open_clip's own image tower: the patch embedding, four l
 attention per block, all tokens in all blocks, and the projection. Each block has weights of its own, as in the model,
 so that they do not all lie in a cache; they are packed as `prompted_clip.fused_linear` packs them. What lies between
 the products (norms, activations, softmax, sums, copies) is left out. The wide layers are whole, as the model has them,
-or cut as the served tower cuts them.
+or cut as the served tower cuts them. As in the served tower the interpreter has no part in it on the CPU.
 
 Legend: O outputs, I inputs.
 """
@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
-from prompted_clip.fused_linear import FusedLinear, fused_linear, input_slices
+from prompted_clip.fused_linear import fused_linear, input_slices
 from prompted_clip.fused_vision import parts_of, rows_at_once
-from prompted_clip.internals import VisionWeights
+from prompted_clip.internals import BlockWeights, VisionWeights
+from prompted_clip.scripted import scripted
 
 
 @dataclass(frozen=True)
@@ -66,45 +67,75 @@ def forward_products(
     n_part = rows_at_once(n_tokens, n_hidden, dtype, n_threads=n_threads) if device.type == "cpu" else n_rows
     parts = [part.stop - part.start for part in parts_of(n_rows, n_part)]
 
-    def linear(weight_OI: Tensor) -> FusedLinear:
-        weight_OI = weight_OI.detach().to(device, dtype)
-        return fused_linear(weight_OI, torch.zeros(len(weight_OI), dtype=dtype, device=device))
-
-    embed, project = linear(weights.patch_WCPP.flatten(1)), linear(weights.projection_WE.T)
     slices = input_slices(n_hidden, device, dtype) if in_slices else [slice(0, n_hidden)]
-    blocks = [
-        (
-            linear(block.qkv[0]),
-            linear(block.out[0]),
-            [(linear(block.fc[0][part]), linear(block.proj[0][:, part])) for part in slices],
-        )
-        for block in weights.blocks
-    ]
     like = torch.empty(0, device=device, dtype=dtype)
     inputs = {size: _inputs(size, n_tokens, n_prompts, weights, slices, like) for size in set(parts)}
+    forward: nn.Module = _Forward(weights, slices, like, with_attention=with_attention)
+    work = scripted(forward) if device.type == "cpu" else forward
 
     @torch.inference_mode()
     def run() -> None:
         for size in parts:
             x = inputs[size]
-            embed(x.patches)
-            for qkv, out, mlp in blocks:
-                qkv(x.tokens)
-                if with_attention:
-                    torch.bmm(x.heads, x.heads.transpose(1, 2))
-                    torch.bmm(x.scores, x.heads)
-                out(x.tokens)
-                for (fc, proj), hidden in zip(mlp, x.hidden, strict=True):
-                    fc(x.tokens)
-                    proj(hidden)
-            project(x.tokens[:size])
+            work(size, x.patches, x.tokens, x.hidden, x.heads, x.scores)
 
     linears = sum(
         weight.numel() for block in weights.blocks for weight, _ in (block.qkv, block.out, block.fc, block.proj)
     )
-    attention = 2 * n_tokens * width * len(blocks) if with_attention else 0
+    attention = 2 * n_tokens * width * len(weights.blocks) if with_attention else 0
     ends = n_patches * weights.patch_WCPP.numel() + weights.projection_WE.numel()
     return Products(run, 2 * n_rows * (n_tokens * (linears + attention) + ends))
+
+
+class _Forward(nn.Module):
+    """All products of one part."""
+
+    def __init__(self, weights: VisionWeights, slices: list[slice], like: Tensor, *, with_attention: bool) -> None:
+        super().__init__()
+        self._embed = _linear(weights.patch_WCPP.flatten(1), like)
+        self._blocks = nn.ModuleList(_Block(block, slices, like, with_attention) for block in weights.blocks)
+        self._project = _linear(weights.projection_WE.T, like)
+
+    def forward(
+        self, n_rows: int, patches: Tensor, tokens: Tensor, hidden: list[Tensor], heads: Tensor, scores: Tensor
+    ) -> Tensor:
+        _note(self._embed(patches))
+        for block in self._blocks:
+            block(tokens, hidden, heads, scores)
+        return self._project(tokens[:n_rows])  # type: ignore[no-any-return]
+
+
+class _Block(nn.Module):
+    """The products of a block, each over inputs of its own."""
+
+    def __init__(self, weights: BlockWeights, slices: list[slice], like: Tensor, with_attention: bool) -> None:
+        super().__init__()
+        self._with_attention = with_attention
+        self._qkv, self._out = _linear(weights.qkv[0], like), _linear(weights.out[0], like)
+        self._fcs = nn.ModuleList(_linear(weights.fc[0][part], like) for part in slices)
+        self._projs = nn.ModuleList(_linear(weights.proj[0][:, part], like) for part in slices)
+
+    def forward(self, tokens: Tensor, hidden: list[Tensor], heads: Tensor, scores: Tensor) -> None:
+        _note(self._qkv(tokens))
+        if self._with_attention:
+            _note(torch.bmm(heads, heads.transpose(1, 2)))
+            _note(torch.bmm(scores, heads))
+        _note(self._out(tokens))
+        for fc in self._fcs:
+            _note(fc(tokens))
+        for index, proj in enumerate(self._projs):
+            _note(proj(hidden[index]))
+
+
+def _note(product: Tensor) -> None:
+    """Read a product's size: TorchScript leaves out what nobody reads."""
+    if len(product) == 0:
+        raise ValueError("empty")
+
+
+def _linear(weight_OI: Tensor, like: Tensor) -> nn.Module:
+    weight_OI = weight_OI.detach().to(like)
+    return fused_linear(weight_OI, torch.zeros(len(weight_OI)).to(like))
 
 
 @dataclass(frozen=True)

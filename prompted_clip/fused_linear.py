@@ -7,17 +7,15 @@ other devices and for other types, the same layer is computed in plain steps. Do
 Legend: M rows, I inputs, O outputs.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["none", "gelu", "silu"]
 
-_PLAIN: Final[dict[str, Callable[[Tensor], Tensor]]] = {"none": lambda x: x, "gelu": F.gelu, "silu": F.silu}
 _PACKED: Final = {"none": ("none", ""), "gelu": ("gelu", "none"), "silu": ("swish", "")}
 """oneDNN's names; GELU's second word asks for the exact one."""
 _ROWS_HINT: Final = 1024
@@ -28,15 +26,11 @@ MOST_INPUTS: Final = 1024
 _WHOLE_VECTORS: Final = 64
 
 
-class FusedLinear(Protocol):
-    """act(x Wᵀ + b), or x Wᵀ + b + residual for a layer without activation."""
-
-    def __call__(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
-        """[M, O] in the weight's type."""
-
-
-def fused_linear(weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> FusedLinear:
+def fused_linear(weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> nn.Module:
     """The fastest form of a frozen linear layer on the weight's device and in its type.
+
+    The layer is called with x [M, I], and without an activation with a residual [M, O] too if there is one; it gives
+    act(x Wᵀ + b), or x Wᵀ + b + residual.
 
     Args:
         weight_OI: as `torch.nn.functional.linear` takes it.
@@ -74,35 +68,38 @@ def input_slices(n_inputs: int, device: torch.device, dtype: torch.dtype) -> lis
     return [slice(*edge) for edge in pairwise([*edges, n_inputs])]
 
 
-class PlainLinear:
+class PlainLinear(nn.Module):
     """In plain steps, on any device."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> None:
+        super().__init__()
         self._weight_OI, self._bias_O = weight_OI, bias_O
-        self._activate = _PLAIN[activation]
+        self._activation: str = activation
 
-    def __call__(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
+    def forward(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
         """[M, O] in the weight's type."""
-        y_MO = self._activate(F.linear(x_MI, self._weight_OI, self._bias_O))
+        y_MO = F.linear(x_MI, self._weight_OI, self._bias_O)
+        if self._activation == "gelu":
+            y_MO = F.gelu(y_MO)
+        elif self._activation == "silu":
+            y_MO = F.silu(y_MO)
         return y_MO if residual_MO is None else y_MO.add_(residual_MO)
 
 
-class PackedLinear:
+class PackedLinear(nn.Module):
     """By oneDNN, with the weight in its own order."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> None:
-        operators: Any = torch.ops.mkldnn
-        self._weight = operators._reorder_linear_weight(weight_OI.contiguous(), _ROWS_HINT)
+        super().__init__()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _ROWS_HINT)
         self._bias_O = bias_O.contiguous()
         self._name, self._algorithm = _PACKED[activation]
-        self._linear = operators._linear_pointwise
-        self._linear_add = operators._linear_pointwise.binary
 
-    def __call__(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
+    def forward(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
         """[M, O] in the weight's type."""
-        y_MO: Tensor
         if residual_MO is None:
-            y_MO = self._linear(x_MI, self._weight, self._bias_O, self._name, [], self._algorithm)
-        else:
-            y_MO = self._linear_add(x_MI, residual_MO, self._weight, self._bias_O, "add")
-        return y_MO
+            return torch.ops.mkldnn._linear_pointwise(x_MI, self._weight, self._bias_O, self._name, [], self._algorithm)
+        # TorchScript finds the form by the arguments; so would Python, but slowly.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return torch.ops.mkldnn._linear_pointwise(x_MI, residual_MO, self._weight, self._bias_O, "add")
+        return torch.ops.mkldnn._linear_pointwise.binary(x_MI, residual_MO, self._weight, self._bias_O, "add")

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from prompted_clip.backbone import image_tower_size
-from prompted_clip.fused_linear import FusedLinear, fused_linear, packs
+from prompted_clip.fused_linear import fused_linear, packs
 
 BFLOAT16_CAPABILITY: Final = (8, 0)
 """The first CUDA compute capability with bfloat16 arithmetic; older cards only emulate it, slower than float32."""
@@ -55,12 +55,12 @@ def bfloat16_gain(width: int) -> float:
     return min(pair[0] for pair in trials_s[1:]) / min(pair[1] for pair in trials_s[1:])
 
 
-def _layer(width: int, dtype: torch.dtype) -> tuple[FusedLinear, torch.Tensor]:
+def _layer(width: int, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.Tensor]:
     weight = torch.full((4 * width, width), 1 / width, dtype=dtype)
     return fused_linear(weight, torch.zeros(4 * width, dtype=dtype), "gelu"), torch.ones(N_ROWS, width, dtype=dtype)
 
 
-def _time_s(layer: FusedLinear, x_MI: torch.Tensor) -> float:
+def _time_s(layer: torch.nn.Module, x_MI: torch.Tensor) -> float:
     began_s = time.perf_counter()
     layer(x_MI)
     return time.perf_counter() - began_s

@@ -49,7 +49,12 @@ class PromptGrid:
 
     def layer(self, index: int, n_rows: int) -> Tensor:
         """Own tokens for layer `index`, one copy per row: [B, P, W]."""
-        return self.tokens[..., index, :, :].expand(n_rows, -1, -1)
+        return layer_of(self.tokens, index, n_rows)
+
+
+def layer_of(tokens: Tensor, index: int, n_rows: int) -> Tensor:
+    """As `PromptGrid.layer`, of a grid's tokens; TorchScript takes it."""
+    return tokens[..., index, :, :].expand(n_rows, -1, -1)
 
 
 def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:

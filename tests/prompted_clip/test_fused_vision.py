@@ -9,13 +9,14 @@ import torch
 from open_clip.transformer import LayerScale
 from torch.nn.functional import normalize
 
-from prompted_clip import fused_vision, internals
+from prompted_clip import fused_blocks, fused_vision, internals
 from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_linear import PlainLinear, packs
 from prompted_clip.fused_vision import FusedImageTower, parts_of, rows_at_once
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import collate_grids, join_groups
 from prompted_clip.vision import embed_image
+from tests.python_calls import python_calls
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 
 FLOAT32_BOUND = 1e-6
@@ -126,7 +127,7 @@ SLICES = [slice(0, 64), slice(64, 96), slice(96, 128)]
 def test_the_slices_a_hidden_layer_is_worked_out_in_do_not_show(monkeypatch, quick_gelu):
     backbone, pixels = backbone_of(quick_gelu=quick_gelu), random_pixels(N_ROWS)
     whole = FusedImageTower(backbone)(pixels)
-    monkeypatch.setattr(fused_vision, "input_slices", lambda *_: SLICES)
+    monkeypatch.setattr(fused_blocks, "input_slices", lambda *_: SLICES)
     torch.testing.assert_close(FusedImageTower(backbone)(pixels), whole, rtol=0, atol=1e-5)
 
 
@@ -135,9 +136,9 @@ def test_in_bfloat16_slices_round_the_residual_stream_no_more_often_than_the_who
     x = 8 * torch.randn(256, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
 
     def output(dtype, parts):
-        monkeypatch.setattr(fused_vision, "input_slices", lambda *_: parts)
+        monkeypatch.setattr(fused_blocks, "input_slices", lambda *_: parts)
         with torch.inference_mode():
-            return fused_vision._Mlp(weights, dtype)(x.to(dtype)).float()
+            return fused_blocks.FusedMlp(weights, dtype)(x.to(dtype)).float()
 
     exact = output(torch.float32, [slice(0, 128)])
     whole, sliced = (
@@ -189,6 +190,13 @@ def change_activations(clip):
         block.mlp.gelu = torch.nn.GELU(approximate="tanh")
 
 
+class Cubed(torch.nn.Module):
+    """An activation in words that TorchScript does not know."""
+
+    def forward(self, x, **_):
+        return x**3
+
+
 def leave_out_first_norm(clip):
     clip.visual.ln_pre = torch.nn.Identity()
 
@@ -213,14 +221,45 @@ def test_an_activation_that_nobody_knows_is_given_the_whole_layer(monkeypatch):
 
     backbone, pixels = changed(mix_all), random_pixels(N_ROWS)
     whole = FusedImageTower(backbone)(pixels)
-    monkeypatch.setattr(fused_vision, "input_slices", lambda *_: SLICES)
+    monkeypatch.setattr(fused_blocks, "input_slices", lambda *_: SLICES)
     assert torch.equal(FusedImageTower(backbone)(pixels), whole)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_interpreter_may_run_the_steps_and_the_numbers_stay_the_same_to_the_bit(monkeypatch, dtype, name):
+    backbone, pixels = backbone_of(dtype=dtype), random_pixels(N_ROWS)
+    without = FusedImageTower(backbone)(pixels, grid_named(name, backbone))
+    monkeypatch.setattr(fused_vision, "scripted", lambda module: module)
+    assert torch.equal(FusedImageTower(backbone)(pixels, grid_named(name, backbone)), without)
+
+
+def test_on_the_cpu_the_interpreter_has_no_more_to_do_for_more_layers():
+    shallow, deep = backbone_of("tiny"), backbone_of("tiny-teacher")
+    assert shallow.n_vision_layers < deep.n_vision_layers
+    towers, pixels = [FusedImageTower(backbone) for backbone in (shallow, deep)], random_pixels(1)
+    n_calls = [python_calls(functools.partial(tower, pixels)) for tower in towers]
+    assert n_calls[0] == n_calls[1]
+
+
+def test_an_activation_torchscript_does_not_know_is_open_clips_all_the_same(caplog):
+    def change(clip):
+        for block in internals.vision_blocks(clip):
+            block.mlp.gelu = Cubed()
+
+    backbone, pixels = changed(change), random_pixels(N_ROWS)
+    found = FusedImageTower(backbone)(pixels)
+    assert "tower.not_scripted" in caplog.messages
+    with torch.no_grad():
+        expected = embed_image(backbone, normalize_pixels(pixels, backbone.preprocess).double())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_without_packed_layers_the_numbers_are_the_same(monkeypatch):
     backbone, pixels = backbone_of(), random_pixels(N_ROWS)
     packed = FusedImageTower(backbone)(pixels)
-    monkeypatch.setattr(fused_vision, "fused_linear", PlainLinear)
+    for module in (fused_vision, fused_blocks):
+        monkeypatch.setattr(module, "fused_linear", PlainLinear)
     torch.testing.assert_close(FusedImageTower(backbone)(pixels), packed, rtol=1e-4, atol=1e-5)
 
 
