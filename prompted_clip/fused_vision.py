@@ -94,7 +94,7 @@ class _Steps(nn.Module):
         self._last = FusedLastBlock(last, dtype)
         self._ln_post = FusedNorm(weights.ln_post, precise)
         self._projection_WE = weights.projection_WE.detach().to(precise)
-        self._like = torch.empty(0, dtype=dtype, device=backbone.device)
+        self._like = positions_NW.new_empty(0, dtype=dtype)
 
     def forward(
         self, pixels_BCHW: Tensor, tokens: Tensor | None, depths: Tensor | None, min_depth: int, max_depth: int
