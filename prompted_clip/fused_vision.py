@@ -58,16 +58,18 @@ class FusedImageTower:
             [B, E]; float32 for narrower backbones, since rounding here would cost and not help.
         """
         n_rows = len(pixels_BCHW)
-        n_at_once = self._n_at_once(grid) if pixels_BCHW.device.type == "cpu" else n_rows
+        n_at_once = n_rows
+        if pixels_BCHW.device.type == "cpu":
+            n_at_once = self.rows_together(grid.n_tokens if grid is not None else 0, torch.get_num_threads())
         if n_rows <= n_at_once:
             return self._forward(pixels_BCHW, grid)
         parts = parts_of(n_rows, n_at_once)
         own = [grid.rows(part) if grid is not None else None for part in parts]
         return torch.cat([self._forward(pixels_BCHW[part], prompts) for part, prompts in zip(parts, own, strict=True)])
 
-    def _n_at_once(self, grid: PromptGrid | None) -> int:
-        n_tokens = self._n_plain + (grid.n_tokens if grid is not None else 0)
-        return rows_at_once(n_tokens, self._n_hidden, self._dtype, n_threads=torch.get_num_threads())
+    def rows_together(self, n_prompts: int, n_threads: int) -> int:
+        """How many rows with so many prompt positions go together on a CPU; of more, one part after the other."""
+        return rows_at_once(self._n_plain + n_prompts, self._n_hidden, self._dtype, n_threads=n_threads)
 
     def _forward(self, pixels_BCHW: Tensor, grid: PromptGrid | None) -> Tensor:
         if grid is None:

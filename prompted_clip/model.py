@@ -212,6 +212,15 @@ class PromptedClip:
         pad: Callable[[int], int] | None = getattr(self.image_tower, "n_padded", None)
         return pad(n_rows) if pad is not None else n_rows
 
+    @property
+    def rows_together(self) -> int | None:
+        """Rows from which on a larger batch is slower for all of them than smaller ones in turn; None if there is none.
+
+        A CPU takes it in parts, and every row waits for the last part.
+        """
+        together: Callable[[int, int], int] | None = getattr(self.image_tower, "rows_together", None)
+        return together(0, max(1, torch.get_num_threads() // self.n_at_once)) if together is not None else None
+
     def _in_parts(self, stacks: Sequence[PromptStack], work: Callable[[list[int], list[Slot]], Sequence[T]]) -> list[T]:
         """One answer per row, worked out while its stack is held: in one go, or in as many as the bank needs."""
         answers: dict[int, T] = {}

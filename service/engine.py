@@ -188,6 +188,15 @@ class Engine:
         if stack.domain in self._resident_domains and not self._model.bank.keep(stack):
             logger.warning("bank.not_kept", extra={"domain": stack.domain})
 
+    def most_rows(self, n_allowed: int) -> int:
+        """Rows that a batch should have at most, at least one.
+
+        Args:
+            n_allowed: rows of all batches that run side by side.
+        """
+        n_own = max(1, n_allowed // self.n_at_once)
+        return min(n_own, self._model.rows_together or n_own)
+
     def n_padded(self, n_rows: int) -> int:
         """Rows that are really computed for a batch of so many."""
         return self._model.n_padded(n_rows)

@@ -127,7 +127,7 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
 
     batcher = Batcher(
         run,
-        max_rows=max(1, settings.max_batch_rows // engine.n_at_once),
+        max_rows=engine.most_rows(settings.max_batch_rows),
         max_waiting=settings.max_waiting_rows,
         n_runners=engine.n_at_once,
         cost=lambda row: row.n_text_rows,

@@ -92,5 +92,9 @@ class ServingModel(Protocol):
     ) -> list[Ranked]:
         """Each row's most probable classes."""
 
+    @property
+    def rows_together(self) -> int | None:
+        """Rows from which on a larger batch answers none of them sooner; None if there is none."""
+
     def n_padded(self, n_rows: int) -> int:
         """Rows that are really computed for so many."""

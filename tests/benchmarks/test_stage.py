@@ -118,7 +118,8 @@ def test_overload_compares_what_was_answered_in_time_with_the_peak(monkeypatch):
     benchmarks.overload.overload(on, report)
 
     found = report.as_object()["ratios"]
-    n_offered = report.as_object()["samples"]["overload"]["status"]
+    (sample,) = report.as_object()["samples"]["overload"]
+    n_offered = sample["status"]
     assert found["overload_goodput_vs_peak"] == pytest.approx(1.0, rel=0.3)
     assert found["overload_refusal_p99_ms"] == pytest.approx(2.0)
     assert (found["overload_refusals_without_retry_after"], found["overload_failed"], found["overload_recovery_s"]) == (
@@ -132,6 +133,30 @@ def test_overload_compares_what_was_answered_in_time_with_the_peak(monkeypatch):
     assert benchmarks.overload.in_time_per_s(told, until_s=1.0, duration_s=1.0, slo_s=0.1) == 1.0
     assert found["impatient_goodput_vs_peak"] == pytest.approx(5 / 0.5 / 10.0)
     assert "60 times a second" in report.numbers[-1].meaning
+
+
+def test_crowds_take_turns_with_the_capacity_and_each_is_compared_with_its_neighbours(monkeypatch):
+    on = stage_with(overload=3.0, seconds=90.0, slo_ms=100.0)
+    capacities = iter([10.0, 30.0, 20.0, 20.0])
+    crowds = iter([10.0, 20.0, 30.0])
+    monkeypatch.setattr(Stage, "closed_rate", lambda *_, **__: next(capacities))
+    monkeypatch.setattr(Stage, "closed", lambda *_, **__: [answer(0.0)])
+    lasted = []
+
+    def crowd(_, __, rate_per_s, duration_s, *, seed):
+        lasted.append((rate_per_s, duration_s, seed))
+        late = answer(1.0 + len(lasted), latency_s=0.2)  # the service needs as many seconds to be itself again
+        return benchmarks.overload.Crowd([answer(0.0)], [late], 1.0, next(crowds))
+
+    monkeypatch.setattr(benchmarks.overload, "crowd", crowd)
+    report = Report("serve", {})
+    benchmarks.overload.overload(on, report)
+
+    assert [(rate, seconds) for rate, seconds, _ in lasted] == [(30.0, 30.0)] * 3
+    assert len({seed for *_, seed in lasted}) == 3
+    goodput = report.numbers[0].ratio
+    assert (goodput.n_rounds, goodput.low, goodput.value, goodput.high) == pytest.approx((3, 0.65, 0.8, 1.15))
+    assert report.as_object()["ratios"]["overload_recovery_s"] == 3.0
 
 
 def test_means_per_batch_come_from_the_difference_of_two_looks():

@@ -14,6 +14,7 @@ from prompted_clip import (
     join_groups,
     normalize_pixels,
 )
+from prompted_clip.fused_vision import FusedImageTower, rows_at_once
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, tiny_backbone
 
@@ -137,6 +138,19 @@ def test_a_stack_without_a_template_encodes_no_text(model, change):
     stack = load(model, image_adapt=(1, 2), templates=[])
     with pytest.raises(StackMismatchError, match="no template"):
         model.with_labels(stack, ["sun"]) if change == "with_labels" else model.boost_stack(stack)
+
+
+@pytest.mark.parametrize(("n_at_once", "n_threads"), [(1, 4), (2, 2), (8, 1)])
+def test_a_tower_that_takes_a_batch_in_parts_says_how_many_rows_a_part_has(monkeypatch, n_at_once, n_threads):
+    backbone = tiny_backbone()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    model = PromptedClip(backbone, image_tower=FusedImageTower(backbone), n_at_once=n_at_once)
+    n_tokens, n_hidden = 17, 128
+    assert model.rows_together == rows_at_once(n_tokens, n_hidden, torch.float32, n_threads=n_threads)
+
+
+def test_a_tower_that_takes_any_batch_whole_has_no_bound():
+    assert PromptedClip(tiny_backbone()).rows_together is None
 
 
 def test_bfloat16_stays_close_to_float32():

@@ -64,6 +64,7 @@ class FakeModel:
         self.gate = threading.Event()
         self.gate.set()
         self.n_at_once = 1
+        self.rows_together = None
         self.forward_s = 0.0
         self.fail_with = None
         self.fail_load = False

@@ -219,6 +219,20 @@ async def test_a_fetch_ahead_that_fails_harms_no_answer(monkeypatch):
     engine.close()
 
 
+@pytest.mark.parametrize(
+    ("n_at_once", "rows_together", "n_allowed", "most"),
+    [(1, None, 32, 32), (2, None, 32, 16), (1, 8, 32, 8), (2, 8, 32, 8), (2, 8, 6, 3), (4, 8, 2, 1)],
+)
+async def test_a_batch_is_no_larger_than_its_share_nor_than_what_the_model_takes_together(
+    n_at_once, rows_together, n_allowed, most
+):
+    model = FakeModel()
+    model.n_at_once, model.rows_together = n_at_once, rows_together
+    engine = Engine(model)
+    assert engine.most_rows(n_allowed) == most
+    engine.close()
+
+
 async def test_only_the_live_stacks_of_resident_domains_are_kept():
     model = FakeModel()
     engine = Engine(model, resident_domains={"ink"})
