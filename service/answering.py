@@ -126,3 +126,12 @@ class Answerer(Protocol):
             DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: nothing is live there. A numbered version
                 is looked up by `settle`.
         """
+
+    def check(self, domain: str, wanted: Wanted) -> None:
+        """See whether a single image of a domain might be scored, before anything else is looked at.
+
+        Where it cannot know it says yes.
+
+        Raises:
+            OverloadedError: it would be refused now.
+        """

@@ -59,11 +59,20 @@ def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any
     )
 
 
-async def _of_request(request: Request) -> Front:  # FastAPI gives a plain function a thread
+def front_of(request: Request) -> Front:
+    """What the application answers with.
+
+    Raises:
+        TypeError: it was built without.
+    """
     runtime = request.app.state.runtime
     if not isinstance(runtime, Front):
         raise TypeError("the application carries no runtime; build it with create_app")
     return runtime
+
+
+async def _of_request(request: Request) -> Front:  # FastAPI gives a plain function a thread
+    return front_of(request)
 
 
 Serving = Annotated[Front, Depends(_of_request)]

@@ -56,6 +56,19 @@ class LocalAnswerer:
         """See `Answerer.pin`."""
         yield self.hold(domain, version)
 
+    def check(self, domain: str, wanted: Wanted) -> None:
+        """See `Answerer.check`."""
+        if domain in self.domains.table:
+            self.room_for(1, domain, wanted)
+
+    def room_for(self, n_images: int, domain: str, wanted: Wanted) -> None:
+        """See whether so many images of a domain would be let in now.
+
+        Raises:
+            OverloadedError: they would not.
+        """
+        self.batcher.check(n_images, deadline_s=wanted.deadline_s, flow=domain, priority=wanted.priority)
+
     def hold(self, domain: str, version: int | None) -> LocalPin:
         """Pin for as long as the result is kept.
 
@@ -101,8 +114,7 @@ class LocalPin:
 
     def check(self, n_images: int, wanted: Wanted) -> None:
         """See `Pin.check`."""
-        batcher = self._answerer.batcher
-        batcher.check(n_images, deadline_s=wanted.deadline_s, flow=self._domain, priority=wanted.priority)
+        self._answerer.room_for(n_images, self._domain, wanted)
 
     async def score(self, pixels: Sequence[NDArray[np.uint8]], wanted: Wanted) -> list[Answered | ServiceError]:
         """See `Pin.score`."""

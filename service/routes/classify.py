@@ -23,11 +23,12 @@ from service.live_table import unknown_domain
 from service.logs import request_id
 from service.problems import EXPECTED
 from service.routes.bodies import SentImage, read_images, read_mixed
+from service.routes.early_refusal import EarlyRefusal
 from service.routes.scoring import Asked, Held, Result, answer, milliseconds
 from service.schemas import ClassifyOut, MixedOut, MixedResultOut, TimingOut
 from service.settings import Settings
 
-router = APIRouter(tags=["classify"])
+router = APIRouter(tags=["classify"], route_class=EarlyRefusal)
 
 T = TypeVar("T")
 
@@ -101,7 +102,6 @@ async def classify(
     """Classify one or several images among a domain's classes."""
     asking = _Asking(ask, front.settings)
     async with front.answerer.pin(domain, ask.version) as pin:
-        pin.check(1, asking.wanted())  # before its body is waited for
         front.decoder.check_room(1)
         images = await read_images(request, front.settings)
         asking.begin()

@@ -40,6 +40,9 @@ class RemoteAnswerer:
         finally:
             self.link.tell(Unpin(call))
 
+    def check(self, domain: str, wanted: Wanted) -> None:
+        """See `Answerer.check`: the queue is at the other end, and nothing is known of it here."""
+
 
 class RemotePin:
     """One request's hold on one version.

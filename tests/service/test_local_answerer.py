@@ -4,18 +4,10 @@ import asyncio
 
 import pytest
 
+from tests.service.crowd import crowd
 from tests.service.fakes import picture
 
 pytestmark = pytest.mark.anyio
-
-
-async def crowd(client):
-    """As many requests as there is room for where one image runs, one is ready and two may wait."""
-    kept = []
-    for _ in range(4):
-        kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
-        await asyncio.sleep(0.1)
-    return kept
 
 
 async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model, monkeypatch):

@@ -1,0 +1,14 @@
+"""More requests than run: those that a small service keeps."""
+
+import asyncio
+
+from tests.service.fakes import picture
+
+
+async def crowd(client):
+    """As many requests as there is room for where one image runs, one is ready and two may wait."""
+    kept = []
+    for _ in range(4):
+        kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
+        await asyncio.sleep(0.1)
+    return kept
