@@ -17,7 +17,7 @@ from benchmarks.load import send
 from benchmarks.report import Bar, Measured, Report, Table
 from benchmarks.stage import CEILING_CLIENTS, Stage
 
-ROUND_S = 30.0
+ROUND_S = 60.0
 """About how long one crowd lasts."""
 AFTER = 0.5
 """Of the ceiling, once the load has fallen."""

@@ -136,7 +136,7 @@ def test_overload_compares_what_was_answered_in_time_with_the_peak(monkeypatch):
 
 
 def test_crowds_take_turns_with_the_capacity_and_each_is_compared_with_its_neighbours(monkeypatch):
-    on = stage_with(overload=3.0, seconds=90.0, slo_ms=100.0)
+    on = stage_with(overload=3.0, seconds=180.0, slo_ms=100.0)
     capacities = iter([10.0, 30.0, 20.0, 20.0])
     crowds = iter([10.0, 20.0, 30.0])
     monkeypatch.setattr(Stage, "closed_rate", lambda *_, **__: next(capacities))
@@ -152,7 +152,7 @@ def test_crowds_take_turns_with_the_capacity_and_each_is_compared_with_its_neigh
     report = Report("serve", {})
     benchmarks.overload.overload(on, report)
 
-    assert [(rate, seconds) for rate, seconds, _ in lasted] == [(30.0, 30.0)] * 3
+    assert [(rate, seconds) for rate, seconds, _ in lasted] == [(30.0, 60.0)] * 3
     assert len({seed for *_, seed in lasted}) == 3
     goodput = report.numbers[0].ratio
     assert (goodput.n_rounds, goodput.low, goodput.value, goodput.high) == pytest.approx((3, 0.65, 0.8, 1.15))
