@@ -55,7 +55,7 @@ def busy_thread() -> Iterator[None]:
 
 def in_python(backbone: Backbone) -> FusedImageTower:
     """The served tower with every step the interpreter's."""
-    with mock.patch.object(fused_vision, "scripted", lambda module: module):
+    with mock.patch.object(fused_vision, "scripted", lambda module, *_: module):
         return FusedImageTower(backbone)
 
 

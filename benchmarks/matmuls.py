@@ -71,7 +71,9 @@ def forward_products(
     like = torch.empty(0, device=device, dtype=dtype)
     inputs = {size: _inputs(size, n_tokens, n_prompts, weights, slices, like) for size in set(parts)}
     forward: nn.Module = _Forward(weights, slices, like, with_attention=with_attention)
-    work = scripted(forward) if device.type == "cpu" else forward
+    x = inputs[parts[0]]
+    given = (parts[0], x.patches, x.tokens, x.hidden, x.heads, x.scores)
+    work = scripted(forward, *given) if device.type == "cpu" else forward
 
     @torch.inference_mode()
     def run() -> None:
@@ -112,8 +114,7 @@ class _Block(nn.Module):
         super().__init__()
         self._with_attention = with_attention
         self._qkv, self._out = _linear(weights.qkv[0], like), _linear(weights.out[0], like)
-        self._fcs = nn.ModuleList(_linear(weights.fc[0][part], like) for part in slices)
-        self._projs = nn.ModuleList(_linear(weights.proj[0][:, part], like) for part in slices)
+        self._slices = nn.ModuleList(_Slice(weights, part, like) for part in slices)
 
     def forward(self, tokens: Tensor, hidden: list[Tensor], heads: Tensor, scores: Tensor) -> None:
         _note(self._qkv(tokens))
@@ -121,10 +122,20 @@ class _Block(nn.Module):
             _note(torch.bmm(heads, heads.transpose(1, 2)))
             _note(torch.bmm(scores, heads))
         _note(self._out(tokens))
-        for fc in self._fcs:
-            _note(fc(tokens))
-        for index, proj in enumerate(self._projs):
-            _note(proj(hidden[index]))
+        for index, part in enumerate(self._slices):
+            part(tokens, hidden[index])
+
+
+class _Slice(nn.Module):
+    """The two products of a slice of the MLP."""
+
+    def __init__(self, weights: BlockWeights, part: slice, like: Tensor) -> None:
+        super().__init__()
+        self._fc, self._proj = _linear(weights.fc[0][part], like), _linear(weights.proj[0][:, part], like)
+
+    def forward(self, tokens: Tensor, hidden: Tensor) -> None:
+        _note(self._fc(tokens))
+        _note(self._proj(hidden))
 
 
 def _note(product: Tensor) -> None:

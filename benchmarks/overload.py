@@ -54,9 +54,9 @@ def overload(on: Stage, report: Report) -> None:
     before = on.service.counters()
     # Others use the machine too, and it has quicker and slower minutes: the capacity is measured on both sides.
     capacities_per_s = [on.closed_rate(CEILING_CLIENTS, round_s / 4, path=path)]
-    rate = options.overload * capacities_per_s[0]
     crowds = []
     for index in range(n_rounds):
+        rate = options.overload * capacities_per_s[-1]
         on.console.print(f"{rate:.1f}/s for {round_s:g} s, {options.overload:g} times what it can, then half of it")
         crowds.append(crowd(on, path, rate, round_s, seed=options.seed + 2 * index))
         capacities_per_s.append(on.closed_rate(CEILING_CLIENTS, round_s / 4, path=path))
@@ -104,7 +104,7 @@ def overload(on: Stage, report: Report) -> None:
     report.tables["Overload"] = Table(
         ("what", "value"),
         [
-            ("offered, requests/s", f"{rate:.1f}"),
+            ("offered, requests/s", _joined(options.overload * one for one in capacities_per_s[:-1])),
             ("capacity before, between and after, images/s", _joined(capacities_per_s)),
             ("answered in time while the load lasted, images/s", _joined(one.goodput_per_s for one in crowds)),
             ("refused / taken but expired / failed", f"{found.n_refused} / {found.n_expired} / {found.n_failed}"),

@@ -9,6 +9,7 @@ Legend: B rows, C/H/W image in pixels, K the side of a patch, D prompt layers, P
 W tower width, E joint width.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
 
@@ -41,7 +42,10 @@ class FusedImageTower:
         with torch.no_grad():
             steps = _Steps(weights, backbone)
         # On CUDA forwards are recorded, and no step is a step of the interpreter's either.
-        self._steps = scripted(steps) if backbone.device.type == "cpu" else steps
+        self._steps: Callable[..., Tensor] = steps
+        if backbone.device.type == "cpu":
+            grey = torch.full((1, 3, backbone.image_size, backbone.image_size), 128, dtype=torch.uint8)
+            self._steps = scripted(steps, grey, None, None, 0, 0)
         self._dtype = backbone.dtype
         self._n_plain = len(weights.positions_NW)
         self._n_hidden = len(weights.blocks[0].fc[0])

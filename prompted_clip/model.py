@@ -26,6 +26,8 @@ from prompted_clip.vision import embed_image
 
 MAX_TEXT_ROWS: Final = 1024
 MAX_CONDITIONAL_CLASSES: Final = 1000
+USUAL_PROMPTS: Final = 12
+"""Positions of an ordinary stack's image prompts, boosting and adapting together."""
 
 T = TypeVar("T")
 
@@ -214,12 +216,14 @@ class PromptedClip:
 
     @property
     def rows_together(self) -> int | None:
-        """Rows from which on a larger batch is slower for all of them than smaller ones in turn; None if there is none.
+        """Rows with the prompts of an ordinary stack that a CPU takes together; None where a batch is taken whole.
 
-        A CPU takes it in parts, and every row waits for the last part.
+        Of more it takes one part after the other, and every row waits for the last part.
         """
         together: Callable[[int, int], int] | None = getattr(self.image_tower, "rows_together", None)
-        return together(0, max(1, torch.get_num_threads() // self.n_at_once)) if together is not None else None
+        if self.backbone.device.type != "cpu" or together is None:
+            return None
+        return together(USUAL_PROMPTS, max(1, torch.get_num_threads() // self.n_at_once))
 
     def _in_parts(self, stacks: Sequence[PromptStack], work: Callable[[list[int], list[Slot]], Sequence[T]]) -> list[T]:
         """One answer per row, worked out while its stack is held: in one go, or in as many as the bank needs."""

@@ -15,25 +15,28 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 
-def scripted(module: nn.Module) -> Callable[..., Tensor]:
+def scripted(module: nn.Module, *given: object) -> Callable[..., Tensor]:
     """The same function without the interpreter, or the module itself where TorchScript does not take it.
 
     Args:
         module: whose `forward` gives one tensor; frozen, without parameters.
+        given: arguments to try it with.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # deprecated by torch: see docs/decisions/0017
+            warnings.simplefilter("ignore")  # deprecated by torch: see docs/decisions/0017
             script = torch.jit.script(module)
+
+        def run(*args: object) -> Tensor:
+            # The optimizing executor would rewrite the steps during the first forwards.
+            with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+                found: Tensor = script(*args)
+            return found
+
+        with torch.inference_mode():
+            run(*given)
     except Exception:
         # Slower, not wrong: an activation of a kind that TorchScript does not know, or a torch without it.
         logger.warning("tower.not_scripted", exc_info=True)
         return module
-
-    def run(*args: object) -> Tensor:
-        # The optimizing executor is no faster for steps as large as these, and rewrites them during the first forwards.
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            found: Tensor = script(*args)
-        return found
-
     return run

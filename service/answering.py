@@ -96,7 +96,7 @@ class Pin(Protocol):
         """
 
     def check(self, n_images: int, wanted: Wanted) -> None:
-        """See whether so many images may be scored before they are received, or decoded, in vain.
+        """See whether so many images may be scored before they are decoded in vain.
 
         Where it cannot know it says yes.
 

@@ -11,8 +11,9 @@ HAND_OVER_S: Final = 2e-5
 def prepare_interpreter() -> None:
     """Keep those who wait from waiting long; to be called once all that stays to the end is there.
 
-    A forward takes the interpreter's lock at each of its steps, for a moment. Python leaves it for 5 ms to a thread
-    that does not rest: beside an event loop with its hands full a forward would take ten times as long.
+    Whoever computes in torch from Python takes the interpreter's lock at each step, for a moment. Python leaves it for
+    5 ms to a thread that does not rest: beside an event loop with its hands full that would take ten times as long. The
+    image tower on a CPU needs it at its ends only; text, scores and what Python runs in its place need it throughout.
 
     The garbage collector stops everything while it looks at every object there is: torch and its like are 400,000, and
     nobody would be answered for 200 ms. What was made so far is taken out of its sight.

@@ -58,7 +58,8 @@ class LocalAnswerer:
 
     def check(self, domain: str, wanted: Wanted) -> None:
         """See `Answerer.check`."""
-        if domain in self.domains.table:
+        state = self.domains.table.get(domain)
+        if state is not None and state.served is not None:
             self.room_for(1, domain, wanted)
 
     def room_for(self, n_images: int, domain: str, wanted: Wanted) -> None:

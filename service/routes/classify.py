@@ -163,7 +163,7 @@ async def _hold(held: AsyncExitStack, front: Front, actor: str, domain: str) -> 
 
 
 class _Asking:
-    """A query that was found sound, and is asked once the body is there; its time is counted anew from then on.
+    """A query that was found sound, and is asked once the body is there; its time is counted from then on.
 
     Raises:
         RequestInvalidError: it asks for more than settings allow.
@@ -173,10 +173,10 @@ class _Asking:
         self._ask = ask
         self._labels = check_labels(ask.labels, settings)
         self._timeout_s = _check_numbers(ask, settings)
-        self._began_s = time.monotonic()
+        self._began_s = 0.0
 
     def begin(self) -> None:
-        """Start the clock again: the body is there."""
+        """Start the clock: the body is there."""
         self._began_s = time.monotonic()
 
     def wanted(self) -> Wanted:

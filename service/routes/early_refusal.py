@@ -20,7 +20,7 @@ from service.answering import PRIORITIES, Wanted
 from service.front import front_of
 from service.settings import Settings
 
-MILLISECONDS: Final = re.compile(r"[0-9]{1,9}")
+MILLISECONDS: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class EarlyRefusal(APIRoute):
@@ -50,4 +50,6 @@ def wanted_of(query: QueryParams, settings: Settings) -> Wanted | None:
         if not MILLISECONDS.fullmatch(timeout_ms):
             return None
         timeout_s = int(timeout_ms) / 1000
+    if timeout_s > settings.max_timeout_s:
+        return None
     return Wanted(1, time.monotonic() + timeout_s, PRIORITIES[priority])

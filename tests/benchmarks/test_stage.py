@@ -139,11 +139,18 @@ def test_crowds_take_turns_with_the_capacity_and_each_is_compared_with_its_neigh
     on = stage_with(overload=3.0, seconds=180.0, slo_ms=100.0)
     capacities = iter([10.0, 30.0, 20.0, 20.0])
     crowds = iter([10.0, 20.0, 30.0])
-    monkeypatch.setattr(Stage, "closed_rate", lambda *_, **__: next(capacities))
+    told = []
+
+    def capacity(*_, **__):
+        told.append("capacity")
+        return next(capacities)
+
+    monkeypatch.setattr(Stage, "closed_rate", capacity)
     monkeypatch.setattr(Stage, "closed", lambda *_, **__: [answer(0.0)])
     lasted = []
 
     def crowd(_, __, rate_per_s, duration_s, *, seed):
+        told.append("crowd")
         lasted.append((rate_per_s, duration_s, seed))
         late = answer(1.0 + len(lasted), latency_s=0.2)  # the service needs as many seconds to be itself again
         return benchmarks.overload.Crowd([answer(0.0)], [late], 1.0, next(crowds))
@@ -152,7 +159,8 @@ def test_crowds_take_turns_with_the_capacity_and_each_is_compared_with_its_neigh
     report = Report("serve", {})
     benchmarks.overload.overload(on, report)
 
-    assert [(rate, seconds) for rate, seconds, _ in lasted] == [(30.0, 60.0)] * 3
+    assert [(rate, seconds) for rate, seconds, _ in lasted] == [(30.0, 60.0), (90.0, 60.0), (60.0, 60.0)]
+    assert told == ["capacity", *(3 * ["crowd", "capacity"])]
     assert len({seed for *_, seed in lasted}) == 3
     goodput = report.numbers[0].ratio
     assert (goodput.n_rounds, goodput.low, goodput.value, goodput.high) == pytest.approx((3, 0.65, 0.8, 1.15))

@@ -230,7 +230,7 @@ def test_an_activation_that_nobody_knows_is_given_the_whole_layer(monkeypatch):
 def test_the_interpreter_may_run_the_steps_and_the_numbers_stay_the_same_to_the_bit(monkeypatch, dtype, name):
     backbone, pixels = backbone_of(dtype=dtype), random_pixels(N_ROWS)
     without = FusedImageTower(backbone)(pixels, grid_named(name, backbone))
-    monkeypatch.setattr(fused_vision, "scripted", lambda module: module)
+    monkeypatch.setattr(fused_vision, "scripted", lambda module, *_: module)
     assert torch.equal(FusedImageTower(backbone)(pixels, grid_named(name, backbone)), without)
 
 

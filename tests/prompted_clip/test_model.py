@@ -1,5 +1,7 @@
 """Stacks on a backbone: loading, refusing, mixing, scoring, other labels."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from prompted_clip import (
     normalize_pixels,
 )
 from prompted_clip.fused_vision import FusedImageTower, rows_at_once
+from prompted_clip.model import USUAL_PROMPTS
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, tiny_backbone
 
@@ -145,12 +148,16 @@ def test_a_tower_that_takes_a_batch_in_parts_says_how_many_rows_a_part_has(monke
     backbone = tiny_backbone()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     model = PromptedClip(backbone, image_tower=FusedImageTower(backbone), n_at_once=n_at_once)
-    n_tokens, n_hidden = 17, 128
+    n_tokens, n_hidden = 17 + USUAL_PROMPTS, 128
     assert model.rows_together == rows_at_once(n_tokens, n_hidden, torch.float32, n_threads=n_threads)
 
 
 def test_a_tower_that_takes_any_batch_whole_has_no_bound():
-    assert PromptedClip(tiny_backbone()).rows_together is None
+    backbone = tiny_backbone()
+    assert PromptedClip(backbone).rows_together is None
+    on_cuda = PromptedClip(backbone, image_tower=FusedImageTower(backbone))
+    on_cuda.backbone = dataclasses.replace(backbone, device=torch.device("cuda"))
+    assert on_cuda.rows_together is None
 
 
 def test_bfloat16_stays_close_to_float32():

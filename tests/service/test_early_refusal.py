@@ -8,7 +8,7 @@ from starlette.datastructures import QueryParams
 from service.routes.early_refusal import wanted_of
 from service.settings import Settings
 from tests.service.crowd import crowd
-from tests.service.fakes import picture
+from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
 FULL = {"max_waiting_rows": 2, "max_batch_rows": 1, "max_images": 2}
@@ -28,13 +28,15 @@ async def test_what_would_be_refused_is_not_looked_at_closely(serve, model):
     assert await ask_in_a_crowd(serve, model, "/classify/paint?top_k=0") == (429, "overloaded")
 
 
-@pytest.mark.parametrize("query", ["timeout_ms=soon", "timeout_ms=-1", "priority=urgent"])
+@pytest.mark.parametrize("query", ["timeout_ms=soon", "timeout_ms=0", "timeout_ms=99999999", "priority=urgent"])
 async def test_who_does_not_say_how_soon_is_told_what_is_wrong(serve, model, query):
     assert await ask_in_a_crowd(serve, model, f"/classify/paint?{query}") == (422, "request_invalid")
 
 
-async def test_a_domain_that_is_not_here_is_404_however_many_wait(serve, model):
-    assert await ask_in_a_crowd(serve, model, "/classify/nosuch") == (404, "domain_not_found")
+@pytest.mark.parametrize(("domain", "code"), [("nosuch", "domain_not_found"), ("idle", "domain_not_live")])
+async def test_a_domain_without_anything_live_is_404_however_many_wait(serve, model, store, domain, code):
+    store.add("idle", colour_bundle("idle"))
+    assert await ask_in_a_crowd(serve, model, f"/classify/{domain}") == (404, code)
 
 
 async def test_images_of_several_domains_are_let_in_or_refused_one_by_one(serve, model):
@@ -60,7 +62,15 @@ def test_the_query_says_how_soon_and_how_urgently(query, within_s, priority):
 
 @pytest.mark.parametrize(
     "query",
-    ["timeout_ms=", "timeout_ms=1.5", "timeout_ms=-3", "timeout_ms=" + 5000 * "9", "priority=", "priority=HIGH"],
+    [
+        "timeout_ms=",
+        "timeout_ms=0",
+        "timeout_ms=1.5",
+        "timeout_ms=-3",
+        "timeout_ms=" + 5000 * "9",
+        "priority=",
+        "priority=HIGH",
+    ],
 )
 def test_a_query_that_is_wrong_about_it_says_nothing(query):
     assert wanted_of(QueryParams(query), Settings()) is None

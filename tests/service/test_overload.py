@@ -37,6 +37,19 @@ async def test_a_full_queue_is_429_with_retry_after(serve, model):
     assert len(kept) == 4
 
 
+@pytest.mark.parametrize(("rows_together", "largest"), [(3, 3), (None, 8)])
+async def test_no_batch_is_larger_than_what_the_model_takes_together(serve, model, rows_together, largest):
+    model.rows_together = rows_together
+    async with serve(max_batch_rows=8) as client:
+        model.gate.clear()
+        calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(20)]
+        await asyncio.sleep(0.5)
+        model.gate.set()
+        answers = await asyncio.gather(*calls)
+    assert {answer.status_code for answer in answers} == {200}
+    assert max(map(len, model.batches)) == largest
+
+
 async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come_free_again(serve, model):
     bodies_read = 0
 
