@@ -132,6 +132,14 @@ def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
     return tower
 
 
+def threads_of(arch: str, device: str) -> int:
+    """On how many threads a forward runs: all cores, or one where its steps are too short to share (decisions/0019)."""
+    is_on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    if is_on_cpu and not is_heavy(arch):
+        return 1
+    return min(torch.get_num_threads(), usable_cores())
+
+
 def batches_at_once(backbone: Backbone, settings: Settings) -> int:
     """One per core where a core is worth it (decisions/0012), but no more than leave each a batch of two images."""
     if backbone.device.type != "cpu" or not is_heavy(backbone.arch):
@@ -169,7 +177,7 @@ def load_model(settings: Settings) -> PromptedClip:
         WeightsError: unknown architecture or no weights.
         SettingsError: CUDA is asked for and not there.
     """
-    torch.set_num_threads(settings.n_torch_threads or min(torch.get_num_threads(), usable_cores()))
+    torch.set_num_threads(settings.n_torch_threads or threads_of(settings.backbone, settings.device))
     # Every thread that computes in parallel has a team of its own, which goes when the thread ends. With more in all
     # teams than there are cores none waits awake (`service/cores.py`): only the device's thread is to have one.
     with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:

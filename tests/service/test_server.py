@@ -21,7 +21,7 @@ from service.auth import add_key
 from service.demo_run import free_port, wait_until_ready
 from service.errors import SettingsError
 from service.listening import LastCallServer, http_config, listen
-from service.server import batches_at_once, chosen_device, image_tower, load_model, needed_keys
+from service.server import batches_at_once, chosen_device, image_tower, load_model, needed_keys, threads_of
 from service.settings import Settings
 from service.workers.web_process import SharedListener
 from tests.service.demo_assets import write_assets
@@ -240,6 +240,34 @@ def test_cores_run_batches_side_by_side_where_the_backbone_is_worth_it(monkeypat
     finally:
         torch.set_num_threads(before)
     assert model.n_at_once == n_at_once
+
+
+@pytest.mark.parametrize(
+    ("has_cuda", "device", "arch", "is_shared"),
+    [
+        (False, "auto", "ViT-B-16", True),
+        (False, "auto", "demo-student", False),
+        (True, "cpu", "demo-student", False),
+        (True, "auto", "demo-student", True),
+        (True, "cuda:0", "demo-student", True),
+    ],
+)
+def test_a_small_backbone_on_a_cpu_runs_on_one_thread(monkeypatch, has_cuda, device, arch, is_shared):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr("service.server.usable_cores", lambda: 6)
+    assert threads_of(arch, device) == (6 if is_shared else 1)
+
+
+@pytest.mark.parametrize(("asked", "found"), [(0, 1), (3, 3)])
+def test_the_number_of_threads_in_the_settings_goes_before(asked, found):
+    register_tiny_models()
+    before = torch.get_num_threads()
+    try:
+        load_model(Settings(backbone="tiny", random_weights=0, device="cpu", n_torch_threads=asked))
+        assert torch.get_num_threads() == found
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
