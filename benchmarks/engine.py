@@ -264,6 +264,6 @@ def sweep(ways: dict[int, Callable[[], None]], n_batches: int) -> tuple[int, dic
     """The batch size with the highest rate, and images/s of each size: the better of two turns after one to warm up."""
     for way in ways.values():
         way()
-    taken = in_turn({str(n): way for n, way in ways.items()}, budget_s=0, fewest=2)
-    found = {n: n * n_batches / min(taken[str(n)]) for n in ways}
+    taken = in_turn(ways, budget_s=0, fewest=2)
+    found = {n: n * n_batches / min(taken[n]) for n in ways}
     return max(found, key=lambda n: found[n]), found

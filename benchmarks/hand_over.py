@@ -103,13 +103,8 @@ def main(
     turns = {(way, form): turn for form, tower in towers.items() for way, turn in ways(partial(run, tower)).items()}
     for tower in towers.values():
         run(tower)
-    names = {f"{way}/{form}": (way, form) for way, form in turns}
-    taken = in_turn(
-        {name: turns[key] for name, key in names.items()},
-        budget_s=budget_s,
-        on_round=lambda n: console.print(f"round {n}"),
-    )
-    table = markdown_table({key: n_cores * N_ROWS / median(taken[name]) for name, key in names.items()})
+    taken = in_turn(turns, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
+    table = markdown_table({name: n_cores * N_ROWS / median(times_s) for name, times_s in taken.items()})
     rounds = len(next(iter(taken.values())))
     below = foot("python -m benchmarks.hand_over", versions(("torch",)))
     text = f"{table}\n\n{arch}, {n_cores} cores at {N_ROWS} images each, medians of {rounds} rounds. {below}"

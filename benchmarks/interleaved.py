@@ -6,10 +6,13 @@ with its quartiles.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 FEWEST_ROUNDS = 3
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,13 @@ class Ratio:
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], object]],
+    ways: Mapping[Name, Callable[[], object]],
     *,
     budget_s: float,
     fewest: int = FEWEST_ROUNDS,
     on_round: Callable[[int], None] = lambda _: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Run every way once per round until the time is used up.
 
     Args:
@@ -65,7 +68,7 @@ def in_turn(
     Returns:
         Seconds of each way's turns, in the order of the rounds.
     """
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[Name, list[float]] = {name: [] for name in ways}
     began_s = clock()
     n_rounds = 0
     while n_rounds < fewest or (clock() - began_s) * (n_rounds + 1) / n_rounds <= budget_s:

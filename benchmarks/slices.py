@@ -88,13 +88,8 @@ def main(
     turns = ways(load_backbone(arch, random_seed=0, dtype=torch.bfloat16), run)
     for turn in turns.values():
         turn()
-    names = {f"{width}/{n_rows}": (width, n_rows) for width, n_rows in turns}
-    taken = in_turn(
-        {name: turns[key] for name, key in names.items()},
-        budget_s=budget_s,
-        on_round=lambda n: console.print(f"round {n}"),
-    )
-    table = markdown_table({key: n_cores * IMAGES_PER_TURN / median(taken[name]) for name, key in names.items()})
+    taken = in_turn(turns, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
+    table = markdown_table({name: n_cores * IMAGES_PER_TURN / median(times_s) for name, times_s in taken.items()})
     below = foot("python -m benchmarks.slices", versions(("torch",)))
     text = f"{table}\n\n{arch}, images/s, medians of {len(next(iter(taken.values())))} rounds. {below}"
     console.print(Markdown(text))

@@ -51,7 +51,6 @@ class FusedMlp(nn.Module):
         if weights.activation_kind != "other":  # which may mix what it is given
             parts = input_slices(len(fc_bias), fc_weight.device, dtype)
         fused, no_bias = _FUSED[weights.activation_kind], torch.zeros_like(proj_bias)
-        self._is_whole = len(parts) == 1
         self._first, *others = (
             _Share(
                 linear(fc_weight[part], fc_bias[part], dtype, fused),
@@ -65,7 +64,7 @@ class FusedMlp(nn.Module):
     def forward(self, x_MW: Tensor) -> Tensor:
         """[M, W]."""
         normed_MW = self._norm(x_MW)
-        if self._is_whole:
+        if len(self._others) == 0:
             return self._first(normed_MW, x_MW)
         sum_MW = self._first(normed_MW, None)
         for share in self._others:

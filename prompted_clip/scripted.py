@@ -37,6 +37,6 @@ def scripted(module: nn.Module, *given: object) -> Callable[..., Tensor]:
             run(*given)
     except Exception:
         # Slower, not wrong: an activation of a kind that TorchScript does not know, or a torch without it.
-        logger.warning("tower.not_scripted", exc_info=True)
+        logger.warning("module.not_scripted", exc_info=True)
         return module
     return run

@@ -189,6 +189,11 @@ class Settings(BaseSettings):
             return self.max_bundle_bytes
         return 64 * 1024
 
+    def timeout_s(self, timeout_ms: int | None) -> float | None:
+        """Seconds of a request that asks for so many milliseconds, or for none; None if that is too many."""
+        timeout_s = self.default_timeout_s if timeout_ms is None else timeout_ms / 1000
+        return timeout_s if timeout_s <= self.max_timeout_s else None
+
     def limits(self) -> dict[str, int | float]:
         """The limits a caller may run into, for `GET /info`."""
         return {name: value for name, value in self.model_dump().items() if name.startswith("max_")}

@@ -179,16 +179,13 @@ class _Asking:
         """Start the clock: the body is there."""
         self._began_s = time.monotonic()
 
-    def wanted(self) -> Wanted:
-        """What is asked of each image, as of the clock."""
-        return Wanted(self._ask.top_k, self._began_s + self._timeout_s, PRIORITIES[self._ask.priority])
-
     async def answers(
         self, request: Request, response: Response, front: Front, images: Sequence[tuple[Held, SentImage]]
     ) -> tuple[list[Result], TimingOut]:
         """A result per image, and where the time went, which a header says too."""
         ask = self._ask
-        asked = Asked(ask.stack, self._labels, self.wanted(), ask.threshold)
+        wanted = Wanted(ask.top_k, self._began_s + self._timeout_s, PRIORITIES[ask.priority])
+        asked = Asked(ask.stack, self._labels, wanted, ask.threshold)
         results, timing = await _unless_gone(request, answer(front, asked, images))
         timing.total = milliseconds(time.monotonic() - self._began_s)
         response.headers["Server-Timing"] = ", ".join(f"{name};dur={value}" for name, value in timing)
@@ -218,12 +215,11 @@ def _check_numbers(ask: MixedQuery, settings: Settings) -> float:
     """The request's time in seconds, after a look at the numbers that settings bound."""
     if ask.top_k > settings.max_top_k:
         raise RequestInvalidError(f"top_k is at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
-    if ask.timeout_ms is None:
-        return settings.default_timeout_s
-    if ask.timeout_ms > settings.max_timeout_s * 1000:
+    timeout_s = settings.timeout_s(ask.timeout_ms)
+    if timeout_s is None:
         limit = int(settings.max_timeout_s * 1000)
         raise RequestInvalidError(f"timeout_ms is at most {limit}.", extra={"limit": limit})
-    return ask.timeout_ms / 1000
+    return timeout_s
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -43,13 +43,7 @@ class EarlyRefusal(APIRoute):
 def wanted_of(query: QueryParams, settings: Settings) -> Wanted | None:
     """How soon and how urgently an image is to be scored that came now; None for a query that is wrong there."""
     priority, timeout_ms = query.get("priority", "normal"), query.get("timeout_ms")
-    if priority not in PRIORITIES:
+    if priority not in PRIORITIES or not (timeout_ms is None or MILLISECONDS.fullmatch(timeout_ms)):
         return None
-    timeout_s = settings.default_timeout_s
-    if timeout_ms is not None:
-        if not MILLISECONDS.fullmatch(timeout_ms):
-            return None
-        timeout_s = int(timeout_ms) / 1000
-    if timeout_s > settings.max_timeout_s:
-        return None
-    return Wanted(1, time.monotonic() + timeout_s, PRIORITIES[priority])
+    timeout_s = settings.timeout_s(int(timeout_ms) if timeout_ms else None)
+    return None if timeout_s is None else Wanted(1, time.monotonic() + timeout_s, PRIORITIES[priority])

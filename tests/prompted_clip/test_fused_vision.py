@@ -13,6 +13,7 @@ from prompted_clip import fused_blocks, fused_vision, internals
 from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_linear import PlainLinear, packs
 from prompted_clip.fused_vision import FusedImageTower, parts_of, rows_at_once
+from prompted_clip.model import USUAL_PROMPTS
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import collate_grids, join_groups
 from prompted_clip.vision import embed_image
@@ -159,6 +160,11 @@ def test_no_part_is_much_smaller_than_the_others(n_rows, sizes):
     assert [row for part in parts for row in range(n_rows)[part]] == list(range(n_rows))
 
 
+def test_a_core_takes_eight_images_of_a_vit_b_16_with_ordinary_prompts_together():
+    n_tokens, n_hidden = 1 + (224 // 16) ** 2 + USUAL_PROMPTS, 4 * 768
+    assert rows_at_once(n_tokens, n_hidden, torch.bfloat16) == 8
+
+
 def test_threads_that_share_a_part_take_as_much_more_up_to_a_bound():
     sizes = [rows_at_once(17, 128, torch.float32, n_threads=n_threads) for n_threads in (1, 2, 4, 8, 64)]
     assert sizes == [1204, 2409, 2891, 2891, 2891]
@@ -249,7 +255,7 @@ def test_an_activation_torchscript_does_not_know_is_open_clips_all_the_same(capl
 
     backbone, pixels = changed(change), random_pixels(N_ROWS)
     found = FusedImageTower(backbone)(pixels)
-    assert "tower.not_scripted" in caplog.messages
+    assert "module.not_scripted" in caplog.messages
     with torch.no_grad():
         expected = embed_image(backbone, normalize_pixels(pixels, backbone.preprocess).double())
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

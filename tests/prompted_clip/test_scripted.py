@@ -68,13 +68,13 @@ def test_it_leaves_other_scripts_their_optimizer():
 def test_what_torchscript_does_not_take_runs_as_it_is_and_a_warning_says_so(caplog):
     module = Unknown()
     assert scripted(module, torch.zeros(1)) is module
-    assert [record.message for record in caplog.records] == ["tower.not_scripted"]
+    assert [record.message for record in caplog.records] == ["module.not_scripted"]
 
 
 def test_what_torchscript_takes_and_then_cannot_run_runs_as_it_is(caplog):
     module = Misread()
     assert scripted(module, torch.zeros(1)) is module
-    assert [record.message for record in caplog.records] == ["tower.not_scripted"]
+    assert [record.message for record in caplog.records] == ["module.not_scripted"]
 
 
 def test_a_torch_without_torchscript_runs_modules_as_they_are(monkeypatch):

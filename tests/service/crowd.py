@@ -1,4 +1,4 @@
-"""More requests than run: those that a small service keeps."""
+"""More requests than run: those that a small service keeps, and bodies that know whether anybody read them."""
 
 import asyncio
 
@@ -12,3 +12,13 @@ async def crowd(client):
         kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
         await asyncio.sleep(0.1)
     return kept
+
+
+class WatchedBody:
+    """A picture's bytes as a body, and how often they were read."""
+
+    n_read = 0
+
+    async def __aiter__(self):
+        self.n_read += 1
+        yield picture()

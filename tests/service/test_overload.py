@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from service.images import open_rgb
+from tests.service.crowd import WatchedBody
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -51,25 +52,19 @@ async def test_no_batch_is_larger_than_what_the_model_takes_together(serve, mode
 
 
 async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come_free_again(serve, model):
-    bodies_read = 0
-
-    async def body():
-        nonlocal bodies_read
-        bodies_read += 1
-        yield picture()
-
+    body = WatchedBody()
     async with serve(max_open_requests=2) as client:
         model.gate.clear()
         calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(2)]
         await asyncio.wait(calls, timeout=0.3)
-        refused = await client.post("/classify/paint", content=body())
+        refused = await client.post("/classify/paint", content=body)
         assert (await client.get("/readyz")).status_code == 200
         model.gate.set()
         kept = await asyncio.gather(*calls)
         after = [await client.post("/classify/paint", content=picture()) for _ in range(3)]
     assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
     assert int(refused.headers["retry-after"]) >= 1
-    assert bodies_read == 0
+    assert body.n_read == 0
     assert {answer.status_code for answer in (*kept, *after)} == {200}
 
 
