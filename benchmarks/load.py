@@ -7,28 +7,25 @@ connections do. When all are busy it waits for one, and its latency counts on. C
 soon as its last answer is back; good for finding a ceiling and for nothing else.
 """
 
-import http.client
+import asyncio
 import json
+import select
+import selectors
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
-from urllib.parse import urlsplit
 
 from benchmarks.answers import Answer
+from benchmarks.connection import Connection
 
 HEAD_START_S = 0.3
 """Time for the connections to open before the first request is due."""
-IDLE_S = 2.0
-"""A connection that nobody used for longer is opened anew: servers close idle ones, and that is no failure."""
 
 
 @dataclass(frozen=True)
@@ -75,111 +72,80 @@ class Sent:
     retry_after: str
 
 
-class Turns:
-    """Which connection sends what is due next."""
+class PromptSelector(selectors.EpollSelector):
+    """Waits to the microsecond: the system call behind asyncio's waits for whole milliseconds, rounded up."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[float, int]] = deque()
-        self._idle: list[SimpleQueue[tuple[float, int] | None]] = []
-        self._is_over = False
-
-    def put(self, due_s: float, number: int) -> None:
-        """Give a request to whoever was busy last, or to whoever is free first."""
-        with self._lock:
-            if self._idle:
-                self._idle.pop().put((due_s, number))
-            else:
-                self._waiting.append((due_s, number))
-
-    def close(self) -> None:
-        """Say that nothing more is due."""
-        with self._lock:
-            self._is_over = True
-            for inbox in self._idle:
-                inbox.put(None)
-
-    def of_one(self) -> Iterator[tuple[float, int]]:
-        """What one connection is to send, until nothing is left."""
-        inbox: SimpleQueue[tuple[float, int] | None] = SimpleQueue()
-        while True:
-            with self._lock:
-                if self._waiting:
-                    inbox.put(self._waiting.popleft())
-                elif self._is_over:
-                    return
-                else:
-                    self._idle.append(inbox)
-            if (due := inbox.get()) is None:
-                return
-            yield due
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready within so many seconds."""
+        if timeout is None or timeout > 0:
+            select.select([self.fileno()], [], [], timeout)
+        return super().select(0)
 
 
-class Connection:
-    """One connection that is kept alive."""
+class Generator:
+    """Carries out a plan."""
 
     def __init__(self, plan: Plan) -> None:
-        parts = urlsplit(plan.url)
         self._plan = plan
-        self._http = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=plan.timeout_s)
-        self._used_s = 0.0
+        self._bodies = [Path(path).read_bytes() for path in plan.bodies]
+        self._connections = [Connection(plan.url, plan.timeout_s) for _ in range(plan.n_connections)]
+        self._ended: list[Sent] = []
 
-    def send(self, due_s: float, domain: str, body: bytes) -> Sent:
-        """Send one request and wait for its answer; a failure is an answer with status 0."""
+    async def run(self) -> list[Sent]:
+        """Send everything and wait for the last answer."""
+        begin_s = time.monotonic() + HEAD_START_S
+        await (self._keep_to_schedule(begin_s) if self._plan.due_s else self._send_without_pause(begin_s))
+        for connection in self._connections:
+            connection.close()
+        return self._ended
+
+    async def _keep_to_schedule(self, begin_s: float) -> None:
+        # The last of these was busy last.
+        idle = self._connections[::-1]
+        waiting: deque[tuple[float, int]] = deque()
+
+        async def carry(connection: Connection, due_s: float, number: int) -> None:
+            await self._send(connection, due_s, number)
+            while waiting:
+                await self._send(connection, *waiting.popleft())
+            idle.append(connection)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number, offset_s in enumerate(self._plan.due_s):
+                due_s = begin_s + offset_s
+                await asyncio.sleep(due_s - time.monotonic())
+                if idle:
+                    tasks.create_task(carry(idle.pop(), due_s, number))
+                else:
+                    waiting.append((due_s, number))
+
+    async def _send_without_pause(self, begin_s: float) -> None:
+        numbers = count()
+
+        async def repeat(connection: Connection) -> None:
+            while (now_s := time.monotonic()) < begin_s + self._plan.duration_s:
+                await self._send(connection, now_s, next(numbers))
+
+        await asyncio.sleep(begin_s - time.monotonic())
+        async with asyncio.TaskGroup() as tasks:
+            for connection in self._connections:
+                tasks.create_task(repeat(connection))
+
+    async def _send(self, connection: Connection, due_s: float, number: int) -> None:
+        plan = self._plan
+        domain, body = plan.domains[number % len(plan.domains)], self._bodies[number % len(self._bodies)]
+        headers = {name: value.format(domain=domain) for name, value in plan.headers.items()}
         sent_s = time.monotonic()
-        if sent_s - self._used_s > IDLE_S:
-            self._http.close()
-        status, data, retry_after = 0, b"", ""
-        try:
-            path = self._plan.path.format(domain=domain)
-            headers = {name: value.format(domain=domain) for name, value in self._plan.headers.items()}
-            self._http.request("POST", path, body, {"Content-Type": self._plan.content_type, **headers})
-            reply = self._http.getresponse()
-            data = reply.read()
-            status, retry_after = reply.status, reply.headers.get("Retry-After", "")
-        except (OSError, http.client.HTTPException) as error:
-            self._http.close()
-            data = repr(error).encode()
-        self._used_s = time.monotonic()
-        return Sent(due_s, sent_s, self._used_s, domain, status, data, retry_after)
-
-    def close(self) -> None:
-        """Hang up."""
-        self._http.close()
+        reply = await connection.post(
+            plan.path.format(domain=domain), body, {"Content-Type": plan.content_type, **headers}
+        )
+        self._ended.append(Sent(due_s, sent_s, reply.done_s, domain, reply.status, reply.body, reply.retry_after))
 
 
 def run(plan: Plan) -> list[Sent]:
     """Send everything and wait for the last answer."""
-    bodies = [Path(path).read_bytes() for path in plan.bodies]
-    ended: list[Sent] = []
-    begin_s = time.monotonic() + HEAD_START_S
-    turns = Turns()
-    numbers = count()
-
-    def work() -> None:
-        due = turns.of_one() if plan.due_s else _as_fast_as_possible(begin_s, plan.duration_s, numbers)
-        with closing(Connection(plan)) as connection:
-            for due_s, number in due:
-                domain, body = plan.domains[number % len(plan.domains)], bodies[number % len(bodies)]
-                ended.append(connection.send(due_s, domain, body))
-
-    workers = [threading.Thread(target=work) for _ in range(plan.n_connections)]
-    for worker in workers:
-        worker.start()
-    for number, offset_s in enumerate(plan.due_s):
-        due_s = begin_s + offset_s
-        time.sleep(max(0.0, due_s - time.monotonic()))
-        turns.put(due_s, number)
-    turns.close()
-    for worker in workers:
-        worker.join()
-    return ended
-
-
-def _as_fast_as_possible(begin_s: float, duration_s: float, numbers: Iterator[int]) -> Iterator[tuple[float, int]]:
-    time.sleep(max(0.0, begin_s - time.monotonic()))
-    while (now_s := time.monotonic()) < begin_s + duration_s:
-        yield now_s, next(numbers)
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PromptSelector())) as runner:
+        return runner.run(Generator(plan).run())
 
 
 def read_answer(sent: Sent, n_images: int) -> Answer:

@@ -7,13 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import httpx
 import pytest
 import torch
-import uvicorn
 
 from prompt_store.store import Store
 from prompted_clip.fused_vision import FusedImageTower
@@ -81,76 +79,6 @@ def test_a_terminated_service_says_so_answers_what_it_accepted_and_exits_with_ze
     assert process.wait(15) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert Store.open(tmp_path / "store").live("shelf").version == 1
-
-
-@pytest.fixture
-def bare_server(monkeypatch):
-    """The server's protocol around an empty application: 0.3 s for a head, 1.2 s for what nobody reads of a body."""
-    monkeypatch.setattr("service.listening.HEAD_WITHIN_S", 0.3)
-
-    async def app(scope, receive, send):
-        await asyncio.sleep(0.6 if scope["path"] == "/slow" else 0)
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    config = http_config(app, Settings(max_body_s=1.2))
-    config.lifespan = "off"
-    with listen("127.0.0.1", 0) as listener:
-        running = uvicorn.Server(config)
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield listener.getsockname()
-        running.should_exit = True
-        thread.join(10)
-
-
-@pytest.mark.parametrize("piece", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"])
-def test_a_client_that_does_not_finish_its_headers_is_hung_up_on(bare_server, piece):
-    with socket.create_connection(bare_server, timeout=5) as silent:
-        started_s = time.monotonic()
-        silent.sendall(piece)
-        assert silent.recv(10) == b""
-        assert 0.2 < time.monotonic() - started_s < 3
-
-
-def dribble(connection):
-    for _ in range(50):
-        connection.sendall(b"x")
-        time.sleep(0.05)
-
-
-def test_a_client_that_dribbles_its_headers_is_hung_up_on(bare_server):
-    broken = pytest.raises((BrokenPipeError, ConnectionResetError))
-    with socket.create_connection(bare_server, timeout=5) as connection, broken:
-        dribble(connection)
-
-
-def test_a_slow_answer_and_a_connection_in_use_are_left_alone(bare_server):
-    host, port = bare_server
-    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
-        for path in ("/slow", "/", "/slow", "/"):
-            assert client.get(path).status_code == 204
-            time.sleep(0.1)
-
-
-def test_who_is_answered_early_may_send_the_rest_of_the_body_and_ask_again(bare_server):
-    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n"
-    with socket.create_connection(bare_server, timeout=5) as connection:
-        for _ in range(2):
-            connection.sendall(head + b"0123456789")
-            assert connection.recv(4096).startswith(b"HTTP/1.1 204")
-            time.sleep(0.6)  # longer than a head may take
-            connection.sendall(b"0123456789")
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert connection.recv(4096).startswith(b"HTTP/1.1 204")
-        assert connection.recv(10) == b""  # and then, as ever, not for ever
-
-
-def test_who_never_sends_the_rest_of_a_body_is_hung_up_on(bare_server):
-    with socket.create_connection(bare_server, timeout=5) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n0123456789")
-        assert connection.recv(4096).startswith(b"HTTP/1.1 204")
-        assert connection.recv(10) == b""
 
 
 def test_an_address_that_others_reach_needs_keys():

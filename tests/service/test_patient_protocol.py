@@ -1,0 +1,236 @@
+"""What a client may do on a connection, and for how long: real sockets, and an application that says what it got."""
+
+import asyncio
+import json
+import random
+import socket
+import threading
+import time
+from itertools import pairwise
+
+import httpx
+import pytest
+import uvicorn
+
+from service.listening import http_config, listen
+from service.patient_protocol import MAX_HEADER_BYTES, MAX_WAITING_REQUESTS
+from service.settings import Settings
+
+HOST = b"Host: x\r\n"
+
+
+async def application(scope, receive, send):
+    """Answers 204 without reading a body; under /echo with what it read; under /slow after a while."""
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.6)
+    if scope["path"] != "/echo":
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body, more = body + message["body"], message["more_body"]
+    names = sorted(name.decode() for name, _ in scope["headers"])
+    data = json.dumps({"body": body.decode(), "query": scope["query_string"].decode(), "headers": names}).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(data))]})
+    await send({"type": "http.response.body", "body": data})
+
+
+@pytest.fixture
+def bare_server(monkeypatch):
+    """The server's protocol around that application: 0.3 s for a head, 1.2 s for what nobody reads of a body."""
+    monkeypatch.setattr("service.patient_protocol.HEAD_WITHIN_S", 0.3)
+    config = http_config(application, Settings(max_body_s=1.2))
+    config.lifespan = "off"
+    with listen("127.0.0.1", 0) as listener:
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield listener.getsockname()
+        running.should_exit = True
+        thread.join(10)
+
+
+@pytest.mark.parametrize("piece", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_a_client_that_does_not_finish_its_headers_is_hung_up_on(bare_server, piece):
+    with socket.create_connection(bare_server, timeout=5) as silent:
+        started_s = time.monotonic()
+        silent.sendall(piece)
+        assert silent.recv(10) == b""
+        assert 0.2 < time.monotonic() - started_s < 3
+
+
+def dribble(connection):
+    for _ in range(50):
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+def test_a_client_that_dribbles_its_headers_is_hung_up_on(bare_server):
+    broken = pytest.raises((BrokenPipeError, ConnectionResetError))
+    with socket.create_connection(bare_server, timeout=5) as connection, broken:
+        dribble(connection)
+
+
+def test_a_slow_answer_and_a_connection_in_use_are_left_alone(bare_server):
+    host, port = bare_server
+    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
+        for path in ("/slow", "/", "/slow", "/"):
+            assert client.get(path).status_code == 204
+            time.sleep(0.1)
+
+
+def test_who_is_answered_early_may_send_the_rest_of_the_body_and_ask_again(bare_server):
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n"
+    with socket.create_connection(bare_server, timeout=5) as connection:
+        for _ in range(2):
+            connection.sendall(head + b"0123456789")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+            time.sleep(0.6)  # longer than a head may take
+            connection.sendall(b"0123456789")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+        assert connection.recv(10) == b""  # and then, as ever, not for ever
+
+
+def test_who_never_sends_the_rest_of_a_body_is_hung_up_on(bare_server):
+    with socket.create_connection(bare_server, timeout=5) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n0123456789")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+        assert connection.recv(10) == b""
+
+
+def answers_of(address, *pieces, pause_s=0.0):
+    """All that comes back for what is sent piece by piece, until the server hangs up."""
+    with socket.create_connection(address, timeout=5) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause_s)
+            return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except (BrokenPipeError, ConnectionResetError):
+            return b""
+
+
+def echoed(address, *pieces, pause_s=0.0):
+    """What the application got, request by request."""
+    text = answers_of(address, *pieces, pause_s=pause_s).decode()
+    assert text.count("HTTP/1.1") == text.count("HTTP/1.1 200"), text
+    return [json.loads(line[: line.rindex("}") + 1]) for line in text.split("\r\n") if line.startswith("{")]
+
+
+def is_refused(answer):
+    """400 as the one answer, or a connection that was closed under a client still sending."""
+    return answer == b"" or (answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1 ") == 1)
+
+
+def head_of(size):
+    start = b"GET /echo HTTP/1.1\r\n" + HOST + b"X-A: "
+    return start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
+
+
+def test_a_head_within_the_limit_is_read(bare_server):
+    (got,) = echoed(bare_server, head_of(MAX_HEADER_BYTES))
+    assert got["headers"] == ["host", "x-a"]
+
+
+@pytest.mark.parametrize("n_pieces", [1, 2, 40])
+@pytest.mark.parametrize(
+    "head", [head_of(MAX_HEADER_BYTES + 200), b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"]
+)
+def test_a_head_over_the_limit_is_refused_however_it_arrives(bare_server, head, n_pieces):
+    size = -(-len(head) // n_pieces)
+    pieces = [head[start : start + size] for start in range(0, len(head), size)]
+    assert is_refused(answers_of(bare_server, *pieces, pause_s=0.002))
+
+
+@pytest.mark.parametrize("endless", [b"a", b"a: b\r\n", b"\r\n"])
+@pytest.mark.parametrize("start", [b"", b"GET /echo HTTP/1.1\r\n" + HOST + b"X-A: "])
+def test_a_head_that_never_ends_is_refused_once_it_is_over_the_limit(bare_server, start, endless):
+    piece = endless * (4000 // len(endless))
+    assert is_refused(answers_of(bare_server, start, *[piece] * 8, pause_s=0.01))
+
+
+IN_CHUNKS = b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("endless", [b"3;" + b"x" * 100, b"0\r\nX-A: " + b"x" * 100, b"0\r\n" + b"a: b\r\n" * 20])
+def test_what_a_body_in_chunks_carries_beside_its_bytes_is_bounded_too(bare_server, endless):
+    rest = (endless[-6:] if endless.endswith(b"\n") else b"x") * 5000
+    assert is_refused(answers_of(bare_server, IN_CHUNKS + endless, *[rest] * 8, pause_s=0.01))
+
+
+def test_a_body_in_the_smallest_chunks_is_a_body(bare_server):
+    chunks = b"1\r\nx\r\n" * 20_000
+    pieces = [chunks[start : start + 5003] for start in range(0, len(chunks), 5003)]
+    (got,) = echoed(bare_server, IN_CHUNKS, *pieces, b"0\r\n\r\n")
+    assert got["body"] == "x" * 20_000
+
+
+def test_what_follows_a_body_in_chunks_becomes_no_header(bare_server):
+    (got,) = echoed(bare_server, IN_CHUNKS + b"2\r\nab\r\n", b"0\r\nAuthorization: x\r\n\r\n", pause_s=0.05)
+    assert (got["body"], got["headers"]) == ("ab", ["host", "transfer-encoding"])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"",
+        HOST * 2,
+        HOST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        HOST + b"Content-Length: 3\r\nContent-Length: 4\r\n",
+        HOST + b"Content-Length: -3\r\n",
+        HOST + b"Content-Length: 0x3\r\n",
+        HOST + b"Transfer-Encoding: chunked, x\r\n",
+        HOST + b"Content-Length : 3\r\n",
+        HOST + b"X-A: b\r\n Content-Length: 3\r\n",
+        HOST + b"X-A: \0\r\n",
+        b"Host: x\nX-A: b\r\n",
+    ],
+)
+def test_a_head_that_two_servers_could_read_differently_is_refused(bare_server, lines):
+    assert is_refused(answers_of(bare_server, b"POST /echo HTTP/1.1\r\n" + lines + b"\r\nabc"))
+
+
+@pytest.mark.parametrize("line", [b"CONNECT x:80 HTTP/1.1", b"GET / HTTP/2.0", b"\x16\x03\x01", b"GET x"])
+def test_what_is_no_request_to_this_server_is_refused(bare_server, line):
+    assert is_refused(answers_of(bare_server, line + b"\r\n" + HOST + b"\r\n"))
+
+
+def test_an_old_client_need_not_say_whom_it_asks(bare_server):
+    (got,) = echoed(bare_server, b"POST /echo HTTP/1.0\r\nContent-Length: 2\r\n\r\nab")
+    assert got["body"] == "ab"
+
+
+def test_a_client_that_would_rather_speak_http2_is_answered_in_the_one_it_began_with(bare_server):
+    offer = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    one = b"POST /echo HTTP/1.1\r\n" + offer + b"Content-Length: 2\r\n\r\nab"
+    for pieces in ([one, one], [one + one], [one[:50], one[50:-1], one[-1:] + one]):
+        got = echoed(bare_server, *pieces, pause_s=0.05)
+        assert [(each["body"], "upgrade" in each["headers"]) for each in got] == [("ab", False)] * 2
+
+
+def requests(n):
+    return [
+        b"POST /echo?%d HTTP/1.1\r\n" % index + HOST + b"Content-Length: 3\r\n\r\n%03d" % index for index in range(n)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_requests_sent_without_waiting_are_answered_in_their_order_however_they_are_cut(bare_server, seed):
+    rng = random.Random(seed)  # noqa: S311
+    stream = b"".join(requests(20))
+    cuts = [0, *sorted(rng.sample(range(1, len(stream)), 12)), len(stream)]
+    pieces = [stream[start:end] for start, end in pairwise(cuts)]
+    got = echoed(bare_server, *pieces, pause_s=0.005)
+    assert [(one["query"], one["body"]) for one in got] == [(str(index), f"{index:03d}") for index in range(20)]
+
+
+def test_a_client_that_sends_on_and_on_without_waiting_is_refused(bare_server):
+    slow = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
+    answer = answers_of(bare_server, slow + b"".join(requests(MAX_WAITING_REQUESTS + 1)))
+    assert is_refused(answer)
+    assert echoed(bare_server, b"".join(requests(MAX_WAITING_REQUESTS)))
