@@ -3,8 +3,10 @@
 import asyncio
 import http.client
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,16 +16,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import callers
 from benchmarks.bundles import BundleShape, random_bundle
 from benchmarks.engine_rows import Feeder, noise, run_batches
 from benchmarks.interleaved import Ratio
 from benchmarks.report import Bar, Measured, Report, Table
 from benchmarks.stage import Stage
 from prompt_store.bundle import read_bundle
+from prompt_store.store import Store
 from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
 from service.decoders import Exact, Pixels
-from service.engine import Engine
+from service.interpreter import HAND_OVER_S
 
 N_ROUNDS = 12
 PER_ROUND = 20
@@ -79,17 +83,23 @@ def idle(on: Stage, model: PromptedClip, report: Report) -> None:
     report.samples["idle_ms"] = medians
 
 
-def against_engine(on: Stage, model: PromptedClip, report: Report) -> None:
-    """A few clients in a closed loop against the engine alone on the same threads, slice by slice in turn."""
-    engine = Engine(model)
-    stacks = [load(model, domain) for domain in on.service.domains[:64]]
-    feeder = Feeder(engine, stacks, noise(model.backbone.image_size), np.random.default_rng(on.options.seed))
-    n_clients = on.options.clients
+def against_engine(on: Stage, model: PromptedClip, store: Store, report: Report) -> None:
+    """A few clients in a closed loop against the engine alone on the same threads, slice by slice in turn.
+
+    Once the engine is handed batches of each size, back to back; and once as many callers as there are clients hand it
+    the same JPEGs, through the service's own decoder and queue: beside those, what is missing is HTTP.
+    """
+    n_clients, plan = on.options.clients, on.plan([])
+    files = [Path(path).read_bytes() for path in plan.bodies]
     body, content_type = form(on.photographs, IMAGES_PER_REQUEST)
     crate = on.photographs[0].parent / "form"
     crate.write_bytes(body)
     many = {"bodies": [str(crate)], "content_type": content_type, "n_images": IMAGES_PER_REQUEST}
-    with asyncio.Runner() as loop:
+    with asyncio.Runner() as loop, as_in_a_service():
+        runtime = loop.run(callers.start(on.options.settings(), model, store))
+        engine = runtime.engine
+        stacks = [load(model, domain) for domain in on.service.domains[:64]]
+        feeder = Feeder(engine, stacks, noise(model.backbone.image_size), np.random.default_rng(on.options.seed))
 
         def engine_rate(n_rows: int) -> float:
             n_images, started_s = 0, time.perf_counter()
@@ -99,35 +109,61 @@ def against_engine(on: Stage, model: PromptedClip, report: Report) -> None:
                 n_images += len(batches) * n_rows
             return n_images / taken_s
 
-        names = [*(f"engine, batch {n}" for n in BATCHES), "one image", "several"]
+        def callers_rate() -> float:
+            return loop.run(callers.closed_rate(runtime, files, plan.domains, n_callers=n_clients, duration_s=SLICE_S))
+
+        names = [*(f"engine, batch {n}" for n in BATCHES), "callers", "one image", "several"]
         found: dict[str, list[float]] = {name: [] for name in names}
         on.console.print(f"{n_clients} clients and the engine alone, in turn")
         for n_rows in BATCHES:
             engine_rate(n_rows)
+        callers_rate()
         for _ in range(N_SLICES):
             found["one image"].append(on.closed_rate(n_clients, SLICE_S))
+            found["callers"].append(callers_rate())
             # Requests of several images take a good part of a slice: there must be many of them, too.
             found["several"].append(on.closed_rate(n_clients, 2 * SLICE_S, **many))
             for n_rows in BATCHES:
                 found[f"engine, batch {n_rows}"].append(engine_rate(n_rows))
-    engine.close()
+        loop.run(runtime.stop())
     best = max((found[f"engine, batch {n}"] for n in BATCHES), key=statistics.median)
-    alike = found["engine, batch 2"]
     at_best = "the engine at its best batch size"
-    for name, key, engine_per_s, text in (
-        ("http_vs_engine", "one image", best, f"one image each / of {at_best}"),
-        ("http_vs_engine_by_twos", "one image", alike, "one image each / of the engine in batches of two"),
-        ("http_of_8_vs_engine", "several", best, f"{IMAGES_PER_REQUEST} images each / of {at_best}"),
+    for name, key, engine_per_s, text, is_bar in (
+        ("http_vs_engine", "one image", best, f"one image each / of {at_best}", True),
+        (
+            "http_vs_engine_same_callers",
+            "one image",
+            found["callers"],
+            f"one image each / of the engine with {n_clients} callers and the same JPEGs, without HTTP",
+            True,
+        ),
+        (
+            "http_vs_engine_by_twos",
+            "one image",
+            found["engine, batch 2"],
+            "one image each / of the engine in batches of two",
+            False,
+        ),
+        ("http_of_8_vs_engine", "several", best, f"{IMAGES_PER_REQUEST} images each / of {at_best}", True),
     ):
         values = [one / other for one, other in zip(found[key], engine_per_s, strict=True)]
         meaning = f"images/s of {n_clients} clients with requests of {text}"
-        report.numbers.append(
-            Measured(name, Ratio.of(values), meaning, Bar(">=", 0.9) if name == "http_vs_engine" else None)
-        )
+        report.numbers.append(Measured(name, Ratio.of(values), meaning, Bar(">=", 0.9) if is_bar else None))
     report.tables[f"{n_clients} clients and the engine alone, images/s"] = Table(
         tuple(found), [tuple(f"{statistics.median(values):.1f}" for values in found.values())]
     )
     report.samples["http_and_engine_per_s"] = found
+
+
+@contextmanager
+def as_in_a_service() -> Iterator[None]:
+    """Python hands over its lock as soon as it does in a service."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(HAND_OVER_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 def load(model: PromptedClip, domain: str) -> PromptStack:

@@ -44,8 +44,8 @@ def measure(options: ServeOptions, console: Console) -> Report:
             }
             if options.wants("idle"):
                 idle(on, on.model, report)
-            if options.wants("engine"):
-                against_engine(on, on.model, report)
+            if options.wants("engine") and on.store is not None:
+                against_engine(on, on.model, on.store, report)
         console.print(f"closed loop, {CEILING_CLIENTS} clients")
         ceiling = on.closed_rate(CEILING_CLIENTS, min(CEILING_S, options.seconds))
         report.numbers.append(

@@ -18,6 +18,7 @@ from benchmarks.load import Plan, send
 from benchmarks.photographs import write_photographs
 from benchmarks.running import Service, fill_store, serving
 from benchmarks.served_model import ServedModel
+from prompt_store.store import Store
 from prompted_clip.model import PromptedClip
 from service.server import load_model
 
@@ -75,6 +76,7 @@ class Stage:
         photographs: JPEG files.
         model: an engine's model like the service's in this process; None for a service that somebody else started.
         console: told what happens.
+        store: of the service; None likewise.
     """
 
     options: ServeOptions
@@ -82,6 +84,7 @@ class Stage:
     photographs: Sequence[Path]
     model: PromptedClip | None
     console: Console
+    store: Store | None = None
 
     def plan(self, due_s: Sequence[float] | np.ndarray, **changes: object) -> Plan:
         """An open-loop plan over the domains by popularity; a closed one without times."""
@@ -144,6 +147,6 @@ def stage(options: ServeOptions, console: Console) -> Iterator[Stage]:
         extra = ["--web-workers", str(options.web_workers)] if options.web_workers else []
         console.print("starting caspl serve")
         with serving(extra, options.service_settings(), store.root, domains, digests) as service:
-            warm = Stage(options, service, photographs, model, console)
+            warm = Stage(options, service, photographs, model, console, store)
             warm.closed(options.clients, 1.0)
             yield warm
