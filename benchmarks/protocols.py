@@ -106,7 +106,7 @@ def markdown_table(costs: Mapping[str, Cost]) -> str:
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="how often each way has its turn")] = 7,
-    seconds: Annotated[float, typer.Option(min=0.1, help="of a turn")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="of a turn")] = 1.0,
     page: Annotated[Path | None, typer.Option(help="page whose table to fill")] = None,
 ) -> None:
     """Measure what each way to speak HTTP costs per request."""
