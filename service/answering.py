@@ -119,12 +119,18 @@ class Pin(Protocol):
 class Answerer(Protocol):
     """The side that has the device, as far as a classify request knows it."""
 
-    def pin(self, domain: str, version: int | None) -> AbstractAsyncContextManager[Pin]:
+    def pin(self, domain: str, version: int | None, wanted: Wanted | None = None) -> AbstractAsyncContextManager[Pin]:
         """Hold a domain's live version, or a numbered one, for one request.
+
+        Args:
+            domain: who is asked.
+            version: None for the live one.
+            wanted: how a single image is to be scored at least, if that is known already.
 
         Raises (on entering):
             DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: nothing is live there. A numbered version
                 is looked up by `settle`.
+            OverloadedError: a single image would be refused now, and `check` could not know.
         """
 
     def check(self, domain: str, wanted: Wanted) -> None:

@@ -52,8 +52,9 @@ class LocalAnswerer:
         self.variants = variants
 
     @asynccontextmanager
-    async def pin(self, domain: str, version: int | None) -> AsyncIterator[LocalPin]:
+    async def pin(self, domain: str, version: int | None, wanted: Wanted | None = None) -> AsyncIterator[LocalPin]:
         """See `Answerer.pin`."""
+        _ = wanted  # `check` knows
         yield self.hold(domain, version)
 
     def check(self, domain: str, wanted: Wanted) -> None:

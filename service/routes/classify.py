@@ -101,7 +101,7 @@ async def classify(
 ) -> ClassifyOut:
     """Classify one or several images among a domain's classes."""
     asking = _Asking(ask, front.settings)
-    async with front.answerer.pin(domain, ask.version) as pin:
+    async with front.answerer.pin(domain, ask.version, asking.wanted) as pin:
         front.decoder.check_room(1)
         images = await read_images(request, front.settings)
         asking.begin()
@@ -131,7 +131,8 @@ async def classify_mixed(
     asking.begin()
     async with AsyncExitStack() as held:
         domains = list(dict.fromkeys(domain for domain, _ in images))
-        holding = await asyncio.gather(*(_hold(held, front, actor_of(request), domain) for domain in domains))
+        actor, wanted = actor_of(request), asking.wanted
+        holding = await asyncio.gather(*(_hold(held, front, actor, domain, wanted) for domain in domains))
         pins = dict(zip(domains, holding, strict=True))
         held_images = [(pins[domain], image) for domain, image in images]
         results, timing = await asking.answers(request, response, front, held_images)
@@ -151,13 +152,13 @@ async def classify_mixed(
     )
 
 
-async def _hold(held: AsyncExitStack, front: Front, actor: str, domain: str) -> Held:
+async def _hold(held: AsyncExitStack, front: Front, actor: str, domain: str, wanted: Wanted) -> Held:
     """Pin what is live in a domain for as long as `held` is open, or say why that cannot be."""
     try:
         front.keys.require(actor, "classify", domain)
         if not is_domain(domain):
             return unknown_domain(domain)
-        return await held.enter_async_context(front.answerer.pin(domain, None))
+        return await held.enter_async_context(front.answerer.pin(domain, None, wanted))
     except EXPECTED as error:
         return error
 
@@ -173,19 +174,22 @@ class _Asking:
         self._ask = ask
         self._labels = check_labels(ask.labels, settings)
         self._timeout_s = _check_numbers(ask, settings)
-        self._began_s = 0.0
+        self._began_s = time.monotonic()
 
     def begin(self) -> None:
-        """Start the clock: the body is there."""
+        """Start the clock anew: the body is there."""
         self._began_s = time.monotonic()
+
+    @property
+    def wanted(self) -> Wanted:
+        """How an image is to be scored."""
+        return Wanted(self._ask.top_k, self._began_s + self._timeout_s, PRIORITIES[self._ask.priority])
 
     async def answers(
         self, request: Request, response: Response, front: Front, images: Sequence[tuple[Held, SentImage]]
     ) -> tuple[list[Result], TimingOut]:
         """A result per image, and where the time went, which a header says too."""
-        ask = self._ask
-        wanted = Wanted(ask.top_k, self._began_s + self._timeout_s, PRIORITIES[ask.priority])
-        asked = Asked(ask.stack, self._labels, wanted, ask.threshold)
+        asked = Asked(self._ask.stack, self._labels, self.wanted, self._ask.threshold)
         results, timing = await _unless_gone(request, answer(front, asked, images))
         timing.total = milliseconds(time.monotonic() - self._began_s)
         response.headers["Server-Timing"] = ", ".join(f"{name};dur={value}" for name, value in timing)

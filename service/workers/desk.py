@@ -122,10 +122,13 @@ class Desk:
 
     def _hold(self, ask: Pin) -> None:
         try:
-            pin = self._pins[ask.call] = self._answerer.hold(ask.domain, ask.version)
+            pin = self._answerer.hold(ask.domain, ask.version)
+            if ask.deadline_s is not None:
+                pin.check(1, Wanted(1, ask.deadline_s, ask.priority))
         except Exception as error:  # noqa: BLE001  every failure is an answer
             self._channel.send(Failed(ask.call, to_wire(error)))
         else:
+            self._pins[ask.call] = pin
             served = pin.served
             version, digest = (served.version, served.digest) if served else (None, None)
             self._channel.send(Named(ask.call, version, digest))

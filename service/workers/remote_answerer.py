@@ -31,17 +31,20 @@ class RemoteAnswerer:
         self.slots = slots
 
     @asynccontextmanager
-    async def pin(self, domain: str, version: int | None) -> AsyncIterator[RemotePin]:
+    async def pin(self, domain: str, version: int | None, wanted: Wanted | None = None) -> AsyncIterator[RemotePin]:
         """See `Answerer.pin`."""
         call = self.link.next_call()
         try:
-            named = await self.link.ask(Pin(call, domain, version), Named)
+            asking = Pin(call, domain, version)
+            if wanted is not None:
+                asking = Pin(call, domain, version, wanted.deadline_s, wanted.priority)
+            named = await self.link.ask(asking, Named)
             yield RemotePin(self, call, domain, named)
         finally:
             self.link.tell(Unpin(call))
 
     def check(self, domain: str, wanted: Wanted) -> None:
-        """See `Answerer.check`: the queue is at the other end, and nothing is known of it here."""
+        """See `Answerer.check`: the queue is at the other end, which `pin` asks."""
 
 
 class RemotePin:

@@ -53,11 +53,16 @@ class RowError(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Pin(Struct, frozen=True, array_like=True, tag=True):
-    """Hold a domain's live version, or a numbered one, until `Unpin`; answered by `Named`."""
+    """Hold a domain's live version, or a numbered one, until `Unpin`; answered by `Named`.
+
+    With a deadline, only if a single image would be let in now that is to be scored by then.
+    """
 
     call: int
     domain: str
     version: int | None
+    deadline_s: float | None = None
+    priority: int = 0
 
 
 class Settle(Struct, frozen=True, array_like=True, tag=True):

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from service.images import open_rgb
-from tests.service.crowd import WatchedBody
+from tests.service.crowd import WatchedBody, crowd
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +66,21 @@ async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come
     assert int(refused.headers["retry-after"]) >= 1
     assert body.n_read == 0
     assert {answer.status_code for answer in (*kept, *after)} == {200}
+
+
+async def test_who_would_be_refused_with_one_image_is_refused_before_the_body_is_read(serve, model):
+    body = WatchedBody()
+    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+        model.gate.clear()
+        kept = await crowd(client)
+        refused = await client.post("/classify/paint", content=body)
+        model.gate.set()
+        assert [(await one).status_code for one in kept] == [200] * 4
+        after = await client.post("/classify/paint", content=picture())
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert body.n_read == 0
+    assert after.status_code == 200
 
 
 async def test_too_many_images_in_decoding_are_429(serve, monkeypatch):

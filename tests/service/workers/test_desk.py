@@ -9,7 +9,7 @@ import pytest
 from prompt_store.errors import DomainNotFoundError
 from service.answering import Answered, Wanted
 from service.auth import KeyRing
-from service.errors import DeviceLostError
+from service.errors import DeviceLostError, OverloadedError
 from service.runtime import build
 from service.settings import Settings
 from service.workers.remote_answerer import RemoteAnswerer
@@ -149,6 +149,27 @@ async def test_slots_that_make_no_sense_are_refused_and_the_next_call_is_served(
                 with pytest.raises(Exception, match="details"):
                     await link.ask(message, Scored)
         link.tell(Unpin(pin))
+
+
+@pytest.mark.parametrize(("domain", "error"), [("paint", OverloadedError), ("nowhere", DomainNotFoundError)])
+async def test_who_would_be_refused_now_is_refused_with_the_pin_and_holds_nothing(runtime, model, domain, error):
+    async with joined(runtime.answerer, nobody) as (link, desk, slots):
+        model.gate.clear()
+        async with RemoteAnswerer(link, slots).pin("paint", None, wanted()) as pin:
+            await pin.settle("cascade", ())
+            scoring = asyncio.ensure_future(pin.score([RED], wanted()))
+            await eventually(lambda: runtime.batcher.n_running)
+            waiting = asyncio.ensure_future(pin.score([RED], wanted()))
+            await eventually(lambda: runtime.batcher.n_waiting)
+            with pytest.raises(error):
+                async with RemoteAnswerer(link, slots).pin(domain, None, wanted(seconds=-1)):
+                    pass
+            assert len(desk._pins) == 1
+            async with RemoteAnswerer(link, slots).pin("paint", None):
+                pass  # who does not say how soon is not asked
+            model.gate.set()
+            assert all(isinstance((await one)[0], Answered) for one in (scoring, waiting))
+        await eventually(lambda: not desk._pins)
 
 
 async def test_an_unknown_domain_is_known_to_be_so_before_any_pixel_travels(runtime):
