@@ -5,6 +5,7 @@ one thread, and a parser in C takes the answers apart.
 """
 
 import asyncio
+import http
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -54,7 +55,7 @@ class Connection:
         try:
             wire = await self._open()
             reply = await wire.exchange(head.encode("latin-1") + body, self._timeout_s)
-        except (OSError, httptools.HttpParserError) as error:
+        except OSError as error:
             self.close()
             reply = Reply(body=repr(error).encode(), done_s=time.monotonic())
         self._used_s = reply.done_s
@@ -89,8 +90,7 @@ class _Wire(asyncio.Protocol):
         """Send a request and wait for its answer.
 
         Raises:
-            OSError: the server hung up, or did not answer in time.
-            httptools.HttpParserError: what came is no answer.
+            OSError: the server hung up, or did not answer in time, or not in HTTP.
         """
         if self._transport is None:
             raise ConnectionError("not connected")
@@ -119,8 +119,8 @@ class _Wire(asyncio.Protocol):
         """Asyncio's: take in a piece of the answer."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(error)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(ConnectionError(f"no answer in HTTP/1.1: {error!r}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Asyncio's: an answer that has not come will not come."""
@@ -137,13 +137,16 @@ class _Wire(asyncio.Protocol):
         self._reply.body += part
 
     def on_message_complete(self) -> None:
-        """The parser's: the answer is whole."""
-        self._reply.done_s = time.monotonic()
-        self._reply.status = self._parser.get_status_code()
+        """The parser's: the answer is whole, unless it only says that one will come."""
+        reply, self._reply = self._reply, Reply()
+        reply.done_s = time.monotonic()
+        reply.status = self._parser.get_status_code()
+        if reply.status < http.HTTPStatus.OK:
+            return
         if not self._parser.should_keep_alive():
             self.close()
         if self._answered is not None and not self._answered.done():
-            self._answered.set_result(self._reply)
+            self._answered.set_result(reply)
 
     def _fail(self, error: Exception) -> None:
         if self._answered is not None and not self._answered.done():

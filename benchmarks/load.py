@@ -25,7 +25,7 @@ from benchmarks.answers import Answer
 from benchmarks.connection import Connection
 
 HEAD_START_S = 0.3
-"""Time for the connections to open before the first request is due."""
+"""Time for everything to be in place before the first request is due."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What HTTP costs: an idle request beside decoding and the bare forward, and a busy service beside its own engine."""
 
 import asyncio
+import gc
 import http.client
 import statistics
 import sys
@@ -27,7 +28,7 @@ from prompt_store.store import Store
 from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
 from service.decoders import Exact, Pixels
-from service.interpreter import HAND_OVER_S
+from service.interpreter import prepare_interpreter
 
 N_ROUNDS = 12
 PER_ROUND = 20
@@ -87,7 +88,8 @@ def against_engine(on: Stage, model: PromptedClip, store: Store, report: Report)
     """A few clients in a closed loop against the engine alone on the same threads, slice by slice in turn.
 
     Once the engine is handed batches of each size, back to back; and once as many callers as there are clients hand it
-    the same JPEGs, through the service's own decoder and queue: beside those, what is missing is HTTP.
+    the same JPEGs, through the service's own decoder and queue: beside those, what is missing is what HTTP takes, the
+    clients' process included.
     """
     n_clients, plan = on.options.clients, on.plan([])
     files = [Path(path).read_bytes() for path in plan.bodies]
@@ -128,27 +130,21 @@ def against_engine(on: Stage, model: PromptedClip, store: Store, report: Report)
         loop.run(runtime.stop())
     best = max((found[f"engine, batch {n}"] for n in BATCHES), key=statistics.median)
     at_best = "the engine at its best batch size"
-    for name, key, engine_per_s, text, is_bar in (
-        ("http_vs_engine", "one image", best, f"one image each / of {at_best}", True),
-        (
-            "http_vs_engine_same_callers",
-            "one image",
-            found["callers"],
-            f"one image each / of the engine with {n_clients} callers and the same JPEGs, without HTTP",
-            True,
-        ),
+    same = f"one image each / of the engine with {n_clients} callers and the same JPEGs, without HTTP"
+    for name, key, engine_per_s, text in (
+        ("http_vs_engine", "one image", best, f"one image each / of {at_best}"),
         (
             "http_vs_engine_by_twos",
             "one image",
             found["engine, batch 2"],
             "one image each / of the engine in batches of two",
-            False,
         ),
-        ("http_of_8_vs_engine", "several", best, f"{IMAGES_PER_REQUEST} images each / of {at_best}", True),
+        ("http_vs_engine_same_callers", "one image", found["callers"], same),
+        ("http_of_8_vs_engine", "several", best, f"{IMAGES_PER_REQUEST} images each / of {at_best}"),
     ):
         values = [one / other for one, other in zip(found[key], engine_per_s, strict=True)]
         meaning = f"images/s of {n_clients} clients with requests of {text}"
-        report.numbers.append(Measured(name, Ratio.of(values), meaning, Bar(">=", 0.9) if is_bar else None))
+        report.numbers.append(Measured(name, Ratio.of(values), meaning, Bar(">=", 0.9)))
     report.tables[f"{n_clients} clients and the engine alone, images/s"] = Table(
         tuple(found), [tuple(f"{statistics.median(values):.1f}" for values in found.values())]
     )
@@ -157,13 +153,14 @@ def against_engine(on: Stage, model: PromptedClip, store: Store, report: Report)
 
 @contextmanager
 def as_in_a_service() -> Iterator[None]:
-    """Python hands over its lock as soon as it does in a service."""
+    """Python runs as it does in a service."""
     before_s = sys.getswitchinterval()
-    sys.setswitchinterval(HAND_OVER_S)
+    prepare_interpreter()
     try:
         yield
     finally:
         sys.setswitchinterval(before_s)
+        gc.unfreeze()
 
 
 def load(model: PromptedClip, domain: str) -> PromptStack:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.protocols`: what a request costs the event loop before and after the service's own code.
 
-The same refusal is sent by uvicorn with each way to speak HTTP, in a process of its own; a client of an image's size
-asks again and again. This chose the parser of `service.patient_protocol`.
+The same refusal is sent by uvicorn with each way to speak HTTP, in a process of its own, to clients that send a
+photograph's worth of bytes again and again. This chose the parser of `service.patient_protocol`.
 """
 
 import asyncio

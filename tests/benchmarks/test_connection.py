@@ -73,6 +73,19 @@ async def test_an_answer_in_chunks_is_put_together():
         assert (await ask(connection)).body == b"abc"
 
 
+async def test_word_that_an_answer_will_come_is_no_answer():
+    async with server([b"HTTP/1.1 102 Processing\r\n\r\n", WHOLE]) as (connection, _):
+        assert (await ask(connection)).body == b"full"
+
+
+async def test_what_comes_behind_an_answer_does_not_change_it():
+    late = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\n\r\nbad"
+    async with server([WHOLE + late], [WHOLE]) as (connection, _):
+        replies = [await ask(connection), await ask(connection)]
+
+    assert [(reply.status, reply.body) for reply in replies] == [(429, b"full")] * 2
+
+
 async def test_one_connection_carries_request_after_request():
     async with server([WHOLE], [WHOLE], [WHOLE]) as (connection, seen):
         assert [(await ask(connection)).status for _ in range(3)] == [429] * 3
@@ -106,7 +119,8 @@ async def test_a_connection_that_was_idle_for_long_is_made_anew(monkeypatch):
     [
         ([None], b"ConnectionResetError"),
         ([WHOLE[:-2], None], b"ConnectionResetError"),
-        ([b"SSH-2.0-OpenSSH\r\n"], b"HttpParserError"),
+        ([b"SSH-2.0-OpenSSH\r\n"], b"no answer in HTTP"),
+        ([b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"], b"no answer in HTTP"),
         ([WHOLE[:-2]], b"TimeoutError"),
     ],
 )

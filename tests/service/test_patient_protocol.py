@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from itertools import pairwise
 
 import httpx
@@ -17,34 +18,44 @@ from service.patient_protocol import MAX_HEADER_BYTES, MAX_WAITING_REQUESTS
 from service.settings import Settings
 
 HOST = b"Host: x\r\n"
+asked = []
 
 
 async def application(scope, receive, send):
-    """Answers 204 without reading a body; under /echo with what it read; under /slow after a while."""
+    """Answers 204 without reading a body; under /echo with what it read; under /slow after a while.
+
+    Notes who asked in `asked`, and under /wait who hung up.
+    """
+    asked.append(scope["path"])
     if scope["path"] == "/slow":
         await asyncio.sleep(0.6)
+    body, more = b"", scope["path"] in {"/echo", "/wait"}
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            asked.append("gone")
+            return
+        body, more = body + message["body"], message["more_body"] or scope["path"] == "/wait"
     if scope["path"] != "/echo":
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
         return
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        body, more = body + message["body"], message["more_body"]
-    names = sorted(name.decode() for name, _ in scope["headers"])
-    data = json.dumps({"body": body.decode(), "query": scope["query_string"].decode(), "headers": names}).encode()
+    found = {
+        "body": body.decode(),
+        "query": scope["query_string"].decode(),
+        "headers": {name.decode(): value.decode() for name, value in scope["headers"]},
+    }
+    data = json.dumps(found).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(data))]})
     await send({"type": "http.response.body", "body": data})
 
 
-@pytest.fixture
-def bare_server(monkeypatch):
-    """The server's protocol around that application: 0.3 s for a head, 1.2 s for what nobody reads of a body."""
-    monkeypatch.setattr("service.patient_protocol.HEAD_WITHIN_S", 0.3)
+@contextmanager
+def serving():
+    """The server's protocol around that application: 0.5 s between requests, 1.2 s for what nobody reads of a body."""
+    asked.clear()
     config = http_config(application, Settings(max_body_s=1.2))
-    config.lifespan = "off"
+    config.lifespan, config.timeout_keep_alive = "off", 0.5
     with listen("127.0.0.1", 0) as listener:
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
@@ -54,9 +65,24 @@ def bare_server(monkeypatch):
         thread.join(10)
 
 
+@pytest.fixture
+def bare_server():
+    """With all the time in the world for a head: what is hung up on has been refused."""
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture
+def hasty_server(monkeypatch):
+    """With 0.3 s for a head."""
+    monkeypatch.setattr("service.patient_protocol.HEAD_WITHIN_S", 0.3)
+    with serving() as address:
+        yield address
+
+
 @pytest.mark.parametrize("piece", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"])
-def test_a_client_that_does_not_finish_its_headers_is_hung_up_on(bare_server, piece):
-    with socket.create_connection(bare_server, timeout=5) as silent:
+def test_a_client_that_does_not_finish_its_headers_is_hung_up_on(hasty_server, piece):
+    with socket.create_connection(hasty_server, timeout=5) as silent:
         started_s = time.monotonic()
         silent.sendall(piece)
         assert silent.recv(10) == b""
@@ -69,23 +95,23 @@ def dribble(connection):
         time.sleep(0.05)
 
 
-def test_a_client_that_dribbles_its_headers_is_hung_up_on(bare_server):
+def test_a_client_that_dribbles_its_headers_is_hung_up_on(hasty_server):
     broken = pytest.raises((BrokenPipeError, ConnectionResetError))
-    with socket.create_connection(bare_server, timeout=5) as connection, broken:
+    with socket.create_connection(hasty_server, timeout=5) as connection, broken:
         dribble(connection)
 
 
-def test_a_slow_answer_and_a_connection_in_use_are_left_alone(bare_server):
-    host, port = bare_server
+def test_a_slow_answer_and_a_connection_in_use_are_left_alone(hasty_server):
+    host, port = hasty_server
     with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
         for path in ("/slow", "/", "/slow", "/"):
             assert client.get(path).status_code == 204
             time.sleep(0.1)
 
 
-def test_who_is_answered_early_may_send_the_rest_of_the_body_and_ask_again(bare_server):
+def test_who_is_answered_early_may_send_the_rest_of_the_body_and_ask_again(hasty_server):
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n"
-    with socket.create_connection(bare_server, timeout=5) as connection:
+    with socket.create_connection(hasty_server, timeout=5) as connection:
         for _ in range(2):
             connection.sendall(head + b"0123456789")
             assert connection.recv(4096).startswith(b"HTTP/1.1 204")
@@ -96,8 +122,8 @@ def test_who_is_answered_early_may_send_the_rest_of_the_body_and_ask_again(bare_
         assert connection.recv(10) == b""  # and then, as ever, not for ever
 
 
-def test_who_never_sends_the_rest_of_a_body_is_hung_up_on(bare_server):
-    with socket.create_connection(bare_server, timeout=5) as connection:
+def test_who_never_sends_the_rest_of_a_body_is_hung_up_on(hasty_server):
+    with socket.create_connection(hasty_server, timeout=5) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n0123456789")
         assert connection.recv(4096).startswith(b"HTTP/1.1 204")
         assert connection.recv(10) == b""
@@ -123,8 +149,8 @@ def echoed(address, *pieces, pause_s=0.0):
 
 
 def is_refused(answer):
-    """400 as the one answer, or a connection that was closed under a client still sending."""
-    return answer == b"" or (answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1 ") == 1)
+    """400 as the one answer, or a connection that was closed under a client still sending; nobody was asked."""
+    return not asked and (answer == b"" or (answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1 ") == 1))
 
 
 def head_of(size):
@@ -134,7 +160,7 @@ def head_of(size):
 
 def test_a_head_within_the_limit_is_read(bare_server):
     (got,) = echoed(bare_server, head_of(MAX_HEADER_BYTES))
-    assert got["headers"] == ["host", "x-a"]
+    assert list(got["headers"]) == ["host", "x-a"]
 
 
 @pytest.mark.parametrize("n_pieces", [1, 2, 40])
@@ -147,20 +173,27 @@ def test_a_head_over_the_limit_is_refused_however_it_arrives(bare_server, head, 
     assert is_refused(answers_of(bare_server, *pieces, pause_s=0.002))
 
 
-@pytest.mark.parametrize("endless", [b"a", b"a: b\r\n", b"\r\n"])
-@pytest.mark.parametrize("start", [b"", b"GET /echo HTTP/1.1\r\n" + HOST + b"X-A: "])
-def test_a_head_that_never_ends_is_refused_once_it_is_over_the_limit(bare_server, start, endless):
-    piece = endless * (4000 // len(endless))
-    assert is_refused(answers_of(bare_server, start, *[piece] * 8, pause_s=0.01))
-
-
+GET = b"GET /echo HTTP/1.1\r\n" + HOST
 IN_CHUNKS = b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-@pytest.mark.parametrize("endless", [b"3;" + b"x" * 100, b"0\r\nX-A: " + b"x" * 100, b"0\r\n" + b"a: b\r\n" * 20])
-def test_what_a_body_in_chunks_carries_beside_its_bytes_is_bounded_too(bare_server, endless):
-    rest = (endless[-6:] if endless.endswith(b"\n") else b"x") * 5000
-    assert is_refused(answers_of(bare_server, IN_CHUNKS + endless, *[rest] * 8, pause_s=0.01))
+@pytest.mark.parametrize(
+    ("start", "endless"),
+    [
+        (b"", b"\r\n"),
+        (b"GET /", b"a"),
+        (GET + b"X-A: ", b"a"),
+        (GET, b"a: b\r\n"),
+        (IN_CHUNKS + b"3;", b"x"),
+        (IN_CHUNKS + b"0\r\nX-A: ", b"x"),
+        (IN_CHUNKS + b"0\r\n", b"a: b\r\n"),
+    ],
+)
+def test_what_never_ends_is_refused_once_it_is_over_the_limit(bare_server, start, endless):
+    piece = endless * (4000 // len(endless))
+    answer = answers_of(bare_server, start, *[piece] * 8, pause_s=0.01)
+    assert answer == b"" or (answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1 ") == 1)
+    assert asked in ([], ["/echo"], ["/echo", "gone"])
 
 
 def test_a_body_in_the_smallest_chunks_is_a_body(bare_server):
@@ -172,7 +205,7 @@ def test_a_body_in_the_smallest_chunks_is_a_body(bare_server):
 
 def test_what_follows_a_body_in_chunks_becomes_no_header(bare_server):
     (got,) = echoed(bare_server, IN_CHUNKS + b"2\r\nab\r\n", b"0\r\nAuthorization: x\r\n\r\n", pause_s=0.05)
-    assert (got["body"], got["headers"]) == ("ab", ["host", "transfer-encoding"])
+    assert (got["body"], list(got["headers"])) == ("ab", ["host", "transfer-encoding"])
 
 
 @pytest.mark.parametrize(
@@ -185,6 +218,7 @@ def test_what_follows_a_body_in_chunks_becomes_no_header(bare_server):
         HOST + b"Content-Length: -3\r\n",
         HOST + b"Content-Length: 0x3\r\n",
         HOST + b"Transfer-Encoding: chunked, x\r\n",
+        HOST + b"Transfer-Encoding: gzip, chunked\r\n",
         HOST + b"Content-Length : 3\r\n",
         HOST + b"X-A: b\r\n Content-Length: 3\r\n",
         HOST + b"X-A: \0\r\n",
@@ -192,7 +226,7 @@ def test_what_follows_a_body_in_chunks_becomes_no_header(bare_server):
     ],
 )
 def test_a_head_that_two_servers_could_read_differently_is_refused(bare_server, lines):
-    assert is_refused(answers_of(bare_server, b"POST /echo HTTP/1.1\r\n" + lines + b"\r\nabc"))
+    assert is_refused(answers_of(bare_server, b"POST /echo HTTP/1.1\r\n" + lines + b"\r\n"))
 
 
 @pytest.mark.parametrize("line", [b"CONNECT x:80 HTTP/1.1", b"GET / HTTP/2.0", b"\x16\x03\x01", b"GET x"])
@@ -205,12 +239,37 @@ def test_an_old_client_need_not_say_whom_it_asks(bare_server):
     assert got["body"] == "ab"
 
 
-def test_a_client_that_would_rather_speak_http2_is_answered_in_the_one_it_began_with(bare_server):
-    offer = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-    one = b"POST /echo HTTP/1.1\r\n" + offer + b"Content-Length: 2\r\n\r\nab"
-    for pieces in ([one, one], [one + one], [one[:50], one[50:-1], one[-1:] + one]):
+@pytest.mark.parametrize("line", [b"Host: x \t", b"X-Request-Id:  a  ", b"Content-Encoding:identity\t "])
+def test_the_space_around_a_value_is_no_part_of_it(bare_server, line):
+    host = b"" if line.startswith(b"Host") else HOST
+    (got,) = echoed(bare_server, b"GET /echo HTTP/1.1\r\n" + host + line + b"\r\n\r\n")
+    name, _, value = line.decode().partition(":")
+    assert got["headers"][name.lower()] == value.strip()
+
+
+OFFER = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+OFFERS = {
+    "with a length": b"POST /echo HTTP/1.1\r\n" + OFFER + b"Content-Length: 2\r\n\r\nab",
+    "in chunks": b"POST /echo HTTP/1.1\r\n"
+    + OFFER
+    + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n1\r\nb\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+def test_a_client_that_would_rather_speak_http2_is_answered_in_the_one_it_began_with(bare_server, offer):
+    for pieces in ([offer, offer], [offer + offer], [offer[:50], offer[50:-1], offer[-1:] + offer]):
         got = echoed(bare_server, *pieces, pause_s=0.05)
         assert [(each["body"], "upgrade" in each["headers"]) for each in got] == [("ab", False)] * 2
+
+
+def test_a_client_that_waits_to_be_told_to_go_on_is_told_so_beside_its_offer(bare_server):
+    head = b"POST /echo HTTP/1.1\r\n" + OFFER + b"Expect: 100-continue \r\nContent-Length: 2\r\n\r\n"
+    with socket.create_connection(bare_server, timeout=5) as connection:
+        connection.sendall(head)
+        assert connection.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"ab")
+        assert b'"body": "ab"' in b"".join(iter(lambda: connection.recv(4096), b""))
 
 
 def requests(n):
@@ -229,8 +288,52 @@ def test_requests_sent_without_waiting_are_answered_in_their_order_however_they_
     assert [(one["query"], one["body"]) for one in got] == [(str(index), f"{index:03d}") for index in range(20)]
 
 
-def test_a_client_that_sends_on_and_on_without_waiting_is_refused(bare_server):
-    slow = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
-    answer = answers_of(bare_server, slow + b"".join(requests(MAX_WAITING_REQUESTS + 1)))
-    assert is_refused(answer)
-    assert echoed(bare_server, b"".join(requests(MAX_WAITING_REQUESTS)))
+SLOW = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
+
+
+def statuses(answer):
+    return [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+
+
+def test_of_more_requests_than_may_wait_those_that_may_are_answered(bare_server):
+    answer = answers_of(bare_server, SLOW + b"".join(requests(MAX_WAITING_REQUESTS + 5)))
+    assert statuses(answer) == [204] + [200] * MAX_WAITING_REQUESTS
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"\x16\x03\x01" * 10,
+        b"GET /echo HTTP/1.1\r\n\r\n",
+        b"a: b\r\n" * 10_000,
+        IN_CHUNKS + b"x\r\n",
+        OFFERS["in chunks"].replace(b"1\r\na", b"x\r\na"),
+    ],
+)
+def test_what_cannot_be_read_spoils_no_request_before_it(bare_server, rest):
+    assert statuses(answers_of(bare_server, SLOW + rest, *[b"x" * 10_000] * 4, pause_s=0.01)) == [204]
+    assert asked == ["/slow"]
+
+
+def test_a_request_whose_own_body_breaks_off_is_refused_and_told_so(bare_server):
+    assert statuses(answers_of(bare_server, IN_CHUNKS + b"2\r\nab\r\n", b"x\r\n", pause_s=0.1)) == [400]
+    assert asked == ["/echo", "gone"]
+
+
+def test_who_hangs_up_is_noticed_even_with_more_requests_sent_ahead(bare_server):
+    with socket.create_connection(bare_server, timeout=5) as connection:
+        connection.sendall(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n" + SLOW + SLOW)
+    deadline_s = time.monotonic() + 5
+    while asked != ["/wait", "gone"]:
+        assert time.monotonic() < deadline_s, asked
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert asked == ["/wait", "gone"], "what nobody will read is not begun"
+
+
+def test_the_log_does_not_repeat_what_a_client_says(bare_server, caplog):
+    for line in (b"GET http://x:99999/secret HTTP/1.1", b"secret / HTTP/1.1", b"GET /secret HTTP/1.1\r\nsecret secret"):
+        assert is_refused(answers_of(bare_server, line + b"\r\n" + HOST + b"\r\n"))
+    reasons = [record.reason for record in caplog.records if record.msg == "request.malformed"]
+    assert len(reasons) == 3
+    assert not any("secret" in reason for reason in reasons)

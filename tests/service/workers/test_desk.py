@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -23,12 +24,18 @@ RED = np.zeros((3, 16, 16), dtype=np.uint8)
 RED[0] = 255
 
 
-@pytest.fixture
-async def runtime(model, store):
-    runtime = build(Settings(store_poll_s=0, calibrate_s=0), model, store, KeyRing())
+@asynccontextmanager
+async def running(model, store, **changes):
+    runtime = build(Settings(store_poll_s=0, calibrate_s=0, **changes), model, store, KeyRing())
     await runtime.start()
     yield runtime
     await runtime.stop()
+
+
+@pytest.fixture
+async def runtime(model, store):
+    async with running(model, store) as runtime:
+        yield runtime
 
 
 def nobody(_):
@@ -152,23 +159,29 @@ async def test_slots_that_make_no_sense_are_refused_and_the_next_call_is_served(
 
 
 @pytest.mark.parametrize(("domain", "error"), [("paint", OverloadedError), ("nowhere", DomainNotFoundError)])
-async def test_who_would_be_refused_now_is_refused_with_the_pin_and_holds_nothing(runtime, model, domain, error):
-    async with joined(runtime.answerer, nobody) as (link, desk, slots):
+async def test_who_would_be_refused_now_is_refused_with_the_pin_and_holds_nothing(model, store, domain, error):
+    async with (
+        running(model, store, max_waiting_rows=1, max_batch_rows=1, max_images=1) as runtime,
+        joined(runtime.answerer, nobody) as (link, desk, slots),
+    ):
         model.gate.clear()
         async with RemoteAnswerer(link, slots).pin("paint", None, wanted()) as pin:
             await pin.settle("cascade", ())
             scoring = asyncio.ensure_future(pin.score([RED], wanted()))
             await eventually(lambda: runtime.batcher.n_running)
+            ready = asyncio.ensure_future(pin.score([RED], wanted()))
+            await eventually(lambda: runtime.batcher.n_running == 2)
             waiting = asyncio.ensure_future(pin.score([RED], wanted()))
             await eventually(lambda: runtime.batcher.n_waiting)
             with pytest.raises(error):
-                async with RemoteAnswerer(link, slots).pin(domain, None, wanted(seconds=-1)):
+                async with RemoteAnswerer(link, slots).pin(domain, None, wanted()):
                     pass
             assert len(desk._pins) == 1
             async with RemoteAnswerer(link, slots).pin("paint", None):
                 pass  # who does not say how soon is not asked
             model.gate.set()
-            assert all(isinstance((await one)[0], Answered) for one in (scoring, waiting))
+            for one in (scoring, ready, waiting):
+                assert isinstance((await one)[0], Answered)
         await eventually(lambda: not desk._pins)
 
 
