@@ -1,8 +1,8 @@
 """What happens to every request before a route sees it: id, log line, metrics, key check, body limits.
 
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides a client's hanging up. The order, outside in: `Envelope`
-(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only), `Crowd` (counts
-requests), `BodyLimit` (counts bytes while they arrive).
+(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only), `Crowd` (refuses what
+is too much, see `crowd.py`), `BodyLimit` (counts bytes while they arrive).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import re
 import secrets
 import time
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -22,12 +23,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
+from service.crowd import Crowd
 from service.errors import (
     BodyTooLargeError,
     ClientGoneError,
     ForeignRequestError,
     MediaTypeError,
-    OverloadedError,
     SlowBodyError,
 )
 from service.front import Front
@@ -95,7 +96,7 @@ class Envelope:
             headers["Connection"] = "close"
 
     def _record(self, scope: Scope, status: int, took_s: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = scope.get("caspl.route") or getattr(scope.get("route"), "path", "unmatched")
         metrics = self.front.metrics
         method = scope["method"] if scope["method"] in METHODS else "other"
         metrics.requests.labels(route, method, str(status)).inc()
@@ -168,6 +169,7 @@ def refuse_foreign(method: str, headers: Headers) -> None:
         )
 
 
+@lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
     """Whether a Host header, with or without port, names this machine."""
     try:
@@ -175,37 +177,6 @@ def _is_loopback(host: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-class Crowd:
-    """Bounds how many classify requests are under way in this process.
-
-    Behind a small model HTTP itself is what takes longest. Then requests pile up here, where no queue counts them, and
-    the time to refuse one is before its body is read.
-    """
-
-    def __init__(self, app: ASGIApp, front: Front) -> None:
-        self.app = app
-        self.front = front
-        self._n_open = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection.
-
-        Raises:
-            OverloadedError: as many as may be are under way.
-        """
-        if scope["type"] != "http" or not scope["path"].startswith("/classify"):
-            await self.app(scope, receive, send)
-            return
-        limit = self.front.settings.max_open_requests
-        if self._n_open >= limit:
-            raise OverloadedError(f"{limit} requests are under way, as many as may be; try again.", retry_after_s=1.0)
-        self._n_open += 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self._n_open -= 1
 
 
 class BodyLimit:

@@ -23,12 +23,11 @@ from service.live_table import unknown_domain
 from service.logs import request_id
 from service.problems import EXPECTED
 from service.routes.bodies import SentImage, read_images, read_mixed
-from service.routes.early_refusal import EarlyRefusal
 from service.routes.scoring import Asked, Held, Result, answer, milliseconds
 from service.schemas import ClassifyOut, MixedOut, MixedResultOut, TimingOut
 from service.settings import Settings
 
-router = APIRouter(tags=["classify"], route_class=EarlyRefusal)
+router = APIRouter(tags=["classify"])
 
 T = TypeVar("T")
 

@@ -1,11 +1,11 @@
-"""Refusing before a request is looked at closely: whom, and whom not."""
+"""Refusing by the first line alone: whom, and whom not."""
 
 import time
 
 import pytest
 from starlette.datastructures import QueryParams
 
-from service.routes.early_refusal import wanted_of
+from service.crowd import wanted_of
 from service.settings import Settings
 from tests.service.crowd import crowd
 from tests.service.fakes import colour_bundle, picture
@@ -37,6 +37,33 @@ async def test_who_does_not_say_how_soon_is_told_what_is_wrong(serve, model, que
 async def test_a_domain_without_anything_live_is_404_however_many_wait(serve, model, store, domain, code):
     store.add("idle", colour_bundle("idle"))
     assert await ask_in_a_crowd(serve, model, f"/classify/{domain}") == (404, code)
+
+
+@pytest.mark.parametrize(("limits", "path", "route"), [
+    (FULL, "/classify/paint", "/classify/{domain}"),
+    ({"max_open_requests": 4, "max_batch_rows": 1}, "/classify/paint", "/classify/{domain}"),
+    ({"max_open_requests": 4, "max_batch_rows": 1}, "/classify", "/classify"),
+])  # fmt: skip
+async def test_a_refusal_counts_with_its_route(serve, model, limits, path, route):
+    async with serve(**limits) as client:
+        model.gate.clear()
+        kept = await crowd(client)
+        refused = await client.post(path, content=picture())
+        metrics = (await client.get("/metrics")).text
+        model.gate.set()
+        assert [(await one).status_code for one in kept] == [200] * 4
+    assert refused.status_code == 429
+    assert f'caspl_http_requests_total{{code="429",method="POST",route="{route}"}} 1.0' in metrics
+
+
+async def test_a_request_that_asks_for_no_image_to_be_scored_is_told_so_in_a_crowd(serve, model):
+    async with serve(**FULL) as client:
+        model.gate.clear()
+        kept = await crowd(client)
+        answer = await client.get("/classify/paint")
+        model.gate.set()
+        assert [(await one).status_code for one in kept] == [200] * 4
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
 
 
 async def test_images_of_several_domains_are_let_in_or_refused_one_by_one(serve, model):
