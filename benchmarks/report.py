@@ -5,6 +5,7 @@ Every ratio stands with its spread, its definition and, where one was set, the b
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,9 @@ import numpy as np
 from benchmarks.interleaved import Ratio
 from benchmarks.machine import foot, machine, today, versions
 from training.demo.pages import fill_page
+
+NUMBERS = re.compile(r"\[\n[\d\s.,eE+-]*\]")
+"""A list of nothing but numbers, as indented JSON has it; no string can hold its line end."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ class Plot:
     y_label: str
     series: Mapping[str, tuple[Sequence[Any], Sequence[float]]]
     is_log: bool = False
+
+
+def as_text(found: object) -> str:
+    """JSON for people and version control: a line for everything but the numbers of a list, which share one."""
+    text = json.dumps(found, indent=1)
+    return NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
 
 @dataclass
@@ -156,7 +166,7 @@ class Report:
         """
         folder.mkdir(parents=True, exist_ok=True)
         stem = folder / f"bench-{self.name}"
-        stem.with_suffix(".json").write_text(json.dumps(self.as_object(), indent=1) + "\n")
+        stem.with_suffix(".json").write_text(as_text(self.as_object()))
         stem.with_suffix(".md").write_text(self.markdown() + "\n")
         told = [f"wrote {stem}.json and {stem}.md"]
         if self.plots:

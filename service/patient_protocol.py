@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES: Final = 16 * 1024
+MAX_HEAD_BYTES: Final = 16 * 1024
 MAX_WAITING_REQUESTS: Final = 32
 """A client need not wait for an answer before it sends its next request; so many may wait on one connection."""
 HEAD_WITHIN_S: Final = 10.0
@@ -71,7 +71,7 @@ class PatientProtocol(HttpToolsProtocol):
             # Of what a callback raises only our own words are safe to keep: others repeat what the client sent.
             self._refuse(error.__context__ if isinstance(error.__context__, RefusedError) else error)
         else:
-            if self._n_idle_bytes > MAX_HEADER_BYTES:
+            if self._n_idle_bytes > MAX_HEAD_BYTES:
                 self._refuse("a head without end")
         if self._is_answering():
             self._stop_clock()
@@ -99,7 +99,7 @@ class PatientProtocol(HttpToolsProtocol):
             RefusedError: the head is too large, does not say once whom it is for (RFC 9112, section 3.2), or its body
                 comes in a form that nobody here undoes.
         """
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             raise RefusedError("a head that is too large")
         version, n_hosts = self.parser.get_http_version(), [name for name, _ in self.headers].count(b"host")
         if version not in {"1.0", "1.1"} or n_hosts > 1 or (n_hosts < 1 and version == "1.1"):
@@ -180,7 +180,8 @@ class PatientProtocol(HttpToolsProtocol):
             owed[-1].keep_alive = False
             self.flow.resume_reading()  # what is left unread when a connection is closed takes the answers with it
         else:
-            self.send_400_response("This is not a request in HTTP/1.1, or its head is larger than 16 KiB.")
+            limit = f"{MAX_HEAD_BYTES // 1024} KiB"
+            self.send_400_response(f"This is not a request in HTTP/1.1, or its head is larger than {limit}.")
 
     def _parse(self, data: bytes) -> None:
         while (offer := self._parse_until_upgrade(data)) is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.interleaved import Ratio
-from benchmarks.report import Bar, Measured, Plot, Report, Table
+from benchmarks.report import Bar, Measured, Plot, Report, Table, as_text
 
 
 def report():
@@ -66,6 +66,21 @@ def test_three_files_are_written_and_the_page_is_filled(tmp_path):
     ]
     assert report().markdown() in page.read_text()
     assert len(told) == 3
+
+
+def test_the_numbers_of_a_list_share_a_line_and_nothing_else_changes():
+    found = {
+        "a": [1, -2.5, 1e-9, 3e20],
+        "b": [],
+        "c": ["[\n 1,\n 2]", "x"],
+        "d": [[1, 2], {"e": [0.5]}],
+        "f": [None, 1],
+    }
+    text = as_text(found)
+
+    assert json.loads(text) == found
+    assert '"a": [ 1, -2.5, 1e-09, 3e+20 ]' in text
+    assert len(text.splitlines()) == 18
 
 
 def test_without_matplotlib_the_numbers_are_written_and_the_lack_is_told(tmp_path, monkeypatch):

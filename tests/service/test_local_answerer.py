@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.service.crowd import WatchedBody, crowd
+from tests.service.crowd import crowd
 from tests.service.fakes import picture
 
 pytestmark = pytest.mark.anyio
@@ -28,17 +28,3 @@ async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model,
     assert [answer.status_code for answer in refused] == [429] * 3
     assert [answer.status_code for answer in answered] == [200] * 4
     assert len(decoded) == 4
-
-
-async def test_no_body_is_waited_for_where_an_image_would_be_refused(serve, model):
-    body = WatchedBody()
-    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
-        model.gate.clear()
-        kept = await crowd(client)
-        refused = await client.post("/classify/paint", content=body)
-        model.gate.set()
-        answered = await asyncio.gather(*kept)
-        taken = await client.post("/classify/paint", content=body)
-    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
-    assert [answer.status_code for answer in (*answered, taken)] == [200] * 5
-    assert body.n_read == 1

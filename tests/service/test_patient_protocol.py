@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from service.listening import http_config, listen
-from service.patient_protocol import MAX_HEADER_BYTES, MAX_WAITING_REQUESTS
+from service.patient_protocol import MAX_HEAD_BYTES, MAX_WAITING_REQUESTS
 from service.settings import Settings
 
 HOST = b"Host: x\r\n"
@@ -159,13 +159,13 @@ def head_of(size):
 
 
 def test_a_head_within_the_limit_is_read(bare_server):
-    (got,) = echoed(bare_server, head_of(MAX_HEADER_BYTES))
+    (got,) = echoed(bare_server, head_of(MAX_HEAD_BYTES))
     assert list(got["headers"]) == ["host", "x-a"]
 
 
 @pytest.mark.parametrize("n_pieces", [1, 2, 40])
 @pytest.mark.parametrize(
-    "head", [head_of(MAX_HEADER_BYTES + 200), b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"]
+    "head", [head_of(MAX_HEAD_BYTES + 200), b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"]
 )
 def test_a_head_over_the_limit_is_refused_however_it_arrives(bare_server, head, n_pieces):
     size = -(-len(head) // n_pieces)
