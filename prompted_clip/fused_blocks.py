@@ -98,13 +98,13 @@ class FusedBlock(nn.Module):
         self._out = linear(*weights.out, dtype)
         self._mlp = FusedMlp(weights, dtype)
 
-    def forward(self, x_BNW: Tensor) -> Tensor:
-        """[B, N, W]."""
+    def forward(self, x_BNW: Tensor, beside_BPW: Tensor | None = None) -> Tensor:
+        """[B, N, W]; tokens beside them are attended to, and nothing is worked out at their positions."""
         n_rows, n_tokens, width = x_BNW.shape
-        x_MW = x_BNW.flatten(0, 1)
-        qkv = self._qkv(self._norm(x_MW)).view(n_rows, n_tokens, 3, self._n_heads, -1)
-        attended = attention(qkv[:, :, 0], qkv[:, :, 1:])
-        x_MW = self._out(attended.reshape(-1, width), x_MW)
+        seen_BSW = x_BNW if beside_BPW is None else torch.cat([x_BNW, beside_BPW], dim=1)
+        qkv = self._qkv(self._norm(seen_BSW.flatten(0, 1))).view(n_rows, -1, 3, self._n_heads, width // self._n_heads)
+        attended = attention(qkv[:, :n_tokens, 0], qkv[:, :, 1:])
+        x_MW = self._out(attended.reshape(-1, width), x_BNW.flatten(0, 1))
         return self._mlp(x_MW).view(n_rows, n_tokens, width)
 
 

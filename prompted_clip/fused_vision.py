@@ -1,9 +1,10 @@
 """The image tower for serving: the same function as `vision.embed_image`, from uint8 pixels, in fewer and larger steps.
 
 The frozen weights are taken over once. Normalisation of the pixels is part of the patch embedding, which is one matrix
-product; the blocks are `fused_blocks.py`'s, and the last one works out the class token only. On the CPU a batch passes
-in parts that stay near the caches, and its steps need no interpreter (`scripted.py`). Training and the plain reference
-stay with open_clip's own modules.
+product; the blocks are `fused_blocks.py`'s. What nobody reads is not worked out: the last block gives the class token
+only, and prompts that the next layer replaces are attended to and no more. On the CPU a batch passes in parts that stay
+near the caches, and its steps need no interpreter (`scripted.py`). Training and the plain reference stay with
+open_clip's own modules.
 
 Legend: B rows, C/H/W image in pixels, K the side of a patch, D prompt layers, P prompt positions, N tokens of a row,
 W tower width, E joint width.
@@ -106,32 +107,47 @@ class _Steps(nn.Module):
         self, pixels_BCHW: Tensor, tokens: Tensor | None, depths: Tensor | None, min_depth: int, max_depth: int
     ) -> Tensor:
         """[B, E]."""
-        x_BNW = self._tokens(pixels_BCHW, tokens)
-        if self._ln_pre is not None:
-            x_BNW = self._ln_pre(x_BNW)
-        start = len(self._positions_NW)
+        x_BNW = self._image_tokens(pixels_BCHW)
+        start = x_BNW.shape[1]
         for index, block in enumerate(self._blocks):
-            _put_prompts(x_BNW[:, start:], tokens, depths, index, min_depth, max_depth)
-            x_BNW = block(x_BNW)
-        _put_prompts(x_BNW[:, start:], tokens, depths, len(self._blocks), min_depth, max_depth)
+            # A token that the next layer drops is attended to, and nothing is worked out at its position.
+            beside_BPW: Tensor | None = None
+            if tokens is not None and depths is not None:
+                if index < min_depth - 1:
+                    beside_BPW = self._own(tokens, index, len(x_BNW))
+                elif index < min_depth:
+                    x_BNW = torch.cat([x_BNW, self._own(tokens, index, len(x_BNW))], dim=1)
+                else:
+                    _put_prompts(x_BNW[:, start:], tokens, depths, index, max_depth)
+            x_BNW = block(x_BNW, beside_BPW)
+        if tokens is not None and depths is not None:
+            index = len(self._blocks)
+            if index < min_depth:
+                x_BNW = torch.cat([x_BNW, self._own(tokens, index, len(x_BNW))], dim=1)
+            else:
+                _put_prompts(x_BNW[:, start:], tokens, depths, index, max_depth)
         class_BW = self._last(x_BNW)
         return self._ln_post(class_BW.to(self._projection_WE.dtype)) @ self._projection_WE
 
-    def _tokens(self, pixels_BCHW: Tensor, tokens: Tensor | None) -> Tensor:
-        """Class token, patches and layer 0's prompts, before `ln_pre`: [B, N, W]."""
+    def _own(self, tokens: Tensor, index: int, n_rows: int) -> Tensor:
+        """All positions' own tokens as block `index` is given them, one copy per row: [B, P, W]."""
+        own_BPW = layer_of(tokens, index, n_rows)
+        if index == 0 and self._ln_pre is not None:
+            own_BPW = self._ln_pre(own_BPW)
+        return own_BPW
+
+    def _image_tokens(self, pixels_BCHW: Tensor) -> Tensor:
+        """Class token and patches as the first block is given them: [B, N, W]."""
         n_rows, side, patch = len(pixels_BCHW), self._grid, self._patch
         n_plain, width = self._positions_NW.shape
         whole = pixels_BCHW[..., : side * patch, : side * patch]
         strips = whole.reshape(n_rows, -1, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)
         patches = self._like.new_empty(strips.shape).copy_(strips)
         embedded = self._embed(patches.view(n_rows * side * side, -1)).view(n_rows, side * side, width)
-        n_tokens = n_plain + (tokens.shape[-2] if tokens is not None else 0)
-        x_BNW = embedded.new_empty(n_rows, n_tokens, width)
+        x_BNW = embedded.new_empty(n_rows, n_plain, width)
         x_BNW[:, 0] = self._positions_NW[0]
-        x_BNW[:, 1:n_plain] = embedded + self._positions_NW[1:]
-        if tokens is not None:
-            x_BNW[:, n_plain:] = layer_of(tokens, 0, n_rows)
-        return x_BNW
+        x_BNW[:, 1:] = embedded + self._positions_NW[1:]
+        return x_BNW if self._ln_pre is None else self._ln_pre(x_BNW)
 
 
 def rows_at_once(n_tokens: int, n_hidden: int, dtype: torch.dtype, *, n_threads: int = 1) -> int:
@@ -175,13 +191,8 @@ def _pixel_embedding(patch_WCKK: Tensor, backbone: Backbone) -> tuple[nn.Module,
     return fused_linear(weight.flatten(1), rounded_W), bias_W - rounded_W.to(precise)
 
 
-def _put_prompts(
-    flowing_BPW: Tensor, tokens: Tensor | None, depths: Tensor | None, index: int, min_depth: int, max_depth: int
-) -> None:
+def _put_prompts(flowing_BPW: Tensor, tokens: Tensor, depths: Tensor, index: int, max_depth: int) -> None:
     """A later layer's own tokens over what the layer before left at their positions; the rest flows on."""
-    if tokens is None or depths is None or not 0 < index < max_depth:
-        return
-    own = layer_of(tokens, index, len(flowing_BPW))
-    if index >= min_depth:
-        own = torch.where((depths > index).unsqueeze(-1), own.to(flowing_BPW.dtype), flowing_BPW)
-    flowing_BPW.copy_(own)
+    if index < max_depth:
+        own = layer_of(tokens, index, len(flowing_BPW)).to(flowing_BPW.dtype)
+        flowing_BPW.copy_(torch.where((depths > index).unsqueeze(-1), own, flowing_BPW))

@@ -35,6 +35,8 @@ class Shape(NamedTuple):
     n_rows: int
     n_prompts: int
     depth: int
+    is_even: bool = False
+    """Whether all positions of all rows have their own tokens to the same depth, which saves work."""
 
 
 class GraphedTower:
@@ -75,8 +77,10 @@ class GraphedTower:
         n_rows = len(pixels_BCHW)
         if n_rows > self._sizes[-1]:
             return self._tower(pixels_BCHW, grid)
-        prompts = (grid.n_tokens, grid.max_depth) if grid is not None else (0, 0)
-        graph = self._graph(Shape(self.n_padded(n_rows), *prompts))
+        shape = Shape(self.n_padded(n_rows), 0, 0)
+        if grid is not None:
+            shape = Shape(shape.n_rows, grid.n_tokens, grid.max_depth, grid.min_depth == grid.max_depth)
+        graph = self._graph(shape)
         return graph.replay(pixels_BCHW, grid) if graph is not None else self._tower(pixels_BCHW, grid)
 
     def _graph(self, shape: Shape) -> "_Graph | None":
@@ -107,15 +111,15 @@ class _Graph:
     """One recorded forward and the places its inputs are read from."""
 
     def __init__(self, tower: Tower, backbone: Backbone, shape: Shape, record: Callable[[Work], Work]) -> None:
-        n_rows, n_prompts, depth = shape
+        n_rows, n_prompts, depth, is_even = shape
         side, device = backbone.image_size, backbone.device
         self._pixels = torch.zeros(n_rows, 3, side, side, dtype=torch.uint8, device=device)
         self._grid: PromptGrid | None = None
         if n_prompts:
             tokens = torch.zeros(n_rows, depth, n_prompts, backbone.vision_width, dtype=backbone.dtype, device=device)
             depths = torch.full((n_rows, n_prompts), depth, dtype=torch.int64, device=device)
-            # From layer 1 on the recording asks each row for its depth, so it fits every mixture of depths.
-            self._grid = PromptGrid(tokens, depths, min_depth=1, max_depth=depth)
+            # Unless depths are even, the recording asks each row for its own from layer 1 on: it fits every mixture.
+            self._grid = PromptGrid(tokens, depths, min_depth=depth if is_even else 1, max_depth=depth)
         self._run = record(lambda: tower(self._pixels, self._grid))
 
     def replay(self, pixels_BCHW: Tensor, grid: PromptGrid | None) -> Tensor:

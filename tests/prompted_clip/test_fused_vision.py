@@ -9,6 +9,7 @@ import torch
 from open_clip.transformer import LayerScale
 from torch.nn.functional import normalize
 
+from benchmarks.operations import operations
 from prompted_clip import fused_blocks, fused_vision, internals
 from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_linear import PlainLinear, packs
@@ -119,6 +120,14 @@ def test_the_parts_a_batch_passes_in_do_not_show(monkeypatch, name, n_at_once):
     whole = tower(pixels, prompts)
     monkeypatch.setattr(fused_vision, "rows_at_once", lambda *_, **__: n_at_once)
     torch.testing.assert_close(tower(pixels, prompts), whole, rtol=0, atol=1e-5)
+
+
+def test_prompts_that_the_next_layer_replaces_are_only_attended_to():
+    backbone = changed(lambda _: None)  # in float64 products are torch's own, which it can count
+    tower, pixels = FusedImageTower(backbone), random_pixels(1)
+    tokens = torch.randn(backbone.n_vision_layers, 4, backbone.vision_width, dtype=torch.float64)
+    shallow, deep = join_groups([tokens[:1]]), join_groups([tokens])
+    assert operations(lambda: tower(pixels, deep)) < operations(lambda: tower(pixels, shallow))
 
 
 SLICES = [slice(0, 64), slice(64, 96), slice(96, 128)]
