@@ -1,9 +1,9 @@
 """The image tower on CUDA as recorded graphs: one launch per batch instead of some two hundred.
 
 At small batches the time of a forward is that of starting its kernels. A graph is recorded once for each size of batch,
-number of prompt positions and depth, and replayed over inputs that lie in fixed places. Batches are padded to the next
-recorded size; what fills the rest does not matter, since rows do not depend on each other. Does not know how the tower
-computes.
+number of prompt positions and depth (for even depths and for mixtures), and replayed over inputs that lie in fixed
+places. Batches are padded to the next recorded size; what fills the rest does not matter, since rows do not depend on
+each other. Does not know how the tower computes.
 
 Legend: B rows, C/H/W image, D prompt layers, P prompt positions, W tower width, E joint width.
 """

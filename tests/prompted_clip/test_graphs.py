@@ -70,17 +70,21 @@ def test_answers_are_the_towers_own_whatever_was_run_before(tower, n_rows):
         torch.testing.assert_close(runs(pixels, prompts), tower(pixels, prompts), rtol=0, atol=1e-5)
 
 
-def test_one_recording_serves_all_batches_of_its_size_positions_and_depth(tower):
+def test_one_recording_serves_all_mixtures_of_its_size_positions_and_depth_and_one_those_of_even_depth(tower):
     recorder = NotingRecorder()
     runs = graphed(tower, recorder)
-    for prompts in (grid(0, (3, 2)), grid(1, (3, 1), (1, 1)), collate_grids([grid(2, (3, 2)), grid(3, (1, 2))])):
+    mixtures = (grid(1, (3, 1), (1, 1)), collate_grids([grid(2, (3, 2)), grid(3, (1, 2))]))
+    for prompts in (*mixtures, *mixtures):
         runs(random_pixels(2), prompts)
     assert recorder.n_recorded == 1
+    for seed in (0, 1):
+        runs(random_pixels(2), grid(seed, (3, 2)))
+    assert recorder.n_recorded == 2
     runs(random_pixels(2), grid(0, (2, 2)))
     runs(random_pixels(2), grid(0, (3, 1)))
     runs(random_pixels(3), grid(0, (3, 2)))
     runs(random_pixels(2))
-    assert recorder.n_recorded == 5
+    assert recorder.n_recorded == 6
 
 
 def test_an_answer_is_not_overwritten_by_the_next(tower):
