@@ -35,6 +35,7 @@ class Answer:
         labels: what was predicted.
         retry_after: the header, empty without one.
         n_images: in the request.
+        ran_s: for how long its batch ran, if the answer says it.
     """
 
     due_s: float
@@ -48,6 +49,7 @@ class Answer:
     labels: tuple[str, ...] = ()
     retry_after: str = ""
     n_images: int = 1
+    ran_s: float | None = None
 
     @property
     def latency_s(self) -> float:
@@ -171,8 +173,7 @@ def busy_rate(answers: Sequence[Answer]) -> float:
     """Images answered per second of a closed loop while all of its clients were there.
 
     At the end some clients have stopped, and the rest have the service to themselves: what counts is the time until the
-    last request was sent. Answers come in groups, so that it matters where a stretch of time is cut: a request counts
-    with the part of it that lies inside.
+    last request was sent.
 
     Args:
         answers: of the whole loop, in which every client sent as soon as its last answer was back.
@@ -186,12 +187,21 @@ def busy_rate(answers: Sequence[Answer]) -> float:
     if not any(answer.done_s <= end_s for answer in good):
         msg = "No client was answered and asked again: the time was too short for a rate. Take more --seconds."
         raise BenchError(msg)
-    inside = (
-        one.n_images * (min(one.done_s, end_s) - one.sent_s) / (one.done_s - one.sent_s)
-        for one in good
-        if one.sent_s < end_s
-    )
-    return sum(inside) / (end_s - begin_s)
+    return images_between(good, begin_s, end_s) / (end_s - begin_s)
+
+
+def images_between(answers: Iterable[Answer], begin_s: float, end_s: float) -> float:
+    """Images on which a server worked between two moments.
+
+    Answers come in groups, so that it matters where a stretch of time is cut: an image whose batch ran across a cut
+    counts with the part of it that lies inside. Where the answer does not say how long that was, waiting counts too.
+    """
+    n_images = 0.0
+    for one in answers:
+        began_s = one.done_s - one.ran_s if one.ran_s else one.sent_s
+        inside_s = max(0.0, min(one.done_s, end_s) - max(began_s, begin_s))
+        n_images += one.n_images * inside_s / (one.done_s - began_s)
+    return n_images
 
 
 def recovery_s(answers: Iterable[Answer], *, fell_at_s: float, slo_s: float) -> float:

@@ -153,8 +153,9 @@ def read_answer(sent: Sent, n_images: int) -> Answer:
     try:
         body: dict[str, Any] = json.loads(sent.body) if sent.status else {}
         labels = tuple(one["label"] for result in body.get("results", ()) for one in result["predictions"])
+        ran_s = body["timing_ms"]["device"] / 1000 if labels else None
     except (ValueError, TypeError, KeyError):
-        body, labels = {}, ()
+        body, labels, ran_s = {}, (), None
     return Answer(
         due_s=sent.due_s,
         sent_s=sent.sent_s,
@@ -167,6 +168,7 @@ def read_answer(sent: Sent, n_images: int) -> Answer:
         labels=labels,
         retry_after=sent.retry_after,
         n_images=n_images,
+        ran_s=ran_s,
     )
 
 

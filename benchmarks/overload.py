@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from benchmarks.answers import Answer, percentile_ms, recovery_s, summarize
+from benchmarks.answers import Answer, images_between, percentile_ms, recovery_s, summarize
 from benchmarks.arrivals import arrival_times
 from benchmarks.interleaved import Ratio
 from benchmarks.load import send
@@ -36,7 +36,7 @@ class Crowd:
         during: what was due while the load lasted.
         rest: what was due after it had fallen.
         fell_at_s: reading of the monotonic clock when it did.
-        goodput_per_s: images answered in time while the load lasted.
+        goodput_per_s: images, answered in time, that the service worked on while the load lasted.
     """
 
     during: list[Answer]
@@ -133,7 +133,6 @@ def crowd(on: Stage, path: str, rate_per_s: float, duration_s: float, *, seed: i
     answers = send(on.plan(due_s, path=path, n_connections=CONNECTIONS))
     fell_at_s = answers[0].due_s - due_s[0] + duration_s
     during = [answer for answer in answers if answer.due_s < fell_at_s]
-    # What is answered later had the service to itself.
     goodput_per_s = in_time_per_s(during, until_s=fell_at_s, duration_s=duration_s, slo_s=on.options.slo_s)
     return Crowd(during, [answer for answer in answers if answer.due_s >= fell_at_s], fell_at_s, goodput_per_s)
 
@@ -153,9 +152,9 @@ def impatience(on: Stage, path: str, duration_s: float, peak_per_s: float) -> Me
 
 
 def in_time_per_s(answers: Sequence[Answer], *, until_s: float, duration_s: float, slo_s: float) -> float:
-    """Images per second that were answered within the objective by the end of a stretch of time."""
-    done = [answer for answer in answers if answer.done_s <= until_s]
-    return summarize(done, duration_s=duration_s, slo_s=slo_s).goodput_per_s
+    """Images per second of a stretch of time that were answered within the objective."""
+    in_time = [answer for answer in answers if answer.is_good and answer.latency_s <= slo_s]
+    return images_between(in_time, until_s - duration_s, until_s) / duration_s
 
 
 def _joined(numbers: Iterable[float]) -> str:

@@ -11,7 +11,8 @@ The rules, in the order they matter:
    better wait. It waits once per batch and in one lane, not where a row has a cost or a high priority, and not where
    that could make a row late. All runners that are free share what there is and wait for nobody; one that is free
    alone leaves the others their part (guided self-scheduling, Polychronopoulos and Kuck 1987), and waits only so as not
-   to leave with a single row.
+   to leave with a single row. Where rows have been refused since the last batch left, more come than all runners can
+   do: then it takes whatever fits.
 2. While all runners are busy, one more batch is prepared only when it is full, so late rows can still join a small one.
 3. What goes first, and who may join when many wait, is the order of `service/fair_queue.py`: priorities, then turns
    between flows, then first in first out. The row that is next by that order chooses the lane, which fills the batch.
@@ -88,7 +89,7 @@ class Batcher(Generic[Row, Answer]):
         clock: Callable[[], float] = time.monotonic,
         call_later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
-        self._waits = WaitPrediction(max_rows, max_cost, n_padded, n_runners)
+        self._waits = WaitPrediction(max_rows, max_cost, n_padded)
         self._run = run
         self._n_padded = n_padded
         self._cost = cost
@@ -100,6 +101,7 @@ class Batcher(Generic[Row, Answer]):
         self._enough = max_rows if n_runners == 1 else min(LEAST_SHARE, max_rows)  # who has so many waits for no more
         least_saved = LEAST_SAVED if n_runners == 1 else LEAST_SAVED_BY_A_CORE
         self._expected = ExpectedRows(self._waits.batch_times, self._enough, least_saved)
+        self._has_refused = False  # whether it has refused rows since the last batch left
         self._is_due = False  # whether a look at what has just come is due
         self._waits_until_s: float | None = None  # a free runner, for rows that are expected
         self._waiting: WaitingRows[Row, Answer] = WaitingRows(
@@ -199,7 +201,7 @@ class Batcher(Generic[Row, Answer]):
             cost,
             n_before=self._waiting.order.n_before(flow, level, n_rows),
             cost_waiting=self._waiting.cost,
-            rest_s=self._running.rest_s(self._clock()),
+            rests_s=self._running.rests_s(self._clock()),
             allowed_s=allowed_s,
         )
 
@@ -220,6 +222,7 @@ class Batcher(Generic[Row, Answer]):
             )
         else:
             return
+        self._has_refused = True
         for _ in range(n_rows):
             self._observer.row_dropped(reason)
         raise OverloadedError(message, retry_after_s=prediction.wait_s)
@@ -244,12 +247,13 @@ class Batcher(Generic[Row, Answer]):
             self._waits_until_s = None
             batch = self._waiting.form(
                 now_s,
-                now_s + self._running.rest_s(now_s),
+                now_s + self._running.rests_s(now_s)[0],
                 most=self._share(is_alone=is_alone),
                 spares_late=release in {"idle", "gathered"},
             )
             if not batch.tickets:
                 return
+            self._has_refused = False
             n_rows = len(batch.tickets)
             waited_s = now_s - min(ticket.entered_s for ticket in batch.tickets)
             self._observer.batch_formed(n_rows, self._n_padded(n_rows), waited_s, release)
@@ -259,7 +263,9 @@ class Batcher(Generic[Row, Answer]):
             task.add_done_callback(self._tasks.discard)
 
     def _share(self, *, is_alone: bool) -> int:
-        """Rows that the next runner may take of those that wait, by rule 1; one that is free alone leaves some."""
+        """Rows that the next runner may take of those that wait, by rule 1."""
+        if self._has_refused:
+            return self._max_rows
         if is_alone:
             return max(LEAST_SHARE, -(-len(self._waiting) // self._n_runners))
         return -(-len(self._waiting) // max(1, self._running.n_free))

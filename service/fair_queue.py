@@ -29,6 +29,8 @@ from typing import Final, Generic, Protocol, TypeVar
 
 PATIENCE: Final = 8
 """Batches that may go past a waiting priority before it goes first."""
+MEMORY: Final = 0.5
+"""How much is kept of what earlier turns taught about how many items leave in one, after one more."""
 MAX_REMEMBERED: Final = 4096
 """Flows without items whose virtual time is kept; one that is forgotten comes a turn early, no more."""
 
@@ -95,7 +97,11 @@ class _Level(Generic[Item]):
         n_items: in all flows.
         n_deep: how many flows have more than i items, by i.
         n_passed: batches in a row that left without an item of this level while it had some.
-        has_left: whether an item of this level is in the batch that is being put together.
+        n_left: items of this level in the batch that is being put together.
+        turn: virtual time, as far as it has been learned from.
+        n_in_turn: items that have left since then.
+        recent_items: that left in the turns before, the latest ones counting most.
+        recent_turns: how many these were, counted likewise.
     """
 
     flows: dict[Hashable, _Flow[Item]] = field(default_factory=dict)
@@ -104,7 +110,11 @@ class _Level(Generic[Item]):
     n_items: int = 0
     n_deep: list[int] = field(default_factory=list)
     n_passed: int = 0
-    has_left: bool = False
+    n_left: int = 0
+    turn: int = 0
+    n_in_turn: int = 0
+    recent_items: float = 0.0
+    recent_turns: float = 0.0
 
     def add(self, item: Item) -> None:
         flow = self.flows.get(item.flow)
@@ -131,6 +141,31 @@ class _Level(Generic[Item]):
         self._correct(lane)
         start, number, _, line = self.heaps[lane][0]
         return start, number, line[0]
+
+    def n_before(self, flow: Hashable, n_new: int) -> int:
+        """Items that leave before the last of `n_new` that a flow adds: those here, or as many as lately left."""
+        known = self.flows.get(flow)
+        n_own = n_new + (known.n_items if known else 0)
+        n_here = self.n_items if n_own >= len(self.n_deep) else sum(self.n_deep[:n_own])
+        if not self.recent_turns:
+            return n_here
+        now = self.now()
+        start = known.start if known else max(self.remembered.get(flow, 0), now)
+        n_turns = start - now + n_own - 1
+        return max(n_here, int(n_turns * self.recent_items / self.recent_turns))
+
+    def end_batch(self) -> None:
+        """Learn from a batch how many items leave in the time in which every flow has one turn."""
+        self.n_passed = self.n_passed + 1 if self.flows and not self.n_left else 0
+        self.n_in_turn += self.n_left
+        self.n_left = 0
+        n_turns = self.now() - self.turn if self.flows else 0
+        if n_turns:
+            kept = MEMORY**n_turns
+            self.recent_items = kept * self.recent_items + self.n_in_turn
+            self.recent_turns = kept * self.recent_turns + n_turns
+            self.turn += n_turns
+            self.n_in_turn = 0
 
     def remove(self, item: Item, *, is_charged: bool) -> None:
         flow = self.flows[item.flow]
@@ -162,6 +197,8 @@ class _Level(Generic[Item]):
     def _part_with(self, name: Hashable, flow: _Flow[Item]) -> None:
         """Let go of a flow without items; one that was given more than the others remains marked for it."""
         del self.flows[name]
+        if not self.flows:  # virtual time begins anew
+            self.turn, self.n_in_turn, self.recent_items, self.recent_turns = 0, 0, 0.0, 0.0
         if not self.flows or len(self.remembered) == MAX_REMEMBERED:
             self.remembered.clear()
         if self.flows and flow.start > self.now():
@@ -210,12 +247,12 @@ class FairQueue(Generic[Item]):
     def n_before(self, flow: Hashable, priority: Priority, n_new: int) -> int:
         """Items that would leave before the last of `n_new` that a flow adds now.
 
-        Those of a higher priority, the flow's own, and of every other flow of the priority as many as it has turns.
+        Those of a higher priority, the flow's own, and of every other flow of the priority as many as it has turns. In
+        a crowd these are not all: until the turn comes of a flow that has much, others bring more. So they are no fewer
+        than have lately left in as many turns.
         """
         above = sum(level.n_items for name, level in self._levels.items() if name > priority)
-        level, n_turns = self._levels[priority], self._n_of(flow, priority) + n_new
-        is_all = n_turns >= len(level.n_deep)
-        return above + (level.n_items if is_all else sum(level.n_deep[:n_turns]))
+        return above + self._levels[priority].n_before(flow, n_new)
 
     def add(self, item: Item) -> None:
         """Let an item wait."""
@@ -248,7 +285,7 @@ class FairQueue(Generic[Item]):
 
     def take(self, item: Item) -> None:
         """Give an item its place in the batch."""
-        self._levels[item.priority].has_left = True
+        self._levels[item.priority].n_left += 1
         self._remove(item, is_charged=True)
 
     def drop(self, item: Item) -> None:
@@ -256,10 +293,9 @@ class FairQueue(Generic[Item]):
         self._remove(item, is_charged=False)
 
     def end_batch(self) -> None:
-        """Note which priorities the batch went past."""
+        """Note which priorities the batch went past, and how many turns it was."""
         for level in self._levels.values():
-            level.n_passed = level.n_passed + 1 if level.flows and not level.has_left else 0
-            level.has_left = False
+            level.end_batch()
         levels = self._levels.values()
         self._in_order = sorted(levels, key=lambda level: level.n_passed < PATIENCE)
 

@@ -76,14 +76,13 @@ class RunningBatches:
         turn.ran_s = 0.0 if turn.began_s is None else now_s - turn.began_s
         return turn
 
-    def rest_s(self, now_s: float) -> float:
-        """Seconds until a runner is free of what it has; one whose batch is overdue counts as free."""
-        if self.n_free:
-            return 0.0
+    def rests_s(self, now_s: float) -> list[float]:
+        """Seconds until each runner is free of what it has, the soonest first; overdue batches count as done."""
         turns = self._turns.values()
-        free_s = [max(0.0, turn.expected_s - (now_s - turn.began_s)) for turn in turns if turn.began_s is not None]
-        heapq.heapify(free_s)
+        rests_s = [max(0.0, turn.expected_s - (now_s - turn.began_s)) for turn in turns if turn.began_s is not None]
+        rests_s += [0.0] * self.n_free
+        heapq.heapify(rests_s)
         for turn in turns:
             if turn.began_s is None:
-                heapq.heapreplace(free_s, free_s[0] + turn.expected_s)
-        return free_s[0]
+                heapq.heapreplace(rests_s, rests_s[0] + turn.expected_s)
+        return sorted(rests_s)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.answers import Answer, Change, busy_rate, is_stale, is_torn, recovery_s, summarize
+from benchmarks.answers import Answer, Change, busy_rate, images_between, is_stale, is_torn, recovery_s, summarize
 from benchmarks.errors import BenchError
 from benchmarks.tags import domain_name, label, source_of
 
@@ -138,6 +138,18 @@ def test_answers_that_come_in_groups_out_of_step_count_once():
     for n in range(1, 20):
         pairs += [answer(sent_s=0.4 * n, done_s=0.4 * n + 0.8, n_images=8)] * 2
     assert busy_rate([*first, *pairs]) == pytest.approx(40, rel=0.06)
+
+
+@given(st.floats(0.05, 0.35), st.floats(0.05, 0.35))
+def test_groups_whose_running_time_is_known_count_exactly_wherever_the_stretch_is_cut(begins_after_s, ends_early_s):
+    """Two cores out of step, eight images in 0.4 s each, that are asked for as long before as one batch takes."""
+    groups = [
+        answer(sent_s=0.4 * n + late_s - 0.4, done_s=0.4 * (n + 1) + late_s, n_images=8, ran_s=0.4)
+        for n in range(-2, 25)
+        for late_s in (0.0, 0.2)
+    ]
+    end_s = 8.0 - ends_early_s
+    assert images_between(groups, begins_after_s, end_s) == pytest.approx(40 * (end_s - begins_after_s))
 
 
 def test_the_last_answers_do_not_count_where_a_client_has_stopped():

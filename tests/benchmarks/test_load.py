@@ -10,7 +10,13 @@ import pytest
 
 from benchmarks.load import HEAD_START_S, Plan, read_answer, run, send
 
-BODY = {"domain": "a", "version": 3, "digest": "sha256:x", "results": [{"predictions": [{"label": "a.v3.c1"}]}]}
+BODY = {
+    "domain": "a",
+    "version": 3,
+    "digest": "sha256:x",
+    "results": [{"predictions": [{"label": "a.v3.c1"}]}],
+    "timing_ms": {"device": 250.0},
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,6 +74,7 @@ def test_every_request_of_the_schedule_is_sent_and_none_before_it_is_due(body):
         (f"/classify/{domain}?top_k=1", b"pixels", domain) for domain in ("a", "b", "a", "b")
     )
     assert all((one.status, one.version, one.labels) == (200, 3, ("a.v3.c1",)) for one in answers)
+    assert {one.ran_s for one in answers} == {0.25}
 
 
 def test_a_stall_shows_in_every_request_that_was_due_meanwhile_even_with_one_connection(body):

@@ -220,6 +220,30 @@ async def test_runners_that_are_free_share_what_waits_and_one_alone_leaves_the_o
     assert runner.batches[2:4] == [[3, 4, 5, 6], [7, 8]], "half of seven, and of the three that are left"
 
 
+async def test_a_runner_takes_all_it_can_where_rows_were_refused_since_the_last_batch_left():
+    clock, gates, batches = Clock(), [asyncio.Event() for _ in range(20)], []
+
+    async def run(rows):
+        batches.append(list(rows))
+        await gates[rows[0]].wait()
+        return rows
+
+    batcher = batcher_of(run, n_runners=2, max_rows=8, clock=clock)
+    batcher.batch_times.set_measured({1: 1.0, 8: 8.0})
+    futures = batcher.submit([0, 1], lane="a", deadline_s=FAR)
+    await settle()
+    futures += batcher.submit(list(range(2, 14)), lane="a", deadline_s=FAR)
+    with pytest.raises(OverloadedError):
+        batcher.submit([99], lane="a", deadline_s=clock.now_s + 2)
+    for first in (0, 1):
+        gates[first].set()
+        await settle()
+    assert batches == [[0], [1], list(range(2, 10)), [10, 11]], "then half of the four that are left"
+    for gate in gates:
+        gate.set()
+    assert await answers(futures) == list(range(14))
+
+
 async def test_a_runner_that_is_back_while_the_others_are_busy_takes_two_rows_if_two_wait():
     gates = [asyncio.Event() for _ in range(6)]
     batches = []
@@ -265,7 +289,7 @@ async def test_a_wait_is_the_shorter_the_more_runners_share_it():
         await answers(futures)
         return wait_s
 
-    assert [await found(n_runners) for n_runners in (1, 2, 4)] == [12.0, 8.0, 6.0]
+    assert [await found(n_runners) for n_runners in (1, 2, 4)] == [12.0, 8.0, 4.0]
 
 
 async def test_a_batch_alone_among_several_runners_teaches_nothing_about_batches_side_by_side():

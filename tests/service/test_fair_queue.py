@@ -250,3 +250,42 @@ def test_what_goes_before_is_counted_as_it_then_happens(others, flow, n_new):
     order = queue.batch(1000)
     n_before = order.index(mine[-1]) - (n_new - 1)
     assert n_before <= expected <= n_before + len({item.flow for item in order})
+
+
+def bring_one_each(queue, flows):
+    """Every flow that has nothing here puts in one item."""
+    for flow in flows:
+        if flow not in {item.flow for item in queue}:
+            queue.put(flow)
+
+
+@pytest.mark.parametrize("max_rows", [1, 4, 32])
+@pytest.mark.parametrize("n_own", [1, 5, 20])
+def test_in_a_crowd_what_others_are_yet_to_bring_counts_among_what_goes_before(max_rows, n_own):
+    queue, others, left = Queue(), range(6), []
+    for _ in range(n_own):
+        queue.put("hot")
+    for _ in range(60):
+        bring_one_each(queue, others)
+        left += queue.batch(max_rows)
+        while sum(item.flow == "hot" for item in queue) < n_own:
+            queue.put("hot")
+    bring_one_each(queue, others)
+    expected = queue.n_before("hot", Priority.NORMAL, 1)
+    mine, left = queue.put("hot"), []
+    while mine not in left:
+        left += queue.batch(max_rows)
+        bring_one_each(queue, others)
+    assert left.index(mine) == pytest.approx(expected, rel=0.15, abs=len(others) + 1)
+
+
+def test_an_empty_queue_expects_nothing_that_is_not_there():
+    queue = Queue()
+    for _ in range(10):
+        bring_one_each(queue, [*range(6), "hot"])
+        queue.batch(4)
+    while len(queue):
+        queue.batch(4)
+    for n_before in range(5):
+        assert queue.n_before("hot", Priority.NORMAL, 1) == n_before
+        queue.put("hot")
