@@ -13,14 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prompted_clip.transfers import sent
+
 Rows = NDArray[np.int64]
 """Row numbers, on the host."""
-
-
-def sent(array: NDArray[np.int64] | NDArray[np.float64], device: torch.device) -> Tensor:
-    """A small array on the device; the host does not wait for the copy."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Arena:

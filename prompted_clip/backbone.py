@@ -146,6 +146,10 @@ def load_backbone(
     fingerprint = fingerprint_weights(clip.state_dict(), internals.architecture_facts(clip))
     scale = math.exp(float(clip.logit_scale.detach()))
     preprocess = {key: _plain(value) for key, value in open_clip.get_model_preprocess_cfg(clip).items()}
+    if torch.device(device).type == "cuda":
+        # torch prefers cuDNN's attention on some GPUs, which makes a plan for every new number of rows or tokens, and
+        # that takes a good part of a second; its flash attention needs none and is about as fast.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     clip = clip.eval().requires_grad_(False).to(device)
     if dtype != torch.float32:
         open_clip.convert_weights_to_lp(clip, dtype=dtype)

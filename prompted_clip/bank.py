@@ -131,7 +131,7 @@ class PromptBank:
             yield Held(rows, [slots[stacks[row]] for row in rows])
         finally:
             with self._lock:
-                self.storage.mark_read()
+                self.storage.mark_read(slots.values())
                 self._release(slots)
 
     def prefetch(self, stacks: Sequence[PromptStack]) -> None:

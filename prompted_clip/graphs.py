@@ -1,17 +1,21 @@
 """The image tower on CUDA as recorded graphs: one launch per batch instead of some two hundred.
 
 At small batches the time of a forward is that of starting its kernels. A graph is recorded once for each size of batch,
-number of prompt positions and depth (for even depths and for mixtures), and replayed over inputs that lie in fixed
-places. Batches are padded to the next recorded size; what fills the rest does not matter, since rows do not depend on
-each other. Does not know how the tower computes.
+number of prompt positions and depth, where all positions have the same, and one for everything else of that size and
+number. All of them read their inputs from the same places. Batches are padded to the next recorded size; what fills the
+rest does not matter, since rows do not depend on each other. A recording takes a good part of a second and can be made
+before it is needed. Does not know how the tower computes.
 
 Legend: B rows, C/H/W image, D prompt layers, P prompt positions, W tower width, E joint width.
 """
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -21,7 +25,7 @@ from prompted_clip.prompts import PromptGrid
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS: Final = 64
+MAX_GRAPHS: Final = 256
 N_WARM_UPS: Final = 2
 """Runs before a recording: libraries choose kernels and take memory in them, which a recording must not see."""
 
@@ -30,17 +34,16 @@ Work = Callable[[], Tensor]
 
 
 class Shape(NamedTuple):
-    """What two batches must have in common to replay one graph; without prompts, 0 positions and layers."""
+    """What two batches must have in common to replay one graph; without prompts, 0 positions."""
 
     n_rows: int
     n_prompts: int
-    depth: int
-    is_even: bool = False
-    """Whether all positions of all rows have their own tokens to the same depth, which saves work."""
+    even_depth: int = 0
+    """To which all positions of all rows have their own tokens, which saves work; 0 fits all depths and mixtures."""
 
 
 class GraphedTower:
-    """A tower that replays recorded forwards.
+    """A tower that replays recorded forwards; several threads may call it, and their replays take turns.
 
     Args:
         tower: computes the same for each row whatever the others hold, in shapes that depend on its inputs' only.
@@ -63,9 +66,11 @@ class GraphedTower:
         self._backbone = backbone
         self._sizes = batch_sizes(max_rows)
         self._max_graphs = max_graphs
-        self._record = record or CudaRecorder()
+        self._record = record or CudaRecorder(backbone.device)
         self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()
+        self._places: WeakValueDictionary[int, _Places] = WeakValueDictionary()
         self._refused: set[Shape] = set()
+        self._turn = threading.Lock()
 
     def n_padded(self, n_rows: int) -> int:
         """How many rows really run for so many."""
@@ -77,20 +82,36 @@ class GraphedTower:
         n_rows = len(pixels_BCHW)
         if n_rows > self._sizes[-1]:
             return self._tower(pixels_BCHW, grid)
-        shape = Shape(self.n_padded(n_rows), 0, 0)
-        if grid is not None:
-            shape = Shape(shape.n_rows, grid.n_tokens, grid.max_depth, grid.min_depth == grid.max_depth)
-        graph = self._graph(shape)
-        return graph.replay(pixels_BCHW, grid) if graph is not None else self._tower(pixels_BCHW, grid)
+        with self._turn:
+            graph = self._graph(_shape(self.n_padded(n_rows), grid))
+            if graph is not None:
+                return graph.replay(pixels_BCHW, grid)
+        return self._tower(pixels_BCHW, grid)
 
-    def _graph(self, shape: Shape) -> "_Graph | None":
+    def preparations(self, grid: PromptGrid | None) -> list[Callable[[], None]]:
+        """What batches of such prompts, alone and beside others, would have to wait for: steps of one recording each.
+
+        Args:
+            grid: one stack's prompts, or None for the plain tower.
+        """
+        own = _shape(0, grid)
+        shapes = {shape._replace(n_rows=size) for size in self._sizes for shape in (own, own._replace(even_depth=0))}
+        missing = [shape for shape in sorted(shapes) if shape not in self._graphs and shape not in self._refused]
+        return [partial(self._prepare, shape) for shape in missing]
+
+    @torch.inference_mode()
+    def _prepare(self, shape: "Shape") -> None:
+        with self._turn:
+            self._graph(shape)
+
+    def _graph(self, shape: "Shape") -> "_Graph | None":
         if shape in self._refused:
             return None
         if shape not in self._graphs:
             while len(self._graphs) >= self._max_graphs:
                 self._graphs.popitem(last=False)
             try:
-                self._graphs[shape] = _Graph(self._tower, self._backbone, shape, self._record)
+                self._graphs[shape] = _Graph(self._tower, self._places_for(shape.n_prompts), shape, self._record)
             except RuntimeError:
                 # No memory, or a kernel that cannot be recorded: slower, not wrong. A lost device shows right after.
                 logger.warning("graph.not_recorded", extra=shape._asdict(), exc_info=True)
@@ -98,6 +119,12 @@ class GraphedTower:
                 return None
         self._graphs.move_to_end(shape)
         return self._graphs[shape]
+
+    def _places_for(self, n_prompts: int) -> "_Places":
+        places = self._places.get(n_prompts)
+        if places is None:
+            places = self._places[n_prompts] = _Places(self._backbone, self._sizes[-1], n_prompts)
+        return places
 
 
 def batch_sizes(max_rows: int) -> tuple[int, ...]:
@@ -107,19 +134,36 @@ def batch_sizes(max_rows: int) -> tuple[int, ...]:
     return tuple(sorted({size for size in (*powers, *between) if size < max_rows} | {max_rows}))
 
 
-class _Graph:
-    """One recorded forward and the places its inputs are read from."""
+def _shape(n_rows: int, grid: PromptGrid | None) -> Shape:
+    """The shape of so many rows with prompts like these."""
+    if grid is None:
+        return Shape(n_rows, 0)
+    return Shape(n_rows, grid.n_tokens, grid.max_depth if grid.min_depth == grid.max_depth else 0)
 
-    def __init__(self, tower: Tower, backbone: Backbone, shape: Shape, record: Callable[[Work], Work]) -> None:
-        n_rows, n_prompts, depth, is_even = shape
+
+class _Places:
+    """Where recordings for a number of prompt positions read their inputs, whatever their sizes and depths."""
+
+    def __init__(self, backbone: Backbone, max_rows: int, n_prompts: int) -> None:
         side, device = backbone.image_size, backbone.device
-        self._pixels = torch.zeros(n_rows, 3, side, side, dtype=torch.uint8, device=device)
+        self.pixels = torch.zeros(max_rows, 3, side, side, dtype=torch.uint8, device=device)
+        shape = (max_rows, backbone.n_vision_layers, n_prompts, backbone.vision_width)
+        self.tokens = torch.zeros(shape, dtype=backbone.dtype, device=device)
+        self.depths = torch.zeros(max_rows, n_prompts, dtype=torch.int64, device=device)
+
+
+class _Graph:
+    """One recorded forward over the first rows and layers of its places."""
+
+    def __init__(self, tower: Tower, places: _Places, shape: Shape, record: Callable[[Work], Work]) -> None:
+        n_rows, n_prompts, even_depth = shape
+        self._places = places  # kept alive: the recording reads them
+        self._pixels = places.pixels[:n_rows]
         self._grid: PromptGrid | None = None
         if n_prompts:
-            tokens = torch.zeros(n_rows, depth, n_prompts, backbone.vision_width, dtype=backbone.dtype, device=device)
-            depths = torch.full((n_rows, n_prompts), depth, dtype=torch.int64, device=device)
-            # Unless depths are even, the recording asks each row for its own from layer 1 on: it fits every mixture.
-            self._grid = PromptGrid(tokens, depths, min_depth=depth if is_even else 1, max_depth=depth)
+            depth = even_depth or places.tokens.shape[1]
+            # Where depths differ, the recording asks each row for its own from layer 1 on.
+            self._grid = PromptGrid(places.tokens[:n_rows, :depth], places.depths[:n_rows], even_depth or 1, depth)
         self._run = record(lambda: tower(self._pixels, self._grid))
 
     def replay(self, pixels_BCHW: Tensor, grid: PromptGrid | None) -> Tensor:
@@ -127,7 +171,8 @@ class _Graph:
         n_rows = len(pixels_BCHW)
         self._pixels[:n_rows].copy_(pixels_BCHW, non_blocking=True)
         if self._grid is not None and grid is not None:
-            self._grid.tokens[:n_rows].copy_(grid.tokens)
+            # What lies in deeper layers is some other batch's, and no row's depth reaches there.
+            self._grid.tokens[:n_rows, : grid.max_depth].copy_(grid.tokens)
             self._grid.depths[:n_rows].copy_(grid.depths)
         # The next replay of any graph may write over the output.
         return self._run()[:n_rows].clone()
@@ -137,10 +182,16 @@ class CudaRecorder:
     """Records work of the calling thread's stream as CUDA graphs; they share one pool of memory.
 
     Replays must not overlap, and each output must be copied before the next replay: graphs write over each other's.
+
+    Args:
+        device: whose work it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool: Any = None  # torch's handle has no public type
+        # One for all: libraries keep working memory for every stream that they have seen.
+        self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Work) -> Work:
         """Record `work`, whose inputs stay in their places.
@@ -151,17 +202,18 @@ class CudaRecorder:
         Raises:
             RuntimeError: no memory for it, or it does what a graph cannot hold.
         """
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(N_WARM_UPS):
-                work()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on copying to the device meanwhile: only this one's work is recorded.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = work()
+        with torch.cuda.device(self._device):
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            self._beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._beside):
+                for _ in range(N_WARM_UPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(self._beside)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on copying to the device meanwhile: only this one's work is recorded.
+            recording = torch.cuda.graph(graph, pool=self._pool, stream=self._beside, capture_error_mode="thread_local")
+            with recording:
+                output = work()
 
         def replay() -> Tensor:
             graph.replay()

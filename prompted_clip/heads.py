@@ -33,9 +33,9 @@ class ImageFeatures:
     embeddings_BE: Tensor
     unit_BE: Tensor
 
-    def of(self, rows: list[int]) -> "ImageFeatures":
-        """Those of some of the images."""
-        return ImageFeatures(self.embeddings_BE[rows], self.unit_BE[rows])
+    def of(self, rows_B: Tensor) -> "ImageFeatures":
+        """Those of some of the images, by their positions."""
+        return ImageFeatures(self.embeddings_BE[rows_B], self.unit_BE[rows_B])
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,11 @@ from prompted_clip.heads import ImageFeatures
 from prompted_clip.internals import unit_norm
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import PromptGrid
-from prompted_clip.scoring import Ranked, Scorer
+from prompted_clip.scoring import Ranked, Ranking, Scorer
 from prompted_clip.slot import Slot
 from prompted_clip.stack import PromptStack
 from prompted_clip.stack_maker import StackMaker
+from prompted_clip.transfers import Outbound, sent
 from prompted_clip.vision import embed_image
 
 MAX_TEXT_ROWS: Final = 1024
@@ -51,6 +52,7 @@ class PromptedClip:
         bank: which stacks are on the device.
         image_tower: what runs the image tower.
         n_at_once: forwards that may run side by side; more than one needs an image tower that several threads may call.
+        n_ahead: batches beside those that may be brought to the device and begun behind them.
         on_progress: called after every forward, on the thread that runs it; whoever watches for a hung device sets it.
     """
 
@@ -69,6 +71,8 @@ class PromptedClip:
         self.bank = PromptBank(backbone, n_slots=bank_slots, n_kept=kept_slots)
         self.image_tower = image_tower or self._walked_tower
         self.n_at_once = n_at_once
+        self.n_ahead = int(backbone.device.type == "cuda")
+        self._outbound = Outbound(backbone.device)
         self.on_progress: Callable[[], None] = lambda: None
         self._scorer = Scorer(
             backbone, self.bank.storage, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress()
@@ -131,6 +135,9 @@ class PromptedClip:
     def rank(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack], top_ks: Sequence[int]) -> list[Ranked]:
         """Each row's most probable classes; nothing else leaves the device.
 
+        Any thread may call it. While the device works on one batch, another thread's comes to it, and is begun as soon
+        as the device is free.
+
         Args:
             pixels_BCHW: uint8 from `to_pixels`, on any device.
             stacks: one per row, all of one lane; domains and depths may differ.
@@ -139,12 +146,14 @@ class PromptedClip:
         Raises:
             ValueError: rows with different numbers of prompt tokens in one batch.
         """
+        on_their_way = self._outbound.send(pixels_BCHW)
 
-        def work(rows: list[int], slots: list[Slot]) -> list[Ranked]:
-            images = self._embed(_some(pixels_BCHW, rows), slots)
-            return self._scorer.rank(images, slots, [top_ks[row] for row in rows])
+        def work(rows: list[int], slots: list[Slot]) -> list[tuple[Ranking, int]]:
+            images = self._embed(_some(on_their_way.received(), rows), slots)
+            ranking = self._scorer.rank(images, slots, [top_ks[row] for row in rows])
+            return [(ranking, index) for index in range(len(rows))]
 
-        return self._in_parts(stacks, work)
+        return [ranking.rows[index] for ranking, index in self._in_parts(stacks, work)]
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:
@@ -196,18 +205,19 @@ class PromptedClip:
         """
 
         def work(rows: list[int], slots: list[Slot]) -> list[Tensor]:
-            scores_BK = self._scorer.logits(images.of(rows), slots).softmax(dim=-1)
+            scores_BK = self._scorer.logits(images.of(sent(rows, self.backbone.device)), slots).softmax(dim=-1)
             return [row_K[: slot.n_classes] for row_K, slot in zip(scores_BK, slots, strict=True)]
 
         return self._in_parts(stacks, work)
 
-    def prefetch(self, stacks: Sequence[PromptStack]) -> None:
-        """Bring the stacks of a coming batch to the device while another one runs; any thread may call it.
+    def preparations(self, stack: PromptStack) -> list[Callable[[], None]]:
+        """What the first batches under such a stack would have to wait for, in short steps for the device's thread.
 
-        On a CPU there is nothing to overlap, and nothing happens.
+        Nothing on a CPU, nor where other stacks of the same shape have been prepared.
         """
-        if self.backbone.device.type == "cuda":
-            self.bank.prefetch(stacks)
+        prepare: Callable[[PromptGrid | None], list[Callable[[], None]]] | None
+        prepare = getattr(self.image_tower, "preparations", None)
+        return prepare(stack.image) if prepare is not None else []
 
     def n_padded(self, n_rows: int) -> int:
         """Rows that the image tower really computes for so many."""
@@ -251,4 +261,6 @@ class PromptedClip:
 
 def _some(pixels_BCHW: Tensor, rows: list[int]) -> Tensor:
     """Some rows, in ascending order, of the pixels; all of them without a copy."""
-    return pixels_BCHW if len(rows) == len(pixels_BCHW) else pixels_BCHW[rows]
+    if len(rows) == len(pixels_BCHW):
+        return pixels_BCHW
+    return pixels_BCHW.index_select(0, sent(rows, pixels_BCHW.device))

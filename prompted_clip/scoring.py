@@ -7,17 +7,18 @@ Legend: B rows, K most classes of a row, E joint width.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prompted_clip.arena import sent
 from prompted_clip.backbone import Backbone
 from prompted_clip.heads import ClassHead, ConditionalHead, ImageFeatures, Projector
 from prompted_clip.slot import Slot
 from prompted_clip.slot_storage import SlotStorage
+from prompted_clip.transfers import Inbound, sent
 
 GATHERED_BYTES: Final = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """Most text features gathered at once: what stays in a processor's cache; what does not crowd a GPU's memory."""
@@ -28,6 +29,26 @@ class Ranked(NamedTuple):
 
     class_ids: list[int]
     probabilities: list[float]
+
+
+class Ranking:
+    """The most probable classes of a batch, which may still be on their way from the device.
+
+    Args:
+        best_ids_BK: positions among each row's classes, best first.
+        best_BK: their probabilities.
+        n_wanted: how many of them are each row's.
+    """
+
+    def __init__(self, best_ids_BK: Tensor, best_BK: Tensor, n_wanted: Sequence[int]) -> None:
+        self._inbound = Inbound(best_ids_BK, best_BK)
+        self._n_wanted = n_wanted
+
+    @cached_property
+    def rows(self) -> list[Ranked]:
+        """One per row of the batch; waits until they are here."""
+        ids, probabilities = (tensor.tolist() for tensor in self._inbound.wait())
+        return [Ranked(i[:n], p[:n]) for i, p, n in zip(ids, probabilities, self._n_wanted, strict=True)]
 
 
 class Scorer:
@@ -48,8 +69,8 @@ class Scorer:
         self._max_text_rows = max_text_rows
         self._on_progress = on_progress
 
-    def rank(self, images: ImageFeatures, slots: Sequence[Slot], top_ks: Sequence[int]) -> list[Ranked]:
-        """The most probable classes of each image.
+    def rank(self, images: ImageFeatures, slots: Sequence[Slot], top_ks: Sequence[int]) -> Ranking:
+        """The most probable classes of each image; the host does not wait for them.
 
         Args:
             images: from the image tower, under the prompts of these slots.
@@ -58,9 +79,8 @@ class Scorer:
         """
         logits_BK = self.logits(images, slots)
         best = logits_BK.softmax(dim=-1).topk(min(max(top_ks), logits_BK.shape[1]), dim=-1)
-        ids, probabilities = best.indices.tolist(), best.values.tolist()
-        n_own = [min(top_k, slot.n_classes) for top_k, slot in zip(top_ks, slots, strict=True)]
-        return [Ranked(i[:n], p[:n]) for i, p, n in zip(ids, probabilities, n_own, strict=True)]
+        n_wanted = [min(top_k, slot.n_classes) for top_k, slot in zip(top_ks, slots, strict=True)]
+        return Ranking(best.indices, best.values, n_wanted)
 
     def logits(self, images: ImageFeatures, slots: Sequence[Slot]) -> Tensor:
         """Every image's scores over its own classes, before the softmax.
@@ -83,11 +103,13 @@ class Scorer:
         n_most = max(slot.n_classes for slot in rows_of)
         logits_BK = images.unit_BE.new_full((len(slots), n_most), -torch.inf)
         if plain:
-            own = self._gathered(images.unit_BE[plain], [slots[row] for row in plain])
-            logits_BK[plain, : own.shape[1]] = own
+            plain_B = sent(plain, self._backbone.device)
+            own = self._gathered(images.unit_BE[plain_B], [slots[row] for row in plain])
+            logits_BK[plain_B, : own.shape[1]] = own
         for slot, rows in rows_of.items():
             if not slot.is_plain:
-                logits_BK[rows, : slot.n_classes] = self._of_one(images.of(rows), slot)
+                rows_B = sent(rows, self._backbone.device)
+                logits_BK[rows_B, : slot.n_classes] = self._of_one(images.of(rows_B), slot)
         return logits_BK
 
     def _gathered(self, unit_BE: Tensor, slots: Sequence[Slot]) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 class SideStream:
     """A stream for writing what forwards on other streams read.
 
-    What is written may be read after `wait_for_writes`; what was read may be overwritten after `mark_read`. Nobody
-    waits on the host. Calls that write or mark must not overlap.
+    What is written may be read after `wait_for_writes`; what was read may be overwritten once `write_after` was told of
+    it. Nobody waits on the host. Calls that write must not overlap.
 
     Args:
         device: that of the tensors.
@@ -21,15 +21,14 @@ class SideStream:
         self._is_real = device.type == "cuda"
         if self._is_real:  # torch gives neither of these types
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._written, self._read = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._written = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Copies made in here go to the side stream, behind the last forward that was marked."""
+        """Copies made in here go to the side stream."""
         if not self._is_real:
             yield
             return
-        self._stream.wait_event(self._read)
         with torch.cuda.stream(self._stream):
             yield
             self._written.record()
@@ -39,7 +38,11 @@ class SideStream:
         if self._is_real:
             torch.cuda.current_stream(self._device).wait_event(self._written)
 
-    def mark_read(self) -> None:
-        """What the calling thread has sent to the device so far is what the next write waits for."""
-        if self._is_real:
-            self._read.record(torch.cuda.current_stream(self._device))
+    def read_until_now(self) -> torch.cuda.Event | None:
+        """A mark behind all that the calling thread has sent to the device so far."""
+        return torch.cuda.current_stream(self._device).record_event() if self._is_real else None
+
+    def write_after(self, mark: torch.cuda.Event | None) -> None:
+        """Have all further writes wait for what is before a mark."""
+        if mark is not None:
+            self._stream.wait_event(mark)

@@ -6,6 +6,7 @@ Legend: D prompt layers, P prompt positions, K classes, F width of text features
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from prompted_clip.arena import Rows
@@ -45,6 +46,7 @@ class Slot:
         text: the text tower's prompts, on the device, with a conditional head only.
         n_holders: forwards that read it at this moment.
         is_kept: never leaves.
+        last_read: on a device of its own, a mark behind the last forward that reads it.
     """
 
     token_rows_DP: Rows
@@ -57,6 +59,7 @@ class Slot:
     text: PromptGrid | None = None
     n_holders: int = 0
     is_kept: bool = False
+    last_read: torch.cuda.Event | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -6,20 +6,21 @@ heads lie beside the arenas and go with their slot. Does not know which stacks a
 Legend: B rows, D prompt layers, P prompt positions, E joint width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prompted_clip.arena import Arena, Rows, sent
+from prompted_clip.arena import Arena, Rows
 from prompted_clip.backbone import Backbone
 from prompted_clip.heads import ConditionalHead, moved
 from prompted_clip.prompts import PromptGrid
 from prompted_clip.side_stream import SideStream
 from prompted_clip.slot import Room, Slot, room_of
 from prompted_clip.stack import PromptStack
+from prompted_clip.transfers import sent
 
 TOKENS_PER_SLOT: Final = 144
 """Prompt tokens of an ordinary stack: twelve in each of twelve layers. A larger one takes the room of several."""
@@ -70,6 +71,7 @@ class SlotStorage:
 
     def drop(self, slot: Slot) -> None:
         """Forget a stack that no forward will read any more."""
+        self._stream.write_after(slot.last_read)
         self._n_free_slots += 1
         self._tokens.give_back(slot.token_rows_DP.reshape(-1))
         self._classes.give_back(slot.class_rows_K)
@@ -78,9 +80,11 @@ class SlotStorage:
         """What the calling thread sends to the device from now on sees every slot as it was put."""
         self._stream.wait_for_writes()
 
-    def mark_read(self) -> None:
-        """What the calling thread has sent to the device so far is done before any row gets new content."""
-        self._stream.mark_read()
+    def mark_read(self, slots: Iterable[Slot]) -> None:
+        """What the calling thread has sent to the device so far is done before these slots' rows get new content."""
+        mark = self._stream.read_until_now()
+        for slot in slots:
+            slot.last_read = mark
 
     def prompts(self, slots: Sequence[Slot]) -> PromptGrid | None:
         """The image prompts of a batch, one slot per row: shared if all rows have the same slot; None without prompts.

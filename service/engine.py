@@ -1,8 +1,11 @@
-"""Owns the device: everything that touches it happens on one thread, or, on a CPU, on one thread per core.
+"""Owns the device: everything that touches it happens on the device's threads, one per core on a CPU, two on a GPU.
 
 Knows the model and its stacks. Does not know HTTP, queues or the store. A batch is one forward over rows of one lane,
-whatever their domains. A stack becomes ready in host memory, off the device's thread; it comes to the device with the
-first batch that needs it, or beside the one before.
+whatever their domains. A stack becomes ready in host memory, off the device's threads; it comes to the device with the
+first batch that needs it.
+
+While a GPU works on one batch, the thread that gave it waits, and the other one puts the next batch together, brings
+its pixels and stacks to the device and begins it behind the first: between two batches the GPU has nothing to wait for.
 
 Cores that work on batches of their own need not wait for each other after each of a forward's hundred steps; where
 something else runs beside, that wait is for the slowest. A batch that has the processor to itself takes all cores: it
@@ -102,15 +105,14 @@ class Engine:
         # Torch gives a new thread the number that was set last, on any thread.
         n_threads = torch.get_num_threads()
         keep_threads = partial(torch.set_num_threads, n_threads)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device", initializer=keep_threads)
+        self._thread = ThreadPoolExecutor(1 + model.n_ahead, thread_name_prefix="device", initializer=keep_threads)
         self._cores = self._thread
         if model.n_at_once > 1:
             share_threads = partial(torch.set_num_threads, max(1, n_threads // model.n_at_once))
             self._cores = ThreadPoolExecutor(model.n_at_once, thread_name_prefix="core", initializer=share_threads)
         # A batch on all cores counts as one of them: nothing begins that would have no core.
-        self._turns = threading.Semaphore(model.n_at_once)
+        self._turns = threading.Semaphore(model.n_at_once + model.n_ahead)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=compute_alone)
-        self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._resident_domains = frozenset(resident_domains)
         self._signs_s: dict[int, float] = {}  # of every thread that is inside a call, the last one
         self._n_calls = 0
@@ -154,9 +156,6 @@ class Engine:
         Raises:
             DeviceLostError: the device is gone for good.
         """
-        if self.is_busy:
-            # Another batch runs; what this one needs can come to the device meanwhile.
-            self._prefetcher.submit(self._prefetch, list({row.stack for row in rows}))
         return await self._call(lambda: self._run(rows), n_rows=len(rows))
 
     async def load(self, bundle: Bundle, version: int | None) -> PromptStack:
@@ -174,6 +173,8 @@ class Engine:
     async def warm_up(self, stack: PromptStack) -> None:
         """Run one grey image through a new stack, so that a stack which cannot answer never goes live.
 
+        Then do beforehand, between the batches of others, what its first ones would have to wait for.
+
         Raises:
             InferenceFailedError: the forward failed or its numbers are not finite.
         """
@@ -182,6 +183,8 @@ class Engine:
         (answer,) = await self._call(lambda: self._run([row]))
         if isinstance(answer, Exception):
             raise answer
+        for prepare in self._model.preparations(stack):
+            await self._call(prepare)
 
     def went_live(self, stack: PromptStack) -> None:
         """Note that a stack answers for its domain from now on; it stays on the device if its domain is to."""
@@ -223,7 +226,6 @@ class Engine:
     def close(self) -> None:
         """Let the threads go once what runs has finished."""
         self._loader.shutdown(wait=False, cancel_futures=True)
-        self._prefetcher.shutdown(wait=False, cancel_futures=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._cores.shutdown(wait=False, cancel_futures=True)
 
@@ -253,13 +255,6 @@ class Engine:
     def _refuse_if_lost(self) -> None:
         if self._is_lost:
             raise DeviceLostError("The device failed; this process is about to be replaced. Send the request again.")
-
-    def _prefetch(self, stacks: Sequence[PromptStack]) -> None:
-        """On a thread of its own. What cannot come now comes with its batch, which tells what is wrong."""
-        try:
-            self._model.prefetch(stacks)
-        except Exception:
-            logger.warning("bank.prefetch_failed", exc_info=True)
 
     def _guarded(self, work: Callable[[], T]) -> T:
         """Run on a thread of the device, noticing when the device is gone or full."""
@@ -318,7 +313,7 @@ class Engine:
 
     @staticmethod
     def _shape(names: Sequence[str], ranked: Ranked) -> list[Prediction] | Exception:
-        if not np.isfinite(ranked.probabilities).all():
+        if not all(map(math.isfinite, ranked.probabilities)):
             return InferenceFailedError("The model's numbers for this image are not finite.")
         return [
             Prediction(class_id, names[class_id], probability)

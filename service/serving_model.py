@@ -69,6 +69,8 @@ class ServingModel(Protocol):
 
     n_at_once: int
     """Batches that may run side by side, each on a thread that computes alone."""
+    n_ahead: int
+    """Batches beside those that the device may be given already, each by a thread of its own."""
     on_progress: Callable[[], None]
     """Called after every forward; the engine puts its own here."""
 
@@ -81,8 +83,8 @@ class ServingModel(Protocol):
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
         """The stack with other classes."""
 
-    def prefetch(self, stacks: Sequence[PromptStack]) -> None:
-        """Bring the stacks of a coming batch to the device; any thread may call it."""
+    def preparations(self, stack: PromptStack) -> list[Callable[[], None]]:
+        """What the first batches under such a stack would have to wait for, in short steps."""
 
     def rank(
         self,

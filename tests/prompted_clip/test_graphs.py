@@ -1,5 +1,7 @@
 """Recorded forwards: which are recorded, reused and given up, by a recorder that only notes; replays on CUDA."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -70,12 +72,13 @@ def test_answers_are_the_towers_own_whatever_was_run_before(tower, n_rows):
         torch.testing.assert_close(runs(pixels, prompts), tower(pixels, prompts), rtol=0, atol=1e-5)
 
 
-def test_one_recording_serves_all_mixtures_of_its_size_positions_and_depth_and_one_those_of_even_depth(tower):
+def test_one_recording_serves_all_mixtures_of_its_size_and_positions_and_one_those_of_each_even_depth(tower):
     recorder = NotingRecorder()
     runs = graphed(tower, recorder)
     mixtures = (grid(1, (3, 1), (1, 1)), collate_grids([grid(2, (3, 2)), grid(3, (1, 2))]))
-    for prompts in (*mixtures, *mixtures):
-        runs(random_pixels(2), prompts)
+    for prompts in (*mixtures, grid(4, (2, 1), (1, 1)), *mixtures):
+        pixels = random_pixels(2)
+        torch.testing.assert_close(runs(pixels, prompts), tower(pixels, prompts), rtol=0, atol=1e-5)
     assert recorder.n_recorded == 1
     for seed in (0, 1):
         runs(random_pixels(2), grid(seed, (3, 2)))
@@ -85,6 +88,49 @@ def test_one_recording_serves_all_mixtures_of_its_size_positions_and_depth_and_o
     runs(random_pixels(3), grid(0, (3, 2)))
     runs(random_pixels(2))
     assert recorder.n_recorded == 6
+
+
+def test_what_is_prepared_for_a_stack_is_not_recorded_again_whatever_joins_it(tower):
+    recorder = NotingRecorder()
+    runs = graphed(tower, recorder)
+    even, shallower = grid(1, (3, 2)), grid(2, (1, 1), (2, 1))
+    for prepare in runs.preparations(even):
+        prepare()
+    assert recorder.n_recorded == 2 * len(batch_sizes(8)), "alone, and in mixtures with shallower ones"
+    assert runs.preparations(even) == runs.preparations(grid(3, (3, 2))) == []
+    for n_rows in range(1, 9):
+        mixed = collate_grids([(even, shallower)[row % 2] for row in range(n_rows)])
+        for prompts in (even, mixed):
+            pixels = random_pixels(n_rows)
+            torch.testing.assert_close(runs(pixels, prompts), tower(pixels, prompts), rtol=0, atol=1e-5)
+    assert recorder.n_recorded == 2 * len(batch_sizes(8))
+
+
+@pytest.mark.parametrize("shapes", [(), ((3, 1), (1, 1))], ids=["without prompts", "of two depths"])
+def test_a_stack_without_an_even_depth_needs_one_recording_of_each_size(tower, shapes):
+    recorder = NotingRecorder()
+    runs = graphed(tower, recorder)
+    for prepare in runs.preparations(grid(1, *shapes)):
+        prepare()
+    for n_rows in range(1, 9):
+        runs(random_pixels(n_rows), grid(2, *shapes))
+    assert recorder.n_recorded == len(batch_sizes(8))
+
+
+def test_what_cannot_be_recorded_is_not_prepared_again(tower):
+    runs = graphed(tower, NotingRecorder(fails=[RuntimeError("operation not permitted")] * 4))
+    for prepare in runs.preparations(None):
+        prepare()
+    assert runs.preparations(None) == []
+
+
+def test_threads_that_call_at_once_get_their_own_answers(tower):
+    runs = graphed(tower, NotingRecorder())
+    batches = [(random_pixels(1 + seed % 4, seed=seed), grid(seed, (1 + seed % 3, 2))) for seed in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda batch: runs(*batch), batches * 8))
+    for answer, batch in zip(answers, batches * 8, strict=True):
+        torch.testing.assert_close(answer, tower(*batch), rtol=0, atol=1e-5)
 
 
 def test_an_answer_is_not_overwritten_by_the_next(tower):
@@ -135,11 +181,24 @@ def test_on_cuda_replays_in_any_order_give_the_towers_own_answers(dtype):
     for n_rows in (1, 8, 3, 2):
         pixels = random_pixels(n_rows, seed=n_rows).to("cuda")
         mixed = collate_grids([grid(row, (1 + row % 3, 1), (2, 1)) for row in range(n_rows)])
-        batches += [
-            (pixels, None),
-            (pixels, mixed.moved(lambda t: t.to("cuda", dtype if t.is_floating_point() else None))),
+        even = collate_grids([grid(row, (3, 2)) for row in range(n_rows)])
+        there = [
+            None,
+            *(one.moved(lambda t: t.to("cuda", dtype if t.is_floating_point() else None)) for one in (mixed, even)),
         ]
-    answers = [runs(*batch) for _ in range(3) for batch in batches]
+        batches += [(pixels, prompts) for prompts in there]
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda batch: runs(*batch), batches * 3))
     torch.cuda.synchronize()
     for answer, batch in zip(answers, batches * 3, strict=True):
         torch.testing.assert_close(answer, tower(*batch), rtol=0, atol=1e-5 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+def test_a_tower_on_another_gpu_records_there():
+    register_tiny_models()
+    backbone = load_backbone("tiny", random_seed=0, device="cuda:1")
+    tower = FusedImageTower(backbone)
+    pixels = random_pixels(3).to("cuda:1")
+    torch.testing.assert_close(GraphedTower(tower, backbone, max_rows=8)(pixels), tower(pixels), rtol=0, atol=1e-5)

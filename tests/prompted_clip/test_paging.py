@@ -92,7 +92,7 @@ def test_scores_do_not_depend_on_how_many_text_features_are_gathered_at_once(mon
     stacks = [load(model, seed=seed, class_names=tuple(map(str, range(5 + 9 * seed)))) for seed in range(3)]
     rows = [stacks[index] for index in (0, 1, 2, 1, 0, 2)]
     images = model.encode_images(random_pixels(6), rows)
-    expected = [model.score(images.of([index]), [stack])[0] for index, stack in enumerate(rows)]
+    expected = [model.score(images.of(torch.tensor([index])), [stack])[0] for index, stack in enumerate(rows)]
     monkeypatch.setitem(GATHERED_BYTES, "cpu", at_once)
     for mine, own in zip(model.score(images, rows), expected, strict=True):
         torch.testing.assert_close(mine, own, rtol=0, atol=1e-6)

@@ -6,71 +6,25 @@ import pytest
 import torch
 
 from prompted_clip.side_stream import SideStream
-
-
-class Noted:
-    """Streams and events that write down who waits for what."""
-
-    def __init__(self):
-        self.notes, self.current = [], "compute"
-
-    def stream(self, name):
-        noted = self
-
-        class Stream:
-            def wait_event(self, event):
-                noted.notes.append(f"{name} waits for {event.recorded_on}")
-
-        Stream.name = name
-        return Stream()
-
-    def event(self):
-        noted = self
-
-        class Event:
-            recorded_on = "nothing"
-
-            def record(self, stream=None):
-                self.recorded_on = stream.name if stream is not None else noted.current
-                noted.notes.append(f"{self.recorded_on} is marked")
-
-        return Event()
-
-    @contextlib.contextmanager
-    def switch(self, stream):
-        self.current = stream.name
-        try:
-            yield
-        finally:
-            self.current = "compute"
+from tests.prompted_clip.noted_streams import noted_streams
 
 
 @pytest.fixture
 def noted(monkeypatch):
-    noted = Noted()
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: noted.stream("side"))
-    monkeypatch.setattr(torch.cuda, "Event", noted.event)
-    monkeypatch.setattr(torch.cuda, "stream", noted.switch)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: noted.stream(noted.current))
-    return noted
+    return noted_streams(monkeypatch)
 
 
-def test_a_forward_waits_for_what_was_written_and_a_write_for_what_was_read(noted):
+def test_a_forward_waits_for_what_was_written_and_a_write_for_those_who_read_what_it_replaces(noted):
     side = SideStream(torch.device("cuda"))
     with side.writing():
         assert noted.current == "side"
     side.wait_for_writes()
-    side.mark_read()
+    mark = side.read_until_now()
     with side.writing():
         pass
-    assert noted.notes == [
-        "side waits for nothing",
-        "side is marked",
-        "compute waits for side",
-        "compute is marked",
-        "side waits for compute",
-        "side is marked",
-    ]
+    assert noted.notes == ["side is marked", "compute waits for side", "compute is marked", "side is marked"]
+    side.write_after(mark)
+    assert noted.notes[4:] == ["side waits for compute"]
 
 
 def test_a_write_that_fails_is_not_waited_for(noted):
@@ -86,5 +40,5 @@ def test_on_the_cpu_nothing_waits(noted):
     with side.writing():
         assert noted.current == "compute"
     side.wait_for_writes()
-    side.mark_read()
+    side.write_after(side.read_until_now())
     assert noted.notes == []

@@ -64,12 +64,14 @@ class FakeModel:
         self.gate = threading.Event()
         self.gate.set()
         self.n_at_once = 1
+        self.n_ahead = 0
         self.rows_together = None
         self.forward_s = 0.0
         self.fail_with = None
         self.fail_load = False
         self.batches = []
-        self.prefetched = []
+        self.n_begun = 0
+        self.to_prepare = []
         self.n_encoded_texts = 0
         self.threads = set()
 
@@ -109,6 +111,7 @@ class FakeModel:
 
     def encode_images(self, pixels_BCHW, stacks):
         self.threads.add(threading.current_thread().name)
+        self.n_begun += 1
         self.gate.wait(20)
         if self.forward_s:
             time.sleep(self.forward_s)
@@ -119,8 +122,9 @@ class FakeModel:
         colours = pixels_BCHW.float().mean(dim=(2, 3)) + 1e-3
         return ImageFeatures(colours, torch.nn.functional.normalize(colours, dim=1))
 
-    def prefetch(self, stacks):
-        self.prefetched.append([stack.domain for stack in stacks])
+    def preparations(self, stack):
+        steps, self.to_prepare = self.to_prepare, []
+        return steps
 
     def n_padded(self, n_rows):
         return n_rows

@@ -178,44 +178,40 @@ async def test_a_stack_is_made_ready_while_the_device_goes_on(monkeypatch):
     engine.close()
 
 
-async def test_the_stacks_of_a_batch_that_waits_are_fetched_while_another_one_runs():
+@pytest.mark.parametrize("n_ahead", [0, 1])
+async def test_a_device_that_takes_batches_ahead_is_given_one_while_another_runs_and_no_more(n_ahead):
     model = FakeModel()
+    model.n_ahead = n_ahead
     engine = Engine(model)
-    stacks = [await engine.load(read_bundle(colour_bundle(domain)), 1) for domain in ("paint", "ink")]
-    rows = [EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1) for stack in stacks]
-    await engine.run(rows)
-    assert model.prefetched == [], "an idle device fetches them by itself"
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
     model.gate.clear()
-    first = asyncio.ensure_future(engine.run(rows[:1]))
-    await until(lambda: engine.is_busy)
-    second = asyncio.ensure_future(engine.run([rows[1], rows[1]]))
-    await until(lambda: model.prefetched)
-    assert not first.done()
+    running = [asyncio.ensure_future(engine.run([row])) for _ in range(3)]
+    await until(lambda: model.n_begun == 1 + n_ahead)
+    await asyncio.sleep(0.05)
+    assert model.n_begun == 1 + n_ahead
     model.gate.set()
-    await asyncio.gather(first, second)
-    assert model.prefetched == [["ink"]]
+    assert [len(answer) for answers in await asyncio.gather(*running) for answer in answers] == [1, 1, 1]
     engine.close()
 
 
-async def test_a_fetch_ahead_that_fails_harms_no_answer(monkeypatch):
+async def test_what_first_batches_would_wait_for_is_done_when_a_stack_warms_up_between_the_batches_of_others():
     model = FakeModel()
     engine = Engine(model)
-    stack = await engine.load(read_bundle(colour_bundle()), 1)
-    failed = threading.Event()
-
-    def no_room(_):
-        failed.set()
-        raise torch.OutOfMemoryError("no room")
-
-    monkeypatch.setattr(model, "prefetch", no_room)
-    model.gate.clear()
+    done, stack = [], await engine.load(read_bundle(colour_bundle()), 1)
     row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
-    running = [asyncio.ensure_future(engine.run([row]))]
-    await until(lambda: engine.is_busy)
-    running.append(asyncio.ensure_future(engine.run([row])))
-    assert await asyncio.to_thread(failed.wait, 20)
-    model.gate.set()
-    assert [len(answer) for answers in await asyncio.gather(*running) for answer in answers] == [1, 1]
+    others = []
+
+    def first():
+        done.append("first")
+        others.append(asyncio.run_coroutine_threadsafe(engine.run([row]), loop))
+        time.sleep(0.05)
+
+    loop = asyncio.get_running_loop()
+    model.to_prepare = [first, lambda: done.append(f"second, batches: {len(model.batches)}")]
+    await engine.warm_up(stack)
+    await asyncio.wrap_future(others[0])
+    assert done == ["first", "second, batches: 2"], "its own grey image and the batch of another"
     engine.close()
 
 
