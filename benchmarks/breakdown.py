@@ -7,11 +7,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = {
-    "linear layers, activations worked in": ("_linear_pointwise", "addmm", "::mm", "gemm", "cutlass", "nvjet"),
     "attention": ("scaled_dot_product", "flash", "fmha", "softmax", "bmm"),
+    "linear layers, activations worked in": ("_linear_pointwise", "addmm", "::mm", "gemm", "cutlass", "nvjet"),
     "norms": ("layer_norm",),
 }
-"""Parts of operators' and kernels' names; the first kind that fits has it."""
+"""Parts of operators' and kernels' names; the first kind that fits has it: attention's kernels name products, too."""
 REST = "copies, sums and the rest"
 N_RUNS = 3
 

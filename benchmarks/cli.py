@@ -33,8 +33,11 @@ Page = Annotated[Path | None, typer.Option(help="page whose marks to fill, such 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 BackboneName = Annotated[str, typer.Option(help="open_clip architecture with random weights, or demo-student")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
 Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 leaves torch's choice")]
+Extra = Annotated[
+    list[str] | None, typer.Option("--set", help="NAME=VALUE, a further setting of the service; may be repeated")
+]
 Seed = Annotated[int, typer.Option(help="of weights, prompts, pictures and schedules")]
 
 
@@ -102,11 +105,14 @@ def serve(
     slo_ms: Annotated[float, typer.Option(min=1, help="an answer that takes longer is no good")] = 100.0,
     swap_storm: Annotated[float, typer.Option(min=0, help="activations per second on the hottest domain")] = 0.0,
     overload: Annotated[float, typer.Option(min=0, help="times the capacity to offer")] = 0.0,
-    only: Annotated[str, typer.Option(help="parts, separated by commas: idle, engine, sweep, storm, overload")] = "",
+    only: Annotated[
+        str, typer.Option(help="parts, separated by commas: idle, engine, pipeline, sweep, storm, overload")
+    ] = "",
     label: Annotated[str, typer.Option(help="behind the name of the files and the page's marks")] = "",
     url: Annotated[
         str, typer.Option(help="a running service instead of one of our own; only its load is measured")
     ] = "",
+    extra: Extra = None,
     seed: Seed = 0,
     out: Out = RESULTS,
     page: Page = None,
@@ -138,6 +144,7 @@ def serve(
             only=_words(only),
             label=label,
             url=url,
+            extra=_pairs(extra or []),
             seed=seed,
         )
         return measure(options, console)
@@ -229,6 +236,13 @@ def peers(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
+
+
+def _pairs(words: list[str]) -> tuple[tuple[str, str], ...]:
+    if wrong := [word for word in words if "=" not in word]:
+        msg = f"expected NAME=VALUE, found {wrong[0]!r}"
+        raise typer.BadParameter(msg, param_hint="--set")
+    return tuple((name, value) for name, _, value in (word.partition("=") for word in words))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

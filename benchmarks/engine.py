@@ -30,7 +30,8 @@ from prompted_clip.prompts import join_groups
 from prompted_clip.threads import compute_alone
 from service.decoders import Pixels
 from service.engine import Engine
-from service.server import load_model
+from service.server import chosen_device, load_model
+from service.settings import Settings
 
 MIXED, REGISTERED, SLOTS = 64, 1000, 64
 CPU_SIZES, CUDA_SIZES = (1, 2, 4, 8, 16), (1, 8, 32, 64, 128, 256, 512)
@@ -56,6 +57,18 @@ class EngineOptions(ServedModel):
     tokens: int = 12
     n_classes: int = 16
     budget_s: float = 100.0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Batches to try."""
+        if self.batch_rows:
+            return (self.batch_rows,)
+        return CUDA_SIZES if chosen_device(super().settings()).startswith("cuda") else CPU_SIZES
+
+    def settings(self) -> Settings:
+        """Those of a service that makes batches of every size that is tried."""
+        settings = super().settings()
+        return settings.model_copy(update={"max_batch_rows": max(settings.max_batch_rows, *self.sizes)})
 
     def shape(self) -> BundleShape:
         """Of every prompted domain: two thirds boosting, one third adapting prompts."""
@@ -100,7 +113,8 @@ class EngineBench:
     def __init__(self, options: EngineOptions, console: Console) -> None:
         self.options = options
         console.print(f"loading {options.backbone}")
-        served = load_model(options.settings())
+        settings = options.settings()
+        served = load_model(settings)
         self.backbone: Backbone = served.backbone
         self.device = self.backbone.device.type
         self.n_runners = served.n_at_once
@@ -113,8 +127,11 @@ class EngineBench:
         self._loop = asyncio.Runner()
         self._pictures = noise(self.backbone.image_size, seed=options.seed)
         self._engines = [Engine(self.roomy), Engine(in_bank(served, options.n_slots))]
-        crowd = self._feeder(self._engines[0], options.n_registered, options.shape(), console)
-        plain = self._feeder(self._engines[0], 1, PLAIN, console)
+        crowd = self._feeder(self._engines[0], served, options.n_registered, options.shape(), console)
+        plain = self._feeder(self._engines[0], served, 1, PLAIN, console)
+        quick_model = load_model(settings.model_copy(update={"quick_gelu": True}))
+        self._engines.append(Engine(quick_model))
+        quick = self._feeder(self._engines[-1], quick_model, 1, PLAIN, console)
         paged = Feeder(self._engines[1], crowd.stacks, self._pictures, crowd.rng)
         together = Engine(in_bank(served, options.n_slots, n_at_once=1))
         self._engines.append(together)
@@ -124,6 +141,7 @@ class EngineBench:
             "mixed_1000": (crowd, partial(crowd.mixed, n_domains=options.n_registered)),
             "paged": (paged, partial(paged.popular, alpha=options.alpha)),
             "plain": (plain, plain.single),
+            "quick_gelu": (quick, quick.single),
             "together": (Feeder(together, crowd.stacks, self._pictures, crowd.rng), crowd.single),
         }
 
@@ -223,17 +241,21 @@ class EngineBench:
         return shares(lambda: tower(pixels, grid), self.device)
 
     def device_ms(self) -> list[float]:
-        """Milliseconds of a batch of one row on a CUDA device, by the device's own clock."""
+        """Milliseconds of a batch of one row on a CUDA device, by the device's own clock.
+
+        From the first step that is sent to the last one that is done: what the host takes in between counts, too.
+        """
         stack = self._draws["single"][0].stacks[0]
         pixels = torch.from_numpy(self._pictures[:1]).to(self.backbone.device)
         found = []
-        for _ in range(N_DEVICE_TURNS):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record()
-            self.roomy.encode_images(pixels, [stack])
-            end.record()
-            end.synchronize()
-            found.append(start.elapsed_time(end))
+        with torch.cuda.device(self.backbone.device):
+            for _ in range(N_DEVICE_TURNS):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                start.record()
+                self.roomy.encode_images(pixels, [stack])
+                end.record()
+                end.synchronize()
+                found.append(start.elapsed_time(end))
         return found[N_DEVICE_TURNS // 2 :]
 
     def close(self) -> None:
@@ -244,9 +266,11 @@ class EngineBench:
             self._cores.shutdown()
         self._loop.close()
 
-    def _feeder(self, engine: Engine, n_domains: int, shape: BundleShape, console: Console) -> Feeder:
+    def _feeder(
+        self, engine: Engine, model: PromptedClip, n_domains: int, shape: BundleShape, console: Console
+    ) -> Feeder:
         seed = self.options.seed
-        stacks = self._loop.run(register(engine, self.backbone, n_domains, shape, console, seed=seed))
+        stacks = self._loop.run(register(engine, model.backbone, n_domains, shape, console, seed=seed))
         return Feeder(engine, stacks, self._pictures, np.random.default_rng(seed))
 
 

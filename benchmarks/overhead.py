@@ -6,24 +6,21 @@ import http.client
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
-import numpy as np
 import torch
 from PIL import Image
 
 from benchmarks import callers
-from benchmarks.bundles import BundleShape, random_bundle
-from benchmarks.engine_rows import Feeder, noise, run_batches
+from benchmarks.engine_alone import EngineAlone, best, load
+from benchmarks.forms import as_form
 from benchmarks.interleaved import Ratio
 from benchmarks.report import Bar, Measured, Report, Table
 from benchmarks.stage import Stage
-from prompt_store.bundle import read_bundle
 from prompt_store.store import Store
 from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
@@ -33,7 +30,6 @@ from service.interpreter import prepare_interpreter
 N_ROUNDS = 12
 PER_ROUND = 20
 SLICE_S = 3.0
-BATCHES = (1, 2, 4, 8, 16)
 N_SLICES = 5
 IMAGES_PER_REQUEST = 8
 
@@ -93,62 +89,57 @@ def against_engine(on: Stage, model: PromptedClip, store: Store, report: Report)
     """
     n_clients, plan = on.options.clients, on.plan([])
     files = [Path(path).read_bytes() for path in plan.bodies]
-    body, content_type = form(on.photographs, IMAGES_PER_REQUEST)
-    crate = on.photographs[0].parent / "form"
-    crate.write_bytes(body)
-    many = {"bodies": [str(crate)], "content_type": content_type, "n_images": IMAGES_PER_REQUEST}
+    many = as_form(on.photographs, IMAGES_PER_REQUEST)
     with asyncio.Runner() as loop, as_in_a_service():
         runtime = loop.run(callers.start(on.options.settings(), model, store))
-        engine = runtime.engine
-        stacks = [load(model, domain) for domain in on.service.domains[:64]]
-        feeder = Feeder(engine, stacks, noise(model.backbone.image_size), np.random.default_rng(on.options.seed))
-
-        def engine_rate(n_rows: int) -> float:
-            n_images, started_s = 0, time.perf_counter()
-            while (taken_s := time.perf_counter() - started_s) < SLICE_S / 2:
-                batches = [feeder.mixed(n_rows, len(stacks)) for _ in range(2 * engine.n_at_once)]
-                loop.run(run_batches(engine, batches))
-                n_images += len(batches) * n_rows
-            return n_images / taken_s
+        alone = EngineAlone(
+            loop,
+            runtime.engine,
+            model,
+            on.service.domains,
+            max_rows=runtime.settings.max_batch_rows,
+            seed=on.options.seed,
+        )
 
         def callers_rate() -> float:
             return loop.run(callers.closed_rate(runtime, files, plan.domains, n_callers=n_clients, duration_s=SLICE_S))
 
-        names = [*(f"engine, batch {n}" for n in BATCHES), "callers", "one image", "several"]
-        found: dict[str, list[float]] = {name: [] for name in names}
+        by_size: dict[int, list[float]] = {n_rows: [] for n_rows in alone.sizes}
+        found: dict[str, list[float]] = {"callers": [], "one image": [], "several": []}
         on.console.print(f"{n_clients} clients and the engine alone, in turn")
-        for n_rows in BATCHES:
-            engine_rate(n_rows)
+        for n_rows in alone.sizes:
+            alone.rate(n_rows, SLICE_S / 2)
         callers_rate()
         for _ in range(N_SLICES):
             found["one image"].append(on.closed_rate(n_clients, SLICE_S))
             found["callers"].append(callers_rate())
             # Requests of several images take a good part of a slice: there must be many of them, too.
             found["several"].append(on.closed_rate(n_clients, 2 * SLICE_S, **many))
-            for n_rows in BATCHES:
-                found[f"engine, batch {n_rows}"].append(engine_rate(n_rows))
+            for n_rows, rates in by_size.items():
+                rates.append(alone.rate(n_rows, SLICE_S / 2))
         loop.run(runtime.stop())
-    best = max((found[f"engine, batch {n}"] for n in BATCHES), key=statistics.median)
+    engine_per_s = best(by_size)
     at_best = "the engine at its best batch size"
     same = f"one image each / of the engine with {n_clients} callers and the same JPEGs, without HTTP"
-    for name, key, engine_per_s, text in (
-        ("http_vs_engine", "one image", best, f"one image each / of {at_best}"),
+    for name, key, other_per_s, text in (
+        ("http_vs_engine", "one image", engine_per_s, f"one image each / of {at_best}"),
         (
             "http_vs_engine_by_twos",
             "one image",
-            found["engine, batch 2"],
+            by_size.get(2) or by_size[1],
             "one image each / of the engine in batches of two",
         ),
         ("http_vs_engine_same_callers", "one image", found["callers"], same),
-        ("http_of_8_vs_engine", "several", best, f"{IMAGES_PER_REQUEST} images each / of {at_best}"),
+        ("http_of_8_vs_engine", "several", engine_per_s, f"{IMAGES_PER_REQUEST} images each / of {at_best}"),
     ):
-        values = [one / other for one, other in zip(found[key], engine_per_s, strict=True)]
+        values = [one / other for one, other in zip(found[key], other_per_s, strict=True)]
         meaning = f"images/s of {n_clients} clients with requests of {text}"
         report.numbers.append(Measured(name, Ratio.of(values), meaning, Bar(">=", 0.9)))
+    columns = {f"engine, batch {n_rows}": rates for n_rows, rates in by_size.items()} | found
     report.tables[f"{n_clients} clients and the engine alone, images/s"] = Table(
-        tuple(found), [tuple(f"{statistics.median(values):.1f}" for values in found.values())]
+        tuple(columns), [tuple(f"{statistics.median(values):.1f}" for values in columns.values())]
     )
-    report.samples["http_and_engine_per_s"] = found
+    report.samples["http_and_engine_per_s"] = columns
 
 
 @contextmanager
@@ -161,11 +152,6 @@ def as_in_a_service() -> Iterator[None]:
     finally:
         sys.setswitchinterval(before_s)
         gc.unfreeze()
-
-
-def load(model: PromptedClip, domain: str) -> PromptStack:
-    """A stack like the service's own of that domain."""
-    return model.load_stack(read_bundle(random_bundle(model.backbone, domain, 1, BundleShape())), version=1)
 
 
 def decoder(model: PromptedClip) -> Callable[[bytes], Pixels]:
@@ -182,13 +168,6 @@ def decoder(model: PromptedClip) -> Callable[[bytes], Pixels]:
 def forward(model: PromptedClip, pixels: Pixels, stack: PromptStack) -> object:
     """One row through the model and back to the host: nothing else."""
     return model.rank(torch.from_numpy(pixels).unsqueeze(0), [stack], [1])
-
-
-def form(photographs: Sequence[Path], n_images: int) -> tuple[bytes, str]:
-    """A multipart body of so many photographs, and its content type."""
-    files = [("images", (path.name, path.read_bytes())) for path in (list(photographs) * n_images)[:n_images]]
-    request = httpx.Request("POST", "http://localhost", files=files)
-    return request.read(), request.headers["content-type"]
 
 
 def milliseconds(work: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ from benchmarks.arrivals import arrival_times
 from benchmarks.interleaved import Ratio
 from benchmarks.load import send
 from benchmarks.report import Bar, Measured, Report, Table
-from benchmarks.stage import CEILING_CLIENTS, Stage
+from benchmarks.stage import Stage
 
 ROUND_S = 60.0
 """About how long one crowd lasts."""
@@ -24,8 +24,8 @@ AFTER = 0.5
 AFTER_S = 6.0
 IN_TIME = 0.9
 """Of the objective: the deadline that requests name, so that an answer in time has a tenth left for its way."""
-CONNECTIONS = 384
-IMPATIENT_CLIENTS = 3 * CEILING_CLIENTS
+CONNECTIONS, IMPATIENT = 12, 3
+"""Times the clients that find the ceiling."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ def overload(on: Stage, report: Report) -> None:
     round_s = options.seconds / n_rounds
     before = on.service.counters()
     # Others use the machine too, and it has quicker and slower minutes: the capacity is measured on both sides.
-    capacities_per_s = [on.closed_rate(CEILING_CLIENTS, round_s / 4, path=patient)]
+    capacities_per_s = [on.closed_rate(options.n_ceiling_clients, round_s / 4, path=patient)]
     crowds = []
     for index in range(n_rounds):
         rate = options.overload * capacities_per_s[-1]
         on.console.print(f"{rate:.1f}/s for {round_s:g} s, {options.overload:g} times what it can, then half of it")
         crowds.append(crowd(on, path, rate, round_s, seed=options.seed + 2 * index))
-        capacities_per_s.append(on.closed_rate(CEILING_CLIENTS, round_s / 4, path=patient))
+        capacities_per_s.append(on.closed_rate(options.n_ceiling_clients, round_s / 4, path=patient))
     counters = on.service.counters()
     peaks_per_s = [(one + other) / 2 for one, other in pairwise(capacities_per_s)]
     during = [answer for one in crowds for answer in one.during]
@@ -99,7 +99,7 @@ def overload(on: Stage, report: Report) -> None:
             Bar("<=", 1.0),
         ),
     ]
-    on.console.print(f"{IMPATIENT_CLIENTS} clients that ask again the moment they are refused")
+    on.console.print(f"{on.connections(IMPATIENT)} clients that ask again the moment they are refused")
     report.numbers.append(impatience(on, path, round_s / 4, capacities_per_s[-1]))
     n_batches = counters["caspl_batch_rows_count"] - before["caspl_batch_rows_count"]
     late_s = [answer.sent_s - answer.due_s for answer in during]
@@ -130,7 +130,7 @@ def crowd(on: Stage, path: str, rate_per_s: float, duration_s: float, *, seed: i
     many = arrival_times(rate_per_s, duration_s, seed=seed)
     few = duration_s + arrival_times(AFTER * rate_per_s / on.options.overload, AFTER_S, seed=seed + 1)
     due_s = np.concatenate([many, few])
-    answers = send(on.plan(due_s, path=path, n_connections=CONNECTIONS))
+    answers = send(on.plan(due_s, path=path, n_connections=on.connections(CONNECTIONS)))
     fell_at_s = answers[0].due_s - due_s[0] + duration_s
     during = [answer for answer in answers if answer.due_s < fell_at_s]
     goodput_per_s = in_time_per_s(during, until_s=fell_at_s, duration_s=duration_s, slo_s=on.options.slo_s)
@@ -139,14 +139,15 @@ def crowd(on: Stage, path: str, rate_per_s: float, duration_s: float, *, seed: i
 
 def impatience(on: Stage, path: str, duration_s: float, peak_per_s: float) -> Measured:
     """What clients are answered in time who all ask again the moment they are refused."""
-    answers = on.closed(IMPATIENT_CLIENTS, duration_s, path=path)
+    n_clients = on.connections(IMPATIENT)
+    answers = on.closed(n_clients, duration_s, path=path)
     end_s = min(answer.sent_s for answer in answers) + duration_s
     found_per_s = in_time_per_s(answers, until_s=end_s, duration_s=duration_s, slo_s=on.options.slo_s)
     n_refused = sum(answer.is_refused for answer in answers)
     return Measured(
         "impatient_goodput_vs_peak",
         Ratio.of([found_per_s / peak_per_s]),
-        f"images/s within {on.options.slo_ms:g} ms with {IMPATIENT_CLIENTS} clients that ask again the moment they are "
+        f"images/s within {on.options.slo_ms:g} ms with {n_clients} clients that ask again the moment they are "
         f"refused, {n_refused / duration_s:.0f} times a second / images/s at capacity",
     )
 

@@ -15,9 +15,10 @@ from benchmarks.errors import BenchError
 from benchmarks.interleaved import Ratio
 from benchmarks.overhead import against_engine, idle
 from benchmarks.overload import overload
+from benchmarks.pipeline import pipeline
 from benchmarks.report import Bar, Measured, Plot, Report, Table
 from benchmarks.running import per_batch
-from benchmarks.stage import CEILING_CLIENTS, ServeOptions, Stage, stage
+from benchmarks.stage import ServeOptions, Stage, stage
 from benchmarks.storm import storm
 
 FRACTIONS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.1)
@@ -46,11 +47,12 @@ def measure(options: ServeOptions, console: Console) -> Report:
                 idle(on, on.model, report)
             if options.wants("engine") and on.store is not None:
                 against_engine(on, on.model, on.store, report)
-        console.print(f"closed loop, {CEILING_CLIENTS} clients")
-        ceiling = on.closed_rate(CEILING_CLIENTS, min(CEILING_S, options.seconds))
-        report.numbers.append(
-            Measured("ceiling_per_s", Ratio.of([ceiling]), f"images/s of {CEILING_CLIENTS} clients in a closed loop")
-        )
+            if options.wants("pipeline"):
+                pipeline(on, on.model, report)
+        console.print(f"closed loop, {options.n_ceiling_clients} clients")
+        ceiling = on.closed_rate(options.n_ceiling_clients, min(CEILING_S, options.seconds))
+        text = f"images/s of {options.n_ceiling_clients} clients in a closed loop"
+        report.numbers.append(Measured("ceiling_per_s", Ratio.of([ceiling]), text))
         if options.wants("sweep"):
             sweep(on, report, ceiling)
         if options.swap_storm and options.wants("storm"):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from service.server import on_this_device
 from service.settings import Settings, load_settings
 
 
@@ -14,6 +15,8 @@ class ServedModel:
     dtype: str = "auto"
     threads: int = 0
     seed: int = 0
+    extra: tuple[tuple[str, str], ...] = ()
+    """Further settings of the service, by name."""
 
     @property
     def weights_seed(self) -> int | None:
@@ -21,11 +24,16 @@ class ServedModel:
         return None if self.backbone.startswith("demo") else self.seed
 
     def settings(self) -> Settings:
-        """Those of a service with this model."""
-        return load_settings(
-            backbone=self.backbone,
-            random_weights=self.weights_seed,
-            device=self.device,
-            dtype=self.dtype,
-            n_torch_threads=self.threads,
-        )
+        """Those of a service with this model, on this machine.
+
+        Raises:
+            SettingsError: no such setting, or a value out of its range.
+        """
+        given = {
+            "backbone": self.backbone,
+            "random_weights": self.weights_seed,
+            "device": self.device,
+            "dtype": self.dtype,
+            "n_torch_threads": self.threads,
+        }
+        return on_this_device(load_settings(**given | dict(self.extra)))

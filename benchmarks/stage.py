@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from benchmarks.running import Service, fill_store, serving
 from benchmarks.served_model import ServedModel
 from prompt_store.store import Store
 from prompted_clip.model import PromptedClip
-from service.server import load_model
+from service.server import chosen_device, load_model
 
 N_VERSIONS = 4
 """Of the hottest domain; a swap storm goes round them, so that a stale answer cannot look like a fresh one."""
 CEILING_CLIENTS = 32
-CONNECTIONS = 192
+BATCHES_OF_CLIENTS = 4
+"""That as many clients of one image each would fill on a GPU: one that runs, one that is ready, and those under way."""
+MOST_CONNECTIONS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,13 @@ class ServeOptions(ServedModel):
         """Whether a part of the measurement is to be run: all of them, unless some are named."""
         return not self.only or part in self.only
 
+    @cached_property
+    def n_ceiling_clients(self) -> int:
+        """Clients with an image each that keep the device as busy as it can be."""
+        if self.url or not chosen_device(settings := self.settings()).startswith("cuda"):
+            return CEILING_CLIENTS
+        return max(CEILING_CLIENTS, BATCHES_OF_CLIENTS * settings.max_batch_rows)
+
     @property
     def slo_s(self) -> float:
         """The objective in seconds."""
@@ -63,7 +73,7 @@ class ServeOptions(ServedModel):
             given["random_weights"] = self.weights_seed
         if self.threads:
             given["n_torch_threads"] = self.threads
-        return given
+        return given | dict(self.extra)
 
 
 @dataclass
@@ -96,9 +106,13 @@ class Stage:
             "bodies": [str(path) for path in self.photographs],
             "domains": [self.service.domains[index] for index in drawn],
             "due_s": [float(due) for due in due_s],
-            "n_connections": CONNECTIONS,
+            "n_connections": self.connections(6),
         }
         return Plan(**(given | changes))
+
+    def connections(self, times: int) -> int:
+        """So many times the clients that find the ceiling, within reason."""
+        return min(times * self.options.n_ceiling_clients, MOST_CONNECTIONS)
 
     def closed_rate(self, n_clients: int, duration_s: float, **changes: object) -> float:
         """Images per second of so many clients, each sending as soon as its answer is back.

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -190,8 +190,11 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None  # torch's handle has no public type
-        # One for all: libraries keep working memory for every stream that they have seen.
-        self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def _beside(self) -> torch.cuda.Stream:
+        """One for all recordings: libraries keep working memory for every stream that they have seen."""
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Work) -> Work:
         """Record `work`, whose inputs stay in their places.

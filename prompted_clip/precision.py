@@ -12,8 +12,9 @@ import torch
 from prompted_clip.backbone import image_tower_size
 from prompted_clip.fused_linear import fused_linear, packs
 
-BFLOAT16_CAPABILITY: Final = (8, 0)
-"""The first CUDA compute capability with bfloat16 arithmetic; older cards only emulate it, slower than float32."""
+CAPABILITIES: Final = (((8, 0), torch.bfloat16), ((7, 0), torch.float16))
+"""The first CUDA compute capability with matrix units for a type; of two the first, as float16 has a narrower range.
+Older cards emulate bfloat16, slower than float32."""
 CLEAR_GAIN: Final = 1.3
 """bfloat16 costs digits, so it has to be this much faster."""
 LEAST_OPERATIONS: Final = 1e9
@@ -23,15 +24,15 @@ N_TRIALS: Final = 5
 
 
 def fastest_dtype(arch: str, device: str) -> torch.dtype:
-    """float32 or bfloat16, whichever serves images faster; takes well under a second.
+    """The type that serves images fastest; takes well under a second.
 
     Args:
         arch: the backbone's name, known to `load_backbone`; others get float32.
         device: `cpu` or a CUDA device.
     """
     if device.startswith("cuda"):
-        is_native = torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
-        return torch.bfloat16 if is_native else torch.float32
+        found = torch.cuda.get_device_capability(device)
+        return next((dtype for capability, dtype in CAPABILITIES if found >= capability), torch.float32)
     size = image_tower_size(arch)
     if size is None or not is_heavy(arch) or not packs(torch.device(device), torch.bfloat16):
         return torch.float32

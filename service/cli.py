@@ -50,7 +50,7 @@ def serve(
         bool, typer.Option("--random-weights", help="random weights instead; for tests and benchmarks")
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N  [auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16  [auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16  [auto]")] = None,
     preprocess: Annotated[
         str | None, typer.Option(help="exact; fast: images are resized sooner; gpu: JPEGs are decoded there  [exact]")
     ] = None,

@@ -9,7 +9,6 @@ nothing of limits, threads or HTTP.
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
@@ -20,9 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prompted_clip.preprocess import exif_turn, to_pixels, to_pixels_fast, upright_rgb
+from service.cores import usable_cores
 
 Pixels = NDArray[np.uint8]
 
+MOST_THREADS: Final = 8
+"""That decode in one process; beyond them they wait for Python's lock."""
 KEPT_DETAIL: Final = 2
 """A picture is shrunk while decoding to no less than so many times the backbone's side; the rest is resized."""
 EIGHTHS: Final = 8
@@ -211,9 +213,9 @@ def preprocessing(
     return Gpu(fast, GpuDecoder(torch.device(device), image_size, values))
 
 
-def decode_threads() -> int:
-    """Threads that decode on the processor: one per core, 8 at most."""
-    return min(8, os.cpu_count() or 1)
+def decode_threads(n_processes: int = 1) -> int:
+    """Threads that decode on the processor, in each of so many processes: one per core they may use, 8 at most."""
+    return max(1, min(MOST_THREADS, usable_cores() // n_processes))
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:

@@ -99,18 +99,40 @@ async def leave_if_lost(runtime: Runtime) -> None:
         os._exit(DEVICE_LOST_STATUS)
 
 
-def chosen_device(settings: Settings) -> tuple[str, torch.dtype]:
-    """Device and weight type that `auto` stands for on this machine.
+def chosen_device(settings: Settings) -> str:
+    """The device that `auto` stands for on this machine.
 
     Raises:
         SettingsError: CUDA is asked for and not there.
     """
     has_cuda = torch.cuda.is_available()
-    device = ("cuda" if has_cuda else "cpu") if settings.device == "auto" else settings.device
-    if device.startswith("cuda") and not has_cuda:
-        raise SettingsError(f"Device {device} was asked for, but torch finds no CUDA device. Use --device cpu.")
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    return device, kinds.get(settings.dtype) or fastest_dtype(settings.backbone, device)
+    if settings.device == "auto":
+        return "cuda" if has_cuda else "cpu"
+    if settings.device.startswith("cuda") and not has_cuda:
+        raise SettingsError(
+            f"Device {settings.device} was asked for, but torch finds no CUDA device. Use --device cpu."
+        )
+    return settings.device
+
+
+def on_this_device(settings: Settings) -> Settings:
+    """The same settings, with limits that suit a GPU where there is one and none were asked for.
+
+    Raises:
+        SettingsError: CUDA is asked for and not there.
+    """
+    device = chosen_device(settings)
+    if not device.startswith("cuda"):
+        return settings
+    return settings.for_gpu(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def chosen_dtype(settings: Settings, device: str) -> torch.dtype:
+    """The weights' type that `auto` stands for on a device."""
+    if settings.dtype == "auto":
+        return fastest_dtype(settings.backbone, device)
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
 
 
 def refuse_decoding_on_the_gpu_without_one() -> None:
@@ -187,14 +209,14 @@ def load_model(settings: Settings) -> PromptedClip:
 def _load_model(settings: Settings) -> PromptedClip:
     if settings.preprocess == "gpu":
         refuse_decoding_on_the_gpu_without_one()
-    device, dtype = chosen_device(settings)
+    device = chosen_device(settings)
     backbone = load_backbone(
         settings.backbone,
         pretrained=settings.pretrained,
         quick_gelu=settings.quick_gelu,
         random_seed=settings.random_weights,
         device=device,
-        dtype=dtype,
+        dtype=chosen_dtype(settings, device),
     )
     n_at_once = batches_at_once(backbone, settings)
     return PromptedClip(
@@ -223,6 +245,7 @@ def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], Non
         SettingsError, WeightsError: it cannot start like this.
     """
     keys = needed_keys(settings)
+    settings = on_this_device(settings)
     with listen(settings.host, settings.port) as listener:
         address = address_of(listener)
         model = load_model(settings)

@@ -7,6 +7,7 @@ reads the environment, and a `CASPL_*` variable that no field answers to is refu
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from service.errors import SettingsError
 
 PREFIX: Final = "CASPL_"
 MIB: Final = 1024 * 1024
+MOST_GPU_ROWS: Final = 256
 CLIENT_VARIABLES: Final = frozenset({"CASPL_URL", "CASPL_API_KEY"})
 """Read by `caspl classify`, and no mistake where a service runs too."""
 LINK_NAME: Final = re.compile(
@@ -52,14 +54,20 @@ class Settings(BaseSettings):
     quick_gelu: bool = Field(False, description="for a local file of OpenAI's weights; their tags need no asking")
     random_weights: int | None = Field(None, ge=0, description="seed for random weights; for tests and benchmarks")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto takes CUDA when there is one")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto is what computes faster here: on the CPU both are timed at start"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto is what computes fastest here: on the CPU float32 and bfloat16 are timed at start"
     )
     n_torch_threads: int = Field(
         0, ge=0, description="cores that the model computes on; 0 takes all, within a container's quota"
     )
 
-    max_batch_rows: int = Field(32, ge=1, le=1024, description="most images on the device at once")
+    max_batch_rows: int = Field(
+        32,
+        ge=1,
+        le=1024,
+        description="most images on the device at once; on a GPU, unless it is set, as many as it has multiprocessors, "
+        "rounded to a power of two, 256 at most",
+    )
     max_text_rows: int = Field(
         1024, ge=1, le=65_536, description="most texts encoded at once for domains whose text depends on the image"
     )
@@ -77,7 +85,7 @@ class Settings(BaseSettings):
         128,
         ge=1,
         description="most images of one domain that may wait for the device, of all together half as many again; "
-        "beyond it 429",
+        "beyond it 429; on a GPU, unless it is set, at least four batches",
     )
     default_timeout_s: float = Field(5.0, gt=0, description="deadline of a request that names none")
     max_timeout_s: float = Field(30.0, gt=0, description="longest deadline a request may ask for")
@@ -93,7 +101,10 @@ class Settings(BaseSettings):
     max_bundle_bytes: int = Field(64 * MIB, ge=1, description="most bytes of one uploaded bundle")
     max_body_s: float = Field(30.0, gt=0, description="a body that takes longer to arrive is refused")
     max_open_requests: int = Field(
-        256, ge=1, description="most classify requests under way in one process; beyond it 429, before the body is read"
+        256,
+        ge=1,
+        description="most classify requests under way in one process; beyond it 429, before the body is read; on a "
+        "GPU, unless it is set, at least eight batches",
     )
     max_images: int = Field(16, ge=1, le=256, description="most images in one request")
     max_image_pixels: int = Field(25_000_000, ge=1, description="most pixels of one image, read from its header")
@@ -160,6 +171,18 @@ class Settings(BaseSettings):
             if self.max_images > getattr(self, name):
                 raise ValueError(f"max_images must not be larger than {name}: a full request would always be 429")
         return self
+
+    def for_gpu(self, n_multiprocessors: int) -> Settings:
+        """The same with limits for a GPU of so many multiprocessors, where none were asked for.
+
+        A batch keeps all of them busy through several waves of tiles when it has about as many images of ViT-B/16.
+        """
+        n_rows = self.max_batch_rows
+        if "max_batch_rows" not in self.model_fields_set:
+            n_rows = max(n_rows, min(2 ** round(math.log2(n_multiprocessors)), MOST_GPU_ROWS))
+        fitting = {"max_batch_rows": n_rows, "max_waiting_rows": 4 * n_rows, "max_open_requests": 8 * n_rows}
+        unasked = fitting.keys() - self.model_fields_set
+        return self.model_copy(update={name: max(getattr(self, name), fitting[name]) for name in unasked})
 
     @property
     def kept_domains(self) -> frozenset[str]:

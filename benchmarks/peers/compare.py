@@ -19,13 +19,12 @@ from benchmarks.interleaved import Ratio
 from benchmarks.load import Plan, send
 from benchmarks.peers import servers
 from benchmarks.peers.environments import installed_version, python_of
-from benchmarks.peers.servers import DOMAINS, PEERS, Peer, command_of, loop_rate, started, write_bodies
+from benchmarks.peers.servers import DOMAINS, DTYPES, PEERS, Peer, command_of, loop_rate, started, write_bodies
 from benchmarks.report import Bar, Measured, Plot, Report, Table
 from benchmarks.stage import ServeOptions, Stage, stage
 
 WARM_UP_S = 2.0
 SLO_S = 1.0
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def measure(options: PeerOptions, console: Console) -> Report:
     )
     with stage(ours, console) as on:
         for name in options.names or tuple(known):
-            for dtype in options.dtypes:
+            for dtype in (one for one in options.dtypes if one in known[name].dtypes):
                 console.print(f"{name}, {dtype}")
                 found[f"{name}, {dtype}"] = _beside(on, known[name], dtype, options, console)
     return _report(options, found)
@@ -96,7 +95,7 @@ def _run(on: Stage, peer: Peer, python: Path, dtype: str, options: PeerOptions) 
             servers.run_to_end(loop, options.threads)
         words = ["--backbone", options.backbone, "--dtype", dtype, "--threads", str(options.threads)]
         port = servers.new_port()
-        command = command_of(peer, python, words, clip_folder, dtype, port)
+        command = command_of(peer, python, words, clip_folder, port)
         if not peer.health:
             photographs = [str(path) for path in on.photographs]
             rate = loop_rate([*command, "--seconds", str(options.seconds), *photographs], options.threads)

@@ -22,6 +22,7 @@ from service.demo_run import free_port
 READY_WITHIN_S = 180.0
 STOP_WITHIN_S = 15.0
 LINES_TOLD = 8
+DTYPES = ("float32", "bfloat16")
 N_DOMAINS = 8
 DOMAINS = tuple(str(index) for index in range(N_DOMAINS))
 
@@ -40,6 +41,7 @@ class Peer:
         headers: of every request.
         body: `raw`, the file itself; `litserve` or `infinity`, JSON as they want it.
         note: what a reader should know.
+        dtypes: that it really computes in on a CPU.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Peer:
     headers: dict[str, str]
     body: str
     note: str
+    dtypes: tuple[str, ...] = DTYPES
 
 
 PEERS = (
@@ -89,7 +92,8 @@ PEERS = (
         "/embeddings",
         {},
         "infinity",
-        "embedding only, no classes",
+        "embedding only, no classes; float32 on a CPU, whatever it is asked for",
+        ("float32",),
     ),
 )
 
@@ -109,12 +113,12 @@ def write_bodies(peer: Peer, photographs: Sequence[Path], folder: Path) -> tuple
     return [str(path) for path in paths], "application/json"
 
 
-def command_of(peer: Peer, python: Path, words: Sequence[str], clip_folder: Path, dtype: str, port: int) -> list[str]:
+def command_of(peer: Peer, python: Path, words: Sequence[str], clip_folder: Path, port: int) -> list[str]:
     """What starts a peer."""
     if peer.module:
         return [str(python), "-m", f"benchmarks.peers.{peer.module}", "--port", str(port), *words]
     options = ["--model-id", str(clip_folder), "--served-model-name", "clip", "--engine", "torch", "--device", "cpu"]
-    options += ["--no-model-warmup", "--no-bettertransformer", "--batch-size", "16", "--dtype", dtype]
+    options += ["--no-model-warmup", "--no-bettertransformer", "--batch-size", "16", "--dtype", "float32"]
     return [str(python.with_name("infinity_emb")), "v2", *options, "--port", str(port), "--host", "127.0.0.1"]
 
 

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from service.auth import Key
+from service.decoders import decode_threads
 from service.errors import SettingsError
 from service.runtime import Runtime
 from service.settings import Settings
@@ -219,7 +220,7 @@ def _hello(runtime: Runtime, keys: tuple[Key, ...]) -> Hello:
 
 def _shared_out(settings: Settings) -> Settings:
     """The settings of one web process of several: decoding threads by default as many as its share of the cores."""
-    n_threads = settings.n_decode_threads or max(1, min(8, (os.cpu_count() or 1) // settings.web_workers))
+    n_threads = settings.n_decode_threads or decode_threads(settings.web_workers)
     return settings.model_copy(update={"n_decode_threads": n_threads})
 
 

@@ -105,3 +105,10 @@ def test_neither_the_command_line_nor_the_load_generator_loads_torch(module):
     code = f"import {module}, sys; sys.exit(bool({{'torch', 'open_clip', 'fastapi'}} & set(sys.modules)))"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_setting_without_a_value_is_a_mistake_of_the_caller():
+    done = invoke("serve", "--set", "preprocess")
+
+    assert done.exit_code == 2
+    assert "NAME=VALUE" in done.stderr

@@ -30,6 +30,7 @@ RATIOS = {
     "operations_vs_matrix_products",
     "fraction_of_square_product_rate",
     "prompt_overhead",
+    "quick_gelu_vs_gelu",
     "prompt_overhead_vs_open_clip_same_dtype",
 }
 

@@ -45,8 +45,9 @@ def test_every_peer_is_sent_the_same_bytes(peer, tmp_path):
 
 def test_a_command_names_port_and_dtype(tmp_path):
     for peer in PEERS:
-        command = command_of(peer, Path("env/bin/python"), ["--dtype", "bfloat16"], tmp_path, "bfloat16", 1234)
-        assert {"1234", "bfloat16"} <= set(command)
+        dtype = peer.dtypes[-1]
+        command = command_of(peer, Path("env/bin/python"), ["--dtype", dtype], tmp_path, 1234)
+        assert {"1234", dtype} <= set(command)
 
 
 def fake(module, **changes):

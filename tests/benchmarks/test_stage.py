@@ -17,6 +17,7 @@ from benchmarks.report import Report
 from benchmarks.running import Service, fill_store, per_batch
 from benchmarks.stage import N_VERSIONS, ServeOptions, Stage
 from benchmarks.tags import domain_name, label
+from service.errors import SettingsError
 from tests.tiny import tiny_backbone
 
 HOT = domain_name(0)
@@ -196,3 +197,19 @@ def test_photographs_are_of_the_size_that_was_asked_for(tmp_path):
 
     assert set(sizes(write_photographs(tmp_path, side=64))) == {(64, 64)}
     assert len(set(sizes(write_photographs(tmp_path)))) > 1
+
+
+def test_further_settings_reach_the_service_and_the_model_beside_it():
+    options = ServeOptions(
+        backbone="demo-student", device="cpu", extra=(("max_batch_rows", "7"), ("preprocess", "fast"))
+    )
+    assert options.service_settings()["max_batch_rows"] == "7"
+    assert (options.settings().max_batch_rows, options.settings().preprocess) == (7, "fast")
+    with pytest.raises(SettingsError, match="max_batch_rowz"):
+        ServeOptions(device="cpu", extra=(("max_batch_rowz", "7"),)).settings()
+
+
+def test_a_gpu_is_kept_busy_by_more_clients_than_a_cpu(monkeypatch):
+    assert ServeOptions(device="cpu").n_ceiling_clients == 32
+    monkeypatch.setattr(benchmarks.stage, "chosen_device", lambda _: "cuda")
+    assert ServeOptions(device="cpu", extra=(("max_batch_rows", "128"),)).n_ceiling_clients == 512

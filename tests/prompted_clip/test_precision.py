@@ -37,8 +37,11 @@ def test_a_processor_without_packed_bfloat16_layers_is_not_measured(monkeypatch)
     assert fastest_dtype("ViT-B-16", "cpu") == torch.float32
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [((9, 0), torch.bfloat16), ((7, 5), torch.float32)])
-def test_a_card_gets_bfloat16_if_it_computes_it(monkeypatch, capability, dtype):
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16), ((6, 1), torch.float32)],
+)
+def test_a_card_gets_the_type_that_it_has_matrix_units_for(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert fastest_dtype("ViT-B-16", "cuda:1") == dtype
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -19,7 +20,16 @@ from service.auth import add_key
 from service.demo_run import free_port, wait_until_ready
 from service.errors import SettingsError
 from service.listening import LastCallServer, http_config, listen
-from service.server import batches_at_once, chosen_device, image_tower, load_model, needed_keys, threads_of
+from service.server import (
+    batches_at_once,
+    chosen_device,
+    chosen_dtype,
+    image_tower,
+    load_model,
+    needed_keys,
+    on_this_device,
+    threads_of,
+)
 from service.settings import Settings
 from service.workers.web_process import SharedListener
 from tests.service.demo_assets import write_assets
@@ -121,17 +131,17 @@ def test_an_answer_in_two_packets_does_not_wait_for_an_acknowledgement():
 
 def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert chosen_device(Settings(backbone="demo-student")) == ("cpu", torch.float32)
-    with monkeypatch.context() as measured:
-        measured.setattr("service.server.fastest_dtype", lambda arch, device: f"measured for {arch} on {device}")
-        assert chosen_device(Settings()) == ("cpu", "measured for ViT-B-16 on cpu")
-    assert chosen_device(Settings(dtype="bfloat16")) == ("cpu", torch.bfloat16)
+    assert chosen_device(Settings()) == "cpu"
     with pytest.raises(SettingsError, match="--device cpu"):
         chosen_device(Settings(device="cuda"))
+    assert chosen_dtype(Settings(backbone="demo-student"), "cpu") == torch.float32
+    with monkeypatch.context() as measured:
+        measured.setattr("service.server.fastest_dtype", lambda arch, device: f"measured for {arch} on {device}")
+        assert chosen_dtype(Settings(), "cpu") == "measured for ViT-B-16 on cpu"
+    assert chosen_dtype(Settings(dtype="bfloat16"), "cpu") == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert chosen_device(Settings()) == ("cuda", torch.bfloat16)
-    assert chosen_device(Settings(device="cuda:1", dtype="float32")) == ("cuda:1", torch.float32)
+    assert chosen_device(Settings()) == "cuda"
+    assert chosen_device(Settings(device="cuda:1")) == "cuda:1"
 
 
 def test_decoding_on_the_gpu_is_refused_where_there_is_none(monkeypatch):
@@ -140,13 +150,24 @@ def test_decoding_on_the_gpu_is_refused_where_there_is_none(monkeypatch):
         load_model(Settings(preprocess="gpu"))
 
 
-def test_a_card_that_only_emulates_bfloat16_gets_float32_unless_it_is_asked_for(monkeypatch):
-    capabilities = {"cuda": (9, 0), "cuda:0": (9, 0), "cuda:1": (7, 5)}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_every_card_gets_the_type_that_it_is_good_at_unless_another_is_asked_for(monkeypatch):
+    capabilities = {"cuda:0": (9, 0), "cuda:1": (7, 5)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
-    assert chosen_device(Settings(device="cuda:0")) == ("cuda:0", torch.bfloat16)
-    assert chosen_device(Settings(device="cuda:1")) == ("cuda:1", torch.float32)
-    assert chosen_device(Settings(device="cuda:1", dtype="bfloat16")) == ("cuda:1", torch.bfloat16)
+    assert chosen_dtype(Settings(), "cuda:0") == torch.bfloat16
+    assert chosen_dtype(Settings(), "cuda:1") == torch.float16
+    assert chosen_dtype(Settings(dtype="float32"), "cuda:1") == torch.float32
+
+
+@pytest.mark.parametrize(("n_multiprocessors", "n_rows"), [(132, 128), (40, 32), (16, 32), (300, 256)])
+def test_on_a_gpu_batches_are_as_large_as_it_is_and_queues_in_proportion(monkeypatch, n_multiprocessors, n_rows):
+    facts = SimpleNamespace(multi_processor_count=n_multiprocessors)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    found = on_this_device(Settings())
+    assert (found.max_batch_rows, found.max_waiting_rows, found.max_open_requests) == (n_rows, 4 * n_rows, 8 * n_rows)
+    asked = on_this_device(Settings(max_batch_rows=64, max_open_requests=9))
+    assert (asked.max_batch_rows, asked.max_waiting_rows, asked.max_open_requests) == (64, 256, 9)
+    assert on_this_device(Settings(device="cpu")) == Settings(device="cpu")
 
 
 def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_recordings():
