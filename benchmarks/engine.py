@@ -5,7 +5,8 @@ costs depends on neither.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -37,9 +38,10 @@ MIXED, REGISTERED, SLOTS = 64, 1000, 64
 CPU_SIZES, CUDA_SIZES = (1, 2, 4, 8, 16), (1, 8, 32, 64, 128, 256, 512)
 OPEN_CLIP_SIZES = {"cpu": (1, 4, 8), "cuda": (32, 128, 256)}
 BATCHES_PER_TURN = {"cpu": 4, "cuda": 16}
-"""Of every runner: a device, or a core that runs batches of its own."""
-CPU_IMAGES_PER_TURN = 32
-"""Of every runner, or two batches: many short turns tell more of a machine that others use than few long ones."""
+"""Most, of every runner: a device, or a core that runs batches of its own."""
+TURN_S = 1.5
+"""About what a turn takes, unless a batch of every runner takes longer: of a machine that others use, too, many short
+turns tell more than few long ones."""
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Side of the square product, in elements."""
 N_DEVICE_TURNS = 200
@@ -118,7 +120,6 @@ class EngineBench:
         self.backbone: Backbone = served.backbone
         self.device = self.backbone.device.type
         self.n_runners = served.n_at_once
-        self.n_batches = self.n_runners * BATCHES_PER_TURN[self.device]
         self.roomy = in_bank(served, options.n_registered + 1)
         self.precise = load_backbone(options.backbone, random_seed=options.weights_seed, device=self.backbone.device)
         self._cores = None
@@ -145,42 +146,42 @@ class EngineBench:
             "together": (Feeder(together, crowd.stacks, self._pictures, crowd.rng), crowd.single),
         }
 
-    def shorten_turns(self, n_rows: int) -> None:
-        """Have the turns of ways made from now on take fewer batches, if those are large."""
-        if self.device == "cpu":
-            self.n_batches = self.n_runners * max(2, min(BATCHES_PER_TURN["cpu"], CPU_IMAGES_PER_TURN // n_rows))
+    def batches_per_turn(self, n_rows: int, per_s: float) -> int:
+        """How many batches make a turn at a rate in images per second, as many for every runner."""
+        wanted = round(TURN_S * per_s / (n_rows * self.n_runners))
+        return self.n_runners * max(1, min(BATCHES_PER_TURN[self.device], wanted))
 
-    def engine_way(self, name: str, n_rows: int) -> Callable[[], None]:
+    def engine_way(self, name: str, n_rows: int, n_batches: int) -> Callable[[], None]:
         """A turn of the engine, with fresh rows each time."""
         feeder, draw = self._draws[name]
 
         def turn() -> None:
-            self._loop.run(run_batches(feeder.engine, [draw(n_rows) for _ in range(self.n_batches)]))
+            self._loop.run(run_batches(feeder.engine, [draw(n_rows) for _ in range(n_batches)]))
 
         return turn
 
-    def open_clip_way(self, backbone: Backbone, n_rows: int) -> Callable[[], None]:
-        """As many batches of the plain library."""
+    def open_clip_way(self, backbone: Backbone, n_rows: int, n_batches: int) -> Callable[[], None]:
+        """A turn of the plain library."""
         library = OpenClip(backbone, self.options.n_classes)
         images = library.images(self._pictures, n_rows)
 
         def turn() -> None:
-            for _ in range(self.n_batches):
+            for _ in range(n_batches):
                 library.answer(images)
 
         return turn
 
-    def products_way(self, n_rows: int, *, in_slices: bool = False) -> Products:
+    def products_way(self, n_rows: int, n_batches: int, *, in_slices: bool = False) -> Products:
         """The model's matrix products alone, as many batches of them, side by side where batches are."""
         backbone, n_prompts = self.backbone, self.options.shape().n_tokens
         n_threads = max(1, torch.get_num_threads() // self.n_runners)
         one = forward_products(
             backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts, n_threads=n_threads, in_slices=in_slices
         )
-        return self._repeated([one] * self.n_runners)
+        return self._repeated([one] * self.n_runners, n_batches)
 
-    def square_way(self) -> Products:
-        """One large square product, as many times: what the device can do at most."""
+    def square_way(self, n_times: int) -> Products:
+        """One large square product, so many times: what the device can do at most."""
         side = SQUARE[self.device]
 
         def product() -> Products:
@@ -189,11 +190,11 @@ class EngineBench:
             )
             return Products(lambda: torch.mm(left, right, out=out), 2 * side**3)
 
-        return self._repeated([product() for _ in range(self.n_runners)])
+        return self._repeated([product() for _ in range(self.n_runners)], n_times)
 
-    def _repeated(self, side_by_side: Sequence[Products]) -> Products:
+    def _repeated(self, side_by_side: Sequence[Products], n_in_all: int) -> Products:
         """A turn of products, one kind per runner; where there are several each runs on a core of its own."""
-        n_times = self.n_batches // len(side_by_side)
+        n_times = n_in_all // len(side_by_side)
 
         def repeat(products: Products) -> None:
             for _ in range(n_times):
@@ -284,10 +285,25 @@ def in_bank(model: PromptedClip, n_slots: int, *, n_at_once: int = 0) -> Prompte
     )
 
 
-def sweep(ways: dict[int, Callable[[], None]], n_batches: int) -> tuple[int, dict[int, float]]:
-    """The batch size with the highest rate, and images/s of each size: the better of two turns after one to warm up."""
-    for way in ways.values():
-        way()
-    taken = in_turn(ways, budget_s=0, fewest=2)
-    found = {n: n * n_batches / min(taken[n]) for n in ways}
-    return max(found, key=lambda n: found[n]), found
+def sweep(bench: EngineBench, way: Callable[[int, int], Callable[[], None]], sizes: Sequence[int]) -> dict[int, float]:
+    """Images per second of each batch size, the better of two turns behind a batch to warm up.
+
+    Args:
+        bench: says how many batches make a turn.
+        way: a turn, by the size of its batches and their number.
+        sizes: to try.
+    """
+    turns, n_images = {}, {}
+    for n_rows in sizes:
+        first, n_first = way(n_rows, bench.n_runners), n_rows * bench.n_runners
+        started_s = time.perf_counter()
+        first()
+        n_batches = bench.batches_per_turn(n_rows, n_first / (time.perf_counter() - started_s))
+        turns[n_rows], n_images[n_rows] = way(n_rows, n_batches), n_rows * n_batches
+    taken = in_turn(turns, budget_s=0, fewest=2)
+    return {n_rows: n_images[n_rows] / min(taken[n_rows]) for n_rows in sizes}
+
+
+def best(rates: Mapping[int, float]) -> int:
+    """The size with the highest rate."""
+    return max(rates, key=lambda n_rows: rates[n_rows])

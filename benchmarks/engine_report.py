@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -12,6 +13,7 @@ from benchmarks.engine import (
     OPEN_CLIP_SIZES,
     EngineBench,
     EngineOptions,
+    best,
     sweep,
 )
 from benchmarks.interleaved import Ratio, in_turn, rates, ratio
@@ -38,29 +40,29 @@ def _measure(bench: EngineBench, console: Console) -> Report:
     console.print(f"batch sizes of the engine: {', '.join(map(str, sizes))}")
     by_way: dict[str, dict[int, float]] = {}
     if bench.n_runners > 1:  # first, while no other thread of this process computes in parallel: decisions/0011
-        _, by_way["all cores at one batch"] = sweep(
-            {n: bench.engine_way("together", n) for n in sizes}, bench.n_batches
-        )
-    n_rows, by_way["engine, one domain"] = sweep({n: bench.engine_way("single", n) for n in sizes}, bench.n_batches)
+        by_way["all cores at one batch"] = sweep(bench, partial(bench.engine_way, "together"), sizes)
+    by_way["engine, one domain"] = sweep(bench, partial(bench.engine_way, "single"), sizes)
+    n_rows = best(by_way["engine, one domain"])
     console.print(f"best: {n_rows}; batch sizes of open_clip")
-    n_library, by_way["open_clip float32 eager"] = sweep(
-        {n: bench.open_clip_way(bench.precise, n) for n in OPEN_CLIP_SIZES[bench.device]}, bench.n_batches
-    )
-    bench.shorten_turns(n_rows)
-    ways: dict[str, Callable[[], object]] = {name: bench.engine_way(name, n_rows) for name in WAYS}
-    ways["open_clip_fp32"] = bench.open_clip_way(bench.precise, n_library)
-    ways["open_clip_same_dtype"] = bench.open_clip_way(bench.backbone, n_rows)
+    precise = partial(bench.open_clip_way, bench.precise)
+    by_way["open_clip float32 eager"] = sweep(bench, precise, OPEN_CLIP_SIZES[bench.device])
+    n_library = best(by_way["open_clip float32 eager"])
+    n_batches = bench.batches_per_turn(n_rows, by_way["engine, one domain"][n_rows])
+    n_library_batches = bench.batches_per_turn(n_library, by_way["open_clip float32 eager"][n_library])
+    ways: dict[str, Callable[[], object]] = {name: bench.engine_way(name, n_rows, n_batches) for name in WAYS}
+    ways["open_clip_fp32"] = precise(n_library, n_library_batches)
+    ways["open_clip_same_dtype"] = bench.open_clip_way(bench.backbone, n_rows, n_batches)
     products = {
-        "matrix_products": bench.products_way(n_rows),
-        "sliced_products": bench.products_way(n_rows, in_slices=True),
-        "square_product": bench.square_way(),
+        "matrix_products": bench.products_way(n_rows, n_batches),
+        "sliced_products": bench.products_way(n_rows, n_batches, in_slices=True),
+        "square_product": bench.square_way(n_batches),
     }
     ways |= {name: product.run for name, product in products.items()}
     for way in ways.values():
         way()
     console.print(f"{len(ways)} ways in turn, {options.budget_s:g} s")
     turns = in_turn(ways, budget_s=options.budget_s, on_round=lambda n: console.print(f"round {n}"))
-    images = dict.fromkeys(ways, n_rows * bench.n_batches) | {"open_clip_fp32": n_library * bench.n_batches}
+    images = dict.fromkeys(ways, n_rows * n_batches) | {"open_clip_fp32": n_library * n_library_batches}
     report = Report(
         "engine",
         asdict(options) | {"batch_rows": n_rows, "open_clip_batch_rows": n_library, "threads": torch.get_num_threads()},

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from prompt_store.store import Store
 from service import problems
 from service.auth import Key, KeyRing
+from service.device_metrics import package_version
 from service.middleware import surround
 from service.routes import classify, domains, health, meta
 from service.runtime import Runtime, build
@@ -54,7 +55,7 @@ def create_routes(runtime: Runtime) -> FastAPI:
     app = FastAPI(
         title="CasPL Serve",
         summary="Image classification for many domains on one CLIP, with prompts that are swapped while it serves.",
-        version=meta.package_version(),
+        version=package_version(),
         exception_handlers={**problems.HANDLERS},
         separate_input_output_schemas=False,
     )

@@ -162,6 +162,8 @@ class Batcher(Generic[Row, Answer]):
             DrainingError: the batcher is closed.
         """
         if self._is_closed:
+            for _ in rows:
+                self._observer.row_dropped("draining")
             raise DrainingError("This process is stopping; send the request again, another one will take it.")
         if not rows:
             return []

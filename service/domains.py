@@ -262,7 +262,7 @@ class Domains:
         if old.error != code:
             is_expected = isinstance(error, ServiceError | PromptStoreError)
             logger.error("domain.unavailable", extra={"domain": domain, "code": code}, exc_info=not is_expected)
-            self._metrics.activations.labels(domain, "failed").inc()
+            self._metrics.domain_activated(domain, "failed")
         self._swap(domain, DomainState(old.served, error=code))
 
     def _note_recovery(self, domain: str) -> None:
@@ -298,14 +298,13 @@ class Domains:
     def _swap(self, domain: str, state: DomainState) -> None:
         before = self._table.entries.get(domain)
         self._table.swap(domain, state)
-        version = state.served.version if state.served else 0
-        self._metrics.domain_changed(domain, version, before.name if before else None, state.name)
+        self._metrics.domain_changed(domain, before, state)
 
     def _go_live(self, served: ServedStack, started_s: float) -> None:
         self._swap(served.domain, DomainState(served))
         self._went_live(served.stack)
         self._old.forget(lambda key: key == (served.domain, served.version))
-        self._metrics.activations.labels(served.domain, "done").inc()
+        self._metrics.domain_activated(served.domain, "done")
         self._metrics.activation_s.observe(time.monotonic() - started_s)
         logger.info(
             "bundle.activated",

@@ -37,6 +37,7 @@ from prompted_clip.preprocess import to_pixels
 from prompted_clip.scoring import Ranked
 from prompted_clip.stack import PromptStack
 from prompted_clip.threads import compute_alone
+from service.busy_time import BusyTime
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
 from service.serving_model import BackboneFacts, ServingModel
 
@@ -115,6 +116,8 @@ class Engine:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=compute_alone)
         self._resident_domains = frozenset(resident_domains)
         self._signs_s: dict[int, float] = {}  # of every thread that is inside a call, the last one
+        self._busy = BusyTime()
+        self._n_out_of_memory = 0
         self._n_calls = 0
         self._is_crowded = False
         self._model.on_progress = self._show_life
@@ -140,6 +143,16 @@ class Engine:
     def is_busy(self) -> bool:
         """Whether a thread of the device is inside a call."""
         return bool(self._signs_s)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which at least one thread of the device was inside a call."""
+        return self._busy.seconds
+
+    @property
+    def n_out_of_memory(self) -> int:
+        """Calls that found no memory on the device."""
+        return self._n_out_of_memory
 
     @property
     def is_stuck(self) -> bool:
@@ -261,7 +274,8 @@ class Engine:
         self._turns.acquire()
         self._signs_s[threading.get_ident()] = time.monotonic()
         try:
-            return work()
+            with self._busy:
+                return work()
         except torch.OutOfMemoryError:
             logger.warning("device.out_of_memory")
         except RuntimeError as error:
@@ -282,6 +296,8 @@ class Engine:
             self._signs_s[thread] = time.monotonic()
 
     def _free_memory(self) -> None:
+        """After a call that found none."""
+        self._n_out_of_memory += 1
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from service.fair_queue import Priority
+from service.live_table import DomainState
 from service.tickets import Release
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -18,10 +19,16 @@ RATIOS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
 
 
 class Metrics:
-    """Counters and histograms of one application; also the batcher's observer."""
+    """Counters and histograms of one application; also the batcher's observer.
 
-    def __init__(self) -> None:
+    Args:
+        by_domain: whether the domain's name is a label; if not, all domains are counted as one without a name.
+    """
+
+    def __init__(self, *, by_domain: bool = True) -> None:
         self.registry = CollectorRegistry()
+        self._by_domain = by_domain
+        self.build = Info("caspl_build", "What runs here, and on what.", registry=self.registry)
         self.requests = Counter(
             "caspl_http_requests", "Answered requests.", ["route", "method", "code"], registry=self.registry
         )
@@ -34,7 +41,8 @@ class Metrics:
         )
         self.stage_s = Histogram(
             "caspl_stage_duration_seconds",
-            "Decode: all images of a request. Queue: the oldest image of a batch. Device: a request's slowest batch.",
+            "Decode: all images of a request. Queue: the oldest image of a batch. Device: a request's slowest batch. "
+            "Shape: from answers to the response's fields.",
             ["stage"],
             buckets=SECONDS,
             registry=self.registry,
@@ -94,6 +102,12 @@ class Metrics:
         self.live = Gauge(
             "caspl_live_version", "Version a domain answers with; 0 when none.", ["domain"], registry=self.registry
         )
+        self.bundles = Gauge(
+            "caspl_bundle_info",
+            "1 for each bundle that a domain answers with.",
+            ["domain", "version", "digest"],
+            registry=self.registry,
+        )
         self.domains = Gauge(
             "caspl_domains",
             "Domains by state; a stale one answers with an older version, a broken one does not answer.",
@@ -135,12 +149,29 @@ class Metrics:
         """Show how many rows wait."""
         self.queue_rows.set(n_waiting)
 
-    def domain_changed(self, domain: str, version: int, before: str | None, state: str) -> None:
-        """Show what a domain answers with now (0: nothing), and that it went from one state to another."""
-        self.live.labels(domain).set(version)
+    def images_answered(self, domain: str, result: str, n_images: int = 1) -> None:
+        """Count images by what became of them."""
+        self.images.labels(self._name(domain), result).inc(n_images)
+
+    def domain_activated(self, domain: str, result: str) -> None:
+        """Count a change of a live version, or that it failed."""
+        self.activations.labels(self._name(domain), result).inc()
+
+    def domain_changed(self, domain: str, before: DomainState | None, after: DomainState) -> None:
+        """Show what a domain answers with now, and that it went from one state to another."""
         if before is not None:
-            self.domains.labels(before).dec()
-        self.domains.labels(state).inc()
+            self.domains.labels(before.name).dec()
+        self.domains.labels(after.name).inc()
+        if not self._by_domain:
+            return
+        self.live.labels(domain).set(after.served.version if after.served else 0)
+        if before is not None and before.served is not None:
+            self.bundles.remove(domain, str(before.served.version), before.served.digest)
+        if after.served is not None:
+            self.bundles.labels(domain, str(after.served.version), after.served.digest).set(1)
+
+    def _name(self, domain: str) -> str:
+        return domain if self._by_domain else ""
 
     def text(self) -> bytes:
         """Everything, in the Prometheus text format."""

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from fastapi import Depends, Request
+from prometheus_client import ProcessCollector
 
 from service.auth import KeyRing
 from service.batch_times import calibrate
 from service.batcher import Batcher
 from service.cache import Cache
+from service.device_metrics import DeviceMetrics, build_facts
 from service.domains import Domains
 from service.engine import Engine, EngineRow, Prediction
 from service.front import Front, build_decoder
@@ -113,7 +115,7 @@ class Runtime(Front):
 
 def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) -> Runtime:
     """Put the parts together; nothing runs yet."""
-    metrics = Metrics()
+    metrics = Metrics(by_domain=settings.domain_metrics)
     engine = Engine(
         model,
         bank_observer=metrics,
@@ -125,6 +127,9 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         metrics.batch_domains.observe(len({row.stack.domain for row in rows}))
         return await engine.run(rows)
 
+    metrics.build.info(build_facts(settings, model.backbone))
+    metrics.registry.register(DeviceMetrics(engine, model.backbone.device))
+    ProcessCollector(registry=metrics.registry)
     batcher = Batcher(
         run,
         max_rows=engine.most_rows(settings.max_batch_rows),

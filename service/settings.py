@@ -137,6 +137,10 @@ class Settings(BaseSettings):
     calibrate_s: float = Field(
         1.0, ge=0, description="time at the start for measuring how long batches take; 0 learns it from requests"
     )
+    domain_metrics: bool = Field(
+        True,
+        description="label metrics with the domain's name; with thousands of domains say no, and all count as one",
+    )
     store_poll_s: float = Field(1.0, ge=0, description="how often to look for changes by other processes; 0 never")
     drain_delay_s: float = Field(5.0, ge=0, description="after SIGTERM, serve this long while /readyz says 503")
     drain_timeout_s: float = Field(20.0, gt=0, description="then wait this long for the last answers")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import metadata, resources
+from importlib import resources
 from typing import Final
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
+from service.device_metrics import package_version
 from service.runtime import Running
 from service.schemas import BackboneOut, InfoOut
 
@@ -18,15 +19,6 @@ PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-@cache
-def package_version() -> str:
-    """The installed version; `0` when run from a source tree that is not installed."""
-    try:
-        return metadata.version("caspl-serve")
-    except metadata.PackageNotFoundError:
-        return "0"
 
 
 @cache

@@ -78,6 +78,7 @@ async def answer(
             outcomes = await _score(pins, pictures, asked.wanted)
     except TimeoutError as error:
         raise DeadlineExceededError("The answer was not ready within the request's time.") from error
+    began_s = time.monotonic()
     _count(front, served, outcomes)
     _fail_if_none(outcomes)
     results: list[Result] = []
@@ -86,7 +87,9 @@ async def answer(
     ):
         who = None if isinstance(version, Exception) else version
         results.append((who, _shape(index, sent, picture, outcome, asked.threshold)))
-    return results, _timing(front, decode_s, outcomes)
+    timing = _timing(front, decode_s, outcomes)
+    front.metrics.stage_s.labels("shape").observe(time.monotonic() - began_s)
+    return results, timing
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -211,7 +214,7 @@ def _count(front: Front, served: Sequence[Served | Exception], outcomes: Sequenc
             result = "rejected"
         else:
             result = "failed" if isinstance(outcome, Exception) else "answered"
-        front.metrics.images.labels(version.domain, result).inc()
+        front.metrics.images_answered(version.domain, result)
 
 
 def milliseconds(seconds: float) -> float:

@@ -19,11 +19,11 @@ Key = tuple[str, str, tuple[tuple[str, str], ...]]
 
 
 def samples_of(registry: CollectorRegistry) -> list[Sample]:
-    """Every number of a registry that can be added up: counters and histograms, not gauges, not times of creation."""
+    """Every number of a registry that can be added up: counters and histograms; no gauges, facts, times of creation."""
     return [
         (family.name, sample.name, sample.labels, sample.value)
         for family in registry.collect()
-        if family.type != "gauge"
+        if family.type not in {"gauge", "info"}
         for sample in family.samples
         if not sample.name.endswith("_created")
     ]

@@ -154,7 +154,7 @@ def _front(settings: Settings, hello: Hello, link: Link, memory: int) -> Front:
     os.close(memory)
     return Front(
         settings=settings,
-        metrics=Metrics(),
+        metrics=Metrics(by_domain=settings.domain_metrics),
         keys=KeyRing(tuple(Key.model_validate_json(key) for key in hello.keys)),
         decoder=build_decoder(settings, hello.image_size, hello.preprocess),
         answerer=RemoteAnswerer(link, Slots(view)),
