@@ -24,6 +24,7 @@ from benchmarks.matmuls import Products, forward_products
 from benchmarks.operations import operations
 from benchmarks.served_model import ServedModel
 from prompted_clip.backbone import Backbone, load_backbone
+from prompted_clip.fused_linear import Linears
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import normalize_pixels
@@ -119,6 +120,9 @@ class EngineBench:
         served = load_model(settings)
         self.backbone: Backbone = served.backbone
         self.device = self.backbone.device.type
+        self.linears = Linears.usual(self.backbone.device, self.backbone.dtype)
+        if isinstance(served.image_tower, FusedImageTower):
+            self.linears = served.image_tower.linears
         self.n_runners = served.n_at_once
         self.roomy = in_bank(served, options.n_registered + 1)
         self.precise = load_backbone(options.backbone, random_seed=options.weights_seed, device=self.backbone.device)
@@ -176,7 +180,7 @@ class EngineBench:
         backbone, n_prompts = self.backbone, self.options.shape().n_tokens
         n_threads = max(1, torch.get_num_threads() // self.n_runners)
         one = forward_products(
-            backbone, n_rows, dtype=backbone.dtype, n_prompts=n_prompts, n_threads=n_threads, in_slices=in_slices
+            backbone, n_rows, linears=self.linears, n_prompts=n_prompts, n_threads=n_threads, in_slices=in_slices
         )
         return self._repeated([one] * self.n_runners, n_batches)
 
@@ -231,7 +235,7 @@ class EngineBench:
 
     def breakdown(self, n_rows: int) -> dict[str, float]:
         """Shares of a forward's time by kind of operator, prompts included; on the threads that a batch takes."""
-        tower = FusedImageTower(self.backbone)
+        tower = FusedImageTower(self.backbone, self.linears)
         pixels = torch.from_numpy(self._pictures[np.arange(n_rows) % len(self._pictures)]).to(self.backbone.device)
         shape = self.options.shape()
         depth = min(shape.depth, self.backbone.n_vision_layers)

@@ -2,7 +2,7 @@
 
 The shapes are those of open_clip's own image tower: the patch embedding, four linear layers and the two products of
 attention per block, all tokens in all blocks, and the projection. Each block has weights of its own, as in the model,
-so that they do not all lie in a cache; they are packed as `prompted_clip.fused_linear` packs them. What lies between
+so that they do not all lie in a cache; they are packed where the served tower packs them. What lies between
 the products (norms, activations, softmax, sums, copies) is left out. The wide layers are whole, as the model has them,
 or cut as the served tower cuts them. As in the served tower the interpreter has no part in it on the CPU.
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
-from prompted_clip.fused_linear import fused_linear, input_slices
+from prompted_clip.fused_linear import Linears
 from prompted_clip.fused_vision import parts_of, rows_at_once
 from prompted_clip.internals import BlockWeights, VisionWeights
 from prompted_clip.scripted import scripted
@@ -40,7 +40,7 @@ def forward_products(
     backbone: Backbone,
     n_rows: int,
     *,
-    dtype: torch.dtype,
+    linears: Linears,
     n_prompts: int = 0,
     n_threads: int = 1,
     with_attention: bool = True,
@@ -53,7 +53,7 @@ def forward_products(
     Args:
         backbone: whose image tower, and on which device.
         n_rows: images in the batch.
-        dtype: of everything.
+        linears: how the layers are computed; everything has their type.
         n_prompts: prompt positions behind the patches.
         n_threads: on which the products will be computed together.
         with_attention: whether Q Kᵀ and the product with V count.
@@ -64,13 +64,13 @@ def forward_products(
     n_patches, width = weights.positions_NW.shape[0] - 1, backbone.vision_width
     n_tokens = 1 + n_patches + n_prompts
     n_hidden = len(weights.blocks[0].fc[0])
-    n_part = rows_at_once(n_tokens, n_hidden, dtype, n_threads=n_threads) if device.type == "cpu" else n_rows
+    n_part = rows_at_once(n_tokens, n_hidden, linears.dtype, n_threads=n_threads) if device.type == "cpu" else n_rows
     parts = [part.stop - part.start for part in parts_of(n_rows, n_part)]
 
-    slices = input_slices(n_hidden, device, dtype) if in_slices else [slice(0, n_hidden)]
-    like = torch.empty(0, device=device, dtype=dtype)
+    slices = linears.slices(n_hidden) if in_slices else [slice(0, n_hidden)]
+    like = torch.empty(0, device=device, dtype=linears.dtype)
     inputs = {size: _inputs(size, n_tokens, n_prompts, weights, slices, like) for size in set(parts)}
-    forward: nn.Module = _Forward(weights, slices, like, with_attention=with_attention)
+    forward: nn.Module = _Forward(weights, slices, linears, with_attention=with_attention)
     x = inputs[parts[0]]
     given = (parts[0], x.patches, x.tokens, x.hidden, x.heads, x.scores)
     work = scripted(forward, *given) if device.type == "cpu" else forward
@@ -81,22 +81,22 @@ def forward_products(
             x = inputs[size]
             work(size, x.patches, x.tokens, x.hidden, x.heads, x.scores)
 
-    linears = sum(
+    weights_read = sum(
         weight.numel() for block in weights.blocks for weight, _ in (block.qkv, block.out, block.fc, block.proj)
     )
     attention = 2 * n_tokens * width * len(weights.blocks) if with_attention else 0
     ends = n_patches * weights.patch_WCPP.numel() + weights.projection_WE.numel()
-    return Products(run, 2 * n_rows * (n_tokens * (linears + attention) + ends))
+    return Products(run, 2 * n_rows * (n_tokens * (weights_read + attention) + ends))
 
 
 class _Forward(nn.Module):
     """All products of one part."""
 
-    def __init__(self, weights: VisionWeights, slices: list[slice], like: Tensor, *, with_attention: bool) -> None:
+    def __init__(self, weights: VisionWeights, slices: list[slice], linears: Linears, *, with_attention: bool) -> None:
         super().__init__()
-        self._embed = _linear(weights.patch_WCPP.flatten(1), like)
-        self._blocks = nn.ModuleList(_Block(block, slices, like, with_attention) for block in weights.blocks)
-        self._project = _linear(weights.projection_WE.T, like)
+        self._embed = _linear(weights.patch_WCPP.flatten(1), linears)
+        self._blocks = nn.ModuleList(_Block(block, slices, linears, with_attention) for block in weights.blocks)
+        self._project = _linear(weights.projection_WE.T, linears)
 
     def forward(
         self, n_rows: int, patches: Tensor, tokens: Tensor, hidden: list[Tensor], heads: Tensor, scores: Tensor
@@ -110,11 +110,11 @@ class _Forward(nn.Module):
 class _Block(nn.Module):
     """The products of a block, each over inputs of its own."""
 
-    def __init__(self, weights: BlockWeights, slices: list[slice], like: Tensor, with_attention: bool) -> None:
+    def __init__(self, weights: BlockWeights, slices: list[slice], linears: Linears, with_attention: bool) -> None:
         super().__init__()
         self._with_attention = with_attention
-        self._qkv, self._out = _linear(weights.qkv[0], like), _linear(weights.out[0], like)
-        self._slices = nn.ModuleList(_Slice(weights, part, like) for part in slices)
+        self._qkv, self._out = _linear(weights.qkv[0], linears), _linear(weights.out[0], linears)
+        self._slices = nn.ModuleList(_Slice(weights, part, linears) for part in slices)
 
     def forward(self, tokens: Tensor, hidden: list[Tensor], heads: Tensor, scores: Tensor) -> None:
         _note(self._qkv(tokens))
@@ -129,9 +129,9 @@ class _Block(nn.Module):
 class _Slice(nn.Module):
     """The two products of a slice of the MLP."""
 
-    def __init__(self, weights: BlockWeights, part: slice, like: Tensor) -> None:
+    def __init__(self, weights: BlockWeights, part: slice, linears: Linears) -> None:
         super().__init__()
-        self._fc, self._proj = _linear(weights.fc[0][part], like), _linear(weights.proj[0][:, part], like)
+        self._fc, self._proj = _linear(weights.fc[0][part], linears), _linear(weights.proj[0][:, part], linears)
 
     def forward(self, tokens: Tensor, hidden: Tensor) -> None:
         _note(self._fc(tokens))
@@ -144,9 +144,8 @@ def _note(product: Tensor) -> None:
         raise ValueError("empty")
 
 
-def _linear(weight_OI: Tensor, like: Tensor) -> nn.Module:
-    weight_OI = weight_OI.detach().to(like)
-    return fused_linear(weight_OI, torch.zeros(len(weight_OI)).to(like))
+def _linear(weight_OI: Tensor, linears: Linears) -> nn.Module:
+    return linears.layer(weight_OI, weight_OI.new_zeros(len(weight_OI)))
 
 
 @dataclass(frozen=True)

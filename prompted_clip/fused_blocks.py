@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompted_clip.fused_linear import Activation, fused_linear, input_slices
+from prompted_clip.fused_linear import Activation, Linears
 from prompted_clip.internals import BlockWeights, NormWeights
 
 QUICK: Final = 1.702
@@ -41,21 +41,21 @@ class FusedMlp(nn.Module):
     is added: x has the larger numbers, and rounding it after each share would double the error.
     """
 
-    def __init__(self, weights: BlockWeights, dtype: torch.dtype) -> None:
+    def __init__(self, weights: BlockWeights, linears: Linears) -> None:
         super().__init__()
-        self._norm = FusedNorm(weights.ln_2, dtype)
+        self._norm = FusedNorm(weights.ln_2, linears.dtype)
         (fc_weight, fc_bias), (proj_weight, proj_bias) = weights.fc, weights.proj
         if weights.activation_kind == "quick_gelu":
             fc_weight, fc_bias, proj_weight = fc_weight * QUICK, fc_bias * QUICK, proj_weight / QUICK
         parts = [slice(0, len(fc_bias))]
         if weights.activation_kind != "other":  # which may mix what it is given
-            parts = input_slices(len(fc_bias), fc_weight.device, dtype)
+            parts = linears.slices(len(fc_bias))
         fused, no_bias = _FUSED[weights.activation_kind], torch.zeros_like(proj_bias)
         self._first, *others = (
             _Share(
-                linear(fc_weight[part], fc_bias[part], dtype, fused),
+                linears.layer(fc_weight[part], fc_bias[part], fused),
                 weights.activation if weights.activation_kind == "other" else None,
-                linear(proj_weight[:, part], no_bias if part.start else proj_bias, dtype),
+                linears.layer(proj_weight[:, part], no_bias if part.start else proj_bias),
             )
             for part in parts
         )
@@ -90,13 +90,13 @@ class _Share(nn.Module):
 class FusedBlock(nn.Module):
     """A residual block over all tokens."""
 
-    def __init__(self, weights: BlockWeights, dtype: torch.dtype) -> None:
+    def __init__(self, weights: BlockWeights, linears: Linears) -> None:
         super().__init__()
         self._n_heads = weights.n_heads
-        self._norm = FusedNorm(weights.ln_1, dtype)
-        self._qkv = linear(*weights.qkv, dtype)
-        self._out = linear(*weights.out, dtype)
-        self._mlp = FusedMlp(weights, dtype)
+        self._norm = FusedNorm(weights.ln_1, linears.dtype)
+        self._qkv = linears.layer(*weights.qkv)
+        self._out = linears.layer(*weights.out)
+        self._mlp = FusedMlp(weights, linears)
 
     def forward(self, x_BNW: Tensor, beside_BPW: Tensor | None = None) -> Tensor:
         """[B, N, W]; tokens beside them are attended to, and nothing is worked out at their positions."""
@@ -111,16 +111,16 @@ class FusedBlock(nn.Module):
 class FusedLastBlock(nn.Module):
     """The last block at the class token, the first of N: it attends to all tokens, and nothing reads the others."""
 
-    def __init__(self, weights: BlockWeights, dtype: torch.dtype) -> None:
+    def __init__(self, weights: BlockWeights, linears: Linears) -> None:
         super().__init__()
         self._n_heads = weights.n_heads
-        self._norm = FusedNorm(weights.ln_1, dtype)
+        self._norm = FusedNorm(weights.ln_1, linears.dtype)
         weight, bias = weights.qkv
         width = weight.shape[1]
-        self._q = linear(weight[:width], bias[:width], dtype)
-        self._kv = linear(weight[width:], bias[width:], dtype)
-        self._out = linear(*weights.out, dtype)
-        self._mlp = FusedMlp(weights, dtype)
+        self._q = linears.layer(weight[:width], bias[:width])
+        self._kv = linears.layer(weight[width:], bias[width:])
+        self._out = linears.layer(*weights.out)
+        self._mlp = FusedMlp(weights, linears)
 
     def forward(self, x_BNW: Tensor) -> Tensor:
         """[B, W]."""
@@ -139,8 +139,3 @@ def attention(q_BQHC: Tensor, kv_BN2HC: Tensor) -> Tensor:
         q_BQHC.transpose(1, 2), k_BNHC.transpose(1, 2), v_BNHC.transpose(1, 2)
     )
     return attended_BHQC.transpose(1, 2)
-
-
-def linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: Activation = "none") -> nn.Module:
-    """A layer over a frozen weight, in `dtype`."""
-    return fused_linear(weight.detach().to(dtype), bias.detach().to(dtype), activation)

@@ -2,11 +2,13 @@
 
 On the CPU oneDNN keeps the weights in the order its kernels read and finishes each tile of the product while it is in
 the cache; torch has that as operators without a public name, which its own compiler uses. Where they are missing, on
-other devices and for other types, the same layer is computed in plain steps. Does not know what the layers are for.
+other devices and for other types, the same layer is computed in plain steps, and on some processors that is faster
+(`precision.py` measures it). Does not know what the layers are for.
 
 Legend: M rows, I inputs, O outputs.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Literal
 
@@ -26,19 +28,45 @@ MOST_INPUTS: Final = 1024
 _WHOLE_VECTORS: Final = 64
 
 
-def fused_linear(weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> nn.Module:
-    """The fastest form of a frozen linear layer on the weight's device and in its type.
+@dataclass(frozen=True)
+class Linears:
+    """How a tower's frozen linear layers are computed.
 
-    The layer is called with x [M, I], and without an activation with a residual [M, O] too if there is one; it gives
-    act(x Wᵀ + b), or x Wᵀ + b + residual.
-
-    Args:
-        weight_OI: as `torch.nn.functional.linear` takes it.
-        bias_O: in the weight's type.
-        activation: what follows.
+    Attributes:
+        dtype: of their weights, inputs and outputs.
+        is_packed: by oneDNN with weights in its own order; otherwise in plain steps.
     """
-    kind = PackedLinear if packs(weight_OI.device, weight_OI.dtype) else PlainLinear
-    return kind(weight_OI, bias_O, activation)
+
+    dtype: torch.dtype
+    is_packed: bool
+
+    @classmethod
+    def usual(cls, device: torch.device, dtype: torch.dtype) -> "Linears":
+        """Packed where that is possible."""
+        return cls(dtype, packs(device, dtype))
+
+    def layer(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> nn.Module:
+        """A layer to be called with x [M, I], and without an activation with a residual [M, O] too if there is one.
+
+        It gives act(x Wᵀ + b), or x Wᵀ + b + residual.
+
+        Args:
+            weight_OI: as `torch.nn.functional.linear` takes it, of any type.
+            bias_O: likewise.
+            activation: what follows.
+        """
+        kind = PackedLinear if self.is_packed else PlainLinear
+        return kind(weight_OI.detach().to(self.dtype), bias_O.detach().to(self.dtype), activation)
+
+    def slices(self, n_inputs: int) -> list[slice]:
+        """Which of a wide layer's inputs to multiply at once, the shares to be summed; all where that is fastest.
+
+        Returns:
+            Slices of nearly one size that cover the inputs in order, each but the last of a multiple of 64.
+        """
+        n_slices = -(-n_inputs // MOST_INPUTS) if self.is_packed and self.dtype is torch.bfloat16 else 1
+        edges = [index * n_inputs // n_slices // _WHOLE_VECTORS * _WHOLE_VECTORS for index in range(n_slices)]
+        return [slice(*edge) for edge in pairwise([*edges, n_inputs])]
 
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
@@ -50,22 +78,6 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     if dtype is torch.bfloat16:
         return has_operators and bool(operators._is_mkldnn_bf16_supported())
     return has_operators and dtype is torch.float32
-
-
-def input_slices(n_inputs: int, device: torch.device, dtype: torch.dtype) -> list[slice]:
-    """Which of a wide layer's inputs to multiply at once, the shares to be summed; all of them where that is fastest.
-
-    Args:
-        n_inputs: of the layer.
-        device: of its weight.
-        dtype: of its weight.
-
-    Returns:
-        Slices of nearly one size that cover the inputs in order, each but the last of a multiple of 64.
-    """
-    n_slices = -(-n_inputs // MOST_INPUTS) if dtype is torch.bfloat16 and packs(device, dtype) else 1
-    edges = [index * n_inputs // n_slices // _WHOLE_VECTORS * _WHOLE_VECTORS for index in range(n_slices)]
-    return [slice(*edge) for edge in pairwise([*edges, n_inputs])]
 
 
 class PlainLinear(nn.Module):

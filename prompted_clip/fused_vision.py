@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
 from prompted_clip.fused_blocks import FusedBlock, FusedLastBlock, FusedNorm
-from prompted_clip.fused_linear import fused_linear
+from prompted_clip.fused_linear import Linears
 from prompted_clip.internals import VisionWeights
 from prompted_clip.prompts import PromptGrid, layer_of
 from prompted_clip.scripted import scripted
@@ -36,12 +36,17 @@ class FusedImageTower:
 
     Args:
         backbone: whose weights to take over; it is not changed, and later changes to it do not reach this tower.
+        linears: how its layers are computed, in the backbone's type; None packs them where that is possible.
+
+    Attributes:
+        linears: how they are computed.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, linears: Linears | None = None) -> None:
+        self.linears = linears or Linears.usual(backbone.device, backbone.dtype)
         weights = internals.vision_weights(backbone.clip)
         with torch.no_grad():
-            steps = _Steps(weights, backbone)
+            steps = _Steps(weights, backbone, self.linears)
         # On CUDA forwards are recorded, and no step is a step of the interpreter's either.
         self._steps: Callable[..., Tensor] = steps
         if backbone.device.type == "cpu":
@@ -85,20 +90,20 @@ class FusedImageTower:
 class _Steps(nn.Module):
     """One forward; a `PromptGrid` is given as its parts."""
 
-    def __init__(self, weights: VisionWeights, backbone: Backbone) -> None:
+    def __init__(self, weights: VisionWeights, backbone: Backbone, linears: Linears) -> None:
         super().__init__()
         dtype, precise = backbone.dtype, torch.promote_types(backbone.dtype, torch.float32)
         self._patch: int = weights.patch_WCPP.shape[-1]
         self._grid = backbone.image_size // self._patch
-        self._embed, shift_W = _pixel_embedding(weights.patch_WCPP, backbone)
+        self._embed, shift_W = _pixel_embedding(weights.patch_WCPP, backbone, linears)
         positions_NW = weights.positions_NW.detach().to(precise).clone()
         positions_NW[0] += weights.class_W
         positions_NW[1:] += shift_W
         self._positions_NW = positions_NW
         self._ln_pre = FusedNorm(weights.ln_pre, dtype) if weights.ln_pre else None
         *first, last = weights.blocks
-        self._blocks = nn.ModuleList([FusedBlock(block, dtype) for block in first])
-        self._last = FusedLastBlock(last, dtype)
+        self._blocks = nn.ModuleList([FusedBlock(block, linears) for block in first])
+        self._last = FusedLastBlock(last, linears)
         self._ln_post = FusedNorm(weights.ln_post, precise)
         self._projection_WE = weights.projection_WE.detach().to(precise)
         self._like = positions_NW.new_empty(0, dtype=dtype)
@@ -174,7 +179,7 @@ def parts_of(n_rows: int, n_at_once: int) -> list[slice]:
     return [slice(*edge) for edge in pairwise(edges)]
 
 
-def _pixel_embedding(patch_WCKK: Tensor, backbone: Backbone) -> tuple[nn.Module, Tensor]:
+def _pixel_embedding(patch_WCKK: Tensor, backbone: Backbone, linears: Linears) -> tuple[nn.Module, Tensor]:
     """The patch embedding of uint8 pixels, and what its rounded bias leaves over [W], in at least float32.
 
     w · (x / 255 - mean) / std = w' · x - w' · 255 mean. Whole numbers up to 255 are exact in bfloat16, and the bias
@@ -188,7 +193,7 @@ def _pixel_embedding(patch_WCKK: Tensor, backbone: Backbone) -> tuple[nn.Module,
     weight = (patch_WCKK.detach().to(precise) / (255 * std)).to(backbone.dtype)
     bias_W = -(weight.to(precise) * (255 * mean)).flatten(1).sum(dim=1)
     rounded_W = bias_W.to(backbone.dtype)
-    return fused_linear(weight.flatten(1), rounded_W), bias_W - rounded_W.to(precise)
+    return linears.layer(weight.flatten(1), rounded_W), bias_W - rounded_W.to(precise)
 
 
 def _put_prompts(flowing_BPW: Tensor, tokens: Tensor, depths: Tensor, index: int, max_depth: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import slices
-from prompted_clip import fused_linear
+from prompted_clip.fused_linear import Linears
 from prompted_clip.fused_vision import FusedImageTower
 from tests.tiny import tiny_backbone
 
@@ -21,12 +21,8 @@ def test_every_way_embeds_the_same_number_of_images_in_parts_of_its_size(monkeyp
 
 
 def test_widths_are_those_of_the_towers_slices(monkeypatch):
-    cut = []
-    whole = fused_linear.input_slices
-    monkeypatch.setattr(fused_linear, "packs", lambda *_: True)
-    monkeypatch.setattr(
-        slices, "FusedImageTower", lambda _: cut.append(len(whole(3072, torch.device("cpu"), torch.bfloat16)))
-    )
+    cut, packed = [], Linears(torch.bfloat16, is_packed=True)
+    monkeypatch.setattr(slices, "FusedImageTower", lambda _: cut.append(len(packed.slices(3072))))
     slices.ways(tiny_backbone(), lambda work: work())
     assert cut == [1, 2, 3, 6]
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from prompted_clip import fused_linear as module
-from prompted_clip.fused_linear import PackedLinear, PlainLinear, fused_linear, input_slices, packs
+from prompted_clip.fused_linear import Linears, PackedLinear, PlainLinear, packs
 
 CPU = torch.device("cpu")
 KINDS = [PlainLinear, PackedLinear]
@@ -56,7 +56,7 @@ def test_in_bfloat16_only_the_answer_is_rounded(activation):
 
 def test_types_without_packed_layers_are_computed_plainly():
     weight, bias, x, _ = layer_parts(torch.float64)
-    layer = fused_linear(weight, bias, "silu")
+    layer = Linears.usual(CPU, torch.float64).layer(weight, bias, "silu")
     assert isinstance(layer, PlainLinear)
     torch.testing.assert_close(layer(x), F.silu(F.linear(x, weight, bias)))
 
@@ -64,7 +64,7 @@ def test_types_without_packed_layers_are_computed_plainly():
 def test_without_onednn_layers_are_computed_plainly(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     weight, bias, *_ = layer_parts(torch.float32)
-    assert isinstance(fused_linear(weight, bias), PlainLinear)
+    assert isinstance(Linears.usual(CPU, torch.float32).layer(weight, bias), PlainLinear)
 
 
 def test_weights_of_another_device_are_not_packed():
@@ -72,9 +72,8 @@ def test_weights_of_another_device_are_not_packed():
 
 
 @pytest.mark.parametrize("n_inputs", [1, 64, 1024, 1025, 3072, 3073, 4096, 5120])
-def test_slices_cover_wide_inputs_in_order_in_nearly_equal_shares(monkeypatch, n_inputs):
-    monkeypatch.setattr(module, "packs", lambda *_: True)
-    slices = input_slices(n_inputs, CPU, torch.bfloat16)
+def test_slices_cover_wide_inputs_in_order_in_nearly_equal_shares(n_inputs):
+    slices = Linears(torch.bfloat16, is_packed=True).slices(n_inputs)
     assert [index for part in slices for index in range(n_inputs)[part]] == list(range(n_inputs))
     sizes = [part.stop - part.start for part in slices]
     assert max(sizes) <= module.MOST_INPUTS + 64
@@ -83,6 +82,5 @@ def test_slices_cover_wide_inputs_in_order_in_nearly_equal_shares(monkeypatch, n
 
 
 @pytest.mark.parametrize(("dtype", "is_packed"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_where_wide_products_are_not_slow_they_stay_whole(monkeypatch, dtype, is_packed):
-    monkeypatch.setattr(module, "packs", lambda *_: is_packed)
-    assert input_slices(4096, CPU, dtype) == [slice(0, 4096)]
+def test_where_wide_products_are_not_slow_they_stay_whole(dtype, is_packed):
+    assert Linears(dtype, is_packed).slices(4096) == [slice(0, 4096)]

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from benchmarks.operations import operations
 from prompted_clip import fused_blocks, fused_vision, internals
 from prompted_clip.backbone import load_backbone
-from prompted_clip.fused_linear import PlainLinear, packs
+from prompted_clip.fused_linear import Linears, packs
 from prompted_clip.fused_vision import FusedImageTower, parts_of, rows_at_once
 from prompted_clip.model import USUAL_PROMPTS
 from prompted_clip.preprocess import normalize_pixels
@@ -138,7 +138,7 @@ SLICES = [slice(0, 64), slice(64, 96), slice(96, 128)]
 def test_the_slices_a_hidden_layer_is_worked_out_in_do_not_show(monkeypatch, quick_gelu):
     backbone, pixels = backbone_of(quick_gelu=quick_gelu), random_pixels(N_ROWS)
     whole = FusedImageTower(backbone)(pixels)
-    monkeypatch.setattr(fused_blocks, "input_slices", lambda *_: SLICES)
+    monkeypatch.setattr(Linears, "slices", lambda *_: SLICES)
     torch.testing.assert_close(FusedImageTower(backbone)(pixels), whole, rtol=0, atol=1e-5)
 
 
@@ -147,9 +147,9 @@ def test_in_bfloat16_slices_round_the_residual_stream_no_more_often_than_the_who
     x = 8 * torch.randn(256, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
 
     def output(dtype, parts):
-        monkeypatch.setattr(fused_blocks, "input_slices", lambda *_: parts)
+        monkeypatch.setattr(Linears, "slices", lambda *_: parts)
         with torch.inference_mode():
-            return fused_blocks.FusedMlp(weights, dtype)(x.to(dtype)).float()
+            return fused_blocks.FusedMlp(weights, Linears.usual(x.device, dtype))(x.to(dtype)).float()
 
     exact = output(torch.float32, [slice(0, 128)])
     whole, sliced = (
@@ -237,7 +237,7 @@ def test_an_activation_that_nobody_knows_is_given_the_whole_layer(monkeypatch):
 
     backbone, pixels = changed(mix_all), random_pixels(N_ROWS)
     whole = FusedImageTower(backbone)(pixels)
-    monkeypatch.setattr(fused_blocks, "input_slices", lambda *_: SLICES)
+    monkeypatch.setattr(Linears, "slices", lambda *_: SLICES)
     assert torch.equal(FusedImageTower(backbone)(pixels), whole)
 
 
@@ -271,12 +271,13 @@ def test_an_activation_torchscript_does_not_know_is_open_clips_all_the_same(capl
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_without_packed_layers_the_numbers_are_the_same(monkeypatch):
-    backbone, pixels = backbone_of(), random_pixels(N_ROWS)
-    packed = FusedImageTower(backbone)(pixels)
-    for module in (fused_vision, fused_blocks):
-        monkeypatch.setattr(module, "fused_linear", PlainLinear)
-    torch.testing.assert_close(FusedImageTower(backbone)(pixels), packed, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
+def test_in_plain_steps_float32_features_are_open_clips_too(quick_gelu, name):
+    backbone, plain = backbone_of(quick_gelu=quick_gelu), Linears(torch.float32, is_packed=False)
+    pixels, prompts = random_pixels(N_ROWS), grid_named(name, backbone)
+    features = normalize(FusedImageTower(backbone, plain)(pixels, prompts), dim=-1)
+    torch.testing.assert_close(features, reference(backbone, pixels, prompts), rtol=0, atol=FLOAT32_BOUND)
 
 
 @pytest.mark.gpu

@@ -5,8 +5,11 @@ import torch
 
 from prompted_clip import precision
 from prompted_clip.backbone import image_tower_size, load_backbone
-from prompted_clip.precision import CLEAR_GAIN, bfloat16_gain, fastest_dtype
+from prompted_clip.fused_linear import Linears
+from prompted_clip.precision import CLEAR_GAIN, bfloat16_gain, fastest_dtype, fastest_linears
 from tests.tiny import register_tiny_models, tiny_backbone
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -46,10 +49,31 @@ def test_a_card_gets_the_type_that_it_has_matrix_units_for(monkeypatch, capabili
     assert fastest_dtype("ViT-B-16", "cuda:1") == dtype
 
 
-def test_the_gain_is_the_ratio_of_the_best_times(monkeypatch):
-    times_s = iter([9.0, 9.0, 0.5, 0.3, 0.4, 0.1, 0.6, 0.2, 0.7, 0.3, 0.8, 0.4])
+def test_the_gain_is_over_the_faster_form_of_float32_by_the_best_times(monkeypatch):
+    # Packed, plain, bfloat16; the first trial does not count.
+    times_s = iter([9.0] * 3 + [0.5, 0.8, 0.4, 0.6, 0.3, 0.2, 0.4, 0.7, 0.1, 0.9, 0.5, 0.3, 0.5, 0.6, 0.2])
     monkeypatch.setattr(precision, "_time_s", lambda *_: next(times_s))
-    assert bfloat16_gain(8) == pytest.approx(4.0)
+    monkeypatch.setattr(precision, "_Mlp", lambda *_: None)
+    assert bfloat16_gain(8) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("packed_s", "plain_s", "is_packed"), [(1.0, 2.0, True), (2.0, 1.0, False)])
+def test_float32_layers_take_the_form_that_is_faster_here(monkeypatch, packed_s, plain_s, is_packed):
+    monkeypatch.setattr(Linears, "usual", lambda _, dtype: Linears(dtype, is_packed=True))
+    monkeypatch.setattr(precision, "_best_times_s", lambda *_: [packed_s, plain_s])
+    assert fastest_linears("ViT-B-16", CPU, torch.float32).is_packed is is_packed
+    assert fastest_linears("ViT-B-16", CPU, torch.bfloat16).is_packed, "plain steps would pack them every time"
+
+
+@pytest.mark.parametrize("arch", ["demo-student", "tiny", "no-such-model"])
+def test_the_form_of_small_and_unknown_models_is_not_measured(monkeypatch, arch):
+    register_tiny_models()
+    monkeypatch.setattr(precision, "_best_times_s", lambda *_: pytest.fail("measured"))
+    assert fastest_linears(arch, CPU, torch.float32) == Linears.usual(CPU, torch.float32)
+
+
+def test_both_forms_of_float32_run_when_they_are_measured():
+    assert isinstance(fastest_linears("ViT-B-16", CPU, torch.float32), Linears)
 
 
 def test_a_size_known_by_name_is_that_of_the_loaded_model():
