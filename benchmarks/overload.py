@@ -15,7 +15,7 @@ from benchmarks.arrivals import arrival_times
 from benchmarks.interleaved import Ratio
 from benchmarks.load import send
 from benchmarks.report import Bar, Measured, Report, Table
-from benchmarks.stage import Stage
+from benchmarks.stage import PATH, Stage
 
 ROUND_S = 60.0
 """About how long one crowd lasts."""
@@ -48,20 +48,18 @@ class Crowd:
 def overload(on: Stage, report: Report) -> None:
     """Offer too much, then little, in turn with the capacity, and write down what came back."""
     options = on.options
-    # The capacity is measured without a deadline: on slow machines so many clients wait for nearly as long as that.
-    patient = "/classify/{domain}?top_k=1"
-    path = f"{patient}&timeout_ms={round(IN_TIME * options.slo_ms)}"
+    path = f"{PATH}&timeout_ms={round(IN_TIME * options.slo_ms)}"
     n_rounds = max(1, round(options.seconds / ROUND_S))
     round_s = options.seconds / n_rounds
     before = on.service.counters()
     # Others use the machine too, and it has quicker and slower minutes: the capacity is measured on both sides.
-    capacities_per_s = [on.closed_rate(options.n_ceiling_clients, round_s / 4, path=patient)]
+    capacities_per_s = [on.closed_rate(options.n_ceiling_clients, round_s / 4)]
     crowds = []
     for index in range(n_rounds):
         rate = options.overload * capacities_per_s[-1]
         on.console.print(f"{rate:.1f}/s for {round_s:g} s, {options.overload:g} times what it can, then half of it")
         crowds.append(crowd(on, path, rate, round_s, seed=options.seed + 2 * index))
-        capacities_per_s.append(on.closed_rate(options.n_ceiling_clients, round_s / 4, path=patient))
+        capacities_per_s.append(on.closed_rate(options.n_ceiling_clients, round_s / 4))
     counters = on.service.counters()
     peaks_per_s = [(one + other) / 2 for one, other in pairwise(capacities_per_s)]
     during = [answer for one in crowds for answer in one.during]

@@ -1,11 +1,12 @@
-"""The few numbers of `caspl bench` that README shows, from the results on file.
+"""The few numbers of `caspl bench` that README shows, from the results on file, a column for every processor.
 
 `python -m benchmarks.summary --page README.md` puts them there.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -13,41 +14,94 @@ from rich.markdown import Markdown
 
 from training.demo.pages import fill_page
 
+PROCESSORS: Final = {
+    "": "Intel, AMX: bfloat16",
+    "-avx512": "AMD, AVX-512: bfloat16",
+    "-avx2": "AMD, AVX2: float32",
+}
+"""By what the names of their results end with."""
 PEERS: Final = ("litserve", "ray", "infinity", "fastapi")
 RESULTS: Final = Path(__file__).parents[1] / "docs" / "results"
 
+Ratios = Mapping[str, float]
+ROWS: Final[tuple[tuple[str, str, Callable[[Ratios], str]], ...]] = (
+    (
+        "every image of a batch from another one of 64 domains, against one domain's",
+        "engine",
+        lambda found: f"{found['mixed_64_vs_single']:.2f} x images/s",
+    ),
+    (
+        "1,000 domains, room for 64 on the device, against one",
+        "engine",
+        lambda found: f"{found['paged_1000_of_64_vs_single']:.2f} x",
+    ),
+    (
+        "against open_clip's plain model in float32",
+        "engine",
+        lambda found: f"{found['vs_open_clip_fp32_eager']:.1f} x",
+    ),
+    ("12 prompt tokens against none", "engine", lambda found: f"{100 * found['prompt_overhead']:+.0f} % time"),
+    (
+        "four clients through HTTP against the same callers without / the engine's best batches",
+        "serve-http",
+        lambda found: f"{found['http_vs_engine_same_callers']:.2f} / {found['http_vs_engine']:.2f} x",
+    ),
+    (
+        "one request at a time, tiny model: what HTTP adds",
+        "serve-idle",
+        lambda found: f"{found['idle_overhead_ms']:.1f} ms",
+    ),
+    (
+        "ten swaps a second on the busiest domain: failed, stale or torn answers; p99 against calm",
+        "serve-storm",
+        lambda found: (
+            f"{found['storm_failed'] + found['storm_stale'] + found['storm_torn']:.0f}; "
+            f"{found['storm_p99_ratio']:.2f} x"
+        ),
+    ),
+    (
+        "three times the load it can bear: answered in time, of the peak; 99 of 100 refusals within",
+        "serve-overload",
+        lambda found: f"{found['overload_goodput_vs_peak']:.2f} x; {found['overload_refusal_p99_ms']:.0f} ms",
+    ),
+    ("memory after 10,000 swaps", "swap", lambda found: f"{100 * found['memory_growth']:+.1f} %"),
+    (
+        "four clients, against LitServe / Ray Serve / infinity / plain FastAPI in float32",
+        "peers",
+        lambda found: _beside(found, "float32", PEERS),
+    ),
+    (
+        "the same in bfloat16, which infinity does not compute in on a CPU",
+        "peers",
+        lambda found: _beside(found, "bfloat16", tuple(name for name in PEERS if name != "infinity")),
+    ),
+)
+
 
 def table(folder: Path = RESULTS) -> str:
-    """What serving costs, in a few lines of Markdown."""
-    engine, overload, storm, idle, peers, swap = (
-        json.loads((folder / f"bench-{name}.json").read_text(encoding="utf-8"))["ratios"]
-        for name in ("engine", "serve-overload", "serve-storm", "serve-idle", "peers", "swap")
-    )
-    rows = [
-        (
-            "every image of a batch from another one of 64 domains",
-            f"{engine['mixed_64_vs_single']:.2f} times one domain's",
-        ),
-        ("1,000 domains, room for 64 on the device", f"{engine['paged_1000_of_64_vs_single']:.2f} times one domain's"),
-        ("against open_clip's plain model, float32", f"{engine['vs_open_clip_fp32_eager']:.1f} times its images/s"),
-        ("12 prompt tokens against none", f"{100 * engine['prompt_overhead']:+.0f} % time"),
-        ("one request at a time, tiny model: what HTTP adds", f"{idle['idle_overhead_ms']:.1f} ms"),
-        (
-            "ten swaps a second on the busiest domain: failed, stale or torn answers",
-            f"{storm['storm_failed'] + storm['storm_stale'] + storm['storm_torn']:.0f}",
-        ),
-        (
-            "three times the load it can bear: answered in time",
-            f"{overload['overload_goodput_vs_peak']:.2f} times the peak; the rest refused in "
-            f"{overload['overload_refusal_p99_ms']:.0f} ms (99 of 100)",
-        ),
-        ("memory after 10,000 swaps", f"{100 * swap['memory_growth']:+.1f} %"),
-        (
-            "four clients, against LitServe / Ray Serve / infinity / plain FastAPI in bfloat16",
-            " / ".join(f"{peers[f'ours_vs_{name}_bfloat16']:.1f}" for name in PEERS) + " times their images/s",
-        ),
-    ]
-    return "\n".join(["| what | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
+    """What serving costs, in a few lines of Markdown; nothing where it was not measured."""
+    lines = [["what", *PROCESSORS.values()], ["---"] * (1 + len(PROCESSORS))]
+    for what, name, shown in ROWS:
+        cells = []
+        for ending in PROCESSORS:
+            filed = _filed(folder / f"bench-{name}{ending}.json")
+            try:
+                cells.append(shown(filed["ratios"]) if filed else "")
+            except KeyError:
+                cells.append("")
+        lines.append([what, *cells])
+    engines = [_filed(folder / f"bench-engine{ending}.json") for ending in PROCESSORS]
+    lines.append(["the engine measured on", *(filed["date"] if filed else "" for filed in engines)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _beside(found: Ratios, dtype: str, names: tuple[str, ...]) -> str:
+    return " / ".join(f"{found[f'ours_vs_{name}_{dtype}']:.1f}" for name in names) + " x"
+
+
+def _filed(path: Path) -> dict[str, Any] | None:
+    filed: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return filed
 
 
 def main(page: Annotated[Path | None, typer.Option(help="page whose table to fill")] = None) -> None:

@@ -149,7 +149,7 @@ def _report(options: PeerOptions, found: dict[str, dict[str, Any]]) -> Report:
     )
     report.notes.append(
         "Peers serve plain open_clip models: no prompts, no versions, no swaps. Ours runs its prompts (12 tokens per "
-        "domain) in the dtype it chooses by itself; peers run in float32, as they come, and in bfloat16."
+        "domain) in the dtype it chooses by itself; peers run in float32, as they come, and in bfloat16 where they can."
     )
     report.samples["peers"] = found
     measured = {name: its["per_s"] for name, its in found.items() if "per_s" in its}

@@ -14,6 +14,7 @@ from prompted_clip import fused_blocks, fused_vision, internals
 from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_linear import Linears, packs
 from prompted_clip.fused_vision import FusedImageTower, parts_of, rows_at_once
+from prompted_clip.graphs import GraphedTower
 from prompted_clip.model import USUAL_PROMPTS
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import collate_grids, join_groups
@@ -283,10 +284,15 @@ def test_in_plain_steps_float32_features_are_open_clips_too(quick_gelu, name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_on_cuda_features_are_within_the_same_bounds(dtype, name):
+@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
+@pytest.mark.parametrize("arch", ["tiny", pytest.param("ViT-B-16", marks=pytest.mark.slow)])
+def test_on_cuda_features_are_within_the_same_bounds_recorded_and_not(arch, quick_gelu, dtype, name):
     register_tiny_models()
-    precise, backbone = backbone_of(), load_backbone("tiny", random_seed=0, device="cuda", dtype=dtype)
-    pixels, prompts = random_pixels(N_ROWS), grid_named(name, backbone)
+    precise = backbone_of(arch, quick_gelu)
+    backbone = load_backbone(arch, random_seed=0, quick_gelu=quick_gelu, device="cuda", dtype=dtype)
+    pixels, prompts = random_pixels(N_ROWS, backbone.image_size), grid_named(name, backbone)
     on_device = prompts.moved(lambda tensor: tensor.to("cuda")) if prompts is not None else None
-    features = normalize(FusedImageTower(backbone)(pixels.to("cuda"), on_device), dim=-1).cpu()
-    assert cosine_gap(features, reference(precise, pixels, grid_named(name, precise))) < COSINE_BOUNDS[dtype]
+    tower, expected = FusedImageTower(backbone), reference(precise, pixels, grid_named(name, precise))
+    for run in (tower, GraphedTower(tower, backbone, max_rows=8)):
+        features = normalize(run(pixels.to("cuda"), on_device), dim=-1).cpu()
+        assert cosine_gap(features, expected) < COSINE_BOUNDS[dtype]

@@ -14,10 +14,12 @@ from prompted_clip.backbone import load_backbone
 from prompted_clip.model import PromptedClip
 from service.engine import Engine, EngineRow
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
+from service.server import image_tower
+from service.settings import Settings
 from tests.service.engine_rows import rows_of, until
 from tests.service.fakes import FakeModel, colour_bundle
 from tests.stacks import random_bundle
-from tests.tiny import random_pixels, tiny_backbone
+from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 
 pytestmark = pytest.mark.anyio
 
@@ -318,14 +320,17 @@ async def test_text_that_does_not_fit_the_memory_is_refused_as_overload(monkeypa
     ],
     ids=["plain", "class", "projector", "conditional"],
 )
-async def test_the_engine_answers_alike_on_the_gpu(options):
-    on_cpu = Engine(PromptedClip(tiny_backbone()))
-    on_gpu = Engine(PromptedClip(load_backbone("tiny", random_seed=0, device="cuda")))
+async def test_the_engine_answers_alike_on_the_gpu_as_it_is_served_with_batches_begun_behind_each_other(options):
+    register_tiny_models()
+    backbone = load_backbone("tiny", random_seed=0, device="cuda")
+    served = PromptedClip(backbone, image_tower=image_tower(backbone, Settings(max_batch_rows=8)))
     bundle = read_bundle(random_bundle("dogs", ("rex", "ace", "pug", "lab"), seed=2, **options))
     found = []
-    for engine in (on_cpu, on_gpu):
+    for engine in (Engine(PromptedClip(tiny_backbone())), Engine(served)):
         stack = await engine.load(bundle, 1)
-        found.append(await engine.run(rows_of([stack] * 4)))
+        await engine.warm_up(stack)
+        batches = [rows_of([stack] * n_rows) for n_rows in (4, 1, 8, 3, 5, 2) * 4]
+        found.append([answer for answers in await asyncio.gather(*map(engine.run, batches)) for answer in answers])
         engine.close()
     for cpu, gpu in zip(*found, strict=True):
         by_label = {one.label: one.probability for one in gpu}
