@@ -43,6 +43,7 @@ BATCHES_PER_TURN = {"cpu": 4, "cuda": 16}
 TURN_S = 1.5
 """About what a turn takes, unless a batch of every runner takes longer: of a machine that others use, too, many short
 turns tell more than few long ones."""
+NEARLY = 0.97
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Side of the square product, in elements."""
 N_DEVICE_TURNS = 200
@@ -310,5 +311,5 @@ def sweep(bench: EngineBench, way: Callable[[int, int], Callable[[], None]], siz
 
 
 def best(rates: Mapping[int, float]) -> int:
-    """The size with the highest rate."""
-    return max(rates, key=lambda n_rows: rates[n_rows])
+    """The smallest size that is nearly as fast as the fastest: the rest is noise, and turns get shorter."""
+    return min(n_rows for n_rows, rate in rates.items() if rate >= NEARLY * max(rates.values()))

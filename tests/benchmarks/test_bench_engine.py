@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.bundles import BundleShape, random_bundle
-from benchmarks.engine import EngineOptions
+from benchmarks.engine import EngineOptions, best
 from benchmarks.engine_report import measure
 from benchmarks.engine_rows import Feeder, noise, register, run_batches
 from benchmarks.tags import source_of
@@ -72,6 +72,11 @@ def test_batches_are_all_answered_or_the_measurement_fails(feeder):
 
     with pytest.raises(RuntimeError, match="answered 0 of 2 rows"):
         asyncio.run(run_batches(feeder.engine, [feeder.single(2)]))
+
+
+def test_of_sizes_that_are_as_fast_the_smallest_is_the_best():
+    assert best({1: 3.0, 2: 4.8, 4: 4.81, 8: 4.9, 16: 4.6}) == 2
+    assert best({1: 40.0, 8: 50.0, 16: 52.0}) == 16
 
 
 def test_one_run_writes_every_ratio_with_its_spread_and_samples():
