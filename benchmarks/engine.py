@@ -43,6 +43,8 @@ BATCHES_PER_TURN = {"cpu": 4, "cuda": 16}
 TURN_S = 1.5
 """About what a turn takes, unless a batch of every runner takes longer: of a machine that others use, too, many short
 turns tell more than few long ones."""
+LONGEST_S = 2.5
+"""A batch of every runner may take."""
 NEARLY = 0.97
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Side of the square product, in elements."""
@@ -296,18 +298,21 @@ def sweep(bench: EngineBench, way: Callable[[int, int], Callable[[], None]], siz
     Args:
         bench: says how many batches make a turn.
         way: a turn, by the size of its batches and their number.
-        sizes: to try.
+        sizes: to try, the smallest first; none from the first one on that is too slow for many turns.
     """
     turns, n_images, warm_up_s = {}, {}, {}
     for n_rows in sizes:
         started_s = time.perf_counter()
         way(n_rows, bench.n_runners)()
-        warm_up_s[n_rows] = time.perf_counter() - started_s
-        n_batches = bench.batches_per_turn(n_rows, n_rows * bench.n_runners / warm_up_s[n_rows])
+        taken_s = time.perf_counter() - started_s
+        if turns and taken_s > LONGEST_S:
+            break
+        warm_up_s[n_rows] = taken_s
+        n_batches = bench.batches_per_turn(n_rows, n_rows * bench.n_runners / taken_s)
         turns[n_rows], n_images[n_rows] = way(n_rows, n_batches), n_rows * n_batches
     taken = in_turn(turns, budget_s=0, fewest=1)
     again = in_turn({n: turn for n, turn in turns.items() if warm_up_s[n] < TURN_S}, budget_s=0, fewest=1)
-    return {n: n_images[n] / min(taken[n] + again.get(n, [])) for n in sizes}
+    return {n: n_images[n] / min(taken[n] + again.get(n, [])) for n in turns}
 
 
 def best(rates: Mapping[int, float]) -> int:
