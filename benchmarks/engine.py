@@ -5,6 +5,7 @@ costs depends on neither.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,7 @@ TURN_S = 1.5
 """About what a turn takes, unless a batch of every runner takes longer: of a machine that others use, too, many short
 turns tell more than few long ones."""
 LONGEST_S = 2.5
-"""A batch of every runner may take."""
+"""A batch of every runner of ours may take: with longer ones there would be few turns."""
 NEARLY = 0.97
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Side of the square product, in elements."""
@@ -292,20 +293,27 @@ def in_bank(model: PromptedClip, n_slots: int, *, n_at_once: int = 0) -> Prompte
     )
 
 
-def sweep(bench: EngineBench, way: Callable[[int, int], Callable[[], None]], sizes: Sequence[int]) -> dict[int, float]:
+def sweep(
+    bench: EngineBench,
+    way: Callable[[int, int], Callable[[], None]],
+    sizes: Sequence[int],
+    *,
+    longest_s: float = math.inf,
+) -> dict[int, float]:
     """Images per second of each batch size, the better of two turns behind a batch to warm up, if that is quick.
 
     Args:
         bench: says how many batches make a turn.
         way: a turn, by the size of its batches and their number.
-        sizes: to try, the smallest first; none from the first one on that is too slow for many turns.
+        sizes: to try, the smallest first.
+        longest_s: a batch of every runner may take; the first size that takes longer, and those behind it, are left out.
     """
     turns, n_images, warm_up_s = {}, {}, {}
     for n_rows in sizes:
         started_s = time.perf_counter()
         way(n_rows, bench.n_runners)()
         taken_s = time.perf_counter() - started_s
-        if turns and taken_s > LONGEST_S:
+        if turns and taken_s > longest_s:
             break
         warm_up_s[n_rows] = taken_s
         n_batches = bench.batches_per_turn(n_rows, n_rows * bench.n_runners / taken_s)

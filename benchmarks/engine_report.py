@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.engine import (
+    LONGEST_S,
     MIXED,
     OPEN_CLIP_SIZES,
     EngineBench,
@@ -39,9 +40,13 @@ def _measure(bench: EngineBench, console: Console) -> Report:
     sizes = options.sizes
     console.print(f"batch sizes of the engine: {', '.join(map(str, sizes))}")
     by_way: dict[str, dict[int, float]] = {}
+
+    def ours(name: str) -> dict[int, float]:
+        return sweep(bench, partial(bench.engine_way, name), sizes, longest_s=LONGEST_S)
+
     if bench.n_runners > 1:  # first, while no other thread of this process computes in parallel: decisions/0011
-        by_way["all cores at one batch"] = sweep(bench, partial(bench.engine_way, "together"), sizes)
-    by_way["engine, one domain"] = sweep(bench, partial(bench.engine_way, "single"), sizes)
+        by_way["all cores at one batch"] = ours("together")
+    by_way["engine, one domain"] = ours("single")
     n_rows = best(by_way["engine, one domain"])
     console.print(f"best: {n_rows}; batch sizes of open_clip")
     precise = partial(bench.open_clip_way, bench.precise)
