@@ -306,7 +306,7 @@ def sweep(
         bench: says how many batches make a turn.
         way: a turn, by the size of its batches and their number.
         sizes: to try, the smallest first.
-        longest_s: a batch of every runner may take; the first size that takes longer, and those behind it, are left out.
+        longest_s: a batch of every runner may take; the first size that takes longer and those behind it are left out.
     """
     turns, n_images, warm_up_s = {}, {}, {}
     for n_rows in sizes:

@@ -40,7 +40,11 @@ ROWS: Final[tuple[tuple[str, str, Callable[[Ratios], str]], ...]] = (
         "engine",
         lambda found: f"{found['vs_open_clip_fp32_eager']:.1f} x",
     ),
-    ("12 prompt tokens against none", "engine", lambda found: f"{100 * found['prompt_overhead']:+.0f} % time"),
+    (
+        "12 prompt tokens against none, quartiles",
+        "engine",
+        lambda found: f"{100 * found['prompt_overhead low']:+.0f} .. {100 * found['prompt_overhead high']:+.0f} % time",
+    ),
     (
         "four clients through HTTP against the same callers without / the engine's best batches",
         "serve-http",
@@ -79,14 +83,14 @@ ROWS: Final[tuple[tuple[str, str, Callable[[Ratios], str]], ...]] = (
 
 
 def table(folder: Path = RESULTS) -> str:
-    """What serving costs, in a few lines of Markdown; nothing where it was not measured."""
+    """What serving costs, in a few lines of Markdown; an empty cell where it was not measured."""
     lines = [["what", *PROCESSORS.values()], ["---"] * (1 + len(PROCESSORS))]
     for what, name, shown in ROWS:
         cells = []
         for ending in PROCESSORS:
             filed = _filed(folder / f"bench-{name}{ending}.json")
             try:
-                cells.append(shown(filed["ratios"]) if filed else "")
+                cells.append(shown(_numbers(filed)) if filed else "")
             except KeyError:
                 cells.append("")
         lines.append([what, *cells])
@@ -97,6 +101,12 @@ def table(folder: Path = RESULTS) -> str:
 
 def _beside(found: Ratios, dtype: str, names: tuple[str, ...]) -> str:
     return " / ".join(f"{found[f'ours_vs_{name}_{dtype}']:.1f}" for name in names) + " x"
+
+
+def _numbers(filed: Mapping[str, Any]) -> dict[str, float]:
+    """Medians by name, and quartiles behind it."""
+    spread = {f"{name} {end}": one[end] for name, one in filed["spread"].items() for end in ("low", "high")}
+    return filed["ratios"] | spread
 
 
 def _filed(path: Path) -> dict[str, Any] | None:
