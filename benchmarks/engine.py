@@ -308,7 +308,9 @@ def sweep(
         sizes: to try, the smallest first.
         longest_s: a batch of every runner may take; the first size that takes longer and those behind it are left out.
     """
-    turns, n_images, warm_up_s = {}, {}, {}
+    turns: dict[int, Callable[[], None]] = {}
+    n_images: dict[int, int] = {}
+    warm_up_s: dict[int, float] = {}
     for n_rows in sizes:
         started_s = time.perf_counter()
         way(n_rows, bench.n_runners)()

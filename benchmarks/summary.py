@@ -106,7 +106,7 @@ def _beside(found: Ratios, dtype: str, names: tuple[str, ...]) -> str:
 def _numbers(filed: Mapping[str, Any]) -> dict[str, float]:
     """Medians by name, and quartiles behind it."""
     spread = {f"{name} {end}": one[end] for name, one in filed["spread"].items() for end in ("low", "high")}
-    return filed["ratios"] | spread
+    return {**filed["ratios"], **spread}
 
 
 def _filed(path: Path) -> dict[str, Any] | None:
