@@ -149,9 +149,9 @@ class Metrics:
         """Show how many rows wait."""
         self.queue_rows.set(n_waiting)
 
-    def images_answered(self, domain: str, result: str, n_images: int = 1) -> None:
-        """Count images by what became of them."""
-        self.images.labels(self._name(domain), result).inc(n_images)
+    def image_counted(self, domain: str, result: str) -> None:
+        """Count an image by what became of it."""
+        self.images.labels(self._name(domain), result).inc()
 
     def domain_activated(self, domain: str, result: str) -> None:
         """Count a change of a live version, or that it failed."""

@@ -214,7 +214,7 @@ def _count(front: Front, served: Sequence[Served | Exception], outcomes: Sequenc
             result = "rejected"
         else:
             result = "failed" if isinstance(outcome, Exception) else "answered"
-        front.metrics.images_answered(version.domain, result)
+        front.metrics.image_counted(version.domain, result)
 
 
 def milliseconds(seconds: float) -> float:

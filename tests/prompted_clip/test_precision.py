@@ -73,7 +73,7 @@ def test_the_form_of_small_and_unknown_models_is_not_measured(monkeypatch, arch)
 
 
 def test_both_forms_of_float32_run_when_they_are_measured():
-    assert isinstance(fastest_linears("ViT-B-16", CPU, torch.float32), Linears)
+    assert fastest_linears("ViT-B-16", CPU, torch.float32).dtype == torch.float32
 
 
 def test_a_size_known_by_name_is_that_of_the_loaded_model():

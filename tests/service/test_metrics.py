@@ -78,7 +78,7 @@ def test_without_domains_as_labels_no_name_of_one_shows_and_everything_is_counte
     metrics = Metrics(by_domain=False)
     metrics.domain_changed("paint", None, DomainState(ServedStack("paint", 1, "sha256:1", None)))
     for domain in ("paint", "ink"):
-        metrics.images_answered(domain, "answered")
+        metrics.image_counted(domain, "answered")
         metrics.domain_activated(domain, "done")
     assert value(metrics, "caspl_images_total", domain="", result="answered") == 2
     assert value(metrics, "caspl_activations_total", domain="", result="done") == 2
