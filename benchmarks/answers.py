@@ -170,10 +170,10 @@ def summarize(answers: Sequence[Answer], *, duration_s: float, slo_s: float) -> 
 
 
 def busy_rate(answers: Sequence[Answer]) -> float:
-    """Images answered per second of a closed loop while all of its clients were there.
+    """Images answered per second of a closed loop while all of its clients were there and the service was busy.
 
-    At the end some clients have stopped, and the rest have the service to themselves: what counts is the time until the
-    last request was sent.
+    At first nothing is under way yet, and at the end some clients have stopped and the rest have the service to
+    themselves: what counts is the time from the first answer to the last request.
 
     Args:
         answers: of the whole loop, in which every client sent as soon as its last answer was back.
@@ -181,10 +181,10 @@ def busy_rate(answers: Sequence[Answer]) -> float:
     Raises:
         BenchError: no client was answered and sent again.
     """
-    begin_s = min((answer.sent_s for answer in answers), default=0.0)
-    end_s = max((answer.sent_s for answer in answers), default=0.0)
     good = [answer for answer in answers if answer.is_good]
-    if not any(answer.done_s <= end_s for answer in good):
+    begin_s = min((answer.done_s for answer in good), default=math.inf)
+    end_s = max((answer.sent_s for answer in answers), default=0.0)
+    if begin_s >= end_s:
         msg = "No client was answered and asked again: the time was too short for a rate. Take more --seconds."
         raise BenchError(msg)
     return images_between(good, begin_s, end_s) / (end_s - begin_s)

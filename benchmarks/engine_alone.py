@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from service.engine import Engine
 CPU_SIZES = (1, 2, 4, 8, 16)
 BATCHES = 2
 """Handed over together, for each that may run at once: the next one is there when one ends."""
+SLICE_S = 3.0
+TURNS_PER_SLICE = 3
+"""Requests that a client gets answered in a slice, at least: with fewer its two ends would count too much."""
 
 
 class EngineAlone:
@@ -56,6 +59,16 @@ class EngineAlone:
             self._loop.run(run_batches(feeder.engine, batches))
             n_images += len(batches) * n_rows
         return n_images / taken_s
+
+
+def slice_s(rates: Iterable[float], n_under_way: int) -> float:
+    """How long a slice has to be on this machine.
+
+    Args:
+        rates: of the engine, in images per second.
+        n_under_way: images that all clients together wait for at any time.
+    """
+    return max(SLICE_S, TURNS_PER_SLICE * n_under_way / max(rates))
 
 
 def best(rates: Mapping[int, list[float]]) -> list[float]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks import callers
-from benchmarks.engine_alone import EngineAlone, best, load
+from benchmarks.engine_alone import SLICE_S, EngineAlone, best, load, slice_s
 from benchmarks.forms import as_form
 from benchmarks.interleaved import Ratio
 from benchmarks.report import Bar, Measured, Report, Table
@@ -29,7 +29,6 @@ from service.interpreter import prepare_interpreter
 
 N_ROUNDS = 12
 PER_ROUND = 20
-SLICE_S = 3.0
 N_SLICES = 5
 IMAGES_PER_REQUEST = 8
 
@@ -101,20 +100,20 @@ def against_engine(on: Stage, model: PromptedClip, store: Store, report: Report)
             seed=on.options.seed,
         )
 
-        def callers_rate() -> float:
-            return loop.run(callers.closed_rate(runtime, files, plan.domains, n_callers=n_clients, duration_s=SLICE_S))
-
         by_size: dict[int, list[float]] = {n_rows: [] for n_rows in alone.sizes}
         found: dict[str, list[float]] = {"callers": [], "one image": [], "several": []}
         on.console.print(f"{n_clients} clients and the engine alone, in turn")
-        for n_rows in alone.sizes:
-            alone.rate(n_rows, SLICE_S / 2)
+        first = [alone.rate(n_rows, SLICE_S / 2) for n_rows in alone.sizes]
+        one_s, many_s = slice_s(first, n_clients), 2 * slice_s(first, n_clients * IMAGES_PER_REQUEST)
+
+        def callers_rate() -> float:
+            return loop.run(callers.closed_rate(runtime, files, plan.domains, n_callers=n_clients, duration_s=one_s))
+
         callers_rate()
         for _ in range(N_SLICES):
-            found["one image"].append(on.closed_rate(n_clients, SLICE_S))
+            found["one image"].append(on.closed_rate(n_clients, one_s))
             found["callers"].append(callers_rate())
-            # Requests of several images take a good part of a slice: there must be many of them, too.
-            found["several"].append(on.closed_rate(n_clients, 2 * SLICE_S, **many))
+            found["several"].append(on.closed_rate(n_clients, many_s, **many))
             for n_rows, rates in by_size.items():
                 rates.append(alone.rate(n_rows, SLICE_S / 2))
         loop.run(runtime.stop())

@@ -8,7 +8,7 @@ import statistics
 from typing import Literal
 
 from benchmarks.decoders_alone import DecodersAlone, Work
-from benchmarks.engine_alone import EngineAlone, best
+from benchmarks.engine_alone import SLICE_S, EngineAlone, best, slice_s
 from benchmarks.forms import as_form
 from benchmarks.interleaved import Ratio
 from benchmarks.report import Bar, Measured, Report, Table
@@ -17,7 +17,6 @@ from prompted_clip.model import PromptedClip
 from service.decoders import decode_threads
 from service.engine import Engine
 
-SLICE_S = 3.0
 N_SLICES = 5
 IMAGES_PER_REQUEST = 8
 
@@ -42,10 +41,10 @@ def pipeline(on: Stage, model: PromptedClip, report: Report) -> None:
         served: list[float] = []
         decoded: list[float] = []
         by_size: dict[int, list[float]] = {n_rows: [] for n_rows in alone.sizes}
-        for n_rows in alone.sizes:
-            alone.rate(n_rows, SLICE_S / 2)
+        first = [alone.rate(n_rows, SLICE_S / 2) for n_rows in alone.sizes]
+        served_s = 2 * slice_s(first, n_clients * IMAGES_PER_REQUEST)
         for _ in range(N_SLICES):
-            served.append(on.closed_rate(n_clients, 2 * SLICE_S, **many))
+            served.append(on.closed_rate(n_clients, served_s, **many))
             decoded.append(decoders.rate(SLICE_S))
             for n_rows, rates in by_size.items():
                 rates.append(alone.rate(n_rows, SLICE_S / 2))
