@@ -33,6 +33,7 @@ class Service:
         client: for everything but the load itself.
         domains: the most popular first.
         digests: of every version there is, by domain and version.
+        ready_after_s: from the process's start until it was ready; 0 when it was started by somebody else.
     """
 
     url: str
@@ -40,6 +41,7 @@ class Service:
     client: httpx.Client
     domains: Sequence[str]
     digests: Mapping[tuple[str, int], str]
+    ready_after_s: float = 0.0
 
     def activate(self, domain: str, version: int) -> Change:
         """Make a version live and say when that was asked and confirmed.
@@ -111,12 +113,13 @@ def serving(
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as folder:
         log = Path(folder) / "log"
+        began_s = time.monotonic()
         with log.open("wb") as file:
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)  # noqa: S603  our own command
         try:
             with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
                 wait_until_ready(process, client, log)
-                yield Service(url, process.pid, client, domains, digests)
+                yield Service(url, process.pid, client, domains, digests, time.monotonic() - began_s)
             stop(process)
         finally:
             if process.poll() is None:

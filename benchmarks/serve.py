@@ -43,6 +43,8 @@ def measure(options: ServeOptions, console: Console) -> Report:
                 "dtype": str(on.model.backbone.dtype).removeprefix("torch."),
                 "threads": torch.get_num_threads(),
             }
+            start = f"from starting the process until it is ready, with {options.n_domains} live domains, s"
+            report.numbers.append(Measured("ready_after_s", Ratio.of([on.service.ready_after_s]), start))
             if options.wants("idle"):
                 idle(on, on.model, report)
             if options.wants("engine") and on.store is not None:

@@ -13,7 +13,17 @@ from prompt_store.durable import Disk, confirm_dir, ensure_dir
 from prompt_store.errors import DomainNotFoundError
 from prompt_store.layout import Layout
 from prompt_store.manifest import is_domain
-from prompt_store.records import Action, Published, Record, State, clean_actor, commit_record, read_log, read_records
+from prompt_store.records import (
+    Action,
+    Published,
+    Record,
+    State,
+    clean_actor,
+    commit_record,
+    has_records,
+    read_log,
+    read_records,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Logs:
             names = [path.name for path in self._layout.domains.iterdir() if is_domain(path.name)]
         except FileNotFoundError:
             return []
-        return sorted(name for name in names if any(self._layout.log(name).glob("*.json")))
+        return sorted(name for name in names if has_records(self._layout.log(name)))
 
     def state(self, domain: str) -> State:
         """Return the state of a domain as of now; the empty state for one that does not exist.

@@ -143,6 +143,11 @@ def _corrupt(seq: int, found: str) -> StoreCorruptError:
     )
 
 
+def has_records(log_dir: Path) -> bool:
+    """Whether a log holds any record, its first one or, where that is lost, another."""
+    return _record_path(log_dir, 1).exists() or any(log_dir.glob("*.json"))
+
+
 def _has_later(log_dir: Path, seq: int, *, is_first_look: bool) -> bool:
     """Whether a record with a higher number is there although `seq` is not.
 

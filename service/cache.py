@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 class Entry(Generic[Value]):
     """A value that is there or on its way, and how many wait for it."""
 
-    task: asyncio.Task[Value] = field(init=False)
+    task: asyncio.Future[Value] = field(init=False)
     n_callers: int = 0
     has_begun: bool = False
 
@@ -70,6 +70,22 @@ class Cache(Generic[Key, Value]):
                 self._remove(key, entry)
                 entry.task.cancel()
 
+    def keep(self, key: Key, value: Value) -> None:
+        """Remember a value that is there already."""
+        entry = self._entries[key] = Entry[Value](has_begun=True)
+        entry.task = asyncio.get_running_loop().create_future()
+        entry.task.set_result(value)
+        self._entries.move_to_end(key)
+        self._drop_oldest()
+
+    def find(self, key: Key) -> Value | None:
+        """The value of `key` if it is there; it counts as used."""
+        entry = self._entries.get(key)
+        if entry is None or not entry.task.done() or entry.task.cancelled() or entry.task.exception() is not None:
+            return None
+        self._entries.move_to_end(key)
+        return entry.task.result()
+
     def forget(self, is_stale: Callable[[Key], bool]) -> None:
         """Drop every key that `is_stale` says so of."""
         for key in [key for key in self._entries if is_stale(key)]:
@@ -95,7 +111,7 @@ class Cache(Generic[Key, Value]):
             finally:
                 self._s_per_making = time.monotonic() - started_s
 
-    def _settle(self, key: Key, entry: Entry[Value], done: asyncio.Task[Value]) -> None:
+    def _settle(self, key: Key, entry: Entry[Value], done: asyncio.Future[Value]) -> None:
         if done.cancelled() or done.exception() is not None:
             self._remove(key, entry)
         self._drop_oldest()

@@ -27,6 +27,7 @@ from service.errors import (
     ServiceError,
 )
 from service.live_table import DomainState, LiveTable, ServedStack, unknown_domain
+from service.trials import Trials
 
 if TYPE_CHECKING:
     from prompt_store.store import Added, LiveInfo, Store
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_FAILED_S: Final = 30.0
 """How long a domain that could not be loaded is left alone before it is tried again."""
-MAX_PROVEN: Final = 4096
-"""Digests that are remembered; one that is forgotten is tried out once more."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class Domains:
         store: where versions are kept.
         fingerprint: of the backbone that runs.
         load: makes a stack of a bundle.
-        warm_up: runs one row through a stack, raising if it cannot answer; done once per content.
+        warm_up: runs one row through a stack, raising if it cannot answer; done once per content, see `Trials`.
         went_live: told every stack that answers for its domain from now on.
         metrics: told about activations.
-        max_old: versions kept loaded that are asked for but not live.
+        max_old: versions kept loaded that are not live: replaced lately, or asked for.
         max_waiting: such versions that may wait to be loaded.
     """
 
@@ -78,14 +77,13 @@ class Domains:
         self.store = store
         self._fingerprint = fingerprint
         self._load = load
-        self._warm_up = warm_up
+        self._trials = Trials(warm_up)
         self._went_live = went_live
         self._metrics = metrics
         self._table = LiveTable()
         self._old: Cache[tuple[str, int], ServedStack] = Cache(max_old, max_waiting=max_waiting)
         self._changes: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._retry: dict[str, tuple[int, float]] = {}
-        self._proven: set[str] = set()  # digests that answered before: the same content does so again
 
     @property
     def table(self) -> Mapping[str, DomainState]:
@@ -190,10 +188,10 @@ class Domains:
         """
         started_s = time.monotonic()
         async with self._changes[self._table.known(domain)]:
-            served = await self._prepare(domain, await asyncio.to_thread(self.store.rollback_target, domain))
+            served = await self._load_or_reuse(domain, await asyncio.to_thread(self.store.rollback_target, domain))
             info = await asyncio.to_thread(self.store.rollback, domain, actor=actor)
             if info.version != served.version:  # another process changed it in between
-                served = await self._prepare(domain, info.version)
+                served = await self._load_or_reuse(domain, info.version)
             self._go_live(served, started_s)
         return served
 
@@ -208,25 +206,60 @@ class Domains:
             await asyncio.to_thread(self.store.retire, domain, version, actor=actor)
             self._old.forget(lambda key: key == (domain, version))
 
+    async def start(self, *, at_once: int, trials_s: float) -> None:
+        """Load everything that is live, before the first request comes.
+
+        Args:
+            at_once: domains that are loaded side by side.
+            trials_s: how long stacks are tried out; those that come later are believed until `try_out_the_rest`.
+        """
+        found = iter((await asyncio.to_thread(self._look_at_store)).items())
+
+        async def follow_the_rest() -> None:
+            for domain, live in found:
+                await self._refresh(domain, live)
+
+        with self._trials.for_at_most(trials_s):
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(at_once):
+                    tasks.create_task(follow_the_rest())
+
+    async def try_out_the_rest(self) -> None:
+        """Try out what went live at start without a trial, one stack after the other, beside requests.
+
+        One that cannot answer is taken off, and its domain says why.
+        """
+        for domain in self.table:
+            served = self._table.serving(domain)
+            if served is None:
+                continue
+            try:
+                await self._trials.hold(served.digest, served.stack)
+            except Exception as error:  # noqa: BLE001  one bad artefact must not block the rest
+                if self._table.serving(domain) is served:
+                    self._swap(domain, DomainState(None))
+                    self._note_failure(domain, served.version, error)
+
     async def refresh(self) -> None:
-        """Bring the table in line with the store: at start, and after changes by other processes.
+        """Bring the table in line with the store after changes by other processes.
 
         A domain that cannot be loaded keeps what it has, says why, and does not hold up the others.
         """
         for domain, live in (await asyncio.to_thread(self._look_at_store)).items():
-            if isinstance(live, Exception):
-                self._note_failure(domain, None, live)
-                continue
-            try:
-                if self._is_current(domain, live):
-                    self._note_recovery(domain)
-                    continue
-                if self._failed_lately(domain, live):
-                    continue
+            await self._refresh(domain, live)
+
+    async def _refresh(self, domain: str, live: LiveInfo | Exception | None) -> None:
+        if isinstance(live, Exception):
+            self._note_failure(domain, 0, live)
+            return
+        try:
+            if self._is_current(domain, live):
+                self._note_recovery(domain)
+            elif not self._failed_lately(domain, live):
                 async with self._changes[domain]:
                     await self._follow(domain, await asyncio.to_thread(self.store.live, domain))
-            except Exception as error:  # noqa: BLE001  one bad artefact must not block the rest
-                self._note_failure(domain, live, error)
+        except Exception as error:  # noqa: BLE001  one bad artefact must not block the rest
+            self._note_failure(domain, live.version if live else 0, error)
 
     def _look_at_store(self) -> dict[str, LiveInfo | Exception | None]:
         """What is live in every domain, or why that cannot be known; in one go, as this is done every second."""
@@ -255,8 +288,8 @@ class Domains:
         version, again_s = self._retry.get(domain, (0, 0.0))
         return live is not None and live.version == version and time.monotonic() < again_s
 
-    def _note_failure(self, domain: str, live: LiveInfo | None, error: Exception) -> None:
-        self._retry[domain] = (live.version if live else 0, time.monotonic() + RETRY_FAILED_S)
+    def _note_failure(self, domain: str, version: int, error: Exception) -> None:
+        self._retry[domain] = (version, time.monotonic() + RETRY_FAILED_S)
         code = str(getattr(error, "code", "internal"))
         old = self._table.entries.get(domain, DomainState(None))
         if old.error != code:
@@ -277,7 +310,11 @@ class Domains:
         served = self._table.serving(domain)
         if served is not None and served.version == version:
             return served
-        return await self._prepare(domain, version)
+        kept = self._old.find((domain, version))
+        if kept is None:
+            return await self._prepare(domain, version)
+        await self._trials.hold(kept.digest, kept.stack)
+        return kept
 
     async def _prepare(self, domain: str, version: int) -> ServedStack:
         bundle = await asyncio.to_thread(lambda: read_bundle(self.store.read(domain, version)))
@@ -288,11 +325,7 @@ class Domains:
         if found != self._fingerprint:
             raise BackboneMismatchError(expected=self._fingerprint, found=found)
         stack = await self._load(bundle, version)
-        if bundle.digest not in self._proven:
-            await self._warm_up(stack)
-            if len(self._proven) == MAX_PROVEN:
-                self._proven.clear()
-            self._proven.add(bundle.digest)
+        await self._trials.hold(bundle.digest, stack)
         return stack
 
     def _swap(self, domain: str, state: DomainState) -> None:
@@ -301,9 +334,12 @@ class Domains:
         self._metrics.domain_changed(domain, before, state)
 
     def _go_live(self, served: ServedStack, started_s: float) -> None:
+        replaced = self._table.serving(served.domain)
         self._swap(served.domain, DomainState(served))
         self._went_live(served.stack)
         self._old.forget(lambda key: key == (served.domain, served.version))
+        if replaced is not None and replaced.version != served.version:
+            self._old.keep((served.domain, replaced.version), replaced)  # whoever goes back need not wait
         self._metrics.domain_activated(served.domain, "done")
         self._metrics.activation_s.observe(time.monotonic() - started_s)
         logger.info(

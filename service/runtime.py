@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import numpy as np
 from fastapi import Depends, Request
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AHEAD: Final = 2
+"""Domains that are read and made at start beside those that are being tried out."""
+
 
 @dataclass(eq=False, kw_only=True)
 class Runtime(Front):
@@ -50,10 +53,12 @@ class Runtime(Front):
 
     async def start(self) -> None:
         """Load every live version, measure what this machine can do, and begin to follow the store."""
-        await self.domains.refresh()
+        # Nobody waits for an answer yet: while some stacks are read and made, others are tried out.
+        await self.domains.start(at_once=self.engine.n_at_once + AHEAD, trials_s=self.settings.trials_s)
         await self._calibrate()
+        self._begin(self.domains.try_out_the_rest())
         if self.settings.store_poll_s:
-            self._tasks.add(asyncio.get_running_loop().create_task(self._follow_store(self.settings.store_poll_s)))
+            self._begin(self._follow_store(self.settings.store_poll_s))
 
     async def stop(self) -> None:
         """Answer what waits, but wait no longer than the settings allow, then let the threads go."""
@@ -82,6 +87,12 @@ class Runtime(Front):
         if self.engine.is_stuck:
             return "device_stuck"
         return None
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        """Something that goes on beside requests until the service stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _calibrate(self) -> None:
         """Measure batches of a grey image, so that the first crowd is judged by numbers and not by its own delays.

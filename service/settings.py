@@ -127,13 +127,21 @@ class Settings(BaseSettings):
     max_labels: int = Field(256, ge=1, le=10_000, description="most labels of one open-vocabulary request")
     max_label_chars: int = Field(128, ge=1, description="longest label")
     max_label_sets: int = Field(64, ge=1, description="label sets and boost-only stacks whose text features are kept")
-    max_old_stacks: int = Field(8, ge=1, description="versions kept loaded that are asked for but not live")
+    max_old_stacks: int = Field(
+        8, ge=1, description="versions kept loaded that are not live: replaced lately, or asked for"
+    )
     max_waiting_stacks: int = Field(
         16,
         ge=1,
         description="label sets, boost-only stacks and such versions that wait to be made ready; beyond it 429",
     )
 
+    trials_s: float = Field(
+        5.0,
+        ge=0,
+        description="time at the start for trying out what is live; with more domains the rest is tried out while it "
+        "serves",
+    )
     calibrate_s: float = Field(
         1.0, ge=0, description="time at the start for measuring how long batches take; 0 learns it from requests"
     )

@@ -56,6 +56,32 @@ async def test_the_least_recently_used_value_is_forgotten_first():
     assert len(cache) == 1
 
 
+async def test_a_value_that_is_there_is_kept_found_and_forgotten_like_one_that_was_made():
+    cache, made = Cache(2, max_waiting=4), []
+    cache.keep("a", 1)
+    assert cache.find("a") == 1
+    assert await cache.get("a", maker(made, 2)) == 1
+    await cache.get("b", maker(made, 3))
+    assert cache.find("a") == 1
+    cache.keep("c", 4)
+    assert (cache.find("a"), cache.find("b"), cache.find("c")) == (1, None, 4)
+    assert made == [3]
+
+
+async def test_what_is_on_its_way_or_failed_is_not_found():
+    cache, gate = Cache(2, max_waiting=4), asyncio.Event()
+    calls = [
+        asyncio.ensure_future(cache.get(key, maker([], value, gate)))
+        for key, value in (("a", 1), ("bad", ValueError("no")))
+    ]
+    await settle()
+    assert cache.find("a") is None
+    gate.set()
+    await asyncio.wait(calls)
+    assert (cache.find("a"), cache.find("bad")) == (1, None)
+    assert isinstance(calls[1].exception(), ValueError)
+
+
 async def settle():
     for _ in range(5):
         await asyncio.sleep(0)

@@ -7,6 +7,8 @@ from prompt_store.bundle import read_bundle
 from prompt_store.errors import StorageFullError, StoreReadOnlyError
 from prompt_store.manifest import BackboneSpec
 from prompt_store.store import Store
+from service.errors import InferenceFailedError
+from tests.service.engine_rows import until
 from tests.service.fakes import FINGERPRINT, PREPROCESS, colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +68,92 @@ async def test_a_content_is_tried_out_once_and_one_that_failed_again(serve, mode
             assert (await client.put("/domains/paint/live", json={"version": version})).status_code == 200
         assert (await client.post("/domains/paint/rollback")).status_code == 200
         assert len(model.batches) == 2
+
+
+async def test_what_is_live_at_start_is_tried_out_before_the_first_request(serve, model):
+    async with serve():
+        assert sorted(domain for batch in model.batches for domain in batch) == ["ink", "paint"]
+
+
+async def test_what_there_is_no_time_for_at_start_answers_at_once_and_is_tried_out_beside_requests(serve, model):
+    model.gate.clear()
+    async with serve(trials_s=0) as client:
+        assert (await client.get("/readyz")).json()["domains"] == {"ink": "live", "paint": "live"}
+        assert model.batches == []
+        model.gate.set()
+        await until(lambda: len(model.batches) == 2)
+        assert (await client.post("/classify/paint", content=picture())).status_code == 200
+
+
+async def test_a_stack_that_fails_when_it_is_tried_out_late_is_taken_off_and_comes_back_once_it_answers(serve, model):
+    model.fail_with = InferenceFailedError("not finite")
+    async with serve(trials_s=0) as client:
+        table = client.runtime.domains.table
+        await until(lambda: any(state.error for state in client.runtime.domains.table.values()))
+        (domain,) = (name for name, state in client.runtime.domains.table.items() if state.error)
+        broken = await client.post(f"/classify/{domain}", content=picture())
+        shown = (await client.get(f"/domains/{domain}")).json()
+        again = await client.put(f"/domains/{domain}/live", json={"version": 1})
+        fine = [await client.post(f"/classify/{name}", content=picture()) for name in table]
+    assert (broken.status_code, broken.json()["code"]) == (503, "domain_unavailable")
+    assert (shown["state"], shown["error"]) == ("broken", "inference_failed")
+    assert again.status_code == 200
+    assert [answer.status_code for answer in fine] == [200, 200]
+
+
+async def test_at_start_stacks_are_made_while_another_one_is_tried_out(serve, model):
+    made, load = [], model.load_stack
+    model.load_stack = lambda bundle, **given: made.append(bundle.manifest.domain) or load(bundle, **given)
+    model.gate.clear()
+
+    async def start_and_stop():
+        async with serve():
+            pass
+
+    starting = asyncio.create_task(start_and_stop())
+    await until(lambda: model.n_begun == 1 and len(made) == 2)
+    model.gate.set()
+    await starting
+
+
+async def test_going_back_to_a_version_that_was_live_lately_reads_and_makes_nothing_anew(serve, model):
+    made, load = [], model.load_stack
+    async with serve() as client:
+        assert (await client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=1))).is_success
+        model.load_stack = lambda bundle, **given: made.append(bundle.manifest.domain) or load(bundle, **given)
+        back = await client.post("/domains/paint/rollback")
+        forward = await client.put("/domains/paint/live", json={"version": 2})
+        answers = [await client.post(f"/classify/paint?version={version}", content=picture()) for version in (1, 2)]
+    assert (back.json()["version"], forward.json()["version"]) == (1, 2)
+    assert [answer.json()["version"] for answer in answers] == [1, 2]
+    assert made == []
+
+
+async def test_no_more_replaced_versions_are_kept_than_allowed_and_a_retired_one_is_gone(serve, store, model):
+    made, load = [], model.load_stack
+    for seed in (1, 2):
+        store.add("paint", colour_bundle(seed=seed))
+    async with serve(max_old_stacks=1) as client:
+        model.load_stack = lambda bundle, *, version=None: made.append(version) or load(bundle, version=version)
+        for version in (2, 3, 2, 1):
+            assert (await client.put("/domains/paint/live", json={"version": version})).is_success
+        retired = await client.delete("/domains/paint/versions/2")
+        gone = await client.put("/domains/paint/live", json={"version": 2})
+    assert made == [2, 3, 1]
+    assert (retired.status_code, gone.status_code) == (204, 404)
+
+
+async def test_a_kept_version_whose_bytes_are_damaged_does_not_go_live_again(serve, store):
+    async with serve() as client:
+        assert (await client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=1))).is_success
+        for blob in (store.root / "blobs").rglob("*"):
+            if blob.is_file() and blob.read_bytes() == colour_bundle():
+                blob.chmod(0o600)
+                blob.write_bytes(b"rot" + blob.read_bytes()[3:])
+        refused = await client.post("/domains/paint/rollback")
+        answer = await client.post("/classify/paint", content=picture())
+    assert (refused.status_code, refused.json()["code"]) == (500, "version_corrupt")
+    assert (answer.status_code, answer.json()["version"]) == (200, 2)
 
 
 async def test_an_upload_with_activate_serves_when_it_answers_even_for_a_new_domain(serve):
@@ -252,8 +340,8 @@ async def test_rollback_walks_back_and_history_tells_it_all(serve, store):
 
 
 async def test_a_rollback_to_what_cannot_load_changes_nothing(serve, store, model):
+    store.activate("paint", store.add("paint", colour_bundle(seed=1)).version)
     async with serve() as client:
-        await client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=1))
         model.fail_load = True
         answer = await client.post("/domains/paint/rollback")
         assert answer.status_code == 422
