@@ -46,7 +46,7 @@ class FusedImageTower:
         self.linears = linears or Linears.usual(backbone.device, backbone.dtype)
         weights = internals.vision_weights(backbone.clip)
         with torch.no_grad():
-            steps = _Steps(weights, backbone, self.linears)
+            steps = ImageSteps(weights, backbone, self.linears)
         # On CUDA forwards are recorded, and no step is a step of the interpreter's either.
         self._steps: Callable[..., Tensor] = steps
         if backbone.device.type == "cpu":
@@ -87,7 +87,7 @@ class FusedImageTower:
         return self._steps(pixels_BCHW, grid.tokens, grid.depths, grid.min_depth, grid.max_depth)
 
 
-class _Steps(nn.Module):
+class ImageSteps(nn.Module):
     """One forward; a `PromptGrid` is given as its parts."""
 
     def __init__(self, weights: VisionWeights, backbone: Backbone, linears: Linears) -> None:
