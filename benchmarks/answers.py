@@ -170,10 +170,10 @@ def summarize(answers: Sequence[Answer], *, duration_s: float, slo_s: float) -> 
 
 
 def busy_rate(answers: Sequence[Answer]) -> float:
-    """Images answered per second of a closed loop while all of its clients were there and the service was busy.
+    """Images answered per second of a closed loop while all of its clients were there.
 
-    At first nothing is under way yet, and at the end some clients have stopped and the rest have the service to
-    themselves: what counts is the time from the first answer to the last request.
+    At the end some clients have stopped, and the rest have the service to themselves: what counts is the time until the
+    last request was sent.
 
     Args:
         answers: of the whole loop, in which every client sent as soon as its last answer was back.
@@ -182,9 +182,9 @@ def busy_rate(answers: Sequence[Answer]) -> float:
         BenchError: no client was answered and sent again.
     """
     good = [answer for answer in answers if answer.is_good]
-    begin_s = min((answer.done_s for answer in good), default=math.inf)
+    begin_s = min((answer.sent_s for answer in answers), default=0.0)
     end_s = max((answer.sent_s for answer in answers), default=0.0)
-    if begin_s >= end_s:
+    if not any(answer.done_s <= end_s for answer in good):
         msg = "No client was answered and asked again: the time was too short for a rate. Take more --seconds."
         raise BenchError(msg)
     return images_between(good, begin_s, end_s) / (end_s - begin_s)
@@ -194,11 +194,13 @@ def images_between(answers: Iterable[Answer], begin_s: float, end_s: float) -> f
     """Images on which a server worked between two moments.
 
     Answers come in groups, so that it matters where a stretch of time is cut: an image whose batch ran across a cut
-    counts with the part of it that lies inside. Where the answer does not say how long that was, waiting counts too.
+    counts with the part of it that lies inside. Where the answer does not say how long that was, waiting counts too;
+    and so it does for several images in a request, which are worked on in one batch after the other, not all in the
+    last.
     """
     n_images = 0.0
     for one in answers:
-        began_s = one.done_s - one.ran_s if one.ran_s else one.sent_s
+        began_s = one.done_s - one.ran_s if one.ran_s and one.n_images == 1 else one.sent_s
         inside_s = max(0.0, min(one.done_s, end_s) - max(began_s, begin_s))
         n_images += one.n_images * inside_s / (one.done_s - began_s)
     return n_images

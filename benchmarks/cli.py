@@ -106,7 +106,7 @@ def serve(
     swap_storm: Annotated[float, typer.Option(min=0, help="activations per second on the hottest domain")] = 0.0,
     overload: Annotated[float, typer.Option(min=0, help="times the capacity to offer")] = 0.0,
     only: Annotated[
-        str, typer.Option(help="parts, separated by commas: idle, engine, pipeline, sweep, storm, overload")
+        str, typer.Option(help="parts, separated by commas: start, idle, engine, pipeline, sweep, storm, overload")
     ] = "",
     label: Annotated[str, typer.Option(help="behind the name of the files and the page's marks")] = "",
     url: Annotated[

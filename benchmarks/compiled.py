@@ -36,7 +36,7 @@ N_ROWS = 4
 N_PROMPTS, DEPTH = 12, 9
 SERVED = "as served"
 FROZEN = {"freezing": True, "cpp.threads": 1, "force_disable_caches": True}
-"""Weights are constants, which inductor packs for oneDNN; the code keeps to its core, and is not from an earlier run."""
+"""Weights are constants, which inductor packs for oneDNN; the code keeps to its core and is not an earlier run's."""
 
 Way = Callable[[], Tensor]
 

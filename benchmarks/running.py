@@ -20,6 +20,9 @@ from prompt_store.store import Store
 from prompted_clip.backbone import Backbone
 from service.demo_run import free_port, stop, wait_until_ready
 
+READY_WITHIN_S = 1800.0
+"""A thousand domains are all tried out before the first request."""
+
 Digests = dict[tuple[str, int], str]
 
 
@@ -118,7 +121,7 @@ def serving(
             process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)  # noqa: S603  our own command
         try:
             with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-                wait_until_ready(process, client, log)
+                wait_until_ready(process, client, log, within_s=READY_WITHIN_S)
                 yield Service(url, process.pid, client, domains, digests, time.monotonic() - began_s)
             stop(process)
         finally:

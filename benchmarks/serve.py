@@ -18,7 +18,7 @@ from benchmarks.overload import overload
 from benchmarks.pipeline import pipeline
 from benchmarks.report import Bar, Measured, Plot, Report, Table
 from benchmarks.running import per_batch
-from benchmarks.stage import ServeOptions, Stage, stage
+from benchmarks.stage import PARTS, ServeOptions, Stage, stage
 from benchmarks.storm import storm
 
 FRACTIONS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.1)
@@ -29,9 +29,12 @@ def measure(options: ServeOptions, console: Console) -> Report:
     """Start the service and run what was asked for.
 
     Raises:
-        BenchError: there is nothing to send, or somebody else's service would be changed.
+        BenchError: there is no such part, nothing to send, or somebody else's service would be changed.
         DemoError: the service does not start or stop as it should.
     """
+    if unknown := set(options.only) - set(PARTS):
+        msg = f"--only names no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}."
+        raise BenchError(msg)
     if options.url and options.swap_storm:
         msg = "A swap storm is for a service of the benchmark's own: leave --url or --swap-storm out."
         raise BenchError(msg)

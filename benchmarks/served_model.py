@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from service.server import on_this_device
 from service.settings import Settings, load_settings
 
+TRIALS_S = 3600.0
+"""A service's trials are over before it is measured, however many domains it has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
@@ -35,5 +38,6 @@ class ServedModel:
             "device": self.device,
             "dtype": self.dtype,
             "n_torch_threads": self.threads,
+            "trials_s": TRIALS_S,
         }
         return on_this_device(load_settings(**given | dict(self.extra)))

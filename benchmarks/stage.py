@@ -18,11 +18,12 @@ from benchmarks.bundles import BundleShape
 from benchmarks.load import Plan, send
 from benchmarks.photographs import write_photographs
 from benchmarks.running import Service, fill_store, serving
-from benchmarks.served_model import ServedModel
+from benchmarks.served_model import TRIALS_S, ServedModel
 from prompt_store.store import Store
 from prompted_clip.model import PromptedClip
 from service.server import chosen_device, load_model
 
+PARTS = ("start", "idle", "engine", "pipeline", "sweep", "storm", "overload")
 N_VERSIONS = 4
 """Of the hottest domain; a swap storm goes round them, so that a stale answer cannot look like a fresh one."""
 CEILING_CLIENTS = 32
@@ -73,6 +74,7 @@ class ServeOptions(ServedModel):
     def service_settings(self) -> dict[str, object]:
         """The same for the process, as variables."""
         given: dict[str, object] = {"backbone": self.backbone, "device": self.device, "dtype": self.dtype}
+        given["trials_s"] = TRIALS_S
         if self.weights_seed is not None:
             given["random_weights"] = self.weights_seed
         if self.threads:

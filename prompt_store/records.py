@@ -5,6 +5,7 @@ There is no "current state" file that could disagree: creating the next numbered
 state is what the records 1..n say.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +146,8 @@ def _corrupt(seq: int, found: str) -> StoreCorruptError:
 
 def has_records(log_dir: Path) -> bool:
     """Whether a log holds any record, its first one or, where that is lost, another."""
-    return _record_path(log_dir, 1).exists() or any(log_dir.glob("*.json"))
+    # Where a folder may not be read, both say no.
+    return os.path.exists(_record_path(log_dir, 1)) or any(log_dir.glob("*.json"))  # noqa: PTH110  Path.exists raises
 
 
 def _has_later(log_dir: Path, seq: int, *, is_first_look: bool) -> bool:

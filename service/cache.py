@@ -47,6 +47,11 @@ class Cache(Generic[Key, Value]):
         return len(self._entries)
 
     @property
+    def keys(self) -> list[Key]:
+        """Of every value that is there or on its way, the least recently used one first."""
+        return list(self._entries)
+
+    @property
     def n_waiting(self) -> int:
         """Makings that wait for their turn."""
         return sum(not entry.has_begun for entry in self._entries.values())

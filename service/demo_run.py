@@ -108,13 +108,15 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
+def wait_until_ready(
+    process: subprocess.Popen[bytes], client: httpx.Client, log: Path, *, within_s: float = READY_WITHIN_S
+) -> None:
     """Return once `/readyz` says yes.
 
     Raises:
         DemoError: the process ended, or too much time passed; with the end of its log.
     """
-    give_up_s = time.monotonic() + READY_WITHIN_S
+    give_up_s = time.monotonic() + within_s
     while process.poll() is None and time.monotonic() < give_up_s:
         try:
             if client.get("/readyz").is_success:

@@ -23,6 +23,8 @@ from prompt_store.manifest import is_domain
 from service.cache import Cache
 from service.errors import (
     BackboneMismatchError,
+    DeviceLostError,
+    OverloadedError,
     PreconditionFailedError,
     ServiceError,
 )
@@ -55,7 +57,8 @@ class Domains:
         store: where versions are kept.
         fingerprint: of the backbone that runs.
         load: makes a stack of a bundle.
-        warm_up: runs one row through a stack, raising if it cannot answer; done once per content, see `Trials`.
+        try_out: runs one row through a stack, raising if it cannot answer; done once per content, see `Trials`.
+        prepare: does what a stack's first batches would otherwise wait for.
         went_live: told every stack that answers for its domain from now on.
         metrics: told about activations.
         max_old: versions kept loaded that are not live: replaced lately, or asked for.
@@ -68,7 +71,8 @@ class Domains:
         *,
         fingerprint: str,
         load: Callable[[Bundle, int | None], Awaitable[PromptStack]],
-        warm_up: Callable[[PromptStack], Awaitable[None]],
+        try_out: Callable[[PromptStack], Awaitable[None]],
+        prepare: Callable[[PromptStack], Awaitable[None]],
         went_live: Callable[[PromptStack], None] = lambda _: None,
         metrics: Metrics,
         max_old: int,
@@ -77,7 +81,8 @@ class Domains:
         self.store = store
         self._fingerprint = fingerprint
         self._load = load
-        self._trials = Trials(warm_up)
+        self._trials = Trials(try_out)
+        self._make_ready = prepare
         self._went_live = went_live
         self._metrics = metrics
         self._table = LiveTable()
@@ -225,20 +230,27 @@ class Domains:
                     tasks.create_task(follow_the_rest())
 
     async def try_out_the_rest(self) -> None:
-        """Try out what went live at start without a trial, one stack after the other, beside requests.
+        """Try out what went live at start without a trial, one stack after the other, half of the time.
 
         One that cannot answer is taken off, and its domain says why.
         """
         for domain in self.table:
-            served = self._table.serving(domain)
-            if served is None:
-                continue
-            try:
-                await self._trials.hold(served.digest, served.stack)
-            except Exception as error:  # noqa: BLE001  one bad artefact must not block the rest
-                if self._table.serving(domain) is served:
-                    self._swap(domain, DomainState(None))
-                    self._note_failure(domain, served.version, error)
+            began_s = time.monotonic()
+            async with self._changes[domain]:
+                await self._try_out_live(domain)
+            await asyncio.sleep(time.monotonic() - began_s)  # the other half is for requests
+
+    async def _try_out_live(self, domain: str) -> None:
+        served = self._table.serving(domain)
+        if served is None:
+            return
+        try:
+            await self._trials.hold(served.digest, served.stack)
+        except (DeviceLostError, OverloadedError):
+            pass  # no fault of the stack's
+        except Exception as error:  # noqa: BLE001  one bad artefact must not block the rest
+            self._swap(domain, DomainState(None))
+            self._note_failure(domain, served.version, error)
 
     async def refresh(self) -> None:
         """Bring the table in line with the store after changes by other processes.
@@ -247,6 +259,15 @@ class Domains:
         """
         for domain, live in (await asyncio.to_thread(self._look_at_store)).items():
             await self._refresh(domain, live)
+        if kept := self._old.keys:
+            gone = await asyncio.to_thread(lambda: {key for key in kept if self._is_retired(*key)})
+            self._old.forget(gone.__contains__)
+
+    def _is_retired(self, domain: str, version: int) -> bool:
+        try:
+            return all(info.version != version for info in self.store.versions(domain))
+        except PromptStoreError:
+            return False  # it cannot be known now
 
     async def _refresh(self, domain: str, live: LiveInfo | Exception | None) -> None:
         if isinstance(live, Exception):
@@ -308,13 +329,10 @@ class Domains:
 
     async def _load_or_reuse(self, domain: str, version: int) -> ServedStack:
         served = self._table.serving(domain)
-        if served is not None and served.version == version:
-            return served
-        kept = self._old.find((domain, version))
-        if kept is None:
-            return await self._prepare(domain, version)
-        await self._trials.hold(kept.digest, kept.stack)
-        return kept
+        if served is None or served.version != version:
+            served = self._old.find((domain, version)) or await self._prepare(domain, version)
+        await self._trials.hold(served.digest, served.stack)
+        return served
 
     async def _prepare(self, domain: str, version: int) -> ServedStack:
         bundle = await asyncio.to_thread(lambda: read_bundle(self.store.read(domain, version)))
@@ -326,6 +344,7 @@ class Domains:
             raise BackboneMismatchError(expected=self._fingerprint, found=found)
         stack = await self._load(bundle, version)
         await self._trials.hold(bundle.digest, stack)
+        await self._make_ready(stack)
         return stack
 
     def _swap(self, domain: str, state: DomainState) -> None:
@@ -338,7 +357,7 @@ class Domains:
         self._swap(served.domain, DomainState(served))
         self._went_live(served.stack)
         self._old.forget(lambda key: key == (served.domain, served.version))
-        if replaced is not None and replaced.version != served.version:
+        if replaced is not None and replaced.version != served.version and self._trials.has_passed(replaced.digest):
             self._old.keep((served.domain, replaced.version), replaced)  # whoever goes back need not wait
         self._metrics.domain_activated(served.domain, "done")
         self._metrics.activation_s.observe(time.monotonic() - started_s)

@@ -183,10 +183,8 @@ class Engine:
         work = partial(self._model.load_stack, bundle, version=version)
         return await asyncio.get_running_loop().run_in_executor(self._loader, work)
 
-    async def warm_up(self, stack: PromptStack) -> None:
+    async def try_out(self, stack: PromptStack) -> None:
         """Run one grey image through a new stack, so that a stack which cannot answer never goes live.
-
-        Then do beforehand, between the batches of others, what its first ones would have to wait for.
 
         Raises:
             InferenceFailedError: the forward failed or its numbers are not finite.
@@ -196,6 +194,9 @@ class Engine:
         (answer,) = await self._call(lambda: self._run([row]))
         if isinstance(answer, Exception):
             raise answer
+
+    async def prepare(self, stack: PromptStack) -> None:
+        """Do beforehand, between the batches of others, what a stack's first batches would have to wait for."""
         for prepare in self._model.preparations(stack):
             await self._call(prepare)
 

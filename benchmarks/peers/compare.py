@@ -58,6 +58,7 @@ def measure(options: PeerOptions, console: Console) -> Report:
         found = json.loads(options.add_to.read_text())["samples"]["peers"]
     ours = ServeOptions(
         backbone=options.backbone,
+        device="cpu",  # as the peers
         threads=options.threads,
         n_domains=servers.N_DOMAINS,
         alpha=0.0,

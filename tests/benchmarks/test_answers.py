@@ -144,12 +144,25 @@ def test_answers_that_come_in_groups_out_of_step_count_once():
 def test_groups_whose_running_time_is_known_count_exactly_wherever_the_stretch_is_cut(begins_after_s, ends_early_s):
     """Two cores out of step, eight images in 0.4 s each, that are asked for as long before as one batch takes."""
     groups = [
-        answer(sent_s=0.4 * n + late_s - 0.4, done_s=0.4 * (n + 1) + late_s, n_images=8, ran_s=0.4)
+        answer(sent_s=0.4 * n + late_s - 0.4, done_s=0.4 * (n + 1) + late_s, ran_s=0.4)
         for n in range(-2, 25)
         for late_s in (0.0, 0.2)
+        for _ in range(8)
     ]
     end_s = 8.0 - ends_early_s
     assert images_between(groups, begins_after_s, end_s) == pytest.approx(40 * (end_s - begins_after_s))
+
+
+@pytest.mark.parametrize("are_in_step", [True, False])
+def test_requests_of_several_images_count_evenly_over_their_batches(are_in_step):
+    """Four clients with eight images each; a batch of eight, two of every client's, takes 0.2 s: 40 images/s."""
+    lates_s = [0.0] * 4 if are_in_step else [0.0, 0.2, 0.4, 0.6]
+    answers = [
+        answer(sent_s=0.8 * n + late_s, done_s=0.8 * (n + 1) + late_s, n_images=8, ran_s=0.2)
+        for n in range(6)
+        for late_s in lates_s
+    ]
+    assert busy_rate(answers) == pytest.approx(40, rel=0.08)
 
 
 def test_the_last_answers_do_not_count_where_a_client_has_stopped():

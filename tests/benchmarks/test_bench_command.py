@@ -112,3 +112,12 @@ def test_a_setting_without_a_value_is_a_mistake_of_the_caller():
 
     assert done.exit_code == 2
     assert "NAME=VALUE" in done.stderr
+
+
+def test_a_part_that_does_not_exist_is_refused_before_anything_starts():
+    done = invoke("serve", "--only", "idle,strom")
+
+    assert done.exit_code != 0
+    assert "no part strom; there are start, idle, engine, pipeline, sweep, storm, overload" in " ".join(
+        done.output.split()
+    )

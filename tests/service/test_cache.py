@@ -65,6 +65,7 @@ async def test_a_value_that_is_there_is_kept_found_and_forgotten_like_one_that_w
     assert cache.find("a") == 1
     cache.keep("c", 4)
     assert (cache.find("a"), cache.find("b"), cache.find("c")) == (1, None, 4)
+    assert cache.keys == ["a", "c"]
     assert made == [3]
 
 

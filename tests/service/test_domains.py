@@ -1,7 +1,10 @@
 import asyncio
+import gc
 import re
+import weakref
 
 import pytest
+import torch
 
 from prompt_store.bundle import read_bundle
 from prompt_store.errors import StorageFullError, StoreReadOnlyError
@@ -101,6 +104,35 @@ async def test_a_stack_that_fails_when_it_is_tried_out_late_is_taken_off_and_com
     assert [answer.status_code for answer in fine] == [200, 200]
 
 
+async def test_a_device_without_room_for_a_late_trial_is_no_fault_of_the_stack(serve, model):
+    model.fail_with = torch.OutOfMemoryError("no")
+    async with serve(trials_s=0) as client:
+        await until(lambda: len(model.batches) == 2)
+        answers = [await client.post(f"/classify/{domain}", content=picture()) for domain in ("ink", "paint")]
+        states = (await client.get("/readyz")).json()["domains"]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert states == {"ink": "live", "paint": "live"}
+
+
+async def test_what_first_batches_would_wait_for_is_done_before_requests_with_time_for_trials_or_without(serve, model):
+    prepared = []
+    model.to_prepare = [lambda: prepared.append(len(model.batches))]
+    async with serve(trials_s=0):
+        assert prepared == [0]
+
+
+async def test_what_is_live_on_trust_is_tried_out_before_it_is_confirmed_as_live(serve, model):
+    model.gate.clear()
+    async with serve(trials_s=0) as client:
+        confirming = asyncio.ensure_future(client.put("/domains/paint/live", json={"version": 1}))
+        await until(lambda: model.n_begun == 1)
+        assert not confirming.done()
+        model.gate.set()
+        assert (await confirming).status_code == 200
+        await until(lambda: len(model.batches) == 2)
+    assert sorted(domain for batch in model.batches for domain in batch) == ["ink", "paint"]
+
+
 async def test_at_start_stacks_are_made_while_another_one_is_tried_out(serve, model):
     made, load = [], model.load_stack
     model.load_stack = lambda bundle, **given: made.append(bundle.manifest.domain) or load(bundle, **given)
@@ -141,6 +173,29 @@ async def test_no_more_replaced_versions_are_kept_than_allowed_and_a_retired_one
         gone = await client.put("/domains/paint/live", json={"version": 2})
     assert made == [2, 3, 1]
     assert (retired.status_code, gone.status_code) == (204, 404)
+
+
+async def test_replaced_versions_that_are_not_kept_any_more_are_freed(serve, store):
+    for seed in range(1, 7):
+        store.add("paint", colour_bundle(seed=seed))
+    async with serve(max_old_stacks=2) as client:
+        stacks = []
+        for version in range(1, 8):
+            assert (await client.put("/domains/paint/live", json={"version": version})).is_success
+            stacks.append(weakref.ref(client.runtime.domains.pin("paint").stack))
+        gc.collect()
+        assert [stack() is not None for stack in stacks] == [False] * 4 + [True] * 3
+
+
+async def test_a_kept_version_that_another_process_retires_is_forgotten(serve, store):
+    async with serve() as client:
+        assert (await client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=1))).is_success
+        await client.runtime.domains.refresh()
+        before = await client.post("/classify/paint?version=1", content=picture())
+        Store.open(store.root).retire("paint", 1)
+        await client.runtime.domains.refresh()
+        after = await client.post("/classify/paint?version=1", content=picture())
+    assert (before.status_code, after.status_code) == (200, 404)
 
 
 async def test_a_kept_version_whose_bytes_are_damaged_does_not_go_live_again(serve, store):

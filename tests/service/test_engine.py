@@ -92,7 +92,7 @@ async def test_heads_answer_in_one_batch_with_plain_stacks_as_if_they_were_alone
 async def test_a_conditional_stack_warms_up_answers_and_tells_what_its_rows_cost(engine):
     data = random_bundle("dogs", ("rex", "ace", "pug"), head="conditional", text_boost=(2, 2), text_adapt=(1, 2))
     stack = await engine.load(read_bundle(data), 1)
-    await engine.warm_up(stack)
+    await engine.try_out(stack)
     rows = rows_of([stack, await engine.with_labels(stack, ["heron", "kettle"]), await engine.boost_stack(stack)])
     assert [row.n_text_rows for row in rows] == [3, 2, 0]
     answers = await engine.run(rows[:2]) + await engine.run(rows[2:])
@@ -101,7 +101,7 @@ async def test_a_conditional_stack_warms_up_answers_and_tells_what_its_rows_cost
     broken = torch.full_like(stack.head.net.bias_W, float("nan"))
     net = dataclasses.replace(stack.head.net, bias_W=broken)
     with pytest.raises(InferenceFailedError, match="finite"):
-        await engine.warm_up(dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=net)))
+        await engine.try_out(dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=net)))
 
 
 async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine):
@@ -119,10 +119,10 @@ async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine)
 
 async def test_a_stack_warms_up_or_says_that_it_cannot_answer(engine):
     stack = await engine.load(read_bundle(random_bundle()), 1)
-    await engine.warm_up(stack)
+    await engine.try_out(stack)
     broken = dataclasses.replace(stack, text_features=torch.full_like(stack.text_features, float("nan")))
     with pytest.raises(InferenceFailedError, match="finite"):
-        await engine.warm_up(broken)
+        await engine.try_out(broken)
 
 
 async def test_other_labels_and_boost_only_go_through_the_real_text_tower(engine):
@@ -211,7 +211,9 @@ async def test_what_first_batches_would_wait_for_is_done_when_a_stack_warms_up_b
 
     loop = asyncio.get_running_loop()
     model.to_prepare = [first, lambda: done.append(f"second, batches: {len(model.batches)}")]
-    await engine.warm_up(stack)
+    await engine.try_out(stack)
+    assert done == []
+    await engine.prepare(stack)
     await asyncio.wrap_future(others[0])
     assert done == ["first", "second, batches: 2"], "its own grey image and the batch of another"
     engine.close()
@@ -305,7 +307,7 @@ async def test_text_that_does_not_fit_the_memory_is_refused_as_overload(monkeypa
         with pytest.raises(OverloadedError, match="no memory"):
             await call()
     assert not engine.is_lost
-    await engine.warm_up(stack)
+    await engine.try_out(stack)
     engine.close()
 
 
@@ -328,7 +330,8 @@ async def test_the_engine_answers_alike_on_the_gpu_as_it_is_served_with_batches_
     found = []
     for engine in (Engine(PromptedClip(tiny_backbone())), Engine(served)):
         stack = await engine.load(bundle, 1)
-        await engine.warm_up(stack)
+        await engine.try_out(stack)
+        await engine.prepare(stack)
         batches = [rows_of([stack] * n_rows) for n_rows in (4, 1, 8, 3, 5, 2) * 4]
         found.append([answer for answers in await asyncio.gather(*map(engine.run, batches)) for answer in answers])
         engine.close()

@@ -23,7 +23,8 @@ def tagged(version):
 
 @pytest.mark.slow
 @pytest.mark.timeout(170)
-async def test_no_request_fails_or_mixes_versions_while_a_thousand_activations_run(serve, store):
+@pytest.mark.parametrize("n_kept", [1, N_VERSIONS], ids=["made anew", "kept loaded"])
+async def test_no_request_fails_or_mixes_versions_while_a_thousand_activations_run(serve, store, n_kept):
     digest_of = {}
     for version in range(1, N_VERSIONS + 1):
         data = tagged(version)
@@ -31,7 +32,7 @@ async def test_no_request_fails_or_mixes_versions_while_a_thousand_activations_r
         digest_of[version] = read_bundle(data).digest
     store.activate("tagged", 1)
     answers, is_over = [], False
-    async with serve() as client:
+    async with serve(max_old_stacks=n_kept) as client:
 
         async def ask_on(colour):
             while not is_over:
