@@ -15,8 +15,8 @@ from rich.markdown import Markdown
 from training.demo.pages import fill_page
 
 PROCESSORS: Final = {
-    "": "Intel, AMX: bfloat16",
     "-avx512": "AMD, AVX-512: bfloat16",
+    "-amx": "Intel, AMX: bfloat16",
     "-avx2": "AMD, AVX2: float32",
 }
 """By what the names of their results end with."""
@@ -62,6 +62,11 @@ ROWS: Final[tuple[tuple[str, str, Callable[[Ratios], str]], ...]] = (
             f"{found['storm_failed'] + found['storm_stale'] + found['storm_torn']:.0f}; "
             f"{found['storm_p99_ratio']:.2f} x"
         ),
+    ),
+    (
+        "the same with every version read and made anew: p99",
+        "serve-storm-anew",
+        lambda found: f"{found['storm_p99_ratio']:.2f} x",
     ),
     (
         "three times the load it can bear: answered in time, of the peak; 99 of 100 refusals within",

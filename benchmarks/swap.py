@@ -25,6 +25,7 @@ from benchmarks.tags import domain_name
 from prompt_store.store import Store
 from service.domains import Domains
 from service.engine import Engine
+from service.live_stacks import LiveStacks
 from service.metrics import Metrics
 from service.server import load_model
 
@@ -52,7 +53,7 @@ def measure(options: SwapOptions, console: Console) -> Report:
     engine, metrics = Engine(model), Metrics()
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as folder:
         store = Store.open(Path(folder))
-        domains = Domains(
+        live = LiveStacks(
             store,
             fingerprint=model.backbone.fingerprint,
             load=engine.load,
@@ -64,17 +65,17 @@ def measure(options: SwapOptions, console: Console) -> Report:
         )
         bundles = [random_bundle(model.backbone, domain_name(0), 1 + n, BundleShape()) for n in range(N_VERSIONS)]
         try:
-            taken_s, looks = asyncio.run(_swap(domains, bundles, options, console))
+            taken_s, looks = asyncio.run(_swap(live, bundles, options, console))
         finally:
             engine.close()
     return _report(options, str(model.backbone.device), taken_s, looks)
 
 
 async def _swap(
-    domains: Domains, bundles: list[bytes], options: SwapOptions, console: Console
+    live: LiveStacks, bundles: list[bytes], options: SwapOptions, console: Console
 ) -> tuple[list[float], dict[int, int]]:
     """Seconds of every activation, and resident bytes by the number of activations before."""
-    domain = domain_name(0)
+    domain, domains = domain_name(0), Domains(live)
     for data in bundles:
         await domains.publish(domain, data, activate=True, actor="benchmark")
 
@@ -82,7 +83,7 @@ async def _swap(
         started_s = time.perf_counter()
         version = number % N_VERSIONS + 1
         served = await domains.activate(domain, version, expected=None, actor="benchmark")
-        if domains.pin(domain) is not served or served.version != version:
+        if live.pin(domain) is not served or served.version != version:
             msg = f"Activation {number} did not go live."
             raise RuntimeError(msg)
         return time.perf_counter() - started_s

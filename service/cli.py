@@ -175,15 +175,15 @@ def _announce(console: Console, runtime: Runtime, address: str) -> None:
     console.print("CasPL Serve", style="bold")
     console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} on {backbone.device}")
     console.print(f"  weights   {backbone.fingerprint}", soft_wrap=True)
-    console.print(f"  store     {runtime.domains.store.root}", soft_wrap=True)
-    for domain, state in sorted(runtime.domains.table.items()):
+    console.print(f"  store     {runtime.live.store.root}", soft_wrap=True)
+    for domain, state in sorted(runtime.live.table.items()):
         served = state.served
         if served is None:
             console.print(f"  domain    {domain}: {state.name}{f' ({state.error})' if state.error else ''}")
             continue
         n_classes, digest = len(served.stack.class_names), served.digest[:DIGEST_CHARS]
         console.print(f"  domain    {domain}: version {served.version} live, {n_classes} classes, {digest}")
-    if not runtime.domains.table:
+    if not runtime.live.table:
         console.print("  domain    none yet; upload a bundle or run `caspl store add`")
     console.print(f"  keys      {'none needed on loopback' if runtime.keys.is_open else 'needed'}")
     console.print(f"  open      {address}  (page), {address}/docs (API)", soft_wrap=True)

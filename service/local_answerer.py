@@ -17,9 +17,9 @@ from prompted_clip.errors import StackMismatchError
 from service.answering import Answered, Served, StackKind, Wanted
 from service.batcher import Batcher
 from service.cache import Cache
-from service.domains import Domains
 from service.engine import Engine, EngineRow, Prediction
 from service.errors import RequestInvalidError, ServiceError
+from service.live_stacks import LiveStacks
 from service.live_table import ServedStack
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class LocalAnswerer:
     """Pins versions of one live table and scores images with one batcher.
 
     Args:
-        domains: who answers.
+        live: who answers.
         engine: makes stacks for other labels and without adapting prompts.
         batcher: in front of the engine.
         variants: such stacks, made once.
@@ -41,12 +41,12 @@ class LocalAnswerer:
 
     def __init__(
         self,
-        domains: Domains,
+        live: LiveStacks,
         engine: Engine,
         batcher: Batcher[EngineRow, list[Prediction]],
         variants: Cache[Variant, PromptStack],
     ) -> None:
-        self.domains = domains
+        self.live = live
         self.engine = engine
         self.batcher = batcher
         self.variants = variants
@@ -59,7 +59,7 @@ class LocalAnswerer:
 
     def check(self, domain: str, wanted: Wanted) -> None:
         """See `Answerer.check`."""
-        state = self.domains.table.get(domain)
+        state = self.live.table.get(domain)
         if state is not None and state.served is not None:
             self.room_for(1, domain, wanted)
 
@@ -77,7 +77,7 @@ class LocalAnswerer:
         Raises:
             DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: nothing is live there.
         """
-        return LocalPin(self, domain, self.domains.pin(domain) if version is None else version)
+        return LocalPin(self, domain, self.live.pin(domain) if version is None else version)
 
 
 class LocalPin:
@@ -105,7 +105,7 @@ class LocalPin:
     async def settle(self, kind: StackKind, labels: tuple[str, ...]) -> Served:
         """See `Pin.settle`."""
         if isinstance(self._version, int):
-            self._version = await self._answerer.domains.pin_version(self._domain, self._version)
+            self._version = await self._answerer.live.pin_version(self._domain, self._version)
         served = self._version
         self._stack = served.stack
         if kind == "boost" or labels:

@@ -23,10 +23,12 @@ from service.device_metrics import DeviceMetrics, build_facts
 from service.domains import Domains
 from service.engine import Engine, EngineRow, Prediction
 from service.front import Front, build_decoder
+from service.live_stacks import LiveStacks
 from service.local_answerer import LocalAnswerer, Variant
 from service.metrics import Metrics
 from service.serving_model import ServingModel
 from service.settings import Settings
+from service.store_follower import StoreFollower
 
 if TYPE_CHECKING:
     from prompt_store.store import Store
@@ -45,7 +47,9 @@ class Runtime(Front):
     answerer: LocalAnswerer
     engine: Engine
     batcher: Batcher[EngineRow, list[Prediction]]
+    live: LiveStacks
     domains: Domains
+    follower: StoreFollower
     is_drained: bool = False
     gather_metrics: Callable[[], Awaitable[bytes]] | None = None
     """Where other processes count too: everybody's numbers as one text."""
@@ -54,9 +58,9 @@ class Runtime(Front):
     async def start(self) -> None:
         """Load every live version, measure what this machine can do, and begin to follow the store."""
         # Nobody waits for an answer yet: while some stacks are read and made, others are tried out.
-        await self.domains.start(at_once=self.engine.n_at_once + AHEAD, trials_s=self.settings.trials_s)
+        await self.follower.start(at_once=self.engine.n_at_once + AHEAD, trials_s=self.settings.trials_s)
         await self._calibrate()
-        self._begin(self.domains.try_out_the_rest())
+        self._begin(self.follower.try_out_the_rest())
         if self.settings.store_poll_s:
             self._begin(self._follow_store(self.settings.store_poll_s))
 
@@ -99,7 +103,7 @@ class Runtime(Front):
 
         Without a live domain nothing is measured; the times are learned from what runs first.
         """
-        lives = (state.served for state in self.domains.table.values())
+        lives = (state.served for state in self.live.table.values())
         stack = next((served.stack for served in lives if served and not served.stack.n_text_rows), None)
         if stack is None or not self.settings.calibrate_s:
             return
@@ -119,7 +123,7 @@ class Runtime(Front):
         while True:
             await asyncio.sleep(every_s)
             try:
-                await self.domains.refresh()
+                await self.follower.refresh()
             except Exception:
                 logger.exception("store.unreadable")
 
@@ -151,7 +155,7 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         observer=metrics,
         n_padded=engine.n_padded,
     )
-    domains = Domains(
+    live = LiveStacks(
         store,
         fingerprint=model.backbone.fingerprint,
         load=engine.load,
@@ -170,10 +174,12 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         decoder=build_decoder(
             settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device)
         ),
-        answerer=LocalAnswerer(domains, engine, batcher, variants),
+        answerer=LocalAnswerer(live, engine, batcher, variants),
         engine=engine,
         batcher=batcher,
-        domains=domains,
+        live=live,
+        domains=Domains(live),
+        follower=StoreFollower(live, metrics),
     )
 
 

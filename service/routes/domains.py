@@ -48,7 +48,7 @@ Version = Annotated[int, Path(ge=1, le=2**53)]
 @router.get("/domains")
 async def list_domains(runtime: Running) -> DomainsOut:
     """Every domain, with what it answers with."""
-    table = runtime.domains.table
+    table = runtime.live.table
     return DomainsOut(domains=[DomainOut(**_glance(domain, table[domain])) for domain in sorted(table)])
 
 
@@ -86,7 +86,7 @@ async def publish(
     response.status_code = 201 if added.created else 200
     response.headers["Location"] = f"/domains/{domain}/versions/{added.version}"
     response.headers["ETag"] = _etag(added.digest)
-    served = runtime.domains.table[domain].served
+    served = runtime.live.table[domain].served
     return PublishedOut(
         domain=domain,
         version=added.version,
@@ -106,7 +106,7 @@ async def list_versions(domain: str, runtime: Running) -> VersionsOut:
 async def show_version(domain: str, version: Version, runtime: Running, response: Response) -> VersionDetailOut:
     """One version with its manifest; the ETag is its digest."""
     info = await _info(runtime, domain, version)
-    data = await asyncio.to_thread(runtime.domains.store.read, domain, version)
+    data = await asyncio.to_thread(runtime.live.store.read, domain, version)
     bundle = await asyncio.to_thread(read_bundle, data)
     response.headers["ETag"] = _etag(info.digest)
     return VersionDetailOut(**_version(domain, info).model_dump(), manifest=bundle.manifest.model_dump(mode="json"))
@@ -116,7 +116,7 @@ async def show_version(domain: str, version: Version, runtime: Running, response
 async def download(domain: str, version: Version, runtime: Running) -> Response:
     """The bundle's bytes, exactly as they were uploaded."""
     info = await _info(runtime, domain, version)
-    data = await asyncio.to_thread(runtime.domains.store.read, domain, version)
+    data = await asyncio.to_thread(runtime.live.store.read, domain, version)
     name = f'attachment; filename="{domain}-{version}.safetensors"'
     return Response(data, media_type=BUNDLE_TYPE, headers={"ETag": _etag(info.digest), "Content-Disposition": name})
 
@@ -152,7 +152,7 @@ async def history(
 ) -> HistoryOut:
     """Who changed what and when, oldest first."""
     _state(runtime, domain)
-    entries = await asyncio.to_thread(runtime.domains.store.history, domain, limit=limit, before=before)
+    entries = await asyncio.to_thread(runtime.live.store.history, domain, limit=limit, before=before)
     return HistoryOut(
         domain=domain,
         history=[
@@ -176,7 +176,7 @@ async def retire(request: Request, domain: str, version: Version, runtime: Runni
 
 
 def _state(runtime: Runtime, domain: str) -> DomainState:
-    state = runtime.domains.table.get(domain)
+    state = runtime.live.table.get(domain)
     if state is None:
         raise DomainNotFoundError("There is no such domain here; GET /domains lists those there are.")
     return state
@@ -196,7 +196,7 @@ def _glance(domain: str, state: DomainState) -> dict[str, Any]:
 
 async def _infos(runtime: Runtime, domain: str) -> list[VersionInfo]:
     _state(runtime, domain)
-    return list(await asyncio.to_thread(runtime.domains.store.versions, domain))
+    return list(await asyncio.to_thread(runtime.live.store.versions, domain))
 
 
 async def _info(runtime: Runtime, domain: str, version: int) -> VersionInfo:

@@ -27,7 +27,7 @@ async def readyz(request: Request, runtime: Running, response: Response) -> Read
     response.status_code = 503 if reason else 200
     if not (runtime.keys.is_open or actor_of(request)):
         return ReadyOut(is_ready=reason is None, reason=reason)
-    states = {domain: state.name for domain, state in sorted(runtime.domains.table.items())}
+    states = {domain: state.name for domain, state in sorted(runtime.live.table.items())}
     return ReadyOut(is_ready=reason is None, reason=reason, domains=states)
 
 

@@ -42,7 +42,7 @@ async def info(runtime: Running) -> InfoOut:
             dtype=str(backbone.dtype).removeprefix("torch."),
         ),
         preprocess=runtime.settings.preprocess,
-        store_is_writable=runtime.domains.store.is_writable,
+        store_is_writable=runtime.live.store.is_writable,
         limits=runtime.settings.limits(),
     )
 

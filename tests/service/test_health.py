@@ -49,7 +49,7 @@ async def test_metrics_tell_idle_broken_and_stale_domains_from_live_ones(serve, 
         new = store.add("late", colour_bundle("late"))
         store.activate("late", new.version)
         model.fail_load = True
-        await client.runtime.domains.refresh()
+        await client.runtime.follower.refresh()
         text = (await client.get("/metrics")).text
     for state, number in (("live", 1), ("stale", 1), ("broken", 1), ("idle", 1)):
         assert f'caspl_domains{{state="{state}"}} {number}.0' in text

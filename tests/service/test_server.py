@@ -248,7 +248,7 @@ server.load_model = lambda settings: model
 settings = Settings(port=0, store=sys.argv[1], drain_delay_s=0, drain_timeout_s=0.5, store_poll_s=0)
 
 def announce(runtime, address):
-    stack = next(iter(runtime.domains.table.values())).served.stack
+    stack = next(iter(runtime.live.table.values())).served.stack
     runtime.engine._thread.submit(runtime.engine._guarded, lambda: time.sleep(600))
     if sys.argv[2] == "waiting":
         row = server_row(stack)

@@ -1,5 +1,6 @@
 """The real thing: a device process, its web processes, sockets, signals."""
 
+import http.client
 import os
 import signal
 import subprocess
@@ -208,6 +209,41 @@ def test_a_killed_web_process_takes_only_its_own_connections_with_it(service):
     assert len(crowd.broken) <= N_CLIENTS
     after = number(client.get("/metrics").text, "caspl_images_total")
     assert after - before >= len(crowd.answers) / 2, "what the dead one had counted is not forgotten"
+
+
+def holder_of(connection, pids):
+    """Which of these processes has the other end of a connection."""
+    here, there = connection.sock.getsockname()[1], connection.sock.getpeername()[1]
+    ends = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ports = f":{there:04X}", f":{here:04X}"
+    (inode,) = (end[9] for end in ends if (end[1][-5:], end[2][-5:]) == ports)
+    links = {pid: {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()} for pid in pids}
+    (pid,) = (pid for pid, targets in links.items() if f"socket:[{inode}]" in targets)
+    return pid
+
+
+def test_connections_to_the_other_web_process_go_on_when_one_is_killed(store):
+    def ask(connection):
+        connection.request("POST", "/classify/paint", picture())
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+    with serving(store) as (process, url):
+        dead, other = children(process.pid)
+        held = {dead: [], other: []}
+        while not all(held.values()):
+            connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+            assert ask(connection) == 200
+            held[holder_of(connection, held)].append(connection)
+        os.kill(dead, signal.SIGKILL)
+        eventually(lambda: not is_alive(dead))
+        assert [ask(connection) for connection in held[other]] == [200] * len(held[other])
+        for connection in held[dead]:
+            with pytest.raises((http.client.HTTPException, OSError)):
+                ask(connection)
+        for connection in (*held[dead], *held[other]):
+            connection.close()
 
 
 def test_without_its_device_process_nothing_is_left(store):
