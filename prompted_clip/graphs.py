@@ -10,7 +10,9 @@ Legend: B rows, C/H/W image, D prompt layers, P prompt positions, W tower width,
 """
 
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 MAX_GRAPHS: Final = 256
 N_WARM_UPS: Final = 2
 """Runs before a recording: libraries choose kernels and take memory in them, which a recording must not see."""
+RETRY_FULL_S: Final = 60.0
+"""How long a recording that found no memory is not tried again: the attempt costs more than it would gain."""
 
 Tower = Callable[[Tensor, PromptGrid | None], Tensor]
 Work = Callable[[], Tensor]
@@ -69,7 +73,7 @@ class GraphedTower:
         self._record = record or CudaRecorder(backbone.device)
         self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()
         self._places: WeakValueDictionary[int, _Places] = WeakValueDictionary()
-        self._refused: set[Shape] = set()
+        self._refused: dict[Shape, float] = {}  # until when, on the monotonic clock
         self._turn = threading.Lock()
 
     def n_padded(self, n_rows: int) -> int:
@@ -96,7 +100,7 @@ class GraphedTower:
         """
         own = _shape(0, grid)
         shapes = {shape._replace(n_rows=size) for size in self._sizes for shape in (own, own._replace(even_depth=0))}
-        missing = [shape for shape in sorted(shapes) if shape not in self._graphs and shape not in self._refused]
+        missing = [shape for shape in sorted(shapes) if shape not in self._graphs and not self._is_refused(shape)]
         return [partial(self._prepare, shape) for shape in missing]
 
     @torch.inference_mode()
@@ -105,20 +109,24 @@ class GraphedTower:
             self._graph(shape)
 
     def _graph(self, shape: "Shape") -> "_Graph | None":
-        if shape in self._refused:
+        if self._is_refused(shape):
             return None
         if shape not in self._graphs:
             while len(self._graphs) >= self._max_graphs:
                 self._graphs.popitem(last=False)
             try:
                 self._graphs[shape] = _Graph(self._tower, self._places_for(shape.n_prompts), shape, self._record)
-            except RuntimeError:
+            except RuntimeError as error:
                 # No memory, or a kernel that cannot be recorded: slower, not wrong. A lost device shows right after.
                 logger.warning("graph.not_recorded", extra=shape._asdict(), exc_info=True)
-                self._refused.add(shape)
+                is_full = isinstance(error, torch.OutOfMemoryError)
+                self._refused[shape] = time.monotonic() + RETRY_FULL_S if is_full else math.inf
                 return None
         self._graphs.move_to_end(shape)
         return self._graphs[shape]
+
+    def _is_refused(self, shape: "Shape") -> bool:
+        return time.monotonic() < self._refused.get(shape, -math.inf)
 
     def _places_for(self, n_prompts: int) -> "_Places":
         places = self._places.get(n_prompts)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from prompted_clip import graphs
 from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.graphs import GraphedTower, batch_sizes
@@ -168,6 +169,15 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_is_not_tried_again(tower, fai
     assert recorder.n_recorded == 1
     runs(random_pixels(1))
     assert recorder.n_recorded == 2
+
+
+def test_a_recording_that_found_no_memory_is_tried_again_later(tower, monkeypatch):
+    monkeypatch.setattr(graphs, "RETRY_FULL_S", 0.0)
+    recorder = NotingRecorder(fails=[torch.OutOfMemoryError("full")])
+    runs, pixels = graphed(tower, recorder), random_pixels(2)
+    for n_recorded in (1, 2, 2):
+        torch.testing.assert_close(runs(pixels), tower(pixels), rtol=0, atol=1e-5)
+        assert recorder.n_recorded == n_recorded
 
 
 @pytest.mark.gpu
