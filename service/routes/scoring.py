@@ -70,6 +70,7 @@ async def answer(
         Exception: what went wrong with the only image, or with all of them for another reason than the images.
     """
     pins = [pin for pin, _ in images]
+    served: list[Served | Exception] = []
     try:
         async with asyncio.timeout(asked.wanted.deadline_s - time.monotonic()):
             settled = await _settle_all(pins, asked)
@@ -77,7 +78,9 @@ async def answer(
             pictures, decode_s = await _decode(front, served, [image for _, image in images])
             outcomes = await _score(pins, pictures, asked.wanted)
     except TimeoutError as error:
-        raise DeadlineExceededError("The answer was not ready within the request's time.") from error
+        late = DeadlineExceededError("The answer was not ready within the request's time.")
+        _count(front, served, [late] * len(served))
+        raise late from error
     began_s = time.monotonic()
     _count(front, served, outcomes)
     _fail_if_none(outcomes)

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 
 from tests.service.fakes import FINGERPRINT, colour_bundle, picture
@@ -39,6 +41,23 @@ async def test_metrics_count_requests_batches_images_and_activations(serve):
     assert 'caspl_errors_total{code="image_format"} 1.0' in text
     assert "caspl_batch_rows_bucket" in text
     assert "caspl_batch_domains_count 1.0" in text, "warm-up rows are no batches"
+
+
+async def test_images_whose_time_is_up_while_they_are_decoded_are_counted_too(serve):
+    async with serve() as client:
+        front = client.app.state.runtime
+        decode, is_over = front.decoder.decode, asyncio.Event()
+
+        async def slowly(data):
+            await is_over.wait()
+            return await decode(data)
+
+        front.decoder.decode = slowly
+        late = await client.post("/classify/paint?timeout_ms=50", content=picture())
+        is_over.set()
+        text = (await client.get("/metrics")).text
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert 'caspl_images_total{domain="paint",result="failed"} 1.0' in text
 
 
 async def test_metrics_tell_idle_broken_and_stale_domains_from_live_ones(serve, store, model):
