@@ -56,7 +56,7 @@ ROWS: Final[tuple[tuple[str, str, Callable[[Ratios], str]], ...]] = (
         lambda found: f"{found['idle_overhead_ms']:.1f} ms",
     ),
     (
-        "ten swaps a second on the busiest domain: failed, stale or torn answers; p99 against calm",
+        "ten swaps a second on the busiest domain, tiny model: failed, stale or torn answers; p99 against calm",
         "serve-storm",
         lambda found: (
             f"{found['storm_failed'] + found['storm_stale'] + found['storm_torn']:.0f}; "
@@ -73,7 +73,7 @@ ROWS: Final[tuple[tuple[str, str, Callable[[Ratios], str]], ...]] = (
         "serve-overload",
         lambda found: f"{found['overload_goodput_vs_peak']:.2f} x; {found['overload_refusal_p99_ms']:.0f} ms",
     ),
-    ("memory after 10,000 swaps", "swap", lambda found: f"{100 * found['memory_growth']:+.1f} %"),
+    ("memory after 10,000 swaps, tiny model", "swap", lambda found: f"{100 * found['memory_growth']:+.1f} %"),
     (
         "four clients, against LitServe / Ray Serve / infinity / plain FastAPI in float32",
         "peers",

@@ -45,7 +45,8 @@ class Domains:
 
         Raises:
             BundleInvalidError: it breaks a rule; nothing was stored.
-            BackboneMismatchError, StackMismatchError: made for another backbone; nothing was stored.
+            BackboneMismatchError, StackMismatchError, TextTooLongError: made for another backbone; nothing was stored.
+            InferenceFailedError, OverloadedError, DeviceLostError: it could not be tried out; nothing was stored.
             VersionExistsError: it is an older version already.
             StoreReadOnlyError, StorageFullError: the store cannot take it.
         """
@@ -81,7 +82,8 @@ class Domains:
         Raises:
             DomainNotFoundError, VersionNotFoundError: nothing there.
             PreconditionFailedError: another digest is live.
-            StackMismatchError, BackboneMismatchError: it cannot run here.
+            StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
+            OverloadedError, DeviceLostError: the device cannot try it out now.
         """
         started_s = time.monotonic()
         async with self._live.changes[self._live.known(domain)]:
@@ -110,7 +112,8 @@ class Domains:
         Raises:
             DomainNotFoundError: no such domain.
             ConflictError: there is nothing to go back to.
-            StackMismatchError, BackboneMismatchError: that version cannot run here.
+            StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
+            OverloadedError, DeviceLostError: the device cannot try it out now.
         """
         started_s = time.monotonic()
         async with self._live.changes[self._live.known(domain)]:

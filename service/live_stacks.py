@@ -97,8 +97,9 @@ class LiveStacks:
         Raises:
             DomainNotFoundError: no such domain.
             VersionNotFoundError: no such version.
-            StackMismatchError, BackboneMismatchError: it does not fit the backbone.
-            OverloadedError: too many others wait to be loaded.
+            StackMismatchError, BackboneMismatchError, TextTooLongError: it does not fit the backbone.
+            InferenceFailedError: it cannot answer.
+            OverloadedError: too many others wait to be loaded, or the device has no room.
         """
         served = self.serving(domain)
         if served is not None and served.version == version:
@@ -124,7 +125,8 @@ class LiveStacks:
 
         Raises:
             DomainNotFoundError, VersionNotFoundError: nothing there.
-            StackMismatchError, BackboneMismatchError: it cannot run here.
+            StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
+            OverloadedError, DeviceLostError: the device cannot try it out now.
         """
         served = self.serving(domain)
         if served is None or served.version != version:
@@ -133,10 +135,11 @@ class LiveStacks:
         return served
 
     async def of_bundle(self, bundle: Bundle, version: int | None) -> PromptStack:
-        """A stack that has answered, of a bundle.
+        """A stack of a bundle, tried out unless contents are believed at the moment.
 
         Raises:
-            StackMismatchError, BackboneMismatchError: it cannot run here.
+            StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
+            OverloadedError, DeviceLostError: the device cannot try it out now.
         """
         found = bundle.manifest.backbone.fingerprint
         if found != self._fingerprint:

@@ -1,7 +1,7 @@
 """Brings what answers in line with the store: at start, and after changes by other processes.
 
-Knows the store's answers and the live table. A domain that cannot be loaded keeps what it has, says why, and does not
-hold up the others.
+Knows the store's answers and the live table. A domain that cannot be loaded keeps what it has and says why, and the
+others are loaded all the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_FAILED_S: Final = 30.0
-"""How long a domain that could not be loaded is left alone before it is tried again."""
+"""How long a domain that could not be loaded, or tried out, is left alone before it is tried again."""
 
 
 class StoreFollower:
@@ -60,13 +60,18 @@ class StoreFollower:
     async def try_out_the_rest(self) -> None:
         """Try out what went live at start without a trial, one stack after the other, half of the time.
 
-        One that cannot answer is taken off, and its domain says why.
+        One that cannot answer is taken off, and its domain says why. Where the device has no room, it is tried again.
         """
-        for domain in self._live.table:
-            began_s = time.monotonic()
-            async with self._live.changes[domain]:
-                await self._try_out(domain)
-            await asyncio.sleep(time.monotonic() - began_s)  # the other half is for requests
+        waiting = list(self._live.table)
+        while waiting:
+            for domain in waiting.copy():
+                began_s = time.monotonic()
+                async with self._live.changes[domain]:
+                    if await self._try_out(domain):
+                        waiting.remove(domain)
+                await asyncio.sleep(time.monotonic() - began_s)  # the other half is for requests
+            if waiting:
+                await asyncio.sleep(RETRY_FAILED_S)
 
     async def refresh(self) -> None:
         """Look for changes by other processes and follow them; done every second."""
@@ -75,17 +80,19 @@ class StoreFollower:
         if old := self._live.old:
             self._live.forget(await asyncio.to_thread(lambda: {one for one in old if self._is_retired(*one)}))
 
-    async def _try_out(self, domain: str) -> None:
+    async def _try_out(self, domain: str) -> bool:
+        """Whether it is known now what the domain's stack can do."""
         served = self._live.serving(domain)
         if served is None:
-            return
+            return True
         try:
             await self._live.try_out(served)
         except (DeviceLostError, OverloadedError):
-            pass  # no fault of the stack's
+            return False  # no fault of the stack's
         except Exception as error:  # noqa: BLE001  one bad artefact must not block the rest
             self._live.swap(domain, DomainState(None))
             self._note_failure(domain, served.version, error)
+        return True
 
     def _look(self) -> dict[str, LiveInfo | Exception | None]:
         """What is live in every domain, or why that cannot be known; in one go, as this is done every second."""

@@ -7,6 +7,7 @@ import torch
 
 from prompt_store.errors import StoreReadOnlyError
 from prompt_store.store import Store
+from service import store_follower
 from service.errors import InferenceFailedError
 from tests.service.engine_rows import until
 from tests.service.fakes import colour_bundle, picture
@@ -46,10 +47,13 @@ async def test_a_stack_that_fails_when_it_is_tried_out_late_is_taken_off_and_com
     assert [answer.status_code for answer in fine] == [200, 200]
 
 
-async def test_a_device_without_room_for_a_late_trial_is_no_fault_of_the_stack(serve, model):
+async def test_a_device_without_room_for_a_late_trial_is_no_fault_of_the_stack_and_tries_again(
+    serve, model, monkeypatch
+):
+    monkeypatch.setattr(store_follower, "RETRY_FAILED_S", 0.01)
     model.fail_with = torch.OutOfMemoryError("no")
     async with serve(trials_s=0) as client:
-        await until(lambda: len(model.batches) == 2)
+        await until(lambda: len(model.batches) == 3)
         answers = [await client.post(f"/classify/{domain}", content=picture()) for domain in ("ink", "paint")]
         states = (await client.get("/readyz")).json()["domains"]
     assert [answer.status_code for answer in answers] == [200, 200]
