@@ -8,10 +8,8 @@ sizes each would be compiled, or one form that fits all. Needs a compiler for C+
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -20,7 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor, nn
 
-from benchmarks.interleaved import in_turn
+from benchmarks.all_cores import AllCores
 from benchmarks.machine import foot, versions
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone, load_backbone
@@ -28,7 +26,6 @@ from prompted_clip.fused_linear import Linears
 from prompted_clip.fused_vision import FusedImageTower, ImageSteps
 from prompted_clip.precision import fastest_dtype, fastest_linears
 from prompted_clip.prompts import PromptGrid, join_groups
-from prompted_clip.threads import compute_alone
 from training.demo.pages import fill_page
 
 N_ROWS = 4
@@ -119,32 +116,25 @@ def main(
     page: Annotated[Path | None, typer.Option(help="page whose table to fill")] = None,
 ) -> None:
     """Time the image tower's steps as they are served and compiled."""
-    n_cores = torch.get_num_threads()
+    cores, console = AllCores(), Console()
     backbone = load_backbone(arch, random_seed=0, dtype=fastest_dtype(arch, "cpu"))
-    cores = ThreadPoolExecutor(n_cores, initializer=compute_alone)
-    console = Console()
     turns: dict[str, Callable[[], None]] = {}
     starts_s: dict[str, float] = {}
 
-    def on_all_cores(work: Way) -> None:
-        for done in [cores.submit(work) for _ in range(n_cores)]:
-            done.result()
-
     for name, make in ways(backbone).items():
         began_s = time.perf_counter()
-        way = cores.submit(make).result()
-        cores.submit(way).result()
+        way = cores.on_one(make)
+        cores.on_one(way)
         starts_s[name] = time.perf_counter() - began_s
         console.print(f"{name}: first answer after {starts_s[name]:.1f} s")
-        turns[name] = partial(on_all_cores, way)
+        turns[name] = partial(cores.on_each, way)
         turns[name]()
-    taken = in_turn(turns, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
-    table = markdown_table({name: n_cores * N_ROWS / median(times_s) for name, times_s in taken.items()}, starts_s)
-    rounds = len(next(iter(taken.values())))
+    rates, rounds = cores.images_per_s(turns, N_ROWS, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
+    table = markdown_table(rates, starts_s)
     dtype = str(backbone.dtype).removeprefix("torch.")
     below = foot("python -m benchmarks.compiled", versions(("torch",)))
     text = (
-        f"{table}\n\n{arch}, {dtype}, {N_PROMPTS} prompt tokens, {n_cores} cores at {N_ROWS} images each, medians of "
+        f"{table}\n\n{arch}, {dtype}, {N_PROMPTS} prompt tokens, {cores.n} cores at {N_ROWS} images each, medians of "
         f"{rounds} rounds. {below}"
     )
     console.print(Markdown(text))

@@ -8,11 +8,9 @@ back after each of its steps, one in TorchScript at its ends. This chose `HAND_O
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 from unittest import mock
 
@@ -21,12 +19,11 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.interleaved import in_turn
+from benchmarks.all_cores import AllCores
 from benchmarks.machine import foot, versions
 from prompted_clip import fused_vision
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_vision import FusedImageTower
-from prompted_clip.threads import compute_alone
 from training.demo.pages import fill_page
 
 INTERVALS_S = (5e-3, 1e-3, 1e-4, 2e-5, 5e-6)
@@ -89,25 +86,20 @@ def main(
     page: Annotated[Path | None, typer.Option(help="page whose table to fill")] = None,
 ) -> None:
     """Time the bfloat16 image tower beside a thread that never rests."""
-    n_cores = torch.get_num_threads()
-    cores = ThreadPoolExecutor(n_cores, initializer=compute_alone)
+    cores, console = AllCores(), Console()
     backbone = load_backbone(arch, random_seed=0, dtype=torch.bfloat16)
     pixels = torch.zeros(N_ROWS, 3, backbone.image_size, backbone.image_size, dtype=torch.uint8)
 
     def run(tower: FusedImageTower) -> None:
-        for done in [cores.submit(tower, pixels) for _ in range(n_cores)]:
-            done.result()
+        cores.on_each(partial(tower, pixels))
 
-    console = Console()
     towers = {"steps in Python": in_python(backbone), "in TorchScript, as served": FusedImageTower(backbone)}
     turns = {(way, form): turn for form, tower in towers.items() for way, turn in ways(partial(run, tower)).items()}
     for tower in towers.values():
         run(tower)
-    taken = in_turn(turns, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
-    table = markdown_table({name: n_cores * N_ROWS / median(times_s) for name, times_s in taken.items()})
-    rounds = len(next(iter(taken.values())))
-    below = foot("python -m benchmarks.hand_over", versions(("torch",)))
-    text = f"{table}\n\n{arch}, {n_cores} cores at {N_ROWS} images each, medians of {rounds} rounds. {below}"
+    rates, rounds = cores.images_per_s(turns, N_ROWS, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
+    table, below = markdown_table(rates), foot("python -m benchmarks.hand_over", versions(("torch",)))
+    text = f"{table}\n\n{arch}, {cores.n} cores at {N_ROWS} images each, medians of {rounds} rounds. {below}"
     console.print(Markdown(text))
     if page is not None:
         fill_page(page, "hand-over", text)

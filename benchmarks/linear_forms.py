@@ -6,10 +6,8 @@ It is why `prompted_clip/precision.py` times both at start. Every core runs batc
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 
 import torch
@@ -17,14 +15,13 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.interleaved import in_turn
+from benchmarks.all_cores import AllCores
 from benchmarks.machine import foot, versions
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_linear import Linears
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import join_groups
-from prompted_clip.threads import compute_alone
 from training.demo.pages import fill_page
 
 N_ROWS = 4
@@ -66,22 +63,13 @@ def main(
     page: Annotated[Path | None, typer.Option(help="page whose table to fill")] = None,
 ) -> None:
     """Time the float32 image tower in both forms."""
-    n_cores = torch.get_num_threads()
-    cores = ThreadPoolExecutor(n_cores, initializer=compute_alone)
-    console = Console()
-
-    def on_all_cores(work: Callable[[], object]) -> None:
-        for done in [cores.submit(work) for _ in range(n_cores)]:
-            done.result()
-
-    turns = {name: partial(on_all_cores, work) for name, work in ways(load_backbone(arch, random_seed=0)).items()}
+    cores, console = AllCores(), Console()
+    turns = {name: partial(cores.on_each, work) for name, work in ways(load_backbone(arch, random_seed=0)).items()}
     for turn in turns.values():
         turn()
-    taken = in_turn(turns, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
-    table = markdown_table({name: n_cores * N_ROWS / median(times_s) for name, times_s in taken.items()})
-    rounds = len(next(iter(taken.values())))
-    below = foot("python -m benchmarks.linear_forms", versions(("torch",)))
-    text = f"{table}\n\n{arch}, float32, {n_cores} cores at {N_ROWS} images each, medians of {rounds} rounds. {below}"
+    rates, rounds = cores.images_per_s(turns, N_ROWS, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
+    table, below = markdown_table(rates), foot("python -m benchmarks.linear_forms", versions(("torch",)))
+    text = f"{table}\n\n{arch}, float32, {cores.n} cores at {N_ROWS} images each, medians of {rounds} rounds. {below}"
     console.print(Markdown(text))
     if page is not None:
         fill_page(page, "linear-forms", text)

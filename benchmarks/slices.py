@@ -5,10 +5,8 @@ parts of its own, as in the service; all ways take turns, in one process.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated
 from unittest import mock
 
@@ -17,13 +15,12 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.interleaved import in_turn
+from benchmarks.all_cores import AllCores
 from benchmarks.machine import foot, versions
 from prompted_clip import fused_linear, fused_vision
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.prompts import join_groups
-from prompted_clip.threads import compute_alone
 from training.demo.pages import fill_page
 
 WIDTHS = (10**9, 1536, 1024, 512)
@@ -76,22 +73,20 @@ def main(
     page: Annotated[Path | None, typer.Option(help="page whose table to fill")] = None,
 ) -> None:
     """Time the bfloat16 image tower with its wide layers cut in several ways."""
-    n_cores = torch.get_num_threads()
-    cores = ThreadPoolExecutor(n_cores, initializer=compute_alone)
+    cores, console = AllCores(), Console()
 
     def run(work: Callable[[], None]) -> None:
         with mock.patch.object(fused_vision, "PART_BYTES", fused_vision.MOST_BYTES):  # a batch is one part
-            for done in [cores.submit(work) for _ in range(n_cores)]:
-                done.result()
+            cores.on_each(work)
 
-    console = Console()
     turns = ways(load_backbone(arch, random_seed=0, dtype=torch.bfloat16), run)
     for turn in turns.values():
         turn()
-    taken = in_turn(turns, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}"))
-    table = markdown_table({name: n_cores * IMAGES_PER_TURN / median(times_s) for name, times_s in taken.items()})
-    below = foot("python -m benchmarks.slices", versions(("torch",)))
-    text = f"{table}\n\n{arch}, images/s, medians of {len(next(iter(taken.values())))} rounds. {below}"
+    rates, rounds = cores.images_per_s(
+        turns, IMAGES_PER_TURN, budget_s=budget_s, on_round=lambda n: console.print(f"round {n}")
+    )
+    table, below = markdown_table(rates), foot("python -m benchmarks.slices", versions(("torch",)))
+    text = f"{table}\n\n{arch}, images/s, medians of {rounds} rounds. {below}"
     console.print(Markdown(text))
     if page is not None:
         fill_page(page, "slices", text)
