@@ -12,6 +12,7 @@ from benchmarks.cli import bench_app
 from benchmarks.errors import BenchError
 from benchmarks.interleaved import Ratio
 from benchmarks.report import Measured, Report
+from benchmarks.stage import PARTS
 
 
 def invoke(*words):
@@ -112,6 +113,12 @@ def test_a_setting_without_a_value_is_a_mistake_of_the_caller():
 
     assert done.exit_code == 2
     assert "NAME=VALUE" in done.stderr
+
+
+def test_the_help_names_every_part():
+    shown = " ".join(invoke("serve", "--help").output.replace("│", " ").split())
+
+    assert f"parts, separated by commas: {', '.join(PARTS)}" in shown
 
 
 def test_a_part_that_does_not_exist_is_refused_before_anything_starts():

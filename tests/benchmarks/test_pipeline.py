@@ -11,7 +11,7 @@ from rich.console import Console
 
 import benchmarks.pipeline
 from benchmarks.decoders_alone import DecodersAlone, Work, decode_for
-from benchmarks.engine_alone import EngineAlone, best
+from benchmarks.engine_alone import SLICE_S, EngineAlone, best, slice_s
 from benchmarks.forms import as_form
 from benchmarks.report import Report
 from benchmarks.running import Service
@@ -100,3 +100,8 @@ def test_the_whole_way_is_compared_with_the_slower_half(monkeypatch, photographs
     (number,) = report.numbers
     assert number.ratio.value == pytest.approx(ratio)
     assert asked == {"n_processes": 2, "n_threads": 3, "way": "fast"}
+
+
+def test_a_slice_is_as_long_as_the_machine_is_slow_and_never_short():
+    assert slice_s([300.0, 10.0], 32) == SLICE_S
+    assert slice_s([2.0, 4.0], 32) == pytest.approx(24.0), "three turns of 32 images at the faster of both rates"

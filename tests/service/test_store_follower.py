@@ -60,11 +60,12 @@ async def test_a_device_without_room_for_a_late_trial_is_no_fault_of_the_stack_a
     assert states == {"ink": "live", "paint": "live"}
 
 
-async def test_what_first_batches_would_wait_for_is_done_before_requests_with_time_for_trials_or_without(serve, model):
+@pytest.mark.parametrize("trials_s", [0, 60], ids=["without time for trials", "with time"])
+async def test_what_first_batches_would_wait_for_is_done_before_requests(serve, model, trials_s):
     prepared = []
-    model.to_prepare = [lambda: prepared.append(len(model.batches))]
-    async with serve(trials_s=0):
-        assert prepared == [0]
+    model.to_prepare = [lambda: prepared.append("once")]
+    async with serve(trials_s=trials_s):
+        assert prepared == ["once"]
 
 
 async def test_what_is_live_on_trust_is_tried_out_before_it_is_confirmed_as_live(serve, model):

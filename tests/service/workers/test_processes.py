@@ -231,18 +231,19 @@ def test_connections_to_the_other_web_process_go_on_when_one_is_killed(store):
 
     with serving(store) as (process, url):
         dead, other = children(process.pid)
-        held = {dead: [], other: []}
-        while not all(held.values()):
-            connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
-            assert ask(connection) == 200
-            held[holder_of(connection, held)].append(connection)
+        held = {}
+        for pid, stopped in ((dead, other), (other, dead)):
+            os.kill(stopped, signal.SIGSTOP)  # so that the one whose turn it is takes the connection
+            held[pid] = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+            assert ask(held[pid]) == 200
+            os.kill(stopped, signal.SIGCONT)
+            assert holder_of(held[pid], (dead, other)) == pid
         os.kill(dead, signal.SIGKILL)
         eventually(lambda: not is_alive(dead))
-        assert [ask(connection) for connection in held[other]] == [200] * len(held[other])
-        for connection in held[dead]:
-            with pytest.raises((http.client.HTTPException, OSError)):
-                ask(connection)
-        for connection in (*held[dead], *held[other]):
+        assert ask(held[other]) == 200
+        with pytest.raises((http.client.HTTPException, OSError)):
+            ask(held[dead])
+        for connection in held.values():
             connection.close()
 
 
