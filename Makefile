@@ -25,7 +25,7 @@ help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(VENV)/.installed-serve ## set up, serve the demo domains, classify, swap a bundle in while serving, stop
-	@$(BIN)/python -m service.demo_run
+	@$(BIN)/python -m service.demo.run
 
 test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

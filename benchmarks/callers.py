@@ -12,9 +12,9 @@ from benchmarks.answers import OK, Answer, busy_rate
 from prompt_store.store import Store
 from prompted_clip.model import PromptedClip
 from service.answering import PRIORITIES, Wanted
-from service.auth import KeyRing
-from service.routes.bodies import SentImage
-from service.routes.scoring import Asked, answer
+from service.http.auth import KeyRing
+from service.http.routes.bodies import SentImage
+from service.http.routes.scoring import Asked, answer
 from service.runtime import Runtime, build
 from service.settings import Settings
 

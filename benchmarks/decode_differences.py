@@ -18,9 +18,9 @@ from benchmarks.machine import versions
 from benchmarks.report import Report, Table
 from prompt_store.bundle import read_bundle
 from prompted_clip import PromptedClip, load_backbone
-from service.decoders import Exact, Fast, Pixels, Preprocessing
-from service.demo_files import ASSETS, BACKBONE, SampleBundle, read_bundles
-from service.images import open_rgb
+from service.demo.files import ASSETS, BACKBONE, SampleBundle, read_bundles
+from service.images.decoder import open_rgb
+from service.images.preprocessing import Exact, Fast, Pixels, Preprocessing
 from training.demo.evaluate import TEST_SEED
 from training.demo.render import draw_series
 from training.demo.shifts import DOMAINS

@@ -19,8 +19,8 @@ from PIL import Image
 
 from benchmarks.errors import BenchError
 from prompted_clip.preprocess import to_pixels, to_pixels_fast
-from service.decoders import Preprocessing, preprocessing
-from service.images import ImageLimits, open_rgb
+from service.images.decoder import ImageLimits, open_rgb
+from service.images.preprocessing import Preprocessing, preprocessing
 
 Pixels = NDArray[np.uint8]
 Way = Callable[[bytes], Pixels]

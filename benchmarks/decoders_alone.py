@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from service.decoders import preprocessing
+from service.images.preprocessing import preprocessing
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import join_groups
 from prompted_clip.threads import compute_alone
-from service.decoders import Pixels
-from service.engine import Engine
+from service.engine.engine import Engine
+from service.images.preprocessing import Pixels
 from service.server import chosen_device, load_model
 from service.settings import Settings
 

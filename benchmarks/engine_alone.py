@@ -12,7 +12,7 @@ from benchmarks.engine_rows import Feeder, noise, run_batches
 from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
-from service.engine import Engine
+from service.engine.engine import Engine
 
 CPU_SIZES = (1, 2, 4, 8, 16)
 BATCHES = 2

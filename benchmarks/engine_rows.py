@@ -14,7 +14,7 @@ from benchmarks.tags import domain_name
 from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import Backbone
 from prompted_clip.stack import PromptStack
-from service.engine import Engine, EngineRow
+from service.engine.engine import Engine, EngineRow
 
 TOP_K = 5
 N_PICTURES = 64

@@ -24,7 +24,7 @@ from benchmarks.stage import Stage
 from prompt_store.store import Store
 from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
-from service.decoders import Exact, Pixels
+from service.images.preprocessing import Exact, Pixels
 from service.interpreter import prepare_interpreter
 
 N_ROUNDS = 12

@@ -14,8 +14,8 @@ from benchmarks.interleaved import Ratio
 from benchmarks.report import Bar, Measured, Report, Table
 from benchmarks.stage import Stage
 from prompted_clip.model import PromptedClip
-from service.decoders import decode_threads
-from service.engine import Engine
+from service.engine.engine import Engine
+from service.images.preprocessing import decode_threads
 
 N_SLICES = 5
 IMAGES_PER_REQUEST = 8

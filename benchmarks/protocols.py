@@ -1,7 +1,7 @@
 """`python -m benchmarks.protocols`: what a request costs the event loop before and after the service's own code.
 
 The same refusal is sent by uvicorn with each way to speak HTTP, in a process of its own, to clients that send a
-photograph's worth of bytes again and again. This chose the parser of `service.patient_protocol`.
+photograph's worth of bytes again and again. This chose the parser of `service.http.protocol`.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from benchmarks.load import Plan, send
 from benchmarks.machine import foot, versions
-from service.listening import address_of, listen
-from service.patient_protocol import PatientProtocol
+from service.http.protocol import PatientProtocol
+from service.http.server import address_of, listen
 from training.demo.pages import fill_page
 
 PROTOCOLS: Mapping[str, object] = {

@@ -18,7 +18,7 @@ from benchmarks.bundles import BundleShape, random_bundle
 from benchmarks.tags import domain_name
 from prompt_store.store import Store
 from prompted_clip.backbone import Backbone
-from service.demo_run import free_port, stop, wait_until_ready
+from service.demo.run import free_port, stop, wait_until_ready
 
 READY_WITHIN_S = 1800.0
 """A thousand domains are all tried out before the first request."""

@@ -23,10 +23,10 @@ from benchmarks.report import Bar, Measured, Plot, Report, Table
 from benchmarks.served_model import ServedModel
 from benchmarks.tags import domain_name
 from prompt_store.store import Store
-from service.domains import Domains
-from service.engine import Engine
-from service.live_stacks import LiveStacks
-from service.metrics import Metrics
+from service.domains.live_stacks import LiveStacks
+from service.domains.publisher import Domains
+from service.engine.engine import Engine
+from service.observability.metrics import Metrics
 from service.server import load_model
 
 N_LOOKS = 50

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ServiceError
-from service.fair_queue import Priority
+from service.scheduler.fair_queue import Priority
 
 StackKind = Literal["cascade", "boost"]
 Urgency = Literal["high", "normal", "low"]

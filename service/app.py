@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from prompt_store.store import Store
-from service import problems
-from service.auth import Key, KeyRing
-from service.device_metrics import package_version
-from service.middleware import surround
-from service.routes import classify, domains, health, meta
+from service.engine.serving_model import ServingModel
+from service.http import problems
+from service.http.auth import Key, KeyRing
+from service.http.middleware import surround
+from service.http.routes import classify, domains, health, meta
+from service.observability.device import package_version
 from service.runtime import Runtime, build
-from service.serving_model import ServingModel
 from service.settings import Settings
 
 

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.text import Text
 
 from prompt_store.errors import PromptStoreError
-from service import auth, logs
 from service.cores import spin_between_steps
-from service.demo_files import ASSETS, BACKBONE, seed_store
+from service.demo.files import ASSETS, BACKBONE, seed_store
 from service.errors import ServiceError, SettingsError
+from service.http import auth
+from service.observability import logs
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:

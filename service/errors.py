@@ -1,7 +1,7 @@
 """Everything the service itself can refuse or fail at, as exceptions.
 
 Knows what went wrong and which facts a caller may see (`extra`). Does not know HTTP: the status of each class
-stands in `service/problems.py`, and nowhere else.
+stands in `service/http/problems.py`, and nowhere else.
 
     ServiceError
     ├── SettingsError                a start-up problem: unknown variable, missing keys, unusable demo files

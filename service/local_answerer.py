@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from prompted_clip.errors import StackMismatchError
 from service.answering import Answered, Served, StackKind, Wanted
-from service.batcher import Batcher
-from service.cache import Cache
-from service.engine import Engine, EngineRow, Prediction
+from service.domains.cache import Cache
+from service.domains.live_stacks import LiveStacks
+from service.domains.live_table import ServedStack
+from service.engine.engine import Engine, EngineRow, Prediction
 from service.errors import RequestInvalidError, ServiceError
-from service.live_stacks import LiveStacks
-from service.live_table import ServedStack
+from service.scheduler.batcher import Batcher
 
 if TYPE_CHECKING:
     from prompted_clip.stack import PromptStack

@@ -15,20 +15,20 @@ import numpy as np
 from fastapi import Depends, Request
 from prometheus_client import ProcessCollector
 
-from service.auth import KeyRing
-from service.batch_times import calibrate
-from service.batcher import Batcher
-from service.cache import Cache
-from service.device_metrics import DeviceMetrics, build_facts
-from service.domains import Domains
-from service.engine import Engine, EngineRow, Prediction
-from service.front import Front, build_decoder
-from service.live_stacks import LiveStacks
+from service.domains.cache import Cache
+from service.domains.live_stacks import LiveStacks
+from service.domains.publisher import Domains
+from service.domains.watcher import StoreFollower
+from service.engine.engine import Engine, EngineRow, Prediction
+from service.engine.serving_model import ServingModel
+from service.http.auth import KeyRing
+from service.http.context import Front, build_decoder
 from service.local_answerer import LocalAnswerer, Variant
-from service.metrics import Metrics
-from service.serving_model import ServingModel
+from service.observability.device import DeviceMetrics, build_facts
+from service.observability.metrics import Metrics
+from service.scheduler.batch_times import calibrate
+from service.scheduler.batcher import Batcher
 from service.settings import Settings
-from service.store_follower import StoreFollower
 
 if TYPE_CHECKING:
     from prompt_store.store import Store

@@ -27,14 +27,14 @@ from prompted_clip.graphs import GraphedTower
 from prompted_clip.model import ImageTower, PromptedClip
 from prompted_clip.precision import fastest_dtype, fastest_linears, is_heavy
 from service.app import create_app
-from service.auth import Key, KeyRing, read_keys
-from service.batcher import LEAST_SHARE
 from service.cores import usable_cores
 from service.errors import SettingsError
-from service.gpu_decoder import nvimgcodec
+from service.http.auth import Key, KeyRing, read_keys
+from service.http.server import LastCallServer, address_of, http_config, listen
+from service.images.gpu import nvimgcodec
 from service.interpreter import prepare_interpreter
-from service.listening import LastCallServer, address_of, http_config, listen
 from service.runtime import Runtime, build
+from service.scheduler.batcher import LEAST_SHARE
 from service.settings import Settings
 from service.workers import device_process
 

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from benchmarks.errors import BenchError
-from service.demo_run import free_port
+from service.demo.run import free_port
 
 READY_WITHIN_S = 180.0
 STOP_WITHIN_S = 15.0

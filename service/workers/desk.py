@@ -17,7 +17,7 @@ import msgspec
 from service.answering import Answered, Wanted
 from service.errors import ServiceError
 from service.local_answerer import LocalAnswerer, LocalPin
-from service.logs import request_id
+from service.observability.logs import request_id
 from service.workers.channel import Channel
 from service.workers.pixel_slots import Pixels
 from service.workers.wire import (

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from service.app import create_routes
-from service.auth import Key
+from service.http.auth import Key
 from service.runtime import Runtime
 from service.workers import forwarding
 from service.workers.forwarding import Caught

@@ -13,9 +13,9 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import problems
 from service.errors import DeviceLostError
-from service.logs import request_id
+from service.http import problems
+from service.observability.logs import request_id
 from service.workers.link import Link
 from service.workers.wire import Forward, Forwarded, Headers
 

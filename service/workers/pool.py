@@ -17,9 +17,9 @@ from typing import Final
 
 import msgspec
 
-from service.auth import Key
-from service.decoders import decode_threads
 from service.errors import SettingsError
+from service.http.auth import Key
+from service.images.preprocessing import decode_threads
 from service.runtime import Runtime
 from service.settings import Settings
 from service.workers.counts import Sums, added_up

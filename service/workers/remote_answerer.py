@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.answering import Answered, Served, StackKind, Wanted
 from service.errors import ServiceError
-from service.logs import request_id
+from service.observability.logs import request_id
 from service.workers.link import Link
 from service.workers.pixel_slots import Slots
 from service.workers.wire import Named, Pin, RowAnswer, RowError, Score, Scored, Settle, Unpin

@@ -22,14 +22,15 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
-from service import logs, problems
-from service.auth import Key, KeyRing
-from service.front import Front, build_decoder
+from service.http import problems
+from service.http.auth import Key, KeyRing
+from service.http.context import Front, build_decoder
+from service.http.middleware import surround
+from service.http.routes import classify
+from service.http.server import BACKLOG, LastCallServer, http_config
 from service.interpreter import prepare_interpreter
-from service.listening import BACKLOG, LastCallServer, http_config
-from service.metrics import Metrics
-from service.middleware import surround
-from service.routes import classify
+from service.observability import logs
+from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.workers.counts import samples_of
 from service.workers.forwarding import Forwarder

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from service.errors import ServiceError
-from service.problems import INTERNAL_DETAIL, TABLE
+from service.http.problems import INTERNAL_DETAIL, TABLE
 from service.workers.wire import WireError
 
 logger = logging.getLogger(__name__)

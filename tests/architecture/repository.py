@@ -36,6 +36,6 @@ def python_files(*packages):
 
 
 def module_name(path):
-    """`service/routes/__init__.py` -> `service.routes`."""
+    """`service/http/routes/__init__.py` -> `service.http.routes`."""
     parts = path.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

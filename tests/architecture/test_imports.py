@@ -48,7 +48,7 @@ def test_a_command_line_loads_without_torch(module):
 def test_a_web_process_loads_no_torch():
     loaded = modules_after("import service.workers.web_process")
 
-    assert not loaded & {"torch", "torchvision", "open_clip", "service.engine"}
+    assert not loaded & {"torch", "torchvision", "open_clip", "service.engine.engine"}
 
 
 def test_the_help_page_loads_nothing_heavy():

@@ -16,7 +16,7 @@ from benchmarks.engine_rows import Feeder, noise, register, run_batches
 from benchmarks.tags import source_of
 from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
-from service.engine import Engine
+from service.engine.engine import Engine
 from tests.tiny import register_tiny_models, tiny_backbone
 
 QUIET = Console(quiet=True)

@@ -13,7 +13,7 @@ from benchmarks.decode_differences import apart, both, demo_answers
 from benchmarks.decode_ways import CLIP, REFERENCE, as_jpeg, mosaic, ways
 from benchmarks.report import Table
 from prompted_clip import PromptedClip, load_backbone
-from service.demo_files import ASSETS, BACKBONE, read_bundles
+from service.demo.files import ASSETS, BACKBONE, read_bundles
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # torchvision, of its decoder
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from benchmarks.running import Service
 from benchmarks.stage import ServeOptions, Stage
 from benchmarks.tags import domain_name
 from prompted_clip.model import PromptedClip
-from service.engine import Engine
+from service.engine.engine import Engine
 from tests.tiny import tiny_backbone
 
 

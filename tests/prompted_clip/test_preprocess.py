@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 from prompted_clip import to_pixels
 from prompted_clip.preprocess import upright_rgb
-from service.decoders import Exact
-from service.images import ImageLimits, open_rgb
+from service.images.decoder import ImageLimits, open_rgb
+from service.images.preprocessing import Exact
 from training.data.views import Views
 
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000, max_side_px=4_096, max_aspect=20, max_scans=100)

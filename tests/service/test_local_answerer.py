@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.service.crowd import crowd
 from tests.service.fakes import picture
+from tests.service.http.crowd import crowd
 
 pytestmark = pytest.mark.anyio
 

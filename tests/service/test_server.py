@@ -16,10 +16,10 @@ import torch
 
 from prompt_store.store import Store
 from prompted_clip.fused_vision import FusedImageTower
-from service.auth import add_key
-from service.demo_run import free_port, wait_until_ready
+from service.demo.run import free_port, wait_until_ready
 from service.errors import SettingsError
-from service.listening import LastCallServer, http_config, listen
+from service.http.auth import add_key
+from service.http.server import LastCallServer, http_config, listen
 from service.server import (
     batches_at_once,
     chosen_device,
@@ -32,7 +32,7 @@ from service.server import (
 )
 from service.settings import Settings
 from service.workers.web_process import SharedListener
-from tests.service.demo_assets import write_assets
+from tests.service.demo.demo_assets import write_assets
 from tests.service.fakes import picture
 from tests.tiny import register_tiny_models, tiny_backbone
 
@@ -257,7 +257,7 @@ def announce(runtime, address):
 
 def server_row(stack):
     import numpy as np
-    from service.engine import EngineRow
+    from service.engine.engine import EngineRow
     return EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
 
 sys.exit(server.run(settings, Store.open(settings.store), announce))

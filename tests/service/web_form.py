@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from service.app import create_routes
-from service.auth import KeyRing
-from service.front import Front, build_decoder
-from service.metrics import Metrics
+from service.http.auth import KeyRing
+from service.http.context import Front, build_decoder
+from service.observability.metrics import Metrics
 from service.runtime import build
 from service.workers import forwarding
 from service.workers.counts import Sums

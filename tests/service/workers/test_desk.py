@@ -9,8 +9,8 @@ import pytest
 
 from prompt_store.errors import DomainNotFoundError
 from service.answering import Answered, Wanted
-from service.auth import KeyRing
 from service.errors import DeviceLostError, OverloadedError
+from service.http.auth import KeyRing
 from service.runtime import build
 from service.settings import Settings
 from service.workers.remote_answerer import RemoteAnswerer

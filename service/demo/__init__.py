@@ -1,0 +1,1 @@
+"""The packaged demo: its files and its run."""

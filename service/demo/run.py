@@ -1,0 +1,270 @@
+"""`make demo`: the whole service once, from start to stop, with a version swapped in while it answers.
+
+Starts `caspl serve --demo` as a process of its own, classifies the packaged pictures of its domains, uploads a new
+version of one of them and activates it under running requests, shows what came back, and stops the process. Exits with
+0 only if every step did what it should.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.demo.files import ASSETS, SampleBundle, SampleImage, read_bundles, read_images
+from service.errors import ServiceError, SettingsError
+
+READY_WITHIN_S: Final = 180.0
+STOP_WITHIN_S: Final = 30.0
+AROUND_SWAP_S: Final = 1.0
+N_BACKGROUND: Final = 2
+TOP_K: Final = 3
+PLAIN_WIDTH: Final = 120
+"""Columns of the tables when the output goes to a file or a log instead of a terminal."""
+
+
+class DemoError(ServiceError):
+    """A step of the demo did not do what it should."""
+
+    default_code = "demo_failed"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One picture's answer: its request's milliseconds and the service's body."""
+
+    image: SampleImage
+    took_ms: float
+    body: dict[str, Any]
+
+
+@dataclass
+class Traffic:
+    """What the background requests saw; shared by threads that only ever append."""
+
+    versions: list[tuple[str, int]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def classify(client: httpx.Client, image: SampleImage) -> Answer:
+    """Send one picture as it is.
+
+    Raises:
+        DemoError: the service refused it.
+    """
+    started_s = time.perf_counter()
+    reply = client.post(f"/classify/{image.domain}", params={"top_k": TOP_K}, content=image.path.read_bytes())
+    took_ms = (time.perf_counter() - started_s) * 1000
+    if not reply.is_success:
+        raise DemoError(f"{image.path.name} was refused: {reply.text}")
+    return Answer(image, took_ms, reply.json())
+
+
+@contextmanager
+def running(assets: Path, extra: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """The demo service in a process of its own, and a client for it; the process is gone afterwards.
+
+    Raises:
+        DemoError: it does not become ready.
+    """
+    with tempfile.TemporaryDirectory(prefix="caspl-demo-") as folder:
+        log = Path(folder) / "log"
+        port = free_port()
+        arguments = ["serve", "--demo", "--port", str(port), "--store", f"{folder}/store", "--demo-assets", str(assets)]
+        command = [sys.executable, "-m", "prompt_store.caspl", *arguments, *extra]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CASPL_")}
+        environment |= {"CASPL_DRAIN_DELAY_S": "0.2", "CASPL_LOG_LEVEL": "warning"}
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)  # noqa: S603  our own command
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+                wait_until_ready(process, client, log)
+                yield process, client
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def wait_until_ready(
+    process: subprocess.Popen[bytes], client: httpx.Client, log: Path, *, within_s: float = READY_WITHIN_S
+) -> None:
+    """Return once `/readyz` says yes.
+
+    Raises:
+        DemoError: the process ended, or too much time passed; with the end of its log.
+    """
+    give_up_s = time.monotonic() + within_s
+    while process.poll() is None and time.monotonic() < give_up_s:
+        try:
+            if client.get("/readyz").is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    end = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+    raise DemoError(f"The service did not become ready. Its last words:\n{end}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process to stop, and see that it does so properly.
+
+    Raises:
+        DemoError: it takes too long or its exit status is not 0.
+    """
+    process.send_signal(signal.SIGTERM)
+    try:
+        status = process.wait(STOP_WITHIN_S)
+    except subprocess.TimeoutExpired as error:
+        raise DemoError(f"The service did not stop within {STOP_WITHIN_S:g} s.") from error
+    if status != 0:
+        raise DemoError(f"The service stopped with status {status}, expected 0.")
+
+
+def swap_under_traffic(
+    client: httpx.Client, images: Sequence[SampleImage], bundle: SampleBundle
+) -> tuple[int, Traffic]:
+    """Upload a bundle and make it live while requests run.
+
+    Returns:
+        The new version, and what the requests saw.
+
+    Raises:
+        DemoError: a step failed, a request failed, or the new version does not answer afterwards.
+    """
+    traffic, is_over = Traffic(), threading.Event()
+
+    def ask_on() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
+            while not is_over.is_set():
+                for image in images:
+                    try:
+                        body = classify(own, image).body
+                        traffic.versions.append((body["domain"], body["version"]))
+                    except (DemoError, httpx.HTTPError) as error:
+                        traffic.failures.append(str(error))
+
+    askers = [threading.Thread(target=ask_on, daemon=True) for _ in range(N_BACKGROUND)]
+    for asker in askers:
+        asker.start()
+    try:
+        time.sleep(AROUND_SWAP_S)
+        version = upload_and_activate(client, bundle)
+        time.sleep(AROUND_SWAP_S)
+    finally:
+        is_over.set()
+        for asker in askers:
+            asker.join(STOP_WITHIN_S)
+    if traffic.failures:
+        raise DemoError(f"{len(traffic.failures)} requests failed during the swap, the first: {traffic.failures[0]}")
+    if {seen for domain, seen in traffic.versions if domain == bundle.domain} - {version} == set():
+        raise DemoError("No request was answered by the old version: the swap was not under traffic.")
+    return version, traffic
+
+
+def upload_and_activate(client: httpx.Client, bundle: SampleBundle) -> int:
+    """Publish a version and make it live, unless somebody else changes the live one in between.
+
+    Raises:
+        DemoError: the service refused, or answers with another version afterwards.
+    """
+    live = client.get(f"/domains/{bundle.domain}")
+    uploaded = client.post(f"/domains/{bundle.domain}/versions", content=bundle.data)
+    if not uploaded.is_success:
+        raise DemoError(f"The upload of {bundle.path.name} was refused: {uploaded.text}")
+    version = int(uploaded.json()["version"])
+    answer = client.put(
+        f"/domains/{bundle.domain}/live", json={"version": version}, headers={"If-Match": live.headers.get("etag", "*")}
+    )
+    if not answer.is_success or client.get(f"/domains/{bundle.domain}").json()["version"] != version:
+        raise DemoError(f"Version {version} of {bundle.domain} did not go live: {answer.text}")
+    return version
+
+
+def show(console: Console, title: str, answers: Sequence[Answer]) -> None:
+    """Print the answers as a table, most probable class first; a check mark where that is the true class."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("image", no_wrap=True)
+    for column in ("domain", "version", "first", "second", "third"):
+        table.add_column(column)
+    table.add_column("ms", justify="right")
+    for answer in answers:
+        found = answer.body["results"][0]["predictions"]
+        cells = [Text(f"{one['label']} {one['probability']:.0%}") for one in found]
+        cells += [Text("")] * (TOP_K - len(cells))
+        is_right = answer.image.is_of(found[0]["label"])
+        cells[0].stylize("green" if is_right else "yellow")
+        image = Text(f"{answer.image.path.name} {'✓' if is_right else ' '}")
+        table.add_row(image, answer.image.domain, str(answer.body["version"]), *cells, f"{answer.took_ms:.0f}")
+    console.print(table)
+    n_right = sum(answer.image.is_of(answer.body["results"][0]["predictions"][0]["label"]) for answer in answers)
+    console.print(f"{n_right} of {len(answers)} name the class in the file's name.\n")
+
+
+def run(console: Console, assets: Path, extra: Sequence[str]) -> None:
+    """The demo, step by step.
+
+    Raises:
+        SettingsError: the packaged files are missing.
+        DemoError: a step did not do what it should.
+    """
+    read_bundles(assets / "bundles")
+    images = read_images(assets / "images")
+    bundle = read_bundles(assets / "upload")[0]
+    console.print("[bold]1. caspl serve --demo[/bold]")
+    with running(assets, extra) as (process, client):
+        for domain in client.get("/domains").json()["domains"]:
+            console.print(f"   {domain['domain']}: version {domain['version']}, {domain['n_classes']} classes")
+        show(console, "2. POST /classify/{domain}", [classify(client, image) for image in images])
+        console.print(f"[bold]3. A new version of {bundle.domain} goes live while requests run[/bold]")
+        version, traffic = swap_under_traffic(client, images, bundle)
+        console.print(
+            f"   version {version} is live; {len(traffic.versions)} requests ran during the swap, "
+            f"{len(traffic.failures)} failed.\n"
+        )
+        again = [classify(client, image) for image in images if image.domain == bundle.domain]
+        if any(answer.body["version"] != version for answer in again):
+            raise DemoError(f"{bundle.domain} answers with another version than {version}.")
+        show(console, "4. The same pictures, the new version", again)
+        stop(process)
+    console.print("[bold]5. SIGTERM:[/bold] the service finished what it had and exited with 0.")
+
+
+def main(
+    assets: Annotated[Path, typer.Option(help="bundles, images and upload of another demo")] = ASSETS,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="instead of the demo's own")] = False,
+) -> None:
+    """Run the service once from start to stop: classify, swap a version in under traffic, stop."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    extra = ["--random-weights"] if random_weights else []
+    try:
+        run(console, assets, extra)
+    except (DemoError, SettingsError, httpx.HTTPError) as error:
+        console.print(Text.assemble(("The demo failed:", "red"), f" {error}"), soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    typer.run(main)

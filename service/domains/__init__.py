@@ -1,0 +1,1 @@
+"""Which version answers for each domain, and how a stored version becomes live. Knows no HTTP."""

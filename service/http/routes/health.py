@@ -1,0 +1,37 @@
+"""Probes and metrics; the probes never touch the device and never ask for a key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from service.http.context import actor_of
+from service.http.schemas import ReadyOut
+from service.runtime import Running
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez(runtime: Running, response: Response) -> dict[str, bool]:
+    """Whether this process is worth keeping: the device answers and its thread moves."""
+    is_alive = not (runtime.engine.is_lost or runtime.engine.is_stuck)
+    response.status_code = 200 if is_alive else 503
+    return {"is_alive": is_alive}
+
+
+@router.get("/readyz", response_model_exclude_unset=True)
+async def readyz(request: Request, runtime: Running, response: Response) -> ReadyOut:
+    """Whether to send traffic here; holders of a key also see the domains' states, which do not change that."""
+    reason = runtime.not_ready_because()
+    response.status_code = 503 if reason else 200
+    if not (runtime.keys.is_open or actor_of(request)):
+        return ReadyOut(is_ready=reason is None, reason=reason)
+    states = {domain: state.name for domain, state in sorted(runtime.live.table.items())}
+    return ReadyOut(is_ready=reason is None, reason=reason, domains=states)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(runtime: Running) -> Response:
+    """Everything in the Prometheus text format."""
+    return Response(await runtime.metrics_text(), media_type=CONTENT_TYPE_LATEST)

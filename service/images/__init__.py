@@ -1,0 +1,1 @@
+"""From a client's bytes to pixels: limits, headers, decoding."""

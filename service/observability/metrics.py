@@ -1,0 +1,178 @@
+"""The Prometheus metrics of one service process.
+
+Each application has its own registry, so that two of them can live in one process (tests do that).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from service.domains.live_table import DomainState
+from service.scheduler.fair_queue import Priority
+from service.scheduler.tickets import Release
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+RATIOS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
+
+
+class Metrics:
+    """Counters and histograms of one application; also the batcher's observer.
+
+    Args:
+        by_domain: whether the domain's name is a label; if not, all domains are counted as one without a name.
+    """
+
+    def __init__(self, *, by_domain: bool = True) -> None:
+        self.registry = CollectorRegistry()
+        self._by_domain = by_domain
+        self.build = Info("caspl_build", "What runs here, and on what.", registry=self.registry)
+        self.requests = Counter(
+            "caspl_http_requests", "Answered requests.", ["route", "method", "code"], registry=self.registry
+        )
+        self.request_s = Histogram(
+            "caspl_request_duration_seconds",
+            "From the first byte in to the last byte out.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.stage_s = Histogram(
+            "caspl_stage_duration_seconds",
+            "Decode: all images of a request. Queue: the oldest image of a batch. Device: a request's slowest batch. "
+            "Shape: from answers to the response's fields.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.images = Counter(
+            "caspl_images", "Images by what became of them.", ["domain", "result"], registry=self.registry
+        )
+        self.batch_rows = Histogram("caspl_batch_rows", "Images per batch.", buckets=ROWS, registry=self.registry)
+        self.batch_domains = Histogram(
+            "caspl_batch_domains", "Distinct domains per batch.", buckets=ROWS, registry=self.registry
+        )
+        self.batches = Counter(
+            "caspl_batches",
+            "Batches by why they left: idle, the device had nothing to do; free, it had just become free; gathered, it "
+            "was free and waited a moment for callers about to be back; full, made ready while another ran; drain, the "
+            "process stops.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.batch_padding = Histogram(
+            "caspl_batch_padding_ratio",
+            "Part of a batch that the device computes for nothing.",
+            buckets=RATIOS,
+            registry=self.registry,
+        )
+        self.entered = Counter("caspl_rows_entered", "Images let into the queue.", ["priority"], registry=self.registry)
+        self.prediction_error_s = Histogram(
+            "caspl_wait_prediction_error_seconds",
+            "How much later or sooner answers came than predicted on entering the queue.",
+            ["way"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.queue_rows = Gauge("caspl_queue_rows", "Images waiting for the device.", registry=self.registry)
+        self.dropped = Counter(
+            "caspl_rows_dropped", "Images that left the queue unanswered.", ["reason"], registry=self.registry
+        )
+        self.bank_slots = Gauge(
+            "caspl_bank_slots",
+            "Slots of the prompt bank; kept ones never become free.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.bank_loads = Counter("caspl_bank_loads", "Stacks brought to the device.", registry=self.registry)
+        self.bank_evictions = Counter(
+            "caspl_bank_evictions", "Stacks that left the device to make room for others.", registry=self.registry
+        )
+        self.activations = Counter(
+            "caspl_activations", "Changes of a live version.", ["domain", "result"], registry=self.registry
+        )
+        self.activation_s = Histogram(
+            "caspl_activation_duration_seconds",
+            "From a bundle's bytes to serving it.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.live = Gauge(
+            "caspl_live_version", "Version a domain answers with; 0 when none.", ["domain"], registry=self.registry
+        )
+        self.bundles = Gauge(
+            "caspl_bundle_info",
+            "1 for each bundle that a domain answers with.",
+            ["domain", "version", "digest"],
+            registry=self.registry,
+        )
+        self.domains = Gauge(
+            "caspl_domains",
+            "Domains by state; a stale one answers with an older version, a broken one does not answer.",
+            ["state"],
+            registry=self.registry,
+        )
+        for state in ("live", "stale", "broken", "idle"):  # 0 is a number, not a gap
+            self.domains.labels(state)
+        self.errors = Counter("caspl_errors", "Answers with a problem.", ["code"], registry=self.registry)
+
+    def rows_entered(self, n_rows: int, priority: Priority) -> None:
+        """Count rows that were let into the queue."""
+        self.entered.labels(priority.name.lower()).inc(n_rows)
+
+    def batch_formed(self, n_rows: int, n_padded: int, waited_s: float, release: Release) -> None:
+        """Count a batch, what it carries for nothing, and the wait of its oldest row."""
+        self.batches.labels(release).inc()
+        self.batch_rows.observe(n_rows)
+        self.batch_padding.observe(1 - n_rows / n_padded)
+        self.stage_s.labels("queue").observe(waited_s)
+
+    def call_answered(self, predicted_s: float, took_s: float) -> None:
+        """Count by how much the answer came later, or sooner, than predicted."""
+        way = "later" if took_s > predicted_s else "sooner"
+        self.prediction_error_s.labels(way).observe(abs(took_s - predicted_s))
+
+    def row_dropped(self, reason: str) -> None:
+        """Count a row that never reached the device."""
+        self.dropped.labels(reason).inc()
+
+    def bank_changed(self, *, n_used: int, n_free: int, n_kept: int, n_loads: int, n_evictions: int) -> None:
+        """Show the slots of the prompt bank, and count the stacks that came and that had to leave."""
+        for state, n_slots in (("used", n_used), ("free", n_free), ("kept", n_kept)):
+            self.bank_slots.labels(state).set(n_slots)
+        self.bank_loads.inc(n_loads)
+        self.bank_evictions.inc(n_evictions)
+
+    def queue_changed(self, n_waiting: int) -> None:
+        """Show how many rows wait."""
+        self.queue_rows.set(n_waiting)
+
+    def image_counted(self, domain: str, result: str) -> None:
+        """Count an image by what became of it."""
+        self.images.labels(self._name(domain), result).inc()
+
+    def domain_activated(self, domain: str, result: str) -> None:
+        """Count a change of a live version, or that it failed."""
+        self.activations.labels(self._name(domain), result).inc()
+
+    def domain_changed(self, domain: str, before: DomainState | None, after: DomainState) -> None:
+        """Show what a domain answers with now, and that it went from one state to another."""
+        if before is not None:
+            self.domains.labels(before.name).dec()
+        self.domains.labels(after.name).inc()
+        if not self._by_domain:
+            return
+        self.live.labels(domain).set(after.served.version if after.served else 0)
+        if before is not None and before.served is not None:
+            self.bundles.remove(domain, str(before.served.version), before.served.digest)
+        if after.served is not None:
+            self.bundles.labels(domain, str(after.served.version), after.served.digest).set(1)
+
+    def _name(self, domain: str) -> str:
+        return domain if self._by_domain else ""
+
+    def text(self) -> bytes:
+        """Everything, in the Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,181 @@
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from prompt_store.bundle import read_bundle
+from prompt_store.store import Store
+from service.cli import classify_app, keys_app, serve_app
+from service.demo.files import ASSETS, SampleImage, read_bundles, read_images, seed_store
+from service.demo.run import Answer, show
+from service.errors import SettingsError
+from tests.service.demo.demo_assets import DOMAINS, write_assets
+from tests.service.fakes import colour_bundle, picture
+
+
+def said(result):
+    """What a command printed, in one line."""
+    return " ".join(result.output.split())
+
+
+def run_demo(*options):
+    """Everything `make demo` printed; it swapped version 2 in under requests and ended well."""
+    command = [sys.executable, "-m", "service.demo.run", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, env=environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = re.search(r"version 2 is live; (\d+) requests ran during the swap, 0 failed", run.stdout)
+    assert int(found[1]) > 5
+    assert "exited with 0" in run.stdout
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_the_packaged_demo_runs_and_names_its_pictures_far_above_chance():
+    shown = run_demo()
+    for bundle in read_bundles(ASSETS / "bundles"):
+        assert f"{bundle.domain}: version 1, 80 classes" in shown
+    first, again = (
+        (int(right), int(total)) for right, total in re.findall(r"(\d+) of (\d+) name the class in the file", shown)
+    )
+    (upload,) = read_bundles(ASSETS / "upload")
+    images = read_images(ASSETS / "images")
+    assert first[1] == len(images)
+    assert again[1] == sum(image.domain == upload.domain for image in images)
+    assert again[1] > 0
+    assert first[0] / first[1] > 10 / 80
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_start_to_stop_and_swaps_under_traffic(tmp_path):
+    assets = write_assets(tmp_path / "demo")
+    shown = run_demo("--assets", str(assets), "--random-weights")
+    for domain, classes in DOMAINS.items():
+        assert f"{domain}: version 1, {len(classes)} classes" in shown
+    assert "red_cup-1.jpg" in shown
+
+
+def test_the_demo_shows_labels_and_file_names_as_they_are(tmp_path):
+    image = SampleImage(tmp_path / "[bold]a-1.png", "paint", "[/x]")
+    found = [{"label": "[/x]", "probability": 0.75}, {"label": ":dog:", "probability": 0.25}]
+    console = Console(file=io.StringIO(), width=120)
+    show(console, "asked", [Answer(image, 1.0, {"version": 1, "results": [{"predictions": found}]})])
+    text = console.file.getvalue()
+    assert all(shown in text for shown in ("[bold]a-1.png ✓", "[/x] 75%", ":dog: 25%", "1 of 1"))
+
+
+def test_the_answer_in_the_readme_is_from_the_packaged_bundle():
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    answer = json.loads(re.search(r"```json\n(.*?)```", readme, re.DOTALL)[1])
+    bundle = read_bundle((ASSETS / "bundles" / f"{answer['domain']}.safetensors").read_bytes())
+    asked = re.search(r"@(service/demo/images/\S+)", readme)[1]
+    (image,) = (image for image in read_images(ASSETS / "images") if str(image.path).endswith(asked))
+    found = answer["results"][0]["predictions"]
+    assert (answer["digest"], image.domain) == (bundle.digest, answer["domain"])
+    assert [one["label"] for one in found] == [bundle.manifest.classes[one["class_id"]].name for one in found]
+    assert image.is_of(found[0]["label"])
+
+
+def test_missing_demo_files_are_told_by_their_folder(tmp_path):
+    for read, folder in ((read_bundles, "bundles"), (read_images, "images")):
+        with pytest.raises(SettingsError, match=str(tmp_path / folder)):
+            read(tmp_path / folder)
+    (tmp_path / "x.safetensors").write_bytes(b"no bundle")
+    with pytest.raises(SettingsError, match="is not a bundle"):
+        read_bundles(tmp_path)
+
+
+def test_a_sample_knows_its_class_from_its_name(tmp_path):
+    (tmp_path / "shelf").mkdir()
+    for name in ("red_cup-1.jpg", "red-cup-02.png", "blue cup 3.webp", "notes.txt"):
+        (tmp_path / "shelf" / name).write_bytes(picture())
+    images = read_images(tmp_path)
+    assert [(image.domain, image.true_class) for image in images] == [
+        ("shelf", "blue cup"),
+        ("shelf", "red cup"),
+        ("shelf", "red cup"),
+    ]
+    assert images[1].is_of("Red Cup")
+    assert not images[0].is_of("red cup")
+
+
+def test_seeding_a_store_twice_changes_nothing(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"paint-{number}.safetensors").write_bytes(colour_bundle(seed=number))
+    store = Store.open(tmp_path / "store")
+    seed_store(store, tmp_path)
+    history = store.history("paint")
+    seed_store(store, tmp_path)
+    assert store.live("paint").version == 2
+    assert store.history("paint") == history
+
+
+def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.cli.logs.install", lambda *_: None)
+    result = CliRunner().invoke(serve_app, ["--demo", "--demo-assets", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "needs bundles" in said(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "needs API keys"),  # noqa: S104
+        (["--dtype", "int8"], "Invalid settings"),
+        (["--backbone", "ViT-B-99", "--port", "0"], "Unknown backbone"),
+        (["--port", "0"], "needs weights"),
+        (["--port", "0", "--keys-file", "missing.json"], "cannot be read"),
+        (["--port", "0", "--keys-file", "[/nope].json"], "[/nope].json"),
+    ],
+)
+def test_a_start_that_cannot_work_ends_with_one_clear_line(tmp_path, monkeypatch, options, words):
+    monkeypatch.setattr("service.cli.logs.install", lambda *_: None)
+    result = CliRunner().invoke(serve_app, ["--store", str(tmp_path / "store"), *options])
+    assert result.exit_code == 2
+    assert words in said(result)
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("options", "is_asked"), [([], False), (["--quick-gelu"], True)])
+def test_quick_gelu_is_an_option_of_the_start(tmp_path, monkeypatch, options, is_asked):
+    seen = []
+    monkeypatch.setattr("service.cli.logs.install", lambda *_: None)
+    monkeypatch.setattr("service.server.run", lambda settings, *_: seen.append(settings.quick_gelu) or 0)
+    result = CliRunner().invoke(serve_app, ["--store", str(tmp_path / "store"), *options])
+    assert result.exit_code == 0, result.output
+    assert seen == [is_asked]
+
+
+def test_an_unknown_variable_stops_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("CASPL_PROT", "80")
+    result = CliRunner().invoke(serve_app, ["--store", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "CASPL_PROT" in said(result)
+
+
+def test_a_new_key_is_shown_once(tmp_path):
+    path = tmp_path / "keys.json"
+    result = CliRunner().invoke(keys_app, ["new", str(path), "--scope", "classify", "--domain", "paint"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("pk_")
+    assert result.output.strip() not in path.read_text()
+    assert CliRunner().invoke(keys_app, ["new", str(path), "--scope", "root"]).exit_code == 2
+
+
+def test_the_client_says_when_nobody_answers(tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(picture())
+    result = CliRunner().invoke(classify_app, ["paint", str(image), "--url", "http://127.0.0.1:9"])
+    assert result.exit_code == 1
+    assert "Cannot reach" in said(result)
+
+
+def test_the_packaged_demo_is_looked_for_inside_the_package():
+    assert ASSETS.parts[-2:] == ("service", "demo")

@@ -1,0 +1,19 @@
+"""What the tests of the engine share: rows of random pixels, and patience."""
+
+import asyncio
+
+from service.engine.engine import EngineRow
+from tests.tiny import random_pixels
+
+
+def rows_of(stacks, top_k=10):
+    pixels = random_pixels(len(stacks)).numpy()
+    return [EngineRow(image, stack, top_k) for image, stack in zip(pixels, stacks, strict=True)]
+
+
+async def until(happened):
+    for _ in range(2000):
+        if happened():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError

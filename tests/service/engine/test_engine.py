@@ -1,0 +1,340 @@
+"""The engine with the real model, on a tiny backbone with random weights."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from prompt_store.bundle import read_bundle
+from prompted_clip.backbone import load_backbone
+from prompted_clip.model import PromptedClip
+from service.engine.engine import Engine, EngineRow
+from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
+from service.server import image_tower
+from service.settings import Settings
+from tests.service.engine.engine_rows import rows_of, until
+from tests.service.fakes import FakeModel, colour_bundle
+from tests.stacks import random_bundle
+from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def engine():
+    engine = Engine(PromptedClip(tiny_backbone()))
+    yield engine
+    engine.close()
+
+
+async def test_threads_beside_the_devices_compute_alone_and_leave_it_its_own_number(monkeypatch):
+    model = PromptedClip(tiny_backbone())
+    seen = {}
+
+    def note(name, work):
+        def noted(*args, **options):
+            seen[name] = torch.get_num_threads()
+            return work(*args, **options)
+
+        return noted
+
+    monkeypatch.setattr(model, "load_stack", note("load", model.load_stack))
+    monkeypatch.setattr(model, "rank", note("device", model.rank))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        engine = Engine(model)
+        stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+        await engine.run(rows_of([stack]))
+        engine.close()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"load": 1, "device": 3}
+
+
+async def test_a_mixed_batch_answers_each_row_as_if_it_were_alone(engine):
+    bundles = [
+        random_bundle("cats", ("tom", "kit"), image_boost=(2, 3), seed=1),
+        random_bundle("dogs", ("rex", "ace", "pug", "lab"), image_boost=(3, 3), text_boost=(2, 2), seed=2),
+        random_bundle("birds", ("owl", "jay", "tit"), image_boost=(1, 2), image_adapt=(2, 1), seed=3),
+    ]
+    stacks = [await engine.load(read_bundle(data), 1) for data in bundles]
+    assert len({stack.lane for stack in stacks}) == 1
+    rows = rows_of([stacks[n % 3] for n in range(7)])
+    together = await engine.run(rows)
+    alone = [(await engine.run([row]))[0] for row in rows]
+    for row, mixed, single in zip(rows, together, alone, strict=True):
+        assert [one.label for one in mixed] == [one.label for one in single]
+        assert {one.label for one in mixed} == set(row.stack.class_names)
+        np.testing.assert_allclose([one.probability for one in mixed], [one.probability for one in single], atol=1e-5)
+
+
+async def test_heads_answer_in_one_batch_with_plain_stacks_as_if_they_were_alone(engine):
+    bundles = [
+        random_bundle("cats", ("tom", "kit"), image_boost=(2, 3), seed=1),
+        random_bundle("dogs", ("rex", "ace", "pug"), image_boost=(3, 3), head="class", seed=2),
+        random_bundle("birds", ("owl", "jay"), image_boost=(1, 3), head="projector", labels="own", seed=3),
+    ]
+    stacks = [await engine.load(read_bundle(data), 1) for data in bundles]
+    assert len({stack.lane for stack in stacks}) == 1
+    rows = rows_of([stacks[n % 3] for n in range(6)])
+    together = await engine.run(rows)
+    alone = [(await engine.run([row]))[0] for row in rows]
+    for mixed, single in zip(together, alone, strict=True):
+        assert [one.label for one in mixed] == [one.label for one in single]
+        np.testing.assert_allclose([one.probability for one in mixed], [one.probability for one in single], atol=1e-5)
+
+
+async def test_a_conditional_stack_warms_up_answers_and_tells_what_its_rows_cost(engine):
+    data = random_bundle("dogs", ("rex", "ace", "pug"), head="conditional", text_boost=(2, 2), text_adapt=(1, 2))
+    stack = await engine.load(read_bundle(data), 1)
+    await engine.try_out(stack)
+    rows = rows_of([stack, await engine.with_labels(stack, ["heron", "kettle"]), await engine.boost_stack(stack)])
+    assert [row.n_text_rows for row in rows] == [3, 2, 0]
+    answers = await engine.run(rows[:2]) + await engine.run(rows[2:])
+    labels = [{one.label for one in answer} for answer in answers]
+    assert labels == [{"rex", "ace", "pug"}, {"heron", "kettle"}, {"rex", "ace", "pug"}]
+    broken = torch.full_like(stack.head.net.bias_W, float("nan"))
+    net = dataclasses.replace(stack.head.net, bias_W=broken)
+    with pytest.raises(InferenceFailedError, match="finite"):
+        await engine.try_out(dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=net)))
+
+
+async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine):
+    small = await engine.load(read_bundle(random_bundle("a", ("x", "y"))), 1)
+    large = await engine.load(read_bundle(random_bundle("b", tuple("klmnopq"))), 1)
+    pixels = random_pixels(3).numpy()
+    answers = await engine.run(
+        [EngineRow(pixels[0], small, 5), EngineRow(pixels[1], large, 3), EngineRow(pixels[2], large, 1)]
+    )
+    assert [len(answer) for answer in answers] == [2, 3, 1]
+    for answer in answers:
+        assert [one.probability for one in answer] == sorted((one.probability for one in answer), reverse=True)
+    assert all(one.label == small.class_names[one.class_id] for one in answers[0])
+
+
+async def test_a_stack_warms_up_or_says_that_it_cannot_answer(engine):
+    stack = await engine.load(read_bundle(random_bundle()), 1)
+    await engine.try_out(stack)
+    broken = dataclasses.replace(stack, text_features=torch.full_like(stack.text_features, float("nan")))
+    with pytest.raises(InferenceFailedError, match="finite"):
+        await engine.try_out(broken)
+
+
+async def test_other_labels_and_boost_only_go_through_the_real_text_tower(engine):
+    stack = await engine.load(
+        read_bundle(random_bundle(image_boost=(2, 2), text_boost=(2, 2), image_adapt=(1, 1), text_adapt=(1, 2))), 1
+    )
+    labelled = await engine.with_labels(stack, ["heron", "kettle"])
+    boosted = await engine.boost_stack(stack)
+    answers = [(await engine.run(rows_of([one])))[0] for one in (labelled, boosted)]
+    assert {one.label for one in answers[0]} == {"heron", "kettle"}
+    assert {one.label for one in answers[1]} == set(stack.class_names)
+
+
+async def test_rows_that_fail_for_memory_are_split_until_they_fit():
+    model, largest = FakeModel(), 2
+
+    def encode(pixels, stacks, fits=model.encode_images):
+        if len(stacks) > largest:
+            raise torch.OutOfMemoryError("no room")
+        return fits(pixels, stacks)
+
+    model.encode_images = encode
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    pixels = np.zeros((3, 16, 16), dtype=np.uint8)
+    answers = await engine.run([EngineRow(pixels, stack, 1)] * 7)
+    assert [len(answer) for answer in answers] == [1] * 7
+    assert max(len(batch) for batch in model.batches) == 2
+    largest = 0
+    (refused,) = await engine.run([EngineRow(pixels, stack, 1)])
+    assert isinstance(refused, OverloadedError)
+    engine.close()
+
+
+async def test_a_stack_is_made_ready_while_the_device_goes_on(monkeypatch):
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    row, may_load, load = (
+        EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1),
+        threading.Event(),
+        model.load_stack,
+    )
+
+    def load_later(bundle, *, version):
+        assert may_load.wait(20)
+        return load(bundle, version=version)
+
+    monkeypatch.setattr(model, "load_stack", load_later)
+    loading = asyncio.ensure_future(engine.load(read_bundle(colour_bundle(seed=1)), 2))
+    assert [len(answer) for _ in range(3) for answer in await engine.run([row])] == [1, 1, 1]
+    assert not loading.done()
+    may_load.set()
+    assert (await loading).version == 2
+    engine.close()
+
+
+@pytest.mark.parametrize("n_ahead", [0, 1])
+async def test_a_device_that_takes_batches_ahead_is_given_one_while_another_runs_and_no_more(n_ahead):
+    model = FakeModel()
+    model.n_ahead = n_ahead
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
+    model.gate.clear()
+    running = [asyncio.ensure_future(engine.run([row])) for _ in range(3)]
+    await until(lambda: model.n_begun == 1 + n_ahead)
+    await asyncio.sleep(0.05)
+    assert model.n_begun == 1 + n_ahead
+    model.gate.set()
+    assert [len(answer) for answers in await asyncio.gather(*running) for answer in answers] == [1, 1, 1]
+    engine.close()
+
+
+async def test_what_first_batches_would_wait_for_is_done_when_a_stack_warms_up_between_the_batches_of_others():
+    model = FakeModel()
+    engine = Engine(model)
+    done, stack = [], await engine.load(read_bundle(colour_bundle()), 1)
+    row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
+    others = []
+
+    def first():
+        done.append("first")
+        others.append(asyncio.run_coroutine_threadsafe(engine.run([row]), loop))
+        time.sleep(0.05)
+
+    loop = asyncio.get_running_loop()
+    model.to_prepare = [first, lambda: done.append(f"second, batches: {len(model.batches)}")]
+    await engine.try_out(stack)
+    assert done == []
+    await engine.prepare(stack)
+    await asyncio.wrap_future(others[0])
+    assert done == ["first", "second, batches: 2"], "its own grey image and the batch of another"
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("n_at_once", "rows_together", "n_allowed", "most"),
+    [(1, None, 32, 32), (2, None, 32, 16), (1, 8, 32, 8), (2, 8, 32, 8), (2, 8, 6, 3), (4, 8, 2, 1)],
+)
+async def test_a_batch_is_no_larger_than_its_share_nor_than_what_the_model_takes_together(
+    n_at_once, rows_together, n_allowed, most
+):
+    model = FakeModel()
+    model.n_at_once, model.rows_together = n_at_once, rows_together
+    engine = Engine(model)
+    assert engine.most_rows(n_allowed) == most
+    engine.close()
+
+
+async def test_only_the_live_stacks_of_resident_domains_are_kept():
+    model = FakeModel()
+    engine = Engine(model, resident_domains={"ink"})
+    stacks = [await engine.load(read_bundle(colour_bundle(domain)), 1) for domain in ("paint", "ink")]
+    for stack in stacks:
+        engine.went_live(stack)
+    assert model.bank.kept == [stacks[1]]
+    engine.close()
+
+
+async def test_a_lost_device_is_touched_no_more():
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    model.fail_with = RuntimeError("CUDA error: device-side assert triggered")
+    row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
+    with pytest.raises(DeviceLostError):
+        await engine.run([row])
+    n_batches = len(model.batches)
+    with pytest.raises(DeviceLostError):
+        await engine.run([row])
+    assert engine.is_lost
+    assert len(model.batches) == n_batches
+    engine.close()
+
+
+async def test_a_call_that_hangs_is_noticed():
+    model = FakeModel()
+    engine = Engine(model, stuck_after_s=0.05)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    model.gate.clear()
+    running = asyncio.ensure_future(engine.run([EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)]))
+    await asyncio.sleep(0.2)
+    assert engine.is_busy
+    assert engine.is_stuck
+    model.gate.set()
+    await running
+    assert not engine.is_busy
+    assert not engine.is_stuck
+    engine.close()
+
+
+async def test_a_long_call_of_many_short_forwards_is_not_stuck():
+    clip = PromptedClip(tiny_backbone(), max_text_rows=1)
+    engine = Engine(clip, stuck_after_s=0.2)
+    stack = await engine.load(read_bundle(random_bundle(text_boost=(2, 2))), 1)
+    slow = tiny_backbone().clip.ln_final.register_forward_hook(lambda *_: time.sleep(0.06))
+    making = asyncio.ensure_future(engine.with_labels(stack, [f"label {n}" for n in range(10)]))
+    started_s, seen = time.monotonic(), []
+    while not making.done():
+        seen.append(engine.is_stuck)
+        await asyncio.sleep(0.01)
+    slow.remove()
+    engine.close()
+    assert len((await making).class_names) == 10
+    assert time.monotonic() - started_s > 0.5
+    assert not any(seen)
+
+
+async def test_text_that_does_not_fit_the_memory_is_refused_as_overload(monkeypatch):
+    def no_room(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory at 0x7f00")
+
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    for name, call in (
+        ("with_labels", lambda: engine.with_labels(stack, ["red"])),
+        ("boost_stack", lambda: engine.boost_stack(stack)),
+    ):
+        monkeypatch.setattr(model, name, no_room)
+        with pytest.raises(OverloadedError, match="no memory"):
+            await call()
+    assert not engine.is_lost
+    await engine.try_out(stack)
+    engine.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"head": "class"},
+        {"head": "projector", "labels": "own"},
+        {"head": "conditional", "text_boost": (2, 2), "text_adapt": (1, 2)},
+    ],
+    ids=["plain", "class", "projector", "conditional"],
+)
+async def test_the_engine_answers_alike_on_the_gpu_as_it_is_served_with_batches_begun_behind_each_other(options):
+    register_tiny_models()
+    backbone = load_backbone("tiny", random_seed=0, device="cuda")
+    served = PromptedClip(backbone, image_tower=image_tower(backbone, Settings(max_batch_rows=8)))
+    bundle = read_bundle(random_bundle("dogs", ("rex", "ace", "pug", "lab"), seed=2, **options))
+    found = []
+    for engine in (Engine(PromptedClip(tiny_backbone())), Engine(served)):
+        stack = await engine.load(bundle, 1)
+        await engine.try_out(stack)
+        await engine.prepare(stack)
+        batches = [rows_of([stack] * n_rows) for n_rows in (4, 1, 8, 3, 5, 2) * 4]
+        found.append([answer for answers in await asyncio.gather(*map(engine.run, batches)) for answer in answers])
+        engine.close()
+    for cpu, gpu in zip(*found, strict=True):
+        by_label = {one.label: one.probability for one in gpu}
+        assert all(abs(one.probability - by_label[one.label]) < 1e-3 for one in cpu)

@@ -1,0 +1,146 @@
+"""More work than there is time or room for: who is refused, who is late, and who is not affected."""
+
+import asyncio
+import threading
+
+import pytest
+
+from service.images.decoder import open_rgb
+from tests.service.fakes import colour_bundle, picture
+from tests.service.http.crowd import WatchedBody, crowd
+
+pytestmark = pytest.mark.anyio
+IN_BOTH_FORMS = True
+
+
+async def test_a_deadline_that_passes_is_504_and_the_service_goes_on(serve, model):
+    async with serve() as client:
+        model.gate.clear()
+        late = await client.post("/classify/paint?timeout_ms=100", content=picture())
+        model.gate.set()
+        fine = await client.post("/classify/paint", content=picture())
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert fine.status_code == 200
+
+
+async def test_a_full_queue_is_429_with_retry_after(serve, model):
+    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+        model.gate.clear()
+        calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(8)]
+        done, waiting = await asyncio.wait(calls, timeout=0.5)
+        model.gate.set()
+        kept = await asyncio.gather(*waiting)
+    refused = [call.result() for call in done]
+    assert {answer.status_code for answer in refused} == {429}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert {answer.status_code for answer in kept} == {200}
+    assert len(kept) + len(refused) == 8
+    assert len(kept) == 4
+
+
+@pytest.mark.parametrize(("rows_together", "largest"), [(3, 3), (None, 8)])
+async def test_no_batch_is_larger_than_what_the_model_takes_together(serve, model, rows_together, largest):
+    model.rows_together = rows_together
+    async with serve(max_batch_rows=8) as client:
+        model.gate.clear()
+        calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(20)]
+        await asyncio.sleep(0.5)
+        model.gate.set()
+        answers = await asyncio.gather(*calls)
+    assert {answer.status_code for answer in answers} == {200}
+    assert max(map(len, model.batches)) == largest
+
+
+async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come_free_again(serve, model):
+    body = WatchedBody()
+    async with serve(max_open_requests=2) as client:
+        model.gate.clear()
+        calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(2)]
+        await asyncio.wait(calls, timeout=0.3)
+        refused = await client.post("/classify/paint", content=body)
+        assert (await client.get("/readyz")).status_code == 200
+        model.gate.set()
+        kept = await asyncio.gather(*calls)
+        after = [await client.post("/classify/paint", content=picture()) for _ in range(3)]
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert body.n_read == 0
+    assert {answer.status_code for answer in (*kept, *after)} == {200}
+
+
+async def test_who_would_be_refused_with_one_image_is_refused_before_the_body_is_read(serve, model):
+    body = WatchedBody()
+    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+        model.gate.clear()
+        kept = await crowd(client)
+        refused = await client.post("/classify/paint", content=body)
+        model.gate.set()
+        assert [(await one).status_code for one in kept] == [200] * 4
+        n_read = body.n_read
+        after = await client.post("/classify/paint", content=body)
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert (after.status_code, n_read, body.n_read) == (200, 0, 1)
+
+
+async def test_too_many_images_in_decoding_are_429(serve, monkeypatch):
+    entered, gate = threading.Event(), threading.Event()
+
+    def slowly(*given):
+        entered.set()
+        gate.wait(10)
+        return open_rgb(*given)
+
+    monkeypatch.setattr("service.images.decoder.open_rgb", slowly)
+    files = [("images", (f"{n}.png", picture())) for n in range(2)]
+    async with serve(max_decoding_images=2, max_images=2) as client:
+        first = asyncio.ensure_future(client.post("/classify/paint", files=files))
+        await asyncio.to_thread(entered.wait, 10)
+        refused = await client.post("/classify/paint", files=files)
+        gate.set()
+        served = await first
+    assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+    assert served.status_code == 200
+
+
+async def test_a_crowd_of_label_sets_is_refused_leaves_in_time_and_does_not_hold_up_the_others(serve, model):
+    making, begun, letting = [], threading.Event(), threading.Event()
+    with_labels = model.with_labels
+
+    def slowly(stack, labels):
+        making.append(labels)
+        begun.set()
+        letting.wait(10)
+        return with_labels(stack, labels)
+
+    model.with_labels = slowly
+    async with serve(max_waiting_stacks=3) as client:
+
+        def ask(n):
+            query = {"labels": f"red,x{n}", "timeout_ms": 2000}
+            return asyncio.ensure_future(client.post("/classify/paint", content=picture(), params=query))
+
+        asked = [ask(0)]
+        await asyncio.to_thread(begun.wait, 10)
+        asked += [ask(n) for n in range(1, 12)]
+        done = await asyncio.gather(*asked)
+        letting.set()
+        plain = await client.post("/classify/paint", content=picture())
+        again = await client.post("/classify/paint?labels=red,x0", content=picture())
+    found = sorted((answer.status_code, answer.json()["code"]) for answer in done)
+    assert found == [(429, "overloaded")] * 8 + [(504, "deadline_exceeded")] * 4
+    assert all("retry-after" in answer.headers for answer in done if answer.status_code == 429)
+    assert (plain.status_code, again.status_code) == (200, 200)
+    assert len(making) == 1, "what nobody waits for any more is not made; what was begun is kept"
+
+
+async def test_loading_an_older_version_counts_towards_the_deadline(serve, store, model):
+    added = store.add("paint", colour_bundle(seed=1))
+    async with serve() as client:
+        model.gate.clear()
+        url = f"/classify/paint?version={added.version}&timeout_ms=200"
+        late = await asyncio.wait_for(client.post(url, content=picture()), 5)
+        model.gate.set()
+        fine = await client.post(f"/classify/paint?version={added.version}", content=picture())
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert fine.json()["version"] == added.version

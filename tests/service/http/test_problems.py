@@ -1,0 +1,81 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from prompt_store.errors import PromptStoreError
+from prompted_clip.errors import PromptedClipError
+from service.client import AskError
+from service.demo.run import DemoError
+from service.errors import BackboneMismatchError, OverloadedError, ServiceError
+from service.http import problems
+
+NEVER_ANSWERED = {AskError, DemoError}
+"""Errors of the command line, which no request can meet."""
+
+
+def family(root):
+    """A class and everything below it."""
+    return [root, *(kind for child in root.__subclasses__() for kind in family(child))]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for root in (ServiceError, PromptStoreError, PromptedClipError) for kind in family(root)],
+    ids=lambda kind: kind.__name__,
+)
+def test_every_error_of_the_three_packages_has_its_own_row(kind):
+    assert kind in problems.TABLE or kind in NEVER_ANSWERED
+
+
+def test_every_row_belongs_to_an_error_of_ours_and_has_a_4xx_or_5xx_status():
+    for kind, row in problems.TABLE.items():
+        assert issubclass(kind, ServiceError | PromptStoreError | PromptedClipError)
+        assert 400 <= row.status < 600
+
+
+def test_an_unexpected_error_shows_a_fixed_text():
+    answer = problems.respond(KeyError("/secret/path at 0x7f12"))
+    body = json.loads(answer.body)
+    assert (answer.status_code, body["code"]) == (500, "internal")
+    assert "secret" not in answer.body.decode()
+    assert answer.media_type == "application/problem+json"
+
+
+def test_facts_of_an_error_stand_beside_its_code():
+    body = problems.describe(BackboneMismatchError(expected="sha256:a", found="sha256:b"))
+    assert (body["status"], body["code"]) == (409, "backbone_mismatch")
+    assert (body["expected_fingerprint"], body["found_fingerprint"]) == ("sha256:a", "sha256:b")
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (1.2, "2"), (30, "30")])
+def test_retry_after_is_whole_seconds_and_never_zero(seconds, header):
+    assert problems.respond(OverloadedError("full", retry_after_s=seconds)).headers["retry-after"] == header
+
+
+NEVER_SEEN = {
+    "service_error", "settings_invalid", "client_gone", "prompt_store_error", "bundle_invalid", "model_error",
+    "weights_invalid", "digest_mismatch",
+}  # fmt: skip
+"""Codes of bases, of start-up errors, of a check that no route makes, and of answers that nobody receives."""
+
+
+def test_the_documentation_lists_every_code_under_its_status():
+    page = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| (\d{3}) \| `(\w+)`", page, re.MULTILINE))
+    for kind, row in problems.TABLE.items():
+        code = row.code or getattr(kind, "default_code", None) or kind.code
+        assert (str(row.status), code) in documented or code in NEVER_SEEN, (row.status, code)
+
+
+def test_every_code_that_the_service_names_is_documented():
+    page = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    named = {
+        code
+        for path in (Path(__file__).parents[3] / "service").glob("**/*.py")
+        if path.stem not in {"server", "listening", "pool", "files", "run", "settings", "client"}
+        for code in re.findall(r'\bcode="(\w+)"', path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    assert {code for code in named if f"`{code}`" not in page} == set()
