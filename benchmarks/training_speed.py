@@ -36,8 +36,8 @@ from training.caspl_student import CasplStudent
 from training.data.view_values import ViewValues
 from training.data.views import Views
 from training.demo.pages import fill_page
-from training.foundation import ClassTokens, Foundation
 from training.loop import Learner, LoopRun, steps_per_epoch, train
+from training.prompted_backbone import ClassTokens, PromptedBackbone
 from training.recipe import AdaptRecipe, BoostRecipe, Recipe
 from training.teacher import Teacher
 
@@ -65,11 +65,11 @@ class Timing:
     loss_difference: float
 
 
-class PaddedFoundation(Foundation):
+class PaddedBackbone(PromptedBackbone):
     """Texts as the reference repositories run them: always at the tower's full length."""
 
     def tokenize(self, class_names: Sequence[str], text: str, *, n_prompts: int) -> ClassTokens:
-        """As `Foundation.tokenize`, padded to the context length; what stands behind EOT changes no number."""
+        """As `PromptedBackbone.tokenize`, padded to the context length; what stands behind EOT changes no number."""
         tokens = super().tokenize(class_names, text, n_prompts=n_prompts)
         n_missing = self.backbone.context_length - n_prompts - self.n_text_boost - tokens.ids_KT.shape[1]
         return ClassTokens(torch.nn.functional.pad(tokens.ids_KT, (0, n_missing)), tokens.eot_K)
@@ -135,7 +135,7 @@ def boosters(
         Booster(CasplStudent(student, names, recipe), Teacher(teacher, names, recipe.teacher_template), views, recipe)
         for _ in range(2)
     )
-    padded = PaddedFoundation(student).tokenize(names, recipe.template, n_prompts=recipe.text_tokens)
+    padded = PaddedBackbone(student).tokenize(names, recipe.template, n_prompts=recipe.text_tokens)
     reference.student._tokens = padded  # type: ignore[attr-defined]
     reference._teacher_answers = AskedEachStep(views, reference._ask_teacher)
     return reference, ours
@@ -146,11 +146,11 @@ def adapters(
 ) -> tuple[Adapter, Adapter]:
     """The transcription's and ours."""
     reference, ours = (
-        Adapter(METHODS[name].build(foundation, names, recipe), foundation, views, labels, recipe)
-        for foundation in (PaddedFoundation(student), Foundation(student))
+        Adapter(METHODS[name].build(base_model, names, recipe), base_model, views, labels, recipe)
+        for base_model in (PaddedBackbone(student), PromptedBackbone(student))
     )
-    asked = AskedEachStep(views, reference._foundation_values._compute)
-    reference._foundation_values = reference._reference_values = asked
+    asked = AskedEachStep(views, reference._feature_values._compute)
+    reference._feature_values = reference._reference_values = asked
     return reference, ours
 
 

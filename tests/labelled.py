@@ -5,7 +5,7 @@ import torch
 from prompted_clip.internals import unit_norm
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes
-from tests.foundations import random_images
+from tests.base_models import random_images
 from training.adapting.method import Batch
 
 CLASS_NAMES = ("cat", "striped dog", "bird")
@@ -13,13 +13,13 @@ BOOSTS = (None, (2, 3))
 
 
 @torch.no_grad()
-def pixel_batch(foundation, reference="boosted"):
+def pixel_batch(base_model, reference="boosted"):
     """Three random images, one of each class, with the reference model's features."""
-    images = random_images(3, foundation.backbone.dtype)
+    images = random_images(3, base_model.backbone.dtype)
     return Batch(
         labels_B=torch.tensor([2, 0, 1]),
         images_BCHW=images,
-        reference_BE=foundation.reference(reference).encode_images(images),
+        reference_BE=base_model.reference(reference).encode_images(images),
     )
 
 
@@ -33,14 +33,14 @@ def stirred(method):
 
 
 @torch.no_grad()
-def folded_logits(foundation, method, class_names, images):
+def folded_logits(base_model, method, class_names, images):
     """Scores made of nothing but the folded tensors and the method's text."""
-    folded, text_boost = method.fold(), foundation.text_boost
+    folded, text_boost = method.fold(), base_model.text_boost
     texts = encode_classes(
-        foundation.backbone, class_names, [method.text], join_groups([folded.text_adapt, text_boost])
+        base_model.backbone, class_names, [method.text], join_groups([folded.text_adapt, text_boost])
     )
-    embeddings = foundation.embed_images(images, folded.image_adapt)
-    scores = foundation.logit_scale * unit_norm(embeddings) @ texts.T
+    embeddings = base_model.embed_images(images, folded.image_adapt)
+    scores = base_model.logit_scale * unit_norm(embeddings) @ texts.T
     if folded.head is None:
         return scores
     of_head = embeddings @ folded.head.weight_KE.T + folded.head.bias_K

@@ -14,10 +14,10 @@ from training.data.dataset import Dataset
 from training.data.views import Views
 from training.export import adapt_provenance, fold_bundle
 from training.files import digest_of, write_whole
-from training.foundation import Foundation
 from training.loop import ALONE, Keep
 from training.parallel import World
 from training.progress import bars, train_with_progress
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 
 
@@ -46,7 +46,7 @@ def run_adapt(
     job: AdaptJob,
     method_name: str,
     recipe: AdaptRecipe,
-    foundation: Foundation,
+    base_model: PromptedBackbone,
     console: Console,
     *,
     world: World = ALONE,
@@ -57,7 +57,7 @@ def run_adapt(
         job: inputs and outputs.
         method_name: a key of `METHODS`.
         recipe: that method's recipe.
-        foundation: the backbone that will serve, boosted or plain.
+        base_model: the backbone that will serve, boosted or plain.
         console: where progress is shown.
         world: the processes of this run; the first one writes files.
 
@@ -69,7 +69,7 @@ def run_adapt(
     """
     check_class_names(job.dataset.class_names, job.dataset.name)
     items = job.dataset.split("train")
-    backbone = foundation.backbone
+    backbone = base_model.backbone
     views = Views(
         [item.path for item in items],
         image_size=backbone.image_size,
@@ -79,10 +79,10 @@ def run_adapt(
         seed=recipe.seed,
         n_fixed=recipe.fixed_views,
     )
-    method = METHODS[method_name].build(foundation, job.dataset.class_names, recipe)
-    adapter = Adapter(method, foundation, views, [item.label for item in items], recipe)
+    method = METHODS[method_name].build(base_model, job.dataset.class_names, recipe)
+    adapter = Adapter(method, base_model, views, [item.label for item in items], recipe)
     data_digests = {"train": job.dataset.digest} | (
-        {"boost": foundation.boost_digest} if foundation.boost_digest is not None else {}
+        {"boost": base_model.boost_digest} if base_model.boost_digest is not None else {}
     )
     identity = data_digests | {
         "method": method_name,
@@ -108,7 +108,7 @@ def run_adapt(
         "train_accuracy": _accuracy(adapter),
     }
     data = fold_bundle(
-        foundation,
+        base_model,
         method.fold(),
         domain=job.domain,
         class_names=job.dataset.class_names,

@@ -123,9 +123,9 @@ def run_boost(
         "teacher_agreement_before": before,
         "teacher_agreement_after": booster.agreement(),
     }
-    foundation, folded = pupil.fold()
+    base_model, folded = pupil.fold()
     data = fold_bundle(
-        foundation,
+        base_model,
         folded,
         domain=job.domain,
         class_names=class_names,

@@ -23,9 +23,9 @@ from training.adapting.method import Folded
 from training.data.view_values import ViewValues
 from training.data.views import Views
 from training.errors import BackbonePairError
-from training.foundation import Foundation
 from training.hardware import autocast
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
 
@@ -43,7 +43,7 @@ class Student(Protocol):
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """z_S: float32 [B, K] under the current prompts; gradients reach only what learns."""
 
-    def fold(self) -> tuple[Foundation, Folded]:
+    def fold(self) -> tuple[PromptedBackbone, Folded]:
         """The boosted backbone, and what else a bundle of it has to hold."""
 
     def train(self, mode: bool = True) -> object:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from training.adapting.method import Folded
-from training.foundation import Foundation
 from training.initial_prompts import random_prompts, start_from_words
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
 from training.scores import class_scores
 
@@ -44,7 +44,7 @@ class CasplStudent(nn.Module):
         start_from_words(text, backbone, recipe.text_init)
         self.image = nn.Parameter(image.to(backbone.device))
         self.text = nn.Parameter(text.to(backbone.device))
-        self._tokens = Foundation(backbone).tokenize(class_names, recipe.template, n_prompts=recipe.text_tokens)
+        self._tokens = PromptedBackbone(backbone).tokenize(class_names, recipe.template, n_prompts=recipe.text_tokens)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The prompts of both towers; those of the text tower may learn more slowly."""
@@ -55,13 +55,13 @@ class CasplStudent(nn.Module):
         model = self._boosted()
         return class_scores(model.logit_scale, model.encode_images(images_BCHW), model.encode_text(self._tokens))
 
-    def fold(self) -> tuple[Foundation, Folded]:
+    def fold(self) -> tuple[PromptedBackbone, Folded]:
         """The boosted backbone; text features follow from its prompts."""
         model = self._boosted()
         image, text = (None if group is None else group.detach() for group in (model.image_boost, model.text_boost))
-        return Foundation(self.backbone, image, text), Folded()
+        return PromptedBackbone(self.backbone, image, text), Folded()
 
-    def _boosted(self) -> Foundation:
+    def _boosted(self) -> PromptedBackbone:
         """The backbone with the prompts as they are now; a tower with zero tokens has none."""
         image = self.image if self.image.shape[1] else None
-        return Foundation(self.backbone, image, self.text if self.text.shape[1] else None)
+        return PromptedBackbone(self.backbone, image, self.text if self.text.shape[1] else None)

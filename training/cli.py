@@ -141,8 +141,8 @@ def adapt(
         from training.data.dataset import shorten
         from training.data.few_shot import few_shot
         from training.data.readable import drop_unreadable
-        from training.foundation import load_foundation
         from training.parallel import join_world
+        from training.prompted_backbone import load_prompted_backbone
         from training.recipe import read_recipe
 
         if method not in METHODS:
@@ -167,11 +167,11 @@ def adapt(
             named = f"skipped {len(dataset.unreadable)} unreadable: {shorten(dataset.unreadable)}"
             Console(stderr=True).print(named, style="yellow", markup=False, soft_wrap=True)
         world = join_world(device)
-        foundation = load_foundation(
+        base_model = load_prompted_backbone(
             backbone, pretrained, boost, is_random=random_weights, device=world.device or device, quick_gelu=quick_gelu
         )
         job = AdaptJob(domain, dataset, bundle, _beside(bundle), checkpoint_every, tensorboard)
-        result = run_adapt(job, method, chosen, foundation, _console(world.is_first), world=world)
+        result = run_adapt(job, method, chosen, base_model, _console(world.is_first), world=world)
         if world.is_first:
             _show("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
 

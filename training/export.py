@@ -22,14 +22,14 @@ from prompt_store.manifest import (
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes
 from training.adapting.method import Folded
-from training.foundation import Foundation
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
 
 
 @torch.no_grad()
 def fold_bundle(
-    foundation: Foundation,
+    base_model: PromptedBackbone,
     folded: Folded,
     *,
     domain: str,
@@ -37,10 +37,10 @@ def fold_bundle(
     text: str,
     provenance: Provenance,
 ) -> bytes:
-    """A bundle: the boosting prompts of a foundation, and whatever was learned next to them.
+    """A bundle: the boosting prompts of a base model, and whatever was learned next to them.
 
     Args:
-        foundation: what was adapted; its boosting prompts travel in the bundle.
+        base_model: what was adapted; its boosting prompts travel in the bundle.
         folded: what the method learned.
         domain: name in the service.
         class_names: K labels, also their text behind the prompts.
@@ -55,26 +55,26 @@ def fold_bundle(
         TextTooLongError: a class does not fit the text tower together with the prompts.
     """
     groups = {
-        "image.boost": foundation.image_boost,
+        "image.boost": base_model.image_boost,
         "image.adapt": folded.image_adapt,
-        "text.boost": foundation.text_boost,
+        "text.boost": base_model.text_boost,
         "text.adapt": folded.text_adapt,
     }
     tensors = {name: group for name, group in groups.items() if group is not None}
     if folded.meta_net is None:
-        tensors["text.features"] = _text_features(foundation, folded, class_names, text)
+        tensors["text.features"] = _text_features(base_model, folded, class_names, text)
     tensors |= _heads(folded)
     manifest = Manifest(
         format=1,
         domain=domain,
-        backbone=foundation.backbone.spec(),
+        backbone=base_model.backbone.spec(),
         classes=[ClassSpec(name=name, text=name) for name in class_names],
         templates=[text],
-        logit_scale=foundation.logit_scale,
+        logit_scale=base_model.logit_scale,
         stack=StackSpec(
             head="static" if folded.meta_net is None else "conditional",
-            image=GroupsSpec(boost=_spec(foundation.image_boost), adapt=_spec(folded.image_adapt)),
-            text=GroupsSpec(boost=_spec(foundation.text_boost), adapt=_spec(folded.text_adapt)),
+            image=GroupsSpec(boost=_spec(base_model.image_boost), adapt=_spec(folded.image_adapt)),
+            text=GroupsSpec(boost=_spec(base_model.text_boost), adapt=_spec(folded.text_adapt)),
             labels="own" if folded.serves_own_classes_only else "any",
             head_share=folded.head.share if folded.head is not None else None,
         ),
@@ -118,13 +118,13 @@ def boost_provenance(
     )
 
 
-def _text_features(foundation: Foundation, folded: Folded, class_names: Sequence[str], text: str) -> Tensor:
+def _text_features(base_model: PromptedBackbone, folded: Folded, class_names: Sequence[str], text: str) -> Tensor:
     """G [K, E]: as the method gives them, or as the prompts do."""
     if folded.text_features_KE is not None:
         return folded.text_features_KE
-    device = foundation.backbone.device
+    device = base_model.backbone.device
     adapt = folded.text_adapt.to(device) if folded.text_adapt is not None else None
-    return encode_classes(foundation.backbone, class_names, [text], join_groups([adapt, foundation.text_boost]))
+    return encode_classes(base_model.backbone, class_names, [text], join_groups([adapt, base_model.text_boost]))
 
 
 def _heads(folded: Folded) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from prompted_clip.backbone import Backbone
 from prompted_clip.internals import unit_norm
 from training.adapting.method import Folded
-from training.foundation import Foundation
 from training.initial_prompts import random_prompts
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
 from training.scores import class_scores
 
@@ -57,7 +57,7 @@ class PromptKDStudent(nn.Module):
         features = unit_norm(self.out(hidden.relu()))
         return class_scores(self.backbone.logit_scale, features, self._text_features_KE2)
 
-    def fold(self) -> tuple[Foundation, Folded]:
+    def fold(self) -> tuple[PromptedBackbone, Folded]:
         """The prompted backbone, and the projector with its batch norm folded into the first layer."""
         variance, mean = self.norm.running_var, self.norm.running_mean
         if variance is None or mean is None:
@@ -75,7 +75,7 @@ class PromptKDStudent(nn.Module):
             projector={name: tensor.detach().clone() for name, tensor in projector.items()},
         )
         image = self._prompted().image_boost
-        return Foundation(self.backbone, image.detach() if image is not None else None), folded
+        return PromptedBackbone(self.backbone, image.detach() if image is not None else None), folded
 
-    def _prompted(self) -> Foundation:
-        return Foundation(self.backbone, self.image if self.image.shape[1] else None)
+    def _prompted(self) -> PromptedBackbone:
+        return PromptedBackbone(self.backbone, self.image if self.image.shape[1] else None)

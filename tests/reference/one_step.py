@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.foundations import relative_error, slow_twin, token_ids
+from tests.base_models import relative_error, slow_twin, token_ids
 from tests.reference.slow_clip import SlowClip
 
 TOLERANCE = 1e-9
@@ -12,8 +12,8 @@ class LongFeatures(SlowClip):
     """The slow CLIP, which also gives features at the length they have before they are divided by it."""
 
     @classmethod
-    def of(cls, foundation):
-        twin = slow_twin(foundation)
+    def of(cls, base_model):
+        twin = slow_twin(base_model)
         return cls(twin.w, vision_heads=twin.vision_heads, text_heads=twin.text_heads, quick_gelu=twin.quick_gelu)
 
     def _norm(self, x, name):
@@ -31,11 +31,11 @@ class LongFeatures(SlowClip):
         return self.last[0] @ self.w["text_projection"]
 
 
-def slow_features(foundation, images, texts, image_prompts, text_prompts):
+def slow_features(base_model, images, texts, image_prompts, text_prompts):
     """f [B, E] of [CLS, patches, boost, V], g [K, E] of [SOS, T, boost, text, EOT], and s."""
-    slow = slow_twin(foundation)
-    f = [slow.image(image, foundation.image_boost, image_prompts) for image in images]
-    g = [slow.text(token_ids(foundation, text), text_prompts, foundation.text_boost) for text in texts]
+    slow = slow_twin(base_model)
+    f = [slow.image(image, base_model.image_boost, image_prompts) for image in images]
+    g = [slow.text(token_ids(base_model, text), text_prompts, base_model.text_boost) for text in texts]
     return torch.stack(f), torch.stack(g), slow.w["logit_scale"].exp()
 
 

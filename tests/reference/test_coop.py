@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.foundations import feature_batch, random_images, relative_error, slow_twin, tiny_foundation, token_ids
+from tests.base_models import feature_batch, random_images, relative_error, slow_twin, tiny_base_model, token_ids
 from training.adapting.coop import CoOp, CoOpRecipe
 
 CLASSES = ["cat", "striped circle", "a rather long name"]
@@ -26,19 +26,19 @@ def slow_text(slow, ids, before, boost, behind):
     return feature / feature.norm()
 
 
-def slow_loss(foundation, context, position):
+def slow_loss(base_model, context, position):
     """CE written out; `context` is [N, W] or [K, N, W]."""
-    slow = slow_twin(foundation)
+    slow = slow_twin(base_model)
     texts = []
     for index, name in enumerate(CLASSES):
         own = context if context.ndim == 2 else context[index]
         half = {"end": len(own), "middle": len(own) // 2, "front": 0}[position]
-        ids = token_ids(foundation, f"{name}.")
-        texts.append(slow_text(slow, ids, own[:half], foundation.text_boost, own[half:]))
+        ids = token_ids(base_model, f"{name}.")
+        texts.append(slow_text(slow, ids, own[:half], base_model.text_boost, own[half:]))
     total = 0
     for image, label in zip(random_images(len(LABELS), torch.float64), LABELS, strict=True):
-        feature = slow.image(image, foundation.image_boost)
-        scores = torch.stack([(foundation.logit_scale * feature * text).sum() for text in texts])
+        feature = slow.image(image, base_model.image_boost)
+        scores = torch.stack([(base_model.logit_scale * feature * text).sum() for text in texts])
         total = total - (scores[label] - scores.exp().sum().log())
     return total / len(LABELS)
 
@@ -47,15 +47,15 @@ def slow_loss(foundation, context, position):
 @pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize(("position", "n_tokens"), [("end", 4), ("middle", 4), ("middle", 3), ("front", 3)])
 def test_loss_and_gradient_are_those_of_the_paper(boost, class_specific, position, n_tokens):
-    foundation = tiny_foundation(boost, torch.float64)
+    base_model = tiny_base_model(boost, torch.float64)
     recipe = CoOpRecipe(context_tokens=n_tokens, class_specific=class_specific, position=position)
-    method = CoOp(foundation, CLASSES, recipe).double()
+    method = CoOp(base_model, CLASSES, recipe).double()
 
-    loss = method.loss(feature_batch(foundation, LABELS))
+    loss = method.loss(feature_batch(base_model, LABELS))
     loss.backward()
 
     context = method.context.detach().clone().requires_grad_()
-    expected = slow_loss(foundation, context, position)
+    expected = slow_loss(base_model, context, position)
     (gradient,) = torch.autograd.grad(expected, [context])
     assert context.shape == ((3, n_tokens, 32) if class_specific else (n_tokens, 32))
     assert relative_error(loss, expected) < TOLERANCE
@@ -63,10 +63,10 @@ def test_loss_and_gradient_are_those_of_the_paper(boost, class_specific, positio
 
 
 def test_the_slow_text_agrees_with_the_slow_clip_where_both_apply():
-    foundation = tiny_foundation((2, 3), torch.float64)
-    slow, ids = slow_twin(foundation), token_ids(foundation, "cat.")
+    base_model = tiny_base_model((2, 3), torch.float64)
+    slow, ids = slow_twin(base_model), token_ids(base_model, "cat.")
     context = torch.randn(4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
-    found = slow_text(slow, ids, context, foundation.text_boost, context[:0])
+    found = slow_text(slow, ids, context, base_model.text_boost, context[:0])
 
-    assert relative_error(found, slow.text(ids, context.unsqueeze(0), foundation.text_boost)) < TOLERANCE
+    assert relative_error(found, slow.text(ids, context.unsqueeze(0), base_model.text_boost)) < TOLERANCE

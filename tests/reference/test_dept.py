@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.foundations import tiny_foundation, token_ids
+from tests.base_models import tiny_base_model, token_ids
 from tests.labelled import BOOSTS, CLASS_NAMES, pixel_batch, stirred
 from tests.reference.one_step import LongFeatures, assert_same_step, cross_entropy
 from training.adapting.dept import DePT, DePTRecipe
@@ -11,28 +11,28 @@ from training.adapting.ivlp import IVLP, IVLPRecipe
 from training.adapting.maple import MaPLe, MaPLeRecipe
 
 
-def maple_host(foundation):
-    host = MaPLe(foundation, CLASS_NAMES, MaPLeRecipe(depth=2))
+def maple_host(base_model):
+    host = MaPLe(base_model, CLASS_NAMES, MaPLeRecipe(depth=2))
     return host, host.image_prompts, "of a {}."
 
 
-def ivlp_host(foundation):
-    host = IVLP(foundation, CLASS_NAMES, IVLPRecipe(image_tokens=2, image_depth=3, text_depth=1))
+def ivlp_host(base_model):
+    host = IVLP(base_model, CLASS_NAMES, IVLPRecipe(image_tokens=2, image_depth=3, text_depth=1))
     return host, lambda: host.image_prompts, "{}."
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize("build_host", [maple_host, ivlp_host])
 def test_a_step_of_dept_is_the_step_of_its_equations(boost, build_host):
-    foundation = tiny_foundation(boost, torch.float64)
-    host, image_prompts, text = build_host(foundation)
-    method = stirred(DePT(foundation, CLASS_NAMES, DePTRecipe(), host).double())
-    batch, tensors = pixel_batch(foundation), dict(method.named_parameters())
+    base_model = tiny_base_model(boost, torch.float64)
+    host, image_prompts, text = build_host(base_model)
+    method = stirred(DePT(base_model, CLASS_NAMES, DePTRecipe(), host).double())
+    batch, tensors = pixel_batch(base_model), dict(method.named_parameters())
 
-    slow, y = LongFeatures.of(foundation), batch.labels_B
-    ids = [token_ids(foundation, text.replace("{}", name)) for name in CLASS_NAMES]
-    v = torch.stack([slow.long_image(x, foundation.image_boost, image_prompts()) for x in batch.images_BCHW])
-    t = torch.stack([slow.long_text(row, host.text_prompts, foundation.text_boost) for row in ids])
+    slow, y = LongFeatures.of(base_model), batch.labels_B
+    ids = [token_ids(base_model, text.replace("{}", name)) for name in CLASS_NAMES]
+    v = torch.stack([slow.long_image(x, base_model.image_boost, image_prompts()) for x in batch.images_BCHW])
+    t = torch.stack([slow.long_text(row, host.text_prompts, base_model.text_boost) for row in ids])
     z = slow.w["logit_scale"].exp() * (v / v.norm(dim=1, keepdim=True)) @ (t / t.norm(dim=1, keepdim=True)).T
     film_v = torch.stack([tensors["image_scale"] * row + tensors["image_shift"] for row in v])
     film_t = torch.stack([tensors["text_scale"] * t[label] + tensors["text_shift"] for label in y])

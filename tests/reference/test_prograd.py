@@ -3,27 +3,27 @@
 import pytest
 import torch
 
-from tests.foundations import feature_batch, random_images, relative_error, slow_twin, tiny_foundation, token_ids
+from tests.base_models import feature_batch, random_images, relative_error, slow_twin, tiny_base_model, token_ids
 from training.adapting.prograd import ProGrad, ProGradRecipe
 
 CLASSES = ["cat", "striped circle", "a rather long name"]
 TOLERANCE = 1e-9
 
 
-def slow_losses(foundation, context, labels, recipe):
+def slow_losses(base_model, context, labels, recipe):
     """L_ce and L_kl written out."""
-    slow = slow_twin(foundation)
-    reference = foundation if recipe.reference == "boosted" else foundation.plain()
+    slow = slow_twin(base_model)
+    reference = base_model if recipe.reference == "boosted" else base_model.plain()
     texts, reference_texts = [], []
     for name in CLASSES:
-        ids = token_ids(foundation, f"{name}.")
-        texts.append(slow.text(ids, context.unsqueeze(0), foundation.text_boost))
-        ids = token_ids(foundation, recipe.template.replace("{}", name))
+        ids = token_ids(base_model, f"{name}.")
+        texts.append(slow.text(ids, context.unsqueeze(0), base_model.text_boost))
+        ids = token_ids(base_model, recipe.template.replace("{}", name))
         reference_texts.append(slow.text(ids, None, reference.text_boost))
     tau, task, general = recipe.kl_temperature, 0, 0
     for image, label in zip(random_images(len(labels), torch.float64), labels, strict=True):
-        scores = foundation.logit_scale * torch.stack(texts) @ slow.image(image, foundation.image_boost)
-        frozen = foundation.logit_scale * torch.stack(reference_texts) @ slow.image(image, reference.image_boost)
+        scores = base_model.logit_scale * torch.stack(texts) @ slow.image(image, base_model.image_boost)
+        frozen = base_model.logit_scale * torch.stack(reference_texts) @ slow.image(image, reference.image_boost)
         task = task - (scores[label] - scores.exp().sum().log())
         target = (frozen / tau).exp() / (frozen / tau).exp().sum()
         log_share = scores / tau - (scores / tau).exp().sum().log()
@@ -45,21 +45,21 @@ def written_out_step(task, general, share):
 @pytest.mark.parametrize(("tau", "share"), [(1.0, 1.0), (2.0, 0.5)])
 @pytest.mark.parametrize("is_conflict", [True, False])
 def test_value_and_step_are_those_of_the_paper(boost, reference, tau, share, is_conflict):
-    foundation = tiny_foundation(boost, torch.float64)
+    base_model = tiny_base_model(boost, torch.float64)
     recipe = ProGradRecipe(context_tokens=4, context_init="", reference=reference, kl_temperature=tau, projection=share)
-    method = ProGrad(foundation, CLASSES, recipe).double()
-    batch = feature_batch(foundation, [0, 0], reference)
+    method = ProGrad(base_model, CLASSES, recipe).double()
+    batch = feature_batch(base_model, [0, 0], reference)
     # Labels that the zero-shot model holds for least likely pull against it, its own favourites along with it.
     zero_shot = (
-        batch.reference_BE @ method.reference_text_KE.T - batch.foundation_BE @ method.texts.encode(method.context).T
+        batch.reference_BE @ method.reference_text_KE.T - batch.features_BE @ method.texts.encode(method.context).T
     )
     labels = (zero_shot.argmin(1) if is_conflict else zero_shot.argmax(1)).tolist()
 
-    loss = method.loss(feature_batch(foundation, labels, reference))
+    loss = method.loss(feature_batch(base_model, labels, reference))
     loss.backward()
 
     context = method.context.detach().clone().requires_grad_()
-    task, general = slow_losses(foundation, context, labels, recipe)
+    task, general = slow_losses(base_model, context, labels, recipe)
     (task_gradient,) = torch.autograd.grad(task, [context], retain_graph=True)
     (general_gradient,) = torch.autograd.grad(general, [context])
     expected, overlap = written_out_step(task_gradient, general_gradient, share)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.foundations import tiny_foundation, token_ids
+from tests.base_models import tiny_base_model, token_ids
 from tests.labelled import CLASS_NAMES, pixel_batch, stirred
 from tests.reference.one_step import LongFeatures, assert_same_step, cross_entropy, slow_features
 from training.adapting.promptsrc import REFERENCE_TEMPLATES, PromptSRC, PromptSRCRecipe
@@ -21,14 +21,14 @@ def mean_text(reference):
 
 @pytest.mark.parametrize(("boost", "kind"), [(None, "boosted"), ((2, 3), "boosted"), ((2, 3), "plain")])
 def test_a_step_of_promptsrc_is_the_step_of_its_equations(boost, kind):
-    foundation = tiny_foundation(boost, torch.float64)
+    base_model = tiny_base_model(boost, torch.float64)
     recipe = PromptSRCRecipe(image_tokens=2, image_depth=3, text_depth=1, reference=kind)
-    method = stirred(PromptSRC(foundation, CLASS_NAMES, recipe).double())
-    batch = pixel_batch(foundation, kind)
+    method = stirred(PromptSRC(base_model, CLASS_NAMES, recipe).double())
+    batch = pixel_batch(base_model, kind)
 
-    reference = tiny_foundation(boost if kind == "boosted" else None, torch.float64)
+    reference = tiny_base_model(boost if kind == "boosted" else None, torch.float64)
     texts = [f"{name}." for name in CLASS_NAMES]
-    f, g, s = slow_features(foundation, batch.images_BCHW, texts, method.image_prompts, method.text_prompts)
+    f, g, s = slow_features(base_model, batch.images_BCHW, texts, method.image_prompts, method.text_prompts)
     f0, _, _ = slow_features(reference, batch.images_BCHW, texts, None, None)
     g0 = mean_text(reference)
     p, p0 = torch.softmax(s * f @ g.T, dim=1), torch.softmax(s * f0 @ g0.T, dim=1)

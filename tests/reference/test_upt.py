@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.foundations import tiny_foundation
+from tests.base_models import tiny_base_model
 from tests.labelled import BOOSTS, CLASS_NAMES, pixel_batch, stirred
 from tests.reference.one_step import assert_same_step, cross_entropy, slow_features
 from training.adapting.upt import UPT, UPTRecipe
@@ -41,15 +41,15 @@ def transformed(u, tensors, heads, size):
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize(("depth", "heads"), [(1, 1), (3, 2)])
 def test_a_step_of_upt_is_the_step_of_its_equations(boost, depth, heads):
-    foundation = tiny_foundation(boost, torch.float64)
+    base_model = tiny_base_model(boost, torch.float64)
     recipe = UPTRecipe(tokens=2, depth=depth, heads=heads, head_width=8, ffn_width=12)
-    method = stirred(UPT(foundation, CLASS_NAMES, recipe).double())
-    batch, tensors = pixel_batch(foundation), dict(method.named_parameters())
+    method = stirred(UPT(base_model, CLASS_NAMES, recipe).double())
+    batch, tensors = pixel_batch(base_model), dict(method.named_parameters())
 
     layers = [transformed(u, tensors, heads, 8) for u in tensors["unified"]]
     text_prompts = torch.stack([linear(layer[:2], tensors, "to_text") for layer in layers])
     image_prompts = torch.stack([linear(layer[2:], tensors, "to_image") for layer in layers])
     texts = [f"{name}." for name in CLASS_NAMES]
-    f, g, s = slow_features(foundation, batch.images_BCHW, texts, image_prompts, text_prompts)
+    f, g, s = slow_features(base_model, batch.images_BCHW, texts, image_prompts, text_prompts)
 
     assert_same_step(method, batch, cross_entropy(s * f @ g.T, batch.labels_B))

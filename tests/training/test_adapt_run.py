@@ -31,8 +31,8 @@ from training.data.few_shot import few_shot
 from training.data.views import Views
 from training.errors import CheckpointError
 from training.files import digest_of
-from training.foundation import Foundation, boosted_foundation
 from training.loop import train
+from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.recipe import read_recipe
 
 CLASSES = ("cat", "striped_circle", "dog")
@@ -56,11 +56,11 @@ def boosting_bundle():
     return random_bundle(domain="pets", image_boost=(2, 3), text_boost=(2, 2))
 
 
-def foundation(is_boosted):
+def base_model(is_boosted):
     return (
-        boosted_foundation(tiny_backbone(), read_bundle(boosting_bundle()))
+        boosted_backbone(tiny_backbone(), read_bundle(boosting_bundle()))
         if is_boosted
-        else Foundation(tiny_backbone())
+        else PromptedBackbone(tiny_backbone())
     )
 
 
@@ -84,7 +84,7 @@ def adapter_for(name, dataset, model, recipe):
 def test_the_service_answers_from_the_bundle_what_training_predicts(data, tmp_path, name, is_boosted):
     dataset = few_shot(open_dataset(str(data)), 2, seed=1)
     recipe = read_recipe(METHODS[name].recipe, None, QUICK)
-    model = foundation(is_boosted)
+    model = base_model(is_boosted)
     job = AdaptJob("pets", dataset, tmp_path / "pets.safetensors", tmp_path / "state")
     run_adapt(job, name, recipe, model, QUIET)
 
@@ -107,7 +107,7 @@ def test_the_service_answers_from_the_bundle_what_training_predicts(data, tmp_pa
 @pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
 @pytest.mark.parametrize("name", ["coop", "promptsrc"])
 def test_frozen_models_asked_once_give_the_run_they_give_when_asked_each_step(data, name, augmentation):
-    dataset, model = open_dataset(str(data)), foundation(is_boosted=True)
+    dataset, model = open_dataset(str(data)), base_model(is_boosted=True)
     recipe = read_recipe(METHODS[name].recipe, None, [*QUICK, f"augmentation={augmentation}", "fixed_views=2"])
     once, each = (adapter_for(name, dataset, model, recipe) for _ in range(2))
 
@@ -115,7 +115,7 @@ def test_frozen_models_asked_once_give_the_run_they_give_when_asked_each_step(da
         with torch.no_grad():
             return model.encode_images(each._images(each._views.load(indices.tolist(), epoch)))
 
-    each._foundation_values.get = each._reference_values.get = ask
+    each._feature_values.get = each._reference_values.get = ask
     assert train(once, recipe).losses == pytest.approx(train(each, recipe).losses, rel=1e-4)
 
 
@@ -195,17 +195,17 @@ def test_a_run_on_boosting_prompts_is_not_taken_up_without_them(data, tmp_path):
     dataset = open_dataset(str(data))
     recipe = read_recipe(METHODS["coop"].recipe, None, QUICK)
     job = AdaptJob("pets", dataset, tmp_path / "pets.safetensors", tmp_path / "state", checkpoint_every=1)
-    boosted = foundation(is_boosted=True)
+    boosted = base_model(is_boosted=True)
     method = METHODS["coop"].build(boosted, dataset.class_names, recipe)
     identity = {"train": dataset.digest, "boost": boosted.boost_digest, "method": "coop"}
     identity |= {"recipe": digest_of(recipe.model_dump_json().encode()), "backbone": tiny_backbone().fingerprint}
     save_checkpoint(job.checkpoint, identity, {"learner": method.state_dict()})
     with pytest.raises(CheckpointError, match="boost differ"):
-        run_adapt(job, "coop", recipe, foundation(is_boosted=False), QUIET)
+        run_adapt(job, "coop", recipe, base_model(is_boosted=False), QUIET)
 
 
 def test_depts_host_takes_values_of_its_own(data):
-    dataset, model = open_dataset(str(data)), foundation(is_boosted=False)
+    dataset, model = open_dataset(str(data)), base_model(is_boosted=False)
     recipe = read_recipe(METHODS["dept"].recipe, None, ["host=ivlp", "host_values={image_tokens=3, text_depth=1}"])
     folded = METHODS["dept"].build(model, dataset.class_names, recipe).fold()
     assert folded.image_adapt.shape[1] == 3

@@ -11,7 +11,7 @@ from tests.reference.slow_clip import SlowClip
 from tests.tiny import random_pixels, tiny_backbone
 from training.errors import BoostBundleError
 from training.export import boost_provenance, fold_bundle
-from training.foundation import boosted_foundation
+from training.prompted_backbone import boosted_backbone
 from training.promptkd_student import PromptKDStudent
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
@@ -38,10 +38,10 @@ def images(n_rows=6):
 
 
 def bundle_of(student, teacher):
-    foundation, folded = student.fold()
+    base_model, folded = student.fold()
     provenance = boost_provenance(recipe=RECIPE, data_digests={}, teacher=teacher, metrics={})
     return read_bundle(
-        fold_bundle(foundation, folded, domain="demo", class_names=CLASSES, text="{}.", provenance=provenance)
+        fold_bundle(base_model, folded, domain="demo", class_names=CLASSES, text="{}.", provenance=provenance)
     )
 
 
@@ -81,4 +81,4 @@ def test_the_bundle_answers_as_the_student_does_when_it_no_longer_learns(student
 
 def test_a_bundle_in_the_teachers_space_cannot_carry_phase_two(student, teacher):
     with pytest.raises(BoostBundleError, match="Boost with distillation=caspl"):
-        boosted_foundation(tiny_backbone(), bundle_of(student, teacher))
+        boosted_backbone(tiny_backbone(), bundle_of(student, teacher))

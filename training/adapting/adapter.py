@@ -17,9 +17,9 @@ from training.adapting.method import AdaptingMethod, Batch
 from training.adapting.reference import ReferenceRecipe
 from training.data.view_values import ViewValues
 from training.data.views import Views
-from training.foundation import Foundation
 from training.hardware import autocast
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 
 
@@ -28,7 +28,7 @@ class Adapter:
 
     Args:
         method: what learns.
-        foundation: what it was built on.
+        base_model: what it was built on.
         views: the labelled images.
         labels: class index of each image.
         recipe: every choice of the run.
@@ -37,21 +37,21 @@ class Adapter:
     def __init__(
         self,
         method: AdaptingMethod,
-        foundation: Foundation,
+        base_model: PromptedBackbone,
         views: Views,
         labels: Sequence[int],
         recipe: AdaptRecipe,
     ) -> None:
         self.method = method
-        self._foundation = foundation
+        self._base_model = base_model
         self._views = views
-        self._device = foundation.backbone.device
+        self._device = base_model.backbone.device
         self._labels_N = torch.tensor(labels, dtype=torch.long)
         self._recipe = recipe
-        reference = foundation.reference(recipe.reference) if isinstance(recipe, ReferenceRecipe) else foundation
-        own = ViewValues(views, lambda pixels: self._features(foundation, pixels))
-        is_own = reference is foundation
-        self._foundation_values = own
+        reference = base_model.reference(recipe.reference) if isinstance(recipe, ReferenceRecipe) else base_model
+        own = ViewValues(views, lambda pixels: self._features(base_model, pixels))
+        is_own = reference is base_model
+        self._feature_values = own
         self._reference_values = own if is_own else ViewValues(views, lambda pixels: self._features(reference, pixels))
 
     @property
@@ -87,16 +87,16 @@ class Adapter:
         wants = self.method.wants
         is_fresh = self._views.view_set(epoch) is None
         pixels = self._views.load(indices.tolist(), epoch) if "pixels" in wants or is_fresh else None
-        foundation_BE = reference_BE = None
-        if "foundation" in wants:
-            foundation_BE = self._foundation_values.get(indices, epoch, pixels)
+        features_BE = reference_BE = None
+        if "features" in wants:
+            features_BE = self._feature_values.get(indices, epoch, pixels)
         if "reference" in wants:
-            is_known = foundation_BE is not None and self._reference_values is self._foundation_values
-            reference_BE = foundation_BE if is_known else self._reference_values.get(indices, epoch, pixels)
+            is_known = features_BE is not None and self._reference_values is self._feature_values
+            reference_BE = features_BE if is_known else self._reference_values.get(indices, epoch, pixels)
         return Batch(
             labels_B=self._labels_N[indices].to(self._device),
             images_BCHW=self._images(pixels) if pixels is not None and "pixels" in wants else None,
-            foundation_BE=foundation_BE,
+            features_BE=features_BE,
             reference_BE=reference_BE,
         )
 
@@ -113,8 +113,8 @@ class Adapter:
         self.method.load_state_dict(state)
 
     def _images(self, pixels_BCHW: Tensor) -> Tensor:
-        return normalize_pixels(pixels_BCHW.to(self._device), self._foundation.backbone.preprocess)
+        return normalize_pixels(pixels_BCHW.to(self._device), self._base_model.backbone.preprocess)
 
-    def _features(self, model: Foundation, pixels_BCHW: Tensor) -> Tensor:
+    def _features(self, model: PromptedBackbone, pixels_BCHW: Tensor) -> Tensor:
         with autocast(self._recipe, self._device):
             return model.encode_images(self._images(pixels_BCHW))

@@ -4,7 +4,7 @@
     p(c | x) = softmax_c( s · <f(x), g([context(x), name of c, "."])> ),   L = -log p(y | x)
 
 Source: CoCoOp (arXiv 2203.05557), section 3.2, and its repository. Where the paper says CLIP, f and g are the
-foundation's. The text tower runs for every image and class, so a step costs B·K texts.
+base model's. The text tower runs for every image and class, so a step costs B·K texts.
 
 Legend: B rows, K classes, R texts of one pass, N context tokens, W text width, E joint width, H hidden width.
 """
@@ -21,9 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
-from training.foundation import Foundation
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 
@@ -50,7 +50,7 @@ class CoCoOp(nn.Module):
     """Conditional context optimisation; learns `context` [N, W] and `meta_net`.
 
     Args:
-        foundation: what is adapted.
+        base_model: what is adapted.
         class_names: K names.
         recipe: every choice.
 
@@ -58,12 +58,12 @@ class CoCoOp(nn.Module):
         TextTooLongError: a class name does not fit the text tower together with the prompts.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"foundation"})
+    wants: ClassVar[frozenset[Want]] = frozenset({"features"})
     averages_over_images: ClassVar[bool] = True
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: CoCoOpRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: CoCoOpRecipe) -> None:
         super().__init__()
-        backbone, generator = foundation.backbone, torch.Generator().manual_seed(recipe.seed)
+        backbone, generator = base_model.backbone, torch.Generator().manual_seed(recipe.seed)
         context_NW = start_context(backbone, recipe.context_init, recipe.context_tokens, generator)[0]
         hidden = max(1, backbone.embed_dim // recipe.meta_reduction)
         self.context = nn.Parameter(context_NW.to(backbone.device))
@@ -74,9 +74,9 @@ class CoCoOp(nn.Module):
                 linear2=seeded_linear(hidden, backbone.text_width, generator, backbone.device),
             )
         )
-        self.foundation, self.recipe, self.text = foundation, recipe, CONTEXT_TEXT
+        self.base_model, self.recipe, self.text = base_model, recipe, CONTEXT_TEXT
         self.n_classes = len(class_names)
-        self.texts = place_context(foundation, class_names, len(context_NW))
+        self.texts = place_context(base_model, class_names, len(context_NW))
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Context and meta-net, at the recipe's rate."""
@@ -88,8 +88,8 @@ class CoCoOp(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores z_bc = s · <f(x_b), g_c(x_b)>, [B, K]: every image has its own text features."""
-        features_BE = wanted(batch.foundation_BE, "foundation")
-        return class_scores(self.foundation.logit_scale, features_BE, self._text_features(features_BE))
+        features_BE = wanted(batch.features_BE, "features")
+        return class_scores(self.base_model.logit_scale, features_BE, self._text_features(features_BE))
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing is kept over epochs."""

@@ -3,7 +3,7 @@
     t_c = [context_1 … context_N, name of c, "."],   p(c | x) = softmax_c( s · <f(x), g(t_c)> ),   L = -log p(y | x)
 
 The context is shared by all classes or each class has its own. Source: CoOp (arXiv 2109.01134), sections 3.2 and 4.1,
-and its repository. Where the paper says CLIP, f and g are the foundation's.
+and its repository. Where the paper says CLIP, f and g are the base model's.
 
 Legend: B rows, K classes, N context tokens, W text width, E joint width.
 """
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.adapting.text_context import CONTEXT_TEXT, Position, place_context, start_context
-from training.foundation import Foundation
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 
@@ -52,7 +52,7 @@ class CoOp(nn.Module):
     built for other classes.
 
     Args:
-        foundation: what is adapted.
+        base_model: what is adapted.
         class_names: K names.
         recipe: every choice.
 
@@ -60,12 +60,12 @@ class CoOp(nn.Module):
         TextTooLongError: a class name does not fit the text tower together with the prompts.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"foundation"})
+    wants: ClassVar[frozenset[Want]] = frozenset({"features"})
     averages_over_images: ClassVar[bool] = True
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: CoOpRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: CoOpRecipe) -> None:
         super().__init__()
-        backbone, generator = foundation.backbone, torch.Generator().manual_seed(recipe.seed)
+        backbone, generator = base_model.backbone, torch.Generator().manual_seed(recipe.seed)
         # Differs from CoOp's repository: there, words make the context a shared one even where class-specific contexts
         # were asked for. Here each class gets its own copy of them.
         contexts = start_context(
@@ -76,8 +76,8 @@ class CoOp(nn.Module):
             n_sets=len(class_names) if recipe.class_specific else 1,
         )
         self.context = nn.Parameter((contexts if recipe.class_specific else contexts[0]).to(backbone.device))
-        self.foundation, self.recipe, self.text = foundation, recipe, CONTEXT_TEXT
-        self.texts = place_context(foundation, class_names, self.context.shape[-2], recipe.position)
+        self.base_model, self.recipe, self.text = base_model, recipe, CONTEXT_TEXT
+        self.texts = place_context(base_model, class_names, self.context.shape[-2], recipe.position)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """The context, at the recipe's rate."""
@@ -89,13 +89,13 @@ class CoOp(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores z = s · <f(x), g_c>, [B, K]."""
-        features_BE = wanted(batch.foundation_BE, "foundation")
-        return class_scores(self.foundation.logit_scale, features_BE, self.texts.encode(self.context))
+        features_BE = wanted(batch.features_BE, "features")
+        return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.context))
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings of images [B, E] and classes [K, E] before they are brought to length 1, for DePT."""
         with torch.no_grad():
-            image_BE = self.foundation.embed_images(wanted(batch.images_BCHW, "pixels"))
+            image_BE = self.base_model.embed_images(wanted(batch.images_BCHW, "pixels"))
         return image_BE, self.texts.embed(self.context)
 
     def end_epoch(self, epoch: int) -> None:

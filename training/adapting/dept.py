@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
 from training.adapting.method import AdaptingMethod, Batch, Folded, LinearHead, Want, detached
-from training.foundation import Foundation
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 
@@ -59,7 +59,7 @@ class DePT(nn.Module):
     """The host, gamma (scale) and beta (shift) [E] for images and for texts, and the head.
 
     Args:
-        foundation: the frozen CLIP that the host adapts.
+        base_model: the frozen CLIP that the host adapts.
         class_names: the host's K class names.
         recipe: λ, the head's rate and seed.
         host: the method that learns prompts, already built.
@@ -68,12 +68,14 @@ class DePT(nn.Module):
     wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
     averages_over_images: ClassVar[bool] = True
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: DePTRecipe, host: DePTHost) -> None:
+    def __init__(
+        self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: DePTRecipe, host: DePTHost
+    ) -> None:
         super().__init__()
-        self.foundation = foundation
+        self.base_model = base_model
         self.recipe = recipe
         self.host = host
-        width, device = foundation.backbone.embed_dim, foundation.backbone.device
+        width, device = base_model.backbone.embed_dim, base_model.backbone.device
         self.image_scale = nn.Parameter(torch.ones(width, device=device))
         self.image_shift = nn.Parameter(torch.zeros(width, device=device))
         self.text_scale = nn.Parameter(torch.ones(width, device=device))
@@ -125,7 +127,7 @@ class DePT(nn.Module):
         return image_BE.to(self.image_scale.dtype), text_KE.to(self.text_scale.dtype)
 
     def _similarity(self, image_BE: Tensor, text_KE: Tensor) -> Tensor:
-        return class_scores(self.foundation.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
+        return class_scores(self.base_model.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
 
     def _head_scores(self, rows: Tensor) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):  # float32, as the scores they are mixed with

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
 from training.adapting.method import Batch, Folded, Want, detached, wanted
-from training.foundation import Foundation
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
@@ -31,7 +31,7 @@ class IVLP(nn.Module):
     """Independent prompts V [L, P, vision width] and T [L, P, text width].
 
     Args:
-        foundation: the frozen CLIP, boosted or plain.
+        base_model: the frozen CLIP, boosted or plain.
         class_names: K names.
         recipe: counts, depths, initial words and seed.
 
@@ -42,15 +42,15 @@ class IVLP(nn.Module):
     wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
     averages_over_images: ClassVar[bool] = True
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: IVLPRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: IVLPRecipe) -> None:
         super().__init__()
-        self.foundation = foundation
+        self.base_model = base_model
         generator = torch.Generator().manual_seed(recipe.seed)
         self.text_prompts, self.text = deep_text_prompts(
-            foundation.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
+            base_model.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
         )
-        self.image_prompts = deep_image_prompts(foundation.backbone, recipe.image_depth, recipe.image_tokens, generator)
-        self.tokens = foundation.tokenize(class_names, self.text, n_prompts=recipe.text_tokens)
+        self.image_prompts = deep_image_prompts(base_model.backbone, recipe.image_depth, recipe.image_tokens, generator)
+        self.tokens = base_model.tokenize(class_names, self.text, n_prompts=recipe.text_tokens)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Both towers' prompts, at the recipe's rate."""
@@ -60,14 +60,14 @@ class IVLP(nn.Module):
         """Image [B, E] and text [K, E] embeddings under the prompts, before they are brought to length 1."""
         images_BCHW = wanted(batch.images_BCHW, "pixels")
         return (
-            self.foundation.embed_images(images_BCHW, self.image_prompts),
-            self.foundation.embed_text(self.tokens, self.text_prompts),
+            self.base_model.embed_images(images_BCHW, self.image_prompts),
+            self.base_model.embed_text(self.tokens, self.text_prompts),
         )
 
     def logits(self, batch: Batch) -> Tensor:
         """Z, s · <f, g>: [B, K]."""
         image_BE, text_KE = self.embed(batch)
-        return class_scores(self.foundation.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
+        return class_scores(self.base_model.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
 
     def loss(self, batch: Batch) -> Tensor:
         """CE(z, y)."""

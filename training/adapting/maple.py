@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import deep_text_prompts
 from training.adapting.method import Batch, Folded, Want, detached, wanted
-from training.foundation import Foundation
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 
@@ -42,7 +42,7 @@ class MaPLe(nn.Module):
     """Text prompts T [L, P, text width] and L couplings Linear(text width -> vision width), layer 0 included.
 
     Args:
-        foundation: the frozen CLIP, boosted or plain.
+        base_model: the frozen CLIP, boosted or plain.
         class_names: K names.
         recipe: count, depth, initial words and seed.
 
@@ -53,10 +53,10 @@ class MaPLe(nn.Module):
     wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
     averages_over_images: ClassVar[bool] = True
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: MaPLeRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: MaPLeRecipe) -> None:
         super().__init__()
-        self.foundation = foundation
-        backbone = foundation.backbone
+        self.base_model = base_model
+        backbone = base_model.backbone
         depth = min(recipe.depth, backbone.n_vision_layers, backbone.n_text_layers)
         generator = torch.Generator().manual_seed(recipe.seed)
         self.text_prompts, self.text = deep_text_prompts(backbone, depth, recipe.tokens, recipe.text_init, generator)
@@ -65,7 +65,7 @@ class MaPLe(nn.Module):
         )
         # As in the repository: the couplings below layer 0 start as copies of one.
         self.couplings = nn.ModuleList([first, *(copy.deepcopy(deeper) for _ in range(depth - 1))])
-        self.tokens = foundation.tokenize(class_names, self.text, n_prompts=recipe.tokens)
+        self.tokens = base_model.tokenize(class_names, self.text, n_prompts=recipe.tokens)
 
     def image_prompts(self) -> Tensor:
         """V, with V_l = F_l(T_l): [L, P, vision width], float32 under autocast too, as every other prompt."""
@@ -80,14 +80,14 @@ class MaPLe(nn.Module):
         """Image [B, E] and text [K, E] embeddings under the prompts, before they are brought to length 1."""
         images_BCHW = wanted(batch.images_BCHW, "pixels")
         return (
-            self.foundation.embed_images(images_BCHW, self.image_prompts()),
-            self.foundation.embed_text(self.tokens, self.text_prompts),
+            self.base_model.embed_images(images_BCHW, self.image_prompts()),
+            self.base_model.embed_text(self.tokens, self.text_prompts),
         )
 
     def logits(self, batch: Batch) -> Tensor:
         """Z, s · <f, g>: [B, K]."""
         image_BE, text_KE = self.embed(batch)
-        return class_scores(self.foundation.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
+        return class_scores(self.base_model.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
 
     def loss(self, batch: Batch) -> Tensor:
         """CE(z, y)."""

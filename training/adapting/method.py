@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.loop import ParameterGroup
 
-Want = Literal["pixels", "foundation", "reference"]
+Want = Literal["pixels", "features", "reference"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Batch:
     Attributes:
         labels_B: class indices, int64.
         images_BCHW: normalised images; None unless the method wants `pixels`.
-        foundation_BE: the foundation's image features of the same views, float32, unit norm, no gradient; None unless
-            the method wants `foundation`.
+        features_BE: the base model's image features of the same views, float32, unit norm, no gradient; None unless
+            the method wants `features`.
         reference_BE: the reference model's image features likewise; None unless the method wants `reference`.
     """
 
     labels_B: Tensor
     images_BCHW: Tensor | None = None
-    foundation_BE: Tensor | None = None
+    features_BE: Tensor | None = None
     reference_BE: Tensor | None = None
 
 
@@ -77,7 +77,7 @@ class Folded:
 class AdaptingMethod(Protocol):
     """A method of phase 2: an `nn.Module` whose parameters are all it learns.
 
-    Built as `Method(foundation, class_names, recipe)`; everything random starts from `recipe.seed`.
+    Built as `Method(base_model, class_names, recipe)`; everything random starts from `recipe.seed`.
     """
 
     wants: ClassVar[frozenset[Want]]

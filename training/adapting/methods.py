@@ -16,7 +16,7 @@ from training.adapting.prograd import ProGrad, ProGradRecipe
 from training.adapting.promptsrc import PromptSRC, PromptSRCRecipe
 from training.adapting.upt import UPT, UPTRecipe
 from training.adapting.vpt import VPT, VPTRecipe
-from training.foundation import Foundation
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe, check_recipe
 
 
@@ -26,14 +26,14 @@ class MethodEntry:
 
     Attributes:
         recipe: its keys and its paper's values.
-        build: from foundation, class names and such a recipe to the method.
+        build: from base_model, class names and such a recipe to the method.
     """
 
     recipe: type[AdaptRecipe]
-    build: Callable[[Foundation, Sequence[str], Any], AdaptingMethod]
+    build: Callable[[PromptedBackbone, Sequence[str], Any], AdaptingMethod]
 
 
-HOSTS: Final[dict[str, tuple[type[AdaptRecipe], Callable[[Foundation, Sequence[str], Any], DePTHost]]]] = {
+HOSTS: Final[dict[str, tuple[type[AdaptRecipe], Callable[[PromptedBackbone, Sequence[str], Any], DePTHost]]]] = {
     "coop": (CoOpRecipe, CoOp),
     "ivlp": (IVLPRecipe, IVLP),
     "maple": (MaPLeRecipe, MaPLe),
@@ -60,10 +60,10 @@ class HostedDePTRecipe(DePTRecipe):
         return values | {"host_values": {name: getattr(checked, name) for name in own}}
 
 
-def _build_dept(foundation: Foundation, class_names: Sequence[str], recipe: DePTRecipe) -> DePT:
+def _build_dept(base_model: PromptedBackbone, class_names: Sequence[str], recipe: DePTRecipe) -> DePT:
     host_recipe, build_host = HOSTS[recipe.host]
     values = check_recipe(host_recipe, {"seed": recipe.seed} | recipe.host_values)
-    return DePT(foundation, class_names, recipe, build_host(foundation, class_names, values))
+    return DePT(base_model, class_names, recipe, build_host(base_model, class_names, values))
 
 
 METHODS: Final[dict[str, MethodEntry]] = {

@@ -20,8 +20,8 @@ from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.adapting.reference import ReferenceRecipe, TemplateRecipe, frozen_text
 from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
 from training.errors import RecipeError
-from training.foundation import Foundation
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
@@ -49,7 +49,7 @@ class ProGrad(nn.Module):
     """Prompt-aligned gradient; the only parameter is `context`, [N, W].
 
     Args:
-        foundation: what is adapted; the zero-shot reference is made of it as the recipe says.
+        base_model: what is adapted; the zero-shot reference is made of it as the recipe says.
         class_names: K names.
         recipe: every choice.
 
@@ -58,15 +58,15 @@ class ProGrad(nn.Module):
         TextTooLongError: a class name does not fit the text tower together with the prompts or in the template.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"foundation", "reference"})
+    wants: ClassVar[frozenset[Want]] = frozenset({"features", "reference"})
     averages_over_images: ClassVar[bool] = False
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: ProGradRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: ProGradRecipe) -> None:
         super().__init__()
-        self.context = nn.Parameter(_start(foundation, recipe).to(foundation.backbone.device))
-        self.foundation, self.recipe, self.text = foundation, recipe, CONTEXT_TEXT
-        self.texts = place_context(foundation, class_names, recipe.context_tokens)
-        reference = foundation.reference(recipe.reference)
+        self.context = nn.Parameter(_start(base_model, recipe).to(base_model.backbone.device))
+        self.base_model, self.recipe, self.text = base_model, recipe, CONTEXT_TEXT
+        self.texts = place_context(base_model, class_names, recipe.context_tokens)
+        reference = base_model.reference(recipe.reference)
         self.reference_text_KE = reference.zero_shot_text(class_names, [frozen_text(reference, recipe)])
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
@@ -94,8 +94,8 @@ class ProGrad(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores z = s · <f(x), g_c>, [B, K]."""
-        features_BE = wanted(batch.foundation_BE, "foundation")
-        return class_scores(self.foundation.logit_scale, features_BE, self.texts.encode(self.context))
+        features_BE = wanted(batch.features_BE, "features")
+        return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.context))
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing is kept over epochs."""
@@ -106,7 +106,7 @@ class ProGrad(nn.Module):
 
     def _reference_logits(self, batch: Batch) -> Tensor:
         features_BE = wanted(batch.reference_BE, "reference")
-        return class_scores(self.foundation.logit_scale, features_BE, self.reference_text_KE)
+        return class_scores(self.base_model.logit_scale, features_BE, self.reference_text_KE)
 
 
 def general_loss(logits_BK: Tensor, reference_BK: Tensor, temperature: float) -> Tensor:
@@ -135,10 +135,10 @@ def project_gradient(task: Tensor, general: Tensor, share: float) -> Tensor:
     return task - share * overlap.clamp(max=0) * direction
 
 
-def _start(foundation: Foundation, recipe: ProGradRecipe) -> Tensor:
+def _start(base_model: PromptedBackbone, recipe: ProGradRecipe) -> Tensor:
     """The context [N, W] that training begins with: words last, zeros before them, as in the method's repository."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    context_NW = start_context(foundation.backbone, recipe.context_init, recipe.context_tokens, generator)[0]
+    context_NW = start_context(base_model.backbone, recipe.context_init, recipe.context_tokens, generator)[0]
     n_missing = recipe.context_tokens - len(context_NW)
     if n_missing < 0:
         msg = (

@@ -8,7 +8,7 @@ reference model:
     θ       = sum over epochs e = 1..N of w_e · θ_e,   w_e = N(e; μ, σ²), normalised over 1..N
 
 The sum over epochs (Gaussian prompt aggregation) takes the prompts' place after the last epoch; until then training
-goes on from the prompts as they are. With a boosted foundation, the paper's frozen CLIP may be the boosted or the plain
+goes on from the prompts as they are. With a boosted base model, the paper's frozen CLIP may be the boosted or the plain
 model; `reference` says which.
 
 Legend: B rows, K classes, L prompt layers, P prompt tokens, E joint width.
@@ -26,8 +26,8 @@ from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
 from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.adapting.reference import ReferenceRecipe
-from training.foundation import Foundation
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 REFERENCE_TEMPLATES: Final = tuple(str(template("{}")) for template in OPENAI_IMAGENET_TEMPLATES[:60])
@@ -54,7 +54,7 @@ class PromptSRC(nn.Module):
     """Independent prompts V [L, P, vision width] and T [L, P, text width], with their running sums.
 
     Args:
-        foundation: the frozen CLIP, boosted or plain.
+        base_model: the frozen CLIP, boosted or plain.
         class_names: K names.
         recipe: counts, depths, weights, reference and seed.
 
@@ -68,17 +68,17 @@ class PromptSRC(nn.Module):
     text_sum: Tensor
     reference_KE: Tensor
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: PromptSRCRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: PromptSRCRecipe) -> None:
         super().__init__()
-        self.foundation = foundation
+        self.base_model = base_model
         self.recipe = recipe
         generator = torch.Generator().manual_seed(recipe.seed)
         self.text_prompts, self.text = deep_text_prompts(
-            foundation.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
+            base_model.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
         )
-        self.image_prompts = deep_image_prompts(foundation.backbone, recipe.image_depth, recipe.image_tokens, generator)
-        self.tokens = foundation.tokenize(class_names, self.text, n_prompts=recipe.text_tokens)
-        reference = foundation.reference(recipe.reference)
+        self.image_prompts = deep_image_prompts(base_model.backbone, recipe.image_depth, recipe.image_tokens, generator)
+        self.tokens = base_model.tokenize(class_names, self.text, n_prompts=recipe.text_tokens)
+        reference = base_model.reference(recipe.reference)
         templates = REFERENCE_TEMPLATES
         if reference.text is not None and recipe.reference_text == "learned":
             templates = (reference.text,)
@@ -93,7 +93,7 @@ class PromptSRC(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """CE and the three distances to the reference."""
-        s, recipe = self.foundation.logit_scale, self.recipe
+        s, recipe = self.base_model.logit_scale, self.recipe
         f, g = self._features(batch)
         f0, g0 = wanted(batch.reference_BE, "reference"), self.reference_KE
         z, z0 = class_scores(s, f, g), class_scores(s, f0, g0)
@@ -107,7 +107,7 @@ class PromptSRC(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Z, s · <f, g>: [B, K]."""
         f, g = self._features(batch)
-        return class_scores(self.foundation.logit_scale, f, g)
+        return class_scores(self.base_model.logit_scale, f, g)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> None:
@@ -125,13 +125,13 @@ class PromptSRC(nn.Module):
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return (
-            self.foundation.encode_images(wanted(batch.images_BCHW, "pixels"), self.image_prompts),
-            self.foundation.encode_text(self.tokens, self.text_prompts),
+            self.base_model.encode_images(wanted(batch.images_BCHW, "pixels"), self.image_prompts),
+            self.base_model.encode_text(self.tokens, self.text_prompts),
         )
 
 
 @torch.no_grad()
-def reference_text(reference: Foundation, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def reference_text(reference: PromptedBackbone, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """g0 [K, E]: the mean over templates, brought to length 1 after the mean; 60 of CLIP's for ImageNet in the paper.
 
     The embeddings are averaged at the length they have, as in the repository, not at length 1.

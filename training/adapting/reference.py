@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from training.foundation import Foundation
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 
 
@@ -30,7 +30,7 @@ class ReferenceRecipe(AdaptRecipe):
     )
 
 
-def frozen_text(model: Foundation, recipe: TemplateRecipe) -> str:
+def frozen_text(model: PromptedBackbone, recipe: TemplateRecipe) -> str:
     """The text, with one `{}`, in which a frozen model reads class names."""
     if model.text is not None and recipe.boosted_text == "learned":
         return model.text

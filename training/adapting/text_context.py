@@ -20,8 +20,8 @@ from prompted_clip.backbone import Backbone
 from prompted_clip.internals import embed_tokens, unit_norm
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import embed_text
-from training.foundation import Foundation
 from training.initial_prompts import random_prompts, start_from_words
+from training.prompted_backbone import PromptedBackbone
 
 Position = Literal["end", "middle", "front"]
 
@@ -56,14 +56,14 @@ class ContextTexts:
     """Tokenised class texts that know where a context goes; see `place_context`.
 
     Attributes:
-        foundation: whose text tower and boosting prompts encode them.
+        base_model: whose text tower and boosting prompts encode them.
         ids_KT: token ids without the context, int64, padding 0.
         eot_K: EOT positions with the context and without boosting prompts.
         order_KT: [K, T + N], for each position of the sequence its index in [tokens, context].
         n_before: context tokens in front of the class name.
     """
 
-    foundation: Foundation
+    base_model: PromptedBackbone
     ids_KT: Tensor
     eot_K: Tensor
     order_KT: Tensor
@@ -83,7 +83,7 @@ class ContextTexts:
         Returns:
             [R, E]; gradients flow to the context.
         """
-        backbone = self.foundation.backbone
+        backbone = self.base_model.backbone
         ids, eot, order = (
             per_class if classes_R is None else per_class[classes_R]
             for per_class in (self.ids_KT, self.eot_K, self.order_KT)
@@ -91,12 +91,12 @@ class ContextTexts:
         words_RTW = embed_tokens(backbone.clip, ids)
         context_RNW = context.to(words_RTW.dtype).expand(len(words_RTW), -1, -1)
         x_RTW = torch.cat([words_RTW, context_RNW], dim=1).take_along_dim(order.unsqueeze(-1), dim=1)
-        boost = join_groups([self.foundation.text_boost])
+        boost = join_groups([self.base_model.text_boost])
         return embed_text(backbone, x_RTW, eot, boost, start=1 + self.n_before)
 
 
 def place_context(
-    foundation: Foundation, class_names: Sequence[str], n_tokens: int, position: Position = "end"
+    base_model: PromptedBackbone, class_names: Sequence[str], n_tokens: int, position: Position = "end"
 ) -> ContextTexts:
     """Tokenise class names and find their place in, behind or in front of a context of N tokens.
 
@@ -109,7 +109,7 @@ def place_context(
     gives them, right in front of the class name, which is an inference.
 
     Args:
-        foundation: text tower and boosting prompts.
+        base_model: text tower and boosting prompts.
         class_names: K names.
         n_tokens: N.
         position: of the class name.
@@ -117,16 +117,16 @@ def place_context(
     Raises:
         TextTooLongError: names the first class that does not fit with context and boosting prompts.
     """
-    tokens = foundation.tokenize(class_names, CONTEXT_TEXT, n_prompts=n_tokens)
+    tokens = base_model.tokenize(class_names, CONTEXT_TEXT, n_prompts=n_tokens)
     n_before = {"end": n_tokens, "middle": n_tokens // 2, "front": 0}[position]
     width = tokens.ids_KT.shape[1]
     first, rest = range(width, width + n_before), range(width + n_before, width + n_tokens)
     # The full stop is the last token before EOT, so what follows the name is found without tokenising it alone.
     stops = (tokens.eot_K - 1).tolist()
     order = [[0, *first, *range(1, stop), *rest, *range(stop, width)] for stop in stops]
-    device = foundation.backbone.device
+    device = base_model.backbone.device
     return ContextTexts(
-        foundation=foundation,
+        base_model=base_model,
         ids_KT=tokens.ids_KT.to(device),
         eot_K=tokens.eot_K.to(device) + n_tokens,
         order_KT=torch.tensor(order, device=device),

@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.adapting.method import Batch, Folded, Want, detached, wanted
-from training.foundation import Foundation
 from training.initial_prompts import random_prompts, seeded_linear
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 from training.scores import class_scores
 
@@ -49,7 +49,7 @@ class UPT(nn.Module):
     """Unified prompts U [L, 2P, D], the Transformer θ and the projections ψ.
 
     Args:
-        foundation: the frozen CLIP, boosted or plain.
+        base_model: the frozen CLIP, boosted or plain.
         class_names: K names.
         recipe: counts, depth, sizes and seed.
 
@@ -61,11 +61,11 @@ class UPT(nn.Module):
     averages_over_images: ClassVar[bool] = True
     text: str = "{}."
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: UPTRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: UPTRecipe) -> None:
         super().__init__()
-        self.foundation = foundation
+        self.base_model = base_model
         self.recipe = recipe
-        backbone, device = foundation.backbone, foundation.backbone.device
+        backbone, device = base_model.backbone, base_model.backbone.device
         generator = torch.Generator().manual_seed(recipe.seed)
         width = recipe.heads * recipe.head_width
         self.image_depth = min(recipe.depth, backbone.n_vision_layers)
@@ -80,7 +80,7 @@ class UPT(nn.Module):
         self.ffn_out = seeded_linear(recipe.ffn_width, width, generator, device)
         self.to_text = _small_linear(width, backbone.text_width, generator, device)
         self.to_image = _small_linear(width, backbone.vision_width, generator, device)
-        self.tokens = foundation.tokenize(class_names, self.text, n_prompts=recipe.tokens)
+        self.tokens = base_model.tokenize(class_names, self.text, n_prompts=recipe.tokens)
 
     def prompts(self) -> tuple[Tensor, Tensor]:
         """V [L, P, vision width] and T [L, P, text width], float32 under autocast too."""
@@ -97,9 +97,9 @@ class UPT(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Z, s · <f, g>: [B, K]."""
         image_prompts, text_prompts = self.prompts()
-        f = self.foundation.encode_images(wanted(batch.images_BCHW, "pixels"), image_prompts)
-        g = self.foundation.encode_text(self.tokens, text_prompts)
-        return class_scores(self.foundation.logit_scale, f, g)
+        f = self.base_model.encode_images(wanted(batch.images_BCHW, "pixels"), image_prompts)
+        g = self.base_model.encode_text(self.tokens, text_prompts)
+        return class_scores(self.base_model.logit_scale, f, g)
 
     def loss(self, batch: Batch) -> Tensor:
         """CE(z, y)."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from training.adapting.deep_prompts import deep_image_prompts
 from training.adapting.method import Batch, Folded, Want, detached, wanted
 from training.adapting.reference import TemplateRecipe, frozen_text
-from training.foundation import Foundation
 from training.loop import ParameterGroup
+from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
@@ -43,7 +43,7 @@ class VPT(nn.Module):
     """Image prompts V [L, P, vision width].
 
     Args:
-        foundation: the frozen CLIP, boosted or plain.
+        base_model: the frozen CLIP, boosted or plain.
         class_names: K names.
         recipe: count, depth, template and seed.
 
@@ -55,13 +55,13 @@ class VPT(nn.Module):
     averages_over_images: ClassVar[bool] = True
     text_KE: Tensor
 
-    def __init__(self, foundation: Foundation, class_names: Sequence[str], recipe: VPTRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: VPTRecipe) -> None:
         super().__init__()
-        self.foundation = foundation
-        self.text = frozen_text(foundation, recipe)
+        self.base_model = base_model
+        self.text = frozen_text(base_model, recipe)
         generator = torch.Generator().manual_seed(recipe.seed)
-        self.image_prompts = deep_image_prompts(foundation.backbone, recipe.image_depth, recipe.image_tokens, generator)
-        text_KE = foundation.zero_shot_text(class_names, [self.text])
+        self.image_prompts = deep_image_prompts(base_model.backbone, recipe.image_depth, recipe.image_tokens, generator)
+        text_KE = base_model.zero_shot_text(class_names, [self.text])
         self.register_buffer("text_KE", text_KE, persistent=False)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
@@ -70,8 +70,8 @@ class VPT(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Z, s · <f, g> with g frozen: [B, K]."""
-        features_BE = self.foundation.encode_images(wanted(batch.images_BCHW, "pixels"), self.image_prompts)
-        return class_scores(self.foundation.logit_scale, features_BE, self.text_KE)
+        features_BE = self.base_model.encode_images(wanted(batch.images_BCHW, "pixels"), self.image_prompts)
+        return class_scores(self.base_model.logit_scale, features_BE, self.text_KE)
 
     def loss(self, batch: Batch) -> Tensor:
         """CE(z, y)."""

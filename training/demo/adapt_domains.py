@@ -56,7 +56,7 @@ def adapt_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
         work_dir: where rows, bundles and checkpoints are kept.
 
     Returns:
-        Rows of `domain`, `method` (`zero-shot` is the foundation itself), `boosted`, `seed`, and `base`, `new`, `h` in
+        Rows of `domain`, `method` (`zero-shot` is the base model itself), `boosted`, `seed`, and `base`, `new`, `h` in
         per cent.
     """
     predictor = Predictor(load_backbone("demo-student"))

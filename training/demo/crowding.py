@@ -16,8 +16,8 @@ from training.demo.evaluate import TEST_SEED, accuracy
 from training.demo.render import draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
-from training.foundation import load_foundation
 from training.initial_prompts import random_prompts
+from training.prompted_backbone import load_prompted_backbone
 from training.scores import class_scores
 
 N_TEST: Final = 2000
@@ -33,16 +33,18 @@ def crowding(domain: str, bundles: Path, counts: Sequence[int]) -> dict[int, dic
         bundles: folder of the boosting bundles, `<domain>.safetensors`.
         counts: numbers of tokens, 0 for none.
     """
-    foundation = load_foundation("demo-student", None, bundles / f"{domain}.safetensors", is_random=False, device="cpu")
-    backbone, text = foundation.backbone, foundation.text or "{}."
+    base_model = load_prompted_backbone(
+        "demo-student", None, bundles / f"{domain}.safetensors", is_random=False, device="cpu"
+    )
+    backbone, text = base_model.backbone, base_model.text or "{}."
     pictures = draw_series(TEST_SEED, N_TEST, restyle=DOMAINS[domain])
     batches = torch.split(pictures.pixels, _BATCH)
-    features = torch.cat([foundation.encode_images(normalize_pixels(b, backbone.preprocess)) for b in batches])
+    features = torch.cat([base_model.encode_images(normalize_pixels(b, backbone.preprocess)) for b in batches])
     found = {}
     for count in counts:
-        tokens = foundation.tokenize(CLASS_NAMES, text, n_prompts=count)
+        tokens = base_model.tokenize(CLASS_NAMES, text, n_prompts=count)
         added = random_prompts(1, count, backbone.text_width, torch.Generator().manual_seed(0))
-        texts = foundation.encode_text(tokens, added if count else None)
-        measured = asdict(accuracy(class_scores(foundation.logit_scale, features, texts), pictures.labels))
+        texts = base_model.encode_text(tokens, added if count else None)
+        measured = asdict(accuracy(class_scores(base_model.logit_scale, features, texts), pictures.labels))
         found[count] = {half: round(100 * measured[half], 1) for half in ("base", "new")}
     return found

@@ -14,7 +14,7 @@ from training.demo.folders import write_labelled
 from training.demo.render import draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
-from training.foundation import load_foundation
+from training.prompted_backbone import load_prompted_backbone
 
 SAMPLE_SEED: Final = 700
 SAMPLE_DOMAINS: Final = ("thermal", "satellite")
@@ -51,7 +51,7 @@ def write_upload(out_dir: Path, bundles: Path, work_dir: Path, console: Console)
         work_dir: folder of the checkpoint.
         console: where progress is shown.
     """
-    foundation = load_foundation(
+    base_model = load_prompted_backbone(
         "demo-student", None, bundles / f"{UPLOAD_DOMAIN}.safetensors", is_random=False, device="cpu"
     )
     path = out_dir / f"{UPLOAD_DOMAIN}-{UPLOAD_METHOD}.safetensors"
@@ -59,7 +59,7 @@ def write_upload(out_dir: Path, bundles: Path, work_dir: Path, console: Console)
         write_labelled(UPLOAD_DOMAIN, Path(folder) / UPLOAD_DOMAIN, shots=SHOTS, n_test=1, test_seed=SAMPLE_SEED)
         dataset = read_class_folders(Path(folder) / UPLOAD_DOMAIN)
         job = AdaptJob(UPLOAD_DOMAIN, dataset, path, work_dir / f"{path.stem}.checkpoint")
-        run_adapt(job, UPLOAD_METHOD, read_recipes()[UPLOAD_METHOD], foundation, console)
+        run_adapt(job, UPLOAD_METHOD, read_recipes()[UPLOAD_METHOD], base_model, console)
     for other in out_dir.glob("*.safetensors"):
         if other != path:
             other.unlink()

@@ -19,14 +19,14 @@ from training.data.readable import drop_unreadable
 from training.evaluation.predict import Answers, Predictor
 from training.evaluation.rows import ZERO_SHOT, Results, slug, training_name
 from training.files import digest_of, read_bundle_file
-from training.foundation import Foundation, boosted_foundation
 from training.progress import bars
+from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.recipe import AdaptRecipe, Recipe
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One method under one seed, or the foundation as it is.
+    """One method under one seed, or the base model as it is.
 
     Attributes:
         method: a key of `METHODS`, or `zero-shot`.
@@ -107,8 +107,8 @@ class Bench:
         self._boost = boost
         self._checkpoint_every = checkpoint_every
         self._draws = draws or Draws(console)
-        self.foundation = (
-            Foundation(self._model.backbone) if boost is None else boosted_foundation(self._model.backbone, boost)
+        self.base_model = (
+            PromptedBackbone(self._model.backbone) if boost is None else boosted_backbone(self._model.backbone, boost)
         )
 
     @property
@@ -198,8 +198,8 @@ class Bench:
             "data": train.digest,
             "method": trial.method,
             "recipe": recipe_digest(recipe),
-            "backbone": self.foundation.backbone.fingerprint,
-            "boost": self.foundation.boost_digest or "",
+            "backbone": self.base_model.backbone.fingerprint,
+            "boost": self.base_model.boost_digest or "",
         }
         training = training_name(
             train.name, trial.method, boosted=self.is_boosted, shots=trial.shots, seed=recipe.seed, identity=identity
@@ -207,7 +207,7 @@ class Bench:
         out = self._bundle(training)
         if not out.is_file():
             job = AdaptJob(domain_name(name), train, out, out.with_name("checkpoint"), self._checkpoint_every)
-            result = run_adapt(job, trial.method, recipe, self.foundation, self.console)
+            result = run_adapt(job, trial.method, recipe, self.base_model, self.console)
             self.results.keep_losses(training, result["losses"])
         return training
 

@@ -36,7 +36,7 @@ class SplitName(StrEnum):
     TEST = "test"
 
 
-Methods = Annotated[str, typer.Option(help="adapting methods, with commas between; empty: the foundation alone")]
+Methods = Annotated[str, typer.Option(help="adapting methods, with commas between; empty: the base model alone")]
 Seeds = Annotated[str, typer.Option(help="seeds of draw and training, with commas between")]
 Arch = Annotated[str, typer.Option(help="by open_clip name")]
 Pretrained = Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")]
@@ -89,13 +89,13 @@ def evaluate(
     seed_list, shot_list = _numbers(seeds, "--seeds", least=0), _numbers(shots or usual_shots, "--shots", least=1)
     with failing_clearly("evaluate"):
         from training.evaluation.runs import EvaluateJob, run_bundle, run_evaluate  # noqa: PLC0415  torch
-        from training.foundation import load_foundation  # noqa: PLC0415  torch
+        from training.prompted_backbone import load_prompted_backbone  # noqa: PLC0415  torch
 
         def load() -> "Backbone":
-            foundation = load_foundation(
+            base_model = load_prompted_backbone(
                 backbone, pretrained, None, is_random=random_weights, quick_gelu=quick_gelu, device=device
             )
-            return foundation.backbone
+            return base_model.backbone
 
         console = Console(stderr=True)
         if bundle is not None:

@@ -22,7 +22,7 @@ class Plan:
     Attributes:
         protocol: how.
         datasets: in base-to-new and few-shot each for itself; otherwise learn on the first and test on all.
-        methods: keys of `METHODS`; the foundation itself is always measured as well.
+        methods: keys of `METHODS`; the base model itself is always measured as well.
         seeds: of draw and training.
         shots: training images per class.
         overrides: recipe values as `key=value` or `method.key=value`.
@@ -66,7 +66,7 @@ class Plan:
         return (source,) if self.protocol in {"base-to-new", "few-shot"} else self.datasets
 
     def trials(self, source: Dataset) -> list[Trial]:
-        """The foundation itself, then every method, number of shots and seed.
+        """The base model itself, then every method, number of shots and seed.
 
         Raises:
             RecipeError: an override is out of range.
@@ -107,7 +107,7 @@ def run_plan(plan: Plan, benches: Sequence[Sequence[Bench]]) -> Report:
             highlight=False,
         )
         rows.append(_measure(plan.protocol, bench, source, target, trial))
-    backbone = benches[0][0].foundation.backbone
+    backbone = benches[0][0].base_model.backbone
     facts = {"arch": backbone.arch, "pretrained": backbone.pretrained, "fingerprint": backbone.fingerprint}
     return Report(plan.protocol, facts, tuple(rows))
 

@@ -33,7 +33,7 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
     Args:
         bench: what the trial runs on.
         dataset: with test images, and with train images unless the trial is zero-shot.
-        trial: the method, or the foundation itself.
+        trial: the method, or the base model itself.
 
     Returns:
         A row with `base`; `new` and `h` are None, and `note` says why, for prompts that serve their own classes only.
@@ -139,8 +139,8 @@ def _identity(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset
         seed=trial.seed,
         data=(source.digest, target.digest),
         recipe=recipe_digest(trial.recipe) if trial.recipe is not None else decides_text,
-        backbone=bench.foundation.backbone.fingerprint,
-        boost=bench.foundation.boost_digest,
+        backbone=bench.base_model.backbone.fingerprint,
+        boost=bench.base_model.boost_digest,
     )
 
 

@@ -33,7 +33,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     Raises:
         ImportFormatError: the checkpoint is none of CoCoOp's, or not for this backbone.
     """
-    backbone, text = target.foundation.backbone, target.text or CONTEXT_TEXT
+    backbone, text = target.base_model.backbone, target.text or CONTEXT_TEXT
     context_NW = tensors.take("ctx", "tokens", backbone.text_width)
     tensors.count_tokens(context_NW)
     first_HE = tensors.take("meta_net.linear1.weight", "hidden", backbone.embed_dim)

@@ -86,15 +86,15 @@ def import_checkpoint(
     with failing_clearly("import"):
         check_domain(domain)
         names = read_classes(classes) if classes is not None else tidy_names(class_ or [], of="--class")
-        from training.foundation import load_foundation  # noqa: PLC0415 - torch
         from training.importing.import_run import ImportJob, run_import  # noqa: PLC0415 - torch
+        from training.prompted_backbone import load_prompted_backbone  # noqa: PLC0415 - torch
 
-        foundation = load_foundation(
+        base_model = load_prompted_backbone(
             backbone, pretrained, boost, is_random=random_weights, quick_gelu=quick_gelu, device=device
         )
         bundle = out or Path(f"{domain}.safetensors")
         job = ImportJob(checkpoint, method.value, domain, tuple(names), bundle, text, position.value, text_features)
-        _show(run_import(job, foundation), as_json=json_)
+        _show(run_import(job, base_model), as_json=json_)
 
 
 def _show(result: dict[str, Any], *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.adapting.method import Folded
 from training.adapting.text_context import Position
-from training.foundation import Foundation
+from training.prompted_backbone import PromptedBackbone
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,14 +18,14 @@ class Target:
     """What an import is made for, besides the checkpoint.
 
     Attributes:
-        foundation: the backbone, plain or boosted.
+        base_model: the backbone, plain or boosted.
         class_names: K names.
         text: what stands behind the prompts, with one `{}`; None is the method's own.
         position: of the class name in CoOp's context.
         text_features_KE: the teacher's text features, for methods that answer in its space.
     """
 
-    foundation: Foundation
+    base_model: PromptedBackbone
     class_names: Sequence[str]
     text: str | None = None
     position: Position = "end"

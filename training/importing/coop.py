@@ -33,10 +33,10 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
         ImportFormatError: the checkpoint is none of CoOp's, or not for these classes or this backbone.
         TextTooLongError: a class name does not fit the text tower together with the prompts.
     """
-    foundation, n_classes, text = target.foundation, len(target.class_names), target.text or CONTEXT_TEXT
+    base_model, n_classes, text = target.base_model, len(target.class_names), target.text or CONTEXT_TEXT
     is_class_specific = tensors.rank("ctx") == 3
     leading = ("classes",) if is_class_specific else ()
-    context = tensors.take("ctx", *leading, "tokens", foundation.backbone.text_width)
+    context = tensors.take("ctx", *leading, "tokens", base_model.backbone.text_width)
     n_tokens = tensors.count_tokens(context)
     if is_class_specific and len(context) != n_classes:
         msg = (
@@ -56,7 +56,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
             f"With the class name in the {target.position}, CoOp's text is {CONTEXT_TEXT!r}; leave --text {text!r} out."
         )
         raise ImportFormatError(msg)
-    texts = place_context(foundation, target.class_names, n_tokens, target.position)
+    texts = place_context(base_model, target.class_names, n_tokens, target.position)
     with torch.no_grad():
-        features_KE = texts.encode(context.to(foundation.backbone.device)).to("cpu", torch.float32)
+        features_KE = texts.encode(context.to(base_model.backbone.device)).to("cpu", torch.float32)
     return Converted(Folded(text_features_KE=features_KE, serves_own_classes_only=True), text, notes)

@@ -10,13 +10,13 @@ from prompt_store.manifest import check_domain
 from training.adapting.text_context import Position
 from training.export import adapt_provenance, fold_bundle
 from training.files import digest_of, write_whole
-from training.foundation import Foundation
 from training.importing.checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
 from training.importing.clip_weights import check_activation
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors
 from training.importing.methods import IMPORTERS, recognise
 from training.importing.text_features import read_text_features
+from training.prompted_backbone import PromptedBackbone
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class ImportJob:
     text_features: Path | None = None
 
 
-def run_import(job: ImportJob, foundation: Foundation) -> dict[str, Any]:
+def run_import(job: ImportJob, base_model: PromptedBackbone) -> dict[str, Any]:
     """Turn a checkpoint into a bundle.
 
     Args:
         job: inputs and outputs.
-        foundation: the backbone that will serve, boosted if the prompts were trained so.
+        base_model: the backbone that will serve, boosted if the prompts were trained so.
 
     Returns:
         What was read and written, and `notes`: what a person should know about it.
@@ -63,14 +63,14 @@ def run_import(job: ImportJob, foundation: Foundation) -> dict[str, Any]:
     importer = IMPORTERS[job.method]
     checkpoint = read_checkpoint(find_checkpoint(job.checkpoint, importer.layout.model_name))
     features = read_text_features(job.text_features, job.class_names) if job.text_features is not None else None
-    converted = _convert(job, checkpoint, foundation, features)
+    converted = _convert(job, checkpoint, base_model, features)
     data_digests = {"checkpoint": checkpoint.digest}
-    if foundation.boost_digest is not None:
-        data_digests["boost"] = foundation.boost_digest
+    if base_model.boost_digest is not None:
+        data_digests["boost"] = base_model.boost_digest
     if job.text_features is not None:
         data_digests["text_features"] = digest_of(job.text_features.read_bytes())
     data = fold_bundle(
-        foundation,
+        base_model,
         converted.folded,
         domain=job.domain,
         class_names=job.class_names,
@@ -93,16 +93,18 @@ def run_import(job: ImportJob, foundation: Foundation) -> dict[str, Any]:
         "bundle": str(job.out),
         "digest": digest_of(data),
         "size_bytes": len(data),
-        "notes": [*converted.notes, *check_activation(foundation.backbone)],
+        "notes": [*converted.notes, *check_activation(base_model.backbone)],
     }
 
 
-def _convert(job: ImportJob, checkpoint: Checkpoint, foundation: Foundation, features: Tensor | None) -> Converted:
+def _convert(
+    job: ImportJob, checkpoint: Checkpoint, base_model: PromptedBackbone, features: Tensor | None
+) -> Converted:
     importer, found = IMPORTERS[job.method], recognise(checkpoint.tensors)
     tensors = CheckpointTensors(
         str(checkpoint.path), checkpoint.tensors, importer.layout, found if found is not importer.layout else None
     )
-    return importer.convert(tensors, Target(foundation, job.class_names, job.text, job.position, features))
+    return importer.convert(tensors, Target(base_model, job.class_names, job.text, job.position, features))
 
 
 def _layers_and_tokens(prompts: Tensor | None) -> list[int] | None:

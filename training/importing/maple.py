@@ -38,7 +38,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     Raises:
         ImportFormatError: the checkpoint is none of MaPLe's, or not for this backbone.
     """
-    backbone = target.foundation.backbone
+    backbone = target.base_model.backbone
     vision, width = backbone.vision_width, backbone.text_width
     context_PW = tensors.take(f"{_LEARNER}ctx", "tokens", width)
     n_tokens = tensors.count_tokens(context_PW)

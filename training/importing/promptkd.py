@@ -45,7 +45,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
         ImportFormatError: the checkpoint is none of PromptKD's, or not for this backbone; text features are missing
             or do not fit classes and projector.
     """
-    backbone = target.foundation.backbone
+    backbone = target.base_model.backbone
     image_LPW = take_image_prompts(tensors, backbone)
     projector = _take_projector(tensors, backbone.embed_dim)
     notes = check_clip_weights(tensors, backbone, FLOAT16)

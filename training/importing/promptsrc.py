@@ -30,7 +30,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     Raises:
         ImportFormatError: the checkpoint is none of PromptSRC's, or not for this backbone.
     """
-    backbone = target.foundation.backbone
+    backbone = target.base_model.backbone
     text_LPW = take_text_prompts(tensors, backbone)
     image_LPW = take_image_prompts(tensors, backbone)
     text = target.text or text_behind(text_LPW.shape[1])

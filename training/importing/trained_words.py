@@ -61,7 +61,7 @@ def check_trained_words(
         ImportFormatError: another backbone's embeddings, other words in front of the class names, or other classes
             under class-specific prompts.
     """
-    backbone, kept = target.foundation.backbone, (f"{prefix}token_prefix", f"{prefix}token_suffix")
+    backbone, kept = target.base_model.backbone, (f"{prefix}token_prefix", f"{prefix}token_suffix")
     if not all(name in tensors for name in kept):
         tensors.take_raw(lambda name: name in kept)
         return (_UNKNOWN_BACKBONE,) * is_only_sign

@@ -7,22 +7,22 @@ from prompted_clip.errors import TextTooLongError
 from prompted_clip.internals import text_blocks
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes
-from tests.foundations import feature_batch, random_images, tiny_foundation
+from tests.base_models import feature_batch, random_images, tiny_base_model
 from training.adapting.cocoop import CoCoOp, CoCoOpRecipe
 
 CLASSES = ["cat", "striped circle", "dog"]
 NAMES = ["linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"]
 
 
-def cocoop(foundation, class_names=CLASSES, **changes):
-    return CoCoOp(foundation, class_names, CoCoOpRecipe(**({"meta_reduction": 4} | changes)))
+def cocoop(base_model, class_names=CLASSES, **changes):
+    return CoCoOp(base_model, class_names, CoCoOpRecipe(**({"meta_reduction": 4} | changes)))
 
 
 def test_gradients_reach_the_context_and_the_meta_net_and_nothing_else():
-    foundation = tiny_foundation((2, 3))
-    method = cocoop(foundation)
+    base_model = tiny_base_model((2, 3))
+    method = cocoop(base_model)
 
-    loss = method.loss(feature_batch(foundation, [0, 2]))
+    loss = method.loss(feature_batch(base_model, [0, 2]))
     loss.backward()
 
     assert loss.dtype == torch.float32
@@ -31,38 +31,38 @@ def test_gradients_reach_the_context_and_the_meta_net_and_nothing_else():
     (group,) = method.parameter_groups()
     assert {id(parameter) for parameter in group.parameters} == {id(parameter) for parameter in method.parameters()}
     assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
-    assert all(parameter.grad is None for parameter in foundation.backbone.clip.parameters())
-    assert not foundation.text_boost.requires_grad
-    assert foundation.text_boost.grad is None
+    assert all(parameter.grad is None for parameter in base_model.backbone.clip.parameters())
+    assert not base_model.text_boost.requires_grad
+    assert base_model.text_boost.grad is None
 
 
 def test_every_image_has_its_own_text_features():
-    foundation = tiny_foundation()
-    method, batch = cocoop(foundation), feature_batch(foundation, [0, 2])
+    base_model = tiny_base_model()
+    method, batch = cocoop(base_model), feature_batch(base_model, [0, 2])
 
-    texts = method._text_features(batch.foundation_BE)
+    texts = method._text_features(batch.features_BE)
 
     assert texts.shape == (2, 3, 24)
     assert (texts[0] - texts[1]).abs().max() > 1e-4
 
 
 def test_a_meta_net_that_says_zero_leaves_the_hand_written_prompt():
-    foundation = tiny_foundation()
-    method, batch = cocoop(foundation), feature_batch(foundation, [0, 2])
+    base_model = tiny_base_model()
+    method, batch = cocoop(base_model), feature_batch(base_model, [0, 2])
     with torch.no_grad():
         method.meta_net.linear2.weight.zero_()
         method.meta_net.linear2.bias.zero_()
 
-    expected = batch.foundation_BE @ foundation.zero_shot_text(CLASSES, ["a photo of a {}."]).T
+    expected = batch.features_BE @ base_model.zero_shot_text(CLASSES, ["a photo of a {}."]).T
 
-    torch.testing.assert_close(method.logits(batch) / foundation.logit_scale, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(method.logits(batch) / base_model.logit_scale, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("texts_per_pass", [1, 4, 5])
 def test_bounded_passes_change_neither_scores_nor_gradients(texts_per_pass):
-    foundation = tiny_foundation((2, 3))
-    batch = feature_batch(foundation, [0, 2, 1])
-    whole, parted = cocoop(foundation), cocoop(foundation, texts_per_pass=texts_per_pass)
+    base_model = tiny_base_model((2, 3))
+    batch = feature_batch(base_model, [0, 2, 1])
+    whole, parted = cocoop(base_model), cocoop(base_model, texts_per_pass=texts_per_pass)
 
     for method in (whole, parted):
         method.loss(batch).backward()
@@ -73,10 +73,10 @@ def test_bounded_passes_change_neither_scores_nor_gradients(texts_per_pass):
 
 
 def test_no_pass_runs_more_texts_than_allowed_and_training_runs_each_again():
-    foundation = tiny_foundation()
-    method, batch = cocoop(foundation, texts_per_pass=4), feature_batch(foundation, [0, 2, 1])
+    base_model = tiny_base_model()
+    method, batch = cocoop(base_model, texts_per_pass=4), feature_batch(base_model, [0, 2, 1])
     sizes = []
-    first_block = text_blocks(foundation.backbone.clip)[0]
+    first_block = text_blocks(base_model.backbone.clip)[0]
     with first_block.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]))):
         loss = method.loss(batch)
         assert sizes == [3, 3, 3]
@@ -86,10 +86,10 @@ def test_no_pass_runs_more_texts_than_allowed_and_training_runs_each_again():
 
 
 def test_under_autocast_the_loss_stays_float32_and_bounded_passes_agree_with_whole_ones():
-    foundation = tiny_foundation((2, 3))
-    batch, gradients = feature_batch(foundation, [0, 2]), []
+    base_model = tiny_base_model((2, 3))
+    batch, gradients = feature_batch(base_model, [0, 2]), []
     for texts_per_pass in (1024, 2):
-        method = cocoop(foundation, texts_per_pass=texts_per_pass)
+        method = cocoop(base_model, texts_per_pass=texts_per_pass)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = method.loss(batch)
         loss.backward()
@@ -101,26 +101,26 @@ def test_under_autocast_the_loss_stays_float32_and_bounded_passes_agree_with_who
 
 @pytest.mark.parametrize("boost", [None, (2, 3)])
 def test_the_folded_tensors_answer_as_the_method_does(boost):
-    foundation = tiny_foundation(boost)
-    method = cocoop(foundation)
+    base_model = tiny_base_model(boost)
+    method = cocoop(base_model)
     folded = method.fold()
 
     assert folded.text_adapt.shape == (1, 4, 32)
     assert list(folded.meta_net) == NAMES
     assert [tuple(folded.meta_net[name].shape) for name in NAMES] == [(6, 24), (6,), (32, 6), (32,)]
     rows = []
-    for feature in foundation.encode_images(random_images(2)):
+    for feature in base_model.encode_images(random_images(2)):
         hidden = torch.relu(folded.meta_net["linear1.weight"] @ feature + folded.meta_net["linear1.bias"])
         shift = folded.meta_net["linear2.weight"] @ hidden + folded.meta_net["linear2.bias"]
-        group = join_groups([folded.text_adapt + shift, foundation.text_boost])
-        rows.append(encode_classes(foundation.backbone, CLASSES, [method.text], group) @ feature)
-    cosines = method.logits(feature_batch(foundation, [0, 2])) / foundation.logit_scale
+        group = join_groups([folded.text_adapt + shift, base_model.text_boost])
+        rows.append(encode_classes(base_model.backbone, CLASSES, [method.text], group) @ feature)
+    cosines = method.logits(feature_batch(base_model, [0, 2])) / base_model.logit_scale
     assert not rows[0].requires_grad
     torch.testing.assert_close(torch.stack(rows), cosines, rtol=0, atol=1e-6)
 
 
 def test_what_was_folded_does_not_move_with_further_training():
-    method = cocoop(tiny_foundation())
+    method = cocoop(tiny_base_model())
     folded = method.fold()
     before = [folded.text_adapt.clone(), *[tensor.clone() for tensor in folded.meta_net.values()]]
     with torch.no_grad():
@@ -133,25 +133,25 @@ def test_what_was_folded_does_not_move_with_further_training():
 
 def test_a_class_name_that_does_not_fit_is_named():
     name = " ".join(["cat"] * 70)  # SOS + 4 + 70 + "." + EOT = 77
-    cocoop(tiny_foundation(), ["dog", name])
+    cocoop(tiny_base_model(), ["dog", name])
 
     with pytest.raises(TextTooLongError, match="cat cat"):
-        cocoop(tiny_foundation((2, 3)), ["dog", name])
+        cocoop(tiny_base_model((2, 3)), ["dog", name])
 
 
 def test_meta_net_and_random_context_belong_to_the_seed():
-    foundation = tiny_foundation()
+    base_model = tiny_base_model()
     torch.manual_seed(0)
-    first = cocoop(foundation, context_init="", seed=1).state_dict()
+    first = cocoop(base_model, context_init="", seed=1).state_dict()
     torch.manual_seed(1)
-    again, other = (cocoop(foundation, context_init="", seed=seed).state_dict() for seed in (1, 2))
+    again, other = (cocoop(base_model, context_init="", seed=seed).state_dict() for seed in (1, 2))
 
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_the_meta_net_starts_within_torchs_own_bounds():
-    linear1, _, linear2 = cocoop(tiny_foundation()).meta_net
+    linear1, _, linear2 = cocoop(tiny_base_model()).meta_net
 
     for layer in (linear1, linear2):
         bound = layer.in_features**-0.5
@@ -160,9 +160,9 @@ def test_the_meta_net_starts_within_torchs_own_bounds():
 
 
 def test_a_state_makes_an_equal_method():
-    foundation = tiny_foundation((2, 3))
-    trained, fresh = cocoop(foundation, seed=1), cocoop(foundation, seed=2)
-    batch = feature_batch(foundation, [0, 2])
+    base_model = tiny_base_model((2, 3))
+    trained, fresh = cocoop(base_model, seed=1), cocoop(base_model, seed=2)
+    batch = feature_batch(base_model, [0, 2])
     assert not torch.equal(fresh.logits(batch), trained.logits(batch))
 
     fresh.load_state_dict(trained.state_dict())
@@ -172,7 +172,7 @@ def test_a_state_makes_an_equal_method():
 
 def test_the_defaults_are_the_papers():
     recipe = CoCoOpRecipe()
-    method = CoCoOp(tiny_foundation(), CLASSES, recipe)
+    method = CoCoOp(tiny_base_model(), CLASSES, recipe)
 
     assert (recipe.learning_rate, recipe.epochs, recipe.batch_size) == (0.002, 10, 1)
     assert method.context.shape == (4, 32)

@@ -6,7 +6,7 @@ import torch
 from prompted_clip.errors import TextTooLongError
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes
-from tests.foundations import feature_batch, random_images, tiny_foundation
+from tests.base_models import feature_batch, random_images, tiny_base_model
 from training.adapting.coop import CoOp, CoOpRecipe
 
 CLASSES = ["cat", "striped circle", "dog"]
@@ -14,16 +14,16 @@ POSITIONS = ["end", "middle", "front"]
 STACKS = [None, (2, 3)]
 
 
-def coop(foundation, class_names=CLASSES, **changes):
-    return CoOp(foundation, class_names, CoOpRecipe(**({"context_tokens": 3} | changes)))
+def coop(base_model, class_names=CLASSES, **changes):
+    return CoOp(base_model, class_names, CoOpRecipe(**({"context_tokens": 3} | changes)))
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_gradients_reach_the_context_and_nothing_else(position):
-    foundation = tiny_foundation((2, 3))
-    method = coop(foundation, position=position)
+    base_model = tiny_base_model((2, 3))
+    method = coop(base_model, position=position)
 
-    loss = method.loss(feature_batch(foundation, [0, 2]))
+    loss = method.loss(feature_batch(base_model, [0, 2]))
     loss.backward()
 
     assert loss.dtype == torch.float32
@@ -31,16 +31,16 @@ def test_gradients_reach_the_context_and_nothing_else(position):
     assert [name for name, _ in method.named_parameters()] == ["context"]
     assert [list(group.parameters) for group in method.parameter_groups()] == [[method.context]]
     assert method.context.grad.abs().max() > 0
-    assert all(parameter.grad is None for parameter in foundation.backbone.clip.parameters())
-    assert not foundation.text_boost.requires_grad
-    assert foundation.text_boost.grad is None
+    assert all(parameter.grad is None for parameter in base_model.backbone.clip.parameters())
+    assert not base_model.text_boost.requires_grad
+    assert base_model.text_boost.grad is None
 
 
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_steps_against_the_gradient_lower_the_loss(class_specific):
-    foundation = tiny_foundation((2, 3))
-    method = coop(foundation, class_specific=class_specific)
-    batch = feature_batch(foundation, [0, 1, 2])
+    base_model = tiny_base_model((2, 3))
+    method = coop(base_model, class_specific=class_specific)
+    batch = feature_batch(base_model, [0, 1, 2])
     optimizer = torch.optim.SGD(method.parameters(), lr=0.002, momentum=0.9)
     losses = []
     for _ in range(10):
@@ -63,29 +63,29 @@ def test_steps_against_the_gradient_lower_the_loss(class_specific):
 )
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_a_context_that_is_still_words_is_the_hand_written_prompt(position, words, template, class_specific):
-    foundation = tiny_foundation()
-    method = coop(foundation, context_init=words, position=position, class_specific=class_specific)
+    base_model = tiny_base_model()
+    method = coop(base_model, context_init=words, position=position, class_specific=class_specific)
 
     found = method.texts.encode(method.context)
 
-    torch.testing.assert_close(found, foundation.zero_shot_text(CLASSES, [template]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, base_model.zero_shot_text(CLASSES, [template]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("boost", STACKS)
 def test_class_specific_contexts_that_are_all_equal_are_the_unified_one(position, boost):
-    foundation = tiny_foundation(boost)
-    unified, specific = coop(foundation, position=position), coop(foundation, position=position, class_specific=True)
+    base_model = tiny_base_model(boost)
+    unified, specific = coop(base_model, position=position), coop(base_model, position=position, class_specific=True)
     with torch.no_grad():
         specific.context.copy_(unified.context.expand(3, -1, -1))
-    batch = feature_batch(foundation, [0, 2])
+    batch = feature_batch(base_model, [0, 2])
 
     torch.testing.assert_close(specific.logits(batch), unified.logits(batch), rtol=0, atol=1e-5)
 
 
 def test_a_class_specific_context_moves_its_own_class_alone():
-    foundation = tiny_foundation((2, 3))
-    method, batch = coop(foundation, class_specific=True), feature_batch(foundation, [0, 2])
+    base_model = tiny_base_model((2, 3))
+    method, batch = coop(base_model, class_specific=True), feature_batch(base_model, [0, 2])
     before = method.logits(batch)
     with torch.no_grad():
         method.context[1] += torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
@@ -99,40 +99,40 @@ def test_a_class_specific_context_moves_its_own_class_alone():
 @pytest.mark.parametrize("boost", STACKS)
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_a_folded_context_answers_as_the_method_does(boost, class_specific):
-    foundation = tiny_foundation(boost)
-    method = coop(foundation, class_specific=class_specific)
+    base_model = tiny_base_model(boost)
+    method = coop(base_model, class_specific=class_specific)
     folded = method.fold()
 
     assert folded.text_adapt.shape == ((3, 1, 3, 32) if class_specific else (1, 3, 32))
     assert folded.serves_own_classes_only is class_specific
     assert folded.text_features_KE is None
-    group = join_groups([folded.text_adapt, foundation.text_boost])
-    texts = encode_classes(foundation.backbone, CLASSES, [method.text], group)
-    compare_with_logits(foundation, method, texts)
+    group = join_groups([folded.text_adapt, base_model.text_boost])
+    texts = encode_classes(base_model.backbone, CLASSES, [method.text], group)
+    compare_with_logits(base_model, method, texts)
 
 
 @pytest.mark.parametrize("boost", STACKS)
 @pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize("position", ["middle", "front"])
 def test_away_from_the_end_the_folded_text_features_answer_as_the_method_does(boost, class_specific, position):
-    foundation = tiny_foundation(boost)
-    method = coop(foundation, class_specific=class_specific, position=position)
+    base_model = tiny_base_model(boost)
+    method = coop(base_model, class_specific=class_specific, position=position)
     folded = method.fold()
 
     assert folded.text_adapt is None
     assert folded.serves_own_classes_only
-    compare_with_logits(foundation, method, folded.text_features_KE)
+    compare_with_logits(base_model, method, folded.text_features_KE)
 
 
-def compare_with_logits(foundation, method, texts):
-    images = foundation.encode_images(random_images(2))
-    cosines = method.logits(feature_batch(foundation, [0, 2])) / foundation.logit_scale
+def compare_with_logits(base_model, method, texts):
+    images = base_model.encode_images(random_images(2))
+    cosines = method.logits(feature_batch(base_model, [0, 2])) / base_model.logit_scale
     assert not texts.requires_grad
     torch.testing.assert_close(images @ texts.T, cosines, rtol=0, atol=1e-6)
 
 
 def test_what_was_folded_does_not_move_with_further_training():
-    method = coop(tiny_foundation())
+    method = coop(tiny_base_model())
     folded = method.fold()
     before = folded.text_adapt.clone()
     with torch.no_grad():
@@ -145,13 +145,13 @@ def test_a_class_name_that_does_not_fit_is_named():
     name = " ".join(["cat"] * 70)
 
     with pytest.raises(TextTooLongError, match="cat cat"):
-        coop(tiny_foundation((2, 3)), ["dog", name])
+        coop(tiny_base_model((2, 3)), ["dog", name])
 
 
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_a_context_belongs_to_its_seed(class_specific):
-    foundation = tiny_foundation()
-    first, again, other = (coop(foundation, class_specific=class_specific, seed=seed) for seed in (1, 1, 2))
+    base_model = tiny_base_model()
+    first, again, other = (coop(base_model, class_specific=class_specific, seed=seed) for seed in (1, 1, 2))
 
     assert torch.equal(first.context, again.context)
     assert not torch.equal(first.context, other.context)
@@ -159,16 +159,16 @@ def test_a_context_belongs_to_its_seed(class_specific):
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_a_state_is_the_context_alone_and_serves_other_classes_too(position):
-    foundation = tiny_foundation((2, 3))
-    trained = coop(foundation, ["lorry", "boat"], position=position, seed=1)
-    fresh = coop(foundation, CLASSES, position=position, seed=2)
+    base_model = tiny_base_model((2, 3))
+    trained = coop(base_model, ["lorry", "boat"], position=position, seed=1)
+    fresh = coop(base_model, CLASSES, position=position, seed=2)
 
     state = trained.state_dict()
     fresh.load_state_dict(state)
 
     assert list(state) == ["context"]
-    same_classes = coop(foundation, CLASSES, position=position, seed=1)
-    batch = feature_batch(foundation, [0, 2])
+    same_classes = coop(base_model, CLASSES, position=position, seed=1)
+    batch = feature_batch(base_model, [0, 2])
     assert torch.equal(fresh.logits(batch), same_classes.logits(batch))
 
 
@@ -182,4 +182,4 @@ def test_the_defaults_are_the_papers():
         1,
         1e-5,
     )
-    assert CoOp(tiny_foundation(), CLASSES, recipe).context.shape == (16, 32)
+    assert CoOp(tiny_base_model(), CLASSES, recipe).context.shape == (16, 32)

@@ -6,34 +6,34 @@ import pytest
 import torch
 
 from prompted_clip.errors import TextTooLongError
-from tests.foundations import random_images, tiny_foundation
+from tests.base_models import random_images, tiny_base_model
 from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
 from training.adapting.dept import DePT, DePTRecipe
 from training.adapting.ivlp import IVLP, IVLPRecipe
 from training.adapting.maple import MaPLe, MaPLeRecipe
 
 
-def dept(foundation, host=MaPLe, host_recipe=MaPLeRecipe(), **recipe):  # noqa: B008 - recipes are frozen
-    return DePT(foundation, CLASS_NAMES, DePTRecipe(**recipe), host(foundation, CLASS_NAMES, host_recipe))
+def dept(base_model, host=MaPLe, host_recipe=MaPLeRecipe(), **recipe):  # noqa: B008 - recipes are frozen
+    return DePT(base_model, CLASS_NAMES, DePTRecipe(**recipe), host(base_model, CLASS_NAMES, host_recipe))
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize(("host", "host_recipe"), [(MaPLe, MaPLeRecipe()), (IVLP, IVLPRecipe())])
 def test_the_fold_answers_as_the_method_does(boost, host, host_recipe):
-    foundation = tiny_foundation(boost)
-    method = stirred(dept(foundation, host, host_recipe, head_share=0.6))
+    base_model = tiny_base_model(boost)
+    method = stirred(dept(base_model, host, host_recipe, head_share=0.6))
 
-    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     assert method.fold().head.share == 0.6
     torch.testing.assert_close(
-        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+        found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale
     )
 
 
 def test_other_classes_are_left_to_the_host():
-    foundation = tiny_foundation((2, 3))
-    method = stirred(dept(foundation))
+    base_model = tiny_base_model((2, 3))
+    method = stirred(dept(base_model))
 
     with_head, of_host = method.fold(), method.host.fold()
 
@@ -47,17 +47,17 @@ def test_other_classes_are_left_to_the_host():
 
 
 def test_gradients_reach_host_scales_and_head_and_nothing_else():
-    foundation = tiny_foundation((2, 3))
-    method = dept(foundation)
-    method.loss(pixel_batch(foundation)).backward()
+    base_model = tiny_base_model((2, 3))
+    method = dept(base_model)
+    method.loss(pixel_batch(base_model)).backward()
 
-    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    frozen = [*base_model.backbone.clip.parameters(), base_model.image_boost, base_model.text_boost]
     assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
     assert all(tensor.grad is None for tensor in frozen)
 
 
 def test_scales_and_head_learn_faster_than_the_host():
-    method = dept(tiny_foundation(None))
+    method = dept(tiny_base_model(None))
     of_host, own = method.parameter_groups()
 
     assert (of_host.rate_factor, own.rate_factor) == (1.0, 6.5)
@@ -67,16 +67,16 @@ def test_scales_and_head_learn_faster_than_the_host():
 
 
 def test_without_a_share_for_the_head_it_is_its_host():
-    foundation = tiny_foundation(None)
-    method, batch = stirred(dept(foundation, head_share=0)), pixel_batch(foundation)
+    base_model = tiny_base_model(None)
+    method, batch = stirred(dept(base_model, head_share=0)), pixel_batch(base_model)
 
     assert torch.equal(method.loss(batch), method.host.loss(batch))
     assert torch.equal(method.logits(batch), method.host.logits(batch))
 
 
 def test_a_few_steps_lower_the_loss():
-    foundation = tiny_foundation(None)
-    method, batch = dept(foundation), pixel_batch(foundation)
+    base_model = tiny_base_model(None)
+    method, batch = dept(base_model), pixel_batch(base_model)
     groups = [{"params": group.parameters, "lr": 0.0035 * group.rate_factor} for group in method.parameter_groups()]
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     losses = []
@@ -91,9 +91,9 @@ def test_a_few_steps_lower_the_loss():
 
 
 def test_a_checkpoint_carries_host_and_head_to_the_same_bits():
-    foundation = tiny_foundation(None)
-    trained, fresh = stirred(dept(foundation)), dept(foundation)
-    batch = pixel_batch(foundation)
+    base_model = tiny_base_model(None)
+    trained, fresh = stirred(dept(base_model)), dept(base_model)
+    batch = pixel_batch(base_model)
     assert not torch.equal(fresh.logits(batch), trained.logits(batch))
 
     fresh.load_state_dict(trained.state_dict())
@@ -102,6 +102,6 @@ def test_a_checkpoint_carries_host_and_head_to_the_same_bits():
 
 
 def test_a_class_name_that_does_not_fit_is_named():
-    foundation = tiny_foundation((2, 3))
+    base_model = tiny_base_model((2, 3))
     with pytest.raises(TextTooLongError, match="striped striped"):
-        DePT(foundation, ["striped " * 70], DePTRecipe(), MaPLe(foundation, ["striped " * 70], MaPLeRecipe()))
+        DePT(base_model, ["striped " * 70], DePTRecipe(), MaPLe(base_model, ["striped " * 70], MaPLeRecipe()))

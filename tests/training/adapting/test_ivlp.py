@@ -4,46 +4,46 @@ import pytest
 import torch
 
 from prompted_clip.errors import TextTooLongError
-from tests.foundations import random_images, tiny_foundation
+from tests.base_models import random_images, tiny_base_model
 from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
 from training.adapting.ivlp import IVLP, IVLPRecipe
 from training.adapting.method import Batch
 
 
-def ivlp(foundation, **recipe):
-    return IVLP(foundation, CLASS_NAMES, IVLPRecipe(**recipe))
+def ivlp(base_model, **recipe):
+    return IVLP(base_model, CLASS_NAMES, IVLPRecipe(**recipe))
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
-    foundation = tiny_foundation(boost)
-    method = stirred(ivlp(foundation, image_depth=3, text_depth=1))
+    base_model = tiny_base_model(boost)
+    method = stirred(ivlp(base_model, image_depth=3, text_depth=1))
 
-    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     torch.testing.assert_close(
-        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+        found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale
     )
 
 
 def test_gradients_reach_the_prompts_and_nothing_else():
-    foundation = tiny_foundation((2, 3))
-    method = ivlp(foundation)
-    method.loss(pixel_batch(foundation)).backward()
+    base_model = tiny_base_model((2, 3))
+    method = ivlp(base_model)
+    method.loss(pixel_batch(base_model)).backward()
 
-    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    frozen = [*base_model.backbone.clip.parameters(), base_model.image_boost, base_model.text_boost]
     assert dict(method.named_parameters()).keys() == {"text_prompts", "image_prompts"}
     assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
     assert all(tensor.grad is None for tensor in frozen)
 
 
 def test_it_starts_as_the_hand_written_prompt_where_text_is_one_layer_deep():
-    foundation = tiny_foundation(None)
-    method = ivlp(foundation, text_depth=1)
+    base_model = tiny_base_model(None)
+    method = ivlp(base_model, text_depth=1)
 
-    started = foundation.encode_text(method.tokens, method.text_prompts)
+    started = base_model.encode_text(method.tokens, method.text_prompts)
 
-    torch.testing.assert_close(started, foundation.zero_shot_text(CLASS_NAMES, ["a photo of a {}."]))
+    torch.testing.assert_close(started, base_model.zero_shot_text(CLASS_NAMES, ["a photo of a {}."]))
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,18 @@ def test_it_starts_as_the_hand_written_prompt_where_text_is_one_layer_deep():
     [(4, "a photo of a", "{}."), (2, "a photo of a", "of a {}."), (8, "a photo of a", "{}."), (4, "", "{}.")],
 )
 def test_words_that_the_prompts_do_not_take_stay_words(tokens, words, text):
-    assert ivlp(tiny_foundation(None), text_tokens=tokens, text_init=words).text == text
+    assert ivlp(tiny_base_model(None), text_tokens=tokens, text_init=words).text == text
 
 
 def test_depths_are_cut_to_the_towers():
-    method = ivlp(tiny_foundation(None), image_depth=9, text_depth=2)
+    method = ivlp(tiny_base_model(None), image_depth=9, text_depth=2)
 
     assert method.image_prompts.shape == (3, 4, 32)
     assert method.text_prompts.shape == (2, 4, 32)
 
 
 def test_the_seed_decides_the_start():
-    one, same, other = (ivlp(tiny_foundation(None), seed=seed) for seed in (1, 1, 2))
+    one, same, other = (ivlp(tiny_base_model(None), seed=seed) for seed in (1, 1, 2))
 
     assert torch.equal(one.image_prompts, same.image_prompts)
     assert torch.equal(one.text_prompts, same.text_prompts)
@@ -71,16 +71,16 @@ def test_the_seed_decides_the_start():
 
 def test_a_class_name_that_does_not_fit_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
-        IVLP(tiny_foundation((2, 3)), ["cat", "striped " * 70], IVLPRecipe())
+        IVLP(tiny_base_model((2, 3)), ["cat", "striped " * 70], IVLPRecipe())
 
 
 def test_the_text_that_fits_depends_on_the_boosting_prompts():
     name = "striped " * 69  # with SOS, ".", EOT and 4 prompts: 76 of 77 positions
-    assert IVLP(tiny_foundation(None), [name], IVLPRecipe())
+    assert IVLP(tiny_base_model(None), [name], IVLPRecipe())
     with pytest.raises(TextTooLongError, match="7 prompt tokens"):
-        IVLP(tiny_foundation((2, 3)), [name], IVLPRecipe())
+        IVLP(tiny_base_model((2, 3)), [name], IVLPRecipe())
 
 
 def test_a_batch_without_pixels_is_a_clear_error():
     with pytest.raises(ValueError, match="'pixels'"):
-        ivlp(tiny_foundation(None)).loss(Batch(labels_B=torch.tensor([0])))
+        ivlp(tiny_base_model(None)).loss(Batch(labels_B=torch.tensor([0])))

@@ -4,29 +4,29 @@ import pytest
 import torch
 
 from prompted_clip.errors import TextTooLongError
-from tests.foundations import random_images, tiny_foundation
+from tests.base_models import random_images, tiny_base_model
 from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
 from training.adapting.maple import MaPLe, MaPLeRecipe
 
 
-def maple(foundation, **recipe):
-    return MaPLe(foundation, CLASS_NAMES, MaPLeRecipe(**recipe))
+def maple(base_model, **recipe):
+    return MaPLe(base_model, CLASS_NAMES, MaPLeRecipe(**recipe))
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
-    foundation = tiny_foundation(boost)
-    method = stirred(maple(foundation))
+    base_model = tiny_base_model(boost)
+    method = stirred(maple(base_model))
 
-    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     torch.testing.assert_close(
-        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+        found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale
     )
 
 
 def test_the_couplings_leave_with_the_fold_as_their_products():
-    method = stirred(maple(tiny_foundation(None), depth=2))
+    method = stirred(maple(tiny_base_model(None), depth=2))
     before = method.fold()
     with torch.no_grad():
         method.couplings[1].bias += 1.0
@@ -43,11 +43,11 @@ def test_the_couplings_leave_with_the_fold_as_their_products():
 
 
 def test_gradients_reach_prompts_and_couplings_and_nothing_else():
-    foundation = tiny_foundation((2, 3))
-    method = maple(foundation)
-    method.loss(pixel_batch(foundation)).backward()
+    base_model = tiny_base_model((2, 3))
+    method = maple(base_model)
+    method.loss(pixel_batch(base_model)).backward()
 
-    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    frozen = [*base_model.backbone.clip.parameters(), base_model.image_boost, base_model.text_boost]
     assert len(list(method.parameters())) == 1 + 2 * 3
     assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
     assert all(tensor.grad is None for tensor in frozen)
@@ -55,17 +55,17 @@ def test_gradients_reach_prompts_and_couplings_and_nothing_else():
 
 
 def test_two_learned_tokens_stand_in_for_a_photo_and_leave_of_a_as_words():
-    foundation = tiny_foundation(None)
-    method = maple(foundation, depth=1)
+    base_model = tiny_base_model(None)
+    method = maple(base_model, depth=1)
 
-    started = foundation.encode_text(method.tokens, method.text_prompts)
+    started = base_model.encode_text(method.tokens, method.text_prompts)
 
     assert method.text == "of a {}."
-    torch.testing.assert_close(started, foundation.zero_shot_text(CLASS_NAMES, ["a photo of a {}."]))
+    torch.testing.assert_close(started, base_model.zero_shot_text(CLASS_NAMES, ["a photo of a {}."]))
 
 
 def test_the_deeper_couplings_start_alike_and_layer_0_apart():
-    first, second, third = maple(tiny_foundation(None)).couplings
+    first, second, third = maple(tiny_base_model(None)).couplings
 
     assert torch.equal(second.weight, third.weight)
     assert second.weight is not third.weight
@@ -73,7 +73,7 @@ def test_the_deeper_couplings_start_alike_and_layer_0_apart():
 
 
 def test_couplings_are_not_rounded_under_autocast():
-    method = stirred(maple(tiny_foundation(None)))
+    method = stirred(maple(tiny_base_model(None)))
     exact = method.image_prompts()
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -81,7 +81,7 @@ def test_couplings_are_not_rounded_under_autocast():
 
 
 def test_the_depth_is_cut_to_the_towers():
-    method = maple(tiny_foundation(None), depth=9)
+    method = maple(tiny_base_model(None), depth=9)
 
     assert method.text_prompts.shape == (3, 2, 32)
     assert method.fold().image_adapt.shape == (3, 2, 32)
@@ -89,4 +89,4 @@ def test_the_depth_is_cut_to_the_towers():
 
 def test_a_class_name_that_does_not_fit_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
-        MaPLe(tiny_foundation((2, 3)), ["cat", "striped " * 70], MaPLeRecipe())
+        MaPLe(tiny_base_model((2, 3)), ["cat", "striped " * 70], MaPLeRecipe())

@@ -6,15 +6,15 @@ import torch
 from prompted_clip.errors import TextTooLongError
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes
-from tests.foundations import feature_batch, random_images, tiny_foundation
+from tests.base_models import feature_batch, random_images, tiny_base_model
 from training.adapting.prograd import ProGrad, ProGradRecipe, general_loss, project_gradient
 from training.errors import RecipeError
 
 CLASSES = ["cat", "striped circle", "dog"]
 
 
-def prograd(foundation, class_names=CLASSES, **changes):
-    return ProGrad(foundation, class_names, ProGradRecipe(**({"context_tokens": 4, "context_init": ""} | changes)))
+def prograd(base_model, class_names=CLASSES, **changes):
+    return ProGrad(base_model, class_names, ProGradRecipe(**({"context_tokens": 4, "context_init": ""} | changes)))
 
 
 def test_a_step_that_agrees_is_left_as_it_is():
@@ -59,8 +59,8 @@ def test_the_general_loss_has_the_gradient_of_the_kl():
 
 
 def test_the_value_is_the_cross_entropy_and_gradients_reach_the_context_alone():
-    foundation = tiny_foundation((2, 3))
-    method, batch = prograd(foundation), feature_batch(foundation, [0, 2])
+    base_model = tiny_base_model((2, 3))
+    method, batch = prograd(base_model), feature_batch(base_model, [0, 2])
 
     loss = method.loss(batch)
     loss.backward()
@@ -71,25 +71,25 @@ def test_the_value_is_the_cross_entropy_and_gradients_reach_the_context_alone():
     assert [name for name, _ in method.named_parameters()] == ["context"]
     assert [list(group.parameters) for group in method.parameter_groups()] == [[method.context]]
     assert method.context.grad.abs().max() > 0
-    assert all(parameter.grad is None for parameter in foundation.backbone.clip.parameters())
-    assert not foundation.text_boost.requires_grad
-    assert foundation.text_boost.grad is None
+    assert all(parameter.grad is None for parameter in base_model.backbone.clip.parameters())
+    assert not base_model.text_boost.requires_grad
+    assert base_model.text_boost.grad is None
 
 
 def test_taking_the_gradients_leaves_nothing_behind_before_the_step():
-    foundation = tiny_foundation()
-    method = prograd(foundation)
+    base_model = tiny_base_model()
+    method = prograd(base_model)
 
-    method.loss(feature_batch(foundation, [0, 2]))
+    method.loss(feature_batch(base_model, [0, 2]))
 
     assert method.context.grad is None
 
 
 def test_under_autocast_the_value_stays_float32_and_the_step_keeps_its_direction():
-    foundation = tiny_foundation((2, 3))
-    batch, steps = feature_batch(foundation, [0, 2]), []
+    base_model = tiny_base_model((2, 3))
+    batch, steps = feature_batch(base_model, [0, 2]), []
     for enabled in (False, True):
-        method = prograd(foundation)
+        method = prograd(base_model)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             loss = method.loss(batch)
         loss.backward()
@@ -101,21 +101,21 @@ def test_under_autocast_the_value_stays_float32_and_the_step_keeps_its_direction
 
 @pytest.mark.parametrize("reference", ["boosted", "plain"])
 def test_the_reference_is_the_zero_shot_model_that_the_recipe_names(reference):
-    foundation = tiny_foundation((2, 3))
-    method = prograd(foundation, reference=reference, template="a drawing of a {}.")
+    base_model = tiny_base_model((2, 3))
+    method = prograd(base_model, reference=reference, template="a drawing of a {}.")
 
-    boost = join_groups([foundation.text_boost if reference == "boosted" else None])
-    expected = encode_classes(foundation.backbone, CLASSES, ["a drawing of a {}."], boost)
+    boost = join_groups([base_model.text_boost if reference == "boosted" else None])
+    expected = encode_classes(base_model.backbone, CLASSES, ["a drawing of a {}."], boost)
     assert torch.equal(method.reference_text_KE, expected)
     assert not method.reference_text_KE.requires_grad
 
 
 def test_words_stand_last_in_the_context_and_zeros_before_them():
-    foundation = tiny_foundation()
-    backbone = foundation.backbone
+    base_model = tiny_base_model()
+    backbone = base_model.backbone
     words = backbone.clip.token_embedding(torch.tensor(backbone.tokenizer.encode("a photo of a")))
 
-    context = ProGrad(foundation, CLASSES, ProGradRecipe()).context
+    context = ProGrad(base_model, CLASSES, ProGradRecipe()).context
 
     assert context.shape == (16, 32)
     assert torch.equal(context[12:], words)
@@ -124,43 +124,43 @@ def test_words_stand_last_in_the_context_and_zeros_before_them():
 
 def test_words_longer_than_the_context_are_refused_with_both_lengths():
     with pytest.raises(RecipeError, match=r"'a photo of a' are 4 tokens.*room for 3"):
-        prograd(tiny_foundation(), context_init="a photo of a", context_tokens=3)
+        prograd(tiny_base_model(), context_init="a photo of a", context_tokens=3)
 
 
 @pytest.mark.parametrize("boost", [None, (2, 3)])
 def test_the_folded_context_answers_as_the_method_does(boost):
-    foundation = tiny_foundation(boost)
-    method = prograd(foundation)
+    base_model = tiny_base_model(boost)
+    method = prograd(base_model)
     folded = method.fold()
 
     assert folded.text_adapt.shape == (1, 4, 32)
     assert not folded.serves_own_classes_only
-    group = join_groups([folded.text_adapt, foundation.text_boost])
-    texts = encode_classes(foundation.backbone, CLASSES, [method.text], group)
-    cosines = method.logits(feature_batch(foundation, [0, 2])) / foundation.logit_scale
+    group = join_groups([folded.text_adapt, base_model.text_boost])
+    texts = encode_classes(base_model.backbone, CLASSES, [method.text], group)
+    cosines = method.logits(feature_batch(base_model, [0, 2])) / base_model.logit_scale
     assert not texts.requires_grad
-    torch.testing.assert_close(foundation.encode_images(random_images(2)) @ texts.T, cosines, rtol=0, atol=1e-6)
+    torch.testing.assert_close(base_model.encode_images(random_images(2)) @ texts.T, cosines, rtol=0, atol=1e-6)
 
 
 def test_a_class_name_that_does_not_fit_is_named():
     name = " ".join(["cat"] * 70)  # SOS + 4 + 70 + "." + EOT = 77
-    prograd(tiny_foundation(), ["dog", name])
+    prograd(tiny_base_model(), ["dog", name])
 
     with pytest.raises(TextTooLongError, match="cat cat"):
-        prograd(tiny_foundation((2, 3)), ["dog", name])
+        prograd(tiny_base_model((2, 3)), ["dog", name])
 
 
 def test_a_context_belongs_to_its_seed():
-    first, again, other = (prograd(tiny_foundation(), seed=seed).context for seed in (1, 1, 2))
+    first, again, other = (prograd(tiny_base_model(), seed=seed).context for seed in (1, 1, 2))
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_a_state_is_the_context_alone_and_makes_an_equal_method():
-    foundation = tiny_foundation((2, 3))
-    trained, fresh = prograd(foundation, seed=1), prograd(foundation, seed=2)
-    batch = feature_batch(foundation, [0, 2])
+    base_model = tiny_base_model((2, 3))
+    trained, fresh = prograd(base_model, seed=1), prograd(base_model, seed=2)
+    batch = feature_batch(base_model, [0, 2])
 
     fresh.load_state_dict(trained.state_dict())
 

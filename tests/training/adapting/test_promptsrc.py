@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from prompted_clip.errors import TextTooLongError
-from tests.foundations import random_images, tiny_foundation
+from tests.base_models import random_images, tiny_base_model
 from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
 from training.adapting.promptsrc import REFERENCE_TEMPLATES, PromptSRC, PromptSRCRecipe, aggregation_weights
 
 
-def promptsrc(foundation, **recipe):
-    return PromptSRC(foundation, CLASS_NAMES, PromptSRCRecipe(**recipe))
+def promptsrc(base_model, **recipe):
+    return PromptSRC(base_model, CLASS_NAMES, PromptSRCRecipe(**recipe))
 
 
 def wander(method, epoch):
@@ -25,22 +25,22 @@ def wander(method, epoch):
 
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
-    foundation = tiny_foundation(boost)
-    method = stirred(promptsrc(foundation))
+    base_model = tiny_base_model(boost)
+    method = stirred(promptsrc(base_model))
 
-    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     torch.testing.assert_close(
-        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+        found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale
     )
 
 
 def test_gradients_reach_the_prompts_and_nothing_else():
-    foundation = tiny_foundation((2, 3))
-    method = promptsrc(foundation)
-    method.loss(pixel_batch(foundation)).backward()
+    base_model = tiny_base_model((2, 3))
+    method = promptsrc(base_model)
+    method.loss(pixel_batch(base_model)).backward()
 
-    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    frozen = [*base_model.backbone.clip.parameters(), base_model.image_boost, base_model.text_boost]
     assert dict(method.named_parameters()).keys() == {"text_prompts", "image_prompts"}
     assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
     assert all(tensor.grad is None for tensor in frozen)
@@ -48,7 +48,7 @@ def test_gradients_reach_the_prompts_and_nothing_else():
 
 
 def test_after_the_last_epoch_the_prompts_are_the_weighted_sum_over_epochs():
-    method = promptsrc(tiny_foundation(None), epochs=5, gpa_mean=3, gpa_std=1.5)
+    method = promptsrc(tiny_base_model(None), epochs=5, gpa_mean=3, gpa_std=1.5)
     images, texts = [], []
     for epoch in range(5):
         wander(method, epoch)
@@ -67,16 +67,16 @@ def test_after_the_last_epoch_the_prompts_are_the_weighted_sum_over_epochs():
 
 
 def test_the_sum_goes_on_from_a_checkpoint_to_the_same_bits():
-    straight = promptsrc(tiny_foundation(None), epochs=4, gpa_mean=2)
+    straight = promptsrc(tiny_base_model(None), epochs=4, gpa_mean=2)
     for epoch in range(4):
         wander(straight, epoch)
         straight.end_epoch(epoch)
 
-    first = promptsrc(tiny_foundation(None), epochs=4, gpa_mean=2)
+    first = promptsrc(tiny_base_model(None), epochs=4, gpa_mean=2)
     for epoch in range(2):
         wander(first, epoch)
         first.end_epoch(epoch)
-    second = promptsrc(tiny_foundation(None), epochs=4, gpa_mean=2)
+    second = promptsrc(tiny_base_model(None), epochs=4, gpa_mean=2)
     second.load_state_dict(first.state_dict())
     for epoch in range(2, 4):
         wander(second, epoch)
@@ -88,7 +88,7 @@ def test_the_sum_goes_on_from_a_checkpoint_to_the_same_bits():
 
 def test_a_checkpoint_holds_prompts_and_sums_and_no_features():
     names = {"image_prompts", "text_prompts", "image_sum", "text_sum"}
-    assert promptsrc(tiny_foundation(None)).state_dict().keys() == names
+    assert promptsrc(tiny_base_model(None)).state_dict().keys() == names
 
 
 def test_weights_peak_at_their_mean_and_stay_finite_far_from_it():
@@ -103,14 +103,14 @@ def test_weights_peak_at_their_mean_and_stay_finite_far_from_it():
 
 @pytest.mark.parametrize("kind", ["boosted", "plain"])
 def test_the_reference_is_the_model_that_the_recipe_names(kind):
-    foundation = tiny_foundation((2, 3))
-    method = promptsrc(foundation, reference=kind)
+    base_model = tiny_base_model((2, 3))
+    method = promptsrc(base_model, reference=kind)
 
-    expected = promptsrc(foundation if kind == "boosted" else tiny_foundation(None)).reference_KE
+    expected = promptsrc(base_model if kind == "boosted" else tiny_base_model(None)).reference_KE
 
     assert torch.equal(method.reference_KE, expected)
     assert not torch.equal(
-        method.reference_KE, promptsrc(foundation.plain() if kind == "boosted" else foundation).reference_KE
+        method.reference_KE, promptsrc(base_model.plain() if kind == "boosted" else base_model).reference_KE
     )
 
 
@@ -122,10 +122,10 @@ def test_the_reference_text_uses_the_first_sixty_templates_of_clip():
 
 
 def test_without_distances_the_loss_is_cross_entropy_and_the_divergence_from_the_reference():
-    foundation = tiny_foundation(None)
-    method, batch = promptsrc(foundation, image_weight=0, text_weight=0), pixel_batch(foundation)
+    base_model = tiny_base_model(None)
+    method, batch = promptsrc(base_model, image_weight=0, text_weight=0), pixel_batch(base_model)
     z = method.logits(batch)
-    reference = foundation.logit_scale * batch.reference_BE @ method.reference_KE.T
+    reference = base_model.logit_scale * batch.reference_BE @ method.reference_KE.T
     kl = (reference.softmax(1) * (reference.log_softmax(1) - z.log_softmax(1))).sum() / z.numel()
 
     expected = torch.nn.functional.cross_entropy(z, batch.labels_B) + kl
@@ -134,7 +134,7 @@ def test_without_distances_the_loss_is_cross_entropy_and_the_divergence_from_the
 
 
 def test_depths_are_cut_to_the_towers():
-    method = promptsrc(tiny_foundation(None), image_depth=9, text_depth=9)
+    method = promptsrc(tiny_base_model(None), image_depth=9, text_depth=9)
 
     assert method.image_prompts.shape == method.image_sum.shape == (3, 4, 32)
     assert method.text_prompts.shape == method.text_sum.shape == (3, 4, 32)
@@ -142,9 +142,9 @@ def test_depths_are_cut_to_the_towers():
 
 def test_a_class_name_that_does_not_fit_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
-        PromptSRC(tiny_foundation((2, 3)), ["cat", "striped " * 70], PromptSRCRecipe())
+        PromptSRC(tiny_base_model((2, 3)), ["cat", "striped " * 70], PromptSRCRecipe())
 
 
 def test_a_class_name_that_fits_the_prompts_but_no_template_is_named():
     with pytest.raises(TextTooLongError, match=r"photo.*striped striped"):
-        PromptSRC(tiny_foundation(None), ["cat", "striped " * 70], PromptSRCRecipe())
+        PromptSRC(tiny_base_model(None), ["cat", "striped " * 70], PromptSRCRecipe())

@@ -5,29 +5,29 @@ import dataclasses
 import pytest
 import torch
 
-from tests.foundations import tiny_foundation
+from tests.base_models import tiny_base_model
 from training.adapting.methods import METHODS
 from training.adapting.promptsrc import REFERENCE_TEMPLATES, reference_text
 
 CLASSES = ["cat", "striped dog", "bird"]
 LEARNED, TEMPLATE = "{} again.", "a drawing of a {}."
-BOOSTED = dataclasses.replace(tiny_foundation((2, 3)), text=LEARNED)
-PLAIN = tiny_foundation()
+BOOSTED = dataclasses.replace(tiny_base_model((2, 3)), text=LEARNED)
+PLAIN = tiny_base_model()
 
 
-def built(name, foundation, **changes):
-    return METHODS[name].build(foundation, CLASSES, METHODS[name].recipe(**changes))
+def built(name, base_model, **changes):
+    return METHODS[name].build(base_model, CLASSES, METHODS[name].recipe(**changes))
 
 
 @pytest.mark.parametrize(
-    ("foundation", "boosted_text", "expected"),
+    ("base_model", "boosted_text", "expected"),
     [(BOOSTED, "learned", LEARNED), (BOOSTED, "template", TEMPLATE), (PLAIN, "learned", TEMPLATE)],
 )
-def test_prograds_reference_and_vpts_text_side_read_the_same_text(foundation, boosted_text, expected):
-    vpt = built("vpt", foundation, boosted_text=boosted_text, template=TEMPLATE)
-    prograd = built("prograd", foundation, boosted_text=boosted_text, template=TEMPLATE)
+def test_prograds_reference_and_vpts_text_side_read_the_same_text(base_model, boosted_text, expected):
+    vpt = built("vpt", base_model, boosted_text=boosted_text, template=TEMPLATE)
+    prograd = built("prograd", base_model, boosted_text=boosted_text, template=TEMPLATE)
     assert vpt.text == expected
-    assert torch.equal(prograd.reference_text_KE, foundation.zero_shot_text(CLASSES, [expected]))
+    assert torch.equal(prograd.reference_text_KE, base_model.zero_shot_text(CLASSES, [expected]))
     assert torch.equal(vpt.text_KE, prograd.reference_text_KE)
 
 
@@ -37,16 +37,16 @@ def test_a_plain_reference_of_a_boosted_model_reads_the_hand_written_prompt():
 
 
 @pytest.mark.parametrize(
-    ("foundation", "choice", "expected"),
+    ("base_model", "choice", "expected"),
     [
         (BOOSTED, "templates", REFERENCE_TEMPLATES),
         (BOOSTED, "learned", (LEARNED,)),
         (PLAIN, "learned", REFERENCE_TEMPLATES),
     ],
 )
-def test_promptsrc_reads_sixty_templates_or_the_learned_text(foundation, choice, expected):
-    method = built("promptsrc", foundation, reference_text=choice)
-    assert torch.equal(method.reference_KE, reference_text(foundation, CLASSES, expected))
+def test_promptsrc_reads_sixty_templates_or_the_learned_text(base_model, choice, expected):
+    method = built("promptsrc", base_model, reference_text=choice)
+    assert torch.equal(method.reference_KE, reference_text(base_model, CLASSES, expected))
 
 
 def test_methods_without_a_frozen_text_have_no_key_for_one():

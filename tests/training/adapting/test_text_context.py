@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prompted_clip.errors import TextTooLongError
-from tests.foundations import tiny_foundation
+from tests.base_models import tiny_base_model
 from tests.tiny import tiny_backbone
 from training.adapting.text_context import place_context, start_context
 
@@ -23,7 +23,7 @@ def seeded(seed=1):
 )
 def test_an_odd_context_stands_around_the_name_as_the_position_says(position, order, n_before):
     # "cat." is [SOS, cat, ".", EOT]; 4, 5 and 6 are the context.
-    texts = place_context(tiny_foundation(), ["cat"], 3, position)
+    texts = place_context(tiny_base_model(), ["cat"], 3, position)
 
     assert texts.order_KT.tolist() == [order]
     assert texts.eot_K.tolist() == [6]
@@ -31,7 +31,7 @@ def test_an_odd_context_stands_around_the_name_as_the_position_says(position, or
 
 
 def test_every_class_is_parted_at_its_own_name():
-    texts = place_context(tiny_foundation(), ["cat", "striped red circle"], 2, "front")
+    texts = place_context(tiny_base_model(), ["cat", "striped red circle"], 2, "front")
 
     assert texts.order_KT.tolist() == [[0, 1, 6, 7, 2, 3, 4, 5], [0, 1, 2, 3, 6, 7, 4, 5]]
     assert texts.eot_K.tolist() == [5, 7]
@@ -39,7 +39,7 @@ def test_every_class_is_parted_at_its_own_name():
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_a_name_that_ends_in_a_full_stop_keeps_all_its_tokens(position):
-    texts = place_context(tiny_foundation(), ["U.S."], 4, position)
+    texts = place_context(tiny_base_model(), ["U.S."], 4, position)
     (order,) = texts.order_KT.tolist()
 
     assert sorted(order) == list(range(len(order)))
@@ -47,7 +47,7 @@ def test_a_name_that_ends_in_a_full_stop_keeps_all_its_tokens(position):
 
 
 def test_encoding_chosen_classes_is_encoding_all_and_choosing():
-    texts = place_context(tiny_foundation((2, 3)), ["cat", "striped circle", "dog"], 4, "middle")
+    texts = place_context(tiny_base_model((2, 3)), ["cat", "striped circle", "dog"], 4, "middle")
     context = torch.randn(4, 32, generator=seeded())
     chosen = torch.tensor([2, 0, 2])
 
@@ -58,10 +58,10 @@ def test_encoding_chosen_classes_is_encoding_all_and_choosing():
 
 def test_boosting_prompts_count_towards_the_length_of_a_text():
     name = " ".join(["cat"] * 58)  # SOS + 16 + 58 + "." + EOT = 77
-    place_context(tiny_foundation(), ["dog", name], 16)
+    place_context(tiny_base_model(), ["dog", name], 16)
 
     with pytest.raises(TextTooLongError, match=r"'cat cat .* cat\.' takes 61 tokens and 19 prompt tokens"):
-        place_context(tiny_foundation((2, 3)), ["dog", name], 16)
+        place_context(tiny_base_model((2, 3)), ["dog", name], 16)
 
 
 def test_words_decide_how_long_a_context_is_and_where_it_starts():

@@ -4,41 +4,41 @@ import pytest
 import torch
 
 from prompted_clip.errors import TextTooLongError
-from tests.foundations import random_images, tiny_foundation
+from tests.base_models import random_images, tiny_base_model
 from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
 from training.adapting.upt import UPT, UPTRecipe
 
 
-def upt(foundation, **recipe):
-    return UPT(foundation, CLASS_NAMES, UPTRecipe(**({"head_width": 16, "ffn_width": 24} | recipe)))
+def upt(base_model, **recipe):
+    return UPT(base_model, CLASS_NAMES, UPTRecipe(**({"head_width": 16, "ffn_width": 24} | recipe)))
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
-    foundation = tiny_foundation(boost)
-    method = stirred(upt(foundation, heads=2))
+    base_model = tiny_base_model(boost)
+    method = stirred(upt(base_model, heads=2))
 
-    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     assert not method.fold().image_adapt.requires_grad
     torch.testing.assert_close(
-        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+        found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale
     )
 
 
 def test_gradients_reach_prompts_and_transformer_and_nothing_else():
-    foundation = tiny_foundation((2, 3))
-    method = upt(foundation)
-    method.loss(pixel_batch(foundation)).backward()
+    base_model = tiny_base_model((2, 3))
+    method = upt(base_model)
+    method.loss(pixel_batch(base_model)).backward()
 
-    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    frozen = [*base_model.backbone.clip.parameters(), base_model.image_boost, base_model.text_boost]
     assert len(list(method.parameters())) == 1 + 2 * 8
     assert all(parameter.grad.abs().max() > 0 for parameter in method.parameters())
     assert all(tensor.grad is None for tensor in frozen)
 
 
 def test_each_tower_sees_the_other_towers_tokens():
-    method = stirred(upt(tiny_foundation(None), tokens=2))
+    method = stirred(upt(tiny_base_model(None), tokens=2))
     image_before, text_before = method.prompts()
     with torch.no_grad():
         method.unified[:, 0] += torch.linspace(-1, 1, 16)
@@ -50,7 +50,7 @@ def test_each_tower_sees_the_other_towers_tokens():
 
 
 def test_layers_do_not_see_each_other():
-    method = stirred(upt(tiny_foundation(None), depth=2))
+    method = stirred(upt(tiny_base_model(None), depth=2))
     before = torch.cat(method.prompts(), dim=-1)
     with torch.no_grad():
         method.unified[0, 0] += torch.linspace(-1, 1, 16)
@@ -62,15 +62,15 @@ def test_layers_do_not_see_each_other():
 
 
 def test_prompts_start_with_a_spread_of_about_a_fiftieth():
-    image, text = upt(tiny_foundation(None), tokens=16, head_width=64).prompts()
+    image, text = upt(tiny_base_model(None), tokens=16, head_width=64).prompts()
 
     assert 0.01 < image.std() < 0.04
     assert 0.01 < text.std() < 0.04
 
 
 def test_a_few_steps_lower_the_loss():
-    foundation = tiny_foundation(None)
-    method, batch = upt(foundation), pixel_batch(foundation)
+    base_model = tiny_base_model(None)
+    method, batch = upt(base_model), pixel_batch(base_model)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.02, momentum=0.9)
     losses = []
     for _ in range(12):
@@ -84,7 +84,7 @@ def test_a_few_steps_lower_the_loss():
 
 
 def test_prompts_are_not_rounded_under_autocast():
-    method = stirred(upt(tiny_foundation(None)))
+    method = stirred(upt(tiny_base_model(None)))
     exact = torch.cat(method.prompts())
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -92,7 +92,7 @@ def test_prompts_are_not_rounded_under_autocast():
 
 
 def test_the_depth_is_cut_to_the_towers():
-    folded = upt(tiny_foundation(None), depth=9).fold()
+    folded = upt(tiny_base_model(None), depth=9).fold()
 
     assert folded.image_adapt.shape == (3, 4, 32)
     assert folded.text_adapt.shape == (3, 4, 32)
@@ -100,4 +100,4 @@ def test_the_depth_is_cut_to_the_towers():
 
 def test_a_class_name_that_does_not_fit_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
-        UPT(tiny_foundation((2, 3)), ["cat", "striped " * 70], UPTRecipe(head_width=16, ffn_width=24))
+        UPT(tiny_base_model((2, 3)), ["cat", "striped " * 70], UPTRecipe(head_width=16, ffn_width=24))

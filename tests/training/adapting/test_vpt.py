@@ -4,47 +4,47 @@ import pytest
 import torch
 
 from prompted_clip.errors import TextTooLongError
-from tests.foundations import random_images, tiny_foundation
+from tests.base_models import random_images, tiny_base_model
 from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
 from training.adapting.vpt import VPT, VPTRecipe
 
 
-def vpt(foundation, **recipe):
-    return VPT(foundation, CLASS_NAMES, VPTRecipe(**recipe))
+def vpt(base_model, **recipe):
+    return VPT(base_model, CLASS_NAMES, VPTRecipe(**recipe))
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
-    foundation = tiny_foundation(boost)
-    method = stirred(vpt(foundation, image_depth=3, template="a sketch of a {}."))
+    base_model = tiny_base_model(boost)
+    method = stirred(vpt(base_model, image_depth=3, template="a sketch of a {}."))
 
-    found = folded_logits(foundation, method, CLASS_NAMES, random_images(3))
+    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     assert method.fold().text_adapt is None
     torch.testing.assert_close(
-        found, method.logits(pixel_batch(foundation)), rtol=0, atol=1e-6 * foundation.logit_scale
+        found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale
     )
 
 
 def test_gradients_reach_the_image_prompts_and_nothing_else():
-    foundation = tiny_foundation((2, 3))
-    method = vpt(foundation)
-    method.loss(pixel_batch(foundation)).backward()
+    base_model = tiny_base_model((2, 3))
+    method = vpt(base_model)
+    method.loss(pixel_batch(base_model)).backward()
 
-    frozen = [*foundation.backbone.clip.parameters(), foundation.image_boost, foundation.text_boost]
+    frozen = [*base_model.backbone.clip.parameters(), base_model.image_boost, base_model.text_boost]
     assert dict(method.named_parameters()).keys() == {"image_prompts"}
     assert method.image_prompts.grad.abs().max() > 0
     assert all(tensor.grad is None for tensor in frozen)
 
 
 def test_a_checkpoint_holds_the_prompts_and_not_the_text():
-    assert vpt(tiny_foundation(None)).state_dict().keys() == {"image_prompts"}
+    assert vpt(tiny_base_model(None)).state_dict().keys() == {"image_prompts"}
 
 
 def test_the_depth_is_cut_to_the_tower():
-    assert vpt(tiny_foundation(None), image_depth=12, image_tokens=8).image_prompts.shape == (3, 8, 32)
+    assert vpt(tiny_base_model(None), image_depth=12, image_tokens=8).image_prompts.shape == (3, 8, 32)
 
 
 def test_a_class_name_that_does_not_fit_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
-        VPT(tiny_foundation(None), ["cat", "striped " * 75], VPTRecipe())
+        VPT(tiny_base_model(None), ["cat", "striped " * 75], VPTRecipe())

@@ -65,6 +65,6 @@ def test_what_would_fail_later_fails_before_anything_is_learned(two_sets, tmp_pa
         Plan("base-to-new", (first,), ("coop",), overrides=("epochs=0",))
 
 
-def test_the_foundation_alone_needs_no_train_images(bench, two_sets):
+def test_the_base_model_alone_needs_no_train_images(bench, two_sets):
     (row,) = run_plan(Plan("few-shot", two_sets[1:], ()), [[bench]]).rows
     assert (row.method, row.accuracy) == ("zero-shot", 100.0)

@@ -94,15 +94,15 @@ def test_shots_are_drawn_over_all_classes_before_these_are_halved(bench_at, data
 
 
 @pytest.mark.parametrize("is_boosted", [False, True])
-def test_zero_shot_is_the_foundation_with_its_own_text(bench_at, dataset, is_boosted):
+def test_zero_shot_is_the_base_model_with_its_own_text(bench_at, dataset, is_boosted):
     bench = bench_at(is_boosted=is_boosted)
     row = base_to_new(bench, dataset, Trial())
-    foundation, preprocess = bench.foundation, bench.foundation.backbone.preprocess
+    base_model, preprocess = bench.base_model, bench.base_model.backbone.preprocess
     for half, rate in zip(base_and_new(dataset), (row.base, row.new), strict=True):
         pictures = [to_pixels(Image.open(item.path), 32, preprocess) for item in half.split("test")]
         pixels = torch.from_numpy(np.stack(pictures))
-        texts = foundation.zero_shot_text(half.class_names, ["{}."] if is_boosted else [dataset.template])
-        named = (foundation.encode_images(normalize_pixels(pixels, preprocess)) @ texts.T).argmax(1)
+        texts = base_model.zero_shot_text(half.class_names, ["{}."] if is_boosted else [dataset.template])
+        named = (base_model.encode_images(normalize_pixels(pixels, preprocess)) @ texts.T).argmax(1)
         assert rate == 100 * float(np.mean(named.numpy() == [item.label for item in half.split("test")]))
     assert (row.seed, row.shots, row.training) == (None, 0, None)
 

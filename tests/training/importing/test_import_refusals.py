@@ -4,23 +4,23 @@ import pytest
 import torch
 
 from prompt_store.bundle import read_bundle
-from tests.foundations import tiny_foundation
+from tests.base_models import tiny_base_model
 from tests.tiny import tiny_backbone
 from tests.training.importing.foreign import CLASSES, EMBED, WIDTH, Writer, save_dassl
 from training.errors import ImportFormatError
-from training.foundation import Foundation
 from training.importing.import_run import ImportJob, run_import
+from training.prompted_backbone import PromptedBackbone
 
 
 @pytest.fixture
 def attempt(tmp_path):
     """Import a state; the bundle must not exist after a refusal."""
 
-    def import_state(state, method, *, foundation=None, classes=CLASSES, **options):
+    def import_state(state, method, *, base_model=None, classes=CLASSES, **options):
         path = save_dassl(tmp_path / "model.pth.tar-5", state)
         job = ImportJob(path, method, "demo", classes, tmp_path / "demo.safetensors", **options)
         try:
-            return run_import(job, foundation or tiny_foundation())
+            return run_import(job, base_model or tiny_base_model())
         finally:
             import_state.left_nothing = not job.out.exists()
 
@@ -109,8 +109,8 @@ def test_prompts_that_training_spoiled_are_named(attempt, method, name, value):
 
 @pytest.mark.parametrize("method", ["maple", "ivlp", "promptsrc"])
 def test_prompts_of_another_clip_are_refused_by_its_first_weight_that_differs(attempt, method):
-    other = Foundation(tiny_backbone("tiny", 1))
-    message = refusal(attempt, getattr(Writer(), method)(), method, foundation=other)
+    other = PromptedBackbone(tiny_backbone("tiny", 1))
+    message = refusal(attempt, getattr(Writer(), method)(), method, base_model=other)
     assert "was not trained on tiny (random:1)" in message
     assert "differs from the backbone's by up to" in message
     assert "--backbone and --pretrained" in message
@@ -133,8 +133,8 @@ def test_a_clip_of_another_size_is_refused_by_shape_or_name(attempt):
 
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
 def test_the_start_tokens_embedding_tells_another_clip_where_its_weights_are_not_stored(attempt, method):
-    other = Foundation(tiny_backbone("tiny", 1))
-    message = refusal(attempt, getattr(Writer(), method)(), method, foundation=other)
+    other = PromptedBackbone(tiny_backbone("tiny", 1))
+    message = refusal(attempt, getattr(Writer(), method)(), method, base_model=other)
     assert "its start token has another embedding" in message
 
 

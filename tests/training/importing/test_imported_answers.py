@@ -8,7 +8,7 @@ import torch
 
 from prompt_store.bundle import read_bundle
 from prompted_clip import PromptedClip, StackMismatchError, normalize_pixels
-from tests.foundations import slow_twin, tiny_foundation, token_ids
+from tests.base_models import slow_twin, tiny_base_model, token_ids
 from tests.tiny import random_pixels
 from tests.training.importing.foreign import CLASSES, Writer, halved, save_dassl
 from training.errors import ImportFormatError
@@ -19,51 +19,51 @@ BOOSTS = [None, (2, 3)]
 
 
 @pytest.fixture(params=BOOSTS, ids=["plain", "boosted"])
-def foundation(request):
-    return tiny_foundation(request.param)
+def base_model(request):
+    return tiny_base_model(request.param)
 
 
 @pytest.fixture
-def imported(tmp_path, foundation):
+def imported(tmp_path, base_model):
     """Write a state as Dassl does, import it, and return the bundle."""
 
     def import_state(state, method, **options):
         path = save_dassl(tmp_path / "model.pth.tar-50", state)
         job = ImportJob(path, method, "demo", CLASSES, tmp_path / "demo.safetensors", **options)
-        run_import(job, foundation)
+        run_import(job, base_model)
         return read_bundle(job.out.read_bytes())
 
     return import_state
 
 
-def pixels_and_images(foundation):
+def pixels_and_images(base_model):
     pixels = random_pixels(2)
-    return pixels, normalize_pixels(pixels, foundation.backbone.preprocess).double()
+    return pixels, normalize_pixels(pixels, base_model.backbone.preprocess).double()
 
 
-def similarities(foundation, bundle):
+def similarities(base_model, bundle):
     """<f, g> of two images and all classes, as served."""
-    model = PromptedClip(foundation.backbone)
+    model = PromptedClip(base_model.backbone)
     stack = model.load_stack(bundle)
     return model.logits(model.encode_images(random_pixels(2), [stack, stack]), stack) / stack.logit_scale
 
 
-def slow_text(foundation, text, adapt, names=CLASSES):
+def slow_text(base_model, text, adapt, names=CLASSES):
     """g of each class; `adapt` is one group, or a list with one group per class."""
-    slow = slow_twin(foundation)
+    slow = slow_twin(base_model)
     groups = adapt if isinstance(adapt, list) else [adapt] * len(names)
     return torch.stack(
         [
-            slow.text(token_ids(foundation, text.replace("{}", name)), group, foundation.text_boost)
+            slow.text(token_ids(base_model, text.replace("{}", name)), group, base_model.text_boost)
             for name, group in zip(names, groups, strict=True)
         ]
     )
 
 
-def slow_images(foundation, adapt=None):
-    slow = slow_twin(foundation)
-    _, images = pixels_and_images(foundation)
-    return torch.stack([slow.image(image, foundation.image_boost, adapt) for image in images])
+def slow_images(base_model, adapt=None):
+    slow = slow_twin(base_model)
+    _, images = pixels_and_images(base_model)
+    return torch.stack([slow.image(image, base_model.image_boost, adapt) for image in images])
 
 
 def assert_close(found, expected, tolerance=TOLERANCE):
@@ -77,27 +77,27 @@ def layers(state, first, deeper, n):
 
 
 @pytest.mark.parametrize("per_class", [False, True])
-def test_coop_contexts_stand_in_front_of_the_names(imported, foundation, per_class):
+def test_coop_contexts_stand_in_front_of_the_names(imported, base_model, per_class):
     state = Writer().coop(per_class=per_class)
     bundle = imported(state, "coop")
     context = state["ctx"].double()
     adapt = [own[None] for own in context] if per_class else context[None]
-    text = slow_text(foundation, "{}.", adapt)
+    text = slow_text(base_model, "{}.", adapt)
     assert_close(torch.from_numpy(bundle.tensors["text.features"]), text)
-    assert_close(similarities(foundation, bundle), slow_images(foundation) @ text.T)
+    assert_close(similarities(base_model, bundle), slow_images(base_model) @ text.T)
     assert bundle.manifest.stack.labels == ("own" if per_class else "any")
 
 
-def test_a_shared_coop_context_serves_other_labels(imported, foundation):
+def test_a_shared_coop_context_serves_other_labels(imported, base_model):
     state = Writer().coop()
-    model = PromptedClip(foundation.backbone)
+    model = PromptedClip(base_model.backbone)
     opened = model.with_labels(model.load_stack(imported(state, "coop")), ["red bird"])
-    assert_close(opened.text_features, slow_text(foundation, "{}.", state["ctx"][None], names=["red bird"]))
+    assert_close(opened.text_features, slow_text(base_model, "{}.", state["ctx"][None], names=["red bird"]))
 
 
 @pytest.mark.parametrize(("position", "per_class"), [("middle", False), ("front", False), ("middle", True)])
 def test_a_class_name_inside_or_in_front_of_the_context_leaves_text_features_only(tmp_path, position, per_class):
-    plain = tiny_foundation()
+    plain = tiny_base_model()
     state = Writer().coop(n_tokens=3, per_class=per_class)
     path = save_dassl(tmp_path / "model.pth.tar-50", state)
     run_import(ImportJob(path, "coop", "demo", CLASSES, tmp_path / "b.safetensors", position=position), plain)
@@ -117,21 +117,21 @@ def test_a_class_name_inside_or_in_front_of_the_context_leaves_text_features_onl
     assert bundle.manifest.stack.labels == "own"
 
 
-def test_cocoop_moves_its_context_by_the_image(imported, foundation):
+def test_cocoop_moves_its_context_by_the_image(imported, base_model):
     state = Writer().cocoop()
-    found = similarities(foundation, imported(state, "cocoop"))
+    found = similarities(base_model, imported(state, "cocoop"))
     w = {name: value.double() for name, value in state.items()}
     rows = []
-    for f in slow_images(foundation):
+    for f in slow_images(base_model):
         hidden = (w["meta_net.linear1.weight"] @ f + w["meta_net.linear1.bias"]).clamp(min=0)
         shift = w["meta_net.linear2.weight"] @ hidden + w["meta_net.linear2.bias"]
-        rows.append(slow_text(foundation, "{}.", (w["ctx"] + shift)[None]) @ f)
+        rows.append(slow_text(base_model, "{}.", (w["ctx"] + shift)[None]) @ f)
     assert_close(found, torch.stack(rows))
 
 
 @pytest.mark.parametrize(("n_tokens", "depth", "between"), [(2, 3, "of a"), (4, 2, ""), (2, 1, "of a"), (3, 3, "a")])
 def test_maple_couplings_become_image_prompts_and_the_rest_of_the_words_stay(
-    imported, foundation, n_tokens, depth, between
+    imported, base_model, n_tokens, depth, between
 ):
     state = Writer().maple(n_tokens, depth, between)
     bundle = imported(state, "maple")
@@ -143,34 +143,34 @@ def test_maple_couplings_become_image_prompts_and_the_rest_of_the_words_stay(
             for group, name in zip(text, maps, strict=True)
         ]
     )
-    features = slow_text(foundation, f"{between} {{}}.".strip(), text)
+    features = slow_text(base_model, f"{between} {{}}.".strip(), text)
     assert bundle.manifest.templates == [f"{between} {{}}.".strip()]
     assert_close(torch.from_numpy(bundle.tensors["text.features"]), features)
-    assert_close(similarities(foundation, bundle), slow_images(foundation, image) @ features.T)
+    assert_close(similarities(base_model, bundle), slow_images(base_model, image) @ features.T)
 
 
 @pytest.mark.parametrize("method", ["ivlp", "promptsrc"])
-def test_independent_prompts_of_both_towers_keep_their_own_depths(imported, foundation, method):
+def test_independent_prompts_of_both_towers_keep_their_own_depths(imported, base_model, method):
     state = getattr(Writer(), method)(n_text=4, n_image=3, text_depth=3, image_depth=2)
     bundle = imported(state, method)
     text = layers(state, "prompt_learner.ctx", "text_encoder.transformer.resblocks.{}.VPT_shallow", (1, 3))
     image = layers(state, "image_encoder.VPT", "image_encoder.transformer.resblocks.{}.VPT_shallow", (1, 2))
-    features = slow_text(foundation, "{}.", text)
+    features = slow_text(base_model, "{}.", text)
     assert_close(torch.from_numpy(bundle.tensors["text.features"]), features)
-    assert_close(similarities(foundation, bundle), slow_images(foundation, image) @ features.T)
+    assert_close(similarities(base_model, bundle), slow_images(base_model, image) @ features.T)
 
 
-def test_ivlp_in_the_text_tower_alone_leaves_the_image_tower_plain(imported, foundation):
+def test_ivlp_in_the_text_tower_alone_leaves_the_image_tower_plain(imported, base_model):
     state = Writer().ivlp(n_text=2, image_depth=0, between="of a")
     bundle = imported(state, "ivlp")
     text = layers(state, "prompt_learner.ctx", "text_encoder.transformer.resblocks.{}.VPT_shallow", (1, 3))
     assert "image.adapt" not in bundle.tensors
-    features = slow_text(foundation, "of a {}.", text)
-    assert_close(similarities(foundation, bundle), slow_images(foundation) @ features.T)
+    features = slow_text(base_model, "of a {}.", text)
+    assert_close(similarities(base_model, bundle), slow_images(base_model) @ features.T)
 
 
 @pytest.mark.parametrize("is_matrix", [False, True])
-def test_promptkd_answers_in_its_teachers_space(imported, foundation, tmp_path, is_matrix):
+def test_promptkd_answers_in_its_teachers_space(imported, base_model, tmp_path, is_matrix):
     writer = Writer()
     state = writer.promptkd()
     if is_matrix:
@@ -183,18 +183,18 @@ def test_promptkd_answers_in_its_teachers_space(imported, foundation, tmp_path, 
 
     image = layers(state, "image_encoder.VPT", "image_encoder.transformer.resblocks.{}.VPT_shallow", (1, 3))
     trans = {name.removeprefix("VPT_image_trans.conv1."): value.double() for name, value in state.items()}
-    _, images = pixels_and_images(foundation)
-    lengths = foundation.embed_images(images.float(), image.float()).norm(dim=1).double()
+    _, images = pixels_and_images(base_model)
+    lengths = base_model.embed_images(images.float(), image.float()).norm(dim=1).double()
     rows = []
-    for f, length in zip(slow_images(foundation, image), lengths, strict=True):
+    for f, length in zip(slow_images(base_model, image), lengths, strict=True):
         hidden = trans["0.weight"].flatten(1) @ (f * length) + trans["0.bias"]
         normed = (hidden - trans["1.running_mean"]) / (trans["1.running_var"] + 1e-5).sqrt()
         hidden = (normed * trans["1.weight"] + trans["1.bias"]).clamp(min=0)
         answer = trans["3.weight"].flatten(1) @ hidden + trans["3.bias"]
         rows.append((features.double() / features.double().norm(dim=1, keepdim=True)) @ (answer / answer.norm()))
-    assert_close(similarities(foundation, bundle), torch.stack(rows))
+    assert_close(similarities(base_model, bundle), torch.stack(rows))
     assert bundle.manifest.stack.labels == "own"
-    model = PromptedClip(foundation.backbone)
+    model = PromptedClip(base_model.backbone)
     with pytest.raises(StackMismatchError):
         model.with_labels(model.load_stack(bundle), ["bird"])
 

@@ -1,4 +1,4 @@
-"""Foundations on the tiny backbone, their float64 twins in the slow transcription, and batches of their features."""
+"""Base models on the tiny backbone, their float64 twins in the slow transcription, and batches of their features."""
 
 import copy
 import dataclasses
@@ -10,7 +10,7 @@ from prompted_clip.internals import architecture_facts
 from tests.reference.slow_clip import SlowClip
 from tests.tiny import tiny_backbone
 from training.adapting.method import Batch
-from training.foundation import Foundation
+from training.prompted_backbone import PromptedBackbone
 
 
 @functools.cache
@@ -21,15 +21,15 @@ def _backbone_in(dtype):
     return dataclasses.replace(tiny, clip=copy.deepcopy(tiny.clip).to(dtype), dtype=dtype)
 
 
-def tiny_foundation(boost=None, dtype=torch.float32):
+def tiny_base_model(boost=None, dtype=torch.float32):
     """The tiny backbone; `boost` is (depth, tokens) of random boosting prompts in both towers, or None."""
     backbone = _backbone_in(dtype)
     if boost is None:
-        return Foundation(backbone)
+        return PromptedBackbone(backbone)
     generator = torch.Generator().manual_seed(7)
     image = torch.randn(*boost, backbone.vision_width, dtype=torch.float64, generator=generator)
     text = torch.randn(*boost, backbone.text_width, dtype=torch.float64, generator=generator)
-    return Foundation(backbone, image.to(dtype), text.to(dtype), boost_digest="sha256:boost")
+    return PromptedBackbone(backbone, image.to(dtype), text.to(dtype), boost_digest="sha256:boost")
 
 
 def random_images(n_rows, dtype=torch.float32):
@@ -39,30 +39,30 @@ def random_images(n_rows, dtype=torch.float32):
 
 
 @torch.no_grad()
-def feature_batch(foundation, labels, reference="boosted"):
+def feature_batch(base_model, labels, reference="boosted"):
     """Random images as the features that text-only methods see."""
-    images = random_images(len(labels), foundation.backbone.dtype)
+    images = random_images(len(labels), base_model.backbone.dtype)
     return Batch(
         labels_B=torch.tensor(labels),
-        foundation_BE=foundation.encode_images(images),
-        reference_BE=foundation.reference(reference).encode_images(images),
+        features_BE=base_model.encode_images(images),
+        reference_BE=base_model.reference(reference).encode_images(images),
     )
 
 
-def slow_twin(foundation):
-    """The foundation's backbone, one row and one head at a time in float64."""
-    facts = architecture_facts(foundation.backbone.clip)
+def slow_twin(base_model):
+    """The base model's backbone, one row and one head at a time in float64."""
+    facts = architecture_facts(base_model.backbone.clip)
     return SlowClip(
-        foundation.backbone.clip.state_dict(),
+        base_model.backbone.clip.state_dict(),
         vision_heads=facts["vision_heads"],
         text_heads=facts["text_heads"],
         quick_gelu=facts["quick_gelu"],
     )
 
 
-def token_ids(foundation, text):
+def token_ids(base_model, text):
     """[SOS, words, EOT] of one text."""
-    tokenizer = foundation.backbone.tokenizer
+    tokenizer = base_model.backbone.tokenizer
     return [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
 
 

@@ -1,7 +1,7 @@
 """What phase 2 adapts: the frozen backbone, boosted or plain.
 
 CasPL (arXiv 2409.17805, section 3.2) takes backbone and boosting prompts together as the new original CLIP; wherever a
-method's paper says CLIP, its code here says foundation. Boosting prompts never receive a gradient.
+method's paper says CLIP, its code here says base model. Boosting prompts never receive a gradient.
 
 Legend: B rows, C/H/W image, K classes, T text tokens, L prompt layers, P prompt tokens, W tower width, E joint width.
 """
@@ -34,7 +34,7 @@ class ClassTokens:
 
 
 @dataclass(frozen=True, eq=False)
-class Foundation:
+class PromptedBackbone:
     """A frozen CLIP with a domain's boosting prompts, or without.
 
     Attributes:
@@ -66,11 +66,11 @@ class Foundation:
         """Positions that boosting prompts take in the text tower."""
         return self.text_boost.shape[1] if self.text_boost is not None else 0
 
-    def plain(self) -> "Foundation":
+    def plain(self) -> "PromptedBackbone":
         """The same backbone without boosting prompts."""
-        return Foundation(self.backbone)
+        return PromptedBackbone(self.backbone)
 
-    def reference(self, kind: Literal["boosted", "plain"]) -> "Foundation":
+    def reference(self, kind: Literal["boosted", "plain"]) -> "PromptedBackbone":
         """The frozen reference of methods that hold on to one; the paper does not say which, so it is a choice."""
         return self if kind == "boosted" else self.plain()
 
@@ -122,8 +122,8 @@ class Foundation:
         return encode_classes(self.backbone, class_names, templates, join_groups([self.text_boost]))
 
 
-def boosted_foundation(backbone: Backbone, bundle: Bundle) -> Foundation:
-    """The foundation that a boosting bundle makes of a backbone.
+def boosted_backbone(backbone: Backbone, bundle: Bundle) -> PromptedBackbone:
+    """The base model that a boosting bundle makes of a backbone.
 
     Raises:
         BoostBundleError: the bundle was made for other weights, or holds no boosting prompts.
@@ -150,7 +150,7 @@ def boosted_foundation(backbone: Backbone, bundle: Bundle) -> Foundation:
     if not groups:
         msg = f"The bundle for domain {manifest.domain!r} holds no boosting prompts; give one that `caspl boost` wrote."
         raise BoostBundleError(msg)
-    return Foundation(
+    return PromptedBackbone(
         backbone,
         image_boost=groups.get("image.boost"),
         text_boost=groups.get("text.boost"),
@@ -159,7 +159,7 @@ def boosted_foundation(backbone: Backbone, bundle: Bundle) -> Foundation:
     )
 
 
-def load_foundation(
+def load_prompted_backbone(
     arch: str,
     pretrained: str | None,
     boost: Path | None,
@@ -167,7 +167,7 @@ def load_foundation(
     is_random: bool,
     device: str,
     quick_gelu: bool = False,
-) -> Foundation:
+) -> PromptedBackbone:
     """Load a backbone, and a domain's boosting prompts if there are any.
 
     Args:
@@ -190,4 +190,4 @@ def load_foundation(
         quick_gelu=quick_gelu,
         device=chosen_device(device),
     )
-    return boosted_foundation(backbone, bundle) if bundle is not None else Foundation(backbone)
+    return boosted_backbone(backbone, bundle) if bundle is not None else PromptedBackbone(backbone)
