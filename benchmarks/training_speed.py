@@ -137,7 +137,7 @@ def boosters(
     )
     padded = PaddedBackbone(student).tokenize(names, recipe.template, n_prompts=recipe.text_tokens)
     reference.student._tokens = padded  # type: ignore[attr-defined]
-    reference._teacher_answers = AskedEachStep(views, reference._ask_teacher)
+    reference._teacher_logits = AskedEachStep(views, reference._compute_teacher_logits)
     return reference, ours
 
 

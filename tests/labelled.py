@@ -24,7 +24,7 @@ def pixel_batch(base_model, reference="boosted"):
 
 
 @torch.no_grad()
-def stirred(method):
+def perturbed(method):
     """The method with noise on every parameter, so that none sits where it started or is too small to matter."""
     generator = torch.Generator().manual_seed(9)
     for parameter in method.parameters():
@@ -33,15 +33,15 @@ def stirred(method):
 
 
 @torch.no_grad()
-def folded_logits(base_model, method, class_names, images):
-    """Scores made of nothing but the folded tensors and the method's text."""
-    folded, text_boost = method.fold(), base_model.text_boost
+def exported_logits(base_model, method, class_names, images):
+    """Scores made of nothing but the exported tensors and the method's text."""
+    exported, text_boost = method.fold(), base_model.text_boost
     texts = encode_classes(
-        base_model.backbone, class_names, [method.text], join_groups([folded.text_adapt, text_boost])
+        base_model.backbone, class_names, [method.text], join_groups([exported.text_adapt, text_boost])
     )
-    embeddings = base_model.embed_images(images, folded.image_adapt)
+    embeddings = base_model.embed_images(images, exported.image_adapt)
     scores = base_model.logit_scale * unit_norm(embeddings) @ texts.T
-    if folded.head is None:
+    if exported.head is None:
         return scores
-    of_head = embeddings @ folded.head.weight_KE.T + folded.head.bias_K
-    return (1 - folded.head.share) * scores + folded.head.share * of_head
+    of_head = embeddings @ exported.head.weight_KE.T + exported.head.bias_K
+    return (1 - exported.head.share) * scores + exported.head.share * of_head

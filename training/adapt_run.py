@@ -12,9 +12,9 @@ from training.adapting.methods import METHODS
 from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
 from training.data.views import Views
-from training.export import adapt_provenance, fold_bundle
+from training.export import adapt_provenance, export_bundle
 from training.files import digest_of, write_whole
-from training.loop import ALONE, Keep
+from training.loop import ALONE, CheckpointConfig
 from training.parallel import World
 from training.progress import bars, train_with_progress
 from training.prompted_backbone import PromptedBackbone
@@ -95,7 +95,7 @@ def run_adapt(
             recipe,
             title=f"{method_name} on {job.domain}",
             progress=progress,
-            keep=Keep(job.checkpoint, identity, job.checkpoint_every),
+            checkpoint=CheckpointConfig(job.checkpoint, identity, job.checkpoint_every),
             tensorboard=job.tensorboard,
             world=world,
         )
@@ -107,7 +107,7 @@ def run_adapt(
         "loss_last": sum(run.losses[-20:]) / len(run.losses[-20:]),
         "train_accuracy": _accuracy(adapter),
     }
-    data = fold_bundle(
+    data = export_bundle(
         base_model,
         method.fold(),
         domain=job.domain,

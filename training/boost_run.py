@@ -15,9 +15,9 @@ from training.data.class_list import check_class_names
 from training.data.dataset import shorten
 from training.data.images import ImageFolder
 from training.data.views import Views
-from training.export import boost_provenance, fold_bundle
+from training.export import boost_provenance, export_bundle
 from training.files import digest_of, write_whole
-from training.loop import ALONE, Keep
+from training.loop import ALONE, CheckpointConfig
 from training.parallel import World
 from training.progress import bars, train_with_progress
 from training.promptkd_student import PromptKDStudent
@@ -53,8 +53,8 @@ class BoostJob:
 def run_boost(
     job: BoostJob,
     recipe: BoostRecipe,
-    student: Backbone,
-    teacher: Backbone,
+    student_backbone: Backbone,
+    teacher_backbone: Backbone,
     console: Console,
     *,
     world: World = ALONE,
@@ -64,8 +64,8 @@ def run_boost(
     Args:
         job: inputs and outputs.
         recipe: every choice of the run.
-        student: the backbone that will serve.
-        teacher: the larger backbone.
+        student_backbone: the backbone that will serve.
+        teacher_backbone: the larger backbone.
         console: where progress is shown.
         world: the processes of this run; the first one writes files.
 
@@ -80,37 +80,37 @@ def run_boost(
     _report_folder(folder, console)
     views = Views(
         folder.files,
-        image_size=student.image_size,
-        preprocess=student.preprocess,
+        image_size=student_backbone.image_size,
+        preprocess=student_backbone.preprocess,
         augmentation=recipe.augmentation,
         crop_scale_min=recipe.crop_scale_min,
         seed=recipe.seed,
         n_fixed=recipe.fixed_views,
     )
-    tutor = Teacher(teacher, class_names, recipe.teacher_template, job.teacher_bundle)
-    pupil: Student = (
-        CasplStudent(student, class_names, recipe)
+    teacher = Teacher(teacher_backbone, class_names, recipe.teacher_template, job.teacher_bundle)
+    student: Student = (
+        CasplStudent(student_backbone, class_names, recipe)
         if recipe.distillation == "caspl"
-        else PromptKDStudent(student, tutor.text_features_KE, recipe)
+        else PromptKDStudent(student_backbone, teacher.text_features_KE, recipe)
     )
-    booster = Booster(pupil, tutor, views, recipe)
+    booster = Booster(student, teacher, views, recipe)
     data_digests = {"images": folder.digest, "classes": digest_of("\n".join(class_names).encode())}
     identity = data_digests | {
         "recipe": digest_of(recipe.model_dump_json().encode()),
-        "student": student.fingerprint,
-        "teacher": tutor.digest or teacher.fingerprint,
+        "student": student_backbone.fingerprint,
+        "teacher": teacher.digest or teacher_backbone.fingerprint,
     }
     with bars(console) as progress:
         if views.view_set(0) is not None:
-            task = progress.add_task("teacher answers", total=len(views), note="")
-            booster.prepare(lambda n: progress.advance(task, n))
+            task = progress.add_task("teacher logits", total=len(views), note="")
+            booster.precompute_teacher_logits(lambda n: progress.advance(task, n))
         before = booster.agreement()
         run = train_with_progress(
             booster,
             recipe,
             title=f"boosting {job.domain}",
             progress=progress,
-            keep=Keep(job.checkpoint, identity, job.checkpoint_every),
+            checkpoint=CheckpointConfig(job.checkpoint, identity, job.checkpoint_every),
             tensorboard=job.tensorboard,
             world=world,
         )
@@ -123,14 +123,14 @@ def run_boost(
         "teacher_agreement_before": before,
         "teacher_agreement_after": booster.agreement(),
     }
-    base_model, folded = pupil.fold()
-    data = fold_bundle(
+    base_model, exported = student.fold()
+    data = export_bundle(
         base_model,
-        folded,
+        exported,
         domain=job.domain,
         class_names=class_names,
         text=recipe.template,
-        provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teacher=tutor, metrics=metrics),
+        provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teacher=teacher, metrics=metrics),
     )
     if world.is_first:
         write_whole(job.out, data)
@@ -142,6 +142,6 @@ def _report_folder(folder: ImageFolder, console: Console) -> None:
     # No markup: a file's name may hold what rich would take for a style.
     console.print(f"{len(folder.files)} images below {folder.root}", markup=False, highlight=False, soft_wrap=True)
     if folder.unreadable:
-        named = shorten(path.relative_to(folder.root) for path in folder.unreadable)
-        line = f"skipped {len(folder.unreadable)} unreadable: {named}"
+        skipped = shorten(path.relative_to(folder.root) for path in folder.unreadable)
+        line = f"skipped {len(folder.unreadable)} unreadable: {skipped}"
         console.print(line, style="yellow", markup=False, soft_wrap=True)

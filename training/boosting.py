@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.preprocess import normalize_pixels
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.data.view_values import ViewValues
 from training.data.views import Views
 from training.errors import BackbonePairError
@@ -43,7 +43,7 @@ class Student(Protocol):
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """z_S: float32 [B, K] under the current prompts; gradients reach only what learns."""
 
-    def fold(self) -> tuple[PromptedBackbone, Folded]:
+    def fold(self) -> tuple[PromptedBackbone, ExportedPrompts]:
         """The boosted backbone, and what else a bundle of it has to hold."""
 
     def train(self, mode: bool = True) -> object:
@@ -98,7 +98,7 @@ class Booster:
         self.teacher = teacher
         self._views = views
         self._recipe = recipe
-        self._teacher_answers = ViewValues(views, self._ask_teacher)
+        self._teacher_logits = ViewValues(views, self._compute_teacher_logits)
 
     @property
     def n_images(self) -> int:
@@ -114,9 +114,9 @@ class Booster:
         """The student's."""
         return self.student.parameter_groups()
 
-    def expect(self, indices: Tensor, epoch: int) -> None:
+    def prefetch(self, indices: Tensor, epoch: int) -> None:
         """Begin to decode the views of the next step."""
-        self._views.expect(indices.tolist(), epoch)
+        self._views.prefetch(indices.tolist(), epoch)
 
     def order(self, epoch: int) -> Tensor:
         """The order of images in an epoch: a permutation [N] int64."""
@@ -127,7 +127,7 @@ class Booster:
         pixels = self._views.load(indices.tolist(), epoch)
         with autocast(self._recipe, self.student.backbone.device):
             logits = self.student.logits(self._images(pixels))
-        return distillation_loss(logits.float(), self._teacher_answers.get(indices, epoch, pixels), self._recipe)
+        return distillation_loss(logits.float(), self._teacher_logits.get(indices, epoch, pixels), self._recipe)
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing happens between epochs."""
@@ -140,13 +140,13 @@ class Booster:
         """Take up an interrupted run."""
         self.student.load_state_dict(state)
 
-    def prepare(self, on_progress: Callable[[int], None] = lambda _: None) -> None:
+    def precompute_teacher_logits(self, on_progress: Callable[[int], None] = lambda _: None) -> None:
         """Ask the teacher about the first fixed set of views, if views are fixed; the same numbers, ahead of time.
 
         Args:
             on_progress: called with the number of images just done.
         """
-        self._teacher_answers.fill(0, on_progress)
+        self._teacher_logits.fill(0, on_progress)
 
     @torch.no_grad()
     def agreement(self, n_images: int = 512) -> float:
@@ -155,8 +155,8 @@ class Booster:
         same = total = 0
         for start in range(0, min(n_images, len(self._views)), 64):
             indices = torch.arange(start, min(start + 64, n_images, len(self._views)))
-            named = self.student.logits(self._images(self._views.load(indices.tolist(), 0))).argmax(1)
-            same += int((named == self._teacher_answers.get(indices, 0).argmax(1)).sum())
+            predicted = self.student.logits(self._images(self._views.load(indices.tolist(), 0))).argmax(1)
+            same += int((predicted == self._teacher_logits.get(indices, 0).argmax(1)).sum())
             total += len(indices)
         self.student.train()
         return same / total
@@ -165,7 +165,7 @@ class Booster:
         backbone = self.student.backbone
         return normalize_pixels(pixels_BCHW.to(backbone.device), backbone.preprocess)
 
-    def _ask_teacher(self, pixels_BCHW: Tensor) -> Tensor:
+    def _compute_teacher_logits(self, pixels_BCHW: Tensor) -> Tensor:
         """z_T: float32 [B, K] on the student's device."""
         with autocast(self._recipe, self.teacher.backbone.device):
             logits = self.teacher.logits(pixels_BCHW)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.initial_prompts import random_prompts, start_from_words
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -55,11 +55,11 @@ class CasplStudent(nn.Module):
         model = self._boosted()
         return class_scores(model.logit_scale, model.encode_images(images_BCHW), model.encode_text(self._tokens))
 
-    def fold(self) -> tuple[PromptedBackbone, Folded]:
+    def fold(self) -> tuple[PromptedBackbone, ExportedPrompts]:
         """The boosted backbone; text features follow from its prompts."""
         model = self._boosted()
         image, text = (None if group is None else group.detach() for group in (model.image_boost, model.text_boost))
-        return PromptedBackbone(self.backbone, image, text), Folded()
+        return PromptedBackbone(self.backbone, image, text), ExportedPrompts()
 
     def _boosted(self) -> PromptedBackbone:
         """The backbone with the prompts as they are now; a tower with zero tokens has none."""

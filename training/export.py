@@ -21,16 +21,16 @@ from prompt_store.manifest import (
 )
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
 
 
 @torch.no_grad()
-def fold_bundle(
+def export_bundle(
     base_model: PromptedBackbone,
-    folded: Folded,
+    exported: ExportedPrompts,
     *,
     domain: str,
     class_names: Sequence[str],
@@ -41,7 +41,7 @@ def fold_bundle(
 
     Args:
         base_model: what was adapted; its boosting prompts travel in the bundle.
-        folded: what the method learned.
+        exported: what the method learned.
         domain: name in the service.
         class_names: K labels, also their text behind the prompts.
         text: what stands behind the prompts, with one `{}`.
@@ -56,14 +56,14 @@ def fold_bundle(
     """
     groups = {
         "image.boost": base_model.image_boost,
-        "image.adapt": folded.image_adapt,
+        "image.adapt": exported.image_adapt,
         "text.boost": base_model.text_boost,
-        "text.adapt": folded.text_adapt,
+        "text.adapt": exported.text_adapt,
     }
     tensors = {name: group for name, group in groups.items() if group is not None}
-    if folded.meta_net is None:
-        tensors["text.features"] = _text_features(base_model, folded, class_names, text)
-    tensors |= _heads(folded)
+    if exported.meta_net is None:
+        tensors["text.features"] = _text_features(base_model, exported, class_names, text)
+    tensors |= _heads(exported)
     manifest = Manifest(
         format=1,
         domain=domain,
@@ -72,11 +72,11 @@ def fold_bundle(
         templates=[text],
         logit_scale=base_model.logit_scale,
         stack=StackSpec(
-            head="static" if folded.meta_net is None else "conditional",
-            image=GroupsSpec(boost=_spec(base_model.image_boost), adapt=_spec(folded.image_adapt)),
-            text=GroupsSpec(boost=_spec(base_model.text_boost), adapt=_spec(folded.text_adapt)),
-            labels="own" if folded.serves_own_classes_only else "any",
-            head_share=folded.head.share if folded.head is not None else None,
+            head="static" if exported.meta_net is None else "conditional",
+            image=GroupsSpec(boost=_spec(base_model.image_boost), adapt=_spec(exported.image_adapt)),
+            text=GroupsSpec(boost=_spec(base_model.text_boost), adapt=_spec(exported.text_adapt)),
+            labels="own" if exported.serves_own_classes_only else "any",
+            head_share=exported.head.share if exported.head is not None else None,
         ),
         provenance=provenance,
     )
@@ -118,20 +118,22 @@ def boost_provenance(
     )
 
 
-def _text_features(base_model: PromptedBackbone, folded: Folded, class_names: Sequence[str], text: str) -> Tensor:
+def _text_features(
+    base_model: PromptedBackbone, exported: ExportedPrompts, class_names: Sequence[str], text: str
+) -> Tensor:
     """G [K, E]: as the method gives them, or as the prompts do."""
-    if folded.text_features_KE is not None:
-        return folded.text_features_KE
+    if exported.text_features_KE is not None:
+        return exported.text_features_KE
     device = base_model.backbone.device
-    adapt = folded.text_adapt.to(device) if folded.text_adapt is not None else None
+    adapt = exported.text_adapt.to(device) if exported.text_adapt is not None else None
     return encode_classes(base_model.backbone, class_names, [text], join_groups([adapt, base_model.text_boost]))
 
 
-def _heads(folded: Folded) -> dict[str, Tensor]:
-    tensors = {f"conditional.{name}": tensor for name, tensor in (folded.meta_net or {}).items()}
-    tensors |= {f"head.{name}": tensor for name, tensor in (folded.projector or {}).items()}
-    if folded.head is not None:
-        tensors |= {"head.weight": folded.head.weight_KE, "head.bias": folded.head.bias_K}
+def _heads(exported: ExportedPrompts) -> dict[str, Tensor]:
+    tensors = {f"conditional.{name}": tensor for name, tensor in (exported.meta_net or {}).items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in (exported.projector or {}).items()}
+    if exported.head is not None:
+        tensors |= {"head.weight": exported.head.weight_KE, "head.bias": exported.head.bias_K}
     return tensors
 
 

@@ -45,7 +45,7 @@ class Learner(Protocol):
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """What learns, and how fast."""
 
-    def expect(self, indices: Tensor, epoch: int) -> None:
+    def prefetch(self, indices: Tensor, epoch: int) -> None:
         """Told which images the next step will take, to decode them while this one computes."""
 
     def order(self, epoch: int) -> Tensor:
@@ -78,18 +78,18 @@ class LoopRun:
 
 
 @dataclass(frozen=True)
-class Keep:
+class CheckpointConfig:
     """Where a run's state is kept.
 
     Attributes:
         path: the checkpoint file.
         identity: digests that bind it to this run.
-        every: steps between writes.
+        every_n_steps: steps between writes.
     """
 
     path: Path
     identity: Mapping[str, str]
-    every: int = 100
+    every_n_steps: int = 100
 
 
 def steps_per_epoch(recipe: Recipe, n_images: int) -> int:
@@ -113,7 +113,7 @@ def train(
     learner: Learner,
     recipe: Recipe,
     *,
-    keep: Keep | None = None,
+    checkpoint: CheckpointConfig | None = None,
     on_step: Callable[[LoopRun], None] = lambda _: None,
     world: World = ALONE,
 ) -> LoopRun:
@@ -122,7 +122,7 @@ def train(
     Args:
         learner: what learns.
         recipe: how.
-        keep: where state is kept; None keeps none.
+        checkpoint: where state is kept; None keeps none.
         on_step: called after each step.
         world: the processes that share each batch; all of them end with the same prompts, and the first writes state.
 
@@ -136,7 +136,7 @@ def train(
         msg = "This loss is not an average over images, so processes cannot share a batch; run it in one process."
         raise RecipeError(msg)
     optimizer = _optimizer(learner, recipe)
-    run = _resume(learner, optimizer, keep)
+    run = _resume(learner, optimizer, checkpoint)
     n_per_epoch = steps_per_epoch(recipe, learner.n_images)
     order = torch.empty(0)
     while run.step < recipe.epochs * n_per_epoch:
@@ -147,14 +147,14 @@ def train(
                 group["lr"] = group["rate_factor"] * learning_rate(recipe, epoch)
         indices = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
         coming = order[(position + 1) * recipe.batch_size : (position + 2) * recipe.batch_size]
-        learner.expect(world.part(coming), epoch)
+        learner.prefetch(world.part(coming), epoch)
         run.losses.append(_step(learner, optimizer, indices, epoch, run.step, recipe, world))
         run.step += 1
         if position + 1 == n_per_epoch:
             learner.end_epoch(epoch)
         on_step(run)
-        if keep is not None and run.step % keep.every == 0 and world.is_first:
-            _save(learner, optimizer, run, keep)
+        if checkpoint is not None and run.step % checkpoint.every_n_steps == 0 and world.is_first:
+            _save(learner, optimizer, run, checkpoint)
     return run
 
 
@@ -215,8 +215,8 @@ def _optimizer(learner: Learner, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def _resume(learner: Learner, optimizer: torch.optim.Optimizer, keep: Keep | None) -> LoopRun:
-    state = load_checkpoint(keep.path, dict(keep.identity)) if keep is not None else None
+def _resume(learner: Learner, optimizer: torch.optim.Optimizer, checkpoint: CheckpointConfig | None) -> LoopRun:
+    state = load_checkpoint(checkpoint.path, dict(checkpoint.identity)) if checkpoint is not None else None
     if state is None:
         return LoopRun()
     learner.load_state_dict(state["learner"])
@@ -224,11 +224,11 @@ def _resume(learner: Learner, optimizer: torch.optim.Optimizer, keep: Keep | Non
     return LoopRun(step=state["step"], losses=list(state["losses"]))
 
 
-def _save(learner: Learner, optimizer: torch.optim.Optimizer, run: LoopRun, keep: Keep) -> None:
+def _save(learner: Learner, optimizer: torch.optim.Optimizer, run: LoopRun, checkpoint: CheckpointConfig) -> None:
     state = {
         "learner": dict(learner.state_dict()),
         "optimizer": optimizer.state_dict(),
         "step": run.step,
         "losses": run.losses,
     }
-    save_checkpoint(keep.path, dict(keep.identity), state)
+    save_checkpoint(checkpoint.path, dict(checkpoint.identity), state)

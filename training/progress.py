@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from training.errors import RecipeError
-from training.loop import Keep, Learner, LoopRun, learning_rate, steps_per_epoch, train
+from training.loop import CheckpointConfig, Learner, LoopRun, learning_rate, steps_per_epoch, train
 from training.parallel import World
 from training.recipe import Recipe
 
@@ -35,7 +35,7 @@ def train_with_progress(
     *,
     title: str,
     progress: Progress,
-    keep: Keep | None,
+    checkpoint: CheckpointConfig | None,
     tensorboard: Path | None,
     world: World,
 ) -> LoopRun:
@@ -46,7 +46,7 @@ def train_with_progress(
         recipe: how.
         title: what the bar says.
         progress: where the bar appears.
-        keep: where state is kept.
+        checkpoint: where state is kept.
         tensorboard: folder for TensorBoard's event files, or None.
         world: the processes of this run; the first one writes files.
 
@@ -64,7 +64,7 @@ def train_with_progress(
             write("loss", run.losses[-1], run.step)
             write("learning_rate", learning_rate(recipe, (run.step - 1) // n_per_epoch), run.step)
 
-        run = train(learner, recipe, keep=keep, on_step=show, world=world)
+        run = train(learner, recipe, checkpoint=checkpoint, on_step=show, world=world)
         progress.update(task, completed=run.step)
         return run
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.internals import unit_norm
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.initial_prompts import random_prompts
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -57,7 +57,7 @@ class PromptKDStudent(nn.Module):
         features = unit_norm(self.out(hidden.relu()))
         return class_scores(self.backbone.logit_scale, features, self._text_features_KE2)
 
-    def fold(self) -> tuple[PromptedBackbone, Folded]:
+    def fold(self) -> tuple[PromptedBackbone, ExportedPrompts]:
         """The prompted backbone, and the projector with its batch norm folded into the first layer."""
         variance, mean = self.norm.running_var, self.norm.running_mean
         if variance is None or mean is None:
@@ -69,13 +69,13 @@ class PromptKDStudent(nn.Module):
             "weight": self.out.weight,
             "bias": self.out.bias,
         }
-        folded = Folded(
+        exported = ExportedPrompts(
             text_features_KE=self._text_features_KE2,
             serves_own_classes_only=True,
             projector={name: tensor.detach().clone() for name, tensor in projector.items()},
         )
         image = self._prompted().image_boost
-        return PromptedBackbone(self.backbone, image.detach() if image is not None else None), folded
+        return PromptedBackbone(self.backbone, image.detach() if image is not None else None), exported
 
     def _prompted(self) -> PromptedBackbone:
         return PromptedBackbone(self.backbone, self.image if self.image.shape[1] else None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.base_models import tiny_base_model, token_ids
-from tests.labelled import BOOSTS, CLASS_NAMES, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, perturbed, pixel_batch
 from tests.reference.one_step import LongFeatures, assert_same_step, cross_entropy
 from training.adapting.dept import DePT, DePTRecipe
 from training.adapting.ivlp import IVLP, IVLPRecipe
@@ -26,7 +26,7 @@ def ivlp_host(base_model):
 def test_a_step_of_dept_is_the_step_of_its_equations(boost, build_host):
     base_model = tiny_base_model(boost, torch.float64)
     host, image_prompts, text = build_host(base_model)
-    method = stirred(DePT(base_model, CLASS_NAMES, DePTRecipe(), host).double())
+    method = perturbed(DePT(base_model, CLASS_NAMES, DePTRecipe(), host).double())
     batch, tensors = pixel_batch(base_model), dict(method.named_parameters())
 
     slow, y = LongFeatures.of(base_model), batch.labels_B

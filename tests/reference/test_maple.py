@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.base_models import tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, perturbed, pixel_batch
 from tests.reference.one_step import assert_same_step, cross_entropy, slow_features
 from training.adapting.maple import MaPLe, MaPLeRecipe
 
@@ -13,7 +13,7 @@ from training.adapting.maple import MaPLe, MaPLeRecipe
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_step_of_maple_is_the_step_of_its_equations(boost, depth):
     base_model = tiny_base_model(boost, torch.float64)
-    method = stirred(MaPLe(base_model, CLASS_NAMES, MaPLeRecipe(depth=depth)).double())
+    method = perturbed(MaPLe(base_model, CLASS_NAMES, MaPLeRecipe(depth=depth)).double())
     batch, tensors = pixel_batch(base_model), dict(method.named_parameters())
 
     image_prompts = [

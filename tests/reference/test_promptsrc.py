@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.base_models import tiny_base_model, token_ids
-from tests.labelled import CLASS_NAMES, pixel_batch, stirred
+from tests.labelled import CLASS_NAMES, perturbed, pixel_batch
 from tests.reference.one_step import LongFeatures, assert_same_step, cross_entropy, slow_features
 from training.adapting.promptsrc import REFERENCE_TEMPLATES, PromptSRC, PromptSRCRecipe
 
@@ -23,7 +23,7 @@ def mean_text(reference):
 def test_a_step_of_promptsrc_is_the_step_of_its_equations(boost, kind):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = PromptSRCRecipe(image_tokens=2, image_depth=3, text_depth=1, reference=kind)
-    method = stirred(PromptSRC(base_model, CLASS_NAMES, recipe).double())
+    method = perturbed(PromptSRC(base_model, CLASS_NAMES, recipe).double())
     batch = pixel_batch(base_model, kind)
 
     reference = tiny_base_model(boost if kind == "boosted" else None, torch.float64)

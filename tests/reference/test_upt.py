@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.base_models import tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, perturbed, pixel_batch
 from tests.reference.one_step import assert_same_step, cross_entropy, slow_features
 from training.adapting.upt import UPT, UPTRecipe
 
@@ -43,7 +43,7 @@ def transformed(u, tensors, heads, size):
 def test_a_step_of_upt_is_the_step_of_its_equations(boost, depth, heads):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = UPTRecipe(tokens=2, depth=depth, heads=heads, head_width=8, ffn_width=12)
-    method = stirred(UPT(base_model, CLASS_NAMES, recipe).double())
+    method = perturbed(UPT(base_model, CLASS_NAMES, recipe).double())
     batch, tensors = pixel_batch(base_model), dict(method.named_parameters())
 
     layers = [transformed(u, tensors, heads, 8) for u in tensors["unified"]]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.base_models import tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, perturbed, pixel_batch
 from tests.reference.one_step import assert_same_step, cross_entropy, slow_features
 from training.adapting.ivlp import IVLP, IVLPRecipe
 from training.adapting.vpt import VPT, VPTRecipe
@@ -14,7 +14,7 @@ from training.adapting.vpt import VPT, VPTRecipe
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_step_of_vpt_is_the_step_of_its_equation(boost, depth):
     base_model = tiny_base_model(boost, torch.float64)
-    method = stirred(VPT(base_model, CLASS_NAMES, VPTRecipe(image_tokens=2, image_depth=depth)).double())
+    method = perturbed(VPT(base_model, CLASS_NAMES, VPTRecipe(image_tokens=2, image_depth=depth)).double())
     batch = pixel_batch(base_model)
 
     texts = [f"a photo of a {name}." for name in CLASS_NAMES]
@@ -28,7 +28,7 @@ def test_a_step_of_vpt_is_the_step_of_its_equation(boost, depth):
 def test_a_step_of_ivlp_is_the_step_of_its_equation(boost, image_depth, text_depth):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = IVLPRecipe(image_tokens=2, image_depth=image_depth, text_tokens=4, text_depth=text_depth)
-    method = stirred(IVLP(base_model, CLASS_NAMES, recipe).double())
+    method = perturbed(IVLP(base_model, CLASS_NAMES, recipe).double())
     batch = pixel_batch(base_model)
 
     texts = [f"{name}." for name in CLASS_NAMES]

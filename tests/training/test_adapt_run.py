@@ -207,9 +207,9 @@ def test_a_run_on_boosting_prompts_is_not_taken_up_without_them(data, tmp_path):
 def test_depts_host_takes_values_of_its_own(data):
     dataset, model = open_dataset(str(data)), base_model(is_boosted=False)
     recipe = read_recipe(METHODS["dept"].recipe, None, ["host=ivlp", "host_values={image_tokens=3, text_depth=1}"])
-    folded = METHODS["dept"].build(model, dataset.class_names, recipe).fold()
-    assert folded.image_adapt.shape[1] == 3
-    assert folded.text_adapt.shape[0] == 1
+    exported = METHODS["dept"].build(model, dataset.class_names, recipe).fold()
+    assert exported.image_adapt.shape[1] == 3
+    assert exported.text_adapt.shape[0] == 1
 
 
 def test_depts_recipe_shows_what_its_host_takes_and_reads_what_it_shows(tmp_path):

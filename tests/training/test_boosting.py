@@ -16,7 +16,7 @@ from training.caspl_student import CasplStudent
 from training.data.images import find_images
 from training.data.views import Views
 from training.errors import BackbonePairError, DivergedError
-from training.loop import Keep, steps_per_epoch, train
+from training.loop import CheckpointConfig, steps_per_epoch, train
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
 
@@ -84,7 +84,7 @@ def test_the_loss_is_the_papers_kl_written_out(reduction, temperature):
 
 def test_a_step_has_the_loss_and_gradients_of_the_slow_reference(folder):
     run = booster(folder, recipe())
-    run.prepare()
+    run.precompute_teacher_logits()
     loss = run.loss(torch.tensor([0, 3, 7]), 0)
     loss.backward()
 
@@ -122,7 +122,7 @@ def test_a_step_has_the_loss_and_gradients_of_the_slow_reference(folder):
 def test_only_prompts_learn_and_the_student_moves_towards_the_teacher(folder):
     run = booster(folder, recipe(epochs=20))
     before = {name: tensor.clone() for name, tensor in run.student.backbone.clip.state_dict().items()}
-    run.prepare()
+    run.precompute_teacher_logits()
     result = train(run, run._recipe)
     assert all(torch.equal(before[name], tensor) for name, tensor in run.student.backbone.clip.state_dict().items())
     assert not any(parameter.requires_grad for parameter in run.teacher.backbone.clip.parameters())
@@ -131,7 +131,7 @@ def test_only_prompts_learn_and_the_student_moves_towards_the_teacher(folder):
 
 def test_answers_asked_once_give_the_same_run_as_a_teacher_asked_each_step(folder):
     once, each = booster(folder, recipe()), booster(folder, recipe())
-    each._teacher_answers = SimpleNamespace(
+    each._teacher_logits = SimpleNamespace(
         get=lambda indices, epoch, pixels=None: each.teacher.logits(each._views.load(indices.tolist(), epoch))
     )
     assert train(once, recipe()).losses == pytest.approx(train(each, recipe()).losses, rel=1e-5)
@@ -141,7 +141,7 @@ def test_answers_asked_once_give_the_same_run_as_a_teacher_asked_each_step(folde
 def test_a_killed_run_resumes_with_identical_prompts(folder, tmp_path, augmentation):
     chosen = recipe(augmentation=augmentation)
     whole = booster(folder, chosen)
-    whole.prepare()
+    whole.precompute_teacher_logits()
     train(whole, chosen)
 
     class KilledError(Exception):
@@ -151,15 +151,15 @@ def test_a_killed_run_resumes_with_identical_prompts(folder, tmp_path, augmentat
         if run.step == 5:
             raise KilledError
 
-    keep = Keep(tmp_path / "state", {"recipe": "a"}, every=2)
+    checkpoint = CheckpointConfig(tmp_path / "state", {"recipe": "a"}, every_n_steps=2)
     first = booster(folder, chosen)
-    first.prepare()
+    first.precompute_teacher_logits()
     with pytest.raises(KilledError):
-        train(first, chosen, keep=keep, on_step=kill)
+        train(first, chosen, checkpoint=checkpoint, on_step=kill)
     second = booster(folder, chosen)
-    second.prepare()
+    second.precompute_teacher_logits()
     steps = []
-    result = train(second, chosen, keep=keep, on_step=lambda run: steps.append(run.step))
+    result = train(second, chosen, checkpoint=checkpoint, on_step=lambda run: steps.append(run.step))
     assert steps[0] == 5
     assert result.step == chosen.epochs * steps_per_epoch(chosen, whole.n_images)
     assert torch.equal(second.student.image, whole.student.image)

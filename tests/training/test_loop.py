@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training.errors import CheckpointError, DivergedError, OutOfMemoryError
-from training.loop import Keep, ParameterGroup, learning_rate, train
+from training.loop import CheckpointConfig, ParameterGroup, learning_rate, train
 from training.recipe import Recipe
 
 
@@ -20,7 +20,7 @@ class Line(nn.Module):
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(1))
-        self.seen, self.ended, self.expected = [], [], []
+        self.seen, self.ended, self.prefetched = [], [], []
 
     def parameter_groups(self):
         return [ParameterGroup([self.w])]
@@ -28,8 +28,8 @@ class Line(nn.Module):
     def order(self, epoch):
         return torch.randperm(10, generator=torch.Generator().manual_seed(epoch))
 
-    def expect(self, indices, epoch):
-        self.expected.append((epoch, indices.tolist()))
+    def prefetch(self, indices, epoch):
+        self.prefetched.append((epoch, indices.tolist()))
 
     def loss(self, indices, epoch):
         self.seen.append((epoch, indices.tolist()))
@@ -63,7 +63,7 @@ def test_every_epoch_sees_every_image_once_and_is_told_when_it_ends():
 def test_the_images_of_the_next_step_are_announced_within_an_epoch():
     line = Line()
     train(line, recipe())
-    assert [announced for announced in line.expected if announced[1]] == [
+    assert [announced for announced in line.prefetched if announced[1]] == [
         seen for step, seen in enumerate(line.seen) if step % 3
     ]
 
@@ -76,7 +76,7 @@ def test_the_rate_is_constant_while_warming_up_and_then_a_cosine_from_its_peak()
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 8])
 def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(tmp_path, stop_at):
-    whole, keep = Line(), Keep(tmp_path / "state", {"recipe": "a"}, every=1)
+    whole, checkpoint = Line(), CheckpointConfig(tmp_path / "state", {"recipe": "a"}, every_n_steps=1)
     losses = train(whole, recipe()).losses
 
     class StoppedError(Exception):
@@ -87,22 +87,22 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(tmp_path, stop_at):
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        train(Line(), recipe(), keep=keep, on_step=stop)
+        train(Line(), recipe(), checkpoint=checkpoint, on_step=stop)
     again = Line()
-    assert train(again, recipe(), keep=keep).losses == losses
+    assert train(again, recipe(), checkpoint=checkpoint).losses == losses
     assert torch.equal(again.w, whole.w)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    train(Line(), recipe(), keep=Keep(tmp_path / "state", {"recipe": "a"}, every=1))
+    train(Line(), recipe(), checkpoint=CheckpointConfig(tmp_path / "state", {"recipe": "a"}, every_n_steps=1))
     with pytest.raises(CheckpointError, match="recipe differ"):
-        train(Line(), recipe(), keep=Keep(tmp_path / "state", {"recipe": "b"}))
+        train(Line(), recipe(), checkpoint=CheckpointConfig(tmp_path / "state", {"recipe": "b"}))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     (tmp_path / "state").write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        train(Line(), recipe(), keep=Keep(tmp_path / "state", {}))
+        train(Line(), recipe(), checkpoint=CheckpointConfig(tmp_path / "state", {}))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_what_to_lower():

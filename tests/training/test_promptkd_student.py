@@ -10,7 +10,7 @@ from prompted_clip.preprocess import normalize_pixels
 from tests.reference.slow_clip import SlowClip
 from tests.tiny import random_pixels, tiny_backbone
 from training.errors import BoostBundleError
-from training.export import boost_provenance, fold_bundle
+from training.export import boost_provenance, export_bundle
 from training.prompted_backbone import boosted_backbone
 from training.promptkd_student import PromptKDStudent
 from training.recipe import BoostRecipe
@@ -38,10 +38,10 @@ def images(n_rows=6):
 
 
 def bundle_of(student, teacher):
-    base_model, folded = student.fold()
+    base_model, exported = student.fold()
     provenance = boost_provenance(recipe=RECIPE, data_digests={}, teacher=teacher, metrics={})
     return read_bundle(
-        fold_bundle(base_model, folded, domain="demo", class_names=CLASSES, text="{}.", provenance=provenance)
+        export_bundle(base_model, exported, domain="demo", class_names=CLASSES, text="{}.", provenance=provenance)
     )
 
 

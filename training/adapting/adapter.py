@@ -68,10 +68,10 @@ class Adapter:
         """The method's."""
         return self.method.parameter_groups()
 
-    def expect(self, indices: Tensor, epoch: int) -> None:
+    def prefetch(self, indices: Tensor, epoch: int) -> None:
         """Begin to decode the views of the next step, if the step will look at them."""
-        if "pixels" in self.method.wants or self._views.view_set(epoch) is None:
-            self._views.expect(indices.tolist(), epoch)
+        if "images" in self.method.required_inputs or self._views.view_set(epoch) is None:
+            self._views.prefetch(indices.tolist(), epoch)
 
     def order(self, epoch: int) -> Tensor:
         """A permutation [N] int64."""
@@ -84,18 +84,18 @@ class Adapter:
 
     def batch(self, indices: Tensor, epoch: int) -> Batch:
         """What the method wants to see of some images."""
-        wants = self.method.wants
+        required = self.method.required_inputs
         is_fresh = self._views.view_set(epoch) is None
-        pixels = self._views.load(indices.tolist(), epoch) if "pixels" in wants or is_fresh else None
+        pixels = self._views.load(indices.tolist(), epoch) if "images" in required or is_fresh else None
         features_BE = reference_BE = None
-        if "features" in wants:
+        if "features" in required:
             features_BE = self._feature_values.get(indices, epoch, pixels)
-        if "reference" in wants:
+        if "reference" in required:
             is_known = features_BE is not None and self._reference_values is self._feature_values
             reference_BE = features_BE if is_known else self._reference_values.get(indices, epoch, pixels)
         return Batch(
             labels_B=self._labels_N[indices].to(self._device),
-            images_BCHW=self._images(pixels) if pixels is not None and "pixels" in wants else None,
+            images_BCHW=self._images(pixels) if pixels is not None and "images" in required else None,
             features_BE=features_BE,
             reference_BE=reference_BE,
         )

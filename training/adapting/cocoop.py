@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
@@ -58,7 +58,7 @@ class CoCoOp(nn.Module):
         TextTooLongError: a class name does not fit the text tower together with the prompts.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"features"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"features"})
     averages_over_images: ClassVar[bool] = True
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: CoCoOpRecipe) -> None:
@@ -88,16 +88,16 @@ class CoCoOp(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores z_bc = s · <f(x_b), g_c(x_b)>, [B, K]: every image has its own text features."""
-        features_BE = wanted(batch.features_BE, "features")
+        features_BE = required_input(batch.features_BE, "features")
         return class_scores(self.base_model.logit_scale, features_BE, self._text_features(features_BE))
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing is kept over epochs."""
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """Context and meta-net as they are: the text features depend on the image."""
         meta_net = {name: detached(tensor) for name, tensor in self.meta_net.state_dict().items()}
-        return Folded(text_adapt=detached(self.context).unsqueeze(0), meta_net=meta_net)
+        return ExportedPrompts(text_adapt=detached(self.context).unsqueeze(0), meta_net=meta_net)
 
     def _text_features(self, features_BE: Tensor) -> Tensor:
         """g_c(x_b) [B, K, E], at most `texts_per_pass` texts at a time.

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.text_context import CONTEXT_TEXT, Position, place_context, start_context
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -60,7 +60,7 @@ class CoOp(nn.Module):
         TextTooLongError: a class name does not fit the text tower together with the prompts.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"features"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"features"})
     averages_over_images: ClassVar[bool] = True
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: CoOpRecipe) -> None:
@@ -89,20 +89,20 @@ class CoOp(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores z = s · <f(x), g_c>, [B, K]."""
-        features_BE = wanted(batch.features_BE, "features")
+        features_BE = required_input(batch.features_BE, "features")
         return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.context))
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings of images [B, E] and classes [K, E] before they are brought to length 1, for DePT."""
         with torch.no_grad():
-            image_BE = self.base_model.embed_images(wanted(batch.images_BCHW, "pixels"))
+            image_BE = self.base_model.embed_images(required_input(batch.images_BCHW, "images"))
         return image_BE, self.texts.embed(self.context)
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing is kept over epochs."""
 
     @torch.no_grad()
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """The context with the class name at its end; text features where the name stands elsewhere.
 
         A text group stands in one piece right behind SOS. With the name in the middle or in front, the context does
@@ -110,6 +110,6 @@ class CoOp(nn.Module):
         """
         if self.recipe.position != "end":
             features_KE = detached(self.texts.encode(self.context))
-            return Folded(text_features_KE=features_KE, serves_own_classes_only=True)
+            return ExportedPrompts(text_features_KE=features_KE, serves_own_classes_only=True)
         context = detached(self.context).unsqueeze(-3)
-        return Folded(text_adapt=context, serves_own_classes_only=self.recipe.class_specific)
+        return ExportedPrompts(text_adapt=context, serves_own_classes_only=self.recipe.class_specific)

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
-from training.adapting.method import AdaptingMethod, Batch, Folded, LinearHead, Want, detached
+from training.adapting.method import AdaptingMethod, Batch, ExportedPrompts, Input, LinearHead, detached
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -65,7 +65,7 @@ class DePT(nn.Module):
         host: the method that learns prompts, already built.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
     averages_over_images: ClassVar[bool] = True
 
     def __init__(
@@ -113,7 +113,7 @@ class DePT(nn.Module):
         """Told on to the host."""
         self.host.end_epoch(epoch)
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """The host's fold; the head takes FiLM in: W diag(gamma) and W beta + b."""
         head = LinearHead(
             weight_KE=detached(self.head.weight * self.image_scale),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
-from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
@@ -39,7 +39,7 @@ class IVLP(nn.Module):
         TextTooLongError: a class name does not fit together with the prompts.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
     averages_over_images: ClassVar[bool] = True
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: IVLPRecipe) -> None:
@@ -58,7 +58,7 @@ class IVLP(nn.Module):
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Image [B, E] and text [K, E] embeddings under the prompts, before they are brought to length 1."""
-        images_BCHW = wanted(batch.images_BCHW, "pixels")
+        images_BCHW = required_input(batch.images_BCHW, "images")
         return (
             self.base_model.embed_images(images_BCHW, self.image_prompts),
             self.base_model.embed_text(self.tokens, self.text_prompts),
@@ -76,6 +76,6 @@ class IVLP(nn.Module):
     def end_epoch(self, epoch: int) -> None:
         """Nothing is averaged over epochs."""
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """Both groups as they are."""
-        return Folded(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+        return ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))

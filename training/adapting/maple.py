@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import deep_text_prompts
-from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -50,7 +50,7 @@ class MaPLe(nn.Module):
         TextTooLongError: a class name does not fit together with the prompts.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
     averages_over_images: ClassVar[bool] = True
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: MaPLeRecipe) -> None:
@@ -78,7 +78,7 @@ class MaPLe(nn.Module):
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Image [B, E] and text [K, E] embeddings under the prompts, before they are brought to length 1."""
-        images_BCHW = wanted(batch.images_BCHW, "pixels")
+        images_BCHW = required_input(batch.images_BCHW, "images")
         return (
             self.base_model.embed_images(images_BCHW, self.image_prompts()),
             self.base_model.embed_text(self.tokens, self.text_prompts),
@@ -96,6 +96,6 @@ class MaPLe(nn.Module):
     def end_epoch(self, epoch: int) -> None:
         """Nothing is averaged over epochs."""
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """The couplings applied once; only their products leave."""
-        return Folded(image_adapt=detached(self.image_prompts()), text_adapt=detached(self.text_prompts))
+        return ExportedPrompts(image_adapt=detached(self.image_prompts()), text_adapt=detached(self.text_prompts))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.loop import ParameterGroup
 
-Want = Literal["pixels", "features", "reference"]
+Input = Literal["images", "features", "reference"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LinearHead:
 
 
 @dataclass(frozen=True)
-class Folded:
+class ExportedPrompts:
     """A trained method as plain tensors; everything that does not depend on the image has been run.
 
     Attributes:
@@ -80,7 +80,7 @@ class AdaptingMethod(Protocol):
     Built as `Method(base_model, class_names, recipe)`; everything random starts from `recipe.seed`.
     """
 
-    wants: ClassVar[frozenset[Want]]
+    required_inputs: ClassVar[frozenset[Input]]
     averages_over_images: ClassVar[bool]
     """Whether the loss of a batch is the mean of its images' losses; several processes may then share a batch."""
 
@@ -100,7 +100,7 @@ class AdaptingMethod(Protocol):
     def end_epoch(self, epoch: int) -> None:
         """Told after each epoch (0-based), for methods that keep a running average of their prompts."""
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """The method as plain tensors, on the CPU, detached."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class AdaptingMethod(Protocol):
         """As `nn.Module`'s."""
 
 
-def wanted(tensor: Tensor | None, want: str) -> Tensor:
+def required_input(tensor: Tensor | None, want: str) -> Tensor:
     """A field of a batch that the method's `wants` asked for.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.reference import ReferenceRecipe, TemplateRecipe, frozen_text
 from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
 from training.errors import RecipeError
@@ -58,7 +58,7 @@ class ProGrad(nn.Module):
         TextTooLongError: a class name does not fit the text tower together with the prompts or in the template.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"features", "reference"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"features", "reference"})
     averages_over_images: ClassVar[bool] = False
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: ProGradRecipe) -> None:
@@ -94,18 +94,18 @@ class ProGrad(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores z = s · <f(x), g_c>, [B, K]."""
-        features_BE = wanted(batch.features_BE, "features")
+        features_BE = required_input(batch.features_BE, "features")
         return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.context))
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing is kept over epochs."""
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """The context; the reference is not needed to answer."""
-        return Folded(text_adapt=detached(self.context).unsqueeze(0))
+        return ExportedPrompts(text_adapt=detached(self.context).unsqueeze(0))
 
     def _reference_logits(self, batch: Batch) -> Tensor:
-        features_BE = wanted(batch.reference_BE, "reference")
+        features_BE = required_input(batch.reference_BE, "reference")
         return class_scores(self.base_model.logit_scale, features_BE, self.reference_text_KE)
 
 

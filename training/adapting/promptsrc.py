@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
-from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.reference import ReferenceRecipe
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -62,7 +62,7 @@ class PromptSRC(nn.Module):
         TextTooLongError: a class name does not fit together with the prompts, or into a reference template.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"pixels", "reference"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"images", "reference"})
     averages_over_images: ClassVar[bool] = True
     image_sum: Tensor
     text_sum: Tensor
@@ -95,7 +95,7 @@ class PromptSRC(nn.Module):
         """CE and the three distances to the reference."""
         s, recipe = self.base_model.logit_scale, self.recipe
         f, g = self._features(batch)
-        f0, g0 = wanted(batch.reference_BE, "reference"), self.reference_KE
+        f0, g0 = required_input(batch.reference_BE, "reference"), self.reference_KE
         z, z0 = class_scores(s, f, g), class_scores(s, f0, g0)
         return (
             nn.functional.cross_entropy(z, batch.labels_B)
@@ -119,13 +119,13 @@ class PromptSRC(nn.Module):
             self.image_prompts.copy_(self.image_sum)
             self.text_prompts.copy_(self.text_sum)
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """Both groups as they are."""
-        return Folded(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+        return ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return (
-            self.base_model.encode_images(wanted(batch.images_BCHW, "pixels"), self.image_prompts),
+            self.base_model.encode_images(required_input(batch.images_BCHW, "images"), self.image_prompts),
             self.base_model.encode_text(self.tokens, self.text_prompts),
         )
 

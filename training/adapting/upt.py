@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.initial_prompts import random_prompts, seeded_linear
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -57,7 +57,7 @@ class UPT(nn.Module):
         TextTooLongError: a class name does not fit together with the prompts.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
     averages_over_images: ClassVar[bool] = True
     text: str = "{}."
 
@@ -97,7 +97,7 @@ class UPT(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Z, s · <f, g>: [B, K]."""
         image_prompts, text_prompts = self.prompts()
-        f = self.base_model.encode_images(wanted(batch.images_BCHW, "pixels"), image_prompts)
+        f = self.base_model.encode_images(required_input(batch.images_BCHW, "images"), image_prompts)
         g = self.base_model.encode_text(self.tokens, text_prompts)
         return class_scores(self.base_model.logit_scale, f, g)
 
@@ -108,10 +108,10 @@ class UPT(nn.Module):
     def end_epoch(self, epoch: int) -> None:
         """Nothing is averaged over epochs."""
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """The Transformer run once; only the two groups leave."""
         image_prompts, text_prompts = self.prompts()
-        return Folded(image_adapt=detached(image_prompts), text_adapt=detached(text_prompts))
+        return ExportedPrompts(image_adapt=detached(image_prompts), text_adapt=detached(text_prompts))
 
     def _attention(self, u_LPD: Tensor) -> Tensor:
         """SA: every token of a layer looks at all of that layer, those of the other tower included."""

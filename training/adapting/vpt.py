@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.adapting.deep_prompts import deep_image_prompts
-from training.adapting.method import Batch, Folded, Want, detached, wanted
+from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.reference import TemplateRecipe, frozen_text
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -51,7 +51,7 @@ class VPT(nn.Module):
         TextTooLongError: a class name does not fit into the template.
     """
 
-    wants: ClassVar[frozenset[Want]] = frozenset({"pixels"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
     averages_over_images: ClassVar[bool] = True
     text_KE: Tensor
 
@@ -70,7 +70,7 @@ class VPT(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Z, s · <f, g> with g frozen: [B, K]."""
-        features_BE = self.base_model.encode_images(wanted(batch.images_BCHW, "pixels"), self.image_prompts)
+        features_BE = self.base_model.encode_images(required_input(batch.images_BCHW, "images"), self.image_prompts)
         return class_scores(self.base_model.logit_scale, features_BE, self.text_KE)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -80,6 +80,6 @@ class VPT(nn.Module):
     def end_epoch(self, epoch: int) -> None:
         """Nothing is averaged over epochs."""
 
-    def fold(self) -> Folded:
+    def fold(self) -> ExportedPrompts:
         """The image group; the text side is frozen."""
-        return Folded(image_adapt=detached(self.image_prompts))
+        return ExportedPrompts(image_adapt=detached(self.image_prompts))

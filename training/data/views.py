@@ -19,7 +19,7 @@ from torch import Tensor
 from prompted_clip.preprocess import to_pixels, upright_rgb
 from training.data.images import n_decoding_threads
 
-MAX_EXPECTED: Final = 2
+MAX_PREFETCHED: Final = 2
 MAX_KEPT_BYTES: Final = 2 * 1024**3
 """Decoded views kept in memory at most; beyond it they are read anew each time, with the same pixels."""
 
@@ -56,7 +56,7 @@ class Views:
         self._seed = seed
         self._n_fixed = n_fixed
         self._pixels: dict[int, Tensor] = {}
-        self._expected: dict[tuple[tuple[int, ...], int], list[Future[NDArray[np.uint8]]]] = {}
+        self._prefetched: dict[tuple[tuple[int, ...], int], list[Future[NDArray[np.uint8]]]] = {}
         self._pool = ThreadPoolExecutor(n_decoding_threads())
 
     def view_set(self, epoch: int) -> int | None:
@@ -74,21 +74,21 @@ class Views:
         generator = torch.Generator().manual_seed(_mix(self._seed, epoch, 0))
         return torch.randperm(len(self._files), generator=generator)
 
-    def expect(self, indices: Sequence[int], epoch: int) -> None:
+    def prefetch(self, indices: Sequence[int], epoch: int) -> None:
         """Begin to decode what will be asked for next, unless it is in memory or will be; `load` then only waits."""
         which = self.view_set(epoch)
         if which is not None and self._fits():
             return
         source = epoch if which is None else which
-        if len(self._expected) >= MAX_EXPECTED:  # what was announced before that never came
-            self._expected.pop(next(iter(self._expected)))
-        self._expected[tuple(indices), epoch] = [self._pool.submit(self._view, index, source) for index in indices]
+        if len(self._prefetched) >= MAX_PREFETCHED:  # what was announced before that never came
+            self._prefetched.pop(next(iter(self._prefetched)))
+        self._prefetched[tuple(indices), epoch] = [self._pool.submit(self._view, index, source) for index in indices]
 
     def load(self, indices: Sequence[int], epoch: int) -> Tensor:
         """Views of the images at `indices`: uint8 [B, 3, H, W]; fixed views are kept in memory while they fit."""
         which = self.view_set(epoch)
-        if expected := self._expected.pop((tuple(indices), epoch), None):
-            return torch.from_numpy(np.stack([view.result() for view in expected]))
+        if views := self._prefetched.pop((tuple(indices), epoch), None):
+            return torch.from_numpy(np.stack([view.result() for view in views]))
         if which is None:
             return self._read(indices, epoch)
         if not self._fits():

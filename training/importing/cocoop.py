@@ -7,7 +7,7 @@ Legend: N context tokens, W text width, E joint width, H hidden width.
 
 from typing import Final
 
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.adapting.text_context import CONTEXT_TEXT
 from training.importing.clip_weights import FLOAT16
 from training.importing.conversion import Converted, Target
@@ -23,7 +23,7 @@ LAYOUT: Final = Layout(
         "meta_net.linear1.weight [hidden, joint width], .bias [hidden]",
         "meta_net.linear2.weight [text width, hidden], .bias [text width]",
     ),
-    is_like=lambda names: {"ctx", "meta_net.linear1.weight"} <= names,
+    matches=lambda names: {"ctx", "meta_net.linear1.weight"} <= names,
 )
 
 
@@ -46,4 +46,4 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     }
     notes = check_trained_words(tensors, "", target, text, FLOAT16, is_only_sign=True)
     tensors.finish()
-    return Converted(Folded(text_adapt=context_NW.unsqueeze(0), meta_net=meta_net), text, notes)
+    return Converted(ExportedPrompts(text_adapt=context_NW.unsqueeze(0), meta_net=meta_net), text, notes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.adapting.text_context import Position
 from training.prompted_backbone import PromptedBackbone
 
@@ -37,11 +37,11 @@ class Converted:
     """A checkpoint as the package has it.
 
     Attributes:
-        folded: the prompts and heads.
+        exported: the prompts and heads.
         text: what stands behind the prompts, with one `{}`.
         notes: what a person should know about this import, one sentence each.
     """
 
-    folded: Folded
+    exported: ExportedPrompts
     text: str
     notes: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.adapting.text_context import CONTEXT_TEXT, place_context
 from training.errors import ImportFormatError
 from training.importing.clip_weights import FLOAT16
@@ -22,7 +22,7 @@ LAYOUT: Final = Layout(
     title="a CoOp checkpoint",
     model_name="prompt_learner",
     tensors=("ctx [tokens, text width] or [classes, tokens, text width]",),
-    is_like=lambda names: "ctx" in names,
+    matches=lambda names: "ctx" in names,
 )
 
 
@@ -49,8 +49,8 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     )
     tensors.finish()
     if target.position == "end":
-        folded = Folded(text_adapt=context.unsqueeze(-3), serves_own_classes_only=is_class_specific)
-        return Converted(folded, text, notes)
+        exported = ExportedPrompts(text_adapt=context.unsqueeze(-3), serves_own_classes_only=is_class_specific)
+        return Converted(exported, text, notes)
     if text != CONTEXT_TEXT:
         msg = (
             f"With the class name in the {target.position}, CoOp's text is {CONTEXT_TEXT!r}; leave --text {text!r} out."
@@ -59,4 +59,4 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     texts = place_context(base_model, target.class_names, n_tokens, target.position)
     with torch.no_grad():
         features_KE = texts.encode(context.to(base_model.backbone.device)).to("cpu", torch.float32)
-    return Converted(Folded(text_features_KE=features_KE, serves_own_classes_only=True), text, notes)
+    return Converted(ExportedPrompts(text_features_KE=features_KE, serves_own_classes_only=True), text, notes)

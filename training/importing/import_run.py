@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prompt_store.manifest import check_domain
 from training.adapting.text_context import Position
-from training.export import adapt_provenance, fold_bundle
+from training.export import adapt_provenance, export_bundle
 from training.files import digest_of, write_whole
 from training.importing.checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
 from training.importing.clip_weights import check_activation
@@ -69,9 +69,9 @@ def run_import(job: ImportJob, base_model: PromptedBackbone) -> dict[str, Any]:
         data_digests["boost"] = base_model.boost_digest
     if job.text_features is not None:
         data_digests["text_features"] = digest_of(job.text_features.read_bytes())
-    data = fold_bundle(
+    data = export_bundle(
         base_model,
-        converted.folded,
+        converted.exported,
         domain=job.domain,
         class_names=job.class_names,
         text=converted.text,
@@ -88,8 +88,8 @@ def run_import(job: ImportJob, base_model: PromptedBackbone) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         "text": converted.text,
         "n_classes": len(job.class_names),
-        "image_prompts": _layers_and_tokens(converted.folded.image_adapt),
-        "text_prompts": _layers_and_tokens(converted.folded.text_adapt),
+        "image_prompts": _layers_and_tokens(converted.exported.image_adapt),
+        "text_prompts": _layers_and_tokens(converted.exported.text_adapt),
         "bundle": str(job.out),
         "digest": digest_of(data),
         "size_bytes": len(data),

@@ -5,7 +5,7 @@ Source: MaPLe's and PromptSRC's repositories, `trainers/independentVL.py`.
 
 from typing import Final
 
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.importing.clip_weights import FLOAT16, check_clip_weights
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors, Layout
@@ -17,7 +17,7 @@ LAYOUT: Final = Layout(
     title="an IVLP checkpoint",
     model_name="VLPromptLearner",
     tensors=(*TEXT_PROMPTS, *IMAGE_PROMPTS),
-    is_like=lambda names: "prompt_learner.ctx" in names and any("VPT" in name for name in names),
+    matches=lambda names: "prompt_learner.ctx" in names and any("VPT" in name for name in names),
 )
 
 
@@ -34,4 +34,4 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     notes = check_clip_weights(tensors, backbone, FLOAT16)
     notes += check_trained_words(tensors, "prompt_learner.", target, text, FLOAT16)
     tensors.finish()
-    return Converted(Folded(image_adapt=image_LPW, text_adapt=text_LPW), text, notes)
+    return Converted(ExportedPrompts(image_adapt=image_LPW, text_adapt=text_LPW), text, notes)

@@ -30,14 +30,14 @@ class Layout:
         title: as people name it.
         model_name: the folder that Dassl keeps this model's files in.
         tensors: what it holds besides CLIP's own weights, for messages.
-        is_like: whether tensors of these names look like it.
+        matches: whether tensors of these names look like it.
     """
 
     method: str
     title: str
     model_name: str
     tensors: tuple[str, ...]
-    is_like: Callable[[frozenset[str]], bool]
+    matches: Callable[[frozenset[str]], bool]
 
 
 class CheckpointTensors:

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.importing.clip_weights import FLOAT16, check_clip_weights
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors, Layout
@@ -28,7 +28,7 @@ LAYOUT: Final = Layout(
         "prompt_learner.compound_prompts_text.<0…> [tokens, text width]",
         "prompt_learner.compound_prompt_projections.<0…>.weight [vision width, text width], .bias [vision width]",
     ),
-    is_like=lambda names: {"prompt_learner.ctx", "prompt_learner.proj.weight"} <= names,
+    matches=lambda names: {"prompt_learner.ctx", "prompt_learner.proj.weight"} <= names,
 )
 
 
@@ -61,8 +61,10 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     notes += check_trained_words(tensors, _LEARNER, target, text, FLOAT16)
     tensors.finish()
     # A prompt for a layer that a tower does not have is never read; the towers may differ in depth.
-    folded = Folded(image_adapt=image_LPV[: backbone.n_vision_layers], text_adapt=text_LPW[: backbone.n_text_layers])
-    return Converted(folded, text, notes)
+    exported = ExportedPrompts(
+        image_adapt=image_LPV[: backbone.n_vision_layers], text_adapt=text_LPW[: backbone.n_text_layers]
+    )
+    return Converted(exported, text, notes)
 
 
 def _couple(prompts_PW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:

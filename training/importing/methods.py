@@ -32,4 +32,4 @@ IMPORTERS: Final[dict[str, Importer]] = {
 def recognise(names: Iterable[str]) -> Layout | None:
     """The layout that tensors of these names look like, if any."""
     present = frozenset(names)
-    return next((importer.layout for importer in IMPORTERS.values() if importer.layout.is_like(present)), None)
+    return next((importer.layout for importer in IMPORTERS.values() if importer.layout.matches(present)), None)

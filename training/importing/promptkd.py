@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prompted_clip.internals import unit_norm
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.errors import ImportFormatError
 from training.importing.clip_weights import FLOAT16, check_clip_weights
 from training.importing.conversion import Converted, Target
@@ -34,7 +34,7 @@ LAYOUT: Final = Layout(
         f"{_PROJECTOR}.1.weight, .bias, .running_mean, .running_var [hidden]",
         f"{_PROJECTOR}.3.weight [teacher width, hidden, 1, 1], .bias [teacher width]",
     ),
-    is_like=lambda names: f"{_PROJECTOR}.0.weight" in names,
+    matches=lambda names: f"{_PROJECTOR}.0.weight" in names,
 )
 
 
@@ -51,10 +51,10 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     notes = check_clip_weights(tensors, backbone, FLOAT16)
     tensors.finish()
     features_KF = _fitting_features(target, n_columns=projector["weight"].shape[0])
-    folded = Folded(
+    exported = ExportedPrompts(
         image_adapt=image_LPW, text_features_KE=features_KF, projector=projector, serves_own_classes_only=True
     )
-    return Converted(folded, target.text or "{}.", notes)
+    return Converted(exported, target.text or "{}.", notes)
 
 
 def _take_projector(tensors: CheckpointTensors, embed_dim: int) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ weights included, so CLIP's weights come back less exact than float16 alone woul
 
 from typing import Final
 
-from training.adapting.method import Folded
+from training.adapting.method import ExportedPrompts
 from training.importing.clip_weights import AVERAGED, check_clip_weights
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors, Layout
@@ -20,7 +20,7 @@ LAYOUT: Final = Layout(
     title="a PromptSRC checkpoint",
     model_name="VLPromptLearner",
     tensors=(*TEXT_PROMPTS, *IMAGE_PROMPTS),
-    is_like=lambda names: "prompt_learner.ctx" in names and any(name.startswith(_REFERENCE) for name in names),
+    matches=lambda names: "prompt_learner.ctx" in names and any(name.startswith(_REFERENCE) for name in names),
 )
 
 
@@ -37,4 +37,4 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     notes = check_clip_weights(tensors, backbone, AVERAGED, second_image_tower=_REFERENCE)
     notes += check_trained_words(tensors, "prompt_learner.", target, text, AVERAGED)
     tensors.finish()
-    return Converted(Folded(image_adapt=image_LPW, text_adapt=text_LPW), text, notes)
+    return Converted(ExportedPrompts(image_adapt=image_LPW, text_adapt=text_LPW), text, notes)

@@ -103,16 +103,16 @@ def test_under_autocast_the_loss_stays_float32_and_bounded_passes_agree_with_who
 def test_the_folded_tensors_answer_as_the_method_does(boost):
     base_model = tiny_base_model(boost)
     method = cocoop(base_model)
-    folded = method.fold()
+    exported = method.fold()
 
-    assert folded.text_adapt.shape == (1, 4, 32)
-    assert list(folded.meta_net) == NAMES
-    assert [tuple(folded.meta_net[name].shape) for name in NAMES] == [(6, 24), (6,), (32, 6), (32,)]
+    assert exported.text_adapt.shape == (1, 4, 32)
+    assert list(exported.meta_net) == NAMES
+    assert [tuple(exported.meta_net[name].shape) for name in NAMES] == [(6, 24), (6,), (32, 6), (32,)]
     rows = []
     for feature in base_model.encode_images(random_images(2)):
-        hidden = torch.relu(folded.meta_net["linear1.weight"] @ feature + folded.meta_net["linear1.bias"])
-        shift = folded.meta_net["linear2.weight"] @ hidden + folded.meta_net["linear2.bias"]
-        group = join_groups([folded.text_adapt + shift, base_model.text_boost])
+        hidden = torch.relu(exported.meta_net["linear1.weight"] @ feature + exported.meta_net["linear1.bias"])
+        shift = exported.meta_net["linear2.weight"] @ hidden + exported.meta_net["linear2.bias"]
+        group = join_groups([exported.text_adapt + shift, base_model.text_boost])
         rows.append(encode_classes(base_model.backbone, CLASSES, [method.text], group) @ feature)
     cosines = method.logits(feature_batch(base_model, [0, 2])) / base_model.logit_scale
     assert not rows[0].requires_grad
@@ -121,13 +121,13 @@ def test_the_folded_tensors_answer_as_the_method_does(boost):
 
 def test_what_was_folded_does_not_move_with_further_training():
     method = cocoop(tiny_base_model())
-    folded = method.fold()
-    before = [folded.text_adapt.clone(), *[tensor.clone() for tensor in folded.meta_net.values()]]
+    exported = method.fold()
+    before = [exported.text_adapt.clone(), *[tensor.clone() for tensor in exported.meta_net.values()]]
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(1.0)
 
-    after = [folded.text_adapt, *folded.meta_net.values()]
+    after = [exported.text_adapt, *exported.meta_net.values()]
     assert all(torch.equal(mine, other) for mine, other in zip(after, before, strict=True))
 
 

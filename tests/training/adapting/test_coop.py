@@ -101,12 +101,12 @@ def test_a_class_specific_context_moves_its_own_class_alone():
 def test_a_folded_context_answers_as_the_method_does(boost, class_specific):
     base_model = tiny_base_model(boost)
     method = coop(base_model, class_specific=class_specific)
-    folded = method.fold()
+    exported = method.fold()
 
-    assert folded.text_adapt.shape == ((3, 1, 3, 32) if class_specific else (1, 3, 32))
-    assert folded.serves_own_classes_only is class_specific
-    assert folded.text_features_KE is None
-    group = join_groups([folded.text_adapt, base_model.text_boost])
+    assert exported.text_adapt.shape == ((3, 1, 3, 32) if class_specific else (1, 3, 32))
+    assert exported.serves_own_classes_only is class_specific
+    assert exported.text_features_KE is None
+    group = join_groups([exported.text_adapt, base_model.text_boost])
     texts = encode_classes(base_model.backbone, CLASSES, [method.text], group)
     compare_with_logits(base_model, method, texts)
 
@@ -117,11 +117,11 @@ def test_a_folded_context_answers_as_the_method_does(boost, class_specific):
 def test_away_from_the_end_the_folded_text_features_answer_as_the_method_does(boost, class_specific, position):
     base_model = tiny_base_model(boost)
     method = coop(base_model, class_specific=class_specific, position=position)
-    folded = method.fold()
+    exported = method.fold()
 
-    assert folded.text_adapt is None
-    assert folded.serves_own_classes_only
-    compare_with_logits(base_model, method, folded.text_features_KE)
+    assert exported.text_adapt is None
+    assert exported.serves_own_classes_only
+    compare_with_logits(base_model, method, exported.text_features_KE)
 
 
 def compare_with_logits(base_model, method, texts):
@@ -133,12 +133,12 @@ def compare_with_logits(base_model, method, texts):
 
 def test_what_was_folded_does_not_move_with_further_training():
     method = coop(tiny_base_model())
-    folded = method.fold()
-    before = folded.text_adapt.clone()
+    exported = method.fold()
+    before = exported.text_adapt.clone()
     with torch.no_grad():
         method.context.add_(1.0)
 
-    assert torch.equal(folded.text_adapt, before)
+    assert torch.equal(exported.text_adapt, before)
 
 
 def test_a_class_name_that_does_not_fit_is_named():

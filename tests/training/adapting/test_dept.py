@@ -7,7 +7,7 @@ import torch
 
 from prompted_clip.errors import TextTooLongError
 from tests.base_models import random_images, tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, exported_logits, perturbed, pixel_batch
 from training.adapting.dept import DePT, DePTRecipe
 from training.adapting.ivlp import IVLP, IVLPRecipe
 from training.adapting.maple import MaPLe, MaPLeRecipe
@@ -21,9 +21,9 @@ def dept(base_model, host=MaPLe, host_recipe=MaPLeRecipe(), **recipe):  # noqa: 
 @pytest.mark.parametrize(("host", "host_recipe"), [(MaPLe, MaPLeRecipe()), (IVLP, IVLPRecipe())])
 def test_the_fold_answers_as_the_method_does(boost, host, host_recipe):
     base_model = tiny_base_model(boost)
-    method = stirred(dept(base_model, host, host_recipe, head_share=0.6))
+    method = perturbed(dept(base_model, host, host_recipe, head_share=0.6))
 
-    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
+    found = exported_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     assert method.fold().head.share == 0.6
     torch.testing.assert_close(
@@ -33,7 +33,7 @@ def test_the_fold_answers_as_the_method_does(boost, host, host_recipe):
 
 def test_other_classes_are_left_to_the_host():
     base_model = tiny_base_model((2, 3))
-    method = stirred(dept(base_model))
+    method = perturbed(dept(base_model))
 
     with_head, of_host = method.fold(), method.host.fold()
 
@@ -68,7 +68,7 @@ def test_scales_and_head_learn_faster_than_the_host():
 
 def test_without_a_share_for_the_head_it_is_its_host():
     base_model = tiny_base_model(None)
-    method, batch = stirred(dept(base_model, head_share=0)), pixel_batch(base_model)
+    method, batch = perturbed(dept(base_model, head_share=0)), pixel_batch(base_model)
 
     assert torch.equal(method.loss(batch), method.host.loss(batch))
     assert torch.equal(method.logits(batch), method.host.logits(batch))
@@ -92,7 +92,7 @@ def test_a_few_steps_lower_the_loss():
 
 def test_a_checkpoint_carries_host_and_head_to_the_same_bits():
     base_model = tiny_base_model(None)
-    trained, fresh = stirred(dept(base_model)), dept(base_model)
+    trained, fresh = perturbed(dept(base_model)), dept(base_model)
     batch = pixel_batch(base_model)
     assert not torch.equal(fresh.logits(batch), trained.logits(batch))
 

@@ -5,7 +5,7 @@ import torch
 
 from prompted_clip.errors import TextTooLongError
 from tests.base_models import random_images, tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, exported_logits, perturbed, pixel_batch
 from training.adapting.ivlp import IVLP, IVLPRecipe
 from training.adapting.method import Batch
 
@@ -17,9 +17,9 @@ def ivlp(base_model, **recipe):
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
     base_model = tiny_base_model(boost)
-    method = stirred(ivlp(base_model, image_depth=3, text_depth=1))
+    method = perturbed(ivlp(base_model, image_depth=3, text_depth=1))
 
-    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
+    found = exported_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     torch.testing.assert_close(
         found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale

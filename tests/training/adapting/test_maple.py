@@ -5,7 +5,7 @@ import torch
 
 from prompted_clip.errors import TextTooLongError
 from tests.base_models import random_images, tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, exported_logits, perturbed, pixel_batch
 from training.adapting.maple import MaPLe, MaPLeRecipe
 
 
@@ -16,9 +16,9 @@ def maple(base_model, **recipe):
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
     base_model = tiny_base_model(boost)
-    method = stirred(maple(base_model))
+    method = perturbed(maple(base_model))
 
-    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
+    found = exported_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     torch.testing.assert_close(
         found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale
@@ -26,7 +26,7 @@ def test_the_fold_answers_as_the_method_does(boost):
 
 
 def test_the_couplings_leave_with_the_fold_as_their_products():
-    method = stirred(maple(tiny_base_model(None), depth=2))
+    method = perturbed(maple(tiny_base_model(None), depth=2))
     before = method.fold()
     with torch.no_grad():
         method.couplings[1].bias += 1.0
@@ -73,7 +73,7 @@ def test_the_deeper_couplings_start_alike_and_layer_0_apart():
 
 
 def test_couplings_are_not_rounded_under_autocast():
-    method = stirred(maple(tiny_base_model(None)))
+    method = perturbed(maple(tiny_base_model(None)))
     exact = method.image_prompts()
 
     with torch.autocast("cpu", torch.bfloat16):

@@ -131,11 +131,11 @@ def test_words_longer_than_the_context_are_refused_with_both_lengths():
 def test_the_folded_context_answers_as_the_method_does(boost):
     base_model = tiny_base_model(boost)
     method = prograd(base_model)
-    folded = method.fold()
+    exported = method.fold()
 
-    assert folded.text_adapt.shape == (1, 4, 32)
-    assert not folded.serves_own_classes_only
-    group = join_groups([folded.text_adapt, base_model.text_boost])
+    assert exported.text_adapt.shape == (1, 4, 32)
+    assert not exported.serves_own_classes_only
+    group = join_groups([exported.text_adapt, base_model.text_boost])
     texts = encode_classes(base_model.backbone, CLASSES, [method.text], group)
     cosines = method.logits(feature_batch(base_model, [0, 2])) / base_model.logit_scale
     assert not texts.requires_grad

@@ -7,7 +7,7 @@ import torch
 
 from prompted_clip.errors import TextTooLongError
 from tests.base_models import random_images, tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, exported_logits, perturbed, pixel_batch
 from training.adapting.promptsrc import REFERENCE_TEMPLATES, PromptSRC, PromptSRCRecipe, aggregation_weights
 
 
@@ -26,9 +26,9 @@ def wander(method, epoch):
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
     base_model = tiny_base_model(boost)
-    method = stirred(promptsrc(base_model))
+    method = perturbed(promptsrc(base_model))
 
-    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
+    found = exported_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     torch.testing.assert_close(
         found, method.logits(pixel_batch(base_model)), rtol=0, atol=1e-6 * base_model.logit_scale

@@ -5,7 +5,7 @@ import torch
 
 from prompted_clip.errors import TextTooLongError
 from tests.base_models import random_images, tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, exported_logits, perturbed, pixel_batch
 from training.adapting.upt import UPT, UPTRecipe
 
 
@@ -16,9 +16,9 @@ def upt(base_model, **recipe):
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
     base_model = tiny_base_model(boost)
-    method = stirred(upt(base_model, heads=2))
+    method = perturbed(upt(base_model, heads=2))
 
-    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
+    found = exported_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     assert not method.fold().image_adapt.requires_grad
     torch.testing.assert_close(
@@ -38,7 +38,7 @@ def test_gradients_reach_prompts_and_transformer_and_nothing_else():
 
 
 def test_each_tower_sees_the_other_towers_tokens():
-    method = stirred(upt(tiny_base_model(None), tokens=2))
+    method = perturbed(upt(tiny_base_model(None), tokens=2))
     image_before, text_before = method.prompts()
     with torch.no_grad():
         method.unified[:, 0] += torch.linspace(-1, 1, 16)
@@ -50,7 +50,7 @@ def test_each_tower_sees_the_other_towers_tokens():
 
 
 def test_layers_do_not_see_each_other():
-    method = stirred(upt(tiny_base_model(None), depth=2))
+    method = perturbed(upt(tiny_base_model(None), depth=2))
     before = torch.cat(method.prompts(), dim=-1)
     with torch.no_grad():
         method.unified[0, 0] += torch.linspace(-1, 1, 16)
@@ -84,7 +84,7 @@ def test_a_few_steps_lower_the_loss():
 
 
 def test_prompts_are_not_rounded_under_autocast():
-    method = stirred(upt(tiny_base_model(None)))
+    method = perturbed(upt(tiny_base_model(None)))
     exact = torch.cat(method.prompts())
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -92,10 +92,10 @@ def test_prompts_are_not_rounded_under_autocast():
 
 
 def test_the_depth_is_cut_to_the_towers():
-    folded = upt(tiny_base_model(None), depth=9).fold()
+    exported = upt(tiny_base_model(None), depth=9).fold()
 
-    assert folded.image_adapt.shape == (3, 4, 32)
-    assert folded.text_adapt.shape == (3, 4, 32)
+    assert exported.image_adapt.shape == (3, 4, 32)
+    assert exported.text_adapt.shape == (3, 4, 32)
 
 
 def test_a_class_name_that_does_not_fit_is_named():

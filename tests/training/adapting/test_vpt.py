@@ -5,7 +5,7 @@ import torch
 
 from prompted_clip.errors import TextTooLongError
 from tests.base_models import random_images, tiny_base_model
-from tests.labelled import BOOSTS, CLASS_NAMES, folded_logits, pixel_batch, stirred
+from tests.labelled import BOOSTS, CLASS_NAMES, exported_logits, perturbed, pixel_batch
 from training.adapting.vpt import VPT, VPTRecipe
 
 
@@ -16,9 +16,9 @@ def vpt(base_model, **recipe):
 @pytest.mark.parametrize("boost", BOOSTS)
 def test_the_fold_answers_as_the_method_does(boost):
     base_model = tiny_base_model(boost)
-    method = stirred(vpt(base_model, image_depth=3, template="a sketch of a {}."))
+    method = perturbed(vpt(base_model, image_depth=3, template="a sketch of a {}."))
 
-    found = folded_logits(base_model, method, CLASS_NAMES, random_images(3))
+    found = exported_logits(base_model, method, CLASS_NAMES, random_images(3))
 
     assert method.fold().text_adapt is None
     torch.testing.assert_close(

@@ -70,11 +70,11 @@ def test_views_too_many_to_keep_are_read_anew_with_the_same_pixels(files, monkey
 
 def test_views_that_were_announced_are_the_views_that_come(files):
     shown, told = views(files, "crop-flip", 0), views(files, "crop-flip", 0)
-    told.expect([3, 1], 7)
-    told.expect([0], 7)
+    told.prefetch([3, 1], 7)
+    told.prefetch([0], 7)
     assert torch.equal(told.load([3, 1], 7), shown.load([3, 1], 7))
     assert torch.equal(told.load([0], 7), shown.load([0], 7))
-    assert not told._expected
+    assert not told._prefetched
 
 
 def test_views_at_hand_are_not_decoded_again(files):
