@@ -36,7 +36,7 @@ from training.caspl_student import CasplStudent
 from training.data.view_values import ViewValues
 from training.data.views import Views
 from training.demo.pages import fill_page
-from training.loop import Learner, LoopRun, steps_per_epoch, train
+from training.loop import Learner, TrainState, steps_per_epoch, train
 from training.prompted_backbone import ClassTokens, PromptedBackbone
 from training.recipe import AdaptRecipe, BoostRecipe, Recipe
 from training.teacher import Teacher
@@ -68,9 +68,9 @@ class Timing:
 class PaddedBackbone(PromptedBackbone):
     """Texts as the reference repositories run them: always at the tower's full length."""
 
-    def tokenize(self, class_names: Sequence[str], text: str, *, n_prompts: int) -> ClassTokens:
+    def tokenize(self, class_names: Sequence[str], template: str, *, n_prompts: int) -> ClassTokens:
         """As `PromptedBackbone.tokenize`, padded to the context length; what stands behind EOT changes no number."""
-        tokens = super().tokenize(class_names, text, n_prompts=n_prompts)
+        tokens = super().tokenize(class_names, template, n_prompts=n_prompts)
         n_missing = self.backbone.context_length - n_prompts - self.n_text_boost - tokens.ids_KT.shape[1]
         return ClassTokens(torch.nn.functional.pad(tokens.ids_KT, (0, n_missing)), tokens.eot_K)
 
@@ -108,7 +108,7 @@ def timed(learner: Learner, recipe: Recipe) -> tuple[list[float], list[float]]:
     marks_s = [time.perf_counter()]
     n_per_epoch = steps_per_epoch(recipe, learner.n_images)
 
-    def mark(run: LoopRun) -> None:
+    def mark(run: TrainState) -> None:
         if run.step % n_per_epoch == 0:
             marks_s.append(time.perf_counter())
 

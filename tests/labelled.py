@@ -37,7 +37,7 @@ def exported_logits(base_model, method, class_names, images):
     """Scores made of nothing but the exported tensors and the method's text."""
     exported, text_boost = method.fold(), base_model.text_boost
     texts = encode_classes(
-        base_model.backbone, class_names, [method.text], join_groups([exported.text_adapt, text_boost])
+        base_model.backbone, class_names, [method.template], join_groups([exported.text_adapt, text_boost])
     )
     embeddings = base_model.embed_images(images, exported.image_adapt)
     scores = base_model.logit_scale * unit_norm(embeddings) @ texts.T

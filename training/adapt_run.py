@@ -13,10 +13,10 @@ from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
 from training.data.views import Views
 from training.export import adapt_provenance, export_bundle
-from training.files import digest_of, write_whole
-from training.loop import ALONE, CheckpointConfig
+from training.files import digest_of, write_atomic
+from training.loop import SINGLE_PROCESS, CheckpointConfig
 from training.parallel import World
-from training.progress import bars, train_with_progress
+from training.progress import progress_bars, train_with_progress
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 
@@ -49,7 +49,7 @@ def run_adapt(
     base_model: PromptedBackbone,
     console: Console,
     *,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Learn adapting prompts and write the bundle; an interrupted run goes on from its checkpoint.
 
@@ -89,7 +89,7 @@ def run_adapt(
         "recipe": digest_of(recipe.model_dump_json().encode()),
         "backbone": backbone.fingerprint,
     }
-    with bars(console) as progress:
+    with progress_bars(console) as progress:
         run = train_with_progress(
             adapter,
             recipe,
@@ -112,13 +112,13 @@ def run_adapt(
         method.fold(),
         domain=job.domain,
         class_names=job.dataset.class_names,
-        text=method.text,
+        template=method.template,
         provenance=adapt_provenance(
             method=method_name, recipe=recipe.model_dump(), data_digests=data_digests, metrics=metrics
         ),
     )
-    if world.is_first:
-        write_whole(job.out, data)
+    if world.is_main:
+        write_atomic(job.out, data)
         job.checkpoint.unlink(missing_ok=True)
     return metrics | {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data), "losses": run.losses}
 

@@ -16,10 +16,10 @@ from training.data.dataset import shorten
 from training.data.images import ImageFolder
 from training.data.views import Views
 from training.export import boost_provenance, export_bundle
-from training.files import digest_of, write_whole
-from training.loop import ALONE, CheckpointConfig
+from training.files import digest_of, write_atomic
+from training.loop import SINGLE_PROCESS, CheckpointConfig
 from training.parallel import World
-from training.progress import bars, train_with_progress
+from training.progress import progress_bars, train_with_progress
 from training.promptkd_student import PromptKDStudent
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
@@ -57,7 +57,7 @@ def run_boost(
     teacher_backbone: Backbone,
     console: Console,
     *,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Learn boosting prompts and write the bundle; an interrupted run goes on from its checkpoint.
 
@@ -100,7 +100,7 @@ def run_boost(
         "student": student_backbone.fingerprint,
         "teacher": teacher.digest or teacher_backbone.fingerprint,
     }
-    with bars(console) as progress:
+    with progress_bars(console) as progress:
         if views.view_set(0) is not None:
             task = progress.add_task("teacher logits", total=len(views), note="")
             booster.precompute_teacher_logits(lambda n: progress.advance(task, n))
@@ -129,11 +129,11 @@ def run_boost(
         exported,
         domain=job.domain,
         class_names=class_names,
-        text=recipe.template,
+        template=recipe.template,
         provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teacher=teacher, metrics=metrics),
     )
-    if world.is_first:
-        write_whole(job.out, data)
+    if world.is_main:
+        write_atomic(job.out, data)
         job.checkpoint.unlink(missing_ok=True)
     return metrics | {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data)}
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from training.errors import CheckpointError
-from training.files import write_whole
+from training.files import write_atomic
 
 
 def save_checkpoint(path: Path, identity: dict[str, str], state: dict[str, Any]) -> None:
@@ -20,7 +20,7 @@ def save_checkpoint(path: Path, identity: dict[str, str], state: dict[str, Any])
     """
     buffer = io.BytesIO()
     torch.save({"identity": identity, "state": state}, buffer)
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from training.terminal import check_device, failing_clearly
+from training.terminal import check_device, exit_on_error
 
 boost_app = typer.Typer(add_completion=False)
 adapt_app = typer.Typer(add_completion=False)
@@ -57,7 +57,7 @@ def boost(
     from prompt_store.manifest import check_domain
     from training.recipe import BoostRecipe, read_recipe
 
-    with failing_clearly("boost"):
+    with exit_on_error("boost"):
         chosen = read_recipe(BoostRecipe, recipe, set_ or [])
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
@@ -67,8 +67,8 @@ def boost(
         check_domain(domain)
         from training.boost_run import BoostJob, run_boost
         from training.files import read_bundle_file
-        from training.hardware import load_pair
-        from training.parallel import join_world
+        from training.hardware import load_backbones
+        from training.parallel import init_distributed
         from training.progress import check_tensorboard
         from training.unlabelled import read_data_set, read_folder
 
@@ -82,8 +82,8 @@ def boost(
             raise typer.BadParameter("--images with --classes is needed, or --data")
         if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
             chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
-        world = join_world(device)
-        student, teach = load_pair(
+        world = init_distributed(device)
+        student, teach = load_backbones(
             backbone,
             pretrained,
             teacher,
@@ -103,8 +103,8 @@ def boost(
             tensorboard=tensorboard,
             teacher_bundle=read_bundle_file(teacher_bundle) if teacher_bundle is not None else None,
         )
-        result = run_boost(job, chosen, student, teach, _console(world.is_first), world=world)
-        if world.is_first:
+        result = run_boost(job, chosen, student, teach, _console(world.is_main), world=world)
+        if world.is_main:
             _show("boosted", result, as_json=json_)
 
 
@@ -133,7 +133,7 @@ def adapt(
     json_: AsJson = False,
 ) -> None:
     """Learn adapting prompts from a few labelled images, on frozen boosting prompts if given (CasPL phase 2)."""
-    with failing_clearly("adapt"):
+    with exit_on_error("adapt"):
         from prompt_store.manifest import check_domain
         from training.adapt_run import AdaptJob, run_adapt
         from training.adapting.methods import METHODS
@@ -141,7 +141,7 @@ def adapt(
         from training.data.dataset import shorten
         from training.data.few_shot import few_shot
         from training.data.readable import drop_unreadable
-        from training.parallel import join_world
+        from training.parallel import init_distributed
         from training.prompted_backbone import load_prompted_backbone
         from training.recipe import read_recipe
 
@@ -166,13 +166,13 @@ def adapt(
         if dataset.unreadable:
             named = f"skipped {len(dataset.unreadable)} unreadable: {shorten(dataset.unreadable)}"
             Console(stderr=True).print(named, style="yellow", markup=False, soft_wrap=True)
-        world = join_world(device)
+        world = init_distributed(device)
         base_model = load_prompted_backbone(
             backbone, pretrained, boost, is_random=random_weights, device=world.device or device, quick_gelu=quick_gelu
         )
         job = AdaptJob(domain, dataset, bundle, _beside(bundle), checkpoint_every, tensorboard)
-        result = run_adapt(job, method, chosen, base_model, _console(world.is_first), world=world)
-        if world.is_first:
+        result = run_adapt(job, method, chosen, base_model, _console(world.is_main), world=world)
+        if world.is_main:
             _show("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
 
 

@@ -34,7 +34,7 @@ def export_bundle(
     *,
     domain: str,
     class_names: Sequence[str],
-    text: str,
+    template: str,
     provenance: Provenance,
 ) -> bytes:
     """A bundle: the boosting prompts of a base model, and whatever was learned next to them.
@@ -44,7 +44,7 @@ def export_bundle(
         exported: what the method learned.
         domain: name in the service.
         class_names: K labels, also their text behind the prompts.
-        text: what stands behind the prompts, with one `{}`.
+        template: what stands behind the prompts, with one `{}`.
         provenance: how it was made.
 
     Returns:
@@ -62,20 +62,20 @@ def export_bundle(
     }
     tensors = {name: group for name, group in groups.items() if group is not None}
     if exported.meta_net is None:
-        tensors["text.features"] = _text_features(base_model, exported, class_names, text)
+        tensors["text.features"] = _text_features(base_model, exported, class_names, template)
     tensors |= _heads(exported)
     manifest = Manifest(
         format=1,
         domain=domain,
         backbone=base_model.backbone.spec(),
         classes=[ClassSpec(name=name, text=name) for name in class_names],
-        templates=[text],
+        templates=[template],
         logit_scale=base_model.logit_scale,
         stack=StackSpec(
             head="static" if exported.meta_net is None else "conditional",
             image=GroupsSpec(boost=_spec(base_model.image_boost), adapt=_spec(exported.image_adapt)),
             text=GroupsSpec(boost=_spec(base_model.text_boost), adapt=_spec(exported.text_adapt)),
-            labels="own" if exported.serves_own_classes_only else "any",
+            labels="own" if exported.is_closed_vocabulary else "any",
             head_share=exported.head.share if exported.head is not None else None,
         ),
         provenance=provenance,
@@ -119,14 +119,14 @@ def boost_provenance(
 
 
 def _text_features(
-    base_model: PromptedBackbone, exported: ExportedPrompts, class_names: Sequence[str], text: str
+    base_model: PromptedBackbone, exported: ExportedPrompts, class_names: Sequence[str], template: str
 ) -> Tensor:
     """G [K, E]: as the method gives them, or as the prompts do."""
     if exported.text_features_KE is not None:
         return exported.text_features_KE
     device = base_model.backbone.device
     adapt = exported.text_adapt.to(device) if exported.text_adapt is not None else None
-    return encode_classes(base_model.backbone, class_names, [text], join_groups([adapt, base_model.text_boost]))
+    return encode_classes(base_model.backbone, class_names, [template], join_groups([adapt, base_model.text_boost]))
 
 
 def _heads(exported: ExportedPrompts) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from prompt_store.header import MAX_BUNDLE_BYTES
 from training.errors import BoostBundleError
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` atomically; it is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: several processes may write the same file, and the last one wins whole.

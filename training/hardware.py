@@ -9,7 +9,7 @@ from training.errors import BackbonePairError
 from training.recipe import Recipe
 
 
-def load_pair(
+def load_backbones(
     student: str,
     pretrained: str | None,
     teacher: str,
@@ -34,7 +34,7 @@ def load_pair(
         WeightsError: a backbone cannot be loaded.
         BackbonePairError: CUDA was asked for where there is none.
     """
-    place = chosen_device(device)
+    place = resolve_device(device)
     return (
         load_backbone(
             student,
@@ -53,7 +53,7 @@ def load_pair(
     )
 
 
-def chosen_device(device: str) -> str:
+def resolve_device(device: str) -> str:
     """What `cpu`, `cuda`, `cuda:<n>` or `auto` means on this machine.
 
     Raises:

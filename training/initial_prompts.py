@@ -17,7 +17,7 @@ def random_prompts(depth: int, tokens: int, width: int, generator: torch.Generat
     return torch.randn(depth, tokens, width, generator=generator) * 0.02
 
 
-def start_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> bool:
+def init_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> bool:
     """Put the token embeddings of `words` into layer 0, in place, if there are as many of them as prompt tokens.
 
     Args:

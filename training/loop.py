@@ -20,7 +20,7 @@ from training.errors import DivergedError, OutOfMemoryError, RecipeError
 from training.parallel import World
 from training.recipe import Recipe
 
-ALONE: Final = World()
+SINGLE_PROCESS: Final = World()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Learner(Protocol):
 
 
 @dataclass
-class LoopRun:
+class TrainState:
     """How far a run has come.
 
     Attributes:
@@ -114,9 +114,9 @@ def train(
     recipe: Recipe,
     *,
     checkpoint: CheckpointConfig | None = None,
-    on_step: Callable[[LoopRun], None] = lambda _: None,
-    world: World = ALONE,
-) -> LoopRun:
+    on_step: Callable[[TrainState], None] = lambda _: None,
+    world: World = SINGLE_PROCESS,
+) -> TrainState:
     """Run to the end of the recipe, from the checkpoint if there is one.
 
     Args:
@@ -147,13 +147,13 @@ def train(
                 group["lr"] = group["rate_factor"] * learning_rate(recipe, epoch)
         indices = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
         coming = order[(position + 1) * recipe.batch_size : (position + 2) * recipe.batch_size]
-        learner.prefetch(world.part(coming), epoch)
+        learner.prefetch(world.shard(coming), epoch)
         run.losses.append(_step(learner, optimizer, indices, epoch, run.step, recipe, world))
         run.step += 1
         if position + 1 == n_per_epoch:
             learner.end_epoch(epoch)
         on_step(run)
-        if checkpoint is not None and run.step % checkpoint.every_n_steps == 0 and world.is_first:
+        if checkpoint is not None and run.step % checkpoint.every_n_steps == 0 and world.is_main:
             _save(learner, optimizer, run, checkpoint)
     return run
 
@@ -168,7 +168,7 @@ def _step(
     world: World,
 ) -> float:
     optimizer.zero_grad(set_to_none=True)
-    part = world.part(indices)
+    part = world.shard(indices)
     total = torch.zeros(())
     try:
         if len(part):
@@ -200,7 +200,7 @@ def _share_gradients(optimizer: torch.optim.Optimizer, loss: Tensor, world: Worl
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         loss = loss.to(parameters[0].device)
-        world.sum_in_place([parameter.grad for parameter in parameters] + [loss])
+        world.all_reduce_sum([parameter.grad for parameter in parameters] + [loss])
     return loss.item()
 
 
@@ -215,16 +215,16 @@ def _optimizer(learner: Learner, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def _resume(learner: Learner, optimizer: torch.optim.Optimizer, checkpoint: CheckpointConfig | None) -> LoopRun:
+def _resume(learner: Learner, optimizer: torch.optim.Optimizer, checkpoint: CheckpointConfig | None) -> TrainState:
     state = load_checkpoint(checkpoint.path, dict(checkpoint.identity)) if checkpoint is not None else None
     if state is None:
-        return LoopRun()
+        return TrainState()
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])
-    return LoopRun(step=state["step"], losses=list(state["losses"]))
+    return TrainState(step=state["step"], losses=list(state["losses"]))
 
 
-def _save(learner: Learner, optimizer: torch.optim.Optimizer, run: LoopRun, checkpoint: CheckpointConfig) -> None:
+def _save(learner: Learner, optimizer: torch.optim.Optimizer, run: TrainState, checkpoint: CheckpointConfig) -> None:
     state = {
         "learner": dict(learner.state_dict()),
         "optimizer": optimizer.state_dict(),

@@ -36,15 +36,15 @@ class World:
         return str(self.accelerator.device) if self.accelerator is not None else None
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process shows progress and writes files."""
         return self.rank == 0
 
-    def part(self, indices: Tensor) -> Tensor:
+    def shard(self, indices: Tensor) -> Tensor:
         """This process's images of a batch; empty where there are fewer images than processes."""
         return indices[self.rank :: self.size]
 
-    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes."""
         if self.accelerator is None:
             return
@@ -55,7 +55,7 @@ class World:
             tensor.copy_(part.view_as(tensor))
 
 
-def join_world(device: str) -> World:
+def init_distributed(device: str) -> World:
     """The world that torchrun started this process in; a world of one without it.
 
     Args:

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from training.errors import RecipeError
-from training.loop import CheckpointConfig, Learner, LoopRun, learning_rate, steps_per_epoch, train
+from training.loop import CheckpointConfig, Learner, TrainState, learning_rate, steps_per_epoch, train
 from training.parallel import World
 from training.recipe import Recipe
 
 
 @contextmanager
-def bars(console: Console) -> Iterator[Progress]:
-    """Progress bars with counts, time spent, time left and a note."""
+def progress_bars(console: Console) -> Iterator[Progress]:
+    """Progress progress_bars with counts, time spent, time left and a note."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -38,7 +38,7 @@ def train_with_progress(
     checkpoint: CheckpointConfig | None,
     tensorboard: Path | None,
     world: World,
-) -> LoopRun:
+) -> TrainState:
     """`loop.train` under a bar.
 
     Args:
@@ -56,9 +56,9 @@ def train_with_progress(
     """
     n_per_epoch = steps_per_epoch(recipe, learner.n_images)
     task = progress.add_task(title, total=recipe.epochs * n_per_epoch, note="")
-    with _scalars(tensorboard if world.is_first else None) as write:
+    with _scalars(tensorboard if world.is_main else None) as write:
 
-        def show(run: LoopRun) -> None:
+        def show(run: TrainState) -> None:
             recent = run.losses[-20:]
             progress.update(task, completed=run.step, note=f"loss {sum(recent) / len(recent):.3f}")
             write("loss", run.losses[-1], run.step)

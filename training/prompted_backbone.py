@@ -22,7 +22,7 @@ from prompted_clip.text import embed_text, encode_classes, encode_tokens, tokeni
 from prompted_clip.vision import embed_image
 from training.errors import BoostBundleError
 from training.files import read_bundle_file
-from training.hardware import chosen_device
+from training.hardware import resolve_device
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class PromptedBackbone:
         image_boost: [L, P, vision width] or None; no gradient.
         text_boost: [L, P, text width] or None; no gradient.
         boost_digest: of the bundle the boosting prompts came from; None for the plain backbone.
-        text: what stood behind the text prompts when they were learned, with one `{}`; None for the plain backbone.
+        template: what stood behind the text prompts when they were learned, with one `{}`; None for the plain backbone.
     """
 
     backbone: Backbone
     image_boost: Tensor | None = None
     text_boost: Tensor | None = None
     boost_digest: str | None = None
-    text: str | None = None
+    template: str | None = None
 
     @property
     def is_boosted(self) -> bool:
@@ -74,18 +74,18 @@ class PromptedBackbone:
         """The frozen reference of methods that hold on to one; the paper does not say which, so it is a choice."""
         return self if kind == "boosted" else self.plain()
 
-    def tokenize(self, class_names: Sequence[str], text: str, *, n_prompts: int) -> ClassTokens:
-        """Tokenise `text` with each class name in place of its `{}`.
+    def tokenize(self, class_names: Sequence[str], template: str, *, n_prompts: int) -> ClassTokens:
+        """Tokenise `template` with each class name in place of its `{}`.
 
         Args:
             class_names: K names.
-            text: what stands behind the prompts, such as `{}.`.
+            template: what stands behind the prompts, such as `{}.`.
             n_prompts: positions that adapting prompts will take; boosting prompts are counted by themselves.
 
         Raises:
             TextTooLongError: names the first class that does not fit.
         """
-        texts = [text.replace("{}", name) for name in class_names]
+        texts = [template.replace("{}", name) for name in class_names]
         return ClassTokens(*tokenize(self.backbone, texts, n_prompts=n_prompts + self.n_text_boost))
 
     def embed_images(self, images_BCHW: Tensor, adapt: Tensor | None = None) -> Tensor:
@@ -155,7 +155,7 @@ def boosted_backbone(backbone: Backbone, bundle: Bundle) -> PromptedBackbone:
         image_boost=groups.get("image.boost"),
         text_boost=groups.get("text.boost"),
         boost_digest=bundle.digest,
-        text=manifest.templates[0] if manifest.templates else None,
+        template=manifest.templates[0] if manifest.templates else None,
     )
 
 
@@ -188,6 +188,6 @@ def load_prompted_backbone(
         pretrained=pretrained,
         random_seed=0 if is_random else None,
         quick_gelu=quick_gelu,
-        device=chosen_device(device),
+        device=resolve_device(device),
     )
     return boosted_backbone(backbone, bundle) if bundle is not None else PromptedBackbone(backbone)

@@ -71,7 +71,7 @@ class PromptKDStudent(nn.Module):
         }
         exported = ExportedPrompts(
             text_features_KE=self._text_features_KE2,
-            serves_own_classes_only=True,
+            is_closed_vocabulary=True,
             projector={name: tensor.detach().clone() for name, tensor in projector.items()},
         )
         image = self._prompted().image_boost

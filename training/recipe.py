@@ -137,10 +137,10 @@ def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = ())
             msg = f"The recipe {path} is not TOML: {error}"
             raise RecipeError(msg) from error
     values |= dict(_parse_override(entry) for entry in overrides)
-    return check_recipe(kind, values)
+    return validate_recipe(kind, values)
 
 
-def check_recipe(kind: type[R], values: Mapping[str, Any]) -> R:
+def validate_recipe(kind: type[R], values: Mapping[str, Any]) -> R:
     """A recipe of plain values.
 
     Raises:

@@ -12,7 +12,7 @@ from training.errors import TrainingError
 
 
 @contextmanager
-def failing_clearly(command: str) -> Iterator[None]:
+def exit_on_error(command: str) -> Iterator[None]:
     """What went wrong in one line, and exit code 1; a stack trace only for what nobody foresaw.
 
     Args:

@@ -13,11 +13,11 @@ from training.data.class_list import read_classes
 from training.data.dataset import Dataset
 from training.data.images import ImageFolder, find_images, read_in_threads
 from training.data.readable import drop_unreadable
-from training.progress import bars
+from training.progress import progress_bars
 
 
 @dataclass(frozen=True)
-class Unlabelled:
+class UnlabelledData:
     """Images and classes of one domain.
 
     Attributes:
@@ -31,7 +31,7 @@ class Unlabelled:
     template: str | None = None
 
 
-def read_folder(images: Path, classes: Path, console: Console) -> Unlabelled:
+def read_folder(images: Path, classes: Path, console: Console) -> UnlabelledData:
     """A folder of images, subfolders included, and a class list; the list is read first.
 
     Raises:
@@ -39,13 +39,13 @@ def read_folder(images: Path, classes: Path, console: Console) -> Unlabelled:
         NoImagesError: no readable image.
     """
     names = read_classes(classes)
-    with bars(console) as progress:
+    with progress_bars(console) as progress:
         task = progress.add_task("reading images", total=None, note="")
         folder = find_images(images, lambda done, total: progress.update(task, completed=done, total=total))
-    return Unlabelled(folder, names)
+    return UnlabelledData(folder, names)
 
 
-def read_data_set(name_or_path: str, root: Path | None, console: Console) -> Unlabelled:
+def read_data_set(name_or_path: str, root: Path | None, console: Console) -> UnlabelledData:
     """The train images of a labelled data set, without their labels.
 
     Raises:
@@ -53,7 +53,7 @@ def read_data_set(name_or_path: str, root: Path | None, console: Console) -> Unl
     """
     dataset = open_dataset(name_or_path, root)
     console.print(f"reading {len(dataset.split('train'))} train images of {dataset.name}", markup=False)
-    return Unlabelled(train_images_of(dataset), dataset.class_names, dataset.template)
+    return UnlabelledData(train_images_of(dataset), dataset.class_names, dataset.template)
 
 
 def train_images_of(dataset: Dataset) -> ImageFolder:

@@ -6,14 +6,14 @@ import sys
 import pytest
 
 from training.errors import BoostBundleError
-from training.files import digest_of, read_bundle_file, write_whole
+from training.files import digest_of, read_bundle_file, write_atomic
 
 WRITER = """
 import sys
 from pathlib import Path
-from training.files import write_whole
+from training.files import write_atomic
 for _ in range(200):
-    write_whole(Path(sys.argv[1]), sys.argv[2].encode() * 5000)
+    write_atomic(Path(sys.argv[1]), sys.argv[2].encode() * 5000)
 """
 
 
@@ -33,7 +33,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     path = tmp_path / "taken"
     (path / "inside").mkdir(parents=True)
     with pytest.raises(OSError, match="taken"):
-        write_whole(path, b"new")
+        write_atomic(path, b"new")
     assert [left.name for left in tmp_path.iterdir()] == ["taken"]
 
 

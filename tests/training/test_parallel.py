@@ -63,9 +63,9 @@ def test_two_processes_end_with_the_prompts_of_one(workplace, arguments):
     assert one.manifest.provenance.metrics["steps"] == two.manifest.provenance.metrics["steps"] == 6
 
 
-def test_the_parts_of_a_batch_are_disjoint_and_complete():
+def test_the_shards_of_a_batch_are_disjoint_and_complete():
     indices = torch.arange(10, 17)
-    parts = [World(rank, 3).part(indices) for rank in range(3)]
-    assert sorted(torch.cat(parts).tolist()) == indices.tolist()
-    assert {len(part) for part in parts} == {2, 3}
-    assert len(World(2, 3).part(indices[:2])) == 0
+    shards = [World(rank, 3).shard(indices) for rank in range(3)]
+    assert sorted(torch.cat(shards).tolist()) == indices.tolist()
+    assert {len(shard) for shard in shards} == {2, 3}
+    assert len(World(2, 3).shard(indices[:2])) == 0

@@ -62,5 +62,5 @@ def test_a_plain_base_model_is_the_backbone():
 
 
 def test_a_boosted_base_model_knows_the_text_it_was_boosted_with():
-    assert boosted_backbone(tiny_backbone(), bundle(templates=["{} here."])).text == "{} here."
-    assert PromptedBackbone(tiny_backbone()).text is None
+    assert boosted_backbone(tiny_backbone(), bundle(templates=["{} here."])).template == "{} here."
+    assert PromptedBackbone(tiny_backbone()).template is None

@@ -41,7 +41,7 @@ def bundle_of(student, teacher):
     base_model, exported = student.fold()
     provenance = boost_provenance(recipe=RECIPE, data_digests={}, teacher=teacher, metrics={})
     return read_bundle(
-        export_bundle(base_model, exported, domain="demo", class_names=CLASSES, text="{}.", provenance=provenance)
+        export_bundle(base_model, exported, domain="demo", class_names=CLASSES, template="{}.", provenance=provenance)
     )
 
 

@@ -5,7 +5,7 @@ import torch
 import typer
 
 from training.errors import DatasetError
-from training.terminal import failing_clearly
+from training.terminal import exit_on_error
 
 
 @pytest.mark.parametrize(
@@ -17,12 +17,12 @@ from training.terminal import failing_clearly
     ],
 )
 def test_what_was_foreseen_is_one_line_and_exit_code_1(capsys, error, says):
-    with pytest.raises(typer.Exit) as ended, failing_clearly("adapt"):
+    with pytest.raises(typer.Exit) as ended, exit_on_error("adapt"):
         raise error
     assert ended.value.exit_code == 1
     assert says in capsys.readouterr().err
 
 
 def test_what_nobody_foresaw_keeps_its_stack_trace():
-    with pytest.raises(RuntimeError, match="a bug"), failing_clearly("adapt"):
+    with pytest.raises(RuntimeError, match="a bug"), exit_on_error("adapt"):
         raise RuntimeError("a bug")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
-from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
+from training.adapting.text_context import CONTEXT_TEMPLATE, init_context, place_context
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -64,7 +64,7 @@ class CoCoOp(nn.Module):
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: CoCoOpRecipe) -> None:
         super().__init__()
         backbone, generator = base_model.backbone, torch.Generator().manual_seed(recipe.seed)
-        context_NW = start_context(backbone, recipe.context_init, recipe.context_tokens, generator)[0]
+        context_NW = init_context(backbone, recipe.context_init, recipe.context_tokens, generator)[0]
         hidden = max(1, backbone.embed_dim // recipe.meta_reduction)
         self.context = nn.Parameter(context_NW.to(backbone.device))
         self.meta_net = nn.Sequential(
@@ -74,7 +74,7 @@ class CoCoOp(nn.Module):
                 linear2=seeded_linear(hidden, backbone.text_width, generator, backbone.device),
             )
         )
-        self.base_model, self.recipe, self.text = base_model, recipe, CONTEXT_TEXT
+        self.base_model, self.recipe, self.template = base_model, recipe, CONTEXT_TEMPLATE
         self.n_classes = len(class_names)
         self.texts = place_context(base_model, class_names, len(context_NW))
 

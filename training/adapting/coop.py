@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
-from training.adapting.text_context import CONTEXT_TEXT, Position, place_context, start_context
+from training.adapting.text_context import CONTEXT_TEMPLATE, Position, init_context, place_context
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
@@ -68,7 +68,7 @@ class CoOp(nn.Module):
         backbone, generator = base_model.backbone, torch.Generator().manual_seed(recipe.seed)
         # Differs from CoOp's repository: there, words make the context a shared one even where class-specific contexts
         # were asked for. Here each class gets its own copy of them.
-        contexts = start_context(
+        contexts = init_context(
             backbone,
             recipe.context_init,
             recipe.context_tokens,
@@ -76,7 +76,7 @@ class CoOp(nn.Module):
             n_sets=len(class_names) if recipe.class_specific else 1,
         )
         self.context = nn.Parameter((contexts if recipe.class_specific else contexts[0]).to(backbone.device))
-        self.base_model, self.recipe, self.text = base_model, recipe, CONTEXT_TEXT
+        self.base_model, self.recipe, self.template = base_model, recipe, CONTEXT_TEMPLATE
         self.texts = place_context(base_model, class_names, self.context.shape[-2], recipe.position)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
@@ -110,6 +110,6 @@ class CoOp(nn.Module):
         """
         if self.recipe.position != "end":
             features_KE = detached(self.texts.encode(self.context))
-            return ExportedPrompts(text_features_KE=features_KE, serves_own_classes_only=True)
+            return ExportedPrompts(text_features_KE=features_KE, is_closed_vocabulary=True)
         context = detached(self.context).unsqueeze(-3)
-        return ExportedPrompts(text_adapt=context, serves_own_classes_only=self.recipe.class_specific)
+        return ExportedPrompts(text_adapt=context, is_closed_vocabulary=self.recipe.class_specific)

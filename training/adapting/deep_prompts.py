@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from prompted_clip.backbone import Backbone
-from training.initial_prompts import random_prompts, start_from_words
+from training.initial_prompts import init_from_words, random_prompts
 from training.recipe import AdaptRecipe
 
 
@@ -56,6 +56,6 @@ def deep_text_prompts(
     """
     prompts = random_prompts(min(depth, backbone.n_text_layers), tokens, backbone.text_width, generator)
     split = words.split()
-    fitted = start_from_words(prompts, backbone, " ".join(split[:tokens]))
+    fitted = init_from_words(prompts, backbone, " ".join(split[:tokens]))
     kept = split[tokens:] if fitted else []
     return nn.Parameter(prompts.to(backbone.device)), " ".join([*kept, "{}."])

@@ -83,9 +83,9 @@ class DePT(nn.Module):
         self.head = seeded_linear(width, len(class_names), torch.Generator().manual_seed(recipe.seed), device)
 
     @property
-    def text(self) -> str:
+    def template(self) -> str:
         """The host's."""
-        return self.host.text
+        return self.host.template
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """The host's groups at their rates, FiLM and head at a higher one."""

@@ -46,11 +46,11 @@ class IVLP(nn.Module):
         super().__init__()
         self.base_model = base_model
         generator = torch.Generator().manual_seed(recipe.seed)
-        self.text_prompts, self.text = deep_text_prompts(
+        self.text_prompts, self.template = deep_text_prompts(
             base_model.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
         )
         self.image_prompts = deep_image_prompts(base_model.backbone, recipe.image_depth, recipe.image_tokens, generator)
-        self.tokens = base_model.tokenize(class_names, self.text, n_prompts=recipe.text_tokens)
+        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.text_tokens)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Both towers' prompts, at the recipe's rate."""

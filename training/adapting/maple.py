@@ -59,13 +59,15 @@ class MaPLe(nn.Module):
         backbone = base_model.backbone
         depth = min(recipe.depth, backbone.n_vision_layers, backbone.n_text_layers)
         generator = torch.Generator().manual_seed(recipe.seed)
-        self.text_prompts, self.text = deep_text_prompts(backbone, depth, recipe.tokens, recipe.text_init, generator)
+        self.text_prompts, self.template = deep_text_prompts(
+            backbone, depth, recipe.tokens, recipe.text_init, generator
+        )
         first, deeper = (
             seeded_linear(backbone.text_width, backbone.vision_width, generator, backbone.device) for _ in range(2)
         )
         # As in the repository: the couplings below layer 0 start as copies of one.
         self.couplings = nn.ModuleList([first, *(copy.deepcopy(deeper) for _ in range(depth - 1))])
-        self.tokens = base_model.tokenize(class_names, self.text, n_prompts=recipe.tokens)
+        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.tokens)
 
     def image_prompts(self) -> Tensor:
         """V, with V_l = F_l(T_l): [L, P, vision width], float32 under autocast too, as every other prompt."""

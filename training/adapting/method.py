@@ -57,7 +57,7 @@ class ExportedPrompts:
         text_adapt: [L, P, text width], [K, L, P, text width] (class-specific), or None.
         text_features_KE: unit-norm features, where the groups alone do not give them (a context that is not in front of
             the class name); None where they do.
-        serves_own_classes_only: whether other labels must be refused.
+        is_closed_vocabulary: whether other labels must be refused.
         head: an extra linear head, or None.
         projector: `hidden.weight [H, E]`, `hidden.bias`, `weight [E2, H]`, `bias`: two linear layers and a ReLU between
             them, which take image embeddings to the space of `text_features_KE [K, E2]` (PromptKD); or None.
@@ -68,7 +68,7 @@ class ExportedPrompts:
     image_adapt: Tensor | None = None
     text_adapt: Tensor | None = None
     text_features_KE: Tensor | None = None
-    serves_own_classes_only: bool = False
+    is_closed_vocabulary: bool = False
     head: LinearHead | None = None
     projector: Mapping[str, Tensor] | None = None
     meta_net: Mapping[str, Tensor] | None = None
@@ -85,7 +85,7 @@ class AdaptingMethod(Protocol):
     """Whether the loss of a batch is the mean of its images' losses; several processes may then share a batch."""
 
     @property
-    def text(self) -> str:
+    def template(self) -> str:
         """What stands behind the prompts, with one `{}` for the class name."""
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:

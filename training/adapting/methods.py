@@ -17,7 +17,7 @@ from training.adapting.promptsrc import PromptSRC, PromptSRCRecipe
 from training.adapting.upt import UPT, UPTRecipe
 from training.adapting.vpt import VPT, VPTRecipe
 from training.prompted_backbone import PromptedBackbone
-from training.recipe import AdaptRecipe, check_recipe
+from training.recipe import AdaptRecipe, validate_recipe
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class HostedDePTRecipe(DePTRecipe):
             raise ValueError(
                 f"unknown recipe key {unknown[0]!r} in host_values; keys of the host {host}: {', '.join(own)}"
             )
-        checked = check_recipe(kind, own | given)
+        checked = validate_recipe(kind, own | given)
         return values | {"host_values": {name: getattr(checked, name) for name in own}}
 
 
 def _build_dept(base_model: PromptedBackbone, class_names: Sequence[str], recipe: DePTRecipe) -> DePT:
     host_recipe, build_host = HOSTS[recipe.host]
-    values = check_recipe(host_recipe, {"seed": recipe.seed} | recipe.host_values)
+    values = validate_recipe(host_recipe, {"seed": recipe.seed} | recipe.host_values)
     return DePT(base_model, class_names, recipe, build_host(base_model, class_names, values))
 
 

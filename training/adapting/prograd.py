@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
-from training.adapting.reference import ReferenceRecipe, TemplateRecipe, frozen_text
-from training.adapting.text_context import CONTEXT_TEXT, place_context, start_context
+from training.adapting.reference import ReferenceRecipe, TemplateRecipe, class_template
+from training.adapting.text_context import CONTEXT_TEMPLATE, init_context, place_context
 from training.errors import RecipeError
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -64,10 +64,10 @@ class ProGrad(nn.Module):
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: ProGradRecipe) -> None:
         super().__init__()
         self.context = nn.Parameter(_start(base_model, recipe).to(base_model.backbone.device))
-        self.base_model, self.recipe, self.text = base_model, recipe, CONTEXT_TEXT
+        self.base_model, self.recipe, self.template = base_model, recipe, CONTEXT_TEMPLATE
         self.texts = place_context(base_model, class_names, recipe.context_tokens)
         reference = base_model.reference(recipe.reference)
-        self.reference_text_KE = reference.zero_shot_text(class_names, [frozen_text(reference, recipe)])
+        self.reference_text_KE = reference.zero_shot_text(class_names, [class_template(reference, recipe)])
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """The context, at the recipe's rate."""
@@ -138,7 +138,7 @@ def project_gradient(task: Tensor, general: Tensor, share: float) -> Tensor:
 def _start(base_model: PromptedBackbone, recipe: ProGradRecipe) -> Tensor:
     """The context [N, W] that training begins with: words last, zeros before them, as in the method's repository."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    context_NW = start_context(base_model.backbone, recipe.context_init, recipe.context_tokens, generator)[0]
+    context_NW = init_context(base_model.backbone, recipe.context_init, recipe.context_tokens, generator)[0]
     n_missing = recipe.context_tokens - len(context_NW)
     if n_missing < 0:
         msg = (

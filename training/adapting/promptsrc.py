@@ -73,15 +73,15 @@ class PromptSRC(nn.Module):
         self.base_model = base_model
         self.recipe = recipe
         generator = torch.Generator().manual_seed(recipe.seed)
-        self.text_prompts, self.text = deep_text_prompts(
+        self.text_prompts, self.template = deep_text_prompts(
             base_model.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
         )
         self.image_prompts = deep_image_prompts(base_model.backbone, recipe.image_depth, recipe.image_tokens, generator)
-        self.tokens = base_model.tokenize(class_names, self.text, n_prompts=recipe.text_tokens)
+        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.text_tokens)
         reference = base_model.reference(recipe.reference)
         templates = REFERENCE_TEMPLATES
-        if reference.text is not None and recipe.reference_text == "learned":
-            templates = (reference.text,)
+        if reference.template is not None and recipe.reference_text == "learned":
+            templates = (reference.template,)
         reference_KE = reference_text(reference, class_names, templates)
         self.register_buffer("reference_KE", reference_KE, persistent=False)
         self.register_buffer("image_sum", torch.zeros_like(self.image_prompts))

@@ -30,8 +30,8 @@ class ReferenceRecipe(AdaptRecipe):
     )
 
 
-def frozen_text(model: PromptedBackbone, recipe: TemplateRecipe) -> str:
+def class_template(model: PromptedBackbone, recipe: TemplateRecipe) -> str:
     """The text, with one `{}`, in which a frozen model reads class names."""
-    if model.text is not None and recipe.boosted_text == "learned":
-        return model.text
+    if model.template is not None and recipe.boosted_text == "learned":
+        return model.template
     return recipe.template

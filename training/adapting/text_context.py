@@ -20,16 +20,16 @@ from prompted_clip.backbone import Backbone
 from prompted_clip.internals import embed_tokens, unit_norm
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import embed_text
-from training.initial_prompts import random_prompts, start_from_words
+from training.initial_prompts import init_from_words, random_prompts
 from training.prompted_backbone import PromptedBackbone
 
 Position = Literal["end", "middle", "front"]
 
-CONTEXT_TEXT: Final = "{}."
+CONTEXT_TEMPLATE: Final = "{}."
 """What stands behind a context: the class name and a full stop, as in CoOp's repository."""
 
 
-def start_context(
+def init_context(
     backbone: Backbone, words: str, n_tokens: int, generator: torch.Generator, *, n_sets: int = 1
 ) -> Tensor:
     """Contexts as training begins with them: the embeddings of words, or N(0, 0.02²).
@@ -47,7 +47,7 @@ def start_context(
     n_tokens = len(backbone.tokenizer.encode(words)) or n_tokens
     contexts = random_prompts(n_sets, n_tokens, backbone.text_width, generator)
     for context_1NW in contexts.unsqueeze(1):
-        start_from_words(context_1NW, backbone, words)
+        init_from_words(context_1NW, backbone, words)
     return contexts
 
 
@@ -117,7 +117,7 @@ def place_context(
     Raises:
         TextTooLongError: names the first class that does not fit with context and boosting prompts.
     """
-    tokens = base_model.tokenize(class_names, CONTEXT_TEXT, n_prompts=n_tokens)
+    tokens = base_model.tokenize(class_names, CONTEXT_TEMPLATE, n_prompts=n_tokens)
     n_before = {"end": n_tokens, "middle": n_tokens // 2, "front": 0}[position]
     width = tokens.ids_KT.shape[1]
     first, rest = range(width, width + n_before), range(width + n_before, width + n_tokens)

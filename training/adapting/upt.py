@@ -59,7 +59,7 @@ class UPT(nn.Module):
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
     averages_over_images: ClassVar[bool] = True
-    text: str = "{}."
+    template: str = "{}."
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: UPTRecipe) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class UPT(nn.Module):
         self.ffn_out = seeded_linear(recipe.ffn_width, width, generator, device)
         self.to_text = _small_linear(width, backbone.text_width, generator, device)
         self.to_image = _small_linear(width, backbone.vision_width, generator, device)
-        self.tokens = base_model.tokenize(class_names, self.text, n_prompts=recipe.tokens)
+        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.tokens)
 
     def prompts(self) -> tuple[Tensor, Tensor]:
         """V [L, P, vision width] and T [L, P, text width], float32 under autocast too."""

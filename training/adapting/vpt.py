@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training.adapting.deep_prompts import deep_image_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
-from training.adapting.reference import TemplateRecipe, frozen_text
+from training.adapting.reference import TemplateRecipe, class_template
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
@@ -58,10 +58,10 @@ class VPT(nn.Module):
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: VPTRecipe) -> None:
         super().__init__()
         self.base_model = base_model
-        self.text = frozen_text(base_model, recipe)
+        self.template = class_template(base_model, recipe)
         generator = torch.Generator().manual_seed(recipe.seed)
         self.image_prompts = deep_image_prompts(base_model.backbone, recipe.image_depth, recipe.image_tokens, generator)
-        text_KE = base_model.zero_shot_text(class_names, [self.text])
+        text_KE = base_model.zero_shot_text(class_names, [self.template])
         self.register_buffer("text_KE", text_KE, persistent=False)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:

@@ -36,13 +36,13 @@ def crowding(domain: str, bundles: Path, counts: Sequence[int]) -> dict[int, dic
     base_model = load_prompted_backbone(
         "demo-student", None, bundles / f"{domain}.safetensors", is_random=False, device="cpu"
     )
-    backbone, text = base_model.backbone, base_model.text or "{}."
+    backbone, template = base_model.backbone, base_model.template or "{}."
     pictures = draw_series(TEST_SEED, N_TEST, restyle=DOMAINS[domain])
     batches = torch.split(pictures.pixels, _BATCH)
     features = torch.cat([base_model.encode_images(normalize_pixels(b, backbone.preprocess)) for b in batches])
     found = {}
     for count in counts:
-        tokens = base_model.tokenize(CLASS_NAMES, text, n_prompts=count)
+        tokens = base_model.tokenize(CLASS_NAMES, template, n_prompts=count)
         added = random_prompts(1, count, backbone.text_width, torch.Generator().manual_seed(0))
         texts = base_model.encode_text(tokens, added if count else None)
         measured = asdict(accuracy(class_scores(base_model.logit_scale, features, texts), pictures.labels))

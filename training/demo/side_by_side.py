@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from rich.console import Console
 
-from training.progress import bars
+from training.progress import progress_bars
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def each_domain(
     spawn = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        bars(console) as progress,
+        progress_bars(console) as progress,
     ):
         task = progress.add_task(title, total=len(domains), note="")
         running = {pool.submit(work, domain): domain for domain in domains}

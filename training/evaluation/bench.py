@@ -19,7 +19,7 @@ from training.data.readable import drop_unreadable
 from training.evaluation.predict import Answers, Predictor
 from training.evaluation.rows import ZERO_SHOT, Results, slug, training_name
 from training.files import digest_of, read_bundle_file
-from training.progress import bars
+from training.progress import progress_bars
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.recipe import AdaptRecipe, Recipe
 
@@ -167,7 +167,7 @@ class Bench:
             DatasetError: there are none, or none that can be read.
         """
         n_images = len(dataset.split("test"))
-        with bars(self.console) as progress:
+        with progress_bars(self.console) as progress:
             check = progress.add_task("checking images", total=n_images, visible=False, note="")
             task = progress.add_task(title, total=n_images, note="")
             answers = self._predictor.predict(

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.terminal import check_device, failing_clearly
+from training.terminal import check_device, exit_on_error
 
 if TYPE_CHECKING:
     from prompted_clip.backbone import Backbone
@@ -87,7 +87,7 @@ def evaluate(
         raise typer.BadParameter("--methods, --boost and --set belong to a protocol; a bundle is measured as it is")
     usual_shots = "1,2,4,8,16" if protocol is ProtocolName.FEW_SHOT else "16"
     seed_list, shot_list = _numbers(seeds, "--seeds", least=0), _numbers(shots or usual_shots, "--shots", least=1)
-    with failing_clearly("evaluate"):
+    with exit_on_error("evaluate"):
         from training.evaluation.runs import EvaluateJob, run_bundle, run_evaluate  # noqa: PLC0415  torch
         from training.prompted_backbone import load_prompted_backbone  # noqa: PLC0415  torch
 
@@ -141,12 +141,12 @@ def reproduce(
 ) -> None:
     """Boost a data set, run every method without and with boosting, and set the numbers beside the published ones."""
     seed_list = _numbers(seeds, "--seeds", least=0)
-    with failing_clearly("reproduce"):
+    with exit_on_error("reproduce"):
         from training.evaluation.runs import ReproduceJob, run_reproduce  # noqa: PLC0415  torch
-        from training.hardware import load_pair  # noqa: PLC0415  torch
+        from training.hardware import load_backbones  # noqa: PLC0415  torch
 
         def load() -> "tuple[Backbone, Backbone]":
-            return load_pair(
+            return load_backbones(
                 backbone,
                 pretrained,
                 teacher,

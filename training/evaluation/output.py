@@ -14,7 +14,7 @@ from training.evaluation import one_bundle, report
 from training.evaluation.one_bundle import BundleResult
 from training.evaluation.rows import Results
 from training.evaluation.summary import Report
-from training.files import write_whole
+from training.files import write_atomic
 
 JSON_NAME: Final = "report.json"
 MARKDOWN_NAME: Final = "report.md"
@@ -70,6 +70,6 @@ def _drawn(draw: Callable[[], list[Path]], console: Console) -> list[str]:
 
 
 def _write(folder: Path, content: dict[str, Any], markdown: str, console: Console) -> None:
-    write_whole(folder / JSON_NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    write_whole(folder / MARKDOWN_NAME, markdown.encode())
+    write_atomic(folder / JSON_NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / MARKDOWN_NAME, markdown.encode())
     console.print(f"wrote {folder / MARKDOWN_NAME} and {JSON_NAME}", markup=False, soft_wrap=True)

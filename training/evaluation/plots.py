@@ -19,7 +19,7 @@ from training.evaluation.metrics import Spread, confusion_matrix
 from training.evaluation.projection import lay_out
 from training.evaluation.rows import ZERO_SHOT, Results, Row, slug
 from training.evaluation.summary import Report, Summary
-from training.files import write_whole
+from training.files import write_atomic
 
 DPI: Final = 110
 PLAIN_COLOUR: Final = "#9aa5b1"
@@ -235,5 +235,5 @@ def _label(name: str) -> str:
 def _save(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
     return path

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import CheckpointError
-from training.files import digest_of, write_whole
+from training.files import digest_of, write_atomic
 
 Protocol = Literal["base-to-new", "few-shot", "cross-dataset", "domain-generalisation"]
 ZERO_SHOT: Final = "zero-shot"
@@ -165,9 +165,9 @@ class Results:
         buffer = io.BytesIO()
         arrays = {field.name: np.asarray(getattr(sheet, field.name)) for field in fields(sheet)}
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        write_whole(self._row_path(row.cell).with_suffix(".npz"), buffer.getvalue())
+        write_atomic(self._row_path(row.cell).with_suffix(".npz"), buffer.getvalue())
         record = {"row": asdict(row), "identity": asdict(identity)}
-        write_whole(self._row_path(row.cell), _json_bytes(record))
+        write_atomic(self._row_path(row.cell), _json_bytes(record))
         return row
 
     def sheet(self, row: Row) -> Sheet:
@@ -191,7 +191,7 @@ class Results:
 
     def keep_losses(self, training: str, losses: list[float]) -> None:
         """Write the loss of each step of a finished training."""
-        write_whole(self.training_folder(training) / "losses.json", _json_bytes(losses))
+        write_atomic(self.training_folder(training) / "losses.json", _json_bytes(losses))
 
     def losses(self, row: Row) -> list[float]:
         """The loss of each step; empty for zero-shot, or where a run was killed right behind its training."""

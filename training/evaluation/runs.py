@@ -24,7 +24,7 @@ from training.evaluation.predict import Predictor
 from training.evaluation.reproduce import reproduce
 from training.evaluation.rows import Protocol, Results
 from training.files import read_bundle_file
-from training.progress import bars
+from training.progress import progress_bars
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ def run_evaluate(job: EvaluateJob, load: Callable[[], Backbone], console: Consol
 
 
 def run_reproduce(
-    job: ReproduceJob, load_pair: Callable[[], tuple[Backbone, Backbone]], console: Console
+    job: ReproduceJob, load_backbones: Callable[[], tuple[Backbone, Backbone]], console: Console
 ) -> dict[str, Any]:
     """Boost, adapt, measure and write the report.
 
     Args:
         job: what to reproduce.
-        load_pair: loads student and teacher; called once the job's inputs are known to be sound.
+        load_backbones: loads student and teacher; called once the job's inputs are known to be sound.
         console: where progress is shown.
 
     Returns:
@@ -130,7 +130,7 @@ def run_reproduce(
     dataset = open_dataset(job.data, job.root)
     plan = Plan("base-to-new", (dataset,), job.methods, job.seeds, (job.shots,), job.overrides)
     recipe = boost_recipe(dataset, job.boost_overrides)
-    student, teacher = load_pair()
+    student, teacher = load_backbones()
     results = Results(job.out)
     report = reproduce(plan, recipe, student, teacher, results, console, checkpoint_every=job.checkpoint_every)
     return write_report(report, results, job.out, console)
@@ -167,7 +167,7 @@ def run_bundle(
     dataset = open_dataset(data, root, single_split=split)
     n_images, read = len(dataset.split(split)), read_bundle_file(bundle)
     predictor = Predictor(load())
-    with bars(console) as progress:
+    with progress_bars(console) as progress:
         task = progress.add_task(f"{read.manifest.domain} on {dataset.name}", total=n_images, note="")
         result = measure_bundle(predictor, read, dataset, split, on_progress=lambda n: progress.advance(task, n))
     return write_bundle_report(result, out, console)

@@ -20,7 +20,7 @@ _PROMPTS: Final = "VPT"  # in the names of prompts that stand among CLIP's weigh
 
 
 @dataclass(frozen=True)
-class Rounding:
+class Tolerance:
     """How far a copy may be from its original a: `relative·|a| + of_largest·max|a| + absolute`."""
 
     relative: float
@@ -33,23 +33,23 @@ class Rounding:
         return self.relative * sizes + self.of_largest * sizes.max() + self.absolute
 
 
-FLOAT16: Final = Rounding(relative=2**-10, of_largest=0.0, absolute=2**-24)
+FLOAT16: Final = Tolerance(relative=2**-10, of_largest=0.0, absolute=2**-24)
 """Stored in float16: one unit in the last place, and its smallest number near zero."""
 
-AVERAGED: Final = Rounding(relative=0.0, of_largest=2**-7, absolute=0.0)
+AVERAGED: Final = Tolerance(relative=0.0, of_largest=2**-7, absolute=0.0)
 """PromptSRC's Gaussian aggregation weighs and sums the frozen weights along with the prompts, in float16. With its
 published schedules the sum strays by up to 0.3 % of a tensor's largest value; this is more than twice that."""
 
 
 def check_clip_weights(
-    tensors: CheckpointTensors, backbone: Backbone, rounding: Rounding, *, second_image_tower: str | None = None
+    tensors: CheckpointTensors, backbone: Backbone, tolerance: Tolerance, *, second_image_tower: str | None = None
 ) -> tuple[str, ...]:
     """Take all CLIP weights and compare them with the backbone's.
 
     Args:
         tensors: of the checkpoint, without the prompts that stand among CLIP's weights.
         backbone: what the prompts shall run on.
-        rounding: how far equal weights may be apart.
+        tolerance: how far equal weights may be apart.
         second_image_tower: prefix of another copy of the image tower, where a project stores one.
 
     Returns:
@@ -64,7 +64,7 @@ def check_clip_weights(
     for name, copy in copies.items():
         prefix = next(prefix for prefix in in_backbone if name.startswith(prefix))
         original = originals.get(in_backbone[prefix] + name.removeprefix(prefix))
-        problem = "the backbone has no such tensor" if original is None else _difference(copy, original, rounding)
+        problem = "the backbone has no such tensor" if original is None else _difference(copy, original, tolerance)
         if problem is not None:
             msg = (
                 f"The checkpoint was not trained on {backbone.arch} ({backbone.pretrained}): {printable(name)} "
@@ -86,13 +86,13 @@ def check_activation(backbone: Backbone) -> tuple[str, ...]:
     )
 
 
-def _difference(copy: Tensor, original: Tensor, rounding: Rounding) -> str | None:
+def _difference(copy: Tensor, original: Tensor, tolerance: Tolerance) -> str | None:
     """What tells the copy from the original, or None."""
     if copy.shape != original.shape:
         return f"the backbone's is {list(original.shape)}"
     original = original.detach().to("cpu", torch.float32)
     apart = (copy.float() - original).abs()
-    bound = rounding.bound(original)
+    bound = tolerance.bound(original)
     if bool((apart <= bound).all()):  # false for NaN too
         return None
     return (

@@ -8,11 +8,11 @@ Legend: N context tokens, W text width, E joint width, H hidden width.
 from typing import Final
 
 from training.adapting.method import ExportedPrompts
-from training.adapting.text_context import CONTEXT_TEXT
+from training.adapting.text_context import CONTEXT_TEMPLATE
 from training.importing.clip_weights import FLOAT16
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors, Layout
-from training.importing.trained_words import check_trained_words
+from training.importing.token_embeddings import check_token_embeddings
 
 LAYOUT: Final = Layout(
     method="cocoop",
@@ -33,7 +33,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     Raises:
         ImportFormatError: the checkpoint is none of CoCoOp's, or not for this backbone.
     """
-    backbone, text = target.base_model.backbone, target.text or CONTEXT_TEXT
+    backbone, template = target.base_model.backbone, target.template or CONTEXT_TEMPLATE
     context_NW = tensors.take("ctx", "tokens", backbone.text_width)
     tensors.count_tokens(context_NW)
     first_HE = tensors.take("meta_net.linear1.weight", "hidden", backbone.embed_dim)
@@ -44,6 +44,6 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
         "linear2.weight": tensors.take("meta_net.linear2.weight", backbone.text_width, n_hidden),
         "linear2.bias": tensors.take("meta_net.linear2.bias", backbone.text_width),
     }
-    notes = check_trained_words(tensors, "", target, text, FLOAT16, is_only_sign=True)
+    notes = check_token_embeddings(tensors, "", target, template, FLOAT16, is_only_backbone_check=True)
     tensors.finish()
-    return Converted(ExportedPrompts(text_adapt=context_NW.unsqueeze(0), meta_net=meta_net), text, notes)
+    return Converted(ExportedPrompts(text_adapt=context_NW.unsqueeze(0), meta_net=meta_net), template, notes)

@@ -13,7 +13,7 @@ from rich.text import Text
 from prompt_store.manifest import check_domain
 from training.data.class_list import read_classes
 from training.data.dataset import tidy_names
-from training.terminal import check_device, failing_clearly
+from training.terminal import check_device, exit_on_error
 
 import_app = typer.Typer(add_completion=False)
 
@@ -83,7 +83,7 @@ def import_checkpoint(
         raise typer.BadParameter("only CoOp puts the class name elsewhere than at the end", param_hint="--position")
     if text_features is not None and method is not Method.PROMPTKD:
         raise typer.BadParameter("only PromptKD takes its teacher's text features", param_hint="--text-features")
-    with failing_clearly("import"):
+    with exit_on_error("import"):
         check_domain(domain)
         names = read_classes(classes) if classes is not None else tidy_names(class_ or [], of="--class")
         from training.importing.import_run import ImportJob, run_import  # noqa: PLC0415 - torch

@@ -20,14 +20,14 @@ class Target:
     Attributes:
         base_model: the backbone, plain or boosted.
         class_names: K names.
-        text: what stands behind the prompts, with one `{}`; None is the method's own.
+        template: what stands behind the prompts, with one `{}`; None is the method's own.
         position: of the class name in CoOp's context.
         text_features_KE: the teacher's text features, for methods that answer in its space.
     """
 
     base_model: PromptedBackbone
     class_names: Sequence[str]
-    text: str | None = None
+    template: str | None = None
     position: Position = "end"
     text_features_KE: Tensor | None = None
 
@@ -38,10 +38,10 @@ class Converted:
 
     Attributes:
         exported: the prompts and heads.
-        text: what stands behind the prompts, with one `{}`.
+        template: what stands behind the prompts, with one `{}`.
         notes: what a person should know about this import, one sentence each.
     """
 
     exported: ExportedPrompts
-    text: str
+    template: str
     notes: tuple[str, ...] = ()

@@ -10,12 +10,12 @@ from typing import Final
 import torch
 
 from training.adapting.method import ExportedPrompts
-from training.adapting.text_context import CONTEXT_TEXT, place_context
+from training.adapting.text_context import CONTEXT_TEMPLATE, place_context
 from training.errors import ImportFormatError
 from training.importing.clip_weights import FLOAT16
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors, Layout
-from training.importing.trained_words import check_trained_words
+from training.importing.token_embeddings import check_token_embeddings
 
 LAYOUT: Final = Layout(
     method="coop",
@@ -33,7 +33,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
         ImportFormatError: the checkpoint is none of CoOp's, or not for these classes or this backbone.
         TextTooLongError: a class name does not fit the text tower together with the prompts.
     """
-    base_model, n_classes, text = target.base_model, len(target.class_names), target.text or CONTEXT_TEXT
+    base_model, n_classes, template = target.base_model, len(target.class_names), target.template or CONTEXT_TEMPLATE
     is_class_specific = tensors.rank("ctx") == 3
     leading = ("classes",) if is_class_specific else ()
     context = tensors.take("ctx", *leading, "tokens", base_model.backbone.text_width)
@@ -44,19 +44,20 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
             "give the classes it was trained on, in their order."
         )
         raise ImportFormatError(msg)
-    notes = check_trained_words(
-        tensors, "", target, text, FLOAT16, is_class_specific=is_class_specific, is_only_sign=True
+    notes = check_token_embeddings(
+        tensors, "", target, template, FLOAT16, is_class_specific=is_class_specific, is_only_backbone_check=True
     )
     tensors.finish()
     if target.position == "end":
-        exported = ExportedPrompts(text_adapt=context.unsqueeze(-3), serves_own_classes_only=is_class_specific)
-        return Converted(exported, text, notes)
-    if text != CONTEXT_TEXT:
+        exported = ExportedPrompts(text_adapt=context.unsqueeze(-3), is_closed_vocabulary=is_class_specific)
+        return Converted(exported, template, notes)
+    if template != CONTEXT_TEMPLATE:
         msg = (
-            f"With the class name in the {target.position}, CoOp's text is {CONTEXT_TEXT!r}; leave --text {text!r} out."
+            f"With the class name in the {target.position}, CoOp's template is {CONTEXT_TEMPLATE!r}; omit --text "
+            f"{template!r}."
         )
         raise ImportFormatError(msg)
     texts = place_context(base_model, target.class_names, n_tokens, target.position)
     with torch.no_grad():
         features_KE = texts.encode(context.to(base_model.backbone.device)).to("cpu", torch.float32)
-    return Converted(ExportedPrompts(text_features_KE=features_KE, serves_own_classes_only=True), text, notes)
+    return Converted(ExportedPrompts(text_features_KE=features_KE, is_closed_vocabulary=True), template, notes)

@@ -9,12 +9,12 @@ from torch import Tensor
 from prompt_store.manifest import check_domain
 from training.adapting.text_context import Position
 from training.export import adapt_provenance, export_bundle
-from training.files import digest_of, write_whole
+from training.files import digest_of, write_atomic
 from training.importing.checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
 from training.importing.clip_weights import check_activation
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors
-from training.importing.methods import IMPORTERS, recognise
+from training.importing.methods import IMPORTERS, detect_layout
 from training.importing.text_features import read_text_features
 from training.prompted_backbone import PromptedBackbone
 
@@ -29,7 +29,7 @@ class ImportJob:
         domain: the domain's name in the service.
         class_names: K names.
         out: the bundle to write.
-        text: what stands behind the prompts, with one `{}`; None is the method's own.
+        template: what stands behind the prompts, with one `{}`; None is the method's own.
         position: of the class name in CoOp's context.
         text_features: file with the teacher's text features, for PromptKD.
     """
@@ -39,7 +39,7 @@ class ImportJob:
     domain: str
     class_names: tuple[str, ...]
     out: Path
-    text: str | None = None
+    template: str | None = None
     position: Position = "end"
     text_features: Path | None = None
 
@@ -74,7 +74,7 @@ def run_import(job: ImportJob, base_model: PromptedBackbone) -> dict[str, Any]:
         converted.exported,
         domain=job.domain,
         class_names=job.class_names,
-        text=converted.text,
+        template=converted.template,
         provenance=adapt_provenance(
             method=job.method,
             recipe={"imported_from": checkpoint.path.name, "epoch": checkpoint.epoch, "position": job.position},
@@ -82,11 +82,11 @@ def run_import(job: ImportJob, base_model: PromptedBackbone) -> dict[str, Any]:
             metrics={},
         ),
     )
-    write_whole(job.out, data)
+    write_atomic(job.out, data)
     return {
         "checkpoint": str(checkpoint.path),
         "epoch": checkpoint.epoch,
-        "text": converted.text,
+        "text": converted.template,
         "n_classes": len(job.class_names),
         "image_prompts": _layers_and_tokens(converted.exported.image_adapt),
         "text_prompts": _layers_and_tokens(converted.exported.text_adapt),
@@ -100,11 +100,11 @@ def run_import(job: ImportJob, base_model: PromptedBackbone) -> dict[str, Any]:
 def _convert(
     job: ImportJob, checkpoint: Checkpoint, base_model: PromptedBackbone, features: Tensor | None
 ) -> Converted:
-    importer, found = IMPORTERS[job.method], recognise(checkpoint.tensors)
+    importer, found = IMPORTERS[job.method], detect_layout(checkpoint.tensors)
     tensors = CheckpointTensors(
         str(checkpoint.path), checkpoint.tensors, importer.layout, found if found is not importer.layout else None
     )
-    return importer.convert(tensors, Target(base_model, job.class_names, job.text, job.position, features))
+    return importer.convert(tensors, Target(base_model, job.class_names, job.template, job.position, features))
 
 
 def _layers_and_tokens(prompts: Tensor | None) -> list[int] | None:

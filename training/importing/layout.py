@@ -47,13 +47,13 @@ class CheckpointTensors:
         source: the file, for messages.
         tensors: by name.
         layout: what they should be.
-        looks_like: the layout they do look like, if it is another one.
+        detected: the layout they do look like, if it is another one.
     """
 
     def __init__(
-        self, source: str, tensors: Mapping[str, Tensor], layout: Layout, looks_like: Layout | None = None
+        self, source: str, tensors: Mapping[str, Tensor], layout: Layout, detected: Layout | None = None
     ) -> None:
-        self._source, self._layout, self._looks_like = source, layout, looks_like
+        self._source, self._layout, self._looks_like = source, layout, detected
         self._all, self._rest = dict(tensors), dict(tensors)
 
     def __contains__(self, name: str) -> bool:

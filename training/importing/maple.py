@@ -14,7 +14,7 @@ from training.adapting.method import ExportedPrompts
 from training.importing.clip_weights import FLOAT16, check_clip_weights
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors, Layout
-from training.importing.trained_words import check_trained_words, text_behind
+from training.importing.token_embeddings import check_token_embeddings, default_template
 
 _LEARNER: Final = "prompt_learner."
 
@@ -56,15 +56,15 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     weights.insert(0, tensors.take(f"{_LEARNER}proj.weight", vision, width))
     biases.insert(0, tensors.take(f"{_LEARNER}proj.bias", vision))
     image_LPV = torch.stack([_couple(*layer) for layer in zip(text_LPW, weights, biases, strict=True)])
-    text = target.text or text_behind(n_tokens)
+    template = target.template or default_template(n_tokens)
     notes = check_clip_weights(tensors, backbone, FLOAT16)
-    notes += check_trained_words(tensors, _LEARNER, target, text, FLOAT16)
+    notes += check_token_embeddings(tensors, _LEARNER, target, template, FLOAT16)
     tensors.finish()
     # A prompt for a layer that a tower does not have is never read; the towers may differ in depth.
     exported = ExportedPrompts(
         image_adapt=image_LPV[: backbone.n_vision_layers], text_adapt=text_LPW[: backbone.n_text_layers]
     )
-    return Converted(exported, text, notes)
+    return Converted(exported, template, notes)
 
 
 def _couple(prompts_PW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ IMPORTERS: Final[dict[str, Importer]] = {
 """The most particular layouts first: what looks like an earlier one is not taken for a later one."""
 
 
-def recognise(names: Iterable[str]) -> Layout | None:
+def detect_layout(names: Iterable[str]) -> Layout | None:
     """The layout that tensors of these names look like, if any."""
     present = frozenset(names)
     return next((importer.layout for importer in IMPORTERS.values() if importer.layout.matches(present)), None)

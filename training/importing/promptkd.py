@@ -52,9 +52,9 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     tensors.finish()
     features_KF = _fitting_features(target, n_columns=projector["weight"].shape[0])
     exported = ExportedPrompts(
-        image_adapt=image_LPW, text_features_KE=features_KF, projector=projector, serves_own_classes_only=True
+        image_adapt=image_LPW, text_features_KE=features_KF, projector=projector, is_closed_vocabulary=True
     )
-    return Converted(exported, target.text or "{}.", notes)
+    return Converted(exported, target.template or "{}.", notes)
 
 
 def _take_projector(tensors: CheckpointTensors, embed_dim: int) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from training.adapting.method import ExportedPrompts
 from training.importing.clip_weights import AVERAGED, check_clip_weights
 from training.importing.conversion import Converted, Target
 from training.importing.layout import CheckpointTensors, Layout
+from training.importing.token_embeddings import check_token_embeddings, default_template
 from training.importing.tower_prompts import IMAGE_PROMPTS, TEXT_PROMPTS, take_image_prompts, take_text_prompts
-from training.importing.trained_words import check_trained_words, text_behind
 
 _REFERENCE: Final = "prompt_learner.ZS_image_encoder."
 
@@ -33,8 +33,8 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     backbone = target.base_model.backbone
     text_LPW = take_text_prompts(tensors, backbone)
     image_LPW = take_image_prompts(tensors, backbone)
-    text = target.text or text_behind(text_LPW.shape[1])
+    template = target.template or default_template(text_LPW.shape[1])
     notes = check_clip_weights(tensors, backbone, AVERAGED, second_image_tower=_REFERENCE)
-    notes += check_trained_words(tensors, "prompt_learner.", target, text, AVERAGED)
+    notes += check_token_embeddings(tensors, "prompt_learner.", target, template, AVERAGED)
     tensors.finish()
-    return Converted(ExportedPrompts(image_adapt=image_LPW, text_adapt=text_LPW), text, notes)
+    return Converted(ExportedPrompts(image_adapt=image_LPW, text_adapt=text_LPW), template, notes)

@@ -113,7 +113,7 @@ def test_the_folded_tensors_answer_as_the_method_does(boost):
         hidden = torch.relu(exported.meta_net["linear1.weight"] @ feature + exported.meta_net["linear1.bias"])
         shift = exported.meta_net["linear2.weight"] @ hidden + exported.meta_net["linear2.bias"]
         group = join_groups([exported.text_adapt + shift, base_model.text_boost])
-        rows.append(encode_classes(base_model.backbone, CLASSES, [method.text], group) @ feature)
+        rows.append(encode_classes(base_model.backbone, CLASSES, [method.template], group) @ feature)
     cosines = method.logits(feature_batch(base_model, [0, 2])) / base_model.logit_scale
     assert not rows[0].requires_grad
     torch.testing.assert_close(torch.stack(rows), cosines, rtol=0, atol=1e-6)

@@ -104,10 +104,10 @@ def test_a_folded_context_answers_as_the_method_does(boost, class_specific):
     exported = method.fold()
 
     assert exported.text_adapt.shape == ((3, 1, 3, 32) if class_specific else (1, 3, 32))
-    assert exported.serves_own_classes_only is class_specific
+    assert exported.is_closed_vocabulary is class_specific
     assert exported.text_features_KE is None
     group = join_groups([exported.text_adapt, base_model.text_boost])
-    texts = encode_classes(base_model.backbone, CLASSES, [method.text], group)
+    texts = encode_classes(base_model.backbone, CLASSES, [method.template], group)
     compare_with_logits(base_model, method, texts)
 
 
@@ -120,7 +120,7 @@ def test_away_from_the_end_the_folded_text_features_answer_as_the_method_does(bo
     exported = method.fold()
 
     assert exported.text_adapt is None
-    assert exported.serves_own_classes_only
+    assert exported.is_closed_vocabulary
     compare_with_logits(base_model, method, exported.text_features_KE)
 
 

@@ -37,8 +37,8 @@ def test_other_classes_are_left_to_the_host():
 
     with_head, of_host = method.fold(), method.host.fold()
 
-    assert method.text == method.host.text == "of a {}."
-    assert not with_head.serves_own_classes_only
+    assert method.template == method.host.template == "of a {}."
+    assert not with_head.is_closed_vocabulary
     assert torch.equal(with_head.text_adapt, of_host.text_adapt)
     assert torch.equal(with_head.image_adapt, of_host.image_adapt)
     assert dataclasses.replace(with_head, image_adapt=None, text_adapt=None, head=None) == dataclasses.replace(

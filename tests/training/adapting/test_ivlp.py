@@ -51,7 +51,7 @@ def test_it_starts_as_the_hand_written_prompt_where_text_is_one_layer_deep():
     [(4, "a photo of a", "{}."), (2, "a photo of a", "of a {}."), (8, "a photo of a", "{}."), (4, "", "{}.")],
 )
 def test_words_that_the_prompts_do_not_take_stay_words(tokens, words, text):
-    assert ivlp(tiny_base_model(None), text_tokens=tokens, text_init=words).text == text
+    assert ivlp(tiny_base_model(None), text_tokens=tokens, text_init=words).template == text
 
 
 def test_depths_are_cut_to_the_towers():
@@ -82,5 +82,5 @@ def test_the_text_that_fits_depends_on_the_boosting_prompts():
 
 
 def test_a_batch_without_pixels_is_a_clear_error():
-    with pytest.raises(ValueError, match="'pixels'"):
+    with pytest.raises(ValueError, match="'images'"):
         ivlp(tiny_base_model(None)).loss(Batch(labels_B=torch.tensor([0])))

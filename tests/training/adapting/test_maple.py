@@ -60,7 +60,7 @@ def test_two_learned_tokens_stand_in_for_a_photo_and_leave_of_a_as_words():
 
     started = base_model.encode_text(method.tokens, method.text_prompts)
 
-    assert method.text == "of a {}."
+    assert method.template == "of a {}."
     torch.testing.assert_close(started, base_model.zero_shot_text(CLASS_NAMES, ["a photo of a {}."]))
 
 

@@ -134,9 +134,9 @@ def test_the_folded_context_answers_as_the_method_does(boost):
     exported = method.fold()
 
     assert exported.text_adapt.shape == (1, 4, 32)
-    assert not exported.serves_own_classes_only
+    assert not exported.is_closed_vocabulary
     group = join_groups([exported.text_adapt, base_model.text_boost])
-    texts = encode_classes(base_model.backbone, CLASSES, [method.text], group)
+    texts = encode_classes(base_model.backbone, CLASSES, [method.template], group)
     cosines = method.logits(feature_batch(base_model, [0, 2])) / base_model.logit_scale
     assert not texts.requires_grad
     torch.testing.assert_close(base_model.encode_images(random_images(2)) @ texts.T, cosines, rtol=0, atol=1e-6)

@@ -11,7 +11,7 @@ from training.adapting.promptsrc import REFERENCE_TEMPLATES, reference_text
 
 CLASSES = ["cat", "striped dog", "bird"]
 LEARNED, TEMPLATE = "{} again.", "a drawing of a {}."
-BOOSTED = dataclasses.replace(tiny_base_model((2, 3)), text=LEARNED)
+BOOSTED = dataclasses.replace(tiny_base_model((2, 3)), template=LEARNED)
 PLAIN = tiny_base_model()
 
 
@@ -26,7 +26,7 @@ def built(name, base_model, **changes):
 def test_prograds_reference_and_vpts_text_side_read_the_same_text(base_model, boosted_text, expected):
     vpt = built("vpt", base_model, boosted_text=boosted_text, template=TEMPLATE)
     prograd = built("prograd", base_model, boosted_text=boosted_text, template=TEMPLATE)
-    assert vpt.text == expected
+    assert vpt.template == expected
     assert torch.equal(prograd.reference_text_KE, base_model.zero_shot_text(CLASSES, [expected]))
     assert torch.equal(vpt.text_KE, prograd.reference_text_KE)
 

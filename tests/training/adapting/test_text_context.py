@@ -6,7 +6,7 @@ import torch
 from prompted_clip.errors import TextTooLongError
 from tests.base_models import tiny_base_model
 from tests.tiny import tiny_backbone
-from training.adapting.text_context import place_context, start_context
+from training.adapting.text_context import init_context, place_context
 
 
 def seeded(seed=1):
@@ -68,7 +68,7 @@ def test_words_decide_how_long_a_context_is_and_where_it_starts():
     backbone = tiny_backbone()
     words = backbone.clip.token_embedding(torch.tensor(backbone.tokenizer.encode("a photo of a")))
 
-    contexts = start_context(backbone, "a photo of a", 16, seeded(), n_sets=3)
+    contexts = init_context(backbone, "a photo of a", 16, seeded(), n_sets=3)
 
     assert contexts.shape == (3, 4, 32)
     assert all(torch.equal(context, words) for context in contexts)
@@ -76,10 +76,10 @@ def test_words_decide_how_long_a_context_is_and_where_it_starts():
 
 def test_a_random_context_is_small_and_belongs_to_its_seed():
     backbone = tiny_backbone()
-    contexts = start_context(backbone, "", 64, seeded(), n_sets=8)
+    contexts = init_context(backbone, "", 64, seeded(), n_sets=8)
 
     assert contexts.shape == (8, 64, 32)
     assert contexts.std().item() == pytest.approx(0.02, rel=0.05)
     assert not torch.equal(contexts[0], contexts[1])
-    assert torch.equal(contexts, start_context(backbone, "", 64, seeded(), n_sets=8))
-    assert not torch.equal(contexts, start_context(backbone, "", 64, seeded(2), n_sets=8))
+    assert torch.equal(contexts, init_context(backbone, "", 64, seeded(), n_sets=8))
+    assert not torch.equal(contexts, init_context(backbone, "", 64, seeded(2), n_sets=8))

@@ -150,12 +150,12 @@ def test_words_between_prompts_and_names_have_to_be_those_of_training(attempt):
     state = Writer().maple(n_tokens=2, between="")
     message = refusal(attempt, state, "maple")
     assert "was not trained with 'of a' between prompts and class names" in message
-    assert attempt(state, "maple", text="{}.")["text"] == "{}."
+    assert attempt(state, "maple", template="{}.")["text"] == "{}."
 
 
 def test_a_name_in_front_of_the_context_leaves_no_room_for_another_text(attempt):
-    message = refusal(attempt, Writer().coop(words=False), "coop", position="front", text="{}, a pet.")
-    assert "leave --text '{}, a pet.' out" in message
+    message = refusal(attempt, Writer().coop(words=False), "coop", position="front", template="{}, a pet.")
+    assert "omit --text '{}, a pet.'" in message
 
 
 def test_promptkd_needs_its_teachers_text_features(attempt, tmp_path):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prompted_clip.backbone import Backbone
 from training.errors import ImportFormatError
-from training.importing.clip_weights import Rounding
+from training.importing.clip_weights import Tolerance
 from training.importing.conversion import Target
 from training.importing.layout import CheckpointTensors
 
@@ -28,20 +28,20 @@ _UNKNOWN_BACKBONE: Final = (
 )
 
 
-def text_behind(n_tokens: int) -> str:
+def default_template(n_tokens: int) -> str:
     """The text behind `n_tokens` prompts that start from `INITIAL_WORDS`: "of a {}." behind two of them."""
     return " ".join([*INITIAL_WORDS.split()[n_tokens:], "{}."])
 
 
-def check_trained_words(
+def check_token_embeddings(
     tensors: CheckpointTensors,
     prefix: str,
     target: Target,
-    text: str,
-    rounding: Rounding,
+    template: str,
+    tolerance: Tolerance,
     *,
     is_class_specific: bool = False,
-    is_only_sign: bool = False,
+    is_only_backbone_check: bool = False,
 ) -> tuple[str, ...]:
     """Take the embeddings of the training texts and compare them with what this import makes of them.
 
@@ -49,10 +49,10 @@ def check_trained_words(
         tensors: of the checkpoint.
         prefix: of the names.
         target: backbone and class names.
-        text: what is taken to stand behind the prompts.
-        rounding: how far equal embeddings may be apart.
+        template: what is taken to stand behind the prompts.
+        tolerance: how far equal embeddings may be apart.
         is_class_specific: whether each class has its own prompts, so that names and order have to agree.
-        is_only_sign: whether nothing else in the checkpoint tells its backbone.
+        is_only_backbone_check: whether nothing else in the checkpoint tells its backbone.
 
     Returns:
         Notes for the person.
@@ -64,17 +64,17 @@ def check_trained_words(
     backbone, kept = target.base_model.backbone, (f"{prefix}token_prefix", f"{prefix}token_suffix")
     if not all(name in tensors for name in kept):
         tensors.take_raw(lambda name: name in kept)
-        return (_UNKNOWN_BACKBONE,) * is_only_sign
+        return (_UNKNOWN_BACKBONE,) * is_only_backbone_check
     start_K1W = tensors.take(kept[0], "classes", 1, backbone.text_width)
     words_KSW = tensors.take(kept[1], "classes", "positions", backbone.text_width)
-    seen = _SeenWords(backbone, words_KSW, rounding)
+    seen = _SeenWords(backbone, words_KSW, tolerance)
     if not seen.are_equal(start_K1W, [backbone.tokenizer.sot_token_id]):
         msg = (
             f"The checkpoint was not trained on {backbone.arch} ({backbone.pretrained}): its start token has another "
             "embedding. Name the CLIP it was trained on with --backbone and --pretrained."
         )
         raise ImportFormatError(msg)
-    words_in_front = text.partition("{}")[0].strip()
+    words_in_front = template.partition("{}")[0].strip()
     ids = backbone.tokenizer.encode(words_in_front)
     if not seen.are_equal(words_KSW[:, : len(ids)], ids):
         msg = (
@@ -82,14 +82,14 @@ def check_trained_words(
             'say with --text what stood there, such as "{}.".'
         )
         raise ImportFormatError(msg)
-    return _compare_classes(seen, target, text, is_class_specific=is_class_specific)
+    return _compare_classes(seen, target, template, is_class_specific=is_class_specific)
 
 
 class _SeenWords:
     """The suffixes of K training texts, compared with texts."""
 
-    def __init__(self, backbone: Backbone, words_KSW: Tensor, rounding: Rounding) -> None:
-        self.backbone, self.words_KSW, self.rounding = backbone, words_KSW, rounding
+    def __init__(self, backbone: Backbone, words_KSW: Tensor, tolerance: Tolerance) -> None:
+        self.backbone, self.words_KSW, self.tolerance = backbone, words_KSW, tolerance
 
     def are_equal(self, found_TW: Tensor, ids: list[int]) -> bool:
         """Whether embeddings [..., T, W] are those of the T ids."""
@@ -97,7 +97,7 @@ class _SeenWords:
         expected_TW = table.detach()[torch.tensor(ids, dtype=torch.long, device=table.device)].to("cpu", torch.float32)
         if found_TW.shape[-2] != len(ids):
             return False
-        return len(ids) == 0 or bool(((found_TW - expected_TW).abs() <= self.rounding.bound(expected_TW)).all())
+        return len(ids) == 0 or bool(((found_TW - expected_TW).abs() <= self.tolerance.bound(expected_TW)).all())
 
     def is_text(self, index: int, text: str) -> bool:
         """Whether the training text of class `index` is this one, up to its end token."""
@@ -106,11 +106,11 @@ class _SeenWords:
         return self.are_equal(self.words_KSW[index, : len(ids)], ids)
 
 
-def _compare_classes(seen: _SeenWords, target: Target, text: str, *, is_class_specific: bool) -> tuple[str, ...]:
+def _compare_classes(seen: _SeenWords, target: Target, template: str, *, is_class_specific: bool) -> tuple[str, ...]:
     names, n_trained = target.class_names, len(seen.words_KSW)
     if len(names) != n_trained:
         return (f"The checkpoint was trained on {n_trained} classes; this import is for {len(names)}.",)
-    others = [name for index, name in enumerate(names) if not seen.is_text(index, text.replace("{}", name))]
+    others = [name for index, name in enumerate(names) if not seen.is_text(index, template.replace("{}", name))]
     if not others:
         return ()
     if is_class_specific:
