@@ -1,4 +1,4 @@
-"""Prompt bundles and the versioned store that keeps them; needs neither torch nor a server."""
+"""Prompt bundles and the versioned store; independent of torch and of the service."""
 
 from prompt_store.bundle import Bundle, peek_manifest, read_bundle, write_bundle
 from prompt_store.collect import GcReport

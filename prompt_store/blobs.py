@@ -1,14 +1,11 @@
-"""Blobs: immutable files named by the digest of their bytes.
-
-Knows how bytes get to their place and back, and that a file may rot. Does not know versions or domains.
-"""
+"""Blobs: immutable files named by the digest of their bytes, verified on every read."""
 
 import uuid
 from contextlib import suppress
 from typing import Final
 
 from prompt_store.digest import digest_bytes
-from prompt_store.durable import Disk, as_store_error, confirm_dir, create_file, ensure_dir, read_file
+from prompt_store.durable import Disk, create_directory, create_file, read_file, sync_directory, to_store_error
 from prompt_store.errors import StorageFullError, StoreCorruptError
 from prompt_store.header import MAX_BUNDLE_BYTES
 from prompt_store.layout import Layout
@@ -16,16 +13,16 @@ from prompt_store.layout import Layout
 RESERVE_BYTES: Final = 64 * 1024 * 1024
 
 
-def check_room(layout: Layout, disk: Disk, n_bytes: int) -> None:
-    """Refuse before the first byte when the disk is nearly full.
+def check_free_space(layout: Layout, disk: Disk, n_bytes: int) -> None:
+    """Refuse to write when the disk is nearly full.
 
     Raises:
-        StorageFullError: less than twice the bundle and 64 MiB are free.
+        StorageFullError: fewer than 2 * `n_bytes` + 64 MiB are free.
     """
     needed = 2 * n_bytes + RESERVE_BYTES
     free = disk.free_bytes(layout.root)
     if free < needed:
-        raise StorageFullError(f"expected {needed} free bytes on the store's disk, found {free}; free some space")
+        raise StorageFullError(f"The store's disk has {free} bytes free; {needed} are needed.")
 
 
 def _is_intact(layout: Layout, digest: str) -> bool:
@@ -37,63 +34,63 @@ def _is_intact(layout: Layout, digest: str) -> bool:
 
 
 def put_blob(layout: Layout, disk: Disk, data: bytes, digest: str) -> None:
-    """Have these bytes durably in the store; a damaged file of that name is moved aside first.
+    """Write a blob durably unless it exists; an existing damaged file is quarantined and replaced.
 
     Args:
-        layout: where.
+        layout: the store's layout.
         disk: the system calls.
         data: the blob.
-        digest: its digest, computed from these very bytes.
+        digest: the digest of `data`.
 
     Raises:
-        StorageFullError: no room.
-        StoreReadOnlyError: the disk refused or failed.
+        StorageFullError: not enough space.
+        StoreReadOnlyError: the store is not writable or the disk failed.
     """
     path = layout.blob(digest)
     for parent in (layout.blobs.parent, layout.blobs, path.parent):
         if parent is path.parent or not parent.exists():
-            ensure_dir(disk, parent)
+            create_directory(disk, parent)
     while not create_file(disk, path, data):
         if _is_intact(layout, digest):
-            # Another writer may have linked it and not yet synced the directory.
-            confirm_dir(disk, path.parent)
+            # Another writer may have linked the file without syncing the directory yet.
+            sync_directory(disk, path.parent)
             return
-        ensure_dir(disk, layout.quarantine)
+        create_directory(disk, layout.quarantine)
         try:
             with suppress(FileNotFoundError):
                 disk.rename(path, layout.quarantine / f"{path.name}.{uuid.uuid4().hex}")
         except OSError as error:
-            raise as_store_error(error) from error
+            raise to_store_error(error) from error
 
 
-def heal_blob(layout: Layout, disk: Disk, data: bytes, digest: str) -> None:
-    """Put the bytes back if the stored copy is lost or damaged; otherwise write nothing.
+def repair_blob(layout: Layout, disk: Disk, data: bytes, digest: str) -> None:
+    """Write the blob again if the stored copy is missing or damaged.
 
     Raises:
-        StorageFullError: no room.
-        StoreReadOnlyError: the disk refused or failed.
+        StorageFullError: not enough space.
+        StoreReadOnlyError: the store is not writable or the disk failed.
     """
     if not _is_intact(layout, digest):
         put_blob(layout, disk, data, digest)
 
 
 def read_blob(layout: Layout, digest: str) -> bytes:
-    """Return the bytes of a blob; what is returned has this digest.
+    """Read a blob and verify its digest.
 
     Raises:
-        StoreCorruptError: `version_corrupt`, the file is lost, unreadable or damaged.
+        StoreCorruptError: `version_corrupt`, the file is missing, unreadable or damaged.
     """
     try:
         data = read_file(layout.blob(digest), max_bytes=MAX_BUNDLE_BYTES)
     except OSError as error:
         raise StoreCorruptError(
-            "expected the stored bundle to be readable, the file system refused; check disk and permissions",
+            "The stored bundle is unreadable. Check the disk and the permissions.",
             code="version_corrupt",
         ) from error
     if data is None or digest_bytes(data) != digest:
-        found = "no file" if data is None else "other bytes"
+        problem = "missing" if data is None else "damaged"
         raise StoreCorruptError(
-            f"expected a stored bundle with {digest}, found {found}; add the original bundle file again or roll back",
+            f"The stored bundle {digest} is {problem}. Add the original bundle file again, or roll back.",
             code="version_corrupt",
         )
     return data

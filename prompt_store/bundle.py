@@ -1,7 +1,6 @@
 """Bundles: one prompt stack as one safetensors file, written canonically and read strictly.
 
-Knows the file as a whole and joins the checks of `header`, `manifest` and `contents`. Does not know the store,
-torch or any backbone: whether a bundle fits a backbone is decided where the backbone is.
+Whether a bundle fits a backbone is checked when it is loaded (`prompted_clip`), not here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 from prompt_store.contents import check_classes, check_shapes, check_values
 from prompt_store.digest import digest_bytes
 from prompt_store.errors import BundleInvalidError
-from prompt_store.header import Header, build_header, check_second_opinion, parse_header
+from prompt_store.header import Header, build_header, check_with_safetensors, parse_header
 from prompt_store.manifest import Manifest
 from prompt_store.strict_json import StrictJsonError, dump_canonical, load_object
 
@@ -27,12 +26,12 @@ _NAME_BY_NUMPY: Final = {dtype: name for name, dtype in _NUMPY_BY_NAME.items()}
 
 @dataclass(frozen=True)
 class Bundle:
-    """One checked bundle.
+    """A validated bundle.
 
     Attributes:
-        manifest: what it says about itself.
+        manifest: the validated manifest.
         tensors: name -> float16 or float32 array that owns its memory.
-        digest: SHA-256 of the file's bytes, its identity.
+        digest: SHA-256 of the file's bytes.
     """
 
     manifest: Manifest
@@ -41,12 +40,12 @@ class Bundle:
 
     @property
     def n_tensor_bytes(self) -> int:
-        """Bytes of all tensors together."""
+        """Total size of all tensors in bytes."""
         return sum(array.nbytes for array in self.tensors.values())
 
 
 def _safe_location(location: tuple[int | str, ...]) -> str:
-    """Write where a field is; keys that a client invented are left out."""
+    """Format a field's path without unknown keys, which are client input."""
     known = {"boost", "adapt", "image", "text", *Manifest.model_fields}
     for part in Manifest.model_fields.values():
         known |= set(getattr(part.annotation, "model_fields", {}))
@@ -56,37 +55,37 @@ def _safe_location(location: tuple[int | str, ...]) -> str:
 
 
 def parse_manifest(data: bytes | str) -> Manifest:
-    """Read a manifest from its JSON.
+    """Parse and validate a manifest.
 
     Raises:
-        BundleInvalidError: `manifest_json`, not strict JSON; `manifest_invalid`, a field is missing, of the wrong
-            type or out of bounds.
+        BundleInvalidError: `manifest_json`, not strict JSON; `manifest_invalid`, a field is missing, has the wrong
+            type or is out of range.
     """
     try:
         fields = load_object(data)
     except StrictJsonError as error:
-        raise BundleInvalidError("manifest_json", f"manifest: {error}; write the bundle again") from error
+        raise BundleInvalidError("manifest_json", f"Invalid manifest: {error}.") from error
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         field = _safe_location(first["loc"])
         raise BundleInvalidError(
-            "manifest_invalid", f"manifest field {field}: {first['msg']}; correct it and write again", field=field
+            "manifest_invalid", f"Invalid manifest field {field}: {first['msg']}.", field=field
         ) from error
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """Write the manifest as canonical JSON, unknown fields included.
+    """Encode the manifest as canonical JSON, including unknown fields.
 
     Raises:
-        BundleInvalidError: `manifest_json`, a free field holds something that is not plain, finite JSON.
+        BundleInvalidError: `manifest_json`, a free-form field contains a value that is not finite, plain JSON.
     """
     try:
         return dump_canonical(manifest.model_dump(mode="python"))
     except (TypeError, ValueError) as error:
         raise BundleInvalidError(
-            "manifest_json", "expected plain JSON values in recipe, metrics and the other free fields; convert them"
+            "manifest_json", "Free-form manifest fields (recipe, metrics, ...) must contain plain, finite JSON values."
         ) from error
 
 
@@ -99,32 +98,31 @@ def _views(data: bytes, header: Header) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def peek_manifest(data: bytes) -> Manifest:
-    """Read the manifest after the header's rules only; for showing a bundle that `read_bundle` may refuse.
+    """Read the manifest without validating the tensors; the bundle may still be invalid.
 
     Raises:
-        BundleInvalidError: the container or the manifest is broken.
+        BundleInvalidError: the header or the manifest is invalid.
     """
     return parse_manifest(parse_header(data).metadata[MANIFEST_KEY])
 
 
 def read_bundle(data: bytes) -> Bundle:
-    """Read and check a bundle; what this returns may be stored and served.
+    """Parse and fully validate a bundle; the result is safe to store and serve.
 
-    The same bytes always give the same result, and every input gives a bundle or an error with one code.
-    Rules run cheapest first and the first one that is broken wins.
+    Deterministic: the checks run in a fixed order, cheapest first, and the first violation is raised.
 
     Args:
-        data: the whole file. The same object is hashed, parsed and later stored, so nothing can change in between.
+        data: the whole file. The same object is hashed, parsed and stored, so it cannot change in between.
 
     Returns:
         the bundle; its arrays are copies and do not keep `data` alive.
 
     Raises:
-        LimitExceededError: more bytes than a bundle may have.
-        BundleInvalidError: any other broken rule; `code` names it.
+        LimitExceededError: the file is too large.
+        BundleInvalidError: any other violation; `code` names the rule.
     """
     header = parse_header(data)
-    check_second_opinion(data, header)
+    check_with_safetensors(data, header)
     manifest = parse_manifest(header.metadata[MANIFEST_KEY])
     check_shapes(manifest, {entry.name: entry.shape for entry in header.entries})
     tensors = {name: view.copy() for name, view in _views(data, header)}
@@ -134,27 +132,27 @@ def read_bundle(data: bytes) -> Bundle:
 
 
 def write_bundle(manifest: Manifest, tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """Write a bundle; the same manifest and values always give the same bytes.
+    """Encode a bundle; deterministic.
 
     Args:
         manifest: describes the stack.
-        tensors: name -> float16 or float32 array, as `docs/bundle-format.md` lists them.
+        tensors: name -> float16 or float32 array, as listed in `docs/bundle-format.md`.
 
     Returns:
-        the file's bytes, already accepted by `read_bundle`.
+        the file's bytes, validated by `read_bundle`.
 
     Raises:
-        BundleInvalidError: the parts do not make a valid bundle; the codes are those of `read_bundle`.
+        BundleInvalidError: not a valid bundle; codes as in `read_bundle`.
     """
     specs: dict[str, tuple[str, tuple[int, ...]]] = {}
     chunks: list[bytes] = []
-    # Wider types first, so that every tensor starts at a multiple of its item size.
+    # Wider types first, so that every tensor is aligned to its item size.
     for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
         array = tensors[name]
         dtype_name = _NAME_BY_NUMPY.get(array.dtype.newbyteorder("<"))
         if dtype_name is None:
             raise BundleInvalidError(
-                "st_dtype", f"{name}: expected float16 or float32, found {array.dtype}; convert it", field=name
+                "st_dtype", f"{name} has dtype {array.dtype}; convert it to float16 or float32.", field=name
             )
         specs[name] = (dtype_name, array.shape)
         chunks.append(np.ascontiguousarray(array, dtype=_NUMPY_BY_NAME[dtype_name]).tobytes())

@@ -1,34 +1,31 @@
-"""What may be published, activated, rolled back to and retired: the rules, apart from the commit.
+"""The rules for publish, activate, rollback and retire.
 
-Each function returns a `Decide` for `Logs.commit`, which calls it with the state as of that moment, and again when
-another writer was faster. Knows states and blobs. Does not know locks or record files.
+Each function returns a `Decide` for `Logs.commit`, which calls it with the current state, and again after a conflict
+with another writer.
 """
 
-from prompt_store.blobs import check_room, heal_blob, put_blob, read_blob
+from prompt_store.blobs import check_free_space, put_blob, read_blob, repair_blob
 from prompt_store.durable import Disk
 from prompt_store.errors import ConflictError, VersionExistsError, VersionLiveError, VersionNotFoundError
 from prompt_store.layout import Layout
 from prompt_store.logs import Change, Decide
-from prompt_store.records import Published, State
+from prompt_store.records import PublishedVersion, State
 
 
-def found(state: State, version: int) -> Published:
+def find_version(state: State, version: int) -> PublishedVersion:
     """Return a version that is not retired.
 
     Raises:
-        VersionNotFoundError: there is none of that number.
+        VersionNotFoundError: no such version.
     """
     published = state.find(version)
     if published is None:
-        raise VersionNotFoundError(
-            f"expected one of {len(state.available())} versions, found no version {int(version)} (any more); "
-            "list the versions"
-        )
+        raise VersionNotFoundError(f"Version {int(version)} does not exist or was removed.")
     return published
 
 
 def publish(layout: Layout, disk: Disk, data: bytes, digest: str) -> Decide:
-    """Publish these bytes as the next version; no change when the newest version holds them already.
+    """Publish a bundle as the next version; no change if the newest version has the same content.
 
     Raises, when called: VersionExistsError, StorageFullError, StoreReadOnlyError.
     """
@@ -36,23 +33,23 @@ def publish(layout: Layout, disk: Disk, data: bytes, digest: str) -> Decide:
     def decide(state: State) -> Change | None:
         available = state.available()
         if available and available[-1].digest == digest:
-            heal_blob(layout, disk, data, digest)
+            repair_blob(layout, disk, data, digest)
             return None
         for entry in available:
             if entry.digest == digest:
                 raise VersionExistsError(
-                    f"expected new content, found that of version {entry.version}; activate that version instead",
+                    f"Version {entry.version} already has this content. Activate that version instead.",
                     version=entry.version,
                 )
-        check_room(layout, disk, len(data))
+        check_free_space(layout, disk, len(data))
         put_blob(layout, disk, data, digest)
-        return Change("publish", Published(len(state.published) + 1, digest, len(data), ""))
+        return Change("publish", PublishedVersion(len(state.published) + 1, digest, len(data), ""))
 
     return decide
 
 
 def activate(layout: Layout, version: int, expected_live: int | None) -> Decide:
-    """Make a version live; no change when it is. What cannot be read never goes live.
+    """Make a version live; no change if it is live already. The stored bundle must be readable.
 
     Raises, when called: ConflictError, VersionNotFoundError, StoreCorruptError.
     """
@@ -60,9 +57,9 @@ def activate(layout: Layout, version: int, expected_live: int | None) -> Decide:
     def decide(state: State) -> Change | None:
         if expected_live is not None and expected_live != (state.live or 0):
             raise ConflictError(
-                f"expected version {expected_live} to be live, found {state.live or 'none'}; look again and decide"
+                f"The live version is {state.live or 'none'}, expected {expected_live}. Check the domain and retry."
             )
-        published = found(state, version)
+        published = find_version(state, version)
         if state.live == version:
             return None
         read_blob(layout, published.digest)
@@ -71,23 +68,23 @@ def activate(layout: Layout, version: int, expected_live: int | None) -> Decide:
     return decide
 
 
-def rollback_target(state: State) -> Published:
-    """Return the version that a rollback would make live.
+def rollback_target(state: State) -> PublishedVersion:
+    """Return the target of a rollback.
 
     Raises:
         ConflictError: `nothing_to_roll_back`.
     """
-    previous = state.previous_live()
+    previous = state.rollback_version()
     if previous is None:
         raise ConflictError(
-            "expected an earlier version that was live, found none; activate a version by its number",
+            "No earlier live version to roll back to. Activate a version by number.",
             code="nothing_to_roll_back",
         )
-    return found(state, previous)
+    return find_version(state, previous)
 
 
 def roll_back(layout: Layout) -> Decide:
-    """Make live what was live before.
+    """Make the previously live version live again.
 
     Raises, when called: ConflictError, StoreCorruptError.
     """
@@ -101,17 +98,15 @@ def roll_back(layout: Layout) -> Decide:
 
 
 def retire(version: int) -> Decide:
-    """Take a version out of use.
+    """Retire a version.
 
     Raises, when called: VersionNotFoundError, VersionLiveError.
     """
 
     def decide(state: State) -> Change:
-        published = found(state, version)
+        published = find_version(state, version)
         if state.live == version:
-            raise VersionLiveError(
-                f"expected a version that is not live, found that {version} is; activate another one first"
-            )
+            raise VersionLiveError(f"Version {version} is live. Activate another version first.")
         return Change("retire", published)
 
     return decide

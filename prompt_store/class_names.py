@@ -1,6 +1,6 @@
-"""Rules for class names and class texts: what an answer may carry to a screen, a log or a file.
+"""Validation of class names and class texts, which end up in responses, logs and terminals.
 
-Knows Unicode. Does not know bundles: the caller passes strings and gets a position back, never the text.
+Messages give the position of a name, never the name itself.
 """
 
 import unicodedata
@@ -12,40 +12,42 @@ from prompt_store.errors import BundleInvalidError
 MAX_NAME_CHARS: Final = 128
 MAX_NAME_BYTES: Final = 512
 _ZERO_WIDTH_JOINERS: Final = frozenset("\u200c\u200d")  # needed by several scripts and by emoji
-_REFUSED: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
-def _broken_rule(text: str) -> str | None:
+def _violation(text: str) -> str | None:
     if not 1 <= len(text) <= MAX_NAME_CHARS:
-        return f"1 to {MAX_NAME_CHARS} characters"
+        return f"must have 1 to {MAX_NAME_CHARS} characters"
     if text.isascii():
-        is_shown = text.isprintable()
+        is_printable = text.isprintable()
     else:
         if any("\ud800" <= char <= "\udfff" for char in text) or len(text.encode("utf-8")) > MAX_NAME_BYTES:
-            return f"at most {MAX_NAME_BYTES} bytes of UTF-8"
+            return f"must have at most {MAX_NAME_BYTES} bytes in UTF-8"
         if not unicodedata.is_normalized("NFC", text):
-            return "Unicode normal form C"
-        is_shown = all(unicodedata.category(char) not in _REFUSED or char in _ZERO_WIDTH_JOINERS for char in text)
-    if not is_shown:
-        return "no control, format, private or unassigned characters"
+            return "must be in Unicode normal form C (NFC)"
+        is_printable = all(
+            unicodedata.category(char) not in _FORBIDDEN_CATEGORIES or char in _ZERO_WIDTH_JOINERS for char in text
+        )
+    if not is_printable:
+        return "must not contain control, format, private-use or unassigned characters"
     if text != text.strip():
-        return "no white space at either end"
+        return "must not start or end with whitespace"
     return None
 
 
 def check_name(text: str, *, field: str) -> None:
-    """Check one name or text.
+    """Validate one name or text.
 
     Raises:
-        BundleInvalidError: `class_name`; `field` says where.
+        BundleInvalidError: `class_name`; `field` gives the position.
     """
-    rule = _broken_rule(text)
+    rule = _violation(text)
     if rule is not None:
-        raise BundleInvalidError("class_name", f"{field}: expected {rule}; correct it and write again", field=field)
+        raise BundleInvalidError("class_name", f"{field} {rule}.", field=field)
 
 
 def check_unique(names: Iterable[str]) -> None:
-    """Refuse names that look alike to a person: equal after NFKC and case folding.
+    """Reject duplicate names, compared after NFKC normalization and case folding.
 
     Raises:
         BundleInvalidError: `class_duplicate`, with both positions.
@@ -57,7 +59,6 @@ def check_unique(names: Iterable[str]) -> None:
         if first != index:
             raise BundleInvalidError(
                 "class_duplicate",
-                f"classes[{index}].name: expected different names, found one equal to classes[{first}].name "
-                "apart from case and width; rename or merge them",
+                f"classes[{index}].name duplicates classes[{first}].name, ignoring case and character width.",
                 field=f"classes[{index}].name",
             )

@@ -1,7 +1,7 @@
-"""The commands `caspl store` and `caspl bundle`: arguments in, one call, a table or JSON out.
+"""The commands `caspl store` and `caspl bundle`.
 
-Exit codes: 0 done, 1 failure, 2 wrong usage, 3 bundle invalid. With `--json` the result is one JSON value on
-standard output, and an error one JSON object on standard error.
+Exit codes: 0 success, 1 failure, 2 usage error, 3 invalid bundle. With `--json` the result is one JSON value on
+stdout, and an error is one JSON object on stderr.
 """
 
 import json
@@ -25,16 +25,16 @@ from prompt_store.tables import bundle_differences, bundle_facts, bundle_tables,
 EXIT_FAILURE: Final = 1
 EXIT_INVALID: Final = 3
 
-store_app = typer.Typer(help="Keep bundles by domain: versions, the live one, rollback.", no_args_is_help=True)
-bundle_app = typer.Typer(help="Look into bundle files and check them.", no_args_is_help=True)
+store_app = typer.Typer(help="Manage a bundle store: versions, activation, rollback.", no_args_is_help=True)
+bundle_app = typer.Typer(help="Inspect and verify bundle files.", no_args_is_help=True)
 
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="CASPL_STORE", help="Directory of the store.", show_default=True)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A bundle file.")]
-DomainArgument = Annotated[str, typer.Argument(help="Name of the domain.")]
-VersionArgument = Annotated[int, typer.Argument(min=1, help="Number of the version.")]
+DomainArgument = Annotated[str, typer.Argument(help="Domain name.")]
+VersionArgument = Annotated[int, typer.Argument(min=1, help="Version number.")]
 DEFAULT_STORE: Final = Path("store")
 
 
@@ -55,8 +55,8 @@ def _show(value: object, as_json: bool, *views: RenderableType) -> None:
 
 
 @contextmanager
-def _failing_clearly(as_json: bool) -> Iterator[None]:
-    """Turn an error into one line on standard error and an exit code."""
+def _report_errors(as_json: bool) -> Iterator[None]:
+    """Print an error as one line on stderr and set the exit code."""
     try:
         yield
     except PromptStoreError as error:
@@ -65,16 +65,16 @@ def _failing_clearly(as_json: bool) -> Iterator[None]:
         typer.echo(line, err=True)
         raise typer.Exit(EXIT_INVALID if isinstance(error, BundleInvalidError) else EXIT_FAILURE) from error
     except OSError as error:
-        typer.echo(f"expected to read and write files, the system refused: {error}", err=True)
+        typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_FAILURE) from error
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(MAX_BUNDLE_BYTES + 1)
 
 
-def _existing(root: Path) -> Store:
+def _open_store(root: Path) -> Store:
     return Store.open(root, create=False)
 
 
@@ -84,9 +84,9 @@ def list_versions(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """List domains and versions; a star marks the live one."""
-    with _failing_clearly(as_json):
-        rows = store_rows(_existing(store), domain)
+    """List domains and versions; * marks the live version."""
+    with _report_errors(as_json):
+        rows = store_rows(_open_store(store), domain)
         cells = [
             (row["domain"], row["version"], "*" if row["is_live"] else "", row["size_bytes"], row["created_at"])
             for row in rows
@@ -98,21 +98,21 @@ def list_versions(
 @store_app.command()
 def add(
     file: FileArgument,
-    domain: Annotated[str | None, typer.Option(help="Domain; default: the one in the bundle.")] = None,
-    is_activated: Annotated[bool, typer.Option("--activate", help="Make it live as well.")] = False,
+    domain: Annotated[str | None, typer.Option(help="Domain; default: the domain in the bundle.")] = None,
+    is_activated: Annotated[bool, typer.Option("--activate", help="Make the new version live.")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a bundle and publish it as the next version; the store is made if there is none."""
-    with _failing_clearly(as_json):
-        data = _read(file)
+    """Validate a bundle and publish it as the next version; creates the store if needed."""
+    with _report_errors(as_json):
+        data = _read_file(file)
         name = domain if domain is not None else peek_manifest(data).domain
         read_bundle(data)
         opened = Store.open(store)
         added = opened.add(name, data, actor=_actor())
         if is_activated:
             opened.activate(name, added.version, actor=_actor())
-        what = "added" if added.created else "is there already"
+        what = "added" if added.created else "already exists"
         live = ", live" if is_activated else ""
         facts = {"domain": name, **asdict(added), "is_activated": is_activated}
         _show(facts, as_json, f"{name} version {added.version} {what}{live} ({added.digest})")
@@ -123,36 +123,36 @@ def activate(
     domain: DomainArgument,
     version: VersionArgument,
     expected_live: Annotated[
-        int | None, typer.Option("--expect", min=0, help="Only if this version is live now; 0 for none.")
+        int | None, typer.Option("--expect", min=0, help="Fail unless this version is live now; 0 for none.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Make a version live."""
-    with _failing_clearly(as_json):
-        info = _existing(store).activate(domain, version, expected_live=expected_live, actor=_actor())
+    with _report_errors(as_json):
+        info = _open_store(store).activate(domain, version, expected_live=expected_live, actor=_actor())
         _show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live")
 
 
 @store_app.command()
 def rollback(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Go back to the version that was live before; again goes further back."""
-    with _failing_clearly(as_json):
-        info = _existing(store).rollback(domain, actor=_actor())
+    """Make the previously live version live; repeat to go further back."""
+    with _report_errors(as_json):
+        info = _open_store(store).rollback(domain, actor=_actor())
         _show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live again")
 
 
 @store_app.command()
 def history(
     domain: DomainArgument,
-    limit: Annotated[int, typer.Option(min=1, help="Most changes to show, the last ones.")] = 100,
-    before: Annotated[int | None, typer.Option(min=1, help="Only changes below this number.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of changes; the newest are shown.")] = 100,
+    before: Annotated[int | None, typer.Option(min=1, help="Only changes with a smaller number.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show who did what and when."""
-    with _failing_clearly(as_json):
-        entries = _existing(store).history(domain, limit=limit, before=before)
+    """Show the history of a domain."""
+    with _report_errors(as_json):
+        entries = _open_store(store).history(domain, limit=limit, before=before)
         columns = ("number", "at", "actor", "action", "from", "to")
         cells = [(one.seq, one.at, one.actor, one.action, one.from_version, one.to_version) for one in entries]
         _show([asdict(entry) for entry in entries], as_json, table(domain, columns, cells))
@@ -160,15 +160,17 @@ def history(
 
 @store_app.command()
 def gc(
-    keep: Annotated[int, typer.Option(min=1, help="Versions to keep per domain.")] = 20,
-    grace_h: Annotated[float, typer.Option(min=0, help="Hours an unreferenced bundle is kept.")] = 24.0,
-    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Number of versions to keep per domain.")] = 20,
+    grace_h: Annotated[
+        float, typer.Option(min=0, help="Minimum age in hours of unreferenced bundles to remove.")
+    ] = 24.0,
+    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only, change nothing.")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Retire old versions and remove what nothing refers to; live versions always stay."""
-    with _failing_clearly(as_json):
-        opened = _existing(store)
+    """Retire old versions and remove unreferenced files; live versions are always kept."""
+    with _report_errors(as_json):
+        opened = _open_store(store)
         report = opened.gc(keep_versions=keep, grace_s=grace_h * 3600, dry_run=is_dry_run, actor=_actor())
         will = "would retire" if is_dry_run else "retired"
         line = f"{will} {len(report.retired)} versions, {len(report.removed_blobs)} files, {report.freed_bytes} bytes"
@@ -179,14 +181,14 @@ def gc(
 def remove(
     domain: DomainArgument, version: VersionArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
-    """Retire a version that is not live; gc removes its bytes later."""
-    with _failing_clearly(as_json):
-        _existing(store).retire(domain, version, actor=_actor())
+    """Retire a version that is not live; `gc` frees its space."""
+    with _report_errors(as_json):
+        _open_store(store).retire(domain, version, actor=_actor())
         _show({"domain": domain, "version": version}, as_json, f"{domain} version {version} is retired")
 
 
-def _verdict(path: Path, digest: str | None) -> tuple[dict[str, object], bool]:
-    data = _read(path)
+def _check_file(path: Path, digest: str | None) -> tuple[dict[str, object], bool]:
+    data = _read_file(path)
     try:
         if digest is not None:
             check_digest(data, digest)
@@ -199,8 +201,8 @@ def _verdict(path: Path, digest: str | None) -> tuple[dict[str, object], bool]:
 @bundle_app.command()
 def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
     """Show a bundle's manifest and tensors."""
-    with _failing_clearly(as_json):
-        data = _read(file)
+    with _report_errors(as_json):
+        data = _read_file(file)
         bundle = read_bundle(data)
         _show(bundle_facts(bundle, len(data)), as_json, *bundle_tables(bundle, len(data)))
 
@@ -208,19 +210,19 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
 @bundle_app.command()
 def verify(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="Bundle files.")],
-    digest: Annotated[str | None, typer.Option(help="Digest that the file must have.")] = None,
+    digest: Annotated[str | None, typer.Option(help="Expected digest of the file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check bundles by all rules; exit code 3 when one is invalid."""
-    with _failing_clearly(as_json):
-        verdicts = [_verdict(path, digest) for path in files]
-    facts = [fact for fact, _ in verdicts]
-    _show(facts, as_json, *(_verdict_lines(facts)))
-    if not all(is_valid for _, is_valid in verdicts):
+    """Validate bundles; exit code 3 if one is invalid."""
+    with _report_errors(as_json):
+        results = [_check_file(path, digest) for path in files]
+    facts = [fact for fact, _ in results]
+    _show(facts, as_json, *(_result_lines(facts)))
+    if not all(is_valid for _, is_valid in results):
         raise typer.Exit(EXIT_INVALID)
 
 
-def _verdict_lines(facts: Sequence[dict[str, object]]) -> list[str]:
+def _result_lines(facts: Sequence[dict[str, object]]) -> list[str]:
     return [
         f"{fact['file']}: ok, {fact['domain']}, {fact['digest']}"
         if fact["is_valid"]
@@ -231,13 +233,13 @@ def _verdict_lines(facts: Sequence[dict[str, object]]) -> list[str]:
 
 @bundle_app.command()
 def diff(first: FileArgument, second: FileArgument, as_json: JsonOption = False) -> None:
-    """Show what differs between two bundles."""
-    with _failing_clearly(as_json):
-        changes = bundle_differences(read_bundle(_read(first)), read_bundle(_read(second)))
+    """Show the differences between two bundles."""
+    with _report_errors(as_json):
+        changes = bundle_differences(read_bundle(_read_file(first)), read_bundle(_read_file(second)))
         fields = [(change["field"], change["first"], change["second"]) for change in changes["fields"]]
         tensors = [(item["name"], item["change"], item.get("max_abs_difference")) for item in changes["tensors"]]
         views = (
             table("Manifest", ("field", "first", "second"), fields),
             table("Tensors", ("name", "change", "largest difference"), tensors),
         )
-        _show(changes, as_json, *(views if fields or tensors else ("no difference",)))
+        _show(changes, as_json, *(views if fields or tensors else ("no differences",)))

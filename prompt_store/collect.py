@@ -1,7 +1,6 @@
-"""Garbage collection: retire old versions, then remove what nothing refers to any more.
+"""Garbage collection: retire old versions, then remove unreferenced blobs and stale temporary files.
 
-Knows which versions are worth keeping. The caller holds the store's lock exclusively, so no writer is at work and
-every temporary file was left behind by a process that is gone.
+The caller holds the store's exclusive lock, so there is no concurrent writer.
 """
 
 import time
@@ -9,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from prompt_store.durable import Disk, as_store_error
+from prompt_store.durable import Disk, to_store_error
 from prompt_store.layout import Layout
 from prompt_store.logs import Change, Logs
-from prompt_store.records import Published, State
+from prompt_store.records import PublishedVersion, State
 
 KEEP_VERSIONS: Final = 20
 GRACE_S: Final = 24 * 3600.0
@@ -21,14 +20,14 @@ TEMPORARY_GRACE_S: Final = 3600.0
 
 @dataclass(frozen=True)
 class GcReport:
-    """What a collection did, or would do when `is_dry_run`.
+    """Result of a collection.
 
     Attributes:
-        retired: (domain, version) of each version that was retired.
-        removed_blobs: digests of the blobs that were removed.
-        n_removed_temporary: temporary files that were removed.
-        freed_bytes: bytes of both together.
-        is_dry_run: nothing was changed.
+        retired: (domain, version) of each retired version.
+        removed_blobs: digests of removed blobs.
+        n_removed_temporary: number of removed temporary files.
+        freed_bytes: total bytes freed.
+        is_dry_run: True if nothing was changed.
     """
 
     retired: tuple[tuple[str, int], ...]
@@ -38,15 +37,15 @@ class GcReport:
     is_dry_run: bool
 
 
-def _to_retire(state: State, keep_versions: int) -> list[Published]:
+def _versions_to_retire(state: State, keep_versions: int) -> list[PublishedVersion]:
     available = state.available()
     kept = {entry.version for entry in available[-keep_versions:]}
-    kept |= {version for version in (state.live, state.previous_live()) if version is not None}
+    kept |= {version for version in (state.live, state.rollback_version()) if version is not None}
     return [entry for entry in available if entry.version not in kept]
 
 
 def _expired(path: Path, before: float) -> int | None:
-    """Return the size of a file that was last changed before that time, else None."""
+    """Return the file's size if it was last modified before the given time, else None."""
     try:
         stat = path.lstat()
     except FileNotFoundError:
@@ -61,7 +60,7 @@ def _remove(disk: Disk, paths: list[Path]) -> None:
         for directory in sorted({path.parent for path in paths}):
             disk.sync_dir(directory)
     except OSError as error:
-        raise as_store_error(error) from error
+        raise to_store_error(error) from error
 
 
 def collect(
@@ -75,19 +74,21 @@ def collect(
     is_dry_run: bool,
     actor: str,
 ) -> GcReport:
-    """Retire and remove; the caller holds the exclusive lock.
+    """Retire versions and remove files; the caller holds the exclusive lock.
 
-    A blob goes only if no version of any domain refers to it and it is older than the grace period. When a single
-    log cannot be read nothing at all is removed, because what it refers to is unknown.
+    A blob is removed if no version of any domain refers to it and it is older than the grace period. If any log is
+    unreadable nothing is removed, because its references are unknown.
 
     Raises:
         StoreCorruptError: a log is damaged.
-        StoreReadOnlyError: the disk refused or failed; running again continues.
-        StorageFullError: no room for the records of retirement.
+        StoreReadOnlyError: the store is not writable or the disk failed; safe to run again.
+        StorageFullError: not enough space for the log records.
     """
     now = time.time()
     states = {domain: logs.state(domain) for domain in logs.names()}
-    retiring = [(domain, entry) for domain, state in states.items() for entry in _to_retire(state, keep_versions)]
+    retiring = [
+        (domain, entry) for domain, state in states.items() for entry in _versions_to_retire(state, keep_versions)
+    ]
     gone = {(domain, entry.version) for domain, entry in retiring}
     referenced = {
         entry.digest

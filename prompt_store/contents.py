@@ -1,6 +1,5 @@
-"""Do the tensors of a bundle fit its manifest, and are their values fit to serve?
+"""Validation of a bundle's tensors against its manifest: names, shapes and values.
 
-Knows which tensors each kind of stack has, and their shapes. Does not know files; takes shapes and arrays.
 Legend: D depth, P tokens, W tower width, K classes, E joint dimension, F width of the text features, H hidden width.
 """
 
@@ -14,14 +13,14 @@ from prompt_store.class_names import check_name, check_unique
 from prompt_store.errors import BundleInvalidError
 from prompt_store.manifest import GroupsSpec, Manifest, StackSpec
 
-MAX_ABS_VALUE: Final = 1e4  # far above any prompt, below float16's overflow
+MAX_ABS_VALUE: Final = 1e4  # far above any prompt value, below the float16 maximum
 UNIT_NORM_TOLERANCE: Final = 1e-2
 FEATURES: Final = "text.features"
 CONTEXT: Final = "text.adapt"
 
 Shape = tuple[int, ...]
 HeadKind = Literal["plain", "class", "projector", "conditional"]
-"""What scores: the text features alone, with a linear class head, behind a projector of the image, or per image."""
+"""Text features only, plus a linear class head, behind an image projector, or text features computed per image."""
 
 HEAD_SHAPES: Final[Mapping[HeadKind, Mapping[str, str]]] = {
     "plain": {FEATURES: "KE"},
@@ -40,11 +39,11 @@ HEAD_SHAPES: Final[Mapping[HeadKind, Mapping[str, str]]] = {
         "conditional.linear2.bias": "W",
     },
 }
-"""The tensors of each kind besides the prompt groups, one letter per dimension; equal letters are equal sizes."""
+"""The tensors of each kind besides the prompt groups: one letter per dimension, equal letters are equal sizes."""
 
 
 def head_kind(stack: StackSpec, names: Collection[str]) -> HeadKind:
-    """What kind of head a stack has, from the manifest and the names of its tensors."""
+    """The kind of head, from the manifest and the tensor names."""
     if stack.head == "conditional":
         return "conditional"
     if any(name.startswith("head.hidden.") for name in names):
@@ -53,14 +52,8 @@ def head_kind(stack: StackSpec, names: Collection[str]) -> HeadKind:
     return "class" if has_class_head else "plain"
 
 
-def _mismatch(field: str, expected: str) -> BundleInvalidError:
-    return BundleInvalidError(
-        "shape_mismatch", f"{field}: expected {expected}; write the bundle from the stack it describes", field=field
-    )
-
-
-def _show(shape: Shape) -> str:
-    return str(list(shape))
+def _mismatch(field: str, problem: str) -> BundleInvalidError:
+    return BundleInvalidError("shape_mismatch", f"{field} {problem}.", field=field)
 
 
 def _group_names(tower: str, groups: GroupsSpec) -> list[str]:
@@ -74,37 +67,35 @@ def _check_tensor_set(stack: StackSpec, kind: HeadKind, names: set[str]) -> None
     if missing or surplus:
         raise BundleInvalidError(
             "manifest_mismatch",
-            f"expected the tensors that the manifest's stack names; missing: {', '.join(missing) or 'none'}; "
-            f"not in the stack: {', '.join(surplus) or 'none'}",
+            "The tensors do not match the manifest's stack. "
+            f"Missing: {', '.join(missing) or 'none'}. Unexpected: {', '.join(surplus) or 'none'}.",
             field=(missing or surplus)[0],
         )
 
 
 def _check_stack(manifest: Manifest, kind: HeadKind) -> None:
-    """Refuse a manifest whose parts do not belong together."""
+    """Reject a manifest whose fields contradict each other."""
     stack = manifest.stack
     if kind == "class":
-        _demand(stack.head_share is not None, "stack.head_share", "a share from 0 to 1 for head.weight, found null")
+        _require(stack.head_share is not None, "stack.head_share", "must be set for a linear class head")
     else:
-        _demand(stack.head_share is None, "stack.head_share", f"null, as a {kind} head has no share")
+        _require(stack.head_share is None, "stack.head_share", f"must be null for a {kind} head")
     if kind == "projector":
-        _demand(stack.labels == "own", "stack.labels", "own, as no text tower makes features behind a projector")
+        _require(stack.labels == "own", "stack.labels", "must be own for a projector head")
     if kind == "conditional":
         context = stack.text.adapt
         is_context = context is not None and context.depth == 1
-        _demand(is_context, "stack.text.adapt", "the context of depth 1 that a conditional head shifts for every image")
-        _demand(len(manifest.templates) == 1, "templates", "exactly one for a conditional head")
+        _require(is_context, "stack.text.adapt", "must have depth 1 for a conditional head")
+        _require(len(manifest.templates) == 1, "templates", "must have exactly one entry for a conditional head")
 
 
-def _demand(is_met: bool, field: str, expected: str) -> None:
-    if not is_met:
-        raise BundleInvalidError(
-            "manifest_mismatch", f"{field}: expected {expected}; write the bundle from the stack it has", field=field
-        )
+def _require(condition: bool, field: str, message: str) -> None:
+    if not condition:
+        raise BundleInvalidError("manifest_mismatch", f"{field} {message}.", field=field)
 
 
 def _check_tower(tower: str, groups: GroupsSpec, shapes: Mapping[str, Shape], n_contexts: int | None) -> None:
-    """Check one tower's groups; `n_contexts` is the number of class-specific contexts it may have, None for none."""
+    """Check one tower's groups; `n_contexts` is the number of class-specific contexts, None if not allowed."""
     widths: dict[str, int] = {}
     for group, spec in (("boost", groups.boost), ("adapt", groups.adapt)):
         if spec is None:
@@ -115,10 +106,12 @@ def _check_tower(tower: str, groups: GroupsSpec, shapes: Mapping[str, Shape], n_
         is_plain = len(shape) == 3 and shape[:2] == plain
         is_per_class = name == CONTEXT and len(shape) == 4 and shape[:3] == (n_contexts, *plain)
         if not (is_plain or is_per_class):
-            raise _mismatch(name, f"[{spec.depth}, {spec.tokens}, width] as in the manifest, found {_show(shape)}")
+            raise _mismatch(
+                name, f"has shape {list(shape)}, but the manifest says [{spec.depth}, {spec.tokens}, width]"
+            )
         widths[name] = shape[-1]
     if len(set(widths.values())) > 1:
-        raise _mismatch(f"{tower}.adapt", f"the width of {tower}.boost, found {sorted(set(widths.values()))}")
+        raise _mismatch(f"{tower}.adapt", f"must have the width of {tower}.boost")
 
 
 def _check_head(kind: HeadKind, shapes: Mapping[str, Shape], n_classes: int) -> None:
@@ -127,19 +120,19 @@ def _check_head(kind: HeadKind, shapes: Mapping[str, Shape], n_classes: int) -> 
         sizes["W"] = shapes[CONTEXT][-1]
     for name, letters in HEAD_SHAPES[kind].items():
         shape, expected = shapes[name], [sizes.get(letter, letter) for letter in letters]
-        is_fitting = len(shape) == len(letters) and all(
+        matches = len(shape) == len(letters) and all(
             sizes.setdefault(letter, size) == size for letter, size in zip(letters, shape, strict=True)
         )
-        if not is_fitting:
-            raise _mismatch(name, f"[{', '.join(map(str, expected))}], found {_show(shape)}")
+        if not matches:
+            raise _mismatch(name, f"has shape {list(shape)}, expected [{', '.join(map(str, expected))}]")
 
 
 def check_shapes(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:
-    """Compare the tensors' names and shapes with the manifest's stack and classes.
+    """Check tensor names and shapes against the manifest's stack and classes.
 
     Raises:
-        BundleInvalidError: `manifest_mismatch`, a tensor is missing or surplus, or parts of the stack do not belong
-            together; `shape_mismatch`.
+        BundleInvalidError: `manifest_mismatch`, a tensor is missing or unexpected, or fields contradict each other;
+            `shape_mismatch`.
     """
     n_classes, stack = len(manifest.classes), manifest.stack
     kind = head_kind(stack, shapes)
@@ -151,21 +144,19 @@ def check_shapes(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:
 
 
 def check_values(tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse values that would poison an answer.
+    """Check tensor values.
 
     Raises:
-        BundleInvalidError: `nonfinite`, a NaN or infinity; `out_of_range`, a magnitude above 1e4 or a row of
-            `text.features` that is not of unit length.
+        BundleInvalidError: `nonfinite`, NaN or infinity; `out_of_range`, a magnitude above 1e4 or a row of
+            `text.features` without unit norm.
     """
     for name, array in tensors.items():
         if not np.isfinite(array).all():
-            raise BundleInvalidError(
-                "nonfinite", f"{name}: expected finite values, found NaN or infinity; do not publish this", field=name
-            )
+            raise BundleInvalidError("nonfinite", f"{name} contains NaN or infinity.", field=name)
         if array.size and float(np.abs(array).max()) > MAX_ABS_VALUE:
             raise BundleInvalidError(
                 "out_of_range",
-                f"{name}: expected magnitudes of at most {MAX_ABS_VALUE:g}",
+                f"{name} contains values beyond ±{MAX_ABS_VALUE:g}.",
                 field=name,
                 limit=MAX_ABS_VALUE,
             )
@@ -175,14 +166,14 @@ def check_values(tensors: Mapping[str, NDArray[Any]]) -> None:
         if abs(float(norms[worst]) - 1.0) > UNIT_NORM_TOLERANCE:
             raise BundleInvalidError(
                 "out_of_range",
-                f"{FEATURES}[{worst}]: expected a row of length 1, found {float(norms[worst]):.4g}; normalise the rows",
+                f"{FEATURES}[{worst}] has norm {float(norms[worst]):.4g}; normalize the rows to 1.",
                 field=f"{FEATURES}[{worst}]",
                 limit=UNIT_NORM_TOLERANCE,
             )
 
 
 def check_classes(manifest: Manifest) -> None:
-    """Check the names and texts of all classes.
+    """Validate the names and texts of all classes.
 
     Raises:
         BundleInvalidError: `class_name` or `class_duplicate`; `field` gives the position.

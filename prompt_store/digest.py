@@ -1,7 +1,4 @@
-"""Digests: the identity of a bundle is the SHA-256 of its bytes, written `sha256:<64 hex digits>`.
-
-Knows nothing about what the bytes mean. A digest is checked with `is_digest` before it becomes part of a path.
-"""
+"""Digests: a bundle is identified by the SHA-256 of its bytes, written `sha256:<64 hex digits>`."""
 
 import hashlib
 import hmac
@@ -20,27 +17,22 @@ def digest_bytes(data: bytes) -> str:
 
 
 def is_digest(text: str) -> bool:
-    """Tell whether the text is a digest in the one spelling we use (lower case, nothing around it)."""
+    """Whether the text is a digest in canonical form (lower case, no whitespace)."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def check_digest(data: bytes, expected: str) -> str:
-    """Compare the bytes with the digest that was announced for them.
-
-    Returns:
-        the digest, when it matches.
+    """Verify that the bytes have the expected digest, and return it.
 
     Raises:
-        BundleInvalidError: `digest_invalid`, the announced digest is not written as we write digests.
-        DigestMismatchError: `digest_mismatch`, these are other bytes.
+        BundleInvalidError: `digest_invalid`, `expected` is not a digest in canonical form.
+        DigestMismatchError: `digest_mismatch`.
     """
     if not is_digest(expected):
-        raise BundleInvalidError(
-            "digest_invalid", "expected a digest of the form sha256:<64 lower-case hex digits>; send it in that form"
-        )
+        raise BundleInvalidError("digest_invalid", "A digest has the form sha256:<64 lower-case hex digits>.")
     found = digest_bytes(data)
     if not hmac.compare_digest(found, expected):
         raise DigestMismatchError(
-            "digest_mismatch", f"expected {expected}, received bytes with {found}; send the file again"
+            "digest_mismatch", f"The digest is {found}, expected {expected}. Send the file again."
         )
     return found

@@ -1,11 +1,9 @@
-"""The few system calls of the store, and the one order in which they make a file durable.
+"""Durable file creation.
 
-Knows files and directories. Does not know records, blobs or domains. All writing of the store goes through a
-`Disk`, so that tests can stop, fail or undo it at every single step.
+All writes of the store go through `Disk`, so that tests can inject a crash or an error at every system call.
 
-Order for a new file (`create_file`): a temporary file in the target's own directory, space reserved, all bytes
-written, file synced, then *linked* to its final name, which either creates the name or fails because it exists,
-then the temporary name removed and the directory synced. A reader sees nothing or everything.
+`create_file` writes a temporary file in the target directory, syncs it, links it to its final name (which fails if
+the name exists), removes the temporary name and syncs the directory. Readers see either no file or the whole file.
 """
 
 import errno
@@ -21,49 +19,49 @@ from prompt_store.errors import PromptStoreError, StorageFullError, StoreReadOnl
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_REFUSED: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_PERMISSION: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _BUSY: Final = frozenset({errno.EMFILE, errno.ENFILE})
-"""Only opening a file ends like this: no byte has been entrusted to the disk by the call that failed."""
+"""Out of file descriptors. Only opening a file fails this way, so nothing was written."""
 
 
 class Disk:
-    """One method per system call that changes the store."""
+    """The system calls that modify a store, one method each."""
 
     def open_new(self, path: Path) -> int:
-        """Create a file that must not exist, never through a symbolic link."""
+        """Create a file that must not exist; symbolic links are not followed."""
         return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def reserve(self, fd: int, n_bytes: int) -> None:
-        """Reserve space, so that a full disk shows before the first byte."""
+        """Reserve space, so that a full disk is detected before the first write."""
         if n_bytes:
             os.posix_fallocate(fd, 0, n_bytes)
 
     def write(self, fd: int, data: memoryview) -> int:
-        """Write some of the bytes and return how many."""
+        """Write some of the bytes and return their number."""
         return os.write(fd, data)
 
     def sync_file(self, fd: int) -> None:
-        """Make a file's content durable."""
+        """Flush a file to disk."""
         os.fsync(fd)
 
-    def seal(self, fd: int) -> None:
-        """Make a file read-only for everybody."""
+    def make_read_only(self, fd: int) -> None:
+        """Make a file read-only for all users."""
         os.fchmod(fd, 0o444)
 
     def close(self, fd: int) -> None:
-        """Close a file; a late write error shows here."""
+        """Close a file; may report a delayed write error."""
         os.close(fd)
 
     def link(self, source: Path, target: Path) -> None:
-        """Give a file a second name; fails if the name exists. This is the compare-and-set."""
+        """Add a second name to a file; fails if the name exists, which makes it a compare-and-set."""
         os.link(source, target, follow_symlinks=False)
 
     def unlink(self, path: Path) -> None:
-        """Remove a name."""
+        """Remove a file name."""
         path.unlink()
 
     def rename(self, source: Path, target: Path) -> None:
-        """Move a file aside."""
+        """Rename a file."""
         source.rename(target)
 
     def make_dir(self, path: Path) -> None:
@@ -71,7 +69,7 @@ class Disk:
         path.mkdir(mode=0o755)
 
     def sync_dir(self, path: Path) -> None:
-        """Make the names in a directory durable."""
+        """Flush a directory to disk."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -79,38 +77,35 @@ class Disk:
             os.close(fd)
 
     def free_bytes(self, path: Path) -> int:
-        """Bytes that may still be written on the file system of `path`."""
+        """Free bytes on the file system of `path`."""
         stat = os.statvfs(path)
         return stat.f_bavail * stat.f_frsize
 
 
-def as_store_error(error: OSError) -> PromptStoreError:
-    """Translate a failed write; paths and the system's own text stay out of the message."""
+def to_store_error(error: OSError) -> PromptStoreError:
+    """Convert a failed write; the message contains no paths and no system text."""
     if error.errno in _FULL:
-        return StorageFullError("expected room for the file, the file system is full; free some space and try again")
-    if error.errno in _REFUSED:
-        return StoreReadOnlyError("expected a writable store, the file system refused; check mount and permissions")
-    if is_passing(error):
+        return StorageFullError("No space left on the store's disk.")
+    if error.errno in _PERMISSION:
+        return StoreReadOnlyError("The store is not writable. Check the mount and its permissions.")
+    if is_transient(error):
         return StoreReadOnlyError(
-            "expected to open a file, found too many open; nothing was published: send it again later or raise "
-            "the limit on open files",
+            "Too many open files; nothing was published. Retry later, or raise the limit on open files.",
             code="storage_busy",
         )
     return StoreReadOnlyError(
-        "expected the disk to take the data, it reported an error; nothing was published, check the disk and restart",
-        code="storage_error",
+        "The disk reported an error; nothing was published. Check the disk and restart.", code="storage_error"
     )
 
 
-def is_passing(error: BaseException | None) -> bool:
-    """Whether a failed call says nothing about the disk: the process or the system had no file handle left."""
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the error is no sign of a failing disk: the process or system ran out of file descriptors."""
     return isinstance(error, OSError) and error.errno in _BUSY
 
 
 def _commit_unknown() -> StoreReadOnlyError:
     return StoreReadOnlyError(
-        "expected the disk to confirm the change, it reported an error; whether the change lasts is decided at the "
-        "next start: restart, then send it again",
+        "The disk reported an error while committing, so the change may be lost. Restart, then send it again.",
         code="commit_unknown",
     )
 
@@ -122,8 +117,8 @@ def _write_temporary(disk: Disk, temporary: Path, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[disk.write(fd, rest) :]
-        disk.sync_file(fd)  # once: after a failed sync the data may be gone although a second one succeeds
-        disk.seal(fd)
+        disk.sync_file(fd)  # never retried: after a failed fsync a second one may succeed although data is lost
+        disk.make_read_only(fd)
     except BaseException:
         with suppress(OSError):
             disk.close(fd)
@@ -132,7 +127,7 @@ def _write_temporary(disk: Disk, temporary: Path, data: bytes) -> None:
 
 
 def create_file(disk: Disk, target: Path, data: bytes) -> bool:
-    """Create a durable, read-only file under a name that must be free.
+    """Create a durable, read-only file unless the name exists.
 
     Args:
         disk: the system calls.
@@ -140,12 +135,12 @@ def create_file(disk: Disk, target: Path, data: bytes) -> bool:
         data: the whole content.
 
     Returns:
-        True when this call created the file; False when the name was taken, whatever its content.
+        True if this call created the file; False if the name exists, whatever its content.
 
     Raises:
-        StorageFullError: no room; nothing is left behind.
+        StorageFullError: not enough space; nothing is left behind.
         StoreReadOnlyError: `store_read_only`, `storage_busy` or `storage_error`, nothing was created; `commit_unknown`,
-            the file is there but may not outlive a power cut.
+            the file exists but may not survive a power failure.
     """
     temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
@@ -156,7 +151,7 @@ def create_file(disk: Disk, target: Path, data: bytes) -> bool:
             disk.unlink(temporary)
         if isinstance(error, FileExistsError):
             return False
-        raise as_store_error(error) from error
+        raise to_store_error(error) from error
     try:
         disk.unlink(temporary)
         disk.sync_dir(target.parent)
@@ -165,8 +160,8 @@ def create_file(disk: Disk, target: Path, data: bytes) -> bool:
     return True
 
 
-def confirm_dir(disk: Disk, path: Path) -> None:
-    """Make names durable that somebody else may have created and not yet synced.
+def sync_directory(disk: Disk, path: Path) -> None:
+    """Flush a directory in which another writer may have created names without syncing them yet.
 
     Raises:
         StoreReadOnlyError: `commit_unknown`.
@@ -177,11 +172,11 @@ def confirm_dir(disk: Disk, path: Path) -> None:
         raise _commit_unknown() from error
 
 
-def ensure_dir(disk: Disk, path: Path) -> None:
-    """Have a durable directory, whoever creates it first; its parent exists.
+def create_directory(disk: Disk, path: Path) -> None:
+    """Create a directory durably if it does not exist; its parent exists.
 
     Raises:
-        StorageFullError: no room.
+        StorageFullError: not enough space.
         StoreReadOnlyError: the parent is not writable.
     """
     try:
@@ -189,17 +184,17 @@ def ensure_dir(disk: Disk, path: Path) -> None:
             disk.make_dir(path)
         disk.sync_dir(path.parent)
     except OSError as error:
-        raise as_store_error(error) from error
+        raise to_store_error(error) from error
 
 
 def read_file(path: Path, *, max_bytes: int) -> bytes | None:
-    """Read a regular file without following a symbolic link.
+    """Read a regular file without following symbolic links.
 
     Returns:
-        the content, at most `max_bytes` + 1 bytes of it; None if there is no such file.
+        at most `max_bytes` + 1 bytes; None if the file does not exist.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -211,16 +206,16 @@ def read_file(path: Path, *, max_bytes: int) -> bytes | None:
 
 @contextmanager
 def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
-    """Hold the store's lock: shared while publishing (waits), exclusive while collecting (does not wait).
+    """Hold the store's lock: shared to publish (blocking), exclusive to collect garbage (non-blocking).
 
     Raises:
-        BlockingIOError: exclusive, and somebody else holds the lock.
+        BlockingIOError: exclusive, and another process holds the lock.
         StoreReadOnlyError: the lock file cannot be opened for writing.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise as_store_error(error) from error
+        raise to_store_error(error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
         yield

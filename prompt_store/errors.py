@@ -1,27 +1,26 @@
-"""Every error that leaves this package, and nothing else.
+"""The errors of this package.
 
 The tree::
 
     PromptStoreError
-    ├── BundleInvalidError       the bytes are not a bundle we accept; `.code` names the rule
-    │   ├── LimitExceededError   larger than we are willing to read
-    │   └── DigestMismatchError  not the bytes that were announced
-    ├── DomainNotFoundError      no bundle was ever added under that name
-    ├── VersionNotFoundError     the domain has no such version (any more)
-    ├── VersionExistsError       the content is an older version already; roll back or activate it
-    ├── VersionLiveError         the version answers requests and cannot be removed
-    ├── ConflictError            somebody else moved first, or there is nowhere to move to
-    ├── StoreReadOnlyError       nothing can be written, reading goes on
-    ├── StorageFullError         no room; nothing was changed
-    └── StoreCorruptError        what is on disk is not what was written
+    ├── BundleInvalidError       not a valid bundle; `.code` names the rule
+    │   ├── LimitExceededError   larger than the size limit
+    │   └── DigestMismatchError  the bytes do not match the expected digest
+    ├── DomainNotFoundError      no such domain
+    ├── VersionNotFoundError     no such version, or it was removed
+    ├── VersionExistsError       an older version already has this content
+    ├── VersionLiveError         a live version cannot be removed
+    ├── ConflictError            a conflicting update, or no version to roll back to
+    ├── StoreReadOnlyError       the store cannot be written; reads still work
+    ├── StorageFullError         the disk is full; nothing was changed
+    └── StoreCorruptError        damaged data on disk
 
-Each message says what was expected, what was found and what to do. Text that came from a client is
-repeated only after it passed its own check, so a message may be shown to anybody.
+Messages never repeat unvalidated client input, so they are safe to show to any caller.
 """
 
 
 class PromptStoreError(Exception):
-    """Base of all errors of this package; `code` is stable and made for programs."""
+    """Base class; `code` is stable and machine-readable."""
 
     code: str = "prompt_store_error"
 
@@ -32,13 +31,13 @@ class PromptStoreError(Exception):
 
 
 class BundleInvalidError(PromptStoreError):
-    """The bytes break one rule of the bundle format.
+    """The bytes violate a rule of the bundle format.
 
     Args:
         code: the rule, as listed in `docs/bundle-format.md`.
-        detail: what was expected, what was found, what to do; never a client's raw text.
-        field: where, such as `classes[3].name` or a tensor's name.
-        limit: the number that was exceeded, if the rule is a limit.
+        detail: the message; never contains raw client input.
+        field: location of the error, such as `classes[3].name` or a tensor name.
+        limit: the exceeded limit, if the rule is a limit.
     """
 
     code = "bundle_invalid"
@@ -51,31 +50,31 @@ class BundleInvalidError(PromptStoreError):
 
 
 class LimitExceededError(BundleInvalidError):
-    """The bundle is larger than we read; it was not looked into any further."""
+    """The bundle exceeds the size limit; it was not parsed."""
 
     code = "too_large"
 
 
 class DigestMismatchError(BundleInvalidError):
-    """The bytes are not the ones that were announced: a broken or mixed-up transfer."""
+    """The bytes do not match the expected digest."""
 
     code = "digest_mismatch"
 
 
 class DomainNotFoundError(PromptStoreError):
-    """The store knows no domain of that name."""
+    """The store has no such domain."""
 
     code = "domain_not_found"
 
 
 class VersionNotFoundError(PromptStoreError):
-    """The domain has no such version, or it has been removed."""
+    """The domain has no such version, or it was removed."""
 
     code = "version_not_found"
 
 
 class VersionExistsError(PromptStoreError):
-    """The content is already known as an older version, given by `version`."""
+    """An older version, `version`, already has this content."""
 
     code = "version_exists"
 
@@ -85,34 +84,33 @@ class VersionExistsError(PromptStoreError):
 
 
 class VersionLiveError(PromptStoreError):
-    """The version is live and therefore cannot be removed."""
+    """The version is live and cannot be removed."""
 
     code = "version_live"
 
 
 class ConflictError(PromptStoreError):
-    """The state is not the one the caller expected; look again and decide anew."""
+    """The domain changed since the caller read it; read it again and retry."""
 
     code = "conflict"
 
 
 class StoreReadOnlyError(PromptStoreError):
-    """Nothing can be written; codes `store_read_only`, `storage_busy`, `storage_error`, `commit_unknown`.
+    """The store cannot be written; codes `store_read_only`, `storage_busy`, `storage_error`, `commit_unknown`.
 
-    `commit_unknown` means: the change may or may not survive a power cut. Send it again after a restart;
-    adding the same content twice is harmless.
+    `commit_unknown`: the change may not survive a power failure. Retry after a restart; adding a bundle is idempotent.
     """
 
     code = "store_read_only"
 
 
 class StorageFullError(PromptStoreError):
-    """The file system is full (or too full to be sure); nothing was changed."""
+    """Not enough free disk space; nothing was changed."""
 
     code = "insufficient_storage"
 
 
 class StoreCorruptError(PromptStoreError):
-    """What is on disk is not what was written; codes `store_corrupt`, `version_corrupt` or `not_a_store`."""
+    """Damaged data on disk; codes `store_corrupt`, `version_corrupt` or `not_a_store`."""
 
     code = "store_corrupt"

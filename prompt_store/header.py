@@ -1,8 +1,7 @@
-"""The safetensors header, read by our own strict rules before any size in it is trusted.
+"""Strict parser and writer for the safetensors header.
 
-Knows the container: prefix, header, tensor entries, offsets. Does not know what the tensors are for.
-safetensors gives memory safety; it still accepts duplicate keys, unknown entry fields, zero-size tensors and
-names such as `../x`. This pass can only narrow what the library accepts, and the library is asked as well.
+The safetensors library is memory-safe, but accepts duplicate keys, unknown entry fields, zero-size tensors and names
+such as `../x`. This parser rejects those. The library parses the same bytes as well, and both results must agree.
 """
 
 import math
@@ -32,7 +31,7 @@ _ENTRY_KEYS: Final = {"dtype", "shape", "data_offsets"}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: `start` and `end` count bytes from the end of the header."""
+    """One tensor's entry; `start` and `end` are byte offsets from the end of the header."""
 
     name: str
     dtype: str
@@ -43,7 +42,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A header that passed all rules; `data_start` is the offset of the first tensor byte in the file."""
+    """A validated header; `data_start` is the file offset of the first tensor byte."""
 
     metadata: Mapping[str, str]
     entries: tuple[TensorEntry, ...]
@@ -58,32 +57,31 @@ def _header_bytes(data: bytes) -> bytes:
     if len(data) > MAX_BUNDLE_BYTES:
         raise LimitExceededError(
             "too_large",
-            f"expected at most {MAX_BUNDLE_BYTES} bytes, found {len(data)}; use fewer tokens, layers or classes",
+            f"The bundle has {len(data)} bytes; the limit is {MAX_BUNDLE_BYTES}. Use fewer tokens, layers or classes.",
             limit=MAX_BUNDLE_BYTES,
         )
     size = int.from_bytes(data[:PREFIX_BYTES], "little") if len(data) >= PREFIX_BYTES else 0
     if not 2 <= size <= MAX_HEADER_BYTES or PREFIX_BYTES + size > len(data):
         raise BundleInvalidError(
             "st_header_length",
-            f"expected a safetensors file whose header has 2 to {MAX_HEADER_BYTES} bytes and lies inside the file; "
-            "check that this is a whole safetensors file",
+            f"Not a complete safetensors file: the header must have 2 to {MAX_HEADER_BYTES} bytes, all in the file.",
             limit=MAX_HEADER_BYTES,
         )
     header = data[PREFIX_BYTES : PREFIX_BYTES + size]
     if not header.startswith(b"{"):
-        raise BundleInvalidError("st_header_start", "expected a header whose first byte is {; write the file again")
+        raise BundleInvalidError("st_header_start", "The safetensors header must start with {.")
     return header
 
 
 def _header_object(header: bytes) -> dict[str, Any]:
     if not header.rstrip(b" ").endswith(b"}"):
-        raise BundleInvalidError("st_header_json", "expected a JSON header padded with nothing but spaces")
+        raise BundleInvalidError("st_header_json", "The safetensors header must be JSON padded with spaces only.")
     try:
         return load_object(header)
     except DuplicateKeyError as error:
-        raise BundleInvalidError("st_duplicate_key", f"header: {error}; write the file again") from error
+        raise BundleInvalidError("st_duplicate_key", f"Invalid safetensors header: {error}.") from error
     except StrictJsonError as error:
-        raise BundleInvalidError("st_header_json", f"header: {error}; write the file again") from error
+        raise BundleInvalidError("st_header_json", f"Invalid safetensors header: {error}.") from error
 
 
 def _metadata(value: object) -> dict[str, str]:
@@ -95,8 +93,8 @@ def _metadata(value: object) -> dict[str, str]:
     ):
         raise BundleInvalidError(
             "st_metadata",
-            f"expected __metadata__ with at most {MAX_METADATA_KEYS} texts, one of them called manifest; "
-            "a plain safetensors file is not a bundle: make one with write_bundle",
+            f"__metadata__ must map at most {MAX_METADATA_KEYS} keys to strings, and contain `manifest`. "
+            "A plain safetensors file is not a bundle; create one with write_bundle.",
             field="__metadata__",
             limit=MAX_METADATA_KEYS,
         )
@@ -112,7 +110,7 @@ def _shape(value: object, name: str) -> tuple[int, ...]:
     ):
         raise BundleInvalidError(
             "st_shape",
-            f"{name}: expected 1 to {MAX_RANK} dimensions of 1 to {MAX_DIM} and at most {MAX_ELEMENTS} elements",
+            f"{name} must have 1 to {MAX_RANK} dimensions of 1 to {MAX_DIM}, and at most {MAX_ELEMENTS} elements.",
             field=name,
             limit=MAX_ELEMENTS,
         )
@@ -121,26 +119,18 @@ def _shape(value: object, name: str) -> tuple[int, ...]:
 
 def _entry(name: str, value: object) -> TensorEntry:
     if _NAME.fullmatch(name) is None:
-        raise BundleInvalidError(
-            "st_name", "expected tensor names of 1 to 128 characters out of a-z, 0-9, _ and .; rename the tensor"
-        )
+        raise BundleInvalidError("st_name", "Tensor names have 1 to 128 characters from a-z, 0-9, _ and `.`.")
     if not isinstance(value, dict) or set(value) != _ENTRY_KEYS:
-        raise BundleInvalidError(
-            "st_header_json", f"{name}: expected exactly dtype, shape and data_offsets", field=name
-        )
+        raise BundleInvalidError("st_header_json", f"{name} must have only dtype, shape and data_offsets.", field=name)
     dtype = value["dtype"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise BundleInvalidError(
-            "st_dtype", f"{name}: expected one of {', '.join(ITEM_BYTES)}; convert the tensor", field=name
-        )
+        raise BundleInvalidError("st_dtype", f"{name} must have dtype {' or '.join(ITEM_BYTES)}.", field=name)
     shape = _shape(value["shape"], name)
     offsets = value["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise BundleInvalidError("st_offsets", f"{name}: expected two offsets, start and end", field=name)
+        raise BundleInvalidError("st_offsets", f"{name} must have two data_offsets, start and end.", field=name)
     if offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise BundleInvalidError(
-            "st_offsets", f"{name}: expected offsets as far apart as the shape and type ask for", field=name
-        )
+        raise BundleInvalidError("st_offsets", f"{name}: data_offsets do not match shape and dtype.", field=name)
     return TensorEntry(name, dtype, shape, offsets[0], offsets[1])
 
 
@@ -150,45 +140,44 @@ def _check_contiguous(entries: tuple[TensorEntry, ...], n_data_bytes: int) -> No
         if entry.start != position:
             raise BundleInvalidError(
                 "st_offsets",
-                f"{entry.name}: expected tensors that follow each other without gap or overlap",
+                f"{entry.name}: tensors must be contiguous, without gaps or overlaps.",
                 field=entry.name,
             )
         position = entry.end
     if position != n_data_bytes:
         raise BundleInvalidError(
             "st_trailing",
-            f"expected the last tensor to end the file: {position} data bytes, found {n_data_bytes}; "
-            "the file is cut short or has something appended",
+            f"The file is truncated or has trailing bytes: {n_data_bytes} data bytes, expected {position}.",
         )
 
 
 def parse_header(data: bytes) -> Header:
-    """Check the container of a bundle, cheapest rule first.
+    """Parse and validate the header of a bundle file, cheapest checks first.
 
     Args:
         data: the whole file.
 
     Returns:
-        the header; entries in the order of their offsets.
+        the header; entries are sorted by offset.
 
     Raises:
         LimitExceededError: `too_large`.
-        BundleInvalidError: a code that starts with `st_`; the first rule that is broken wins.
+        BundleInvalidError: the first violation; its code starts with `st_`.
     """
     header = _header_bytes(data)
     fields = _header_object(header)
     metadata = _metadata(fields.pop("__metadata__", None))
     if not 1 <= len(fields) <= MAX_TENSORS:
         raise BundleInvalidError(
-            "st_tensor_count", f"expected 1 to {MAX_TENSORS} tensors, found {len(fields)}", limit=MAX_TENSORS
+            "st_tensor_count", f"A bundle has 1 to {MAX_TENSORS} tensors, found {len(fields)}.", limit=MAX_TENSORS
         )
     entries = tuple(sorted((_entry(*item) for item in fields.items()), key=lambda entry: (entry.start, entry.end)))
     _check_contiguous(entries, len(data) - PREFIX_BYTES - len(header))
     return Header(metadata, entries, PREFIX_BYTES + len(header))
 
 
-def check_second_opinion(data: bytes, header: Header) -> None:
-    """Let the safetensors library read the same bytes and compare what it sees.
+def check_with_safetensors(data: bytes, header: Header) -> None:
+    """Parse the same bytes with the safetensors library and compare the result.
 
     Raises:
         BundleInvalidError: `st_parser_disagreement`.
@@ -200,24 +189,20 @@ def check_second_opinion(data: bytes, header: Header) -> None:
             for name, spec in safetensors.deserialize(data)  # type: ignore[no-untyped-call]
         }
     except Exception as error:  # the library raises several unrelated types
-        raise BundleInvalidError(
-            "st_parser_disagreement", "expected the safetensors library to accept the file too; write it again"
-        ) from error
+        raise BundleInvalidError("st_parser_disagreement", "The safetensors library rejects the file.") from error
     if ours != theirs:
-        raise BundleInvalidError(
-            "st_parser_disagreement", "expected the safetensors library to see the same tensors; write the file again"
-        )
+        raise BundleInvalidError("st_parser_disagreement", "The safetensors library reads other tensors from the file.")
 
 
 def build_header(metadata: Mapping[str, str], specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """Write the prefix and header for tensors stored in the given order; the same input gives the same bytes.
+    """Build the length prefix and header; deterministic.
 
     Args:
-        metadata: texts for `__metadata__`.
-        specs: name -> (dtype, shape), in the order in which the tensors' bytes follow.
+        metadata: strings for `__metadata__`.
+        specs: name -> (dtype, shape), in the order of the tensors' bytes.
 
     Returns:
-        prefix and header, padded with spaces so that the data starts at a multiple of 8.
+        prefix and header, padded with spaces so that the data is 8-byte aligned.
     """
     fields: dict[str, object] = {"__metadata__": dict(metadata)}
     position = 0

@@ -1,12 +1,12 @@
-"""Where things lie in a store, and the making of an empty one.
+"""The directory layout of a store, and creating an empty one.
 
-Knows every path of the store and builds each from checked parts only. Does not know what the files mean::
+Paths are built from validated parts only::
 
     FORMAT                              {"format":1}
-    LOCK                                held shared by publishers, exclusively by the collector
-    blobs/sha256/<aa>/<64 hex digits>   immutable bundles, named by their own digest
-    domains/<domain>/log/0000000042.json   immutable commit records; the highest one is the state
-    quarantine/                         damaged blobs, moved aside and never served
+    LOCK                                locked shared to publish, exclusively to collect garbage
+    blobs/sha256/<aa>/<64 hex digits>   immutable bundles, named by their digest
+    domains/<domain>/log/0000000042.json   immutable commit records, numbered from 1
+    quarantine/                         damaged blobs, never served
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from prompt_store.digest import is_digest
-from prompt_store.durable import TEMPORARY_PREFIX, Disk, create_file, ensure_dir, read_file
+from prompt_store.durable import TEMPORARY_PREFIX, Disk, create_directory, create_file, read_file
 from prompt_store.errors import DomainNotFoundError, StoreCorruptError
 from prompt_store.manifest import is_domain
 from prompt_store.strict_json import StrictJsonError, dump_canonical, load_object
@@ -24,7 +24,7 @@ _OWN_NAMES: Final = frozenset({"FORMAT", "LOCK", "blobs", "domains", "quarantine
 
 
 class Layout:
-    """The paths of one store."""
+    """The paths in one store."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -38,10 +38,10 @@ class Layout:
         """Return the path of a blob.
 
         Raises:
-            StoreCorruptError: not a digest; records are checked, so this shows damage.
+            StoreCorruptError: not a digest.
         """
         if not is_digest(digest):
-            raise StoreCorruptError("expected a digest of the form sha256:<64 hex digits>; restore the domain's log")
+            raise StoreCorruptError("The log contains an invalid digest. Restore the domain's log from a backup.")
         hex_digits = digest.removeprefix("sha256:")
         return self.blobs / hex_digits[:2] / hex_digits
 
@@ -49,14 +49,14 @@ class Layout:
         """Return the log directory of a domain.
 
         Raises:
-            DomainNotFoundError: the text cannot name a domain.
+            DomainNotFoundError: not a valid domain name.
         """
         if not is_domain(domain):
-            raise DomainNotFoundError("expected a domain's name, found a text that cannot be one; list the domains")
+            raise DomainNotFoundError("Not a valid domain name. Use `caspl store ls` to list domains.")
         return self.domains / domain / "log"
 
     def temporary_files(self) -> Iterator[Path]:
-        """Yield every temporary file that a killed writer may have left."""
+        """Yield all temporary files, including those left by killed writers."""
         for pattern in ("", "blobs/sha256/*/", "domains/*/log/"):
             yield from self.root.glob(f"{pattern}{TEMPORARY_PREFIX}*")
 
@@ -75,37 +75,35 @@ def _is_store(layout: Layout) -> bool:
             return False
         fields = load_object(data.rstrip(b"\n"))
     except (OSError, StrictJsonError) as error:
-        raise StoreCorruptError("expected a readable FORMAT file in the store; restore it from a backup") from error
+        raise StoreCorruptError("The store's FORMAT file is unreadable. Restore it from a backup.") from error
     if fields.get("format") != _FORMAT["format"]:
         raise StoreCorruptError(
-            "expected store format 1, found another one; use the release that wrote this store", code="not_a_store"
+            "Unsupported store format. Use the release that created this store.", code="not_a_store"
         )
     return True
 
 
 def open_layout(root: Path, disk: Disk, *, create: bool) -> Layout:
-    """Check that a store lies at `root`, or make an empty one.
+    """Open the store at `root`, or create an empty one.
 
     Raises:
-        StoreCorruptError: `not_a_store`, something else lies there, or nothing and `create` is False.
-        StoreReadOnlyError: a new store cannot be written there.
-        StorageFullError: no room for a new store.
+        StoreCorruptError: `not_a_store`, the directory holds other files, or no store exists and `create` is False.
+        StoreReadOnlyError: the directory is not writable.
+        StorageFullError: not enough free space.
     """
     layout = Layout(root)
     if _is_store(layout):
         return layout
     if not create:
-        raise StoreCorruptError("expected a store at this path, found none; check the path", code="not_a_store")
+        raise StoreCorruptError("No store at this path.", code="not_a_store")
     missing = [path for path in (root, *root.parents) if not path.exists()]
     for path in reversed(missing):
-        ensure_dir(disk, path)
-    # What a crash during an earlier creation may have left is fine; anybody else's files are not.
+        create_directory(disk, path)
+    # Leftovers of an interrupted creation are fine; other files are not.
     foreign = [path for path in root.iterdir() if path.name not in _OWN_NAMES and TEMPORARY_PREFIX not in path.name]
     if foreign:
-        raise StoreCorruptError(
-            "expected a store or an empty directory, found other files; choose another path", code="not_a_store"
-        )
+        raise StoreCorruptError("The directory is neither a store nor empty. Choose another path.", code="not_a_store")
     for path in (layout.blobs.parent, layout.blobs, layout.domains, layout.quarantine):
-        ensure_dir(disk, path)
+        create_directory(disk, path)
     create_file(disk, layout.format_file, dump_canonical(_FORMAT) + b"\n")
     return layout

@@ -1,7 +1,6 @@
-"""The manifest: what a bundle says about itself, as typed, bounded and frozen models.
+"""The manifest of a bundle as frozen pydantic models.
 
-Knows the fields and their bounds. Does not know files, tensors' values or class-name rules (`class_names.py`).
-Fields it does not know are kept when a bundle is read and written again, and are never acted on.
+Unknown fields are preserved and otherwise ignored. Class names are validated in `class_names.py`.
 """
 
 import re
@@ -28,19 +27,19 @@ MAX_TEMPLATES: Final = 256
 MAX_TOKENS: Final = 64
 
 _DOMAIN: Final = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
-# Names that are devices on some systems or first path segments of the service.
+# Device names on some systems, or path prefixes of the service.
 RESERVED_DOMAINS: Final = frozenset(
     {"aux", "con", "nul", "prn", "v1", "v2", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
 )
 
 
 def is_domain(text: str) -> bool:
-    """Tell whether the text may name a domain: `[a-z][a-z0-9]*(-[a-z0-9]+)*`, at most 64 characters, not reserved."""
+    """Whether the text is a domain name: `[a-z][a-z0-9]*(-[a-z0-9]+)*`, at most 64 characters, not reserved."""
     return len(text) <= MAX_DOMAIN_CHARS and _DOMAIN.fullmatch(text) is not None and text not in RESERVED_DOMAINS
 
 
 def check_domain(text: str) -> str:
-    """Return the domain name unchanged.
+    """Validate a domain name and return it unchanged.
 
     Raises:
         BundleInvalidError: `name_invalid`.
@@ -48,8 +47,8 @@ def check_domain(text: str) -> str:
     if not is_domain(text):
         raise BundleInvalidError(
             "name_invalid",
-            "expected a domain name of lower-case letters, digits and single hyphens that starts with a letter, "
-            f"has at most {MAX_DOMAIN_CHARS} characters and is not reserved; choose another name",
+            "Not a valid domain name: use lower-case letters, digits and single hyphens, start with a letter, "
+            f"at most {MAX_DOMAIN_CHARS} characters; some names are reserved.",
             field="domain",
         )
     return text
@@ -63,30 +62,30 @@ def _domain(text: str) -> str:
 
 def _template(text: str) -> str:
     if text.count("{}") != 1 or text.count("{") != 1 or text.count("}") != 1:
-        raise ValueError("expected exactly one {} and no other braces")
+        raise ValueError("a template must contain {} exactly once and no other braces")
     return text
 
 
 def _plain_integer(value: object) -> object:
     if type(value) is not int:  # True and 1.0 equal 1 and would pass
-        raise ValueError("expected an integer")
+        raise ValueError("must be an integer")
     return value
 
 
 def _utc(text: str) -> str:
     if not text.endswith(("Z", "+00:00")) or datetime.fromisoformat(text).utcoffset() != timedelta(0):
-        raise ValueError("expected ISO-8601 in UTC, such as 2026-01-31T12:00:00Z")
+        raise ValueError("must be ISO 8601 in UTC, such as 2026-01-31T12:00:00Z")
     return text
 
 
-class _Part(BaseModel):
-    """What all parts share: frozen, no coercion, unknown fields kept, no NaN or infinity."""
+class _ManifestModel(BaseModel):
+    """Frozen, strict types, unknown fields preserved, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
 
-class BackboneSpec(_Part):
-    """The frozen CLIP a bundle was made for, named as in open_clip and pinned by its weights' fingerprint."""
+class BackboneSpec(_ManifestModel):
+    """The frozen CLIP a bundle was trained on: open_clip's names and the fingerprint of the weights."""
 
     arch: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     pretrained: Annotated[str, Field(max_length=256)] | None = None
@@ -95,35 +94,35 @@ class BackboneSpec(_Part):
     preprocess: dict[str, Any] = Field(default_factory=dict)
 
 
-class ClassSpec(_Part):
-    """One class: the name answers carry and the text that was encoded for it."""
+class ClassSpec(_ManifestModel):
+    """One class: the label in responses and the text encoded for it."""
 
     name: str
     text: str
 
 
-class GroupSpec(_Part):
-    """One group of prompts: own tokens in each of the first `depth` layers."""
+class GroupSpec(_ManifestModel):
+    """One prompt group: `tokens` tokens in each of the first `depth` layers."""
 
     depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)]
     tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
-class GroupsSpec(_Part):
-    """The groups of one tower; a group that is absent has no tensor."""
+class GroupsSpec(_ManifestModel):
+    """The prompt groups of one tower."""
 
     boost: GroupSpec | None = None
     adapt: GroupSpec | None = None
 
 
-class StackSpec(_Part):
-    """Which prompts the bundle holds, and what turns image features into scores.
+class StackSpec(_ManifestModel):
+    """The prompts in the bundle and the kind of head.
 
     Attributes:
-        head: `static`, text features are fixed; `conditional`, they are computed for every image.
+        head: `static`, fixed text features; `conditional`, text features computed per image.
         image, text: the prompt groups of each tower.
-        labels: `own`: text features exist for the bundle's classes only, and other labels are refused.
-        head_share: weight of a linear class head in the logits, 0 to 1; None when there is no such head.
+        labels: `own`, the bundle's classes only; `any`, open-vocabulary requests work too.
+        head_share: weight of a linear class head in the logits, 0 to 1; None without such a head.
     """
 
     head: Literal["static", "conditional"]
@@ -134,14 +133,14 @@ class StackSpec(_Part):
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A stack without heads is written as it was before there were any, so that its digest stays the same."""
+        """Omit fields that were added later when they have their defaults, so that digests stay the same."""
         fields: dict[str, Any] = dump(self)
         absent = {"labels": "any", "head_share": None}
         return {name: value for name, value in fields.items() if name not in absent or value != absent[name]}
 
 
-class Provenance(_Part):
-    """Where the bundle comes from; for people and for reproduction, never acted on."""
+class Provenance(_ManifestModel):
+    """How the bundle was trained; informational only."""
 
     method: Annotated[str, Field(min_length=1, max_length=64)]
     phase: Literal["plain", "boost", "adapt"]
@@ -154,8 +153,8 @@ class Provenance(_Part):
     created: Annotated[str, Field(max_length=40), AfterValidator(_utc)]
 
 
-class Manifest(_Part):
-    """A bundle's whole manifest; `logit_scale` is the multiplier s = exp(t), about 100 for CLIP."""
+class Manifest(_ManifestModel):
+    """The manifest; `logit_scale` is the multiplier s = exp(t), about 100 for CLIP."""
 
     format: Annotated[Literal[1], BeforeValidator(_plain_integer)] = 1
     domain: Annotated[str, AfterValidator(_domain)]

@@ -1,7 +1,6 @@
-"""The store: every domain's versions, which of them is live, and how it came to be so.
+"""The store: immutable versions per domain, one live version each, rollback and history.
 
-Knows the rules of publishing, activating, rolling back and retiring. Does not know torch or HTTP. Threads of one
-process and several processes on one machine may use a store at the same time.
+Thread-safe, and safe for several processes on one machine.
 """
 
 import os
@@ -15,7 +14,7 @@ from prompt_store import changes
 from prompt_store.blobs import read_blob
 from prompt_store.bundle import read_bundle
 from prompt_store.collect import GRACE_S, KEEP_VERSIONS, TEMPORARY_GRACE_S, GcReport, collect
-from prompt_store.durable import Disk, is_passing, locked
+from prompt_store.durable import Disk, is_transient, locked
 from prompt_store.errors import BundleInvalidError, ConflictError, StoreReadOnlyError
 from prompt_store.layout import Layout, open_layout
 from prompt_store.logs import Decide, Logs
@@ -28,7 +27,7 @@ _FATAL_CODES: Final = frozenset({"storage_error", "commit_unknown"})
 
 @dataclass(frozen=True)
 class Added:
-    """Answer to `add`; `created` is False when the newest version has this content already."""
+    """Result of `add`; `created` is False if the newest version already has this content."""
 
     version: int
     digest: str
@@ -37,7 +36,7 @@ class Added:
 
 @dataclass(frozen=True)
 class VersionInfo:
-    """One version; `created_at` is ISO-8601 in UTC."""
+    """One version; `created_at` is ISO 8601 in UTC."""
 
     version: int
     digest: str
@@ -48,7 +47,7 @@ class VersionInfo:
 
 @dataclass(frozen=True)
 class LiveInfo:
-    """The version a domain answers with; `seq` is the number of the domain's last commit."""
+    """A domain's live version; `seq` is the number of the domain's last commit."""
 
     version: int
     digest: str
@@ -57,7 +56,7 @@ class LiveInfo:
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One commit: when, who, what (`publish`, `activate`, `rollback`, `retire`), from and to which version."""
+    """One commit; `action` is `publish`, `activate`, `rollback` or `retire`."""
 
     at: str
     actor: str
@@ -68,7 +67,7 @@ class HistoryEntry:
 
 
 def _live_info(state: State) -> LiveInfo | None:
-    """Return what is live, None when nothing is."""
+    """Return the live version, or None."""
     if state.live is None:
         return None
     return LiveInfo(state.live, state.published[state.live - 1].digest, state.seq)
@@ -85,13 +84,13 @@ class Store:
 
     @classmethod
     def open(cls, root: Path, create: bool = True, *, disk: Disk | None = None) -> "Store":
-        """Open the store at `root`; a new one is made there when there is none and `create` is set.
+        """Open the store at `root`, or create it if `create` is True.
 
-        A store on a read-only file system opens and can be read.
+        A store on a read-only file system can be opened and read.
 
         Raises:
-            StoreCorruptError: `not_a_store`, something else lies there; `store_corrupt`, FORMAT is unreadable.
-            StoreReadOnlyError: a new store cannot be written there.
+            StoreCorruptError: `not_a_store`, the directory is not a store; `store_corrupt`, FORMAT is unreadable.
+            StoreReadOnlyError: the directory is not writable.
         """
         disk = disk or Disk()
         return cls(open_layout(Path(root), disk, create=create), disk)
@@ -103,7 +102,7 @@ class Store:
 
     @property
     def is_writable(self) -> bool:
-        """Whether publishing can work; False on read-only media and after the disk has reported an error."""
+        """Whether the store accepts writes; False on read-only media and after a disk error."""
         places = [path for path in (self.root, self._layout.domains, self._layout.blobs) if path.exists()]
         return not self._has_failed and all(os.access(path, os.W_OK) for path in places)
 
@@ -118,7 +117,7 @@ class Store:
             DomainNotFoundError: no such domain.
             StoreCorruptError: its log is damaged.
         """
-        state = self._logs.existing(domain)
+        state = self._logs.require(domain)
         return [
             VersionInfo(entry.version, entry.digest, entry.size_bytes, entry.at, entry.version == state.live)
             for entry in state.available()
@@ -130,44 +129,44 @@ class Store:
         Raises:
             DomainNotFoundError: no such domain.
             VersionNotFoundError: no such version, or it is retired.
-            StoreCorruptError: `version_corrupt`, the stored bytes are lost or damaged; they are never returned.
+            StoreCorruptError: `version_corrupt`, the stored bytes are missing or damaged.
         """
-        return read_blob(self._layout, changes.found(self._logs.existing(domain), version).digest)
+        return read_blob(self._layout, changes.find_version(self._logs.require(domain), version).digest)
 
     def live(self, domain: str) -> LiveInfo | None:
-        """Return what the domain answers with, None when nothing has been activated yet.
+        """Return the live version, or None if no version was activated yet.
 
         Raises:
             DomainNotFoundError: no such domain.
             StoreCorruptError: its log is damaged.
         """
-        return _live_info(self._logs.existing(domain))
+        return _live_info(self._logs.require(domain))
 
     def rollback_target(self, domain: str) -> int:
-        """Return the version that `rollback` would make live, as of now; for whoever has to load it first.
+        """Return the version that `rollback` would make live, so that it can be loaded first.
 
         Raises:
             DomainNotFoundError: no such domain.
-            ConflictError: `nothing_to_roll_back`, no earlier live version is left.
+            ConflictError: `nothing_to_roll_back`, no earlier live version exists.
             StoreCorruptError: its log is damaged.
         """
-        return changes.rollback_target(self._logs.existing(domain)).version
+        return changes.rollback_target(self._logs.require(domain)).version
 
     def history(self, domain: str, *, limit: int = MAX_HISTORY, before: int | None = None) -> list[HistoryEntry]:
         """Return the last commits of a domain, oldest first.
 
         Args:
             domain: the domain.
-            limit: how many at most.
-            before: leave out this commit number and all after it; for going further back.
+            limit: maximum number of commits.
+            before: only commits with a smaller number; for paging.
 
         Raises:
-            ValueError: a limit or number below 1.
+            ValueError: `limit` or `before` is below 1.
             DomainNotFoundError: no such domain.
             StoreCorruptError: its log is damaged.
         """
         if limit < 1 or (before is not None and before < 1):
-            raise ValueError("history: expected limit and before to be at least 1")
+            raise ValueError("limit and before must be at least 1")
         entries = []
         for record in self._logs.records(domain, limit=limit, before=before):
             from_version = {"publish": None, "retire": record.version}.get(record.action, record.from_version)
@@ -176,21 +175,21 @@ class Store:
         return entries
 
     def add(self, domain: str, data: bytes, *, actor: str = "") -> Added:
-        """Publish a bundle as the domain's next version; it does not go live.
+        """Publish a bundle as the domain's next version, without activating it.
 
         Args:
-            domain: must be the domain named in the bundle's manifest.
-            data: the bundle file; checked whole before anything is written.
-            actor: who publishes, for the history.
+            domain: must equal the domain in the bundle's manifest.
+            data: the bundle file; fully validated before anything is written.
+            actor: name for the history.
 
         Returns:
-            the version. The newest version's content again gives that version, so repeating a call is safe.
+            the version. Idempotent: adding the newest version's content again returns that version.
 
         Raises:
-            BundleInvalidError: not a valid bundle, or one for another domain; nothing was written.
-            VersionExistsError: the content is an older version; activate or roll back to that one.
-            StorageFullError: no room.
-            StoreReadOnlyError: the disk refused or failed.
+            BundleInvalidError: not a valid bundle, or a bundle for another domain; nothing was written.
+            VersionExistsError: an older version has this content; activate that version.
+            StorageFullError: not enough space.
+            StoreReadOnlyError: the store is not writable or the disk failed.
             StoreCorruptError: the domain's log is damaged.
         """
         check_domain(domain)
@@ -198,59 +197,56 @@ class Store:
         if bundle.manifest.domain != domain:
             raise BundleInvalidError(
                 "manifest_mismatch",
-                f"expected a bundle for domain {domain}, found one for {bundle.manifest.domain}; "
-                "publish it there or build it for this domain",
+                f"The bundle is for domain {bundle.manifest.domain}, not {domain}.",
                 field="domain",
             )
         decide = changes.publish(self._layout, self._disk, data, bundle.digest)
-        with self._writing():
+        with self._write_lock():
             state, is_created = self._logs.commit(domain, decide, actor=actor)
         return Added(state.available()[-1].version, bundle.digest, is_created)
 
     def activate(self, domain: str, version: int, *, expected_live: int | None = None, actor: str = "") -> LiveInfo:
-        """Make a version live. Making the live version live again changes nothing.
+        """Make a version live; idempotent.
 
         Args:
             domain: the domain.
             version: one of its versions.
-            expected_live: if given, act only if this version is live now; 0 means "none is".
-            actor: who asks, for the history.
+            expected_live: if given, fail unless this version is live now; 0 for no live version.
+            actor: name for the history.
 
         Raises:
             DomainNotFoundError: no such domain.
             VersionNotFoundError: no such version, or it is retired.
-            ConflictError: another version is live than expected.
-            StoreCorruptError: the version's bytes or the log are damaged; the live version stays.
+            ConflictError: the live version is not `expected_live`.
+            StoreCorruptError: the version's bytes or the log are damaged; the live version is unchanged.
             StoreReadOnlyError, StorageFullError: as for `add`.
         """
-        self._logs.existing(domain)
+        self._logs.require(domain)
         return self._move_live(domain, changes.activate(self._layout, version, expected_live), actor)
 
     def rollback(self, domain: str, *, actor: str = "") -> LiveInfo:
-        """Go back to the version that was live before the current one; again goes further back.
-
-        Retired versions are skipped.
+        """Make the previously live version live; repeated calls go further back, skipping retired versions.
 
         Raises:
             DomainNotFoundError: no such domain.
-            ConflictError: `nothing_to_roll_back`, no earlier live version is left.
-            StoreCorruptError: the earlier version's bytes or the log are damaged; the live version stays.
+            ConflictError: `nothing_to_roll_back`, no earlier live version exists.
+            StoreCorruptError: the version's bytes or the log are damaged; the live version is unchanged.
             StoreReadOnlyError, StorageFullError: as for `add`.
         """
-        self._logs.existing(domain)
+        self._logs.require(domain)
         return self._move_live(domain, changes.roll_back(self._layout), actor)
 
     def retire(self, domain: str, version: int, *, actor: str = "") -> None:
-        """Remove a version from use. Its number is never given again; its bytes go with the next collection.
+        """Retire a version. Its number is never reused; garbage collection removes its bytes.
 
         Raises:
             DomainNotFoundError: no such domain.
-            VersionNotFoundError: no such version, or it is retired already.
-            VersionLiveError: it is live.
+            VersionNotFoundError: no such version, or it is already retired.
+            VersionLiveError: the version is live.
             StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
         """
-        self._logs.existing(domain)
-        with self._writing():
+        self._logs.require(domain)
+        with self._write_lock():
             self._logs.commit(domain, changes.retire(version), actor=actor)
 
     def gc(
@@ -264,25 +260,25 @@ class Store:
     ) -> GcReport:
         """Retire all but the newest versions of each domain and remove unreferenced files.
 
-        The live version and the one a rollback would go to are always kept.
+        The live version and the rollback target are always kept.
 
         Args:
             keep_versions: versions to keep per domain, at least 1.
-            grace_s: age in seconds below which an unreferenced blob is kept.
+            grace_s: minimum age in seconds of an unreferenced blob before it is removed.
             temporary_grace_s: the same for temporary files of killed writers.
-            dry_run: only report.
-            actor: who asks, for the history.
+            dry_run: report only.
+            actor: name for the history.
 
         Raises:
-            ConflictError: `store_busy`, somebody is publishing or collecting right now.
+            ConflictError: `store_busy`, another process is publishing or collecting.
             StoreCorruptError: a log is damaged; nothing was removed.
-            StoreReadOnlyError: the disk refused or failed.
+            StoreReadOnlyError: the store is not writable or the disk failed.
             ValueError: `keep_versions` is below 1.
         """
         if keep_versions < 1:
-            raise ValueError("keep_versions: expected at least 1")
+            raise ValueError("keep_versions must be at least 1")
         try:
-            with self._writing(exclusive=True):
+            with self._write_lock(exclusive=True):
                 return collect(
                     self._layout,
                     self._disk,
@@ -295,25 +291,25 @@ class Store:
                 )
         except BlockingIOError as error:
             raise ConflictError(
-                "expected nobody to write while collecting, found a writer; try again later", code="store_busy"
+                "Another process is writing to the store. Try again later.", code="store_busy"
             ) from error
 
     def _move_live(self, domain: str, decide: Decide, actor: str) -> LiveInfo:
-        with self._writing():
+        with self._write_lock():
             state, _ = self._logs.commit(domain, decide, actor=actor)
         info = _live_info(state)
         if info is None:
-            raise ConflictError("expected a live version after the change, found none; list the history")
+            raise ConflictError("No version is live after the change. Check the domain's history.")
         return info
 
     @contextmanager
-    def _writing(self, *, exclusive: bool = False) -> Iterator[None]:
-        """Hold the lock, and stop writing for good once the disk has failed: a retried sync proves nothing."""
+    def _write_lock(self, *, exclusive: bool = False) -> Iterator[None]:
+        """Hold the lock. After a disk error all writes fail until a restart: a retried fsync proves nothing."""
         if self._has_failed:
-            raise StoreReadOnlyError("expected a healthy disk, it reported an error before; check it and restart")
+            raise StoreReadOnlyError("The disk reported an error earlier. Check the disk and restart.")
         try:
             with locked(self._layout.lock_file, exclusive=exclusive):
                 yield
         except StoreReadOnlyError as error:
-            self._has_failed |= error.code in _FATAL_CODES and not is_passing(error.__cause__)
+            self._has_failed |= error.code in _FATAL_CODES and not is_transient(error.__cause__)
             raise

@@ -1,7 +1,7 @@
-"""JSON without its ambiguities: the one loader for headers, manifests and records, and the one canonical writer.
+"""Strict JSON parsing for headers, manifests and records, and canonical JSON output.
 
-Knows JSON only. `json.loads` lets later duplicates win, reads NaN, turns 1e999 into infinity and passes lone
-surrogates on; two readers of one file could then see two different things. Here all of that is refused.
+`json.loads` accepts duplicate keys, NaN, numbers that overflow to infinity, and lone surrogates. Two parsers could
+then read different values from one file, so all of these are rejected here.
 """
 
 import json
@@ -14,40 +14,40 @@ _MAX_INTEGER_CHARS: Final = 17
 
 
 class StrictJsonError(ValueError):
-    """The text is not JSON, or not the strict JSON read here; the message never repeats the text."""
+    """Not valid strict JSON; the message never quotes the input."""
 
 
 class DuplicateKeyError(StrictJsonError):
-    """One object holds the same key twice."""
+    """An object has the same key twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise DuplicateKeyError("expected every key once per object, found one twice")
+        raise DuplicateKeyError("duplicate key in an object")
     return result
 
 
 def _constant(_text: str) -> NoReturn:
-    raise StrictJsonError("expected finite numbers, found NaN or Infinity")
+    raise StrictJsonError("NaN and Infinity are not allowed")
 
 
 def _integer(text: str) -> int:
     if len(text) > _MAX_INTEGER_CHARS or abs(int(text)) > MAX_INTEGER:
-        raise StrictJsonError("expected integers of at most 2^53, found a larger one")
+        raise StrictJsonError("integer larger than 2^53")
     return int(text)
 
 
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise StrictJsonError("expected finite numbers, found one that overflows")
+        raise StrictJsonError("number overflows a float")
     return value
 
 
 def _check_text(text: str) -> None:
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise StrictJsonError("expected whole Unicode characters, found a lone surrogate")
+        raise StrictJsonError("lone surrogate in a string")
 
 
 def _check_tree(root: object, max_depth: int) -> None:
@@ -66,16 +66,16 @@ def _check_tree(root: object, max_depth: int) -> None:
                 containers.append(node)
         depth += 1 if containers else 0
         if depth > max_depth:
-            raise StrictJsonError(f"expected at most {max_depth} nested levels, found more")
+            raise StrictJsonError(f"nested deeper than {max_depth} levels")
         level = [child for node in containers if isinstance(node, list) for child in node]
 
 
 def load_object(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
-    """Read one JSON object that starts at the first byte; spaces may follow it.
+    """Parse one JSON object that starts at the first byte; trailing whitespace is allowed.
 
     Raises:
-        DuplicateKeyError: an object holds a key twice.
-        StrictJsonError: any other broken rule, including text that is not UTF-8.
+        DuplicateKeyError: an object has the same key twice.
+        StrictJsonError: any other violation, including invalid UTF-8.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -85,19 +85,19 @@ def load_object(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> dict[str, A
     except StrictJsonError:
         raise
     except (ValueError, RecursionError) as error:
-        raise StrictJsonError("expected UTF-8 JSON, found something else") from error
+        raise StrictJsonError("not valid UTF-8 JSON") from error
     if not text.startswith("{") or not isinstance(value, dict):
-        raise StrictJsonError("expected an object whose first byte is {")
+        raise StrictJsonError("not a JSON object, or the first byte is not {")
     _check_tree(value, max_depth)
     return value
 
 
 def dump_canonical(value: object) -> bytes:
-    """Write canonical JSON: sorted keys, no spaces, UTF-8; the same value always gives the same bytes.
+    """Encode as canonical JSON: sorted keys, no spaces, UTF-8; deterministic.
 
     Raises:
-        ValueError: the value holds NaN, infinity or a lone surrogate.
-        TypeError: the value is not made of JSON types.
+        ValueError: the value contains NaN, infinity or a lone surrogate.
+        TypeError: the value contains a type that JSON lacks.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")

@@ -1,7 +1,6 @@
-"""How a bundle and a store are shown: plain values for programs, tables for people.
+"""Output of `caspl store` and `caspl bundle`: JSON values and tables.
 
-Knows what is worth showing. Does not know the command line. Text from a bundle or a log is escaped before it
-reaches a table, so that it cannot carry markup.
+Text from bundles and logs is escaped, so that it cannot inject markup or terminal control sequences.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,13 +19,13 @@ _SHOWN_CLASSES = 5
 
 
 def _cell(value: object) -> Text:
-    """Make a value safe for a terminal: no markup and no control sequences."""
+    """Escape a value for the terminal."""
     shown = "-" if value is None else str(value)
     return Text("".join(char if char.isprintable() else "?" for char in shown))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Build a table; None shows as a dash."""
+    """Build a table; None is shown as a dash."""
     result = Table(title=_cell(title), title_justify="left", title_style="bold")
     for column in columns:
         result.add_column(column, overflow="fold")
@@ -36,7 +35,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def bundle_facts(bundle: Bundle, n_bytes: int) -> dict[str, Any]:
-    """Everything about a bundle except its tensors' values."""
+    """A bundle's metadata as JSON values."""
     return {
         "digest": bundle.digest,
         "size_bytes": n_bytes,
@@ -49,7 +48,7 @@ def bundle_facts(bundle: Bundle, n_bytes: int) -> dict[str, Any]:
 
 
 def bundle_tables(bundle: Bundle, n_bytes: int) -> list[Table]:
-    """The same for people: what it is, what it holds, and the fields this release does not know."""
+    """A bundle's metadata as tables, including unknown manifest fields."""
     manifest, made = bundle.manifest, bundle.manifest.provenance
     names = [spec.name for spec in manifest.classes]
     more = f" and {len(names) - _SHOWN_CLASSES} more" if len(names) > _SHOWN_CLASSES else ""
@@ -73,15 +72,15 @@ def bundle_tables(bundle: Bundle, n_bytes: int) -> list[Table]:
 
 
 def _head(bundle: Bundle) -> str:
-    """What answers, in a few words."""
+    """Describe the head."""
     stack = bundle.manifest.stack
     match head_kind(stack, bundle.tensors):
         case "conditional":
-            return "conditional: text features are made for every image"
+            return "conditional: text features computed per image"
         case "projector":
-            return "static, behind a projector to another model's space"
+            return "static, with an image projector"
         case "class":
-            return f"static, and a linear head with {stack.head_share:g} of the answer"
+            return f"static, plus a linear head with weight {stack.head_share:g}"
         case "plain":
             return "static"
 
@@ -108,7 +107,7 @@ def _tensor_difference(first: Bundle, second: Bundle, name: str) -> dict[str, An
 
 
 def bundle_differences(first: Bundle, second: Bundle) -> dict[str, Any]:
-    """What differs between two bundles: manifest fields by path, and tensors by name."""
+    """The differences between two bundles: manifest fields by path, tensors by name."""
     left, right = (_flat(bundle.manifest.model_dump(mode="json")) for bundle in (first, second))
     fields = [
         {"field": path, "first": left.get(path), "second": right.get(path)}
@@ -121,6 +120,6 @@ def bundle_differences(first: Bundle, second: Bundle) -> dict[str, Any]:
 
 
 def store_rows(store: Store, domain: str | None) -> list[dict[str, Any]]:
-    """One row per version of one domain, or of all."""
+    """One row per version of one domain, or of all domains."""
     names = [domain] if domain is not None else store.domains()
     return [{"domain": name, **asdict(info)} for name in names for info in store.versions(name)]

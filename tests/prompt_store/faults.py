@@ -10,7 +10,7 @@ from prompt_store.durable import Disk
 from tests.prompt_store.samples import sample_bundle
 
 CALLS = (
-    "open_new reserve write sync_file seal close link unlink rename make_dir sync_dir".split()  # noqa: SIM905
+    "open_new reserve write sync_file make_read_only close link unlink rename make_dir sync_dir".split()  # noqa: SIM905
 )
 BUNDLES = [sample_bundle(seed) for seed in range(4)]
 

@@ -70,7 +70,7 @@ def test_data_starts_at_a_multiple_of_8():
 
 @settings(deadline=None, max_examples=60)
 @given(recipe=st.dictionaries(NAMES, JSON, max_size=3), unknown=JSON, seed=st.integers(0, 1000))
-def test_what_is_read_and_written_again_is_the_same_file(recipe, unknown, seed):
+def test_read_then_write_gives_the_same_file(recipe, unknown, seed):
     fields = manifest_fields()
     fields["provenance"]["recipe"] = recipe
     fields["stack"]["later"] = unknown
@@ -98,7 +98,7 @@ def test_unknown_fields_are_kept_at_every_level():
     assert again["classes"][0]["synonyms"] == ["tulipa"]
 
 
-def test_plain_and_per_class_and_conditional_stacks_are_bundles():
+def test_plain_per_class_and_conditional_stacks_are_valid_bundles():
     def stack(head="static", **text):
         return {"head": head, "image": {"boost": None, "adapt": None}, "text": {"boost": None, "adapt": None} | text}
 
@@ -128,7 +128,7 @@ def test_the_groups_of_a_tower_have_one_width():
     assert (caught.value.code, caught.value.field) == ("shape_mismatch", "image.adapt")
 
 
-def test_write_refuses_what_read_would_refuse():
+def test_write_rejects_what_read_would_reject():
     manifest = Manifest.model_validate(manifest_fields())
     with pytest.raises(BundleInvalidError) as caught:
         write_bundle(manifest, tensors() | {"image.boost": np.ones((2, 3, 4))})
@@ -142,7 +142,7 @@ def test_write_refuses_what_read_would_refuse():
 
 
 @given(data=st.binary(max_size=200))
-def test_a_digest_is_checked_by_spelling_and_by_value(data):
+def test_a_digest_is_checked_for_form_and_value(data):
     digest = digest_bytes(data)
 
     assert check_digest(data, digest) == digest
@@ -156,7 +156,7 @@ def test_a_digest_is_checked_by_spelling_and_by_value(data):
 
 
 @given(value=st.dictionaries(NAMES, JSON, max_size=4))
-def test_canonical_json_comes_back_as_it_was(value):
+def test_canonical_json_round_trips(value):
     try:
         again = load_object(dump_canonical(value))
     except StrictJsonError as error:
@@ -166,7 +166,7 @@ def test_canonical_json_comes_back_as_it_was(value):
 
 
 @given(st.from_regex(r"domain[a-z0-9]{4,20}(-[a-z0-9]{1,9}){0,3}", fullmatch=True))
-def test_a_name_of_the_right_form_is_a_domain(name):
+def test_a_name_that_matches_the_pattern_is_a_domain(name):
     assert is_domain(name)
     assert not is_domain(name + "-")
     assert not is_domain(name + "\n")

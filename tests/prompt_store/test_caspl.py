@@ -40,7 +40,7 @@ def run(monkeypatch):
     return lambda *arguments: CliRunner().invoke(caspl.app, arguments)
 
 
-def test_help_lists_every_command_and_what_is_missing(run):
+def test_help_lists_every_command_and_missing_extras(run):
     result = run("--help")
 
     assert result.exit_code == 0
@@ -54,7 +54,7 @@ def test_a_command_runs_under_its_entry_points_name(run):
     assert (result.exit_code, result.stdout) == (0, "hello you\n")
 
 
-def test_a_group_of_commands_is_reached_through_its_name(run, tmp_path):
+def test_a_command_group_runs_its_subcommands(run, tmp_path):
     result = run("store", "ls", "--store", str(tmp_path / "none"))
 
     assert result.exit_code == 1
@@ -69,7 +69,7 @@ def test_a_command_whose_extra_is_missing_says_what_to_install(run, arguments):
     assert 'pip install "caspl-serve[serve]"' in result.stderr
 
 
-def test_an_unknown_command_is_wrong_usage(run):
+def test_an_unknown_command_is_a_usage_error(run):
     assert run("fly").exit_code == 2
 
 

@@ -63,7 +63,7 @@ def test_tables_show_the_live_version_and_the_actor(run, files):
     assert "would retire 0 versions" in run("gc", "--dry-run").stdout
 
 
-def test_failures_exit_with_1_and_say_their_code(run, files):
+def test_failures_exit_with_1_and_print_their_code(run, files):
     run("add", files[0], "--activate")
     run("add", files[1])
 
@@ -74,12 +74,12 @@ def test_failures_exit_with_1_and_say_their_code(run, files):
     assert json.loads(run("rollback", "flowers", "--json", code=1).stderr)["error"]["code"] == "nothing_to_roll_back"
 
 
-def test_a_store_that_is_not_there_is_not_made_by_looking(run, tmp_path):
+def test_listing_does_not_create_a_store(run, tmp_path):
     assert "not_a_store" in run("ls", code=1).stderr
     assert not (tmp_path / "store").exists()
 
 
-def test_wrong_usage_exits_with_2(run, tmp_path):
+def test_a_usage_error_exits_with_2(run, tmp_path):
     run("activate", "flowers", "two", code=2)
     run("activate", "flowers", 0, code=2)
     run("add", tmp_path / "missing", code=2)
@@ -113,7 +113,7 @@ def test_inspect_shows_foreign_text_without_markup_or_control_sequences(run, tmp
     assert "\x1b" not in shown
 
 
-def test_verify_judges_every_file(run, files):
+def test_verify_reports_every_file(run, files):
     files[1].write_bytes(b"no bundle at all")
     verdicts = run_json(run, "verify", *files, app=bundle_app, code=3)
 
@@ -140,7 +140,7 @@ def options(command):
     return {name for parameter in command.params for name in parameter.opts if name.startswith("--")} - {"--help"}
 
 
-def test_the_list_of_options_changes_only_on_purpose():
+def test_the_cli_options_are_frozen():
     from typer.main import get_command
 
     frozen = {
@@ -160,7 +160,7 @@ def test_the_list_of_options_changes_only_on_purpose():
         assert found == frozen[name]
 
 
-def test_samples_are_what_the_tests_think():
+def test_the_sample_bundles_are_valid():
     assert manifest_fields()["domain"] == "flowers"
 
 
@@ -168,12 +168,12 @@ def test_samples_are_what_the_tests_think():
     ("changes", "says"),
     [
         ({"head": "plain"}, ["static", "any"]),
-        ({"head": "class"}, ["linear head with", "of the answer"]),
-        ({"head": "projector", "labels": "own"}, ["projector to another", "its own classes only"]),
-        ({"head": "conditional", "text_adapt": (1, 2)}, ["made for every image"]),
+        ({"head": "class"}, ["linear head with weight"]),
+        ({"head": "projector", "labels": "own"}, ["image projector", "its own classes only"]),
+        ({"head": "conditional", "text_adapt": (1, 2)}, ["computed per image"]),
     ],
 )
-def test_inspect_says_what_answers_and_for_which_labels(tmp_path, changes, says):
+def test_inspect_shows_the_head_and_the_accepted_labels(tmp_path, changes, says):
     path = tmp_path / "b.safetensors"
     path.write_bytes(random_bundle(**changes))
     result = CliRunner().invoke(bundle_app, ["inspect", str(path)], env={"COLUMNS": "200"})

@@ -51,7 +51,7 @@ def refused(fields, arrays):
 
 
 @KINDS
-def test_every_kind_of_head_is_a_bundle_that_comes_back_as_it_was(kind):
+def test_every_kind_of_head_round_trips(kind):
     fields, arrays = sample(kind)
     data = write_bundle(Manifest.model_validate(fields), arrays)
     bundle = read_bundle(data)
@@ -62,13 +62,13 @@ def test_every_kind_of_head_is_a_bundle_that_comes_back_as_it_was(kind):
 
 
 @pytest.mark.parametrize("share", [0, 1, 0.0, 1.0])
-def test_a_share_may_be_none_of_it_or_all_of_it(share):
+def test_a_head_share_may_be_zero_or_one(share):
     fields, arrays = sample("class", head_share=share)
 
     assert read_bundle(handmade(fields, arrays)).manifest.stack.head_share == share
 
 
-def test_fixed_features_may_be_for_the_bundles_own_labels_only():
+def test_a_static_head_may_be_restricted_to_its_own_labels():
     for kind in STACKS:
         fields, arrays = sample(kind, labels="own")
         assert read_bundle(handmade(fields, arrays)).manifest.stack.labels == "own"
@@ -97,7 +97,7 @@ def test_a_missing_tensor_of_a_head_is_named(kind, name):
         ("conditional", "head.hidden.weight"),
     ],
 )
-def test_a_tensor_that_belongs_to_no_head_or_another_is_named(kind, name):
+def test_an_unexpected_tensor_is_named(kind, name):
     fields, arrays = sample(kind)
     arrays[name] = np.ones((3, 5), np.float32)
     error = refused(fields, arrays)
@@ -128,7 +128,7 @@ FREE = {
     ("kind", "name", "change"),
     [(*pair, change) for pair in TENSORS_OF_KINDS for change in CHANGES if (*pair, change) not in FREE],
 )
-def test_a_tensor_of_another_shape_is_refused(kind, name, change):
+def test_a_tensor_with_the_wrong_shape_is_rejected(kind, name, change):
     fields, arrays = sample(kind)
     arrays[name] = CHANGES[change](arrays[name])
     error = refused(fields, arrays)
@@ -140,16 +140,16 @@ def test_a_tensor_of_another_shape_is_refused(kind, name, change):
 @pytest.mark.parametrize(
     ("kind", "changes", "field", "reason"),
     [
-        ("class", {"head_share": None}, "stack.head_share", "a share from 0 to 1"),
-        ("plain", {"head_share": 0.5}, "head.bias", "missing: head.bias, head.weight"),
+        ("class", {"head_share": None}, "stack.head_share", "must be set"),
+        ("plain", {"head_share": 0.5}, "head.bias", "Missing: head.bias, head.weight"),
         ("projector", {"head_share": 0.5}, "stack.head_share", "null"),
         ("conditional", {"head_share": 0.5}, "stack.head_share", "null"),
         ("projector", {"labels": "any"}, "stack.labels", "own"),
-        ("conditional", {"text": {"boost": None, "adapt": None}}, "stack.text.adapt", "context of depth 1"),
-        ("conditional", {"text": {"adapt": {"depth": 2, "tokens": 2}}}, "stack.text.adapt", "context of depth 1"),
+        ("conditional", {"text": {"boost": None, "adapt": None}}, "stack.text.adapt", "must have depth 1"),
+        ("conditional", {"text": {"adapt": {"depth": 2, "tokens": 2}}}, "stack.text.adapt", "must have depth 1"),
     ],
 )
-def test_a_stack_whose_parts_do_not_belong_together_is_refused_by_field(kind, changes, field, reason):
+def test_contradictory_manifest_fields_are_rejected(kind, changes, field, reason):
     error = refused(*sample(kind, **changes))
 
     assert (error.code, error.field) == ("manifest_mismatch", field)
@@ -164,7 +164,7 @@ def test_a_conditional_head_has_one_template(templates):
     assert (error.code, error.field) == ("manifest_mismatch", "templates")
 
 
-def test_a_context_of_a_conditional_head_belongs_to_no_class():
+def test_a_conditional_head_has_no_class_specific_context():
     fields, arrays = sample("conditional")
     arrays["text.adapt"] = np.ones((3, 1, 2, 4), np.float32)
 
@@ -175,14 +175,14 @@ def test_a_context_of_a_conditional_head_belongs_to_no_class():
     ("field", "value"),
     [("labels", "some"), ("labels", None), *(("head_share", value) for value in (-0.1, 1.1, "0.5", True))],
 )
-def test_values_of_the_fields_are_bounded(field, value):
+def test_field_values_are_bounded(field, value):
     with pytest.raises(BundleInvalidError) as caught:
         read_bundle(handmade(*sample("class", **{field: value})))
 
     assert (caught.value.code, caught.value.field) == ("manifest_invalid", f"stack.{field}")
 
 
-def test_a_bundle_from_before_there_were_heads_keeps_its_bytes():
+def test_a_bundle_without_head_fields_keeps_its_bytes():
     manifest = parse_manifest(dump_canonical(manifest_fields()))
 
     assert (manifest.stack.labels, manifest.stack.head_share) == ("any", None)

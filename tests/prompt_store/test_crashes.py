@@ -38,7 +38,7 @@ def test_a_process_that_dies_at_any_call_loses_nothing_acknowledged(quick_path, 
         check_recovery(root, acknowledged, attempted)
 
 
-def test_recovery_may_be_killed_too(quick_path):
+def test_a_crash_during_recovery_loses_nothing(quick_path):
     root = quick_path / "store"
     tell(root, DyingDisk(60))
     store = Store.open(root)
@@ -60,7 +60,7 @@ def power_cuts(quick_path, skipped=None):
             yield scratch, acknowledged, attempted
 
 
-def test_a_power_cut_at_any_call_loses_nothing_acknowledged(quick_path):
+def test_a_power_failure_at_any_call_loses_nothing_acknowledged(quick_path):
     n_disks = 0
     for scratch, acknowledged, attempted in power_cuts(quick_path):
         assert view(Store.open(scratch, disk=PowerLossDisk(-1))) in (acknowledged, attempted)
@@ -69,7 +69,7 @@ def test_a_power_cut_at_any_call_loses_nothing_acknowledged(quick_path):
 
 
 @pytest.mark.parametrize("skipped", ["sync_file", "sync_dir", "log", "domains", "sha256"])
-def test_a_forgotten_sync_would_be_noticed(quick_path, skipped):
+def test_a_missing_sync_would_be_detected(quick_path, skipped):
     def is_harmed(scratch, acknowledged, attempted):
         try:
             return view(Store.open(scratch, disk=PowerLossDisk(-1))) not in (acknowledged, attempted)
@@ -90,7 +90,7 @@ def failure(call):
 @pytest.mark.parametrize(
     ("number", "expected"), [(errno.ENOSPC, StorageFullError), (errno.EROFS, StoreReadOnlyError)], ids=["full", "ro"]
 )
-def test_a_refused_call_changes_nothing_or_says_that_it_is_not_known(quick_path, number, expected):
+def test_a_failed_call_changes_nothing_or_reports_commit_unknown(quick_path, number, expected):
     total = n_steps(quick_path / "whole")
     root = quick_path / "store"
     Store.open(root)
@@ -135,7 +135,7 @@ def test_after_a_failed_sync_nothing_is_written_until_a_restart(quick_path):
     assert codes[-1] == "commit_unknown"
 
 
-def test_running_out_of_file_handles_for_a_moment_does_not_close_the_store(quick_path):
+def test_running_out_of_file_descriptors_is_transient(quick_path):
     codes = set()
     for step in range(n_steps(quick_path / "whole")):
         root = quick_path / f"store{step}"
@@ -164,7 +164,7 @@ def test_short_writes_are_completed(quick_path):
     assert store.read("flowers", 1) == BUNDLES[0]
 
 
-def test_a_nearly_full_disk_is_refused_before_the_first_byte(quick_path):
+def test_a_nearly_full_disk_is_detected_before_the_first_write(quick_path):
     class SmallDisk(CountingDisk):
         def free_bytes(self, path: Path) -> int:
             return 2 * len(BUNDLES[0]) + 64 * 1024 * 1024 - 1
@@ -179,7 +179,7 @@ def test_a_nearly_full_disk_is_refused_before_the_first_byte(quick_path):
     assert view(store) == NOTHING
 
 
-def test_the_story_itself_is_told_as_written(quick_path):
+def test_the_scenario_succeeds_on_a_healthy_disk(quick_path):
     store = Store.open(quick_path / "store")
     for action, expected in story():
         action(store)

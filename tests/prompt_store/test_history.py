@@ -57,13 +57,13 @@ def test_a_long_history_is_read_in_pages_that_leave_nothing_out(store):
 
 
 @pytest.mark.parametrize("bounds", [{"limit": 0}, {"before": 0}])
-def test_a_page_of_history_without_sense_is_refused(store, bounds):
+def test_invalid_history_bounds_are_rejected(store, bounds):
     with pytest.raises(ValueError, match="at least 1"):
         swapped_to_and_fro(store, 1).history("flowers", **bounds)
 
 
 @pytest.mark.parametrize("before", [None, 5])
-def test_a_record_that_was_altered_since_is_not_shown(store, before):
+def test_a_modified_record_is_detected(store, before):
     swapped_to_and_fro(store, 4)
     path = store.root / "domains" / "flowers" / "log" / "0000000004.json"
     path.write_bytes(path.read_bytes().replace(b'"actor":""', b'"actor":"eve"'))
@@ -71,7 +71,7 @@ def test_a_record_that_was_altered_since_is_not_shown(store, before):
         store.history("flowers", before=before)
 
 
-def test_a_record_that_went_missing_in_a_log_known_so_far_is_noticed(store):
+def test_a_record_missing_from_a_cached_log_is_detected(store):
     swapped_to_and_fro(store, 1)
     assert store.live("flowers").version == 1
     log = store.root / "domains" / "flowers" / "log"
@@ -80,7 +80,7 @@ def test_a_record_that_went_missing_in_a_log_known_so_far_is_noticed(store):
         store.live("flowers")
 
 
-def test_a_writer_that_is_faster_between_two_looks_is_no_damage(store, monkeypatch):
+def test_a_commit_between_the_two_checks_is_not_damage(store, monkeypatch):
     swapped_to_and_fro(store, 1)
     other = Store.open(store.root)
     looked_ahead = records._has_later
@@ -95,7 +95,7 @@ def test_a_writer_that_is_faster_between_two_looks_is_no_damage(store, monkeypat
     assert store.live("flowers").seq == 5
 
 
-def test_what_a_store_remembers_of_a_swap_is_a_number(store):
+def test_the_state_cache_grows_by_one_number_per_swap(store):
     """A domain that is swapped every minute for years must not fill the memory."""
     few = len(pickle.dumps(swapped_to_and_fro(store, 5)._logs.state("flowers")))
     for number in range(100):

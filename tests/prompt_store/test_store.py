@@ -48,7 +48,7 @@ def test_put_then_get_is_bit_exact(store):
     assert (info.size_bytes, info.is_live, info.created_at[-1]) == (len(BUNDLES[0]), False, "Z")
 
 
-def test_the_newest_content_again_is_the_same_version(store):
+def test_adding_the_newest_content_again_returns_its_version(store):
     filled(store)
     before = tree(store.root)
     again = store.add("flowers", BUNDLES[2])
@@ -57,7 +57,7 @@ def test_the_newest_content_again_is_the_same_version(store):
     assert tree(store.root) == before
 
 
-def test_an_older_versions_content_is_refused_with_its_number(store):
+def test_adding_an_older_versions_content_is_rejected_with_its_number(store):
     filled(store)
     with pytest.raises(VersionExistsError) as caught:
         store.add("flowers", BUNDLES[0])
@@ -82,7 +82,7 @@ def test_versions_only_rise_after_retirement_and_collection(store):
     assert [info.version for info in store.versions("flowers")] == [1, 2, 4]
 
 
-def test_repeated_rollbacks_walk_further_back_and_end_clearly(store):
+def test_repeated_rollbacks_go_further_back_until_none_is_left(store):
     filled(store)
     for version in (1, 2, 3, 1):
         store.activate("flowers", version)
@@ -124,7 +124,7 @@ def test_a_live_version_cannot_be_retired(store):
         store.retire("flowers", 2)
 
 
-def test_an_activation_that_expects_another_live_version_changes_nothing(store):
+def test_an_activation_with_the_wrong_expected_version_changes_nothing(store):
     filled(store)
     assert store.activate("flowers", 1, expected_live=0).version == 1
     with pytest.raises(ConflictError):
@@ -135,14 +135,14 @@ def test_an_activation_that_expects_another_live_version_changes_nothing(store):
     assert store.live("flowers").version == 1
 
 
-def test_making_the_live_version_live_again_records_nothing(store):
+def test_activating_the_live_version_records_nothing(store):
     first = filled(store).activate("flowers", 1)
 
     assert store.activate("flowers", 1) == first
 
 
 @pytest.mark.parametrize("domain", ["nobody", "../flowers", "", "a/b", "con"])
-def test_a_domain_that_is_not_there_is_said_so(store, domain):
+def test_an_unknown_domain_is_an_error(store, domain):
     filled(store)
     for call in (store.versions, store.live, store.history, store.rollback, store.rollback_target):
         with pytest.raises(DomainNotFoundError):
@@ -153,7 +153,7 @@ def test_a_domain_that_is_not_there_is_said_so(store, domain):
 
 
 @pytest.mark.parametrize("version", [0, -1, 4, 10**12])
-def test_a_version_that_is_not_there_is_said_so(store, version):
+def test_an_unknown_version_is_an_error(store, version):
     filled(store)
     for call in (store.read, store.activate, store.retire):
         with pytest.raises(VersionNotFoundError):
@@ -193,7 +193,7 @@ def test_a_damaged_blob_is_never_returned_and_never_goes_live(store, kind):
     assert store.read("flowers", 1) == BUNDLES[0]
 
 
-def test_adding_the_newest_content_again_heals_its_blob(store):
+def test_adding_the_newest_content_again_repairs_its_blob(store):
     filled(store, 2)
     damage(blob_of(store, BUNDLES[1]), b"rotten")
 
@@ -232,7 +232,7 @@ def test_a_damaged_log_stops_that_domain_only(store, kind):
     assert store.live("flowers").version == 1, "what was read before goes on"
 
 
-def test_gc_keeps_what_is_needed_and_reports_what_goes(store):
+def test_gc_keeps_referenced_files_and_reports_removals(store):
     for data in BUNDLES:
         store.add("flowers", data)
     store.activate("flowers", 1)
@@ -250,7 +250,7 @@ def test_gc_keeps_what_is_needed_and_reports_what_goes(store):
     assert store.rollback("flowers").version == 1
 
 
-def test_gc_leaves_young_files_alone(store):
+def test_gc_keeps_files_within_the_grace_period(store):
     filled(store)
     store.retire("flowers", 1)
     (store.root / ".tmp-young").write_bytes(b"")
@@ -260,7 +260,7 @@ def test_gc_leaves_young_files_alone(store):
     assert blob_of(store, BUNDLES[0]).exists()
 
 
-def test_content_shared_by_two_domains_survives_as_long_as_one_needs_it(store):
+def test_a_blob_shared_by_two_domains_is_kept_while_one_refers_to_it(store):
     data = sample_bundle(domain="weeds")
     store.add("weeds", data)
     filled(store)
@@ -269,7 +269,7 @@ def test_content_shared_by_two_domains_survives_as_long_as_one_needs_it(store):
     assert store.read("flowers", 1) == BUNDLES[0]
 
 
-def test_a_directory_with_other_files_is_not_made_a_store(tmp_path):
+def test_a_directory_with_other_files_is_not_turned_into_a_store(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(StoreCorruptError) as caught:
         Store.open(tmp_path)
@@ -278,7 +278,7 @@ def test_a_directory_with_other_files_is_not_made_a_store(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_store_that_is_not_there_or_of_a_later_format_is_not_opened(store, tmp_path):
+def test_a_missing_store_or_one_of_a_later_format_is_not_opened(store, tmp_path):
     with pytest.raises(StoreCorruptError):
         Store.open(tmp_path / "none", create=False)
     damage(store.root / "FORMAT", b'{"format":2}')
@@ -288,7 +288,7 @@ def test_a_store_that_is_not_there_or_of_a_later_format_is_not_opened(store, tmp
     assert caught.value.code == "not_a_store"
 
 
-def test_a_store_that_lost_its_empty_directories_in_a_checkout_works(store):
+def test_a_store_without_its_empty_directories_works(store):
     filled(store, 1)
     store.retire("flowers", 1)
     store.gc(grace_s=-1)
@@ -311,7 +311,7 @@ def test_threads_share_a_store_without_losing_anything(store):
     assert all(store.read("flowers", one.version) == data for one, data in zip(added, bundles, strict=True))
 
 
-def test_gc_does_not_start_while_somebody_publishes(store):
+def test_gc_fails_while_another_writer_holds_the_lock(store):
     filled(store)
     with locked(store.root / "LOCK", exclusive=False), pytest.raises(ConflictError) as caught:
         store.gc()
@@ -335,7 +335,7 @@ for call in (lambda: store.add("flowers", data), store.gc, lambda: store.activat
 """
 
 
-def test_a_store_that_cannot_be_written_can_be_read(quick_path):
+def test_a_read_only_store_can_be_read(quick_path):
     store = filled(Store.open(quick_path / "store"), 2)
     store.activate("flowers", 1)
     file = quick_path / "bundle"

@@ -21,7 +21,7 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self):
         self.directory = tempfile.TemporaryDirectory(prefix="caspl-test-")
         self.store = Store.open(Path(self.directory.name) / "store")
-        self.contents, self.retired, self.trail = [], set(), []
+        self.contents, self.retired, self.live_history = [], set(), []
 
     def teardown(self):
         if hasattr(self, "directory"):
@@ -48,14 +48,14 @@ class StoreMachine(RuleBasedStateMachine):
     def activate(self, data):
         version = data.draw(st.sampled_from(self.available()))
         assert self.store.activate("flowers", version).version == version
-        if not self.trail or self.trail[-1] != version:
-            self.trail.append(version)
+        if not self.live_history or self.live_history[-1] != version:
+            self.live_history.append(version)
 
     @precondition(lambda self: self.contents)
     @rule()
     def rollback(self):
-        live = self.trail[-1] if self.trail else None
-        rest = list(self.trail[:-1])
+        live = self.live_history[-1] if self.live_history else None
+        rest = list(self.live_history[:-1])
         while rest and (rest[-1] in self.retired or rest[-1] == live):
             rest.pop()
         if not rest:
@@ -63,13 +63,13 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.rollback("flowers")
             return
         assert self.store.rollback("flowers").version == rest[-1]
-        self.trail = rest
+        self.live_history = rest
 
     @precondition(lambda self: self.available())
     @rule(data=st.data())
     def retire(self, data):
         version = data.draw(st.sampled_from(self.available()))
-        if self.trail and self.trail[-1] == version:
+        if self.live_history and self.live_history[-1] == version:
             with pytest.raises(VersionLiveError):
                 self.store.retire("flowers", version)
             return
@@ -92,7 +92,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert [info.version for info in infos] == self.available()
         assert all(info.digest == digest_bytes(BUNDLES[self.contents[info.version - 1]]) for info in infos)
         live = self.store.live("flowers")
-        assert (live.version if live else None) == (self.trail[-1] if self.trail else None)
+        assert (live.version if live else None) == (self.live_history[-1] if self.live_history else None)
 
 
 TestStoreMachine = StoreMachine.TestCase

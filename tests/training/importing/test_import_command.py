@@ -77,7 +77,7 @@ def test_a_boosting_bundle_is_read_no_further_than_a_bundle_may_be_long(workplac
         file.truncate(MAX_BUNDLE_BYTES + 1000)  # sparse
     result = caspl_import(workplace, "model.pth.tar-1", "coop", "--boost", str(huge))
     assert result.exit_code == 1
-    assert f"expected at most {MAX_BUNDLE_BYTES} bytes, found {MAX_BUNDLE_BYTES + 1}" in one_line(result.stderr)
+    assert f"has {MAX_BUNDLE_BYTES + 1} bytes; the limit is {MAX_BUNDLE_BYTES}" in one_line(result.stderr)
 
 
 def test_prompts_may_stand_on_boosting_prompts(workplace):
@@ -123,7 +123,7 @@ def test_promptkd_takes_its_teachers_features_from_a_file(workplace):
     [
         ("maple", [], "Expected prompt_learner.ctx [tokens, text width]"),
         ("coop", ["--backbone", "ViT-Z-16"], "Unknown backbone 'ViT-Z-16'"),
-        ("coop", ["--domain", "Not A Domain"], "expected a domain name of lower-case letters"),
+        ("coop", ["--domain", "Not A Domain"], "Not a valid domain name"),
     ],
 )
 def test_a_failure_is_one_message_and_leaves_no_bundle(workplace, method, extra, message):
