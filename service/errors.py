@@ -1,31 +1,28 @@
-"""Everything the service itself can refuse or fail at, as exceptions.
+"""The service's exceptions. Their HTTP statuses are in `service/http/problems.py`.
 
-Knows what went wrong and which facts a caller may see (`extra`). Does not know HTTP: the status of each class
-stands in `service/http/problems.py`, and nowhere else.
-
-    ServiceError
-    ├── SettingsError                a start-up problem: unknown variable, missing keys, unusable demo files
-    ├── RequestInvalidError          the request as a whole cannot be understood
-    │   ├── BodyTooLargeError        more bytes, or more images, than allowed
-    │   ├── SlowBodyError            the body did not arrive in time
-    │   └── MediaTypeError           a content type (or encoding) nobody here reads
-    ├── UnauthorizedError            no key, or not one of ours
-    ├── DeniedError                  a key without the scope or the domain
-    ├── ForeignRequestError          no keys are needed, and another machine's name or another site asks
-    ├── DomainNotLiveError           the domain exists, no version of it is live
-    ├── DomainUnavailableError       its live version could not be loaded
-    ├── BackboneMismatchError        a bundle made for other weights
-    ├── PreconditionFailedError      If-Match names something that is no longer live
-    ├── ImageRejectedError           one image that is not served
-    │   ├── ImageFormatError         not JPEG, PNG or WebP
-    │   └── ImageTooLargeError       too many bytes or pixels
-    ├── ImagesRejectedError          every image of a request was rejected
-    ├── OverloadedError              a queue is full
-    ├── DeadlineExceededError        too late
-    ├── DrainingError                the process is about to stop
-    ├── ClientGoneError              nobody is left to answer
-    └── InferenceFailedError         the device failed on this batch
-        └── DeviceLostError          the device will not answer again in this process
+ServiceError
+├── SettingsError                invalid configuration: unknown variable, missing keys, missing demo files
+├── RequestInvalidError          malformed request
+│   ├── BodyTooLargeError        too many bytes or images
+│   ├── SlowBodyError            the body did not arrive in time
+│   └── MediaTypeError           unsupported content type or encoding
+├── UnauthorizedError            missing or unknown API key
+├── DeniedError                  the key lacks the scope or the domain
+├── ForeignRequestError          without keys: a foreign Host or a cross-site request
+├── DomainNotLiveError           the domain has no live version
+├── DomainUnavailableError       the live version could not be loaded
+├── BackboneMismatchError        a bundle for other weights
+├── PreconditionFailedError      If-Match does not match the live version
+├── ImageRejectedError           an invalid image
+│   ├── ImageFormatError         not JPEG, PNG or WebP
+│   └── ImageTooLargeError       too many bytes or pixels
+├── ImagesRejectedError          all images of a request were rejected
+├── OverloadedError              a queue is full, or the deadline cannot be met
+├── DeadlineExceededError        the deadline passed
+├── DrainingError                the process is shutting down
+├── ClientGoneError              the client disconnected
+└── InferenceFailedError         the forward failed
+    └── DeviceLostError          the device is unusable until a restart
 """
 
 from __future__ import annotations
@@ -34,12 +31,12 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """Base of the service's own errors; `message` is written for the person who called.
+    """Base class.
 
     Args:
-        message: what was expected, what was found, what to do; shown to callers unless the problem table hides it.
-        code: a more precise stable code than the class's own.
-        extra: further facts for the answer's body, JSON values only.
+        message: shown to the client unless the problem table overrides it.
+        code: a stable code that is more specific than the class's default.
+        extra: additional members of the response body; JSON values only.
     """
 
     default_code: ClassVar[str] = "service_error"
@@ -51,55 +48,55 @@ class ServiceError(Exception):
 
 
 class SettingsError(ServiceError):
-    """The service cannot start as configured."""
+    """Invalid configuration."""
 
     default_code = "settings_invalid"
 
 
 class RequestInvalidError(ServiceError):
-    """The request as a whole cannot be understood."""
+    """Malformed request."""
 
     default_code = "request_invalid"
 
 
 class BodyTooLargeError(RequestInvalidError):
-    """More bytes, or more images, than one request may carry."""
+    """The request has too many bytes or images."""
 
     default_code = "too_large"
 
 
 class SlowBodyError(RequestInvalidError):
-    """The body did not arrive within its time."""
+    """The body did not arrive in time."""
 
     default_code = "slow_body"
 
 
 class MediaTypeError(RequestInvalidError):
-    """A content type or content encoding that this route does not read."""
+    """Unsupported content type or content encoding."""
 
     default_code = "unsupported_media"
 
 
 class UnauthorizedError(ServiceError):
-    """The request carries no key, or not one of ours."""
+    """Missing or unknown API key."""
 
     default_code = "unauthorized"
 
 
 class DeniedError(ServiceError):
-    """The key is ours but may not do this."""
+    """The key lacks the required scope or domain."""
 
     default_code = "denied"
 
 
 class ForeignRequestError(ServiceError):
-    """The service is open to this machine only, and the request comes by another name or from another site's page."""
+    """Without keys: the Host is not a loopback name, or the request is cross-site."""
 
     default_code = "foreign_request"
 
 
 class DomainNotLiveError(ServiceError):
-    """The domain exists, but no version of it has been activated."""
+    """The domain has no live version."""
 
     default_code = "domain_not_live"
 
@@ -111,32 +108,31 @@ class DomainUnavailableError(ServiceError):
 
 
 class BackboneMismatchError(ServiceError):
-    """The bundle was made for other weights than the ones that run here."""
+    """The bundle was trained on another backbone."""
 
     default_code = "backbone_mismatch"
 
     def __init__(self, *, expected: str, found: str) -> None:
         super().__init__(
-            f"The bundle was made for backbone {found}, this service runs {expected}. "
-            "Train it again on this backbone, or start a service with the other one.",
+            f"The bundle was trained on backbone {found}, but this service runs {expected}.",
             extra={"expected_fingerprint": expected, "found_fingerprint": found},
         )
 
 
 class PreconditionFailedError(ServiceError):
-    """If-Match names a digest that is not the live one (any more)."""
+    """If-Match does not match the live version's digest."""
 
     default_code = "precondition_failed"
 
 
 class ImageRejectedError(ServiceError):
-    """One image that is not served; its neighbours are."""
+    """An invalid image; the other images of the request are unaffected."""
 
     default_code = "image_undecodable"
 
 
 class ImageFormatError(ImageRejectedError):
-    """The bytes are not JPEG, PNG or WebP."""
+    """Not a JPEG, PNG or WebP image."""
 
     default_code = "image_format"
 
@@ -148,13 +144,13 @@ class ImageTooLargeError(ImageRejectedError):
 
 
 class ImagesRejectedError(ServiceError):
-    """A request with several images, none of which could be served."""
+    """All images of a request were rejected."""
 
     default_code = "images_rejected"
 
 
 class OverloadedError(ServiceError):
-    """A queue is full; the caller should come back later."""
+    """A queue is full or the deadline cannot be met; retry after `retry_after_s`."""
 
     default_code = "overloaded"
 
@@ -164,30 +160,30 @@ class OverloadedError(ServiceError):
 
 
 class DeadlineExceededError(ServiceError):
-    """The answer could not be ready in the time the caller allowed."""
+    """The request's deadline passed."""
 
     default_code = "deadline_exceeded"
 
 
 class DrainingError(ServiceError):
-    """The process is stopping and takes no new work."""
+    """The process is shutting down and accepts no new requests."""
 
     default_code = "draining"
 
 
 class ClientGoneError(ServiceError):
-    """The caller hung up; the error exists to unwind, nobody reads its answer."""
+    """The client disconnected; the response is never sent."""
 
     default_code = "client_gone"
 
 
 class InferenceFailedError(ServiceError):
-    """The device failed on the batch this row was in."""
+    """The forward failed for the batch that contained this row."""
 
     default_code = "inference_failed"
 
 
 class DeviceLostError(InferenceFailedError):
-    """The device is in a state that only a new process can leave."""
+    """The device is unusable until the process restarts."""
 
     default_code = "device_lost"

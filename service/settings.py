@@ -1,7 +1,7 @@
-"""Every knob of the service, in one frozen object.
+"""All service settings, as one frozen object.
 
-Built once, in `service/cli.py`, from options and from `CASPL_*` environment variables, and passed down. Nobody else
-reads the environment, and a `CASPL_*` variable that no field answers to is refused instead of ignored.
+`service/cli.py` builds it from command-line options and `CASPL_*` environment variables and passes it down; no other
+module reads the environment. Unknown `CASPL_*` variables are rejected.
 """
 
 from __future__ import annotations
@@ -24,141 +24,153 @@ PREFIX: Final = "CASPL_"
 MIB: Final = 1024 * 1024
 MOST_GPU_ROWS: Final = 256
 CLIENT_VARIABLES: Final = frozenset({"CASPL_URL", "CASPL_API_KEY"})
-"""Read by `caspl classify`, and no mistake where a service runs too."""
+"""Used by `caspl classify`, so they are allowed in the server's environment as well."""
 LINK_NAME: Final = re.compile(
     r"(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
 LINK_VALUE: Final = re.compile(r"(?:tcp|udp|sctp)://")
-"""What Kubernetes tells every container about a service called `caspl` or `caspl-...`: facts, no settings of ours."""
+"""Kubernetes sets these variables in every container for a service named `caspl` or `caspl-...`; they are ignored."""
 
 
 class Settings(BaseSettings):
-    """What `caspl serve` runs with; sizes in bytes, pixels or counts, times in seconds."""
+    """Settings of `caspl serve`; sizes in bytes, pixels or counts, times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on; any other than loopback needs keys")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    store: Path = Field(Path("store"), description="directory of the prompt store, created if it is not there")
-    keys_file: Path | None = Field(None, description="JSON file of API keys (caspl keys new writes it)")
+    host: str = Field("127.0.0.1", description="address to listen on; any address but loopback requires keys")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port")
+    store: Path = Field(Path("store"), description="directory of the bundle store; created if missing")
+    keys_file: Path | None = Field(None, description="JSON file with API keys, created by `caspl keys new`")
 
     web_workers: int = Field(
         0,
         ge=0,
         le=64,
-        description="processes for HTTP and decoding in front of the one with the device; 0 does everything in one",
+        description="HTTP and decoding processes in front of the device process; 0 runs everything in one process",
     )
 
     backbone: str = Field("ViT-B-16", description="open_clip architecture, or demo-student / demo-teacher")
-    pretrained: str | None = Field(None, description="open_clip tag, or a local .safetensors or .pt file")
-    quick_gelu: bool = Field(False, description="for a local file of OpenAI's weights; their tags need no asking")
+    pretrained: str | None = Field(None, description="open_clip tag, or path of a .safetensors or .pt file")
+    quick_gelu: bool = Field(False, description="use QuickGELU; required for a local file with OpenAI's weights")
     random_weights: int | None = Field(None, ge=0, description="seed for random weights; for tests and benchmarks")
-    device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto takes CUDA when there is one")
+    device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto uses CUDA if available")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto is what computes fastest here: on the CPU float32 and bfloat16 are timed at start"
+        "auto", description="auto picks the fastest; on the CPU it times float32 and bfloat16 at startup"
     )
     n_torch_threads: int = Field(
-        0, ge=0, description="cores that the model computes on; 0 takes all, within a container's quota"
+        0, ge=0, description="CPU cores for the model; 0 uses all cores within the container's quota"
     )
 
     max_batch_rows: int = Field(
         32,
         ge=1,
         le=1024,
-        description="most images on the device at once; on a GPU, unless it is set, as many as it has multiprocessors, "
-        "rounded to a power of two, 256 at most",
+        description="maximum batch size; default on a GPU: its number of multiprocessors, rounded to a power "
+        "of two, at most 256",
     )
     max_text_rows: int = Field(
-        1024, ge=1, le=65_536, description="most texts encoded at once for domains whose text depends on the image"
+        1024, ge=1, le=65_536, description="maximum number of texts encoded at once by a conditional head"
     )
     max_conditional_classes: int = Field(
-        1000, ge=1, le=10_000, description="most classes of such a domain; each costs a text forward per image"
+        1000,
+        ge=1,
+        le=10_000,
+        description="maximum number of classes of a domain with a conditional head; each costs a text forward "
+        "per image",
     )
     bank_slots: int = Field(
-        256, ge=1, le=65_536, description="domains in the device's memory at once; the others wait in host memory"
+        256, ge=1, le=65_536, description="domains resident in device memory; the rest stay in host memory"
     )
     resident_domains: str | None = Field(
         None,
-        description="domains, separated by commas, that never leave the device's memory; half of bank_slots at most",
+        description="comma-separated domains that are never evicted from device memory; at most half of bank_slots",
     )
     max_waiting_rows: int = Field(
         128,
         ge=1,
-        description="most images of one domain that may wait for the device, of all together half as many again; "
-        "beyond it 429; on a GPU, unless it is set, at least four batches",
+        description="maximum number of queued images per domain, and 1.5 times that in total; beyond it 429; "
+        "default on a GPU: at least four batches",
     )
-    default_timeout_s: float = Field(5.0, gt=0, description="deadline of a request that names none")
-    max_timeout_s: float = Field(30.0, gt=0, description="longest deadline a request may ask for")
+    default_timeout_s: float = Field(5.0, gt=0, description="deadline of a request without timeout_ms")
+    max_timeout_s: float = Field(30.0, gt=0, description="largest timeout a request may set")
     stuck_after_s: float = Field(
         60.0,
         gt=0,
-        description="a single forward on the device that takes longer than this counts as hung, and the process ends "
-        "for its supervisor to replace it",
+        description="a single forward that takes longer counts as hung; the process exits so that its "
+        "supervisor restarts it",
     )
 
-    max_image_bytes: int = Field(10 * MIB, ge=1, description="most bytes of one image file")
-    max_request_bytes: int = Field(32 * MIB, ge=1, description="most bytes of one classify request")
-    max_bundle_bytes: int = Field(64 * MIB, ge=1, description="most bytes of one uploaded bundle")
-    max_body_s: float = Field(30.0, gt=0, description="a body that takes longer to arrive is refused")
+    max_image_bytes: int = Field(10 * MIB, ge=1, description="maximum size of one image file")
+    max_request_bytes: int = Field(32 * MIB, ge=1, description="maximum body size of a classify request")
+    max_bundle_bytes: int = Field(64 * MIB, ge=1, description="maximum size of an uploaded bundle")
+    max_body_s: float = Field(30.0, gt=0, description="maximum time to receive a request body")
     max_open_requests: int = Field(
         256,
         ge=1,
-        description="most classify requests under way in one process; beyond it 429, before the body is read; on a "
-        "GPU, unless it is set, at least eight batches",
+        description="maximum number of concurrent classify requests per process; beyond it 429, before the "
+        "body is read; default on a GPU: at least eight batches",
     )
-    max_images: int = Field(16, ge=1, le=256, description="most images in one request")
-    max_image_pixels: int = Field(25_000_000, ge=1, description="most pixels of one image, read from its header")
-    max_image_side_px: int = Field(16_384, ge=1, description="longest side of one image")
-    max_image_aspect: float = Field(20.0, ge=1, description="longest side over shortest side")
-    max_image_scans: int = Field(100, ge=1, description="most scans of a progressive JPEG")
+    max_images: int = Field(16, ge=1, le=256, description="maximum number of images per request")
+    max_image_pixels: int = Field(
+        25_000_000, ge=1, description="maximum number of pixels of an image, checked before decoding"
+    )
+    max_image_side_px: int = Field(16_384, ge=1, description="maximum width or height of an image")
+    max_image_aspect: float = Field(20.0, ge=1, description="maximum ratio of the longer to the shorter side")
+    max_image_scans: int = Field(100, ge=1, description="maximum number of scans of a progressive JPEG")
     preprocess: Literal["exact", "fast", "gpu"] = Field(
         "exact",
-        description="exact: open_clip's transform to the bit; fast: nearly, and sooner; gpu: JPEGs decoded on the GPU",
+        description="exact: bit-identical to open_clip's transform; fast: nearly identical and faster; gpu: "
+        "decode JPEGs on the GPU",
     )
     n_decode_threads: int = Field(
         0,
         ge=0,
         le=64,
-        description="threads that decode images; 0 takes one per core, 8 at most; 64 with preprocess gpu",
+        description="image decoding threads; 0 uses one per core, at most 8, or 64 with preprocess gpu",
     )
-    max_decoding_images: int = Field(64, ge=1, description="most images decoding or waiting for it; beyond it 429")
+    max_decoding_images: int = Field(
+        64, ge=1, description="maximum number of images being decoded or waiting for it; beyond it 429"
+    )
 
-    max_top_k: int = Field(100, ge=1, description="largest top_k")
-    max_labels: int = Field(256, ge=1, le=10_000, description="most labels of one open-vocabulary request")
-    max_label_chars: int = Field(128, ge=1, description="longest label")
-    max_label_sets: int = Field(64, ge=1, description="label sets and boost-only stacks whose text features are kept")
+    max_top_k: int = Field(100, ge=1, description="maximum top_k")
+    max_labels: int = Field(256, ge=1, le=10_000, description="maximum number of labels of an open-vocabulary request")
+    max_label_chars: int = Field(128, ge=1, description="maximum length of a label")
+    max_label_sets: int = Field(64, ge=1, description="size of the LRU cache of label sets and boost-only stacks")
     max_old_stacks: int = Field(
-        8, ge=1, description="versions kept loaded that are not live: replaced lately, or asked for"
+        8, ge=1, description="versions kept loaded that are not live: recently replaced or explicitly requested"
     )
     max_waiting_stacks: int = Field(
         16,
         ge=1,
-        description="label sets, boost-only stacks and such versions that wait to be made ready; beyond it 429",
+        description="maximum number of label sets, boost-only stacks and versions waiting to be loaded; beyond it 429",
     )
 
     trials_s: float = Field(
         5.0,
         ge=0,
-        description="time at the start for trying out what is live; with more domains the rest is tried out while it "
-        "serves",
+        description="time for warm-up of live versions at startup; the rest is warmed up while serving",
     )
     calibrate_s: float = Field(
-        1.0, ge=0, description="time at the start for measuring how long batches take; 0 learns it from requests"
+        1.0, ge=0, description="time to measure batch durations at startup; 0 learns them from requests"
     )
     domain_metrics: bool = Field(
         True,
-        description="label metrics with the domain's name; with thousands of domains say no, and all count as one",
+        description="label metrics with the domain; turn it off with thousands of domains",
     )
-    store_poll_s: float = Field(1.0, ge=0, description="how often to look for changes by other processes; 0 never")
-    drain_delay_s: float = Field(5.0, ge=0, description="after SIGTERM, serve this long while /readyz says 503")
-    drain_timeout_s: float = Field(20.0, gt=0, description="then wait this long for the last answers")
-    log_format: Literal["text", "json"] = Field("text", description="how log lines look on standard error")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+    store_poll_s: float = Field(
+        1.0, ge=0, description="interval between checks for changes by other processes; 0 disables them"
+    )
+    drain_delay_s: float = Field(
+        5.0, ge=0, description="after SIGTERM, keep serving this long while /readyz returns 503"
+    )
+    drain_timeout_s: float = Field(20.0, gt=0, description="then wait this long for open requests to finish")
+    log_format: Literal["text", "json"] = Field("text", description="format of log lines on stderr")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level to log")
 
     @field_validator("port", mode="before")
     @classmethod
     def _no_service_link(cls, value: object) -> object:
-        """CASPL_PORT=tcp://10.0.0.7:8000 tells of a Kubernetes service called `caspl`, not of this process."""
+        """Ignore CASPL_PORT=tcp://10.0.0.7:8000, which Kubernetes sets for a service named `caspl`."""
         return cls.model_fields["port"].default if LINK_VALUE.match(str(value)) else value
 
     @field_validator("resident_domains")
@@ -166,28 +178,28 @@ class Settings(BaseSettings):
     def _are_domains(cls, value: str | None) -> str | None:
         for name in _listed(value):
             if not is_domain(name):
-                raise ValueError(f"{name!r} is no domain name; separate names by commas")
+                raise ValueError(f"{name!r} is not a valid domain name; separate names with commas")
         return value
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Settings:
         if len(self.kept_domains) > self.kept_slots:
             raise ValueError(
-                f"resident_domains names {len(self.kept_domains)} domains, more than half of bank_slots; raise that"
+                f"resident_domains has {len(self.kept_domains)} domains, more than half of bank_slots; raise bank_slots"
             )
         if self.preprocess == "gpu" and (self.web_workers or self.device == "cpu"):
-            raise ValueError("preprocess gpu decodes where the model runs: it needs a CUDA device and no web_workers")
+            raise ValueError("preprocess gpu requires a CUDA device and web_workers=0")
         if self.default_timeout_s > self.max_timeout_s:
-            raise ValueError("default_timeout_s must not be larger than max_timeout_s")
+            raise ValueError("default_timeout_s must not exceed max_timeout_s")
         for name in ("max_waiting_rows", "max_decoding_images"):
             if self.max_images > getattr(self, name):
-                raise ValueError(f"max_images must not be larger than {name}: a full request would always be 429")
+                raise ValueError(f"max_images must not exceed {name}: a full request would always get 429")
         return self
 
     def for_gpu(self, n_multiprocessors: int) -> Settings:
-        """The same with limits for a GPU of so many multiprocessors, where none were asked for.
+        """Return the settings with defaults for a GPU with `n_multiprocessors`; explicit values are kept.
 
-        A batch keeps all of them busy through several waves of tiles when it has about as many images of ViT-B/16.
+        A batch of about that many ViT-B/16 images occupies all multiprocessors for several waves of tiles.
         """
         n_rows = self.max_batch_rows
         if "max_batch_rows" not in self.model_fields_set:
@@ -203,12 +215,12 @@ class Settings(BaseSettings):
 
     @property
     def kept_slots(self) -> int:
-        """Slots of the bank that they may take."""
+        """Maximum number of bank slots for resident domains."""
         return self.bank_slots // 2 if self.kept_domains else 0
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the service."""
+        """Whether the service listens on a loopback address."""
         if self.host == "localhost":
             return True
         try:
@@ -217,7 +229,7 @@ class Settings(BaseSettings):
             return False
 
     def body_limit(self, path: str) -> int:
-        """Most bytes the body of a request to `path` may have."""
+        """Maximum body size in bytes of a request to `path`."""
         if path.startswith("/classify"):
             return self.max_request_bytes
         if path.startswith("/domains/") and path.endswith("/versions"):
@@ -225,22 +237,22 @@ class Settings(BaseSettings):
         return 64 * 1024
 
     def timeout_s(self, timeout_ms: int | None) -> float | None:
-        """Seconds of a request that asks for so many milliseconds, or for none; None if that is too many."""
+        """Timeout of a request in seconds, the default if it sets none; None if it exceeds the maximum."""
         timeout_s = self.default_timeout_s if timeout_ms is None else timeout_ms / 1000
         return timeout_s if timeout_s <= self.max_timeout_s else None
 
     def limits(self) -> dict[str, int | float]:
-        """The limits a caller may run into, for `GET /info`."""
+        """All `max_*` settings, for `GET /info`."""
         return {name: value for name, value in self.model_dump().items() if name.startswith("max_")}
 
 
 def refuse_unknown(environment: Mapping[str, str]) -> None:
-    """Refuse variables that look like settings and are none, so that a typing error cannot pass for a setting.
+    """Reject unknown CASPL_* variables, so that typos are not silently ignored.
 
-    What Kubernetes sets for a service whose name begins with `caspl` is passed over.
+    Variables that Kubernetes sets for a service named `caspl*` are skipped.
 
     Raises:
-        SettingsError: names every unknown variable.
+        SettingsError: lists all unknown variables.
     """
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | CLIENT_VARIABLES
     unknown = sorted(
@@ -256,10 +268,10 @@ def refuse_unknown(environment: Mapping[str, str]) -> None:
 
 
 def load_settings(**given: object) -> Settings:
-    """Build the settings from options (those that are not None) and the environment.
+    """Build the settings from the environment and the given options; None means not given.
 
     Raises:
-        SettingsError: an unknown variable or a value out of its range.
+        SettingsError: an unknown variable or an invalid value.
     """
     refuse_unknown(os.environ)
     chosen = {name: value for name, value in given.items() if value is not None}

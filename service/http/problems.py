@@ -1,7 +1,7 @@
-"""Errors become HTTP here and nowhere else: one table, one body (RFC 9457).
+"""Maps exceptions to HTTP problem responses (RFC 9457).
 
-Every exception class of the service, the store and the model has its row; a test proves it. An exception without a row
-is a bug: the caller sees a fixed text and a request id, the log sees the traceback.
+Every exception class of the service, the store and the model has a row in `TABLE`, which a test verifies. Any other
+exception is a bug: the client gets a generic text with the request id, the log gets the traceback.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from service.observability.logs import request_id
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
-INTERNAL_DETAIL: Final = "Something went wrong here; the log holds the details under this request id."
+INTERNAL_DETAIL: Final = "Internal error. The server log has the details under this request id."
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a class of errors looks like from outside.
+    """The problem response for a class of errors.
 
     Args:
         status: HTTP status.
-        title: one line for people, the same for every error of the class.
-        code: overrides the error's own code.
-        detail: shown instead of the error's message; None shows the message.
-        retry_after_s: when to come back, unless the error knows better.
+        title: the same for every error of the class.
+        code: overrides the error's code.
+        detail: replaces the error's message; None shows the message.
+        retry_after_s: default for `Retry-After`; the error's own value takes precedence.
     """
 
     status: int
@@ -52,66 +52,64 @@ class Row:
 
 TABLE: Final[Mapping[type[Exception], Row]] = {
     service.ServiceError: Row(500, "Internal error", detail=INTERNAL_DETAIL),
-    service.SettingsError: Row(500, "The service is configured wrongly", detail=INTERNAL_DETAIL),
-    service.RequestInvalidError: Row(422, "The request cannot be understood"),
-    service.BodyTooLargeError: Row(413, "The request is too large"),
-    service.SlowBodyError: Row(408, "The body did not arrive in time"),
+    service.SettingsError: Row(500, "Invalid configuration", detail=INTERNAL_DETAIL),
+    service.RequestInvalidError: Row(422, "Invalid request"),
+    service.BodyTooLargeError: Row(413, "Request too large"),
+    service.SlowBodyError: Row(408, "Request timeout"),
     service.MediaTypeError: Row(415, "Unsupported content type"),
-    service.UnauthorizedError: Row(401, "An API key is needed"),
-    service.DeniedError: Row(403, "The API key may not do this"),
-    service.ForeignRequestError: Row(403, "Only for this machine's own requests"),
+    service.UnauthorizedError: Row(401, "Unauthorized"),
+    service.DeniedError: Row(403, "Permission denied"),
+    service.ForeignRequestError: Row(403, "Cross-origin request denied"),
     service.DomainNotLiveError: Row(404, "No live version"),
-    service.DomainUnavailableError: Row(503, "The domain cannot answer", retry_after_s=30),
-    service.BackboneMismatchError: Row(409, "Made for another backbone"),
-    service.PreconditionFailedError: Row(412, "The live version is another one"),
-    service.ImageRejectedError: Row(422, "The image cannot be used"),
-    service.ImageFormatError: Row(415, "Not a supported image format"),
-    service.ImageTooLargeError: Row(413, "The image is too large"),
-    service.ImagesRejectedError: Row(422, "None of the images can be used"),
-    service.OverloadedError: Row(429, "Too much work is waiting", retry_after_s=1),
-    service.DeadlineExceededError: Row(504, "The deadline passed"),
-    service.DrainingError: Row(503, "The service is stopping", retry_after_s=1),
-    service.ClientGoneError: Row(499, "The client closed the connection"),
-    service.InferenceFailedError: Row(500, "The model failed"),
-    service.DeviceLostError: Row(503, "The device failed", retry_after_s=10),
-    store.PromptStoreError: Row(500, "The store failed", detail=INTERNAL_DETAIL),
-    store.BundleInvalidError: Row(422, "The bundle breaks a rule"),
-    store.LimitExceededError: Row(413, "The bundle is too large"),
-    store.DigestMismatchError: Row(422, "The bundle is not what was announced"),
-    store.DomainNotFoundError: Row(404, "No such domain"),
-    store.VersionNotFoundError: Row(404, "No such version"),
-    store.VersionExistsError: Row(409, "Already there as an older version"),
-    store.VersionLiveError: Row(409, "The version is live"),
-    store.ConflictError: Row(409, "Somebody else was faster"),
+    service.DomainUnavailableError: Row(503, "Domain unavailable", retry_after_s=30),
+    service.BackboneMismatchError: Row(409, "Backbone mismatch"),
+    service.PreconditionFailedError: Row(412, "Precondition failed"),
+    service.ImageRejectedError: Row(422, "Invalid image"),
+    service.ImageFormatError: Row(415, "Unsupported image format"),
+    service.ImageTooLargeError: Row(413, "Image too large"),
+    service.ImagesRejectedError: Row(422, "All images rejected"),
+    service.OverloadedError: Row(429, "Server overloaded", retry_after_s=1),
+    service.DeadlineExceededError: Row(504, "Deadline exceeded"),
+    service.DrainingError: Row(503, "Shutting down", retry_after_s=1),
+    service.ClientGoneError: Row(499, "Client closed request"),
+    service.InferenceFailedError: Row(500, "Inference failed"),
+    service.DeviceLostError: Row(503, "Device lost", retry_after_s=10),
+    store.PromptStoreError: Row(500, "Store error", detail=INTERNAL_DETAIL),
+    store.BundleInvalidError: Row(422, "Invalid bundle"),
+    store.LimitExceededError: Row(413, "Bundle too large"),
+    store.DigestMismatchError: Row(422, "Digest mismatch"),
+    store.DomainNotFoundError: Row(404, "Domain not found"),
+    store.VersionNotFoundError: Row(404, "Version not found"),
+    store.VersionExistsError: Row(409, "Version already exists"),
+    store.VersionLiveError: Row(409, "Version is live"),
+    store.ConflictError: Row(409, "Conflicting update"),
     store.StoreReadOnlyError: Row(
         503,
-        "The store cannot be written",
-        detail="Nothing can be stored right now; classification goes on. Send the same bytes again later.",
+        "Store not writable",
+        detail="The store is not writable. Classification still works; retry the upload later.",
         retry_after_s=60,
     ),
-    store.StorageFullError: Row(507, "The store is full", detail="There is no room left; nothing was changed."),
-    store.StoreCorruptError: Row(
-        500, "The store is damaged", detail="What is stored is not what was written; the operator must look at it."
-    ),
-    model.PromptedClipError: Row(500, "The model failed", detail=INTERNAL_DETAIL),
-    model.WeightsError: Row(500, "The backbone cannot be loaded", detail=INTERNAL_DETAIL),
-    model.StackMismatchError: Row(422, "The bundle does not fit the backbone"),
-    model.TextTooLongError: Row(422, "A text is too long"),
+    store.StorageFullError: Row(507, "Store full", detail="No space left in the store; nothing was changed."),
+    store.StoreCorruptError: Row(500, "Store damaged", detail="Stored data is damaged. Contact the operator."),
+    model.PromptedClipError: Row(500, "Model error", detail=INTERNAL_DETAIL),
+    model.WeightsError: Row(500, "Backbone cannot be loaded", detail=INTERNAL_DETAIL),
+    model.StackMismatchError: Row(422, "Bundle does not fit the backbone"),
+    model.TextTooLongError: Row(422, "Text too long"),
 }
 
 EXPECTED: Final = (service.ServiceError, store.PromptStoreError, model.PromptedClipError)
-"""Above every class of the table: what is answered, and no bug."""
+"""The base classes of all errors in `TABLE`."""
 UNEXPECTED: Final = Row(500, "Internal error", code="internal", detail=INTERNAL_DETAIL)
 HTTP_CODES: Final = {400: "request_invalid", 404: "not_found", 405: "method_not_allowed"}
 
 
 def row_of(error: BaseException) -> Row:
-    """The row of an error: its class's, or that of the nearest class above."""
+    """The row of the error's class, or of its nearest base class."""
     return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), UNEXPECTED)
 
 
 def describe(error: BaseException) -> dict[str, object]:
-    """The error as the members of a problem body, without request id; also used for one image among several."""
+    """The members of a problem body except the request id; also used for per-image errors."""
     row = row_of(error)
     body: dict[str, object] = {
         "type": "about:blank",
@@ -131,7 +129,7 @@ def describe(error: BaseException) -> dict[str, object]:
 
 
 def respond(error: BaseException) -> Response:
-    """The answer to an error, logged according to how bad it is."""
+    """The response to an error; unexpected server errors are logged with their traceback."""
     row, body = row_of(error), describe(error)
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR and row.status not in {503, 504}:
         logger.error("request.failed", extra={"code": body["code"]}, exc_info=error)
@@ -144,18 +142,18 @@ def respond(error: BaseException) -> Response:
 
 
 def _retry_after_s(error: BaseException) -> int | None:
-    """Whole seconds after which to try again, if that may help."""
+    """Seconds until a retry, rounded up; None if a retry does not help."""
     seconds = getattr(error, "retry_after_s", row_of(error).retry_after_s)
     return None if seconds is None else max(1, math.ceil(seconds))
 
 
 class Problem(Response):
-    """A problem answer with the request id; leaves its code where the metrics find it.
+    """A problem response with the request id; stores its code in the ASGI scope for the metrics.
 
     Args:
         status: HTTP status.
-        body: the problem's members; `code` among them.
-        headers: further headers.
+        body: the problem's members, including `code`.
+        headers: additional headers.
     """
 
     media_type = MEDIA_TYPE
@@ -166,23 +164,23 @@ class Problem(Response):
         self.code = str(body["code"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         scope["caspl.code"] = self.code
         await super().__call__(scope, receive, send)
 
 
 async def on_error(_: Request, error: Exception) -> Response:
-    """For errors with a row."""
+    """Handle errors listed in `TABLE`."""
     return respond(error)
 
 
 async def on_invalid(_: Request, error: Exception) -> Response:
-    """Path and query values that FastAPI's validation refuses; values are not repeated."""
+    """Handle FastAPI's validation errors; the response does not repeat the values."""
     raw = error.errors() if isinstance(error, RequestValidationError) else []
     faults = [{"field": ".".join(str(part) for part in fault["loc"]), "message": fault["msg"]} for fault in raw]
     body: dict[str, object] = {
         "type": "about:blank",
-        "title": "The request cannot be understood",
+        "title": "Invalid request",
         "status": 422,
         "code": "request_invalid",
         "detail": "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults),
@@ -192,7 +190,7 @@ async def on_invalid(_: Request, error: Exception) -> Response:
 
 
 async def on_http_error(_: Request, error: Exception) -> Response:
-    """What the router itself answers: no such path, no such method."""
+    """Handle the router's errors: unknown path or method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     phrase = HTTPStatus(status).phrase
     body: dict[str, object] = {
@@ -200,7 +198,7 @@ async def on_http_error(_: Request, error: Exception) -> Response:
         "title": phrase,
         "status": status,
         "code": HTTP_CODES.get(status, "http_error"),
-        "detail": f"{phrase}: GET /openapi.json lists what this service answers.",
+        "detail": f"{phrase}. GET /openapi.json lists all routes.",
     }
     return Problem(status, body, getattr(error, "headers", None) or {})
 
@@ -226,11 +224,11 @@ OPENAPI: Final[dict[int | str, dict[str, Any]]] = {
         },
     }
 }
-"""How every route's failures look, for the OpenAPI document."""
+"""The error response of all routes, for the OpenAPI document."""
 
 HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]] = {
     **dict.fromkeys(EXPECTED, on_error),
     RequestValidationError: on_invalid,
     HTTPException: on_http_error,
 }
-"""For `FastAPI(exception_handlers=...)`; unexpected errors are caught one level further out, in `middleware.py`."""
+"""For `FastAPI(exception_handlers=...)`; unexpected errors are handled in `middleware.py`."""

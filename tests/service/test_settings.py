@@ -83,14 +83,14 @@ def test_only_loopback_is_loopback(host, is_loopback):
 @pytest.mark.parametrize("queue", ["max_waiting_rows", "max_decoding_images"])
 def test_a_full_request_must_fit_into_each_queue(queue):
     assert getattr(load_settings(max_images=20, **{queue: 20}), queue) == 20
-    with pytest.raises(SettingsError, match=f"max_images must not be larger than {queue}"):
+    with pytest.raises(SettingsError, match=f"max_images must not exceed {queue}"):
         load_settings(max_images=20, **{queue: 19})
 
 
 @pytest.mark.parametrize("others", [{"web_workers": 2}, {"device": "cpu"}])
 def test_decoding_on_the_gpu_needs_the_process_that_has_one(others):
     assert load_settings(preprocess="gpu").preprocess == "gpu"
-    with pytest.raises(SettingsError, match="needs a CUDA device and no web_workers"):
+    with pytest.raises(SettingsError, match="requires a CUDA device and web_workers=0"):
         load_settings(preprocess="gpu", **others)
 
 
@@ -104,8 +104,8 @@ def test_resident_domains_are_names_separated_by_commas_and_take_half_of_the_ban
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"resident_domains": "retail; night"}, "'retail; night' is no domain name; separate names by commas"),
-        ({"resident_domains": "a,b,c", "bank_slots": 5}, "names 3 domains, more than half of bank_slots"),
+        ({"resident_domains": "retail; night"}, "'retail; night' is not a valid domain name; separate names with commas"),
+        ({"resident_domains": "a,b,c", "bank_slots": 5}, "has 3 domains, more than half of bank_slots"),
         ({"bank_slots": 0}, "bank_slots"),
     ],
 )
