@@ -24,6 +24,7 @@ RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['p
     && pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY README.md ./
+COPY caspl caspl
 COPY prompt_store prompt_store
 COPY prompted_clip prompted_clip
 COPY service service
@@ -46,5 +47,5 @@ WORKDIR /store
 VOLUME ["/store", "/weights"]
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+    CMD ["python", "-P", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
 CMD ["caspl", "serve", "--host", "0.0.0.0", "--keys-file", "/run/secrets/caspl-keys", "--store", "/store"]

@@ -25,10 +25,10 @@ help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(VENV)/.installed-serve ## set up, serve the demo domains, classify, swap a bundle in while serving, stop
-	@$(BIN)/python -m service.demo.run
+	@$(BIN)/python -P -m service.demo.run
 
 test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## style, types, who imports whom, spelling
 	$(BIN)/ruff check .
@@ -42,7 +42,7 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers from nothing (70 minutes on two cores)
-	$(BIN)/python -m training.demo all
+	$(BIN)/python -P -m training.demo all
 
 clean: ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

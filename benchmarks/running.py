@@ -101,8 +101,9 @@ def serving(
     port = free_port()
     command = [
         sys.executable,
+        "-P",
         "-m",
-        "prompt_store.caspl",
+        "caspl",
         "serve",
         "--port",
         str(port),

@@ -109,7 +109,7 @@ def load_backbone(
     """Load a CLIP by open_clip name.
 
     Args:
-        arch: an open_clip ViT model name, or `demo-student` / `demo-teacher`, whose weights are packaged.
+        arch: an open_clip ViT model name, or `demo-student` (packaged) or `demo-teacher` (in a source checkout).
         pretrained: an open_clip tag (fetched once, then cached) or a local `.safetensors` / `.pt` file, read with
             weights-only loading.
         random_seed: take random weights from this seed instead; for tests and benchmarks.
@@ -210,6 +210,9 @@ def _weights_source(arch: str, pretrained: str | None, random_seed: int | None) 
     packaged = DEMO_FOLDER / f"{arch}.safetensors"
     if pretrained is None and packaged.exists():
         return str(packaged), "demo"
+    if pretrained is None and arch.startswith("demo-"):
+        msg = f"The weights of {arch!r} are not in the installed package; the source checkout has {packaged.name}."
+        raise WeightsError(msg)
     if pretrained is None:
         tags = [tag for name, tag in open_clip.list_pretrained() if name == arch]
         msg = (

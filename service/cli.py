@@ -1,11 +1,10 @@
-"""The commands `caspl serve`, `caspl classify` and `caspl keys`.
+"""The commands `caspl serve` and `caspl keys`.
 
 Only reads options; torch and the web framework are loaded when a command runs, not when its help is shown.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from service.runtime import Runtime
 
 serve_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
-classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 keys_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
 FAILURE: Final = 1
@@ -72,31 +70,6 @@ def serve(
     with _told(console):
         status = _serve(given, demo_assets if demo else None, console)
     raise typer.Exit(status)
-
-
-@classify_app.command()
-def classify(
-    domain: Annotated[str, typer.Argument(help="the domain that answers")],
-    images: Annotated[list[Path], typer.Argument(help="image files")],
-    url: Annotated[str, typer.Option(envvar="CASPL_URL", help="where the service is")] = "http://127.0.0.1:8000",
-    top_k: Annotated[int, typer.Option(help="classes per image")] = 3,
-    labels: Annotated[str | None, typer.Option(help="choose among these instead, separated by commas")] = None,
-    version: Annotated[int | None, typer.Option(help="this version instead of the live one")] = None,
-    key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
-) -> None:
-    """Ask a running service about image files."""
-    from service import client
-
-    wanted = {"top_k": top_k, "labels": labels, "version": version}
-    query = {name: value for name, value in wanted.items() if value is not None}
-    with _told(_console()):
-        answers = client.ask(client.Question(url, domain, tuple(images), query, key))
-    if as_json:
-        typer.echo(json.dumps(answers, indent=1, ensure_ascii=False))
-    else:
-        client.show(answers, Console(highlight=False))
-    raise typer.Exit(FAILURE if any(answer["error"] for answer in answers) else 0)
 
 
 @keys_app.callback()

@@ -19,7 +19,7 @@ from prompted_clip.backbone import load_backbone
 from tests.stacks import random_bundle
 
 ROOT = Path(__file__).parents[1]
-CASPL = [sys.executable, "-c", "from prompt_store.caspl import main; main()"]
+CASPL = [sys.executable, "-P", "-m", "caspl"]
 START_TIMEOUT_S = 120
 
 

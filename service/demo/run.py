@@ -87,7 +87,7 @@ def running(assets: Path, extra: Sequence[str]) -> Iterator[tuple[subprocess.Pop
         log = Path(folder) / "log"
         port = free_port()
         arguments = ["serve", "--demo", "--port", str(port), "--store", f"{folder}/store", "--demo-assets", str(assets)]
-        command = [sys.executable, "-m", "prompt_store.caspl", *arguments, *extra]
+        command = [sys.executable, "-P", "-m", "caspl", *arguments, *extra]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CASPL_")}
         environment |= {"CASPL_DRAIN_DELAY_S": "0.2", "CASPL_LOG_LEVEL": "warning"}
         with log.open("wb") as file:

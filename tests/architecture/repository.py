@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("prompt_store", "prompted_clip", "service", "training")
+PACKAGES = ("caspl", "prompt_store", "prompted_clip", "service", "training")
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.architecture.repository import ROOT, python_files, repository_files, text_files
+from tests.architecture.repository import PACKAGES, ROOT, python_files, repository_files, text_files
 
 MAX_LINES = 400
 MAX_BYTES = 16 * 1024 * 1024
@@ -60,5 +60,5 @@ def test_no_file_names_a_machine_an_index_or_a_silent_exception(pattern):
 
 
 def test_every_package_says_that_it_is_typed():
-    for package in ("prompt_store", "prompted_clip", "service", "training"):
+    for package in PACKAGES:
         assert (ROOT / package / "py.typed").is_file(), package

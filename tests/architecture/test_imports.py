@@ -39,10 +39,31 @@ def test_bundles_are_read_without_torch():
 
 @pytest.mark.parametrize(
     "module",
-    ["prompt_store.cli", "service.cli", "training.cli", "training.importing.command", "training.evaluation.command"],
+    [
+        "caspl.classify_command",
+        "prompt_store.cli",
+        "service.cli",
+        "training.cli",
+        "training.importing.command",
+        "training.evaluation.command",
+    ],
 )
 def test_a_command_line_loads_without_torch(module):
     assert not modules_after(f"import {module}") & {"torch", "open_clip"}
+
+
+def test_the_public_package_loads_its_classes_on_first_use():
+    loaded = modules_after(
+        "import caspl\nassert caspl.__version__\nassert issubclass(caspl.errors.ImageError, caspl.CasplError)"
+    )
+
+    assert not loaded & {"torch", "numpy", "httpx", "PIL", "open_clip", "service", "typer"}
+
+
+def test_the_client_loads_neither_torch_nor_pillow():
+    loaded = modules_after("import caspl\ncaspl.Client")
+
+    assert not loaded & {"torch", "PIL", "open_clip", "service"}
 
 
 def test_a_web_process_loads_no_torch():
@@ -53,8 +74,8 @@ def test_a_web_process_loads_no_torch():
 
 def test_the_help_page_loads_nothing_heavy():
     loaded = modules_after(
-        "import prompt_store.caspl\nsys.argv = ['caspl', '--help']\n"
-        "try:\n    prompt_store.caspl.main()\nexcept SystemExit as end:\n    assert not end.code"
+        "import caspl.__main__\nsys.argv = ['caspl', '--help']\n"
+        "try:\n    caspl.__main__.main()\nexcept SystemExit as end:\n    assert not end.code"
     )
 
     assert not loaded & {"torch", "open_clip", "fastapi", "uvicorn", "PIL"}

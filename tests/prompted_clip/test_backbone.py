@@ -6,7 +6,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
-from prompted_clip import WeightsError, load_backbone
+from prompted_clip import WeightsError, backbone, load_backbone
 from prompted_clip.internals import check_supported, vision_blocks
 from tests.tiny import register_tiny_models, tiny_backbone
 
@@ -26,6 +26,13 @@ def test_random_weights_leave_the_global_random_state_alone():
     before = torch.get_rng_state()
     load_backbone("tiny", random_seed=0)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_demo_weights_that_are_not_packaged_are_said_to_be_in_the_checkout(tmp_path, monkeypatch):
+    load_backbone("demo-student")
+    monkeypatch.setattr(backbone, "DEMO_FOLDER", tmp_path)
+    with pytest.raises(WeightsError, match=r"source checkout has demo-teacher\.safetensors"):
+        load_backbone("demo-teacher")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

@@ -47,7 +47,7 @@ def server(tmp_path):
     """A service process on a free port, with one live domain; killed if the test leaves it running."""
     assets = write_assets(tmp_path / "demo")
     port = free_port()
-    command = [sys.executable, "-m", "prompt_store.caspl", "serve", "--demo", "--demo-assets", str(assets)]
+    command = [sys.executable, "-P", "-m", "caspl", "serve", "--demo", "--demo-assets", str(assets)]
     command += ["--random-weights", "--port", str(port), "--store", str(tmp_path / "store")]
     with (
         (tmp_path / "log").open("wb") as log,

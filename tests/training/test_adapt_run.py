@@ -222,7 +222,7 @@ def test_depts_recipe_shows_what_its_host_takes_and_reads_what_it_shows(tmp_path
 
 
 def start_adapt(data, out, **options):
-    command = [sys.executable, "-m", "prompt_store.caspl", "adapt", "--method", "ivlp", "--data", str(data)]
+    command = [sys.executable, "-P", "-m", "caspl", "adapt", "--method", "ivlp", "--data", str(data)]
     command += ["--domain", "pets", "--shots", "4", "--backbone", "demo-student", "--device", "cpu", "--out", str(out)]
     for setting in ("epochs=15", "batch_size=4", "warmup_epochs=0", "image_depth=3"):
         command += ["--set", setting]

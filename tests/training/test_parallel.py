@@ -38,7 +38,7 @@ def adapt(folder):
 
 
 def start(arguments, out, *launcher):
-    command = [sys.executable, *launcher, "-m", "prompt_store.caspl", *arguments, "--backbone", "demo-student"]
+    command = [sys.executable, *launcher, "-m", "caspl", *arguments, "--backbone", "demo-student"]
     command += ["--domain", "demo", "--device", "cpu", "--out", str(out)]
     for setting in SETTINGS:
         command += ["--set", setting]

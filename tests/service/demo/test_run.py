@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from caspl.classify_command import classify_app
 from prompt_store.bundle import read_bundle
 from prompt_store.store import Store
-from service.cli import classify_app, keys_app, serve_app
+from service.cli import keys_app, serve_app
 from service.demo.files import ASSETS, SampleImage, read_bundles, read_images, seed_store
 from service.demo.run import Answer, show
 from service.errors import SettingsError
@@ -27,7 +28,7 @@ def said(result):
 
 def run_demo(*options):
     """Everything `make demo` printed; it swapped version 2 in under requests and ended well."""
-    command = [sys.executable, "-m", "service.demo.run", *options]
+    command = [sys.executable, "-P", "-m", "service.demo.run", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
     run = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr

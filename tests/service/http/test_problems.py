@@ -6,12 +6,11 @@ import pytest
 
 from prompt_store.errors import PromptStoreError
 from prompted_clip.errors import PromptedClipError
-from service.client import AskError
 from service.demo.run import DemoError
 from service.errors import BackboneMismatchError, OverloadedError, ServiceError
 from service.http import problems
 
-NEVER_ANSWERED = {AskError, DemoError}
+NEVER_ANSWERED = {DemoError}
 """Errors of the command line, which no request can meet."""
 
 

@@ -1,29 +1,37 @@
-"""The one command, `caspl`: finds its subcommands among the installed packages and loads them one at a time.
+"""The command `caspl`: its subcommands are the entry points of the group `caspl.commands`, imported when used.
 
-Knows the entry-point group only. Packages name their commands there; nothing of theirs is imported before the
-command is used or listed in the help. A command whose extra is not installed is listed and says what to install.
+A subcommand whose extra is not installed is listed with the command that installs it. `bench` exists only in a source
+checkout.
 """
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from importlib.metadata import EntryPoint, entry_points, version
+from importlib.util import find_spec
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
 
 GROUP: Final = "caspl.commands"
+CHECKOUT_ONLY: Final = "benchmarks"
 _EXTRA_BY_PACKAGE: Final = {"benchmarks": "bench", "service": "serve", "training": "train", "prompted_clip": "serve"}
 
 
 def installed_commands() -> dict[str, EntryPoint]:
-    """Return the commands of all installed packages by name."""
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    """All subcommands by name."""
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    has_checkout = find_spec(CHECKOUT_ONLY) is not None
+    return {name: entry for name, entry in entries.items() if has_checkout or _package(entry) != CHECKOUT_ONLY}
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.module.split(".", 1)[0]
 
 
 def _stand_in(entry: EntryPoint, missing: str) -> typer.Typer:
-    """A command that says what to install in place of one that cannot be loaded."""
-    extra = _EXTRA_BY_PACKAGE.get(entry.value.split(".", 1)[0].split(":", 1)[0])
+    """A command that prints what to install, in place of one that cannot be imported."""
+    extra = _EXTRA_BY_PACKAGE.get(_package(entry))
     install = f'pip install "caspl-serve[{extra}]"' if extra else f"pip install {missing}"
     app = typer.Typer(add_completion=False)
 
@@ -40,7 +48,7 @@ def _stand_in(entry: EntryPoint, missing: str) -> typer.Typer:
 
 
 def load_command(entry: EntryPoint) -> Any:  # noqa: ANN401 - typer keeps its command classes to itself
-    """Import a command; one whose dependencies are missing becomes a command that says so."""
+    """Import a command, or make its stand-in if a dependency is missing."""
     try:
         app = entry.load()
     except ModuleNotFoundError as error:
@@ -51,16 +59,16 @@ def load_command(entry: EntryPoint) -> Any:  # noqa: ANN401 - typer keeps its co
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are imported when they are asked for."""
+    """A group that imports its commands on first use."""
 
     find_commands: Callable[[], dict[str, EntryPoint]] = staticmethod(installed_commands)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - the signature is typer's
-        """Return all names without importing anything."""
+        """All names; imports nothing."""
         return sorted(self.find_commands())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401, ARG002 - the signature is typer's
-        """Import one command; None when there is none of that name."""
+        """Import one command; None if there is no such command."""
         entry = self.find_commands().get(cmd_name)
         return load_command(entry) if entry is not None else None
 
@@ -68,13 +76,23 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"caspl {version('caspl-serve')}")
+        raise typer.Exit
+
+
 @app.callback()
-def caspl() -> None:
+def caspl(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
     """Learn prompts for a frozen CLIP, keep them as versioned bundles, and serve many domains at once."""
 
 
 def main() -> None:
-    """Run the command line; the console script."""
+    """Entry point of the console script."""
     sys.exit(typer.main.get_command(app)(prog_name="caspl"))
 
 

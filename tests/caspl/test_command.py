@@ -1,17 +1,13 @@
 """The `caspl` command finds and loads its subcommands late."""
 
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from prompt_store import caspl
-
-ROOT = Path(__file__).parents[2]
+import caspl
+from caspl import __main__ as command
 
 greeting_app = typer.Typer()
 
@@ -23,21 +19,21 @@ def greet(name: str) -> None:
 
 
 def entry(name, value):
-    return EntryPoint(name, value, caspl.GROUP)
+    return EntryPoint(name, value, command.GROUP)
 
 
 @pytest.fixture
 def run(monkeypatch):
     commands = [
-        entry("greet", "tests.prompt_store.test_caspl:greeting_app"),
+        entry("greet", "tests.caspl.test_command:greeting_app"),
         entry("serve", "service_that_is_not_installed.cli:app"),
         entry("store", "prompt_store.cli:store_app"),
     ]
     monkeypatch.setattr(
-        caspl.LazyGroup, "find_commands", staticmethod(lambda: {command.name: command for command in commands})
+        command.LazyGroup, "find_commands", staticmethod(lambda: {entry.name: entry for entry in commands})
     )
-    monkeypatch.setitem(caspl.__dict__["_EXTRA_BY_PACKAGE"], "service_that_is_not_installed", "serve")
-    return lambda *arguments: CliRunner().invoke(caspl.app, arguments)
+    monkeypatch.setitem(command.__dict__["_EXTRA_BY_PACKAGE"], "service_that_is_not_installed", "serve")
+    return lambda *arguments: CliRunner().invoke(command.app, arguments)
 
 
 def test_help_lists_every_command_and_missing_extras(run):
@@ -73,22 +69,16 @@ def test_an_unknown_command_is_a_usage_error(run):
     assert run("fly").exit_code == 2
 
 
-def in_fresh_process(code):
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return result.stdout
+def test_the_version_is_printed(run):
+    result = run("--version")
+
+    assert (result.exit_code, result.stdout) == (0, f"caspl {caspl.__version__}\n")
 
 
-def test_importing_the_command_loads_no_other_package_of_ours():
-    loaded = in_fresh_process("import sys, prompt_store.caspl; print(*sys.modules, sep='\\n')").split("\n")
+def test_bench_exists_only_where_its_package_does(monkeypatch):
+    assert "bench" in command.installed_commands()
 
-    assert not {"torch", "numpy.testing", "service", "training", "prompted_clip", "prompt_store.cli"} & set(loaded)
+    monkeypatch.setattr(command, "CHECKOUT_ONLY", "no_such_package")
+    monkeypatch.setattr(command, "entry_points", lambda **_: [entry("bench", "no_such_package.cli:app")])
 
-
-def test_the_help_page_loads_no_torch():
-    code = (
-        "import sys, prompt_store.caspl as caspl\nsys.argv = ['caspl', '--help']\n"
-        "try:\n    caspl.main()\nexcept SystemExit as end:\n    assert not end.code\nprint('torch' in sys.modules)"
-    )
-
-    assert in_fresh_process(code).endswith("False\n")
+    assert command.installed_commands() == {}

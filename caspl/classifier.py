@@ -1,0 +1,169 @@
+"""Classification in this process, without a server."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from caspl.errors import ImageError, NotFoundError
+from caspl.images import ImageInput, open_image, undecodable
+from caspl.results import Classification, Prediction
+from prompt_store.bundle import read_bundle
+from prompted_clip.backbone import load_backbone
+from prompted_clip.model import PromptedClip
+from prompted_clip.preprocess import to_pixels, upright_rgb
+from prompted_clip.stack import PromptStack
+
+PLAIN_TEMPLATE: Final = "a photo of a {}."
+LABEL_SETS: Final = 32
+"""Label sets whose text features are cached."""
+
+
+class Classifier:
+    """One CLIP backbone with the prompts of any number of domains.
+
+    Args:
+        backbone: open_clip model name, such as `ViT-B-16`, or `demo-student`, which comes with the package.
+        pretrained: open_clip tag (downloaded once) or a local weights file; not needed for `demo-student`.
+        bundles: bundle files, or their bytes, one per domain.
+        device: `auto` (CUDA if available), `cpu` or `cuda:N`.
+        dtype: type of the weights: `float32`, `bfloat16` or `float16`.
+        batch_size: images per forward pass.
+
+    Raises:
+        prompted_clip.errors.WeightsError: unknown backbone or no weights.
+        prompted_clip.errors.StackMismatchError: a bundle was made for another backbone.
+        prompt_store.errors.BundleInvalidError: a file is not a valid bundle.
+        OSError: a bundle file cannot be read.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "ViT-B-16",
+        *,
+        pretrained: str | None = None,
+        bundles: Sequence[str | PathLike[str] | bytes] = (),
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int = 32,
+    ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = PromptedClip(
+            load_backbone(backbone, pretrained=pretrained, device=device, dtype=getattr(torch, dtype))
+        )
+        self._batch_size = batch_size
+        self._stacks: dict[str, PromptStack] = {}
+        self._with_labels = lru_cache(LABEL_SETS)(self._model.with_labels)
+        self._plain = lru_cache(LABEL_SETS)(lambda labels: self._model.plain_stack("", labels, [PLAIN_TEMPLATE]))
+        for bundle in bundles:
+            self.load(bundle)
+
+    def load(self, bundle: str | PathLike[str] | bytes) -> str:
+        """Load a bundle, replacing the one loaded earlier for the same domain.
+
+        Returns:
+            The bundle's domain.
+
+        Raises:
+            StackMismatchError, BundleInvalidError, OSError: see `Classifier`.
+        """
+        data = bundle if isinstance(bundle, bytes) else Path(bundle).read_bytes()
+        stack = self._model.load_stack(read_bundle(data))
+        self._stacks[stack.domain] = stack
+        return stack.domain
+
+    @property
+    def domains(self) -> dict[str, tuple[str, ...]]:
+        """The classes of each loaded domain."""
+        return {domain: stack.class_names for domain, stack in self._stacks.items()}
+
+    def classify(
+        self,
+        images: Sequence[ImageInput],
+        domain: str | Sequence[str] | None = None,
+        *,
+        top_k: int = 5,
+        labels: Sequence[str] | None = None,
+    ) -> list[Classification]:
+        """Classify images among the classes of their domains.
+
+        p(c | x) = softmax_c(s · <f(x), g_c>) with unit-norm features f and g (CLIP, arXiv 2103.00020, figure 3).
+
+        Args:
+            images: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W]; any size.
+            domain: one for all images, or one per image. May be left out if only one domain is loaded, or none:
+                then the plain backbone scores `labels`.
+            top_k: most classes per image.
+            labels: open vocabulary: classify among these instead of the bundle's classes.
+
+        Returns:
+            One result per image, in order; an image that cannot be decoded has `error` set and does not affect others.
+
+        Raises:
+            NotFoundError: no bundle of such a domain is loaded.
+            OSError: a file cannot be read.
+            StackMismatchError, TextTooLongError: the domain's prompts cannot score these labels.
+        """
+        stacks = self._stacks_of(len(images), domain, tuple(labels) if labels else None)
+        results: list[Classification] = []
+        for start in range(0, len(images), self._batch_size):
+            batch = slice(start, start + self._batch_size)
+            results += self._classify_batch(images[batch], stacks[batch], top_k)
+        return results
+
+    def _stacks_of(
+        self, n_images: int, domain: str | Sequence[str] | None, labels: tuple[str, ...] | None
+    ) -> list[PromptStack]:
+        if domain is None and not self._stacks and labels:
+            return [self._plain(labels)] * n_images
+        if domain is None and len(self._stacks) == 1:
+            (domain,) = self._stacks
+        domains = [domain] * n_images if isinstance(domain, str) else list(domain or ())
+        if len(domains) != n_images:
+            raise ValueError(f"Pass one domain, or one per image: {len(domains)} domains for {n_images} images.")
+        if unknown := sorted(set(domains) - self._stacks.keys()):
+            detail = f"{', '.join(unknown)}; loaded: {', '.join(self._stacks) or 'none'}."
+            raise NotFoundError("Domain not loaded", detail, code="domain_not_found")
+        stacks = [self._stacks[name] for name in domains]
+        return [self._with_labels(stack, labels) for stack in stacks] if labels else stacks
+
+    def _classify_batch(
+        self, images: Sequence[ImageInput], stacks: Sequence[PromptStack], top_k: int
+    ) -> list[Classification]:
+        results: dict[int, Classification] = {}
+        decoded: dict[int, tuple[NDArray[np.uint8], tuple[str, ...]]] = {}
+        for row, image in enumerate(images):
+            try:
+                decoded[row] = self._decode(image)
+            except ImageError as error:
+                results[row] = Classification(_domain(stacks[row]), digest=stacks[row].digest, error=error)
+        for lane in {stacks[row].lane for row in decoded}:
+            rows = [row for row in decoded if stacks[row].lane == lane]
+            pixels_BCHW = torch.from_numpy(np.stack([decoded[row][0] for row in rows]))
+            ranked = self._model.rank(pixels_BCHW, [stacks[row] for row in rows], [top_k] * len(rows))
+            for row, (class_ids, probabilities) in zip(rows, ranked, strict=True):
+                names = stacks[row].class_names
+                best = tuple(Prediction(names[i], i, p) for i, p in zip(class_ids, probabilities, strict=True))
+                results[row] = Classification(
+                    _domain(stacks[row]), digest=stacks[row].digest, predictions=best, notes=decoded[row][1]
+                )
+        return [results[row] for row in range(len(images))]
+
+    def _decode(self, image: ImageInput) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        backbone = self._model.backbone
+        opened = open_image(image)
+        notes = ("cmyk",) if opened.mode == "CMYK" else ()
+        try:
+            return to_pixels(upright_rgb(opened), backbone.image_size, backbone.preprocess), notes
+        except Exception as error:  # Pillow raises a dozen kinds for damaged files
+            raise undecodable() from error
+
+
+def _domain(stack: PromptStack) -> str | None:
+    return stack.domain or None

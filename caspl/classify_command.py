@@ -1,0 +1,107 @@
+"""The command `caspl classify`.
+
+Text from outside (file names, labels, problems) is printed as it is; it cannot carry markup or control sequences.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from caspl.client import DEFAULT_URL, Client
+from caspl.errors import CasplError
+from caspl.operations import IMAGES_PER_REQUEST
+from caspl.results import Classification
+
+FAILURE: Final = 1
+
+classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@classify_app.command()
+def classify(
+    domain: Annotated[str, typer.Argument(help="domain whose classes to choose among")],
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    url: Annotated[str, typer.Option(envvar="CASPL_URL", help="address of the server")] = DEFAULT_URL,
+    top_k: Annotated[int, typer.Option(help="classes per image")] = 3,
+    labels: Annotated[str | None, typer.Option(help="choose among these classes instead, comma-separated")] = None,
+    version: Annotated[int | None, typer.Option(help="use this version instead of the live one")] = None,
+    key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Classify image files with a running server."""
+    try:
+        for path in images:
+            path.stat()
+        with Client(url, api_key=key) as client:
+            results = classify_files(client, images, domain, top_k, labels.split(",") if labels else None, version)
+    except (CasplError, OSError) as error:
+        reason = f"Cannot read {error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
+        console = Console(stderr=True, highlight=False)
+        console.print(Text.assemble(("error:", "red"), f" {reason}"), soft_wrap=True)
+        raise typer.Exit(FAILURE) from error
+    if as_json:
+        rows = [as_dict(path, result) for path, result in zip(images, results, strict=True)]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        show(images, results, Console(highlight=False))
+    raise typer.Exit(FAILURE if any(result.error for result in results) else 0)
+
+
+def classify_files(
+    client: Client, files: Sequence[Path], domain: str, top_k: int, labels: list[str] | None, version: int | None
+) -> list[Classification]:
+    """Classify files in order; once there are results, a failure marks the remaining files instead of being raised."""
+    results: list[Classification] = []
+    for start in range(0, len(files), IMAGES_PER_REQUEST):
+        batch = files[start : start + IMAGES_PER_REQUEST]
+        try:
+            results += client.classify(batch, domain, top_k=top_k, labels=labels, version=version)
+        except CasplError as error:
+            if not results:
+                raise
+            results += [Classification(domain, error=error)] * (len(files) - len(results))
+            break
+    return results
+
+
+def as_dict(path: Path, result: Classification) -> dict[str, Any]:
+    """One file's result as JSON values."""
+    error = result.error
+    predictions = [
+        {"label": found.label, "class_id": found.class_id, "probability": found.probability}
+        for found in result.predictions
+    ]
+    return {
+        "file": str(path),
+        "domain": result.domain,
+        "version": result.version,
+        "digest": result.digest,
+        "predictions": predictions,
+        "error": {"title": error.title, "code": error.code, "detail": error.detail} if error else None,
+    }
+
+
+def show(files: Sequence[Path], results: Sequence[Classification], console: Console) -> None:
+    """Print a table."""
+    table = Table()
+    table.add_column("image", no_wrap=True)
+    for column in ("domain", "version", "prediction", "next"):
+        table.add_column(column)
+    for path, result in zip(files, results, strict=True):
+        texts = [f"{found.label} {found.probability:.1%}" for found in result.predictions]
+        first = _cell(result.error.title, "red") if result.error else _cell(texts[0])
+        cells = (path.name, result.domain or "-", str(result.version or "-"))
+        table.add_row(*map(_cell, cells), first, _cell(", ".join(texts[1:])))
+    console.print(table)
+    for detail in sorted({result.error.detail for result in results if result.error}):
+        console.print(_cell(detail), soft_wrap=True)
+
+
+def _cell(text: str, style: str = "") -> Text:
+    return Text("".join(char if char.isprintable() else "?" for char in text), style)

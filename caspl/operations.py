@@ -1,0 +1,209 @@
+"""The operations of a CasPL server's clients: generators that yield HTTP requests and receive the responses.
+
+They do no network I/O, so the synchronous and the asynchronous client share them.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from caspl.errors import TransportError, from_problem
+from caspl.images import ImageInput, encode, n_bytes
+from caspl.results import Classification, Domain, Prediction, Version
+from prompt_store.bundle import peek_manifest
+
+IMAGES_PER_REQUEST: Final = 16
+BYTES_PER_REQUEST: Final = 30 * 2**20
+"""Of the 32 MiB that a server accepts by default; the rest is for multipart headers."""
+TOO_LARGE: Final = 413
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """An HTTP request; `options` are httpx's."""
+
+    method: str
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+Operation: TypeAlias = Generator[Request, httpx.Response, T]
+
+
+def classify(
+    images: Sequence[ImageInput],
+    domain: str | Sequence[str],
+    *,
+    top_k: int = 5,
+    labels: Sequence[str] | None = None,
+    version: int | None = None,
+) -> Operation[list[Classification]]:
+    """Classify images, at most 16 and 30 MiB per request.
+
+    Args:
+        images: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W]; files are sent as they
+            are, pixels as PNG.
+        domain: one for all images, or one per image.
+        top_k: most classes per image.
+        labels: open vocabulary: classify among these instead of the domain's classes.
+        version: use this version instead of the live one; only with one domain.
+
+    Returns:
+        One result per image, in order; an image that is not accepted has `error` set and does not affect others.
+
+    Raises:
+        CasplError: the server cannot be reached or refuses a request; see `caspl.errors`.
+        OSError: a file cannot be read.
+    """
+    query = {"top_k": top_k, "labels": labels or None, "version": version}
+    params = {name: value for name, value in query.items() if value is not None}
+    path, fields = ("/classify", domain)
+    if isinstance(domain, str):
+        path, fields = f"/classify/{quote(domain, safe='')}", ["images"] * len(images)
+    parts = list(zip(fields, images, strict=True))
+    results = []
+    for chunk in _chunks(parts, [n_bytes(image) for image in images]):
+        results += yield from _classify_chunk(path, chunk, params)
+    return results
+
+
+def domains() -> Operation[list[Domain]]:
+    """All domains of the server.
+
+    Raises:
+        CasplError: the server cannot be reached or refuses the request.
+    """
+    body = _accepted((yield Request("GET", "/domains")), "domains")
+    return [
+        Domain(found["domain"], found["state"], found["version"], found["digest"], found["n_classes"])
+        for found in body["domains"]
+    ]
+
+
+def publish(
+    bundle: str | PathLike[str] | bytes, *, domain: str | None = None, activate: bool = False
+) -> Operation[Version]:
+    """Upload a bundle.
+
+    Args:
+        bundle: a bundle file or its bytes.
+        domain: taken from the bundle by default.
+        activate: make it live at once.
+
+    Raises:
+        CasplError: the server cannot be reached or refuses the bundle.
+        BundleInvalidError: no `domain` was given and the file is not a bundle.
+        OSError: the file cannot be read.
+    """
+    data = bundle if isinstance(bundle, bytes) else Path(bundle).read_bytes()
+    path = f"/domains/{quote(domain or peek_manifest(data).domain, safe='')}/versions"
+    options = {"content": data, "params": {"activate": True} if activate else {}}
+    body = _accepted((yield Request("POST", path, options)), "version")
+    return Version(body["domain"], body["version"], body["digest"], body["is_live"], body["is_new"])
+
+
+def activate(domain: str, version: int, *, expected_digest: str | None = None) -> Operation[Version]:
+    """Make a version live; returns once it answers requests.
+
+    Args:
+        domain: its domain.
+        version: its number.
+        expected_digest: digest of the version that must be live until now.
+
+    Raises:
+        ConflictError: another version is live.
+        CasplError: no such domain or version, or the server cannot be reached or fails.
+    """
+    headers = {"If-Match": f'"{expected_digest}"'} if expected_digest else {}
+    path = f"/domains/{quote(domain, safe='')}/live"
+    body = _accepted((yield Request("PUT", path, {"json": {"version": version}, "headers": headers})), "version")
+    return Version(body["domain"], body["version"], body["digest"])
+
+
+def rollback(domain: str) -> Operation[Version]:
+    """Make the version live that was live before; returns once it answers requests.
+
+    Raises:
+        CasplError: no such domain, no earlier version, or the server cannot be reached or fails.
+    """
+    body = _accepted((yield Request("POST", f"/domains/{quote(domain, safe='')}/rollback")), "version")
+    return Version(body["domain"], body["version"], body["digest"])
+
+
+def _chunks(parts: Sequence[T], sizes: Sequence[int]) -> Iterator[Sequence[T]]:
+    """As many parts together as one request may carry; one beyond the limit goes alone."""
+    start, total = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and (index - start == IMAGES_PER_REQUEST or total + size > BYTES_PER_REQUEST):
+            yield parts[start:index]
+            start, total = index, 0
+        total += size
+    if parts:
+        yield parts[start:]
+
+
+def _classify_chunk(
+    path: str, parts: Sequence[tuple[str, ImageInput]], params: dict[str, Any]
+) -> Operation[list[Classification]]:
+    """One request, or one for each half of the images if the server's limit is lower than the default."""
+    files = [(name, encode(image)) for name, image in parts]
+    response = yield Request("POST", path, {"files": files, "params": params})
+    if response.status_code == TOO_LARGE and len(parts) > 1:
+        middle = len(parts) // 2
+        first = yield from _classify_chunk(path, parts[:middle], params)
+        return first + (yield from _classify_chunk(path, parts[middle:], params))
+    body, status = _body(response, "results"), response.status_code
+    if response.is_success:
+        return [_classification({**body, **result}) for result in body["results"]]
+    error = from_problem(body, status)
+    if error.code == "images_rejected":
+        return [_classification({"error": problem}) for problem in body["errors"]]
+    if len(parts) == 1 and (error.code.startswith("image_") or status == TOO_LARGE):
+        return [_classification({"error": body | {"status": status}})]
+    raise error
+
+
+def _classification(result: dict[str, Any]) -> Classification:
+    problem = result.get("error")
+    return Classification(
+        result.get("domain"),
+        result.get("version"),
+        result.get("digest"),
+        tuple(
+            Prediction(found["label"], found["class_id"], found["probability"])
+            for found in result.get("predictions", ())
+        ),
+        tuple(result.get("notes", ())),
+        from_problem(problem, problem.get("status", 422)) if problem else None,
+    )
+
+
+def _body(response: httpx.Response, member: str) -> dict[str, Any]:
+    """The JSON object of a response.
+
+    Raises:
+        TransportError: a successful response without this member.
+    """
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if response.is_success and not (isinstance(body, dict) and member in body):
+        detail = f"{response.url} does not answer like CasPL Serve."
+        raise TransportError("Unexpected response", detail, code="not_caspl")
+    return body if isinstance(body, dict) else {}
+
+
+def _accepted(response: httpx.Response, member: str) -> dict[str, Any]:
+    """The same, of a response that must be successful."""
+    body = _body(response, member)
+    if not response.is_success:
+        raise from_problem(body, response.status_code)
+    return body

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import caspl
+from caspl.errors import ImageError, NotFoundError
+from prompted_clip.errors import StackMismatchError
+from tests.architecture.repository import ROOT
+from tests.stacks import random_bundle
+
+DEMO = ROOT / "service" / "demo"
+DONUT = DEMO / "images" / "satellite" / "striped-donut-1.jpg"
+CRESCENT = DEMO / "images" / "thermal" / "plain-crescent-3.jpg"
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    bundles = [DEMO / "bundles" / f"{domain}.safetensors" for domain in ("satellite", "thermal")]
+    return caspl.Classifier("demo-student", bundles=bundles, device="cpu", batch_size=2)
+
+
+def test_the_example_of_the_readme_works(classifier):
+    (result,) = classifier.classify([DONUT], "satellite")
+
+    assert result.label == "striped donut"
+    assert result.probability > 0.9
+    assert (result.domain, result.version) == ("satellite", None)
+    assert len(result.predictions) == 5
+
+
+def test_paths_bytes_pictures_and_arrays_give_the_same_result(classifier):
+    picture = Image.open(DONUT).convert("RGB")
+    results = classifier.classify(
+        [DONUT, str(DONUT), DONUT.read_bytes(), picture, np.asarray(picture)], "satellite", top_k=3
+    )
+
+    assert len({tuple(found.label for found in result.predictions) for result in results}) == 1
+    assert max(result.probability for result in results) == pytest.approx(results[0].probability, abs=1e-5)
+
+
+def test_domains_are_mixed_in_one_call(classifier):
+    results = classifier.classify([DONUT, CRESCENT, DONUT], ["satellite", "thermal", "satellite"])
+
+    assert [result.domain for result in results] == ["satellite", "thermal", "satellite"]
+    assert [result.label for result in results] == ["striped donut", "faded crescent", "striped donut"]
+
+
+def test_labels_replace_the_classes_of_the_bundle(classifier):
+    (result,) = classifier.classify([DONUT], "satellite", labels=["plain cross", "striped donut"])
+
+    assert [(found.label, found.class_id) for found in result.predictions] == [("striped donut", 1), ("plain cross", 0)]
+    assert sum(found.probability for found in result.predictions) == pytest.approx(1)
+
+
+def test_without_bundles_the_plain_backbone_scores_the_labels():
+    (result,) = caspl.Classifier("demo-student", device="cpu").classify(
+        [DONUT], labels=["plain cross", "striped donut"]
+    )
+
+    assert (result.label, result.domain, result.digest) == ("striped donut", None, None)
+
+
+def test_an_image_that_cannot_be_decoded_leaves_the_others_alone(classifier):
+    cut = DONUT.read_bytes()[:500]
+    results = classifier.classify([b"no image", DONUT, cut], "satellite")
+
+    assert [bool(result.error) for result in results] == [True, False, True]
+    assert results[0].predictions == ()
+    with pytest.raises(ImageError, match="damaged") as caught:
+        _ = results[0].label
+    assert caught.value.code == "image_undecodable"
+
+
+def test_notes_name_a_conversion(classifier):
+    (result,) = classifier.classify([Image.new("CMYK", (40, 40))], "satellite")
+
+    assert result.notes == ("cmyk",)
+
+
+def test_a_bundle_replaces_the_earlier_one_of_its_domain(classifier):
+    upload = next((DEMO / "upload").glob("*.safetensors"))
+    own = caspl.Classifier("demo-student", bundles=[upload], device="cpu")
+    domain = own.load(upload.read_bytes())
+
+    assert list(own.domains) == [domain]
+    assert own.classify([DONUT])[0].domain == domain
+
+
+def test_mistakes_are_explained(classifier):
+    with pytest.raises(NotFoundError, match=r"sketch; loaded: satellite, thermal"):
+        classifier.classify([DONUT], "sketch")
+    with pytest.raises(ValueError, match="0 domains for 1 images"):
+        classifier.classify([DONUT])
+    with pytest.raises(FileNotFoundError):
+        classifier.classify([Path("missing.jpg")], "satellite")
+    with pytest.raises(TypeError, match="uint8"):
+        classifier.classify([np.zeros((8, 8, 3))], "satellite")
+    with pytest.raises(StackMismatchError):
+        classifier.load(random_bundle())
