@@ -127,7 +127,7 @@ class EngineBench:
         self.linears = Linears.usual(self.backbone.device, self.backbone.dtype)
         if isinstance(served.image_tower, FusedImageTower):
             self.linears = served.image_tower.linears
-        self.n_runners = served.n_at_once
+        self.n_runners = served.num_streams
         self.roomy = in_bank(served, options.n_registered + 1)
         self.precise = load_backbone(options.backbone, random_seed=options.weights_seed, device=self.backbone.device)
         self._cores = None
@@ -142,7 +142,7 @@ class EngineBench:
         self._engines.append(Engine(quick_model))
         quick = self._feeder(self._engines[-1], quick_model, 1, PLAIN, console)
         paged = Feeder(self._engines[1], crowd.stacks, self._pictures, crowd.rng)
-        together = Engine(in_bank(served, options.n_slots, n_at_once=1))
+        together = Engine(in_bank(served, options.n_slots, num_streams=1))
         self._engines.append(together)
         self._draws: dict[str, tuple[Feeder, Callable[[int], Batch]]] = {
             "single": (crowd, crowd.single),
@@ -283,13 +283,13 @@ class EngineBench:
         return Feeder(engine, stacks, self._pictures, np.random.default_rng(seed))
 
 
-def in_bank(model: PromptedClip, n_slots: int, *, n_at_once: int = 0) -> PromptedClip:
+def in_bank(model: PromptedClip, n_slots: int, *, num_streams: int = 0) -> PromptedClip:
     """The same backbone and forward over a bank of so many slots, with as many batches at once as before or as said."""
     return PromptedClip(
         model.backbone,
         image_tower=model.image_tower,
         bank_slots=n_slots,
-        n_at_once=n_at_once or model.n_at_once,
+        num_streams=num_streams or model.num_streams,
     )
 
 

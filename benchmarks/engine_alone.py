@@ -55,7 +55,7 @@ class EngineAlone:
         feeder = self._feeder
         n_images, started_s = 0, time.perf_counter()
         while (taken_s := time.perf_counter() - started_s) < duration_s:
-            batches = [feeder.mixed(n_rows, len(feeder.stacks)) for _ in range(BATCHES * feeder.engine.n_at_once)]
+            batches = [feeder.mixed(n_rows, len(feeder.stacks)) for _ in range(BATCHES * feeder.engine.num_streams)]
             self._loop.run(run_batches(feeder.engine, batches))
             n_images += len(batches) * n_rows
         return n_images / taken_s

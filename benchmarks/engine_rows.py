@@ -67,7 +67,7 @@ async def run_batches(engine: Engine, batches: Sequence[Batch]) -> None:
     Raises:
         RuntimeError: a row was not answered.
     """
-    gate = asyncio.Semaphore(engine.n_at_once + AHEAD)
+    gate = asyncio.Semaphore(engine.num_streams + AHEAD)
 
     async def one(batch: Batch) -> None:
         async with gate:

@@ -1,248 +1,106 @@
-"""Which prompt stacks are on the device.
+"""The bank: an LRU cache of prompt stacks in device memory.
 
-A stack is *registered* when its tensors lie in host memory, and *resident* when they are in the bank as well. A stack's
-*slot* is a list of rows in shared tensors, so stacks of any depth, length and number of classes use the same memory.
-When room is needed, the stack that has gone unused for longest leaves: its host copy is the original, so nothing has to
-be written back.
-
-Knows stacks and slots. Does not know the towers, what a domain's live version is, or HTTP.
+A stack is loaded into host memory once. The first batch that needs it copies it to the device; the least recently used
+copy is dropped when more than `n_slots` are there. A batch holds references to its copies, so eviction never frees
+memory that a forward still reads.
 """
 
-import contextlib
 import threading
-import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final, Protocol
 
-from prompted_clip.backbone import Backbone
-from prompted_clip.errors import StackMismatchError
-from prompted_clip.slot import Room, Slot, room_of
-from prompted_clip.slot_storage import SlotStorage, ordinary_room
+import torch
+
 from prompted_clip.stack import PromptStack
 
 N_SLOTS: Final = 256
-PATIENCE_S: Final = 30.0
-"""Longest wait for others to let go of their slots; a batch takes far less."""
+
+_Key = weakref.ref[PromptStack]
 
 
 class BankObserver(Protocol):
-    """What a bank reports; must be quick and must not raise."""
+    """Receives the bank's counts; must be quick and must not raise."""
 
     def bank_changed(self, *, n_used: int, n_free: int, n_kept: int, n_loads: int, n_evictions: int) -> None:
-        """Slots in use and not kept, free, and kept; stacks that came and that had to leave since the last report."""
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """Stacks that stay resident for now.
-
-    Attributes:
-        rows: positions of those that found room, in order.
-        slots: their slots, one per position.
-    """
-
-    rows: list[int]
-    slots: list[Slot]
+        """Unpinned copies, free slots and pinned copies now; loads and evictions since the last call."""
 
 
 class PromptBank:
-    """The resident stacks of one device.
+    """Device copies of prompt stacks; thread-safe.
 
-    Any thread may call it. Stacks are told apart by identity, never by a name; one that nobody refers to any more gives
-    its slot back by itself.
+    Keys are stacks by identity. The bank does not keep an unpinned stack alive: its copy is dropped after the last
+    other reference to it is gone.
 
     Args:
-        backbone: whose device it is.
-        n_slots: most stacks resident at once; a stack that is larger than usual takes the room of several.
-        n_kept: how many of them, or as much room, may be kept.
-        patience_s: how long `hold` waits while others hold all the room.
+        device: where the copies are.
+        n_slots: most copies; a batch of more stacks exceeds it until its `get` returns.
 
     Attributes:
-        storage: the tensors; what a batch reads of its slots.
-        observer: told about changes.
+        observer: is called after every change.
     """
 
-    def __init__(
-        self, backbone: Backbone, *, n_slots: int = N_SLOTS, n_kept: int = 0, patience_s: float = PATIENCE_S
-    ) -> None:
-        self.storage = SlotStorage(backbone, n_slots)
+    def __init__(self, device: torch.device, *, n_slots: int = N_SLOTS) -> None:
         self.observer: BankObserver | None = None
+        self._device = device
         self._n_slots = n_slots
-        self._for_kept = ordinary_room(n_kept)
-        self._for_any = ordinary_room(n_slots - n_kept)
-        self._slots: OrderedDict[weakref.ref[PromptStack], Slot] = OrderedDict()  # least recently used first
-        self._gone: deque[weakref.ref[PromptStack]] = deque()
-        self._kept: dict[str, PromptStack] = {}
-        self._patience_s = patience_s
+        self._copies: OrderedDict[_Key, PromptStack] = OrderedDict()  # least recently used first
+        self._pinned: dict[str, PromptStack] = {}  # by domain
+        self._collected: deque[_Key] = deque()  # appended by the garbage collector, on any thread
         self._lock = threading.Lock()
-        self._let_go_of = threading.Condition(self._lock)
-        self._door = threading.Lock()  # who waits for room stands in it: nobody goes past
-        self._n_loads = self._n_evictions = 0
 
     def __len__(self) -> int:
-        """Stacks that are resident."""
-        return len(self._slots)
+        """Copies on the device."""
+        return len(self._copies)
 
-    def is_resident(self, stack: PromptStack) -> bool:
-        """Whether a stack is on the device at this moment."""
-        return weakref.ref(stack) in self._slots
+    def __contains__(self, stack: PromptStack) -> bool:
+        """Whether a stack has a copy on the device."""
+        return weakref.ref(stack) in self._copies
 
-    def refuse_too_large(self, stack: PromptStack) -> None:
-        """Refuse a stack that would not fit even if everything but the kept ones left.
+    @torch.inference_mode()
+    def get(self, stacks: Sequence[PromptStack]) -> list[PromptStack]:
+        """The device copies of these stacks, in order; missing ones are copied from the host.
 
         Raises:
-            StackMismatchError: says what it has too much of, and which setting makes room.
+            torch.OutOfMemoryError: no device memory for a copy.
         """
-        need, most = room_of(stack), self._for_any
-        if not most.holds(need):
-            msg = (
-                f"The stack of domain {stack.domain!r} has {need.tokens} prompt tokens over all layers and "
-                f"{need.classes} classes; the bank has room for {most.tokens} and {most.classes}. Raise bank_slots."
+        copies: dict[PromptStack, PromptStack] = {}
+        n_loads = 0
+        with self._lock:
+            for stack in stacks:
+                if stack in copies:
+                    continue
+                copy = self._copies.get(key := weakref.ref(stack))
+                if copy is None:
+                    copy, key = stack.to(self._device), weakref.ref(stack, self._collected.append)
+                    n_loads += 1
+                self._copies[key] = copies[stack] = copy
+                self._copies.move_to_end(key)
+            self._drop_unused(n_loads)
+        return [copies[stack] for stack in stacks]
+
+    def pin(self, stack: PromptStack) -> None:
+        """Exempt a stack's copy from eviction, instead of the one pinned for the same domain before."""
+        with self._lock:
+            self._pinned[stack.domain] = stack
+            self._drop_unused(n_loads=0)
+
+    def _drop_unused(self, n_loads: int) -> None:
+        """Drop the copies of collected stacks, then evict what exceeds the slots, and report."""
+        while self._collected:
+            self._copies.pop(self._collected.popleft(), None)
+        pinned = {weakref.ref(stack) for stack in self._pinned.values()}
+        n_surplus = len(self._copies) - self._n_slots
+        evicted = [key for key in self._copies if key not in pinned][:n_surplus] if n_surplus > 0 else []
+        for key in evicted:
+            del self._copies[key]
+        if self.observer is not None:
+            n_kept = sum(key in self._copies for key in pinned)
+            self.observer.bank_changed(
+                n_used=len(self._copies) - n_kept,
+                n_free=max(0, self._n_slots - len(self._copies)),
+                n_kept=n_kept,
+                n_loads=n_loads,
+                n_evictions=len(evicted),
             )
-            raise StackMismatchError(msg)
-
-    @contextlib.contextmanager
-    def hold(self, stacks: Sequence[PromptStack]) -> Iterator[Held]:
-        """Make stacks resident and keep them so until the block ends.
-
-        When not all of them fit at once, as many as do are held; hold the others next. When not even one fits because
-        of what others hold, wait until they let go. Whoever holds stacks already must not hold more: two who wait for
-        each other would wait in vain.
-
-        Args:
-            stacks: one per row, repetitions allowed.
-
-        Raises:
-            StackMismatchError: not even one fits.
-            RuntimeError: others hold all the room, and do not let go of it.
-        """
-        with self._door:
-            slots = self._acquire(stacks, patience_s=self._patience_s)
-        try:
-            if stacks and not slots:
-                self.refuse_too_large(stacks[0])
-                msg = "All slots of the bank are held by others; use fewer threads, or raise bank_slots."
-                raise RuntimeError(msg)
-            self.storage.wait_for_writes()
-            rows = [row for row, stack in enumerate(stacks) if stack in slots]
-            yield Held(rows, [slots[stacks[row]] for row in rows])
-        finally:
-            with self._lock:
-                self.storage.mark_read(slots.values())
-                self._release(slots)
-
-    def prefetch(self, stacks: Sequence[PromptStack]) -> None:
-        """Make as many of these stacks resident as there is room for; they may leave again."""
-        slots = self._acquire(stacks)
-        with self._lock:
-            self._release(slots)
-
-    def keep(self, stack: PromptStack) -> bool:
-        """Make a stack resident for good, in place of the one kept for the same domain until now.
-
-        Returns:
-            Whether there was room among the kept ones; if not, it comes and goes like any other.
-        """
-        with self._lock:
-            self._let_go(stack.domain)
-            wanted = room_of(stack)
-            for kept in self._kept.values():
-                wanted = wanted.plus(room_of(kept))
-            if not self._for_kept.holds(wanted):
-                return False
-            self._kept[stack.domain] = stack
-            if slot := self._slots.get(weakref.ref(stack)):
-                slot.is_kept = True
-        self.prefetch([stack])
-        return True
-
-    def _acquire(self, stacks: Sequence[PromptStack], *, patience_s: float = 0.0) -> dict[PromptStack, Slot]:
-        """Hold as many of these stacks as fit, at least one if others let go in time."""
-        wanted = dict.fromkeys(stacks)
-        can_fit = any(self._for_any.holds(room_of(stack)) for stack in wanted)
-        until_s = time.monotonic() + patience_s
-        with self._lock:
-            while not (held := self._hold_what_fits(wanted)) and can_fit:
-                if not self._let_go_of.wait(until_s - time.monotonic()):
-                    break
-        return held
-
-    def _hold_what_fits(self, wanted: Collection[PromptStack]) -> dict[PromptStack, Slot]:
-        """Those that are here already come first."""
-        held: dict[PromptStack, Slot] = {}
-        try:
-            self._forget_gone()
-            for stack in wanted:
-                if slot := self._slots.get(key := weakref.ref(stack)):
-                    slot.n_holders += 1
-                    held[stack] = slot
-                    self._slots.move_to_end(key)
-            for stack in wanted:
-                if stack not in held and self._make_room(room_of(stack)):
-                    slot = held[stack] = self._load(stack)
-                    slot.n_holders += 1
-        except BaseException:
-            self._release(held)
-            raise
-        finally:
-            self._report()
-        return held
-
-    def _release(self, slots: Mapping[PromptStack, Slot]) -> None:
-        for slot in slots.values():
-            slot.n_holders -= 1
-        self._let_go_of.notify_all()
-
-    def _make_room(self, need: Room) -> bool:
-        """Have the least recently used stacks leave until there is room, or none if that would not be enough."""
-        room = self.storage.free
-        leaving = []
-        for key, slot in self._slots.items():
-            if room.holds(need):
-                break
-            if not slot.n_holders and not slot.is_kept:
-                leaving.append(key)
-                room = room.plus(slot.room)
-        if not room.holds(need):
-            return False
-        for key in leaving:
-            self._drop(key)
-        self._n_evictions += len(leaving)
-        return True
-
-    def _load(self, stack: PromptStack) -> Slot:
-        slot = self.storage.put(stack)
-        slot.is_kept = self._kept.get(stack.domain) is stack
-        self._slots[weakref.ref(stack, self._gone.append)] = slot
-        self._n_loads += 1
-        return slot
-
-    def _drop(self, key: weakref.ref[PromptStack]) -> None:
-        self.storage.drop(self._slots.pop(key))
-
-    def _forget_gone(self) -> None:
-        """Drop the slots of stacks that nobody refers to any more."""
-        while self._gone:
-            if (key := self._gone.popleft()) in self._slots:  # it may have left before
-                self._drop(key)
-
-    def _let_go(self, domain: str) -> None:
-        former = self._kept.pop(domain, None)
-        if former is not None and (slot := self._slots.get(weakref.ref(former))):
-            slot.is_kept = False
-
-    def _report(self) -> None:
-        if self.observer is None:
-            return
-        n_kept = sum(weakref.ref(stack) in self._slots for stack in self._kept.values())
-        self.observer.bank_changed(
-            n_used=len(self._slots) - n_kept,
-            n_free=self._n_slots - len(self._slots),
-            n_kept=n_kept,
-            n_loads=self._n_loads,
-            n_evictions=self._n_evictions,
-        )
-        self._n_loads = self._n_evictions = 0

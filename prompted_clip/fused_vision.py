@@ -68,16 +68,16 @@ class FusedImageTower:
             [B, E]; float32 for narrower backbones, since rounding here would cost and not help.
         """
         n_rows = len(pixels_BCHW)
-        n_at_once = n_rows
+        max_microbatch = n_rows
         if pixels_BCHW.device.type == "cpu":
-            n_at_once = self.rows_together(grid.n_tokens if grid is not None else 0, torch.get_num_threads())
-        if n_rows <= n_at_once:
+            max_microbatch = self.max_microbatch(grid.n_tokens if grid is not None else 0, torch.get_num_threads())
+        if n_rows <= max_microbatch:
             return self._forward(pixels_BCHW, grid)
-        parts = parts_of(n_rows, n_at_once)
+        parts = parts_of(n_rows, max_microbatch)
         own = [grid.rows(part) if grid is not None else None for part in parts]
         return torch.cat([self._forward(pixels_BCHW[part], prompts) for part, prompts in zip(parts, own, strict=True)])
 
-    def rows_together(self, n_prompts: int, n_threads: int) -> int:
+    def max_microbatch(self, n_prompts: int, n_threads: int) -> int:
         """How many rows with so many prompt positions go together on a CPU; of more, one part after the other."""
         return rows_at_once(self._n_plain + n_prompts, self._n_hidden, self._dtype, n_threads=n_threads)
 
@@ -167,14 +167,14 @@ def rows_at_once(n_tokens: int, n_hidden: int, dtype: torch.dtype, *, n_threads:
     return max(1, min(PART_BYTES * n_threads, MOST_BYTES) // (n_tokens * n_hidden * dtype.itemsize))
 
 
-def parts_of(n_rows: int, n_at_once: int) -> list[slice]:
+def parts_of(n_rows: int, max_microbatch: int) -> list[slice]:
     """A batch in as few parts as it takes, of nearly one size: an image left over would read all weights for itself.
 
     Args:
         n_rows: images in the batch, at least one.
-        n_at_once: most in a part.
+        max_microbatch: most in a part.
     """
-    n_parts = -(-n_rows // n_at_once)
+    n_parts = -(-n_rows // max_microbatch)
     edges = [index * n_rows // n_parts for index in range(n_parts + 1)]
     return [slice(*edge) for edge in pairwise(edges)]
 

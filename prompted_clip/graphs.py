@@ -76,7 +76,7 @@ class GraphedTower:
         self._refused: dict[Shape, float] = {}  # until when, on the monotonic clock
         self._turn = threading.Lock()
 
-    def n_padded(self, n_rows: int) -> int:
+    def padded_batch_size(self, n_rows: int) -> int:
         """How many rows really run for so many."""
         return next((size for size in self._sizes if size >= n_rows), n_rows)
 
@@ -87,12 +87,12 @@ class GraphedTower:
         if n_rows > self._sizes[-1]:
             return self._tower(pixels_BCHW, grid)
         with self._turn:
-            graph = self._graph(_shape(self.n_padded(n_rows), grid))
+            graph = self._graph(_shape(self.padded_batch_size(n_rows), grid))
             if graph is not None:
                 return graph.replay(pixels_BCHW, grid)
         return self._tower(pixels_BCHW, grid)
 
-    def preparations(self, grid: PromptGrid | None) -> list[Callable[[], None]]:
+    def capture_steps(self, grid: PromptGrid | None) -> list[Callable[[], None]]:
         """What batches of such prompts, alone and beside others, would have to wait for: steps of one recording each.
 
         Args:

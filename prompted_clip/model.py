@@ -1,12 +1,10 @@
-"""One backbone answering for many domains: joins the towers, makes stacks of bundles, runs rows under their stacks.
-
-A stack lies in host memory and knows no device. To run, it is brought to the device's bank, and may leave again.
+"""One backbone that answers for many domains: both towers, the stack loader, the bank and the scorer joined.
 
 Legend: B rows, C/H/W image, K classes, E joint width, D prompt layers, P prompt tokens, W tower width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,43 +15,40 @@ from prompted_clip.bank import N_SLOTS, PromptBank
 from prompted_clip.heads import ImageFeatures
 from prompted_clip.internals import unit_norm
 from prompted_clip.preprocess import normalize_pixels
-from prompted_clip.prompts import PromptGrid
-from prompted_clip.scoring import Ranked, Ranking, Scorer
-from prompted_clip.slot import Slot
+from prompted_clip.prompts import PromptGrid, collate_grids
+from prompted_clip.scoring import Ranked, Scorer
 from prompted_clip.stack import PromptStack
-from prompted_clip.stack_maker import StackMaker
-from prompted_clip.transfers import Outbound, sent
+from prompted_clip.stack_loader import StackLoader
+from prompted_clip.transfers import CopyStream, to_host
 from prompted_clip.vision import embed_image
 
 MAX_TEXT_ROWS: Final = 1024
 MAX_CONDITIONAL_CLASSES: Final = 1000
-USUAL_PROMPTS: Final = 12
-"""Positions of an ordinary stack's image prompts, boosting and adapting together."""
-
-T = TypeVar("T")
+TYPICAL_PROMPTS: Final = 12
+"""Prompt positions of a typical stack, boosting and adapting together."""
 
 ImageTower = Callable[[Tensor, PromptGrid | None], Tensor]
-"""From uint8 pixels [B, 3, H, W] on the backbone's device and their prompts to embeddings [B, E] in its dtype."""
+"""uint8 pixels [B, 3, H, W] on the backbone's device and their prompts -> embeddings [B, E].
+
+Optional attributes: `capture_steps`, `padded_batch_size`, `max_microbatch`, as in `PromptedClip`."""
 
 
 class PromptedClip:
-    """A frozen CLIP whose forward takes every row's own prompts.
+    """A frozen CLIP whose forward takes each row's own prompts; thread-safe if its image tower is.
 
     Args:
         backbone: the loaded model; shared, never changed.
-        image_tower: what runs the image tower; None walks open_clip's own modules.
-        max_text_rows: texts that go through the text tower at once; pairs of image and class for a conditional head.
+        image_tower: computes image embeddings; None uses open_clip's own modules.
+        max_text_rows: most texts per text forward; pairs of image and class for a conditional head.
         max_conditional_classes: most classes of a conditional head, each of which costs a text forward per image.
-        bank_slots: most stacks on the device at once.
-        kept_slots: how many of them may be kept there for good.
-        n_at_once: see below.
+        bank_slots: most stacks in device memory.
+        num_streams: see below.
 
     Attributes:
-        bank: which stacks are on the device.
-        image_tower: what runs the image tower.
-        n_at_once: forwards that may run side by side; more than one needs an image tower that several threads may call.
-        n_ahead: batches beside those that may be brought to the device and begun behind them.
-        on_progress: called after every forward, on the thread that runs it; whoever watches for a hung device sets it.
+        bank: the stacks in device memory.
+        num_streams: batches that may run concurrently, each on a thread of its own.
+        pipeline_depth: batches that may be queued on the device behind those that run.
+        on_progress: is called after every forward, on its thread.
     """
 
     def __init__(
@@ -64,40 +59,36 @@ class PromptedClip:
         max_text_rows: int = MAX_TEXT_ROWS,
         max_conditional_classes: int = MAX_CONDITIONAL_CLASSES,
         bank_slots: int = N_SLOTS,
-        kept_slots: int = 0,
-        n_at_once: int = 1,
+        num_streams: int = 1,
     ) -> None:
         self.backbone = backbone
-        self.bank = PromptBank(backbone, n_slots=bank_slots, n_kept=kept_slots)
+        self.bank = PromptBank(backbone.device, n_slots=bank_slots)
         self.image_tower = image_tower or self._walked_tower
-        self.n_at_once = n_at_once
-        self.n_ahead = int(backbone.device.type == "cuda")
-        self._outbound = Outbound(backbone.device)
+        self.num_streams = num_streams
+        self.pipeline_depth = int(backbone.device.type == "cuda")
         self.on_progress: Callable[[], None] = lambda: None
-        self._scorer = Scorer(
-            backbone, self.bank.storage, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress()
-        )
-        self._maker = StackMaker(
+        self._copy_stream = CopyStream(backbone.device)
+        self._scorer = Scorer(backbone, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress())
+        self._loader = StackLoader(
             backbone,
             max_text_rows=max_text_rows,
             max_conditional_classes=max_conditional_classes,
-            check=self.bank.refuse_too_large,
             on_progress=lambda: self.on_progress(),
         )
 
     def load_stack(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
-        """Make a stack of a validated bundle, in host memory; the device is not touched.
+        """Load a validated bundle into host memory; the device is not used.
 
         Args:
             bundle: from `prompt_store.bundle.read_bundle`.
-            version: its number in the store, carried into answers.
+            version: its number in the store.
 
         Raises:
-            StackMismatchError: made for another backbone, deeper than a tower, too large for the bank, or too many
-                classes for a conditional head.
+            StackMismatchError: made for another backbone, deeper than a tower, or too many classes for a conditional
+                head.
             TextTooLongError: a class of a conditional head does not fit the text tower together with the prompts.
         """
-        return self._maker.of_bundle(bundle, version=version)
+        return self._loader.from_bundle(bundle, version=version)
 
     def plain_stack(self, domain: str, class_names: Sequence[str], templates: Sequence[str]) -> PromptStack:
         """The zero-shot baseline: no prompts, text features of the plain backbone.
@@ -105,92 +96,74 @@ class PromptedClip:
         Raises:
             TextTooLongError: a class does not fit the text tower.
         """
-        return self._maker.plain(domain, class_names, templates)
+        return self._loader.plain(domain, class_names, templates)
 
     def boost_stack(self, stack: PromptStack) -> PromptStack:
-        """What the boosting prompts alone answer: without adapting prompts and what was learned on top.
+        """A stack with the boosting prompts only, without adapting prompts and heads; encodes the classes again.
 
         Raises:
             StackMismatchError: the stack has no boosting prompts, or no template to encode its classes with.
         """
-        return self._maker.boosted(stack)
+        return self._loader.boost_only(stack)
 
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
-        """Open vocabulary: the domain's own prompts, other classes.
+        """Open vocabulary: a stack with the same prompts and other classes.
 
-        A class head knows the bundle's own classes only and is left out; a conditional head goes on with other classes.
+        A class head is dropped, as it knows the bundle's own classes only; a conditional head is kept.
 
         Args:
-            stack: whose prompts to use.
-            labels: the classes to choose among, at least one.
+            stack: the domain's stack.
+            labels: the new classes, at least one.
 
         Raises:
-            StackMismatchError: the stack can serve its own classes only, has no template, or a conditional head would
-                get too many classes.
+            StackMismatchError: the stack can serve its own classes only, has no template, or `labels` are too many for
+                a conditional head.
             TextTooLongError: a label does not fit the text tower together with the prompts.
         """
-        return self._maker.with_labels(stack, labels)
+        return self._loader.with_labels(stack, labels)
 
     @torch.inference_mode()
     def rank(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack], top_ks: Sequence[int]) -> list[Ranked]:
-        """Each row's most probable classes; nothing else leaves the device.
-
-        Any thread may call it. While the device works on one batch, another thread's comes to it, and is begun as soon
-        as the device is free.
+        """Each row's most probable classes; returns when they are in host memory.
 
         Args:
-            pixels_BCHW: uint8 from `to_pixels`, on any device.
+            pixels_BCHW: uint8 from `to_pixels`, on any device; pinned memory is copied asynchronously.
             stacks: one per row, all of one lane; domains and depths may differ.
-            top_ks: how many classes each row wants; a row whose stack has fewer gets all of them.
+            top_ks: number of classes per row; a row whose stack has fewer gets all of them.
 
         Raises:
-            ValueError: rows with different numbers of prompt tokens in one batch.
+            ValueError: rows with different numbers of prompt tokens.
         """
-        on_their_way = self._outbound.send(pixels_BCHW)
-
-        def work(rows: list[int], slots: list[Slot]) -> list[tuple[Ranking, int]]:
-            images = self._embed(_some(on_their_way.received(), rows), slots)
-            ranking = self._scorer.rank(images, slots, [top_ks[row] for row in rows])
-            return [(ranking, index) for index in range(len(rows))]
-
-        return [ranking.rows[index] for ranking, index in self._in_parts(stacks, work)]
+        pixels_BCHW = self._copy_stream.copy(pixels_BCHW)
+        on_device = self.bank.get(stacks)  # held until the answers are back
+        logits_BK = self._scorer.logits(self._embed(pixels_BCHW, on_device), on_device)
+        best = logits_BK.softmax(dim=-1).topk(min(max(top_ks), logits_BK.shape[1]), dim=-1)
+        ids, probabilities = (tensor.tolist() for tensor in to_host(best.indices, best.values))
+        n_ranked = [min(top_k, len(stack.class_names)) for top_k, stack in zip(top_ks, stacks, strict=True)]
+        return [Ranked(i[:n], p[:n]) for i, p, n in zip(ids, probabilities, n_ranked, strict=True)]
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:
-        """Image features, each row under its own domain's prompts.
+        """Image features, each row under its own domain's prompts, on the backbone's device.
 
         Args:
             pixels_BCHW: as in `rank`.
-            stacks: likewise.
-
-        Returns:
-            What `score` needs, on the backbone's device.
+            stacks: as in `rank`.
 
         Raises:
-            ValueError: rows with different numbers of prompt tokens in one batch.
+            ValueError: rows with different numbers of prompt tokens.
         """
-        v_BE = torch.stack(
-            self._in_parts(
-                stacks, lambda rows, slots: self._embed(_some(pixels_BCHW, rows), slots).embeddings_BE.unbind()
-            )
-        )
-        return ImageFeatures(v_BE, unit_norm(v_BE))
+        return self._embed(pixels_BCHW.to(self.backbone.device), self.bank.get(stacks))
 
     @torch.inference_mode()
     def logits(self, images: ImageFeatures, stack: PromptStack) -> Tensor:
-        """Every image's scores over one stack's classes, before the softmax.
+        """Logits over one stack's classes, [B, K] float32 on the backbone's device.
 
         Args:
             images: from `encode_images` under this stack's prompts.
-            stack: whose classes.
-
-        Returns:
-            [B, K] float32, on the backbone's device.
+            stack: the classes.
         """
-        n_rows = len(images.unit_BE)
-        return torch.stack(
-            self._in_parts([stack] * n_rows, lambda _, slots: self._scorer.logits(images, slots).unbind())
-        )
+        return self._scorer.logits(images, self.bank.get([stack] * len(images.unit_BE)))
 
     @torch.inference_mode()
     def score(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> list[Tensor]:
@@ -203,64 +176,37 @@ class PromptedClip:
         Returns:
             Per row [K of its stack], float32, on the backbone's device.
         """
+        scores_BK = self._scorer.logits(images, self.bank.get(stacks)).softmax(dim=-1)
+        return [row_K[: len(stack.class_names)] for row_K, stack in zip(scores_BK, stacks, strict=True)]
 
-        def work(rows: list[int], slots: list[Slot]) -> list[Tensor]:
-            scores_BK = self._scorer.logits(images.of(sent(rows, self.backbone.device)), slots).softmax(dim=-1)
-            return [row_K[: slot.n_classes] for row_K, slot in zip(scores_BK, slots, strict=True)]
+    def capture_steps(self, stack: PromptStack) -> list[Callable[[], None]]:
+        """CUDA graph captures that the first batches of such a stack need, one call each; none on a CPU."""
+        steps: Callable[[PromptGrid | None], list[Callable[[], None]]] | None
+        steps = getattr(self.image_tower, "capture_steps", None)
+        return steps(stack.image) if steps is not None else []
 
-        return self._in_parts(stacks, work)
-
-    def preparations(self, stack: PromptStack) -> list[Callable[[], None]]:
-        """What the first batches under such a stack would have to wait for, in short steps for the device's thread.
-
-        Nothing on a CPU, nor where other stacks of the same shape have been prepared.
-        """
-        prepare: Callable[[PromptGrid | None], list[Callable[[], None]]] | None
-        prepare = getattr(self.image_tower, "preparations", None)
-        return prepare(stack.image) if prepare is not None else []
-
-    def n_padded(self, n_rows: int) -> int:
-        """Rows that the image tower really computes for so many."""
-        pad: Callable[[int], int] | None = getattr(self.image_tower, "n_padded", None)
+    def padded_batch_size(self, n_rows: int) -> int:
+        """Rows that the image tower computes for a batch of `n_rows`."""
+        pad: Callable[[int], int] | None = getattr(self.image_tower, "padded_batch_size", None)
         return pad(n_rows) if pad is not None else n_rows
 
     @property
-    def rows_together(self) -> int | None:
-        """Rows with the prompts of an ordinary stack that a CPU takes together; None where a batch is taken whole.
+    def max_microbatch(self) -> int | None:
+        """Rows of a typical stack that a CPU computes at once; None on CUDA.
 
-        Of more it takes one part after the other, and every row waits for the last part.
+        A larger batch runs as several microbatches, one after the other, and all its rows wait for the last one.
         """
-        together: Callable[[int, int], int] | None = getattr(self.image_tower, "rows_together", None)
-        if self.backbone.device.type != "cpu" or together is None:
+        microbatch: Callable[[int, int], int] | None = getattr(self.image_tower, "max_microbatch", None)
+        if self.backbone.device.type != "cpu" or microbatch is None:
             return None
-        return together(USUAL_PROMPTS, max(1, torch.get_num_threads() // self.n_at_once))
+        return microbatch(TYPICAL_PROMPTS, max(1, torch.get_num_threads() // self.num_streams))
 
-    def _in_parts(self, stacks: Sequence[PromptStack], work: Callable[[list[int], list[Slot]], Sequence[T]]) -> list[T]:
-        """One answer per row, worked out while its stack is held: in one go, or in as many as the bank needs."""
-        answers: dict[int, T] = {}
-        waiting = list(range(len(stacks)))
-        while waiting:
-            with self.bank.hold([stacks[row] for row in waiting]) as held:
-                rows = [waiting[index] for index in held.rows]
-                answers.update(zip(rows, work(rows, held.slots), strict=True))
-            waiting = [row for row in waiting if row not in answers]
-        return [answers[row] for row in range(len(stacks))]
-
-    def _embed(self, pixels_BCHW: Tensor, slots: Sequence[Slot]) -> ImageFeatures:
-        """Image features of rows whose stacks are held."""
-        v_BE = self.image_tower(
-            pixels_BCHW.to(self.backbone.device, non_blocking=True), self.bank.storage.prompts(slots)
-        )
+    def _embed(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:
+        """Image features of pixels on the device under the prompts of device copies."""
+        v_BE = self.image_tower(pixels_BCHW, collate_grids([stack.image for stack in stacks]))
         v_BE = v_BE.to(torch.promote_types(v_BE.dtype, torch.float32))
         self.on_progress()
         return ImageFeatures(v_BE, unit_norm(v_BE))
 
     def _walked_tower(self, pixels_BCHW: Tensor, grid: PromptGrid | None) -> Tensor:
         return embed_image(self.backbone, normalize_pixels(pixels_BCHW, self.backbone.preprocess), grid)
-
-
-def _some(pixels_BCHW: Tensor, rows: list[int]) -> Tensor:
-    """Some rows, in ascending order, of the pixels; all of them without a copy."""
-    if len(rows) == len(pixels_BCHW):
-        return pixels_BCHW
-    return pixels_BCHW.index_select(0, sent(rows, pixels_BCHW.device))

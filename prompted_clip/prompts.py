@@ -6,7 +6,7 @@ previous layer produced there (CasPL, arXiv 2409.17805, section 3.2; deep prompt
 Legend: B rows, D prompt layers, P prompt positions, W tower width, N tokens of the sequence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,9 +36,9 @@ class PromptGrid:
         """P, the positions these prompts take."""
         return self.tokens.shape[-2]
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> "PromptGrid":
-        """The same prompts elsewhere: `move` is given each tensor."""
-        return replace(self, tokens=move(self.tokens), depths=move(self.depths))
+    def to(self, device: torch.device) -> "PromptGrid":
+        """The same prompts on a device."""
+        return replace(self, tokens=self.tokens.to(device), depths=self.depths.to(device))
 
     def rows(self, part: slice) -> "PromptGrid":
         """The prompts of some rows; prompts that all rows share stay as they are."""
@@ -86,17 +86,16 @@ def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:
 
 
 def collate_grids(grids: Sequence[PromptGrid | None]) -> PromptGrid | None:
-    """Give each row of a batch its own prompts.
+    """Collate the prompts of a batch.
 
     Args:
-        grids: one grid per row, all with the same number of positions; depths may differ. None everywhere means
-            a plain batch.
+        grids: one [D, P, W] grid per row, all of one P; D may differ. All None for rows without prompts.
 
     Returns:
-        One grid with a leading row axis (or the shared grid itself when all rows carry the same one).
+        One [B, D, P, W] grid with the largest D, or the grid itself if all rows have the same one.
 
     Raises:
-        ValueError: rows with different numbers of positions were put into one batch.
+        ValueError: rows with different numbers of prompt positions.
     """
     first = grids[0]
     if all(grid is first for grid in grids):
@@ -108,7 +107,12 @@ def collate_grids(grids: Sequence[PromptGrid | None]) -> PromptGrid | None:
         msg = f"Rows of one batch need the same number of prompt tokens; found {found}."
         raise ValueError(msg)
     max_depth = max(grid.max_depth for grid in rows)
-    tokens = [nn.functional.pad(grid.tokens, (0, 0, 0, 0, 0, max_depth - grid.max_depth)) for grid in rows]
+    tokens = [
+        grid.tokens  # F.pad by nothing would copy
+        if grid.max_depth == max_depth
+        else nn.functional.pad(grid.tokens, (0, 0, 0, 0, 0, max_depth - grid.max_depth))
+        for grid in rows
+    ]
     return PromptGrid(
         tokens=torch.stack(tokens),
         depths=torch.stack([grid.depths for grid in rows]),

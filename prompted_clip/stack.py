@@ -1,27 +1,29 @@
-"""A prompt stack: everything needed to answer for one domain, in host memory and in the types the model wants.
+"""A prompt stack: all that is needed to answer for one domain. Immutable.
 
-It never changes. What a forward reads is a copy of it on the device, see `bank.py`.
+Stacks are loaded into host memory; forwards read a copy on the device, see `bank.py`.
 
 Legend: D prompt layers, P prompt tokens, W tower width, K classes, F width of the text features: the joint width, but
 for a projector's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-from prompted_clip.heads import ConditionalHead, Head, nbytes
+from prompted_clip.heads import ConditionalHead, Head
 from prompted_clip.prompts import PromptGrid, join_groups
+from prompted_clip.transfers import map_tensors, nbytes
 
 
 class Lane(NamedTuple):
-    """Rows with equal lanes may share one forward, whatever their domains.
+    """Rows with equal lanes can share one forward, whatever their domains.
 
     Attributes:
-        n_image_tokens: prompt positions in the image tower; depths may differ inside a lane.
-        head: `static`, text features do not depend on the image, whatever else scores; `conditional`, every image costs
-            as many text forwards as it has classes, which must not slow down static rows.
+        n_image_tokens: prompt positions in the image tower; depths may differ within a lane.
+        head: `static`: text features do not depend on the image; `conditional`: every image costs one text forward per
+            class, which must not slow down static rows.
     """
 
     n_image_tokens: int
@@ -30,23 +32,23 @@ class Lane(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PromptStack:
-    """One version of one domain.
+    """One version of one domain's prompts and classes.
 
     Attributes:
         domain: its name.
         version: number in the store, None for a stack that never was in one.
         digest: `sha256:…` of the bundle, None likewise.
-        class_names: what answers name.
-        class_texts: what stands for each class inside a template.
-        templates: the text around a class behind the text prompts.
+        class_names: labels of predictions.
+        class_texts: the text of each class inside a template.
+        templates: the text around a class, behind the text prompts.
         logit_scale: s, the multiplier of cosine similarities.
         image_boost, image_adapt: [D, P, vision width] or None.
         text_boost, text_adapt: [D, P, text width] or None; `text_adapt` may be [K, D, P, W] (class-specific contexts),
-            and is None with a conditional head, which keeps its context itself.
+            and is None with a conditional head, which holds its own context.
         text_features: [K, F] float32, unit norm; None with a conditional head.
         image: the joint image prompts, boosting before adapting; None for the plain tower.
-        labels: `own`: text features cannot be made for other classes.
-        head: what else scores; None for text features alone.
+        labels: `own`: text features cannot be computed for other classes.
+        head: scores classes instead of or besides the text features; None for text features alone.
     """
 
     domain: str
@@ -67,13 +69,13 @@ class PromptStack:
 
     @property
     def lane(self) -> Lane:
-        """Which rows this stack may share a forward with."""
+        """Rows of stacks with an equal lane can share a forward."""
         n_image_tokens = self.image.n_tokens if self.image is not None else 0
         return Lane(n_image_tokens, "conditional" if isinstance(self.head, ConditionalHead) else "static")
 
     @property
     def n_text_rows(self) -> int:
-        """Text forwards that one image costs: none, or one per class with a conditional head."""
+        """Text forwards per image: one per class with a conditional head, otherwise 0."""
         return self.head.n_classes if isinstance(self.head, ConditionalHead) else 0
 
     @property
@@ -83,13 +85,15 @@ class PromptStack:
 
     @property
     def has_class_contexts(self) -> bool:
-        """Whether text prompts belong to the trained classes and cannot serve other labels."""
+        """Whether text prompts belong to the trained classes, so that other labels cannot be scored."""
         return self.text_adapt is not None and self.text_adapt.ndim == 4
 
     @property
     def nbytes(self) -> int:
-        """Memory of the stack's tensors, in bytes."""
-        groups = (self.image_boost, self.image_adapt, self.text_boost, self.text_adapt, self.text_features)
-        joint = self.image.tokens.nbytes if self.image is not None else 0
-        head = nbytes(self.head) if self.head is not None else 0
-        return joint + head + sum(tensor.nbytes for tensor in groups if tensor is not None)
+        """Bytes of the stack's tensors."""
+        return nbytes(self)
+
+    def to(self, device: torch.device) -> "PromptStack":
+        """A copy on a device, without the separate prompt groups, which no forward reads."""
+        joint = replace(self, image_boost=None, image_adapt=None, text_boost=None, text_adapt=None)
+        return map_tensors(joint, lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,26 +1,65 @@
-"""Tensors on their way between the host and a device, while both go on with other things.
+"""Copies between host and device memory.
 
-On the CPU nothing has to travel, and all of these are plain calls. Knows streams and events. Does not know what a
-tensor means.
+On CUDA every kernel and every small copy is queued on the device's current stream, which runs them in order. Only
+images have a copy stream of their own, so that the next batch is copied during the present forward. On the CPU nothing
+is copied.
 """
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+T = TypeVar("T")
 
-def sent(numbers: NDArray[np.int64] | NDArray[np.float64] | list[int], device: torch.device) -> Tensor:
-    """A few numbers on the device; the host does not wait for the copy, as it would if a list were the index."""
+
+def map_tensors(part: T, change: Callable[[Tensor], Tensor]) -> T:
+    """A copy of a dataclass with `change` applied to each of its tensors, those of nested dataclasses included."""
+    changed: dict[str, Any] = {}
+    for name, value in vars(part).items():
+        if isinstance(value, Tensor):
+            changed[name] = change(value)
+        elif dataclasses.is_dataclass(value):
+            changed[name] = map_tensors(value, change)
+    return dataclasses.replace(part, **changed)  # type: ignore[type-var]
+
+
+def nbytes(part: object) -> int:
+    """Bytes of all tensors of a dataclass, those of nested dataclasses included."""
+    if isinstance(part, Tensor):
+        return part.nbytes
+    return sum(map(nbytes, vars(part).values())) if dataclasses.is_dataclass(part) else 0
+
+
+def to_device(numbers: NDArray[np.int64] | NDArray[np.float64] | Sequence[int], device: torch.device) -> Tensor:
+    """A small array as a tensor on the device; the host does not wait for the copy."""
     tensor = torch.from_numpy(np.asarray(numbers))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-class Outbound:
-    """A lane to a device beside what runs there; several threads may use it.
+def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """D2H copies of tensors of one device, complete on return.
+
+    The calling thread sleeps until the copies are done, without the GIL, and does not wait for work queued later.
+    """
+    if tensors[0].device.type != "cuda":
+        return tensors
+    copies = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors)
+    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(tensors[0].device))
+    done.synchronize()
+    return copies
+
+
+class CopyStream:
+    """A CUDA stream for H2D copies that overlap with kernels; several threads may use it.
 
     Args:
-        device: where tensors go.
+        device: the target of the copies.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,52 +68,14 @@ class Outbound:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def send(self, tensor: Tensor) -> "Sent":
-        """Begin to copy a tensor; from pinned memory neither the host nor the forward that runs waits for it."""
+    def copy(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; the current stream waits for the copy, the host does not if memory is pinned."""
         if self._stream is None or tensor.device.type == "cuda":
-            return Sent(tensor.to(self._device), None)
+            return tensor.to(self._device)
         with torch.cuda.stream(self._stream):
             there = tensor.to(self._device, non_blocking=True)
-            return Sent(there, self._stream.record_event())
-
-
-class Sent:
-    """A tensor that is on its way to a device."""
-
-    def __init__(self, there: Tensor, arrival: torch.cuda.Event | None) -> None:
-        self._there = there
-        self._arrival = arrival
-
-    def received(self) -> Tensor:
-        """The tensor, for what the calling thread sends to the device from now on; that waits for it, not the host."""
-        if self._arrival is not None:
-            stream = torch.cuda.current_stream(self._there.device)
-            stream.wait_event(self._arrival)
-            self._there.record_stream(stream)  # its memory is the other stream's: not to be used again before this one
-        return self._there
-
-
-class Inbound:
-    """Tensors that are on their way to the host.
-
-    Args:
-        tensors: as they will be when all that the calling thread has sent to their device is done.
-    """
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self._arrival: torch.cuda.Event | None = None
-        self._here = tensors
-        if tensors[0].device.type == "cuda":
-            self._here = tuple(
-                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-                for tensor in tensors
-            )
-            # An event that lets the waiting thread sleep: the others need the cores.
-            self._arrival = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            self._arrival.record(torch.cuda.current_stream(tensors[0].device))
-
-    def wait(self) -> tuple[Tensor, ...]:
-        """The tensors, once they are here; others may send to the device meanwhile."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return self._here
+            copied = self._stream.record_event()
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(copied)
+        there.record_stream(current)  # the allocator must not reuse its memory before `current` has read it
+        return there

@@ -58,7 +58,7 @@ class Runtime(Front):
     async def start(self) -> None:
         """Load every live version, measure what this machine can do, and begin to follow the store."""
         # Nobody waits for an answer yet: while some stacks are read and made, others are tried out.
-        await self.follower.start(at_once=self.engine.n_at_once + AHEAD, trials_s=self.settings.trials_s)
+        await self.follower.start(at_once=self.engine.num_streams + AHEAD, trials_s=self.settings.trials_s)
         await self._calibrate()
         self._begin(self.follower.try_out_the_rest())
         if self.settings.store_poll_s:
@@ -113,7 +113,7 @@ class Runtime(Front):
             self.batcher.batch_times,
             self.engine.run,
             row,
-            n_runners=self.engine.n_at_once,
+            n_runners=self.engine.num_streams,
             budget_s=self.settings.calibrate_s,
         )
         took = {str(n_rows): round(seconds * 1000, 2) for n_rows, seconds in measured.items()}
@@ -149,11 +149,11 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         run,
         max_rows=engine.most_rows(settings.max_batch_rows),
         max_waiting=settings.max_waiting_rows,
-        n_runners=engine.n_at_once,
+        n_runners=engine.num_streams,
         cost=lambda row: row.n_text_rows,
-        max_cost=max(1, settings.max_text_rows // engine.n_at_once),
+        max_cost=max(1, settings.max_text_rows // engine.num_streams),
         observer=metrics,
-        n_padded=engine.n_padded,
+        n_padded=engine.padded_batch_size,
     )
     live = LiveStacks(
         store,

@@ -218,15 +218,14 @@ def _load_model(settings: Settings) -> PromptedClip:
         device=device,
         dtype=chosen_dtype(settings, device),
     )
-    n_at_once = batches_at_once(backbone, settings)
+    num_streams = batches_at_once(backbone, settings)
     return PromptedClip(
         backbone,
         image_tower=image_tower(backbone, settings),
-        max_text_rows=max(1, settings.max_text_rows // n_at_once),
+        max_text_rows=max(1, settings.max_text_rows // num_streams),
         max_conditional_classes=settings.max_conditional_classes,
         bank_slots=settings.bank_slots,
-        kept_slots=settings.kept_slots,
-        n_at_once=n_at_once,
+        num_streams=num_streams,
     )
 
 

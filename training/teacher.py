@@ -45,7 +45,7 @@ class Teacher:
         if stack.text_features is None:
             msg = "The teacher's bundle makes text features per image; a teacher needs fixed ones."
             raise BoostBundleError(msg)
-        self._image = stack.image.moved(lambda tensor: tensor.to(backbone.device)) if stack.image is not None else None
+        self._image = stack.image.to(backbone.device) if stack.image is not None else None
         # Copied out of inference mode, whose tensors cannot take part in a loss.
         self.text_features_KE = stack.text_features.clone().to(backbone.device)
 

@@ -106,13 +106,15 @@ class Engine:
         # Torch gives a new thread the number that was set last, on any thread.
         n_threads = torch.get_num_threads()
         keep_threads = partial(torch.set_num_threads, n_threads)
-        self._thread = ThreadPoolExecutor(1 + model.n_ahead, thread_name_prefix="device", initializer=keep_threads)
+        self._thread = ThreadPoolExecutor(
+            1 + model.pipeline_depth, thread_name_prefix="device", initializer=keep_threads
+        )
         self._cores = self._thread
-        if model.n_at_once > 1:
-            share_threads = partial(torch.set_num_threads, max(1, n_threads // model.n_at_once))
-            self._cores = ThreadPoolExecutor(model.n_at_once, thread_name_prefix="core", initializer=share_threads)
+        if model.num_streams > 1:
+            share_threads = partial(torch.set_num_threads, max(1, n_threads // model.num_streams))
+            self._cores = ThreadPoolExecutor(model.num_streams, thread_name_prefix="core", initializer=share_threads)
         # A batch on all cores counts as one of them: nothing begins that would have no core.
-        self._turns = threading.Semaphore(model.n_at_once + model.n_ahead)
+        self._turns = threading.Semaphore(model.num_streams + model.pipeline_depth)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=compute_alone)
         self._resident_domains = frozenset(resident_domains)
         self._signs_s: dict[int, float] = {}  # of every thread that is inside a call, the last one
@@ -130,9 +132,9 @@ class Engine:
         return self._model.backbone
 
     @property
-    def n_at_once(self) -> int:
+    def num_streams(self) -> int:
         """Batches that run side by side."""
-        return self._model.n_at_once
+        return self._model.num_streams
 
     @property
     def is_lost(self) -> bool:
@@ -197,13 +199,13 @@ class Engine:
 
     async def prepare(self, stack: PromptStack) -> None:
         """Do beforehand, between the batches of others, what a stack's first batches would have to wait for."""
-        for prepare in self._model.preparations(stack):
+        for prepare in self._model.capture_steps(stack):
             await self._call(prepare)
 
     def went_live(self, stack: PromptStack) -> None:
         """Note that a stack answers for its domain from now on; it stays on the device if its domain is to."""
-        if stack.domain in self._resident_domains and not self._model.bank.keep(stack):
-            logger.warning("bank.not_kept", extra={"domain": stack.domain})
+        if stack.domain in self._resident_domains:
+            self._model.bank.pin(stack)
 
     def most_rows(self, n_allowed: int) -> int:
         """Rows that a batch should have at most, at least one.
@@ -211,12 +213,12 @@ class Engine:
         Args:
             n_allowed: rows of all batches that run side by side.
         """
-        n_own = max(1, n_allowed // self.n_at_once)
-        return min(n_own, self._model.rows_together or n_own)
+        n_own = max(1, n_allowed // self.num_streams)
+        return min(n_own, self._model.max_microbatch or n_own)
 
-    def n_padded(self, n_rows: int) -> int:
+    def padded_batch_size(self, n_rows: int) -> int:
         """Rows that are really computed for a batch of so many."""
-        return self._model.n_padded(n_rows)
+        return self._model.padded_batch_size(n_rows)
 
     async def boost_stack(self, stack: PromptStack) -> PromptStack:
         """The stack without its adapting prompts and heads; encodes text.
@@ -248,11 +250,11 @@ class Engine:
         self._refuse_if_lost()
         self._n_calls += 1
         try:
-            if self.n_at_once > 1:
+            if self.num_streams > 1:
                 await asyncio.sleep(0)  # what begins in the same moment is company
             # Who was joined by others the last time, or has a row for every core, leaves the other cores to others.
             has_company = self._n_calls > 1
-            takes_all = not has_company and not self._is_crowded and n_rows < self.n_at_once
+            takes_all = not has_company and not self._is_crowded and n_rows < self.num_streams
             self._is_crowded = has_company
             thread = self._thread if takes_all else self._cores
             running = asyncio.get_running_loop().run_in_executor(thread, self._guarded, work)

@@ -52,8 +52,8 @@ class ServingBank(Protocol):
 
     observer: BankObserver | None
 
-    def keep(self, stack: PromptStack) -> bool:
-        """Never let a stack leave, if there is room for that."""
+    def pin(self, stack: PromptStack) -> None:
+        """Never evict a stack."""
 
 
 class ServingModel(Protocol):
@@ -67,9 +67,9 @@ class ServingModel(Protocol):
     def bank(self) -> ServingBank:
         """The stacks on the device."""
 
-    n_at_once: int
+    num_streams: int
     """Batches that may run side by side, each on a thread that computes alone."""
-    n_ahead: int
+    pipeline_depth: int
     """Batches beside those that the device may be given already, each by a thread of its own."""
     on_progress: Callable[[], None]
     """Called after every forward; the engine puts its own here."""
@@ -83,7 +83,7 @@ class ServingModel(Protocol):
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
         """The stack with other classes."""
 
-    def preparations(self, stack: PromptStack) -> list[Callable[[], None]]:
+    def capture_steps(self, stack: PromptStack) -> list[Callable[[], None]]:
         """What the first batches under such a stack would have to wait for, in short steps."""
 
     def rank(
@@ -95,8 +95,8 @@ class ServingModel(Protocol):
         """Each row's most probable classes."""
 
     @property
-    def rows_together(self) -> int | None:
+    def max_microbatch(self) -> int | None:
         """Rows from which on a larger batch answers none of them sooner; None if there is none."""
 
-    def n_padded(self, n_rows: int) -> int:
+    def padded_batch_size(self, n_rows: int) -> int:
         """Rows that are really computed for so many."""

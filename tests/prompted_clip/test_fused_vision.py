@@ -15,7 +15,7 @@ from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_linear import Linears, packs
 from prompted_clip.fused_vision import FusedImageTower, parts_of, rows_at_once
 from prompted_clip.graphs import GraphedTower
-from prompted_clip.model import USUAL_PROMPTS
+from prompted_clip.model import TYPICAL_PROMPTS
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import collate_grids, join_groups
 from prompted_clip.vision import embed_image
@@ -115,12 +115,12 @@ def test_rows_of_a_mixed_batch_equal_each_image_alone(dtype):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("n_at_once", [1, 2, 4])
-def test_the_parts_a_batch_passes_in_do_not_show(monkeypatch, name, n_at_once):
+@pytest.mark.parametrize("num_streams", [1, 2, 4])
+def test_the_parts_a_batch_passes_in_do_not_show(monkeypatch, name, num_streams):
     backbone = backbone_of()
     tower, pixels, prompts = FusedImageTower(backbone), random_pixels(N_ROWS), grid_named(name, backbone)
     whole = tower(pixels, prompts)
-    monkeypatch.setattr(fused_vision, "rows_at_once", lambda *_, **__: n_at_once)
+    monkeypatch.setattr(fused_vision, "rows_at_once", lambda *_, **__: num_streams)
     torch.testing.assert_close(tower(pixels, prompts), whole, rtol=0, atol=1e-5)
 
 
@@ -172,7 +172,7 @@ def test_no_part_is_much_smaller_than_the_others(n_rows, sizes):
 
 
 def test_a_core_takes_eight_images_of_a_vit_b_16_with_ordinary_prompts_together():
-    n_tokens, n_hidden = 1 + (224 // 16) ** 2 + USUAL_PROMPTS, 4 * 768
+    n_tokens, n_hidden = 1 + (224 // 16) ** 2 + TYPICAL_PROMPTS, 4 * 768
     assert rows_at_once(n_tokens, n_hidden, torch.bfloat16) == 8
 
 
@@ -291,7 +291,7 @@ def test_on_cuda_features_are_within_the_same_bounds_recorded_and_not(arch, quic
     precise = backbone_of(arch, quick_gelu)
     backbone = load_backbone(arch, random_seed=0, quick_gelu=quick_gelu, device="cuda", dtype=dtype)
     pixels, prompts = random_pixels(N_ROWS, backbone.image_size), grid_named(name, backbone)
-    on_device = prompts.moved(lambda tensor: tensor.to("cuda")) if prompts is not None else None
+    on_device = prompts.to(torch.device("cuda")) if prompts is not None else None
     tower, expected = FusedImageTower(backbone), reference(precise, pixels, grid_named(name, precise))
     for run in (tower, GraphedTower(tower, backbone, max_rows=8)):
         features = normalize(run(pixels.to("cuda"), on_device), dim=-1).cpu()

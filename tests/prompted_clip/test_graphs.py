@@ -10,6 +10,7 @@ from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_vision import FusedImageTower
 from prompted_clip.graphs import GraphedTower, batch_sizes
 from prompted_clip.prompts import collate_grids, join_groups
+from prompted_clip.transfers import map_tensors
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 
 
@@ -57,7 +58,7 @@ def test_sizes_grow_by_doubling_with_a_step_between_and_end_at_the_largest(max_r
 
 def test_rows_are_padded_to_the_next_size_and_never_cut(tower):
     runs = graphed(tower, NotingRecorder())
-    assert [runs.n_padded(n_rows) for n_rows in (1, 2, 3, 5, 8, 9, 100)] == [1, 2, 4, 8, 8, 9, 100]
+    assert [runs.padded_batch_size(n_rows) for n_rows in (1, 2, 3, 5, 8, 9, 100)] == [1, 2, 4, 8, 8, 9, 100]
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 9])
@@ -95,10 +96,10 @@ def test_what_is_prepared_for_a_stack_is_not_recorded_again_whatever_joins_it(to
     recorder = NotingRecorder()
     runs = graphed(tower, recorder)
     even, shallower = grid(1, (3, 2)), grid(2, (1, 1), (2, 1))
-    for prepare in runs.preparations(even):
+    for prepare in runs.capture_steps(even):
         prepare()
     assert recorder.n_recorded == 2 * len(batch_sizes(8)), "alone, and in mixtures with shallower ones"
-    assert runs.preparations(even) == runs.preparations(grid(3, (3, 2))) == []
+    assert runs.capture_steps(even) == runs.capture_steps(grid(3, (3, 2))) == []
     for n_rows in range(1, 9):
         mixed = collate_grids([(even, shallower)[row % 2] for row in range(n_rows)])
         for prompts in (even, mixed):
@@ -111,7 +112,7 @@ def test_what_is_prepared_for_a_stack_is_not_recorded_again_whatever_joins_it(to
 def test_a_stack_without_an_even_depth_needs_one_recording_of_each_size(tower, shapes):
     recorder = NotingRecorder()
     runs = graphed(tower, recorder)
-    for prepare in runs.preparations(grid(1, *shapes)):
+    for prepare in runs.capture_steps(grid(1, *shapes)):
         prepare()
     for n_rows in range(1, 9):
         runs(random_pixels(n_rows), grid(2, *shapes))
@@ -120,9 +121,9 @@ def test_a_stack_without_an_even_depth_needs_one_recording_of_each_size(tower, s
 
 def test_what_cannot_be_recorded_is_not_prepared_again(tower):
     runs = graphed(tower, NotingRecorder(fails=[RuntimeError("operation not permitted")] * 4))
-    for prepare in runs.preparations(None):
+    for prepare in runs.capture_steps(None):
         prepare()
-    assert runs.preparations(None) == []
+    assert runs.capture_steps(None) == []
 
 
 def test_threads_that_call_at_once_get_their_own_answers(tower):
@@ -194,7 +195,10 @@ def test_on_cuda_replays_in_any_order_give_the_towers_own_answers(dtype):
         even = collate_grids([grid(row, (3, 2)) for row in range(n_rows)])
         there = [
             None,
-            *(one.moved(lambda t: t.to("cuda", dtype if t.is_floating_point() else None)) for one in (mixed, even)),
+            *(
+                map_tensors(one, lambda t: t.to("cuda", dtype if t.is_floating_point() else None))
+                for one in (mixed, even)
+            ),
         ]
         batches += [(pixels, prompts) for prompts in there]
     with ThreadPoolExecutor(2) as threads:

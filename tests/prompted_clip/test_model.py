@@ -17,7 +17,7 @@ from prompted_clip import (
     normalize_pixels,
 )
 from prompted_clip.fused_vision import FusedImageTower, rows_at_once
-from prompted_clip.model import USUAL_PROMPTS
+from prompted_clip.model import TYPICAL_PROMPTS
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, tiny_backbone
 
@@ -143,21 +143,21 @@ def test_a_stack_without_a_template_encodes_no_text(model, change):
         model.with_labels(stack, ["sun"]) if change == "with_labels" else model.boost_stack(stack)
 
 
-@pytest.mark.parametrize(("n_at_once", "n_threads"), [(1, 4), (2, 2), (8, 1)])
-def test_a_tower_that_takes_a_batch_in_parts_says_how_many_rows_a_part_has(monkeypatch, n_at_once, n_threads):
+@pytest.mark.parametrize(("num_streams", "n_threads"), [(1, 4), (2, 2), (8, 1)])
+def test_a_tower_that_takes_a_batch_in_parts_says_how_many_rows_a_part_has(monkeypatch, num_streams, n_threads):
     backbone = tiny_backbone()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    model = PromptedClip(backbone, image_tower=FusedImageTower(backbone), n_at_once=n_at_once)
-    n_tokens, n_hidden = 17 + USUAL_PROMPTS, 128
-    assert model.rows_together == rows_at_once(n_tokens, n_hidden, torch.float32, n_threads=n_threads)
+    model = PromptedClip(backbone, image_tower=FusedImageTower(backbone), num_streams=num_streams)
+    n_tokens, n_hidden = 17 + TYPICAL_PROMPTS, 128
+    assert model.max_microbatch == rows_at_once(n_tokens, n_hidden, torch.float32, n_threads=n_threads)
 
 
 def test_a_tower_that_takes_any_batch_whole_has_no_bound():
     backbone = tiny_backbone()
-    assert PromptedClip(backbone).rows_together is None
+    assert PromptedClip(backbone).max_microbatch is None
     on_cuda = PromptedClip(backbone, image_tower=FusedImageTower(backbone))
     on_cuda.backbone = dataclasses.replace(backbone, device=torch.device("cuda"))
-    assert on_cuda.rows_together is None
+    assert on_cuda.max_microbatch is None
 
 
 def test_bfloat16_stays_close_to_float32():

@@ -1,4 +1,4 @@
-"""Answers through the bank: the same whatever is resident, however many domains there are."""
+"""Mixed batches through the bank: the same answers whatever is resident, however many domains there are."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 
 from prompt_store.bundle import read_bundle
 from prompted_clip import PromptedClip
-from prompted_clip.scoring import GATHERED_BYTES
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, tiny_backbone
 
@@ -74,7 +73,7 @@ def test_what_is_ranked_first_is_what_has_the_best_score(options):
         assert one.probabilities == pytest.approx(best.values.tolist(), abs=1e-6)
 
 
-def test_features_and_scores_of_a_batch_that_runs_in_parts_keep_its_order():
+def test_features_and_scores_of_a_batch_with_more_stacks_than_slots_keep_its_order():
     paged, roomy = PromptedClip(tiny_backbone(), bank_slots=2), PromptedClip(tiny_backbone())
     stacks = [load(roomy, f"domain-{seed}", seed, **options) for seed, options in enumerate(LANE)]
     rows = [stacks[index] for index in (4, 0, 3, 1, 2, 0, 4)]
@@ -84,18 +83,6 @@ def test_features_and_scores_of_a_batch_that_runs_in_parts_keep_its_order():
     torch.testing.assert_close(images.embeddings_BE, expected.embeddings_BE, rtol=0, atol=1e-4)
     for mine, own in zip(paged.score(images, rows), roomy.score(expected, rows), strict=True):
         torch.testing.assert_close(mine, own, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("at_once", [1, 4000, 10**9])
-def test_scores_do_not_depend_on_how_many_text_features_are_gathered_at_once(monkeypatch, at_once):
-    model = PromptedClip(tiny_backbone())
-    stacks = [load(model, seed=seed, class_names=tuple(map(str, range(5 + 9 * seed)))) for seed in range(3)]
-    rows = [stacks[index] for index in (0, 1, 2, 1, 0, 2)]
-    images = model.encode_images(random_pixels(6), rows)
-    expected = [model.score(images.of(torch.tensor([index])), [stack])[0] for index, stack in enumerate(rows)]
-    monkeypatch.setitem(GATHERED_BYTES, "cpu", at_once)
-    for mine, own in zip(model.score(images, rows), expected, strict=True):
-        torch.testing.assert_close(mine, own, rtol=0, atol=1e-6)
 
 
 def test_rows_with_and_without_prompts_or_of_different_lengths_share_no_batch():

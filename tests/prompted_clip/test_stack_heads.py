@@ -10,6 +10,7 @@ from prompt_store.bundle import Bundle, read_bundle
 from prompted_clip import Lane, PromptedClip, StackMismatchError, TextTooLongError, encode_classes, join_groups
 from prompted_clip.backbone import load_backbone
 from prompted_clip.heads import ClassHead, ConditionalHead, ImageFeatures, Projector
+from prompted_clip.transfers import nbytes
 from tests.stacks import HIDDEN, OTHER_WIDTH, SHARE, random_bundle
 from tests.tiny import random_pixels, tiny_backbone
 
@@ -63,9 +64,9 @@ def test_only_a_conditional_head_has_a_lane_of_its_own_and_costs_text_forwards(m
 def test_a_stacks_memory_counts_its_head(model, options):
     data = random_bundle(**options)
     bundle, stack = read_bundle(data), model.load_stack(read_bundle(data))
-    tokens = [stack.head.ids_KT, stack.head.eot_K] if isinstance(stack.head, ConditionalHead) else []
-    expected = bundle.n_tensor_bytes + stack.image.tokens.nbytes + sum(tensor.nbytes for tensor in tokens)
-    assert stack.nbytes == expected
+    head = stack.head
+    parts = [head.ids_KT, head.eot_K, head.boost] if isinstance(head, ConditionalHead) else []
+    assert stack.nbytes == bundle.n_tensor_bytes + sum(map(nbytes, [stack.image, *parts]))
 
 
 def test_plain_class_head_and_projector_rows_share_a_forward_and_answer_as_if_alone(model):

@@ -1,58 +1,64 @@
-"""What travels between host and device: on a GPU that only notes, on the CPU, and on a real one."""
+"""Host and device copies: their order on recorded CUDA streams, on the CPU, and on a real GPU."""
 
 import numpy as np
 import pytest
 import torch
 
-from prompted_clip.transfers import Inbound, Outbound, sent
+from prompted_clip.prompts import join_groups
+from prompted_clip.transfers import CopyStream, map_tensors, nbytes, to_device, to_host
 from tests.prompted_clip.noted_streams import noted_streams
 from tests.tiny import random_pixels
 
-CUDA = torch.device("cuda")
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-class Parcel:
-    """A tensor as far as sending it goes."""
+class RecordedTensor:
+    """A tensor that records its copies."""
 
     def __init__(self, noted, device):
         self.noted, self.device = noted, device
 
     def to(self, device, **_):
         self.noted.notes.append(f"copied on {self.noted.current}")
-        return Parcel(self.noted, device)
+        return RecordedTensor(self.noted, device)
 
     def record_stream(self, stream):
         self.noted.notes.append(f"kept for {stream.name}")
 
 
-def test_a_tensor_is_sent_beside_what_runs_and_only_what_reads_it_waits(monkeypatch):
+def test_images_are_copied_on_the_copy_stream_and_only_the_kernels_that_read_them_wait(monkeypatch):
     noted = noted_streams(monkeypatch)
-    on_its_way = Outbound(CUDA).send(Parcel(noted, torch.device("cpu")))
-    assert noted.notes == ["copied on side", "side is marked"]
-    assert on_its_way.received().device == CUDA
-    assert noted.notes[2:] == ["compute waits for side", "kept for compute"]
+    assert CopyStream(CUDA).copy(RecordedTensor(noted, CPU)).device == CUDA
+    assert noted.notes == ["copied on side", "side is marked", "compute waits for side", "kept for compute"]
 
 
-def test_a_tensor_that_is_there_already_is_not_sent(monkeypatch):
+def test_images_that_are_on_the_device_already_are_not_copied_on_the_copy_stream(monkeypatch):
     noted = noted_streams(monkeypatch)
-    Outbound(CUDA).send(Parcel(noted, CUDA)).received()
-    assert noted.notes == ["copied on compute"], "which gives the tensor itself"
+    CopyStream(CUDA).copy(RecordedTensor(noted, CUDA))
+    assert noted.notes == ["copied on compute"], "which returns the tensor itself"
 
 
-def test_on_the_cpu_everything_is_where_it_is():
+def test_on_the_cpu_nothing_is_copied():
     tensor = torch.arange(6.0)
-    assert Outbound(torch.device("cpu")).send(tensor).received() is tensor
-    assert Inbound(tensor).wait()[0] is tensor
-    assert sent(np.arange(3), torch.device("cpu")).tolist() == [0, 1, 2]
+    assert CopyStream(CPU).copy(tensor) is tensor
+    assert to_host(tensor)[0] is tensor
+    assert to_device(np.arange(3), CPU).tolist() == to_device([0, 1, 2], CPU).tolist() == [0, 1, 2]
+
+
+def test_tensors_of_nested_dataclasses_are_mapped_and_counted():
+    grid = join_groups([torch.ones(2, 3, 4)])
+    doubled = map_tensors(grid, lambda tensor: tensor * 2)
+    assert torch.equal(doubled.tokens, grid.tokens * 2)
+    assert (doubled.max_depth, nbytes(grid)) == (2, 2 * 3 * 4 * 4 + 3 * 8)
 
 
 @pytest.mark.gpu
-def test_what_goes_to_the_gpu_and_comes_back_is_the_same():
-    outbound = Outbound(CUDA)
+def test_images_that_go_to_the_gpu_and_come_back_are_the_same():
+    stream = CopyStream(CUDA)
     for seed in range(20):
         images = random_pixels(64, seed=seed)
-        there = outbound.send(images.pin_memory()).received()
-        back, sums = Inbound(there, there.sum(dim=(1, 2, 3))).wait()
+        there = stream.copy(images.pin_memory())
+        back, sums = to_host(there, there.sum(dim=(1, 2, 3)))
         assert torch.equal(back, images)
         assert torch.equal(sums, images.sum(dim=(1, 2, 3)))
-    assert sent(np.arange(3), CUDA).tolist() == [0, 1, 2]
+    assert to_device(np.arange(3), CUDA).tolist() == [0, 1, 2]

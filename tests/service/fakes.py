@@ -44,15 +44,14 @@ class FakeBackbone:
 
 
 class FakeBank:
-    """Keeps whatever it is told to."""
+    """Notes the pinned stacks."""
 
     def __init__(self):
         self.observer = None
-        self.kept = []
+        self.pinned = []
 
-    def keep(self, stack):
-        self.kept.append(stack)
-        return True
+    def pin(self, stack):
+        self.pinned.append(stack)
 
 
 class FakeModel:
@@ -63,9 +62,9 @@ class FakeModel:
         self.bank = FakeBank()
         self.gate = threading.Event()
         self.gate.set()
-        self.n_at_once = 1
-        self.n_ahead = 0
-        self.rows_together = None
+        self.num_streams = 1
+        self.pipeline_depth = 0
+        self.max_microbatch = None
         self.forward_s = 0.0
         self.fail_with = None
         self.fail_load = False
@@ -122,11 +121,11 @@ class FakeModel:
         colours = pixels_BCHW.float().mean(dim=(2, 3)) + 1e-3
         return ImageFeatures(colours, torch.nn.functional.normalize(colours, dim=1))
 
-    def preparations(self, stack):
+    def capture_steps(self, stack):
         steps, self.to_prepare = self.to_prepare, []
         return steps
 
-    def n_padded(self, n_rows):
+    def padded_batch_size(self, n_rows):
         return n_rows
 
     def rank(self, pixels_BCHW, stacks, top_ks):

@@ -176,11 +176,11 @@ def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_recordings():
     model = load_model(settings)
     assert isinstance(model.image_tower, FusedImageTower)
     on_cuda = dataclasses.replace(model.backbone, device=torch.device("cuda"))
-    assert image_tower(on_cuda, settings).n_padded(5) == settings.max_batch_rows
+    assert image_tower(on_cuda, settings).padded_batch_size(5) == settings.max_batch_rows
 
 
-@pytest.mark.parametrize(("is_heavy", "n_at_once"), [(False, 1), (True, 2)])
-def test_cores_run_batches_side_by_side_where_the_backbone_is_worth_it(monkeypatch, is_heavy, n_at_once):
+@pytest.mark.parametrize(("is_heavy", "num_streams"), [(False, 1), (True, 2)])
+def test_cores_run_batches_side_by_side_where_the_backbone_is_worth_it(monkeypatch, is_heavy, num_streams):
     register_tiny_models()
     monkeypatch.setattr("service.server.is_heavy", lambda _: is_heavy)
     before = torch.get_num_threads()
@@ -188,7 +188,7 @@ def test_cores_run_batches_side_by_side_where_the_backbone_is_worth_it(monkeypat
         model = load_model(Settings(backbone="tiny", random_weights=0, device="cpu", n_torch_threads=2))
     finally:
         torch.set_num_threads(before)
-    assert model.n_at_once == n_at_once
+    assert model.num_streams == num_streams
 
 
 @pytest.mark.parametrize(
@@ -220,12 +220,14 @@ def test_the_number_of_threads_in_the_settings_goes_before(asked, found):
 
 
 @pytest.mark.parametrize(
-    ("n_threads", "max_batch_rows", "n_at_once"), [(64, 32, 16), (2, 32, 2), (8, 1, 1), (1, 32, 1)]
+    ("n_threads", "max_batch_rows", "num_streams"), [(64, 32, 16), (2, 32, 2), (8, 1, 1), (1, 32, 1)]
 )
-def test_every_batch_that_runs_beside_others_has_room_for_two_images(monkeypatch, n_threads, max_batch_rows, n_at_once):
+def test_every_batch_that_runs_beside_others_has_room_for_two_images(
+    monkeypatch, n_threads, max_batch_rows, num_streams
+):
     monkeypatch.setattr("service.server.is_heavy", lambda _: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
-    assert batches_at_once(tiny_backbone(), Settings(max_batch_rows=max_batch_rows)) == n_at_once
+    assert batches_at_once(tiny_backbone(), Settings(max_batch_rows=max_batch_rows)) == num_streams
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])

@@ -180,18 +180,18 @@ async def test_a_stack_is_made_ready_while_the_device_goes_on(monkeypatch):
     engine.close()
 
 
-@pytest.mark.parametrize("n_ahead", [0, 1])
-async def test_a_device_that_takes_batches_ahead_is_given_one_while_another_runs_and_no_more(n_ahead):
+@pytest.mark.parametrize("pipeline_depth", [0, 1])
+async def test_a_device_that_takes_batches_ahead_is_given_one_while_another_runs_and_no_more(pipeline_depth):
     model = FakeModel()
-    model.n_ahead = n_ahead
+    model.pipeline_depth = pipeline_depth
     engine = Engine(model)
     stack = await engine.load(read_bundle(colour_bundle()), 1)
     row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
     model.gate.clear()
     running = [asyncio.ensure_future(engine.run([row])) for _ in range(3)]
-    await until(lambda: model.n_begun == 1 + n_ahead)
+    await until(lambda: model.n_begun == 1 + pipeline_depth)
     await asyncio.sleep(0.05)
-    assert model.n_begun == 1 + n_ahead
+    assert model.n_begun == 1 + pipeline_depth
     model.gate.set()
     assert [len(answer) for answers in await asyncio.gather(*running) for answer in answers] == [1, 1, 1]
     engine.close()
@@ -220,14 +220,14 @@ async def test_what_first_batches_would_wait_for_is_done_when_a_stack_warms_up_b
 
 
 @pytest.mark.parametrize(
-    ("n_at_once", "rows_together", "n_allowed", "most"),
+    ("num_streams", "max_microbatch", "n_allowed", "most"),
     [(1, None, 32, 32), (2, None, 32, 16), (1, 8, 32, 8), (2, 8, 32, 8), (2, 8, 6, 3), (4, 8, 2, 1)],
 )
 async def test_a_batch_is_no_larger_than_its_share_nor_than_what_the_model_takes_together(
-    n_at_once, rows_together, n_allowed, most
+    num_streams, max_microbatch, n_allowed, most
 ):
     model = FakeModel()
-    model.n_at_once, model.rows_together = n_at_once, rows_together
+    model.num_streams, model.max_microbatch = num_streams, max_microbatch
     engine = Engine(model)
     assert engine.most_rows(n_allowed) == most
     engine.close()
@@ -239,7 +239,7 @@ async def test_only_the_live_stacks_of_resident_domains_are_kept():
     stacks = [await engine.load(read_bundle(colour_bundle(domain)), 1) for domain in ("paint", "ink")]
     for stack in stacks:
         engine.went_live(stack)
-    assert model.bank.kept == [stacks[1]]
+    assert model.bank.pinned == [stacks[1]]
     engine.close()
 
 

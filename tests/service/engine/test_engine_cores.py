@@ -21,7 +21,7 @@ class Cores:
     """An engine over a tiny model for several cores; notes who computes, and may be held."""
 
     def __init__(self, n_cores, **options):
-        self.model = PromptedClip(tiny_backbone(), n_at_once=n_cores)
+        self.model = PromptedClip(tiny_backbone(), num_streams=n_cores)
         self.seen = []
         self.gate = threading.Event()
         self.gate.set()
@@ -137,7 +137,7 @@ async def test_a_batch_with_a_row_for_every_core_leaves_the_others_to_others(cor
 
 
 async def test_batches_side_by_side_answer_as_they_do_alone_even_in_a_bank_for_one_stack():
-    engine = Engine(PromptedClip(tiny_backbone(), n_at_once=3, bank_slots=1))
+    engine = Engine(PromptedClip(tiny_backbone(), num_streams=3, bank_slots=1))
     bundles = [
         random_bundle("cats", ("tom", "kit"), image_boost=(2, 3), seed=1),
         random_bundle("dogs", ("rex", "ace", "pug", "lab"), image_boost=(3, 3), seed=2),

@@ -38,9 +38,9 @@ async def test_a_full_queue_is_429_with_retry_after(serve, model):
     assert len(kept) == 4
 
 
-@pytest.mark.parametrize(("rows_together", "largest"), [(3, 3), (None, 8)])
-async def test_no_batch_is_larger_than_what_the_model_takes_together(serve, model, rows_together, largest):
-    model.rows_together = rows_together
+@pytest.mark.parametrize(("max_microbatch", "largest"), [(3, 3), (None, 8)])
+async def test_no_batch_is_larger_than_what_the_model_takes_together(serve, model, max_microbatch, largest):
+    model.max_microbatch = max_microbatch
     async with serve(max_batch_rows=8) as client:
         model.gate.clear()
         calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(20)]

@@ -1,6 +1,6 @@
-"""Makes prompt stacks: of a bundle, of class names, or of another stack with other classes.
+"""Loads prompt stacks: from a bundle, from class names, or from another stack with other classes.
 
-A stack is made in host memory. Only what text has to be encoded for runs on the device.
+Stacks are loaded into host memory, pinned if the device is a GPU. Only text encoding runs on the device.
 
 Legend: K classes, E joint width, W tower width.
 """
@@ -17,21 +17,21 @@ from prompt_store.contents import HEAD_SHAPES, HeadKind, head_kind
 from prompt_store.manifest import GroupSpec
 from prompted_clip.backbone import Backbone
 from prompted_clip.errors import StackMismatchError
-from prompted_clip.heads import ClassHead, ConditionalHead, Head, MetaNet, Projector, moved
+from prompted_clip.heads import ClassHead, ConditionalHead, Head, MetaNet, Projector
 from prompted_clip.prompts import PromptGrid, join_groups
 from prompted_clip.stack import PromptStack
 from prompted_clip.text import TEXTS_AT_ONCE, encode_classes
+from prompted_clip.transfers import map_tensors
 
 
-class StackMaker:
-    """Makes stacks for one backbone.
+class StackLoader:
+    """Loads stacks for one backbone.
 
     Args:
         backbone: the frozen CLIP.
-        max_text_rows: texts that go through the text tower at once.
+        max_text_rows: most texts per text forward.
         max_conditional_classes: most classes of a conditional head.
-        check: raises for a stack that there is no room for.
-        on_progress: called after every forward of the text tower.
+        on_progress: is called after every text forward.
     """
 
     def __init__(
@@ -40,17 +40,15 @@ class StackMaker:
         *,
         max_text_rows: int,
         max_conditional_classes: int,
-        check: Callable[[PromptStack], None],
         on_progress: Callable[[], None],
     ) -> None:
         self.backbone = backbone
         self._max_text_rows = max_text_rows
         self._max_conditional_classes = max_conditional_classes
-        self._check = check
         self._on_progress = on_progress
 
     @torch.inference_mode()
-    def of_bundle(self, bundle: Bundle, *, version: int | None) -> PromptStack:
+    def from_bundle(self, bundle: Bundle, *, version: int | None) -> PromptStack:
         """See `PromptedClip.load_stack`."""
         manifest, backbone = bundle.manifest, self.backbone
         kind = head_kind(manifest.stack, bundle.tensors)
@@ -77,7 +75,7 @@ class StackMaker:
             image=join_groups([groups["image.boost"], groups["image.adapt"]]),
             labels=manifest.stack.labels,
         )
-        return self._registered(stack, head=self._head(stack, kind, tensors, manifest.stack.head_share))
+        return self._in_host_memory(stack, head=self._head(stack, kind, tensors, manifest.stack.head_share))
 
     @torch.inference_mode()
     def plain(self, domain: str, class_names: Sequence[str], templates: Sequence[str]) -> PromptStack:
@@ -97,20 +95,20 @@ class StackMaker:
             text_features=None,
             image=None,
         )
-        return self._registered(plain, text_features=self._encode_classes(class_names, templates, None))
+        return self._in_host_memory(plain, text_features=self._encode_classes(class_names, templates, None))
 
     @torch.inference_mode()
-    def boosted(self, stack: PromptStack) -> PromptStack:
+    def boost_only(self, stack: PromptStack) -> PromptStack:
         """See `PromptedClip.boost_stack`."""
         if stack.image_boost is None and stack.text_boost is None:
             msg = f"Domain {stack.domain!r} has no boosting prompts, so it cannot answer with stack=boost."
             raise StackMismatchError(msg)
         if stack.image_adapt is None and stack.text_adapt is None:
             is_plain = stack.head is None and stack.labels == "any"
-            # A projector without adapting prompts was learned together with the boosting prompts, and belongs to them.
+            # A projector without adapting prompts was learned with the boosting prompts and belongs to them.
             if is_plain or isinstance(stack.head, Projector):
                 return stack
-        return self._registered(
+        return self._in_host_memory(
             stack,
             image_adapt=None,
             text_adapt=None,
@@ -127,28 +125,16 @@ class StackMaker:
         head = stack.head
         opened = dataclasses.replace(stack, class_names=tuple(labels), class_texts=tuple(labels), head=None)
         if isinstance(head, ConditionalHead):
-            return self._registered(opened, head=self._conditional_head(opened, head.net))
-        return self._registered(opened, text_features=self._text_features(stack, labels, stack.text))
+            return self._in_host_memory(opened, head=self._conditional_head(opened, head.net))
+        return self._in_host_memory(opened, text_features=self._text_features(stack, labels, stack.text))
 
-    def _registered(self, stack: PromptStack, **changes: Any) -> PromptStack:  # noqa: ANN401  fields of a stack
-        """A stack with some parts changed, its tensors on the host and ready to be brought to the device.
-
-        Raises:
-            StackMismatchError: too large for the bank.
-        """
-        stack = dataclasses.replace(stack, **changes)
-        self._check(stack)
-        return dataclasses.replace(
-            stack,
-            image=stack.image.moved(self._to_host) if stack.image is not None else None,
-            text_features=self._to_host(stack.text_features) if stack.text_features is not None else None,
-            head=moved(stack.head, self._to_host) if stack.head is not None else None,
+    def _in_host_memory(self, stack: PromptStack, **changes: Any) -> PromptStack:  # noqa: ANN401  fields of a stack
+        """A stack with some fields changed and all tensors in host memory, pinned for asynchronous copies to a GPU."""
+        is_gpu = self.backbone.device.type == "cuda"
+        return map_tensors(
+            dataclasses.replace(stack, **changes),
+            lambda tensor: tensor.cpu().pin_memory() if is_gpu else tensor.cpu(),
         )
-
-    def _to_host(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.cpu()
-        # From pinned memory the device fetches it by itself, beside a forward.
-        return tensor.pin_memory() if self.backbone.device.type == "cuda" else tensor
 
     def _text_features(self, stack: PromptStack, texts: Sequence[str], grid: PromptGrid | None) -> Tensor:
         if not stack.templates:
@@ -158,13 +144,13 @@ class StackMaker:
 
     def _encode_classes(self, texts: Sequence[str], templates: Sequence[str], grid: PromptGrid | None) -> Tensor:
         at_once = min(TEXTS_AT_ONCE, self._max_text_rows)
-        grid = grid.moved(lambda tensor: tensor.to(self.backbone.device)) if grid is not None else None
+        grid = grid.to(self.backbone.device) if grid is not None else None
         return encode_classes(self.backbone, texts, templates, grid, max_texts=at_once, on_progress=self._on_progress)
 
     def _head(
         self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], share: float | None
     ) -> Head | None:
-        """The head of a bundle, from the tensors of its kind."""
+        """A bundle's head."""
         if kind == "conditional":
             net = MetaNet(
                 context_NW=tensors["text.adapt"][0],
@@ -189,7 +175,7 @@ class StackMaker:
         n_classes, limit = len(stack.class_texts), self._max_conditional_classes
         if n_classes > limit:
             msg = (
-                f"Domain {stack.domain!r} makes text features for every image, and {n_classes} classes are more than "
+                f"Domain {stack.domain!r} has text features per image, and {n_classes} classes are more than "
                 f"the {limit} that max_conditional_classes allows; choose among fewer classes, or raise that limit."
             )
             raise StackMismatchError(msg)
@@ -198,7 +184,11 @@ class StackMaker:
         return ConditionalHead.for_texts(self.backbone, net, texts, stack.text)
 
     def _check_open(self, stack: PromptStack) -> None:
-        """Refuse labels that are not the stack's own where text features cannot be made for them."""
+        """Refuse other labels where text features cannot be computed for them.
+
+        Raises:
+            StackMismatchError: the stack can serve its own classes only.
+        """
         n_classes = len(stack.class_names)
         if stack.has_class_contexts:
             msg = (
