@@ -1,11 +1,10 @@
-"""The documentation says what is there: folders, dependencies, settings, commands, links."""
+"""The documentation matches the code: folders, dependencies, settings, commands, links."""
 
 import re
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import pytest
 import typer
 
 from service.settings import Settings
@@ -40,17 +39,12 @@ def test_the_tree_in_readme_is_the_tree_on_disk():
     assert set(documented) == {name for name in on_disk if not name.startswith(".")}
 
 
-@pytest.mark.parametrize("extra", ["Always", *PROJECT["optional-dependencies"]])
-def test_every_dependency_has_its_reason(extra):
-    if extra == "Always":
-        wanted = package_names(PROJECT["dependencies"])
-    else:
-        wanted = package_names(PROJECT["optional-dependencies"][extra])
+def test_every_dependency_has_its_reason():
     sections = table_rows("docs/dependencies.md")
-    documented = next(rows for heading, rows in sections.items() if extra in heading)
+    for extra, requirements in {"Always": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}.items():
+        documented = next(rows for heading, rows in sections.items() if extra in heading)
 
-    assert set(documented) == wanted
-    assert list(documented) == sorted(documented)
+        assert list(documented) == sorted(package_names(requirements)), extra
 
 
 def test_every_dependency_is_pinned_without_an_address():
@@ -75,15 +69,17 @@ def test_every_setting_is_documented_with_its_variable_and_default():
         assert meaning == field.description
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_every_link_to_a_file_leads_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    targets = [target.split("#")[0] for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", text)]
+def test_every_link_to_a_file_resolves():
+    links = [
+        (page, target.split("#")[0])
+        for page in PAGES
+        for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    ]
 
-    assert [target for target in targets if not (ROOT / page.parent / target).exists()] == []
+    assert [f"{page}: {target}" for page, target in links if not (ROOT / page.parent / target).exists()] == []
 
 
-def test_every_source_file_that_readme_names_is_there():
+def test_every_source_file_in_readme_exists():
     named = re.findall(r"`((?:prompt_store|prompted_clip|service|training|tests)/[\w/]+\.py)`", README)
 
     assert named
@@ -91,13 +87,13 @@ def test_every_source_file_that_readme_names_is_there():
 
 
 def shown_commands(page):
-    """What a page tells to run with `caspl`, as words, continued lines joined."""
+    """The `caspl` commands of a page as lists of words, continued lines joined."""
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"(?:^(?:\$ (?:\S*/)?)?caspl |`caspl )([^`#\n]+)", text, re.MULTILINE):
         yield line.replace(" &", "").split()
 
 
-def test_every_make_target_that_readme_shows_exists():
+def test_every_make_target_in_readme_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     shown = set(re.findall(r"(?:^\$ |`)make (?:PYTHON=\S+ )?([a-z-]+)", README, re.MULTILINE))
 
@@ -105,16 +101,20 @@ def test_every_make_target_that_readme_shows_exists():
     assert shown <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_every_caspl_command_that_a_page_shows_has_these_options(page):
+def test_every_option_in_the_documentation_exists():
     commands = {point.name: typer.main.get_command(point.load()) for point in entry_points(group="caspl.commands")}
 
-    for name, *words in shown_commands(page):
-        command = commands[name]
-        while words and (inner := getattr(command, "commands", {}).get(words[0])):
-            command, words = inner, words[1:]
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-        assert {word.split("=")[0] for word in words if word.startswith("-")} <= known, f"caspl {name} in {page}"
+    unknown = []
+    for page in PAGES:
+        for name, *words in shown_commands(page):
+            command = commands[name]
+            while words and (inner := getattr(command, "commands", {}).get(words[0])):
+                command, words = inner, words[1:]
+            known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+            options = {word.split("=")[0] for word in words if word.startswith("-")}
+            unknown += [f"{page}: caspl {name} {option}" for option in options - known]
+
+    assert unknown == []
 
 
 def test_every_entry_point_loads():
@@ -122,7 +122,7 @@ def test_every_entry_point_loads():
         assert callable(point.load()), point.name
 
 
-def test_the_decisions_are_all_listed():
+def test_every_decision_is_listed():
     index = (ROOT / "docs/decisions/README.md").read_text(encoding="utf-8")
     pages = {path.name for path in repository_files() if path.parent == Path("docs/decisions")} - {"README.md"}
 

@@ -1,17 +1,15 @@
-"""Who imports whom, by the contracts of pyproject.toml and by what a fresh interpreter really loads."""
+"""Imports: the contracts of pyproject.toml, and the modules that a fresh interpreter loads."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.architecture.repository import ROOT
 
 
 def modules_after(statement):
-    """Names of the modules a fresh interpreter holds after `statement`."""
+    """Names of the loaded modules after `statement` in a fresh interpreter."""
     code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -37,19 +35,17 @@ def test_bundles_are_read_without_torch():
     assert not loaded & {"torch", "PIL", "fastapi", "typer"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
+def test_the_command_lines_load_without_torch():
+    modules = [
         "caspl.classify_command",
         "prompt_store.cli",
         "service.cli",
         "training.cli",
         "training.importing.command",
         "training.evaluation.command",
-    ],
-)
-def test_a_command_line_loads_without_torch(module):
-    assert not modules_after(f"import {module}") & {"torch", "open_clip"}
+    ]
+
+    assert not modules_after(f"import {', '.join(modules)}") & {"torch", "open_clip"}
 
 
 def test_the_public_package_loads_its_classes_on_first_use():

@@ -1,9 +1,7 @@
-"""What a package offers: listed once, sorted, and really there."""
+"""Public names: listed once, sorted and defined; private names stay in their module."""
 
 import ast
 import importlib
-
-import pytest
 
 from tests.architecture.repository import PACKAGES, ROOT, module_name, python_files
 
@@ -17,29 +15,30 @@ def declared_names(path):
     return None
 
 
-WITH_NAMES = [path for path in python_files(*PACKAGES) if declared_names(path) is not None]
+PUBLIC_NAMES = {path: names for path in python_files(*PACKAGES) if (names := declared_names(path)) is not None}
 
 
-@pytest.mark.parametrize("path", WITH_NAMES, ids=str)
-def test_public_names_are_sorted_and_there(path):
-    names = declared_names(path)
-    module = importlib.import_module(module_name(path))
+def test_public_names_are_sorted_and_defined():
+    unsorted = [str(path) for path, names in PUBLIC_NAMES.items() if names != sorted(set(names))]
+    undefined = [
+        f"{module_name(path)}.{name}"
+        for path, names in PUBLIC_NAMES.items()
+        for name in names
+        if not hasattr(importlib.import_module(module_name(path)), name)
+    ]
 
-    assert names == sorted(set(names))
-    assert [name for name in names if not hasattr(module, name)] == []
-
-
-@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=str)
-def test_only_a_package_re_exports(path):
-    assert path.name == "__init__.py" or declared_names(path) is None
+    assert (unsorted, undefined) == ([], [])
 
 
-@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=str)
-def test_no_module_reaches_into_another_ones_private_names(path):
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+def test_only_packages_re_export():
+    assert [str(path) for path in PUBLIC_NAMES if path.name != "__init__.py"] == []
+
+
+def test_no_module_imports_private_names_of_another():
     private = [
-        f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
+        f"{path}: {node.module}.{alias.name}"
+        for path in python_files(*PACKAGES)
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES
         for alias in node.names
         if alias.name.startswith("_")

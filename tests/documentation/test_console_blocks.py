@@ -1,0 +1,139 @@
+"""The ```console blocks of README.md and docs/*.md: every command runs, or is listed with the reason why it cannot."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+
+from prompt_store import read_bundle, write_bundle
+from service.demo.files import ASSETS
+from service.demo.run import running
+from tests.architecture.repository import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = {
+    r"(\S*/)?pip install": "installs packages",
+    r"\. \.venv/bin/activate": "the tests run in the environment already",
+    r"make (demo|test|demo-train|PYTHON=)": "runs the tests themselves, or takes minutes",
+    r"pytest -m gpu": "needs a GPU",
+    r"(\S*/)?caspl (boost|adapt|evaluate|reproduce)": "downloads pretrained weights and trains for minutes",
+    r"(\S*/)?caspl serve .*--pretrained": "downloads pretrained weights",
+    r"(\S*/)?caspl serve --demo": "the fixture `server` runs it",
+    r"(\S*/)?caspl serve --host": "listens on all addresses",
+    r"(\S*/)?caspl bench": "measures for minutes",
+    r"python -m training\.demo": "draws thousands of pictures or trains for minutes",
+    r"curl .*…": "contains a placeholder",
+}
+UsageError = typer.BadParameter.__base__  # click's, which typer does not export
+BUNDLES = {"retail-shelf.safetensors": "retail-shelf", "flowers.safetensors": "flowers"}
+"""Bundles that the pages train, and their domains: made from a demo bundle."""
+
+
+def console_commands(page):
+    """The commands of a page's ```console blocks; indented lines continue a command, other lines are output."""
+    for block in re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        command = ""
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                if command:
+                    yield command
+                command = line.removeprefix("$ ")
+            elif command and line.startswith("    "):
+                command += "\n" + line
+        if command:
+            yield command
+
+
+def reason_not_to_run(command):
+    """Why a command is not run here, or None."""
+    joined = " ".join(command.replace("\\\n", " ").split())
+    return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, joined)), None)
+
+
+ALL_COMMANDS = [command for page in PAGES for command in console_commands(page)]
+RUN_PAGES = [page for page in PAGES if any(reason_not_to_run(command) is None for command in console_commands(page))]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The port of `caspl serve --demo`."""
+    with running(ASSETS, []) as (_, client):
+        yield client.base_url.port
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder like a checkout after `make demo`, with the inputs that the pages mention."""
+    (tmp_path / "service").symlink_to(ROOT / "service")
+    (tmp_path / "README.md").symlink_to(ROOT / "README.md")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    shutil.copy(min((ASSETS / "images").glob("*/*.jpg")), tmp_path / "photo.jpg")
+    demo = read_bundle((ASSETS / "bundles" / "satellite.safetensors").read_bytes())
+    for name, domain in BUNDLES.items():
+        manifest = demo.manifest.model_copy(update={"domain": domain})
+        (tmp_path / name).write_bytes(write_bundle(manifest, demo.tensors))
+    for name in ("old", "new"):
+        shutil.copy(tmp_path / "flowers.safetensors", tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_succeeds(page, server, workplace):
+    commands = [command for command in console_commands(page) if reason_not_to_run(command) is None]
+    script = ['curl() { command curl --silent --show-error --fail-with-body --max-time 20 "$@"; }']
+    for command in commands:
+        here = command.replace("localhost:8000", f"localhost:{server}")
+        script += [f"echo {shlex.quote(f'$ {command}')}", here, "result=$?; [ $result = 0 ] || exit $result"]
+
+    run = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", "\n".join(script)],
+        cwd=workplace,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "no_proxy": "localhost"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert run.returncode == 0, f"{run.stdout[-2000:]}\n{run.stderr[-2000:]}"
+
+
+def parse_error(command):
+    """What the CLI's own parser objects to in a `caspl` command, or None. Files need not exist."""
+    lexer = shlex.shlex(command.replace("\\\n", " "), posix=True, punctuation_chars=True)
+    lexer.wordchars += ",:@…"
+    words = list(lexer)
+    words = words[: words.index("&")] if "&" in words else words
+    group = {point.name: typer.main.get_command(point.load()) for point in entry_points(group="caspl.commands")}
+    name, arguments = words[1], words[2:]
+    parsed, path = group[name], name
+    while arguments and arguments[0] in getattr(parsed, "commands", {}):
+        parsed, path = parsed.commands[arguments[0]], f"{path} {arguments[0]}"
+        arguments = arguments[1:]
+    try:
+        _, rest, _ = parsed.make_parser(typer.Context(parsed)).parse_args(arguments)
+    except UsageError as error:
+        return f"caspl {path}: {error.message}"
+    return f"caspl {path}: unexpected {rest}" if rest else None
+
+
+def test_every_caspl_command_that_is_not_run_parses():
+    commands = [command for command in ALL_COMMANDS if re.match(r"(\S*/)?caspl ", command)]
+    errors = [error for command in commands if reason_not_to_run(command) and (error := parse_error(command))]
+
+    assert commands
+    assert errors == []
+
+
+def test_every_reason_not_to_run_applies_to_a_command():
+    joined = [" ".join(command.replace("\\\n", " ").split()) for command in ALL_COMMANDS]
+
+    assert [pattern for pattern in NOT_RUN if not any(re.match(pattern, command) for command in joined)] == []
