@@ -146,7 +146,7 @@ class WebPool:
             pixels = slot_view(memory, hello.n_slots, hello.image_size, writable=False)
             files = (self._listener.fileno(), their_end.fileno(), memory)
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", MODULE, *map(str, files), pass_fds=files, stdin=asyncio.subprocess.DEVNULL
+                sys.executable, "-P", "-m", MODULE, *map(str, files), pass_fds=files, stdin=asyncio.subprocess.DEVNULL
             )
         os.close(memory)
         loop = asyncio.get_running_loop()

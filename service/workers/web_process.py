@@ -1,6 +1,6 @@
 """A web process: HTTP, keys, limits and decoding; everything else is asked of the device process that started it.
 
-Started as `python -m service.workers.web_process LISTENER LINK MEMORY`, three numbers of open files. It takes no
+Started as `python -P -m service.workers.web_process LISTENER LINK MEMORY`, three numbers of open files. It takes no
 signals: its device process says when to stop, and by ending, when to end.
 """
 

@@ -1,4 +1,4 @@
-"""The demo world's commands: `python -m training.demo --help`."""
+"""The demo world's commands: `python -P -m training.demo --help`."""
 
 import json
 from pathlib import Path
