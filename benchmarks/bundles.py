@@ -1,16 +1,20 @@
-"""Bundles with random prompts for any backbone: what they answer means nothing, what they cost is what any costs.
+"""Bundles with random prompts, for load tests: their cost is that of trained bundles.
 
-Every label carries the domain and version it belongs to (`benchmarks.tags`), so an answer put together from two shows.
+Every label names its domain and version, which reveals answers that mix two of them.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.tags import label
 from prompt_store.bundle import write_bundle
 from prompt_store.manifest import ClassSpec, GroupSpec, GroupsSpec, Manifest, Provenance, StackSpec
-from prompted_clip.backbone import Backbone
+
+if TYPE_CHECKING:
+    from prompted_clip.backbone import Backbone
 
 CREATED = "2026-01-01T00:00:00+00:00"
 PROMPT_STD = 0.02
@@ -18,13 +22,13 @@ PROMPT_STD = 0.02
 
 @dataclass(frozen=True)
 class BundleShape:
-    """How large random bundles are.
+    """Size of random bundles.
 
     Attributes:
-        boost_tokens: boosting prompts of the image tower; 0 for none.
-        adapt_tokens: adapting prompts of it; 0 for none.
-        depth: layers that have prompts of their own; no more than the tower has.
-        n_classes: of every domain.
+        boost_tokens: boosting prompts of the image tower.
+        adapt_tokens: adapting prompts of the image tower.
+        depth: prompted layers, limited by the tower's.
+        n_classes: classes per domain.
     """
 
     boost_tokens: int = 8
@@ -38,15 +42,35 @@ class BundleShape:
         return self.boost_tokens + self.adapt_tokens
 
 
+def domain_name(index: int) -> str:
+    """`d00007`."""
+    return f"d{index:05d}"
+
+
+def label(domain: str, version: int, class_id: int) -> str:
+    """`d00007.v2.c3`: a class of one version of a domain."""
+    return f"{domain}.v{version}.c{class_id}"
+
+
+def source_of(found: str) -> tuple[str, int]:
+    """Domain and version of a label.
+
+    Raises:
+        ValueError: not a label of these bundles.
+    """
+    domain, version, _ = found.split(".")
+    return domain, int(version.removeprefix("v"))
+
+
 def random_bundle(backbone: Backbone, domain: str, version: int, shape: BundleShape, *, seed: int = 0) -> bytes:
     """A bundle file with random image prompts and text features.
 
     Args:
-        backbone: what it is for.
+        backbone: the backbone that it fits.
         domain: its name.
-        version: the number that its labels carry; the store counts by itself, from 1.
-        shape: how large it is.
-        seed: other prompts for another seed, domain or version.
+        version: version in its labels; must equal the number that the store assigns.
+        shape: its size.
+        seed: prompts differ by seed, domain and version.
     """
     rng = np.random.default_rng([seed, version, *domain.encode()])
     depth = min(shape.depth, backbone.n_vision_layers)

@@ -1,13 +1,5 @@
-"""What a person can mend about a benchmark that does not run."""
-
-from prompt_store.errors import PromptStoreError
-from prompted_clip.errors import PromptedClipError
-from service.errors import ServiceError
+"""Errors of the benchmarks."""
 
 
 class BenchError(Exception):
-    """A measurement cannot be made here; the message says why and what to do."""
-
-
-TOLD = (BenchError, ServiceError, PromptStoreError, PromptedClipError)
-"""Errors that say by themselves what is wrong."""
+    """A measurement is not possible here; the message gives the reason and the remedy."""

@@ -1,49 +1,48 @@
-"""The load generator: a process of its own, so that it shares no interpreter lock with the server or the benchmark.
+"""The load generator. Runs in its own process, so that it shares no GIL with the server or the benchmark.
 
-    python -m benchmarks.load < plan.json > answers.json
+    python -m benchmarks.load < load.json > answers.json
 
-Open loop: every request is handed to a connection when it is due, to the one that was busy last, as pools of
-connections do. When all are busy it waits for one, and its latency counts on. Closed loop: every connection sends as
-soon as its last answer is back; good for finding a ceiling and for nothing else.
+Open loop: requests are sent on schedule, whether or not earlier answers are back. When all connections are busy a
+request waits for one, and its latency counts from the moment it was due (no coordinated omission). Closed loop: every
+connection sends its next request as soon as its last answer is back.
 """
 
 import asyncio
 import json
-import select
-import selectors
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.answers import Answer
-from benchmarks.connection import Connection
 
-HEAD_START_S = 0.3
-"""Time for everything to be in place before the first request is due."""
+START_DELAY_S = 0.3
+MAX_IDLE_S = 2.0
+"""Reconnect after this: servers close idle connections, and that must not count as a failure."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to send.
+class Load:
+    """Requests to send.
 
     Attributes:
-        url: of the server, without a path.
-        bodies: files to send, taken in turn.
-        domains: who is asked, one per request and in turn; the path is `path` with `{domain}` replaced.
+        url: server, without a path.
+        bodies: files to post, in turn.
+        domains: one per request, in turn; replaces `{domain}` in the path and the headers.
         due_s: seconds from the start at which each request is due; empty for a closed loop.
-        duration_s: of a closed loop.
-        n_connections: at most so many requests at a time.
-        path: with `{domain}`, and a query if one is wanted.
-        content_type: of the bodies.
-        headers: further ones, with `{domain}` replaced too.
-        n_images: in each body.
-        timeout_s: a request without an answer by then has failed.
+        duration_s: length of a closed loop.
+        n_connections: most requests in flight.
+        n_images: images in each body.
     """
 
     url: str
@@ -59,71 +58,110 @@ class Plan:
     timeout_s: float = 60.0
 
 
+@dataclass
+class Response:
+    """Status 0 stands for a failed connection."""
+
+    status: int = 0
+    retry_after: str = ""
+    body: bytes = b""
+
+
+class Connection:
+    """One keep-alive HTTP/1.1 connection, one request at a time."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        parts = urlsplit(url)
+        self._host, self._port, self._timeout_s = parts.hostname or "127.0.0.1", parts.port or 80, timeout_s
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._used_s = 0.0
+
+    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> Response:
+        """Send a request; a failure is a response with status 0 and the error as its body."""
+        lines = [f"POST {path} HTTP/1.1", f"Host: {self._host}:{self._port}", f"Content-Length: {len(body)}"]
+        head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._exchange(head.encode("latin-1") + body)
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            self.close()
+            return Response(body=repr(error).encode())
+        finally:
+            self._used_s = time.monotonic()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+    async def _exchange(self, request: bytes) -> Response:
+        if time.monotonic() - self._used_s > MAX_IDLE_S:
+            self.close()
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        writer.write(request)
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().splitlines()
+        headers = dict(line.split(": ", 1) for line in lines if line)
+        body = await reader.readexactly(int(headers["content-length"]))
+        if headers.get("connection") == "close":
+            self.close()
+        return Response(int(first.split()[1]), headers.get("retry-after", ""), body)
+
+
 @dataclass(frozen=True)
-class Sent:
-    """A request's raw end, read only after the load is over: reading costs time."""
+class Exchange:
+    """A request and its response; parsed after the load, since parsing costs time."""
 
     due_s: float
     sent_s: float
     done_s: float
-    asked: str
-    status: int
-    body: bytes
-    retry_after: str
-
-
-class PromptSelector(selectors.EpollSelector):
-    """Waits to the microsecond: the system call behind asyncio's waits for whole milliseconds, rounded up."""
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready within so many seconds."""
-        if timeout is None or timeout > 0:
-            select.select([self.fileno()], [], [], timeout)
-        return super().select(0)
+    domain: str
+    response: Response
 
 
 class Generator:
-    """Carries out a plan."""
+    """Sends one load."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._bodies = [Path(path).read_bytes() for path in plan.bodies]
-        self._connections = [Connection(plan.url, plan.timeout_s) for _ in range(plan.n_connections)]
-        self._ended: list[Sent] = []
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._bodies = [Path(path).read_bytes() for path in load.bodies]
+        self._connections = [Connection(load.url, load.timeout_s) for _ in range(load.n_connections)]
+        self._ended: list[Exchange] = []
 
-    async def run(self) -> list[Sent]:
+    async def run(self) -> list[Exchange]:
         """Send everything and wait for the last answer."""
-        begin_s = time.monotonic() + HEAD_START_S
-        await (self._keep_to_schedule(begin_s) if self._plan.due_s else self._send_without_pause(begin_s))
+        begin_s = time.monotonic() + START_DELAY_S
+        await (self._open_loop(begin_s) if self._load.due_s else self._closed_loop(begin_s))
         for connection in self._connections:
             connection.close()
         return self._ended
 
-    async def _keep_to_schedule(self, begin_s: float) -> None:
-        # The last of these was busy last.
-        idle = self._connections[::-1]
-        waiting: deque[tuple[float, int]] = deque()
+    async def _open_loop(self, begin_s: float) -> None:
+        idle = self._connections[::-1]  # a stack, as in connection pools
+        backlog: deque[tuple[float, int]] = deque()
 
-        async def carry(connection: Connection, due_s: float, number: int) -> None:
+        async def send(connection: Connection, due_s: float, number: int) -> None:
             await self._send(connection, due_s, number)
-            while waiting:
-                await self._send(connection, *waiting.popleft())
+            while backlog:
+                await self._send(connection, *backlog.popleft())
             idle.append(connection)
 
         async with asyncio.TaskGroup() as tasks:
-            for number, offset_s in enumerate(self._plan.due_s):
+            for number, offset_s in enumerate(self._load.due_s):
                 due_s = begin_s + offset_s
                 await asyncio.sleep(due_s - time.monotonic())
                 if idle:
-                    tasks.create_task(carry(idle.pop(), due_s, number))
+                    tasks.create_task(send(idle.pop(), due_s, number))
                 else:
-                    waiting.append((due_s, number))
+                    backlog.append((due_s, number))
 
-    async def _send_without_pause(self, begin_s: float) -> None:
+    async def _closed_loop(self, begin_s: float) -> None:
         numbers = count()
 
         async def repeat(connection: Connection) -> None:
-            while (now_s := time.monotonic()) < begin_s + self._plan.duration_s:
+            while (now_s := time.monotonic()) < begin_s + self._load.duration_s:
                 await self._send(connection, now_s, next(numbers))
 
         await asyncio.sleep(begin_s - time.monotonic())
@@ -132,55 +170,48 @@ class Generator:
                 tasks.create_task(repeat(connection))
 
     async def _send(self, connection: Connection, due_s: float, number: int) -> None:
-        plan = self._plan
-        domain, body = plan.domains[number % len(plan.domains)], self._bodies[number % len(self._bodies)]
-        headers = {name: value.format(domain=domain) for name, value in plan.headers.items()}
+        load = self._load
+        domain, body = load.domains[number % len(load.domains)], self._bodies[number % len(self._bodies)]
+        headers = {name: value.format(domain=domain) for name, value in load.headers.items()}
         sent_s = time.monotonic()
-        reply = await connection.post(
-            plan.path.format(domain=domain), body, {"Content-Type": plan.content_type, **headers}
-        )
-        self._ended.append(Sent(due_s, sent_s, reply.done_s, domain, reply.status, reply.body, reply.retry_after))
+        path = load.path.format(domain=domain)
+        response = await connection.post(path, body, {"Content-Type": load.content_type, **headers})
+        self._ended.append(Exchange(due_s, sent_s, time.monotonic(), domain, response))
 
 
-def run(plan: Plan) -> list[Sent]:
-    """Send everything and wait for the last answer."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PromptSelector())) as runner:
-        return runner.run(Generator(plan).run())
-
-
-def read_answer(sent: Sent, n_images: int) -> Answer:
-    """What a server of this project said."""
-    try:
-        body: dict[str, Any] = json.loads(sent.body) if sent.status else {}
-        labels = tuple(one["label"] for result in body.get("results", ()) for one in result["predictions"])
-        ran_s = body["timing_ms"]["device"] / 1000 if labels else None
-    except (ValueError, TypeError, KeyError):
-        body, labels, ran_s = {}, (), None
+def parse(exchange: Exchange, n_images: int) -> Answer:
+    """What the server answered; the fields that its body does not hold keep their defaults."""
+    body: Any = None
+    with suppress(ValueError):
+        body = json.loads(exchange.response.body)
+    body = body if isinstance(body, dict) else {}
+    results = body.get("results") or ()
     return Answer(
-        due_s=sent.due_s,
-        sent_s=sent.sent_s,
-        done_s=sent.done_s,
-        status=sent.status,
-        asked=sent.asked,
+        due_s=exchange.due_s,
+        sent_s=exchange.sent_s,
+        done_s=exchange.done_s,
+        status=exchange.response.status,
+        asked=exchange.domain,
         domain=str(body.get("domain", "")),
-        version=int(body.get("version", 0) or 0),
+        version=int(body.get("version") or 0),
         digest=str(body.get("digest", "")),
-        labels=labels,
-        retry_after=sent.retry_after,
+        labels=tuple(one["label"] for result in results for one in result.get("predictions") or ()),
+        n_errors=sum(result.get("error") is not None for result in results),
+        server_ms=body.get("timing_ms") or {},
+        retry_after=exchange.response.retry_after,
         n_images=n_images,
-        ran_s=ran_s,
     )
 
 
-def send(plan: Plan, *, meanwhile: Callable[[], None] = lambda: None) -> list[Answer]:
-    """Run a plan in a process of its own.
+def send(load: Load, *, meanwhile: Callable[[], object] = lambda: None) -> list[Answer]:
+    """Send a load from a process of its own.
 
     Args:
-        plan: what to send.
-        meanwhile: called while it runs, in this thread; ends by itself.
+        load: requests to send.
+        meanwhile: called in this thread while the load runs; ends by itself.
 
     Returns:
-        Every request's end, in the order in which they were due.
+        All answers, by the time at which their requests were due.
 
     Raises:
         subprocess.CalledProcessError: the generator failed.
@@ -189,7 +220,7 @@ def send(plan: Plan, *, meanwhile: Callable[[], None] = lambda: None) -> list[An
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # noqa: S603  our own
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("no pipes")
-        process.stdin.write(json.dumps(asdict(plan)).encode())
+        process.stdin.write(json.dumps(asdict(load)).encode())
         process.stdin.close()
         meanwhile()
         output = process.stdout.read()
@@ -198,14 +229,43 @@ def send(plan: Plan, *, meanwhile: Callable[[], None] = lambda: None) -> list[An
     return [Answer(**{**one, "labels": tuple(one["labels"])}) for one in json.loads(output)]
 
 
-def main(words: Sequence[str]) -> None:
-    """Read a plan, run it, write what came back."""
-    if words:
-        sys.exit("usage: python -m benchmarks.load < plan.json > answers.json")
-    plan = Plan(**json.load(sys.stdin))
-    answers = [read_answer(sent, plan.n_images) for sent in run(plan)]
-    json.dump([asdict(answer) for answer in sorted(answers, key=lambda answer: answer.due_s)], sys.stdout)
+def arrival_times(rate_per_s: float, duration_s: float, *, cv: float = 1.0, seed: int = 0) -> NDArray[np.float64]:
+    """Seconds at which requests are due, from 0 to `duration_s`.
+
+    Args:
+        rate_per_s: mean arrival rate.
+        duration_s: length of the schedule.
+        cv: coefficient of variation of the gaps (gamma distribution); 1 is a Poisson process, 4 is bursty.
+        seed: of the gaps.
+
+    Raises:
+        ValueError: a rate, duration or cv that is not positive.
+    """
+    if min(rate_per_s, duration_s, cv) <= 0:
+        msg = f"rate, duration and cv must be positive, not {rate_per_s}, {duration_s} and {cv}"
+        raise ValueError(msg)
+    rng = np.random.default_rng(seed)
+    times_s = np.empty(0)
+    last_s = 0.0
+    while last_s < duration_s:
+        gaps_s = rng.gamma(1 / cv**2, cv**2 / rate_per_s, max(16, int(rate_per_s * duration_s)))
+        times_s = np.concatenate([times_s, last_s + np.cumsum(gaps_s)])
+        last_s = float(times_s[-1])
+    return times_s[times_s < duration_s]
+
+
+def popular_domains(n_domains: int, n_draws: int, *, alpha: float, seed: int = 0) -> NDArray[np.int64]:
+    """Domain indices drawn with probability proportional to (index + 1) ** -alpha; alpha 0 is uniform."""
+    weights = np.arange(1, n_domains + 1, dtype=np.float64) ** -alpha
+    return np.random.default_rng(seed).choice(n_domains, size=n_draws, p=weights / weights.sum())
+
+
+def main() -> None:
+    """Read a load from stdin, send it, write the answers to stdout."""
+    load = Load(**json.load(sys.stdin))
+    exchanges = sorted(asyncio.run(Generator(load).run()), key=lambda one: one.due_s)
+    json.dump([asdict(parse(one, load.n_images)) for one in exchanges], sys.stdout)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

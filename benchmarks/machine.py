@@ -1,41 +1,51 @@
-"""What a measurement ran on and with: the facts that belong beside every number."""
+"""Facts about the machine, the code and the installed versions, for every result."""
 
 import os
 import platform
 import re
+import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-PACKAGES = ("caspl-serve", "torch", "open_clip_torch", "pillow", "numpy", "fastapi", "uvicorn")
+PACKAGES = ("caspl-serve", "torch", "open_clip_torch", "pillow", "fastapi", "uvicorn")
 FAST_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
-MIB = 1024 * 1024
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Processor, memory, device and system; no names of machines or people."""
+    """Processor, memory and device; no host or user names."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
     facts: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": model[1].strip() if model else platform.processor() or platform.machine(),
         "n_cores": len(os.sched_getaffinity(0)),
-        "instructions": [name for name in FAST_INSTRUCTIONS if name in _flags()],
+        "instructions": [name for name in FAST_INSTRUCTIONS if name in present],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3),
-        "system": f"{platform.system()} {platform.machine()}",
     }
     if device.startswith("cuda"):
+        import torch  # noqa: PLC0415  slow to load, and this module is read without it
+
         card = torch.cuda.get_device_properties(device)
-        facts["device"] = f"{card.name}, {card.total_memory / 1024**3:.0f} GiB"
-        facts["cuda"] = str(torch.version.cuda)
+        facts["device"] = f"{card.name}, {card.total_memory / 1024**3:.0f} GiB, CUDA {torch.version.cuda}"
     return facts
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Versions of what is measured, as installed."""
+def in_words(facts: Mapping[str, Any]) -> str:
+    """The same as a phrase."""
+    instructions = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
+    device = f"{facts['device']}, " if "device" in facts else ""
+    return f"{device}{facts['n_cores']} cores of {facts['processor']}{instructions}, {facts['memory_gib']} GiB"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what is measured."""
     found = {"python": platform.python_version()}
-    for name in packages:
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -43,41 +53,19 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
+def commit() -> str:
+    """Short hash of the checkout's commit, with `+changes` if files differ from it; `unknown` outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, S607
+
+    try:
+        return git("rev-parse", "--short=7", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def today() -> str:
-    """The date in UTC, ISO 8601."""
+    """UTC date, ISO 8601."""
     return time.strftime("%Y-%m-%d", time.gmtime())
-
-
-def in_words(facts: dict[str, Any]) -> str:
-    """One line for a table's foot."""
-    instructions = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
-    where = f"{facts['device']}, " if "device" in facts else ""
-    return f"{where}{facts['n_cores']} cores of {facts['processor']}{instructions}, {facts['memory_gib']} GiB"
-
-
-def foot(command: str, found: Mapping[str, str], device: str = "cpu") -> str:
-    """What stands under a table: date, machine, versions, and the command that makes it again."""
-    software = ", ".join(f"{name} {number}" for name, number in found.items())
-    return f"{today()}; {in_words(machine(device))}; {software}. Command: `{command}`."
-
-
-def resident_bytes(pid: int | None = None) -> int:
-    """Memory of a process that is really in use, in bytes; this one's by default. Linux only."""
-    fields = Path(f"/proc/{pid or 'self'}/statm").read_text().split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _processor() -> str:
-    text = _cpuinfo()
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
-
-
-def _flags() -> set[str]:
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
-    return set(match[1].split()) if match else set()
-
-
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.is_file() else ""

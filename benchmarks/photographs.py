@@ -1,4 +1,4 @@
-"""Photographs to send: scikit-image's own pictures as JPEG files, so that every server gets the same real bytes."""
+"""Photographs of scikit-image as JPEG files, the same for every server."""
 
 from pathlib import Path
 
@@ -12,12 +12,11 @@ QUALITY = 90
 
 
 def write_photographs(folder: Path, *, side: int | None = None) -> list[Path]:
-    """Write the pictures as JPEG files.
+    """Write the photographs as JPEG files.
 
     Args:
-        folder: where to.
-        side: crop to the middle square and scale to this many pixels, as a client does that knows the model; None
-            leaves them as they are, 400 to 640 pixels wide.
+        folder: destination.
+        side: crop the central square and scale it to this many pixels; None keeps the original 400 to 640 pixels.
 
     Raises:
         BenchError: scikit-image is not installed.

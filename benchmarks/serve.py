@@ -1,116 +1,162 @@
-"""`caspl bench serve`: a real service process under open-loop load, seen from outside.
+"""`caspl bench serve`: a real server process under load over HTTP.
 
-First a closed loop finds the ceiling; then requests are due at fractions of it, whether or not the service keeps up.
-The engine's own rate, decoding and the bare forward are measured in this process, in turn with the service.
+The server, the load generator and this process share the machine's cores.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from benchmarks.answers import Answer, summarize
+from benchmarks.answers import percentile_ms, summarize
 from benchmarks.errors import BenchError
-from benchmarks.interleaved import Ratio
-from benchmarks.overhead import against_engine, idle
 from benchmarks.overload import overload
-from benchmarks.pipeline import pipeline
-from benchmarks.report import Bar, Measured, Plot, Report, Table
-from benchmarks.running import per_batch
-from benchmarks.stage import PARTS, ServeOptions, Stage, stage
-from benchmarks.storm import storm
+from benchmarks.photographs import write_photographs
+from benchmarks.ratios import Spread
+from benchmarks.report import Report, Table, Target
+from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, serving
+from benchmarks.swaps import LOAD, n_versions, swap_load
 
-FRACTIONS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.1)
-CEILING_S = 10.0
+PARTS = ("start", "idle", "closed", "open", "overload", "swaps")
+OPEN = 0.7
+"""Offered rate of the open loop as a share of the capacity."""
+N_ROUNDS = 3
+WARM_UP_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ServerOptions):
+    """Options of the command."""
+
+    n_domains: int = 64
+    side: int = 224
+    clients: tuple[int, ...] = (1, 4, 16)
+    capacity_clients: int = 32
+    seconds: float = 20.0
+    slo_ms: float = 2000.0
+    overload: float = 3.0
+    swaps_per_s: float = 10.0
+    only: tuple[str, ...] = ("start", "idle", "closed", "open", "overload")
+    label: str = ""
 
 
 def measure(options: ServeOptions, console: Console) -> Report:
-    """Start the service and run what was asked for.
+    """Start the server and run the chosen parts.
 
     Raises:
-        BenchError: there is no such part, nothing to send, or somebody else's service would be changed.
-        DemoError: the service does not start or stop as it should.
+        BenchError: an unknown part, or the server does not become ready.
     """
     if unknown := set(options.only) - set(PARTS):
-        msg = f"--only names no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}."
+        msg = f"unknown parts: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}"
         raise BenchError(msg)
-    if options.url and options.swap_storm:
-        msg = "A swap storm is for a service of the benchmark's own: leave --url or --swap-storm out."
-        raise BenchError(msg)
-    with stage(options, console) as on:
-        report = Report("-".join(part for part in ("serve", options.label) if part), asdict(options))
-        if on.model is not None:
-            report.device = str(on.model.backbone.device)
-            report.settings |= {
-                "dtype": str(on.model.backbone.dtype).removeprefix("torch."),
-                "threads": torch.get_num_threads(),
-            }
-            start = f"from starting the process until it is ready, with {options.n_domains} live domains, s"
-            report.numbers.append(Measured("ready_after_s", Ratio.of([on.service.ready_after_s]), start))
-            if options.wants("idle"):
-                idle(on, on.model, report)
-            if options.wants("engine") and on.store is not None:
-                against_engine(on, on.model, on.store, report)
-            if options.wants("pipeline"):
-                pipeline(on, on.model, report)
-        console.print(f"closed loop, {options.n_ceiling_clients} clients")
-        ceiling = on.closed_rate(options.n_ceiling_clients, min(CEILING_S, options.seconds))
-        text = f"images/s of {options.n_ceiling_clients} clients in a closed loop"
-        report.numbers.append(Measured("ceiling_per_s", Ratio.of([ceiling]), text))
-        if options.wants("sweep"):
-            sweep(on, report, ceiling)
-        if options.swap_storm and options.wants("storm"):
-            storm(on, report, ceiling)
-        if options.overload and options.wants("overload"):
-            overload(on, report)
+    report = Report("-".join(part for part in ("serve", options.label) if part), asdict(options), device=options.device)
+    n_stored = n_versions(options.swaps_per_s, options.seconds) if "swaps" in options.only else 1
+    with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
+        folder = Path(name)
+        photographs = write_photographs(folder / "photographs", side=options.side or None)
+        console.print(f"making {options.n_domains} domains for {options.backbone}")
+        store = folder / "store"
+        digests = fill_store(store, backbone_of(options), n_domains=options.n_domains, n_versions=n_stored)
+        console.print("starting caspl serve")
+        with serving(options, store, digests, photographs) as server:
+            measure_parts(server, options, report, console)
     return report
 
 
-def sweep(on: Stage, report: Report, ceiling: float) -> None:
-    """Offer fractions of the ceiling, images per second, or the rates that were asked for."""
-    options = on.options
-    rates = options.rates or tuple(fraction * ceiling for fraction in FRACTIONS)
-    rows, n_torn, n_failed = [], 0, 0
-    curves: dict[str, list[float]] = {}
-    kept = {}
-    for index, rate in enumerate(rates):
-        on.console.print(f"open loop, {rate:.1f}/s for {options.seconds:g} s")
-        before = on.service.counters()
-        answers = on.open(rate, options.seconds, seed=options.seed + index)
-        batches = per_batch(before, on.service.counters())
-        found = summarize(answers, duration_s=options.seconds, slo_s=options.slo_s)
-        n_torn += on.torn(answers) if on.service.digests else 0
-        n_failed += found.n_failed
-        kept[f"{rate:.2f}"] = asdict(found) | batches | {"latencies_ms": latencies_ms(answers)}
-        for name, value in found.percentiles_ms.items():
-            curves.setdefault(name, []).append(value)
-        rows.append(
+def measure_parts(server: Server, options: ServeOptions, report: Report, console: Console) -> None:
+    """Run the chosen parts on a running server."""
+    backbone = server.client.get("/info").raise_for_status().json().get("backbone", {})
+    report.settings |= {name: backbone[name] for name in ("dtype", "device") if name in backbone}
+    report.device = str(report.settings["device"]) if report.settings["device"] != "auto" else "cpu"
+    server.closed(max(options.clients), WARM_UP_S)
+    if "start" in options.only:
+        meaning = f"from the start of the process to ready, {options.n_domains:,} domains, s"
+        report.add("ready_after_s", server.ready_after_s, meaning)
+    if "idle" in options.only:
+        console.print("one request at a time")
+        idle(server, options, report)
+    if "closed" in options.only:
+        console.print("closed loops")
+        closed(server, options, report)
+    if not {"open", "swaps", "overload"} & set(options.only):
+        return
+    console.print(f"capacity: closed loop, {options.capacity_clients} clients")
+    capacity_per_s = server.closed_rate(options.capacity_clients, options.seconds / 2)
+    report.add("capacity_per_s", capacity_per_s, f"images/s, closed loop, {options.capacity_clients} clients")
+    later: dict[str, Callable[[], None]] = {
+        "open": lambda: open_loop(server, options, report, capacity_per_s),
+        "overload": lambda: overload(
+            server,
+            report,
+            times=options.overload,
+            n_clients=options.capacity_clients,
+            seconds=options.seconds,
+            slo_s=options.slo_ms / 1000,
+        ),
+        "swaps": lambda: swap_load(
+            server,
+            report,
+            rate_per_s=LOAD * capacity_per_s,
+            swaps_per_s=options.swaps_per_s,
+            seconds=options.seconds,
+        ),
+    }
+    for part, run in later.items():
+        if part in options.only:
+            console.print(part)
+            run()
+
+
+def idle(server: Server, options: ServeOptions, report: Report) -> None:
+    """Latency of one client, and how much of it is neither decoding nor the device."""
+    answers = [one for one in server.closed(1, options.seconds / 2) if one.is_good]
+    totals_s = [answer.done_s - answer.sent_s for answer in answers]
+    rest_ms = [
+        1000 * total_s - answer.server_ms["decode"] - answer.server_ms["device"]
+        for total_s, answer in zip(totals_s, answers, strict=True)
+    ]
+    report.add("idle_latency_ms", Spread.of([1000 * total_s for total_s in totals_s]), "one request at a time, ms")
+    target = Target("<=", 3.0) if options.backbone.startswith("demo") else None
+    meaning = "the same without decoding and the device: HTTP, queue, threads, the client; ms"
+    report.add("idle_overhead_ms", Spread.of(rest_ms), meaning, target)
+
+
+def closed(server: Server, options: ServeOptions, report: Report) -> None:
+    """Closed loops of a few clients, in turn."""
+    rates: dict[int, list[float]] = {n_clients: [] for n_clients in options.clients}
+    for _ in range(N_ROUNDS):
+        for n_clients, found in rates.items():
+            found.append(server.closed_rate(n_clients, options.seconds / N_ROUNDS))
+    for n_clients, found in rates.items():
+        report.add(f"closed_{n_clients}_per_s", Spread.of(found), f"images/s, closed loop, {n_clients} clients")
+    report.samples["closed_per_s"] = rates
+
+
+def open_loop(server: Server, options: ServeOptions, report: Report, capacity_per_s: float) -> None:
+    """Poisson arrivals at a share of the capacity."""
+    rate_per_s = OPEN * capacity_per_s
+    before = server.metrics()
+    answers = server.open(rate_per_s, options.seconds)
+    after = server.metrics()
+    found = summarize(answers, duration_s=options.seconds)
+    at = f"latency at {OPEN:g} of the capacity ({rate_per_s:.1f}/s), ms"
+    report.add("open_p50_ms", found.p50_ms, f"median {at}")
+    report.add("open_p99_ms", found.p99_ms, f"p99 {at}")
+    bad = found.n_failed + found.n_refused + found.n_expired
+    report.add("open_failed", bad, f"of {found.n_requests} requests, refusals included", Target("<=", 0))
+    n_batches = after["caspl_batch_rows_count"] - before["caspl_batch_rows_count"]
+    rows_per_batch = (after["caspl_batch_rows_sum"] - before["caspl_batch_rows_sum"]) / max(1, n_batches)
+    late_ms = percentile_ms([answer.sent_s - answer.due_s for answer in answers], 99)
+    report.tables["Open loop"] = Table(
+        ("p50 ms", "p90 ms", "p99 ms", "images per batch", "requests sent late, p99, ms"),
+        [
             (
-                f"{rate:.1f} ({rate / ceiling:.0%})",
-                *(f"{value:.1f}" for value in found.percentiles_ms.values()),
-                f"{found.goodput_per_s:.1f}",
-                found.n_refused,
-                found.n_expired,
-                found.n_failed,
-                f"{batches['batch_rows']:.1f} / {batches['batch_domains']:.1f}",
+                *(f"{ms:.1f}" for ms in (found.p50_ms, found.p90_ms, found.p99_ms)),
+                f"{rows_per_batch:.2f}",
+                f"{late_ms:.1f}",
             )
-        )
-    headings = ("rate /s (of ceiling)", "p50 ms", "p90", "p99", "p99.9", f"within {options.slo_ms:g} ms, /s")
-    report.tables["Open loop, latency from when each request was due"] = Table(
-        (*headings, "refused", "expired", "failed", "rows / domains per batch"), rows
+        ],
     )
-    report.plots["Latency over offered rate"] = Plot(
-        "requests/s", "ms", {name: (list(rates), values) for name, values in curves.items()}, is_log=True
-    )
-    report.samples["sweep"] = kept
-    failed = "requests of the sweep without an answer, a refusal or word that their time was up"
-    report.numbers.append(Measured("sweep_failed", Ratio.of([n_failed]), failed, Bar("<=", 0)))
-    if on.service.digests:
-        torn = "answers of the sweep put together from two versions"
-        report.numbers.append(Measured("sweep_torn", Ratio.of([n_torn]), torn, Bar("<=", 0)))
-
-
-def latencies_ms(answers: Sequence[Answer]) -> list[float]:
-    """Of the answered requests, in the order in which they were due; a tenth of a millisecond is enough."""
-    return [round(answer.latency_s * 1000, 1) for answer in answers if answer.is_good]
+    report.samples["open_latency_ms"] = [round(1000 * answer.latency_s, 1) for answer in answers if answer.is_good]

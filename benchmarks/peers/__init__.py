@@ -1,1 +1,1 @@
-"""Other servers for the same question, each a small file, measured one at a time in an environment of its own."""
+"""Other servers for the same task, one small file each, measured one at a time in environments of their own."""

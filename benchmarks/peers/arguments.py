@@ -1,4 +1,4 @@
-"""The options that every peer's server takes."""
+"""Command line of the peers' programs."""
 
 import argparse
 from dataclasses import dataclass
@@ -6,22 +6,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where to listen and what to run."""
+    """Options of every program; `threads` are torch threads of each worker."""
 
     port: int
     backbone: str
     dtype: str
+    workers: int
     threads: int
     seconds: float
     photographs: list[str]
 
 
 def read() -> Arguments:
-    """From the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--backbone", default="ViT-B-16")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("photographs", nargs="*")

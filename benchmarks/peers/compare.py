@@ -1,11 +1,13 @@
-"""`caspl bench peers`: other servers on the same photographs, client and threads, one at a time.
+"""`caspl bench peers`: other servers with the same photographs, clients, threads and dtype, one at a time.
 
-Ours is measured before and after every peer, in the same way; while a peer runs, ours is idle. A ratio above 1 means
-that ours answers more images per second.
+Ours runs before and after every peer and is idle in between. A peer runs once with one worker that has all threads and
+once with a worker per thread; the faster layout counts. Ratios are ours / theirs in images per second.
 """
 
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,23 +15,35 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.answers import busy_rate, summarize
+from benchmarks.answers import closed_loop_rate, summarize
 from benchmarks.errors import BenchError
-from benchmarks.interleaved import Ratio
-from benchmarks.load import Plan, send
-from benchmarks.peers import servers
+from benchmarks.load import Load, send
+from benchmarks.machine import commit, today
 from benchmarks.peers.environments import installed_version, python_of
-from benchmarks.peers.servers import DOMAINS, DTYPES, PEERS, Peer, command_of, loop_rate, started, write_bodies
-from benchmarks.report import Bar, Measured, Plot, Report, Table
-from benchmarks.stage import ServeOptions, Stage, stage
+from benchmarks.peers.servers import (
+    DOMAINS,
+    DTYPES,
+    N_DOMAINS,
+    PEERS,
+    Peer,
+    command_of,
+    environment,
+    loop_rate,
+    started,
+    write_bodies,
+)
+from benchmarks.photographs import write_photographs
+from benchmarks.ratios import Spread
+from benchmarks.report import Report, Table, Target, command_line
+from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, free_port, serving
 
-WARM_UP_S = 2.0
-SLO_S = 1.0
+WARM_UP_S = 3.0
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PeerOptions:
-    """What to measure; see the command's help."""
+    """Options of the command; `add_to` is a result whose other rows are kept."""
 
     names: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = DTYPES
@@ -40,72 +54,86 @@ class PeerOptions:
     side: int = 0
     folder: Path = Path("build/peers")
     add_to: Path | None = None
-    seed: int = 0
+
+    def layouts(self, peer: Peer) -> list[tuple[int, int]]:
+        """Workers and threads of each to try."""
+        alone, split = (1, self.threads), (self.threads, 1)
+        return [alone, split] if peer.can_scale and self.threads > 1 else [alone]
 
 
 def measure(options: PeerOptions, console: Console) -> Report:
-    """Install, start and measure each peer; one that does not run here says why in the result.
+    """Install, start and measure each peer; the result says why one could not run.
 
     Raises:
         BenchError: an unknown peer.
     """
     known = {peer.name: peer for peer in PEERS}
     if unknown := set(options.names) - set(known):
-        msg = f"Unknown peers {', '.join(sorted(unknown))}; known are {', '.join(known)}."
+        msg = f"unknown peers: {', '.join(sorted(unknown))}; choose from {', '.join(known)}"
         raise BenchError(msg)
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     if options.add_to is not None and options.add_to.is_file():
-        found = json.loads(options.add_to.read_text())["samples"]["peers"]
-    ours = ServeOptions(
-        backbone=options.backbone,
-        device="cpu",  # as the peers
-        threads=options.threads,
-        n_domains=servers.N_DOMAINS,
-        alpha=0.0,
-        side=options.side,
-        clients=options.clients,
-        seed=options.seed,
-    )
-    with stage(ours, console) as on:
-        for name in options.names or tuple(known):
-            for dtype in (one for one in options.dtypes if one in known[name].dtypes):
-                console.print(f"{name}, {dtype}")
-                found[f"{name}, {dtype}"] = _beside(on, known[name], dtype, options, console)
-    return _report(options, found)
-
-
-def _beside(on: Stage, peer: Peer, dtype: str, options: PeerOptions, console: Console) -> dict[str, Any]:
-    """A peer's rate and ours around it, or why there is none."""
-    try:
-        python = python_of(peer.requirements, options.folder, console) if peer.requirements else servers.this_python()
-        version = installed_version(python, peer.package)
-        before = on.closed_rate(options.clients, options.seconds / 2)
-        its = _run(on, peer, python, dtype, options)
-        after = on.closed_rate(options.clients, options.seconds / 2)
-    except BenchError as error:
-        return {"version": peer.package, "failed": str(error)}
-    return {"version": f"{peer.package} {version}", "ours_per_s": [before, after], "note": peer.note, **its}
-
-
-def _run(on: Stage, peer: Peer, python: Path, dtype: str, options: PeerOptions) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="peer-") as name:
+        rows = json.loads(options.add_to.read_text())["samples"]["rows"]
+    with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
         folder = Path(name)
-        clip_folder = options.folder.resolve() / "clip"
-        if peer.body == "infinity" and not (clip_folder / "config.json").is_file():
-            loop = [str(python), "-m", "benchmarks.peers.infinity_folder", str(clip_folder)]
-            servers.run_to_end(loop, options.threads)
-        words = ["--backbone", options.backbone, "--dtype", dtype, "--threads", str(options.threads)]
-        port = servers.new_port()
-        command = command_of(peer, python, words, clip_folder, port)
-        if not peer.health:
-            photographs = [str(path) for path in on.photographs]
-            rate = loop_rate([*command, "--seconds", str(options.seconds), *photographs], options.threads)
-            return {"per_s": rate, "p50_ms": None, "p99_ms": None, "n_failed": 0}
-        bodies, content_type = write_bodies(peer, on.photographs, folder)
-        with started(peer, command, options.threads, port) as url:
+        photographs = write_photographs(folder / "photographs", side=options.side or None)
+        ours = ServerOptions(backbone=options.backbone, device="cpu", threads=options.threads)
+        digests = fill_store(folder / "store", backbone_of(ours), n_domains=N_DOMAINS)
+        for dtype in options.dtypes:
+            chosen = [known[one] for one in options.names or known if dtype in known[one].dtypes]
+            ours = ServerOptions(backbone=options.backbone, device="cpu", dtype=dtype, threads=options.threads)
+            with serving(ours, folder / "store", digests, photographs) as server:
+                server.closed(options.clients, WARM_UP_S)
+                for peer in chosen:
+                    console.print(f"{peer.name}, {dtype}")
+                    rows[f"{peer.name}, {dtype}"] = compare(server, peer, dtype, options, console)
+    return report_of(options, rows)
 
-            def load(duration_s: float) -> Plan:
-                return Plan(
+
+def compare(server: Server, peer: Peer, dtype: str, options: PeerOptions, console: Console) -> Row:
+    """The rate of a peer in its best layout and ours around it, or the reason why there is none."""
+    about = {"peer": peer.name, "dtype": dtype, "note": peer.note, "clients": options.clients}
+    about |= {"command": command_line(), "date": today(), "commit": commit()}
+    try:
+        python = python_of(peer.requirements, options.folder, console) if peer.requirements else Path(sys.executable)
+        package = f"{peer.package} {installed_version(python, peer.package)}"
+        before = server.closed_rate(options.clients, options.seconds / 2)
+        tried = {
+            f"{workers} x {threads}": run(server, peer, python, dtype, options, workers=workers, threads=threads)
+            for workers, threads in options.layouts(peer)
+        }
+        after = server.closed_rate(options.clients, options.seconds / 2)
+    except BenchError as error:
+        return about | {"package": peer.package, "failed": str(error)}
+    layout = max(tried, key=lambda one: float(tried[one]["per_s"]))
+    rates = {one: found["per_s"] for one, found in tried.items()}
+    return about | tried[layout] | {"package": package, "layout": layout, "tried": rates, "ours_per_s": [before, after]}
+
+
+def run(
+    server: Server, peer: Peer, python: Path, dtype: str, options: PeerOptions, *, workers: int, threads: int
+) -> Row:
+    """Rate and latency of a peer in one layout.
+
+    Raises:
+        BenchError: it does not run, or answers nothing.
+    """
+    port = free_port()
+    words = ["--backbone", options.backbone, "--dtype", dtype, "--workers", str(workers), "--threads", str(threads)]
+    clip_folder = options.folder.resolve() / "clip"
+    command = command_of(peer, python, words, port, clip_folder)
+    if not peer.health:
+        command += ["--seconds", str(options.seconds), *(str(path) for path in server.photographs)]
+        return {"per_s": loop_rate([command] * workers, threads), "p50_ms": None, "p99_ms": None, "n_failed": 0}
+    if not peer.module and not (clip_folder / "config.json").is_file():
+        make = [str(python), "-m", "benchmarks.peers.infinity_folder", str(clip_folder)]
+        subprocess.run(make, env=environment(threads), check=True, capture_output=True)  # noqa: S603  our own command
+    with tempfile.TemporaryDirectory(prefix="peer-") as name:
+        bodies, content_type = write_bodies(peer, server.photographs, Path(name))
+        with started(peer, command, workers=workers, threads=threads, port=port) as url:
+
+            def load(duration_s: float) -> Load:
+                return Load(
                     url,
                     bodies,
                     list(DOMAINS),
@@ -113,46 +141,54 @@ def _run(on: Stage, peer: Peer, python: Path, dtype: str, options: PeerOptions) 
                     n_connections=options.clients,
                     path=peer.path,
                     content_type=content_type,
-                    headers=peer.headers,
+                    headers=dict(peer.headers),
                 )
 
             send(load(WARM_UP_S))
             answers = send(load(options.seconds))
-    its = summarize(answers, duration_s=options.seconds, slo_s=SLO_S)
-    if not its.n_answered:
-        msg = f"{peer.name} answered none of {len(answers)} requests; the first status was {answers[0].status}."
-        raise BenchError(msg)
-    percentiles = {f"{key}_ms": its.percentiles_ms[key] for key in ("p50", "p99")}
-    return {"per_s": busy_rate(answers), **percentiles, "n_failed": its.n_failed + its.n_refused}
+    found = summarize(answers, duration_s=options.seconds)
+    n_failed = found.n_failed + found.n_refused
+    return {"per_s": closed_loop_rate(answers), "p50_ms": found.p50_ms, "p99_ms": found.p99_ms, "n_failed": n_failed}
 
 
-def _report(options: PeerOptions, found: dict[str, dict[str, Any]]) -> Report:
+def report_of(options: PeerOptions, rows: dict[str, Row]) -> Report:
+    """Ratios and the table of all rows, the same dtype side by side."""
     report = Report("peers", {**asdict(options), "folder": str(options.folder), "add_to": None})
-    rows = []
-    for name, its in found.items():
-        if "failed" in its:
-            rows.append((name, its["version"], "", "", "", "", f"does not run here: {its['failed']}"))
-            continue
-        ratios = [rate / its["per_s"] for rate in its["ours_per_s"]]
-        report.numbers.append(
-            Measured(
-                f"ours_vs_{name.replace(', ', '_')}",
-                Ratio.of(ratios),
-                f"images/s of ours / of {its['version']} in {name.split(', ')[1]}, {options.clients} clients",
-                Bar(">=", 1.0),
+    cells = []
+    for name, row in sorted(rows.items(), key=lambda one: one[1]["dtype"]):
+        measured = [row["date"], row["commit"], f"`{row['command']}`"]
+        if "failed" in row:
+            cells.append(
+                (name, row["package"], row["note"], "", "", "", "", f"does not run: {row['failed']}", *measured)
             )
+            continue
+        key = f"vs_{row['peer'].replace('-', '_')}_{row['dtype']}"
+        ratios = Spread.of([rate / row["per_s"] for rate in row["ours_per_s"]])
+        meaning = (
+            f"images/s of ours / of {row['package']} ({row['note']}), both {row['dtype']}, {row['clients']} clients"
         )
-        latencies = [f"{its[key]:.0f}" if its[key] is not None else "" for key in ("p50_ms", "p99_ms")]
-        ours = statistics.mean(its["ours_per_s"])
-        rows.append((name, its["version"], f"{its['per_s']:.2f}", f"{ours:.2f}", *latencies, its["note"]))
-    report.tables[f"{options.clients} clients in a closed loop, images/s"] = Table(
-        ("peer", "version", "its images/s", "ours beside it", "its p50 ms", "p99 ms", ""), rows
+        report.add(key, ratios, meaning, Target(">=", 1.0))
+        p50, p99 = (f"{row[key]:.0f}" if row[key] else "" for key in ("p50_ms", "p99_ms"))
+        ours = statistics.mean(row["ours_per_s"])
+        rates = (f"{row['per_s']:.2f}", f"{ours:.2f}", f"{p50} / {p99}", row["layout"])
+        cells.append((name, row["package"], row["note"], *rates, *measured))
+    report.tables["Closed loop, images/s"] = Table(
+        (
+            "peer",
+            "version",
+            "setup",
+            "its images/s",
+            "ours",
+            "its p50 / p99, ms",
+            "workers x threads",
+            "date",
+            "commit",
+            "command",
+        ),
+        cells,
     )
     report.notes.append(
-        "Peers serve plain open_clip models: no prompts, no versions, no swaps. Ours runs its prompts (12 tokens per "
-        "domain) in the dtype it chooses by itself; peers run in float32, as they come, and in bfloat16 where they can."
+        "Ours runs 12 prompt tokens per domain; peers run plain open_clip models without prompts, versions or swaps."
     )
-    report.samples["peers"] = found
-    measured = {name: its["per_s"] for name, its in found.items() if "per_s" in its}
-    report.plots["Images per second"] = Plot("images/s", "", {"": (list(measured), list(measured.values()))})
+    report.samples["rows"] = rows
     return report

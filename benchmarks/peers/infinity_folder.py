@@ -1,4 +1,4 @@
-"""A CLIP folder as infinity wants it, made here: random weights of ViT-B-16's shape and open_clip's own vocabulary.
+"""Write a CLIP model folder for infinity: random weights in ViT-B-16's shape and open_clip's vocabulary.
 
 python -m benchmarks.peers.infinity_folder FOLDER
 """

@@ -1,4 +1,6 @@
-"""FastAPI as it is often written: an `async def` that decodes and runs one image while everybody else waits."""
+"""FastAPI as it is often written: an `async def` that decodes and classifies one image and blocks the event loop."""
+
+import os
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -7,22 +9,24 @@ from benchmarks.peers import arguments
 from benchmarks.peers.plain_clip import PlainClip
 
 
-def main() -> None:
-    """Serve."""
-    asked = arguments.read()
-    clip = PlainClip(asked.backbone, asked.dtype, asked.threads)
+def create_app() -> FastAPI:
+    """The application of one worker."""
+    options = arguments.read()
+    clip = PlainClip(options.backbone, options.dtype, options.threads)
     app = FastAPI()
 
     @app.get("/health")
-    async def health() -> str:
-        return "ok"
+    async def health() -> int:
+        return os.getpid()
 
     @app.post("/classify/{domain}")
     async def classify(domain: int, request: Request) -> dict[str, float | int]:
-        return clip.answer([clip.decode(await request.body())], [domain])[0]
+        return clip.classify([clip.decode(await request.body())], [domain])[0]
 
-    uvicorn.run(app, host="127.0.0.1", port=asked.port, log_level="warning")
+    return app
 
 
 if __name__ == "__main__":
-    main()
+    asked = arguments.read()
+    app = "benchmarks.peers.naive_fastapi:create_app"
+    uvicorn.run(app, factory=True, host="127.0.0.1", port=asked.port, workers=asked.workers, log_level="warning")

@@ -1,7 +1,4 @@
-"""The library in a loop, without a server: decode, transform, forward, product, softmax; a batch at a time.
-
-Prints images per second.
-"""
+"""The library in a loop, without a server; prints images per second."""
 
 import json
 import time
@@ -14,15 +11,15 @@ BATCH = 8
 
 
 def main() -> None:
-    """Loop for the time that was asked for."""
+    """Decode and classify batches."""
     asked = arguments.read()
     clip = PlainClip(asked.backbone, asked.dtype, asked.threads)
     files = [Path(path).read_bytes() for path in asked.photographs]
     batch = [files[index % len(files)] for index in range(BATCH)]
-    clip.answer([clip.decode(data) for data in batch], [0] * BATCH)
+    clip.classify([clip.decode(data) for data in batch], [0] * BATCH)
     n_images, began_s = 0, time.perf_counter()
     while (taken_s := time.perf_counter() - began_s) < asked.seconds:
-        clip.answer([clip.decode(data) for data in batch], [0] * BATCH)
+        clip.classify([clip.decode(data) for data in batch], [0] * BATCH)
         n_images += BATCH
     print(json.dumps({"images_per_s": n_images / taken_s}))  # noqa: T201  read by the benchmark
 

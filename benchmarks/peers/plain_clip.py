@@ -1,7 +1,6 @@
-"""What every peer answers with: open_clip's own model and transform, random weights, class features per domain.
+"""The peers' model: open_clip's own model and transform, random weights, class features per domain.
 
-A peer knows no prompts: its domains differ in their classes only, so each of its forwards is a little less work than
-ours. Runs in the peers' own environments; imports nothing of the project.
+It knows no prompts, so each forward is slightly less work than ours. Imports nothing of the project.
 """
 
 import io
@@ -17,13 +16,7 @@ PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 class PlainClip:
-    """An open_clip model as its users run it.
-
-    Args:
-        backbone: open_clip architecture.
-        dtype: `float32`, as the library comes, or `bfloat16`.
-        threads: of torch.
-    """
+    """An open_clip model as its users run it, in `float32` or `bfloat16`."""
 
     def __init__(self, backbone: str, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -33,9 +26,10 @@ class PlainClip:
         )
         self._model = model.eval()
         self._dtype = getattr(torch, dtype)
+        height, width = self._model.visual.image_size
         with torch.inference_mode():
-            width = self._model.encode_image(torch.zeros(1, 3, *self._image_size(), dtype=self._dtype)).shape[-1]
-        self._text_DKE = torch.nn.functional.normalize(torch.randn(N_DOMAINS, N_CLASSES, width), dim=-1)
+            embed_dim = self._model.encode_image(torch.zeros(1, 3, height, width, dtype=self._dtype)).shape[-1]
+        self._text_DKE = torch.nn.functional.normalize(torch.randn(N_DOMAINS, N_CLASSES, embed_dim), dim=-1)
 
     def decode(self, data: bytes) -> Tensor:
         """A file to a normalised image [3, H, W]."""
@@ -43,22 +37,12 @@ class PlainClip:
         return image
 
     @torch.inference_mode()
-    def embed(self, images: Sequence[Tensor]) -> Tensor:
-        """Unit features [B, E], float32."""
-        features: Tensor = self._model.encode_image(torch.stack(list(images)).to(self._dtype), normalize=True)
-        return features.float()
-
-    @torch.inference_mode()
-    def answer(self, images: Sequence[Tensor], domains: Sequence[int]) -> list[dict[str, float | int]]:
-        """The most probable class of each image among its own domain's."""
-        text_BKE = self._text_DKE[torch.tensor(list(domains))]
-        scores_BK = 100 * torch.einsum("be,bke->bk", self.embed(images), text_BKE)
+    def classify(self, images: Sequence[Tensor], domains: Sequence[int]) -> list[dict[str, float | int]]:
+        """The most probable class of each image among those of its domain."""
+        features_BE = self._model.encode_image(torch.stack(list(images)).to(self._dtype), normalize=True).float()
+        scores_BK = 100 * torch.einsum("be,bke->bk", features_BE, self._text_DKE[torch.tensor(list(domains))])
         best = scores_BK.softmax(dim=-1).max(dim=-1)
         return [
             {"class_id": int(class_id), "probability": float(value)}
             for value, class_id in zip(best.values, best.indices, strict=True)
         ]
-
-    def _image_size(self) -> tuple[int, int]:
-        height, width = self._model.visual.image_size
-        return int(height), int(width)

@@ -1,7 +1,6 @@
-"""Ray Serve with `@serve.multiplexed` domains and `@serve.batch`: Ray gives one batch one model id.
+"""Ray Serve with `@serve.multiplexed` domains and `@serve.batch`: a batch has one model id.
 
-Every domain shares the replica's backbone and only its class features are multiplexed, which is kinder than a model
-each.
+All domains share the replica's backbone; only the class features are multiplexed.
 """
 
 import signal
@@ -28,25 +27,25 @@ class Clip:
 
     @serve.multiplexed(max_num_models_per_replica=N_DOMAINS)  # type: ignore[untyped-decorator]
     async def domain(self, model_id: str) -> int:
-        """What is loaded for a domain: which class features to use."""
+        """Load a domain: the index of its class features."""
         return int(model_id)
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=TIMEOUT_S)  # type: ignore[untyped-decorator]
     async def answer(self, files: list[bytes]) -> list[dict[str, float | int]]:
-        """Decode and answer rows of one domain."""
+        """Decode and classify images of one domain."""
         domain = await self.domain(serve.get_multiplexed_model_id())
-        return self._clip.answer([self._clip.decode(data) for data in files], [domain] * len(files))
+        return self._clip.classify([self._clip.decode(data) for data in files], [domain] * len(files))
 
-    async def __call__(self, request: Request) -> Any:  # noqa: ANN401  Ray makes a response of it
-        """One request: an image, its domain in Ray's own header."""
+    async def __call__(self, request: Request) -> Any:  # noqa: ANN401  Ray makes it a response
+        """Classify the image in the body."""
         return await self.answer(await request.body())
 
 
 if __name__ == "__main__" and ASKED is not None:
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    ray.init(num_cpus=ASKED.workers + 1, include_dashboard=False, logging_level="warning", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": ASKED.port})
     serve.run(
-        Clip.bind(  # type: ignore[attr-defined]  # the decorator's own
+        Clip.options(num_replicas=ASKED.workers).bind(  # type: ignore[attr-defined]  # the decorator's own
             ASKED.backbone, ASKED.dtype, ASKED.threads
         ),
         route_prefix="/",
