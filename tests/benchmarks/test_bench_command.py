@@ -1,4 +1,4 @@
-"""`caspl bench`: what it prints, what it says when something is missing, and what it loads."""
+"""`caspl bench`: output, expected errors, and what it imports."""
 
 import json
 import subprocess
@@ -7,12 +7,11 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-import benchmarks.swap
+import benchmarks.serve
 from benchmarks.cli import bench_app
 from benchmarks.errors import BenchError
-from benchmarks.interleaved import Ratio
-from benchmarks.report import Measured, Report
-from benchmarks.stage import PARTS
+from benchmarks.report import Report
+from benchmarks.serve import PARTS
 
 
 def invoke(*words):
@@ -21,110 +20,85 @@ def invoke(*words):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """`caspl bench swap` without the measurement."""
+    """`caspl bench serve` without the measurement."""
 
     def measure(options, console):
         console.print("working")
-        report = Report("swap", {"n_swaps": options.n_swaps})
-        report.numbers = [Measured("memory_growth", Ratio.of([0.001]), "growth")]
+        report = Report("serve", {"n_domains": options.n_domains})
+        report.add("idle_latency_ms", 2.0, "ms")
         return report
 
-    monkeypatch.setattr(benchmarks.swap, "measure", measure)
+    monkeypatch.setattr(benchmarks.serve, "measure", measure)
 
 
 def test_json_is_one_object_on_standard_output_and_nothing_else(measured, tmp_path):
-    done = invoke("swap", "--json", "--swaps", "7", "--out", str(tmp_path))
+    done = invoke("serve", "--json", "--domains", "7", "--out", str(tmp_path))
 
     assert done.exit_code == 0
-    whole = json.loads(done.stdout)
-    assert whole["ratios"] == {"memory_growth": 0.001}
-    assert whole["settings"] == {"n_swaps": 7}
-    assert json.loads((tmp_path / "bench-swap.json").read_text()) == whole
+    result = json.loads(done.stdout)
+    assert result["numbers"]["idle_latency_ms"]["value"] == 2.0
+    assert result["settings"] == {"n_domains": 7}
+    assert json.loads((tmp_path / "serve.json").read_text()) == result
     assert "working" in done.stderr
 
 
 def test_without_json_the_table_is_printed(measured, tmp_path):
-    done = invoke("swap", "--out", str(tmp_path))
+    done = invoke("serve", "--out", str(tmp_path))
 
-    assert "memory_growth" in done.stdout
+    assert "idle_latency_ms" in done.stdout
     assert "wrote" in done.stderr
 
 
-def test_what_a_person_can_mend_is_one_line_and_a_status(monkeypatch, tmp_path):
+def test_an_expected_error_is_one_line_and_a_status(monkeypatch, tmp_path):
     def measure(*_):
         raise BenchError("Real photographs come with scikit-image.")
 
-    monkeypatch.setattr(benchmarks.swap, "measure", measure)
+    monkeypatch.setattr(benchmarks.serve, "measure", measure)
 
-    done = invoke("swap", "--out", str(tmp_path))
+    done = invoke("serve", "--out", str(tmp_path))
 
     assert done.exit_code == 1
     assert done.stderr.strip() == "error: Real photographs come with scikit-image."
 
 
-def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "benchmarks.swap", None)
+def test_a_missing_package_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "benchmarks.serve", None)
 
-    done = invoke("swap", "--out", str(tmp_path))
+    done = invoke("serve", "--out", str(tmp_path))
 
     assert done.exit_code == 1
-    assert 'not installed: pip install "caspl-serve[bench]"' in done.stderr
+    assert "is not installed: pip install" in done.stderr
 
 
 def test_an_unknown_backbone_is_one_line_too(tmp_path):
-    done = invoke("swap", "--backbone", "ViT-X-99", "--out", str(tmp_path))
+    done = invoke("engine", "--backbone", "ViT-X-99", "--out", str(tmp_path))
 
     assert done.exit_code == 1
     assert "error: Unknown backbone 'ViT-X-99'" in done.stderr
-
-
-def test_rates_that_are_no_numbers_are_refused():
-    done = invoke("serve", "--rates", "ten")
-
-    assert done.exit_code == 2
-    assert "numbers separated by commas" in done.stderr
-
-
-def test_a_service_of_somebody_else_is_not_swapped_about(tmp_path):
-    done = invoke("serve", "--url", "http://127.0.0.1:9", "--swap-storm", "10", "--out", str(tmp_path))
-
-    assert done.exit_code == 1
-    assert "for a service of the benchmark's own" in " ".join(done.stderr.split())
 
 
 def test_an_unknown_peer_is_refused(tmp_path):
     done = invoke("peers", "--peers", "nobody", "--out", str(tmp_path))
 
     assert done.exit_code == 1
-    assert "Unknown peers nobody; known are open_clip, fastapi, litserve, ray, infinity." in " ".join(
-        done.stderr.split()
-    )
+    assert "choose from open_clip, fastapi, litserve, litserve-ours, ray, infinity" in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("module", ["benchmarks.cli", "benchmarks.load"])
-def test_neither_the_command_line_nor_the_load_generator_loads_torch(module):
-    code = f"import {module}, sys; sys.exit(bool({{'torch', 'open_clip', 'fastapi'}} & set(sys.modules)))"
-
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_setting_without_a_value_is_a_mistake_of_the_caller():
+def test_a_setting_without_a_value_is_refused():
     done = invoke("serve", "--set", "preprocess")
 
     assert done.exit_code == 2
     assert "NAME=VALUE" in done.stderr
 
 
+@pytest.mark.parametrize("module", ["benchmarks.cli", "benchmarks.load"])
+def test_neither_the_command_line_nor_the_load_generator_imports_torch(module):
+    code = f"import {module}, sys; sys.exit(bool({{'torch', 'open_clip', 'fastapi'}} & set(sys.modules)))"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_help_names_every_part():
     shown = " ".join(invoke("serve", "--help").output.replace("│", " ").split())
 
     assert f"parts, separated by commas: {', '.join(PARTS)}" in shown
-
-
-def test_a_part_that_does_not_exist_is_refused_before_anything_starts():
-    done = invoke("serve", "--only", "idle,strom")
-
-    assert done.exit_code != 0
-    assert "no part strom; there are start, idle, engine, pipeline, sweep, storm, overload" in " ".join(
-        done.output.split()
-    )

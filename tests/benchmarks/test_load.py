@@ -1,14 +1,16 @@
-"""The load generator: keeps to its schedule, hides no stall, and reads answers only after the load."""
+"""The load generator keeps to its schedule and hides no stall."""
 
+import asyncio
 import json
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
-from benchmarks.load import HEAD_START_S, Plan, read_answer, run, send
+from benchmarks.load import START_DELAY_S, Generator, Load, arrival_times, parse, popular_domains, send
 
 BODY = {
     "domain": "a",
@@ -58,15 +60,19 @@ def body(tmp_path):
     return str(path)
 
 
-def plan_for(running, body, **changes):
+def run(load):
+    return asyncio.run(Generator(load).run())
+
+
+def load_for(running, body, **changes):
     given = {"url": f"http://127.0.0.1:{running.server_address[1]}", "bodies": [body], "domains": ["a", "b"]}
-    return Plan(**(given | changes))
+    return Load(**(given | changes))
 
 
 def test_every_request_of_the_schedule_is_sent_and_none_before_it_is_due(body):
     due_s = [0.0, 0.05, 0.05, 0.2]
     with server() as running:
-        answers = send(plan_for(running, body, due_s=due_s, headers={"X-Domain": "{domain}"}))
+        answers = send(load_for(running, body, due_s=due_s, headers={"X-Domain": "{domain}"}))
 
     assert [one.due_s - answers[0].due_s for one in answers] == pytest.approx(due_s)
     assert all(one.sent_s >= one.due_s for one in answers)
@@ -74,7 +80,7 @@ def test_every_request_of_the_schedule_is_sent_and_none_before_it_is_due(body):
         (f"/classify/{domain}?top_k=1", b"pixels", domain) for domain in ("a", "b", "a", "b")
     )
     assert all((one.status, one.version, one.labels) == (200, 3, ("a.v3.c1",)) for one in answers)
-    assert {one.ran_s for one in answers} == {0.25}
+    assert {one.server_ms["device"] for one in answers} == {250.0}
 
 
 def test_a_stall_shows_in_every_request_that_was_due_meanwhile_even_with_one_connection(body):
@@ -83,7 +89,7 @@ def test_a_stall_shows_in_every_request_that_was_due_meanwhile_even_with_one_con
     with server() as running:
         running.gate.acquire()
         threading.Timer(stall_s + 0.3, running.gate.release).start()
-        ended = sorted(run(plan_for(running, body, due_s=due_s, n_connections=1)), key=lambda one: one.due_s)
+        ended = sorted(run(load_for(running, body, due_s=due_s, n_connections=1)), key=lambda one: one.due_s)
 
     latencies_s = [one.done_s - one.due_s for one in ended]
     waits_after_sending_s = [one.done_s - one.sent_s for one in ended]
@@ -96,12 +102,12 @@ def test_a_stall_shows_in_every_request_that_was_due_meanwhile_even_with_one_con
 def test_requests_go_over_the_connection_that_was_busy_last_and_over_others_only_while_it_is(body):
     due_s = [0.1 * index for index in range(6)]
     with server() as running:
-        run(plan_for(running, body, due_s=due_s, n_connections=8))
+        run(load_for(running, body, due_s=due_s, n_connections=8))
         n_calm = len(running.clients)
         running.clients.clear()
         running.gate.acquire()
-        threading.Timer(0.5 + HEAD_START_S, running.gate.release).start()
-        run(plan_for(running, body, due_s=[0.0] * 8, n_connections=8))
+        threading.Timer(0.5 + START_DELAY_S, running.gate.release).start()
+        run(load_for(running, body, due_s=[0.0] * 8, n_connections=8))
         n_crowded = len(running.clients)
 
     assert n_calm < 4  # a slow machine may need a second one
@@ -110,16 +116,16 @@ def test_requests_go_over_the_connection_that_was_busy_last_and_over_others_only
 
 def test_a_closed_loop_sends_as_long_as_it_should(body):
     with server() as running:
-        ended = run(plan_for(running, body, duration_s=0.3, n_connections=2))
+        ended = run(load_for(running, body, duration_s=0.3, n_connections=2))
 
-    assert {one.asked for one in ended} == {"a", "b"}
+    assert {one.domain for one in ended} == {"a", "b"}
     assert max(one.sent_s for one in ended) - min(one.sent_s for one in ended) < 0.3
     assert len(running.seen) == len(ended)
 
 
 def test_a_refusal_carries_when_to_come_back(body):
     with server(429) as running:
-        (one,) = (read_answer(sent, 1) for sent in run(plan_for(running, body, due_s=[0.0])))
+        (one,) = (parse(one, 1) for one in run(load_for(running, body, due_s=[0.0])))
 
     assert (one.status, one.is_refused, one.retry_after) == (429, True, "2")
 
@@ -127,7 +133,7 @@ def test_a_refusal_carries_when_to_come_back(body):
 def test_no_server_is_an_answer_too(body):
     with server() as running:
         pass
-    (one,) = (read_answer(sent, 1) for sent in run(plan_for(running, body, due_s=[0.0], timeout_s=2)))
+    (one,) = (parse(one, 1) for one in run(load_for(running, body, due_s=[0.0], timeout_s=2)))
 
     assert (one.status, one.is_good, one.version) == (0, False, 0)
 
@@ -135,7 +141,31 @@ def test_no_server_is_an_answer_too(body):
 def test_work_goes_on_beside_the_generator(body):
     with server() as running:
         moments = []
-        answers = send(plan_for(running, body, due_s=[0.0, 0.3]), meanwhile=lambda: moments.append(time.monotonic()))
+        answers = send(load_for(running, body, due_s=[0.0, 0.3]), meanwhile=lambda: moments.append(time.monotonic()))
 
     assert moments
     assert moments[0] < answers[-1].done_s
+
+
+@pytest.mark.parametrize("cv", [1.0, 4.0])
+def test_arrivals_have_the_mean_and_the_variation_of_the_options(cv):
+    times_s = arrival_times(200, 500, cv=cv, seed=3)
+    gaps_s = np.diff(times_s)
+
+    assert 0 <= times_s[0] <= times_s[-1] < 500
+    assert gaps_s.mean() == pytest.approx(1 / 200, rel=0.05)
+    assert gaps_s.std() / gaps_s.mean() == pytest.approx(cv, rel=0.1)
+    assert np.array_equal(times_s, arrival_times(200, 500, cv=cv, seed=3))
+
+
+@pytest.mark.parametrize(("rate", "duration", "cv"), [(0, 1, 1), (1, 0, 1), (1, 1, -1)])
+def test_a_schedule_without_rate_or_duration_is_refused(rate, duration, cv):
+    with pytest.raises(ValueError, match="must be positive"):
+        arrival_times(rate, duration, cv=cv)
+
+
+def test_domains_are_drawn_by_popularity():
+    counts = np.bincount(popular_domains(10, 50_000, alpha=1.0))
+
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.1)
+    assert np.ptp(np.bincount(popular_domains(10, 50_000, alpha=0.0))) < 600

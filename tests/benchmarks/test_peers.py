@@ -1,4 +1,4 @@
-"""Peers: pinned requirements, requests as each wants them, and a result for one that does not run."""
+"""Peers: pinned requirements, equal photographs, the better layout, and a result for one that does not run."""
 
 import base64
 import json
@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks.errors import BenchError
-from benchmarks.peers import compare, environments, servers
-from benchmarks.peers.compare import PeerOptions
-from benchmarks.peers.servers import DOMAINS, PEERS, Peer, command_of, loop_rate, started, write_bodies
+from benchmarks.peers import compare, environments
+from benchmarks.peers.compare import PeerOptions, report_of
+from benchmarks.peers.servers import PEERS, Peer, command_of, loop_rate, started, write_bodies
+from benchmarks.report import markdown
+from benchmarks.server import FORM, free_port
 
 FOLDER = Path(environments.HERE)
 
@@ -33,85 +35,99 @@ def test_every_peer_is_sent_the_same_bytes(peer, tmp_path):
 
     paths, content_type = write_bodies(peer, [photograph], tmp_path)
 
+    bodies = [Path(path).read_bytes() for path in paths]
     if content_type == "image/jpeg":
-        assert paths == [str(photograph)]
-        return
-    assert len(paths) == len(DOMAINS)
-    for path in paths:
-        body = json.loads(Path(path).read_text())
-        image = body["image"] if peer.body == "litserve" else body["input"][0].split(",")[1]
-        assert base64.b64decode(image) == photograph.read_bytes()
+        assert bodies == [photograph.read_bytes()]
+    elif content_type == FORM:
+        assert all(photograph.read_bytes() in body for body in bodies)
+    else:
+        encoded = json.loads(bodies[0])["input"][0].split(",")[1]
+        assert base64.b64decode(encoded) == photograph.read_bytes()
 
 
 def test_a_command_names_port_and_dtype(tmp_path):
     for peer in PEERS:
         dtype = peer.dtypes[-1]
-        command = command_of(peer, Path("env/bin/python"), ["--dtype", dtype], tmp_path, 1234)
+        command = command_of(peer, Path("env/bin/python"), ["--dtype", dtype], 1234, tmp_path)
         assert {"1234", dtype} <= set(command)
 
 
-def fake(module, **changes):
-    """A peer that is a Python module of the standard library."""
-    values = {
-        "requirements": "",
-        "package": "rich",
-        "health": "/",
-        "path": "/",
-        "headers": {},
-        "body": "raw",
-        "note": "",
-    }
-    return Peer("fake", module=module, **(values | changes))
+FAKE = Peer(name="fake", package="rich", module="x", note="", health="/")
 
 
-def test_a_peer_that_dies_says_its_last_words():
+def test_a_peer_that_dies_reports_the_end_of_its_log():
     command = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
     with (
         pytest.raises(BenchError, match=r"fake did not become ready.*no such model"),
-        started(fake("x"), command, 1, 1),
+        started(FAKE, command, workers=1, threads=1, port=1),
     ):
         pytest.fail("it never became ready")
 
 
 def test_nothing_of_a_peer_runs_on_afterwards():
-    port = servers.new_port()
+    port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
-    with started(fake("http.server"), command, 1, port) as url:
+    with started(FAKE, command, workers=1, threads=1, port=port) as url:
         assert url.endswith(str(port))
     with (
         pytest.raises(BenchError, match="did not become ready"),
-        started(fake("x"), [sys.executable, "-c", ""], 1, port),
+        started(FAKE, [sys.executable, "-c", ""], workers=1, threads=1, port=port),
     ):
         pytest.fail("the port still answers")
 
 
-def test_a_loop_tells_its_own_rate():
-    assert loop_rate([sys.executable, "-c", "print('{\"images_per_s\": 2.5}')"], 1) == 2.5
+def test_loops_in_parallel_add_up():
+    command = [sys.executable, "-c", "print('{\"images_per_s\": 2.5}')"]
+    assert loop_rate([command, command], 1) == 5.0
     with pytest.raises(BenchError, match="broken"):
-        loop_rate([sys.executable, "-c", "raise SystemExit('broken')"], 1)
+        loop_rate([[sys.executable, "-c", "raise SystemExit('broken')"]], 1)
 
 
-def test_the_result_holds_a_ratio_per_peer_and_why_one_did_not_run():
-    found = {
-        "litserve, float32": {
-            "version": "litserve 1",
-            "ours_per_s": [10.0, 12.0],
-            "note": "",
-            "per_s": 5.0,
-            "p50_ms": 1.0,
-            "p99_ms": 2.0,
-            "n_failed": 0,
-        },
-        "ray, float32": {"version": "ray", "failed": "no wheel for this machine"},
-    }
+def test_the_faster_layout_counts_and_is_named(monkeypatch):
+    rates = {(1, 2): 5.0, (2, 1): 6.0}
 
-    report = compare._report(PeerOptions(), found)
+    def run(*_, workers, threads):
+        return {"per_s": rates[workers, threads], "p50_ms": 1.0, "p99_ms": 2.0, "n_failed": 0}
 
-    assert report.as_object()["ratios"] == {"ours_vs_litserve_float32": pytest.approx(2.2)}
-    assert "no wheel for this machine" in report.markdown()
+    class FakeServer:
+        def closed_rate(self, *_):
+            return 9.0
+
+    monkeypatch.setattr(compare, "run", run)
+    row = compare.compare(FakeServer(), FAKE, "float32", PeerOptions(), Console(quiet=True))
+
+    assert (row["layout"], row["per_s"], row["ours_per_s"]) == ("2 x 1", 6.0, [9.0, 9.0])
+    assert row["tried"] == {"1 x 2": 5.0, "2 x 1": 6.0}
 
 
-def test_a_requirement_that_cannot_be_installed_is_told(tmp_path, monkeypatch):
+def row(**changes):
+    about = {"peer": "litserve", "dtype": "float32", "note": "", "clients": 4, "package": "litserve 1"}
+    about |= {"command": "caspl bench peers --peers litserve", "date": "2026-01-02", "commit": "abcdef0"}
+    measured = {"per_s": 5.0, "p50_ms": 1.0, "p99_ms": 2.0, "n_failed": 0, "layout": "2 x 1"}
+    return about | measured | {"ours_per_s": [10.0, 12.0]} | changes
+
+
+def test_every_row_keeps_its_own_command_date_and_commit():
+    rows = {"litserve, float32": row(), "ray, float32": row(peer="ray", date="2026-03-04", command="other command")}
+
+    report = report_of(PeerOptions(), rows)
+
+    assert report.numbers["vs_litserve_float32"]["value"] == pytest.approx(2.2)
+    text = markdown(report.as_object())
+    assert "2026-01-02 | abcdef0 | `caspl bench peers --peers litserve`" in text
+    assert "2026-03-04 | abcdef0 | `other command`" in text
+
+
+def test_a_peer_that_does_not_run_has_the_reason_as_its_result():
+    failed = {key: value for key, value in row(peer="ray").items() if key not in ("per_s", "layout", "ours_per_s")}
+
+    report = report_of(PeerOptions(), {"ray, float32": failed | {"failed": "no wheel for this machine"}})
+
+    assert not report.numbers
+    assert "does not run: no wheel for this machine" in markdown(report.as_object())
+
+
+def test_a_requirement_that_cannot_be_installed_is_reported(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "nothing.txt").write_text("./no-such-folder\n")
     monkeypatch.setattr(environments, "HERE", tmp_path / "here")

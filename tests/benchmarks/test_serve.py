@@ -1,0 +1,135 @@
+"""Swap load, overload and the server under test: what synthetic answers add up to."""
+
+from itertools import count
+
+import pytest
+from PIL import Image
+
+from benchmarks.answers import Answer, Swap
+from benchmarks.bundles import domain_name, label
+from benchmarks.errors import BenchError
+from benchmarks.overload import Round, add_overload
+from benchmarks.photographs import write_photographs
+from benchmarks.report import Report
+from benchmarks.serve import ServeOptions, measure
+from benchmarks.server import Server, ServerOptions, fill_store, multipart
+from benchmarks.swaps import Phase, add_swap_load, swap_for
+from prompt_store.store import Store
+from tests.tiny import tiny_backbone
+
+HOT = domain_name(0)
+DIGESTS = {(HOT, version): f"sha256:{version}" for version in range(1, 5)}
+
+
+def answer(due_s, latency_s=0.01, status=200, version=1, digest=None):
+    return Answer(
+        due_s=due_s,
+        sent_s=due_s,
+        done_s=due_s + latency_s,
+        status=status,
+        asked=HOT,
+        domain=HOT,
+        version=version,
+        digest=digest or f"sha256:{version}",
+        labels=(label(HOT, version, 0),),
+        retry_after="1",
+    )
+
+
+def values(report):
+    return {name: number["value"] for name, number in report.numbers.items()}
+
+
+class FakeServer(Server):
+    """Confirms every activation at once."""
+
+    def activate(self, domain, version):
+        return Swap(domain, version, 0.0, 0.0)
+
+
+def fake_server():
+    return FakeServer("http://127.0.0.1:9", None, [HOT], [], DIGESTS)
+
+
+def test_every_activation_goes_to_a_version_that_was_never_loaded():
+    versions = count(2)
+    first = swap_for(fake_server(), HOT, versions, 500.0, 0.02)
+    second = swap_for(fake_server(), HOT, versions, 500.0, 0.02)
+
+    assert [swap.version for swap in first + second] == list(range(2, 2 + len(first) + len(second)))
+
+
+def test_swap_load_counts_failed_stale_and_mixed_answers():
+    calm = Phase([answer(0.0), answer(1.0, latency_s=0.02)], [])
+    swapping = Phase(
+        [
+            answer(60.0, version=3, latency_s=0.02),
+            answer(60.0),
+            answer(60.0, version=3, digest="sha256:1"),
+            answer(60.0, status=429),
+        ],
+        [Swap(HOT, 3, 50.0, 51.0), Swap(HOT, 4, 90.0, 91.0)],
+    )
+    report = Report("serve", {})
+
+    add_swap_load(report, [calm, swapping], HOT, fake_server(), [0.0, 2.0**20])
+
+    found = values(report)
+    assert (found["swap_failed"], found["swap_stale"], found["swap_mixed"]) == (1, 1, 1)
+    assert found["swap_p99_ratio"] == pytest.approx(1.0, rel=0.02)
+    assert found["swap_memory_mib"] == 1.0
+
+
+def test_overload_compares_answers_in_time_with_the_capacity():
+    during = [answer(0.0), *[answer(0.1, status=429, latency_s=0.002)] * 2]
+    after = [answer(2.0), answer(2.5, latency_s=0.5)]
+    report = Report("serve", {})
+
+    add_overload(report, [Round(20.0, during, after, 2.0, 15.0)], times=3.0, seconds=1.0, slo_s=0.1)
+
+    found = values(report)
+    assert found["overload_goodput"] == 0.75
+    assert found["overload_refusal_p99_ms"] == pytest.approx(2.0)
+    assert (found["overload_no_retry_after"], found["overload_failed"]) == (0, 0)
+    assert found["overload_recovery_s"] == pytest.approx(0.5)
+
+
+def test_a_store_of_random_domains_has_version_1_live_and_more_of_the_first(tmp_path):
+    digests = fill_store(tmp_path, tiny_backbone(), n_domains=3, n_versions=4)
+    store = Store.open(tmp_path)
+
+    assert [store.live(domain_name(index)).version for index in range(3)] == [1, 1, 1]
+    assert [info.version for info in store.versions(HOT)] == [1, 2, 3, 4]
+    assert len(set(digests.values())) == len(digests) == 6
+
+
+def test_options_become_the_options_and_variables_of_the_server():
+    options = ServerOptions(
+        backbone="ViT-B-16", dtype="float32", web_workers=2, threads=1, extra=(("log_format", "json"),)
+    )
+
+    assert options.words()[-4:] == ["--dtype", "float32", "--web-workers", "2"]
+    assert options.variables() == {
+        "CASPL_LOG_FORMAT": "json",
+        "CASPL_RANDOM_WEIGHTS": "0",
+        "CASPL_N_TORCH_THREADS": "1",
+    }
+
+
+def test_an_unknown_part_is_refused_before_anything_starts():
+    with pytest.raises(BenchError, match="unknown parts: storm; choose from start, idle"):
+        measure(ServeOptions(only=("idle", "storm")), None)
+
+
+def test_photographs_have_the_chosen_size_and_travel_in_one_form(tmp_path):
+    def sizes(paths):
+        for path in paths:
+            with Image.open(path) as picture:
+                yield picture.size
+
+    photographs = write_photographs(tmp_path, side=64)
+    assert set(sizes(photographs)) == {(64, 64)}
+    assert len(set(sizes(write_photographs(tmp_path)))) > 1
+    body = tmp_path / "body"
+    assert multipart(photographs, [HOT] * 6, body) == str(body)
+    assert body.read_bytes().count(b"--benchmark\r\n") == 6
