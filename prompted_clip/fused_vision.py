@@ -26,7 +26,7 @@ from prompted_clip.prompts import PromptGrid, layer_of
 from prompted_clip.scripted import scripted
 
 PART_BYTES: Final = 10 * 2**20
-"""Most bytes, for each thread, of a part's widest layer on the CPU, by what `benchmarks/slices.py` measures."""
+"""Most bytes, for each thread, of a part's widest layer on the CPU, measured: docs/decisions/0015."""
 MOST_BYTES: Final = 24 * 2**20
 """Of all threads together: larger ones the allocator takes from the operating system anew each time, page by page."""
 
