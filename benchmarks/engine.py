@@ -76,7 +76,7 @@ class EngineBench:
         model = load_model(load_settings(**given | dict(options.extra)))
         self.backbone = model.backbone
         self.device = self.backbone.device.type
-        self.n_parallel = model.n_at_once
+        self.n_parallel = model.num_streams
         self._engine = Engine(model)
         self._loop = asyncio.Runner()
         size = self.backbone.image_size

@@ -106,6 +106,8 @@ def test_every_option_in_the_documentation_exists():
 
     unknown = []
     for page in PAGES:
+        if page.parent == Path("docs/results"):
+            continue  # generated from results, whose commands are those of their commits
         for name, *words in shown_commands(page):
             if name == "--version":
                 continue
