@@ -1,1 +1,1 @@
-"""Recipes that learn prompts, and the demo world they can be tried on."""
+"""Prompt learning: boosting, adapting, evaluation, import of other checkpoints, and the demo world."""

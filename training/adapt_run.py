@@ -1,4 +1,4 @@
-"""`caspl adapt` as a function: from labelled images to a few-shot bundle on disk, with progress."""
+"""`caspl adapt` as a function: train adapting prompts on labelled images and write a bundle."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,15 @@ from training.recipe import AdaptRecipe
 
 @dataclass(frozen=True)
 class AdaptJob:
-    """What to adapt and where to put it.
+    """Inputs and outputs of one adapting run.
 
     Attributes:
-        domain: the domain's name in the service.
-        dataset: labelled images; those of `train` are learned from, all of them.
-        out: the bundle to write.
-        checkpoint: state of the run in progress; removed when the bundle stands.
+        domain: domain name.
+        dataset: labelled images; training uses the whole `train` split.
+        out: bundle to write.
+        checkpoint: checkpoint of the run in progress; deleted once the bundle is written.
         checkpoint_every: steps between checkpoints.
-        tensorboard: folder for TensorBoard's event files; None writes none.
+        tensorboard: folder for TensorBoard event files, or None.
     """
 
     domain: str
@@ -51,21 +51,21 @@ def run_adapt(
     *,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Learn adapting prompts and write the bundle; an interrupted run goes on from its checkpoint.
+    """Train adapting prompts and write the bundle; an interrupted run resumes from its checkpoint.
 
     Args:
         job: inputs and outputs.
         method_name: a key of `METHODS`.
-        recipe: that method's recipe.
-        base_model: the backbone that will serve, boosted or plain.
-        console: where progress is shown.
-        world: the processes of this run; the first one writes files.
+        recipe: the method's recipe.
+        base_model: the backbone to serve with, boosted or plain.
+        console: shows progress.
+        world: the processes of this run; the main process writes files.
 
     Returns:
-        The run's metrics and losses, with the bundle's path and digest.
+        Metrics and losses of the run, with the bundle's path and digest.
 
     Raises:
-        TrainingError: see its subclasses; nothing is written to `job.out`.
+        TrainingError: any subclass; `job.out` is not written.
     """
     check_class_names(job.dataset.class_names, job.dataset.name)
     items = job.dataset.split("train")
@@ -125,11 +125,11 @@ def run_adapt(
 
 @torch.no_grad()
 def _accuracy(adapter: Adapter, n_images: int = 512, batch_rows: int = 32) -> float:
-    """Share of the first training images, under the first epoch's views, whose class the method names."""
-    n_right = n_seen = 0
+    """Training accuracy over the first `n_images` images, under the views of epoch 0."""
+    n_correct = n_total = 0
     for start in range(0, min(n_images, adapter.n_images), batch_rows):
         indices = torch.arange(start, min(start + batch_rows, adapter.n_images))
         batch = adapter.batch(indices, 0)
-        n_right += int((adapter.method.logits(batch).argmax(1) == batch.labels_B).sum())
-        n_seen += len(indices)
-    return n_right / n_seen
+        n_correct += int((adapter.method.logits(batch).argmax(1) == batch.labels_B).sum())
+        n_total += len(indices)
+    return n_correct / n_total

@@ -1,4 +1,4 @@
-"""`caspl boost` as a function: from a folder of images and a class list to a bundle on disk, with progress."""
+"""`caspl boost` as a function: train boosting prompts on unlabelled images and write a bundle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,17 +27,17 @@ from training.teacher import Teacher
 
 @dataclass(frozen=True)
 class BoostJob:
-    """What to boost and where to put it.
+    """Inputs and outputs of one boosting run.
 
     Attributes:
-        domain: the domain's name in the service.
+        domain: domain name.
         images: unlabelled images of the domain.
-        class_names: all its classes, base and new.
-        out: the bundle to write.
-        checkpoint: state of the run in progress; removed when the bundle stands.
+        class_names: all classes of the domain, base and new.
+        out: bundle to write.
+        checkpoint: checkpoint of the run in progress; deleted once the bundle is written.
         checkpoint_every: steps between checkpoints.
-        tensorboard: folder for TensorBoard's event files; None writes none.
-        teacher_bundle: prompts of the teacher's own, as PromptKD's teacher has; None for the plain teacher.
+        tensorboard: folder for TensorBoard event files, or None.
+        teacher_bundle: prompts for the teacher, as in PromptKD; None uses the plain teacher.
     """
 
     domain: str
@@ -59,21 +59,21 @@ def run_boost(
     *,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Learn boosting prompts and write the bundle; an interrupted run goes on from its checkpoint.
+    """Train boosting prompts and write the bundle; an interrupted run resumes from its checkpoint.
 
     Args:
         job: inputs and outputs.
-        recipe: every choice of the run.
-        student_backbone: the backbone that will serve.
+        recipe: all settings of the run.
+        student_backbone: the backbone to serve with.
         teacher_backbone: the larger backbone.
-        console: where progress is shown.
-        world: the processes of this run; the first one writes files.
+        console: shows progress.
+        world: the processes of this run; the main process writes files.
 
     Returns:
-        The run's metrics, with the bundle's path and digest.
+        Metrics of the run, with the bundle's path and digest.
 
     Raises:
-        TrainingError: see its subclasses; nothing is written to `job.out`.
+        TrainingError: any subclass; `job.out` is not written.
     """
     class_names, folder = job.class_names, job.images
     check_class_names(class_names, job.domain)
@@ -139,9 +139,9 @@ def run_boost(
 
 
 def _report_folder(folder: ImageFolder, console: Console) -> None:
-    # No markup: a file's name may hold what rich would take for a style.
-    console.print(f"{len(folder.files)} images below {folder.root}", markup=False, highlight=False, soft_wrap=True)
+    # markup=False: rich would interpret brackets in file names as styles.
+    console.print(f"{len(folder.files)} images in {folder.root}", markup=False, highlight=False, soft_wrap=True)
     if folder.unreadable:
         skipped = shorten(path.relative_to(folder.root) for path in folder.unreadable)
-        line = f"skipped {len(folder.unreadable)} unreadable: {skipped}"
+        line = f"Skipped unreadable images ({len(folder.unreadable)}): {skipped}"
         console.print(line, style="yellow", markup=False, soft_wrap=True)

@@ -1,12 +1,12 @@
-"""CasPL phase 1: boosting prompts, distilled from a larger CLIP on unlabelled images of the domain.
+"""CasPL phase 1: distil boosting prompts from a larger CLIP on unlabelled images of the domain.
 
-The student is the frozen backbone with learnable prompts, the teacher a larger frozen CLIP. Both see the same view of
-each image; the student's zero-shot distribution over the domain's classes follows the teacher's:
+The student is the frozen backbone with learnable prompts; the teacher is a larger frozen CLIP. Both see the same view
+of each image. The loss pulls the student's zero-shot distribution over the domain's classes to the teacher's:
 
     z_S = s_S · <f_S(x), g_S>,   z_T = s_T · <f_T(x), g_T>,   L = KL( softmax(z_T / τ) ‖ softmax(z_S / τ) )
 
-Source: CasPL (arXiv 2409.17805), section 3.2 and eq. 2. Only the student's prompts learn; logit scales stay frozen.
-What a student consists of is its own file's business: `caspl_student.py`, `promptkd_student.py`.
+Source: CasPL (arXiv 2409.17805), section 3.2 and eq. 2. Only the student's prompts are trained; logit scales stay
+frozen. The two kinds of student are in `caspl_student.py` and `promptkd_student.py`.
 
 Legend: B images, K classes.
 """
@@ -31,35 +31,36 @@ from training.teacher import Teacher
 
 
 class Student(Protocol):
-    """What learns in phase 1: an `nn.Module` around a frozen backbone."""
+    """The trainable part of phase 1: an `nn.Module` around a frozen backbone."""
 
     @property
     def backbone(self) -> Backbone:
-        """The frozen backbone that will serve."""
+        """The frozen backbone to serve with."""
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """What learns, and how fast."""
+        """Trainable parameters, grouped by learning rate."""
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
-        """z_S: float32 [B, K] under the current prompts; gradients reach only what learns."""
+        """z_S: float32 [B, K] with the current prompts; only trainable parameters receive gradients."""
 
     def fold(self) -> tuple[PromptedBackbone, ExportedPrompts]:
-        """The boosted backbone, and what else a bundle of it has to hold."""
+        """Return the boosted backbone, and any further tensors for its bundle."""
 
     def train(self, mode: bool = True) -> object:
-        """As `nn.Module`'s: whether running statistics are being gathered or used."""
+        """See `nn.Module.train`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As `nn.Module`'s."""
+        """See `nn.Module.state_dict`."""
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> object:
-        """As `nn.Module`'s."""
+        """See `nn.Module.load_state_dict`."""
 
 
 def distillation_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, recipe: BoostRecipe) -> Tensor:
-    """KL from the teacher's to the student's distribution. Source: CasPL eq. 2; reduction as in PromptKD.
+    """KL divergence of the student's distribution from the teacher's, times τ² and the loss weight.
 
-    `mean` is the sum over batch and classes times τ² / (B·K), `batchmean` times τ² / B; both times the loss weight.
+    The sum over batch and classes is divided by B·K (`mean`) or by B (`batchmean`).
+    Source: CasPL eq. 2; reduction as in PromptKD.
 
     Returns:
         A float32 scalar.
@@ -74,24 +75,24 @@ def distillation_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, reci
 
 
 class Booster:
-    """One run of phase 1, as the loop sees it.
+    """The `Learner` of phase 1.
 
     Args:
-        student: what learns.
-        teacher: what it learns from, seeing images of the same size.
-        views: the domain's unlabelled images.
-        recipe: every choice of the run.
+        student: the model to train.
+        teacher: the model to distil from; must take images of the same size.
+        views: unlabelled images of the domain.
+        recipe: all settings of the run.
 
     Raises:
-        BackbonePairError: student and teacher take images of different size.
+        BackbonePairError: student and teacher take images of different sizes.
     """
 
     def __init__(self, student: Student, teacher: Teacher, views: Views, recipe: BoostRecipe) -> None:
         small, large = student.backbone, teacher.backbone
         if small.image_size != large.image_size:
             msg = (
-                f"Student {small.arch} sees {small.image_size} px and teacher {large.arch} {large.image_size} px; "
-                "both must see the same view. Choose a teacher of the student's image size."
+                f"Student {small.arch} takes {small.image_size} px images and teacher {large.arch} {large.image_size} "
+                "px; both must see the same view. Choose a teacher with the student's image size."
             )
             raise BackbonePairError(msg)
         self.student = student
@@ -102,55 +103,55 @@ class Booster:
 
     @property
     def n_images(self) -> int:
-        """Images of an epoch."""
+        """Images per epoch."""
         return len(self._views)
 
     @property
     def averages_over_images(self) -> bool:
-        """The KL is; a batch norm inside the student is not."""
+        """False for PromptKD, whose batch norm couples the images of a batch."""
         return self._recipe.distillation == "caspl"
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The student's."""
+        """The student's parameter groups."""
         return self.student.parameter_groups()
 
     def prefetch(self, indices: Tensor, epoch: int) -> None:
-        """Begin to decode the views of the next step."""
+        """Start decoding the views of the next step."""
         self._views.prefetch(indices.tolist(), epoch)
 
     def order(self, epoch: int) -> Tensor:
-        """The order of images in an epoch: a permutation [N] int64."""
+        """Image order of an epoch: a permutation [N] int64."""
         return self._views.order(epoch)
 
     def loss(self, indices: Tensor, epoch: int) -> Tensor:
-        """`distillation_loss` over some images under their views of an epoch."""
+        """`distillation_loss` of the images at `indices`, under their views of this epoch."""
         pixels = self._views.load(indices.tolist(), epoch)
         with autocast(self._recipe, self.student.backbone.device):
             logits = self.student.logits(self._images(pixels))
         return distillation_loss(logits.float(), self._teacher_logits.get(indices, epoch, pixels), self._recipe)
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing happens between epochs."""
+        """No-op."""
 
     def state_dict(self) -> Mapping[str, Any]:
-        """The student's."""
+        """The student's state."""
         return self.student.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up an interrupted run."""
+        """Restore the student's state."""
         self.student.load_state_dict(state)
 
     def precompute_teacher_logits(self, on_progress: Callable[[int], None] = lambda _: None) -> None:
-        """Ask the teacher about the first fixed set of views, if views are fixed; the same numbers, ahead of time.
+        """Compute the teacher's logits for the first set of fixed views, if views are fixed; results are unchanged.
 
         Args:
-            on_progress: called with the number of images just done.
+            on_progress: called with the number of images just processed.
         """
         self._teacher_logits.fill(0, on_progress)
 
     @torch.no_grad()
     def agreement(self, n_images: int = 512) -> float:
-        """Fraction of the first images on which student and teacher name the same class."""
+        """Fraction of the first `n_images` images for which student and teacher predict the same class."""
         self.student.train(mode=False)
         same = total = 0
         for start in range(0, min(n_images, len(self._views)), 64):

@@ -19,12 +19,12 @@ from training.scores import class_scores
 
 
 class CasplStudent(nn.Module):
-    """Boosting prompts in the making.
+    """Trainable boosting prompts in both towers.
 
     Args:
-        backbone: whose towers the prompts fit; depths beyond a tower's layers are cut to it.
+        backbone: the frozen CLIP; a depth beyond a tower's number of layers is clamped to it.
         class_names: all classes of the domain, base and new.
-        recipe: counts, depths, initial words and seed.
+        recipe: token counts, depths, initial words and seed.
 
     Raises:
         TextTooLongError: a class name does not fit the text tower together with the prompts.
@@ -47,7 +47,7 @@ class CasplStudent(nn.Module):
         self._tokens = PromptedBackbone(backbone).tokenize(class_names, recipe.template, n_prompts=recipe.text_tokens)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The prompts of both towers; those of the text tower may learn more slowly."""
+        """Prompts of both towers; `text_rate_factor` scales the learning rate of the text prompts."""
         return [ParameterGroup([self.image]), ParameterGroup([self.text], self._text_rate_factor)]
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ class CasplStudent(nn.Module):
         return class_scores(model.logit_scale, model.encode_images(images_BCHW), model.encode_text(self._tokens))
 
     def fold(self) -> tuple[PromptedBackbone, ExportedPrompts]:
-        """The boosted backbone; text features follow from its prompts."""
+        """Return the boosted backbone; its text features follow from the prompts."""
         model = self._boosted()
         image, text = (None if group is None else group.detach() for group in (model.image_boost, model.text_boost))
         return PromptedBackbone(self.backbone, image, text), ExportedPrompts()
 
     def _boosted(self) -> PromptedBackbone:
-        """The backbone with the prompts as they are now; a tower with zero tokens has none."""
+        """The backbone with the current prompts; None for a tower with zero tokens."""
         image = self.image if self.image.shape[1] else None
         return PromptedBackbone(self.backbone, image, self.text if self.text.shape[1] else None)

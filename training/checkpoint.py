@@ -1,4 +1,4 @@
-"""Checkpoints of a run in progress: written whole or not at all, and bound to the run that wrote them."""
+"""Training checkpoints: written atomically and tied to the run that wrote them."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ def save_checkpoint(path: Path, identity: dict[str, str], state: dict[str, Any])
 
     Args:
         path: the checkpoint file.
-        identity: what makes the run what it is (digests of recipe, data, backbones).
+        identity: digests of recipe, data and backbones; a run with other digests cannot load the checkpoint.
         state: tensors and plain values.
     """
     buffer = io.BytesIO()
@@ -24,10 +24,10 @@ def save_checkpoint(path: Path, identity: dict[str, str], state: dict[str, Any])
 
 
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any] | None:
-    """The state saved at `path`, or None when there is none.
+    """Return the state saved at `path`, or None if there is no file.
 
     Raises:
-        CheckpointError: the file is damaged, or another run wrote it; says what differs.
+        CheckpointError: the file is damaged, or another run wrote it; names the differing digests.
     """
     if not path.exists():
         return None
@@ -36,10 +36,10 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any] | No
         found: dict[str, str] = saved["identity"]
         state: dict[str, Any] = saved["state"]
     except Exception as error:
-        msg = f"The checkpoint {path} cannot be read; delete it to start over."
+        msg = f"Cannot read the checkpoint {path}; delete it to start over."
         raise CheckpointError(msg) from error
     changed = sorted(key for key in identity.keys() | found.keys() if found.get(key) != identity.get(key))
     if changed:
-        msg = f"The checkpoint {path} was written by another run: {', '.join(changed)} differ. Delete it to start over."
+        msg = f"The checkpoint {path} belongs to another run: {', '.join(changed)} differ. Delete it to start over."
         raise CheckpointError(msg)
     return state

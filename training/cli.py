@@ -1,4 +1,4 @@
-"""`caspl boost` and `caspl adapt`. Imports torch only once the arguments are known to be sound."""
+"""`caspl boost` and `caspl adapt`. Imports torch only after validating the arguments."""
 
 import json
 from pathlib import Path
@@ -12,17 +12,17 @@ from training.terminal import check_device, exit_on_error
 boost_app = typer.Typer(add_completion=False)
 adapt_app = typer.Typer(add_completion=False)
 
-Out = Annotated[Path | None, typer.Option(help="bundle to write; default <domain>.safetensors")]
-Domain = Annotated[str, typer.Option(help="the domain's name in the service")]
+Out = Annotated[Path | None, typer.Option(help="bundle to write (default: <domain>.safetensors)")]
+Domain = Annotated[str, typer.Option(help="domain name")]
 Pretrained = Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")]
-RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random weights, to try a pipeline out")]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")]
 RecipeFile = Annotated[Path | None, typer.Option(help="TOML recipe")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="override one recipe key: key=value")]
-PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="print the recipe in force and stop")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="override a recipe value: key=value")]
+PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="print the resulting recipe and exit")]
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
-TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard's event files")]
+TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard event files")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
-QuickGelu = Annotated[bool, typer.Option("--quick-gelu", help="for local files of OpenAI's weights")]
+QuickGelu = Annotated[bool, typer.Option("--quick-gelu", help="use QuickGELU, for local files of OpenAI's weights")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 
 
@@ -31,18 +31,16 @@ def boost(
     images: Annotated[Path | None, typer.Option(help="folder of unlabelled images of the domain")] = None,
     classes: Annotated[Path | None, typer.Option(help="text file, one class name per line")] = None,
     data: Annotated[
-        str, typer.Option(help="instead of both: a data set, whose train images are taken without their labels")
+        str, typer.Option(help="instead of --images and --classes: a data set; its train labels are ignored")
     ] = "",
-    root: Annotated[Path | None, typer.Option(help="folder of the data sets, for a data set's name")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder that contains the data sets, if --data is a name")] = None,
     domain: Domain = "",
     out: Out = None,
-    backbone: Annotated[str, typer.Option(help="student, by open_clip name")] = "ViT-B-16",
+    backbone: Annotated[str, typer.Option(help="student model, open_clip name")] = "ViT-B-16",
     pretrained: Pretrained = None,
-    teacher: Annotated[str, typer.Option(help="teacher, by open_clip name")] = "ViT-L-14",
+    teacher: Annotated[str, typer.Option(help="teacher model, open_clip name")] = "ViT-L-14",
     teacher_pretrained: Pretrained = None,
-    teacher_bundle: Annotated[
-        Path | None, typer.Option(help="prompts learned on the teacher, as PromptKD's teacher has")
-    ] = None,
+    teacher_bundle: Annotated[Path | None, typer.Option(help="prompts for the teacher, as in PromptKD")] = None,
     quick_gelu: QuickGelu = False,
     random_weights: RandomWeights = False,
     recipe: RecipeFile = None,
@@ -53,7 +51,7 @@ def boost(
     device: Device = "auto",
     json_: AsJson = False,
 ) -> None:
-    """Learn boosting prompts for a domain from unlabelled images and a larger CLIP (CasPL phase 1)."""
+    """Train boosting prompts for a domain on unlabelled images, with a larger CLIP as teacher (CasPL phase 1)."""
     from prompt_store.manifest import check_domain
     from training.recipe import BoostRecipe, read_recipe
 
@@ -63,7 +61,7 @@ def boost(
             typer.echo(chosen.to_toml(), nl=False)
             return
         if not domain:
-            raise typer.BadParameter("--domain is needed")
+            raise typer.BadParameter("--domain is required")
         check_domain(domain)
         from training.boost_run import BoostJob, run_boost
         from training.files import read_bundle_file
@@ -79,11 +77,11 @@ def boost(
         elif images is not None and classes is not None:
             unlabelled = read_folder(images, classes, Console(stderr=True))
         else:
-            raise typer.BadParameter("--images with --classes is needed, or --data")
+            raise typer.BadParameter("either --images and --classes, or --data, is required")
         if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
             chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
         world = init_distributed(device)
-        student, teach = load_backbones(
+        student_backbone, teacher_backbone = load_backbones(
             backbone,
             pretrained,
             teacher,
@@ -98,14 +96,14 @@ def boost(
             images=unlabelled.images,
             class_names=unlabelled.class_names,
             out=bundle,
-            checkpoint=_beside(bundle),
+            checkpoint=_checkpoint_path(bundle),
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
             teacher_bundle=read_bundle_file(teacher_bundle) if teacher_bundle is not None else None,
         )
-        result = run_boost(job, chosen, student, teach, _console(world.is_main), world=world)
+        result = run_boost(job, chosen, student_backbone, teacher_backbone, _console(world.is_main), world=world)
         if world.is_main:
-            _show("boosted", result, as_json=json_)
+            _print_result("boosted", result, as_json=json_)
 
 
 @adapt_app.command()
@@ -114,13 +112,17 @@ def adapt(
     data: Annotated[
         str, typer.Option(help="labelled images: a folder per class, a .csv or .jsonl file, or a data set's name")
     ] = "",
-    root: Annotated[Path | None, typer.Option(help="folder of the data sets, for a data set's name")] = None,
-    shots: Annotated[int, typer.Option(min=0, help="labelled images per class; 0 takes all")] = 16,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at images that cannot be read")] = False,
+    root: Annotated[Path | None, typer.Option(help="folder that contains the data sets, if --data is a name")] = None,
+    shots: Annotated[int, typer.Option(min=0, help="labelled images per class; 0 uses all")] = 16,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="fail on unreadable images instead of skipping them")
+    ] = False,
     domain: Domain = "",
-    out: Annotated[Path | None, typer.Option(help="bundle to write; default <domain>-<method>.safetensors")] = None,
-    boost: Annotated[Path | None, typer.Option(help="boosting bundle to adapt on; the plain backbone without")] = None,
-    backbone: Annotated[str, typer.Option(help="by open_clip name")] = "ViT-B-16",
+    out: Annotated[Path | None, typer.Option(help="bundle to write (default: <domain>-<method>.safetensors)")] = None,
+    boost: Annotated[
+        Path | None, typer.Option(help="boosting bundle to adapt on (default: the plain backbone)")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="model, open_clip name")] = "ViT-B-16",
     pretrained: Pretrained = None,
     quick_gelu: QuickGelu = False,
     random_weights: RandomWeights = False,
@@ -132,7 +134,7 @@ def adapt(
     device: Device = "auto",
     json_: AsJson = False,
 ) -> None:
-    """Learn adapting prompts from a few labelled images, on frozen boosting prompts if given (CasPL phase 2)."""
+    """Train adapting prompts on a few labelled images, on top of frozen boosting prompts if given (CasPL phase 2)."""
     with exit_on_error("adapt"):
         from prompt_store.manifest import check_domain
         from training.adapt_run import AdaptJob, run_adapt
@@ -146,17 +148,19 @@ def adapt(
         from training.recipe import read_recipe
 
         if method not in METHODS:
-            raise typer.BadParameter(f"no method {method!r}; known: {', '.join(METHODS)}", param_hint="--method")
+            raise typer.BadParameter(
+                f"unknown method {method!r}; known methods: {', '.join(METHODS)}", param_hint="--method"
+            )
         chosen = read_recipe(METHODS[method].recipe, recipe, set_ or [])
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
             return
         if not data or not domain:
-            raise typer.BadParameter("--data and --domain are needed")
+            raise typer.BadParameter("--data and --domain are required")
         check_domain(domain)
         bundle = out or Path(f"{domain}-{method}.safetensors")
         if boost is not None and boost.resolve() == bundle.resolve():
-            raise typer.BadParameter("would overwrite the boosting bundle; name another file", param_hint="--out")
+            raise typer.BadParameter("would overwrite the boosting bundle; choose another file", param_hint="--out")
         dataset = open_dataset(data, root)
         if "template" in type(chosen).model_fields.keys() - chosen.model_fields_set:
             chosen = chosen.model_copy(update={"template": dataset.template})
@@ -164,29 +168,29 @@ def adapt(
             dataset = few_shot(dataset, shots, seed=chosen.seed)
         dataset = drop_unreadable(dataset, ("train",), strict=strict)
         if dataset.unreadable:
-            named = f"skipped {len(dataset.unreadable)} unreadable: {shorten(dataset.unreadable)}"
-            Console(stderr=True).print(named, style="yellow", markup=False, soft_wrap=True)
+            message = f"Skipped unreadable images ({len(dataset.unreadable)}): {shorten(dataset.unreadable)}"
+            Console(stderr=True).print(message, style="yellow", markup=False, soft_wrap=True)
         world = init_distributed(device)
         base_model = load_prompted_backbone(
             backbone, pretrained, boost, is_random=random_weights, device=world.device or device, quick_gelu=quick_gelu
         )
-        job = AdaptJob(domain, dataset, bundle, _beside(bundle), checkpoint_every, tensorboard)
+        job = AdaptJob(domain, dataset, bundle, _checkpoint_path(bundle), checkpoint_every, tensorboard)
         result = run_adapt(job, method, chosen, base_model, _console(world.is_main), world=world)
         if world.is_main:
-            _show("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
+            _print_result("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
 
 
-def _beside(bundle: Path) -> Path:
-    """Where a run keeps its state: next to the bundle, under its whole name."""
+def _checkpoint_path(bundle: Path) -> Path:
+    """The checkpoint next to the bundle: its file name plus `.checkpoint`."""
     return bundle.with_name(f"{bundle.name}.checkpoint")
 
 
-def _console(is_first: bool) -> Console:
-    """Of several processes, one speaks."""
-    return Console(stderr=True, quiet=not is_first)
+def _console(is_main: bool) -> Console:
+    """A console on stderr; silent except in the main process."""
+    return Console(stderr=True, quiet=not is_main)
 
 
-def _show(title: str, result: dict[str, object], *, as_json: bool) -> None:
+def _print_result(title: str, result: dict[str, object], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -1,41 +1,41 @@
-"""What can go wrong while prompts are learned.
+"""Errors raised by `training`.
 
 TrainingError
-├── RecipeError         an unknown or impossible recipe value
-├── ClassListError      the class list is missing, empty or ambiguous
-├── NoImagesError       no readable image where images were promised
-├── BackbonePairError   student and teacher cannot see the same view
-├── BoostBundleError    a boosting bundle does not fit the backbone
-├── DatasetError        a labelled data set cannot be read as one
-├── ImportFormatError   another project's checkpoint is not what was named
-├── CheckpointError     a checkpoint belongs to another run
-├── DivergedError       the loss is no longer a finite number
-└── OutOfMemoryError    a batch does not fit the device
+├── RecipeError         unknown recipe key or invalid value
+├── ClassListError      missing, empty or ambiguous class list
+├── NoImagesError       no readable image
+├── BackbonePairError   student and teacher are incompatible
+├── BoostBundleError    boosting bundle incompatible with the backbone
+├── DatasetError        missing or invalid labelled data set
+├── ImportFormatError   invalid checkpoint of another project
+├── CheckpointError     checkpoint belongs to another run
+├── DivergedError       loss is NaN or infinite
+└── OutOfMemoryError    a batch does not fit on the device
 """
 
 
 class TrainingError(Exception):
-    """Root of the errors raised by `training`."""
+    """Base class of all errors raised by `training`."""
 
 
 class RecipeError(TrainingError):
-    """A recipe has an unknown key or a value out of range."""
+    """A recipe has an unknown key or an invalid value."""
 
 
 class ClassListError(TrainingError):
-    """A class list is missing or empty, names a class twice, or holds a name that a bundle refuses."""
+    """A class list is missing or empty, or contains a duplicate or a name that bundles do not allow."""
 
 
 class NoImagesError(TrainingError):
-    """A folder holds no image that can be read."""
+    """A folder contains no readable image."""
 
 
 class BackbonePairError(TrainingError):
-    """Student and teacher need images of different size."""
+    """Student and teacher take images of different sizes, or the requested device is unavailable."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint was written by a run with other data, backbones or recipe."""
+    """A checkpoint is damaged, or belongs to a run with other data, backbones or recipe."""
 
 
 class DivergedError(TrainingError):
@@ -43,16 +43,16 @@ class DivergedError(TrainingError):
 
 
 class BoostBundleError(TrainingError):
-    """A bundle cannot serve as boosting prompts for this backbone."""
+    """A bundle is missing, or cannot be used as boosting prompts for this backbone."""
 
 
 class DatasetError(TrainingError):
-    """A labelled data set is missing, ambiguous or damaged: a folder, a manifest or a split file."""
+    """A labelled data set (folder, manifest or split file) is missing, ambiguous or damaged."""
 
 
 class ImportFormatError(TrainingError):
-    """A checkpoint of another project is not what it was said to be."""
+    """A checkpoint does not have the layout of the selected method."""
 
 
 class OutOfMemoryError(TrainingError):
-    """The device has no memory for a batch."""
+    """A batch does not fit in device memory."""

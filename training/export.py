@@ -1,4 +1,4 @@
-"""Folds learned prompts into a bundle: everything image-free runs once, plain tensors remain."""
+"""Write trained prompts as a bundle of plain tensors, with text features computed once."""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -37,22 +37,22 @@ def export_bundle(
     template: str,
     provenance: Provenance,
 ) -> bytes:
-    """A bundle: the boosting prompts of a base model, and whatever was learned next to them.
+    """Build a bundle from a base model's boosting prompts and a method's exported prompts.
 
     Args:
-        base_model: what was adapted; its boosting prompts travel in the bundle.
-        exported: what the method learned.
-        domain: name in the service.
-        class_names: K labels, also their text behind the prompts.
-        template: what stands behind the prompts, with one `{}`.
-        provenance: how it was made.
+        base_model: the model that was adapted; the bundle includes its boosting prompts.
+        exported: tensors of the trained method.
+        domain: domain name.
+        class_names: K labels, also inserted into `template`.
+        template: text after the prompts, with one `{}`.
+        provenance: how the prompts were trained.
 
     Returns:
         The bundle's bytes; all tensors are float32.
 
     Raises:
-        BundleInvalidError: a class name or the domain name breaks the format's rules.
-        TextTooLongError: a class does not fit the text tower together with the prompts.
+        BundleInvalidError: invalid class name or domain name.
+        TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
     groups = {
         "image.boost": base_model.image_boost,
@@ -86,7 +86,7 @@ def export_bundle(
 def adapt_provenance(
     *, method: str, recipe: Mapping[str, Any], data_digests: Mapping[str, str], metrics: Mapping[str, Any]
 ) -> Provenance:
-    """How an adapted bundle came to be, for the manifest."""
+    """Provenance of an adapted bundle."""
     return Provenance(
         method=method,
         phase="adapt",
@@ -102,7 +102,7 @@ def adapt_provenance(
 def boost_provenance(
     *, recipe: BoostRecipe, data_digests: Mapping[str, str], teacher: Teacher, metrics: Mapping[str, Any]
 ) -> Provenance:
-    """How a boosting bundle came to be, for the manifest."""
+    """Provenance of a boosting bundle."""
     large = teacher.backbone
     facts = {"arch": large.arch, "pretrained": large.pretrained, "fingerprint": large.fingerprint}
     return Provenance(
@@ -121,7 +121,7 @@ def boost_provenance(
 def _text_features(
     base_model: PromptedBackbone, exported: ExportedPrompts, class_names: Sequence[str], template: str
 ) -> Tensor:
-    """G [K, E]: as the method gives them, or as the prompts do."""
+    """The method's own text features [K, E] if it has any, else those computed from the prompts."""
     if exported.text_features_KE is not None:
         return exported.text_features_KE
     device = base_model.backbone.device

@@ -1,4 +1,4 @@
-"""Files that runs leave behind and take up: written whole or not at all, named by their digest, read within limits."""
+"""Atomic writes, digests, and bundle files read within the size limit."""
 
 import hashlib
 import os
@@ -10,9 +10,9 @@ from training.errors import BoostBundleError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` atomically; it is on disk when this returns."""
+    """Replace `path` atomically and fsync it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: several processes may write the same file, and the last one wins whole.
+    # The PID keeps the temporary files of concurrent writers apart; the last rename wins.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -25,20 +25,20 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def digest_of(data: bytes) -> str:
-    """`sha256:…` of some bytes."""
+    """SHA-256 of `data`, as `sha256:<hex>`."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def read_bundle_file(path: Path) -> Bundle:
-    """Read and validate a bundle; never more of the file than a bundle may have.
+    """Read and validate a bundle, without reading past the size limit.
 
     Raises:
-        BoostBundleError: there is no such file.
-        BundleInvalidError: it is no valid bundle.
+        BoostBundleError: the file cannot be read.
+        BundleInvalidError: the file is not a valid bundle.
     """
     try:
         with path.open("rb") as file:
             return read_bundle(file.read(MAX_BUNDLE_BYTES + 1))
     except OSError as error:
-        msg = f"Expected a bundle at {path}, but it cannot be read: {error.strerror}."
+        msg = f"Cannot read the bundle {path}: {error.strerror}."
         raise BoostBundleError(msg) from error

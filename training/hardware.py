@@ -1,4 +1,4 @@
-"""Where training runs: device, precision, and the backbones put there."""
+"""Device, precision, and loading student and teacher."""
 
 from contextlib import AbstractContextManager
 
@@ -19,57 +19,57 @@ def load_backbones(
     device: str,
     quick_gelu: bool = False,
 ) -> tuple[Backbone, Backbone]:
-    """Load both backbones.
+    """Load the student's and the teacher's backbone.
 
     Args:
-        student: open_clip name.
+        student: open_clip model name.
         pretrained: the student's weights.
-        teacher: open_clip name.
+        teacher: open_clip model name.
         teacher_pretrained: the teacher's weights.
-        is_random: random weights for both (seeds 0 and 1), for trying a pipeline out.
-        quick_gelu: for local files of OpenAI's weights; tags that need it get it without asking.
-        device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA when there is one).
+        is_random: use random weights (seeds 0 and 1), for testing a pipeline.
+        device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA if available).
+        quick_gelu: use QuickGELU, for local files of OpenAI's weights; tags that need it enable it themselves.
 
     Raises:
         WeightsError: a backbone cannot be loaded.
-        BackbonePairError: CUDA was asked for where there is none.
+        BackbonePairError: CUDA is not available.
     """
-    place = resolve_device(device)
+    device = resolve_device(device)
     return (
         load_backbone(
             student,
             pretrained=pretrained,
             random_seed=0 if is_random else None,
             quick_gelu=quick_gelu,
-            device=place,
+            device=device,
         ),
         load_backbone(
             teacher,
             pretrained=teacher_pretrained,
             random_seed=1 if is_random else None,
             quick_gelu=quick_gelu,
-            device=place,
+            device=device,
         ),
     )
 
 
 def resolve_device(device: str) -> str:
-    """What `cpu`, `cuda`, `cuda:<n>` or `auto` means on this machine.
+    """Resolve `auto` to `cuda` or `cpu`; return other names unchanged.
 
     Raises:
-        BackbonePairError: CUDA was asked for where there is none.
+        BackbonePairError: CUDA is not available.
     """
     has_cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not has_cuda:
-        msg = "CUDA was asked for, but this machine's torch sees no GPU; use --device cpu."
+        msg = "CUDA is not available; use --device cpu."
         raise BackbonePairError(msg)
     return ("cuda" if has_cuda else "cpu") if device == "auto" else device
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """The precision of a forward: prompts and optimizer stay float32, matrix products may be bfloat16.
+    """Autocast context of a forward pass; prompts and optimizer state stay float32.
 
-    float16 is not offered: prompts trained in it become NaN on some GPUs.
+    float16 is not supported: prompts trained in it become NaN on some GPUs.
     """
     is_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bfloat16)

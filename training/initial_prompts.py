@@ -1,4 +1,4 @@
-"""Where learning starts: small random prompts, the embeddings of words, seeded linear layers.
+"""Initial values: random prompts, word embeddings, seeded linear layers.
 
 Legend: L prompt layers, P prompt tokens, W tower width.
 """
@@ -13,20 +13,20 @@ from prompted_clip.internals import embed_tokens
 
 
 def random_prompts(depth: int, tokens: int, width: int, generator: torch.Generator) -> Tensor:
-    """N(0, 0.02²) [L, P, W] float32, as the deep prompts of IVLP start."""
+    """N(0, 0.02²) [L, P, W] float32, as in IVLP."""
     return torch.randn(depth, tokens, width, generator=generator) * 0.02
 
 
 def init_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> bool:
-    """Put the token embeddings of `words` into layer 0, in place, if there are as many of them as prompt tokens.
+    """Set layer 0 to the token embeddings of `words`, in place, if they have exactly P tokens.
 
     Args:
         prompts_LPW: text prompts on the CPU.
-        backbone: owner of tokenizer and embeddings.
+        backbone: provides tokenizer and token embeddings.
         words: such as "a photo of a".
 
     Returns:
-        Whether the words fitted.
+        Whether the words had P tokens.
     """
     ids = torch.tensor(backbone.tokenizer.encode(words), dtype=torch.long, device=backbone.device)
     if prompts_LPW.shape[1] == 0 or len(ids) != prompts_LPW.shape[1]:
@@ -36,7 +36,7 @@ def init_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> bool
 
 
 def seeded_linear(n_in: int, n_out: int, generator: torch.Generator, device: torch.device) -> nn.Linear:
-    """A float32 linear layer with torch's own initial distribution, U(-1/√n_in, 1/√n_in), drawn from `generator`."""
+    """A float32 linear layer with torch's default initialisation, U(-1/√n_in, 1/√n_in), drawn from `generator`."""
     linear = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")
     bound = 1 / math.sqrt(n_in)
     nn.init.uniform_(linear.weight, -bound, bound, generator=generator)

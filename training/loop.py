@@ -1,9 +1,9 @@
-"""The one training loop: order, schedule, steps, checkpoints, and a clear end when something goes wrong.
+"""The training loop of both phases: image order, learning-rate schedule, steps, checkpoints, errors.
 
-Both phases go through it. It knows recipes and checkpoints; it does not know images, prompts or losses: a learner hands
-in what learns, and the loss of some images.
+The loop handles recipes and checkpoints. A `Learner` supplies parameters and losses; the loop never sees images or
+prompts.
 
-Every random choice belongs to (seed, epoch, image), so a run that is killed and started again ends in the same bits.
+Randomness depends only on (seed, epoch, image), so a resumed run ends with the same bits as an uninterrupted one.
 """
 
 import math
@@ -25,52 +25,52 @@ SINGLE_PROCESS: Final = World()
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that learn at one multiple of the recipe's rate."""
+    """Parameters that share one multiple of the recipe's learning rate."""
 
     parameters: Sequence[nn.Parameter]
     rate_factor: float = 1.0
 
 
 class Learner(Protocol):
-    """What a phase is to the loop."""
+    """One training phase, as seen by the loop."""
 
     @property
     def n_images(self) -> int:
-        """Images of an epoch."""
+        """Images per epoch."""
 
     @property
     def averages_over_images(self) -> bool:
-        """Whether the loss of a batch is the mean of its images' losses, so that a batch can be divided."""
+        """Whether a batch's loss is the mean of its images' losses, so that a batch can be split."""
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """What learns, and how fast."""
+        """Trainable parameters, grouped by learning rate."""
 
     def prefetch(self, indices: Tensor, epoch: int) -> None:
-        """Told which images the next step will take, to decode them while this one computes."""
+        """Start decoding the images of the next step while the current one computes."""
 
     def order(self, epoch: int) -> Tensor:
-        """The order of an epoch: a permutation of `range(n_images)`, int64."""
+        """Image order of an epoch: a permutation of `range(n_images)`, int64."""
 
     def loss(self, indices: Tensor, epoch: int) -> Tensor:
-        """The loss over some images of an epoch: a scalar that can be differentiated."""
+        """Differentiable scalar loss of the images at `indices`, under their views of this epoch."""
 
     def end_epoch(self, epoch: int) -> None:
-        """Told after each epoch (0-based)."""
+        """Called after each epoch (0-based)."""
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What has been learned so far."""
+        """State to checkpoint."""
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> object:
-        """Take up what had been learned."""
+        """Restore a checkpointed state."""
 
 
 @dataclass
 class TrainState:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
-        step: optimizer steps done.
-        losses: the loss of each step.
+        step: completed optimizer steps.
+        losses: one per completed step.
     """
 
     step: int = 0
@@ -79,12 +79,12 @@ class TrainState:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where a run's state is kept.
+    """Where and how often to checkpoint.
 
     Attributes:
         path: the checkpoint file.
-        identity: digests that bind it to this run.
-        every_n_steps: steps between writes.
+        identity: digests that tie the file to this run.
+        every_n_steps: steps between checkpoints.
     """
 
     path: Path
@@ -93,16 +93,16 @@ class CheckpointConfig:
 
 
 def steps_per_epoch(recipe: Recipe, n_images: int) -> int:
-    """Steps of one epoch; its last batch may be smaller."""
+    """Steps per epoch; the last batch may be smaller."""
     return math.ceil(n_images / recipe.batch_size)
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Rate of an epoch (0-based): constant warm-up, then a cosine that starts at its peak and is stepped per epoch.
+    """Learning rate of an epoch (0-based): constant warm-up, then cosine decay, stepped per epoch.
 
-    The cosine's length is the whole run's, so after w epochs of warm-up it ends w epochs before zero.
-    Source: Dassl's ConstantWarmupScheduler around CosineAnnealingLR with its default WARMUP_RECOUNT, as CoOp, MaPLe and
-    PromptSRC use them. Differs from Dassl: a group's rate factor holds during warm-up too.
+    The cosine spans all epochs of the run, so after w warm-up epochs training ends w epochs before it reaches zero.
+    Source: Dassl's ConstantWarmupScheduler around CosineAnnealingLR with its default WARMUP_RECOUNT, as used by CoOp,
+    MaPLe and PromptSRC. Differs from Dassl: a group's rate factor also applies during warm-up.
     """
     if epoch < recipe.warmup_epochs:
         return recipe.warmup_learning_rate
@@ -117,45 +117,45 @@ def train(
     on_step: Callable[[TrainState], None] = lambda _: None,
     world: World = SINGLE_PROCESS,
 ) -> TrainState:
-    """Run to the end of the recipe, from the checkpoint if there is one.
+    """Train for the recipe's epochs, resuming from the checkpoint if there is one.
 
     Args:
-        learner: what learns.
-        recipe: how.
-        checkpoint: where state is kept; None keeps none.
+        learner: the phase to train.
+        recipe: optimizer, schedule and batch size.
+        checkpoint: None writes no checkpoints.
         on_step: called after each step.
-        world: the processes that share each batch; all of them end with the same prompts, and the first writes state.
+        world: processes that share each batch. All end with the same prompts; the main process writes checkpoints.
 
     Raises:
-        RecipeError: the loss is no average over images, so a batch cannot be shared among processes.
+        RecipeError: the loss is not a mean over images, so processes cannot share a batch.
         CheckpointError: the checkpoint belongs to another run.
-        DivergedError: the loss stopped being finite; names the step.
-        OutOfMemoryError: the device has no room for a batch; names what to lower.
+        DivergedError: the loss became NaN or infinite; names the step.
+        OutOfMemoryError: a batch does not fit on the device; names the settings to lower.
     """
     if world.size > 1 and not learner.averages_over_images:
-        msg = "This loss is not an average over images, so processes cannot share a batch; run it in one process."
+        msg = "The loss is not a mean over images, so processes cannot share a batch; use a single process."
         raise RecipeError(msg)
     optimizer = _optimizer(learner, recipe)
-    run = _resume(learner, optimizer, checkpoint)
+    state = _resume(learner, optimizer, checkpoint)
     n_per_epoch = steps_per_epoch(recipe, learner.n_images)
     order = torch.empty(0)
-    while run.step < recipe.epochs * n_per_epoch:
-        epoch, position = divmod(run.step, n_per_epoch)
+    while state.step < recipe.epochs * n_per_epoch:
+        epoch, position = divmod(state.step, n_per_epoch)
         if position == 0 or not len(order):
             order = learner.order(epoch)
             for group in optimizer.param_groups:
                 group["lr"] = group["rate_factor"] * learning_rate(recipe, epoch)
         indices = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
-        coming = order[(position + 1) * recipe.batch_size : (position + 2) * recipe.batch_size]
-        learner.prefetch(world.shard(coming), epoch)
-        run.losses.append(_step(learner, optimizer, indices, epoch, run.step, recipe, world))
-        run.step += 1
+        next_indices = order[(position + 1) * recipe.batch_size : (position + 2) * recipe.batch_size]
+        learner.prefetch(world.shard(next_indices), epoch)
+        state.losses.append(_step(learner, optimizer, indices, epoch, state.step, recipe, world))
+        state.step += 1
         if position + 1 == n_per_epoch:
             learner.end_epoch(epoch)
-        on_step(run)
-        if checkpoint is not None and run.step % checkpoint.every_n_steps == 0 and world.is_main:
-            _save(learner, optimizer, run, checkpoint)
-    return run
+        on_step(state)
+        if checkpoint is not None and state.step % checkpoint.every_n_steps == 0 and world.is_main:
+            _save(learner, optimizer, state, checkpoint)
+    return state
 
 
 def _step(
@@ -177,23 +177,23 @@ def _step(
             torch.autograd.backward(loss)
     except torch.OutOfMemoryError as error:
         msg = (
-            f"The device has no memory left at step {step} with batches of {recipe.batch_size}: lower batch_size, "
-            "or the number of prompt tokens."
+            f"Out of device memory at step {step} with batches of {recipe.batch_size}: lower batch_size or the number "
+            "of prompt tokens."
         )
         raise OutOfMemoryError(msg) from error
-    value = _share_gradients(optimizer, total, world)
+    value = _all_reduce(optimizer, total, world)
     if not math.isfinite(value):
         msg = (
-            f"The loss became {value} at step {step} (epoch {epoch}); expected a finite number. Lower learning_rate "
-            f"(now {recipe.learning_rate:g})."
+            f"The loss became {value} at step {step} (epoch {epoch}). Lower learning_rate (now "
+            f"{recipe.learning_rate:g})."
         )
         raise DivergedError(msg)
     optimizer.step()
     return value
 
 
-def _share_gradients(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> float:
-    """Sum gradients and loss over the processes; the loss of the whole batch."""
+def _all_reduce(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> float:
+    """All-reduce gradients and loss; return the loss of the whole batch."""
     if world.size > 1:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for parameter in parameters:
@@ -216,19 +216,19 @@ def _optimizer(learner: Learner, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _resume(learner: Learner, optimizer: torch.optim.Optimizer, checkpoint: CheckpointConfig | None) -> TrainState:
-    state = load_checkpoint(checkpoint.path, dict(checkpoint.identity)) if checkpoint is not None else None
-    if state is None:
+    saved = load_checkpoint(checkpoint.path, dict(checkpoint.identity)) if checkpoint is not None else None
+    if saved is None:
         return TrainState()
-    learner.load_state_dict(state["learner"])
-    optimizer.load_state_dict(state["optimizer"])
-    return TrainState(step=state["step"], losses=list(state["losses"]))
+    learner.load_state_dict(saved["learner"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return TrainState(step=saved["step"], losses=list(saved["losses"]))
 
 
-def _save(learner: Learner, optimizer: torch.optim.Optimizer, run: TrainState, checkpoint: CheckpointConfig) -> None:
-    state = {
+def _save(learner: Learner, optimizer: torch.optim.Optimizer, state: TrainState, checkpoint: CheckpointConfig) -> None:
+    saved = {
         "learner": dict(learner.state_dict()),
         "optimizer": optimizer.state_dict(),
-        "step": run.step,
-        "losses": run.losses,
+        "step": state.step,
+        "losses": state.losses,
     }
-    save_checkpoint(checkpoint.path, dict(checkpoint.identity), state)
+    save_checkpoint(checkpoint.path, dict(checkpoint.identity), saved)

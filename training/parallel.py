@@ -1,7 +1,7 @@
-"""One run in several processes: each takes its part of every batch, and their gradients are summed.
+"""Data parallelism: each process computes a shard of every batch, then gradients are all-reduced.
 
-Started by torchrun, one process per device; process groups and devices are accelerate's business. Prompts are small, so
-one sum of all gradients per step is all that is exchanged. Without torchrun a world has one process and sums nothing.
+torchrun starts one process per device; accelerate sets up process groups and devices. Prompts are small, so one
+all-reduce of all gradients per step is the only communication. Without torchrun there is one process.
 """
 
 import os
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run.
+    """The process group of a run.
 
     Attributes:
-        rank: this process's number, from 0.
-        size: how many there are.
-        accelerator: what connects them; None for a single process.
+        rank: rank of this process, from 0.
+        size: number of processes.
+        accelerator: None for a single process.
     """
 
     rank: int = 0
@@ -32,7 +32,7 @@ class World:
 
     @property
     def device(self) -> str | None:
-        """The device that is this process's own; None in a world of one, which takes what it is told."""
+        """The device assigned to this process; None for a single process, which uses `--device`."""
         return str(self.accelerator.device) if self.accelerator is not None else None
 
     @property
@@ -41,7 +41,7 @@ class World:
         return self.rank == 0
 
     def shard(self, indices: Tensor) -> Tensor:
-        """This process's images of a batch; empty where there are fewer images than processes."""
+        """This process's images of a batch; empty if the batch has fewer images than there are processes."""
         return indices[self.rank :: self.size]
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
@@ -56,14 +56,14 @@ class World:
 
 
 def init_distributed(device: str) -> World:
-    """The world that torchrun started this process in; a world of one without it.
+    """Join the process group that torchrun set up; a single process without torchrun.
 
     Args:
-        device: `cpu`, `cuda` or `auto`, as on the command line.
+        device: value of `--device`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
-    from accelerate import Accelerator  # noqa: PLC0415  slow to import, and only needed here
+    from accelerate import Accelerator  # noqa: PLC0415  slow to import
 
     accelerator = Accelerator(cpu=device == "cpu")
     return World(accelerator.process_index, accelerator.num_processes, accelerator)

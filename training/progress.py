@@ -1,4 +1,4 @@
-"""A run as a person watches it: a bar with time left and loss, and scalars for TensorBoard if asked for."""
+"""Progress bars with loss and remaining time, and optional TensorBoard scalars."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from training.recipe import Recipe
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Progress]:
-    """Progress progress_bars with counts, time spent, time left and a note."""
+    """Progress bars with count, elapsed time, remaining time and a note."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,34 +39,34 @@ def train_with_progress(
     tensorboard: Path | None,
     world: World,
 ) -> TrainState:
-    """`loop.train` under a bar.
+    """`loop.train` with a progress bar.
 
     Args:
-        learner: what learns.
-        recipe: how.
-        title: what the bar says.
-        progress: where the bar appears.
-        checkpoint: where state is kept.
-        tensorboard: folder for TensorBoard's event files, or None.
-        world: the processes of this run; the first one writes files.
+        learner: the phase to train.
+        recipe: optimizer, schedule and batch size.
+        title: label of the bar.
+        progress: where to add the bar.
+        checkpoint: None writes no checkpoints.
+        tensorboard: folder for TensorBoard event files, or None.
+        world: processes of this run; the main process writes files.
 
     Raises:
-        RecipeError: TensorBoard was asked for and is not installed.
-        TrainingError: as `loop.train`.
+        RecipeError: tensorboard is not installed.
+        TrainingError: see `loop.train`.
     """
     n_per_epoch = steps_per_epoch(recipe, learner.n_images)
     task = progress.add_task(title, total=recipe.epochs * n_per_epoch, note="")
     with _scalars(tensorboard if world.is_main else None) as write:
 
-        def show(run: TrainState) -> None:
-            recent = run.losses[-20:]
-            progress.update(task, completed=run.step, note=f"loss {sum(recent) / len(recent):.3f}")
-            write("loss", run.losses[-1], run.step)
-            write("learning_rate", learning_rate(recipe, (run.step - 1) // n_per_epoch), run.step)
+        def show(state: TrainState) -> None:
+            recent = state.losses[-20:]
+            progress.update(task, completed=state.step, note=f"loss {sum(recent) / len(recent):.3f}")
+            write("loss", state.losses[-1], state.step)
+            write("learning_rate", learning_rate(recipe, (state.step - 1) // n_per_epoch), state.step)
 
-        run = train(learner, recipe, checkpoint=checkpoint, on_step=show, world=world)
-        progress.update(task, completed=run.step)
-        return run
+        state = train(learner, recipe, checkpoint=checkpoint, on_step=show, world=world)
+        progress.update(task, completed=state.step)
+        return state
 
 
 @contextmanager
@@ -82,11 +82,11 @@ def _scalars(folder: Path | None) -> Iterator[Callable[[str, float, int], None]]
 
 
 def check_tensorboard() -> None:
-    """See whether event files can be written, before anything is learned.
+    """Fail early if TensorBoard logs are requested but cannot be written.
 
     Raises:
         RecipeError: tensorboard is not installed.
     """
     if importlib.util.find_spec("tensorboard") is None:
-        msg = "TensorBoard logs were asked for, but tensorboard is not installed: pip install tensorboard."
+        msg = "--tensorboard requires the tensorboard package: pip install tensorboard."
         raise RecipeError(msg)

@@ -1,7 +1,7 @@
-"""What phase 2 adapts: the frozen backbone, boosted or plain.
+"""The base model of phase 2: a frozen CLIP, with or without a domain's boosting prompts.
 
-CasPL (arXiv 2409.17805, section 3.2) takes backbone and boosting prompts together as the new original CLIP; wherever a
-method's paper says CLIP, its code here says base model. Boosting prompts never receive a gradient.
+CasPL (arXiv 2409.17805, section 3.2) treats backbone and boosting prompts together as the new original CLIP. Where a
+method's paper says CLIP, the code here says base model. Boosting prompts never receive gradients.
 
 Legend: B rows, C/H/W image, K classes, T text tokens, L prompt layers, P prompt tokens, W tower width, E joint width.
 """
@@ -35,14 +35,14 @@ class ClassTokens:
 
 @dataclass(frozen=True, eq=False)
 class PromptedBackbone:
-    """A frozen CLIP with a domain's boosting prompts, or without.
+    """A frozen CLIP, with or without a domain's boosting prompts.
 
     Attributes:
         backbone: the frozen CLIP.
         image_boost: [L, P, vision width] or None; no gradient.
         text_boost: [L, P, text width] or None; no gradient.
-        boost_digest: of the bundle the boosting prompts came from; None for the plain backbone.
-        template: what stood behind the text prompts when they were learned, with one `{}`; None for the plain backbone.
+        boost_digest: digest of the boosting bundle; None for the plain backbone.
+        template: text after the prompts during boosting, with one `{}`; None for the plain backbone.
     """
 
     backbone: Backbone
@@ -53,17 +53,17 @@ class PromptedBackbone:
 
     @property
     def is_boosted(self) -> bool:
-        """Whether there are boosting prompts."""
+        """Whether the model has boosting prompts."""
         return self.image_boost is not None or self.text_boost is not None
 
     @property
     def logit_scale(self) -> float:
-        """s, the multiplier of cosine similarities; frozen."""
+        """s, the frozen scale of cosine similarities."""
         return self.backbone.logit_scale
 
     @property
     def n_text_boost(self) -> int:
-        """Positions that boosting prompts take in the text tower."""
+        """Number of boosting tokens in the text tower."""
         return self.text_boost.shape[1] if self.text_boost is not None else 0
 
     def plain(self) -> "PromptedBackbone":
@@ -71,16 +71,16 @@ class PromptedBackbone:
         return PromptedBackbone(self.backbone)
 
     def reference(self, kind: Literal["boosted", "plain"]) -> "PromptedBackbone":
-        """The frozen reference of methods that hold on to one; the paper does not say which, so it is a choice."""
+        """The frozen reference model of PromptSRC and ProGrad; the CasPL paper does not say which one to use."""
         return self if kind == "boosted" else self.plain()
 
     def tokenize(self, class_names: Sequence[str], template: str, *, n_prompts: int) -> ClassTokens:
-        """Tokenise `template` with each class name in place of its `{}`.
+        """Insert each class name into `template` and tokenise.
 
         Args:
             class_names: K names.
-            template: what stands behind the prompts, such as `{}.`.
-            n_prompts: positions that adapting prompts will take; boosting prompts are counted by themselves.
+            template: text after the prompts, such as `{}.`.
+            n_prompts: number of adapting tokens; boosting tokens are added automatically.
 
         Raises:
             TextTooLongError: names the first class that does not fit.
@@ -89,16 +89,16 @@ class PromptedBackbone:
         return ClassTokens(*tokenize(self.backbone, texts, n_prompts=n_prompts + self.n_text_boost))
 
     def embed_images(self, images_BCHW: Tensor, adapt: Tensor | None = None) -> Tensor:
-        """Image embeddings [B, E] before they are brought to length 1.
+        """Unnormalised image embeddings [B, E].
 
         Args:
             images_BCHW: normalised images on the backbone's device.
-            adapt: adapting prompts [L, P, vision width], or None; they stand behind the boosting prompts.
+            adapt: adapting prompts [L, P, vision width], placed after the boosting prompts, or None.
         """
         return embed_image(self.backbone, images_BCHW, join_groups([self.image_boost, adapt]))
 
     def encode_images(self, images_BCHW: Tensor, adapt: Tensor | None = None) -> Tensor:
-        """f(x): `embed_images` at length 1, float32."""
+        """f(x): image features [B, E], float32, unit norm."""
         return unit_norm(self.embed_images(images_BCHW, adapt))
 
     def encode_text(self, tokens: ClassTokens, adapt: Tensor | None = None) -> Tensor:
@@ -106,40 +106,40 @@ class PromptedBackbone:
 
         Args:
             tokens: from `tokenize`.
-            adapt: adapting prompts [L, P, text width], or [K, L, P, text width] with one set per class; they stand in
-                front of the boosting prompts.
+            adapt: adapting prompts [L, P, text width], or [K, L, P, text width] with one set per class; placed before
+                the boosting prompts.
         """
         return encode_tokens(self.backbone, tokens.ids_KT, tokens.eot_K, join_groups([adapt, self.text_boost]))
 
     def embed_text(self, tokens: ClassTokens, adapt: Tensor | None = None) -> Tensor:
-        """`encode_text` before the features are brought to length 1: [K, E]."""
+        """Unnormalised text embeddings [K, E]; see `encode_text`."""
         x = embed_tokens(self.backbone.clip, tokens.ids_KT.to(self.backbone.device))
         return embed_text(self.backbone, x, tokens.eot_K, join_groups([adapt, self.text_boost]))
 
     @torch.no_grad()
     def zero_shot_text(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Frozen text features [K, E]: the mean over templates, unit norm."""
+        """Zero-shot text features [K, E]: the mean over templates, unit norm; no gradient."""
         return encode_classes(self.backbone, class_names, templates, join_groups([self.text_boost]))
 
 
 def boosted_backbone(backbone: Backbone, bundle: Bundle) -> PromptedBackbone:
-    """The base model that a boosting bundle makes of a backbone.
+    """Combine a backbone with the boosting prompts of a bundle.
 
     Raises:
-        BoostBundleError: the bundle was made for other weights, or holds no boosting prompts.
+        BoostBundleError: the bundle was made for other weights, or contains no boosting prompts.
     """
     manifest = bundle.manifest
     if manifest.backbone.fingerprint != backbone.fingerprint:
         msg = (
             f"The boosting bundle was made for {manifest.backbone.arch} with fingerprint "
-            f"{manifest.backbone.fingerprint}, found {backbone.arch} with {backbone.fingerprint}; "
-            "boost this backbone, or adapt the one the bundle was made for."
+            f"{manifest.backbone.fingerprint}, but the backbone is {backbone.arch} with {backbone.fingerprint}. "
+            "Boost this backbone, or load the one the bundle was made for."
         )
         raise BoostBundleError(msg)
     if any(name.startswith("head.") for name in bundle.tensors):
         msg = (
-            f"The bundle for domain {manifest.domain!r} answers through a projector to its teacher's space; methods "
-            "adapt prompts in the backbone's own. Boost with distillation=caspl to adapt on top."
+            f"The bundle for domain {manifest.domain!r} projects images to its teacher's embedding space, so it cannot "
+            "be adapted. Boost with distillation=caspl to adapt on top."
         )
         raise BoostBundleError(msg)
     groups = {
@@ -148,7 +148,7 @@ def boosted_backbone(backbone: Backbone, bundle: Bundle) -> PromptedBackbone:
         if name in bundle.tensors
     }
     if not groups:
-        msg = f"The bundle for domain {manifest.domain!r} holds no boosting prompts; give one that `caspl boost` wrote."
+        msg = f"The bundle for domain {manifest.domain!r} contains no boosting prompts; pass one from `caspl boost`."
         raise BoostBundleError(msg)
     return PromptedBackbone(
         backbone,
@@ -168,15 +168,15 @@ def load_prompted_backbone(
     device: str,
     quick_gelu: bool = False,
 ) -> PromptedBackbone:
-    """Load a backbone, and a domain's boosting prompts if there are any.
+    """Load a backbone, and boosting prompts if given.
 
     Args:
-        arch: open_clip name.
-        pretrained: its weights.
-        boost: a bundle that `caspl boost` wrote, or None for the plain backbone.
-        is_random: random weights from seed 0 instead, for trying a pipeline out.
-        device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA when there is one).
-        quick_gelu: for a local file of OpenAI's weights; tags that need it get it without asking.
+        arch: open_clip model name.
+        pretrained: open_clip tag or local file.
+        boost: a bundle from `caspl boost`, or None for the plain backbone.
+        is_random: use random weights (seed 0), for testing a pipeline.
+        device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA if available).
+        quick_gelu: use QuickGELU, for a local file of OpenAI's weights; tags that need it enable it themselves.
 
     Raises:
         WeightsError: the backbone cannot be loaded.

@@ -1,7 +1,7 @@
-"""PromptKD's student: image prompts and a projector into the teacher's space, where the teacher's text features wait.
+"""PromptKD's student: image prompts, and a projector into the teacher's embedding space.
 
-The student shares the teacher's text features g_T instead of having its own; two linear layers with a batch norm and a
-ReLU between them bring its image embedding to their width:
+The student uses the teacher's text features g_T instead of its own. Two linear layers, with batch norm and ReLU between
+them, project its image embedding v to their width:
 
     z_S = s_S · <unit(h(v)), g_T>,   h(v) = W2 relu(norm(W1 v + b1)) + b2
 
@@ -23,12 +23,12 @@ from training.scores import class_scores
 
 
 class PromptKDStudent(nn.Module):
-    """Image prompts and projector in the making.
+    """Trainable image prompts and projector.
 
     Args:
-        backbone: whose image tower the prompts fit; a depth beyond its layers is cut to it.
+        backbone: the frozen CLIP; a depth beyond the image tower's number of layers is clamped to it.
         text_features_KE2: the teacher's text features, unit norm.
-        recipe: token count, depth and seed; its text keys have no effect.
+        recipe: token count, depth and seed; its text settings have no effect.
     """
 
     def __init__(self, backbone: Backbone, text_features_KE2: Tensor, recipe: BoostRecipe) -> None:
@@ -48,20 +48,20 @@ class PromptKDStudent(nn.Module):
             self.out = nn.Linear(width, width).to(backbone.device)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The image prompts and the projector, at one rate."""
+        """Image prompts and projector, at the recipe's rate."""
         return [ParameterGroup(list(self.parameters()))]
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
-        """z_S: [B, K]; while training, the batch norm uses the batch's own statistics and notes them."""
+        """z_S: [B, K]; in training mode the batch norm uses and tracks batch statistics."""
         hidden = self.norm(self.hidden(self._prompted().embed_images(images_BCHW).float()))
         features = unit_norm(self.out(hidden.relu()))
         return class_scores(self.backbone.logit_scale, features, self._text_features_KE2)
 
     def fold(self) -> tuple[PromptedBackbone, ExportedPrompts]:
-        """The prompted backbone, and the projector with its batch norm folded into the first layer."""
+        """Return the prompted backbone, and the projector with batch norm folded into its first layer."""
         variance, mean = self.norm.running_var, self.norm.running_mean
         if variance is None or mean is None:
-            raise TypeError("the batch norm keeps no running statistics, so it cannot be folded")
+            raise TypeError("the batch norm has no running statistics to fold")
         scale = self.norm.weight / torch.sqrt(variance + self.norm.eps)
         projector = {
             "hidden.weight": self.hidden.weight * scale[:, None],

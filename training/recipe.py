@@ -1,7 +1,7 @@
-"""Recipes: every choice of a training run, as data.
+"""Recipes: all settings of a training run, read from TOML and stored in the bundle's provenance.
 
-A recipe is read from TOML; an unknown key is an error, every default can be printed, and the whole recipe travels in
-the bundle's provenance. Where the CasPL paper (arXiv 2409.17805) is silent, the field's comment says so.
+Unknown keys are errors. A description marked "inferred" is a value that the CasPL paper (arXiv 2409.17805) or the
+method's own paper does not state.
 """
 
 import tomllib
@@ -16,29 +16,29 @@ from training.errors import RecipeError
 
 
 class Recipe(BaseModel):
-    """What every training run decides: how it steps, what it sees of an image, and from which seed."""
+    """Settings that all runs share: optimizer, schedule, augmentation, precision and seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with momentum 0.9, or AdamW")
     learning_rate: float = Field(default=0.005, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
-    warmup_epochs: int = Field(default=1, ge=0, description="epochs at the constant warm-up rate")
+    warmup_epochs: int = Field(default=1, ge=0, description="epochs at the constant warm-up learning rate")
     warmup_learning_rate: float = Field(default=1e-5, ge=0)
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=8, ge=1)
     augmentation: Literal["crop-flip", "none"] = Field(
-        default="crop-flip", description="random resized crop (bicubic) and flip; none sees each image as served"
+        default="crop-flip", description="random resized crop (bicubic) and flip; none: preprocess as in serving"
     )
-    crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="least area of a random crop")
+    crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="minimum area of a random crop, as a fraction")
     fixed_views: int = Field(
         default=0,
         ge=0,
-        description="random views per image that the epochs go round, so that frozen models see each once; "
-        "0 draws fresh ones every epoch, as the papers do",
+        description="random views per image, cycled through by epoch, so that frozen models run once per view; "
+        "0 draws new views every epoch, as in the papers",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the forward; auto is bfloat16 on CUDA and float32 elsewhere"
+        default="auto", description="of the forward pass; auto is bfloat16 on CUDA, float32 elsewhere"
     )
     seed: int = Field(default=1, ge=0)
 
@@ -46,13 +46,13 @@ class Recipe(BaseModel):
     def _check_schedule(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warmup_epochs must be below epochs, found {self.warmup_epochs} of {self.epochs}: nothing would be "
-                "learned at the recipe's rate; set warmup_epochs=0 for so short a run"
+                f"warmup_epochs must be less than epochs, found {self.warmup_epochs} of {self.epochs}; set "
+                "warmup_epochs=0 for such a short run"
             )
         return self
 
     def to_toml(self) -> str:
-        """The recipe with every value written out and explained."""
+        """All keys with their values, as TOML, with descriptions as comments."""
         lines = []
         for name, field in type(self).model_fields.items():
             first, *others = tomli_w.dumps({name: getattr(self, name)}).strip().splitlines()
@@ -61,54 +61,57 @@ class Recipe(BaseModel):
 
 
 class BoostRecipe(Recipe):
-    """Phase 1: boosting prompts distilled from a teacher on unlabelled images.
+    """Phase 1: distil boosting prompts from a teacher on unlabelled images.
 
-    Defaults follow the reference training of PromptSRC and PromptKD (SGD 0.9, weight decay 5e-4, cosine per epoch,
-    one warm-up epoch at 1e-5, 20 epochs of batches of 8). Token count, depth, loss reduction and initialisation are
-    not stated by the paper for phase 1; they are inferred and open to change here.
+    Defaults follow PromptSRC and PromptKD (SGD 0.9, weight decay 5e-4, cosine per epoch, one warm-up epoch at 1e-5,
+    20 epochs, batch size 8). The CasPL paper does not state token count, depth, loss reduction and initialisation for
+    phase 1; these are inferred.
     """
 
     distillation: Literal["caspl", "promptkd"] = Field(
         default="caspl",
-        description="caspl learns prompts in both towers; promptkd image prompts and a projector to the teacher's text "
-        "features: other labels and phase 2 are then out of reach",
+        description="caspl: prompts in both towers; promptkd: image prompts and a projector to the teacher's text "
+        "features, which supports neither other labels nor phase 2",
     )
     image_tokens: int = Field(
         default=8, ge=0, le=64, description="boosting tokens per layer in the image tower; inferred"
     )
-    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's; inferred")
+    image_depth: int = Field(
+        default=9, ge=1, description="layers with their own image tokens, at most the tower's; inferred"
+    )
     text_tokens: int = Field(
         default=8, ge=0, le=64, description="boosting tokens per layer in the text tower; inferred"
     )
-    text_depth: int = Field(default=9, ge=1, description="layers with own text tokens, cut to the tower's; inferred")
-    text_init: str = Field(
-        default="a photo of a", description="words for text layer 0, used where their token count fits"
+    text_depth: int = Field(
+        default=9, ge=1, description="layers with their own text tokens, at most the tower's; inferred"
     )
-    template: str = Field(default="{}.", description="student text behind the prompts")
-    teacher_template: str = Field(default="a photo of a {}.", description="the teacher's hand-written prompt")
+    text_init: str = Field(
+        default="a photo of a",
+        description="initial words of text layer 0, used if their token count equals text_tokens",
+    )
+    template: str = Field(default="{}.", description="student text after the prompts")
+    teacher_template: str = Field(default="a photo of a {}.", description="the teacher's hand-written prompt template")
     temperature: float = Field(default=1.0, gt=0, description="tau of CasPL eq. 2")
     reduction: Literal["mean", "batchmean"] = Field(
-        default="mean", description="KL over batch and classes (PromptKD) or over the batch; inferred"
+        default="mean", description="average the KL over batch and classes (PromptKD), or over the batch; inferred"
     )
     loss_weight: float = Field(default=1000.0, gt=0, description="1000, or 200 for Aircraft, Flowers, DTD (PromptKD)")
     text_rate_factor: float = Field(
-        default=1.0, ge=0, description="text prompts learn at this multiple of the rate; below 1 where classes collapse"
+        default=1.0, ge=0, description="learning-rate multiplier of the text prompts; below 1 if classes collapse"
     )
 
     @model_validator(mode="after")
     def _check_prompts(self) -> Self:
         has_text = self.text_tokens > 0 and self.distillation == "caspl"
         if self.image_tokens == 0 and not has_text:
-            raise ValueError(
-                "image_tokens and text_tokens are both 0: there is nothing to learn; give one of them tokens"
-            )
+            raise ValueError("image_tokens and text_tokens are both 0, so there is nothing to train; raise one of them")
         return self
 
 
 class AdaptRecipe(Recipe):
-    """Phase 2, what all methods share; each method's file adds its own keys and its paper's values.
+    """Phase 2: settings shared by all methods; each method adds its own keys and its paper's values.
 
-    Source of the values: the methods' repositories (SGD 0.9, weight decay 5e-4, cosine, one warm-up epoch at 1e-5).
+    Source: the methods' repositories (SGD 0.9, weight decay 5e-4, cosine, one warm-up epoch at 1e-5).
     """
 
 
@@ -116,35 +119,35 @@ R = TypeVar("R", bound=Recipe)
 
 
 def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = ()) -> R:
-    """Read a TOML recipe, then apply `key=value` overrides.
+    """Read a TOML recipe and apply `key=value` overrides.
 
     Args:
-        kind: which recipe: its keys, bounds and defaults.
+        kind: recipe class, which defines keys, bounds and defaults.
         path: a TOML file, or None for the defaults.
         overrides: entries like `epochs=5`; values are TOML, bare words are strings.
 
     Raises:
-        RecipeError: no such file, not TOML, an unknown key or a value out of range; names the key.
+        RecipeError: missing file, invalid TOML, unknown key or value out of range; names the key.
     """
     values: dict[str, Any] = {}
     if path is not None:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            msg = f"No recipe could be read from {path}: {error.strerror}."
+            msg = f"Cannot read the recipe {path}: {error.strerror}."
             raise RecipeError(msg) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            msg = f"The recipe {path} is not TOML: {error}"
+            msg = f"The recipe {path} is not valid TOML: {error}"
             raise RecipeError(msg) from error
     values |= dict(_parse_override(entry) for entry in overrides)
     return validate_recipe(kind, values)
 
 
 def validate_recipe(kind: type[R], values: Mapping[str, Any]) -> R:
-    """A recipe of plain values.
+    """Build a recipe from plain values.
 
     Raises:
-        RecipeError: an unknown key, a value out of range, or values that cannot go together; names the key.
+        RecipeError: unknown key, value out of range, or conflicting values; names the key.
     """
     try:
         return kind.model_validate(dict(values))
@@ -155,7 +158,7 @@ def validate_recipe(kind: type[R], values: Mapping[str, Any]) -> R:
 def _parse_override(entry: str) -> tuple[str, Any]:
     key, sign, value = entry.partition("=")
     if not sign:
-        msg = f"Expected key=value for a recipe override, found {entry!r}."
+        msg = f"A recipe override must be key=value, found {entry!r}."
         raise RecipeError(msg)
     try:
         return key.strip(), tomllib.loads(f"x = {value}")["x"]

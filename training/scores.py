@@ -1,4 +1,4 @@
-"""Class scores from features, kept out of bfloat16.
+"""Class scores from features, exempt from autocast.
 
 Legend: B rows, K classes, E joint width.
 """
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def class_scores(scale: float, features_BE: Tensor, texts: Tensor) -> Tensor:
-    """Scores z_bc = s · <f_b, g_c> in the features' own precision.
+    """Scores z_bc = s · <f_b, g_c> in the precision of the features.
 
-    Autocast would take the product to bfloat16. Behind a scale of 100, cosines of 0.25 would then be 0.1 apart, more
-    than classes differ by. Source of the equation: CLIP (arXiv 2103.00020), figure 3.
+    Under autocast the product would be bfloat16; with s = 100, scores near a cosine of 0.25 would be quantised to steps
+    of 0.1, more than classes differ by. Source of the equation: CLIP (arXiv 2103.00020), figure 3.
 
     Args:
         scale: s.
         features_BE: f, unit norm.
-        texts: g, unit norm: [K, E], or [B, K, E] where each image has its own.
+        texts: g, unit norm: [K, E], or [B, K, E] with text features per image.
 
     Returns:
         [B, K].

@@ -1,4 +1,4 @@
-"""The teacher of phase 1: a larger frozen CLIP, plain or with prompts of its own, and what it says about images.
+"""The teacher of phase 1: a larger frozen CLIP, with or without prompts.
 
 Legend: B rows, C/H/W image, K classes, E joint width.
 """
@@ -18,18 +18,18 @@ from training.scores import class_scores
 
 
 class Teacher:
-    """Answers over the domain's classes.
+    """Scores images over the domain's classes.
 
     Args:
         backbone: the larger CLIP.
         class_names: all classes of the domain, base and new.
-        template: hand-written text around a class name; used by a plain teacher.
-        bundle: prompts learned on this very backbone, as PromptKD's teacher has; None for the plain teacher.
+        template: hand-written prompt template, used if `bundle` is None.
+        bundle: prompts trained on this backbone, as in PromptKD; None for the plain teacher.
 
     Raises:
-        StackMismatchError: the bundle was made for another backbone, or cannot name these classes.
+        StackMismatchError: the bundle was made for another backbone, or does not support these classes.
         BoostBundleError: the bundle has a conditional head.
-        TextTooLongError: a class does not fit the text tower.
+        TextTooLongError: a class name exceeds the text tower's context length.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Teacher:
         else:
             stack = model.with_labels(model.load_stack(bundle), class_names)
         if stack.text_features is None:
-            msg = "The teacher's bundle makes text features per image; a teacher needs fixed ones."
+            msg = "The teacher's bundle has a conditional head; a teacher needs fixed text features."
             raise BoostBundleError(msg)
         self._image = stack.image.to(backbone.device) if stack.image is not None else None
-        # Copied out of inference mode, whose tensors cannot take part in a loss.
+        # Cloned because inference-mode tensors cannot be used in autograd.
         self.text_features_KE = stack.text_features.clone().to(backbone.device)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How the commands of training speak to a person, and how they fail."""
+"""Error output and argument checks shared by the training commands."""
 
 import re
 from collections.abc import Iterator
@@ -13,39 +13,41 @@ from training.errors import TrainingError
 
 @contextmanager
 def exit_on_error(command: str) -> Iterator[None]:
-    """What went wrong in one line, and exit code 1; a stack trace only for what nobody foresaw.
+    """Print expected errors in one line and exit with code 1; unexpected errors keep their traceback.
 
     Args:
-        command: as it stands behind `caspl`.
+        command: name of the `caspl` subcommand.
     """
-    from prompted_clip.errors import PromptedClipError  # noqa: PLC0415  its package loads torch
+    from prompted_clip.errors import PromptedClipError  # noqa: PLC0415  loads torch
 
     try:
         yield
     except (TrainingError, PromptStoreError, PromptedClipError, OSError) as error:
-        _tell(command, str(error))
+        _print_error(command, str(error))
         raise typer.Exit(1) from error
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; by name, since torch may not be loaded
+        if (
+            type(error).__name__ != "OutOfMemoryError"
+        ):  # torch.OutOfMemoryError, compared by name to avoid importing torch
             raise
-        _tell(
+        _print_error(
             command,
-            "The device has no memory left: lower batch_size or the number of prompt tokens, or free the device.",
+            "Out of device memory: lower batch_size or the number of prompt tokens, or free memory on the device.",
         )
         raise typer.Exit(1) from error
 
 
 def check_device(name: str) -> str:
-    """The name of a device if it is one.
+    """Return `name` if it is a valid device name.
 
     Raises:
-        BadParameter: it is none.
+        BadParameter: it is not.
     """
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
         raise typer.BadParameter(f"expected auto, cpu, cuda or cuda:<n>, found {name!r}")
     return name
 
 
-def _tell(command: str, message: str) -> None:
-    # No markup: shapes such as [4, 512] would read as styles.
+def _print_error(command: str, message: str) -> None:
+    # markup=False: rich would interpret shapes such as [4, 512] as styles.
     Console(stderr=True, highlight=False).print(f"caspl {command}: {message}", markup=False, soft_wrap=True)

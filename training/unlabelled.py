@@ -1,4 +1,4 @@
-"""What a domain is boosted on: images without labels, and the names of all its classes."""
+"""Input of boosting: unlabelled images and the names of all classes."""
 
 import hashlib
 import os
@@ -18,12 +18,12 @@ from training.progress import progress_bars
 
 @dataclass(frozen=True)
 class UnlabelledData:
-    """Images and classes of one domain.
+    """Images and class names of one domain.
 
     Attributes:
-        images: the readable ones; damaged ones are counted and named.
-        class_names: base and new.
-        template: the data set's hand-written prompt for the teacher; None where there is no data set.
+        images: readable images, and the paths of unreadable ones.
+        class_names: base and new classes.
+        template: the data set's hand-written prompt template for the teacher; None for a plain folder.
     """
 
     images: ImageFolder
@@ -32,10 +32,10 @@ class UnlabelledData:
 
 
 def read_folder(images: Path, classes: Path, console: Console) -> UnlabelledData:
-    """A folder of images, subfolders included, and a class list; the list is read first.
+    """Read a class list, then all images in a folder and its subfolders.
 
     Raises:
-        ClassListError: the class list cannot be used.
+        ClassListError: invalid class list.
         NoImagesError: no readable image.
     """
     names = read_classes(classes)
@@ -46,29 +46,29 @@ def read_folder(images: Path, classes: Path, console: Console) -> UnlabelledData
 
 
 def read_data_set(name_or_path: str, root: Path | None, console: Console) -> UnlabelledData:
-    """The train images of a labelled data set, without their labels.
+    """Read the train images of a labelled data set and ignore their labels.
 
     Raises:
-        DatasetError: no such data set, or it has no train images that can be read.
+        DatasetError: unknown data set, or no readable train image.
     """
     dataset = open_dataset(name_or_path, root)
-    console.print(f"reading {len(dataset.split('train'))} train images of {dataset.name}", markup=False)
+    console.print(f"Reading {len(dataset.split('train'))} train images of {dataset.name}", markup=False)
     return UnlabelledData(train_images_of(dataset), dataset.class_names, dataset.template)
 
 
 def train_images_of(dataset: Dataset) -> ImageFolder:
-    """The train images of a data set without their labels; damaged ones are set aside.
+    """The readable train images of a data set, without labels, and the paths of unreadable ones.
 
     Raises:
-        DatasetError: there are none, or none of some class that can be read.
+        DatasetError: no train images, or a class without a readable one.
     """
     kept = drop_unreadable(dataset, ("train",))
     files = tuple(sorted({image.path for image in kept.split("train")}))
     unreadable = tuple(sorted(set(kept.unreadable) - set(dataset.unreadable)))
     root = Path(os.path.commonpath([path.parent for path in (*files, *unreadable)]))
     digest = hashlib.sha256()
-    for path, found in zip(files, read_in_threads(_hash, files), strict=True):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{found}\n".encode("utf-8", "surrogateescape"))
+    for path, file_digest in zip(files, read_in_threads(_hash, files), strict=True):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{file_digest}\n".encode("utf-8", "surrogateescape"))
     return ImageFolder(root, files, unreadable, f"sha256:{digest.hexdigest()}")
 
 

@@ -153,12 +153,12 @@ def test_each_method_prints_its_recipe_with_every_key_written_out():
     ("extra", "code", "says"),
     [
         (["--set", "wavelength=3"], 1, "unknown recipe key 'wavelength'"),
-        (["--method", "magic"], 2, "known: coop"),
+        (["--method", "magic"], 2, "known methods: coop"),
         (["--domain", "Pets!"], 1, "lower-case"),
         (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["--boost", "gone.safetensors"], 1, "gone.safetensors"),
         (["--device", "gpu"], 2, "auto, cpu, cuda"),
-        (["--set", "warmup_epochs=2"], 1, "warmup_epochs must be below epochs"),
+        (["--set", "warmup_epochs=2"], 1, "warmup_epochs must be less than epochs"),
         (["--method", "dept", "--set", "host_values={token=3}"], 1, "unknown recipe key 'token'"),
     ],
 )
@@ -175,7 +175,7 @@ def test_a_damaged_image_is_named_and_left_out(data, tmp_path):
     (folder / "cat" / "torn.png").write_bytes((data / "cat" / "0.png").read_bytes()[:200])
     result = caspl_adapt(folder, tmp_path, "--shots", "0")
     assert result.exit_code == 0, result.output
-    assert "skipped 1 unreadable" in result.output
+    assert "Skipped unreadable images (1)" in result.output
     assert "torn.png" in result.output
     assert read_bundle((tmp_path / "pets.safetensors").read_bytes()).manifest.provenance.metrics["n_images"] == 12
     strict = caspl_adapt(folder, tmp_path, "--shots", "0", "--strict")

@@ -181,7 +181,7 @@ def test_student_and_teacher_of_different_image_size_are_refused(folder, monkeyp
     other = tiny_backbone("tiny-teacher", 1)
     wide = dataclasses.replace(other)
     monkeypatch.setattr(type(other), "image_size", property(lambda self: 64 if self is wide else 32))
-    with pytest.raises(BackbonePairError, match="32 px and teacher tiny-teacher 64 px"):
+    with pytest.raises(BackbonePairError, match="takes 32 px images and teacher tiny-teacher 64 px"):
         Booster(run.student, Teacher(wide, CLASSES, "{}."), run._views, recipe())
 
 

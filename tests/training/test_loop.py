@@ -101,7 +101,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     (tmp_path / "state").write_bytes(b"half a file")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="Cannot read the checkpoint"):
         train(Line(), recipe(), checkpoint=CheckpointConfig(tmp_path / "state", {}))
 
 

@@ -42,12 +42,12 @@ def test_the_reference_is_the_boosted_model_or_the_plain_one():
 
 
 def test_a_bundle_of_another_backbone_is_refused():
-    with pytest.raises(BoostBundleError, match="boost this backbone"):
+    with pytest.raises(BoostBundleError, match="Boost this backbone"):
         boosted_backbone(tiny_backbone(seed=5), bundle())
 
 
 def test_a_bundle_without_boosting_prompts_is_refused():
-    with pytest.raises(BoostBundleError, match="holds no boosting prompts"):
+    with pytest.raises(BoostBundleError, match="contains no boosting prompts"):
         boosted_backbone(tiny_backbone(), read_bundle(random_bundle(image_boost=None)))
 
 

@@ -42,7 +42,7 @@ def test_a_missing_or_broken_recipe_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match="absent"):
         read_recipe(BoostRecipe, tmp_path / "absent.toml")
     (tmp_path / "bad.toml").write_text("epochs = = 3")
-    with pytest.raises(RecipeError, match="not TOML"):
+    with pytest.raises(RecipeError, match="not valid TOML"):
         read_recipe(BoostRecipe, tmp_path / "bad.toml")
 
 
@@ -68,9 +68,9 @@ def test_a_missing_class_list_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["epochs=1"], "warmup_epochs must be below epochs, found 1 of 1"),
-        (["image_tokens=0", "text_tokens=0"], "nothing to learn"),
-        (["image_tokens=0", "distillation=promptkd"], "nothing to learn"),
+        (["epochs=1"], "warmup_epochs must be less than epochs, found 1 of 1"),
+        (["image_tokens=0", "text_tokens=0"], "nothing to train"),
+        (["image_tokens=0", "distillation=promptkd"], "nothing to train"),
     ],
 )
 def test_a_recipe_that_cannot_learn_is_refused(settings, says):
