@@ -1,1 +1,1 @@
-"""Phase 2 of CasPL: adapting prompts, one file per method."""
+"""CasPL phase 2: adapting prompts, one file per method."""

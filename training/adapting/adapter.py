@@ -1,7 +1,7 @@
-"""Phase 2 as the loop sees it: gives a method the views it wants, and takes its loss.
+"""The `Learner` of phase 2: passes an adapting method the inputs it requires and returns its loss.
 
-Image features of frozen models are computed once per fixed view, so a method that learns text prompts only never runs
-the image tower twice on the same pixels.
+Image features of frozen models are cached per fixed view, so methods that train only text prompts run the image tower
+once per view.
 
 Legend: B rows, E joint width.
 """
@@ -24,14 +24,14 @@ from training.recipe import AdaptRecipe
 
 
 class Adapter:
-    """One run of phase 2.
+    """The `Learner` of phase 2.
 
     Args:
-        method: what learns.
-        base_model: what it was built on.
+        method: the method to train.
+        base_model: the model that the method adapts.
         views: the labelled images.
         labels: class index of each image.
-        recipe: every choice of the run.
+        recipe: all settings of the run.
     """
 
     def __init__(
@@ -49,41 +49,43 @@ class Adapter:
         self._labels_N = torch.tensor(labels, dtype=torch.long)
         self._recipe = recipe
         reference = base_model.reference(recipe.reference) if isinstance(recipe, ReferenceRecipe) else base_model
-        own = ViewValues(views, lambda pixels: self._features(base_model, pixels))
-        is_own = reference is base_model
-        self._feature_values = own
-        self._reference_values = own if is_own else ViewValues(views, lambda pixels: self._features(reference, pixels))
+        self._feature_values = ViewValues(views, lambda pixels: self._features(base_model, pixels))
+        self._reference_values = (
+            self._feature_values
+            if reference is base_model
+            else ViewValues(views, lambda pixels: self._features(reference, pixels))
+        )
 
     @property
     def n_images(self) -> int:
-        """Images of an epoch."""
+        """Images per epoch."""
         return len(self._views)
 
     @property
     def averages_over_images(self) -> bool:
-        """True but for methods that rewrite the gradient of a whole batch."""
+        """The method's value: False for ProGrad, which changes the gradient of the whole batch."""
         return self.method.averages_over_images
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The method's."""
+        """The method's parameter groups."""
         return self.method.parameter_groups()
 
     def prefetch(self, indices: Tensor, epoch: int) -> None:
-        """Begin to decode the views of the next step, if the step will look at them."""
+        """Start decoding the views of the next step, if the step needs pixels."""
         if "images" in self.method.required_inputs or self._views.view_set(epoch) is None:
             self._views.prefetch(indices.tolist(), epoch)
 
     def order(self, epoch: int) -> Tensor:
-        """A permutation [N] int64."""
+        """Image order of an epoch: a permutation [N] int64."""
         return self._views.order(epoch)
 
     def loss(self, indices: Tensor, epoch: int) -> Tensor:
-        """The method's loss over some images under their views of an epoch."""
+        """The method's loss of the images at `indices`, under their views of this epoch."""
         with autocast(self._recipe, self._device):
             return self.method.loss(self.batch(indices, epoch))
 
     def batch(self, indices: Tensor, epoch: int) -> Batch:
-        """What the method wants to see of some images."""
+        """The method's required inputs for the images at `indices`."""
         required = self.method.required_inputs
         is_fresh = self._views.view_set(epoch) is None
         pixels = self._views.load(indices.tolist(), epoch) if "images" in required or is_fresh else None
@@ -91,8 +93,8 @@ class Adapter:
         if "features" in required:
             features_BE = self._feature_values.get(indices, epoch, pixels)
         if "reference" in required:
-            is_known = features_BE is not None and self._reference_values is self._feature_values
-            reference_BE = features_BE if is_known else self._reference_values.get(indices, epoch, pixels)
+            is_same = features_BE is not None and self._reference_values is self._feature_values
+            reference_BE = features_BE if is_same else self._reference_values.get(indices, epoch, pixels)
         return Batch(
             labels_B=self._labels_N[indices].to(self._device),
             images_BCHW=self._images(pixels) if pixels is not None and "images" in required else None,
@@ -101,15 +103,15 @@ class Adapter:
         )
 
     def end_epoch(self, epoch: int) -> None:
-        """Pass it on."""
+        """Forward to the method."""
         self.method.end_epoch(epoch)
 
     def state_dict(self) -> Mapping[str, Any]:
-        """The method's."""
+        """The method's state."""
         return self.method.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up an interrupted run."""
+        """Restore the method's state."""
         self.method.load_state_dict(state)
 
     def _images(self, pixels_BCHW: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""CoCoOp: a context that follows the image, through a small net on the image's features.
+"""CoCoOp: a learnable context, shifted per image by a small meta-net on the image features.
 
     π = linear2( relu( linear1( f(x) ) ) ),   context_n(x) = context_n + π  for every token n
     p(c | x) = softmax_c( s · <f(x), g([context(x), name of c, "."])> ),   L = -log p(y | x)
 
-Source: CoCoOp (arXiv 2203.05557), section 3.2, and its repository. Where the paper says CLIP, f and g are the
-base model's. The text tower runs for every image and class, so a step costs B·K texts.
+Source: CoCoOp (arXiv 2203.05557), section 3.2, and its repository. Where the paper says CLIP, f and g are the base
+model's. The text tower runs for every image and class, so a step encodes B·K texts.
 
 Legend: B rows, K classes, R texts of one pass, N context tokens, W text width, E joint width, H hidden width.
 """
@@ -29,33 +29,31 @@ from training.scores import class_scores
 
 
 class CoCoOpRecipe(AdaptRecipe):
-    """CoCoOp's choices; defaults are those of its repository."""
+    """CoCoOp's settings; defaults from its repository."""
 
     learning_rate: float = Field(default=0.002, gt=0)
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=1, ge=1)
-    context_tokens: int = Field(default=4, ge=1, le=64, description="learnable tokens of a context that starts random")
+    context_tokens: int = Field(default=4, ge=1, le=64, description="context tokens if context_init is empty")
     context_init: str = Field(
-        default="a photo of a", description="words the context starts from and is as long as; empty: random"
+        default="a photo of a", description="initial words, which also set the context length; empty: random"
     )
-    meta_reduction: int = Field(
-        default=16, ge=1, description="the meta-net's hidden width is the joint width divided by this"
-    )
+    meta_reduction: int = Field(default=16, ge=1, description="joint width divided by the meta-net's hidden width")
     texts_per_pass: int = Field(
-        default=1024, ge=1, description="texts the tower runs at once: bounds memory, not what is learned"
+        default=1024, ge=1, description="texts per pass of the text tower; bounds memory, does not change results"
     )
 
 
 class CoCoOp(nn.Module):
-    """Conditional context optimisation; learns `context` [N, W] and `meta_net`.
+    """Conditional context optimisation; the parameters are `context` [N, W] and `meta_net`.
 
     Args:
-        base_model: what is adapted.
+        base_model: the model to adapt.
         class_names: K names.
-        recipe: every choice.
+        recipe: all settings.
 
     Raises:
-        TextTooLongError: a class name does not fit the text tower together with the prompts.
+        TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"features"})
@@ -87,36 +85,35 @@ class CoCoOp(nn.Module):
         return nn.functional.cross_entropy(self.logits(batch), batch.labels_B)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Scores z_bc = s · <f(x_b), g_c(x_b)>, [B, K]: every image has its own text features."""
+        """Class scores z_bc = s · <f(x_b), g_c(x_b)>: [B, K], with text features per image."""
         features_BE = required_input(batch.features_BE, "features")
         return class_scores(self.base_model.logit_scale, features_BE, self._text_features(features_BE))
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing is kept over epochs."""
+        """No-op."""
 
     def fold(self) -> ExportedPrompts:
-        """Context and meta-net as they are: the text features depend on the image."""
+        """Context and meta-net, unchanged, because the text features depend on the image."""
         meta_net = {name: detached(tensor) for name, tensor in self.meta_net.state_dict().items()}
         return ExportedPrompts(text_adapt=detached(self.context).unsqueeze(0), meta_net=meta_net)
 
     def _text_features(self, features_BE: Tensor) -> Tensor:
-        """g_c(x_b) [B, K, E], at most `texts_per_pass` texts at a time.
+        """g_c(x_b) [B, K, E], computed in passes of at most `texts_per_pass` texts.
 
-        Where several passes are needed, each forgets its activations and runs again in the backward pass: memory is
-        that of one pass in training too.
+        With several passes, each is activation-checkpointed, so peak memory is that of one pass.
         """
         contexts_BNW = self.context + self.meta_net(features_BE).unsqueeze(1)
         n_rows = len(features_BE) * self.n_classes
         rows = torch.arange(n_rows, device=features_BE.device)
         passes = rows.chunk(math.ceil(n_rows / self.recipe.texts_per_pass))
-        encode = self._encode_rows if len(passes) == 1 else self._encode_rows_again
+        encode = self._encode_rows if len(passes) == 1 else self._encode_rows_checkpointed
         texts = torch.cat([encode(contexts_BNW, rows_R) for rows_R in passes])
         return texts.reshape(len(features_BE), self.n_classes, -1)
 
     def _encode_rows(self, contexts_BNW: Tensor, rows_R: Tensor) -> Tensor:
-        """Features of the texts number b·K + c: [R, E]."""
+        """Features [R, E] of the texts with indices b·K + c."""
         return self.texts.encode(contexts_BNW[rows_R // self.n_classes], rows_R % self.n_classes)
 
-    def _encode_rows_again(self, contexts_BNW: Tensor, rows_R: Tensor) -> Tensor:
-        """`_encode_rows`, run a second time for the gradient instead of remembered; nothing in it is random."""
+    def _encode_rows_checkpointed(self, contexts_BNW: Tensor, rows_R: Tensor) -> Tensor:
+        """`_encode_rows` with activation checkpointing; it uses no randomness, so no RNG state is saved."""
         return checkpoint(self._encode_rows, contexts_BNW, rows_R, use_reentrant=False, preserve_rng_state=False)

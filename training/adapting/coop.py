@@ -1,9 +1,9 @@
-"""CoOp: the words around a class name become learnable vectors.
+"""CoOp: learnable context vectors instead of the words around a class name.
 
     t_c = [context_1 … context_N, name of c, "."],   p(c | x) = softmax_c( s · <f(x), g(t_c)> ),   L = -log p(y | x)
 
-The context is shared by all classes or each class has its own. Source: CoOp (arXiv 2109.01134), sections 3.2 and 4.1,
-and its repository. Where the paper says CLIP, f and g are the base model's.
+The context is shared by all classes, or class-specific. Source: CoOp (arXiv 2109.01134), sections 3.2 and 4.1, and its
+repository. Where the paper says CLIP, f and g are the base model's.
 
 Legend: B rows, K classes, N context tokens, W text width, E joint width.
 """
@@ -24,40 +24,38 @@ from training.scores import class_scores
 
 
 class CoOpRecipe(AdaptRecipe):
-    """CoOp's choices; defaults are those of its repository for ViT-B/16 and 16 shots."""
+    """CoOp's settings; defaults from its repository for ViT-B/16 and 16 shots."""
 
     learning_rate: float = Field(default=0.002, gt=0)
     epochs: int = Field(
         default=200, ge=1, description="200 for 8 and 16 shots, 100 for 2 and 4, 50 for 1 shot and for ImageNet"
     )
     batch_size: int = Field(default=32, ge=1)
-    context_tokens: int = Field(default=16, ge=1, le=64, description="learnable tokens of a context that starts random")
+    context_tokens: int = Field(default=16, ge=1, le=64, description="context tokens if context_init is empty")
     context_init: str = Field(
-        default="", description='words the context starts from and is as long as, such as "a photo of a"; empty: random'
+        default="",
+        description='initial words, such as "a photo of a", which also set the context length; empty: random',
     )
-    class_specific: bool = Field(
-        default=False, description="a context for each class; such prompts serve no other labels"
-    )
+    class_specific: bool = Field(default=False, description="one context per class; excludes other labels")
     position: Position = Field(
         default="end",
-        description="of the class name: end, middle or front of the context; "
-        "boosting prompts stay right in front of the name, inferred for middle and front",
+        description="of the class name: at the end, in the middle or in front of the context; boosting prompts "
+        "directly precede the name (inferred for middle and front)",
     )
 
 
 class CoOp(nn.Module):
     """Context optimisation; the only parameter is `context`, [N, W] or [K, N, W].
 
-    It does not depend on the class names unless it is class-specific: a unified context loads into a CoOp that was
-    built for other classes.
+    A shared context can be loaded into a CoOp for other classes.
 
     Args:
-        base_model: what is adapted.
+        base_model: the model to adapt.
         class_names: K names.
-        recipe: every choice.
+        recipe: all settings.
 
     Raises:
-        TextTooLongError: a class name does not fit the text tower together with the prompts.
+        TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"features"})
@@ -66,8 +64,8 @@ class CoOp(nn.Module):
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: CoOpRecipe) -> None:
         super().__init__()
         backbone, generator = base_model.backbone, torch.Generator().manual_seed(recipe.seed)
-        # Differs from CoOp's repository: there, words make the context a shared one even where class-specific contexts
-        # were asked for. Here each class gets its own copy of them.
+        # Differs from CoOp's repository: there, initial words make the context shared even if it should be
+        # class-specific. Here each class gets its own copy of the words.
         contexts = init_context(
             backbone,
             recipe.context_init,
@@ -88,25 +86,25 @@ class CoOp(nn.Module):
         return nn.functional.cross_entropy(self.logits(batch), batch.labels_B)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Scores z = s · <f(x), g_c>, [B, K]."""
+        """Class scores z = s · <f(x), g_c>: [B, K]."""
         features_BE = required_input(batch.features_BE, "features")
         return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.context))
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Embeddings of images [B, E] and classes [K, E] before they are brought to length 1, for DePT."""
+        """Unnormalised image embeddings [B, E] and text embeddings [K, E], for DePT."""
         with torch.no_grad():
             image_BE = self.base_model.embed_images(required_input(batch.images_BCHW, "images"))
         return image_BE, self.texts.embed(self.context)
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing is kept over epochs."""
+        """No-op."""
 
     @torch.no_grad()
     def fold(self) -> ExportedPrompts:
-        """The context with the class name at its end; text features where the name stands elsewhere.
+        """The context if the class name is at its end, else text features.
 
-        A text group stands in one piece right behind SOS. With the name in the middle or in front, the context does
-        not, so it cannot leave as a group; its text features can, and they serve the trained classes alone.
+        A bundle's text group directly follows SOS. With the class name in the middle or in front, the context does not,
+        so only the text features of the training classes can be exported.
         """
         if self.recipe.position != "end":
             features_KE = detached(self.texts.encode(self.context))

@@ -1,6 +1,4 @@
-"""Deep prompts as the methods with image prompts start, read and hand them over.
-
-It knows how prompts begin and how a method's tensors leave it; it knows no loss.
+"""Initialisation of deep prompts, and the settings of methods with independent prompts.
 
 Legend: B rows, C/H/W image, L prompt layers, P prompt tokens, W tower width.
 """
@@ -21,16 +19,16 @@ class DeepPromptRecipe(AdaptRecipe):
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=4, ge=1)
     image_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the image tower")
-    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's")
+    image_depth: int = Field(default=9, ge=1, description="layers with their own image tokens, at most the tower's")
     text_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the text tower")
-    text_depth: int = Field(default=9, ge=1, description="layers with own text tokens, cut to the tower's")
+    text_depth: int = Field(default=9, ge=1, description="layers with their own text tokens, at most the tower's")
     text_init: str = Field(
-        default="a photo of a", description="words for text layer 0; words beyond text_tokens stay words"
+        default="a photo of a", description="initial words of text layer 0; words beyond text_tokens stay in the text"
     )
 
 
 def deep_image_prompts(backbone: Backbone, depth: int, tokens: int, generator: torch.Generator) -> nn.Parameter:
-    """N(0, 0.02²) [L, P, vision width] float32 on the backbone's device; L is `depth`, cut to the image tower."""
+    """N(0, 0.02²) [L, P, vision width] float32 on the backbone's device; L is at most the tower's depth."""
     prompts = random_prompts(min(depth, backbone.n_vision_layers), tokens, backbone.vision_width, generator)
     return nn.Parameter(prompts.to(backbone.device))
 
@@ -38,21 +36,21 @@ def deep_image_prompts(backbone: Backbone, depth: int, tokens: int, generator: t
 def deep_text_prompts(
     backbone: Backbone, depth: int, tokens: int, words: str, generator: torch.Generator
 ) -> tuple[nn.Parameter, str]:
-    """Text prompts whose layer 0 starts from words, and the text that stands behind them.
+    """Text prompts initialised from words in layer 0, and the template after them.
 
-    The prompts take the first words; words left over stay ordinary words of the text. With "a photo of a", four tokens
-    take all of it, and two take "a photo" and leave "of a {}." (as in MaPLe's repository). Where there are fewer words
-    than tokens, or a word is several tokens, all layers start random and the text is "{}.".
+    The first `tokens` words initialise the prompts; the remaining words stay in the template. With "a photo of a", four
+    tokens leave "{}.", and two leave "of a {}." (as in MaPLe's repository). With fewer words than tokens, or a word of
+    several tokens, all layers are random and the template is "{}.".
 
     Args:
-        backbone: owner of text tower and tokenizer.
-        depth: layers with own tokens, cut to the text tower.
+        backbone: provides text tower and tokenizer.
+        depth: layers with their own tokens, at most the tower's.
         tokens: P.
-        words: the initial words; empty for none.
-        generator: source of the random layers.
+        words: initial words; empty for random prompts.
+        generator: for the random layers.
 
     Returns:
-        Prompts [L, P, text width] float32 on the backbone's device, and the text with one `{}`.
+        Prompts [L, P, text width] float32 on the backbone's device, and the template with one `{}`.
     """
     prompts = random_prompts(min(depth, backbone.n_text_layers), tokens, backbone.text_width, generator)
     split = words.split()

@@ -1,14 +1,12 @@
-"""DePT: a host method keeps the class-shared channels, a linear head on scaled channels takes the base classes.
+"""DePT: a host method learns prompts, and a linear head on scaled channels learns the base classes.
 
-Source: DePT (arXiv 2309.07439), section 3, and its repository. With image and text embeddings v and t_c of the host
-(not brought to length 1), z the host's scores, FiLM(v) = gamma ⊙ v + beta with own gamma, beta for images and for
-texts, and one head W, b:
+Source: DePT (arXiv 2309.07439), section 3, and its repository. v and t_c are the host's unnormalised image and text
+embeddings, z its scores, FiLM(v) = gamma ⊙ v + beta with separate gamma, beta for images and texts, and W, b the head:
 
     L      = (1 - λ) · CE(z, y) + λ · CE(W [FiLM(t_y); FiLM(v)] + b, [y; y])
-    logits = (1 - λ) · z + λ · (W FiLM(v) + b)      for the classes it was trained on;  z alone for any other
+    logits = (1 - λ) · z + λ · (W FiLM(v) + b)      for the training classes;  z for any others
 
-[·; ·] lies along the batch: each image gives the head two rows, its own and its class's text. It knows the head and how
-it is mixed with the host; it does not know which host it has.
+[·; ·] concatenates along the batch: the head gets two rows per image, the image's and its class's text.
 
 Legend: B rows, K classes, E joint width.
 """
@@ -31,38 +29,38 @@ from training.scores import class_scores
 
 
 class DePTRecipe(AdaptRecipe):
-    """The repository's values; the host's own settings come from its recipe."""
+    """The repository's values; the host has its own recipe."""
 
     learning_rate: float = Field(default=0.0035, gt=0)
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=4, ge=1)
     host: Literal["coop", "ivlp", "maple"] = Field(
         default="maple",
-        description="the method that learns the prompts; of the paper's four, coop and maple; ivlp is our own pairing",
+        description="the method that learns the prompts: coop and maple are in the paper, ivlp is our addition",
     )
-    head_share: float = Field(default=0.7, ge=0, le=1, description="λ, the head's share in loss and scores")
-    head_rate_factor: float = Field(default=6.5, gt=0, description="FiLM and head learn at this multiple of the rate")
-    host_values: dict[str, Any] = Field(default_factory=dict, description="the host's own keys")
+    head_share: float = Field(default=0.7, ge=0, le=1, description="λ, weight of the head in loss and scores")
+    head_rate_factor: float = Field(default=6.5, gt=0, description="learning-rate multiplier of FiLM and head")
+    host_values: dict[str, Any] = Field(default_factory=dict, description="recipe values of the host")
 
 
 class DePTHost(AdaptingMethod, Protocol):
-    """What DePT needs of its host, besides what every method has: embeddings, and cross-entropy for a loss."""
+    """A method that DePT can build on: it exposes embeddings, and its loss is cross-entropy."""
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Embeddings under the host's prompts of images [B, E] and classes [K, E], before they are brought to length 1.
+        """Unnormalised image embeddings [B, E] and text embeddings [K, E], with the host's prompts.
 
-        The images come as pixels, whatever else the host may want for itself.
+        The batch always contains `images`, whatever the host's `required_inputs`.
         """
 
 
 class DePT(nn.Module):
-    """The host, gamma (scale) and beta (shift) [E] for images and for texts, and the head.
+    """A host method, FiLM's gamma (scale) and beta (shift) [E] for images and texts, and the head.
 
     Args:
         base_model: the frozen CLIP that the host adapts.
         class_names: the host's K class names.
-        recipe: λ, the head's rate and seed.
-        host: the method that learns prompts, already built.
+        recipe: λ, the head's learning-rate multiplier and seed.
+        host: the method that learns prompts.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
@@ -84,17 +82,17 @@ class DePT(nn.Module):
 
     @property
     def template(self) -> str:
-        """The host's."""
+        """The host's template."""
         return self.host.template
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The host's groups at their rates, FiLM and head at a higher one."""
+        """The host's groups, and FiLM and head with their multiplier."""
         film = [self.image_scale, self.image_shift, self.text_scale, self.text_shift]
         own = ParameterGroup([*film, *self.head.parameters()], self.recipe.head_rate_factor)
         return [*self.host.parameter_groups(), own]
 
     def loss(self, batch: Batch) -> Tensor:
-        """(1 - λ) · the host's CE + λ · the head's, over images and texts."""
+        """(1 - λ) · CE of the host + λ · CE of the head over images and texts."""
         share, y = self.recipe.head_share, batch.labels_B
         image_BE, text_KE = self._embed(batch)
         host_loss = nn.functional.cross_entropy(self._similarity(image_BE, text_KE), y)
@@ -103,18 +101,18 @@ class DePT(nn.Module):
         return (1 - share) * host_loss + share * head_loss
 
     def logits(self, batch: Batch) -> Tensor:
-        """(1 - λ) · z + λ · head on the image, for the classes of training: [B, K]."""
+        """Class scores (1 - λ) · z + λ · (W FiLM(v) + b), for the training classes: [B, K]."""
         share = self.recipe.head_share
         image_BE, text_KE = self._embed(batch)
         head_BK = self._head_scores(self._film_image(image_BE))
         return (1 - share) * self._similarity(image_BE, text_KE) + share * head_BK
 
     def end_epoch(self, epoch: int) -> None:
-        """Told on to the host."""
+        """Forward to the host method."""
         self.host.end_epoch(epoch)
 
     def fold(self) -> ExportedPrompts:
-        """The host's fold; the head takes FiLM in: W diag(gamma) and W beta + b."""
+        """The host's tensors, and the head with FiLM folded in: W diag(gamma), W beta + b."""
         head = LinearHead(
             weight_KE=detached(self.head.weight * self.image_scale),
             bias_K=detached(self.head(self.image_shift)),
@@ -130,7 +128,7 @@ class DePT(nn.Module):
         return class_scores(self.base_model.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
 
     def _head_scores(self, rows: Tensor) -> Tensor:
-        with torch.autocast(rows.device.type, enabled=False):  # float32, as the scores they are mixed with
+        with torch.autocast(rows.device.type, enabled=False):  # float32, like the scores it is mixed with
             scores: Tensor = self.head(rows)
         return scores
 

@@ -1,10 +1,8 @@
-"""IVLP: independent deep prompts in both towers, learned by cross-entropy.
+"""IVLP: independent deep prompts in both towers, trained with cross-entropy.
 
-The baseline that MaPLe (arXiv 2210.03117) compares with and that PromptSRC (arXiv 2307.06948) starts from:
+The baseline of MaPLe (arXiv 2210.03117) and starting point of PromptSRC (arXiv 2307.06948):
 
     L = CE(z, y),   z_c = s · <f(x; V), g_c(T)>
-
-It knows the prompts and their loss; it does not know how it is trained.
 
 Legend: B rows, K classes, L prompt layers, P prompt tokens, E joint width.
 """
@@ -24,7 +22,7 @@ from training.scores import class_scores
 
 
 class IVLPRecipe(DeepPromptRecipe):
-    """Values of PromptSRC's repository for base-to-new."""
+    """The values of PromptSRC's repository for base-to-new."""
 
 
 class IVLP(nn.Module):
@@ -36,7 +34,7 @@ class IVLP(nn.Module):
         recipe: counts, depths, initial words and seed.
 
     Raises:
-        TextTooLongError: a class name does not fit together with the prompts.
+        TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
@@ -57,7 +55,7 @@ class IVLP(nn.Module):
         return [ParameterGroup([self.text_prompts, self.image_prompts])]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Image [B, E] and text [K, E] embeddings under the prompts, before they are brought to length 1."""
+        """Unnormalised image embeddings [B, E] and text embeddings [K, E]."""
         images_BCHW = required_input(batch.images_BCHW, "images")
         return (
             self.base_model.embed_images(images_BCHW, self.image_prompts),
@@ -65,17 +63,17 @@ class IVLP(nn.Module):
         )
 
     def logits(self, batch: Batch) -> Tensor:
-        """Z, s · <f, g>: [B, K]."""
+        """Class scores z = s · <f, g>: [B, K]."""
         image_BE, text_KE = self.embed(batch)
         return class_scores(self.base_model.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
 
     def loss(self, batch: Batch) -> Tensor:
-        """CE(z, y)."""
+        """Cross-entropy of the batch, float32."""
         return nn.functional.cross_entropy(self.logits(batch), batch.labels_B)
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing is averaged over epochs."""
+        """No-op."""
 
     def fold(self) -> ExportedPrompts:
-        """Both groups as they are."""
+        """Both prompt groups, unchanged."""
         return ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))

@@ -1,10 +1,8 @@
-"""MaPLe: image prompts are linear images of text prompts, layer by layer.
+"""MaPLe: each layer's image prompts are a linear function of its text prompts.
 
-Source: MaPLe (arXiv 2210.03117), section 3.2. At each layer l one linear map F_l couples the towers:
+Source: MaPLe (arXiv 2210.03117), section 3.2. At each layer l, a linear map F_l couples the towers:
 
     V_l = F_l(T_l),   L = CE(z, y),   z_c = s · <f(x; V), g_c(T)>
-
-It knows the prompts, the couplings and their loss; it does not know how it is trained.
 
 Legend: B rows, K classes, L prompt layers, P prompt tokens, E joint width.
 """
@@ -28,14 +26,16 @@ from training.scores import class_scores
 
 
 class MaPLeRecipe(AdaptRecipe):
-    """The repository's values for base-to-new; across data sets it trains at 0.0026 for 2 epochs, 3 layers deep."""
+    """The repository's values for base-to-new; its cross-dataset values are rate 0.0026, 2 epochs, depth 3."""
 
     learning_rate: float = Field(default=0.0035, gt=0)
     epochs: int = Field(default=5, ge=1)
     batch_size: int = Field(default=4, ge=1)
     tokens: int = Field(default=2, ge=1, le=64, description="prompt tokens per layer, in each tower")
-    depth: int = Field(default=9, ge=1, description="layers with coupled tokens, cut to the shallower tower's")
-    text_init: str = Field(default="a photo of a", description="words for text layer 0; words beyond tokens stay words")
+    depth: int = Field(default=9, ge=1, description="layers with coupled tokens, at most those of the shallower tower")
+    text_init: str = Field(
+        default="a photo of a", description="initial words of text layer 0; words beyond `tokens` stay in the text"
+    )
 
 
 class MaPLe(nn.Module):
@@ -47,7 +47,7 @@ class MaPLe(nn.Module):
         recipe: count, depth, initial words and seed.
 
     Raises:
-        TextTooLongError: a class name does not fit together with the prompts.
+        TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
@@ -65,12 +65,12 @@ class MaPLe(nn.Module):
         first, deeper = (
             seeded_linear(backbone.text_width, backbone.vision_width, generator, backbone.device) for _ in range(2)
         )
-        # As in the repository: the couplings below layer 0 start as copies of one.
+        # As in the repository, the couplings of layers 1 and up start as copies of one.
         self.couplings = nn.ModuleList([first, *(copy.deepcopy(deeper) for _ in range(depth - 1))])
         self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.tokens)
 
     def image_prompts(self) -> Tensor:
-        """V, with V_l = F_l(T_l): [L, P, vision width], float32 under autocast too, as every other prompt."""
+        """V with V_l = F_l(T_l): [L, P, vision width], float32 even under autocast."""
         with torch.autocast(self.text_prompts.device.type, enabled=False):
             return torch.stack([couple(text) for couple, text in zip(self.couplings, self.text_prompts, strict=True)])
 
@@ -79,7 +79,7 @@ class MaPLe(nn.Module):
         return [ParameterGroup([self.text_prompts, *self.couplings.parameters()])]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Image [B, E] and text [K, E] embeddings under the prompts, before they are brought to length 1."""
+        """Unnormalised image embeddings [B, E] and text embeddings [K, E]."""
         images_BCHW = required_input(batch.images_BCHW, "images")
         return (
             self.base_model.embed_images(images_BCHW, self.image_prompts()),
@@ -87,17 +87,17 @@ class MaPLe(nn.Module):
         )
 
     def logits(self, batch: Batch) -> Tensor:
-        """Z, s · <f, g>: [B, K]."""
+        """Class scores z = s · <f, g>: [B, K]."""
         image_BE, text_KE = self.embed(batch)
         return class_scores(self.base_model.logit_scale, unit_norm(image_BE), unit_norm(text_KE))
 
     def loss(self, batch: Batch) -> Tensor:
-        """CE(z, y)."""
+        """Cross-entropy of the batch, float32."""
         return nn.functional.cross_entropy(self.logits(batch), batch.labels_B)
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing is averaged over epochs."""
+        """No-op."""
 
     def fold(self) -> ExportedPrompts:
-        """The couplings applied once; only their products leave."""
+        """Both prompt groups, with the couplings applied."""
         return ExportedPrompts(image_adapt=detached(self.image_prompts()), text_adapt=detached(self.text_prompts))

@@ -1,4 +1,4 @@
-"""What every adapting method is to the training loop, and the only thing that leaves training: its folded tensors.
+"""The interface of adapting methods, and the tensors that they export.
 
 Legend: B rows, C/H/W image, K classes, L prompt layers, P prompt tokens, W tower width, E joint width.
 """
@@ -17,14 +17,13 @@ Input = Literal["images", "features", "reference"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images, as far as the method wants them.
+    """Inputs of one step. A field is None unless the method's `required_inputs` contains it.
 
     Attributes:
         labels_B: class indices, int64.
-        images_BCHW: normalised images; None unless the method wants `pixels`.
-        features_BE: the base model's image features of the same views, float32, unit norm, no gradient; None unless
-            the method wants `features`.
-        reference_BE: the reference model's image features likewise; None unless the method wants `reference`.
+        images_BCHW: normalised images (`images`).
+        features_BE: image features of the base model for the same views, float32, unit norm, no gradient (`features`).
+        reference_BE: image features of the reference model, likewise (`reference`).
     """
 
     labels_B: Tensor
@@ -35,12 +34,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear classifier on unnormalised image embeddings that shares the answer: (1-share) z + share (W v + b).
+    """A linear classifier on unnormalised image embeddings v, mixed into the logits: (1-share) z + share (W v + b).
 
     Attributes:
-        weight_KE: [K, E].
-        bias_K: [K].
-        share: of the head in the logits, 0 to 1.
+        weight_KE: W.
+        bias_K: b.
+        share: weight of the head in the logits, 0 to 1.
     """
 
     weight_KE: Tensor
@@ -50,19 +49,19 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class ExportedPrompts:
-    """A trained method as plain tensors; everything that does not depend on the image has been run.
+    """A trained method as plain tensors; every part that does not depend on the image has been evaluated.
 
     Attributes:
         image_adapt: [L, P, vision width] or None.
         text_adapt: [L, P, text width], [K, L, P, text width] (class-specific), or None.
-        text_features_KE: unit-norm features, where the groups alone do not give them (a context that is not in front of
-            the class name); None where they do.
-        is_closed_vocabulary: whether other labels must be refused.
-        head: an extra linear head, or None.
-        projector: `hidden.weight [H, E]`, `hidden.bias`, `weight [E2, H]`, `bias`: two linear layers and a ReLU between
-            them, which take image embeddings to the space of `text_features_KE [K, E2]` (PromptKD); or None.
-        meta_net: the meta-net of a conditional head, `linear1.weight [H, E]`, `linear1.bias`, `linear2.weight [W, H]`,
-            `linear2.bias`; None for static text features.
+        text_features_KE: unit-norm text features, if they cannot be computed from the prompt groups (a context that is
+            not before the class name); else None.
+        is_closed_vocabulary: whether the prompts are valid for the training classes only.
+        head: an additional linear head, or None.
+        projector: PromptKD's `hidden.weight [H, E]`, `hidden.bias`, `weight [E2, H]`, `bias`: two linear layers with a
+            ReLU between them, from image embeddings to the space of `text_features_KE [K, E2]`; or None.
+        meta_net: CoCoOp's `linear1.weight [H, E]`, `linear1.bias`, `linear2.weight [W, H]`, `linear2.bias`; None for
+            static text features.
     """
 
     image_adapt: Tensor | None = None
@@ -75,53 +74,53 @@ class ExportedPrompts:
 
 
 class AdaptingMethod(Protocol):
-    """A method of phase 2: an `nn.Module` whose parameters are all it learns.
+    """A method of phase 2: an `nn.Module` whose parameters are the trainable ones.
 
-    Built as `Method(base_model, class_names, recipe)`; everything random starts from `recipe.seed`.
+    Constructed as `Method(base_model, class_names, recipe)`; all randomness comes from `recipe.seed`.
     """
 
     required_inputs: ClassVar[frozenset[Input]]
     averages_over_images: ClassVar[bool]
-    """Whether the loss of a batch is the mean of its images' losses; several processes may then share a batch."""
+    """Whether a batch's loss is the mean of its images' losses, so that processes can share a batch."""
 
     @property
     def template(self) -> str:
-        """What stands behind the prompts, with one `{}` for the class name."""
+        """Text after the prompts, with one `{}` for the class name."""
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """What learns, and how fast."""
+        """Trainable parameters, grouped by learning rate."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """The training loss: a float32 scalar whose gradient is the step's direction."""
+        """Training loss: a float32 scalar whose gradient is the descent direction."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """Scores [B, K] as they are used to classify; `fold` reproduces them."""
+        """Class scores [B, K], as the exported prompts reproduce them."""
 
     def end_epoch(self, epoch: int) -> None:
-        """Told after each epoch (0-based), for methods that keep a running average of their prompts."""
+        """Called after each epoch (0-based); PromptSRC averages its prompts here."""
 
     def fold(self) -> ExportedPrompts:
-        """The method as plain tensors, on the CPU, detached."""
+        """Export the method as plain tensors: float32, on the CPU, detached."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As `nn.Module`'s; everything a resumed run needs."""
+        """See `nn.Module.state_dict`; contains all state needed to resume."""
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> object:
-        """As `nn.Module`'s."""
+        """See `nn.Module.load_state_dict`."""
 
 
-def required_input(tensor: Tensor | None, want: str) -> Tensor:
-    """A field of a batch that the method's `wants` asked for.
+def required_input(tensor: Tensor | None, name: Input) -> Tensor:
+    """Return a field of a batch that must not be None.
 
     Raises:
-        ValueError: the caller left it out.
+        ValueError: the field is None.
     """
     if tensor is None:
-        msg = f"This method wants {want!r}, and the batch came without; fill what `wants` names."
+        msg = f"The batch lacks {name!r}, which the method lists in `required_inputs`."
         raise ValueError(msg)
     return tensor
 
 
 def detached(tensor: Tensor) -> Tensor:
-    """A float32 copy on the CPU, as a fold hands it over."""
+    """A detached float32 copy on the CPU."""
     return tensor.detach().to("cpu", torch.float32, copy=True)

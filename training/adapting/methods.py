@@ -1,4 +1,4 @@
-"""Every method by the name that `--method` takes: its recipe, and how it is built."""
+"""The methods by `--method` name: recipe class and constructor."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class MethodEntry:
     """One method.
 
     Attributes:
-        recipe: its keys and its paper's values.
-        build: from base_model, class names and such a recipe to the method.
+        recipe: recipe class, with the paper's values as defaults.
+        build: constructs the method from base model, class names and recipe.
     """
 
     recipe: type[AdaptRecipe]
@@ -38,23 +38,23 @@ HOSTS: Final[dict[str, tuple[type[AdaptRecipe], Callable[[PromptedBackbone, Sequ
     "ivlp": (IVLPRecipe, IVLP),
     "maple": (MaPLeRecipe, MaPLe),
 }
-"""What DePT can be put on, each with the values of its own recipe."""
+"""Host methods of DePT: recipe class and constructor."""
 
 
 class HostedDePTRecipe(DePTRecipe):
-    """DePT's recipe with the host's own keys checked and written out; how the run steps is DePT's to say."""
+    """DePT's recipe with validated and completed host values; schedule and optimizer come from DePT's own keys."""
 
     @model_validator(mode="before")
     @classmethod
-    def _write_host_out(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _complete_host_values(cls, values: dict[str, Any]) -> dict[str, Any]:
         host, given = values.get("host", cls.model_fields["host"].default), values.get("host_values", {})
         if host not in HOSTS or not isinstance(given, dict):
-            return values  # the fields' own checks say what is wrong
+            return values  # field validation reports the error
         kind, _ = HOSTS[host]
         own = {name: field.default for name, field in kind.model_fields.items() if name not in AdaptRecipe.model_fields}
         if unknown := [key for key in given if key not in own]:
             raise ValueError(
-                f"unknown recipe key {unknown[0]!r} in host_values; keys of the host {host}: {', '.join(own)}"
+                f"unknown recipe key {unknown[0]!r} in host_values; known keys of {host}: {', '.join(own)}"
             )
         checked = validate_recipe(kind, own | given)
         return values | {"host_values": {name: getattr(checked, name) for name in own}}

@@ -1,10 +1,10 @@
-"""ProGrad: CoOp's context, stepped only in directions that do not unlearn what the zero-shot model knows.
+"""ProGrad: CoOp's context, with gradients projected so that they do not conflict with zero-shot knowledge.
 
     L_ce = CE(z, y),   L_kl = -τ² Σ_c softmax(z₀ / τ)_c · log softmax(z / τ)_c,   z₀ = s · <f₀(x), g₀> of the reference
     a = ∇L_ce,  b = ∇L_kl,  b̂ = b / ‖b‖;   step with   a - λ <a, b̂> b̂  where <a, b̂> < 0,   with a elsewhere
 
-The rule holds for each parameter tensor; b itself is never stepped. Source: ProGrad (arXiv 2205.14865), section 3.2,
-and its repository.
+The projection is applied per parameter tensor; b itself is never added to the step. Source: ProGrad (arXiv 2205.14865),
+section 3.2, and its repository.
 
 Legend: B rows, K classes, N context tokens, W text width, E joint width.
 """
@@ -26,9 +26,9 @@ from training.scores import class_scores
 
 
 class ProGradRecipe(TemplateRecipe, ReferenceRecipe):
-    """ProGrad's choices; defaults are those of its repository.
+    """ProGrad's settings; defaults from its repository.
 
-    Its words are the data set's own ("a type of pet, a photo of a"), in `context_init` and `template` alike.
+    There, `context_init` and `template` are the data set's own words ("a type of pet, a photo of a").
     """
 
     learning_rate: float = Field(default=0.002, gt=0)
@@ -37,11 +37,11 @@ class ProGradRecipe(TemplateRecipe, ReferenceRecipe):
     context_tokens: int = Field(default=16, ge=1, le=64, description="learnable tokens")
     context_init: str = Field(
         default="a photo of a",
-        description="words the last tokens start from, with zeros in front of them; empty: all start random",
+        description="initial words of the last tokens, the tokens before them are zero; empty: random",
     )
-    kl_temperature: float = Field(default=1.0, gt=0, description="tau, softens both sides of the KL")
+    kl_temperature: float = Field(default=1.0, gt=0, description="tau, the temperature of both sides of the KL")
     projection: float = Field(
-        default=1.0, ge=0, description="lambda: share of the conflicting part that is taken out of the step"
+        default=1.0, ge=0, description="lambda: fraction of the conflicting component that is removed"
     )
 
 
@@ -49,13 +49,13 @@ class ProGrad(nn.Module):
     """Prompt-aligned gradient; the only parameter is `context`, [N, W].
 
     Args:
-        base_model: what is adapted; the zero-shot reference is made of it as the recipe says.
+        base_model: the model to adapt; `recipe.reference` derives the zero-shot reference from it.
         class_names: K names.
-        recipe: every choice.
+        recipe: all settings.
 
     Raises:
         RecipeError: the initial words are longer than the context.
-        TextTooLongError: a class name does not fit the text tower together with the prompts or in the template.
+        TextTooLongError: a class name with the prompts, or in the template, exceeds the text tower's context length.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"features", "reference"})
@@ -63,7 +63,7 @@ class ProGrad(nn.Module):
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: ProGradRecipe) -> None:
         super().__init__()
-        self.context = nn.Parameter(_start(base_model, recipe).to(base_model.backbone.device))
+        self.context = nn.Parameter(_init_context(base_model, recipe).to(base_model.backbone.device))
         self.base_model, self.recipe, self.template = base_model, recipe, CONTEXT_TEMPLATE
         self.texts = place_context(base_model, class_names, recipe.context_tokens)
         reference = base_model.reference(recipe.reference)
@@ -74,34 +74,36 @@ class ProGrad(nn.Module):
         return [ParameterGroup([self.context])]
 
     def loss(self, batch: Batch) -> Tensor:
-        """A scalar worth L_ce whose gradient is the projected one.
+        """A scalar with the value of L_ce and the projected gradient.
 
-        Both gradients are taken here, so the loop steps this method like any other.
+        Both gradients are computed here, so the training loop needs no special case.
         """
         logits_BK = self.logits(batch)
         reference_BK = self._reference_logits(batch)
         parameters = list(self.parameters())
         task = nn.functional.cross_entropy(logits_BK, batch.labels_B)
         general = general_loss(logits_BK, reference_BK, self.recipe.kl_temperature)
-        with torch.autocast(logits_BK.device.type, enabled=False):  # backward passes belong outside of autocast
+        with torch.autocast(logits_BK.device.type, enabled=False):  # autograd should not run under autocast
             task_gradients = torch.autograd.grad(task, parameters, retain_graph=True)
             general_gradients = torch.autograd.grad(general, parameters)
         value = task.detach()
         for parameter, a, b in zip(parameters, task_gradients, general_gradients, strict=True):
             step = project_gradient(a, b, self.recipe.projection)
-            value = value + ((parameter - parameter.detach()) * step).sum()  # adds 0 to the value, `step` to the slope
+            value = (
+                value + ((parameter - parameter.detach()) * step).sum()
+            )  # adds 0 to the value and `step` to the gradient
         return value
 
     def logits(self, batch: Batch) -> Tensor:
-        """Scores z = s · <f(x), g_c>, [B, K]."""
+        """Class scores z = s · <f(x), g_c>: [B, K]."""
         features_BE = required_input(batch.features_BE, "features")
         return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.context))
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing is kept over epochs."""
+        """No-op."""
 
     def fold(self) -> ExportedPrompts:
-        """The context; the reference is not needed to answer."""
+        """The context; inference does not need the reference."""
         return ExportedPrompts(text_adapt=detached(self.context).unsqueeze(0))
 
     def _reference_logits(self, batch: Batch) -> Tensor:
@@ -120,9 +122,9 @@ def general_loss(logits_BK: Tensor, reference_BK: Tensor, temperature: float) ->
 
 
 def project_gradient(task: Tensor, general: Tensor, share: float) -> Tensor:
-    """The task's gradient a without what points against the general gradient b.
+    """Remove the component of the task gradient a that opposes the general gradient b.
 
-    a - λ min(<a, b̂>, 0) b̂, b̂ = b / ‖b‖; a where b is 0. Source: ProGrad (arXiv 2205.14865), section 3.2.
+    Returns a - λ min(<a, b̂>, 0) b̂ with b̂ = b / ‖b‖, or a if b = 0. Source: ProGrad (arXiv 2205.14865), section 3.2.
 
     Args:
         task: a, of any shape.
@@ -135,15 +137,15 @@ def project_gradient(task: Tensor, general: Tensor, share: float) -> Tensor:
     return task - share * overlap.clamp(max=0) * direction
 
 
-def _start(base_model: PromptedBackbone, recipe: ProGradRecipe) -> Tensor:
-    """The context [N, W] that training begins with: words last, zeros before them, as in the method's repository."""
+def _init_context(base_model: PromptedBackbone, recipe: ProGradRecipe) -> Tensor:
+    """The initial context [N, W]: zeros, then the words, as in ProGrad's repository."""
     generator = torch.Generator().manual_seed(recipe.seed)
     context_NW = init_context(base_model.backbone, recipe.context_init, recipe.context_tokens, generator)[0]
     n_missing = recipe.context_tokens - len(context_NW)
     if n_missing < 0:
         msg = (
-            f"The words {recipe.context_init!r} are {len(context_NW)} tokens; recipe key 'context_tokens' has room for "
-            f"{recipe.context_tokens}. Raise context_tokens or shorten context_init."
+            f"context_init {recipe.context_init!r} has {len(context_NW)} tokens, more than context_tokens "
+            f"({recipe.context_tokens}). Raise context_tokens or shorten context_init."
         )
         raise RecipeError(msg)
     return nn.functional.pad(context_NW, (0, 0, n_missing, 0))

@@ -1,4 +1,4 @@
-"""PromptSRC: IVLP's prompts, held to the frozen model's features and scores, and averaged over epochs.
+"""PromptSRC: IVLP's prompts, regularised towards a frozen model's features and scores, averaged over epochs.
 
 Source: PromptSRC (arXiv 2307.06948), section 3.2 and its repository. With f0, g0 and z0 = s · <f0, g0> from a frozen
 reference model:
@@ -7,9 +7,9 @@ reference model:
     L_logit = sum over batch and classes of KL( softmax(z0) ‖ softmax(z) ) / (B · K)
     θ       = sum over epochs e = 1..N of w_e · θ_e,   w_e = N(e; μ, σ²), normalised over 1..N
 
-The sum over epochs (Gaussian prompt aggregation) takes the prompts' place after the last epoch; until then training
-goes on from the prompts as they are. With a boosted base model, the paper's frozen CLIP may be the boosted or the plain
-model; `reference` says which.
+The sum over epochs (Gaussian prompt aggregation) replaces the prompts after the last epoch; until then training
+continues from the current prompts. On a boosted base model, `reference` selects the boosted or the plain model as the
+paper's frozen CLIP.
 
 Legend: B rows, K classes, L prompt layers, P prompt tokens, E joint width.
 """
@@ -37,21 +37,21 @@ class PromptSRCRecipe(DeepPromptRecipe, ReferenceRecipe):
     """The repository's values for base-to-new.
 
     Its other settings: few-shot `epochs=50 gpa_mean=30 gpa_std=30` (`gpa_mean=45 gpa_std=5` for Cars, Flowers,
-    Aircraft, DTD, EuroSAT); across data sets `image_depth=3 text_depth=3 gpa_mean=6 gpa_std=10`.
+    Aircraft, DTD, EuroSAT); cross-dataset `image_depth=3 text_depth=3 gpa_mean=6 gpa_std=10`.
     """
 
     reference_text: Literal["templates", "learned"] = Field(
         default="templates",
-        description="what a boosted reference reads: the templates, or the text its prompts learned with; inferred",
+        description="text for a boosted reference: the templates, or the template it was boosted with; inferred",
     )
-    image_weight: float = Field(default=10.0, ge=0, description="of the distance between f and f0")
-    text_weight: float = Field(default=25.0, ge=0, description="of the distance between g and g0")
-    gpa_mean: float = Field(default=15.0, description="epoch (from 1) whose prompts weigh most in the average")
-    gpa_std: float = Field(default=1.0, gt=0, description="spread of the average, in epochs")
+    image_weight: float = Field(default=10.0, ge=0, description="weight of the distance between f and f0")
+    text_weight: float = Field(default=25.0, ge=0, description="weight of the distance between g and g0")
+    gpa_mean: float = Field(default=15.0, description="epoch (from 1) with the largest weight in the average")
+    gpa_std: float = Field(default=1.0, gt=0, description="standard deviation of the weights, in epochs")
 
 
 class PromptSRC(nn.Module):
-    """Independent prompts V [L, P, vision width] and T [L, P, text width], with their running sums.
+    """Independent prompts V [L, P, vision width] and T [L, P, text width], and their weighted sums over epochs.
 
     Args:
         base_model: the frozen CLIP, boosted or plain.
@@ -59,7 +59,8 @@ class PromptSRC(nn.Module):
         recipe: counts, depths, weights, reference and seed.
 
     Raises:
-        TextTooLongError: a class name does not fit together with the prompts, or into a reference template.
+        TextTooLongError: a class name with the prompts, or in a reference template, exceeds the text tower's context
+            length.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"images", "reference"})
@@ -92,7 +93,7 @@ class PromptSRC(nn.Module):
         return [ParameterGroup([self.text_prompts, self.image_prompts])]
 
     def loss(self, batch: Batch) -> Tensor:
-        """CE and the three distances to the reference."""
+        """Cross-entropy plus the three distances to the reference."""
         s, recipe = self.base_model.logit_scale, self.recipe
         f, g = self._features(batch)
         f0, g0 = required_input(batch.reference_BE, "reference"), self.reference_KE
@@ -105,13 +106,13 @@ class PromptSRC(nn.Module):
         )
 
     def logits(self, batch: Batch) -> Tensor:
-        """Z, s · <f, g>: [B, K]."""
+        """Class scores z = s · <f, g>: [B, K]."""
         f, g = self._features(batch)
         return class_scores(self.base_model.logit_scale, f, g)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> None:
-        """Add this epoch's prompts to the sums; after the last epoch the sums are the prompts."""
+        """Add the weighted prompts to the sums; after the last epoch, replace the prompts by the sums."""
         weight = float(aggregation_weights(self.recipe)[epoch])
         self.image_sum += weight * self.image_prompts
         self.text_sum += weight * self.text_prompts
@@ -120,7 +121,7 @@ class PromptSRC(nn.Module):
             self.text_prompts.copy_(self.text_sum)
 
     def fold(self) -> ExportedPrompts:
-        """Both groups as they are."""
+        """Both prompt groups, unchanged."""
         return ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -132,12 +133,12 @@ class PromptSRC(nn.Module):
 
 @torch.no_grad()
 def reference_text(reference: PromptedBackbone, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """g0 [K, E]: the mean over templates, brought to length 1 after the mean; 60 of CLIP's for ImageNet in the paper.
+    """g0 [K, E]: the mean over templates, normalised; the paper uses 60 of CLIP's ImageNet templates.
 
-    The embeddings are averaged at the length they have, as in the repository, not at length 1.
+    As in the repository, the embeddings are averaged unnormalised.
 
     Raises:
-        TextTooLongError: a class name does not fit into a template.
+        TextTooLongError: a class name in a template exceeds the text tower's context length.
     """
     per_template = [
         reference.embed_text(reference.tokenize(class_names, template, n_prompts=0)) for template in templates
@@ -146,10 +147,9 @@ def reference_text(reference: PromptedBackbone, class_names: Sequence[str], temp
 
 
 def aggregation_weights(recipe: PromptSRCRecipe) -> Tensor:
-    """w_e for epochs 1..N: a normal density at e over its sum, float64 [N].
+    """w_e for epochs 1..N: a normal density at e, normalised to sum 1, float64 [N].
 
-    The density's own factor cancels, so the weights are a softmax of its exponent; that stays finite where the density
-    itself is 0 for every epoch of a short run.
+    Computed as a softmax of the exponent, which stays finite where the density underflows to 0 for every epoch.
     """
     epochs = torch.arange(1, recipe.epochs + 1, dtype=torch.float64)
     return (-0.5 * ((epochs - recipe.gpa_mean) / recipe.gpa_std) ** 2).softmax(dim=0)

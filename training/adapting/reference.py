@@ -1,7 +1,7 @@
-"""The frozen model that some methods hold on to: boosted or plain, and the text it reads class names in.
+"""Settings of the frozen reference model of some methods: boosted or plain, and its text template.
 
-The CasPL paper (arXiv 2409.17805) puts the boosted model wherever a method's paper says CLIP. It does not name the
-reference of these methods, nor the text it reads; both are choices here.
+The CasPL paper (arXiv 2409.17805) uses the boosted model wherever a method's paper says CLIP. It specifies neither the
+reference model of these methods nor its template, so both are settings here.
 """
 
 from typing import Literal
@@ -13,25 +13,25 @@ from training.recipe import AdaptRecipe
 
 
 class TemplateRecipe(AdaptRecipe):
-    """Methods that read class names through a frozen text tower."""
+    """Settings of methods with frozen text features."""
 
-    template: str = Field(default="a photo of a {}.", description="the hand-written prompt around a class name")
+    template: str = Field(default="a photo of a {}.", description="the hand-written prompt template")
     boosted_text: Literal["learned", "template"] = Field(
         default="learned",
-        description="what a boosted model reads: the text its prompts were learned with, or the template; inferred",
+        description="text for a boosted model: the template it was boosted with, or `template`; inferred",
     )
 
 
 class ReferenceRecipe(AdaptRecipe):
-    """Methods with a frozen reference beside the model that learns."""
+    """Settings of methods with a frozen reference model."""
 
     reference: Literal["boosted", "plain"] = Field(
-        default="boosted", description="the frozen model to hold on to; inferred"
+        default="boosted", description="the frozen reference model; inferred"
     )
 
 
 def class_template(model: PromptedBackbone, recipe: TemplateRecipe) -> str:
-    """The text, with one `{}`, in which a frozen model reads class names."""
+    """The template, with one `{}`, for a frozen model's text features."""
     if model.template is not None and recipe.boosted_text == "learned":
         return model.template
     return recipe.template

@@ -1,10 +1,8 @@
-"""A learnable context in the text tower: where it starts, where it stands, and text features with it.
+"""A learnable context in the text tower: initialisation, position of the class name, and text features.
 
-Knows CoOp's three places for the class name (arXiv 2109.01134, section 3.2) and where boosting prompts stand among
-them. Does not know images, losses, or how a method comes by its context.
-
-A context has depth 1: it enters with the token embeddings and flows through all layers, while boosting prompts are
-deep (CasPL, arXiv 2409.17805, section 3.2).
+CoOp (arXiv 2109.01134, section 3.2) allows three positions of the class name. A context has depth 1: it is inserted
+into the token embeddings and flows through all layers, while boosting prompts are deep (CasPL, arXiv 2409.17805,
+section 3.2).
 
 Legend: K classes, R texts of a forward, T text tokens, N context tokens, W text width, E joint width.
 """
@@ -26,20 +24,20 @@ from training.prompted_backbone import PromptedBackbone
 Position = Literal["end", "middle", "front"]
 
 CONTEXT_TEMPLATE: Final = "{}."
-"""What stands behind a context: the class name and a full stop, as in CoOp's repository."""
+"""Text after a context: class name and full stop, as in CoOp's repository."""
 
 
 def init_context(
     backbone: Backbone, words: str, n_tokens: int, generator: torch.Generator, *, n_sets: int = 1
 ) -> Tensor:
-    """Contexts as training begins with them: the embeddings of words, or N(0, 0.02²).
+    """Initial contexts: word embeddings, or N(0, 0.02²).
 
     Args:
-        backbone: owner of tokenizer and embeddings.
-        words: such as "a photo of a"; their tokens decide N. Empty: random.
+        backbone: provides tokenizer and token embeddings.
+        words: such as "a photo of a"; N is their number of tokens. Empty: random.
         n_tokens: N of a random context.
-        generator: of random contexts.
-        n_sets: how many; those from words all start alike.
+        generator: for random contexts.
+        n_sets: number of contexts; all start equal if initialised from words.
 
     Returns:
         [n_sets, N, W] float32, on the CPU.
@@ -53,14 +51,14 @@ def init_context(
 
 @dataclass(frozen=True, eq=False)
 class ContextTexts:
-    """Tokenised class texts that know where a context goes; see `place_context`.
+    """Tokenised class texts with the positions of a context; see `place_context`.
 
     Attributes:
-        base_model: whose text tower and boosting prompts encode them.
-        ids_KT: token ids without the context, int64, padding 0.
-        eot_K: EOT positions with the context and without boosting prompts.
-        order_KT: [K, T + N], for each position of the sequence its index in [tokens, context].
-        n_before: context tokens in front of the class name.
+        base_model: provides text tower and boosting prompts.
+        ids_KT: token ids without the context, int64, padded with 0.
+        eot_K: EOT positions, counting the context but not boosting prompts.
+        order_KT: [K, T + N]; maps each position of the sequence to its index in [tokens, context].
+        n_before: context tokens before the class name.
     """
 
     base_model: PromptedBackbone
@@ -70,18 +68,18 @@ class ContextTexts:
     n_before: int
 
     def encode(self, context: Tensor, classes_R: Tensor | None = None) -> Tensor:
-        """g, the features of class texts with a context: `embed` at length 1, [R, E] float32."""
+        """g: text features with a context, [R, E] float32, unit norm; see `embed`."""
         return unit_norm(self.embed(context, classes_R))
 
     def embed(self, context: Tensor, classes_R: Tensor | None = None) -> Tensor:
-        """Embeddings of class texts with a context, before they are brought to length 1.
+        """Unnormalised text embeddings with a context.
 
         Args:
-            context: [N, W], the same for all texts, or [R, N, W], one per text.
-            classes_R: each text's class, int64; None is every class once, in order (R = K).
+            context: [N, W] for all texts, or [R, N, W] with one per text.
+            classes_R: class of each text, int64; None for all classes in order (R = K).
 
         Returns:
-            [R, E]; gradients flow to the context.
+            [R, E]; differentiable with respect to the context.
         """
         backbone = self.base_model.backbone
         ids, eot, order = (
@@ -98,30 +96,31 @@ class ContextTexts:
 def place_context(
     base_model: PromptedBackbone, class_names: Sequence[str], n_tokens: int, position: Position = "end"
 ) -> ContextTexts:
-    """Tokenise class names and find their place in, behind or in front of a context of N tokens.
+    """Tokenise class names and compute their positions relative to a context of N tokens.
 
         end      [SOS, context, boost, name, ".", EOT]
         middle   [SOS, first ⌊N/2⌋ of the context, boost, name, rest of the context, ".", EOT]
         front    [SOS, boost, name, context, ".", EOT]
 
-    Source: CoOp (arXiv 2109.01134), section 3.2; its repository halves an odd context the same way. CasPL (arXiv
-    2409.17805, section 3.2) defines the order for `end` alone; in the other two boosting prompts keep the place it
-    gives them, right in front of the class name, which is an inference.
+    Source: CoOp (arXiv 2109.01134), section 3.2; its repository splits an odd N the same way. CasPL (arXiv 2409.17805,
+    section 3.2) defines the order for `end` only; for the other two we infer that boosting prompts also directly
+    precede the class name.
 
     Args:
-        base_model: text tower and boosting prompts.
+        base_model: provides text tower and boosting prompts.
         class_names: K names.
         n_tokens: N.
         position: of the class name.
 
     Raises:
-        TextTooLongError: names the first class that does not fit with context and boosting prompts.
+        TextTooLongError: a class name with context and boosting prompts exceeds the text tower's context length; names
+            the first such class.
     """
     tokens = base_model.tokenize(class_names, CONTEXT_TEMPLATE, n_prompts=n_tokens)
     n_before = {"end": n_tokens, "middle": n_tokens // 2, "front": 0}[position]
     width = tokens.ids_KT.shape[1]
     first, rest = range(width, width + n_before), range(width + n_before, width + n_tokens)
-    # The full stop is the last token before EOT, so what follows the name is found without tokenising it alone.
+    # The full stop is the last token before EOT, so the name need not be tokenised separately to find its end.
     stops = (tokens.eot_K - 1).tolist()
     order = [[0, *first, *range(1, stop), *rest, *range(stop, width)] for stop in stops]
     device = base_model.backbone.device

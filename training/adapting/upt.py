@@ -1,12 +1,10 @@
-"""UPT: one set of prompts goes through a small Transformer and is split between the towers.
+"""UPT: a small Transformer turns one set of unified prompts into the prompts of both towers.
 
 Source: Unified Prompt Tuning (arXiv 2210.07225). For each layer's unified prompt U, with a Transformer θ and
-projections ψ that all layers share:
+projections ψ shared by all layers:
 
     U' = SA(U) + LN(U),   Û = FFN(LN(U')) + LN(U')
     T = ψ_text(Û[:P]),   V = ψ_image(Û[P:]),   L = CE(z, y),   z_c = s · <f(x; V), g_c(T)>
-
-It knows the prompts, the Transformer and their loss; it does not know how it is trained.
 
 Legend: B rows, K classes, L prompt layers, P prompt tokens per tower, D width of U, E joint width.
 """
@@ -27,17 +25,19 @@ from training.scores import class_scores
 
 
 class UPTRecipe(AdaptRecipe):
-    """Training as for IVLP. The paper gives the equations; every size here is inferred and open to change.
+    """Trained like IVLP. The paper gives the equations; all sizes are inferred.
 
-    Also inferred: θ and ψ are shared by the layers and U is not; the halves are halves of the tokens; no dropout; and ψ
-    starts so small that the prompts' spread is 0.02, as IVLP's.
+    Also inferred: layers share θ and ψ but not U; U is split along the tokens; no dropout; ψ is initialised so that the
+    prompts' standard deviation is 0.02, as in IVLP.
     """
 
     learning_rate: float = Field(default=0.0025, gt=0)
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=4, ge=1)
     tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer and tower; inferred (IVLP's)")
-    depth: int = Field(default=9, ge=1, description="layers with own tokens, cut to each tower's; inferred (IVLP's)")
+    depth: int = Field(
+        default=9, ge=1, description="layers with their own tokens, at most each tower's; inferred (IVLP's)"
+    )
     heads: int = Field(default=1, ge=1, description="attention heads of the Transformer; inferred")
     head_width: int = Field(
         default=512, ge=1, description="width of a head; heads times this is the width of U; inferred"
@@ -54,7 +54,7 @@ class UPT(nn.Module):
         recipe: counts, depth, sizes and seed.
 
     Raises:
-        TextTooLongError: a class name does not fit together with the prompts.
+        TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
@@ -83,7 +83,7 @@ class UPT(nn.Module):
         self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.tokens)
 
     def prompts(self) -> tuple[Tensor, Tensor]:
-        """V [L, P, vision width] and T [L, P, text width], float32 under autocast too."""
+        """V [L, P, vision width] and T [L, P, text width], float32 even under autocast."""
         with torch.autocast(self.unified.device.type, enabled=False):
             attended = self.norm_ffn(self._attention(self.unified) + self.norm_attention(self.unified))
             transformed = self.ffn_out(self.ffn_in(attended).relu()) + attended
@@ -95,26 +95,26 @@ class UPT(nn.Module):
         return [ParameterGroup(list(self.parameters()))]
 
     def logits(self, batch: Batch) -> Tensor:
-        """Z, s · <f, g>: [B, K]."""
+        """Class scores z = s · <f, g>: [B, K]."""
         image_prompts, text_prompts = self.prompts()
         f = self.base_model.encode_images(required_input(batch.images_BCHW, "images"), image_prompts)
         g = self.base_model.encode_text(self.tokens, text_prompts)
         return class_scores(self.base_model.logit_scale, f, g)
 
     def loss(self, batch: Batch) -> Tensor:
-        """CE(z, y)."""
+        """Cross-entropy of the batch, float32."""
         return nn.functional.cross_entropy(self.logits(batch), batch.labels_B)
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing is averaged over epochs."""
+        """No-op."""
 
     def fold(self) -> ExportedPrompts:
-        """The Transformer run once; only the two groups leave."""
+        """Both prompt groups, with the Transformer applied."""
         image_prompts, text_prompts = self.prompts()
         return ExportedPrompts(image_adapt=detached(image_prompts), text_adapt=detached(text_prompts))
 
     def _attention(self, u_LPD: Tensor) -> Tensor:
-        """SA: every token of a layer looks at all of that layer, those of the other tower included."""
+        """SA: self-attention among the tokens of a layer, of both towers."""
         heads = self.queries_keys_values(u_LPD).unflatten(-1, (3, self.recipe.heads, -1))
         q, k, v = heads.permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
@@ -123,9 +123,9 @@ class UPT(nn.Module):
 
 
 def _small_linear(n_in: int, n_out: int, generator: torch.Generator, device: torch.device) -> nn.Linear:
-    """Takes inputs of spread 1 to outputs of spread 0.02."""
+    """A linear layer that maps inputs of standard deviation 1 to outputs of standard deviation 0.02."""
     linear = seeded_linear(n_in, n_out, generator, device)
     nn.init.zeros_(linear.bias)
     with torch.no_grad():
-        linear.weight.mul_(0.02 * 3**0.5)  # U(-1/√n, 1/√n) has variance 1/3n
+        linear.weight.mul_(0.02 * 3**0.5)  # U(-1/√n, 1/√n) has variance 1/(3n)
     return linear

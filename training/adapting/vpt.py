@@ -1,11 +1,9 @@
-"""VPT: deep image prompts against frozen text features, learned by cross-entropy.
+"""VPT: deep image prompts and frozen text features, trained with cross-entropy.
 
-Visual Prompt Tuning (arXiv 2203.12119, section 3.2, its deep form) on CLIP, as the VPT baseline in MaPLe's repository:
-the text side is one hand-written prompt per class through the frozen text tower.
+Visual Prompt Tuning, deep variant (arXiv 2203.12119, section 3.2), on CLIP, as the VPT baseline in MaPLe's repository:
+text features come from one hand-written template and the frozen text tower.
 
     L = CE(z, y),   z_c = s · <f(x; V), g_c>
-
-It knows the prompts and their loss; it does not know how it is trained.
 
 Legend: B rows, K classes, L prompt layers, P prompt tokens, E joint width.
 """
@@ -26,17 +24,16 @@ from training.scores import class_scores
 
 
 class VPTRecipe(TemplateRecipe):
-    """The image half of IVLP with its training (PromptSRC's repository), so that the two compare.
+    """The image prompts of IVLP with IVLP's training settings (PromptSRC's repository), for comparison.
 
-    MaPLe's repository runs its own VPT baseline with 8 tokens in
-    12 layers for 5 epochs: `image_tokens=8 image_depth=12 epochs=5`.
+    MaPLe's repository runs its VPT baseline with `image_tokens=8 image_depth=12 epochs=5`.
     """
 
     learning_rate: float = Field(default=0.0025, gt=0)
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=4, ge=1)
     image_tokens: int = Field(default=4, ge=1, le=64, description="prompt tokens per layer in the image tower")
-    image_depth: int = Field(default=9, ge=1, description="layers with own image tokens, cut to the tower's")
+    image_depth: int = Field(default=9, ge=1, description="layers with their own image tokens, at most the tower's")
 
 
 class VPT(nn.Module):
@@ -48,7 +45,7 @@ class VPT(nn.Module):
         recipe: count, depth, template and seed.
 
     Raises:
-        TextTooLongError: a class name does not fit into the template.
+        TextTooLongError: a class name in the template exceeds the text tower's context length.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
@@ -69,17 +66,17 @@ class VPT(nn.Module):
         return [ParameterGroup([self.image_prompts])]
 
     def logits(self, batch: Batch) -> Tensor:
-        """Z, s · <f, g> with g frozen: [B, K]."""
+        """Class scores z = s · <f, g> with frozen g: [B, K]."""
         features_BE = self.base_model.encode_images(required_input(batch.images_BCHW, "images"), self.image_prompts)
         return class_scores(self.base_model.logit_scale, features_BE, self.text_KE)
 
     def loss(self, batch: Batch) -> Tensor:
-        """CE(z, y)."""
+        """Cross-entropy of the batch, float32."""
         return nn.functional.cross_entropy(self.logits(batch), batch.labels_B)
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing is averaged over epochs."""
+        """No-op."""
 
     def fold(self) -> ExportedPrompts:
-        """The image group; the text side is frozen."""
+        """The image prompts; text features are frozen."""
         return ExportedPrompts(image_adapt=detached(self.image_prompts))

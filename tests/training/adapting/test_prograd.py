@@ -123,7 +123,7 @@ def test_words_stand_last_in_the_context_and_zeros_before_them():
 
 
 def test_words_longer_than_the_context_are_refused_with_both_lengths():
-    with pytest.raises(RecipeError, match=r"'a photo of a' are 4 tokens.*room for 3"):
+    with pytest.raises(RecipeError, match=r"'a photo of a' has 4 tokens, more than context_tokens \(3\)"):
         prograd(tiny_base_model(), context_init="a photo of a", context_tokens=3)
 
 
