@@ -19,11 +19,12 @@ from service.domains.cache import Cache
 from service.domains.live_stacks import LiveStacks
 from service.domains.publisher import Domains
 from service.domains.watcher import StoreFollower
-from service.engine.engine import Engine, EngineRow, Prediction
+from service.engine.engine import Engine, EngineRow
 from service.engine.serving_model import ServingModel
 from service.http.auth import KeyRing
-from service.http.context import Front, build_decoder
-from service.local_answerer import LocalAnswerer, Variant
+from service.http.context import HttpContext, build_decoder
+from service.inference import Prediction
+from service.local_inference import LabelSet, LocalBackend
 from service.observability.device import DeviceMetrics, build_facts
 from service.observability.metrics import Metrics
 from service.scheduler.batch_times import calibrate
@@ -41,10 +42,10 @@ AHEAD: Final = 2
 
 
 @dataclass(eq=False, kw_only=True)
-class Runtime(Front):
-    """Everything one service process consists of: a front, and the device behind it."""
+class Runtime(HttpContext):
+    """Everything one service process consists of: the HTTP side, and the device behind it."""
 
-    answerer: LocalAnswerer
+    backend: LocalBackend
     engine: Engine
     batcher: Batcher[EngineRow, list[Prediction]]
     live: LiveStacks
@@ -166,7 +167,7 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         max_old=settings.max_old_stacks,
         max_waiting=settings.max_waiting_stacks,
     )
-    variants: Cache[Variant, PromptStack] = Cache(settings.max_label_sets, max_waiting=settings.max_waiting_stacks)
+    label_sets: Cache[LabelSet, PromptStack] = Cache(settings.max_label_sets, max_waiting=settings.max_waiting_stacks)
     return Runtime(
         settings=settings,
         metrics=metrics,
@@ -174,7 +175,7 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         decoder=build_decoder(
             settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device)
         ),
-        answerer=LocalAnswerer(live, engine, batcher, variants),
+        backend=LocalBackend(live, engine, batcher, label_sets),
         engine=engine,
         batcher=batcher,
         live=live,

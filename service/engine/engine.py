@@ -40,6 +40,7 @@ from prompted_clip.threads import compute_alone
 from service.engine.busy_time import BusyTime
 from service.engine.serving_model import BackboneFacts, ServingModel
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
+from service.inference import Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +72,6 @@ class EngineRow:
     def n_text_rows(self) -> int:
         """Text forwards that this image costs; 0 where text features are fixed."""
         return self.stack.n_text_rows
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class and its probability, 0 to 1."""
-
-    class_id: int
-    label: str
-    probability: float
 
 
 class Engine:

@@ -1,33 +1,64 @@
-"""What a process that talks HTTP to clients consists of, whether or not it also has the device.
-
-The middleware and the classify routes are handed a `Front` and know no more than that.
-"""
+"""The parts of a process that serves HTTP, with or without the device: all that middleware and classify routes know."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from fastapi import Depends, Request
+from fastapi import Request
 
-from service.answering import Answerer
+from service.errors import OverloadedError
 from service.http.auth import KeyRing
 from service.images.decoder import Decoder, ImageLimits
 from service.images.preprocessing import preprocessing
+from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
 from service.settings import Settings
 
 
+class OpenRequests:
+    """Counts the classify requests that this process is working on; entered as a context manager.
+
+    Behind a small model HTTP takes longest, and requests pile up here instead of in the queue.
+
+    Args:
+        limit: most at the same time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._n_open = 0
+
+    def __enter__(self) -> None:
+        """Count one request.
+
+        Raises:
+            OverloadedError: too many are open.
+        """
+        if self._n_open >= self._limit:
+            raise OverloadedError(
+                f"{self._limit} requests are under way, as many as may be; try again.", retry_after_s=1.0
+            )
+        self._n_open += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._n_open -= 1
+
+
 @dataclass(eq=False, kw_only=True)
-class Front:
-    """The near side of a request: keys, limits, decoding, and whom to ask for answers."""
+class HttpContext:
+    """Settings, keys, decoder and inference backend of one process."""
 
     settings: Settings
     metrics: Metrics
     keys: KeyRing
     decoder: Decoder
-    answerer: Answerer
+    backend: InferenceBackend
     is_draining: bool = False
+    open_requests: OpenRequests = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.open_requests = OpenRequests(self.settings.max_open_requests)
 
 
 def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any], *, device: str = "cpu") -> Decoder:
@@ -59,24 +90,16 @@ def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any
     )
 
 
-def front_of(request: Request) -> Front:
-    """What the application answers with.
+def context_of(request: Request) -> HttpContext:
+    """What the application of a request was built with.
 
     Raises:
         TypeError: it was built without.
     """
-    runtime = request.app.state.runtime
-    if not isinstance(runtime, Front):
+    context = request.app.state.runtime
+    if not isinstance(context, HttpContext):
         raise TypeError("the application carries no runtime; build it with create_app")
-    return runtime
-
-
-async def _of_request(request: Request) -> Front:  # FastAPI gives a plain function a thread
-    return front_of(request)
-
-
-Serving = Annotated[Front, Depends(_of_request)]
-"""What a route declares to be handed the front."""
+    return context
 
 
 def actor_of(request: Request) -> str:

@@ -1,8 +1,8 @@
 """What happens to every request before a route sees it: id, log line, metrics, key check, body limits.
 
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides a client's hanging up. The order, outside in: `Envelope`
-(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only), `Crowd` (refuses what
-is too much, see `crowd.py`), `BodyLimit` (counts bytes while they arrive).
+(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only), `BodyLimit`
+(counts bytes while they arrive).
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from service.errors import (
     SlowBodyError,
 )
 from service.http import problems
-from service.http.context import Front
-from service.http.crowd import Crowd
+from service.http.context import HttpContext
 from service.observability.logs import request_id
 
 logger = logging.getLogger(__name__)
@@ -42,11 +41,10 @@ METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
 QUIET_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 
 
-def surround(app: FastAPI, front: Front) -> None:
-    """Put all four around an application's routes."""
+def surround(app: FastAPI, front: HttpContext) -> None:
+    """Put all three around an application's routes."""
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, front=front)
-    app.add_middleware(Crowd, front=front)
     app.add_middleware(Gate, front=front)
     app.add_middleware(Envelope, front=front)
 
@@ -54,7 +52,7 @@ def surround(app: FastAPI, front: Front) -> None:
 class Envelope:
     """Gives a request its id and makes sure that it is answered, logged and counted exactly once."""
 
-    def __init__(self, app: ASGIApp, front: Front) -> None:
+    def __init__(self, app: ASGIApp, front: HttpContext) -> None:
         self.app = app
         self.front = front
 
@@ -96,7 +94,7 @@ class Envelope:
             headers["Connection"] = "close"
 
     def _record(self, scope: Scope, status: int, took_s: float) -> None:
-        route = scope.get("caspl.route") or getattr(scope.get("route"), "path", "unmatched")
+        route = getattr(scope.get("route"), "path", "unmatched")
         metrics = self.front.metrics
         method = scope["method"] if scope["method"] in METHODS else "other"
         metrics.requests.labels(route, method, str(status)).inc()
@@ -121,7 +119,7 @@ class Envelope:
 class Gate:
     """Checks the API key before a byte of the body is read; without keys, that a request is of this machine."""
 
-    def __init__(self, app: ASGIApp, front: Front) -> None:
+    def __init__(self, app: ASGIApp, front: HttpContext) -> None:
         self.app = app
         self.front = front
 
@@ -185,7 +183,7 @@ class BodyLimit:
     What reads the body may take the error for its own, and answer that the body is malformed; the error is answered.
     """
 
-    def __init__(self, app: ASGIApp, front: Front) -> None:
+    def __init__(self, app: ASGIApp, front: HttpContext) -> None:
         self.app = app
         self.front = front
 

@@ -7,9 +7,9 @@ import pytest
 from prompt_store.store import Store
 from service.app import create_app
 from service.settings import Settings
-from service.workers.wire import Drain
+
 from tests.service.fakes import FakeModel, colour_bundle
-from tests.service.web_form import web_form
+web_form = None
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def store(tmp_path):
     return store
 
 
-FORMS = ("one process", "web processes")
+FORMS = ("one process",)
 
 
 def pytest_generate_tests(metafunc):
@@ -51,7 +51,7 @@ def serve(request, model, store):
         async with app.router.lifespan_context(app):
             yield app, app.state.runtime, None
 
-    form = web_form if getattr(request, "param", FORMS[0]) == FORMS[1] else one_process
+    form = one_process
 
     @asynccontextmanager
     async def run(keys=(), **changes):

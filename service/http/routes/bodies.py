@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -21,18 +21,62 @@ from service.errors import BodyTooLargeError, ImageRejectedError, MediaTypeError
 from service.http.schemas import ClassifyBody, MixedBody
 from service.settings import Settings
 
-Sent = TypeVar("Sent")
+Uploaded = TypeVar("Uploaded")
+
+FILE: Final = {"type": "string", "format": "binary"}
+BASE64: Final = {"type": "string", "contentEncoding": "base64"}
+
+
+def _json_docs(**fields: object) -> dict[str, Any]:
+    """A JSON body with a list of images of these fields."""
+    image = {"type": "object", "required": list(fields), "properties": fields}
+    images = {"type": "array", "items": image}
+    return {"schema": {"type": "object", "required": ["images"], "properties": {"images": images}}}
+
+
+BODY_DOCS: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            **{f"image/{kind}": {"schema": FILE} for kind in ("jpeg", "png", "webp")},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "properties": {"images": {"type": "array", "items": FILE}},
+                }
+            },
+            "application/json": _json_docs(b64=BASE64),
+        },
+    }
+}
+MIXED_BODY_DOCS: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "description": "every file in a field named by its domain",
+                    "additionalProperties": {"type": "array", "items": FILE},
+                }
+            },
+            "application/json": _json_docs(domain={"type": "string"}, b64=BASE64),
+        },
+    }
+}
+"""For the OpenAPI document: FastAPI does not parse these bodies."""
 
 
 @dataclass(frozen=True)
-class SentImage:
+class UploadedImage:
     """One image as it arrived: its bytes, or why there are none, and its file name in a multipart body."""
 
     data: bytes | ImageRejectedError
     name: str | None = None
 
 
-async def read_images(request: Request, settings: Settings) -> list[SentImage]:
+async def read_images(request: Request, settings: Settings) -> list[UploadedImage]:
     """Read the images of a request about one domain.
 
     Raises:
@@ -49,7 +93,7 @@ async def read_images(request: Request, settings: Settings) -> list[SentImage]:
     elif kind == "application/json":
         images = await asyncio.to_thread(_parse_images, await request.body())
     elif kind.startswith("image/") or kind == "application/octet-stream":
-        images = [SentImage(await request.body())]
+        images = [UploadedImage(await request.body())]
     else:
         raise MediaTypeError(
             "Send one image as image/jpeg, image/png or image/webp, several as multipart/form-data (field `images`), "
@@ -58,7 +102,7 @@ async def read_images(request: Request, settings: Settings) -> list[SentImage]:
     return _bounded(images, settings, "multipart fields must be named `images`")
 
 
-async def read_mixed(request: Request, settings: Settings) -> list[tuple[str, SentImage]]:
+async def read_mixed(request: Request, settings: Settings) -> list[tuple[str, UploadedImage]]:
     """Read the images of a request about several domains, each with the name of its domain.
 
     Raises:
@@ -84,7 +128,7 @@ def _kind(request: Request) -> str:
     return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
 
 
-def _bounded(images: list[Sent], settings: Settings, hint: str) -> list[Sent]:
+def _bounded(images: list[Uploaded], settings: Settings, hint: str) -> list[Uploaded]:
     if not images:
         raise RequestInvalidError(f"The request carries no image; {hint}.")
     if len(images) > settings.max_images:
@@ -92,7 +136,7 @@ def _bounded(images: list[Sent], settings: Settings, hint: str) -> list[Sent]:
     return images
 
 
-async def _read_multipart(request: Request, settings: Settings) -> list[tuple[str, SentImage]]:
+async def _read_multipart(request: Request, settings: Settings) -> list[tuple[str, UploadedImage]]:
     """The files of a multipart body, each with the name of its field."""
     parser = MultiPartParser(request.headers, request.stream(), max_files=settings.max_images + 1, max_fields=8)
     parser.spool_max_size = settings.max_request_bytes + 1
@@ -109,26 +153,26 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
                 raise RequestInvalidError("Every part of the multipart body must be a file.")
             # A body may name a charset with which names hold half characters, which no answer could repeat.
             name = value.filename and value.filename.encode(errors="replace").decode()
-            images.append((field, SentImage(await value.read(), name)))
+            images.append((field, UploadedImage(await value.read(), name)))
     finally:
         await form.close()
     return images
 
 
-def _parse_images(body: bytes) -> list[SentImage]:
+def _parse_images(body: bytes) -> list[UploadedImage]:
     try:
         asked = ClassifyBody.model_validate_json(body)
     except ValidationError as error:
         raise RequestInvalidError('Expected JSON of the form {"images": [{"b64": "..."}]}.') from error
-    return [SentImage(_decode_base64(image.b64)) for image in asked.images]
+    return [UploadedImage(_decode_base64(image.b64)) for image in asked.images]
 
 
-def _parse_mixed(body: bytes) -> list[tuple[str, SentImage]]:
+def _parse_mixed(body: bytes) -> list[tuple[str, UploadedImage]]:
     try:
         asked = MixedBody.model_validate_json(body)
     except ValidationError as error:
         raise RequestInvalidError('Expected JSON of the form {"images": [{"domain": "...", "b64": "..."}]}.') from error
-    return [(image.domain, SentImage(_decode_base64(image.b64))) for image in asked.images]
+    return [(image.domain, UploadedImage(_decode_base64(image.b64))) for image in asked.images]
 
 
 def _decode_base64(text: str) -> bytes | ImageRejectedError:

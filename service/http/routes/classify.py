@@ -1,78 +1,41 @@
 """`POST /classify/{domain}` and `POST /classify`: from a request to its answer, read from top to bottom.
 
-A request pins its versions at the start, or as soon as its body says of which domains, and keeps them to
-the end, whatever is activated meanwhile.
+A request is admitted and pins its versions before its images are decoded, and keeps these versions to the end,
+whatever is activated meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from prompt_store.manifest import is_domain
-from service.answering import PRIORITIES, StackKind, Urgency, Wanted
 from service.domains.live_table import unknown_domain
-from service.errors import ClientGoneError, RequestInvalidError
-from service.http.context import Front, Serving, actor_of
-from service.http.problems import EXPECTED
-from service.http.routes.bodies import SentImage, read_images, read_mixed
-from service.http.routes.scoring import Asked, Held, Result, answer, milliseconds
-from service.http.schemas import ClassifyOut, MixedOut, MixedResultOut, TimingOut
+from service.errors import (
+    ClientGoneError,
+    DeadlineExceededError,
+    RequestInvalidError,
+)
+from service.http.context import HttpContext, actor_of, context_of
+from service.http.problems import EXPECTED, describe
+from service.http.routes.bodies import BODY_DOCS, MIXED_BODY_DOCS, UploadedImage, read_images, read_mixed
+from service.http.routes.scoring import Outcome, PinOrError, count_images, score_images
+from service.http.schemas import ClassifyOut, MixedOut
+from service.images.decoder import Decoded
+from service.inference import Answer, ScoringOptions, StackKind
 from service.observability.logs import request_id
 from service.settings import Settings
 
 router = APIRouter(tags=["classify"])
 
-T = TypeVar("T")
-
-FILE: Final = {"type": "string", "format": "binary"}
-BASE64: Final = {"type": "string", "contentEncoding": "base64"}
-
-
-def _json_docs(**fields: object) -> dict[str, Any]:
-    """A JSON body with a list of images of these fields."""
-    image = {"type": "object", "required": list(fields), "properties": fields}
-    images = {"type": "array", "items": image}
-    return {"schema": {"type": "object", "required": ["images"], "properties": {"images": images}}}
-
-
-BODY_DOCS: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            **{f"image/{kind}": {"schema": FILE} for kind in ("jpeg", "png", "webp")},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["images"],
-                    "properties": {"images": {"type": "array", "items": FILE}},
-                }
-            },
-            "application/json": _json_docs(b64=BASE64),
-        },
-    }
-}
-MIXED_DOCS: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "description": "every file in a field named by its domain",
-                    "additionalProperties": {"type": "array", "items": FILE},
-                }
-            },
-            "application/json": _json_docs(domain={"type": "string"}, b64=BASE64),
-        },
-    }
-}
+PRIORITIES: Final = {"high": 1, "normal": 0, "low": -1}
 
 
 class MixedQuery(BaseModel):
@@ -85,7 +48,7 @@ class MixedQuery(BaseModel):
     labels: list[str] = Field([], description="choose among these instead; repeated, or one value with commas")
     stack: StackKind = Field("cascade", description="`boost` leaves the adapting prompts out")
     timeout_ms: int | None = Field(None, ge=1, description="deadline, counted from the body's last byte")
-    priority: Urgency = Field("normal", description="who goes first where images wait for the device")
+    priority: Literal["high", "normal", "low"] = Field("normal", description="order in the queue for the device")
 
 
 class ClassifyQuery(MixedQuery):
@@ -94,114 +57,93 @@ class ClassifyQuery(MixedQuery):
     version: int | None = Field(None, ge=1, le=2**53, description="answer with this version instead of the live one")
 
 
-@router.post("/classify/{domain}", openapi_extra=BODY_DOCS)
-async def classify(
-    request: Request, response: Response, domain: str, ask: Annotated[ClassifyQuery, Query()], front: Serving
-) -> ClassifyOut:
+@router.post("/classify/{domain}", openapi_extra=BODY_DOCS, response_model=ClassifyOut)
+async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one or several images among a domain's classes."""
-    asking = _Asking(ask, front.settings)
-    async with front.answerer.pin(domain, ask.version, asking.wanted) as pin:
-        front.decoder.check_room(1)
-        images = await read_images(request, front.settings)
-        asking.begin()
-        results, timing = await asking.answers(request, response, front, [(pin, image) for image in images])
-    served = next(version for version, _ in results if version is not None)
-    response.headers["X-Bundle-Version"] = str(served.version)
-    response.headers["X-Bundle-Digest"] = served.digest
-    return ClassifyOut(
-        request_id=request_id.get(),
-        domain=served.domain,
-        version=served.version,
-        digest=served.digest,
-        stack=ask.stack,
-        results=[result for _, result in results],
-        timing_ms=timing,
-    )
+    context = context_of(request)
+    labels, timeout_s = check_query(query, context.settings)
+    deadline_s, priority = time.monotonic() + timeout_s, PRIORITIES[query.priority]
+    with context.open_requests:
+        async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
+            context.decoder.check_room(1)
+            images = [(domain, image) for image in await read_images(request, context.settings)]
+            began_s = time.monotonic()
+            options = _options(query, labels, began_s + timeout_s)
+            outcome = await _score_in_time(request, context, {domain: pin}, images, options)
+        scored = outcome.domains[domain]
+        if isinstance(scored, Exception):
+            raise scored
+        body = {
+            "request_id": request_id.get(),
+            "domain": domain,
+            "version": scored.version,
+            "digest": scored.digest,
+            "stack": query.stack,
+            "results": _results(images, outcome, query.threshold),
+        }
+        response = _respond(context, body, outcome, began_s)
+        response.headers["X-Bundle-Version"] = str(scored.version)
+        response.headers["X-Bundle-Digest"] = scored.digest
+        return response
 
 
-@router.post("/classify", openapi_extra=MIXED_DOCS)
-async def classify_mixed(
-    request: Request, response: Response, ask: Annotated[MixedQuery, Query()], front: Serving
-) -> MixedOut:
+@router.post("/classify", openapi_extra=MIXED_BODY_DOCS, response_model=MixedOut)
+async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]) -> Response:
     """Classify images of several domains in one call, each among the classes of its own."""
-    asking = _Asking(ask, front.settings)
-    front.decoder.check_room(1)
-    images = await read_mixed(request, front.settings)
-    asking.begin()
-    async with AsyncExitStack() as held:
-        domains = list(dict.fromkeys(domain for domain, _ in images))
-        actor, wanted = actor_of(request), asking.wanted
-        holding = await asyncio.gather(*(_hold(held, front, actor, domain, wanted) for domain in domains))
-        pins = dict(zip(domains, holding, strict=True))
-        held_images = [(pins[domain], image) for domain, image in images]
-        results, timing = await asking.answers(request, response, front, held_images)
-    return MixedOut(
-        request_id=request_id.get(),
-        stack=ask.stack,
-        results=[
-            MixedResultOut(
-                **dict(result),
-                domain=domain if is_domain(domain) else None,
-                version=served.version if served else None,
-                digest=served.digest if served else None,
-            )
-            for (domain, _), (served, result) in zip(images, results, strict=True)
-        ],
-        timing_ms=timing,
-    )
+    context = context_of(request)
+    labels, timeout_s = check_query(query, context.settings)
+    with context.open_requests:
+        context.decoder.check_room(1)
+        images = await read_mixed(request, context.settings)
+        began_s = time.monotonic()
+        options = _options(query, labels, began_s + timeout_s)
+        async with AsyncExitStack() as held:
+            domains = list(dict.fromkeys(domain for domain, _ in images))
+            pinning = (_pin(held, context, actor_of(request), domain, options) for domain in domains)
+            pins = dict(zip(domains, await asyncio.gather(*pinning), strict=True))
+            outcome = await _score_in_time(request, context, pins, images, options)
+        results = _results(images, outcome, query.threshold)
+        for (domain, _), result in zip(images, results, strict=True):
+            scored = outcome.domains[domain]
+            version, digest = (None, None) if isinstance(scored, Exception) else (scored.version, scored.digest)
+            result |= {"domain": domain if is_domain(domain) else None, "version": version, "digest": digest}
+        body = {"request_id": request_id.get(), "stack": query.stack, "results": results}
+        return _respond(context, body, outcome, began_s)
 
 
-async def _hold(held: AsyncExitStack, front: Front, actor: str, domain: str, wanted: Wanted) -> Held:
-    """Pin what is live in a domain for as long as `held` is open, or say why that cannot be."""
+async def _pin(
+    held: AsyncExitStack, context: HttpContext, actor: str, domain: str, options: ScoringOptions
+) -> PinOrError:
+    """Pin what is live in a domain for as long as `held` is open, or return why that is impossible."""
     try:
-        front.keys.require(actor, "classify", domain)
+        context.keys.require(actor, "classify", domain)
         if not is_domain(domain):
             return unknown_domain(domain)
-        return await held.enter_async_context(front.answerer.pin(domain, None, wanted))
+        pin = context.backend.pin(domain, None, deadline_s=options.deadline_s, priority=options.priority)
+        return await held.enter_async_context(pin)
     except EXPECTED as error:
         return error
 
 
-class _Asking:
-    """A query that was found sound, and is asked once the body is there; its time is counted from then on.
+def check_query(query: MixedQuery, settings: Settings) -> tuple[tuple[str, ...], float]:
+    """Check what only settings bound.
+
+    Returns:
+        Labels (one value is split at commas, several are taken as they are), and the request's time in seconds.
 
     Raises:
-        RequestInvalidError: it asks for more than settings allow.
+        RequestInvalidError: a number beyond its limit; labels that are too many, too long, empty, doubled or
+            unprintable.
     """
-
-    def __init__(self, ask: MixedQuery, settings: Settings) -> None:
-        self._ask = ask
-        self._labels = check_labels(ask.labels, settings)
-        self._timeout_s = _check_numbers(ask, settings)
-        self._began_s = time.monotonic()
-
-    def begin(self) -> None:
-        """Start the clock anew: the body is there."""
-        self._began_s = time.monotonic()
-
-    @property
-    def wanted(self) -> Wanted:
-        """How an image is to be scored."""
-        return Wanted(self._ask.top_k, self._began_s + self._timeout_s, PRIORITIES[self._ask.priority])
-
-    async def answers(
-        self, request: Request, response: Response, front: Front, images: Sequence[tuple[Held, SentImage]]
-    ) -> tuple[list[Result], TimingOut]:
-        """A result per image, and where the time went, which a header says too."""
-        asked = Asked(self._ask.stack, self._labels, self.wanted, self._ask.threshold)
-        results, timing = await _unless_gone(request, answer(front, asked, images))
-        timing.total = milliseconds(time.monotonic() - self._began_s)
-        response.headers["Server-Timing"] = ", ".join(f"{name};dur={value}" for name, value in timing)
-        return results, timing
-
-
-def check_labels(given: Sequence[str], settings: Settings) -> tuple[str, ...]:
-    """Labels of an open-vocabulary request: one value is split at commas, several are taken as they are.
-
-    Raises:
-        RequestInvalidError: too many, too long, empty, doubled or unprintable.
-    """
-    parts = given[0].split(",") if len(given) == 1 else given
+    if query.top_k > settings.max_top_k:
+        raise RequestInvalidError(f"top_k is at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
+    timeout_s = settings.timeout_s(query.timeout_ms)
+    if timeout_s is None:
+        limit = int(settings.max_timeout_s * 1000)
+        raise RequestInvalidError(f"timeout_ms is at most {limit}.", extra={"limit": limit})
+    if not query.labels:
+        return (), timeout_s
+    parts = query.labels[0].split(",") if len(query.labels) == 1 else query.labels
     labels = tuple(" ".join(part.split()) for part in parts)
     if len(labels) > settings.max_labels:
         raise RequestInvalidError(f"At most {settings.max_labels} labels per request.", code="too_many_labels")
@@ -211,37 +153,80 @@ def check_labels(given: Sequence[str], settings: Settings) -> tuple[str, ...]:
             f"Labels must be different, printable and 1 to {settings.max_label_chars} characters long.",
             code="label_invalid",
         )
-    return labels
+    return labels, timeout_s
 
 
-def _check_numbers(ask: MixedQuery, settings: Settings) -> float:
-    """The request's time in seconds, after a look at the numbers that settings bound."""
-    if ask.top_k > settings.max_top_k:
-        raise RequestInvalidError(f"top_k is at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
-    timeout_s = settings.timeout_s(ask.timeout_ms)
-    if timeout_s is None:
-        limit = int(settings.max_timeout_s * 1000)
-        raise RequestInvalidError(f"timeout_ms is at most {limit}.", extra={"limit": limit})
-    return timeout_s
+def _options(query: MixedQuery, labels: tuple[str, ...], deadline_s: float) -> ScoringOptions:
+    return ScoringOptions(query.stack, labels, query.top_k, deadline_s, PRIORITIES[query.priority], request_id.get())
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, or stop it when the client hangs up.
+async def _score_in_time(
+    request: Request,
+    context: HttpContext,
+    pins: Mapping[str, PinOrError],
+    images: Sequence[tuple[str, UploadedImage]],
+    options: ScoringOptions,
+) -> Outcome:
+    """Run `score_images` until the deadline, or until the client hangs up.
 
     Raises:
-        ClientGoneError: nobody waits for the answer any more.
+        ClientGoneError: the client hung up.
+        DeadlineExceededError: not ready in time.
+        Exception: see `score_images`.
     """
+    is_gone = False
 
-    async def gone() -> None:
+    async def watch() -> None:
+        nonlocal is_gone
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        is_gone = True
+        timeout.reschedule(0)
 
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError("The client hung up before the answer was ready.")
-    finally:
-        for task in (working, leaving):
-            task.cancel()
+        async with asyncio.timeout_at(options.deadline_s) as timeout:
+            watching = asyncio.ensure_future(watch())
+            try:
+                return await score_images(context, pins, images, options)
+            finally:
+                watching.cancel()
+    except TimeoutError as error:
+        if is_gone:
+            raise ClientGoneError("The client hung up before the answer was ready.") from error
+        if "version" not in request.query_params:  # which could be of a domain that does not exist
+            count_images(context, images, pins, [error] * len(images))
+        raise DeadlineExceededError("The answer was not ready within the request's time.") from error
+
+
+def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, threshold: float) -> list[dict[str, Any]]:
+    """A `ResultOut` per image, as JSON values."""
+    results = []
+    for index, ((_, image), picture, answer) in enumerate(zip(images, outcome.pictures, outcome.answers, strict=True)):
+        error, predictions = None, []
+        if isinstance(answer, Exception):
+            error = describe(answer)
+        else:
+            predictions = [one._asdict() for one in answer.predictions if one.probability >= threshold]
+        results.append(
+            {
+                "index": index,
+                "name": image.name,
+                "predictions": predictions,
+                "notes": list(picture.notes) if isinstance(picture, Decoded) else [],
+                "error": error,
+            }
+        )
+    return results
+
+
+def _respond(context: HttpContext, body: dict[str, Any], outcome: Outcome, began_s: float) -> Response:
+    """The answer with its times, which a header repeats; plain values, as validating them again would be slower."""
+    answered = [answer for answer in outcome.answers if isinstance(answer, Answer)]
+    queued_s, ran_s, now_s = max(one.queued_s for one in answered), max(one.ran_s for one in answered), time.monotonic()
+    for stage, stage_s in (("decode", outcome.decode_s), ("device", ran_s), ("shape", now_s - outcome.ended_s)):
+        context.metrics.stage_s.labels(stage).observe(stage_s)
+    seconds = {"decode": outcome.decode_s, "queue": queued_s, "device": ran_s, "total": now_s - began_s}
+    timing_ms = {stage: round(one * 1000, 3) for stage, one in seconds.items()}
+    response = Response(msgspec.json.encode({**body, "timing_ms": timing_ms}), media_type="application/json")
+    response.headers["Server-Timing"] = ", ".join(f"{stage};dur={one}" for stage, one in timing_ms.items())
+    return response

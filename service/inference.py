@@ -1,0 +1,111 @@
+"""The inference backend behind the classify routes: in this process, or in the device process.
+
+A request pins a version before its body is read and scores its images once they are decoded. Knows no HTTP and no
+tensors, so a web process can import it without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple, Protocol
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from service.errors import ServiceError
+
+StackKind = Literal["cascade", "boost"]
+
+
+class Prediction(NamedTuple):
+    """One class and its probability, 0 to 1; `class_id` is its position among the classes that were scored."""
+
+    class_id: int
+    label: str
+    probability: float
+
+
+class Answer(NamedTuple):
+    """The result for one image.
+
+    Args:
+        predictions: most probable class first.
+        queued_s: seconds in the queue.
+        ran_s: seconds its batch took on the device.
+    """
+
+    predictions: list[Prediction]
+    queued_s: float
+    ran_s: float
+
+
+class Scored(NamedTuple):
+    """The results of one request for one domain: the version that answered, and an answer or an error per image."""
+
+    version: int
+    digest: str
+    answers: Sequence[Answer | ServiceError]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringOptions:
+    """How to score a request's images.
+
+    Args:
+        stack: `boost` leaves the adapting prompts out.
+        labels: open vocabulary; empty takes the version's own classes.
+        top_k: most classes per image.
+        deadline_s: reading of the monotonic clock, which all processes of a machine share.
+        priority: -1 (low), 0 (normal) or 1 (high).
+        request_id: for log lines of the device process.
+    """
+
+    stack: StackKind
+    labels: tuple[str, ...]
+    top_k: Annotated[int, Meta(ge=1)]
+    deadline_s: float
+    priority: int = 0
+    request_id: str = ""
+
+
+class Pin(Protocol):
+    """One request's hold on one version of a domain, whatever goes live meanwhile."""
+
+    async def score(self, pixels: Sequence[NDArray[np.uint8]], options: ScoringOptions) -> Scored:
+        """Classify images, uint8 [3, H, W] each; cancel to abandon them.
+
+        Loads the version first if the pin names one by number, and encodes `labels`. Without images only that happens.
+
+        Raises:
+            DomainNotFoundError, VersionNotFoundError, StackMismatchError, BackboneMismatchError: the version is not in
+                the store, or cannot run here.
+            RequestInvalidError, TextTooLongError: the version cannot do what the options ask.
+            OverloadedError: the queue is full, or too many other versions or label sets wait to be loaded.
+            DrainingError: this process takes no new work.
+        """
+
+
+class InferenceBackend(Protocol):
+    """Pins versions and admits requests."""
+
+    def pin(
+        self, domain: str, version: int | None, *, deadline_s: float, priority: int
+    ) -> AbstractAsyncContextManager[Pin]:
+        """Hold a domain's live version, or a numbered one, for one request.
+
+        Entering is the one admission decision of a request.
+
+        Args:
+            domain: any string.
+            version: None for the live one.
+            deadline_s: reading of the monotonic clock.
+            priority: -1 (low), 0 (normal) or 1 (high).
+
+        Raises (on entering):
+            DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: nothing is live there. A numbered version
+                is looked up by `score`.
+            OverloadedError: an image that arrived now could not be answered in time.
+        """

@@ -1,0 +1,122 @@
+"""The inference backend of the process that has the device: live table, label-set cache, batcher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prompted_clip.errors import StackMismatchError
+from service.domains.cache import Cache
+from service.domains.live_stacks import LiveStacks
+from service.domains.live_table import ServedStack
+from service.engine.engine import Engine, EngineRow
+from service.errors import RequestInvalidError, ServiceError
+from service.inference import Answer, Prediction, Scored, ScoringOptions, StackKind
+from service.scheduler.batcher import Batcher
+
+if TYPE_CHECKING:
+    from prompted_clip.stack import PromptStack
+
+LabelSet = tuple[str, StackKind, tuple[str, ...]]
+"""Digest, `cascade` or `boost`, labels: everything that text features depend on."""
+
+
+class LocalBackend:
+    """Pins versions of one live table and scores images with one batcher.
+
+    Args:
+        live: the live table and its versions.
+        engine: makes stacks for other labels and without adapting prompts.
+        batcher: in front of the engine.
+        label_sets: cache of such stacks.
+    """
+
+    def __init__(
+        self,
+        live: LiveStacks,
+        engine: Engine,
+        batcher: Batcher[EngineRow, list[Prediction]],
+        label_sets: Cache[LabelSet, PromptStack],
+    ) -> None:
+        self.live = live
+        self.engine = engine
+        self.batcher = batcher
+        self.label_sets = label_sets
+
+    @asynccontextmanager
+    async def pin(
+        self, domain: str, version: int | None, *, deadline_s: float, priority: int
+    ) -> AsyncIterator[LocalPin]:
+        """See `InferenceBackend.pin`."""
+        yield self.hold(domain, version, deadline_s=deadline_s, priority=priority)
+
+    def hold(self, domain: str, version: int | None, *, deadline_s: float, priority: int) -> LocalPin:
+        """Admit a request and pin a version until the result is dropped; raises what `InferenceBackend.pin` raises."""
+        pinned = self.live.pin(domain) if version is None else version
+        self.batcher.check(1, deadline_s=deadline_s, flow=domain, priority=priority)
+        return LocalPin(self, domain, pinned)
+
+
+class LocalPin:
+    """One request's hold on one version.
+
+    Args:
+        backend: does the work.
+        domain: of the request.
+        version: what was live when the request came, or the number that it asks for.
+    """
+
+    def __init__(self, backend: LocalBackend, domain: str, version: ServedStack | int) -> None:
+        self._backend = backend
+        self._domain = domain
+        self._version = version
+
+    async def score(self, pixels: Sequence[NDArray[np.uint8]], options: ScoringOptions) -> Scored:
+        """See `Pin.score`."""
+        backend, served = self._backend, self._version
+        if isinstance(served, int):
+            served = await backend.live.pin_version(self._domain, served)
+        stack = served.stack
+        if options.stack == "boost" or options.labels:
+            key = (served.digest, options.stack, options.labels)
+            stack = await backend.label_sets.get(key, lambda: self._with_options(served.stack, options))
+        futures = backend.batcher.submit(
+            [EngineRow(image, stack, options.top_k) for image in pixels],
+            lane=stack.lane,
+            deadline_s=options.deadline_s,
+            flow=self._domain,
+            priority=options.priority,
+        )
+        try:
+            outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        finally:
+            for future in futures:
+                future.cancel()
+        answers: list[Answer | ServiceError] = []
+        for outcome in outcomes:
+            if isinstance(outcome, ServiceError):
+                answers.append(outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                answers.append(Answer(outcome.answer, outcome.queued_s, outcome.ran_s))
+        return Scored(served.version, served.digest, answers)
+
+    async def _with_options(self, stack: PromptStack, options: ScoringOptions) -> PromptStack:
+        """The stack without adapting prompts, or with other labels.
+
+        Raises:
+            RequestInvalidError: the bundle cannot do that.
+        """
+        engine = self._backend.engine
+        try:
+            if options.stack == "boost":
+                stack = await engine.boost_stack(stack)
+            return await engine.with_labels(stack, options.labels) if options.labels else stack
+        except StackMismatchError as error:
+            raise RequestInvalidError(str(error), code="stack_unsupported") from error
