@@ -255,7 +255,7 @@ def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], Non
 
         if settings.web_workers:
             runtime = build(settings, model, store, KeyRing(keys))
-            device_process.serve(runtime, keys, listener, leave_if_lost, started)
+            asyncio.run(device_process.serve(runtime, keys, listener, leave_if_lost, started))
             has_started = True
         else:
             app = create_app(settings, model, store, keys)

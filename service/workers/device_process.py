@@ -1,114 +1,251 @@
-"""The device process: model, batcher, domains and store, with web processes in front of it.
+"""The device process: runs the service without HTTP, and starts, watches, replaces and stops its web processes.
 
-Owns the listening socket and the signals; accepts no connection itself. Its end is the web processes' end: each of them
-sees the channel close, refuses what it still has and goes.
+It owns the listening socket and the signals but accepts no connection itself. A web process that dies takes its own
+connections with it and nothing else; it is replaced after a back-off that grows while it keeps dying.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable
-from functools import partial
+from contextlib import suppress
 from typing import Final
 
+import msgspec
+
 from service.app import create_routes
+from service.errors import DeviceLostError, SettingsError
 from service.http.auth import Key
+from service.images.preprocessing import decode_threads
 from service.runtime import Runtime
-from service.workers import forwarding
-from service.workers.forwarding import Caught
-from service.workers.pool import WebPool
+from service.workers.connection import WorkerConnection
+from service.workers.metrics import Sample, exposition, summed
+from service.workers.pixel_slots import slot_memory, slot_view
+from service.workers.remote import WorkerConfig
 
 logger = logging.getLogger(__name__)
 
+MODULE: Final = "service.workers.web_process"
+FIRST_BACKOFF_S: Final = 0.1
+MAX_BACKOFF_S: Final = 10.0
+HEALTHY_AFTER_S: Final = 60.0
+"""The back-off starts anew for a web process that lived this long."""
+HEARTBEAT_S: Final = 1.0
+SILENT_S: Final = 30.0
+"""A web process that does not answer for this long is replaced."""
+DISCONNECTED_KILL_S: Final = 5.0
+COUNTS_TIMEOUT_S: Final = 0.5
+STOP_EXTRA_S: Final = 2.0
+"""For web processes, beyond `drain_timeout_s`, in which their last responses must be out."""
 TICK_S: Final = 0.1
-EXTRA_S: Final = 2.0
-"""What web processes get on top of the time in which their last answers must be out."""
 
 
-class DeviceProcess:
-    """Runs a runtime and its web processes from start to end; lives on one event loop.
+class WebPool:
+    """Keeps a number of web processes running.
 
     Args:
-        runtime: not started yet.
-        keys: what the web processes check.
-        listener: what they accept from; closed at the end.
-        leave_if_lost: called ten times a second; ends the process when the device will not answer again.
+        runtime: answers their calls.
+        keys: what they check.
+        listener: what they accept from.
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        keys: tuple[Key, ...],
-        listener: socket.socket,
-        leave_if_lost: Callable[[Runtime], Awaitable[None]],
-    ) -> None:
+    def __init__(self, runtime: Runtime, keys: tuple[Key, ...], listener: socket.socket) -> None:
         self._runtime = runtime
+        self._routes = create_routes(runtime)
         self._listener = listener
-        self._leave_if_lost = leave_if_lost
-        routes = create_routes(runtime)
-        routes.add_middleware(Caught)
-        self.pool = WebPool(runtime, keys, partial(forwarding.call, routes), listener)
-        self._is_over = asyncio.Event()
+        self._config = worker_config(runtime, keys)
+        self._workers: dict[WorkerConnection, Process] = {}
+        self._ended_samples: list[Sample] = []
+        self._has_started = False
+        self._stopping = asyncio.Event()
+        self._keepers: list[asyncio.Task[None]] = []
 
-    async def run(self, announce: Callable[[], None]) -> None:
-        """Start, serve until a signal says otherwise, end in good order.
-
-        Args:
-            announce: called once requests are accepted.
+    async def start(self) -> None:
+        """Start all web processes; returns once each has sent its counts.
 
         Raises:
-            SettingsError: a web process cannot start.
+            SettingsError: one of them ended instead.
         """
-        loop = asyncio.get_running_loop()
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(sig, self._on_signal, sig)
-        self._runtime.gather_metrics = self.pool.metrics_text
-        watching = loop.create_task(self._watch())
-        await self._runtime.start()
+        n_workers = self._runtime.settings.web_workers
+        self._keepers = [asyncio.ensure_future(self._keep()) for _ in range(n_workers)]
+        while sum(bool(worker.samples) for worker in self._workers) < n_workers:
+            for ended in (keeper for keeper in self._keepers if keeper.done()):
+                ended.result()
+            await asyncio.sleep(0.01)
+        self._has_started = True
+
+    def notify(self, method: str) -> None:
+        """Run a method of every web process."""
+        for worker in self._workers:
+            worker.rpc.notify(method)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Let the web processes finish what they accepted; kill those that take longer."""
+        self._stopping.set()
+        self.notify("stop")
+        _, late = await asyncio.wait(self._keepers, timeout=timeout_s)
+        if late:
+            logger.critical("web.drain_timed_out", extra={"n_processes": len(self._workers)})
+            self.kill()
+            await asyncio.wait(late)
+
+    def kill(self) -> None:
+        """End the web processes at once."""
+        self._stopping.set()
+        for process in self._workers.values():
+            _kill(process)
+
+    async def metrics_text(self) -> bytes:
+        """The metrics of this process and of all web processes, past ones included, as one."""
+        counting = (worker.refresh_counts(COUNTS_TIMEOUT_S) for worker in self._workers)
+        await asyncio.gather(*counting, return_exceptions=True)
+        others = [*self._ended_samples, *(sample for worker in self._workers for sample in worker.samples)]
+        return exposition(self._runtime.metrics.registry, others)
+
+    async def _keep(self) -> None:
+        """Run one web process after the other until the pool stops.
+
+        Raises:
+            SettingsError: one ended before the pool had started.
+        """
+        loop, backoff_s = asyncio.get_running_loop(), FIRST_BACKOFF_S
+        while not self._stopping.is_set():
+            began_s = loop.time()
+            try:
+                status = await self._run_worker()
+            except OSError:
+                logger.exception("web.not_started")
+                status = -1
+            if self._stopping.is_set():
+                return
+            if not self._has_started:
+                raise SettingsError(
+                    f"A web process ended with status {status} before it served; its messages are above.",
+                    code="web_process_failed",
+                )
+            is_healthy = loop.time() - began_s > HEALTHY_AFTER_S
+            backoff_s = FIRST_BACKOFF_S if is_healthy else min(2 * backoff_s, MAX_BACKOFF_S)
+            logger.error("web.ended", extra={"status": status, "again_in_s": backoff_s})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff_s)
+
+    async def _run_worker(self) -> int:
+        """Run one web process from start to end; returns its exit status."""
+        config = self._config
+        end, their_end = socket.socketpair()
+        memory = slot_memory(config.n_slots, config.image_size)
+        pixels = slot_view(memory, config.n_slots, config.image_size, writable=False)
+        files = (self._listener.fileno(), their_end.fileno(), memory)
+        command = (sys.executable, "-P", "-m", MODULE, *map(str, files))  # -P: no import from the current directory
+        with their_end:
+            process = await asyncio.create_subprocess_exec(*command, pass_fds=files, stdin=PIPE)
+        os.close(memory)
+        max_bytes = 2 * max(self._runtime.settings.max_bundle_bytes, 2**20)
+        worker = WorkerConnection(self._runtime.backend, self._routes, pixels, max_bytes=max_bytes)
+        self._workers[worker] = process
+        await worker.rpc.open(end)
+        watching = asyncio.ensure_future(_watch(worker, process))
+        if self._runtime.is_draining:
+            worker.rpc.notify("drain")
         try:
-            await self.pool.start()
-            announce()
-            await self._is_over.wait()
+            await process.communicate(msgspec.json.encode(config))
+            return await process.wait()
         finally:
-            self._runtime.is_draining = True
-            self._listener.close()
-            await self.pool.stop(self._runtime.settings.drain_timeout_s + EXTRA_S)
-            await self._runtime.stop()
             watching.cancel()
+            worker.rpc.close()
+            del self._workers[worker]
+            self._ended_samples = summed([*self._ended_samples, *worker.samples])
 
-    def _on_signal(self, sig: signal.Signals) -> None:
-        """Drain on the first SIGTERM, stop on SIGINT or the second signal, drop everything on the one after that."""
-        is_first = not self._runtime.is_draining
-        self._runtime.is_draining = True
-        if is_first and sig == signal.SIGTERM:
-            delay_s = self._runtime.settings.drain_delay_s
-            logger.info("server.draining", extra={"for_s": delay_s})
-            self.pool.drain()
-            asyncio.get_running_loop().call_later(delay_s, self._is_over.set)
-        elif self._is_over.is_set():
-            self.pool.kill()
-        else:
-            self._is_over.set()
 
-    async def _watch(self) -> None:
+async def _watch(worker: WorkerConnection, process: Process) -> None:
+    """Fetch a web process's counts every second; kill it when they do not come."""
+    try:
         while True:
-            await self._leave_if_lost(self._runtime)
-            await asyncio.sleep(TICK_S)
+            await worker.refresh_counts(SILENT_S)
+            await asyncio.sleep(HEARTBEAT_S)
+    except TimeoutError:
+        logger.error("web.silent", extra={"pid": process.pid})  # noqa: TRY400  the traceback is of no use
+    except DeviceLostError:  # disconnected: it ends, or broke a rule
+        await asyncio.sleep(DISCONNECTED_KILL_S)
+    _kill(process)
 
 
-def serve(
+def _kill(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+
+
+def worker_config(runtime: Runtime, keys: tuple[Key, ...]) -> WorkerConfig:
+    """What a web process needs to know at its start."""
+    settings, backbone = runtime.settings, runtime.engine.backbone
+    n_threads = settings.n_decode_threads or decode_threads(max(1, settings.web_workers))
+    return WorkerConfig(
+        settings=settings.model_copy(update={"n_decode_threads": n_threads}).model_dump_json(),
+        keys=[key.model_dump_json() for key in keys],
+        # One web process alone can fill the queue, of several domains too, and both batches of the device.
+        n_slots=2 * (settings.max_waiting_rows + settings.max_batch_rows),
+        image_size=backbone.image_size,
+        preprocess=backbone.preprocess,
+    )
+
+
+async def serve(
     runtime: Runtime,
     keys: tuple[Key, ...],
     listener: socket.socket,
     leave_if_lost: Callable[[Runtime], Awaitable[None]],
     announce: Callable[[], None],
 ) -> None:
-    """Be the device process until it is told to stop; see `DeviceProcess`."""
+    """Be the device process until a signal ends it.
 
-    async def run() -> None:
-        await DeviceProcess(runtime, keys, listener, leave_if_lost).run(announce)
+    Args:
+        runtime: not started yet.
+        keys: what the web processes check.
+        listener: what they accept from; closed at the end.
+        leave_if_lost: called ten times a second; ends the process when the device will not answer again.
+        announce: called once requests are accepted.
 
-    asyncio.run(run())
+    Raises:
+        SettingsError: a web process cannot start.
+    """
+    loop, is_over, pool = asyncio.get_running_loop(), asyncio.Event(), WebPool(runtime, keys, listener)
+    runtime.gather_metrics = pool.metrics_text
+
+    def on_signal(sig: signal.Signals) -> None:
+        """Drain on the first SIGTERM, stop on SIGINT or the second signal, kill the web processes on the next one."""
+        is_first, runtime.is_draining = not runtime.is_draining, True
+        if is_first and sig == signal.SIGTERM:
+            delay_s = runtime.settings.drain_delay_s
+            logger.info("server.draining", extra={"for_s": delay_s})
+            pool.notify("drain")
+            loop.call_later(delay_s, is_over.set)
+        elif is_over.is_set():
+            pool.kill()
+        else:
+            is_over.set()
+
+    async def watch() -> None:
+        while True:
+            await leave_if_lost(runtime)
+            await asyncio.sleep(TICK_S)
+
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sig, on_signal, sig)
+    watching = loop.create_task(watch())
+    await runtime.start()
+    try:
+        await pool.start()
+        announce()
+        await is_over.wait()
+    finally:
+        runtime.is_draining = True
+        listener.close()
+        await pool.stop(runtime.settings.drain_timeout_s + STOP_EXTRA_S)
+        await runtime.stop()
+        watching.cancel()

@@ -7,9 +7,8 @@ import pytest
 from prompt_store.store import Store
 from service.app import create_app
 from service.settings import Settings
-
 from tests.service.fakes import FakeModel, colour_bundle
-web_form = None
+from tests.service.web_form import web_form
 
 
 @pytest.fixture
@@ -32,11 +31,11 @@ def store(tmp_path):
     return store
 
 
-FORMS = ("one process",)
+FORMS = ("one process", "web processes")
 
 
 def pytest_generate_tests(metafunc):
-    """A module that says `IN_BOTH_FORMS = True` is run with the service in one process, and through a channel."""
+    """A module that says `IN_BOTH_FORMS = True` is run with the service in one process, and with web processes."""
     if "serve" in metafunc.fixturenames and getattr(metafunc.module, "IN_BOTH_FORMS", False):
         metafunc.parametrize("serve", FORMS, indirect=True)
 
@@ -51,12 +50,12 @@ def serve(request, model, store):
         async with app.router.lifespan_context(app):
             yield app, app.state.runtime, None
 
-    form = one_process
+    form = web_form if getattr(request, "param", FORMS[0]) == FORMS[1] else one_process
 
     @asynccontextmanager
     async def run(keys=(), **changes):
         settings = Settings(**{"store_poll_s": 0, "calibrate_s": 0} | changes)
-        async with form(settings, model, store, keys) as (app, runtime, desk):
+        async with form(settings, model, store, keys) as (app, runtime, worker):
             transport = httpx.ASGITransport(app, raise_app_exceptions=True)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 client.app = app
@@ -64,8 +63,8 @@ def serve(request, model, store):
 
                 async def drain():
                     runtime.is_draining = True
-                    if desk:
-                        desk.tell(Drain())
+                    if worker:
+                        worker.rpc.notify("drain")
                         await asyncio.sleep(0.01)
 
                 client.drain = drain

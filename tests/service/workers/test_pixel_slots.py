@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from service.errors import OverloadedError
-from service.workers.pixel_slots import Slots, slot_memory, slot_view
+from service.workers.pixel_slots import PixelSlots, slot_memory, slot_view
 
 N_SLOTS, SIDE = 5, 2
 
@@ -27,7 +27,7 @@ class Traffic(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         mine, self.theirs = both_views()
-        self.slots = Slots(mine)
+        self.slots = PixelSlots(mine)
         self.pending = []
         self.stamp = 0
 
@@ -61,7 +61,7 @@ TestTraffic = Traffic.TestCase
 
 
 def test_an_image_of_another_size_takes_no_slot():
-    slots = Slots(both_views()[0])
+    slots = PixelSlots(both_views()[0])
     with pytest.raises(ValueError, match="broadcast"):
         slots.fill([np.zeros((3, SIDE + 1, SIDE), dtype=np.uint8)])
     assert slots.n_free == N_SLOTS

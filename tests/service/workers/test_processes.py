@@ -33,6 +33,7 @@ settings = Settings(port=0, store=sys.argv[1], web_workers=int(sys.argv[3]), dra
 announce = lambda runtime, address: print(address, flush=True)
 sys.exit(server.run(settings, Store.open(settings.store), announce))
 """
+ROOT = Path(__file__).parents[3]
 N_WORKERS = 2
 N_CLIENTS = 6
 
@@ -65,10 +66,11 @@ def environment():
 
 
 @contextmanager
-def serving(store, *, n_workers=N_WORKERS, forward_s=0.0):
+def serving(store, *, n_workers=N_WORKERS, forward_s=0.0, directory=ROOT):
     """A service in processes of its own: the process that was started, and where it answers."""
-    command = [sys.executable, "-c", SERVE, str(store.root), str(forward_s), str(n_workers)]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-P", "-c", SERVE, str(store.root), str(forward_s), str(n_workers)]
+    environ = environment() | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environ, cwd=directory, stdout=subprocess.PIPE, text=True) as process:
         started = [process.pid]
         try:
             url = process.stdout.readline().strip()
@@ -276,10 +278,19 @@ def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
 
 def test_a_web_process_that_cannot_start_ends_the_start(store):
     script = SERVE.replace(
-        "import sys\n", "import sys\nfrom service.workers import pool\npool.MODULE = 'nothing.here'\n"
+        "import sys\n", "import sys\nfrom service.workers import device_process\ndevice_process.MODULE = 'nothing.here'\n"
     )
     command = [sys.executable, "-c", script, str(store.root), "0", "1"]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "A web process ended with status 1" in ended.stderr
     assert ended.stdout == "", "it was never announced"
+
+
+def test_no_process_imports_from_the_current_directory(store, tmp_path):
+    for name in ("service/__init__.py", "msgspec.py", "uvicorn.py"):
+        file = tmp_path / "hostile" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("raise SystemExit('imported from the current directory')")
+    with serving(store, n_workers=1, directory=tmp_path / "hostile") as (_, url), client_of(url) as client:
+        assert client.post("/classify/paint", content=picture()).status_code == 200

@@ -9,8 +9,7 @@ from prompt_store import errors as store_errors
 from prompted_clip import errors as model_errors
 from service import errors as service_errors
 from service.http.problems import TABLE, describe, respond
-from service.workers.wire import WireError
-from service.workers.wire_errors import from_wire, to_wire
+from service.workers.rpc import WireError, from_wire, to_wire
 
 KINDS = sorted(
     {

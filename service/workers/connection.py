@@ -1,0 +1,91 @@
+"""The device process's side of one web process: the methods that it calls.
+
+A web process decodes files of strangers, so its messages are not trusted: types are checked while decoding, numbers
+here, and a web process that breaks a rule is disconnected and replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from msgspec import Meta
+from starlette.types import ASGIApp, Message
+
+from service.errors import ServiceError
+from service.inference import ScoringOptions
+from service.local_inference import LocalBackend, LocalPin
+from service.observability.logs import request_id
+from service.workers.metrics import Sample
+from service.workers.pixel_slots import Pixels
+from service.workers.remote import HttpReply, ScoreReply
+from service.workers.rpc import Rpc, to_wire
+
+Slot = Annotated[int, Meta(ge=0)]
+PriorityNumber = Annotated[int, Meta(ge=-1, le=1)]
+
+
+class WorkerConnection:
+    """Serves one web process over `rpc`; `samples` are its counts.
+
+    Args:
+        backend: pins and scores.
+        routes: the ASGI application for forwarded requests.
+        pixels: the web process's slots, [n, 3, H, W] uint8.
+        max_bytes: largest message that is read.
+    """
+
+    def __init__(self, backend: LocalBackend, routes: ASGIApp, pixels: Pixels, *, max_bytes: int) -> None:
+        self.samples: list[Sample] = []
+        self._backend = backend
+        self._routes = routes
+        self._pixels = pixels
+        self._pins: dict[int, LocalPin] = {}
+        self.rpc = Rpc((self.pin, self.unpin, self.score, self.http), max_bytes=max_bytes)
+
+    async def refresh_counts(self, timeout_s: float) -> None:
+        """Have the web process send its counts to `samples`.
+
+        Raises:
+            TimeoutError, DeviceLostError: it does not answer, or is gone; the last counts stay.
+        """
+        async with asyncio.timeout(timeout_s):
+            self.samples = await self.rpc.call("count", returns=list[Sample])
+
+    async def pin(
+        self, number: int, domain: str, version: int | None, deadline_s: float, priority: PriorityNumber
+    ) -> None:
+        """Admit a request and pin a version until `unpin`."""
+        self._pins[number] = self._backend.hold(domain, version, deadline_s=deadline_s, priority=priority)
+
+    async def unpin(self, number: int) -> None:
+        """Drop a pin, if there is one."""
+        self._pins.pop(number, None)
+
+    async def score(self, pin: int, slots: list[Slot], options: ScoringOptions) -> ScoreReply:
+        """Score the images in these slots, which stay untouched until the reply."""
+        request_id.set(options.request_id)
+        if len(set(slots)) != len(slots) or max(slots, default=0) >= len(self._pixels):
+            raise ValueError("slots that do not exist, or one for two images")
+        scored = await self._pins[pin].score([self._pixels[slot] for slot in slots], options)
+        answers = [to_wire(one) if isinstance(one, ServiceError) else one for one in scored.answers]
+        return ScoreReply(scored.version, scored.digest, answers)
+
+    async def http(self, scope: dict[str, Any], body: bytes, request: str) -> HttpReply:
+        """Answer an HTTP request; the web process has checked key and limits."""
+        request_id.set(request)
+        scope = {"asgi": {"version": "3.0"}, "root_path": "", **scope}
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            # After the body only a hang-up could come, and then the web process cancels this call.
+            return unread.pop() if unread else await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await self._routes(scope, receive, send)
+        answer = b"".join(message.get("body", b"") for message in sent[1:])
+        route = getattr(scope.get("route"), "path", "unmatched")
+        return HttpReply(sent[0]["status"], list(sent[0]["headers"]), answer, route, scope.get("caspl.code"))

@@ -1,0 +1,129 @@
+"""The device process as a web process uses it: an inference backend, and an ASGI application for all other paths."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from service.errors import DeviceLostError, ServiceError
+from service.inference import Answer, Scored, ScoringOptions
+from service.observability.logs import request_id
+from service.workers.pixel_slots import Pixels, PixelSlots
+from service.workers.rpc import Rpc, WireError, from_wire
+
+SCOPE: Final = (
+    "type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "server", "caspl.actor",
+)  # fmt: skip
+PROBES: Final = frozenset({"/livez", "/readyz"})
+PROBE_TIMEOUT_S: Final = 2.0
+
+
+class WorkerConfig(Struct, frozen=True):
+    """What a web process reads from standard input at its start; JSON where the types are pydantic's."""
+
+    settings: str
+    keys: list[str]
+    n_slots: int
+    image_size: int
+    preprocess: dict[str, Any]
+
+
+class ScoreReply(NamedTuple):
+    """`Scored` with errors as data."""
+
+    version: int
+    digest: str
+    answers: list[Answer | WireError]
+
+
+class HttpReply(NamedTuple):
+    """An HTTP response; the web process's metrics need `route` and `code`."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    route: str
+    code: str | None
+
+
+class RemoteBackend:
+    """The inference backend of a web process.
+
+    Args:
+        rpc: to the device process.
+        slots: where it finds pixels.
+    """
+
+    def __init__(self, rpc: Rpc, slots: PixelSlots) -> None:
+        self.rpc = rpc
+        self.slots = slots
+        self._numbers = itertools.count()
+
+    @asynccontextmanager
+    async def pin(
+        self, domain: str, version: int | None, *, deadline_s: float, priority: int
+    ) -> AsyncIterator[RemotePin]:
+        """See `InferenceBackend.pin`."""
+        number = next(self._numbers)
+        try:
+            await self.rpc.call("pin", number, domain, version, deadline_s, priority, returns=type(None))
+            yield RemotePin(self, number)
+        finally:
+            self.rpc.notify("unpin", number)
+
+
+class RemotePin:
+    """One request's hold on one version; `number` names it in the device process."""
+
+    def __init__(self, backend: RemoteBackend, number: int) -> None:
+        self._backend = backend
+        self._number = number
+
+    async def score(self, pixels: Sequence[Pixels], options: ScoringOptions) -> Scored:
+        """See `Pin.score`."""
+        rpc, slots = self._backend.rpc, self._backend.slots
+        filled = slots.fill(pixels)
+        reply = await rpc.call(
+            "score", self._number, filled, options, returns=ScoreReply, on_done=lambda: slots.free(filled)
+        )
+        answers = [_service_error(one) if isinstance(one, WireError) else one for one in reply.answers]
+        return Scored(reply.version, reply.digest, answers)
+
+
+def _service_error(sent: WireError) -> ServiceError:
+    error = from_wire(sent)
+    return error if isinstance(error, ServiceError) else ServiceError(str(error))
+
+
+class Forwarder:
+    """Has the device process's routes answer requests; `rpc` leads there."""
+
+    def __init__(self, rpc: Rpc) -> None:
+        self._rpc = rpc
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward one request.
+
+        Raises:
+            DeviceLostError: the device process is gone, or does not answer a probe.
+            BodyTooLargeError, SlowBodyError: while the body was read.
+        """
+        body = await Request(scope, receive).body()
+        forwarded = {name: scope[name] for name in SCOPE if name in scope}
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S if scope["path"] in PROBES else None):
+                reply = await self._rpc.call("http", forwarded, body, request_id.get(), returns=HttpReply)
+        except TimeoutError as error:
+            raise DeviceLostError("The process with the device does not answer.") from error
+        # The middleware reads both for its metrics.
+        scope.update({"route": SimpleNamespace(path=reply.route), "caspl.code": reply.code})
+        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+        await send({"type": "http.response.body", "body": reply.body})
