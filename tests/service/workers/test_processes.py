@@ -277,9 +277,8 @@ def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
 
 
 def test_a_web_process_that_cannot_start_ends_the_start(store):
-    script = SERVE.replace(
-        "import sys\n", "import sys\nfrom service.workers import device_process\ndevice_process.MODULE = 'nothing.here'\n"
-    )
+    broken = "from service.workers import device_process\ndevice_process.MODULE = 'nothing.here'\n"
+    script = SERVE.replace("import sys\n", f"import sys\n{broken}")
     command = [sys.executable, "-c", script, str(store.root), "0", "1"]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
