@@ -215,8 +215,5 @@ def add_numbers(report: Report, rates: dict[str, list[float]], dtype: str, optio
         Target(">=", 0.85),
     )
     report.add(
-        "prompt_overhead",
-        ratio(rates["no prompts"], one),
-        "time with 12 prompt tokens / without",
-        Target("<=", 1.08),
+        "prompt_overhead", ratio(rates["no prompts"], one), "time with 12 prompt tokens / without", Target("<=", 1.08)
     )

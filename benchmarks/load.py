@@ -58,13 +58,8 @@ class Load:
     timeout_s: float = 60.0
 
 
-@dataclass
-class Response:
-    """Status 0 stands for a failed connection."""
-
-    status: int = 0
-    retry_after: str = ""
-    body: bytes = b""
+Response = tuple[int, str, bytes]
+"""Status, `Retry-After` and body; status 0 is a failed connection."""
 
 
 class Connection:
@@ -85,7 +80,7 @@ class Connection:
                 return await self._exchange(head.encode("latin-1") + body)
         except (OSError, EOFError, ValueError, KeyError) as error:
             self.close()
-            return Response(body=repr(error).encode())
+            return 0, "", repr(error).encode()
         finally:
             self._used_s = time.monotonic()
 
@@ -107,7 +102,7 @@ class Connection:
         body = await reader.readexactly(int(headers["content-length"]))
         if headers.get("connection") == "close":
             self.close()
-        return Response(int(first.split()[1]), headers.get("retry-after", ""), body)
+        return int(first.split()[1]), headers.get("retry-after", ""), body
 
 
 @dataclass(frozen=True)
@@ -181,16 +176,17 @@ class Generator:
 
 def parse(exchange: Exchange, n_images: int) -> Answer:
     """What the server answered; the fields that its body does not hold keep their defaults."""
+    status, retry_after, data = exchange.response
     body: Any = None
     with suppress(ValueError):
-        body = json.loads(exchange.response.body)
+        body = json.loads(data)
     body = body if isinstance(body, dict) else {}
     results = body.get("results") or ()
     return Answer(
         due_s=exchange.due_s,
         sent_s=exchange.sent_s,
         done_s=exchange.done_s,
-        status=exchange.response.status,
+        status=status,
         asked=exchange.domain,
         domain=str(body.get("domain", "")),
         version=int(body.get("version") or 0),
@@ -198,7 +194,7 @@ def parse(exchange: Exchange, n_images: int) -> Answer:
         labels=tuple(one["label"] for result in results for one in result.get("predictions") or ()),
         n_errors=sum(result.get("error") is not None for result in results),
         server_ms=body.get("timing_ms") or {},
-        retry_after=exchange.response.retry_after,
+        retry_after=retry_after,
         n_images=n_images,
     )
 
@@ -229,29 +225,11 @@ def send(load: Load, *, meanwhile: Callable[[], object] = lambda: None) -> list[
     return [Answer(**{**one, "labels": tuple(one["labels"])}) for one in json.loads(output)]
 
 
-def arrival_times(rate_per_s: float, duration_s: float, *, cv: float = 1.0, seed: int = 0) -> NDArray[np.float64]:
-    """Seconds at which requests are due, from 0 to `duration_s`.
-
-    Args:
-        rate_per_s: mean arrival rate.
-        duration_s: length of the schedule.
-        cv: coefficient of variation of the gaps (gamma distribution); 1 is a Poisson process, 4 is bursty.
-        seed: of the gaps.
-
-    Raises:
-        ValueError: a rate, duration or cv that is not positive.
-    """
-    if min(rate_per_s, duration_s, cv) <= 0:
-        msg = f"rate, duration and cv must be positive, not {rate_per_s}, {duration_s} and {cv}"
-        raise ValueError(msg)
+def arrival_times(rate_per_s: float, duration_s: float, *, seed: int = 0) -> list[float]:
+    """Sorted seconds of the arrivals of a Poisson process, at least one."""
     rng = np.random.default_rng(seed)
-    times_s = np.empty(0)
-    last_s = 0.0
-    while last_s < duration_s:
-        gaps_s = rng.gamma(1 / cv**2, cv**2 / rate_per_s, max(16, int(rate_per_s * duration_s)))
-        times_s = np.concatenate([times_s, last_s + np.cumsum(gaps_s)])
-        last_s = float(times_s[-1])
-    return times_s[times_s < duration_s]
+    times_s: list[float] = np.sort(rng.uniform(0, duration_s, max(1, rng.poisson(rate_per_s * duration_s)))).tolist()
+    return times_s
 
 
 def popular_domains(n_domains: int, n_draws: int, *, alpha: float, seed: int = 0) -> NDArray[np.int64]:

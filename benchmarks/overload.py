@@ -5,8 +5,6 @@ The server should answer what it can, refuse the rest at once with `Retry-After`
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from benchmarks.answers import Answer, percentile_ms, recovery_s, summarize
 from benchmarks.load import arrival_times, send
 from benchmarks.ratios import Spread
@@ -57,11 +55,11 @@ def overload_once(
     server: Server, rate_per_s: float, after_per_s: float, duration_s: float, slo_s: float, *, seed: int
 ) -> tuple[list[Answer], list[Answer], float, float]:
     """Answers during and after one overload, when it ended, and its goodput in images per second."""
-    after_s = duration_s + arrival_times(after_per_s, AFTER_S, seed=seed + 1)
-    due_s = np.concatenate([arrival_times(rate_per_s, duration_s, seed=seed), after_s])
+    due_s = arrival_times(rate_per_s, duration_s, seed=seed)
+    due_s += [duration_s + one_s for one_s in arrival_times(after_per_s, AFTER_S, seed=seed + 1)]
     path = f"/classify/{{domain}}?top_k=1&timeout_ms={round(1000 * DEADLINE * slo_s)}"
-    answers = send(server.load(due_s=due_s.tolist(), n_connections=N_CONNECTIONS, path=path))
-    fell_at_s = answers[0].due_s - float(due_s[0]) + duration_s
+    answers = send(server.load(due_s=due_s, n_connections=N_CONNECTIONS, path=path))
+    fell_at_s = answers[0].due_s - due_s[0] + duration_s
     during = [answer for answer in answers if answer.due_s < fell_at_s]
     in_time = [one for one in during if one.is_good and one.latency_s <= slo_s and one.done_s <= fell_at_s]
     after = [answer for answer in answers if answer.due_s >= fell_at_s]

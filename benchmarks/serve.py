@@ -96,11 +96,7 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
             slo_s=options.slo_ms / 1000,
         ),
         "swaps": lambda: swap_load(
-            server,
-            report,
-            rate_per_s=LOAD * capacity_per_s,
-            swaps_per_s=options.swaps_per_s,
-            seconds=options.seconds,
+            server, report, rate_per_s=LOAD * capacity_per_s, swaps_per_s=options.swaps_per_s, seconds=options.seconds
         ),
     }
     for part, run in later.items():

@@ -109,9 +109,9 @@ class Server:
         """
         return closed_loop_rate(self.closed(n_clients, duration_s, **changes))
 
-    def open(self, rate_per_s: float, duration_s: float, *, seed: int = 0, cv: float = 1.0) -> list[Answer]:
+    def open(self, rate_per_s: float, duration_s: float) -> list[Answer]:
         """Answers of an open loop with the default deadline."""
-        due_s = arrival_times(rate_per_s, duration_s, cv=cv, seed=seed).tolist()
+        due_s = arrival_times(rate_per_s, duration_s)
         return send(self.load(due_s=due_s, n_connections=256, path="/classify/{domain}?top_k=1"))
 
     def activate(self, domain: str, version: int) -> Swap:

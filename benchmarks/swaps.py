@@ -63,7 +63,7 @@ def swap_load(server: Server, report: Report, *, rate_per_s: float, swaps_per_s:
     phases: list[Phase] = []
     memory = [server.metrics()["process_resident_memory_bytes"]]
     for index in range(2 * N_PAIRS):
-        load = server.load(due_s=arrival_times(rate_per_s, phase_s, seed=index).tolist(), n_connections=256)
+        load = server.load(due_s=arrival_times(rate_per_s, phase_s, seed=index), n_connections=256)
         made: list[Swap] = []
 
         def swap(made: list[Swap] = made) -> None:

@@ -13,8 +13,6 @@ class Arguments:
     dtype: str
     workers: int
     threads: int
-    seconds: float
-    photographs: list[str]
 
 
 def read() -> Arguments:
@@ -25,6 +23,4 @@ def read() -> Arguments:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("photographs", nargs="*")
     return Arguments(**vars(parser.parse_args()))

@@ -6,8 +6,6 @@ once with a worker per thread; the faster layout counts. Ratios are ours / their
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +20,9 @@ from benchmarks.machine import commit, today
 from benchmarks.peers.environments import installed_version, python_of
 from benchmarks.peers.servers import (
     DOMAINS,
-    DTYPES,
     N_DOMAINS,
     PEERS,
     Peer,
-    command_of,
-    environment,
-    loop_rate,
     started,
     write_bodies,
 )
@@ -46,7 +40,7 @@ class PeerOptions:
     """Options of the command; `add_to` is a result whose other rows are kept."""
 
     names: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = DTYPES
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
     backbone: str = "ViT-B-16"
     threads: int = 2
     clients: int = 4
@@ -55,10 +49,9 @@ class PeerOptions:
     folder: Path = Path("build/peers")
     add_to: Path | None = None
 
-    def layouts(self, peer: Peer) -> list[tuple[int, int]]:
+    def layouts(self) -> list[tuple[int, int]]:
         """Workers and threads of each to try."""
-        alone, split = (1, self.threads), (self.threads, 1)
-        return [alone, split] if peer.can_scale and self.threads > 1 else [alone]
+        return [(1, self.threads), (self.threads, 1)] if self.threads > 1 else [(1, 1)]
 
 
 def measure(options: PeerOptions, console: Console) -> Report:
@@ -80,11 +73,10 @@ def measure(options: PeerOptions, console: Console) -> Report:
         ours = ServerOptions(backbone=options.backbone, device="cpu", threads=options.threads)
         digests = fill_store(folder / "store", backbone_of(ours), n_domains=N_DOMAINS)
         for dtype in options.dtypes:
-            chosen = [known[one] for one in options.names or known if dtype in known[one].dtypes]
             ours = ServerOptions(backbone=options.backbone, device="cpu", dtype=dtype, threads=options.threads)
             with serving(ours, folder / "store", digests, photographs) as server:
                 server.closed(options.clients, WARM_UP_S)
-                for peer in chosen:
+                for peer in (known[one] for one in options.names or known):
                     console.print(f"{peer.name}, {dtype}")
                     rows[f"{peer.name}, {dtype}"] = compare(server, peer, dtype, options, console)
     return report_of(options, rows)
@@ -95,12 +87,12 @@ def compare(server: Server, peer: Peer, dtype: str, options: PeerOptions, consol
     about = {"peer": peer.name, "dtype": dtype, "note": peer.note, "clients": options.clients}
     about |= {"command": command_line(), "date": today(), "commit": commit()}
     try:
-        python = python_of(peer.requirements, options.folder, console) if peer.requirements else Path(sys.executable)
+        python = python_of(peer.package, options.folder, console)
         package = f"{peer.package} {installed_version(python, peer.package)}"
         before = server.closed_rate(options.clients, options.seconds / 2)
         tried = {
             f"{workers} x {threads}": run(server, peer, python, dtype, options, workers=workers, threads=threads)
-            for workers, threads in options.layouts(peer)
+            for workers, threads in options.layouts()
         }
         after = server.closed_rate(options.clients, options.seconds / 2)
     except BenchError as error:
@@ -119,15 +111,8 @@ def run(
         BenchError: it does not run, or answers nothing.
     """
     port = free_port()
-    words = ["--backbone", options.backbone, "--dtype", dtype, "--workers", str(workers), "--threads", str(threads)]
-    clip_folder = options.folder.resolve() / "clip"
-    command = command_of(peer, python, words, port, clip_folder)
-    if not peer.health:
-        command += ["--seconds", str(options.seconds), *(str(path) for path in server.photographs)]
-        return {"per_s": loop_rate([command] * workers, threads), "p50_ms": None, "p99_ms": None, "n_failed": 0}
-    if not peer.module and not (clip_folder / "config.json").is_file():
-        make = [str(python), "-m", "benchmarks.peers.infinity_folder", str(clip_folder)]
-        subprocess.run(make, env=environment(threads), check=True, capture_output=True)  # noqa: S603  our own command
+    command = [str(python), "-m", f"benchmarks.peers.{peer.module}", "--port", str(port), "--dtype", dtype]
+    command += ["--backbone", options.backbone, "--workers", str(workers), "--threads", str(threads)]
     with tempfile.TemporaryDirectory(prefix="peer-") as name:
         bodies, content_type = write_bodies(peer, server.photographs, Path(name))
         with started(peer, command, workers=workers, threads=threads, port=port) as url:
@@ -168,9 +153,8 @@ def report_of(options: PeerOptions, rows: dict[str, Row]) -> Report:
             f"images/s of ours / of {row['package']} ({row['note']}), both {row['dtype']}, {row['clients']} clients"
         )
         report.add(key, ratios, meaning, Target(">=", 1.0))
-        p50, p99 = (f"{row[key]:.0f}" if row[key] else "" for key in ("p50_ms", "p99_ms"))
         ours = statistics.mean(row["ours_per_s"])
-        rates = (f"{row['per_s']:.2f}", f"{ours:.2f}", f"{p50} / {p99}", row["layout"])
+        rates = (f"{row['per_s']:.2f}", f"{ours:.2f}", f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}", row["layout"])
         cells.append((name, row["package"], row["note"], *rates, *measured))
     report.tables["Closed loop, images/s"] = Table(
         (

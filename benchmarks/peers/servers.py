@@ -1,7 +1,5 @@
 """The peers: how each is started, and what its requests look like."""
 
-import base64
-import json
 import os
 import signal
 import subprocess
@@ -20,58 +18,43 @@ from benchmarks.server import FORM
 READY_WITHIN_S = 180.0
 STOP_WITHIN_S = 15.0
 N_LOG_LINES = 8
-DTYPES = ("bfloat16", "float32")
 N_DOMAINS = 8
 DOMAINS = tuple(str(index) for index in range(N_DOMAINS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A server that is compared with ours, or the plain library.
+    """A server that is compared with ours.
 
     Attributes:
         name: of the row.
-        package: whose version is reported.
-        module: program in `benchmarks.peers`; empty for infinity's own command.
+        package: whose version is reported, and the name of the requirement file.
+        module: program in `benchmarks.peers`.
         note: what it is.
-        requirements: requirement file; empty for this environment.
-        health: path that answers 200 when ready; empty for a loop without a server.
+        health: path that answers 200 when ready.
         path: to post to.
         headers: of every request.
-        body: `raw` bytes, `form` (raw bytes in a multipart form) or `data-url` (base64 in JSON).
-        dtypes: that it computes in on a CPU.
-        can_scale: whether it can run several workers.
-        answers_pid: `health` answers the worker's process id, so that readiness of all workers is visible.
+        takes_form: it takes the file in a multipart form with the domain, instead of as the body.
+        answers_pid: `health` answers the worker's process id, which shows whether all workers are ready.
     """
 
     name: str
     package: str
     module: str
     note: str
-    requirements: str = ""
     health: str = "/health"
     path: str = "/predict"
     headers: tuple[tuple[str, str], ...] = ()
-    body: str = "raw"
-    dtypes: tuple[str, ...] = DTYPES
-    can_scale: bool = True
+    takes_form: bool = False
     answers_pid: bool = False
 
 
 PEERS = (
     Peer(
-        name="open_clip",
-        package="open_clip_torch",
-        module="open_clip_loop",
-        note="the library in a loop, batches of 8, no HTTP",
-        health="",
-    ),
-    Peer(
         name="fastapi",
         package="fastapi",
         module="naive_fastapi",
         note="a blocking async def, one image at a time",
-        requirements="fastapi",
         path="/classify/{domain}",
         answers_pid=True,
     ),
@@ -80,74 +63,45 @@ PEERS = (
         package="litserve",
         module="litserve_batched",
         note="batches of up to 16",
-        requirements="litserve",
-        body="form",
+        takes_form=True,
     ),
     Peer(
         name="litserve-ours",
         package="litserve",
         module="litserve_ours",
         note="our model with its prompts behind LitServe",
-        requirements="litserve",
-        body="form",
+        takes_form=True,
     ),
     Peer(
         name="ray",
         package="ray",
         module="ray_multiplexed",
         note="@serve.multiplexed and @serve.batch, one domain per batch",
-        requirements="ray",
         health="/-/healthz",
         path="/",
         headers=(("serve_multiplexed_model_id", "{domain}"),),
-    ),
-    Peer(
-        name="infinity",
-        package="infinity-emb",
-        module="",
-        note="embedding only, no classes; always float32 on a CPU",
-        requirements="infinity",
-        path="/embeddings",
-        body="data-url",
-        dtypes=("float32",),
-        can_scale=False,
     ),
 )
 
 
 def write_bodies(peer: Peer, photographs: Sequence[Path], folder: Path) -> tuple[list[str], str]:
     """Write the request bodies of a peer: files and content type."""
-    if peer.body == "raw":
+    if not peer.takes_form:
         return [str(path) for path in photographs], "image/jpeg"
-    paths = []
+    bodies = []
     for path in photographs:
-        for domain in DOMAINS if peer.body == "form" else DOMAINS[:1]:
-            paths.append(folder / f"{path.stem}-{domain}")
-            if peer.body == "form":
-                files = {"image": (path.name, path.read_bytes(), "image/jpeg")}
-                request = httpx.Request(
-                    "POST", "http://peer", data={"domain": domain}, files=files, headers={"Content-Type": FORM}
-                )
-                paths[-1].write_bytes(request.read())
-            else:
-                url = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
-                paths[-1].write_text(json.dumps({"model": "clip", "modality": "image", "input": [url]}))
-    return [str(path) for path in paths], FORM if peer.body == "form" else "application/json"
-
-
-def command_of(peer: Peer, python: Path, words: Sequence[str], port: int, clip_folder: Path) -> list[str]:
-    """Command that starts a peer."""
-    if peer.module:
-        return [str(python), "-m", f"benchmarks.peers.{peer.module}", "--port", str(port), *words]
-    options = ["--model-id", str(clip_folder), "--served-model-name", "clip", "--engine", "torch", "--device", "cpu"]
-    options += ["--no-model-warmup", "--no-bettertransformer", "--batch-size", "16", "--dtype", "float32"]
-    return [str(python.with_name("infinity_emb")), "v2", *options, "--port", str(port), "--host", "127.0.0.1"]
+        for domain in DOMAINS:
+            files = {"image": (path.name, path.read_bytes(), "image/jpeg")}
+            headers = {"Content-Type": FORM}
+            request = httpx.Request("POST", "http://peer", data={"domain": domain}, files=files, headers=headers)
+            bodies.append(folder / f"{path.stem}-{domain}")
+            bodies[-1].write_bytes(request.read())
+    return [str(body) for body in bodies], FORM
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Environment variables of a peer: its threads, and no telemetry or downloads."""
-    quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    quiet |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_ENABLE_TASK_EVENTS": "0"}
+    """Environment variables of a peer: its threads, no telemetry, no downloads."""
+    quiet = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_ENABLE_TASK_EVENTS": "0"}
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("CASPL_", "PYTHONPATH"))}
     return plain | quiet | {"OMP_NUM_THREADS": str(threads)}
 
@@ -173,23 +127,6 @@ def started(peer: Peer, command: Sequence[str], *, workers: int, threads: int, p
             yield url
         finally:
             _stop(process)
-
-
-def loop_rate(commands: Sequence[Sequence[str]], threads: int) -> float:
-    """Images per second of programs that run in parallel and print their rates.
-
-    Raises:
-        BenchError: one failed; with the end of its log.
-    """
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment(threads)}
-    processes = [subprocess.Popen(list(command), **pipes) for command in commands]  # type: ignore[call-overload]  # noqa: S603  ours
-    rate = 0.0
-    for process in processes:
-        output, errors = process.communicate()
-        if process.returncode:
-            raise BenchError(_end(errors))
-        rate += json.loads(output.splitlines()[-1])["images_per_s"]
-    return rate
 
 
 def _becomes_ready(process: subprocess.Popen[bytes], url: str, n_answers: int) -> bool:
