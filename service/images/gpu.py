@@ -1,8 +1,7 @@
-"""JPEGs decoded and resized on the device, several at once, by nvImageCodec: nvJPEG where the device is a GPU.
+"""JPEGs decoded and resized on the device in batches, by nvImageCodec (nvJPEG on a GPU).
 
-Threads hand over one file each and wait; what came while one batch was decoded is the next batch. A file that the
-library does not decode gets no answer, and somebody else judges it. Without a GPU the library decodes with
-libjpeg-turbo; that is for tests. Knows files and pixels. Does not know limits, HTTP or the model.
+Threads submit one file each and wait; the files that arrive while a batch is decoded form the next batch. Without a GPU
+the library decodes with libjpeg-turbo; the tests use that.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -29,32 +28,30 @@ from service.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
-MAX_FILES: Final = 64
-MAX_PIXELS: Final = 64_000_000
-"""Of one batch: decoded pictures lie on the device side by side, three bytes a pixel."""
+MAX_BATCH_FILES: Final = 64
+MAX_BATCH_PIXELS: Final = 64_000_000
+"""Decoded images lie on the device side by side, three bytes a pixel."""
 MAX_RATIO: Final = 16
-"""Of a picture's short side to the backbone's. CUDA's antialiased resizing keeps its weights in shared memory; by its
-formula the 48 KiB that every card has last for a ratio of 47."""
-PATIENCE_S: Final = 20.0
-"""Longest wait for an answer; after that somebody else decodes the file."""
+"""Of an image's short side to the backbone's. CUDA's antialiased resizing keeps its weights in shared memory; the
+48 KiB of every card suffice for a ratio of 47."""
+TIMEOUT_S: Final = 20.0
 
-Answer = Future[NDArray[np.uint8] | None]
+Size = tuple[int, int]
+"""Width and height in the header, before EXIF rotation, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """One that waits: its bytes, what its header says, and who wants to know."""
-
+class _Job:
     data: bytes
-    size: tuple[int, int]
-    answer: Answer
+    size: Size
+    result: Future[NDArray[np.uint8] | None] = field(default_factory=Future)
 
 
 class GpuDecoder:
-    """Turns JPEG files into a backbone's pixels on one device.
+    """Decodes JPEG files to a backbone's pixels on one device.
 
     Args:
-        device: where; the library's own choice of engines on a GPU.
+        device: CUDA, where the library chooses its engine, or the CPU.
         image_size: side of the backbone's input, in pixels.
         values: the backbone's preprocessing values.
 
@@ -67,73 +64,75 @@ class GpuDecoder:
         self._image_size = image_size
         self._values = values
         self._params = codec.DecodeParams(color_spec=codec.ColorSpec.SRGB, apply_exif_orientation=True)
+        self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            self._decoder = codec.Decoder(device_id=index)
-            self._stream: torch.cuda.Stream | None = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._decoder = codec.Decoder(device_id=self._stream.device.index)
         else:
-            only = [codec.Backend(codec.BackendKind.CPU_ONLY)]
-            self._decoder = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=only)
-            self._stream = None
-        self._waiting: deque[_File] = deque()
+            backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
+            self._decoder = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=backends)
+        self._queue: deque[_Job] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu-decode", initializer=compute_alone)
 
-    def decode(self, data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-        """One file's pixels, upright, resized and cropped; waits while others are decoded.
+    def decode(self, data: bytes, size: Size) -> NDArray[np.uint8] | None:
+        """Decode, rotate, resize and crop one file; blocks until its batch is done.
 
         Args:
             data: a whole JPEG file.
-            size: width and height by its header, before it is turned upright, in pixels.
+            size: as Pillow read it.
 
         Returns:
-            uint8 [3, image_size, image_size], or None for a file that the library will not take, or finds to be of
-            another size, or that is too large to be resized at once.
+            uint8 [3, image_size, image_size]. None if the file is too large to be resized in one step, the library
+            fails, reads another size, or takes more than 20 s: decode it otherwise.
         """
         if min(size) > MAX_RATIO * self._image_size:
             return None
-        file = _File(data, size, Future())
-        self._waiting.append(file)
-        self._thread.submit(self._decode_waiting)
+        job = _Job(data, size)
+        self._queue.append(job)
+        self._thread.submit(self._run_batch)
         try:
-            return file.answer.result(timeout=PATIENCE_S)
+            return job.result.result(timeout=TIMEOUT_S)
         except TimeoutError:
-            logger.warning("gpu_decoder.slow", extra={"after_s": PATIENCE_S})
+            logger.warning("gpu_decoder.timeout", extra={"after_s": TIMEOUT_S})
             return None
 
-    def _decode_waiting(self) -> None:
-        """Decode what waits, as far as it fits into one batch; nothing if an earlier turn took it along."""
-        batch: list[_File] = []
+    def _run_batch(self) -> None:
+        """Decode queued files, as many as one batch may hold; an earlier batch may have emptied the queue."""
+        batch: list[_Job] = []
         n_pixels = 0
-        while self._waiting and len(batch) < MAX_FILES:
-            n_pixels += self._waiting[0].size[0] * self._waiting[0].size[1]
-            if batch and n_pixels > MAX_PIXELS:
+        while self._queue and len(batch) < MAX_BATCH_FILES:
+            n_pixels += self._queue[0].size[0] * self._queue[0].size[1]
+            if batch and n_pixels > MAX_BATCH_PIXELS:
                 break
-            batch.append(self._waiting.popleft())
+            batch.append(self._queue.popleft())
         if not batch:
             return
         try:
-            found = self._pixels([(file.data, file.size) for file in batch])
+            results = self._pixels([(job.data, job.size) for job in batch])
         except Exception:
             logger.warning("gpu_decoder.failed", exc_info=True, extra={"n_files": len(batch)})
-            found = [None] * len(batch)
-        for file, pixels in zip(batch, found, strict=True):
-            file.answer.set_result(pixels)
+            results = [None] * len(batch)
+        for job, pixels in zip(batch, results, strict=True):
+            job.result.set_result(pixels)
 
-    def _pixels(self, files: Sequence[tuple[bytes, tuple[int, int]]]) -> list[NDArray[np.uint8] | None]:
-        """Every file's, by way of one copy to the host."""
-        streams = [self._code_stream(*file) for file in files]
-        taken = [stream for stream in streams if stream is not None]
-        with self._on_stream():
-            number = self._stream.cuda_stream if self._stream is not None else 0
-            images = self._decoder.decode(taken, params=self._params, cuda_stream=number) if taken else []
-            shaped = [None if image is None else self._shaped(image) for image in images]
-            sound = [pixels for pixels in shaped if pixels is not None]
-            on_host = iter(torch.stack(sound).cpu().numpy() if sound else ())
-        answers = iter([None if pixels is None else next(on_host) for pixels in shaped])
-        return [None if stream is None else next(answers) for stream in streams]
+    def _pixels(self, files: Sequence[tuple[bytes, Size]]) -> list[NDArray[np.uint8] | None]:
+        """The pixels of each file, with one D2H copy for all."""
+        code_streams = {row: found for row, file in enumerate(files) if (found := self._code_stream(*file)) is not None}
+        pixels: dict[int, Tensor] = {}
+        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            number = self._stream.cuda_stream if self._stream else 0
+            inputs = list(code_streams.values())
+            images = self._decoder.decode(inputs, params=self._params, cuda_stream=number) if inputs else []
+            for row, image in zip(code_streams, images, strict=True):
+                if image is not None:
+                    rgb_hwc = dlpack.from_dlpack(image) if self._stream else torch.from_numpy(np.array(image))
+                    pixels[row] = to_pixels_on_device(rgb_hwc, self._image_size, self._values)
+            on_host = torch.stack(list(pixels.values())).cpu().numpy() if pixels else ()
+        results = dict(zip(pixels, on_host, strict=True))
+        return [results.get(row) for row in range(len(files))]
 
-    def _code_stream(self, data: bytes, size: tuple[int, int]) -> Any | None:  # noqa: ANN401  the library has no types
-        """The file as the library reads its header; None where that says something else than Pillow read."""
+    def _code_stream(self, data: bytes, size: Size) -> Any | None:  # noqa: ANN401  the library has no types
+        """The library's view of a file; None if it fails or reads another size than Pillow."""
         try:
             stream = self._codec.CodeStream(data)
             found = (stream.width, stream.height)
@@ -141,23 +140,16 @@ class GpuDecoder:
             return None
         return stream if found == size else None
 
-    def _shaped(self, image: Any) -> Tensor:  # noqa: ANN401  the library has no types
-        rgb_hwc: Tensor = dlpack.from_dlpack(image) if self._stream is not None else torch.from_numpy(np.array(image))
-        return to_pixels_on_device(rgb_hwc, self._image_size, self._values)
-
-    def _on_stream(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
 
 def nvimgcodec() -> Any:  # noqa: ANN401  the library has no types
-    """The library; told to be quiet, since what it has to say is about strangers' files.
+    """Import nvImageCodec, with its messages about uploaded files switched off.
 
     Raises:
         SettingsError: it is not installed.
     """
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
     try:
-        return importlib.import_module("nvidia.nvimgcodec")  # an extra
+        return importlib.import_module("nvidia.nvimgcodec")
     except ImportError as error:
-        msg = 'preprocess gpu needs nvImageCodec: pip install "caspl-serve[gpu-decode]", or choose fast.'
+        msg = 'preprocess=gpu needs nvImageCodec: pip install "caspl-serve[gpu-decode]", or use preprocess=fast.'
         raise SettingsError(msg) from error

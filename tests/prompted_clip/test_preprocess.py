@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from prompted_clip import to_pixels
 from prompted_clip.preprocess import upright_rgb
-from service.images.decoder import ImageLimits, open_rgb
+from service.images.decoder import ImageLimits, open_image
 from service.images.preprocessing import Exact
 from training.data.views import Views
 
@@ -65,8 +65,8 @@ def test_training_and_service_see_the_same_pixels(tmp_path, name):
     with Image.open(path) as opened:
         assert opened.mode == name.split()[0] or kind == "WEBP" or name == "L as JPEG"
     views = Views([path], image_size=32, preprocess=PREPROCESS, augmentation="none", crop_scale_min=1.0, seed=1)
-    served, _ = open_rgb(path.read_bytes(), LIMITS, Exact(32, PREPROCESS).read)
-    np.testing.assert_array_equal(views.load([0], epoch=0)[0].numpy(), to_pixels(served, 32, PREPROCESS))
+    resize, _ = open_image(path.read_bytes(), LIMITS, Exact(32, PREPROCESS).decode)
+    np.testing.assert_array_equal(views.load([0], epoch=0)[0].numpy(), resize())
 
 
 @pytest.mark.parametrize("value", range(1, 9))

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.images.decoder import open_rgb
+from service.images.decoder import open_image
 from tests.service.fakes import colour_bundle, picture
 from tests.service.http.crowd import WatchedBody, crowd
 
@@ -89,9 +89,9 @@ async def test_too_many_images_in_decoding_are_429(serve, monkeypatch):
     def slowly(*given):
         entered.set()
         gate.wait(10)
-        return open_rgb(*given)
+        return open_image(*given)
 
-    monkeypatch.setattr("service.images.decoder.open_rgb", slowly)
+    monkeypatch.setattr("service.images.decoder.open_image", slowly)
     files = [("images", (f"{n}.png", picture())) for n in range(2)]
     async with serve(max_decoding_images=2, max_images=2) as client:
         first = asyncio.ensure_future(client.post("/classify/paint", files=files))

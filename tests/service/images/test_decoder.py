@@ -13,7 +13,8 @@ from PIL import Image, PngImagePlugin
 
 from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError, OverloadedError
-from service.images.decoder import Decoder, ImageLimits, open_rgb, sniff
+from service.images.decoder import Decoder, ImageLimits, open_image
+from service.images.headers import sniff
 from service.images.preprocessing import Exact, Fast
 from tests.service.fakes import PREPROCESS, picture
 
@@ -74,7 +75,7 @@ def text_bomb():
 
 def opened(data):
     """The picture of its own size, with the notes."""
-    return open_rgb(data, LIMITS, lambda image, _: upright_rgb(image))
+    return open_image(data, LIMITS, lambda image, _: upright_rgb(image))
 
 
 def refusal(data):
@@ -82,7 +83,7 @@ def refusal(data):
     kinds = set()
     for way in WAYS:
         with pytest.raises(ImageRejectedError) as refused:
-            open_rgb(data, LIMITS, way.read)
+            open_image(data, LIMITS, way.decode)
         assert not any(mark in str(refused.value) for mark in ("0x", "BytesIO", "Traceback"))
         kinds.add((type(refused.value), refused.value.code))
     (kind,) = kinds

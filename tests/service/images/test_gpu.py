@@ -15,7 +15,7 @@ from PIL import Image
 from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageRejectedError, SettingsError
 from service.images import gpu as gpu_decoder
-from service.images.decoder import open_rgb
+from service.images.decoder import open_image
 from service.images.gpu import MAX_RATIO, GpuDecoder
 from service.images.preprocessing import Fast, Gpu, preprocessing
 from tests.service.images.test_preprocessing import (
@@ -52,7 +52,7 @@ def way(decoder):
 
 
 def pixels_of(way, data):
-    return way.to_pixels(open_rgb(data, LIMITS, way.read)[0])
+    return open_image(data, LIMITS, way.decode)[0]()
 
 
 def resized(data):
@@ -138,7 +138,7 @@ class Held:
             assert self._has_begun.wait(20)
             running += [threads.submit(decoded, self._decoder, data) for data in files[1:]]
             until_s = time.monotonic() + 20
-            while len(self._decoder._waiting) < len(files) - 1:
+            while len(self._decoder._queue) < len(files) - 1:
                 assert time.monotonic() < until_s
                 time.sleep(0.001)
             self._may_go.set()
@@ -184,14 +184,14 @@ def test_a_picture_too_large_to_be_resized_at_once_is_left_to_others(decoder):
 
 
 def test_a_batch_holds_no_more_pixels_than_the_device_should(decoder, monkeypatch):
-    monkeypatch.setattr(gpu_decoder, "MAX_PIXELS", 2 * 100 * 100)
+    monkeypatch.setattr(gpu_decoder, "MAX_BATCH_PIXELS", 2 * 100 * 100)
     monkeypatch.setattr(decoder, "_pixels", held := Held(decoder))
     assert all(one is not None for one in held.decode([encode(photograph("cat", (100, 100)))] * 6))
     assert held.sizes == [1, 2, 2, 1]
 
 
-def test_who_waits_too_long_for_the_device_goes_elsewhere(way, decoder, monkeypatch):
-    monkeypatch.setattr(gpu_decoder, "PATIENCE_S", 0.05)
+def test_a_file_that_waits_too_long_for_the_device_is_decoded_by_fast(way, decoder, monkeypatch):
+    monkeypatch.setattr(gpu_decoder, "TIMEOUT_S", 0.05)
     may_go = threading.Event()
     monkeypatch.setattr(decoder, "_pixels", lambda files: may_go.wait(20) and [None] * len(files))
     data = encode(photograph("cat", (130, 90)))

@@ -1,13 +1,13 @@
 import io
+import resource
 
 import pytest
 from PIL import Image, PngImagePlugin
 
+from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageRejectedError
-from service.images.decoder import ImageLimits, open_rgb
-from service.images.headers import declared_size, png_header
-from service.images.preprocessing import Exact
-from tests.service.fakes import PREPROCESS
+from service.images.decoder import ImageLimits, open_image
+from service.images.headers import check_jpeg
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=10_000, max_side_px=200, max_aspect=20.0, max_scans=100)
 
@@ -24,19 +24,34 @@ def png(n_frames, comment=""):
 def test_a_png_that_only_mentions_the_animation_chunk_is_served():
     data = png(1, comment="an acTL chunk makes a PNG an animation")
     assert data.index(b"acTL") < data.index(b"IDAT")
-    assert declared_size("PNG", data, max_scans=1) == (8, 6)
-    picture, notes = open_rgb(data, LIMITS, Exact(16, PREPROCESS).read)
+    picture, notes = open_image(data, LIMITS, lambda image, _: upright_rgb(image))
     assert (picture.size, notes) == ((8, 6), ())
 
 
 @pytest.mark.parametrize("comment", ["", "x" * 10_000], ids=["at the start", "behind a long comment"])
 def test_an_animated_png_is_refused_wherever_it_says_so(comment):
     with pytest.raises(ImageRejectedError) as refused:
-        open_rgb(png(2, comment), LIMITS, Exact(16, PREPROCESS).read)
+        open_image(png(2, comment), LIMITS, lambda image, _: upright_rgb(image))
     assert refused.value.code == "image_animated"
 
 
-@pytest.mark.parametrize("length", [8, 20, 32])
-def test_a_png_that_ends_before_its_size_is_refused(length):
-    with pytest.raises(ImageRejectedError, match="no header"):
-        png_header(png(1)[:length])
+@pytest.mark.parametrize("junk", [b"\xff", b"\x00", b"\xff\x00"])
+def test_bytes_between_header_segments_are_bounded(junk):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(file, "JPEG")
+    data = file.getvalue()
+    check_jpeg(data[:2] + junk * 100 + data[2:], max_scans=1)
+    with pytest.raises(ImageRejectedError, match="damaged"):
+        check_jpeg(data[:2] + junk * 20_000 + data[2:], max_scans=1)
+
+
+def test_a_webp_that_declares_a_huge_canvas_is_refused_by_its_header():
+    file = io.BytesIO()
+    Image.new("RGBA", (8, 6), (1, 2, 3, 4)).save(file, "WEBP", lossless=True, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")
+    data = bytearray(file.getvalue())
+    assert data[12:16] == b"VP8X"
+    data[24:30] = (16_000).to_bytes(3, "little") * 2
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageRejectedError):
+        open_image(bytes(data), LIMITS, lambda image, _: upright_rgb(image))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000

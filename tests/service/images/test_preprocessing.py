@@ -11,10 +11,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 from skimage import data as photographs
 
-from prompted_clip.preprocess import normalize_pixels, upright_rgb
+from prompted_clip.preprocess import normalize_pixels
 from service.errors import ImageRejectedError
-from service.images.decoder import ImageLimits, open_rgb
-from service.images.preprocessing import Exact, Fast, Raster, is_plain_jpeg, jpeg_raster, preprocessing
+from service.images.decoder import ImageLimits, open_image
+from service.images.preprocessing import Exact, Fast, decode_jpeg, is_plain_jpeg, preprocessing
 
 LIMITS = ImageLimits(max_bytes=5_000_000, max_pixels=5_000_000, max_side_px=4_096, max_aspect=20, max_scans=100)
 CLIP = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic", "resize_mode": "shortest"}
@@ -58,8 +58,8 @@ def turned(orientation):
 
 
 def pixels_of(way, data):
-    picture, _ = open_rgb(data, LIMITS, way.read)
-    return way.to_pixels(picture)
+    resize, _ = open_image(data, LIMITS, way.decode)
+    return resize()
 
 
 def open_clip_input(data, side, values=CLIP):
@@ -126,8 +126,9 @@ def test_the_quicker_decoder_gives_the_bits_that_pillow_gives(
         restart_marker_blocks=restart_blocks,
     )
     with Image.open(io.BytesIO(data)) as image:
-        quick = jpeg_raster(image, data)
-        np.testing.assert_array_equal(quick.rgb_hwc, np.asarray(image.convert("RGB")))
+        rgb_hwc, extent = decode_jpeg(image, data)
+        np.testing.assert_array_equal(rgb_hwc, np.asarray(image.convert("RGB")))
+        assert extent is None
 
 
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (SIDE + 3, SIDE), (131, 97), (640, 480)])
@@ -135,7 +136,7 @@ def test_the_quicker_decoder_gives_those_bits_for_photographs(size):
     for name in PHOTOGRAPHS:
         data = encode(photograph(name, size))
         with Image.open(io.BytesIO(data)) as image:
-            np.testing.assert_array_equal(jpeg_raster(image, data).rgb_hwc, np.asarray(image.convert("RGB")))
+            np.testing.assert_array_equal(decode_jpeg(image, data)[0], np.asarray(image.convert("RGB")))
 
 
 def test_what_is_no_plain_jpeg_is_left_to_pillow():
@@ -145,9 +146,9 @@ def test_what_is_no_plain_jpeg_is_left_to_pillow():
             assert not is_plain_jpeg(image)
     with Image.open(io.BytesIO(sound)) as image:
         assert is_plain_jpeg(image)
-        assert jpeg_raster(image, sound[:-40]) is None
+        assert decode_jpeg(image, sound[:-40]) is None
     with Image.open(io.BytesIO(encode(photograph(size=(41, 30))))) as another:
-        assert jpeg_raster(another, sound) is None
+        assert decode_jpeg(another, sound) is None
 
 
 def damaged(data, rng):
@@ -167,36 +168,31 @@ def damaged(data, rng):
             return bytes(broken)
 
 
-def outcome(data, read):
-    """The picture and notes, or the code it was refused with."""
+def outcome(data, way):
+    """The pixels and notes, or the code of the refusal."""
     try:
-        return open_rgb(data, LIMITS, read)
+        resize, notes = open_image(data, LIMITS, way.decode)
     except ImageRejectedError as error:
         return error.code
-
-
-def array_of(picture):
-    return picture.rgb_hwc if isinstance(picture, Raster) else np.asarray(picture)
+    return resize(), notes
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged metadata
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (270, 200)])
-def test_damaged_files_are_accepted_or_refused_as_pillow_does_in_both_ways(kind, size):
+def test_damaged_files_are_accepted_or_refused_alike_in_both_ways(kind, size):
     container, options = KINDS[kind]
     data = encode(photograph("coffee", size), container, **options)
     rng = np.random.default_rng(len(data))
     outcomes = {str: 0, tuple: 0}
     for _ in range(60):
         broken = damaged(data, rng)
-        by_pillow = outcome(broken, lambda image, _: upright_rgb(image))
-        exactly, fast = (outcome(broken, way.read) for way in (Exact(SIDE, CLIP), Fast(SIDE, CLIP)))
-        outcomes[type(by_pillow)] += 1
-        if isinstance(by_pillow, str):
-            assert exactly == fast == by_pillow
+        exactly, fast = (outcome(broken, way) for way in (Exact(SIDE, CLIP), Fast(SIDE, CLIP)))
+        outcomes[type(exactly)] += 1
+        if isinstance(exactly, str):
+            assert fast == exactly
         else:
-            np.testing.assert_array_equal(array_of(exactly[0]), array_of(by_pillow[0]))
-            assert exactly[1] == fast[1] == by_pillow[1]
+            assert fast[1] == exactly[1]
     assert outcomes[str] > 0
     assert outcomes[tuple] > 0 or container == "PNG"  # of a PNG, a checksum guards every byte
 
@@ -221,10 +217,11 @@ def test_fast_differs_by_rounding_where_nothing_is_shrunk_in_decoding(kind, resi
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_fast_shrinks_large_jpegs_in_decoding_and_stays_near(name):
     data = encode(photograph(name, (1200, 900)))
-    fast = Fast(SIDE, CLIP)
-    picture, _ = open_rgb(data, LIMITS, fast.read)
-    assert 2 * SIDE <= min(picture.rgb_hwc.shape[:2]) <= 900 / 4
-    difference = np.abs(fast.to_pixels(picture).astype(int) - pixels_of(Exact(SIDE, CLIP), data))
+    with Image.open(io.BytesIO(data)) as image:
+        rgb_hwc, extent_hw = decode_jpeg(image, data, min_side_px=2 * SIDE)
+    assert 2 * SIDE <= min(rgb_hwc.shape[:2]) <= 900 / 4
+    assert all(side - 1 < extent <= side for side, extent in zip(rgb_hwc.shape, extent_hw, strict=False))
+    difference = np.abs(pixels_of(Fast(SIDE, CLIP), data).astype(int) - pixels_of(Exact(SIDE, CLIP), data))
     assert 0 < difference.mean() < 1
     assert difference.max() < 24
 
@@ -271,10 +268,10 @@ def test_fast_shows_every_mode_of_png_as_exact_does(mode):
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (400, 300)])
 def test_notes_are_the_same_in_both_ways(way, size):
     image = photograph("cat", size)
-    assert open_rgb(encode(image.convert("CMYK")), LIMITS, way.read)[1] == ("cmyk",)
+    assert open_image(encode(image.convert("CMYK")), LIMITS, way.decode)[1] == ("cmyk",)
     several = encode(image, "MPO", save_all=True, append_images=[image.rotate(180)])
-    assert open_rgb(several, LIMITS, way.read)[1] == ("first_frame",)
-    assert open_rgb(encode(image), LIMITS, way.read)[1] == ()
+    assert open_image(several, LIMITS, way.decode)[1] == ("first_frame",)
+    assert open_image(encode(image), LIMITS, way.decode)[1] == ()
 
 
 @pytest.mark.parametrize("way", [Exact(SIDE, CLIP), Fast(SIDE, CLIP)], ids=["exact", "fast"])
@@ -291,11 +288,12 @@ def test_the_setting_names_the_way():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("way", ["exact", "fast"])
-async def test_the_service_decodes_the_way_it_is_told_and_says_which(serve, way, monkeypatch):
+async def test_the_service_decodes_as_the_setting_says_and_reports_it(serve, way, monkeypatch):
     used = []
     for kind in (Exact, Fast):
-        read = kind.read
-        monkeypatch.setattr(kind, "read", lambda self, *given, read=read: used.append(type(self)) or read(self, *given))
+        monkeypatch.setattr(
+            kind, "decode", lambda self, *given, decode=kind.decode: used.append(type(self)) or decode(self, *given)
+        )
     async with serve(preprocess=way) as client:
         files = [("images", ("a.jpg", encode(photograph("cat", (90, 70)))))]
         answer = await client.post("/classify/paint", files=files)
