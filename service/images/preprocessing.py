@@ -3,8 +3,8 @@
 `exact` gives the pixels of open_clip's own transform, bit for bit, with Pillow alone. `fast` decodes JPEGs with
 simplejpeg, which reduces large ones while it decodes (DCT scaling), and resizes with torch: 2.3 times the images/s of
 `exact` at 640 x 480 pixels and 5.9 times at 12 megapixels; with Pillow's `draft()` in place of simplejpeg it would be
-1.7 and 4.8 times. `gpu` decodes and resizes JPEGs on the device. All accept the same files: Pillow reads every header, and decides
-about every file that another decoder does not accept.
+1.7 and 4.8 times. `gpu` decodes and resizes JPEGs on the device. All accept the same files: Pillow reads every header,
+and decides about every file that another decoder does not accept.
 """
 
 from __future__ import annotations
