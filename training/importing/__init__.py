@@ -1,1 +1,1 @@
-"""Checkpoints of other projects become bundles: one file per layout, none of which knows another."""
+"""Convert checkpoints of other projects to bundles: one independent module per layout."""

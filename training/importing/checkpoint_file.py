@@ -1,11 +1,11 @@
-"""Checkpoint files of other projects: found, measured, and read without running any code that they hold.
+"""Find and read checkpoint files of other projects without executing code from them.
 
-Knows the files that Dassl writes (`<run>/<model name>/model.pth.tar-<epoch>`, `model-best.pth.tar`), bare state dicts
-and safetensors. Does not know what any tensor means.
+Supports Dassl's files (`<run>/<model name>/model.pth.tar-<epoch>`, `model-best.pth.tar`), bare state dicts and
+safetensors.
 
-PyTorch files are pickles, which may run code as they are read. They go through torch's weights-only reader, which
-builds tensors and plain containers and refuses everything else. Dassl stores its learning-rate schedule as an object
-next to the tensors; `_Inert` stands in for such objects, takes what they hold and does nothing with it.
+PyTorch files are pickles, which can execute code when loaded. They are loaded with `weights_only=True`, which builds
+only tensors and plain containers. Dassl also pickles its learning-rate scheduler; placeholder classes replace such
+objects and discard their state.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from torch import Tensor
 from training.errors import ImportFormatError
 
 MAX_CHECKPOINT_BYTES: Final = 8 * 2**30
-"""More than twice what these projects write: PromptSRC on ViT-L/14 in float32, image tower inside twice, takes 3 GB."""
+"""More than twice the largest file of these projects: PromptSRC on ViT-L/14 in float32, with two image towers: 3 GB."""
 
 _EPOCH_FILE: Final = re.compile(r"model\.pth\.tar-(\d+)")
 _BEST_FILE: Final = "model-best.pth.tar"
@@ -45,13 +45,13 @@ _SCHEDULE_CLASSES: Final = (
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """One file's tensors.
+    """Tensors of a checkpoint file.
 
     Attributes:
         path: the file.
-        digest: `sha256:…` of its bytes.
-        epoch: after which it was written, where it says so.
-        tensors: by name, as stored: any dtype, on the CPU; `module.` of data-parallel runs is stripped.
+        digest: `sha256:<hex>` of its bytes.
+        epoch: epoch of the checkpoint, or None if the file does not contain it.
+        tensors: by name, on the CPU, in the stored dtype; the `module.` prefix of data-parallel runs is stripped.
     """
 
     path: Path
@@ -61,22 +61,22 @@ class Checkpoint:
 
 
 def find_checkpoint(path: Path, model_name: str) -> Path:
-    """The file itself, or the newest one of a Dassl run.
+    """Return `path` itself if it is a file, else the latest checkpoint of a Dassl run.
 
     Args:
         path: a checkpoint file, a run's output folder, or the model's folder inside it.
-        model_name: the folder's name inside a run.
+        model_name: name of the model's folder.
 
     Returns:
-        The file with the highest epoch; `model-best.pth.tar` only where no file carries an epoch.
+        The file with the highest epoch, or `model-best.pth.tar` if no file name has an epoch.
 
     Raises:
-        ImportFormatError: nothing is there.
+        ImportFormatError: no checkpoint found.
     """
     if path.is_file():
         return path
     if not path.is_dir():
-        msg = f"There is no file or folder {path}; give a checkpoint file or the output folder of a Dassl run."
+        msg = f"{path} does not exist; pass a checkpoint file or the output folder of a Dassl run."
         raise ImportFormatError(msg)
     for folder in (path / model_name, path):
         files = {file.name: file for file in folder.iterdir() if file.is_file()} if folder.is_dir() else {}
@@ -88,7 +88,7 @@ def find_checkpoint(path: Path, model_name: str) -> Path:
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
     msg = (
         f"No checkpoint in {path}: expected {model_name}/model.pth.tar-<epoch> or {model_name}/{_BEST_FILE}, "
-        f"found {_shortened(entries) or 'an empty folder'}; name the checkpoint file itself."
+        f"found {_shortened(entries) or 'an empty folder'}. Pass the checkpoint file itself."
     )
     raise ImportFormatError(msg)
 
@@ -97,33 +97,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's tensors.
 
     Args:
-        path: a `.safetensors` file; any other name is read as a PyTorch file with weights-only loading, either a dict
-            with `state_dict` or a bare state dict.
+        path: a `.safetensors` file, or a PyTorch file with a state dict, bare or under `state_dict`.
 
     Raises:
-        ImportFormatError: too large, unreadable, not only tensors, or a tensor that is not plain and dense.
+        ImportFormatError: too large, unreadable, contains objects other than tensors, or a tensor that is not dense.
     """
     n_bytes = path.stat().st_size
     if n_bytes > MAX_CHECKPOINT_BYTES:
         msg = (
-            f"{path} has {n_bytes} bytes, the limit is {MAX_CHECKPOINT_BYTES}, more than any checkpoint of these "
-            "projects has. Save its state_dict alone and import that."
+            f"{path} has {n_bytes} bytes; the limit is {MAX_CHECKPOINT_BYTES}. Save only its state_dict and import "
+            "that."
         )
         raise ImportFormatError(msg)
     loaded = _load_safetensors(path) if path.suffix == ".safetensors" else load_weights_only(path)
-    state, epoch = _state_of(path, loaded)
+    state, epoch = _state_dict(path, loaded)
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         plain = name.removeprefix("module.")
         if plain in tensors:
-            msg = f"{path} holds {plain!r} twice, with and without 'module.' in front; keep one of them."
+            msg = f"{path} contains {plain!r} twice, with and without the prefix 'module.'; remove one."
             raise ImportFormatError(msg)
-        tensors[plain] = _checked(path, plain, value, n_bytes)
+        tensors[plain] = _check_tensor(path, plain, value, n_bytes)
     return Checkpoint(path, _digest_file(path), epoch, tensors)
 
 
-class _Inert:
-    """Stands in for a stored object that is none of our business; holds nothing and does nothing."""
+class _Placeholder:
+    """Replaces a pickled object; discards its arguments and state."""
 
     def __init__(self, *stored: object) -> None:
         del stored
@@ -132,38 +131,38 @@ class _Inert:
         del state
 
 
-def _no_items(*factory: object) -> dict[object, object]:
-    """What a stored `defaultdict` becomes: a plain dict, without whatever would make its defaults."""
+def _empty_dict(*factory: object) -> dict[object, object]:
+    """Replaces a pickled `defaultdict`: an empty dict without a default factory."""
     del factory
     return {}
 
 
-def _called(path: str, stand_in: Any) -> Any:  # noqa: ANN401 - any class or function
-    """Let weights-only loading, which goes by names, take `stand_in` for what is at `path`; nothing is imported."""
-    stand_in.__module__, _, stand_in.__qualname__ = path.rpartition(".")
-    stand_in.__name__ = stand_in.__qualname__
-    return stand_in
+def _named(path: str, placeholder: Any) -> Any:  # noqa: ANN401 - any class or function
+    """Give `placeholder` the qualified name `path`, by which weights-only loading finds it; nothing is imported."""
+    placeholder.__module__, _, placeholder.__qualname__ = path.rpartition(".")
+    placeholder.__name__ = placeholder.__qualname__
+    return placeholder
 
 
-_STAND_INS: Final = [
-    *(_called(path, type("Inert", (_Inert,), {})) for path in _SCHEDULE_CLASSES),
-    _called("builtins.dict", type("Inert", (_Inert,), {})),  # what makes a defaultdict's defaults
-    _called("collections.defaultdict", _no_items),
+_PLACEHOLDERS: Final = [
+    *(_named(path, type("Placeholder", (_Placeholder,), {})) for path in _SCHEDULE_CLASSES),
+    _named("builtins.dict", type("Placeholder", (_Placeholder,), {})),  # default factory of a defaultdict
+    _named("collections.defaultdict", _empty_dict),
 ]
 
 
 def load_weights_only(path: Path) -> object:
-    """What a PyTorch file holds, read without running code.
+    """Load a PyTorch file without executing code from it.
 
     Raises:
-        ImportFormatError: the file is damaged, compressed, or asks for more than tensors and plain containers.
+        ImportFormatError: the file is damaged, compressed, or contains objects other than tensors and containers.
     """
     is_archive = zipfile.is_zipfile(path)
     try:
         if is_archive:
             _refuse_compression(path)
-        with torch.serialization.safe_globals(_STAND_INS):
-            # An archive is mapped, not read: CLIP's own weights are only looked at, one by one.
+        with torch.serialization.safe_globals(_PLACEHOLDERS):
+            # Memory-map archives: CLIP's own weights are only compared, one by one.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive or None)
     except ImportFormatError:
         raise
@@ -172,21 +171,21 @@ def load_weights_only(path: Path) -> object:
         if found is None:
             raise ImportFormatError(_unreadable(path, error)) from error
         msg = (
-            f"{path} holds more than tensors: to read it, Python would have to load {found[1] or found[2]!r} and could "
-            "run any code. Only tensors are read. If you trust the file, open it where it was written and save "
-            "its state_dict alone, as .pt or .safetensors."
+            f"{path} contains objects other than tensors: loading {found[1] or found[2]!r} could execute arbitrary "
+            "code. If you trust the file, open it where it was written and save only its state_dict, as .pt or "
+            ".safetensors."
         )
         raise ImportFormatError(msg) from error
-    except Exception as error:  # torch has no common error for damaged files: KeyError, EOFError, RuntimeError …
+    except Exception as error:  # damaged files raise KeyError, EOFError, RuntimeError …
         raise ImportFormatError(_unreadable(path, error)) from error
 
 
 def _refuse_compression(path: Path) -> None:
-    """PyTorch stores its records as they are; a compressed one may be small here and boundless in memory."""
+    """Reject compressed records, which could expand without bound; PyTorch does not write any."""
     with zipfile.ZipFile(path) as archive:
         packed = [record.filename for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED]
     if packed:
-        msg = f"{path} holds the compressed record {packed[0]!r}; PyTorch writes none. Save it again with torch.save."
+        msg = f"{path} contains the compressed record {packed[0]!r}. Save the file again with torch.save."
         raise ImportFormatError(msg)
 
 
@@ -200,10 +199,10 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _unreadable(path: Path, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{path} cannot be read as a checkpoint: {reason} Expected a PyTorch or safetensors file, whole."
+    return f"{path} cannot be read as a checkpoint: {reason} Expected a complete PyTorch or safetensors file."
 
 
-def _state_of(path: Path, loaded: object) -> tuple[Mapping[str, object], int | None]:
+def _state_dict(path: Path, loaded: object) -> tuple[Mapping[str, object], int | None]:
     epoch = None
     if isinstance(loaded, Mapping) and "state_dict" in loaded:
         epoch = loaded.get("epoch")
@@ -211,24 +210,25 @@ def _state_of(path: Path, loaded: object) -> tuple[Mapping[str, object], int | N
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(name, str) for name in loaded):
         names = _shortened([str(name) for name in loaded]) if isinstance(loaded, Mapping) else type(loaded).__name__
         msg = (
-            f"{path} holds no state dict: expected tensors by name, or a dict with 'state_dict'; found {names or '{}'}."
+            f"{path} contains no state dict: expected tensors by name, or a dict with 'state_dict', found "
+            f"{names or '{}'}."
         )
         raise ImportFormatError(msg)
     return loaded, epoch if type(epoch) is int else None
 
 
-def _checked(path: Path, name: str, value: object, n_bytes: int) -> Tensor:
-    """Return the value if it is a plain tensor whose elements can all be in the file."""
+def _check_tensor(path: Path, name: str, value: object, n_bytes: int) -> Tensor:
+    """Return `value` if it is a dense tensor that is not larger than the file."""
     if not isinstance(value, Tensor):
         found = f"a {type(value).__name__}"
     elif value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
         found = f"a {value.layout} tensor on {value.device.type}" + ", quantised" * value.is_quantized
     elif value.is_complex() or value.numel() * value.element_size() > n_bytes:
-        # A view may repeat few stored numbers without end; copying it would fill the memory.
+        # A view can repeat a few stored numbers without bound; copying it would exhaust memory.
         found = f"{value.dtype} {list(value.shape)} in a file of {n_bytes} bytes"
     else:
         return value.detach()
-    msg = f"{path}: expected a plain tensor under {name!r}, found {found}; save the state_dict of the trained model."
+    msg = f"{path}: expected a dense tensor {name!r}, found {found}. Save the state_dict of the trained model."
     raise ImportFormatError(msg)
 
 

@@ -1,7 +1,7 @@
-"""CLIP's own weights inside a checkpoint: compared with the backbone's, then dropped.
+"""Compare CLIP weights inside a checkpoint with the backbone's, then drop them.
 
-Projects that train prompts inside CLIP's modules store the whole of it. The copies say which CLIP the prompts belong
-to; on another one they mean nothing, though every shape may fit. Names are OpenAI's, which open_clip kept.
+Projects that add prompts to CLIP's modules save the whole model. Its weights identify the backbone: prompts of another
+backbone are useless even if all shapes match. Names are OpenAI's, which open_clip also uses.
 """
 
 from dataclasses import dataclass
@@ -16,47 +16,47 @@ from training.errors import ImportFormatError
 from training.importing.layout import CheckpointTensors, printable
 
 _IN_BACKBONE: Final = {"image_encoder.": "visual.", "text_encoder.": "", "logit_scale": "logit_scale"}
-_PROMPTS: Final = "VPT"  # in the names of prompts that stand among CLIP's weights
+_PROMPTS: Final = "VPT"  # part of the names of prompts among CLIP's weights
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a copy may be from its original a: `relative·|a| + of_largest·max|a| + absolute`."""
+    """Allowed deviation of a copy from its original a: `relative·|a| + of_largest·max|a| + absolute`."""
 
     relative: float
     of_largest: float
     absolute: float
 
     def bound(self, original: Tensor) -> Tensor:
-        """The largest difference allowed, elementwise."""
+        """Elementwise allowed deviation."""
         sizes = original.abs()
         return self.relative * sizes + self.of_largest * sizes.max() + self.absolute
 
 
 FLOAT16: Final = Tolerance(relative=2**-10, of_largest=0.0, absolute=2**-24)
-"""Stored in float16: one unit in the last place, and its smallest number near zero."""
+"""float16 rounding: one unit in the last place, or the smallest subnormal near zero."""
 
 AVERAGED: Final = Tolerance(relative=0.0, of_largest=2**-7, absolute=0.0)
-"""PromptSRC's Gaussian aggregation weighs and sums the frozen weights along with the prompts, in float16. With its
-published schedules the sum strays by up to 0.3 % of a tensor's largest value; this is more than twice that."""
+"""PromptSRC's Gaussian aggregation also averages the frozen weights, in float16. With its published schedules, the
+result deviates by up to 0.3 % of a tensor's largest value; this allows more than twice that."""
 
 
 def check_clip_weights(
     tensors: CheckpointTensors, backbone: Backbone, tolerance: Tolerance, *, second_image_tower: str | None = None
 ) -> tuple[str, ...]:
-    """Take all CLIP weights and compare them with the backbone's.
+    """Take all CLIP weights from `tensors` and compare them with the backbone's.
 
     Args:
-        tensors: of the checkpoint, without the prompts that stand among CLIP's weights.
-        backbone: what the prompts shall run on.
-        tolerance: how far equal weights may be apart.
-        second_image_tower: prefix of another copy of the image tower, where a project stores one.
+        tensors: of the checkpoint, from which the prompts have been taken.
+        backbone: the backbone to run the prompts on.
+        tolerance: allowed deviation.
+        second_image_tower: name prefix of a second copy of the image tower, if any.
 
     Returns:
-        Notes for the person.
+        Notes for the user.
 
     Raises:
-        ImportFormatError: names the first tensor that differs.
+        ImportFormatError: a tensor differs; names the first one.
     """
     in_backbone = _IN_BACKBONE | ({second_image_tower: "visual."} if second_image_tower is not None else {})
     copies = tensors.take_raw(lambda name: name.startswith(tuple(in_backbone)) and _PROMPTS not in name)
@@ -68,34 +68,34 @@ def check_clip_weights(
         if problem is not None:
             msg = (
                 f"The checkpoint was not trained on {backbone.arch} ({backbone.pretrained}): {printable(name)} "
-                f"{list(copy.shape)}: {problem}. Name the CLIP it was trained on with --backbone and --pretrained."
+                f"{list(copy.shape)}: {problem}. Select the right CLIP with --backbone and --pretrained."
             )
             raise ImportFormatError(msg)
     if not copies:
-        return ("The checkpoint holds none of CLIP's weights, so nothing shows that it belongs to this backbone.",)
+        return ("The checkpoint contains no CLIP weights, so its backbone could not be verified.",)
     return ()
 
 
 def check_activation(backbone: Backbone) -> tuple[str, ...]:
-    """A note where the backbone computes another activation than these projects' CLIP, which no weight shows."""
+    """Note a backbone without QuickGELU, which all these projects use and which the weights do not reveal."""
     if architecture_facts(backbone.clip)["quick_gelu"]:
         return ()
     return (
-        f"These projects run CLIP with QuickGELU, {backbone.arch} ({backbone.pretrained}) computes GELU and answers "
-        "differently; for OpenAI's weights use --pretrained openai, or --quick-gelu with a local file of them.",
+        f"These projects use QuickGELU, but {backbone.arch} ({backbone.pretrained}) uses GELU, so predictions differ. "
+        "For OpenAI's weights use --pretrained openai, or --quick-gelu with a local file.",
     )
 
 
 def _difference(copy: Tensor, original: Tensor, tolerance: Tolerance) -> str | None:
-    """What tells the copy from the original, or None."""
+    """How the copy differs from the original, or None."""
     if copy.shape != original.shape:
-        return f"the backbone's is {list(original.shape)}"
+        return f"the backbone's shape is {list(original.shape)}"
     original = original.detach().to("cpu", torch.float32)
-    apart = (copy.float() - original).abs()
+    deviation = (copy.float() - original).abs()
     bound = tolerance.bound(original)
-    if bool((apart <= bound).all()):  # false for NaN too
+    if bool((deviation <= bound).all()):  # false for NaN too
         return None
     return (
-        f"it differs from the backbone's by up to {float(apart.max()):.3g} in values of up to "
-        f"{float(original.abs().max()):.3g}, where rounding explains {float(bound.max()):.1g}"
+        f"it deviates from the backbone's by up to {float(deviation.max()):.3g}, in values of up to "
+        f"{float(original.abs().max()):.3g}; rounding allows {float(bound.max()):.1g}"
     )

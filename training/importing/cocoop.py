@@ -1,6 +1,6 @@
-"""CoCoOp's checkpoints: a context, and the small net that moves it by the image.
+"""CoCoOp checkpoints: a context, and the meta-net that shifts it per image.
 
-Source: CoCoOp's repository, `trainers/cocoop.py`; the net sees image features of length 1.
+Source: CoCoOp's repository, `trainers/cocoop.py`; the meta-net takes unit-norm image features.
 
 Legend: N context tokens, W text width, E joint width, H hidden width.
 """
@@ -28,10 +28,10 @@ LAYOUT: Final = Layout(
 
 
 def convert(tensors: CheckpointTensors, target: Target) -> Converted:
-    """The context as a text group of one layer, and the meta-net.
+    """Convert the context to a text group of depth 1, and the meta-net.
 
     Raises:
-        ImportFormatError: the checkpoint is none of CoCoOp's, or not for this backbone.
+        ImportFormatError: not a CoCoOp checkpoint, or not for this backbone.
     """
     backbone, template = target.base_model.backbone, target.template or CONTEXT_TEMPLATE
     context_NW = tensors.take("ctx", "tokens", backbone.text_width)

@@ -1,4 +1,4 @@
-"""`caspl import`: the command line of the importer. Imports torch only once the arguments are known to be sound."""
+"""`caspl import`. Imports torch only after validating the arguments."""
 
 import json
 from enum import StrEnum
@@ -19,7 +19,7 @@ import_app = typer.Typer(add_completion=False)
 
 
 class Method(StrEnum):
-    """Whose checkpoint it is."""
+    """The method that wrote the checkpoint."""
 
     COOP = "coop"
     COCOOP = "cocoop"
@@ -30,7 +30,7 @@ class Method(StrEnum):
 
 
 class NamePosition(StrEnum):
-    """Where the class name stands in CoOp's context."""
+    """Position of the class name in CoOp's context."""
 
     END = "end"
     MIDDLE = "middle"
@@ -42,47 +42,49 @@ def import_checkpoint(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            exists=True, help="model.pth.tar-<epoch>, a state dict (.pt, .safetensors), or a Dassl run's folder"
+            exists=True, help="model.pth.tar-<epoch>, a state dict (.pt, .safetensors), or the folder of a Dassl run"
         ),
     ],
-    method: Annotated[Method, typer.Option(help="whose checkpoint it is")],
-    domain: Annotated[str, typer.Option(help="the domain's name in the service")],
+    method: Annotated[Method, typer.Option(help="method that wrote the checkpoint")],
+    domain: Annotated[str, typer.Option(help="domain name")],
     classes: Annotated[Path | None, typer.Option(help="text file, one class name per line")] = None,
-    class_: Annotated[list[str] | None, typer.Option("--class", help="a class name; repeat for each")] = None,
-    out: Annotated[Path | None, typer.Option(help="bundle to write; default <domain>.safetensors")] = None,
-    backbone: Annotated[str, typer.Option(help="the CLIP it was trained on, by open_clip name")] = "ViT-B-16",
+    class_: Annotated[list[str] | None, typer.Option("--class", help="class name; repeat the option for each")] = None,
+    out: Annotated[Path | None, typer.Option(help="bundle to write (default: <domain>.safetensors)")] = None,
+    backbone: Annotated[str, typer.Option(help="model it was trained on, open_clip name")] = "ViT-B-16",
     pretrained: Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="random weights, to try a pipeline out")
+        bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")
     ] = False,
-    quick_gelu: Annotated[bool, typer.Option("--quick-gelu", help="for a local file of OpenAI's weights")] = False,
+    quick_gelu: Annotated[
+        bool, typer.Option("--quick-gelu", help="use QuickGELU, for a local file of OpenAI's weights")
+    ] = False,
     boost: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="boosting bundle the prompts were trained on")
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="what stood behind the prompts, with one {}; default is the method's own")
+        str | None, typer.Option(help="text after the prompts, with one {} (default: the method's own)")
     ] = None,
-    position: Annotated[NamePosition, typer.Option(help="CoOp: where the class name stands")] = NamePosition.END,
+    position: Annotated[NamePosition, typer.Option(help="CoOp: position of the class name")] = NamePosition.END,
     text_features: Annotated[
         Path | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="PromptKD: the teacher's text features, a bundle or a file with one tensor",
+            help="PromptKD: the teacher's text features, from a bundle or a file with one tensor",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
 ) -> None:
-    """Turn a checkpoint of CoOp, CoCoOp, MaPLe, PromptSRC, IVLP or PromptKD into a bundle."""
+    """Convert a checkpoint of CoOp, CoCoOp, MaPLe, PromptSRC, IVLP or PromptKD to a bundle."""
     if (classes is None) == (class_ is None):
-        raise typer.BadParameter("give the class names with --classes FILE or with --class, not both")
+        raise typer.BadParameter("pass class names with either --classes FILE or --class")
     if text is not None and (text.count("{}") != 1 or text.count("{") != 1 or text.count("}") != 1):
         raise typer.BadParameter("expected exactly one {} and no other braces", param_hint="--text")
     if position is not NamePosition.END and method is not Method.COOP:
-        raise typer.BadParameter("only CoOp puts the class name elsewhere than at the end", param_hint="--position")
+        raise typer.BadParameter("only CoOp supports other positions than the end", param_hint="--position")
     if text_features is not None and method is not Method.PROMPTKD:
-        raise typer.BadParameter("only PromptKD takes its teacher's text features", param_hint="--text-features")
+        raise typer.BadParameter("only PromptKD uses the teacher's text features", param_hint="--text-features")
     with exit_on_error("import"):
         check_domain(domain)
         names = read_classes(classes) if classes is not None else tidy_names(class_ or [], of="--class")
@@ -94,14 +96,14 @@ def import_checkpoint(
         )
         bundle = out or Path(f"{domain}.safetensors")
         job = ImportJob(checkpoint, method.value, domain, tuple(names), bundle, text, position.value, text_features)
-        _show(run_import(job, base_model), as_json=json_)
+        _print_result(run_import(job, base_model), as_json=json_)
 
 
-def _show(result: dict[str, Any], *, as_json: bool) -> None:
+def _print_result(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result))
         return
-    table = Table("what", "value", title="imported")
+    table = Table("field", "value", title="imported")
     for key, value in result.items():
         if key != "notes":
             table.add_row(key.replace("_", " "), Text("-" if value is None else str(value)))

@@ -1,4 +1,4 @@
-"""What a conversion knows besides the checkpoint, and what it makes of it.
+"""Input of a conversion besides the checkpoint, and its result.
 
 Legend: K classes, E width of the text features.
 """
@@ -15,14 +15,14 @@ from training.prompted_backbone import PromptedBackbone
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What an import is made for, besides the checkpoint.
+    """The model and classes of an import.
 
     Attributes:
         base_model: the backbone, plain or boosted.
         class_names: K names.
-        template: what stands behind the prompts, with one `{}`; None is the method's own.
+        template: text after the prompts, with one `{}`; None for the method's own.
         position: of the class name in CoOp's context.
-        text_features_KE: the teacher's text features, for methods that answer in its space.
+        text_features_KE: the teacher's text features, for PromptKD.
     """
 
     base_model: PromptedBackbone
@@ -34,12 +34,12 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """A checkpoint as the package has it.
+    """A converted checkpoint.
 
     Attributes:
-        exported: the prompts and heads.
-        template: what stands behind the prompts, with one `{}`.
-        notes: what a person should know about this import, one sentence each.
+        exported: prompts and heads.
+        template: text after the prompts, with one `{}`.
+        notes: notes for the user, one sentence each.
     """
 
     exported: ExportedPrompts

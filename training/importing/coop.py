@@ -1,6 +1,6 @@
-"""CoOp's checkpoints: one context, or one per class.
+"""CoOp checkpoints: one context, or one per class.
 
-ProGrad and KgCoOp store the same tensors. Source: CoOp's repository, `trainers/coop.py`.
+ProGrad and KgCoOp save the same tensors. Source: CoOp's repository, `trainers/coop.py`.
 
 Legend: K classes, N context tokens, W text width, E joint width.
 """
@@ -27,11 +27,11 @@ LAYOUT: Final = Layout(
 
 
 def convert(tensors: CheckpointTensors, target: Target) -> Converted:
-    """The context as a text group; as text features where the class name is not at its end.
+    """Convert the context to a text group, or to text features if the class name is not at its end.
 
     Raises:
-        ImportFormatError: the checkpoint is none of CoOp's, or not for these classes or this backbone.
-        TextTooLongError: a class name does not fit the text tower together with the prompts.
+        ImportFormatError: not a CoOp checkpoint, or not for these classes or this backbone.
+        TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
     base_model, n_classes, template = target.base_model, len(target.class_names), target.template or CONTEXT_TEMPLATE
     is_class_specific = tensors.rank("ctx") == 3
@@ -40,8 +40,8 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     n_tokens = tensors.count_tokens(context)
     if is_class_specific and len(context) != n_classes:
         msg = (
-            f"The checkpoint has a context for each of {len(context)} classes, {n_classes} class names were given; "
-            "give the classes it was trained on, in their order."
+            f"The checkpoint has contexts for {len(context)} classes, but {n_classes} class names were given. Pass the "
+            "classes it was trained on, in their order."
         )
         raise ImportFormatError(msg)
     notes = check_token_embeddings(
@@ -52,10 +52,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
         exported = ExportedPrompts(text_adapt=context.unsqueeze(-3), is_closed_vocabulary=is_class_specific)
         return Converted(exported, template, notes)
     if template != CONTEXT_TEMPLATE:
-        msg = (
-            f"With the class name in the {target.position}, CoOp's template is {CONTEXT_TEMPLATE!r}; omit --text "
-            f"{template!r}."
-        )
+        msg = f"With --position {target.position}, CoOp's template is {CONTEXT_TEMPLATE!r}; omit --text {template!r}."
         raise ImportFormatError(msg)
     texts = place_context(base_model, target.class_names, n_tokens, target.position)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`caspl import` as a function: from another project's checkpoint to a bundle on disk."""
+"""`caspl import` as a function: convert another project's checkpoint and write a bundle."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +21,15 @@ from training.prompted_backbone import PromptedBackbone
 
 @dataclass(frozen=True)
 class ImportJob:
-    """What to import and where to put it.
+    """Inputs and outputs of one import.
 
     Attributes:
         checkpoint: a file, or the output folder of a Dassl run.
         method: a key of `IMPORTERS`.
-        domain: the domain's name in the service.
+        domain: domain name.
         class_names: K names.
-        out: the bundle to write.
-        template: what stands behind the prompts, with one `{}`; None is the method's own.
+        out: bundle to write.
+        template: text after the prompts, with one `{}`; None for the method's own.
         position: of the class name in CoOp's context.
         text_features: file with the teacher's text features, for PromptKD.
     """
@@ -45,21 +45,21 @@ class ImportJob:
 
 
 def run_import(job: ImportJob, base_model: PromptedBackbone) -> dict[str, Any]:
-    """Turn a checkpoint into a bundle.
+    """Convert a checkpoint to a bundle.
 
     Args:
         job: inputs and outputs.
-        base_model: the backbone that will serve, boosted if the prompts were trained so.
+        base_model: the backbone to serve with, boosted if the prompts were trained on boosting prompts.
 
     Returns:
-        What was read and written, and `notes`: what a person should know about it.
+        Facts about checkpoint and bundle, and `notes` for the user.
 
     Raises:
-        ImportFormatError: the checkpoint is not what was named, or not for this backbone or these classes.
-        BundleInvalidError: a class name or the domain name breaks the format's rules.
-        TextTooLongError: a class does not fit the text tower together with the prompts.
+        ImportFormatError: the checkpoint is not of this method, or not for this backbone or these classes.
+        BundleInvalidError: invalid class name or domain name.
+        TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
-    check_domain(job.domain)  # a name that the bundle would refuse at the end
+    check_domain(job.domain)  # fail before the conversion
     importer = IMPORTERS[job.method]
     checkpoint = read_checkpoint(find_checkpoint(job.checkpoint, importer.layout.model_name))
     features = read_text_features(job.text_features, job.class_names) if job.text_features is not None else None

@@ -1,4 +1,4 @@
-"""IVLP's checkpoints: independent prompts in both towers, or in the text tower alone, and CLIP.
+"""IVLP checkpoints: independent prompts in both towers or in the text tower alone, and CLIP's weights.
 
 Source: MaPLe's and PromptSRC's repositories, `trainers/independentVL.py`.
 """
@@ -22,10 +22,10 @@ LAYOUT: Final = Layout(
 
 
 def convert(tensors: CheckpointTensors, target: Target) -> Converted:
-    """Both towers' prompts.
+    """Convert the prompts of both towers.
 
     Raises:
-        ImportFormatError: the checkpoint is none of IVLP's, or not for this backbone.
+        ImportFormatError: not an IVLP checkpoint, or not for this backbone.
     """
     backbone = target.base_model.backbone
     text_LPW = take_text_prompts(tensors, backbone)

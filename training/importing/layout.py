@@ -1,9 +1,8 @@
-"""How a project's checkpoint looks, and its tensors taken one by one under that description.
+"""Checkpoint layouts, and access to a checkpoint's tensors with checks of names, shapes and finite values.
 
-Knows names, shapes and finite values, and says what was expected, what was found and what else it might be. Does not
-know files, nor what a tensor means.
+Errors list expected and found tensors, and the layout that the tensors do match.
 
-Legend: a size that is a number has to be met; a size that is a word is free and bears that name in messages.
+Legend: a numeric size must match; a size given as a word is free, and the word appears in messages.
 """
 
 import re
@@ -23,14 +22,14 @@ _MAX_NAME_CHARS: Final = 120
 
 @dataclass(frozen=True)
 class Layout:
-    """One kind of checkpoint.
+    """The layout of one method's checkpoints.
 
     Attributes:
-        method: as `--method` names it.
-        title: as people name it.
-        model_name: the folder that Dassl keeps this model's files in.
-        tensors: what it holds besides CLIP's own weights, for messages.
-        matches: whether tensors of these names look like it.
+        method: value of `--method`.
+        title: name in messages.
+        model_name: folder of the model's files in a Dassl run.
+        tensors: its tensors besides CLIP's weights, for messages.
+        matches: whether a set of tensor names has this layout.
     """
 
     method: str
@@ -41,104 +40,102 @@ class Layout:
 
 
 class CheckpointTensors:
-    """A checkpoint's tensors, each taken once; `finish` refuses what nobody took.
+    """A checkpoint's tensors. Each is taken once; `finish` fails if any are left.
 
     Args:
-        source: the file, for messages.
+        source: file name for messages.
         tensors: by name.
-        layout: what they should be.
-        detected: the layout they do look like, if it is another one.
+        layout: expected layout.
+        detected: the layout that the tensor names match, if it is another one.
     """
 
     def __init__(
         self, source: str, tensors: Mapping[str, Tensor], layout: Layout, detected: Layout | None = None
     ) -> None:
-        self._source, self._layout, self._looks_like = source, layout, detected
+        self._source, self._layout, self._detected = source, layout, detected
         self._all, self._rest = dict(tensors), dict(tensors)
 
     def __contains__(self, name: str) -> bool:
         return name in self._rest
 
     def rank(self, name: str) -> int:
-        """How many dimensions a tensor has; 0 if it is not there."""
+        """Number of dimensions of a tensor; 0 if it is missing."""
         return self._rest[name].ndim if name in self._rest else 0
 
     def take(self, name: str, *sizes: int | str) -> Tensor:
-        """Take a tensor of this shape: a float32 copy on the CPU, all values finite.
+        """Take a tensor of the given shape as a float32 copy on the CPU.
 
         Raises:
-            ImportFormatError: it is missing, of another shape, or holds NaN or infinity.
+            ImportFormatError: it is missing, has another shape, or contains NaN or infinity.
         """
         if name not in self._rest:
-            self.refuse(f"{name} {_show(sizes)} is missing")
+            self.fail(f"{name} {_show(sizes)} is missing")
         found = self._rest.pop(name)
-        is_fitting = found.ndim == len(sizes) and all(
-            size > 0 if isinstance(wanted, str) else size == wanted
-            for size, wanted in zip(found.shape, sizes, strict=True)
+        has_shape = found.ndim == len(sizes) and all(
+            size > 0 if isinstance(expected, str) else size == expected
+            for size, expected in zip(found.shape, sizes, strict=True)
         )
-        if not is_fitting:
-            self.refuse(f"{name} is {_show(found.shape)}, expected {_show(sizes)}")
+        if not has_shape:
+            self.fail(f"{name} is {_show(found.shape)}, expected {_show(sizes)}")
         values = found.to(torch.float32, copy=True).contiguous()
         if not values.isfinite().all():
             msg = (
-                f"{self._source}: {name} holds NaN or infinity, as training in float16 may leave it; "
-                "import an earlier epoch or train again in another precision."
+                f"{self._source}: {name} contains NaN or infinity, which training in float16 can cause. Import an "
+                "earlier epoch, or train in another precision."
             )
             raise ImportFormatError(msg)
         return values
 
     def take_layers(self, name: str, *, start: int, sizes: tuple[int | str, ...]) -> list[Tensor]:
-        """Take one tensor per layer, from layer `start` on without a gap.
+        """Take one tensor per layer, numbered consecutively from `start`.
 
         Args:
-            name: with `{}` for the layer's number.
-            start: the first number.
-            sizes: of each.
+            name: with `{}` for the layer number.
+            start: first layer number.
+            sizes: shape of each tensor.
 
         Raises:
-            ImportFormatError: as `take`, and where a number is left out.
+            ImportFormatError: see `take`; or a layer number is missing.
         """
         pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d{1,3})"))
-        numbers = sorted(int(match[1]) for present in self._rest if (match := pattern.fullmatch(present)))
+        numbers = sorted(int(match[1]) for key in self._rest if (match := pattern.fullmatch(key)))
         if numbers != list(range(start, start + len(numbers))):
-            self.refuse(
-                f"{name.replace('{}', '<n>')} is numbered {numbers[:_N_NAMED]}, expected {start}, {start + 1}, …"
-            )
+            self.fail(f"{name.replace('{}', '<n>')} is numbered {numbers[:_N_NAMED]}, expected {start}, {start + 1}, …")
         return [self.take(name.format(number), *sizes) for number in numbers]
 
     def count_tokens(self, prompts: Tensor) -> int:
-        """How many prompt tokens [..., tokens, width] there are.
+        """Number of prompt tokens of prompts [..., tokens, width].
 
         Raises:
-            ImportFormatError: more than a bundle holds.
+            ImportFormatError: more than a bundle allows.
         """
         n_tokens = prompts.shape[-2]
         if n_tokens > MAX_TOKENS:
-            self.refuse(f"it has {n_tokens} prompt tokens, a bundle holds up to {MAX_TOKENS}")
+            self.fail(f"it has {n_tokens} prompt tokens, but a bundle allows at most {MAX_TOKENS}")
         return n_tokens
 
-    def take_raw(self, is_meant: Callable[[str], bool]) -> dict[str, Tensor]:
-        """Take everything whose name is meant, unchecked and as stored."""
-        names = [name for name in self._rest if is_meant(name)]
+    def take_raw(self, predicate: Callable[[str], bool]) -> dict[str, Tensor]:
+        """Take all tensors whose names satisfy `predicate`, unchecked, in the stored dtype."""
+        names = [name for name in self._rest if predicate(name)]
         return {name: self._rest.pop(name) for name in names}
 
     def finish(self) -> None:
-        """Make sure that every tensor was taken.
+        """Check that every tensor was taken.
 
         Raises:
-            ImportFormatError: names those that the layout does not know.
+            ImportFormatError: names the tensors that are not part of the layout.
         """
         if self._rest:
-            self.refuse(f"it does not know {_list(self._rest)}")
+            self.fail(f"unexpected {_list(self._rest)}")
 
-    def refuse(self, problem: str) -> NoReturn:
-        """Raise the error that compares what was expected with what was found."""
+    def fail(self, problem: str) -> NoReturn:
+        """Raise an error that lists the problem and the expected and found tensors."""
         msg = (
             f"{self._source} is not {self._layout.title} for this backbone: {problem}. "
             f"Expected {'; '.join(self._layout.tensors)}. Found {len(self._all)} tensors: {_list(self._all)}."
         )
-        if self._looks_like is not None:
-            msg += f" They look like {self._looks_like.title}: use --method {self._looks_like.method}."
+        if self._detected is not None:
+            msg += f" The tensors match {self._detected.title}: use --method {self._detected.method}."
         raise ImportFormatError(msg)
 
 
@@ -153,5 +150,5 @@ def _list(tensors: Mapping[str, Tensor]) -> str:
 
 
 def printable(name: str) -> str:
-    """A name from a file as it may go to a terminal."""
+    """A tensor name, truncated and escaped for the terminal."""
     return name[:_MAX_NAME_CHARS] if name.isprintable() else ascii(name[:_MAX_NAME_CHARS])

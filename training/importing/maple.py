@@ -1,6 +1,6 @@
-"""MaPLe's checkpoints: text prompts, the linear maps that make image prompts of them, and CLIP.
+"""MaPLe checkpoints: text prompts, linear couplings to image prompts, and CLIP's weights.
 
-Source: MaPLe's repository, `trainers/maple.py`; the couplings of arXiv 2210.03117, section 3.
+Source: MaPLe's repository, `trainers/maple.py`; couplings: arXiv 2210.03117, section 3.
 
 Legend: L prompt layers, P prompt tokens, V vision width, W text width.
 """
@@ -33,10 +33,10 @@ LAYOUT: Final = Layout(
 
 
 def convert(tensors: CheckpointTensors, target: Target) -> Converted:
-    """Both towers' prompts; the couplings are applied and dropped.
+    """Convert the prompts of both towers, with the couplings applied.
 
     Raises:
-        ImportFormatError: the checkpoint is none of MaPLe's, or not for this backbone.
+        ImportFormatError: not a MaPLe checkpoint, or not for this backbone.
     """
     backbone = target.base_model.backbone
     vision, width = backbone.vision_width, backbone.text_width
@@ -51,7 +51,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
         )
     )
     if not len(deeper) == len(weights) == len(biases):
-        tensors.refuse(f"{len(deeper)} deeper prompts have {len(weights)} maps with {len(biases)} biases")
+        tensors.fail(f"{len(deeper)} deeper prompts have {len(weights)} couplings with {len(biases)} biases")
     text_LPW = torch.stack([context_PW, *deeper])
     weights.insert(0, tensors.take(f"{_LEARNER}proj.weight", vision, width))
     biases.insert(0, tensors.take(f"{_LEARNER}proj.bias", vision))
@@ -60,7 +60,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     notes = check_clip_weights(tensors, backbone, FLOAT16)
     notes += check_token_embeddings(tensors, _LEARNER, target, template, FLOAT16)
     tensors.finish()
-    # A prompt for a layer that a tower does not have is never read; the towers may differ in depth.
+    # The towers may differ in depth; prompts beyond a tower's layers are unused.
     exported = ExportedPrompts(
         image_adapt=image_LPV[: backbone.n_vision_layers], text_adapt=text_LPW[: backbone.n_text_layers]
     )
@@ -68,5 +68,5 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
 
 
 def _couple(prompts_PW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:
-    """One layer's image prompts [P, V]; summed in float64, as they are rounded only once here."""
+    """One layer's image prompts [P, V], computed in float64 and rounded once."""
     return (prompts_PW.double() @ weight_VW.double().T + bias_V.double()).float()

@@ -1,4 +1,4 @@
-"""Every importable layout by the name that `--method` takes, and what a checkpoint looks like."""
+"""The importers by `--method` name, and layout detection."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from training.importing.layout import CheckpointTensors, Layout
 
 @dataclass(frozen=True)
 class Importer:
-    """One layout.
+    """One importable method.
 
     Attributes:
-        layout: what its checkpoints look like.
-        convert: from tensors and target to prompts.
+        layout: layout of its checkpoints.
+        convert: converts tensors to prompts.
     """
 
     layout: Layout
@@ -26,10 +26,10 @@ IMPORTERS: Final[dict[str, Importer]] = {
     method.LAYOUT.method: Importer(method.LAYOUT, method.convert)
     for method in (promptkd, maple, promptsrc, ivlp, cocoop, coop)
 }
-"""The most particular layouts first: what looks like an earlier one is not taken for a later one."""
+"""Most specific layouts first: `detect_layout` returns the first match."""
 
 
 def detect_layout(names: Iterable[str]) -> Layout | None:
-    """The layout that tensors of these names look like, if any."""
-    present = frozenset(names)
-    return next((importer.layout for importer in IMPORTERS.values() if importer.layout.matches(present)), None)
+    """The first layout that matches these tensor names, or None."""
+    found = frozenset(names)
+    return next((importer.layout for importer in IMPORTERS.values() if importer.layout.matches(found)), None)

@@ -1,7 +1,7 @@
-"""PromptSRC's checkpoints: independent prompts in both towers, averaged over epochs, and CLIP, its image tower twice.
+"""PromptSRC checkpoints: prompts of both towers, averaged over epochs, and CLIP's weights with two image towers.
 
-Source: PromptSRC's repository, `trainers/promptsrc.py`. Its Gaussian aggregation runs over the whole state, frozen
-weights included, so CLIP's weights come back less exact than float16 alone would leave them.
+Source: PromptSRC's repository, `trainers/promptsrc.py`. Its Gaussian aggregation averages the whole state dict,
+including frozen weights, so CLIP's weights deviate by more than float16 rounding.
 """
 
 from typing import Final
@@ -25,10 +25,10 @@ LAYOUT: Final = Layout(
 
 
 def convert(tensors: CheckpointTensors, target: Target) -> Converted:
-    """Both towers' prompts.
+    """Convert the prompts of both towers.
 
     Raises:
-        ImportFormatError: the checkpoint is none of PromptSRC's, or not for this backbone.
+        ImportFormatError: not a PromptSRC checkpoint, or not for this backbone.
     """
     backbone = target.base_model.backbone
     text_LPW = take_text_prompts(tensors, backbone)

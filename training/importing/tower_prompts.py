@@ -1,6 +1,6 @@
-"""Deep prompts that stand among CLIP's weights, as PromptSRC's fork of CLIP keeps them.
+"""Deep prompts stored among CLIP's weights, as in PromptSRC's fork of CLIP.
 
-Layer 0 of the image tower is `image_encoder.VPT`, that of the text tower `prompt_learner.ctx`; a deeper layer i is
+Layer 0 is `image_encoder.VPT` in the image tower and `prompt_learner.ctx` in the text tower; layer i > 0 is
 `<tower>.transformer.resblocks.<i>.VPT_shallow`. Source: PromptSRC's repository, `clip/model.py`; IVLP and PromptKD use
 the same fork.
 
@@ -38,5 +38,5 @@ def _take_tower(tensors: CheckpointTensors, first: str, tower: str, width: int, 
     n_tokens = tensors.count_tokens(prompts_PW)
     deeper = tensors.take_layers(f"{tower}.transformer.resblocks.{{}}.VPT_shallow", start=1, sizes=(n_tokens, width))
     if 1 + len(deeper) > n_layers:
-        tensors.refuse(f"{tower} has prompts for {1 + len(deeper)} layers, the backbone's tower has {n_layers}")
+        tensors.fail(f"{tower} has prompts for {1 + len(deeper)} layers, but the backbone's tower has {n_layers}")
     return torch.stack([prompts_PW, *deeper])

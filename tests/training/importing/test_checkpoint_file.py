@@ -71,9 +71,9 @@ def test_a_pickle_that_needs_code_is_refused_and_the_code_is_not_run(tmp_path, p
     torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=is_archive)
     message = refusal(read_checkpoint, tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
-    assert "holds more than tensors" in message
+    assert "contains objects other than tensors" in message
     assert "mkdir" in message
-    assert "save its state_dict alone" in message
+    assert "save only its state_dict" in message
 
 
 def test_an_object_behind_a_stand_in_comes_to_no_life(tmp_path):
@@ -114,16 +114,16 @@ def test_files_cut_short_are_refused(tmp_path, share):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3, "args": "x"}, "a plain tensor under 'epoch', found a int"),
-        ({"state_dict": [1]}, "holds no state dict"),
-        ({}, "holds no state dict"),
+        ({"epoch": 3, "args": "x"}, "a dense tensor 'epoch', found a int"),
+        ({"state_dict": [1]}, "contains no state dict"),
+        ({}, "contains no state dict"),
         ([STATE], "found list"),
-        ({1: torch.ones(1)}, "holds no state dict"),
+        ({1: torch.ones(1)}, "contains no state dict"),
         ({"ctx": torch.ones(2).to_sparse()}, "found a torch.sparse_coo tensor on cpu"),
         ({"ctx": torch.ones(2, dtype=torch.complex64)}, "found torch.complex64 [2]"),
         ({"ctx": torch.ones(2, device="meta")}, "tensor on meta"),
         ({"ctx": torch.ones(1).expand(10**6, 10**6)}, "[1000000, 1000000] in a file of"),
-        ({"ctx": torch.ones(1), "module.ctx": torch.ones(1)}, "holds 'ctx' twice"),
+        ({"ctx": torch.ones(1), "module.ctx": torch.ones(1)}, "contains 'ctx' twice"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
@@ -143,7 +143,7 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "huge.pt"
     path.touch()
     os.truncate(path, MAX_CHECKPOINT_BYTES + 1)  # takes no room on the disk
-    assert f"{MAX_CHECKPOINT_BYTES + 1} bytes, the limit is {MAX_CHECKPOINT_BYTES}" in refusal(read_checkpoint, path)
+    assert f"{MAX_CHECKPOINT_BYTES + 1} bytes; the limit is {MAX_CHECKPOINT_BYTES}" in refusal(read_checkpoint, path)
 
 
 def test_the_newest_file_of_a_run_is_taken_by_its_epoch(tmp_path):
@@ -167,4 +167,4 @@ def test_a_folder_without_a_checkpoint_says_what_is_in_it(tmp_path):
     message = refusal(find_checkpoint, tmp_path, "VLPromptLearner")
     assert "VLPromptLearner/model.pth.tar-<epoch>" in message
     assert "found log.txt, seed1/" in message
-    assert "no file or folder" in refusal(find_checkpoint, tmp_path / "nowhere", "VLPromptLearner")
+    assert "does not exist" in refusal(find_checkpoint, tmp_path / "nowhere", "VLPromptLearner")

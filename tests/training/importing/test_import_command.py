@@ -97,7 +97,7 @@ def test_the_result_is_a_table_and_notes_stand_beside_it(workplace):
     result = caspl_import(workplace, "model.pth.tar-1", "coop")
     assert "imported" in result.stdout
     assert "[1, 4]" in result.stdout
-    assert "note: The checkpoint holds no embeddings" in one_line(result.stderr)
+    assert "note: The checkpoint contains no embeddings" in one_line(result.stderr)
 
 
 def test_quick_gelu_makes_the_backbone_compute_as_these_projects_do(workplace):

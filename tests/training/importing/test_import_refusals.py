@@ -76,19 +76,23 @@ def test_at_most_eight_tensors_are_listed_and_none_speaks_to_the_terminal(attemp
     ("method", "change", "message"),
     [
         ("coop", {"ctx": torch.ones(0, WIDTH)}, "ctx is [0, 32]"),
-        ("coop", {"ctx": torch.ones(65, WIDTH)}, "65 prompt tokens, a bundle holds up to 64"),
-        ("coop", {"extra": torch.ones(3)}, "it does not know extra [3]"),
+        ("coop", {"ctx": torch.ones(65, WIDTH)}, "65 prompt tokens, but a bundle allows at most 64"),
+        ("coop", {"extra": torch.ones(3)}, "unexpected extra [3]"),
         ("cocoop", {"meta_net.linear1.weight": torch.ones(3, 99)}, f"is [3, 99], expected [hidden, {EMBED}]"),
         ("cocoop", {"meta_net.linear2.bias": None}, "meta_net.linear2.bias [32] is missing"),
         ("maple", {"prompt_learner.compound_prompts_text.7": torch.ones(2, WIDTH)}, "is numbered [0, 1, 7]"),
-        ("maple", {"prompt_learner.compound_prompts_text.2": torch.ones(2, WIDTH)}, "3 deeper prompts have 2 maps"),
+        (
+            "maple",
+            {"prompt_learner.compound_prompts_text.2": torch.ones(2, WIDTH)},
+            "3 deeper prompts have 2 couplings",
+        ),
         ("maple", {"prompt_learner.compound_prompts_text.1": torch.ones(3, WIDTH)}, "expected [2, 32]"),
         ("ivlp", {"text_encoder.transformer.resblocks.1.VPT_shallow": None}, "is numbered [2]"),
-        ("ivlp", {"image_encoder.VPT": None}, "it does not know image_encoder.transformer.resblocks.1.VPT_shallow"),
+        ("ivlp", {"image_encoder.VPT": None}, "unexpected image_encoder.transformer.resblocks.1.VPT_shallow"),
         (
             "promptsrc",
             {"text_encoder.transformer.resblocks.3.VPT_shallow": torch.ones(4, WIDTH)},
-            "prompts for 4 layers, the backbone's tower has 3",
+            "prompts for 4 layers, but the backbone's tower has 3",
         ),
         ("promptkd", {"VPT_image_trans.conv1.1.running_var": -torch.ones(7)}, "running_var has negative values"),
         ("promptkd", {"VPT_image_trans.conv1.3.weight": torch.ones(10, 7, 3, 3)}, "expected [teacher width, 7, 1, 1]"),
@@ -104,7 +108,7 @@ def test_every_tensor_is_checked_by_name_and_shape(attempt, method, change, mess
 def test_prompts_that_training_spoiled_are_named(attempt, method, name, value):
     state = getattr(Writer(), method)()
     state[name][0, 0] = value
-    assert f"{name} holds NaN or infinity" in refusal(attempt, state, method)
+    assert f"{name} contains NaN or infinity" in refusal(attempt, state, method)
 
 
 @pytest.mark.parametrize("method", ["maple", "ivlp", "promptsrc"])
@@ -112,7 +116,7 @@ def test_prompts_of_another_clip_are_refused_by_its_first_weight_that_differs(at
     other = PromptedBackbone(tiny_backbone("tiny", 1))
     message = refusal(attempt, getattr(Writer(), method)(), method, base_model=other)
     assert "was not trained on tiny (random:1)" in message
-    assert "differs from the backbone's by up to" in message
+    assert "deviates from the backbone's by up to" in message
     assert "--backbone and --pretrained" in message
 
 
@@ -126,7 +130,7 @@ def test_one_weight_that_was_tuned_is_found(attempt, method):
 def test_a_clip_of_another_size_is_refused_by_shape_or_name(attempt):
     state = Writer().maple()
     state["image_encoder.conv1.weight"] = torch.ones(32, 3, 16, 16)
-    assert "the backbone's is [32, 3, 8, 8]" in refusal(attempt, state, "maple")
+    assert "the backbone's shape is [32, 3, 8, 8]" in refusal(attempt, state, "maple")
     state = Writer().maple() | {"image_encoder.transformer.resblocks.9.ln_1.weight": torch.ones(32)}
     assert "the backbone has no such tensor" in refusal(attempt, state, "maple")
 
@@ -141,9 +145,9 @@ def test_the_start_tokens_embedding_tells_another_clip_where_its_weights_are_not
 def test_class_specific_contexts_need_the_training_classes_in_their_order(attempt):
     state = Writer().coop(per_class=True)
     message = refusal(attempt, state, "coop", classes=("cat", "dog"))
-    assert "a context for each of 3 classes, 2 class names were given" in message
+    assert "contexts for 3 classes, but 2 class names were given" in message
     message = refusal(attempt, state, "coop", classes=("dog", "cat", "striped red tulip"))
-    assert "class 1, 'dog', is not the one that was trained there (2 of 3 differ)" in message
+    assert "class 1, 'dog', differs from training (2 of 3 differ)" in message
 
 
 def test_words_between_prompts_and_names_have_to_be_those_of_training(attempt):
@@ -160,11 +164,11 @@ def test_a_name_in_front_of_the_context_leaves_no_room_for_another_text(attempt)
 
 def test_promptkd_needs_its_teachers_text_features(attempt, tmp_path):
     state = Writer().promptkd(n_teacher=10)
-    assert "--text-features, [3, 10]" in refusal(attempt, state, "promptkd")
+    assert "[3, 10] for these classes, with --text-features" in refusal(attempt, state, "promptkd")
     path = tmp_path / "features.pt"
     for features, message in [
         (torch.ones(2, 10), "are [2, 10], expected [3, 10]"),
-        (torch.zeros(3, 10), "a row of zeros"),
+        (torch.zeros(3, 10), "a zero row"),
         (torch.full((3, 10), torch.nan), "NaN or infinity"),
         ({"a": torch.ones(3, 10), "b": torch.ones(3, 10)}, "found 2 entries"),
         ([torch.ones(3, 10)], "found list"),
@@ -185,18 +189,18 @@ def test_a_teachers_bundle_gives_its_text_features_for_the_same_classes_only(att
     found = read_bundle((tmp_path / "demo.safetensors").read_bytes()).tensors["text.features"]
     assert abs(found - read_bundle(teacher.read_bytes()).tensors["text.features"]).max() < 1e-6
     (tmp_path / "demo.safetensors").unlink()
-    for classes, message in [(("cat", "cow", "owl"), "class 2 is 'dog' there"), (CLASSES[:2], "it has 3 classes")]:
+    for classes, message in [(("cat", "cow", "owl"), "its class 2 is 'dog'"), (CLASSES[:2], "it has 3 classes")]:
         assert message in refusal(attempt, student, "promptkd", classes=classes, text_features=teacher)
 
 
 @pytest.mark.parametrize(
     ("method", "state", "classes", "note"),
     [
-        ("coop", Writer().coop(words=False), CLASSES, "nothing shows that it belongs to this backbone"),
-        ("coop", Writer().coop(), ("a", "b"), "trained on 3 classes; this import is for 2"),
-        ("coop", Writer().coop(), ("cat", "cow", "owl"), "2 of 3 class texts differ from those in training, 'cow'"),
-        ("ivlp", {"prompt_learner.ctx": torch.ones(4, WIDTH)}, CLASSES, "holds none of CLIP's weights"),
-        ("coop", Writer().coop(), CLASSES, "computes GELU and answers differently"),
+        ("coop", Writer().coop(words=False), CLASSES, "its backbone could not be verified"),
+        ("coop", Writer().coop(), ("a", "b"), "trained on 3 classes; this import has 2"),
+        ("coop", Writer().coop(), ("cat", "cow", "owl"), "2 of 3 class texts differ from training, the first is 'cow'"),
+        ("ivlp", {"prompt_learner.ctx": torch.ones(4, WIDTH)}, CLASSES, "contains no CLIP weights"),
+        ("coop", Writer().coop(), CLASSES, "uses GELU, so predictions differ"),
     ],
 )
 def test_what_cannot_be_checked_or_may_surprise_is_noted(attempt, method, state, classes, note):

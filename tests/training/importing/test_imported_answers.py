@@ -222,5 +222,5 @@ def test_weights_averaged_in_float16_over_epochs_still_count_as_the_backbones(im
             averaged[name] = averaged[name] + value * float(weight)
     imported(averaged, "promptsrc")
     once = {name: value for name, value in averaged.items() if "ZS_image_encoder" not in name}
-    with pytest.raises(ImportFormatError, match="differs from the backbone's"):
+    with pytest.raises(ImportFormatError, match="deviates from the backbone's"):
         imported(once, "ivlp")  # which does not average: there the same differences mean another CLIP
