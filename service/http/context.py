@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 
-from service.errors import OverloadedError
 from service.http.auth import KeyRing
 from service.images.decoder import Decoder, ImageLimits
 from service.images.preprocessing import preprocessing
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
 from service.settings import Settings
-
-
-class OpenRequests:
-    """Counts the classify requests that this process is working on; entered as a context manager.
-
-    Behind a small model HTTP takes longest, and requests pile up here instead of in the queue.
-
-    Args:
-        limit: most at the same time.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._n_open = 0
-
-    def __enter__(self) -> None:
-        """Count one request.
-
-        Raises:
-            OverloadedError: too many are open.
-        """
-        if self._n_open >= self._limit:
-            raise OverloadedError(
-                f"{self._limit} requests are under way, as many as may be; try again.", retry_after_s=1.0
-            )
-        self._n_open += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._n_open -= 1
 
 
 @dataclass(eq=False, kw_only=True)
@@ -55,10 +25,6 @@ class HttpContext:
     decoder: Decoder
     backend: InferenceBackend
     is_draining: bool = False
-    open_requests: OpenRequests = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.open_requests = OpenRequests(self.settings.max_open_requests)
 
 
 def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any], *, device: str = "cpu") -> Decoder:

@@ -1,8 +1,8 @@
 """What happens to every request before a route sees it: id, log line, metrics, key check, body limits.
 
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides a client's hanging up. The order, outside in: `Envelope`
-(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only), `BodyLimit`
-(counts bytes while they arrive).
+(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only),
+`OpenRequestLimit` (refuses classify requests beyond a number), `BodyLimit` (counts bytes while they arrive).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import secrets
 import time
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from service.errors import (
     ClientGoneError,
     ForeignRequestError,
     MediaTypeError,
+    OverloadedError,
     SlowBodyError,
 )
 from service.http import problems
@@ -38,13 +40,15 @@ logger = logging.getLogger(__name__)
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
 """The methods that metrics tell apart: what a client invents must not become a label."""
+CLASSIFY: Final = "/classify"
 QUIET_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 def surround(app: FastAPI, front: HttpContext) -> None:
-    """Put all three around an application's routes."""
+    """Put all four around an application's routes."""
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, front=front)
+    app.add_middleware(OpenRequestLimit, front=front)
     app.add_middleware(Gate, front=front)
     app.add_middleware(Envelope, front=front)
 
@@ -175,6 +179,38 @@ def _is_loopback(host: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+class OpenRequestLimit:
+    """Bounds the number of classify requests that this process works on.
+
+    Behind a small model HTTP takes longest, and requests pile up here instead of in the queue. Under overload most
+    requests are refused, and a refusal before routing costs a quarter of the CPU time of one in the route (50 against
+    200 us): at three times the capacity of an HTTP-bound process that is more than 5 % of its goodput.
+    """
+
+    def __init__(self, app: ASGIApp, front: HttpContext) -> None:
+        self.app = app
+        self._limit = front.settings.max_open_requests
+        self._n_open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection.
+
+        Raises:
+            OverloadedError: too many classify requests are open.
+        """
+        if scope["type"] != "http" or not scope["path"].startswith(CLASSIFY):
+            await self.app(scope, receive, send)
+            return
+        if self._n_open >= self._limit:
+            scope["route"] = SimpleNamespace(path=CLASSIFY if scope["path"] == CLASSIFY else f"{CLASSIFY}/{{domain}}")
+            raise OverloadedError(f"{self._limit} requests are open already; try again.", retry_after_s=1.0)
+        self._n_open += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._n_open -= 1
 
 
 class BodyLimit:

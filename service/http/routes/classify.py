@@ -63,28 +63,27 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     context = context_of(request)
     labels, timeout_s = check_query(query, context.settings)
     deadline_s, priority = time.monotonic() + timeout_s, PRIORITIES[query.priority]
-    with context.open_requests:
-        async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
-            context.decoder.check_room(1)
-            images = [(domain, image) for image in await read_images(request, context.settings)]
-            began_s = time.monotonic()
-            options = _options(query, labels, began_s + timeout_s)
-            outcome = await _score_in_time(request, context, {domain: pin}, images, options)
-        scored = outcome.domains[domain]
-        if isinstance(scored, Exception):
-            raise scored
-        body = {
-            "request_id": request_id.get(),
-            "domain": domain,
-            "version": scored.version,
-            "digest": scored.digest,
-            "stack": query.stack,
-            "results": _results(images, outcome, query.threshold),
-        }
-        response = _respond(context, body, outcome, began_s)
-        response.headers["X-Bundle-Version"] = str(scored.version)
-        response.headers["X-Bundle-Digest"] = scored.digest
-        return response
+    async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
+        context.decoder.check_room(1)
+        images = [(domain, image) for image in await read_images(request, context.settings)]
+        began_s = time.monotonic()
+        options = _options(query, labels, began_s + timeout_s)
+        outcome = await _score_in_time(request, context, {domain: pin}, images, options)
+    scored = outcome.domains[domain]
+    if isinstance(scored, Exception):
+        raise scored
+    body = {
+        "request_id": request_id.get(),
+        "domain": domain,
+        "version": scored.version,
+        "digest": scored.digest,
+        "stack": query.stack,
+        "results": _results(images, outcome, query.threshold),
+    }
+    response = _respond(context, body, outcome, began_s)
+    response.headers["X-Bundle-Version"] = str(scored.version)
+    response.headers["X-Bundle-Digest"] = scored.digest
+    return response
 
 
 @router.post("/classify", openapi_extra=MIXED_BODY_DOCS, response_model=MixedOut)
@@ -92,23 +91,22 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
     """Classify images of several domains in one call, each among the classes of its own."""
     context = context_of(request)
     labels, timeout_s = check_query(query, context.settings)
-    with context.open_requests:
-        context.decoder.check_room(1)
-        images = await read_mixed(request, context.settings)
-        began_s = time.monotonic()
-        options = _options(query, labels, began_s + timeout_s)
-        async with AsyncExitStack() as held:
-            domains = list(dict.fromkeys(domain for domain, _ in images))
-            pinning = (_pin(held, context, actor_of(request), domain, options) for domain in domains)
-            pins = dict(zip(domains, await asyncio.gather(*pinning), strict=True))
-            outcome = await _score_in_time(request, context, pins, images, options)
-        results = _results(images, outcome, query.threshold)
-        for (domain, _), result in zip(images, results, strict=True):
-            scored = outcome.domains[domain]
-            version, digest = (None, None) if isinstance(scored, Exception) else (scored.version, scored.digest)
-            result |= {"domain": domain if is_domain(domain) else None, "version": version, "digest": digest}
-        body = {"request_id": request_id.get(), "stack": query.stack, "results": results}
-        return _respond(context, body, outcome, began_s)
+    context.decoder.check_room(1)
+    images = await read_mixed(request, context.settings)
+    began_s = time.monotonic()
+    options = _options(query, labels, began_s + timeout_s)
+    async with AsyncExitStack() as held:
+        domains = list(dict.fromkeys(domain for domain, _ in images))
+        pinning = (_pin(held, context, actor_of(request), domain, options) for domain in domains)
+        pins = dict(zip(domains, await asyncio.gather(*pinning), strict=True))
+        outcome = await _score_in_time(request, context, pins, images, options)
+    results = _results(images, outcome, query.threshold)
+    for (domain, _), result in zip(images, results, strict=True):
+        scored = outcome.domains[domain]
+        version, digest = (None, None) if isinstance(scored, Exception) else (scored.version, scored.digest)
+        result |= {"domain": domain if is_domain(domain) else None, "version": version, "digest": digest}
+    body = {"request_id": request_id.get(), "stack": query.stack, "results": results}
+    return _respond(context, body, outcome, began_s)
 
 
 async def _pin(
@@ -221,12 +219,15 @@ def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, thre
 
 def _respond(context: HttpContext, body: dict[str, Any], outcome: Outcome, began_s: float) -> Response:
     """The answer with its times, which a header repeats; plain values, as validating them again would be slower."""
-    answered = [answer for answer in outcome.answers if isinstance(answer, Answer)]
-    queued_s, ran_s, now_s = max(one.queued_s for one in answered), max(one.ran_s for one in answered), time.monotonic()
+    queued_s = ran_s = 0.0
+    for answer in outcome.answers:
+        if isinstance(answer, Answer):
+            queued_s, ran_s = max(queued_s, answer.queued_s), max(ran_s, answer.ran_s)
+    now_s = time.monotonic()
     for stage, stage_s in (("decode", outcome.decode_s), ("device", ran_s), ("shape", now_s - outcome.ended_s)):
         context.metrics.stage_s.labels(stage).observe(stage_s)
     seconds = {"decode": outcome.decode_s, "queue": queued_s, "device": ran_s, "total": now_s - began_s}
     timing_ms = {stage: round(one * 1000, 3) for stage, one in seconds.items()}
     response = Response(msgspec.json.encode({**body, "timing_ms": timing_ms}), media_type="application/json")
-    response.headers["Server-Timing"] = ", ".join(f"{stage};dur={one}" for stage, one in timing_ms.items())
+    response.headers["Server-Timing"] = ", ".join([f"{stage};dur={one}" for stage, one in timing_ms.items()])
     return response

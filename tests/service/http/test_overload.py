@@ -68,6 +68,45 @@ async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come
     assert {answer.status_code for answer in (*kept, *after)} == {200}
 
 
+@pytest.mark.parametrize(
+    ("limits", "path", "route"),
+    [
+        ({"max_waiting_rows": 2, "max_images": 2}, "/classify/paint", "/classify/{domain}"),
+        ({"max_open_requests": 4}, "/classify/paint", "/classify/{domain}"),
+        ({"max_open_requests": 4}, "/classify", "/classify"),
+    ],
+)
+async def test_a_refusal_counts_with_its_route(serve, model, limits, path, route):
+    async with serve(max_batch_rows=1, **limits) as client:
+        model.gate.clear()
+        kept = await crowd(client)
+        refused = await client.post(path, content=picture())
+        metrics = (await client.get("/metrics")).text
+        model.gate.set()
+        assert [(await one).status_code for one in kept] == [200] * 4
+    assert refused.status_code == 429
+    assert f'caspl_http_requests_total{{code="429",method="POST",route="{route}"}} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/classify/nowhere", 404, "domain_not_found"),
+        ("/classify/idle", 404, "domain_not_live"),
+        ("/classify/paint?priority=urgent", 422, "request_invalid"),
+    ],
+)
+async def test_a_request_that_could_never_be_answered_is_not_told_to_come_back(serve, model, store, path, status, code):
+    store.add("idle", colour_bundle("idle"))
+    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+        model.gate.clear()
+        kept = await crowd(client)
+        answer = await client.post(path, content=picture())
+        model.gate.set()
+        assert [(await one).status_code for one in kept] == [200] * 4
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
 async def test_who_would_be_refused_with_one_image_is_refused_before_the_body_is_read(serve, model):
     body = WatchedBody()
     async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
