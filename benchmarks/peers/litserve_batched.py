@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import litserve
+from fastapi import Request
 
 from benchmarks.peers import arguments
 from benchmarks.peers.plain_clip import PlainClip
@@ -25,8 +26,8 @@ class ClipApi(litserve.LitAPI):  # type: ignore[misc]  # installed in the peer's
         self._clip = self._model(self._options.backbone, self._options.dtype, self._options.threads)
         self._pool = ThreadPoolExecutor(self._options.threads)
 
-    def decode_request(self, request: Any) -> tuple[bytes, int]:  # noqa: ANN401  LitServe's form
-        """The file and the domain."""
+    def decode_request(self, request: Request) -> tuple[bytes, int]:
+        """The file and the domain of a form, which LitServe passes for a `Request`."""
         return request["image"].file.read(), int(request["domain"])
 
     def predict(self, rows: Sequence[tuple[bytes, int]]) -> list[Answer]:
