@@ -28,7 +28,7 @@ from training.adapting.adapter import Adapter
 from training.adapting.methods import METHODS
 from training.boosting import Booster
 from training.caspl_student import CasplStudent
-from training.data.view_values import ViewValues
+from training.data.view_cache import ViewCache
 from training.data.views import Views
 from training.loop import Learner, TrainState, steps_per_epoch, train
 from training.prompted_backbone import ClassTokens, PromptedBackbone
@@ -69,7 +69,7 @@ class PaddedBackbone(PromptedBackbone):
         return ClassTokens(torch.nn.functional.pad(tokens.ids_KT, (0, n_missing)), tokens.eot_K)
 
 
-class Uncached(ViewValues):
+class Uncached(ViewCache):
     """A frozen model without a cache."""
 
     def get(self, indices: Tensor, epoch: int, pixels_BCHW: Tensor | None = None) -> Tensor:

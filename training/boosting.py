@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from prompted_clip.backbone import Backbone
 from prompted_clip.preprocess import normalize_pixels
 from training.adapting.method import ExportedPrompts
-from training.data.view_values import ViewValues
+from training.data.view_cache import ViewCache
 from training.data.views import Views
 from training.errors import BackbonePairError
 from training.hardware import autocast
@@ -99,7 +99,7 @@ class Booster:
         self.teacher = teacher
         self._views = views
         self._recipe = recipe
-        self._teacher_logits = ViewValues(views, self._compute_teacher_logits)
+        self._teacher_logits = ViewCache(views, self._compute_teacher_logits)
 
     @property
     def n_images(self) -> int:

@@ -28,7 +28,7 @@ NOT_RUN = {
     r"(\S*/)?caspl serve --demo": "the fixture `server` runs it",
     r"(\S*/)?caspl serve --host": "listens on all addresses",
     r"(\S*/)?caspl bench": "measures for minutes",
-    r"python -m training\.demo": "draws thousands of pictures or trains for minutes",
+    r"python (-P )?-m training\.demo": "draws thousands of pictures or trains for minutes",
     r"curl .*…": "contains a placeholder",
 }
 UsageError = typer.BadParameter.__base__  # click's, which typer does not export

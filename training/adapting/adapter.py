@@ -15,7 +15,7 @@ from torch import Tensor
 from prompted_clip.preprocess import normalize_pixels
 from training.adapting.method import AdaptingMethod, Batch
 from training.adapting.reference import ReferenceRecipe
-from training.data.view_values import ViewValues
+from training.data.view_cache import ViewCache
 from training.data.views import Views
 from training.hardware import autocast
 from training.loop import ParameterGroup
@@ -49,11 +49,11 @@ class Adapter:
         self._labels_N = torch.tensor(labels, dtype=torch.long)
         self._recipe = recipe
         reference = base_model.reference(recipe.reference) if isinstance(recipe, ReferenceRecipe) else base_model
-        self._feature_values = ViewValues(views, lambda pixels: self._features(base_model, pixels))
+        self._feature_values = ViewCache(views, lambda pixels: self._features(base_model, pixels))
         self._reference_values = (
             self._feature_values
             if reference is base_model
-            else ViewValues(views, lambda pixels: self._features(reference, pixels))
+            else ViewCache(views, lambda pixels: self._features(reference, pixels))
         )
 
     @property

@@ -1,1 +1,1 @@
-"""Where images, labels and class names come from."""
+"""Data sets: images, labels and class names."""

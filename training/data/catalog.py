@@ -1,6 +1,6 @@
-"""Every labelled data set by one call: a published one by name, or a folder or table by path.
+"""Open a labelled data set: a published one by name, or a folder or table by path.
 
-Names, folders and prompts of the published ones are CoOp's (DATASETS.md, `datasets/`, `trainers/zsclip.py`).
+Names, folders and prompts of the published data sets are CoOp's (DATASETS.md, `datasets/`, `trainers/zsclip.py`).
 """
 
 from collections.abc import Mapping
@@ -61,12 +61,12 @@ def open_dataset(
     Args:
         name_or_path: a name of the catalog (`dtd`), `torchvision:<name>`, a folder of class folders, or a `.csv` or
             `.jsonl` table. A catalog name wins over a folder of that name: write `./dtd` for the folder.
-        root: the folder that holds the published data sets; paths do not need it.
-        single_split: what images without a split of their own are taken for.
+        root: the folder with the published data sets; not needed for paths.
+        single_split: the split of images without one.
         template: replaces the data set's hand-written prompt.
 
     Raises:
-        DatasetError: nothing is known or found under that name, or the data set is not what its reader expects.
+        DatasetError: unknown name, missing files, or an invalid data set.
         ClassListError: a folder's `classes.txt` is empty or ambiguous.
     """
     dataset = _read(str(name_or_path), root, single_split)
@@ -84,7 +84,7 @@ def _read(name: str, root: Path | None, single_split: Split) -> Dataset:
     if path.is_dir():
         return read_class_folders(path, single_split=single_split)
     msg = (
-        f"No data set is called {name!r} and no folder or table is there. Expected one of {', '.join(CATALOG)}; "
+        f"No data set, folder or table named {name!r}. Use one of {', '.join(CATALOG)}; "
         f"{PREFIX} and one of {', '.join(TORCHVISION_NAMES)}; or the path of a folder or of a .csv or .jsonl file."
     )
     raise DatasetError(msg)
@@ -92,6 +92,6 @@ def _read(name: str, root: Path | None, single_split: Split) -> Dataset:
 
 def _require_root(name: str, root: Path | None) -> Path:
     if root is None:
-        msg = f"{name}: expected the folder that holds the published data sets, found none given."
+        msg = f"{name}: pass the folder that contains the published data sets."
         raise DatasetError(msg)
     return root

@@ -1,7 +1,4 @@
-"""Class lists: one class name per line.
-
-Knows what a data set and a bundle make of class names, so that a list which passes here passes after training as well.
-"""
+"""Class lists: one class name per line, validated by the bundle's rules before training starts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,41 +7,41 @@ from typing import Final
 from prompt_store.class_names import check_name
 from prompt_store.errors import BundleInvalidError
 from prompt_store.manifest import MAX_CLASSES
-from training.data.dataset import reading_key, tidy_name
+from training.data.dataset import comparison_key, normalize_name
 from training.errors import ClassListError
 
-_SHOWN_CHARS: Final = 40  # of a refused name, in its message
+_SHOWN_CHARS: Final = 40  # of an invalid name, in the message
 
 
 def read_classes(path: Path) -> list[str]:
-    """Read class names from a text file, one per line; blank lines are skipped, names are tidied (`tidy_name`).
+    """Read class names from a text file, one per line; blank lines are skipped, names are normalized.
 
     Raises:
-        ClassListError: the file is no UTF-8 text (a byte order mark is allowed), holds no name or too many, a name that
-            a bundle refuses, or two names that read the same; names the line.
+        ClassListError: not UTF-8 text (a byte order mark is allowed), no names or too many, an invalid name, or
+            duplicate names; the message gives the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"No class list could be read from {path}: expected UTF-8 text with one class name per line ({error})."
+        msg = f"Cannot read the class list {path}: it must be UTF-8 text with one class name per line ({error})."
         raise ClassListError(msg) from error
     names: list[str] = []
     first_by_key: dict[str, tuple[int, str]] = {}
-    # Not splitlines(): it would also cut at form feeds and U+2028, and count lines as no editor does.
+    # Not splitlines(): it also splits at form feeds and U+2028, so line numbers would differ from an editor's.
     for n_line, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        name = tidy_name(line)
+        name = normalize_name(line)
         _check_for_bundles(name, f"The class list {path}, line {n_line}")
-        first_line, first = first_by_key.setdefault(reading_key(name), (n_line, name))
+        first_line, first = first_by_key.setdefault(comparison_key(name), (n_line, name))
         if first_line != n_line:
             msg = (
-                f"The class list {path} names {name!r} twice: in line {n_line}, and as {first!r} in line {first_line}. "
-                "Rename or remove one of them."
+                f"The class list {path} contains {name!r} twice: in line {n_line}, and as {first!r} in line "
+                f"{first_line}. Rename or remove one of them."
             )
             raise ClassListError(msg)
         if len(names) == MAX_CLASSES:
-            msg = f"The class list {path}, line {n_line}: expected at most {MAX_CLASSES} classes; remove the rest."
+            msg = f"The class list {path} has more than {MAX_CLASSES} classes, see line {n_line}."
             raise ClassListError(msg)
         names.append(name)
     if not names:
@@ -54,31 +51,31 @@ def read_classes(path: Path) -> list[str]:
 
 
 def check_class_names(names: Sequence[str], of: str) -> None:
-    """Refuse before the training what a bundle refuses after it, for names that came from folders or tables.
+    """Validate class names from folders or tables by the bundle's rules, before training starts.
 
     Args:
-        names: tidied names, all different to a reader.
-        of: what they belong to, for messages.
+        names: normalized, distinct names.
+        of: the data set's name, for messages.
 
     Raises:
-        ClassListError: too many names, or one that a bundle refuses; says which and why.
+        ClassListError: too many names, or an invalid name.
     """
     if len(names) > MAX_CLASSES:
-        msg = f"{of}: expected at most {MAX_CLASSES} classes, found {len(names)}; leave some out."
+        msg = f"{of} has {len(names)} classes; the limit is {MAX_CLASSES}."
         raise ClassListError(msg)
     for index, name in enumerate(names):
         _check_for_bundles(name, f"{of}, class {index}")
 
 
 def _check_for_bundles(name: str, where: str) -> None:
-    """Refuse before the training what a bundle refuses after it.
+    """Validate one name by the bundle's rules.
 
     Raises:
-        ClassListError: says where and why.
+        ClassListError: with position and reason.
     """
     try:
-        check_name(name, field=where)
+        check_name(name, field="the name")
     except BundleInvalidError as error:
         found = repr(name[:_SHOWN_CHARS]) + (" and more" if len(name) > _SHOWN_CHARS else "")
-        msg = f"{error.detail}. Found {found}."
+        msg = f"{where}: {error.detail} Found {found}."
         raise ClassListError(msg) from error

@@ -1,6 +1,6 @@
-"""Class names that CLIP reads better than the spelling of an archive's folders. Source: CoOp, `datasets/*.py`.
+"""Replacements for class names that CLIP handles poorly as spelled in the archives. Source: CoOp, `datasets/*.py`.
 
-Names that a table does not hold stay as they are, so a source that was made with the new names is left alone.
+Names without a replacement are unchanged, so data that already has the new names is left alone.
 """
 
 from collections.abc import Mapping

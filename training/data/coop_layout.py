@@ -1,8 +1,7 @@
-"""The folder layout that CoOp's data sets have, and that prompt-learning repositories after it share.
+"""Readers for CoOp's folder layout, which later prompt-learning repositories share.
 
-One data folder holds a folder per data set, with its images and a published split file. Knows how the two kinds of
-split description read: `split_zhou_*.json`, and FGVC-Aircraft's own lists. Does not know which data sets there are.
-Source: KaiyangZhou/CoOp, DATASETS.md and `datasets/`.
+The data folder contains one folder per data set with its images and a published split: `split_zhou_*.json`, or
+FGVC-Aircraft's own lists. Source: KaiyangZhou/CoOp, DATASETS.md and `datasets/`.
 """
 
 import json
@@ -17,39 +16,39 @@ from training.errors import DatasetError
 
 
 class Layout(Protocol):
-    """How one published data set lies below a data folder."""
+    """The layout of one published data set in the data folder."""
 
     @property
     def folder(self) -> str:
-        """Its folder's name."""
+        """Folder name."""
         ...
 
     @property
     def template(self) -> str:
-        """Its hand-written prompt."""
+        """Hand-written prompt."""
         ...
 
     def read(self, name: str, data_root: Path) -> Dataset:
-        """Read it under `name`; raises `DatasetError`."""
+        """Read the data set; raises `DatasetError`."""
         ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file or, if the name ends in `/`, a folder of a layout, and what it holds."""
+    """A required file of a layout, or a folder if the name ends in `/`; `note` describes it in messages."""
 
     name: str
     note: str = ""
 
 
 def require_parts(name: str, data_root: Path, folder: str, parts: Sequence[Part]) -> Path:
-    """The data set's folder, once everything in it is known to be there.
+    """Check that all parts of a layout exist, and return the data set's folder.
 
     Raises:
-        DatasetError: something is missing; shows the expected layout and marks what is.
+        DatasetError: a part is missing; the message shows the expected layout.
     """
     home = data_root / folder
-    missing = {part for part in parts if not _is_there(home / part.name, is_folder=part.name.endswith("/"))}
+    missing = {part for part in parts if not _exists(home / part.name, is_folder=part.name.endswith("/"))}
     if not missing:
         return home
     width = max(len(part.name) for part in parts)
@@ -59,25 +58,25 @@ def require_parts(name: str, data_root: Path, folder: str, parts: Sequence[Part]
         remark = "  ".join(text for text in (part.note, "<- missing" if part in missing else "") if text)
         lines.append(f"    {branch} {part.name:<{width}}  {remark}".rstrip())
     listed = shorten(f"{folder}/{part.name}" for part in parts if part in missing)
-    msg = f"{name}: {listed} is missing below {data_root}. Expected this layout:\n" + "\n".join(lines)
+    msg = f"{name}: {listed} is missing in {data_root}. Expected layout:\n" + "\n".join(lines)
     raise DatasetError(msg)
 
 
-def _is_there(path: Path, *, is_folder: bool) -> bool:
+def _exists(path: Path, *, is_folder: bool) -> bool:
     return path.is_dir() if is_folder else path.is_file()
 
 
 @dataclass(frozen=True)
 class SplitFile:
-    """A data set whose splits are in a JSON file: `{"train": [[path, label, class name], …], "val": …, "test": …}`.
+    """A data set with its splits in a JSON file: `{"train": [[path, label, class name], …], "val": …, "test": …}`.
 
     Attributes:
-        folder: the data set's folder below the data folder.
-        images: folder that the file's paths are relative to, below `folder`; empty for `folder` itself.
+        folder: the data set's folder in the data folder.
+        images: folder inside `folder` that the file's paths are relative to; empty for `folder` itself.
         split_file: the JSON file, in `folder`.
         template: the hand-written prompt.
-        new_names: class names to replace; names that are not in it stay.
-        parts: other folders of the layout to look for.
+        new_names: replacements for class names.
+        parts: other required folders.
     """
 
     folder: str
@@ -88,11 +87,11 @@ class SplitFile:
     parts: tuple[Part, ...] = ()
 
     def read(self, name: str, data_root: Path) -> Dataset:
-        """Read the split file; the order of its images is kept.
+        """Read the split file, keeping the order of its images.
 
         Raises:
-            DatasetError: a file is missing, the JSON is not a split file, a path leaves the image folder, a label has
-                two names or none, or what `Dataset` refuses.
+            DatasetError: a missing file, an invalid split file, a path outside the image folder, a label with several
+                names or none, or an invalid `Dataset`.
         """
         image_part = (Part(f"{self.images}/", "the images"),) if self.images else ()
         parts = (*image_part, *self.parts, Part(self.split_file, "linked in CoOp's DATASETS.md"))
@@ -106,13 +105,13 @@ class SplitFile:
             for index, entry in enumerate(lists[split]):
                 relative, label, spelled = _parse_entry(entry, f"{source}, {split}[{index}]")
                 if names.setdefault(label, spelled) != spelled:
-                    msg = f"{source}, {split}[{index}]: label {label} is {spelled!r} here, {names[label]!r} before."
+                    msg = f"{source}, {split}[{index}]: label {label} is both {names[label]!r} and {spelled!r}."
                     raise DatasetError(msg)
                 images.append(LabelledImage(image_root / relative, label))
             splits[split] = tuple(images)
         unnamed = [label for label in range(max(names, default=-1) + 1) if label not in names]
         if unnamed:
-            msg = f"{source}: expected every label from 0 to {max(names)}, found no image of {shorten(unnamed)}."
+            msg = f"{source}: labels 0 to {max(names)} must all have images; {shorten(unnamed)} have none."
             raise DatasetError(msg)
         require_files(name, source, [image.path for images in splits.values() for image in images])
         class_names = tuple(self.new_names.get(names[label], names[label]) for label in range(len(names)))
@@ -120,25 +119,24 @@ class SplitFile:
 
 
 def _load_lists(source: Path) -> dict[str, list[Any]]:
-    """The three lists of a split file."""
+    """Parse a split file."""
     try:
         lists = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        msg = f"No splits could be read from {source}: {error}."
+        msg = f"Cannot read the splits from {source}: {error}."
         raise DatasetError(msg) from error
     if not isinstance(lists, dict) or any(not isinstance(lists.get(split), list) for split in SPLITS):
-        found = ", ".join(map(str, lists)) if isinstance(lists, dict) else type(lists).__name__
-        msg = f"{source}: expected a JSON object with the lists {', '.join(SPLITS)}; found {found or 'an empty one'}."
+        msg = f"{source} must be a JSON object with the lists {', '.join(SPLITS)}."
         raise DatasetError(msg)
     return lists
 
 
 def _parse_entry(entry: object, where: str) -> tuple[str, int, str]:
-    """One `[path, label, class name]`."""
+    """Parse one `[path, label, class name]` entry."""
     match entry:
         case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                msg = f"{where}: expected a path inside the image folder, found {path!r}."
+                msg = f"{where}: {path!r} is outside the image folder."
                 raise DatasetError(msg)
             return path, label, name
     msg = f"{where}: expected [path, label, class name], found {str(entry)[:80]}."
@@ -150,10 +148,10 @@ _VARIANTS: Final = "variants.txt"
 
 @dataclass(frozen=True)
 class AircraftLists:
-    """FGVC-Aircraft as its authors publish it: `variants.txt` in label order, `<image> <variant>` lines per split.
+    """FGVC-Aircraft as published: `variants.txt` in label order, `<image> <variant>` lines per split.
 
     Attributes:
-        folder: the data set's folder below the data folder (the archive's `data/`, renamed).
+        folder: the data set's folder in the data folder (the archive's `data/`, renamed).
         template: the hand-written prompt.
     """
 
@@ -164,7 +162,7 @@ class AircraftLists:
         """Read the three lists.
 
         Raises:
-            DatasetError: a file is missing, a line names an unknown variant, or what `Dataset` refuses.
+            DatasetError: a missing file, an unknown variant, or an invalid `Dataset`.
         """
         lists = {split: f"images_variant_{split}.txt" for split in SPLITS}
         parts = (Part("images/", "<number>.jpg"), Part(_VARIANTS, "class names"), *map(Part, lists.values()))
@@ -178,7 +176,7 @@ class AircraftLists:
                 image, _, variant = line.partition(" ")
                 if variant not in labels:
                     msg = (
-                        f"{home / file_name}, line {number}: expected an image and a variant that {_VARIANTS} names, "
+                        f"{home / file_name}, line {number}: expected an image and a variant from {_VARIANTS}, "
                         f"found {line!r}."
                     )
                     raise DatasetError(msg)
@@ -189,14 +187,14 @@ class AircraftLists:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Line numbers and stripped lines of a text file, blank lines left out.
+    """Line numbers and stripped lines of a text file, without blank lines.
 
     Raises:
-        DatasetError: the file is not UTF-8 text.
+        DatasetError: unreadable, or not UTF-8 text.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"Expected UTF-8 text in {path}: {error}."
+        msg = f"Cannot read {path} as UTF-8 text: {error}."
         raise DatasetError(msg) from error
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

@@ -1,7 +1,6 @@
-"""A labelled data set: its classes, its images and which split each one is in.
+"""A labelled data set: classes, and image paths per split.
 
-Knows what every data set must satisfy, wherever it came from, and a digest of what was chosen. Does not know folders,
-tables or published layouts, and opens no image.
+Images are not opened here.
 """
 
 import hashlib
@@ -19,12 +18,12 @@ from training.errors import DatasetError
 Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
 DEFAULT_TEMPLATE: Final = "a photo of a {}."
-_MAX_NAMED: Final = 5  # how many of a long list an error message shows
+_MAX_LISTED: Final = 5  # entries of a long list in an error message
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """An image file and the position of its class in `Dataset.class_names`."""
+    """An image file; `label` is an index into `Dataset.class_names`."""
 
     path: Path
     label: int
@@ -32,22 +31,22 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels, in up to three splits; checked when it is made.
+    """Labelled images in up to three splits, validated on construction.
 
-    Class names are stored tidied (`tidy_name`). Splits without images are left out. The order of the images is part of
-    the data set: it decides what few-shot sampling draws.
+    Class names are normalized, empty splits are dropped. The order of the images is part of the data set, because
+    few-shot sampling depends on it.
 
     Attributes:
         name: for messages and records.
-        root: folder that the digest's paths are relative to.
+        root: the digest uses paths relative to it.
         class_names: in label order.
         splits: images by split, in the order train, val, test.
-        template: the hand-written prompt for these classes; `{}` takes the class name.
-        unreadable: files that were set aside because they do not decode.
+        template: hand-written prompt; `{}` stands for the class name.
+        unreadable: files that were dropped because they cannot be decoded.
 
     Raises:
-        DatasetError: no class, two names that are equal to a reader, an unknown split, no image, a label without a
-            class, a class without a train image although there are train images, or a template without `{}`.
+        DatasetError: no classes, duplicate class names, an unknown split, no images, a label out of range, a train
+            split without images of some class, or a template without `{}`.
     """
 
     name: str
@@ -60,16 +59,16 @@ class Dataset:
     def __post_init__(self) -> None:
         unknown = [split for split in self.splits if split not in SPLITS]
         if unknown:
-            msg = f"{self.name}: expected the splits {', '.join(SPLITS)}, found {unknown[0]!r}."
+            msg = f"{self.name}: unknown split {unknown[0]!r}; use {', '.join(SPLITS)}."
             raise DatasetError(msg)
         if "{}" not in self.template:
-            msg = f"{self.name}: expected a template with {{}} for the class name, found {self.template!r}."
+            msg = f"{self.name}: the template {self.template!r} must contain {{}} for the class name."
             raise DatasetError(msg)
-        object.__setattr__(self, "class_names", tidy_names(self.class_names, of=self.name))
+        object.__setattr__(self, "class_names", normalize_names(self.class_names, of=self.name))
         filled = {split: tuple(self.splits[split]) for split in SPLITS if self.splits.get(split)}
         object.__setattr__(self, "splits", filled)
         if not filled:
-            msg = f"{self.name}: expected images in at least one of {', '.join(SPLITS)}, found none below {self.root}."
+            msg = f"{self.name}: no images in {self.root}."
             raise DatasetError(msg)
         self._check_labels()
 
@@ -79,8 +78,8 @@ class Dataset:
             for image in images:
                 if not 0 <= image.label < n_classes:
                     msg = (
-                        f"{self.name}: expected labels 0 to {n_classes - 1}, "
-                        f"found {image.label} for {image.path} in {split}."
+                        f"{self.name}: label {image.label} of {image.path} ({split}) is out of range; "
+                        f"there are {n_classes} classes."
                     )
                     raise DatasetError(msg)
         if "train" in self.splits:
@@ -88,8 +87,8 @@ class Dataset:
             empty = [repr(name) for label, name in enumerate(self.class_names) if label not in filled]
             if empty:
                 msg = (
-                    f"{self.name}: expected at least one train image for each of {n_classes} classes, "
-                    f"found none for {shorten(empty)}. Add images or take the class out."
+                    f"{self.name}: every class needs at least one train image; {shorten(empty)} have none. "
+                    "Add images or remove the class."
                 )
                 raise DatasetError(msg)
 
@@ -97,32 +96,32 @@ class Dataset:
         """The images of one split.
 
         Raises:
-            DatasetError: the split has no image; says which have.
+            DatasetError: the split has no images.
         """
         if name not in self.splits:
-            msg = f"{self.name}: expected {name} images, found none; there are images in {', '.join(self.splits)}."
+            msg = f"{self.name} has no {name} images, only {', '.join(self.splits)}."
             raise DatasetError(msg)
         return self.splits[name]
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:…` over class names and, in order, each split's labels, file sizes and paths relative to `root`.
+        """`sha256:…` over class names and, in order, labels, file sizes and relative paths of each split.
 
-        Another order of images is another data set: few-shot sampling would draw other images. Contents are not read,
-        which would take as long as a copy of the data; an image replaced by one of other size is noticed.
+        The order matters because few-shot sampling depends on it. File contents are not read, which would be slow; a
+        replaced image is detected if its size differs.
         """
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for split, images in self.splits.items():
             digest.update(f"\n{split} {len(images)}\n".encode())
             for image in images:
-                # surrogateescape: a file name need not be text, and must not stop the digest
+                # surrogateescape: file names need not be valid UTF-8
                 line = f"{image.label} {_n_bytes(image.path)} {_relative(image.path, self.root)}\0"
                 digest.update(line.encode("utf-8", "surrogateescape"))
         return f"sha256:{digest.hexdigest()}"
 
 
 def _n_bytes(path: Path) -> int | None:
-    """A file's size; None where there is none, which is for the one that opens it to complain about."""
+    """A file's size; None if it does not exist, which is reported when it is opened."""
     try:
         return path.stat().st_size
     except OSError:
@@ -130,51 +129,51 @@ def _n_bytes(path: Path) -> int | None:
 
 
 def _relative(path: Path, root: Path) -> str:
-    """`path` as seen from `root`, with `/` between its parts; may start with `..`."""
+    """`path` relative to `root` with `/` separators; may start with `..`."""
     text, prefix = str(path), f"{root}{os.sep}"
-    # A million paths are common: pathlib and relpath are only asked for what lies elsewhere.
+    # Fast path for data sets with a million files: relpath only for paths outside `root`.
     inside = text[len(prefix) :] if text.startswith(prefix) and ".." not in text else os.path.relpath(path, root)
     return inside.replace(os.sep, "/")
 
 
-def tidy_name(name: str) -> str:
-    """A class name as a text tower reads it: `_` is a space, white space is folded, Unicode is composed (NFC)."""
+def normalize_name(name: str) -> str:
+    """Normalize a class name: `_` becomes a space, whitespace is collapsed, Unicode is composed (NFC)."""
     return unicodedata.normalize("NFC", " ".join(name.replace("_", " ").split()))
 
 
-def reading_key(name: str) -> str:
-    """What two names share that a reader takes for the same: `tidy_name` without case and width."""
-    return unicodedata.normalize("NFKC", tidy_name(name)).casefold()
+def comparison_key(name: str) -> str:
+    """A key for comparing names: normalized, ignoring case and character width."""
+    return unicodedata.normalize("NFKC", normalize_name(name)).casefold()
 
 
-def tidy_names(names: Sequence[str], *, of: str) -> tuple[str, ...]:
-    """Tidy class names, keeping their order.
+def normalize_names(names: Sequence[str], *, of: str) -> tuple[str, ...]:
+    """Normalize class names, keeping their order.
 
     Args:
-        names: as folders, tables or split files spell them.
-        of: what they belong to, for messages.
+        names: as spelled in folders, tables or split files.
+        of: the data set's name, for messages.
 
     Raises:
-        DatasetError: no name, an empty name, or two names that read the same; names both.
+        DatasetError: no names, an empty name, or duplicate names.
     """
     if not names:
-        msg = f"{of}: expected at least one class, found none."
+        msg = f"{of} has no classes."
         raise DatasetError(msg)
     first_by_key: dict[str, str] = {}
     for name in names:
-        key = reading_key(name)
+        key = comparison_key(name)
         if not key:
-            msg = f"{of}: expected a class name, found {name!r}."
+            msg = f"{of}: {name!r} is not a class name."
             raise DatasetError(msg)
         if key in first_by_key:
-            msg = f"{of}: the classes {first_by_key[key]!r} and {name!r} read the same. Rename or merge one of them."
+            msg = f"{of}: duplicate class names {first_by_key[key]!r} and {name!r}. Rename or merge one of them."
             raise DatasetError(msg)
         first_by_key[key] = name
-    return tuple(tidy_name(name) for name in names)
+    return tuple(normalize_name(name) for name in names)
 
 
 def shorten(items: Iterable[object]) -> str:
-    """The first few items, and how many more there are."""
+    """Format the first few items and the number of remaining ones."""
     listed = [str(item) for item in items]
-    rest = len(listed) - _MAX_NAMED
-    return ", ".join(listed[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(listed) - _MAX_LISTED
+    return ", ".join(listed[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,7 +1,7 @@
 """ImageNet and its test-only variants in CoOp's layout: folders named by WordNet id, and `classnames.txt`.
 
-`classnames.txt` has one line per class, `<WordNet id> <class name>`, in ImageNet's label order; the same file serves
-all of them. Source: KaiyangZhou/CoOp, DATASETS.md and `datasets/imagenet*.py`.
+`classnames.txt` has one line per class, `<WordNet id> <class name>`, in ImageNet's label order; all variants use the
+same file. Source: KaiyangZhou/CoOp, DATASETS.md and `datasets/imagenet*.py`.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from training.errors import DatasetError
 
 _CLASS_NAMES: Final = "classnames.txt"
 
-# Differs from CoOp: CLIP's class names call two pairs of classes the same ("missile", "sunglasses"). No text can tell
-# them apart and a bundle refuses equal names, so the second of each pair takes WordNet's own word for it.
+# Differs from CoOp: CLIP's class names contain two duplicates ("missile", "sunglasses"). A bundle requires distinct
+# names, so the second of each pair uses WordNet's name.
 _OWN_NAMES: Final[Mapping[tuple[str, str], str]] = {
     ("n04008634", "missile"): "projectile",
     ("n04355933", "sunglasses"): "sunglass",
@@ -28,12 +28,12 @@ _OWN_NAMES: Final[Mapping[tuple[str, str], str]] = {
 class WordNetFolders:
     """One image folder per class and split, named by WordNet id; labels follow the sorted ids.
 
-    A variant with fewer classes than ImageNet (A and R have 200) numbers its own classes from 0.
+    Variants with fewer classes (A and R have 200) number their classes from 0.
 
     Attributes:
-        folder: the data set's folder below the data folder.
-        splits: folder of class folders by split, below `folder`.
-        template: the hand-written prompt.
+        folder: the data set's folder in the data folder.
+        splits: folder of class folders by split, inside `folder`.
+        template: hand-written prompt.
     """
 
     folder: str
@@ -44,7 +44,7 @@ class WordNetFolders:
         """List the class folders; images are sorted by path.
 
         Raises:
-            DatasetError: something is missing, a folder is not in `classnames.txt`, or what `Dataset` refuses.
+            DatasetError: a missing part, a folder that is not in `classnames.txt`, or an invalid `Dataset`.
         """
         parts = [Part(f"{path}/", "<WordNet id>/*") for path in self.splits.values()]
         home = require_parts(name, data_root, self.folder, [*parts, _CLASS_NAMES_PART])
@@ -53,7 +53,7 @@ class WordNetFolders:
         ids = sorted({folder for found in folders.values() for folder in found})
         unknown = [folder for folder in ids if folder not in names]
         if unknown:
-            msg = f"{name}: {home / _CLASS_NAMES} does not name the class folders {shorten(unknown)}."
+            msg = f"{name}: {home / _CLASS_NAMES} does not list the class folders {shorten(unknown)}."
             raise DatasetError(msg)
         images: dict[Split, tuple[LabelledImage, ...]] = {
             split: tuple(
@@ -72,9 +72,9 @@ class NumberedFolders:
     """ImageNetV2: test images in folders named by ImageNet's label, 0 to 999.
 
     Attributes:
-        folder: the data set's folder below the data folder.
-        images: folder of class folders, below `folder`.
-        template: the hand-written prompt.
+        folder: the data set's folder in the data folder.
+        images: folder of class folders, inside `folder`.
+        template: hand-written prompt.
     """
 
     folder: str
@@ -85,7 +85,7 @@ class NumberedFolders:
         """List the class folders in label order; images are sorted by path.
 
         Raises:
-            DatasetError: something is missing, a folder is not a label, or what `Dataset` refuses.
+            DatasetError: a missing part, a folder that is not a label, or an invalid `Dataset`.
         """
         parts = (Part(f"{self.images}/", "<label>/*, from 0"), _CLASS_NAMES_PART)
         home = require_parts(name, data_root, self.folder, parts)
@@ -94,8 +94,8 @@ class NumberedFolders:
         if set(found) != labels:
             odd = sorted(set(found) ^ labels)
             msg = (
-                f"{name}: expected the folders 0 to {len(class_names) - 1} in {home / self.images}, one per line of "
-                f"{_CLASS_NAMES}; found too many or too few: {shorten(odd)}."
+                f"{name}: {home / self.images} must contain the folders 0 to {len(class_names) - 1}, one per line of "
+                f"{_CLASS_NAMES}; missing or unexpected: {shorten(odd)}."
             )
             raise DatasetError(msg)
         images = tuple(
@@ -110,12 +110,12 @@ _CLASS_NAMES_PART: Final = Part(_CLASS_NAMES, "ImageNet's: <WordNet id> <class n
 
 
 def _read_class_names(path: Path) -> list[tuple[str, str]]:
-    """WordNet ids and class names, in the order of the file."""
+    """WordNet ids and class names in file order."""
     names: dict[str, str] = {}
     for number, line in read_lines(path):
         wordnet_id, _, class_name = line.partition(" ")
         if not class_name or wordnet_id in names:
-            msg = f"{path}, line {number}: expected a new WordNet id and a class name, found {line!r}."
+            msg = f"{path}, line {number}: expected a unique WordNet id and a class name, found {line!r}."
             raise DatasetError(msg)
         names[wordnet_id] = _OWN_NAMES.get((wordnet_id, class_name), class_name)
     return list(names.items())

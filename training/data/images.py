@@ -1,8 +1,4 @@
-"""Image files below a folder: the readable ones, the damaged ones, and a digest over their contents.
-
-Also how image files are read in bulk, here and for labelled data sets: on how many threads, and what counts as damaged.
-Does not know labels or pixels' values.
-"""
+"""Unlabelled image folders, and reading image files in parallel."""
 
 import hashlib
 import io
@@ -18,8 +14,8 @@ from PIL import Image
 from training.data.listing import SUFFIXES, list_images
 from training.errors import NoImagesError
 
-_MAX_THREADS: Final = 8  # more only wait for each other and for the disk
-_CHUNK: Final = 64  # files between two reports of progress, and at most so many to wait for after Ctrl-C
+_MAX_THREADS: Final = 8  # more threads only contend for the disk
+_CHUNK: Final = 64  # files between progress reports, and the most to wait for after Ctrl-C
 
 _Found = TypeVar("_Found")
 
@@ -29,9 +25,9 @@ class ImageFolder:
     """The readable images of a folder.
 
     Attributes:
-        root: the folder searched, subfolders included.
+        root: the folder, searched recursively.
         files: readable images, sorted by path.
-        unreadable: files with an image's suffix that could not be decoded.
+        unreadable: image files that cannot be decoded.
         digest: `sha256:…` over relative paths and contents of `files`.
     """
 
@@ -42,17 +38,17 @@ class ImageFolder:
 
 
 def find_images(root: Path, on_progress: Callable[[int, int], None] | None = None) -> ImageFolder:
-    """List the images below a folder; damaged ones are set aside and named, never fatal. Hidden ones are not seen.
+    """Find the images in a folder, recursively; damaged files are reported in `unreadable`, hidden files are skipped.
 
     Args:
         root: the folder.
-        on_progress: called from this thread with the number of files read and in all.
+        on_progress: called from this thread with the number of files read and the total.
 
     Raises:
-        NoImagesError: the folder does not exist or holds no readable image.
+        NoImagesError: the folder does not exist or has no readable images.
     """
     if not root.is_dir():
-        msg = f"Expected a folder of images at {root}; there is none."
+        msg = f"No such folder: {root}."
         raise NoImagesError(msg)
     candidates = sorted(list_images(root))
     hashes = read_in_threads(_hash_readable, candidates, on_progress)
@@ -60,12 +56,12 @@ def find_images(root: Path, on_progress: Callable[[int, int], None] | None = Non
     unreadable = tuple(path for path, found in zip(candidates, hashes, strict=True) if not found)
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES))
-        msg = f"No readable image below {root}: expected {suffixes}, found {len(unreadable)} damaged and no sound ones."
+        msg = f"No readable images ({suffixes}) in {root}; {len(unreadable)} are damaged."
         raise NoImagesError(msg)
     digest = hashlib.sha256()
     for path, found in zip(candidates, hashes, strict=True):
         if found:
-            # surrogateescape: a file name need not be text, and must not stop the digest
+            # surrogateescape: file names need not be valid UTF-8
             line = f"{path.relative_to(root).as_posix()}\0{found}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
     return ImageFolder(root, files, unreadable, f"sha256:{digest.hexdigest()}")
@@ -74,12 +70,12 @@ def find_images(root: Path, on_progress: Callable[[int, int], None] | None = Non
 def read_in_threads(
     read: Callable[[Path], _Found], paths: Sequence[Path], on_progress: Callable[[int, int], None] | None = None
 ) -> list[_Found]:
-    """Apply `read` to every path, several at a time; results are in the order of the paths.
+    """Apply `read` to every path in a thread pool; results are in the order of the paths.
 
     Args:
-        read: called from many threads; what it raises is raised here.
+        read: called from several threads; its exceptions are re-raised.
         paths: files.
-        on_progress: called from this thread with the number of files done and in all.
+        on_progress: called from this thread with the number of files done and the total.
     """
     results: list[_Found] = []
     with ThreadPoolExecutor(n_decoding_threads()) as pool:
@@ -91,26 +87,26 @@ def read_in_threads(
 
 
 def n_decoding_threads() -> int:
-    """Threads that decode at the same time: one per CPU that this process may use, 8 at most."""
-    # The affinity, where there is one: a job on a shared machine may use fewer CPUs than it has.
+    """Number of decoding threads: one per available CPU, at most 8."""
+    # CPU affinity if supported: a job on a shared machine may be limited to fewer CPUs.
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MAX_THREADS, n_cpus)
 
 
-def decodes(source: Path | io.BytesIO) -> bool:
-    """Whether a file is a whole image; opening alone would miss a cut one."""
+def is_decodable(source: Path | io.BytesIO) -> bool:
+    """Whether a file decodes completely; opening alone does not detect truncation."""
     try:
         with Image.open(source) as image:
             image.load()
-    except Exception:  # noqa: BLE001  Pillow's parsers raise a dozen kinds of errors for damaged files
+    except Exception:  # noqa: BLE001  Pillow raises many exception types for damaged files
         return False
     return True
 
 
 def _hash_readable(path: Path) -> str | None:
-    """SHA-256 of a file that decodes as an image, else None."""
+    """SHA-256 of a decodable image file, else None."""
     try:
         data = path.read_bytes()
     except OSError:
         return None
-    return hashlib.sha256(data).hexdigest() if decodes(io.BytesIO(data)) else None
+    return hashlib.sha256(data).hexdigest() if is_decodable(io.BytesIO(data)) else None

@@ -1,7 +1,4 @@
-"""What lies in a folder: image files and class folders, in an order that every file system agrees on.
-
-Hidden entries (names that start with a dot) are never seen.
-"""
+"""List image files and folders in a sorted, file-system independent order; hidden entries are skipped."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -15,7 +12,7 @@ SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
-    """Image files below a folder, sorted by path. Links to folders inside are not followed; `folder` may be one."""
+    """Image files in a folder, recursively, sorted by path. Symbolic links to folders are not followed."""
     found: list[str] = []
     for top, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -24,21 +21,21 @@ def list_images(folder: Path) -> tuple[Path, ...]:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether image files lie directly in a folder."""
+    """Whether a folder directly contains image files."""
     with os.scandir(folder) as entries:
         return any(_is_image(entry.name) and entry.is_file() for entry in entries)
 
 
 def list_folders(folder: Path) -> list[str]:
-    """Names of the folders directly in a folder, sorted; links to folders count."""
+    """Names of the direct subfolders, sorted, including symbolic links to folders."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def find_missing(paths: Iterable[Path]) -> list[Path]:
-    """The paths at which there is no file, in the order given.
+    """The paths without a file, in the given order.
 
-    Lists each folder once instead of asking for each file: data sets of 10^5 files often lie on network drives.
+    Lists each folder once instead of checking each file, which is slow for 10^5 files on a network drive.
     """
     names_by_folder: dict[Path, frozenset[str]] = {}
     missing = []
@@ -46,23 +43,23 @@ def find_missing(paths: Iterable[Path]) -> list[Path]:
         folder = path.parent
         if folder not in names_by_folder:
             names_by_folder[folder] = _names_in(folder)
-        # A file system that ignores case or composes accents may know the file under another spelling.
+        # File systems that ignore case or compose accents may store another spelling.
         if path.name not in names_by_folder[folder] and not path.is_file():
             missing.append(path)
     return missing
 
 
 def require_files(name: str, source: Path, paths: Sequence[Path]) -> None:
-    """Refuse a list of images that are not all there.
+    """Check that all listed images exist.
 
     Raises:
-        DatasetError: how many are missing, and the first ones.
+        DatasetError: images are missing.
     """
     missing = find_missing(paths)
     if missing:
         msg = (
-            f"{name}: {len(missing)} of the {len(paths)} images that {source} lists are missing: {shorten(missing)}. "
-            "Was the archive unpacked completely, and into this folder?"
+            f"{name}: {len(missing)} of {len(paths)} images listed in {source} are missing: {shorten(missing)}. "
+            "Check that the archive was unpacked completely into this folder."
         )
         raise DatasetError(msg)
 

@@ -1,7 +1,7 @@
-"""Data sets that torchvision can read, in the folders where torchvision keeps them; nothing is downloaded.
+"""Data sets in torchvision's folder layout; nothing is downloaded.
 
-torchvision is imported when such a data set is asked for, never before. Splits are the authors' own, not CoOp's:
-numbers from here do not compare with published few-shot or base-to-new tables.
+The splits are the authors', not CoOp's, so results are not comparable with published few-shot or base-to-new tables.
+torchvision is imported on first use.
 """
 
 import importlib
@@ -27,14 +27,14 @@ _NONE: Final[Mapping[Split, str]] = {}
 
 
 def _list_by_loader(kind: Any, root: Path, arguments: _Arguments) -> _Contents:  # noqa: ANN401  # torchvision is untyped
-    """List through the `loader` that these classes call for each path: ours hands the path on."""
+    """List paths through the `loader` argument that these classes call for each path."""
     listed = kind(root, download=False, loader=Path, **arguments)
     return list(listed.classes), [listed[index] for index in range(len(listed))]
 
 
 def _list_pets(kind: Any, root: Path, arguments: _Arguments) -> _Contents:  # noqa: ANN401
     listed = kind(root, download=False, **arguments)
-    # Private: this class takes no loader and shows its paths nowhere else.
+    # Private attributes: this class has no loader argument and no public paths.
     return list(listed.classes), list(zip(listed._images, listed._labels, strict=True))
 
 
@@ -46,7 +46,7 @@ def _list_caltech(kind: Any, root: Path, arguments: _Arguments) -> _Contents:  #
 
 
 def _read_scene(name: str) -> str:
-    """`apartment_building/outdoor` is an outdoor apartment building."""
+    """`apartment_building/outdoor` becomes `outdoor apartment_building`."""
     return " ".join(reversed(name.split("/")))
 
 
@@ -55,16 +55,16 @@ def _read_land_use(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """One of torchvision's classes.
+class _TorchvisionSet:
+    """One of torchvision's data sets.
 
     Attributes:
-        kind: its name in `torchvision.datasets`.
-        folder: what it looks for below the root.
-        splits: its own name of each split; none if it has no splits.
-        template: the hand-written prompt.
-        list_images: class names and labelled paths of one split.
-        read_name: a class name as a prompt has it.
+        kind: class name in `torchvision.datasets`.
+        folder: its folder inside the root.
+        splits: torchvision's name of each split; empty if it has no splits.
+        template: hand-written prompt.
+        list_images: lists class names and labelled paths of one split.
+        read_name: converts a class name for prompts.
     """
 
     kind: str
@@ -75,52 +75,51 @@ class _Source:
     read_name: Callable[[str], str] = str
 
 
-_SOURCES: Final[Mapping[str, _Source]] = MappingProxyType(
+_SOURCES: Final[Mapping[str, _TorchvisionSet]] = MappingProxyType(
     {
-        "caltech101": _Source("Caltech101", "caltech101", _NONE, list_images=_list_caltech),
-        "dtd": _Source("DTD", "dtd/dtd", _ALL, "{} texture."),
-        "eurosat": _Source(
+        "caltech101": _TorchvisionSet("Caltech101", "caltech101", _NONE, list_images=_list_caltech),
+        "dtd": _TorchvisionSet("DTD", "dtd/dtd", _ALL, "{} texture."),
+        "eurosat": _TorchvisionSet(
             "EuroSAT", "eurosat/2750", _NONE, "a centered satellite photo of {}.", read_name=_read_land_use
         ),
-        "fgvc_aircraft": _Source("FGVCAircraft", "fgvc-aircraft-2013b", _ALL, "a photo of a {}, a type of aircraft."),
-        "flowers102": _Source("Flowers102", "flowers-102", _ALL, "a photo of a {}, a type of flower."),
-        "food101": _Source("Food101", "food-101", _NO_VAL, "a photo of {}, a type of food."),
-        "oxford_iiit_pet": _Source(
+        "fgvc_aircraft": _TorchvisionSet(
+            "FGVCAircraft", "fgvc-aircraft-2013b", _ALL, "a photo of a {}, a type of aircraft."
+        ),
+        "flowers102": _TorchvisionSet("Flowers102", "flowers-102", _ALL, "a photo of a {}, a type of flower."),
+        "food101": _TorchvisionSet("Food101", "food-101", _NO_VAL, "a photo of {}, a type of food."),
+        "oxford_iiit_pet": _TorchvisionSet(
             "OxfordIIITPet", "oxford-iiit-pet", _JOINT_VAL, "a photo of a {}, a type of pet.", list_images=_list_pets
         ),
-        "stanford_cars": _Source("StanfordCars", "stanford_cars", _NO_VAL),
-        "sun397": _Source("SUN397", "SUN397", _NONE, read_name=_read_scene),
+        "stanford_cars": _TorchvisionSet("StanfordCars", "stanford_cars", _NO_VAL),
+        "sun397": _TorchvisionSet("SUN397", "SUN397", _NONE, read_name=_read_scene),
     }
 )
 TORCHVISION_NAMES: Final = tuple(_SOURCES)
 
 
 def read_torchvision(name: str, root: Path, *, single_split: Split = "train") -> Dataset:
-    """Read a data set through torchvision (0.22 or newer), from what is on disk.
+    """Read a data set from disk through torchvision (0.22 or newer).
 
     Args:
         name: one of `TORCHVISION_NAMES`.
-        root: the folder torchvision calls `root`.
-        single_split: what the images of a data set without splits are taken for (Caltech101, EuroSAT, SUN397).
+        root: torchvision's `root`.
+        single_split: the split of data sets without official splits (Caltech101, EuroSAT, SUN397).
 
     Raises:
-        DatasetError: no such name, torchvision is not installed, it finds nothing or something else below `root`, or
-            what `Dataset` refuses.
+        DatasetError: unknown name, torchvision is not installed, missing or invalid files, or an invalid `Dataset`.
     """
     source = _SOURCES.get(name)
     if source is None:
-        msg = f"torchvision reads no data set called {name!r} here; expected one of {', '.join(TORCHVISION_NAMES)}."
+        msg = f"Unknown torchvision data set {name!r}; use one of {', '.join(TORCHVISION_NAMES)}."
         raise DatasetError(msg)
     try:
         kind = getattr(importlib.import_module("torchvision.datasets"), source.kind)
     except ImportError as error:
-        msg = (
-            f"{PREFIX}{name} needs torchvision, which cannot be imported ({error}); install it: pip install torchvision"
-        )
+        msg = f"{PREFIX}{name} requires torchvision, which cannot be imported ({error}): pip install torchvision"
         raise DatasetError(msg) from error
-    # Looked up first: some of the classes create their folder before they find it empty.
+    # Checked first: some of the classes create their folder.
     if not (root / source.folder).is_dir():
-        msg = f"{PREFIX}{name}: expected torchvision's folder {source.folder} below {root}; there is none."
+        msg = f"{PREFIX}{name}: no folder {source.folder} in {root}."
         raise DatasetError(msg)
     arguments: dict[Split, _Arguments] = {split: {"split": own} for split, own in source.splits.items()}
     try:
@@ -133,18 +132,18 @@ def read_torchvision(name: str, root: Path, *, single_split: Split = "train") ->
     return _join(source, f"{PREFIX}{name}", root / source.folder, contents)
 
 
-def _join(source: _Source, name: str, root: Path, contents: Mapping[Split, _Contents]) -> Dataset:
-    """One data set from what was listed per split."""
+def _join(source: _TorchvisionSet, name: str, root: Path, contents: Mapping[Split, _Contents]) -> Dataset:
+    """Combine the splits into one data set."""
     class_names, _ = next(iter(contents.values()))
     for split, (others, _) in contents.items():
         if others != class_names:
             odd = shorten(sorted(set(others) ^ set(class_names)))
-            msg = f"{name}: expected the same classes in every split; {split} differs in {odd}."
+            msg = f"{name}: all splits must have the same classes; {split} differs in {odd}."
             raise DatasetError(msg)
     splits: dict[Split, tuple[LabelledImage, ...]] = {}
     for split, (_, pairs) in contents.items():
         images = [LabelledImage(Path(path), int(label)) for path, label in pairs]
         require_files(name, root, [image.path for image in images])
-        # Without official splits the order is that of the file system.
+        # Data sets without official splits are listed in file-system order.
         splits[split] = tuple(images if source.splits else sorted(images, key=lambda image: (image.label, image.path)))
     return Dataset(name, root, tuple(source.read_name(spelled) for spelled in class_names), splits, source.template)

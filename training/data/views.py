@@ -1,7 +1,7 @@
-"""What models see of each image: as served, or under reproducible random crops.
+"""Views of training images: preprocessed as in the service, or reproducible random crops.
 
-Every random choice is drawn from (seed, epoch, image), never from a shared stream, so a resumed run and a run with
-another number of threads see the same pixels.
+Every random choice depends on (seed, epoch, image) only, so the pixels are the same after a resume and with any number
+of threads.
 """
 
 import hashlib
@@ -20,21 +20,21 @@ from prompted_clip.preprocess import to_pixels, upright_rgb
 from training.data.images import n_decoding_threads
 
 MAX_PREFETCHED: Final = 2
-MAX_KEPT_BYTES: Final = 2 * 1024**3
-"""Decoded views kept in memory at most; beyond it they are read anew each time, with the same pixels."""
+MAX_CACHED_BYTES: Final = 2 * 1024**3
+"""Memory limit for cached views; larger sets are decoded every time, with the same pixels."""
 
 
 class Views:
-    """What both models see of each image: as served, or under a random crop and flip.
+    """Views of a list of images, shared by student and teacher.
 
     Args:
-        files: images to read.
+        files: image files.
         image_size: side of a view in pixels.
         preprocess: the backbone's preprocessing values.
         augmentation: `none` or `crop-flip`.
-        crop_scale_min: least area of a random crop, as a fraction.
-        seed: of all random choices.
-        n_fixed: number of random views per image that the epochs go round; 0 draws fresh ones every epoch.
+        crop_scale_min: minimum area of a random crop, as a fraction.
+        seed: seed of all random choices.
+        n_fixed: number of random views per image that epochs cycle through; 0 for new views every epoch.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Views:
         self._pool = ThreadPoolExecutor(n_decoding_threads())
 
     def view_set(self, epoch: int) -> int | None:
-        """Which fixed set of views an epoch shows, None when its views are its own."""
+        """Index of the fixed set of views that an epoch uses, None if its views are new."""
         if not self._is_random:
             return 0
         return epoch % self._n_fixed if self._n_fixed else None
@@ -70,36 +70,36 @@ class Views:
         return len(self._files)
 
     def order(self, epoch: int) -> Tensor:
-        """The order of images in an epoch: a permutation [N] int64."""
-        generator = torch.Generator().manual_seed(_mix(self._seed, epoch, 0))
+        """Shuffled image indices of an epoch: int64 [N]."""
+        generator = torch.Generator().manual_seed(_derive_seed(self._seed, epoch, 0))
         return torch.randperm(len(self._files), generator=generator)
 
     def prefetch(self, indices: Sequence[int], epoch: int) -> None:
-        """Begin to decode what will be asked for next, unless it is in memory or will be; `load` then only waits."""
+        """Start decoding the next batch in the background, unless its views are cached."""
         which = self.view_set(epoch)
-        if which is not None and self._fits():
+        if which is not None and self._fits_in_memory():
             return
         source = epoch if which is None else which
-        if len(self._prefetched) >= MAX_PREFETCHED:  # what was announced before that never came
+        if len(self._prefetched) >= MAX_PREFETCHED:  # never loaded
             self._prefetched.pop(next(iter(self._prefetched)))
         self._prefetched[tuple(indices), epoch] = [self._pool.submit(self._view, index, source) for index in indices]
 
     def load(self, indices: Sequence[int], epoch: int) -> Tensor:
-        """Views of the images at `indices`: uint8 [B, 3, H, W]; fixed views are kept in memory while they fit."""
+        """Load the views at `indices`: uint8 [B, 3, H, W]; fixed views are cached if they fit in memory."""
         which = self.view_set(epoch)
         if views := self._prefetched.pop((tuple(indices), epoch), None):
             return torch.from_numpy(np.stack([view.result() for view in views]))
         if which is None:
             return self._read(indices, epoch)
-        if not self._fits():
+        if not self._fits_in_memory():
             return self._read(indices, which)
         if which not in self._pixels:
             self._pixels[which] = self._read(range(len(self)), which)
         return self._pixels[which][torch.as_tensor(indices)]
 
-    def _fits(self) -> bool:
+    def _fits_in_memory(self) -> bool:
         n_bytes = len(self) * 3 * self._image_size**2 * max(1, self._n_fixed)
-        return n_bytes <= MAX_KEPT_BYTES
+        return n_bytes <= MAX_CACHED_BYTES
 
     def _read(self, indices: Sequence[int], epoch: int) -> Tensor:
         return torch.from_numpy(np.stack(list(self._pool.map(lambda index: self._view(index, epoch), indices))))
@@ -108,13 +108,13 @@ class Views:
         with Image.open(self._files[index]) as opened:
             image = upright_rgb(opened)
         if self._is_random:
-            rng = np.random.default_rng(_mix(self._seed, epoch, index + 1))
+            rng = np.random.default_rng(_derive_seed(self._seed, epoch, index + 1))
             image = _random_crop(image, self._image_size, self._crop_scale_min, rng)
         return to_pixels(image, self._image_size, self._preprocess)
 
 
 def _random_crop(image: Image.Image, size: int, scale_min: float, rng: np.random.Generator) -> Image.Image:
-    """A random resized crop (area `scale_min`…1, aspect 3/4…4/3, bicubic), flipped half of the time."""
+    """Random resized crop (area `scale_min`…1, aspect ratio 3/4…4/3, bicubic) with a random horizontal flip."""
     width, height = image.size
     area = width * height * rng.uniform(scale_min, 1.0)
     aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -127,7 +127,7 @@ def _random_crop(image: Image.Image, size: int, scale_min: float, rng: np.random
     return ImageOps.mirror(view) if rng.random() < 0.5 else view
 
 
-def _mix(seed: int, epoch: int, index: int) -> int:
-    """One 63-bit seed from three numbers."""
+def _derive_seed(seed: int, epoch: int, index: int) -> int:
+    """Hash three numbers to a 63-bit seed."""
     packed = f"{seed}/{epoch}/{index}".encode()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "big") >> 1

@@ -14,6 +14,7 @@ from rich.table import Table
 from training.demo import adapt_domains
 from training.demo.boost_domains import boost_all, markdown_table, show_table
 from training.demo.crowding import crowding
+from training.demo.domain_pool import default_jobs
 from training.demo.evaluate import measure_all
 from training.demo.folders import write_folders
 from training.demo.models import CONFIG_DIR, export_weights
@@ -23,7 +24,6 @@ from training.demo.plans import STUDENT_PLAN, TEACHER_PLAN
 from training.demo.pretrain import CheckpointMismatchError, PretrainPlan, Progress, pretrain
 from training.demo.samples import write_samples, write_upload
 from training.demo.shifts import SHIFTED
-from training.demo.side_by_side import default_jobs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The embedded demo world.")
 console = Console(stderr=True)

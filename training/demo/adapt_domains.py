@@ -20,9 +20,9 @@ from prompted_clip.backbone import load_backbone
 from training.adapting.methods import METHODS
 from training.data.dataset import Dataset
 from training.data.folder_per_class import read_class_folders
+from training.demo.domain_pool import map_domains
 from training.demo.evaluate import TEST_SEED
 from training.demo.folders import write_labelled
-from training.demo.side_by_side import each_domain
 from training.evaluation.bench import Bench, Trial
 from training.evaluation.metrics import spread
 from training.evaluation.predict import Predictor
@@ -75,7 +75,7 @@ def adapt_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
 def adapt_all(bundles: Path, work_dir: Path, domains: Sequence[str], *, jobs: int, console: Console) -> list[Row]:
     """`adapt_domain` for several domains side by side; rows in the domains' order."""
     work = partial(adapt_domain, bundles=bundles, work_dir=work_dir)
-    found = dict(each_domain(work, domains, jobs=jobs, title="adapting", console=console))
+    found = dict(map_domains(work, domains, jobs=jobs, title="adapting", console=console))
     return [row for domain in domains for row in found[domain]]
 
 

@@ -22,11 +22,11 @@ from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
 from training.boost_run import BoostJob, run_boost
 from training.data.images import find_images
+from training.demo.domain_pool import map_domains
 from training.demo.evaluate import TEMPLATE, TEST_SEED, accuracy
 from training.demo.folders import write_folders
 from training.demo.render import Pictures, draw_series
 from training.demo.shifts import DOMAINS
-from training.demo.side_by_side import each_domain
 from training.demo.world import CLASS_NAMES
 from training.recipe import BoostRecipe, read_recipe
 
@@ -109,7 +109,7 @@ def boost_all(
         console: where progress is shown.
     """
     work = partial(boost_and_measure, out_dir=out_dir, work_dir=work_dir)
-    found = dict(each_domain(work, domains, jobs=jobs, title="boosting", console=console))
+    found = dict(map_domains(work, domains, jobs=jobs, title="boosting", console=console))
     rows = [found[domain] for domain in domains]
     results.parent.mkdir(parents=True, exist_ok=True)
     report = {"n_unlabelled": N_UNLABELLED, "n_test": N_TEST, "rows": rows}

@@ -16,7 +16,7 @@ from training.adapt_run import AdaptJob, run_adapt
 from training.data.dataset import Dataset, shorten
 from training.data.few_shot import few_shot
 from training.data.readable import drop_unreadable
-from training.evaluation.predict import Answers, Predictor
+from training.evaluation.predict import Predictions, Predictor
 from training.evaluation.rows import ZERO_SHOT, Results, slug, training_name
 from training.files import digest_of, read_bundle_file
 from training.progress import progress_bars
@@ -46,7 +46,7 @@ class Trial:
         return cls(method, recipe.model_copy(update={"seed": seed}), shots, seed)
 
 
-class Draws:
+class ShotSampler:
     """The train images of each draw, decoded once to see whether they can be; methods, targets and benches share them.
 
     Args:
@@ -84,7 +84,7 @@ class Bench:
         console: where progress is shown.
         boost: the boosting bundle; None for the plain backbone.
         checkpoint_every: steps between checkpoints of a training.
-        draws: shared with benches that learn from the same images; its own otherwise.
+        sampler: shared with benches that learn from the same images; its own otherwise.
 
     Raises:
         BoostBundleError: the bundle was made for other weights, or methods cannot build on it.
@@ -98,7 +98,7 @@ class Bench:
         boost: Bundle | None = None,
         *,
         checkpoint_every: int = 100,
-        draws: Draws | None = None,
+        sampler: ShotSampler | None = None,
     ) -> None:
         self.results = results
         self.console = console
@@ -106,7 +106,7 @@ class Bench:
         self._model = predictor.model
         self._boost = boost
         self._checkpoint_every = checkpoint_every
-        self._draws = draws or Draws(console)
+        self._sampler = sampler or ShotSampler(console)
         self.base_model = (
             PromptedBackbone(self._model.backbone) if boost is None else boosted_backbone(self._model.backbone, boost)
         )
@@ -125,9 +125,9 @@ class Bench:
         """The data set with a trial's train images; unchanged for zero-shot. Damaged images are left out and named.
 
         Raises:
-            DatasetError: as `Draws.take`.
+            DatasetError: as `ShotSampler.take`.
         """
-        return self._draws.take(dataset, trial)
+        return self._sampler.take(dataset, trial)
 
     def prepare(self, trial: Trial, train: Dataset, name: str) -> tuple[PromptStack, str | None]:
         """The stack of a trial, over the classes of `train`.
@@ -160,7 +160,7 @@ class Bench:
             return stack
         return self._model.with_labels(stack, dataset.class_names)
 
-    def answer(self, stack: PromptStack, dataset: Dataset, title: str) -> Answers:
+    def predict(self, stack: PromptStack, dataset: Dataset, title: str) -> Predictions:
         """Predict a data set's test images under a progress bar; damaged ones are left out and named.
 
         Raises:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompt_store.bundle import Bundle
-from training.data.dataset import Dataset, Split, reading_key
+from training.data.dataset import Dataset, Split, comparison_key
 from training.evaluation.metrics import accuracy, class_accuracies, confusion_matrix
 from training.evaluation.predict import Predictor
 
@@ -79,8 +79,8 @@ def measure_bundle(
         DatasetError: the split has no image that can be read.
     """
     stack = predictor.model.load_stack(bundle)
-    own = {reading_key(name): position for position, name in enumerate(stack.class_names)}
-    keys = [reading_key(name) for name in dataset.class_names]
+    own = {comparison_key(name): position for position, name in enumerate(stack.class_names)}
+    keys = [comparison_key(name) for name in dataset.class_names]
     is_own = set(keys) == set(own)
     answers = predictor.predict(
         stack if is_own else predictor.model.with_labels(stack, dataset.class_names),
@@ -88,7 +88,7 @@ def measure_bundle(
         split,
         on_progress=on_progress,
     )
-    # Answers are positions among the stack's classes; labels are the data set's.
+    # Predictions are positions among the stack's classes; labels are the data set's.
     position_of = {own[key]: label for label, key in enumerate(keys)} if is_own else {}
     named_N = np.array([position_of.get(named, named) for named in answers.named_N.tolist()], dtype=np.int64)
     confusion_KK = confusion_matrix(answers.labels_N, named_N, len(keys))

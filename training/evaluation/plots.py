@@ -160,14 +160,14 @@ def _features(rows: Sequence[Row], results: Results) -> Figure:
     adapted = sorted((row for row in rows if row.method != ZERO_SHOT), key=lambda row: not row.boosted)
     methods = {row.method: row for row in reversed(adapted)}  # boosted wins where a method has both
     shown = [*starts, *reversed(methods.values())]
-    sheets = [(row, results.sheet(row)) for row in shown]
-    sheets = [(row, sheet) for row, sheet in sheets if len(sheet.features_ME)][:MAX_FEATURE_PANELS]
-    figure, all_axes = _panels(max(1, len(sheets)), width=3.6, height=3.6)
-    for axes, (row, sheet) in zip(all_axes, sheets, strict=False):
-        layout = lay_out(sheet.features_ME)
+    saved = [(row, results.predictions(row)) for row in shown]
+    saved = [(row, predictions) for row, predictions in saved if len(predictions.features_ME)][:MAX_FEATURE_PANELS]
+    figure, all_axes = _panels(max(1, len(saved)), width=3.6, height=3.6)
+    for axes, (row, predictions) in zip(all_axes, saved, strict=False):
+        layout = lay_out(predictions.features_ME)
         x_M, y_M = layout.points_N2.T
         axes.set_xlabel(layout.method, fontsize="small")
-        axes.scatter(x_M, y_M, c=sheet.feature_labels_M % 20, cmap="tab20", vmin=0, vmax=19, s=9)
+        axes.scatter(x_M, y_M, c=predictions.feature_labels_M % 20, cmap="tab20", vmin=0, vmax=19, s=9)
         axes.set_title(_run_title(row), fontsize="medium")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -177,9 +177,9 @@ def _features(rows: Sequence[Row], results: Results) -> Figure:
 def _confusions(rows: Sequence[Row], results: Results) -> Figure:
     figure, all_axes = _panels(len(rows), width=5.6, height=5.2)
     for axes, row in zip(all_axes, rows, strict=True):
-        sheet = results.sheet(row)
-        counts_KK = confusion_matrix(sheet.labels_N, sheet.named_N, len(sheet.class_names))
-        _confusion(axes, counts_KK, sheet.class_names, _run_title(row))
+        predictions = results.predictions(row)
+        counts_KK = confusion_matrix(predictions.labels_N, predictions.named_N, len(predictions.class_names))
+        _confusion(axes, counts_KK, predictions.class_names, _run_title(row))
     return figure
 
 

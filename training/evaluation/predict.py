@@ -30,7 +30,7 @@ MAX_KEPT_SPLITS: Final = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Predictions:
     """One split under one stack, in the order of its readable images.
 
     Attributes:
@@ -70,7 +70,7 @@ class Predictor:
         *,
         on_check: Callable[[int, int], None] | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
-    ) -> Answers:
+    ) -> Predictions:
         """Answer for every image of a split; images are decoded once to see whether they can be.
 
         Args:
@@ -98,7 +98,7 @@ class Predictor:
                 features.append(part_BE.float().cpu())
             on_progress(len(rows))
         kept = frozenset(images)
-        return Answers(
+        return Predictions(
             labels_N=np.array([image.label for image in images], dtype=np.int64),
             named_N=np.array(named, dtype=np.int64),
             features_NE=torch.cat(features).numpy(),

@@ -15,13 +15,13 @@ from dataclasses import replace
 import numpy as np
 
 from prompted_clip.errors import StackMismatchError
-from training.data.dataset import Dataset, reading_key, shorten
+from training.data.dataset import Dataset, comparison_key, shorten
 from training.data.few_shot import base_and_new
 from training.errors import DatasetError
 from training.evaluation.bench import Bench, Trial, recipe_digest
 from training.evaluation.metrics import accuracy, harmonic_mean
-from training.evaluation.predict import Answers
-from training.evaluation.rows import Identity, Protocol, Row, Sheet, sample_features
+from training.evaluation.predict import Predictions
+from training.evaluation.rows import Protocol, Row, RowKey, SavedPredictions, sample_features
 from training.files import digest_of
 
 
@@ -42,25 +42,25 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
         DatasetError: fewer than two classes, or no train or test images.
         TrainingError: as `run_adapt`.
     """
-    identity = _identity(bench, "base-to-new", dataset, dataset, trial)
+    identity = _row_key(bench, "base-to-new", dataset, dataset, trial)
     if (finished := bench.results.find(identity)) is not None:
         return finished
     base, new = base_and_new(bench.draw(trial, dataset))
     stack, training = bench.prepare(trial, base, dataset.name)
-    answers = [bench.answer(stack, base, f"{trial.method}{bench.suffix} on {base.name}")]
+    predictions = [bench.predict(stack, base, f"{trial.method}{bench.suffix} on {base.name}")]
     note = ""
     try:
         renamed = bench.rename(trial, stack, new)
     except StackMismatchError as error:
         note = str(error)
     else:
-        answers.append(bench.answer(renamed, new, f"{trial.method}{bench.suffix} on {new.name}"))
-    rates = [accuracy(half.labels_N, half.named_N) for half in answers]
-    row = identity.row(training=training, n_images=sum(len(half.labels_N) for half in answers), note=note)
+        predictions.append(bench.predict(renamed, new, f"{trial.method}{bench.suffix} on {new.name}"))
+    rates = [accuracy(half.labels_N, half.named_N) for half in predictions]
+    row = identity.row(training=training, n_images=sum(len(half.labels_N) for half in predictions), note=note)
     row = replace(row, base=rates[0])
     if len(rates) == 2:
         row = replace(row, new=rates[1], h=harmonic_mean(*rates))
-    return bench.results.keep(identity, row, _sheet(dataset, answers, [0, len(base.class_names)]))
+    return bench.results.keep(identity, row, _saved_predictions(dataset, predictions, [0, len(base.class_names)]))
 
 
 def all_classes(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
@@ -101,8 +101,8 @@ def check_variant(source: Dataset, target: Dataset) -> None:
     Raises:
         DatasetError: names the classes that the source has not.
     """
-    known = {reading_key(name) for name in source.class_names}
-    strange = [repr(name) for name in target.class_names if reading_key(name) not in known]
+    known = {comparison_key(name) for name in source.class_names}
+    strange = [repr(name) for name in target.class_names if comparison_key(name) not in known]
     if strange:
         msg = (
             f"{target.name}: expected classes of {source.name} only, found {shorten(strange)}. "
@@ -112,7 +112,7 @@ def check_variant(source: Dataset, target: Dataset) -> None:
 
 
 def _transfer(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset, trial: Trial) -> Row:
-    identity = _identity(bench, protocol, source, target, trial)
+    identity = _row_key(bench, protocol, source, target, trial)
     if (finished := bench.results.find(identity)) is not None:
         return finished
     stack, training = bench.prepare(trial, bench.draw(trial, source), source.name)
@@ -120,16 +120,16 @@ def _transfer(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset
         renamed = bench.rename(trial, stack, target)
     except StackMismatchError as error:
         row = identity.row(training=training, n_images=0, note=str(error))
-        return bench.results.keep(identity, row, _sheet(target, [], []))
-    answers = bench.answer(renamed, target, f"{trial.method}{bench.suffix} on {target.name}")
-    row = identity.row(training=training, n_images=len(answers.labels_N))
-    rate = accuracy(answers.labels_N, answers.named_N)
-    return bench.results.keep(identity, replace(row, accuracy=rate), _sheet(target, [answers], [0]))
+        return bench.results.keep(identity, row, _saved_predictions(target, [], []))
+    predictions = bench.predict(renamed, target, f"{trial.method}{bench.suffix} on {target.name}")
+    row = identity.row(training=training, n_images=len(predictions.labels_N))
+    rate = accuracy(predictions.labels_N, predictions.named_N)
+    return bench.results.keep(identity, replace(row, accuracy=rate), _saved_predictions(target, [predictions], [0]))
 
 
-def _identity(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset, trial: Trial) -> Identity:
+def _row_key(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset, trial: Trial) -> RowKey:
     decides_text = digest_of(target.template.encode())
-    return Identity(
+    return RowKey(
         protocol=protocol,
         dataset=source.name,
         target=target.name,
@@ -144,13 +144,13 @@ def _identity(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset
     )
 
 
-def _sheet(dataset: Dataset, parts: Sequence[Answers], offsets: Sequence[int]) -> Sheet:
-    """Answers of one or two halves of the classes, as positions among all of them."""
+def _saved_predictions(dataset: Dataset, parts: Sequence[Predictions], offsets: Sequence[int]) -> SavedPredictions:
+    """Predictions of one or two halves of the classes, as positions among all of them."""
     if not parts:
         nothing = np.zeros(0, dtype=np.int64)
-        return Sheet(dataset.class_names, nothing, nothing, np.zeros((0, 0), dtype=np.float32), nothing)
+        return SavedPredictions(dataset.class_names, nothing, nothing, np.zeros((0, 0), dtype=np.float32), nothing)
     pairs = list(zip(parts, offsets[: len(parts)], strict=True))
     labels = np.concatenate([part.labels_N + offset for part, offset in pairs])
     named = np.concatenate([part.named_N + offset for part, offset in pairs])
     features = np.concatenate([part.features_NE for part in parts])
-    return Sheet(dataset.class_names, labels, named, *sample_features(features, labels))
+    return SavedPredictions(dataset.class_names, labels, named, *sample_features(features, labels))

@@ -13,7 +13,7 @@ from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
 from training.boost_run import BoostJob, run_boost
 from training.data.dataset import Dataset
-from training.evaluation.bench import Bench, Draws, domain_name, recipe_digest
+from training.evaluation.bench import Bench, ShotSampler, domain_name, recipe_digest
 from training.evaluation.plan import Plan, run_plan
 from training.evaluation.predict import Predictor
 from training.evaluation.rows import Results, short_digest, slug
@@ -47,10 +47,10 @@ def reproduce(
     Raises:
         TrainingError: see its subclasses; what was finished before is kept.
     """
-    predictor, draws = Predictor(student), Draws(console)
+    predictor, sampler = Predictor(student), ShotSampler(console)
 
     def bench(boost: Bundle | None) -> Bench:
-        return Bench(predictor, results, console, boost, checkpoint_every=checkpoint_every, draws=draws)
+        return Bench(predictor, results, console, boost, checkpoint_every=checkpoint_every, sampler=sampler)
 
     plain = bench(None)
     benches: list[Sequence[Bench]] = []

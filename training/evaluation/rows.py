@@ -23,7 +23,7 @@ from training.files import digest_of, write_atomic
 
 Protocol = Literal["base-to-new", "few-shot", "cross-dataset", "domain-generalisation"]
 ZERO_SHOT: Final = "zero-shot"
-MAX_KEPT_FEATURES: Final = 1000
+MAX_SAVED_FEATURES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Identity:
+class RowKey:
     """Everything that decides a row's numbers.
 
     Attributes:
@@ -117,7 +117,7 @@ class Identity:
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class SavedPredictions:
     """The answers behind a row.
 
     Attributes:
@@ -144,7 +144,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def find(self, identity: Identity) -> Row | None:
+    def find(self, identity: RowKey) -> Row | None:
         """The row of a cell if it is finished.
 
         Raises:
@@ -160,17 +160,17 @@ class Results:
             msg = f"The finished row {path} cannot be read; delete it to measure it again."
             raise CheckpointError(msg) from error
 
-    def keep(self, identity: Identity, row: Row, sheet: Sheet) -> Row:
+    def keep(self, identity: RowKey, row: Row, predictions: SavedPredictions) -> Row:
         """Write a finished row; whoever is killed meanwhile finds all of it or nothing."""
         buffer = io.BytesIO()
-        arrays = {field.name: np.asarray(getattr(sheet, field.name)) for field in fields(sheet)}
+        arrays = {field.name: np.asarray(getattr(predictions, field.name)) for field in fields(predictions)}
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         write_atomic(self._row_path(row.cell).with_suffix(".npz"), buffer.getvalue())
         record = {"row": asdict(row), "identity": asdict(identity)}
         write_atomic(self._row_path(row.cell), _json_bytes(record))
         return row
 
-    def sheet(self, row: Row) -> Sheet:
+    def predictions(self, row: Row) -> SavedPredictions:
         """The answers behind a finished row.
 
         Raises:
@@ -179,11 +179,11 @@ class Results:
         path = self._row_path(row.cell).with_suffix(".npz")
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                found = {field.name: arrays[field.name] for field in fields(Sheet)}
+                found = {field.name: arrays[field.name] for field in fields(SavedPredictions)}
         except (OSError, ValueError, KeyError) as error:
             msg = f"The answers {path} cannot be read; delete {path.with_suffix('.json').name} to measure them again."
             raise CheckpointError(msg) from error
-        return Sheet(**(found | {"class_names": tuple(found["class_names"].tolist())}))
+        return SavedPredictions(**(found | {"class_names": tuple(found["class_names"].tolist())}))
 
     def training_folder(self, training: str) -> Path:
         """Where one training's bundle, losses and checkpoint lie."""
@@ -207,8 +207,8 @@ class Results:
 def sample_features(
     features_NE: NDArray[np.float32], labels_N: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """At most `MAX_KEPT_FEATURES` rows, spread evenly, with their labels."""
-    rows = np.unique(np.linspace(0, len(labels_N) - 1, min(len(labels_N), MAX_KEPT_FEATURES)).round().astype(int))
+    """At most `MAX_SAVED_FEATURES` rows, spread evenly, with their labels."""
+    rows = np.unique(np.linspace(0, len(labels_N) - 1, min(len(labels_N), MAX_SAVED_FEATURES)).round().astype(int))
     return features_NE[rows], labels_N[rows]
 
 

@@ -15,7 +15,7 @@ from prompted_clip.backbone import Backbone
 from training.data.catalog import open_dataset
 from training.data.dataset import Dataset, Split, shorten
 from training.errors import BoostBundleError
-from training.evaluation.bench import Bench, Draws
+from training.evaluation.bench import Bench, ShotSampler
 from training.evaluation.one_bundle import measure_bundle
 from training.evaluation.output import write_bundle_report, write_report
 from training.evaluation.paper_recipes import boost_recipe
@@ -100,10 +100,10 @@ def run_evaluate(job: EvaluateJob, load: Callable[[], Backbone], console: Consol
     datasets = tuple(open_dataset(name, job.root) for name in job.data)
     plan = Plan(job.protocol, datasets, job.methods, job.seeds, job.shots, job.overrides)
     bundles = [read_bundle_file(path) for path in _boost_of_each(plan.sources, job.boost)]
-    results, predictor, draws = Results(job.out), Predictor(load()), Draws(console)
+    results, predictor, sampler = Results(job.out), Predictor(load()), ShotSampler(console)
 
     def bench(boost: Bundle | None) -> Bench:
-        return Bench(predictor, results, console, boost, checkpoint_every=job.checkpoint_every, draws=draws)
+        return Bench(predictor, results, console, boost, checkpoint_every=job.checkpoint_every, sampler=sampler)
 
     plain = [bench(None)] if job.has_plain else []
     boosted = [bench(bundle) for bundle in bundles]

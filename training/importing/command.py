@@ -12,7 +12,7 @@ from rich.text import Text
 
 from prompt_store.manifest import check_domain
 from training.data.class_list import read_classes
-from training.data.dataset import tidy_names
+from training.data.dataset import normalize_names
 from training.terminal import check_device, exit_on_error
 
 import_app = typer.Typer(add_completion=False)
@@ -87,7 +87,7 @@ def import_checkpoint(
         raise typer.BadParameter("only PromptKD uses the teacher's text features", param_hint="--text-features")
     with exit_on_error("import"):
         check_domain(domain)
-        names = read_classes(classes) if classes is not None else tidy_names(class_ or [], of="--class")
+        names = read_classes(classes) if classes is not None else normalize_names(class_ or [], of="--class")
         from training.importing.import_run import ImportJob, run_import  # noqa: PLC0415 - torch
         from training.prompted_backbone import load_prompted_backbone  # noqa: PLC0415 - torch
 

@@ -60,7 +60,7 @@ def test_the_digest_of_a_split_file_is_the_same_wherever_it_lies(dtd, tmp_path_f
 def test_missing_parts_are_marked_in_a_little_tree(dtd):
     (dtd / DTD_FILE).unlink()
     assert refusal("dtd", dtd).splitlines() == [
-        f"dtd: {DTD_FILE} is missing below {dtd}. Expected this layout:",
+        f"dtd: {DTD_FILE} is missing in {dtd}. Expected layout:",
         f"{dtd}/",
         "└── dtd/",
         "    ├── images/                              the images",
@@ -72,7 +72,7 @@ def test_missing_parts_are_marked_in_a_little_tree(dtd):
 def test_an_empty_data_folder_shows_the_layout_of_every_data_set(name, tmp_path):
     message = refusal(name, tmp_path)
     first, *tree = message.splitlines()
-    assert first.endswith(f"is missing below {tmp_path}. Expected this layout:")
+    assert first.endswith(f"is missing in {tmp_path}. Expected layout:")
     assert tree[:2] == [f"{tmp_path}/", f"└── {CATALOG[name].folder}/"]
     assert all(line.endswith("<- missing") for line in tree[2:])
     assert len(tree) >= 4
@@ -109,20 +109,20 @@ def test_cars_lie_beside_their_split_file(tmp_path):
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ("[]", "expected a JSON object with the lists train, val, test; found list"),
-        ("{}", "found an empty one"),
-        ('{"train": [], "val": []}', "found train, val"),
-        ('{"train": [', "No splits could be read from"),
+        ("[]", "must be a JSON object with the lists train, val, test"),
+        ("{}", "must be a JSON object with the lists train, val, test"),
+        ('{"train": [], "val": []}', "must be a JSON object with the lists train, val, test"),
+        ('{"train": [', "Cannot read the splits from"),
         ([["a.jpg", 0]], "train[0]: expected [path, label, class name], found ['a.jpg', 0]"),
         ([["a.jpg", "0", "x"]], "train[0]: expected [path, label, class name]"),
         ([["a.jpg", True, "x"]], "train[0]: expected [path, label, class name]"),
         ([["a.jpg", -1, "x"]], "train[0]: expected [path, label, class name]"),
-        ([["../a.jpg", 0, "x"]], "train[0]: expected a path inside the image folder, found '../a.jpg'"),
-        ([["/a.jpg", 0, "x"]], "train[0]: expected a path inside the image folder, found '/a.jpg'"),
-        ([["a.jpg", 0, "x"], ["b.jpg", 0, "y"]], "train[1]: label 0 is 'y' here, 'x' before"),
-        ([["a.jpg", 0, "x"], ["b.jpg", 3, "y"]], "every label from 0 to 3, found no image of 1, 2"),
-        ([["a.jpg", 0, "x_y"], ["b.jpg", 1, "X y"]], "the classes 'x_y' and 'X y' read the same"),
-        ([["a.jpg", 0, "x"], ["c.jpg", 0, "x"], ["d.jpg", 0, "x"]], "2 of the 3 images"),
+        ([["../a.jpg", 0, "x"]], "train[0]: '../a.jpg' is outside the image folder"),
+        ([["/a.jpg", 0, "x"]], "train[0]: '/a.jpg' is outside the image folder"),
+        ([["a.jpg", 0, "x"], ["b.jpg", 0, "y"]], "train[1]: label 0 is both 'x' and 'y'"),
+        ([["a.jpg", 0, "x"], ["b.jpg", 3, "y"]], "labels 0 to 3 must all have images; 1, 2 have none"),
+        ([["a.jpg", 0, "x_y"], ["b.jpg", 1, "X y"]], "duplicate class names 'x_y' and 'X y'"),
+        ([["a.jpg", 0, "x"], ["c.jpg", 0, "x"], ["d.jpg", 0, "x"]], "2 of 3 images"),
     ],
 )
 def test_what_is_wrong_in_a_split_file_is_said(tmp_path, lists, message):
@@ -135,7 +135,7 @@ def test_what_is_wrong_in_a_split_file_is_said(tmp_path, lists, message):
 def test_a_class_that_only_the_test_list_has_is_an_empty_class(tmp_path):
     lists = {"train": [["a.jpg", 0, "x"]], "val": [], "test": [["b.jpg", 1, "y"]]}
     write_split_layout(tmp_path / "dtd", "images", "split_zhou_DescribableTextures.json", lists)
-    assert "found none for 'y'" in refusal("dtd", tmp_path)
+    assert "'y' have none" in refusal("dtd", tmp_path)
 
 
 def test_aircraft_is_read_from_its_own_lists_in_the_order_of_variants(aircraft):
@@ -156,9 +156,9 @@ def test_aircraft_is_read_from_its_own_lists_in_the_order_of_variants(aircraft):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0300000 A380\n", "line 1: expected an image and a variant that variants.txt names, found '0300000 A380'"),
-        ("\n0300000\n", "line 2: expected an image and a variant that variants.txt names, found '0300000'"),
-        ("0300001 F/A-18\n", "1 of the 1 images"),
+        ("0300000 A380\n", "line 1: expected an image and a variant from variants.txt, found '0300000 A380'"),
+        ("\n0300000\n", "line 2: expected an image and a variant from variants.txt, found '0300000'"),
+        ("0300001 F/A-18\n", "1 of 1 images"),
     ],
 )
 def test_what_is_wrong_in_an_aircraft_list_is_said_with_its_line(aircraft, line, message):
@@ -168,4 +168,4 @@ def test_what_is_wrong_in_an_aircraft_list_is_said_with_its_line(aircraft, line,
 
 def test_a_list_that_is_not_text_is_refused(aircraft):
     (aircraft / AIRCRAFT / "variants.txt").write_bytes(b"\xff\xfe")
-    assert "Expected UTF-8 text in" in refusal("fgvc_aircraft", aircraft)
+    assert "as UTF-8 text" in refusal("fgvc_aircraft", aircraft)

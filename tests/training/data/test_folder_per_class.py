@@ -56,12 +56,12 @@ def test_a_split_of_images_side_by_side_is_unlabelled_and_left_out(tmp_path):
 def test_an_empty_class_folder_is_an_empty_class(tmp_path):
     draw_all(tmp_path, "fox/a.jpg")
     (tmp_path / "wolf").mkdir()
-    with pytest.raises(DatasetError, match="found none for 'wolf'"):
+    with pytest.raises(DatasetError, match="'wolf' have none"):
         read_class_folders(tmp_path)
 
 
 def test_a_class_that_only_the_test_split_has_is_an_empty_class(tmp_path):
-    with pytest.raises(DatasetError, match="train image for each of 2 classes, found none for 'wolf'"):
+    with pytest.raises(DatasetError, match="at least one train image; 'wolf' have none"):
         read_class_folders(draw_all(tmp_path, "train/fox/a.jpg", "test/wolf/b.jpg"))
 
 
@@ -74,30 +74,30 @@ def test_folders_that_read_the_same_are_both_named(tmp_path, names):
 
 
 def test_images_beside_class_folders_are_refused(tmp_path):
-    with pytest.raises(DatasetError, match=r"holds images .* beside class folders \(fox\): they belong to no class"):
+    with pytest.raises(DatasetError, match=r"contains images .* next to class folders \(fox\)"):
         read_class_folders(draw_all(tmp_path, "fox/a.jpg", "stray.jpg"))
 
 
 def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
-    with pytest.raises(DatasetError, match=r"split folders train beside other folders with images \(bus\)"):
+    with pytest.raises(DatasetError, match=r"split folders train and other folders with images \(bus\)"):
         read_class_folders(draw_all(tmp_path, "train/a.jpg", "bus/b.jpg"))
 
 
 @pytest.mark.parametrize("names", [(), ("a.jpg",), ("train/a.jpg", "test/b.jpg")])
 def test_a_folder_without_class_folders_has_no_labels(tmp_path, names):
-    with pytest.raises(DatasetError, match="found no class folder"):
+    with pytest.raises(DatasetError, match="no class folders in"):
         read_class_folders(draw_all(tmp_path, *names))
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"one folder per class at .*absent; there is none"):
+    with pytest.raises(DatasetError, match=r"No such folder: .*absent"):
         read_class_folders(tmp_path / "absent")
 
 
 def test_a_class_list_that_misses_a_folder_is_refused(tmp_path):
     draw_all(tmp_path, "fox/a.jpg", "wolf/b.jpg")
     write(tmp_path / "classes.txt", "fox\n")
-    with pytest.raises(DatasetError, match=r"classes\.txt does not name the class folders wolf"):
+    with pytest.raises(DatasetError, match=r"classes\.txt does not list the class folders wolf"):
         read_class_folders(tmp_path)
 
 

@@ -83,18 +83,18 @@ def test_imagenet_v2_folders_must_be_the_lines_of_the_class_names(tmp_path, chan
     write(home / "classnames.txt", CLASS_NAMES)
     images = draw_all(home / "imagenetv2-matched-frequency-format-val", *(f"{label}/a.jpeg" for label in range(6)))
     change(images)
-    assert "expected the folders 0 to 5" in refusal("imagenetv2", tmp_path)
+    assert "must contain the folders 0 to 5" in refusal("imagenetv2", tmp_path)
 
 
 def test_a_class_folder_without_a_name_is_refused(imagenet):
     draw_all(imagenet / "imagenet/images", "val/n99999999/a.JPEG")
-    assert "classnames.txt does not name the class folders n99999999" in refusal("imagenet", imagenet)
+    assert "classnames.txt does not list the class folders n99999999" in refusal("imagenet", imagenet)
 
 
 def test_a_class_without_train_images_is_refused(imagenet):
     for path in (imagenet / "imagenet/images/train/n01443537").iterdir():
         path.unlink()
-    assert "found none for 'goldfish'" in refusal("imagenet", imagenet)
+    assert "'goldfish' have none" in refusal("imagenet", imagenet)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,9 @@ def test_a_class_without_train_images_is_refused(imagenet):
 )
 def test_a_bad_line_of_the_class_names_is_named(imagenet, line, number):
     write(imagenet / "imagenet/classnames.txt", line)
-    assert f"classnames.txt, line {number}: expected a new WordNet id and a class name" in refusal("imagenet", imagenet)
+    assert f"classnames.txt, line {number}: expected a unique WordNet id and a class name" in refusal(
+        "imagenet", imagenet
+    )
 
 
 def test_a_missing_val_folder_is_marked(imagenet):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from prompted_clip import to_pixels
-from training.data.images import decodes, find_images, n_decoding_threads, read_in_threads
+from training.data.images import find_images, is_decodable, n_decoding_threads, read_in_threads
 from training.data.views import Views
 from training.errors import NoImagesError
 
@@ -115,12 +115,12 @@ def test_reading_in_threads_keeps_the_order_and_passes_errors_on(folder):
 
 
 def test_only_whole_images_decode(folder):
-    assert decodes(folder / "b.png")
+    assert is_decodable(folder / "b.png")
     whole = (folder / "b.png").read_bytes()
     for n_bytes in (0, 8, 20, 40, len(whole) // 2):
         (folder / "cut.png").write_bytes(whole[:n_bytes])
-        assert not decodes(folder / "cut.png")
-    assert not decodes(folder / "absent.png")
+        assert not is_decodable(folder / "cut.png")
+    assert not is_decodable(folder / "absent.png")
 
 
 def test_threads_follow_the_processors_this_process_may_use():

@@ -66,7 +66,7 @@ def test_what_was_set_aside_before_stays_listed(folder):
 
 def test_strict_raises_with_names_and_numbers(folder):
     bad = cut(folder / "test/fox/1.png")
-    with pytest.raises(DatasetError, match=r"1 of 8 images cannot be read: .*1\.png\. Replace or remove") as refused:
+    with pytest.raises(DatasetError, match=r"1 of 8 images are unreadable: .*1\.png\. Replace or remove") as refused:
         drop_unreadable(read_class_folders(folder), strict=True)
     assert str(bad) in str(refused.value)
 
@@ -74,14 +74,14 @@ def test_strict_raises_with_names_and_numbers(folder):
 def test_a_class_that_loses_its_last_train_image_is_an_error(folder):
     for index in (0, 1):
         cut(folder / f"train/wolf/{index}.png")
-    with pytest.raises(DatasetError, match=r"2 of 8 images cannot be read: .*Without them, .*found none for 'wolf'"):
+    with pytest.raises(DatasetError, match=r"2 of 8 images are unreadable: .*Without them, .*'wolf' have none"):
         drop_unreadable(read_class_folders(folder))
 
 
 def test_a_split_that_loses_all_its_images_is_an_error(folder):
     for path in (folder / "test").rglob("*.png"):
         cut(path)
-    with pytest.raises(DatasetError, match=r"4 of 4 images cannot be read: .*No test image is left"):
+    with pytest.raises(DatasetError, match=r"4 of 4 images are unreadable: .*No test images are left"):
         drop_unreadable(read_class_folders(folder), ["test"])
 
 

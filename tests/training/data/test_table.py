@@ -69,30 +69,38 @@ def test_files_outside_the_tables_folder_are_read_if_they_are_there(folder):
         (folder / "shots/a.jpg").resolve(),
     ]
     outside = write(folder / "tables/b.csv", "path,label\n../../absent.jpg,wolf\n")
-    assert f"line 2: there is no file {folder / 'tables/../../absent.jpg'}" in refusal(outside)
+    assert f"line 2: {folder / 'tables/../../absent.jpg'} does not exist" in refusal(outside)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "path,class\nc.jpg,wolf\n", "line 1: expected path, label and, if wanted, split (train, val, test)"),
-        ("a.csv", "", "line 1: expected path, label and, if wanted, split (train, val, test); found an empty file"),
-        ("a.csv", "path,label\nc.jpg\n", "line 2: expected path, label and, if wanted, split"),
-        ("a.csv", 'path,label\nc.jpg,"two\nlines"\n,wolf\n', "line 4: expected path, label"),
-        ("a.csv", "path,label,split\nc.jpg,wolf,dev\n", "line 2: expected a split of train, val, test; found 'dev'"),
-        ("a.csv", "path,label\n", "lists no image"),
-        ("a.csv", "path,label\nc.jpg,wolf\nc.jpg,fox\n", "c.jpg is listed already in line 2"),
-        ("a.csv", "path,label\nc.jpg,red fox\nshots/a.jpg,Red_fox\n", "classes 'Red_fox' and 'red fox' read the same"),
+        (
+            "a.csv",
+            "path,class\nc.jpg,wolf\n",
+            "line 1: the columns must be path, label and optionally split (train, val, test)",
+        ),
+        (
+            "a.csv",
+            "",
+            "line 1: the columns must be path, label and optionally split (train, val, test); found an empty file",
+        ),
+        ("a.csv", "path,label\nc.jpg\n", "line 2: invalid label None; each row needs path, label"),
+        ("a.csv", 'path,label\nc.jpg,"two\nlines"\n,wolf\n', "line 4: invalid path"),
+        ("a.csv", "path,label,split\nc.jpg,wolf,dev\n", "line 2: unknown split 'dev'; use train, val, test"),
+        ("a.csv", "path,label\n", "is empty"),
+        ("a.csv", "path,label\nc.jpg,wolf\nc.jpg,fox\n", "c.jpg is already listed in line 2"),
+        ("a.csv", "path,label\nc.jpg,red fox\nshots/a.jpg,Red_fox\n", "duplicate class names 'Red_fox' and 'red fox'"),
         ("a.csv", "path,label\nc.jpg,wolf\nx.jpg,fox\ny.jpg,fox\n", "2 of 3 files are missing"),
-        ("a.csv", 'path,label\nc.jpg,"wolf\n', "No table could be read"),
-        ("a.csv", "path,label,split\nc.jpg,wolf,train\nshots/a.jpg,fox,test\n", "found none for 'fox'"),
-        ("a.jsonl", '{"path": "c.jpg"}\n', "line 1: expected path, label"),
-        ("a.jsonl", '{"path": "c.jpg", "label": 3}\n', "found 3 as label"),
-        ("a.jsonl", '{"path": "c.jpg", "label": "wolf"}\n{"path": \n', "line 2: expected one JSON object per line"),
-        ("a.jsonl", '\n["c.jpg", "wolf"]\n', """line 2: expected a JSON object, found '["c.jpg", "wolf"]'"""),
-        ("a.jsonl", '{"path": "c.jpg", "label": "wolf", "split": 1}\n', "found 1"),
-        ("a.jsonl", "\n", "lists no image"),
-        ("a.tsv", "path\tlabel\n", "Expected a table called *.csv or *.jsonl, found a.tsv"),
+        ("a.csv", 'path,label\nc.jpg,"wolf\n', "Cannot read the table"),
+        ("a.csv", "path,label,split\nc.jpg,wolf,train\nshots/a.jpg,fox,test\n", "'fox' have none"),
+        ("a.jsonl", '{"path": "c.jpg"}\n', "line 1: invalid label"),
+        ("a.jsonl", '{"path": "c.jpg", "label": 3}\n', "invalid label 3"),
+        ("a.jsonl", '{"path": "c.jpg", "label": "wolf"}\n{"path": \n', "line 2: not a JSON object"),
+        ("a.jsonl", '\n["c.jpg", "wolf"]\n', """line 2: not a JSON object: '["c.jpg", "wolf"]'"""),
+        ("a.jsonl", '{"path": "c.jpg", "label": "wolf", "split": 1}\n', "unknown split 1"),
+        ("a.jsonl", "\n", "is empty"),
+        ("a.tsv", "path\tlabel\n", "a.tsv is not a table; use *.csv or *.jsonl"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_said_with_its_line(folder, name, text, message):
@@ -100,6 +108,6 @@ def test_what_is_wrong_in_a_table_is_said_with_its_line(folder, name, text, mess
 
 
 def test_a_table_that_is_not_there_or_not_text_is_refused(folder):
-    assert "No table could be read from" in refusal(folder / "absent.csv")
+    assert "Cannot read the table" in refusal(folder / "absent.csv")
     (folder / "a.csv").write_bytes(b"path,label\nc.jpg,\xff\xfe\n")
-    assert "No table could be read from" in refusal(folder / "a.csv")
+    assert "Cannot read the table" in refusal(folder / "a.csv")

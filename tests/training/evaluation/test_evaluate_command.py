@@ -190,7 +190,7 @@ def test_wrong_options_are_a_usage_error(workplace, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "dts"], "No data set is called 'dts'"),
+        (["--data", "dts"], "No data set, folder or table named 'dts'"),
         (["--set", "epochs=0"], "'epochs'"),
         (["--set", "depth=3"], "known keys"),
         (["--boost", "missing.safetensors"], "Cannot read the bundle missing.safetensors"),
@@ -213,7 +213,7 @@ UNLOADABLE = ["--backbone", "ViT-Z-16"]
     [
         (["--protocol", "base-to-new", "--methods", "coup"], "no method 'coup'"),
         (["--protocol", "base-to-new", "--methods", "coop", "--set", "depth=3"], "known keys"),
-        (["--protocol", "base-to-new", "--data", "dts"], "No data set is called 'dts'"),
+        (["--protocol", "base-to-new", "--data", "dts"], "No data set, folder or table named 'dts'"),
         (["--protocol", "base-to-new", "--boost", "missing.safetensors"], "Cannot read the bundle missing.safetensors"),
         (["--bundle", "missing.safetensors"], "Cannot read the bundle missing.safetensors"),
         (["--bundle", "missing.safetensors", "--split", "val"], "expected val images"),

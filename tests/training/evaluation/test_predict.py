@@ -70,7 +70,7 @@ def test_damaged_images_are_left_out_and_named(dataset, stack):
 def test_a_split_without_readable_images_is_refused(dataset, stack):
     for item in dataset.split("test"):
         item.path.write_bytes(b"")
-    with pytest.raises(DatasetError, match="8 of 8 images cannot be read"):
+    with pytest.raises(DatasetError, match="8 of 8 images are unreadable"):
         Predictor(tiny_backbone()).predict(stack, dataset)
 
 

@@ -19,7 +19,7 @@ from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, painte
 from training.adapting.methods import METHODS
 from training.data.few_shot import base_and_new, few_shot
 from training.errors import CheckpointError, DatasetError
-from training.evaluation.bench import Bench, Draws, Trial
+from training.evaluation.bench import Bench, ShotSampler, Trial
 from training.evaluation.metrics import harmonic_mean
 from training.evaluation.predict import Predictor
 from training.evaluation.protocols import across, all_classes, base_to_new, to_variant
@@ -232,30 +232,30 @@ def test_damaged_images_are_left_out_of_the_draw_and_named(bench_at, tmp_path):
 
 def test_a_draw_is_looked_through_once_for_all_methods_and_targets(tmp_path):
     dataset, console = painted(tmp_path / "four"), Console(file=io.StringIO(), width=200)
-    draws = Draws(console)
+    sampler = ShotSampler(console)
     first = few_shot(dataset, 2, seed=1).split("train")
     first[0].path.write_bytes(b"no picture")
-    drawn = draws.take(dataset, trial_of("coop"))
+    drawn = sampler.take(dataset, trial_of("coop"))
     assert [image.path for image in drawn.split("train")] == [image.path for image in first[1:]]
 
     first[2].path.write_bytes(b"no picture either")  # whoever looked again would leave it out
-    assert draws.take(dataset, trial_of("ivlp")) is drawn
+    assert sampler.take(dataset, trial_of("ivlp")) is drawn
     assert console.file.getvalue().count("left out 1 drawn images") == 1
     for other in (trial_of("coop", seed=2), trial_of("coop", shots=3)):
-        again = draws.take(dataset, other)
+        again = sampler.take(dataset, other)
         assert first[2].path not in [image.path for image in again.split("train")]
-    assert draws.take(dataset, Trial()) is dataset
+    assert sampler.take(dataset, Trial()) is dataset
 
 
 def test_the_answers_behind_a_row_are_kept(bench_at, dataset):
     bench = bench_at()
     row = base_to_new(bench, dataset, Trial())
-    sheet = bench.results.sheet(row)
-    assert sheet.class_names == CLASS_NAMES
-    assert sheet.labels_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    is_base = sheet.labels_N < 2
-    assert set(sheet.named_N[is_base]) <= {0, 1}
-    assert set(sheet.named_N[~is_base]) <= {2, 3}
-    assert row.new == 100 * float(np.mean((sheet.named_N == sheet.labels_N)[~is_base]))
-    np.testing.assert_allclose(np.linalg.norm(sheet.features_ME, axis=1), 1, atol=1e-5)
-    assert sheet.feature_labels_M.tolist() == sheet.labels_N.tolist()
+    predictions = bench.results.predictions(row)
+    assert predictions.class_names == CLASS_NAMES
+    assert predictions.labels_N.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    is_base = predictions.labels_N < 2
+    assert set(predictions.named_N[is_base]) <= {0, 1}
+    assert set(predictions.named_N[~is_base]) <= {2, 3}
+    assert row.new == 100 * float(np.mean((predictions.named_N == predictions.labels_N)[~is_base]))
+    np.testing.assert_allclose(np.linalg.norm(predictions.features_ME, axis=1), 1, atol=1e-5)
+    assert predictions.feature_labels_M.tolist() == predictions.labels_N.tolist()

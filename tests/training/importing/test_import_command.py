@@ -67,7 +67,7 @@ def test_class_names_that_read_the_same_are_refused_before_a_backbone_is_loaded(
     names = ["--class", "red_tulip", "--class", "Red  tulip", "--backbone", "ViT-Z-16"]
     result = caspl_import(workplace, "model.pth.tar-1", "coop", *names, classes=False)
     assert result.exit_code == 1
-    assert "'red_tulip' and 'Red  tulip' read the same" in result.stderr
+    assert "duplicate class names 'red_tulip' and 'Red  tulip'" in result.stderr
 
 
 def test_a_boosting_bundle_is_read_no_further_than_a_bundle_may_be_long(workplace):

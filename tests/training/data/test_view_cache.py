@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tests.tiny import tiny_backbone
-from training.data.view_values import ViewValues
+from training.data.view_cache import ViewCache
 from training.data.views import Views
 
 
@@ -39,7 +39,7 @@ def test_each_fixed_view_is_asked_about_once_and_answers_stay_with_their_image(f
         return pixels.float().mean(dim=(1, 2, 3))
 
     shown = views(files, augmentation, n_fixed)
-    values = ViewValues(shown, mean)
+    values = ViewCache(shown, mean)
     for epoch in range(6):
         order = shown.order(epoch)
         torch.testing.assert_close(values.get(order, epoch), shown.load(order.tolist(), epoch).float().mean((1, 2, 3)))
@@ -48,7 +48,7 @@ def test_each_fixed_view_is_asked_about_once_and_answers_stay_with_their_image(f
 
 def test_fresh_views_are_asked_about_every_time(files):
     asked = []
-    values = ViewValues(views(files, "crop-flip", 0), lambda pixels: asked.append(1) or pixels.float().mean((1, 2, 3)))
+    values = ViewCache(views(files, "crop-flip", 0), lambda pixels: asked.append(1) or pixels.float().mean((1, 2, 3)))
     first, second = (values.get(torch.arange(5), epoch) for epoch in (0, 1))
     assert len(asked) == 2
     assert not torch.equal(first, second)
@@ -64,7 +64,7 @@ def test_the_epochs_go_round_the_fixed_views(files):
 
 def test_views_too_many_to_keep_are_read_anew_with_the_same_pixels(files, monkeypatch):
     kept = views(files, "crop-flip", 2).load([4, 0], 1)
-    monkeypatch.setattr("training.data.views.MAX_KEPT_BYTES", 0)
+    monkeypatch.setattr("training.data.views.MAX_CACHED_BYTES", 0)
     assert torch.equal(views(files, "crop-flip", 2).load([4, 0], 1), kept)
 
 
@@ -80,7 +80,7 @@ def test_views_that_were_announced_are_the_views_that_come(files):
 def test_views_at_hand_are_not_decoded_again(files):
     asked = []
     shown = views(files, "crop-flip", 0)
-    values = ViewValues(shown, lambda pixels: asked.append(pixels) or pixels.float().mean((1, 2, 3)))
+    values = ViewCache(shown, lambda pixels: asked.append(pixels) or pixels.float().mean((1, 2, 3)))
     pixels = shown.load([2, 4], 3)
     values.get(torch.tensor([2, 4]), 3, pixels)
     assert asked[0] is pixels

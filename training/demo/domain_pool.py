@@ -22,7 +22,7 @@ def default_jobs() -> int:
     return os.cpu_count() or 1
 
 
-def each_domain(
+def map_domains(
     work: Callable[[str], T], domains: Sequence[str], *, jobs: int, title: str, console: Console
 ) -> Iterator[tuple[str, T]]:
     """Do the work for every domain, in the order they finish.

@@ -1,7 +1,6 @@
-"""What a frozen model says about views: computed once where views are fixed, each time where they are fresh.
+"""Cache of a frozen model's outputs for fixed views; random views are computed each time.
 
-Fixed sets are computed in blocks of the same images in the same order, so the numbers do not depend on when a run asked
-first, and a resumed run finds the same bits.
+A fixed set is always computed in the same blocks and order, so that a resumed run gets bit-identical values.
 """
 
 from collections.abc import Callable
@@ -15,12 +14,12 @@ from training.data.views import Views
 BLOCK_ROWS: Final = 64
 
 
-class ViewValues:
-    """One row of numbers per image and view.
+class ViewCache:
+    """Outputs of a frozen model per image and view.
 
     Args:
         views: the images.
-        compute: from uint8 views [B, 3, H, W] to rows [B, …]; called without gradients.
+        compute: maps uint8 views [B, 3, H, W] to rows [B, …]; called without gradients.
     """
 
     def __init__(self, views: Views, compute: Callable[[Tensor], Tensor]) -> None:
@@ -29,12 +28,12 @@ class ViewValues:
         self._known: dict[int, Tensor] = {}
 
     def get(self, indices: Tensor, epoch: int, pixels_BCHW: Tensor | None = None) -> Tensor:
-        """Rows of some images under their views of an epoch.
+        """Outputs for some images, with the views of an epoch.
 
         Args:
-            indices: which images.
-            epoch: whose views.
-            pixels_BCHW: these very views, where the caller has them already; decoded anew otherwise.
+            indices: image indices.
+            epoch: selects the views.
+            pixels_BCHW: the views, if already loaded.
 
         Returns:
             [B, …].
@@ -49,11 +48,11 @@ class ViewValues:
         return rows[indices.to(rows.device)]
 
     def fill(self, epoch: int, on_progress: Callable[[int], None] = lambda _: None) -> None:
-        """Compute the fixed set of an epoch now, unless it is known or fresh.
+        """Compute the fixed set of an epoch, unless it is cached or random.
 
         Args:
-            epoch: whose views.
-            on_progress: called with the number of images just done.
+            epoch: selects the views.
+            on_progress: called with the number of images just computed.
         """
         which = self._views.view_set(epoch)
         if which is None or which in self._known:
