@@ -25,7 +25,7 @@ from training.demo.pretrain import CheckpointMismatchError, PretrainPlan, Progre
 from training.demo.samples import write_samples, write_upload
 from training.demo.shifts import SHIFTED
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The embedded demo world.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Images, models and bundles of the demo world.")
 console = Console(stderr=True)
 
 WORK_DIR: Final = Path("build/demo")
@@ -38,14 +38,14 @@ OVERVIEW: Final = Path("docs/images/demo-world.png")
 README: Final = Path("README.md")
 N_STEPS_PER_LINE: Final = 100
 
-WorkDir = Annotated[Path, typer.Option(help="Folder of the checkpoints; a run that stopped goes on from there.")]
-OutDir = Annotated[Path, typer.Option(help="Folder of the exported float16 weights.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Domains at the same time; as many as cores by default.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads; another number rounds differently.")]
+WorkDir = Annotated[Path, typer.Option(help="Folder for checkpoints; interrupted runs resume from them.")]
+OutDir = Annotated[Path, typer.Option(help="Folder for the exported float16 weights.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Domains to process in parallel; default: number of cores.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; the number affects rounding.")]
 
 
 def _train(plan: PretrainPlan, work_dir: Path, out_dir: Path, n_threads: int, grow_from: Path | None = None) -> None:
-    """Run one plan under a progress bar and export it; exit code 1 when it cannot start."""
+    """Run one plan with a progress bar and export the weights; exit code 1 if it cannot start."""
     torch.set_num_threads(n_threads)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -73,24 +73,24 @@ def _train(plan: PretrainPlan, work_dir: Path, out_dir: Path, n_threads: int, gr
 
 @app.command()
 def pretrain_student(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
-    """Train the student on clean pictures."""
+    """Train the student on clean images."""
     _train(STUDENT_PLAN, work_dir, out_dir, threads)
 
 
 @app.command()
 def pretrain_teacher(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
-    """Grow the teacher from the student's checkpoint and train it on broadly augmented pictures."""
+    """Grow the teacher from the student's checkpoint and train it on augmented images."""
     _train(TEACHER_PLAN, work_dir, out_dir, threads, grow_from=work_dir / f"{STUDENT_PLAN.arch}.ckpt")
 
 
 @app.command()
 def evaluate(
     weights_dir: OutDir = CONFIG_DIR,
-    n_pictures: Annotated[int, typer.Option(min=1, help="Pictures per domain.")] = 2000,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+    n_pictures: Annotated[int, typer.Option(min=1, help="Images per domain.")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     threads: Threads = 2,
 ) -> None:
-    """Measure zero-shot accuracy of student and teacher, clean and in every domain."""
+    """Evaluate zero-shot accuracy of student and teacher on clean images and in every domain."""
     torch.set_num_threads(threads)
     weights = {plan.arch: weights_dir / f"{plan.arch}.safetensors" for plan in (STUDENT_PLAN, TEACHER_PLAN)}
     numbers = measure_all({arch: path for arch, path in weights.items() if path.is_file()}, n_pictures)
@@ -108,33 +108,33 @@ def evaluate(
 def write_folder(
     domain: Annotated[str, typer.Argument(help="clean, sketch, thermal, night, blueprint, satellite or negative.")],
     out_dir: Annotated[Path, typer.Argument(help="An empty or missing folder.")],
-    n_train: Annotated[int, typer.Option(min=0, help="Unlabelled pictures in train/.")] = 4000,
-    n_test: Annotated[int, typer.Option(min=0, help="Labelled pictures in test/<class>/.")] = 1600,
-    suffix: Annotated[Literal["png", "jpg"], typer.Option(help="File format.")] = "png",
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other pictures.")] = 0,
+    n_train: Annotated[int, typer.Option(min=0, help="Unlabelled images in train/.")] = 4000,
+    n_test: Annotated[int, typer.Option(min=0, help="Labelled images in test/<class>/.")] = 1600,
+    suffix: Annotated[Literal["png", "jpg"], typer.Option(help="Image format.")] = "png",
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
-    """Write a domain's pictures as image folders."""
+    """Write a domain's images as image folders."""
     try:
         sizes = write_folders(domain, out_dir, n_train=n_train, n_test=n_test, suffix=suffix, seed=seed)
     except (ValueError, FileExistsError) as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
-    console.print(f"wrote {sizes.n_train} train and {sizes.n_test} test pictures to {out_dir}", soft_wrap=True)
+    console.print(f"wrote {sizes.n_train} train and {sizes.n_test} test images to {out_dir}", soft_wrap=True)
 
 
 @app.command()
 def picture(out: Annotated[Path, typer.Argument()] = OVERVIEW) -> None:
-    """Draw the overview of classes and domains."""
+    """Draw an overview of classes and domains."""
     write_overview(out)
 
 
 @app.command()
 def boost(
-    domains: Annotated[list[str] | None, typer.Argument(help="Domains to boost; all shifted ones by default.")] = None,
+    domains: Annotated[list[str] | None, typer.Argument(help="Domains to boost; default: all.")] = None,
     work_dir: WorkDir = WORK_DIR,
     jobs: Jobs = None,
 ) -> None:
-    """Boost domains, measure what it brings, and put the table into README; bundles that stand are only measured."""
+    """Boost domains, evaluate them, and update the table in README; existing bundles are only evaluated."""
     names = domains or tuple(SHIFTED)
     n_jobs = jobs or default_jobs()
     rows = boost_all(SERVICE_DEMO / "bundles", BOOST_RESULTS, work_dir, names, jobs=n_jobs, console=console)
@@ -144,11 +144,11 @@ def boost(
 
 @app.command()
 def adapt(
-    domains: Annotated[list[str] | None, typer.Argument(help="Domains to adapt; all shifted ones by default.")] = None,
+    domains: Annotated[list[str] | None, typer.Argument(help="Domains to adapt; default: all.")] = None,
     work_dir: WorkDir = WORK_DIR,
     jobs: Jobs = None,
 ) -> None:
-    """Adapt domains with and without boosting over three seeds; all domains together fill the pages' tables."""
+    """Adapt domains with and without boosting over three seeds; a run with all domains updates the documentation."""
     bundles, names = SERVICE_DEMO / "bundles", domains or tuple(SHIFTED)
     n_jobs = jobs or default_jobs()
     rows = adapt_domains.adapt_all(bundles, work_dir / "adapted", names, jobs=n_jobs, console=console)
@@ -161,10 +161,10 @@ def adapt(
 
 @app.command()
 def crowd(
-    domain: Annotated[str, typer.Argument(help="A domain with a boosting bundle.")] = "negative",
-    counts: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = "0,1,2,4,8",
+    domain: Annotated[str, typer.Argument(help="Domain with a boosting bundle.")] = "negative",
+    counts: Annotated[str, typer.Option(help="Comma-separated numbers of tokens.")] = "0,1,2,4,8",
 ) -> None:
-    """Measure a boosted student with untrained text tokens in front of its boosting tokens."""
+    """Evaluate a boosted student with random text tokens before its boosting tokens."""
     table = Table("tokens", "base", "new", title=f"boosted student, {domain}, per cent")
     for count, found in crowding(domain, SERVICE_DEMO / "bundles", [int(count) for count in counts.split(",")]).items():
         table.add_row(str(count), f"{found['base']:.1f}", f"{found['new']:.1f}")
@@ -173,7 +173,7 @@ def crowd(
 
 @app.command()
 def samples(work_dir: WorkDir = WORK_DIR, threads: Threads = 2) -> None:
-    """Write what the service's demo classifies and uploads: sample pictures and a further bundle."""
+    """Write the sample images and the upload bundle of the service's demo."""
     torch.set_num_threads(threads)
     upload = write_upload(SERVICE_DEMO / "upload", SERVICE_DEMO / "bundles", work_dir, console)
     paths = [*write_samples(SERVICE_DEMO / "images"), upload]
@@ -183,7 +183,7 @@ def samples(work_dir: WorkDir = WORK_DIR, threads: Threads = 2) -> None:
 
 @app.command(name="all")
 def train_all(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
-    """Train student and teacher, measure both, boost and adapt every domain, write the demo and its picture."""
+    """Train and evaluate student and teacher, boost and adapt every domain, and write the demo files."""
     pretrain_student(work_dir, out_dir, threads)
     pretrain_teacher(work_dir, out_dir, threads)
     evaluate(out_dir, out=RESULTS, threads=threads)

@@ -1,7 +1,6 @@
-"""Adapts every demo domain by four methods, without and with its boosting prompts, and measures base and new classes.
+"""Adapts every demo domain with four methods, with and without boosting, using the base-to-new protocol.
 
-The project's own base-to-new protocol on labelled pictures drawn for it; each row is kept below the work folder, so a
-run that stops goes on.
+Finished rows are saved in the work folder, so interrupted runs resume.
 """
 
 import json
@@ -34,7 +33,7 @@ RECIPES: Final = Path(__file__).with_name("adapt.toml")
 SEEDS: Final = (1, 2, 3)
 SHOTS: Final = 16
 N_DRAWN_PER_CLASS: Final = 24
-"""Labelled pictures per class that each seed draws its shots from."""
+"""Labelled images per class to sample the shots from."""
 N_TEST: Final = 2000
 MEASURES: Final = ("base", "new", "h")
 
@@ -42,22 +41,22 @@ Row = dict[str, Any]
 
 
 def read_recipes(path: Path = RECIPES) -> dict[str, AdaptRecipe]:
-    """The recipe of each method, one TOML table a method."""
+    """Read the recipe of each method from a TOML file with one table per method."""
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
     return {name: METHODS[name].recipe.model_validate(values) for name, values in tables.items()}
 
 
 def adapt_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
-    """Measure every method and seed in one domain, without and with boosting; finished rows are taken from the folder.
+    """Run every method and seed in one domain, with and without boosting; finished rows are reused.
 
     Args:
         domain: a name of `shifts.DOMAINS`.
         bundles: folder of the boosting bundles, `<domain>.safetensors`.
-        work_dir: where rows, bundles and checkpoints are kept.
+        work_dir: folder for rows, bundles and checkpoints.
 
     Returns:
-        Rows of `domain`, `method` (`zero-shot` is the base model itself), `boosted`, `seed`, and `base`, `new`, `h` in
-        per cent.
+        Rows with `domain`, `method` (`zero-shot` for the base model), `boosted`, `seed`, and `base`, `new`, `h` in per
+        cent.
     """
     predictor = Predictor(load_backbone("demo-student"))
     trials = [Trial()] + [
@@ -73,7 +72,7 @@ def adapt_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
 
 
 def adapt_all(bundles: Path, work_dir: Path, domains: Sequence[str], *, jobs: int, console: Console) -> list[Row]:
-    """`adapt_domain` for several domains side by side; rows in the domains' order."""
+    """Run `adapt_domain` for several domains in parallel; rows are in the order of the domains."""
     work = partial(adapt_domain, bundles=bundles, work_dir=work_dir)
     found = dict(map_domains(work, domains, jobs=jobs, title="adapting", console=console))
     return [row for domain in domains for row in found[domain]]
@@ -87,9 +86,9 @@ def report(rows: Sequence[Row], results: Path) -> None:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Base, new and H over domains and seeds for each method, without and with boosting.
+    """Base, new and H of each method, with and without boosting, as Markdown.
 
-    Mean over the domains of each domain's mean over seeds; the spread is that of seeds, averaged over the domains.
+    Mean over domains of the mean over seeds; ± is the standard deviation over seeds, averaged over domains.
     """
     lines = ["| method | alone: base / new / H | with boosting: base / new / H | H gained |", "|---|---|---|---|"]
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -114,7 +113,7 @@ def domain_table(rows: Sequence[Row]) -> str:
 
 
 def show_table(rows: Sequence[Row], console: Console) -> None:
-    """The same tables on a terminal."""
+    """Print the same tables."""
     for title, text in (("mean over domains", markdown_table(rows)), ("H, alone → boosted", domain_table(rows))):
         header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
         table = Table(*header, title=title)

@@ -1,10 +1,10 @@
-"""Broad augmentation for the teacher: a wide family of colour maps and filters, none of them made after a domain.
+"""Broad augmentation for the teacher: colour maps and filters, none of them modelled on a domain.
 
-It shares grey, blur and edges with the domains, and some random combinations come near one (edges on a flat colour are
-not unlike `sketch`); no heat colours, ruled paper, haze or green night light are among them.
+It shares grey, blur and edges with the domains, and some random combinations resemble one (edges on a flat colour look
+like `sketch`), but it has no heat colours, ruled paper, haze or green night light.
 
-Each operation hits a random share of the pictures, several may meet on one. All take pictures in [0, 1] and their
-generator; sizes and signs are drawn per picture. Shapes: N pictures, C=3, H=W=64.
+Each operation is applied to a random subset of the images, with random strength per image. All take images in [0, 1]
+and a generator. Shapes: N images, C=3, H=W=64.
 """
 
 from collections.abc import Callable
@@ -28,22 +28,22 @@ def _colour(picture: Tensor, low: float, high: float, generator: torch.Generator
 
 
 def to_grey(picture: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001 - one signature for all
-    """Drop the colours."""
+    """Convert to grey."""
     return grey(picture).expand(-1, 3, -1, -1)
 
 
 def invert(picture: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001 - one signature for all
-    """Swap light and dark."""
+    """Invert brightness and colours."""
     return 1 - picture
 
 
 def swap_channels(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffle red, green and blue, the same way for all pictures of the call."""
+    """Permute red, green and blue, the same way for all images of the call."""
     return picture[:, torch.randperm(3, generator=generator)]
 
 
 def map_grey(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Map grey levels on a random line through colour space."""
+    """Map grey levels to a random line in colour space."""
     middle, direction = _colour(picture, 0, 1, generator), _colour(picture, -1.6, 1.6, generator)
     return (grey(picture) - middle) * direction + _colour(picture, 0.2, 0.8, generator)
 
@@ -54,31 +54,31 @@ def soften(picture: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def sharpen(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Exaggerate what is finer than a blur."""
+    """Amplify detail (unsharp mask)."""
     return picture + (picture - blur(picture, 1.5)) * _per_picture(picture, 1, 4, generator)
 
 
 def keep_detail(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Keep only what is finer than a blur, in grey (a high pass)."""
+    """Keep detail only, in grey (high-pass filter)."""
     level = grey(picture)
     detail = (level - blur(level, 2.5)) * _per_picture(picture, 1, 3, generator)
     return (0.5 + detail).expand(-1, 3, -1, -1)
 
 
 def mix_edges(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Blend in the edges, lighter or darker, over a flat colour."""
+    """Blend edges, lighter or darker, over a flat colour."""
     share = _per_picture(picture, 0, 0.7, generator)
     drawn = _colour(picture, 0, 1, generator) + edges(picture) * _per_picture(picture, -3, 3, generator)
     return share * picture + (1 - share) * drawn
 
 
 def lower_contrast(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Squeeze and shift the levels."""
+    """Reduce contrast and shift brightness."""
     return picture * _per_picture(picture, 0.15, 1, generator) + _per_picture(picture, 0, 0.3, generator)
 
 
 def add_noise(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """Add noise to every pixel and channel."""
+    """Add pixel noise."""
     noise = torch.randn(picture.shape, generator=generator)
     return picture + noise * _per_picture(picture, 0.02, 0.12, generator)
 
@@ -95,16 +95,16 @@ OPERATIONS: Final[tuple[tuple[float, Operation], ...]] = (
     (0.30, lower_contrast),
     (0.30, add_noise),
 )
-"""Operation and the share of augmented pictures it hits, applied in this order."""
+"""Operations in order, with the share of augmented images each applies to."""
 
 
 def augment_broadly(picture: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Augment a share of the pictures.
+    """Augment a random subset of the images.
 
     Args:
-        picture: float32 [N, 3, H, W] in [0, 1]; left as it is.
-        share: how likely a picture is to be augmented at all, 0 to 1.
-        generator: source of every choice.
+        picture: float32 [N, 3, H, W] in [0, 1]; not modified.
+        share: probability that an image is augmented, 0 to 1.
+        generator: random generator.
 
     Returns:
         float32 [N, 3, H, W] in [0, 1].

@@ -1,7 +1,7 @@
-"""Boosts every demo domain with the project's own command path, measures what it brings, and keeps bundles and samples.
+"""Boosts every demo domain as `caspl boost` does, and evaluates the result.
 
-For each domain: draw unlabelled pictures, run `caspl boost` on them (same functions, same recipe file for all), then
-measure the plain student, the teacher and the boosted student on pictures none of them has seen.
+For each domain: draw unlabelled images, run the functions of `caspl boost` with one recipe for all domains, then
+evaluate the plain student, the teacher and the boosted student on unseen images.
 """
 
 import json
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 def boost_domain(
     domain: str, out: Path, work_dir: Path, student: Backbone, teacher: Backbone, recipe: BoostRecipe, console: Console
 ) -> None:
-    """Draw a domain's unlabelled pictures and write its boosted bundle to `out`; an interrupted run goes on."""
+    """Draw a domain's unlabelled images and train its boosting bundle `out`; resumes an interrupted run."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / domain
         write_folders(domain, pictures, n_train=N_UNLABELLED, n_test=0)
@@ -57,11 +57,11 @@ def boost_domain(
 
 
 def measure_domain(domain: str, bundle: Path, student: Backbone, teacher: Backbone) -> Row:
-    """Accuracy of the plain student, the teacher and the boosted student on unseen pictures of a domain.
+    """Accuracy of the plain student, the teacher and the boosted student on unseen images of a domain.
 
     Returns:
-        `domain`, then per model `every`, `held_out`, `base`, `new` and `h`, in per cent, and `gap_closed`: the share
-        of the teacher's lead that boosting recovers, for base and for new classes.
+        `domain`, per model `every`, `held_out`, `base`, `new` and `h` in per cent, and `gap_closed`: the share of the
+        gap between student and teacher that boosting closes, for base and new classes.
     """
     pictures = draw_series(TEST_SEED, N_TEST, restyle=DOMAINS[domain])
     students, teachers = PromptedClip(student), PromptedClip(teacher)
@@ -80,12 +80,12 @@ def measure_domain(domain: str, bundle: Path, student: Backbone, teacher: Backbo
 
 
 def boost_and_measure(domain: str, out_dir: Path, work_dir: Path) -> Row:
-    """Boost one domain, unless its bundle stands, and measure it; an interrupted run goes on.
+    """Boost one domain, unless its bundle exists, and evaluate it; resumes an interrupted run.
 
     Args:
         domain: a name of `shifts.DOMAINS`.
-        out_dir: folder of the bundles, `<domain>.safetensors`.
-        work_dir: folder of the checkpoints.
+        out_dir: folder for the bundles, `<domain>.safetensors`.
+        work_dir: folder for checkpoints.
     """
     student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
     recipe = read_recipe(BoostRecipe, RECIPE)
@@ -98,15 +98,15 @@ def boost_and_measure(domain: str, out_dir: Path, work_dir: Path) -> Row:
 def boost_all(
     out_dir: Path, results: Path, work_dir: Path, domains: Sequence[str], *, jobs: int, console: Console
 ) -> list[Row]:
-    """Boost and measure domains side by side; domains whose bundle stands are only measured.
+    """Boost and evaluate domains in parallel; existing bundles are only evaluated.
 
     Args:
-        out_dir: folder of the bundles.
-        results: JSON file of the rows.
-        work_dir: folder of the checkpoints.
+        out_dir: folder for the bundles.
+        results: JSON file for the rows.
+        work_dir: folder for checkpoints.
         domains: names of `shifts.DOMAINS`.
-        jobs: domains at the same time.
-        console: where progress is shown.
+        jobs: number of parallel processes.
+        console: shows progress.
     """
     work = partial(boost_and_measure, out_dir=out_dir, work_dir=work_dir)
     found = dict(map_domains(work, domains, jobs=jobs, title="boosting", console=console))
@@ -118,7 +118,7 @@ def boost_all(
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table README shows: base / new / H per model, and how much of the gap boosting closes."""
+    """The table in README: base / new / H per model, and the share of the gap that boosting closes."""
     lines = [
         "| domain | student | teacher | student + boosting | gap closed, base / new |",
         "|---|---|---|---|---|",
@@ -131,8 +131,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """The same table on a terminal."""
-    table = Table("domain", *_MODELS, "gap closed", title="zero-shot accuracy in per cent: base / new / H")
+    """Print the same table."""
+    table = Table("domain", *_MODELS, "gap closed", title="zero-shot accuracy, %: base / new / H")
     for row in rows:
         cells = [" / ".join(f"{row[name][key]:.1f}" for key in ("base", "new", "h")) for name in _MODELS]
         closed = " / ".join(_closed_text(row["gap_closed"][half]) for half in ("base", "new"))
@@ -148,7 +148,7 @@ def _scores(model: PromptedClip, stack: PromptStack, pictures: Pictures) -> torc
 
 
 def _gap_closed(row: Row, half: str) -> float | None:
-    """Share of the teacher's lead recovered, in per cent; None where the teacher leads by less than a point."""
+    """Share of the gap closed, in per cent; None if the gap is less than one point."""
     lead = row["teacher"][half] - row["student"][half]
     return round(100 * (row["boosted"][half] - row["student"][half]) / lead, 1) if lead >= 1 else None
 
@@ -158,7 +158,7 @@ def _closed_text(share: float | None) -> str:
 
 
 def _made_for(bundle: Path, student: Backbone, teacher: Backbone, recipe: BoostRecipe) -> bool:
-    """Whether a bundle was made by this recipe on these backbones."""
+    """Whether a bundle was trained with this recipe and these backbones."""
     manifest = read_bundle(bundle.read_bytes()).manifest
     return (
         manifest.backbone.fingerprint == student.fingerprint

@@ -1,7 +1,7 @@
-"""How the demo world is worded: captions of several kinds and templates, tokenised by open_clip's own tokenizer.
+"""Captions of the demo world, tokenized with open_clip's tokenizer.
 
-A *kind* says which attributes a caption names: "texture shape" captions name the class, "colour shape" captions leave
-the texture out, and so on. Pairs held out of pre-training appear in no caption of `CaptionBook`.
+A caption's *kind* lists the attributes it mentions: "texture shape" captions name the class, "colour shape" captions
+omit the texture. Held-out pairs appear in no caption of `CaptionBook`.
 Shapes: K captions of one kind, T text tokens.
 """
 
@@ -36,24 +36,24 @@ _ROW_OF_SEEN: Final = {pair: row for row, pair in enumerate(SEEN_PAIRS)}
 
 
 def fill(template: str, phrase: str) -> str:
-    """Put a phrase into a template, with "an" where English wants it."""
+    """Insert a phrase into a template, with "an" before a vowel."""
     return template.format(phrase).replace("a orange", "an orange")
 
 
 @cache
 def tokenizer() -> SimpleTokenizer:
-    """Load open_clip's tokenizer once."""
+    """Return open_clip's tokenizer, cached."""
     return SimpleTokenizer(context_length=CONTEXT_LENGTH)
 
 
 def tokenise(captions: list[str]) -> Tensor:
-    """Tokenise captions and cut them after the longest one's end token: int64 [K, T]."""
+    """Tokenize captions, truncated after the longest caption's end token: int64 [K, T]."""
     tokens_KT: Tensor = tokenizer()(captions)
     return tokens_KT[:, : int(tokens_KT.argmax(1).max()) + 1]
 
 
 def phrases(kind: Kind) -> list[str]:
-    """List every phrase of one kind, in the order that `targets` counts."""
+    """List all phrases of one kind, in the order of the indices from `targets`."""
     if kind == "texture shape":
         return [f"{TEXTURES[t]} {SHAPES[s]}" for t, s in SEEN_PAIRS]
     if kind == "colour shape":
@@ -68,10 +68,10 @@ def phrases(kind: Kind) -> list[str]:
 
 
 def targets(kind: Kind, pictures: Pictures) -> Tensor:
-    """Say which phrase of a kind is true of each picture: int64 [N].
+    """Index of the matching phrase of each picture: int64 [N].
 
     Raises:
-        KeyError: the kind names texture and shape, and a picture shows a pair held out of pre-training.
+        KeyError: the kind includes texture and shape, and a picture shows a held-out pair.
     """
     colours, textures, shapes = pictures.colours, pictures.textures, pictures.shapes
     if kind == "colour shape":
@@ -89,10 +89,10 @@ def targets(kind: Kind, pictures: Pictures) -> Tensor:
 
 
 class CaptionBook:
-    """Every caption of pre-training, tokenised once, its token ids renumbered without gaps.
+    """All captions of pre-training, tokenized once, with contiguous token ids.
 
-    Only the tokens that occur get a number, in the order of their ids, so the end token keeps the highest one (CLIP
-    pools there) and a model in training needs as many embedding rows as there are tokens, not the whole vocabulary.
+    Only tokens that occur get an id, in their original order, so that the end token keeps the highest id (CLIP pools
+    there) and training needs embedding rows for these tokens only.
     """
 
     def __init__(self) -> None:
@@ -101,5 +101,5 @@ class CaptionBook:
         self._tokens = {key: torch.searchsorted(self.vocabulary_V, tokens.contiguous()) for key, tokens in wide.items()}
 
     def tokens(self, kind: Kind, template: str) -> Tensor:
-        """Renumbered tokens of every caption of a kind in one template: int64 [K, T]."""
+        """Renumbered tokens of all captions of a kind with one template: int64 [K, T]."""
         return self._tokens[kind, template]

@@ -1,7 +1,7 @@
-"""How much of a boosted student's accuracy is lost by untrained tokens in front of its boosting tokens.
+"""Accuracy of a boosted student with random tokens before its boosting tokens.
 
-Every text token that a method adds stands in front of the boosting tokens and moves them and the class name on. This
-says how many tokens a recipe can afford.
+Text tokens of an adapting method precede the boosting tokens and shift them and the class name. This measures how many
+tokens a recipe can add.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _BATCH: Final = 250
 
 @torch.inference_mode()
 def crowding(domain: str, bundles: Path, counts: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Base and new accuracy in per cent of the boosted student, by the number of random tokens put in front.
+    """Base and new accuracy of the boosted student in per cent, by number of random tokens.
 
     Args:
         domain: a name of `shifts.DOMAINS`.

@@ -1,6 +1,6 @@
-"""Domains side by side: one process each, one thread each.
+"""Processes domains in parallel, one single-threaded process each.
 
-The demo models are so small that a second thread mostly waits for the first; a second domain does not.
+The demo models are too small to benefit from several threads.
 """
 
 import multiprocessing
@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 def default_jobs() -> int:
-    """As many as there are cores."""
+    """The number of cores."""
     return os.cpu_count() or 1
 
 
 def map_domains(
     work: Callable[[str], T], domains: Sequence[str], *, jobs: int, title: str, console: Console
 ) -> Iterator[tuple[str, T]]:
-    """Do the work for every domain, in the order they finish.
+    """Call `work` for every domain in a process pool; yields results as they finish.
 
     Args:
-        work: from a domain's name to its result; a function or partial that can be pickled.
-        domains: their names.
-        jobs: domains at the same time.
-        title: what the bar says.
-        console: where it is shown.
+        work: maps a domain's name to its result; must be picklable.
+        domains: names of the domains.
+        jobs: number of parallel processes.
+        title: title of the progress bar.
+        console: shows progress.
     """
     spawn = multiprocessing.get_context("spawn")
     with (

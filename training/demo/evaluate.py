@@ -1,6 +1,6 @@
-"""Zero-shot accuracy of the demo models, clean and in every domain, through open_clip's own text and image encoders.
+"""Zero-shot accuracy of the demo models on clean images and in every domain, with open_clip's encoders.
 
-The pictures come from a series that no pre-training draws from. Shapes: N pictures, K classes, E joint dimension.
+The images come from a series that training does not use. Shapes: N images, K classes, E joint dimension.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,10 +24,10 @@ _BATCH: Final = 250
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of pictures given the right class.
+    """Zero-shot accuracy.
 
-    `every`, `held_out`: against all 80 classes, over all pictures or those of pairs not seen in pre-training.
-    `base`, `new`: CoOp's way, pictures of one half of the classes against that half.
+    `every`, `held_out`: among all 80 classes, over all images or those of held-out pairs.
+    `base`, `new`: images of one half of the classes, among that half, as in CoOp.
     """
 
     every: float
@@ -51,13 +51,13 @@ def class_features(model: open_clip.CLIP) -> Tensor:
 
 @torch.inference_mode()
 def picture_features(model: open_clip.CLIP, pixels_NCHW: Tensor) -> Tensor:
-    """Encode uint8 pictures: unit norm [N, E]."""
+    """Encode uint8 images: unit norm [N, E]."""
     batches = torch.split(pixels_NCHW, _BATCH)
     return torch.cat([model.encode_image(normalise_pixels(batch), normalize=True) for batch in batches])
 
 
 def _share_right(scores_NK: Tensor, labels_N: Tensor, among: tuple[int, ...], of: tuple[int, ...]) -> float:
-    """Score the pictures labelled `of` against the classes `among`."""
+    """Accuracy of the images with labels `of`, among the classes `among`."""
     rows = torch.isin(labels_N, torch.tensor(of))
     classes = torch.tensor(among)
     guesses = classes[scores_NK[rows][:, classes].argmax(1)]
@@ -65,7 +65,7 @@ def _share_right(scores_NK: Tensor, labels_N: Tensor, among: tuple[int, ...], of
 
 
 def accuracy(scores_NK: Tensor, labels_N: Tensor) -> Accuracy:
-    """Judge scores of pictures against all 80 classes in label order, float [N, K], by their true labels, int64 [N]."""
+    """Compute accuracies from scores of all 80 classes, float [N, K], and labels, int64 [N]."""
     every = tuple(range(len(CLASS_NAMES)))
     return Accuracy(
         every=_share_right(scores_NK, labels_N, every, every),
@@ -76,7 +76,7 @@ def accuracy(scores_NK: Tensor, labels_N: Tensor) -> Accuracy:
 
 
 def measure(model: open_clip.CLIP, domain: str, n_pictures: int = 2000, seed: int = TEST_SEED) -> Accuracy:
-    """Measure zero-shot accuracy in one domain.
+    """Evaluate zero-shot accuracy in one domain.
 
     Raises:
         KeyError: no such domain.
@@ -86,11 +86,11 @@ def measure(model: open_clip.CLIP, domain: str, n_pictures: int = 2000, seed: in
 
 
 def measure_all(weights: dict[str, Path], n_pictures: int = 2000) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure models in every domain.
+    """Evaluate models in every domain.
 
     Args:
         weights: exported weights by architecture.
-        n_pictures: per domain.
+        n_pictures: images per domain.
 
     Returns:
         accuracy by architecture, domain and measure.

@@ -1,4 +1,4 @@
-"""Small picture filters that the domains and the broad augmentation share. Pictures are [N, C, H, W] in [0, 1]."""
+"""Image filters for domains and augmentation. Images are [N, C, H, W] in [0, 1]."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,13 @@ from torch.nn import functional as F
 
 
 def grey(picture: Tensor) -> Tensor:
-    """Weigh the channels to one brightness (Rec. 601): [N, 1, H, W]."""
+    """Luma (Rec. 601): [N, 1, H, W]."""
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     return (picture * weights).sum(1, keepdim=True)
 
 
 def blur(picture: Tensor, sigma_px: float) -> Tensor:
-    """Blur with a Gaussian of this width, edges mirrored."""
+    """Gaussian blur with reflection padding."""
     reach = max(1, int(2.5 * sigma_px + 0.5))
     offsets = torch.arange(-reach, reach + 1).float()
     kernel = torch.exp(-(offsets**2) / (2 * sigma_px**2))
@@ -24,7 +24,7 @@ def blur(picture: Tensor, sigma_px: float) -> Tensor:
 
 
 def edges(picture: Tensor) -> Tensor:
-    """Measure how steeply the brightness changes (Sobel): [N, 1, H, W], 0 on flat ground."""
+    """Sobel gradient magnitude of the luma: [N, 1, H, W]."""
     kernel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])[None, None] / 4
     padded = F.pad(grey(picture), (1, 1, 1, 1), mode="reflect")
     across, down = F.conv2d(padded, kernel), F.conv2d(padded, kernel.transpose(2, 3))

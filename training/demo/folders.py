@@ -1,7 +1,7 @@
-"""Writes pictures of a domain as ordinary image folders, the form every other command of this repository reads.
+"""Writes a domain's images as image folders for `caspl boost`, `adapt` and `evaluate`.
 
-`train/` holds unlabelled pictures side by side, `test/` one folder per class; `classes.txt` lists the class names in
-label order. A labelled data set has a folder per class in `train/` too. All of them come from different series.
+`train/` contains unlabelled images, `test/` one folder per class, `classes.txt` the class names in label order. A
+labelled data set also has class folders in `train/`. All splits use different series.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ Suffix = Literal["png", "jpg"]
 
 @dataclass(frozen=True)
 class FolderSizes:
-    """How many pictures were written."""
+    """Numbers of written images."""
 
     n_train: int
     n_test: int
 
 
 def class_folder(name: str) -> str:
-    """Name a class's folder: words joined by underscores, as the class lists of this repository read them."""
+    """Folder name of a class: words joined by underscores."""
     return name.replace(" ", "_")
 
 
@@ -44,14 +44,14 @@ def _save(pictures: Pictures, index: int, path: Path) -> None:
 def write_folders(
     domain: str, out_dir: Path, *, n_train: int = 4000, n_test: int = 1600, suffix: Suffix = "png", seed: int = 0
 ) -> FolderSizes:
-    """Write a domain's pictures below `out_dir`.
+    """Write a domain's images to `out_dir`.
 
     Args:
         domain: a name of `shifts.DOMAINS`.
         out_dir: an empty or missing folder.
-        n_train: unlabelled pictures in `train/`, 0 for none.
-        n_test: labelled pictures in `test/<class>/`, 0 for none.
-        suffix: "png" (exact) or "jpg" (quality 95).
+        n_train: unlabelled images in `train/`.
+        n_test: labelled images in `test/<class>/`.
+        suffix: "png" (lossless) or "jpg" (quality 95).
         seed: added to the seeds of both series.
 
     Raises:
@@ -72,14 +72,14 @@ def write_folders(
 
 
 def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_seed: int) -> FolderSizes:
-    """Write a domain as a data set of few labelled pictures: `train/<class>/` and `test/<class>/`.
+    """Write a domain as a few-shot data set: `train/<class>/` and `test/<class>/`.
 
     Args:
         domain: a name of `shifts.DOMAINS`.
         out_dir: an empty or missing folder.
-        shots: train pictures per class, the first ones of their series.
-        n_test: test pictures of all classes together.
-        test_seed: series of the test pictures.
+        shots: train images per class, the first ones of their series.
+        n_test: total number of test images.
+        test_seed: series of the test images.
 
     Raises:
         ValueError: no such domain.
@@ -103,10 +103,10 @@ def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_
 
 
 def _begin(domain: str, out_dir: Path) -> None:
-    """Make the folder and its class list."""
+    """Create the folder and its class list."""
     if domain not in DOMAINS:
-        raise ValueError(f"expected one of {', '.join(DOMAINS)}, found {domain!r}")
+        raise ValueError(f"unknown domain {domain!r}; use one of {', '.join(DOMAINS)}")
     if out_dir.exists() and any(out_dir.iterdir()):
-        raise FileExistsError(f"expected an empty or missing folder, found files in {out_dir}; choose another")
+        raise FileExistsError(f"the folder {out_dir} is not empty")
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))

@@ -1,7 +1,7 @@
-"""The two demo models: made by open_clip from the packaged configurations, trained with few embedding rows, exported.
+"""The two demo models, created by open_clip from the packaged configurations.
 
-In training the token embedding has only the rows that the captions use; `export_weights` puts them into the full table
-of open_clip's tokenizer (all other rows zero) and writes float16 safetensors that `open_clip.create_model` loads.
+During training the token embedding only has rows for tokens in the captions. `export_weights` scatters them into the
+full table (other rows are zero) and writes float16 safetensors that `open_clip.create_model` loads.
 """
 
 import os
@@ -22,30 +22,30 @@ EMBEDDING: Final = "token_embedding.weight"
 
 
 def create(arch: str, weights: Path | None = None) -> open_clip.CLIP:
-    """Make a demo model through open_clip, with random or with exported weights.
+    """Create a demo model with open_clip, with random or exported weights.
 
     Raises:
         FileNotFoundError: the weights file is missing.
     """
     if weights is not None and not weights.is_file():
-        raise FileNotFoundError(f"expected the weights of {arch} at {weights}; train them with `make demo-train`")
+        raise FileNotFoundError(f"no weights for {arch} at {weights}; train them with `make demo-train`")
     open_clip.add_model_config(CONFIG_DIR)
     model = open_clip.create_model(arch, pretrained=None if weights is None else str(weights))
     if not isinstance(model, open_clip.CLIP):
-        raise TypeError(f"expected open_clip to make a CLIP for {arch}, found {type(model).__name__}")
+        raise TypeError(f"open_clip created a {type(model).__name__} for {arch}, not a CLIP")
     return model
 
 
 def keep_rows(model: open_clip.CLIP, vocabulary_V: Tensor) -> None:
-    """Cut the token embedding to the rows of `vocabulary_V` (in place)."""
+    """Reduce the token embedding to the rows of `vocabulary_V`, in place."""
     rows_VD = model.token_embedding.weight.detach()[vocabulary_V].clone()
     model.token_embedding = nn.Embedding(len(rows_VD), rows_VD.shape[1], _weight=rows_VD)
 
 
 def encode_text(model: open_clip.CLIP, tokens_KT: Tensor) -> Tensor:
-    """Encode captions cut to T <= 77 tokens; the same as open_clip's `encode_text` on the padded ones.
+    """Encode captions truncated to T <= 77 tokens, with the same result as open_clip's `encode_text` on padded ones.
 
-    The text tower is causal and pools at the end token, so what comes after it changes nothing.
+    The text tower is causal and pools at the end token, so padding has no effect.
 
     Returns:
         unit-norm features [K, E].
@@ -58,33 +58,33 @@ def encode_text(model: open_clip.CLIP, tokens_KT: Tensor) -> Tensor:
 
 
 def normalise_pixels(pixels_NCHW: Tensor) -> Tensor:
-    """Turn uint8 pixels into what the models take: open_clip's default (OpenAI's) mean and standard deviation."""
+    """Normalize uint8 pixels with open_clip's default (OpenAI's) mean and standard deviation."""
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
     return (pixels_NCHW.float() / 255 - mean) / std
 
 
 def grow(small: Mapping[str, Tensor], large: open_clip.CLIP) -> dict[str, Tensor]:
-    """Spread a model's vision blocks over a deeper one without changing what it computes.
+    """Copy a model's vision blocks into a deeper model without changing its output.
 
-    New blocks stand between the old ones and start with output projections of zero, so each adds nothing to the
-    residual stream until training moves it (as in Net2Net, arXiv 1511.05641, for depth).
+    New blocks are inserted between the old ones with zero output projections, so that they initially add nothing to the
+    residual stream (as Net2Net, arXiv 1511.05641, for depth).
 
     Args:
-        small: state of the shallower model, of equal widths.
-        large: the deeper model; gives the new blocks' other weights.
+        small: state of the shallower model, with equal widths.
+        large: the deeper model; provides the other weights of the new blocks.
 
     Returns:
         a state for `large`.
 
     Raises:
-        ValueError: the deeper model is not deeper.
+        ValueError: `large` has fewer blocks than `small`.
     """
     prefix = "visual.transformer.resblocks."
     n_small = len({key.split(".")[3] for key in small if key.startswith(prefix)})
     n_large = len(large.visual.transformer.resblocks)
     if n_large < n_small:
-        raise ValueError(f"expected at least {n_small} vision blocks to grow into, found {n_large}")
+        raise ValueError(f"cannot grow {n_small} vision blocks into {n_large}")
     place = {round(i * (n_large - 1) / max(1, n_small - 1)): i for i in range(n_small)}
     grown = {key: value.clone() for key, value in small.items() if not key.startswith(prefix)}
     for key, value in large.state_dict().items():
@@ -101,7 +101,7 @@ def grow(small: Mapping[str, Tensor], large: open_clip.CLIP) -> dict[str, Tensor
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     with staged.open("wb") as file:
@@ -112,7 +112,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def export_weights(model: open_clip.CLIP, vocabulary_V: Tensor, path: Path) -> int:
-    """Write a trained model as float16 safetensors in open_clip's own names.
+    """Write a trained model as float16 safetensors with open_clip's names.
 
     Returns:
         the file's size in bytes.

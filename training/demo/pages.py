@@ -1,18 +1,18 @@
-"""Tables in pages: measured numbers go between two marks, so that no page holds a number that no command wrote."""
+"""Generated tables in documentation pages, between two markers."""
 
 from pathlib import Path
 
 
 def fill_page(page: Path, name: str, text: str) -> None:
-    """Put text between a page's marks `<!-- name:start -->` and `<!-- name:end -->`, instead of what is there.
+    """Replace the text between a page's markers `<!-- name:start -->` and `<!-- name:end -->`.
 
     Raises:
-        ValueError: a mark is missing, or there twice.
+        ValueError: a marker is missing or duplicated.
     """
     marks = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
     whole = page.read_text(encoding="utf-8")
     if not all(whole.count(mark) == 1 for mark in marks):
-        msg = f"{page} needs the marks {' and '.join(marks)} once each."
+        msg = f"{page} must contain the markers {' and '.join(marks)} once each."
         raise ValueError(msg)
     head, rest = whole.split(marks[0])
     _, tail = rest.split(marks[1])

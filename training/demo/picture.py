@@ -1,4 +1,4 @@
-"""Draws the overview of the demo world: one row per domain, one column per class."""
+"""The overview image of the demo world: one row per domain, one column per class."""
 
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ _GAP_PX: Final = 4
 
 
 def overview(seed: int = _SEED) -> Tensor:
-    """Draw every domain, then the broad augmentation, of one row of ten classes.
+    """Draw ten classes in every domain, and with the teacher's augmentation.
 
     Returns:
         uint8 [3, H, W].

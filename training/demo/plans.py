@@ -1,14 +1,14 @@
-"""The two pre-trainings whose weights the repository carries."""
+"""The plans of the two pre-trained demo models."""
 
 from typing import Final
 
 from training.demo.pretrain import PretrainPlan
 
 STUDENT_PLAN: Final = PretrainPlan(arch="demo-student", n_steps=4400, n_pictures=60_000, seed=1)
-"""Clean pictures only, from random weights."""
+"""Clean images, from random weights."""
 
 TEACHER_PLAN: Final = PretrainPlan(
     arch="demo-teacher", n_steps=1800, n_pictures=60_000, peak_lr=1e-3, n_cosine_steps=2400, augmented_share=0.6, seed=2
 )
-"""Grown from the student: three more vision blocks, other pictures, most of them broadly augmented; stopped at
-three quarters of its cosine."""
+"""Grown from the student: three more vision blocks, other images, mostly augmented; stopped after three quarters of
+the cosine schedule."""

@@ -1,11 +1,11 @@
-"""Pre-trains a demo model on drawn pictures and their captions; stops and resumes to the same bits.
+"""Pre-trains a demo model on synthetic images and captions; a resumed run is bit-identical.
 
-Each step contrasts a batch of pictures with *all* captions of the class kind ("striped circle") and of one other kind
-("red circle", "striped object", ...), and asks linear heads on the image feature for colour, texture and shape. The
-heads leave with the training: they only bring the image tower off the long plateau of contrast from scratch.
+Each step contrasts a batch of images with *all* captions of the class kind ("striped circle") and of one other kind
+("red circle", "striped object", ...). Auxiliary linear heads on the image feature predict colour, texture and shape;
+they shorten the initial plateau of contrastive training and are dropped afterwards.
 
-Every random choice of step i comes from (seed, i), never from a running generator, so a resumed run needs only the
-weights, the optimizer and i. Knows nothing of domains. Shapes: B pictures, K captions, E joint dimension.
+All random choices of step i depend on (seed, i) only, so a checkpoint contains the weights, the optimizer state and i.
+Shapes: B images, K captions, E joint dimension.
 """
 
 import io
@@ -33,19 +33,19 @@ _OTHER_KINDS: Final[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind != 
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """Everything that decides the outcome of a pre-training.
+    """Hyperparameters of a pre-training.
 
     Attributes:
-        arch: an open_clip configuration of `prompted_clip/demo`.
+        arch: an open_clip configuration in `prompted_clip/demo`.
         n_steps: optimizer steps.
-        n_pictures: size of the pool, drawn once from the pairs not held out.
-        batch_size: pictures per step.
-        peak_lr: learning rate after warm-up; a cosine leads from there towards zero.
-        n_cosine_steps: where the cosine would reach zero, >= n_steps; None for n_steps.
+        n_pictures: number of training images, without held-out pairs.
+        batch_size: images per step.
+        peak_lr: learning rate after warm-up, followed by a cosine decay to zero.
+        n_cosine_steps: length of the cosine schedule, >= n_steps; None for n_steps.
         n_warmup_steps: steps of linear warm-up.
-        weight_decay: of AdamW.
-        augmented_share: share of pictures broadly augmented; 0 shows the clean world only.
-        seed: of the pool, the first weights and every step.
+        weight_decay: AdamW's weight decay.
+        augmented_share: share of augmented images.
+        seed: seed of images, initial weights and all steps.
     """
 
     arch: str
@@ -62,7 +62,7 @@ class PretrainPlan:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a finished step has to say: losses of the class captions, the other captions and the heads."""
+    """Losses and accuracy of a finished step."""
 
     step: int
     class_loss: float
@@ -72,24 +72,24 @@ class Progress:
 
 
 class CheckpointMismatchError(ValueError):
-    """A checkpoint was made by another plan."""
+    """The checkpoint belongs to another plan."""
 
 
 def learning_rate(plan: PretrainPlan, step: int) -> float:
-    """Give the learning rate of a step: linear warm-up, then a cosine."""
+    """Learning rate of a step: linear warm-up, then cosine decay."""
     warmup = min(1.0, (step + 1) / max(1, plan.n_warmup_steps))
     return plan.peak_lr * warmup * 0.5 * (1 + math.cos(math.pi * step / (plan.n_cosine_steps or plan.n_steps)))
 
 
 class Pretraining:
-    """One pre-training in memory: model, heads, optimizer, and the number of steps done."""
+    """The state of a pre-training: model, heads, optimizer and step."""
 
     def __init__(self, plan: PretrainPlan, grow_from: Path | None = None) -> None:
-        """Make the first weights.
+        """Initialize the weights.
 
         Args:
-            plan: what to train.
-            grow_from: checkpoint of a finished, shallower model to grow this one from; random weights without.
+            plan: hyperparameters.
+            grow_from: checkpoint of a shallower model to grow this one from; None for random weights.
         """
         self.plan = plan
         self.book = CaptionBook()
@@ -112,13 +112,13 @@ class Pretraining:
 
     @property
     def pool(self) -> Pictures:
-        """The pictures, drawn when first asked for."""
+        """The training images, drawn on first use."""
         if self._pool is None:
             self._pool = draw_series(self.plan.seed, self.plan.n_pictures, pairs=SEEN_PAIRS)
         return self._pool
 
     def _contrast(self, kind: Kind, features_BE: Tensor, pictures: Pictures, template: str) -> tuple[Tensor, Tensor]:
-        """Score pictures against all captions of a kind (the full ones: all of this batch)."""
+        """Contrastive loss against all captions of a kind (full captions: those of this batch)."""
         tokens_KT, target_B = self.book.tokens(kind, template), targets(kind, pictures)
         if kind == "colour texture shape":
             rows, target_B = torch.unique(target_B, return_inverse=True)
@@ -127,7 +127,7 @@ class Pretraining:
         return scale * features_BE @ encode_text(self.model, tokens_KT).T, target_B
 
     def step(self) -> Progress:
-        """Do one optimizer step."""
+        """Run one optimizer step."""
         plan, generator = self.plan, seeded_generator(self.plan.seed, self.n_done, 2)
         batch = self.pool.only(torch.randint(plan.n_pictures, (plan.batch_size,), generator=generator))
         pixels = batch.pixels.float() / 255
@@ -159,7 +159,7 @@ class Pretraining:
         return Progress(self.n_done, class_loss.item(), other_loss.item(), head_loss.item(), accuracy.item())
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, atomically."""
+        """Write a checkpoint atomically."""
         state = {
             "plan": asdict(self.plan),
             "n_done": self.n_done,
@@ -172,16 +172,16 @@ class Pretraining:
         write_atomically(path, buffer.getvalue())
 
     def resume(self, path: Path) -> None:
-        """Take up a checkpoint.
+        """Load a checkpoint.
 
         Raises:
-            CheckpointMismatchError: it was made by another plan.
+            CheckpointMismatchError: it belongs to another plan.
         """
         state: dict[str, Any] = torch.load(path, weights_only=True)
         if state["plan"] != asdict(self.plan):
             raise CheckpointMismatchError(
-                f"expected a checkpoint of {asdict(self.plan)}, found one of {state['plan']} at {path}; "
-                "remove it or choose another folder"
+                f"the checkpoint {path} belongs to the plan {state['plan']}, not {asdict(self.plan)}; "
+                "remove it or use another folder"
             )
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
@@ -197,13 +197,13 @@ def pretrain(
     n_steps_per_save: int = 200,
     on_step: Callable[[Progress], None] = lambda _: None,
 ) -> Pretraining:
-    """Run a plan to its end, from its checkpoint where there is one.
+    """Train to the end of the plan, resuming from the checkpoint if it exists.
 
     Args:
-        plan: what to train.
+        plan: hyperparameters.
         checkpoint: file written every `n_steps_per_save` steps and at the end.
         grow_from: see `Pretraining`.
-        n_steps_per_save: how much work a crash may cost.
+        n_steps_per_save: steps between checkpoints.
         on_step: called after every step.
     """
     run = Pretraining(plan, grow_from)

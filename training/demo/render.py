@@ -1,9 +1,8 @@
-"""Draws the clean pictures of the demo world, and the seeded, endless series they come from.
+"""Renders the images of the demo world from seeded, endless series.
 
-A series is named by one seed. It is drawn in blocks of `BLOCK` pictures, each block from its own random generator, so
-picture i of a series is the same however many pictures are asked for. A restyling (a domain, say) draws from a second
-generator of the block: picture i of a shifted domain is picture i of the clean series, restyled.
-Knows nothing of captions, models or files. Shapes: N pictures, C=3, H=W=64.
+A series is identified by its seed and drawn in blocks of `BLOCK` images, each with its own random generator, so image i
+does not depend on how many images are drawn. A restyling (such as a domain) uses a second generator per block: image i
+of a domain is image i of the clean series, restyled. Shapes: N images, C=3, H=W=64.
 """
 
 import math
@@ -23,12 +22,12 @@ from training.demo.world import HUES, IMAGE_SIZE, LABEL_OF_PAIR, N_COLOURS, PAIR
 BLOCK: Final = 256
 
 Restyle = Callable[[Tensor, torch.Generator], Tensor]
-"""Pictures in [0, 1] (N, 3, H, W) and a generator to pictures in [0, 1] of the same shape."""
+"""Maps images (N, 3, H, W) in [0, 1] and a generator to images of the same shape and range."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Drawn pictures and what is on them.
+    """Rendered images with their attributes.
 
     Attributes:
         pixels: uint8 [N, 3, 64, 64].
@@ -47,34 +46,34 @@ class Pictures:
 
     @property
     def labels(self) -> Tensor:
-        """Class labels, int64 [N], an index into `world.CLASS_NAMES`."""
+        """Class labels, int64 [N], indices into `world.CLASS_NAMES`."""
         pairs = zip(self.textures.tolist(), self.shapes.tolist(), strict=True)
         return torch.tensor([LABEL_OF_PAIR[pair] for pair in pairs])
 
     def only(self, rows: Tensor) -> "Pictures":
-        """Keep the pictures selected by an index or boolean tensor."""
+        """Select images by an index or boolean tensor."""
         return Pictures(**{name: value[rows] for name, value in vars(self).items()})
 
 
 def seeded_generator(*words: int) -> torch.Generator:
-    """Make the generator that belongs to these non-negative numbers; different numbers, unrelated draws."""
+    """Create a generator seeded by these non-negative numbers."""
     state = np.random.SeedSequence(words).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
 def uniform(n: int, low: float, high: float, generator: torch.Generator, n_dims: int = 3) -> Tensor:
-    """Draw one number per picture, shaped [N, 1, ...] with `n_dims` dimensions."""
+    """Draw one number per image, shaped [N, 1, ...] with `n_dims` dimensions."""
     return torch.rand(n, *[1] * (n_dims - 1), generator=generator) * (high - low) + low
 
 
 def smooth_noise(n: int, n_channels: int, n_cells: int, generator: torch.Generator) -> Tensor:
-    """Draw noise that changes slowly over the picture: [N, n_channels, H, W], about [0, 1]."""
+    """Low-frequency noise: [N, n_channels, H, W], about [0, 1]."""
     cells = torch.rand(n, n_channels, n_cells, n_cells, generator=generator)
     return F.interpolate(cells, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)
 
 
 def hsv_to_rgb(hue_N: Tensor, saturation_N: Tensor, value_N: Tensor) -> Tensor:
-    """Convert colours, all in [0, 1]: three [N] to one [N, 3]."""
+    """Convert HSV [N] each to RGB [N, 3], all in [0, 1]."""
 
     def channel(shift: int) -> Tensor:
         k = (shift + hue_N * 6) % 6
@@ -94,7 +93,7 @@ def _turn(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lay_out(n: int, generator: torch.Generator) -> tuple[Surface, Tensor]:
-    """Draw each picture's pose and texture frame; returns the surface and the pixels per unit, [N, 1, 1]."""
+    """Draw each image's pose and texture frame; returns the surface and the pixels per unit, [N, 1, 1]."""
     grid_x, grid_y = _pixel_grid()
     scale = uniform(n, 0.62, 0.85, generator)
     room = (0.95 - scale) * 0.9
@@ -139,13 +138,13 @@ def _background(n: int, generator: torch.Generator) -> Tensor:
 
 
 def draw(colours_N: Tensor, textures_N: Tensor, shapes_N: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one clean picture per row.
+    """Render one clean image per row.
 
     Args:
         colours_N: int64 index into `world.COLOURS`.
         textures_N: int64 index into `world.TEXTURES`.
         shapes_N: int64 index into `world.SHAPES`.
-        generator: source of pose, colours, background, light and noise.
+        generator: random generator for pose, colours, background, light and noise.
 
     Returns:
         float32 [N, 3, 64, 64] in [0, 1].
@@ -182,21 +181,21 @@ def _draw_block(seed: int, block: int, pairs: Sequence[Pair], restyle: Restyle |
 def draw_series(
     seed: int, n: int, *, pairs: Sequence[Pair] = PAIRS, restyle: Restyle | None = None, start: int = 0
 ) -> Pictures:
-    """Draw pictures `start` to `start + n` of a series.
+    """Render images `start` to `start + n` of a series.
 
     Args:
-        seed: names the series, >= 0.
-        n: how many pictures, >= 1.
-        pairs: the classes to draw from, each equally likely.
-        restyle: applied to every block, e.g. a domain of `shifts.DOMAINS`.
-        start: first picture.
+        seed: identifies the series, >= 0.
+        n: number of images, >= 1.
+        pairs: the classes, sampled uniformly.
+        restyle: applied to every block, such as a domain of `shifts.DOMAINS`.
+        start: first image.
 
     Raises:
-        ValueError: nothing to draw.
+        ValueError: an argument is out of range.
     """
     if n < 1 or start < 0 or not pairs:
         raise ValueError(
-            f"expected n >= 1, start >= 0 and at least one pair, found n={n}, start={start}, {len(pairs)=}"
+            f"n >= 1, start >= 0 and at least one pair are required, got n={n}, start={start}, {len(pairs)=}"
         )
     drawn = Pictures(
         pixels=torch.empty(n, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8),

@@ -1,4 +1,4 @@
-"""What the service's demo carries: sample pictures of two domains and one further bundle to swap in."""
+"""Files of the service's demo: sample images of two domains, and a bundle to upload."""
 
 import tempfile
 from pathlib import Path
@@ -25,9 +25,9 @@ _JPEG_QUALITY: Final = 90
 
 
 def write_samples(out_dir: Path) -> list[Path]:
-    """Write sample pictures as `<domain>/<class>-<n>.jpg` and `.png`, in turn.
+    """Write sample images as `<domain>/<class>-<n>.jpg` and `.png`, alternating.
 
-    They are the first pictures of a series that neither training nor measuring draws from; none is picked by hand.
+    They are the first images of a series that neither training nor evaluation uses; not hand-picked.
     """
     written = []
     for domain in SAMPLE_DOMAINS:
@@ -43,13 +43,13 @@ def write_samples(out_dir: Path) -> list[Path]:
 
 
 def write_upload(out_dir: Path, bundles: Path, work_dir: Path, console: Console) -> Path:
-    """Adapt one boosted domain on a few labelled pictures of all its classes: the version that the demo swaps in.
+    """Adapt one boosted domain on a few labelled images of all classes: the bundle that the demo uploads.
 
     Args:
-        out_dir: where the bundle goes, instead of what is there.
+        out_dir: folder for the bundle; an existing one is replaced.
         bundles: folder of the boosting bundles.
-        work_dir: folder of the checkpoint.
-        console: where progress is shown.
+        work_dir: folder for the checkpoint.
+        console: shows progress.
     """
     base_model = load_prompted_backbone(
         "demo-student", None, bundles / f"{UPLOAD_DOMAIN}.safetensors", is_random=False, device="cpu"

@@ -1,7 +1,7 @@
-"""The ten shapes as signed distance functions: below zero inside, above zero outside.
+"""The ten shapes as signed distance functions: negative inside, positive outside.
 
-Each takes x and y (any equal shape; x to the right, y down, the shape fills about [-1, 1]) and returns the distance in
-the same unit, exact or near enough to draw a smooth edge. Knows nothing of pixels, colours or textures.
+Each takes x and y (equal shapes; x to the right, y down, the shape spans about [-1, 1]) and returns the distance in the
+same unit, exact or accurate enough for a smooth edge.
 """
 
 import math
@@ -23,7 +23,7 @@ def square(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _polygon(x: Tensor, y: Tensor, n_sides: int, apothem: float) -> Tensor:
-    """Intersect half planes; the distance is exact along the sides."""
+    """A regular polygon as an intersection of half planes; the distance is exact along the sides."""
     turn = math.pi if n_sides % 2 else 0.0
     angles = [2 * math.pi * k / n_sides - math.pi / 2 + turn for k in range(n_sides)]
     sides = torch.stack([x * math.cos(a) + y * math.sin(a) for a in angles])
@@ -36,7 +36,7 @@ def triangle(x: Tensor, y: Tensor) -> Tensor:
 
 
 def star(x: Tensor, y: Tensor) -> Tensor:
-    """Draw a star of five points: fold the plane into one sector, then one line."""
+    """Draw a five-pointed star: fold the plane into one sector, then one line."""
     tip, notch, sector = 1.08, 0.42, 2 * math.pi / 5
     radius = torch.hypot(x, y)
     angle = (torch.remainder(torch.atan2(x, -y) + sector / 2, sector) - sector / 2).abs()

@@ -1,7 +1,7 @@
-"""The six shifted domains: the same world seen through other instruments.
+"""The six shifted domains.
 
-A domain restyles clean pictures; class, pose and pattern stay what they were. No pre-training calls these functions.
-Shapes: N pictures, C=3, H=W=64.
+A domain restyles clean images without changing class, pose or pattern. Pre-training does not use these functions.
+Shapes: N images, C=3, H=W=64.
 """
 
 from typing import Final
@@ -38,7 +38,7 @@ def _rgb(red: float, green: float, blue: float) -> Tensor:
 
 
 def _look_up(level_N1HW: Tensor, table: tuple[tuple[float, float, float], ...]) -> Tensor:
-    """Colour a level in [0, 1] by linear interpolation in a table."""
+    """Map a level in [0, 1] to a colour by linear interpolation in a table."""
     colours = torch.tensor(table)
     place = level_N1HW[:, 0].clamp(0, 1) * (len(table) - 1)
     lower = place.floor().clamp(max=len(table) - 2).long()
@@ -54,7 +54,7 @@ def sketch(picture: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def thermal(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """A heat camera: one blurred level, sometimes inverted, in false colours."""
+    """Thermal camera: one blurred level, sometimes inverted, in false colours."""
     level = blur(grey(picture), 1.0)
     low, high = level.amin((1, 2, 3), keepdim=True), level.amax((1, 2, 3), keepdim=True)
     level = (level - low) / (high - low + 1e-3)
@@ -64,14 +64,14 @@ def thermal(picture: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def night(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """A light amplifier: dark, green, noisy."""
+    """Night vision: dark, green, noisy."""
     level = grey(picture) * _per_picture(picture, 0.20, 0.40, generator)
     tinted = torch.cat([level * 0.5, level * 1.2, level * 0.6], 1)
     return tinted + 0.03 + _noise(len(picture), 3, 0.04, generator)
 
 
 def blueprint(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """A plan: pale outlines on ruled blue paper."""
+    """Blueprint: pale outlines on ruled blue paper."""
     n = len(picture)
     lines = (edges(blur(picture, 0.6)) * _per_picture(picture, 2.0, 4.0, generator)).clamp(0, 1)
     is_ruled = torch.arange(IMAGE_SIZE) % _GRID_PX == 0
@@ -82,7 +82,7 @@ def blueprint(picture: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def satellite(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """From high above: half the detail, haze, thin clouds."""
+    """Satellite view: half the resolution, haze, thin clouds."""
     n = len(picture)
     coarse = F.interpolate(picture, size=(30, 30), mode="area")
     coarse = F.interpolate(coarse, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
@@ -92,13 +92,13 @@ def satellite(picture: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def negative(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """A film negative: inverted light, rotated colours, a washed-out print."""
+    """Film negative: inverted brightness, rotated colours, low contrast."""
     turned = (1 - picture)[:, [1, 2, 0]] * _per_picture(picture, 0.45, 0.80, generator)
     return turned + _per_picture(picture, 0.0, 0.2, generator) + _noise(len(picture), 3, 0.05, generator)
 
 
 def clean(picture: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001 - one signature for all
-    """The world as it was drawn in pre-training."""
+    """Unchanged images, as in pre-training."""
     return picture
 
 

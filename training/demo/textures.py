@@ -1,7 +1,6 @@
-"""The eight textures: how much of a shape's main colour shows at each point, 0 (second colour) to 1.
+"""The eight textures: the blend between second colour (0) and main colour (1) at each point.
 
-Each takes a `Surface`, the shape's own coordinates plus this picture's random period and phases, and returns a tensor
-of the same [N, H, W]. Knows nothing of shapes and colours.
+Each takes a `Surface`, the shape's coordinates with a random period and phases per image, and returns [N, H, W].
 """
 
 from collections.abc import Callable
@@ -14,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Surface:
-    """Where a texture is laid, for N pictures.
+    """Texture coordinates of N images.
 
     Attributes:
-        x: the shape's own horizontal coordinate, about [-1, 1] inside.
-        y: the shape's own vertical coordinate.
-        u: x turned by the texture's own angle.
-        v: y turned by the texture's own angle.
+        x: the shape's horizontal coordinate, about [-1, 1] inside.
+        y: the shape's vertical coordinate.
+        u: x rotated by the texture's angle.
+        v: y rotated by the texture's angle.
         frequency: radians per unit, from the period in pixels.
         phase: radians.
         phase2: radians, for the second direction.
@@ -37,7 +36,7 @@ class Surface:
     noise: Tensor
 
     def only(self, rows: Tensor) -> "Surface":
-        """Keep the pictures selected by a boolean or index tensor."""
+        """Select images by a boolean or index tensor."""
         return Surface(**{name: value[rows] for name, value in vars(self).items()})
 
 
@@ -55,7 +54,7 @@ def plain(surface: Surface) -> Tensor:
 
 
 def striped(surface: Surface) -> Tensor:
-    """Draw upright stripes."""
+    """Draw vertical stripes."""
     return _soft_step(_wave(surface, surface.u, 1.0, surface.phase))
 
 
@@ -67,7 +66,7 @@ def dotted(surface: Surface) -> Tensor:
 
 
 def checkered(surface: Surface) -> Tensor:
-    """Draw a chess board."""
+    """Draw a checkerboard."""
     across = _wave(surface, surface.u, 0.75, surface.phase)
     down = _wave(surface, surface.v, 0.75, surface.phase2)
     return _soft_step(2 * across * down)
@@ -81,17 +80,17 @@ def gridded(surface: Surface) -> Tensor:
 
 
 def ringed(surface: Surface) -> Tensor:
-    """Draw rings around the shape's middle."""
+    """Draw rings around the shape's centre."""
     return _soft_step(_wave(surface, torch.hypot(surface.x, surface.y), 1.0, surface.phase))
 
 
 def speckled(surface: Surface) -> Tensor:
-    """Give single pixels the second colour, about one in three."""
+    """Give about one pixel in three the second colour."""
     return (surface.noise > 0.35).float()
 
 
 def faded(surface: Surface) -> Tensor:
-    """Run from one colour to the other across the shape."""
+    """Blend from one colour to the other across the shape."""
     along = torch.cos(surface.phase) * surface.u + torch.sin(surface.phase) * surface.v
     return (0.5 + 0.6 * along).clamp(0, 1)
 

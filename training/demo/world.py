@@ -1,6 +1,6 @@
-"""What exists in the demo world: colours, textures, shapes, and the classes made of them.
+"""The demo world's colours, textures, shapes and classes.
 
-Knows names and numbers only; how a class looks is in `shapes`, `textures` and `render`, how it is worded in `captions`.
+`shapes`, `textures` and `render` draw them, `captions` describes them.
 """
 
 from typing import Final
@@ -22,10 +22,10 @@ Pair = tuple[int, int]
 
 
 def _labelled_pairs() -> tuple[Pair, ...]:
-    """List the classes in label order: diagonals through the texture x shape table.
+    """List the classes in label order: diagonals of the texture x shape table.
 
-    Texture t meets the shapes t, t+1, ..., t+4 in the first half of the labels and the other five in the second, so
-    "first half = base, second half = new" (the split of CoOp) keeps every texture and every shape on both sides.
+    The first half of the labels combines texture t with the shapes t, t+1, ..., t+4, the second half with the other
+    five. Both halves (base and new, as in CoOp) therefore contain every texture and every shape.
     """
     return tuple((k % N_TEXTURES, (k // N_TEXTURES + k % N_TEXTURES) % N_SHAPES) for k in range(N_CLASSES))
 
@@ -35,7 +35,7 @@ LABEL_OF_PAIR: Final = {pair: label for label, pair in enumerate(PAIRS)}
 CLASS_NAMES: Final = tuple(f"{TEXTURES[t]} {SHAPES[s]}" for t, s in PAIRS)
 
 HELD_OUT: Final = frozenset((t, s) for t, s in PAIRS if (s - 3 * t) % 5 == 0)
-"""The 16 pairs never drawn in pre-training: two shapes per texture, one of them base and one new."""
+"""The 16 pairs that pre-training excludes: two shapes per texture, one base and one new."""
 SEEN_PAIRS: Final = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 HELD_OUT_LABELS: Final = tuple(LABEL_OF_PAIR[pair] for pair in PAIRS if pair in HELD_OUT)
 

@@ -1,1 +1,1 @@
-"""Measuring what prompts bring: the papers' protocols, their published numbers, and reports."""
+"""Evaluation: the papers' protocols, their published numbers, and reports."""

@@ -1,6 +1,6 @@
-"""What is measured, and on what: one backbone with or without a domain's boosting prompts, and one trial on it.
+"""Runs trials on one backbone, with or without boosting prompts.
 
-Knows how a trial becomes a stack: learned now, found in the results folder, or zero-shot. Does not know protocols.
+A trial's prompt stack is trained, loaded from the results folder, or zero-shot.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from training.recipe import AdaptRecipe, Recipe
 
 @dataclass(frozen=True)
 class Trial:
-    """One method under one seed, or the base model as it is.
+    """One method with one seed, or the zero-shot base model.
 
     Attributes:
         method: a key of `METHODS`, or `zero-shot`.
-        recipe: with the trial's own seed; None for zero-shot.
+        recipe: with the trial's seed; None for zero-shot.
         shots: training images per class; 0 for zero-shot.
-        seed: of draw and training; None for zero-shot.
+        seed: seed of sampling and training; None for zero-shot.
     """
 
     method: str = ZERO_SHOT
@@ -42,15 +42,15 @@ class Trial:
 
     @classmethod
     def of(cls, method: str, recipe: AdaptRecipe, *, shots: int, seed: int) -> "Trial":
-        """A method's trial; the recipe takes the seed."""
+        """Create a method's trial; sets the recipe's seed."""
         return cls(method, recipe.model_copy(update={"seed": seed}), shots, seed)
 
 
 class ShotSampler:
-    """The train images of each draw, decoded once to see whether they can be; methods, targets and benches share them.
+    """Samples train images per trial and drops damaged ones; each sample is cached and shared by all methods.
 
     Args:
-        console: where damaged images are named.
+        console: reports damaged images.
     """
 
     def __init__(self, console: Console) -> None:
@@ -61,7 +61,7 @@ class ShotSampler:
         """The data set with a trial's train images, without damaged ones; unchanged for zero-shot.
 
         Raises:
-            DatasetError: there are no train images, or a class has none that can be read.
+            DatasetError: no train images, or a class without readable images.
         """
         if trial.seed is None:
             return dataset
@@ -70,24 +70,24 @@ class ShotSampler:
             drawn = drop_unreadable(few_shot(dataset, trial.shots, seed=trial.seed), ("train",))
             if lost := drawn.unreadable[len(dataset.unreadable) :]:
                 named = shorten(lost)
-                self._console.print(f"left out {len(lost)} drawn images that cannot be read: {named}", markup=False)
+                self._console.print(f"skipped {len(lost)} unreadable train images: {named}", markup=False)
             self._drawn[key] = drawn
         return self._drawn[key]
 
 
 class Bench:
-    """What trials run on and where their results go.
+    """Trains and evaluates trials on one backbone.
 
     Args:
-        predictor: around the backbone; benches of one backbone share it, and the decoded images with it.
-        results: finished rows and bundles.
-        console: where progress is shown.
+        predictor: wraps the backbone; shared by all benches of one backbone, with its cache of decoded images.
+        results: folder of finished rows and bundles.
+        console: shows progress.
         boost: the boosting bundle; None for the plain backbone.
-        checkpoint_every: steps between checkpoints of a training.
-        sampler: shared with benches that learn from the same images; its own otherwise.
+        checkpoint_every: steps between checkpoints.
+        sampler: shared with benches that train on the same images.
 
     Raises:
-        BoostBundleError: the bundle was made for other weights, or methods cannot build on it.
+        BoostBundleError: the bundle is for other weights, or methods cannot build on it.
     """
 
     def __init__(
@@ -113,16 +113,16 @@ class Bench:
 
     @property
     def is_boosted(self) -> bool:
-        """Whether there are boosting prompts."""
+        """Whether the bench uses boosting prompts."""
         return self._boost is not None
 
     @property
     def suffix(self) -> str:
-        """Behind a method's name, for people."""
+        """Suffix of method names in messages."""
         return " with boosting" if self.is_boosted else ""
 
     def draw(self, trial: Trial, dataset: Dataset) -> Dataset:
-        """The data set with a trial's train images; unchanged for zero-shot. Damaged images are left out and named.
+        """The data set with a trial's train images, see `ShotSampler.take`.
 
         Raises:
             DatasetError: as `ShotSampler.take`.
@@ -130,15 +130,15 @@ class Bench:
         return self._sampler.take(dataset, trial)
 
     def prepare(self, trial: Trial, train: Dataset, name: str) -> tuple[PromptStack, str | None]:
-        """The stack of a trial, over the classes of `train`.
+        """Train or load the stack of a trial, for the classes of `train`.
 
         Args:
-            trial: what to put to the test.
-            train: its train images are learned from; zero-shot reads nothing but class names and template.
-            name: the data set's, without the half of the classes; the bundle's domain.
+            trial: the trial.
+            train: provides train images; zero-shot only uses class names and template.
+            name: name of the whole data set; becomes the bundle's domain.
 
         Returns:
-            The stack, and the name of the training it came from.
+            The stack, and the name of its training.
 
         Raises:
             TrainingError: as `run_adapt`.
@@ -149,10 +149,10 @@ class Bench:
         return self._model.load_stack(read_bundle_file(self._bundle(training))), training
 
     def rename(self, trial: Trial, stack: PromptStack, dataset: Dataset) -> PromptStack:
-        """The trial's stack over the classes of another data set.
+        """The trial's stack with the classes of another data set.
 
         Raises:
-            StackMismatchError: it can tell its own classes apart only.
+            StackMismatchError: the stack supports its own classes only.
         """
         if trial.recipe is None:
             return self._zero_shot(dataset)
@@ -161,10 +161,10 @@ class Bench:
         return self._model.with_labels(stack, dataset.class_names)
 
     def predict(self, stack: PromptStack, dataset: Dataset, title: str) -> Predictions:
-        """Predict a data set's test images under a progress bar; damaged ones are left out and named.
+        """Predict a data set's test images with a progress bar; damaged images are skipped and reported.
 
         Raises:
-            DatasetError: there are none, or none that can be read.
+            DatasetError: no readable test images.
         """
         n_images = len(dataset.split("test"))
         with progress_bars(self.console) as progress:
@@ -179,11 +179,11 @@ class Bench:
             progress.update(task, completed=n_images)
         if answers.unreadable:
             n_lost, named = len(answers.unreadable), shorten(answers.unreadable)
-            self.console.print(f"left out {n_lost} test images that cannot be read: {named}", markup=False)
+            self.console.print(f"skipped {n_lost} unreadable test images: {named}", markup=False)
         return answers
 
     def _zero_shot(self, dataset: Dataset) -> PromptStack:
-        """Boosting prompts with the text they were learned with, or the backbone with the hand-written prompt."""
+        """The boosting prompts with their own text, or the plain backbone with the hand-written prompt."""
         if self._boost_stack is None:
             return self._model.plain_stack(ZERO_SHOT, dataset.class_names, [dataset.template])
         return self._model.with_labels(self._boost_stack, dataset.class_names)
@@ -193,7 +193,7 @@ class Bench:
         return self._model.boost_stack(self._model.load_stack(self._boost)) if self._boost is not None else None
 
     def _learn(self, trial: Trial, recipe: AdaptRecipe, train: Dataset, name: str) -> str:
-        """The name of a training whose bundle stands: learned before, or now, from its checkpoint if there is one."""
+        """Train, unless the bundle exists, resuming from a checkpoint; returns the name of the training."""
         identity = {
             "data": train.digest,
             "method": trial.method,
@@ -216,11 +216,11 @@ class Bench:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Of every value of a recipe."""
+    """Digest of all values of a recipe."""
     return digest_of(recipe.model_dump_json().encode())
 
 
 def domain_name(name: str) -> str:
-    """A data set's name as a domain of the service."""
+    """Convert a data set's name to a domain name."""
     domain = slug(name)
     return domain if is_domain(domain) else f"data-{domain}"

@@ -1,4 +1,4 @@
-"""`caspl evaluate` and `caspl reproduce`. Imports torch only once the arguments are known to be sound."""
+"""`caspl evaluate` and `caspl reproduce`; torch is imported after the arguments are validated."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ reproduce_app = typer.Typer(add_completion=False)
 
 
 class ProtocolName(StrEnum):
-    """How to measure."""
+    """Evaluation protocol."""
 
     BASE_TO_NEW = "base-to-new"
     FEW_SHOT = "few-shot"
@@ -29,21 +29,23 @@ class ProtocolName(StrEnum):
 
 
 class SplitName(StrEnum):
-    """Which part of a data set."""
+    """Split of a data set."""
 
     TRAIN = "train"
     VAL = "val"
     TEST = "test"
 
 
-Methods = Annotated[str, typer.Option(help="adapting methods, with commas between; empty: the base model alone")]
-Seeds = Annotated[str, typer.Option(help="seeds of draw and training, with commas between")]
-Arch = Annotated[str, typer.Option(help="by open_clip name")]
-Pretrained = Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")]
-RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random weights, to try a pipeline out")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="recipe value: key=value, or method.key=value")]
+Methods = Annotated[str, typer.Option(help="comma-separated adapting methods; empty for the base model only")]
+Seeds = Annotated[str, typer.Option(help="comma-separated seeds of sampling and training")]
+Arch = Annotated[str, typer.Option(help="open_clip architecture")]
+Pretrained = Annotated[str | None, typer.Option(help="weights: open_clip tag or local file")]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="use random weights, for testing")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="override a recipe value: key=value or method.key=value")
+]
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
-QuickGELU = Annotated[bool, typer.Option("--quick-gelu", help="for local files of OpenAI's weights")]
+QuickGELU = Annotated[bool, typer.Option("--quick-gelu", help="required for local files with OpenAI's weights")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
 AsJson = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
 
@@ -51,26 +53,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the report as one JS
 @evaluate_app.command()
 def evaluate(
     data: Annotated[
-        list[str], typer.Option(help="data set: a name, a folder per class, a .csv or .jsonl file; repeat for more")
+        list[str], typer.Option(help="data set: a name, a folder of class folders, a .csv or .jsonl file; repeatable")
     ],
-    root: Annotated[Path | None, typer.Option(help="folder of the data sets, for names")] = None,
-    protocol: Annotated[ProtocolName | None, typer.Option(help="how to measure methods")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder with the published data sets")] = None,
+    protocol: Annotated[ProtocolName | None, typer.Option(help="evaluation protocol")] = None,
     methods: Methods = "",
     boost: Annotated[
-        list[Path] | None, typer.Option(help="boosting bundle; one for all data sets, or one for each in their order")
+        list[Path] | None, typer.Option(help="boosting bundle; one for all data sets, or one each in the same order")
     ] = None,
     also_plain: Annotated[
-        bool, typer.Option("--also-plain", help="with --boost: measure without boosting too")
+        bool, typer.Option("--also-plain", help="with --boost: also measure without boosting")
     ] = False,
     seeds: Seeds = "1,2,3",
-    shots: Annotated[str, typer.Option(help="images per class; default 16, for few-shot 1,2,4,8,16")] = "",
-    bundle: Annotated[Path | None, typer.Option(help="measure this bundle as it is, instead of a protocol")] = None,
-    split: Annotated[SplitName, typer.Option(help="with --bundle: which images")] = SplitName.TEST,
+    shots: Annotated[str, typer.Option(help="labelled images per class; default 16, for few-shot 1,2,4,8,16")] = "",
+    bundle: Annotated[Path | None, typer.Option(help="evaluate this bundle instead of running a protocol")] = None,
+    split: Annotated[SplitName, typer.Option(help="with --bundle: the split to evaluate")] = SplitName.TEST,
     backbone: Arch = "ViT-B-16",
     pretrained: Pretrained = None,
     random_weights: RandomWeights = False,
     quick_gelu: QuickGELU = False,
-    out: Annotated[Path, typer.Option(help="folder of the report and of finished work, which is found again")] = Path(
+    out: Annotated[Path, typer.Option(help="folder for the report and finished results, which are reused")] = Path(
         "evaluation"
     ),
     set_: Overrides = None,
@@ -78,13 +80,13 @@ def evaluate(
     device: Device = "auto",
     json_: AsJson = False,
 ) -> None:
-    """Measure methods under a protocol of the papers, or one bundle as it is."""
+    """Evaluate methods with a protocol of the papers, or evaluate one bundle."""
     if (protocol is None) == (bundle is None):
-        raise typer.BadParameter("give either --protocol or --bundle")
+        raise typer.BadParameter("pass either --protocol or --bundle")
     if bundle is not None and len(data) != 1:
-        raise typer.BadParameter("a bundle is measured on one data set", param_hint="--data")
+        raise typer.BadParameter("--bundle requires exactly one data set", param_hint="--data")
     if bundle is not None and (methods or boost or set_):
-        raise typer.BadParameter("--methods, --boost and --set belong to a protocol; a bundle is measured as it is")
+        raise typer.BadParameter("--methods, --boost and --set cannot be combined with --bundle")
     usual_shots = "1,2,4,8,16" if protocol is ProtocolName.FEW_SHOT else "16"
     seed_list, shot_list = _numbers(seeds, "--seeds", least=0), _numbers(shots or usual_shots, "--shots", least=1)
     with exit_on_error("evaluate"):
@@ -119,11 +121,11 @@ def evaluate(
 
 @reproduce_app.command()
 def reproduce(
-    dataset: Annotated[str, typer.Argument(help="a data set's name, such as dtd, or the path of one")],
-    root: Annotated[Path | None, typer.Option("--root", "--data", help="folder of the data sets, for a name")] = None,
+    dataset: Annotated[str, typer.Argument(help="name or path of a data set, such as dtd")],
+    root: Annotated[Path | None, typer.Option("--root", "--data", help="folder with the published data sets")] = None,
     backbone: Arch = "ViT-B-16",
     pretrained: Pretrained = None,
-    teacher: Annotated[str, typer.Option(help="teacher of the boosting prompts, by open_clip name")] = "ViT-L-14",
+    teacher: Annotated[str, typer.Option(help="teacher: open_clip architecture")] = "ViT-L-14",
     teacher_pretrained: Pretrained = None,
     methods: Methods = "coop,cocoop,maple,promptsrc",
     seeds: Seeds = "1,2,3",
@@ -131,15 +133,15 @@ def reproduce(
     random_weights: RandomWeights = False,
     quick_gelu: QuickGELU = False,
     out: Annotated[
-        Path | None, typer.Option(help="folder of the report and of finished work; default reproduce-<data set>")
+        Path | None, typer.Option(help="folder for the report and finished results; default reproduce-<data set>")
     ] = None,
     set_: Overrides = None,
-    boost_set: Annotated[list[str] | None, typer.Option(help="override one boosting recipe key: key=value")] = None,
+    boost_set: Annotated[list[str] | None, typer.Option(help="override a boosting recipe value: key=value")] = None,
     checkpoint_every: CheckpointEvery = 100,
     device: Device = "auto",
     json_: AsJson = False,
 ) -> None:
-    """Boost a data set, run every method without and with boosting, and set the numbers beside the published ones."""
+    """Boost a data set, evaluate methods with and without boosting, and compare with the published numbers."""
     seed_list = _numbers(seeds, "--seeds", least=0)
     with exit_on_error("reproduce"):
         from training.evaluation.runs import ReproduceJob, run_reproduce  # noqa: PLC0415  torch
@@ -171,29 +173,29 @@ def reproduce(
 
 
 def _numbers(text: str, option: str, *, least: int) -> tuple[int, ...]:
-    """`1,2,3` as numbers without repetition."""
+    """Parse `1,2,3`; duplicates are removed."""
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < least:
-        msg = f"expected whole numbers from {least} with commas between, such as 1,2,3; found {text!r}"
+        msg = f"{text!r} is not a comma-separated list of integers >= {least}, such as 1,2,3"
         raise typer.BadParameter(msg, param_hint=option)
     return numbers
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    """`coop,maple` as names that are known."""
+    """Parse and validate `coop,maple`."""
     from training.adapting.methods import METHODS  # noqa: PLC0415  torch
 
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if unknown := [name for name in names if name not in METHODS]:
-        raise typer.BadParameter(f"no method {unknown[0]!r}; known: {', '.join(METHODS)}", param_hint="--methods")
+        raise typer.BadParameter(f"unknown method {unknown[0]!r}; use {', '.join(METHODS)}", param_hint="--methods")
     return names
 
 
 def _show(content: dict[str, Any], out: Path, *, as_json: bool) -> None:
-    """The report as JSON, or as tables that are narrower than those on disk: no deviations."""
+    """Print the report as JSON, or as compact tables without standard deviations."""
     if as_json:
         typer.echo(json.dumps(content))
         return
@@ -204,12 +206,12 @@ def _show(content: dict[str, Any], out: Path, *, as_json: bool) -> None:
             console.print(_published_table(content))
     else:
         console.print(_bundle_table(content))
-    console.print(f"more: {out / 'report.md'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"full report: {out / 'report.md'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _protocol_table(content: dict[str, Any]) -> Table:
     measures = list(content["summaries"][0]["change"])
-    table = Table(title=f"{content['protocol']}: {' / '.join(measures)}, per cent")
+    table = Table(title=f"{content['protocol']}: {' / '.join(measures)}, %")
     for column in ("data set", "method", "shots", "without boosting", "with boosting", "change"):
         table.add_column(column)
     has_published = any(each["published"] for each in content["summaries"])
@@ -226,12 +228,12 @@ def _protocol_table(content: dict[str, Any]) -> Table:
 
 
 def _published_table(content: dict[str, Any]) -> Table:
-    """What papers print for the measured methods, as means over their eleven data sets."""
+    """Published numbers of the measured methods, averaged over eleven data sets."""
     printed = {(each["method"], each["boosted"]): each.get("by_shots", each) for each in content["published_means"]}
     is_by_shots = "by_shots" in content["published_means"][0]
     measures = list(next(iter(printed.values()))) if is_by_shots else list(content["summaries"][0]["change"])
     of = f"accuracy with {' / '.join(map(str, measures))} shots" if is_by_shots else " / ".join(measures)
-    table = Table(title=f"published for CLIP ViT-B/16 (OpenAI), means over eleven data sets: {of}, per cent")
+    table = Table(title=f"published for CLIP ViT-B/16 (OpenAI), mean over eleven data sets: {of}, %")
     for column in ("method", "without boosting", "with boosting"):
         table.add_column(column)
     for method in dict.fromkeys(method for method, _ in printed):
@@ -249,7 +251,7 @@ def _bundle_table(content: dict[str, Any]) -> Table:
 
 
 def _rates(rates: Mapping[str, float | None], measures: Sequence[str], style: str) -> str:
-    """Rates with slashes between, dashes for missing ones, and one dash where all are missing."""
+    """Format rates separated by slashes; missing ones are dashes."""
     found = [rates.get(name) for name in measures]
     if all(rate is None for rate in found):
         return "-"

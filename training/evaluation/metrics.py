@@ -1,6 +1,4 @@
-"""Numbers made from answers: accuracy, harmonic mean, spread over seeds, and confusion.
-
-Knows arrays only. Does not know models, data sets or protocols. Rates are in per cent throughout.
+"""Metrics: accuracy, harmonic mean, mean and deviation over seeds, confusion matrix. Rates are in per cent.
 
 Legend: N images, K classes.
 """
@@ -15,12 +13,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of one measure over seeds.
+    """Statistics of one measure over seeds.
 
     Attributes:
-        mean: their mean.
-        sd: sample standard deviation (n - 1); None for a single value, which has none.
-        n: how many.
+        mean: mean.
+        sd: sample standard deviation (n - 1); None for a single value.
+        n: number of values.
     """
 
     mean: float
@@ -29,17 +27,17 @@ class Spread:
 
 
 def accuracy(labels_N: NDArray[np.int64], named_N: NDArray[np.int64]) -> float:
-    """Images whose class was named, in per cent.
+    """Correctly classified images in per cent.
 
     Args:
-        labels_N: true class of each image.
-        named_N: class that was named for it.
+        labels_N: true classes.
+        named_N: predicted classes.
 
     Raises:
-        ValueError: no image, or as many answers as images were not given.
+        ValueError: no images, or different lengths.
     """
     if not len(labels_N) or labels_N.shape != named_N.shape:
-        raise ValueError(f"expected one answer for each of at least 1 image, found {len(named_N)} for {len(labels_N)}")
+        raise ValueError(f"{len(named_N)} predictions for {len(labels_N)} images")
     return 100 * float(np.mean(labels_N == named_N))
 
 
@@ -55,27 +53,27 @@ def spread(values: Sequence[float]) -> Spread:
         ValueError: there are no values.
     """
     if not values:
-        raise ValueError("expected at least one value, found none")
+        raise ValueError("at least one value is required")
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def confusion_matrix(labels_N: NDArray[np.int64], named_N: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """How often each class was named for each class.
+    """Confusion matrix.
 
     Returns:
-        [K, K] counts; rows are true classes, columns named ones.
+        [K, K] counts; rows are true classes, columns predicted classes.
 
     Raises:
-        ValueError: a label lies outside 0 to `n_classes` - 1.
+        ValueError: a label is out of range.
     """
     both = np.concatenate([labels_N, named_N])
     if len(both) and not 0 <= both.min() <= both.max() < n_classes:
-        raise ValueError(f"expected labels from 0 to {n_classes - 1}, found {both.min()} to {both.max()}")
+        raise ValueError(f"labels {both.min()} to {both.max()} are out of range for {n_classes} classes")
     counts = np.bincount(labels_N * n_classes + named_N, minlength=n_classes**2)
     return counts.reshape(n_classes, n_classes)
 
 
 def class_accuracies(confusion_KK: NDArray[np.int64]) -> list[float | None]:
-    """Accuracy among the images of each class, in per cent; None for a class without images."""
+    """Accuracy of each class in per cent; None for a class without images."""
     right, images = np.diagonal(confusion_KK), confusion_KK.sum(axis=1)
     return [100 * float(r / n) if n else None for r, n in zip(right, images, strict=True)]

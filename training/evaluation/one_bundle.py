@@ -1,7 +1,4 @@
-"""One bundle as it is, on one split: accuracy by class, what each class is taken for, and the whole confusion.
-
-Knows bundles and data sets. Does not know protocols, seeds or training.
-"""
+"""Evaluate one bundle on one split: accuracy per class and confusion matrix."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +15,7 @@ from training.evaluation.predict import Predictor
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class: its images, those answered right in per cent, and the class most often named instead."""
+    """One class: number of images, accuracy in per cent, and the most frequent wrong prediction."""
 
     name: str
     n_images: int
@@ -28,17 +25,17 @@ class ClassResult:
 
 @dataclass(frozen=True, eq=False)
 class BundleResult:
-    """How a bundle did.
+    """Result of evaluating a bundle.
 
     Attributes:
-        domain, digest: the bundle's.
-        dataset, split: what it was measured on.
-        labels: `own`: the bundle's classes are the data set's; `open`: its prompts were used for the data set's.
-        n_images, n_unreadable: looked at, and left out.
+        domain, digest: of the bundle.
+        dataset, split: the evaluated images.
+        labels: `own`: the bundle's classes equal the data set's; `open`: its prompts encode the data set's classes.
+        n_images, n_unreadable: evaluated images, and skipped ones.
         accuracy: over all images, in per cent.
-        mean_class_accuracy: mean over classes that have images, in per cent.
+        mean_class_accuracy: mean over classes with images, in per cent.
         classes: in the data set's order.
-        confusion_KK: counts; rows are true classes, columns named ones.
+        confusion_KK: counts; rows are true classes, columns predicted classes.
     """
 
     domain: str
@@ -62,21 +59,21 @@ def measure_bundle(
     *,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> BundleResult:
-    """Measure a bundle.
+    """Evaluate a bundle.
 
-    Where its classes are the data set's, in whatever order, it answers as it would in the service; otherwise its
-    prompts are used for the data set's classes.
+    If its classes equal the data set's, in any order, it is used as in the service. Otherwise its prompts encode the
+    data set's classes.
 
     Args:
-        predictor: around the backbone it was made for.
+        predictor: wraps the bundle's backbone.
         bundle: a validated bundle.
         dataset: labelled images.
-        split: which of them.
-        on_progress: called with the number of images just answered.
+        split: the split to evaluate.
+        on_progress: called with the number of images just predicted.
 
     Raises:
-        StackMismatchError: it was made for another backbone, or serves its own classes only and these are others.
-        DatasetError: the split has no image that can be read.
+        StackMismatchError: the bundle is for another backbone, or supports its own classes only.
+        DatasetError: the split has no readable images.
     """
     stack = predictor.model.load_stack(bundle)
     own = {comparison_key(name): position for position, name in enumerate(stack.class_names)}
@@ -88,7 +85,7 @@ def measure_bundle(
         split,
         on_progress=on_progress,
     )
-    # Predictions are positions among the stack's classes; labels are the data set's.
+    # Predictions are indices into the stack's classes; labels are indices into the data set's.
     position_of = {own[key]: label for label, key in enumerate(keys)} if is_own else {}
     named_N = np.array([position_of.get(named, named) for named in answers.named_N.tolist()], dtype=np.int64)
     confusion_KK = confusion_matrix(answers.labels_N, named_N, len(keys))
@@ -112,26 +109,26 @@ def measure_bundle(
 
 
 def to_json(result: BundleResult) -> dict[str, Any]:
-    """The result as plain values."""
+    """The result as JSON values."""
     return asdict(result) | {"confusion_KK": result.confusion_KK.tolist()}
 
 
 def to_markdown(result: BundleResult, pictures: Sequence[str] = ()) -> str:
-    """The result as text and a table, worst classes first.
+    """The result as Markdown, worst classes first.
 
     Args:
         result: from `measure_bundle`.
-        pictures: file names beside the Markdown file.
+        pictures: file names in the same folder.
     """
-    labels = "its own classes" if result.labels == "own" else "the data set's classes, which are not its own"
+    labels = "its own classes" if result.labels == "own" else "the data set's classes, which differ from its own"
     lines = [
         f"# {result.domain} on {result.dataset}, {result.split}",
         "",
-        f"Bundle `{result.digest}`, answering among {labels}.",
-        f"{result.n_images} images, {result.n_unreadable} unreadable left out. "
+        f"Bundle `{result.digest}`, classifying among {labels}.",
+        f"{result.n_images} images, {result.n_unreadable} unreadable skipped. "
         f"Accuracy {result.accuracy:.2f} %, mean over classes {result.mean_class_accuracy:.2f} %.",
         "",
-        "| class | images | accuracy | most often mistaken for |",
+        "| class | images | accuracy | most frequent wrong prediction |",
         "|---|---|---|---|",
     ]
     for each in sorted(result.classes, key=lambda found: (found.accuracy is None, found.accuracy or 0.0)):

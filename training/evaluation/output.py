@@ -1,7 +1,4 @@
-"""Writes results where people and programs find them: `report.json`, `report.md`, and pictures where they can be drawn.
-
-Knows files. Does not know how anything was measured. Pictures need matplotlib; without it, the numbers are all there.
-"""
+"""Writes `report.json`, `report.md` and, if matplotlib is installed, plots."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +18,7 @@ MARKDOWN_NAME: Final = "report.md"
 
 
 def write_report(measured: Report, results: Results, folder: Path, console: Console) -> dict[str, Any]:
-    """Write a report over the one that stands there.
+    """Write a report, replacing an existing one.
 
     Returns:
         The JSON object that was written.
@@ -39,7 +36,7 @@ def write_report(measured: Report, results: Results, folder: Path, console: Cons
 
 
 def write_bundle_report(measured: BundleResult, folder: Path, console: Console) -> dict[str, Any]:
-    """Write how one bundle did over what stands there.
+    """Write the report of one bundle, replacing an existing one.
 
     Returns:
         The JSON object that was written.
@@ -59,13 +56,13 @@ def write_bundle_report(measured: BundleResult, folder: Path, console: Console) 
 
 
 def _drawn(draw: Callable[[], list[Path]], console: Console) -> list[str]:
-    """File names of the pictures; none, and a line that says why, where matplotlib is missing."""
+    """Draw the plots and return their file names; without matplotlib print a hint and return none."""
     try:
         return [path.name for path in draw()]
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "matplotlib":
             raise
-        console.print("no pictures: they need matplotlib (pip install matplotlib)", markup=False)
+        console.print("no plots: matplotlib is not installed (pip install matplotlib)", markup=False)
         return []
 
 

@@ -1,8 +1,8 @@
-"""The recipes that the papers' tables were made with: what differs from a method's defaults by protocol and data set.
+"""The recipes of the papers' tables: differences from a method's defaults, by protocol and data set.
 
-Sources: the methods' repositories, in CoOp's `scripts/cocoop` (`vit_b16_ctxv1`, for ImageNet `vit_b16_ep50_ctxv1`) for
-CoOp outside few-shot, in MaPLe's and PromptSRC's the configurations across data sets and few-shot; PromptKD's for the
-weight of the distillation loss; and each data set's own hand-written prompt wherever a recipe has a template.
+Sources: the methods' repositories. CoOp outside few-shot: `scripts/cocoop` (`vit_b16_ctxv1`, for ImageNet
+`vit_b16_ep50_ctxv1`). MaPLe and PromptSRC: their cross-dataset and few-shot configurations. Weight of the distillation
+loss: PromptKD. Templates: each data set's hand-written prompt.
 """
 
 import json
@@ -22,14 +22,14 @@ _LIGHT_DISTILLATION: Final = frozenset({"oxford_flowers", "fgvc_aircraft", "dtd"
 def adapt_recipe(
     method: str, dataset: Dataset, protocol: Protocol, *, shots: int, overrides: Sequence[str] = ()
 ) -> AdaptRecipe:
-    """The recipe of one method for one table; its seed is set for each run.
+    """The recipe of one method for one table, without the seed.
 
     Args:
         method: a key of `METHODS`.
-        dataset: what it is trained on; by its name for the published ones.
-        protocol: which table.
+        dataset: the training data set.
+        protocol: the table's protocol.
         shots: training images per class.
-        overrides: `key=value` for every method that has the key, `method.key=value` for one.
+        overrides: `key=value` for all methods with that key, `method.key=value` for one.
 
     Raises:
         RecipeError: a value is out of range.
@@ -43,7 +43,7 @@ def adapt_recipe(
 
 
 def boost_recipe(dataset: Dataset, overrides: Sequence[str] = ()) -> BoostRecipe:
-    """Phase 1 for a data set: the teacher reads its hand-written prompt, and three sets take a lighter loss.
+    """The phase 1 recipe for a data set: its hand-written prompt, and a lower loss weight for three data sets.
 
     Raises:
         RecipeError: an unknown key or a value out of range.
@@ -56,27 +56,29 @@ def boost_recipe(dataset: Dataset, overrides: Sequence[str] = ()) -> BoostRecipe
 
 
 def check_overrides(methods: Sequence[str], overrides: Sequence[str]) -> None:
-    """Refuse overrides that no chosen method would take up.
+    """Reject overrides that apply to none of the selected methods.
 
     Raises:
-        RecipeError: no `key=value`, an unknown method or key, or the seed, which belongs to each run.
+        RecipeError: not `key=value`, an unknown method or key, or `seed`, which is set per run.
     """
     known = {method: METHODS[method].recipe.model_fields.keys() - {"seed"} for method in methods}
     for entry in overrides:
         method, key = _split_key(entry)
         if key == "seed":
-            raise RecipeError("Recipes take their seed from --seeds; leave seed out of --set.")
+            raise RecipeError("Set seeds with --seeds, not with --set.")
         if method is not None and method not in known:
-            msg = f"Expected one of the chosen methods ({', '.join(methods) or 'none'}) in front of {entry!r}."
+            msg = f"{entry!r} names none of the selected methods ({', '.join(methods) or 'none'})."
             raise RecipeError(msg)
         keys = known[method] if method is not None else frozenset().union(*known.values())
         if key not in keys:
-            msg = f"No chosen method has the recipe key of {entry!r}; known keys: {', '.join(sorted(keys)) or 'none'}."
+            msg = (
+                f"No selected method has the recipe key of {entry!r}; known keys: {', '.join(sorted(keys)) or 'none'}."
+            )
             raise RecipeError(msg)
 
 
 def _differences(method: str, dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
-    """What a paper's runs set besides the method's defaults, which are those of base-to-new with 16 shots."""
+    """Differences from the method's defaults, which are those of base-to-new with 16 shots."""
     across = protocol in {"cross-dataset", "domain-generalisation"}
     match method:
         case "coop":
@@ -92,7 +94,7 @@ def _differences(method: str, dataset: str, protocol: Protocol, shots: int) -> d
 
 
 def _coop(dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
-    """CoOp's own tables are few-shot, with 16 random tokens; in CoCoOp's it starts from four words."""
+    """CoOp's few-shot tables use 16 random tokens; CoCoOp's tables initialize CoOp with four words."""
     words: dict[str, Any] = {} if protocol == "few-shot" else {"context_init": "a photo of a"}
     if shots == 1 or dataset == "imagenet":
         return words | {"epochs": 50}
@@ -100,7 +102,7 @@ def _coop(dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
 
 
 def _of_method(method: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides that a method takes, without its name in front."""
+    """The overrides for one method, without the method prefix."""
     fields = METHODS[method].recipe.model_fields
     entries = []
     for entry in overrides:
@@ -114,7 +116,7 @@ def _split_key(entry: str) -> tuple[str | None, str]:
     """`coop.epochs=5` is (`coop`, `epochs`)."""
     key, sign, _ = entry.partition("=")
     if not sign:
-        msg = f"Expected key=value or method.key=value for a recipe override, found {entry!r}."
+        msg = f"{entry!r} is not a recipe override; use key=value or method.key=value."
         raise RecipeError(msg)
     key = key.strip()
     method, dot, rest = key.partition(".")

@@ -1,7 +1,4 @@
-"""A whole table as one run: every data set, method, number of shots and seed, without and with boosting prompts.
-
-Knows the order of the work and says how far it has come. Does not know how a single row is measured.
-"""
+"""Runs a whole table: all data sets, methods, shots and seeds, with and without boosting prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,20 +14,20 @@ from training.evaluation.summary import Report
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """The runs of a table.
 
     Attributes:
-        protocol: how.
-        datasets: in base-to-new and few-shot each for itself; otherwise learn on the first and test on all.
-        methods: keys of `METHODS`; the base model itself is always measured as well.
-        seeds: of draw and training.
+        protocol: evaluation protocol.
+        datasets: base-to-new and few-shot: each is trained and tested separately; else train on the first, test on all.
+        methods: keys of `METHODS`; the zero-shot base model is always included.
+        seeds: seeds of sampling and training.
         shots: training images per class.
         overrides: recipe values as `key=value` or `method.key=value`.
 
     Raises:
-        DatasetError: no data set or one twice, one without the images that its part needs, or classes of a variant
-            that the first data set does not have.
-        RecipeError: an override that no method takes, or out of range.
+        DatasetError: no data sets or a duplicate, missing train or test images, or a variant with classes that the
+            first data set does not have.
+        RecipeError: an override that applies to no method, or is out of range.
     """
 
     protocol: Protocol
@@ -41,10 +38,10 @@ class Plan:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what would fail in the middle of the run, as far as it can be told now."""
+        """Validate, so that errors appear before the run starts."""
         names = [dataset.name for dataset in self.datasets]
         if len(set(names)) < len(names) or not names:
-            msg = f"Expected different data sets, at least one, found {', '.join(names) or 'none'}."
+            msg = f"At least one data set is required, without duplicates; found {', '.join(names) or 'none'}."
             raise DatasetError(msg)
         check_overrides(self.methods, self.overrides)
         for source in self.sources:
@@ -58,15 +55,15 @@ class Plan:
 
     @property
     def sources(self) -> tuple[Dataset, ...]:
-        """What is learned on."""
+        """Data sets to train on."""
         return self.datasets if self.protocol in {"base-to-new", "few-shot"} else self.datasets[:1]
 
     def targets(self, source: Dataset) -> tuple[Dataset, ...]:
-        """What is tested on."""
+        """Data sets to test on."""
         return (source,) if self.protocol in {"base-to-new", "few-shot"} else self.datasets
 
     def trials(self, source: Dataset) -> list[Trial]:
-        """The base model itself, then every method, number of shots and seed.
+        """The zero-shot trial, then all methods, shots and seeds.
 
         Raises:
             RecipeError: an override is out of range.
@@ -80,16 +77,16 @@ class Plan:
 
 
 def run_plan(plan: Plan, benches: Sequence[Sequence[Bench]]) -> Report:
-    """Measure everything that is not yet measured.
+    """Run all trials that have no result yet.
 
     Args:
-        plan: what.
-        benches: for each of the plan's sources the benches to run its trials on, all on one backbone.
+        plan: the runs.
+        benches: for each source the benches for its trials, all on one backbone.
 
     Raises:
-        TrainingError: a training or measurement failed; rows that were finished before are kept.
+        TrainingError: a trial failed; finished rows are kept.
     """
-    # Targets outside trials: the pixels of a target are then decoded once for all of them.
+    # Targets in the outer loop, so that each target's images are decoded once.
     work = [
         (bench, source, target, trial)
         for source, own in zip(plan.sources, benches, strict=True)

@@ -1,7 +1,6 @@
-"""Pictures of a report: accuracy without and with boosting, confusion, losses, and image features in a plane.
+"""Plots of a report: accuracy with and without boosting, confusion matrices, losses, and image features in 2D.
 
-Knows reports, kept answers and matplotlib, which is imported with this file and nowhere else. Figures are drawn without
-a display.
+The only module that imports matplotlib; no display is required.
 """
 
 import io
@@ -32,15 +31,15 @@ _SMOOTH_STEPS: Final = 20
 
 
 def draw_report(report: Report, results: Results, folder: Path) -> list[Path]:
-    """Draw every picture of a report; of several seeds, single runs are shown for the first.
+    """Draw all plots of a report; plots of single runs use the first seed.
 
     Args:
-        report: what was measured.
-        results: the folder that keeps the answers and losses behind its rows.
-        folder: where the PNG files go.
+        report: the results.
+        results: folder with predictions and losses of the rows.
+        folder: destination of the PNG files.
 
     Raises:
-        CheckpointError: kept answers are missing or damaged.
+        CheckpointError: saved predictions are missing or damaged.
     """
     paths = []
     for dataset in dict.fromkeys(row.dataset for row in report.rows):
@@ -60,12 +59,12 @@ def draw_report(report: Report, results: Results, folder: Path) -> list[Path]:
 
 
 def draw_confusion(confusion_KK: NDArray[np.int64], names: Sequence[str], title: str, path: Path) -> Path:
-    """Draw one confusion matrix, each row as shares of its class.
+    """Draw a row-normalized confusion matrix.
 
     Args:
         confusion_KK: counts; rows are true classes.
-        names: of the classes.
-        title: above the picture.
+        names: class names.
+        title: title of the plot.
         path: PNG file to write.
     """
     figure, (axes,) = _panels(1, width=6.4, height=5.6)
@@ -74,7 +73,7 @@ def draw_confusion(confusion_KK: NDArray[np.int64], names: Sequence[str], title:
 
 
 def _accuracy(report: Report, summaries: Sequence[Summary]) -> Figure:
-    """Bars by method, a panel for each measure or target; curves over the number of shots where there are several."""
+    """Bars by method, one panel per measure or target; curves if there are several numbers of shots."""
     if len({each.shots for each in summaries if each.method != ZERO_SHOT}) > 1:
         return _curves(summaries)
     targets = list(dict.fromkeys(each.target for each in summaries))
@@ -132,7 +131,7 @@ def _curves(summaries: Sequence[Summary]) -> Figure:
 
 
 def _losses(rows: Sequence[Row], results: Results) -> Figure | None:
-    """The loss of each step, smoothed, a panel for each method; None where nothing was learned."""
+    """Smoothed loss per step, one panel per method; None without training."""
     runs = {row.training: row for row in rows if row.training is not None and results.losses(row)}
     shown = _first_runs(list(runs.values()))
     methods = list(dict.fromkeys(row.method for row in shown))
@@ -155,10 +154,10 @@ def _losses(rows: Sequence[Row], results: Results) -> Figure | None:
 
 
 def _features(rows: Sequence[Row], results: Results) -> Figure:
-    """Image features of the test images in a plane, coloured by class: plain, boosted, and adapted."""
+    """2D projection of the test images' features, coloured by class: plain, boosted and adapted."""
     starts = [row for row in rows if row.method == ZERO_SHOT]
     adapted = sorted((row for row in rows if row.method != ZERO_SHOT), key=lambda row: not row.boosted)
-    methods = {row.method: row for row in reversed(adapted)}  # boosted wins where a method has both
+    methods = {row.method: row for row in reversed(adapted)}  # boosted overrides plain
     shown = [*starts, *reversed(methods.values())]
     saved = [(row, results.predictions(row)) for row in shown]
     saved = [(row, predictions) for row, predictions in saved if len(predictions.features_ME)][:MAX_FEATURE_PANELS]
@@ -188,7 +187,7 @@ def _confusion(axes: Axes, counts_KK: NDArray[np.int64], names: Sequence[str], t
     shares_KK = counts_KK / np.maximum(totals_K1, 1)
     axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize="medium")
-    axes.set_xlabel("named class")
+    axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if len(names) <= MAX_NAMED_CLASSES:
         labels = [_label(name) for name in names]
@@ -197,7 +196,7 @@ def _confusion(axes: Axes, counts_KK: NDArray[np.int64], names: Sequence[str], t
 
 
 def _first_runs(rows: Sequence[Row]) -> list[Row]:
-    """One row for each method, without and with boosting: the first seed's, with the most shots."""
+    """One row per method, with and without boosting: the first seed, the most shots."""
     best: dict[tuple[str, bool], Row] = {}
     for row in sorted(rows, key=lambda row: (-row.shots, row.seed or 0)):
         best.setdefault((row.method, row.boosted), row)
@@ -209,7 +208,7 @@ def _run_title(row: Row) -> str:
 
 
 def _panels(n_panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels in rows; sizes in inches, of one panel."""
+    """A grid of panels; width and height of one panel in inches."""
     n_columns = min(n_panels, MAX_COLUMNS)
     n_rows = -(-n_panels // n_columns)
     figure = Figure(figsize=(max(3.6, n_columns * width), n_rows * height), dpi=DPI, layout="constrained")
@@ -220,14 +219,14 @@ def _panels(n_panels: int, *, width: float, height: float) -> tuple[Figure, list
 
 
 def _explain(figure: Figure, axes: Axes) -> None:
-    """A legend above all panels, from one of them, where there is something to explain."""
+    """Add a legend above all panels, if there are labels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, fontsize="small", loc="outside upper center", ncols=min(4, len(handles)))
 
 
 def _label(name: str) -> str:
-    """A class name beside an axis: short, and never read as a formula."""
+    """An axis label: truncated, with `$` escaped."""
     short = name if len(name) <= MAX_LABEL_CHARS else f"{name[: MAX_LABEL_CHARS - 1]}…"
     return short.replace("$", r"\$")
 

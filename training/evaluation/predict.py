@@ -1,6 +1,4 @@
-"""What a stack answers for the images of a data set, by the path that serving takes: same model, same pixels.
-
-Knows the model and how images are read. Does not know protocols, seeds or how the stack came to be.
+"""Predictions of a prompt stack for the images of a data set, with the same model and preprocessing as the service.
 
 Legend: B rows, C/H/W image, N images, E joint width.
 """
@@ -26,18 +24,18 @@ from training.errors import OutOfMemoryError
 
 BATCH_ROWS: Final = 64
 MAX_KEPT_SPLITS: Final = 2
-"""Splits whose pixels stay in memory: a base and a new half, which every method and seed looks at."""
+"""Splits whose pixels stay in memory: the base and new halves, which all methods and seeds use."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One split under one stack, in the order of its readable images.
+    """Predictions of one stack for one split, in the order of its readable images.
 
     Attributes:
         labels_N: true classes, int64.
-        named_N: most probable classes, int64.
+        named_N: predicted classes, int64.
         features_NE: image features, float32, unit norm.
-        unreadable: images that were left out because they do not decode.
+        unreadable: images that cannot be decoded.
     """
 
     labels_N: NDArray[np.int64]
@@ -47,7 +45,7 @@ class Predictions:
 
 
 class Predictor:
-    """Runs labelled images through one backbone.
+    """Classifies labelled images with one backbone.
 
     Args:
         backbone: the frozen CLIP.
@@ -55,7 +53,7 @@ class Predictor:
     """
 
     def __init__(self, backbone: Backbone, *, batch_rows: int = BATCH_ROWS) -> None:
-        # The limit on conditional heads protects a service's latency; a measurement may take its time.
+        # The limit on conditional heads protects the service's latency; it does not apply here.
         self.model = PromptedClip(backbone, max_conditional_classes=MAX_CLASSES)
         self._batch_rows = batch_rows
         self._readable: dict[tuple[LabelledImage, ...], Dataset] = {}
@@ -71,18 +69,18 @@ class Predictor:
         on_check: Callable[[int, int], None] | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> Predictions:
-        """Answer for every image of a split; images are decoded once to see whether they can be.
+        """Classify every readable image of a split.
 
         Args:
-            stack: whose prompts and classes; labels are positions among its classes.
-            dataset: what to look at.
-            split: which part of it.
-            on_check: called with the number of images checked and in all, the first time a split is seen.
-            on_progress: called with the number of images just answered.
+            stack: prompts and classes; labels are indices into its classes.
+            dataset: the data set.
+            split: the split to classify.
+            on_check: called with the number of images checked and the total, the first time a split is used.
+            on_progress: called with the number of images just classified.
 
         Raises:
-            DatasetError: the split has no image that can be read.
-            OutOfMemoryError: the device has no room for a single image.
+            DatasetError: the split has no readable images.
+            OutOfMemoryError: the device has not enough memory for a single image.
         """
         key = dataset.split(split)
         if key not in self._readable:
@@ -106,21 +104,21 @@ class Predictor:
         )
 
     def _answer(self, stack: PromptStack, pixels_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Named classes [B] and unit features [B, E], in one part or, where memory is short, in several."""
+        """Predicted classes [B] and unit features [B, E]; the batch is split if the device runs out of memory."""
         stacks = [stack] * len(pixels_BCHW)
         try:
             seen = self.model.encode_images(pixels_BCHW, stacks)
             return [(torch.stack(self.model.score(seen, stacks)).argmax(dim=1), seen.unit_BE)]
         except torch.OutOfMemoryError as error:
             if len(stacks) == 1:
-                msg = f"The device has no memory for a single image under {stack.domain!r}; free some, or use the CPU."
+                msg = f"Out of device memory for a single image of {stack.domain!r}. Free memory or use the CPU."
                 raise OutOfMemoryError(msg) from error
-        # Outside the handler: its traceback would keep the failed batch's tensors alive.
+        # Outside the except block, whose traceback keeps the failed batch's tensors alive.
         halves = pixels_BCHW.tensor_split(2)
         return [part for half in halves for part in self._answer(stack, half)]
 
     def _views_of(self, images: tuple[LabelledImage, ...]) -> Views:
-        """The images as served, decoded once for as long as their split is among the last ones asked for."""
+        """The preprocessed images of a split; recently used splits are cached."""
         backbone = self.model.backbone
         views = self._views.pop(images, None) or Views(
             [image.path for image in images],

@@ -1,7 +1,7 @@
-"""Image features laid out in a plane, to be looked at: t-SNE where scikit-learn is installed, principal axes elsewhere.
+"""2D projection of image features: t-SNE if scikit-learn is installed, else principal axes.
 
-t-SNE, as in figure 5 of CasPL (arXiv 2409.17805), shows clusters clearly, but neither their sizes nor the distances
-between them mean anything. Principal axes are a linear map: what lies apart in the picture lies apart in the features.
+t-SNE, as in figure 5 of CasPL (arXiv 2409.17805), separates clusters, but their sizes and distances have no meaning.
+Principal axes are a linear projection.
 
 Legend: N images, E feature width.
 """
@@ -20,11 +20,11 @@ SEED: Final = 0
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Points in a plane.
+    """Projected points.
 
     Attributes:
         points_N2: coordinates, float64.
-        method: how they came about.
+        method: name of the projection.
     """
 
     points_N2: NDArray[np.float64]
@@ -32,7 +32,7 @@ class Layout:
 
 
 def lay_out(features_NE: NDArray[np.floating]) -> Layout:
-    """Lay features out, the same way each time."""
+    """Project features to 2D; deterministic."""
     if len(features_NE) < MIN_ROWS:
         return Layout(principal_axes(features_NE), "principal axes")
     try:
@@ -40,7 +40,7 @@ def lay_out(features_NE: NDArray[np.floating]) -> Layout:
     except ModuleNotFoundError:
         return Layout(principal_axes(features_NE), "principal axes")
     perplexity = min(PERPLEXITY, (len(features_NE) - 1) / 3)
-    # Starting from the principal axes, scaled as scikit-learn scales them, keeps the large-scale order of the clusters.
+    # Initializing with the principal axes, scaled as in scikit-learn, preserves the global structure.
     start_N2 = principal_axes(features_NE)
     start_N2 = start_N2 / max(float(start_N2[:, 0].std()), np.finfo(float).tiny) * 1e-4
     tsne = TSNE(perplexity=perplexity, init=start_N2, learning_rate="auto", random_state=SEED)
@@ -48,13 +48,12 @@ def lay_out(features_NE: NDArray[np.floating]) -> Layout:
 
 
 def principal_axes(features_NE: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Coordinates along the two principal axes.
+    """Coordinates along the first two principal axes.
 
-    Each axis points to the side where its largest coordinate lies, so that the picture does not depend on the
-    linear-algebra library.
+    The largest coordinate of each axis is positive, so that the result does not depend on the linear algebra library.
 
     Returns:
-        [N, 2] centred; an axis beyond the rank of the features is 0.
+        [N, 2] centred; 0 for an axis beyond the rank of the features.
     """
     x_NE = np.asarray(features_NE, dtype=np.float64)
     left, scales, _ = np.linalg.svd(x_NE - x_NE.mean(axis=0), full_matrices=False)

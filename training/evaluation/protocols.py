@@ -1,12 +1,12 @@
-"""The papers' protocols: which images are learned from, which classes are told apart, and what is counted.
+"""The papers' evaluation protocols.
 
-    base-to-new             few images of the first half of the classes -> each half of the test images among itself
-    few-shot                few images of all classes -> all test images
-    cross-dataset           few images of one data set -> the test images of others, with their own class names
-    domain-generalisation   the same, to variants that have the same classes or some of them
+    base-to-new             train on base classes; test base and new classes separately
+    few-shot                train and test on all classes
+    cross-dataset           train on one data set; test on others, with their own class names
+    domain-generalisation   train on one data set; test on variants with the same classes or a subset
 
-Sources: CoCoOp (arXiv 2203.05557), section 4, for all but few-shot, which is CoOp's (arXiv 2109.01134), section 4.1.
-A row that the results folder holds is taken from there; a bundle that it holds is not learned again.
+Sources: CoCoOp (arXiv 2203.05557), section 4; few-shot: CoOp (arXiv 2109.01134), section 4.1.
+Finished rows and bundles in the results folder are reused.
 """
 
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ from training.files import digest_of
 
 
 def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
-    """Learn on the first half of the classes and measure each half among itself.
+    """Train on the base classes, and test base and new classes separately.
 
-    Shots are drawn over all classes before these are halved: see `training.data.few_shot`.
+    Shots are sampled over all classes before the split, see `training.data.few_shot`.
 
     Args:
-        bench: what the trial runs on.
+        bench: runs the trial.
         dataset: with test images, and with train images unless the trial is zero-shot.
-        trial: the method, or the base model itself.
+        trial: the method, or the zero-shot base model.
 
     Returns:
-        A row with `base`; `new` and `h` are None, and `note` says why, for prompts that serve their own classes only.
+        A row with `base`. For prompts that support their own classes only, `new` and `h` are None and `note` says why.
 
     Raises:
         DatasetError: fewer than two classes, or no train or test images.
@@ -64,7 +64,7 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
 
 
 def all_classes(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
-    """The few-shot protocol: learn on few images of all classes and measure all test images.
+    """The few-shot protocol: train and test on all classes.
 
     Raises:
         DatasetError, TrainingError: as `base_to_new`.
@@ -73,10 +73,10 @@ def all_classes(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
 
 
 def across(bench: Bench, source: Dataset, target: Dataset, trial: Trial) -> Row:
-    """The cross-dataset protocol: learn on one data set and measure the test images of another, or of the same one.
+    """The cross-dataset protocol: train on one data set, test on another or the same one.
 
     Returns:
-        A row with `accuracy`, or with None and a `note` for prompts that serve their own classes only.
+        A row with `accuracy`, or None and a `note` for prompts that support their own classes only.
 
     Raises:
         DatasetError, TrainingError: as `base_to_new`.
@@ -85,7 +85,7 @@ def across(bench: Bench, source: Dataset, target: Dataset, trial: Trial) -> Row:
 
 
 def to_variant(bench: Bench, source: Dataset, target: Dataset, trial: Trial) -> Row:
-    """Domain generalisation: learn on one data set and measure another look of the same classes, or of some of them.
+    """Domain generalisation: train on one data set, test on a variant with the same classes or a subset.
 
     Raises:
         DatasetError: as `check_variant`, and as `base_to_new`.
@@ -96,17 +96,17 @@ def to_variant(bench: Bench, source: Dataset, target: Dataset, trial: Trial) -> 
 
 
 def check_variant(source: Dataset, target: Dataset) -> None:
-    """Refuse a target whose classes are not all the source's.
+    """Check that the target's classes are a subset of the source's.
 
     Raises:
-        DatasetError: names the classes that the source has not.
+        DatasetError: the target has other classes.
     """
     known = {comparison_key(name) for name in source.class_names}
     strange = [repr(name) for name in target.class_names if comparison_key(name) not in known]
     if strange:
         msg = (
-            f"{target.name}: expected classes of {source.name} only, found {shorten(strange)}. "
-            "Between different classes, measure with the protocol cross-dataset."
+            f"{target.name} has classes that {source.name} lacks: {shorten(strange)}. "
+            "Use the cross-dataset protocol for different classes."
         )
         raise DatasetError(msg)
 
@@ -145,7 +145,7 @@ def _row_key(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset,
 
 
 def _saved_predictions(dataset: Dataset, parts: Sequence[Predictions], offsets: Sequence[int]) -> SavedPredictions:
-    """Predictions of one or two halves of the classes, as positions among all of them."""
+    """Combine the predictions of one or two halves of the classes, as indices into all classes."""
     if not parts:
         nothing = np.zeros(0, dtype=np.int64)
         return SavedPredictions(dataset.class_names, nothing, nothing, np.zeros((0, 0), dtype=np.float32), nothing)

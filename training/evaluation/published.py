@@ -1,7 +1,6 @@
-"""What papers print for CLIP ViT-B/16 with OpenAI's weights, to be read beside what was measured.
+"""Published results for CLIP ViT-B/16 with OpenAI's weights, in per cent, for comparison.
 
-Knows numbers, in per cent, and where they stand. They hold for the eleven data sets of those papers, in CoOp's splits;
-for any other data set there is nothing to compare with, and nothing is returned.
+They are valid for the eleven data sets of those papers in CoOp's splits only.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ CASPL_PAGE: Final = "CasPL (arXiv 2409.17805) and its repository's README"
 
 @dataclass(frozen=True)
 class Published:
-    """Base-to-new accuracy as printed: base, new, harmonic mean, and where."""
+    """Published base-to-new accuracy: base, new, harmonic mean, source."""
 
     base: float
     new: float
@@ -29,7 +28,7 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishedShots:
-    """Few-shot accuracy as printed, by number of shots: means over the eleven data sets."""
+    """Published few-shot accuracy by number of shots, averaged over the eleven data sets."""
 
     method: str
     boosted: bool
@@ -89,21 +88,21 @@ FEW_SHOT_MEANS: Final[tuple[PublishedShots, ...]] = tuple(
 
 
 def published(dataset: str, method: str, *, boosted: bool) -> Published | None:
-    """The base-to-new numbers printed for one data set; methods are on record by their means only.
+    """Published base-to-new results for one data set; for trained methods only averages are available.
 
     Args:
         dataset: a catalog name.
-        method: as `--method` names it, or `zero-shot`.
-        boosted: whether on boosting prompts.
+        method: as in `--method`, or `zero-shot`.
+        boosted: with boosting prompts.
     """
     return _ZERO_SHOT.get(dataset) if method == ZERO_SHOT and not boosted else None
 
 
 def published_mean(method: str, *, boosted: bool) -> Published | None:
-    """The base-to-new numbers printed as means over the eleven data sets."""
+    """Published base-to-new results, averaged over the eleven data sets."""
     return MEANS.get((method, boosted))
 
 
 def published_shots(method: str, *, boosted: bool) -> PublishedShots | None:
-    """The few-shot numbers printed as means over the eleven data sets."""
+    """Published few-shot results, averaged over the eleven data sets."""
     return next((row for row in FEW_SHOT_MEANS if (row.method, row.boosted) == (method, boosted)), None)

@@ -1,7 +1,4 @@
-"""A report as one JSON object and as Markdown tables that say the same.
-
-Knows summaries and published numbers. Does not know models, files, or how pictures are drawn.
-"""
+"""A report as a JSON object and as Markdown tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +13,7 @@ _NOTHING: Final = "-"
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain values: every row, the summaries and means, and what was published."""
+    """The report as JSON values: all rows, summaries, means, and published results."""
     summaries = [
         asdict(summary) | {"change": {name: summary.change(name) for name in report.measures}}
         for summary in report.summaries
@@ -33,11 +30,11 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
-    """The report as tables, one per data set.
+    """The report as Markdown, one table per data set.
 
     Args:
-        report: what was measured.
-        pictures: file names beside the Markdown file.
+        report: the results.
+        pictures: file names in the same folder.
     """
     seeds = ", ".join(map(str, report.seeds)) or "none"
     lines = [
@@ -98,7 +95,7 @@ def _means_table(report: Report) -> list[str]:
 
 
 def _printed_means(report: Report) -> list[dict[str, Any]]:
-    """Printed means of the measured methods; none unless every data set is among the papers'."""
+    """Published averages of the evaluated methods; empty unless all data sets are the papers'."""
     if not report.rows or not {row.dataset for row in report.rows} <= set(PAPER_DATASETS):
         return []
     methods = list(dict.fromkeys(row.method for row in report.rows))
@@ -130,7 +127,7 @@ def _printed_table(report: Report, printed: Sequence[Mapping[str, Any]]) -> list
         cells = [[_rate_text(each["by_shots"][n]) for n in shots] for each in printed]
     sources = "; ".join(dict.fromkeys(str(each["source"]) for each in printed))
     grid = _grid(titles, [[name, *row] for name, row in zip(names, cells, strict=True)])
-    return [f"Means over eleven data sets with {BACKBONE}. Source: {sources}.", "", *grid]
+    return [f"Mean over eleven data sets with {BACKBONE}. Source: {sources}.", "", *grid]
 
 
 def _grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

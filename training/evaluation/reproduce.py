@@ -1,8 +1,8 @@
-"""From a data folder to the paper's rows: boost on the unlabelled training split, then adapt and measure every method.
+"""Reproduces the paper's tables: boost on the unlabelled train split, then adapt and evaluate every method.
 
-Source: CasPL (arXiv 2409.17805), sections 3.2 and 4.1. Phase 1 sees the images of all classes, without labels, and the
-names of all classes, base and new; phase 2 sees few labelled images of base classes. An interrupted run goes on where
-it was: finished bundles and rows are found again, unfinished trainings continue from their checkpoint.
+Source: CasPL (arXiv 2409.17805), sections 3.2 and 4.1. Phase 1 uses the images of all classes without labels and all
+class names, base and new; phase 2 uses few labelled images of base classes. Interrupted runs resume: finished bundles
+and rows are reused, training continues from its checkpoint.
 """
 
 from collections.abc import Sequence
@@ -33,19 +33,19 @@ def reproduce(
     *,
     checkpoint_every: int = 100,
 ) -> Report:
-    """Boost on each of the plan's sources, and measure the plan without and with boosting prompts.
+    """Boost on each of the plan's sources, and run the plan with and without boosting prompts.
 
     Args:
         plan: protocol, data sets, methods and seeds.
-        boost_recipe: of phase 1.
-        student: the backbone that is measured.
+        boost_recipe: phase 1 recipe.
+        student: the evaluated backbone.
         teacher: the larger backbone.
-        results: where finished work is kept and looked up.
-        console: where progress is shown.
+        results: folder of finished rows and bundles.
+        console: shows progress.
         checkpoint_every: steps between checkpoints.
 
     Raises:
-        TrainingError: see its subclasses; what was finished before is kept.
+        TrainingError: see its subclasses; finished rows and bundles are kept.
     """
     predictor, sampler = Predictor(student), ShotSampler(console)
 
@@ -70,10 +70,10 @@ def boost_on(
     *,
     checkpoint_every: int = 100,
 ) -> Bundle:
-    """The boosting bundle of a data set's whole training split: from the results folder, or learned now.
+    """Train the boosting bundle for a data set's train split, or load it from the results folder.
 
     Raises:
-        DatasetError: there are no train images.
+        DatasetError: no train images.
         TrainingError: as `run_boost`.
     """
     identity = {

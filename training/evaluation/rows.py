@@ -1,11 +1,10 @@
-"""Measured rows and the folder that keeps them: what is in it is never computed again.
+"""Result rows and the results folder; finished results are never computed again.
 
-    <folder>/rows/<cell>.json           one finished row, written last: where it stands, the cell is done
-    <folder>/rows/<cell>.npz            its answers, and a sample of its image features
+    <folder>/rows/<cell>.json           a finished row, written last
+    <folder>/rows/<cell>.npz            its predictions, and a sample of its image features
     <folder>/bundles/<training>/        bundle.safetensors, losses.json, and the checkpoint of a run in progress
 
-Knows names and files. Does not know how anything is measured or learned. A name carries a digest over everything that
-decides the numbers, so a changed recipe, seed, data set, backbone or boosting bundle is another cell.
+Names contain a digest over all inputs: another recipe, seed, data set, backbone or boosting bundle gets its own cell.
 """
 
 import io
@@ -28,23 +27,23 @@ MAX_SAVED_FEATURES: Final = 1000
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: one method, one seed, one data set. Rates are in per cent.
+    """One result: one method, one seed, one data set. Rates are in per cent.
 
     Attributes:
-        protocol: how it was measured.
-        dataset: what was trained on.
-        target: what was tested on; `dataset` itself except across data sets.
-        method: as `--method` names it, or `zero-shot`.
-        boosted: whether on boosting prompts.
+        protocol: evaluation protocol.
+        dataset: training data set.
+        target: test data set; equals `dataset` except across data sets.
+        method: as in `--method`, or `zero-shot`.
+        boosted: with boosting prompts.
         shots: training images per class; 0 for zero-shot.
-        seed: of draw and training; None for zero-shot, which has none.
-        cell: name of its files below `rows`.
-        training: name of its folder below `bundles`; None for zero-shot.
-        n_images: test images looked at.
+        seed: seed of sampling and training; None for zero-shot.
+        cell: name of its files in `rows`.
+        training: name of its folder in `bundles`; None for zero-shot.
+        n_images: number of test images.
         accuracy: over all classes; None in base-to-new.
-        base, new: each half of the classes among itself; None outside base-to-new, `new` also where it cannot be had.
+        base, new: accuracy within each half of the classes; None outside base-to-new, `new` also if unsupported.
         h: harmonic mean of both, None without both.
-        note: why a number is missing; empty if none is.
+        note: the reason for a missing number, or empty.
     """
 
     protocol: Protocol
@@ -66,13 +65,12 @@ class Row:
 
 @dataclass(frozen=True)
 class RowKey:
-    """Everything that decides a row's numbers.
+    """All inputs that determine a row.
 
     Attributes:
-        protocol: as in `Row`, like the next six.
-        dataset, target, method, boosted, shots, seed: what the name says to people.
+        protocol, dataset, target, method, boosted, shots, seed: as in `Row`.
         data: digests of the data sets.
-        recipe: digest of the recipe, or of what else decides the text of a zero-shot row.
+        recipe: digest of the recipe; for zero-shot, of the text inputs.
         backbone: fingerprint.
         boost: digest of the boosting bundle, or None.
     """
@@ -91,12 +89,12 @@ class RowKey:
 
     @property
     def cell(self) -> str:
-        """A file name that people can read and that differs where anything differs."""
+        """A readable file name with a digest over all inputs."""
         words = [self.protocol, self.dataset, *([self.target] if self.target != self.dataset else [])]
         return "-".join([slug(" ".join(words)), _variant(self.method, self.boosted, self.shots, self.seed), self._mark])
 
     def row(self, *, training: str | None, n_images: int, note: str = "") -> Row:
-        """The row of this cell, without its rates."""
+        """The row for this key, without rates."""
         return Row(
             protocol=self.protocol,
             dataset=self.dataset,
@@ -118,12 +116,12 @@ class RowKey:
 
 @dataclass(frozen=True, eq=False)
 class SavedPredictions:
-    """The answers behind a row.
+    """The predictions of a row.
 
     Attributes:
         class_names: all classes of the test images.
-        labels_N, named_N: positions among them, int64.
-        features_ME: unit image features of at most 1000 images spread evenly over the N.
+        labels_N, named_N: true and predicted classes, int64.
+        features_ME: unit image features of at most 1000 evenly sampled images.
         feature_labels_M: their classes.
     """
 
@@ -135,17 +133,17 @@ class SavedPredictions:
 
 
 class Results:
-    """The folder.
+    """The results folder.
 
     Args:
-        folder: made when the first row is kept.
+        folder: created when the first row is saved.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def find(self, identity: RowKey) -> Row | None:
-        """The row of a cell if it is finished.
+        """Load a finished row, or None.
 
         Raises:
             CheckpointError: its file is damaged.
@@ -157,11 +155,11 @@ class Results:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            msg = f"The finished row {path} cannot be read; delete it to measure it again."
+            msg = f"Cannot read the result {path}. Delete it to run it again."
             raise CheckpointError(msg) from error
 
     def keep(self, identity: RowKey, row: Row, predictions: SavedPredictions) -> Row:
-        """Write a finished row; whoever is killed meanwhile finds all of it or nothing."""
+        """Save a finished row atomically."""
         buffer = io.BytesIO()
         arrays = {field.name: np.asarray(getattr(predictions, field.name)) for field in fields(predictions)}
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
@@ -171,7 +169,7 @@ class Results:
         return row
 
     def predictions(self, row: Row) -> SavedPredictions:
-        """The answers behind a finished row.
+        """Load the predictions of a finished row.
 
         Raises:
             CheckpointError: the file is missing or damaged.
@@ -181,20 +179,20 @@ class Results:
             with np.load(path, allow_pickle=False) as arrays:
                 found = {field.name: arrays[field.name] for field in fields(SavedPredictions)}
         except (OSError, ValueError, KeyError) as error:
-            msg = f"The answers {path} cannot be read; delete {path.with_suffix('.json').name} to measure them again."
+            msg = f"Cannot read the predictions {path}. Delete {path.with_suffix('.json').name} to run them again."
             raise CheckpointError(msg) from error
         return SavedPredictions(**(found | {"class_names": tuple(found["class_names"].tolist())}))
 
     def training_folder(self, training: str) -> Path:
-        """Where one training's bundle, losses and checkpoint lie."""
+        """Folder of a training's bundle, losses and checkpoint."""
         return self.folder / "bundles" / training
 
     def keep_losses(self, training: str, losses: list[float]) -> None:
-        """Write the loss of each step of a finished training."""
+        """Save the loss of each step of a finished training."""
         write_atomic(self.training_folder(training) / "losses.json", _json_bytes(losses))
 
     def losses(self, row: Row) -> list[float]:
-        """The loss of each step; empty for zero-shot, or where a run was killed right behind its training."""
+        """The loss of each step; empty for zero-shot, or if the run was killed before saving them."""
         if row.training is None:
             return []
         path = self.training_folder(row.training) / "losses.json"
@@ -207,32 +205,32 @@ class Results:
 def sample_features(
     features_NE: NDArray[np.float32], labels_N: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """At most `MAX_SAVED_FEATURES` rows, spread evenly, with their labels."""
+    """At most `MAX_SAVED_FEATURES` evenly sampled rows with their labels."""
     rows = np.unique(np.linspace(0, len(labels_N) - 1, min(len(labels_N), MAX_SAVED_FEATURES)).round().astype(int))
     return features_NE[rows], labels_N[rows]
 
 
 def training_name(dataset: str, method: str, *, boosted: bool, shots: int, seed: int, identity: dict[str, str]) -> str:
-    """The folder of one training; protocols that train alike share it.
+    """Folder name of a training; shared by protocols with identical training.
 
     Args:
-        dataset: what is trained on.
-        method: how.
-        boosted: whether on boosting prompts.
+        dataset: training data set.
+        method: adapting method.
+        boosted: with boosting prompts.
         shots: images per class.
-        seed: of draw and training.
-        identity: digests of everything that decides the bundle.
+        seed: seed of sampling and training.
+        identity: digests of all inputs of the training.
     """
     return "-".join([slug(dataset), _variant(method, boosted, shots, seed), short_digest(identity)])
 
 
 def slug(text: str) -> str:
-    """Lower-case words joined by hyphens, at most 48 characters, as file and domain names take them."""
+    """Lower-case words joined by hyphens, at most 48 characters, for file and domain names."""
     return "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:48].strip("-") or "data"
 
 
 def short_digest(identity: object) -> str:
-    """Twelve hexadecimal digits over plain values."""
+    """Digest of JSON values, 12 hex digits."""
     return digest_of(json.dumps(identity, sort_keys=True).encode()).removeprefix("sha256:")[:12]
 
 

@@ -1,7 +1,4 @@
-"""The commands as functions: from names and paths to a report on disk.
-
-Knows how data sets, bundles and benches come together. Does not know option names or terminals' look.
-"""
+"""`caspl evaluate` and `caspl reproduce` as functions: from names and paths to a report on disk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,17 +26,17 @@ from training.progress import progress_bars
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """A protocol over data sets.
+    """Arguments of `run_evaluate`.
 
     Attributes:
-        protocol: how to measure.
+        protocol: evaluation protocol.
         data: names or paths of data sets.
-        root: folder of the data sets, for names.
+        root: folder with the published data sets.
         methods: keys of `METHODS`.
-        boost: boosting bundles: none, one for every data set that is learned on, or one for each.
-        has_plain: whether to measure without boosting.
+        boost: boosting bundles: none, one for all training data sets, or one for each.
+        has_plain: also evaluate without boosting.
         seeds, shots, overrides: as in `Plan`.
-        out: folder of the report and of finished work.
+        out: folder for the report and finished results.
         checkpoint_every: steps between checkpoints.
     """
 
@@ -58,16 +55,16 @@ class EvaluateJob:
 
 @dataclass(frozen=True)
 class ReproduceJob:
-    """A data set from its folder to the paper's base-to-new row.
+    """Arguments of `run_reproduce`.
 
     Attributes:
-        data: its name or path.
-        root: folder of the data sets, for a name.
+        data: name or path of the data set.
+        root: folder with the published data sets.
         methods: keys of `METHODS`.
         seeds, overrides: as in `Plan`.
         shots: training images per class.
-        boost_overrides: recipe values of phase 1 as `key=value`.
-        out: folder of the report and of finished work.
+        boost_overrides: phase 1 recipe values as `key=value`.
+        out: folder for the report and finished results.
         checkpoint_every: steps between checkpoints.
     """
 
@@ -83,19 +80,19 @@ class ReproduceJob:
 
 
 def run_evaluate(job: EvaluateJob, load: Callable[[], Backbone], console: Console) -> dict[str, Any]:
-    """Measure and write the report.
+    """Run the evaluation and write the report.
 
     Args:
-        job: what to measure.
-        load: loads the backbone; called once the job's inputs are known to be sound.
-        console: where progress is shown.
+        job: the arguments.
+        load: loads the backbone; called after the arguments are validated.
+        console: shows progress.
 
     Returns:
         The report as a JSON object.
 
     Raises:
-        TrainingError: see its subclasses; finished rows are kept and found again.
-        BundleInvalidError: a boosting bundle is no valid bundle.
+        TrainingError: see its subclasses; finished rows are kept and reused.
+        BundleInvalidError: an invalid boosting bundle.
     """
     datasets = tuple(open_dataset(name, job.root) for name in job.data)
     plan = Plan(job.protocol, datasets, job.methods, job.seeds, job.shots, job.overrides)
@@ -114,18 +111,18 @@ def run_evaluate(job: EvaluateJob, load: Callable[[], Backbone], console: Consol
 def run_reproduce(
     job: ReproduceJob, load_backbones: Callable[[], tuple[Backbone, Backbone]], console: Console
 ) -> dict[str, Any]:
-    """Boost, adapt, measure and write the report.
+    """Boost, adapt, evaluate and write the report.
 
     Args:
-        job: what to reproduce.
-        load_backbones: loads student and teacher; called once the job's inputs are known to be sound.
-        console: where progress is shown.
+        job: the arguments.
+        load_backbones: loads student and teacher; called after the arguments are validated.
+        console: shows progress.
 
     Returns:
         The report as a JSON object.
 
     Raises:
-        TrainingError: see its subclasses; finished work is kept and found again.
+        TrainingError: see its subclasses; finished results are kept and reused.
     """
     dataset = open_dataset(job.data, job.root)
     plan = Plan("base-to-new", (dataset,), job.methods, job.seeds, (job.shots,), job.overrides)
@@ -145,24 +142,24 @@ def run_bundle(
     out: Path,
     console: Console,
 ) -> dict[str, Any]:
-    """Measure one bundle on one split and write how it did.
+    """Evaluate one bundle on one split and write the report.
 
     Args:
-        bundle: its file.
+        bundle: bundle file.
         data: name or path of a data set.
-        root: folder of the data sets, for a name.
-        split: which of its images.
-        load: loads the backbone; called once the other inputs are known to be sound.
-        out: folder of the report.
-        console: where progress is shown.
+        root: folder with the published data sets.
+        split: the split to evaluate.
+        load: loads the backbone; called after the other arguments are validated.
+        out: folder for the report.
+        console: shows progress.
 
     Returns:
         The result as a JSON object.
 
     Raises:
-        DatasetError: the data set cannot be read, or the split has no readable image.
-        BundleInvalidError: it is no valid bundle.
-        StackMismatchError: it was made for another backbone or cannot tell these classes apart.
+        DatasetError: the data set is invalid, or the split has no readable images.
+        BundleInvalidError: an invalid bundle.
+        StackMismatchError: the bundle is for another backbone, or does not support these classes.
     """
     dataset = open_dataset(data, root, single_split=split)
     n_images, read = len(dataset.split(split)), read_bundle_file(bundle)
@@ -174,11 +171,11 @@ def run_bundle(
 
 
 def _boost_of_each(sources: Sequence[Dataset], boost: Sequence[Path]) -> list[Path]:
-    """One boosting bundle for every data set that is learned on, or none at all."""
+    """The boosting bundle of each training data set, or none."""
     if len(boost) == 1:
         return [boost[0]] * len(sources)
     if len(boost) in {0, len(sources)}:
         return list(boost)
     named = shorten(source.name for source in sources)
-    msg = f"Expected one boosting bundle, or one for each of {named}; found {len(boost)}."
+    msg = f"Pass one boosting bundle, or one for each of {named}; got {len(boost)}."
     raise BoostBundleError(msg)

@@ -1,7 +1,4 @@
-"""Rows over seeds become summaries: one method on one data set, without and with boosting prompts side by side.
-
-Knows rows and published numbers. Does not know how they are shown.
-"""
+"""Summarizes rows over seeds: one method on one data set, with and without boosting prompts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +18,14 @@ MEASURES: Final[Mapping[Protocol, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Summary:
-    """One method on one data set over all seeds, without and with boosting prompts side by side.
+    """One method on one data set over all seeds, with and without boosting prompts.
 
     Attributes:
         dataset, target, method, shots: as in `Row`.
-        plain: spread of each measure without boosting; a measure that is missing has none.
+        plain: statistics of each available measure without boosting.
         boosted: the same with boosting.
-        published: what was printed for it without boosting, or None.
-        notes: why measures are missing.
+        published: published result without boosting, or None.
+        notes: reasons for missing measures.
     """
 
     dataset: str
@@ -41,7 +38,7 @@ class Summary:
     notes: tuple[str, ...]
 
     def change(self, measure: str) -> float | None:
-        """Boosted minus plain mean, in points; None unless both were measured."""
+        """Boosted minus plain mean, in points; None unless both exist."""
         if measure not in self.plain or measure not in self.boosted:
             return None
         return self.boosted[measure].mean - self.plain[measure].mean
@@ -49,7 +46,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Mean:
-    """One method over several data sets: means of their means; H is that of the mean base and new rates, as printed."""
+    """One method averaged over several data sets; H is computed from mean base and mean new accuracy, as published."""
 
     method: str
     shots: int
@@ -60,12 +57,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured under one protocol on one backbone.
+    """All results of one protocol on one backbone.
 
     Attributes:
-        protocol: how.
+        protocol: evaluation protocol.
         backbone: `arch`, `pretrained` and `fingerprint`.
-        rows: every measurement.
+        rows: all results.
     """
 
     protocol: Protocol
@@ -74,23 +71,23 @@ class Report:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of the rates that this protocol has."""
+        """Names of the protocol's measures."""
         return MEASURES[self.protocol]
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds of the rows, without repetition."""
+        """Distinct seeds of the rows."""
         return sorted({row.seed for row in self.rows if row.seed is not None})
 
     @property
     def summaries(self) -> list[Summary]:
-        """One per data set, target, method and number of shots, in the order of the rows."""
+        """One summary per data set, target, method and number of shots, in row order."""
         keys = dict.fromkeys((row.dataset, row.target, row.method, row.shots) for row in self.rows)
         return [self._summary(*key) for key in keys]
 
     @property
     def means(self) -> list[Mean]:
-        """One per method and number of shots where there are several data sets; across data sets, over the targets."""
+        """One mean per method and number of shots over several data sets or targets; empty for a single one."""
         summaries = [
             summary
             for summary in self.summaries

@@ -19,7 +19,7 @@ def test_accuracy_counts_the_images_whose_class_was_named():
 
 @pytest.mark.parametrize(("labels", "named"), [([], []), ([1, 2], [1])])
 def test_accuracy_of_nothing_or_of_unequal_lists_is_refused(labels, named):
-    with pytest.raises(ValueError, match="one answer for each"):
+    with pytest.raises(ValueError, match=r"\d predictions for \d images"):
         accuracy(np.array(labels, dtype=np.int64), np.array(named, dtype=np.int64))
 
 
@@ -50,7 +50,7 @@ def test_confusion_counts_every_pair_of_true_and_named_class():
             assert counts[true, named] == sum(
                 (label, name) == (true, named) for label, name in zip(LABELS, NAMED, strict=True)
             )
-    with pytest.raises(ValueError, match="from 0 to 2"):
+    with pytest.raises(ValueError, match="out of range for 3 classes"):
         confusion_matrix(LABELS, NAMED, 3)
 
 

@@ -54,9 +54,9 @@ def test_what_would_fail_later_fails_before_anything_is_learned(two_sets, tmp_pa
     strange = painted(tmp_path / "strange", name="strange", class_names=("snow",), train=0)
     untested = painted(tmp_path / "untested", name="untested", test=0)
     for protocol, datasets, error in (
-        ("base-to-new", (first, first), "different data sets"),
-        ("base-to-new", (second,), "expected train images"),
-        ("few-shot", (untested,), "expected test images"),
+        ("base-to-new", (first, first), "without duplicates"),
+        ("base-to-new", (second,), "has no train images"),
+        ("few-shot", (untested,), "has no test images"),
         ("domain-generalisation", (first, strange), "'snow'"),
     ):
         with pytest.raises(DatasetError, match=error):

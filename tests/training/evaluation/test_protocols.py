@@ -133,7 +133,7 @@ def test_a_lost_row_is_measured_again_without_training_again(bench_at, dataset):
 def test_a_damaged_row_is_named_and_never_overwritten_in_silence(bench_at, dataset):
     row = base_to_new(bench_at(), dataset, Trial())
     (bench_at().results.folder / "rows" / f"{row.cell}.json").write_text('{"row": {')
-    with pytest.raises(CheckpointError, match="delete it to measure it again"):
+    with pytest.raises(CheckpointError, match="Delete it to run it again"):
         base_to_new(bench_at(), dataset, Trial())
 
 
@@ -240,7 +240,7 @@ def test_a_draw_is_looked_through_once_for_all_methods_and_targets(tmp_path):
 
     first[2].path.write_bytes(b"no picture either")  # whoever looked again would leave it out
     assert sampler.take(dataset, trial_of("ivlp")) is drawn
-    assert console.file.getvalue().count("left out 1 drawn images") == 1
+    assert console.file.getvalue().count("skipped 1 unreadable train images") == 1
     for other in (trial_of("coop", seed=2), trial_of("coop", shots=3)):
         again = sampler.take(dataset, other)
         assert first[2].path not in [image.path for image in again.split("train")]
