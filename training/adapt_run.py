@@ -90,7 +90,7 @@ def run_adapt(
         "backbone": backbone.fingerprint,
     }
     with progress_bars(console) as progress:
-        run = train_with_progress(
+        state = train_with_progress(
             adapter,
             recipe,
             title=f"{method_name} on {job.domain}",
@@ -102,9 +102,9 @@ def run_adapt(
     metrics = {
         "n_images": len(items),
         "n_classes": len(job.dataset.class_names),
-        "steps": run.step,
-        "loss_first": run.losses[0],
-        "loss_last": sum(run.losses[-20:]) / len(run.losses[-20:]),
+        "steps": state.step,
+        "loss_first": state.losses[0],
+        "loss_last": state.recent_loss,
         "train_accuracy": _accuracy(adapter),
     }
     data = export_bundle(
@@ -120,7 +120,12 @@ def run_adapt(
     if world.is_main:
         write_atomic(job.out, data)
         job.checkpoint.unlink(missing_ok=True)
-    return metrics | {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data), "losses": run.losses}
+    return metrics | {
+        "bundle": str(job.out),
+        "digest": digest_of(data),
+        "size_bytes": len(data),
+        "losses": state.losses,
+    }
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ def run_boost(
             task = progress.add_task("teacher logits", total=len(views), note="")
             booster.precompute_teacher_logits(lambda n: progress.advance(task, n))
         before = booster.agreement()
-        run = train_with_progress(
+        state = train_with_progress(
             booster,
             recipe,
             title=f"boosting {job.domain}",
@@ -117,9 +117,9 @@ def run_boost(
     metrics: dict[str, Any] = {
         "n_images": len(folder.files),
         "n_unreadable": len(folder.unreadable),
-        "steps": run.step,
-        "loss_first": run.losses[0],
-        "loss_last": sum(run.losses[-20:]) / len(run.losses[-20:]),
+        "steps": state.step,
+        "loss_first": state.losses[0],
+        "loss_last": state.recent_loss,
         "teacher_agreement_before": before,
         "teacher_agreement_after": booster.agreement(),
     }

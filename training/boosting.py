@@ -1,7 +1,7 @@
 """CasPL phase 1: distil boosting prompts from a larger CLIP on unlabelled images of the domain.
 
 The student is the frozen backbone with learnable prompts; the teacher is a larger frozen CLIP. Both see the same view
-of each image. The loss pulls the student's zero-shot distribution over the domain's classes to the teacher's:
+of each image. The loss pulls the student's zero-shot distribution over the domain's classes towards the teacher's:
 
     z_S = s_S · <f_S(x), g_S>,   z_T = s_T · <f_T(x), g_T>,   L = KL( softmax(z_T / τ) ‖ softmax(z_S / τ) )
 
@@ -57,7 +57,7 @@ class Student(Protocol):
 
 
 def distillation_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, recipe: BoostRecipe) -> Tensor:
-    """KL divergence of the student's distribution from the teacher's, times τ² and the loss weight.
+    """KL(teacher ‖ student) over the classes, times τ² and the loss weight.
 
     The sum over batch and classes is divided by B·K (`mean`) or by B (`batchmean`).
     Source: CasPL eq. 2; reduction as in PromptKD.

@@ -76,6 +76,12 @@ class TrainState:
     step: int = 0
     losses: list[float] = field(default_factory=list)
 
+    @property
+    def recent_loss(self) -> float:
+        """Mean loss of the last 20 steps."""
+        recent = self.losses[-20:]
+        return sum(recent) / len(recent)
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -168,11 +174,11 @@ def _step(
     world: World,
 ) -> float:
     optimizer.zero_grad(set_to_none=True)
-    part = world.shard(indices)
+    shard = world.shard(indices)
     total = torch.zeros(())
     try:
-        if len(part):
-            loss = learner.loss(part, epoch) * (len(part) / len(indices))
+        if len(shard):
+            loss = learner.loss(shard, epoch) * (len(shard) / len(indices))
             total = loss.detach().clone()
             torch.autograd.backward(loss)
     except torch.OutOfMemoryError as error:

@@ -56,7 +56,7 @@ class World:
 
 
 def init_distributed(device: str) -> World:
-    """Join the process group that torchrun set up; a single process without torchrun.
+    """Join torchrun's process group, or return a world of one process without torchrun.
 
     Args:
         device: value of `--device`.

@@ -59,8 +59,7 @@ def train_with_progress(
     with _scalars(tensorboard if world.is_main else None) as write:
 
         def show(state: TrainState) -> None:
-            recent = state.losses[-20:]
-            progress.update(task, completed=state.step, note=f"loss {sum(recent) / len(recent):.3f}")
+            progress.update(task, completed=state.step, note=f"loss {state.recent_loss:.3f}")
             write("loss", state.losses[-1], state.step)
             write("learning_rate", learning_rate(recipe, (state.step - 1) // n_per_epoch), state.step)
 

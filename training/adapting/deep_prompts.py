@@ -55,5 +55,5 @@ def deep_text_prompts(
     prompts = random_prompts(min(depth, backbone.n_text_layers), tokens, backbone.text_width, generator)
     split = words.split()
     fitted = init_from_words(prompts, backbone, " ".join(split[:tokens]))
-    kept = split[tokens:] if fitted else []
-    return nn.Parameter(prompts.to(backbone.device)), " ".join([*kept, "{}."])
+    remaining = split[tokens:] if fitted else []
+    return nn.Parameter(prompts.to(backbone.device)), " ".join([*remaining, "{}."])

@@ -37,8 +37,8 @@ class LinearHead:
     """A linear classifier on unnormalised image embeddings v, mixed into the logits: (1-share) z + share (W v + b).
 
     Attributes:
-        weight_KE: W.
-        bias_K: b.
+        weight_KE: W [K, E].
+        bias_K: b [K].
         share: weight of the head in the logits, 0 to 1.
     """
 

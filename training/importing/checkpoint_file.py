@@ -22,16 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from training.data.dataset import shorten
 from training.errors import ImportFormatError
+from training.importing.layout import printable
 
 MAX_CHECKPOINT_BYTES: Final = 8 * 2**30
 """More than twice the largest file of these projects: PromptSRC on ViT-L/14 in float32, with two image towers: 3 GB."""
 
 _EPOCH_FILE: Final = re.compile(r"model\.pth\.tar-(\d+)")
 _BEST_FILE: Final = "model-best.pth.tar"
-_N_NAMED: Final = 8
-_REFUSED_GLOBAL: Final = re.compile(r"GLOBAL (\S+)|unrecognized function (.+)")
-_SCHEDULE_CLASSES: Final = (
+_REJECTED_GLOBAL: Final = re.compile(r"GLOBAL (\S+)|unrecognized function (.+)")
+_SCHEDULER_CLASSES: Final = (
     "torch.optim.lr_scheduler.CosineAnnealingLR",
     "torch.optim.lr_scheduler.MultiStepLR",
     "torch.optim.lr_scheduler.StepLR",
@@ -88,7 +89,7 @@ def find_checkpoint(path: Path, model_name: str) -> Path:
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
     msg = (
         f"No checkpoint in {path}: expected {model_name}/model.pth.tar-<epoch> or {model_name}/{_BEST_FILE}, "
-        f"found {_shortened(entries) or 'an empty folder'}. Pass the checkpoint file itself."
+        f"found {shorten(map(printable, entries)) or 'an empty folder'}. Pass the checkpoint file itself."
     )
     raise ImportFormatError(msg)
 
@@ -104,10 +105,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     n_bytes = path.stat().st_size
     if n_bytes > MAX_CHECKPOINT_BYTES:
-        msg = (
-            f"{path} has {n_bytes} bytes; the limit is {MAX_CHECKPOINT_BYTES}. Save only its state_dict and import "
-            "that."
-        )
+        msg = f"{path} has {n_bytes} bytes; the limit is {MAX_CHECKPOINT_BYTES}. Save and import only its state_dict."
         raise ImportFormatError(msg)
     loaded = _load_safetensors(path) if path.suffix == ".safetensors" else load_weights_only(path)
     state, epoch = _state_dict(path, loaded)
@@ -145,7 +143,7 @@ def _named(path: str, placeholder: Any) -> Any:  # noqa: ANN401 - any class or f
 
 
 _PLACEHOLDERS: Final = [
-    *(_named(path, type("Placeholder", (_Placeholder,), {})) for path in _SCHEDULE_CLASSES),
+    *(_named(path, type("Placeholder", (_Placeholder,), {})) for path in _SCHEDULER_CLASSES),
     _named("builtins.dict", type("Placeholder", (_Placeholder,), {})),  # default factory of a defaultdict
     _named("collections.defaultdict", _empty_dict),
 ]
@@ -160,14 +158,14 @@ def load_weights_only(path: Path) -> object:
     is_archive = zipfile.is_zipfile(path)
     try:
         if is_archive:
-            _refuse_compression(path)
+            _reject_compression(path)
         with torch.serialization.safe_globals(_PLACEHOLDERS):
             # Memory-map archives: CLIP's own weights are only compared, one by one.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive or None)
     except ImportFormatError:
         raise
     except pickle.UnpicklingError as error:
-        found = _REFUSED_GLOBAL.search(str(error))
+        found = _REJECTED_GLOBAL.search(str(error))
         if found is None:
             raise ImportFormatError(_unreadable(path, error)) from error
         msg = (
@@ -180,7 +178,7 @@ def load_weights_only(path: Path) -> object:
         raise ImportFormatError(_unreadable(path, error)) from error
 
 
-def _refuse_compression(path: Path) -> None:
+def _reject_compression(path: Path) -> None:
     """Reject compressed records, which could expand without bound; PyTorch does not write any."""
     with zipfile.ZipFile(path) as archive:
         packed = [record.filename for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED]
@@ -208,7 +206,9 @@ def _state_dict(path: Path, loaded: object) -> tuple[Mapping[str, object], int |
         epoch = loaded.get("epoch")
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(name, str) for name in loaded):
-        names = _shortened([str(name) for name in loaded]) if isinstance(loaded, Mapping) else type(loaded).__name__
+        names = (
+            shorten(printable(str(name)) for name in loaded) if isinstance(loaded, Mapping) else type(loaded).__name__
+        )
         msg = (
             f"{path} contains no state dict: expected tensors by name, or a dict with 'state_dict', found "
             f"{names or '{}'}."
@@ -235,8 +235,3 @@ def _check_tensor(path: Path, name: str, value: object, n_bytes: int) -> Tensor:
 def _digest_file(path: Path) -> str:
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
-    return ", ".join(name if name.isprintable() else ascii(name) for name in names[:_N_NAMED]) + more

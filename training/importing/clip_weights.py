@@ -16,7 +16,7 @@ from training.errors import ImportFormatError
 from training.importing.layout import CheckpointTensors, printable
 
 _IN_BACKBONE: Final = {"image_encoder.": "visual.", "text_encoder.": "", "logit_scale": "logit_scale"}
-_PROMPTS: Final = "VPT"  # part of the names of prompts among CLIP's weights
+_PROMPTS: Final = "VPT"  # marks prompts among CLIP's weights
 
 
 @dataclass(frozen=True)

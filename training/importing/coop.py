@@ -40,7 +40,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     n_tokens = tensors.count_tokens(context)
     if is_class_specific and len(context) != n_classes:
         msg = (
-            f"The checkpoint has contexts for {len(context)} classes, but {n_classes} class names were given. Pass the "
+            f"The checkpoint has contexts for {len(context)} classes, but {n_classes} names were given. Pass the "
             "classes it was trained on, in their order."
         )
         raise ImportFormatError(msg)

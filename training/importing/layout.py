@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from prompt_store.manifest import MAX_TOKENS
+from training.data.dataset import shorten
 from training.errors import ImportFormatError
 
-_N_NAMED: Final = 8
 _MAX_NAME_CHARS: Final = 120
 
 
@@ -100,7 +100,7 @@ class CheckpointTensors:
         pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d{1,3})"))
         numbers = sorted(int(match[1]) for key in self._rest if (match := pattern.fullmatch(key)))
         if numbers != list(range(start, start + len(numbers))):
-            self.fail(f"{name.replace('{}', '<n>')} is numbered {numbers[:_N_NAMED]}, expected {start}, {start + 1}, …")
+            self.fail(f"{name.replace('{}', '<n>')} is numbered [{shorten(numbers)}], expected {start}, {start + 1}, …")
         return [self.take(name.format(number), *sizes) for number in numbers]
 
     def count_tokens(self, prompts: Tensor) -> int:
@@ -144,9 +144,7 @@ def _show(sizes: Sequence[int | str]) -> str:
 
 
 def _list(tensors: Mapping[str, Tensor]) -> str:
-    shown = [f"{printable(name)} {_show(tensor.shape)}" for name, tensor in list(tensors.items())[:_N_NAMED]]
-    more = f" and {len(tensors) - _N_NAMED} more" if len(tensors) > _N_NAMED else ""
-    return ", ".join(shown) + more
+    return shorten(f"{printable(name)} {_show(tensor.shape)}" for name, tensor in tensors.items())
 
 
 def printable(name: str) -> str:

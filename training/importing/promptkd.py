@@ -42,8 +42,8 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     """Convert image prompts, projector and normalised text features of the teacher.
 
     Raises:
-        ImportFormatError: not a PromptKD checkpoint, or not for this backbone; or text features
-            are missing, or do not match classes and projector.
+        ImportFormatError: not a PromptKD checkpoint, or not for this backbone; or text features are missing, or do not
+            match classes and projector.
     """
     backbone = target.base_model.backbone
     image_LPW = take_image_prompts(tensors, backbone)
