@@ -68,7 +68,7 @@ def test_at_most_five_tensors_are_listed_with_escaped_names(attempt):
     state = {f"layer{i}.weight": torch.ones(1) for i in range(20)} | {"\x1b[2J": torch.ones(1)}
     message = refusal(attempt, dict(reversed(state.items())), "coop")
     assert "and 16 more" in message
-    assert message.count("[1]") == 8
+    assert message.count("[1]") == 5
     assert "\x1b" not in message
 
 
