@@ -1,103 +1,78 @@
-"""Which type of weights, and which form of linear layers, computes fastest on this machine.
+"""The fastest dtype and form of linear layers on this machine.
 
-On CUDA the card's generation tells. On the CPU flags do not: a processor may know bfloat16 and be no faster for it, or
-run in a container that hides what it can; packed layers may be slower than plain steps on older ones. So layers of the
-backbone's own width are timed in all forms.
+On CUDA the compute capability decides. CPU flags do not: a processor may support bfloat16 without being faster, and
+packed layers are slower than plain ones on some. So a block's widest layers are timed at startup, in under a second.
 """
 
 import time
-from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import torch
+from torch import Tensor, nn
 
 from prompted_clip.backbone import image_tower_size
-from prompted_clip.fused_linear import Linears, packs
+from prompted_clip.frozen_linear import make_linear, packs
 
 CAPABILITIES: Final = (((8, 0), torch.bfloat16), ((7, 0), torch.float16))
-"""The first CUDA compute capability with matrix units for a type; of two the first, as float16 has a narrower range.
-Older cards emulate bfloat16, slower than float32."""
-CLEAR_GAIN: Final = 1.3
-"""bfloat16 costs digits, so it has to be this much faster."""
-LEAST_OPERATIONS: Final = 1e9
-"""Per image. Below that, products are not what an answer waits for, and a busy moment must not decide."""
+"""First CUDA compute capability with matrix units for a dtype; bfloat16 first, as float16 has a narrower range."""
+MIN_GAIN: Final = 1.3
+"""bfloat16 costs digits, so it must be this much faster."""
+MIN_OPERATIONS: Final = 1e9
+"""Per image. Smaller towers are not limited by matrix products, and a timing could be decided by chance."""
 N_ROWS: Final = 256
 N_TRIALS: Final = 5
-PACKED_FLOAT32: Final = Linears(torch.float32, is_packed=True)
-PLAIN_FLOAT32: Final = Linears(torch.float32, is_packed=False)
-PACKED_BFLOAT16: Final = Linears(torch.bfloat16, is_packed=True)
+CPU: Final = torch.device("cpu")
 
 
 def fastest_dtype(arch: str, device: str) -> torch.dtype:
-    """The type that serves images fastest; takes well under a second.
+    """The dtype that serves images fastest.
 
     Args:
-        arch: the backbone's name, known to `load_backbone`; others get float32.
+        arch: the backbone's name; unknown and small ones get float32 on a CPU.
         device: `cpu` or a CUDA device.
     """
     if device.startswith("cuda"):
         found = torch.cuda.get_device_capability(device)
         return next((dtype for capability, dtype in CAPABILITIES if found >= capability), torch.float32)
-    size = image_tower_size(arch)
-    if size is None or not is_heavy(arch) or not packs(torch.device(device), torch.bfloat16):
+    if not is_heavy(arch) or not packs(CPU, torch.bfloat16):
         return torch.float32
-    return torch.bfloat16 if bfloat16_gain(size.width) >= CLEAR_GAIN else torch.float32
+    float32_s = min(time_layers(arch, torch.float32, packed=packed) for packed in (True, False))
+    return torch.bfloat16 if float32_s / time_layers(arch, torch.bfloat16, packed=True) >= MIN_GAIN else torch.float32
+
+
+def is_packed_faster(arch: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed layers serve images fastest.
+
+    Args:
+        arch: the backbone's name; unknown and small ones are not timed and use packed layers where possible.
+        device: the backbone's device.
+        dtype: of its weights; bfloat16 is not timed, as plain layers pack the weights on every call.
+    """
+    if not packs(device, dtype) or dtype != torch.float32 or not is_heavy(arch):
+        return packs(device, dtype)
+    return time_layers(arch, dtype, packed=True) <= time_layers(arch, dtype, packed=False)
 
 
 def is_heavy(arch: str) -> bool:
-    """Whether an image's answer waits for matrix products rather than for the steps between them."""
+    """Whether matrix products dominate the time of an image."""
     size = image_tower_size(arch)
-    return size is not None and size.operations >= LEAST_OPERATIONS
-
-
-def fastest_linears(arch: str, device: torch.device, dtype: torch.dtype) -> Linears:
-    """The form of linear layers that serves images fastest; takes well under a second.
-
-    Args:
-        arch: the backbone's name; small and unknown ones get the usual form.
-        device: where it is.
-        dtype: of its weights.
-    """
-    usual, size = Linears.usual(device, dtype), image_tower_size(arch)
-    # In bfloat16 plain steps are packed anew every time.
-    if not usual.is_packed or dtype != torch.float32 or size is None or not is_heavy(arch):
-        return usual
-    packed_s, plain_s = _best_times_s([usual, PLAIN_FLOAT32], size.width)
-    return usual if packed_s <= plain_s else PLAIN_FLOAT32
-
-
-def bfloat16_gain(width: int) -> float:
-    """How many times faster than in float32, in its faster form, a block's widest layers are in bfloat16."""
-    packed_s, plain_s, narrow_s = _best_times_s([PACKED_FLOAT32, PLAIN_FLOAT32, PACKED_BFLOAT16], width)
-    return min(packed_s, plain_s) / narrow_s
+    return size is not None and size.operations >= MIN_OPERATIONS
 
 
 @torch.inference_mode()
-def _best_times_s(forms: Sequence[Linears], width: int) -> list[float]:
-    """Seconds that a block's widest layers take in each form, on torch's present threads.
-
-    The forms take turns and the best of a few trials counts, so that what else runs here weighs little.
-    """
-    layers = [_Mlp(form, width) for form in forms]
-    trials_s = [[_time_s(layer) for layer in layers] for _ in range(1 + N_TRIALS)]
-    return [min(times_s) for times_s in zip(*trials_s[1:], strict=True)]
-
-
-class _Mlp:
-    """The two layers that a block spends most of its time in, without what lies around them."""
-
-    def __init__(self, form: Linears, width: int) -> None:
-        wide, narrow = (torch.full(shape, 1 / width) for shape in ((4 * width, width), (width, 4 * width)))
-        self._fc = form.layer(wide, torch.zeros(4 * width), "gelu")
-        self._proj = form.layer(narrow, torch.zeros(width))
-        self._x_MI = torch.ones(N_ROWS, width, dtype=form.dtype)
-
-    def run(self) -> None:
-        """Compute both."""
-        self._proj(self._fc(self._x_MI), self._x_MI)
+def time_layers(arch: str, dtype: torch.dtype, *, packed: bool) -> float:
+    """Seconds of a block's two widest layers on torch's current threads, the best of a few trials."""
+    size = image_tower_size(arch)
+    width = size.width if size is not None else 1
+    linear = partial(make_linear, dtype=dtype, packed=packed)
+    wide, narrow = (torch.full(shape, 1 / width) for shape in ((4 * width, width), (width, 4 * width)))
+    fc, proj = linear(wide, torch.zeros(4 * width), "gelu"), linear(narrow, torch.zeros(width))
+    x_MI = torch.ones(N_ROWS, width, dtype=dtype)
+    return min([_time_s(fc, proj, x_MI) for _ in range(1 + N_TRIALS)][1:])
 
 
-def _time_s(layers: _Mlp) -> float:
-    began_s = time.perf_counter()
-    layers.run()
-    return time.perf_counter() - began_s
+def _time_s(fc: nn.Module, proj: nn.Module, x_MI: Tensor) -> float:
+    start_s = time.perf_counter()
+    proj(fc(x_MI), x_MI)
+    return time.perf_counter() - start_s

@@ -1,7 +1,7 @@
-"""Prompt tokens as inputs of a transformer: several groups of different depth and length laid side by side.
+"""Prompt tokens as inputs of a transformer: groups of different depth and length, concatenated.
 
-A *grid* holds, for each position, its own tokens for the first layers; below its depth a position carries what the
-previous layer produced there (CasPL, arXiv 2409.17805, section 3.2; deep prompts as in VPT, arXiv 2203.12119).
+A *grid* holds each position's own tokens for its first layers; from its depth on, a position keeps the previous layer's
+output (CasPL, arXiv 2409.17805, section 3.2; deep prompts as in VPT, arXiv 2203.12119).
 
 Legend: B rows, D prompt layers, P prompt positions, W tower width, N tokens of the sequence.
 """
@@ -20,20 +20,23 @@ class PromptGrid:
     """Prompt groups joined along the sequence.
 
     Attributes:
-        tokens: [D, P, W], or [B, D, P, W] when every row has its own; zero below a position's depth.
-        depths: layers with own tokens per position, [P] or [B, P], int64, on the tokens' device.
-        min_depth: least of `depths`; layers above it need no mask.
-        max_depth: greatest of `depths`; no layer from here on is touched.
+        tokens: [D, P, W], or [B, D, P, W] with one grid per row; zero from a position's depth on.
+        depths: number of layers with tokens of their own per position, [P] or [B, P] int64.
+        min_depth: the least of `depths`; layers above it need no mask.
     """
 
     tokens: Tensor
     depths: Tensor
     min_depth: int
-    max_depth: int
+
+    @property
+    def max_depth(self) -> int:
+        """D, the greatest depth: later layers have no prompt tokens."""
+        return self.tokens.shape[-3]
 
     @property
     def n_tokens(self) -> int:
-        """P, the positions these prompts take."""
+        """P, the prompt positions."""
         return self.tokens.shape[-2]
 
     def to(self, device: torch.device) -> "PromptGrid":
@@ -41,31 +44,25 @@ class PromptGrid:
         return replace(self, tokens=self.tokens.to(device), depths=self.depths.to(device))
 
     def rows(self, part: slice) -> "PromptGrid":
-        """The prompts of some rows; prompts that all rows share stay as they are."""
+        """The prompts of some rows; a shared grid is returned as it is."""
         if self.tokens.ndim == 3:
             return self
         depths = self.depths if self.depths.ndim == 1 else self.depths[part]
         return replace(self, tokens=self.tokens[part], depths=depths)
 
     def layer(self, index: int, n_rows: int) -> Tensor:
-        """Own tokens for layer `index`, one copy per row: [B, P, W]."""
-        return layer_of(self.tokens, index, n_rows)
-
-
-def layer_of(tokens: Tensor, index: int, n_rows: int) -> Tensor:
-    """As `PromptGrid.layer`, of a grid's tokens; TorchScript takes it."""
-    return tokens[..., index, :, :].expand(n_rows, -1, -1)
+        """The tokens of layer `index`, broadcast to [B, P, W]."""
+        return self.tokens[..., index, :, :].expand(n_rows, -1, -1)
 
 
 def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:
-    """Lay prompt groups side by side in the order given.
+    """Concatenate prompt groups along the positions.
 
     Args:
-        groups: tensors [depth, tokens, W] (or [B, depth, tokens, W]) of one width; a group is absent when it is None
-            or has no tokens.
+        groups: [depth, tokens, W] or [B, depth, tokens, W] of one width; None and empty groups are skipped.
 
     Returns:
-        The joint grid, or None when there is no group; gradients flow to the groups.
+        The grid, or None without groups; gradients flow to the groups.
     """
     present = [group for group in groups if group is not None and group.shape[-2] > 0]
     if not present:
@@ -81,7 +78,6 @@ def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:
         tokens=torch.cat(padded, dim=-2),
         depths=torch.tensor(depths, device=present[0].device),
         min_depth=min(depths),
-        max_depth=max_depth,
     )
 
 
@@ -117,7 +113,6 @@ def collate_grids(grids: Sequence[PromptGrid | None]) -> PromptGrid | None:
         tokens=torch.stack(tokens),
         depths=torch.stack([grid.depths for grid in rows]),
         min_depth=min(grid.min_depth for grid in rows),
-        max_depth=max_depth,
     )
 
 
@@ -132,18 +127,18 @@ def run_blocks(
 ) -> Tensor:
     """Run transformer blocks over a sequence whose positions `start … start+P` hold prompts, and read one position.
 
-    Layer 0's prompts are already in `x_BNW`. Before each later layer i the outputs at positions whose depth exceeds i
-    are dropped and their own tokens for layer i put in as they are (no positions, no extra norm). With prompts, the
-    last block works out only the position that is read, a twelfth less work in a tower of twelve; without, it stays
-    open_clip's own, so that plain features are open_clip's to the bit.
+    Layer 0's prompts are already in `x_BNW`. Before each later layer i, positions whose depth exceeds i get their own
+    tokens for layer i (without positional embedding or norm). With prompts, the last block computes only the position
+    that is read, a twelfth less work in a tower of twelve; without, it is open_clip's own, so plain features equal
+    open_clip's to the bit.
 
     Args:
         blocks: open_clip residual blocks.
-        x_BNW: the sequence with layer 0's prompts spliced in.
+        x_BNW: the sequence including layer 0's prompts.
         grid: the prompts, or None for the plain forward.
         start: first prompt position.
         read_B: the position to read, one per row.
-        mask: causal mask [N, N], or None where all positions see each other.
+        mask: causal mask [N, N], or None for full attention.
 
     Returns:
         The last layer's output at the positions to read, [B, 1, W].
@@ -158,7 +153,7 @@ def run_blocks(
 
 
 def _with_prompts(x_BNW: Tensor, grid: PromptGrid | None, index: int, start: int) -> Tensor:
-    """A later layer's input with its own tokens in place."""
+    """The input of a later layer, with its own tokens."""
     if grid is None or not 0 < index < grid.max_depth:
         return x_BNW
     end = start + grid.n_tokens

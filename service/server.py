@@ -22,10 +22,10 @@ import uvicorn
 
 from prompt_store.store import Store
 from prompted_clip.backbone import Backbone, load_backbone
-from prompted_clip.fused_vision import FusedImageTower
+from prompted_clip.fused_tower import FusedImageTower
 from prompted_clip.graphs import GraphedTower
 from prompted_clip.model import ImageTower, PromptedClip
-from prompted_clip.precision import fastest_dtype, fastest_linears, is_heavy
+from prompted_clip.precision import fastest_dtype, is_heavy, is_packed_faster
 from service.app import create_app
 from service.cores import usable_cores
 from service.errors import SettingsError
@@ -148,7 +148,7 @@ def refuse_decoding_on_the_gpu_without_one() -> None:
 
 def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
     """The fastest form of the image tower there is for this device."""
-    tower = FusedImageTower(backbone, fastest_linears(backbone.arch, backbone.device, backbone.dtype))
+    tower = FusedImageTower(backbone, packed=is_packed_faster(backbone.arch, backbone.device, backbone.dtype))
     if backbone.device.type == "cuda":
         return GraphedTower(tower, backbone, max_rows=settings.max_batch_rows)
     return tower

@@ -1,4 +1,4 @@
-"""Recorded forwards: which are recorded, reused and given up, by a recorder that only notes; replays on CUDA."""
+"""CUDA graphs: captures, replays, evictions and failures with a stand-in for the capture; replays on CUDA."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,22 +7,22 @@ import torch
 
 from prompted_clip import graphs
 from prompted_clip.backbone import load_backbone
-from prompted_clip.fused_vision import FusedImageTower
+from prompted_clip.fused_tower import FusedImageTower
 from prompted_clip.graphs import GraphedTower, batch_sizes
 from prompted_clip.prompts import collate_grids, join_groups
 from prompted_clip.transfers import map_tensors
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 
 
-class NotingRecorder:
-    """Replays by running again, after the failures it was told to have."""
+class FakeCapture:
+    """Replays by running again; the first captures raise the given errors."""
 
     def __init__(self, fails=()):
-        self.n_recorded = 0
+        self.n_captured = 0
         self.fails = list(fails)
 
     def __call__(self, work):
-        self.n_recorded += 1
+        self.n_captured += 1
         if self.fails:
             raise self.fails.pop(0)
         return work
@@ -33,8 +33,8 @@ def tower():
     return FusedImageTower(tiny_backbone())
 
 
-def graphed(tower, recorder, **options):
-    return GraphedTower(tower, tiny_backbone(), max_rows=8, record=recorder, **options)
+def graphed(tower, capture, **options):
+    return GraphedTower(tower, tiny_backbone(), max_rows=8, capture=capture, **options)
 
 
 def grid(seed, *shapes):
@@ -57,13 +57,13 @@ def test_sizes_grow_by_doubling_with_a_step_between_and_end_at_the_largest(max_r
 
 
 def test_rows_are_padded_to_the_next_size_and_never_cut(tower):
-    runs = graphed(tower, NotingRecorder())
+    runs = graphed(tower, FakeCapture())
     assert [runs.padded_batch_size(n_rows) for n_rows in (1, 2, 3, 5, 8, 9, 100)] == [1, 2, 4, 8, 8, 9, 100]
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 9])
 def test_answers_are_the_towers_own_whatever_was_run_before(tower, n_rows):
-    runs = graphed(tower, NotingRecorder())
+    runs = graphed(tower, FakeCapture())
     runs(random_pixels(8, seed=9), collate_grids([grid(row, (3, 2)) for row in range(8)]))
     pixels = random_pixels(n_rows)
     for prompts in (
@@ -74,60 +74,42 @@ def test_answers_are_the_towers_own_whatever_was_run_before(tower, n_rows):
         torch.testing.assert_close(runs(pixels, prompts), tower(pixels, prompts), rtol=0, atol=1e-5)
 
 
-def test_one_recording_serves_all_mixtures_of_its_size_and_positions_and_one_those_of_each_even_depth(tower):
-    recorder = NotingRecorder()
-    runs = graphed(tower, recorder)
-    mixtures = (grid(1, (3, 1), (1, 1)), collate_grids([grid(2, (3, 2)), grid(3, (1, 2))]))
-    for prompts in (*mixtures, grid(4, (2, 1), (1, 1)), *mixtures):
+def test_one_graph_serves_all_prompts_of_its_size_and_positions(tower):
+    capture = FakeCapture()
+    runs = graphed(tower, capture)
+    mixed = collate_grids([grid(2, (3, 2)), grid(3, (1, 2))])
+    for prompts in (grid(1, (3, 1), (1, 1)), mixed, grid(4, (2, 1), (1, 1)), grid(0, (3, 2)), grid(1, (2, 2)), mixed):
         pixels = random_pixels(2)
         torch.testing.assert_close(runs(pixels, prompts), tower(pixels, prompts), rtol=0, atol=1e-5)
-    assert recorder.n_recorded == 1
-    for seed in (0, 1):
-        runs(random_pixels(2), grid(seed, (3, 2)))
-    assert recorder.n_recorded == 2
-    runs(random_pixels(2), grid(0, (2, 2)))
+    assert capture.n_captured == 1
     runs(random_pixels(2), grid(0, (3, 1)))
     runs(random_pixels(3), grid(0, (3, 2)))
     runs(random_pixels(2))
-    assert recorder.n_recorded == 6
+    assert capture.n_captured == 4
 
 
-def test_what_is_prepared_for_a_stack_is_not_recorded_again_whatever_joins_it(tower):
-    recorder = NotingRecorder()
-    runs = graphed(tower, recorder)
-    even, shallower = grid(1, (3, 2)), grid(2, (1, 1), (2, 1))
-    for prepare in runs.capture_steps(even):
-        prepare()
-    assert recorder.n_recorded == 2 * len(batch_sizes(8)), "alone, and in mixtures with shallower ones"
-    assert runs.capture_steps(even) == runs.capture_steps(grid(3, (3, 2))) == []
+@pytest.mark.parametrize("shapes", [(), ((3, 2),), ((1, 1), (2, 1))], ids=["plain", "one depth", "two depths"])
+def test_graphs_captured_before_a_stack_goes_live_serve_all_batch_sizes(tower, shapes):
+    capture = FakeCapture()
+    runs = graphed(tower, capture)
+    for step in runs.capture_steps(grid(1, *shapes)):
+        step()
+    assert runs.capture_steps(grid(3, *shapes)) == []
     for n_rows in range(1, 9):
-        mixed = collate_grids([(even, shallower)[row % 2] for row in range(n_rows)])
-        for prompts in (even, mixed):
-            pixels = random_pixels(n_rows)
-            torch.testing.assert_close(runs(pixels, prompts), tower(pixels, prompts), rtol=0, atol=1e-5)
-    assert recorder.n_recorded == 2 * len(batch_sizes(8))
+        pixels, prompts = random_pixels(n_rows), grid(2, *shapes)
+        torch.testing.assert_close(runs(pixels, prompts), tower(pixels, prompts), rtol=0, atol=1e-5)
+    assert capture.n_captured == len(batch_sizes(8))
 
 
-@pytest.mark.parametrize("shapes", [(), ((3, 1), (1, 1))], ids=["without prompts", "of two depths"])
-def test_a_stack_without_an_even_depth_needs_one_recording_of_each_size(tower, shapes):
-    recorder = NotingRecorder()
-    runs = graphed(tower, recorder)
-    for prepare in runs.capture_steps(grid(1, *shapes)):
-        prepare()
-    for n_rows in range(1, 9):
-        runs(random_pixels(n_rows), grid(2, *shapes))
-    assert recorder.n_recorded == len(batch_sizes(8))
-
-
-def test_what_cannot_be_recorded_is_not_prepared_again(tower):
-    runs = graphed(tower, NotingRecorder(fails=[RuntimeError("operation not permitted")] * 4))
-    for prepare in runs.capture_steps(None):
-        prepare()
+def test_a_failed_capture_is_not_repeated(tower):
+    runs = graphed(tower, FakeCapture(fails=[RuntimeError("operation not permitted")] * 4))
+    for step in runs.capture_steps(None):
+        step()
     assert runs.capture_steps(None) == []
 
 
 def test_threads_that_call_at_once_get_their_own_answers(tower):
-    runs = graphed(tower, NotingRecorder())
+    runs = graphed(tower, FakeCapture())
     batches = [(random_pixels(1 + seed % 4, seed=seed), grid(seed, (1 + seed % 3, 2))) for seed in range(8)]
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda batch: runs(*batch), batches * 8))
@@ -136,49 +118,49 @@ def test_threads_that_call_at_once_get_their_own_answers(tower):
 
 
 def test_an_answer_is_not_overwritten_by_the_next(tower):
-    runs = graphed(tower, NotingRecorder())
+    runs = graphed(tower, FakeCapture())
     first = runs(random_pixels(2, seed=1))
     kept = first.clone()
     runs(random_pixels(2, seed=2))
     assert torch.equal(first, kept)
 
 
-def test_the_recording_used_least_recently_goes_first(tower):
-    recorder = NotingRecorder()
-    runs = graphed(tower, recorder, max_graphs=2)
+def test_the_least_recently_used_graph_is_dropped_first(tower):
+    capture = FakeCapture()
+    runs = graphed(tower, capture, max_graphs=2)
     for n_rows in (1, 2, 1, 4):
         runs(random_pixels(n_rows))
-    assert recorder.n_recorded == 3
+    assert capture.n_captured == 3
     runs(random_pixels(1))
-    assert recorder.n_recorded == 3
+    assert capture.n_captured == 3
     runs(random_pixels(2))
-    assert recorder.n_recorded == 4
+    assert capture.n_captured == 4
 
 
-def test_batches_larger_than_the_largest_size_are_not_recorded(tower):
-    recorder = NotingRecorder()
-    assert len(graphed(tower, recorder)(random_pixels(9))) == 9
-    assert recorder.n_recorded == 0
+def test_batches_larger_than_the_largest_size_run_without_a_graph(tower):
+    capture = FakeCapture()
+    assert len(graphed(tower, capture)(random_pixels(9))) == 9
+    assert capture.n_captured == 0
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("operation not permitted"), torch.OutOfMemoryError("full")])
-def test_what_cannot_be_recorded_runs_as_it_is_and_is_not_tried_again(tower, failure):
-    recorder = NotingRecorder(fails=[failure])
-    runs, pixels = graphed(tower, recorder), random_pixels(2)
+def test_a_forward_that_cannot_be_captured_runs_without_a_graph(tower, failure):
+    capture = FakeCapture(fails=[failure])
+    runs, pixels = graphed(tower, capture), random_pixels(2)
     for _ in range(2):
         torch.testing.assert_close(runs(pixels), tower(pixels), rtol=0, atol=1e-5)
-    assert recorder.n_recorded == 1
+    assert capture.n_captured == 1
     runs(random_pixels(1))
-    assert recorder.n_recorded == 2
+    assert capture.n_captured == 2
 
 
-def test_a_recording_that_found_no_memory_is_tried_again_later(tower, monkeypatch):
-    monkeypatch.setattr(graphs, "RETRY_FULL_S", 0.0)
-    recorder = NotingRecorder(fails=[torch.OutOfMemoryError("full")])
-    runs, pixels = graphed(tower, recorder), random_pixels(2)
-    for n_recorded in (1, 2, 2):
+def test_a_capture_without_memory_is_tried_again_later(tower, monkeypatch):
+    monkeypatch.setattr(graphs, "RETRY_S", 0.0)
+    capture = FakeCapture(fails=[torch.OutOfMemoryError("full")])
+    runs, pixels = graphed(tower, capture), random_pixels(2)
+    for n_captured in (1, 2, 2):
         torch.testing.assert_close(runs(pixels), tower(pixels), rtol=0, atol=1e-5)
-        assert recorder.n_recorded == n_recorded
+        assert capture.n_captured == n_captured
 
 
 @pytest.mark.gpu
@@ -210,7 +192,7 @@ def test_on_cuda_replays_in_any_order_give_the_towers_own_answers(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
-def test_a_tower_on_another_gpu_records_there():
+def test_a_tower_on_another_gpu_is_captured_there():
     register_tiny_models()
     backbone = load_backbone("tiny", random_seed=0, device="cuda:1")
     tower = FusedImageTower(backbone)

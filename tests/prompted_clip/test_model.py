@@ -16,7 +16,7 @@ from prompted_clip import (
     join_groups,
     normalize_pixels,
 )
-from prompted_clip.fused_vision import FusedImageTower, rows_at_once
+from prompted_clip.fused_tower import FusedImageTower
 from prompted_clip.model import TYPICAL_PROMPTS
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, tiny_backbone
@@ -144,15 +144,14 @@ def test_a_stack_without_a_template_encodes_no_text(model, change):
 
 
 @pytest.mark.parametrize(("num_streams", "n_threads"), [(1, 4), (2, 2), (8, 1)])
-def test_a_tower_that_takes_a_batch_in_parts_says_how_many_rows_a_part_has(monkeypatch, num_streams, n_threads):
+def test_the_microbatch_is_that_of_the_threads_of_one_stream(monkeypatch, num_streams, n_threads):
     backbone = tiny_backbone()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     model = PromptedClip(backbone, image_tower=FusedImageTower(backbone), num_streams=num_streams)
-    n_tokens, n_hidden = 17 + TYPICAL_PROMPTS, 128
-    assert model.max_microbatch == rows_at_once(n_tokens, n_hidden, torch.float32, n_threads=n_threads)
+    assert model.max_microbatch == model.image_tower.max_microbatch(TYPICAL_PROMPTS, n_threads)
 
 
-def test_a_tower_that_takes_any_batch_whole_has_no_bound():
+def test_without_microbatches_there_is_no_bound():
     backbone = tiny_backbone()
     assert PromptedClip(backbone).max_microbatch is None
     on_cuda = PromptedClip(backbone, image_tower=FusedImageTower(backbone))

@@ -7,7 +7,7 @@ import torch
 
 from prompt_store.bundle import read_bundle
 from prompted_clip import PromptedClip, load_backbone
-from prompted_clip.fused_vision import FusedImageTower
+from prompted_clip.fused_tower import FusedImageTower
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prompted_clip.scripted import scripted
+from prompted_clip.fused_tower import scripted
 from tests.python_calls import python_calls
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from prompt_store.store import Store
-from prompted_clip.fused_vision import FusedImageTower
+from prompted_clip.fused_tower import FusedImageTower
 from service.demo.run import free_port, wait_until_ready
 from service.errors import SettingsError
 from service.http.auth import add_key

@@ -6,7 +6,7 @@ from PIL import Image
 
 from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import load_backbone
-from prompted_clip.fused_vision import FusedImageTower
+from prompted_clip.fused_tower import FusedImageTower
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels, upright_rgb
 from service.demo.files import ASSETS, read_bundles

@@ -1,11 +1,10 @@
-"""Linear layers with what follows them worked in; a failure of the first test names what torch moved."""
+"""Frozen linear layers; a failure of the first test names the operator that torch moved."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from prompted_clip import fused_linear as module
-from prompted_clip.fused_linear import Linears, PackedLinear, PlainLinear, packs
+from prompted_clip.frozen_linear import PackedLinear, PlainLinear, make_linear, packs
 
 CPU = torch.device("cpu")
 KINDS = [PlainLinear, PackedLinear]
@@ -54,33 +53,22 @@ def test_in_bfloat16_only_the_answer_is_rounded(activation):
         torch.testing.assert_close(layer(x, residual).double(), exact + residual.double(), rtol=2**-7, atol=2**-9)
 
 
-def test_types_without_packed_layers_are_computed_plainly():
-    weight, bias, x, _ = layer_parts(torch.float64)
-    layer = Linears.usual(CPU, torch.float64).layer(weight, bias, "silu")
-    assert isinstance(layer, PlainLinear)
-    torch.testing.assert_close(layer(x), F.silu(F.linear(x, weight, bias)))
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float64), ("cpu", torch.float16), ("cuda", torch.bfloat16)]
+)
+def test_other_devices_and_dtypes_are_not_packed(device, dtype):
+    assert not packs(torch.device(device), dtype)
 
 
-def test_without_onednn_layers_are_computed_plainly(monkeypatch):
+def test_without_onednn_nothing_is_packed(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    weight, bias, *_ = layer_parts(torch.float32)
-    assert isinstance(Linears.usual(CPU, torch.float32).layer(weight, bias), PlainLinear)
+    assert not packs(CPU, torch.float32)
 
 
-def test_weights_of_another_device_are_not_packed():
-    assert not packs(torch.device("cuda"), torch.bfloat16)
-
-
-@pytest.mark.parametrize("n_inputs", [1, 64, 1024, 1025, 3072, 3073, 4096, 5120])
-def test_slices_cover_wide_inputs_in_order_in_nearly_equal_shares(n_inputs):
-    slices = Linears(torch.bfloat16, is_packed=True).slices(n_inputs)
-    assert [index for part in slices for index in range(n_inputs)[part]] == list(range(n_inputs))
-    sizes = [part.stop - part.start for part in slices]
-    assert max(sizes) <= module.MOST_INPUTS + 64
-    assert max(sizes) - min(sizes) <= 2 * 64
-    assert all(part.start % 64 == 0 for part in slices)
-
-
-@pytest.mark.parametrize(("dtype", "is_packed"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_where_wide_products_are_not_slow_they_stay_whole(dtype, is_packed):
-    assert Linears(dtype, is_packed).slices(4096) == [slice(0, 4096)]
+def test_layers_are_made_in_the_form_and_dtype_asked_for():
+    weight, bias, x, _ = layer_parts(torch.float32)
+    plain = make_linear(weight, bias, "silu", dtype=torch.float64, packed=False)
+    assert isinstance(plain, PlainLinear)
+    assert plain(x.double()).dtype == torch.float64
+    if packs(CPU, torch.float32):
+        assert isinstance(make_linear(weight, bias, dtype=torch.float32, packed=True), PackedLinear)

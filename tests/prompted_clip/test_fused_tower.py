@@ -8,14 +8,12 @@ import pytest
 import torch
 from open_clip.transformer import LayerScale
 from torch.nn.functional import normalize
-from torch.utils.flop_counter import FlopCounterMode
 
-from prompted_clip import fused_blocks, fused_vision, internals
+from prompted_clip import fused_tower, internals
 from prompted_clip.backbone import load_backbone
-from prompted_clip.fused_linear import Linears, packs
-from prompted_clip.fused_vision import FusedImageTower, parts_of, rows_at_once
+from prompted_clip.frozen_linear import make_linear, packs
+from prompted_clip.fused_tower import FusedImageTower, Mlp
 from prompted_clip.graphs import GraphedTower
-from prompted_clip.model import TYPICAL_PROMPTS
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import collate_grids, join_groups
 from prompted_clip.vision import embed_image
@@ -115,76 +113,57 @@ def test_rows_of_a_mixed_batch_equal_each_image_alone(dtype):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("num_streams", [1, 2, 4])
-def test_the_parts_a_batch_passes_in_do_not_show(monkeypatch, name, num_streams):
+@pytest.mark.parametrize("max_rows", [1, 2, 4])
+def test_microbatches_do_not_change_the_answers(monkeypatch, name, max_rows):
     backbone = backbone_of()
     tower, pixels, prompts = FusedImageTower(backbone), random_pixels(N_ROWS), grid_named(name, backbone)
     whole = tower(pixels, prompts)
-    monkeypatch.setattr(fused_vision, "rows_at_once", lambda *_, **__: num_streams)
+    monkeypatch.setattr(tower, "max_microbatch", lambda *_: max_rows)
     torch.testing.assert_close(tower(pixels, prompts), whole, rtol=0, atol=1e-5)
 
 
-def test_prompts_that_the_next_layer_replaces_are_only_attended_to():
-    backbone = changed(lambda _: None)  # in float64 products are torch's own, which it can count
-    tower, pixels = FusedImageTower(backbone), random_pixels(1)
-    tokens = torch.randn(backbone.n_vision_layers, 4, backbone.vision_width, dtype=torch.float64)
-    shallow, deep = join_groups([tokens[:1]]), join_groups([tokens])
-
-    def flops(prompts):
-        with FlopCounterMode(display=False) as counter:
-            tower(pixels, prompts)
-        return counter.get_total_flops()
-
-    assert flops(deep) < flops(shallow)
-
-
-SLICES = [slice(0, 64), slice(64, 96), slice(96, 128)]
+@pytest.mark.parametrize(("n_rows", "sizes"), [(1, [1]), (8, [8]), (9, [4, 5]), (17, [5, 6, 6])])
+def test_microbatches_are_of_nearly_equal_size(monkeypatch, n_rows, sizes):
+    tower, seen = FusedImageTower(backbone_of()), []
+    monkeypatch.setattr(tower, "max_microbatch", lambda *_: 8)
+    monkeypatch.setattr(tower, "_steps", lambda pixels, *_: seen.append(len(pixels)) or pixels)
+    tower(random_pixels(n_rows))
+    assert seen == sizes
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
-def test_the_slices_a_hidden_layer_is_worked_out_in_do_not_show(monkeypatch, quick_gelu):
-    backbone, pixels = backbone_of(quick_gelu=quick_gelu), random_pixels(N_ROWS)
-    whole = FusedImageTower(backbone)(pixels)
-    monkeypatch.setattr(Linears, "slices", lambda *_: SLICES)
-    torch.testing.assert_close(FusedImageTower(backbone)(pixels), whole, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("activation", [None, torch.nn.Softmax(dim=-1)], ids=["own", "unknown"])
+def test_the_slices_of_the_hidden_layer_do_not_change_the_answers(quick_gelu, activation):
+    weights = internals.vision_weights(backbone_of(quick_gelu=quick_gelu).clip).blocks[0]
+    if activation is not None:
+        weights = dataclasses.replace(weights, activation=activation, activation_kind="other")
+    x = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    linear = functools.partial(make_linear, dtype=torch.float32, packed=packs(x.device, x.dtype))
+    with torch.inference_mode():
+        whole, sliced = (Mlp(weights, linear, torch.float32, n_inputs)(x) for n_inputs in (128, 48))
+    torch.testing.assert_close(sliced, whole, rtol=0, atol=1e-5)
 
 
-def test_in_bfloat16_slices_round_the_residual_stream_no_more_often_than_the_whole_layer(monkeypatch):
+@pytest.mark.skipif(not packs(torch.device("cpu"), torch.bfloat16), reason="this processor packs no bfloat16")
+def test_in_bfloat16_slices_add_no_rounding_error():
     (weights, *_) = internals.vision_weights(backbone_of().clip).blocks
     x = 8 * torch.randn(256, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
 
-    def output(dtype, parts):
-        monkeypatch.setattr(Linears, "slices", lambda *_: parts)
+    def output(dtype, n_inputs):
+        linear = functools.partial(make_linear, dtype=dtype, packed=True)
         with torch.inference_mode():
-            return fused_blocks.FusedMlp(weights, Linears.usual(x.device, dtype))(x.to(dtype)).float()
+            return Mlp(weights, linear, dtype, n_inputs)(x.to(dtype)).float()
 
-    exact = output(torch.float32, [slice(0, 128)])
-    whole, sliced = (
-        (output(torch.bfloat16, parts) - exact).square().mean().sqrt() for parts in ([slice(0, 128)], SLICES)
-    )
-    assert sliced < 1.1 * whole, "1.7 times where the residual is added with the first share"
+    exact = output(torch.float32, 128)
+    whole, sliced = ((output(torch.bfloat16, n) - exact).square().mean().sqrt() for n in (128, 48))
+    assert sliced < 1.1 * whole, "1.7 times if the residual is added to the first slice"
 
 
-@pytest.mark.parametrize(("n_tokens", "n_rows"), [(17, 1204), (10**9, 1)])
-def test_a_part_is_as_large_as_its_bytes_allow_and_never_empty(n_tokens, n_rows):
-    assert rows_at_once(n_tokens, 128, torch.float32) == n_rows
-
-
-@pytest.mark.parametrize(("n_rows", "sizes"), [(1, [1]), (8, [8]), (9, [4, 5]), (17, [5, 6, 6])])
-def test_no_part_is_much_smaller_than_the_others(n_rows, sizes):
-    parts = parts_of(n_rows, 8)
-    assert [len(range(n_rows)[part]) for part in parts] == sizes
-    assert [row for part in parts for row in range(n_rows)[part]] == list(range(n_rows))
-
-
-def test_a_core_takes_eight_images_of_a_vit_b_16_with_ordinary_prompts_together():
-    n_tokens, n_hidden = 1 + (224 // 16) ** 2 + TYPICAL_PROMPTS, 4 * 768
-    assert rows_at_once(n_tokens, n_hidden, torch.bfloat16) == 8
-
-
-def test_threads_that_share_a_part_take_as_much_more_up_to_a_bound():
-    sizes = [rows_at_once(17, 128, torch.float32, n_threads=n_threads) for n_threads in (1, 2, 4, 8, 64)]
-    assert sizes == [1204, 2409, 2891, 2891, 2891]
+@pytest.mark.parametrize(
+    ("n_prompts", "n_threads", "n_rows"), [(0, 1, 1204), (10**9, 1, 1), (0, 2, 2409), (0, 8, 2891)]
+)
+def test_a_microbatch_is_as_large_as_its_bytes_allow_and_never_empty(n_prompts, n_threads, n_rows):
+    assert FusedImageTower(backbone_of()).max_microbatch(n_prompts, n_threads) == n_rows
 
 
 def test_prompts_and_pixels_stay_as_they_were():
@@ -237,23 +216,12 @@ def test_unusual_architectures_give_open_clips_numbers_too(change):
     assert (expected - usual).abs().max() > 1e-4
 
 
-def test_an_activation_that_nobody_knows_is_given_the_whole_layer(monkeypatch):
-    def mix_all(clip):
-        for block in internals.vision_blocks(clip):
-            block.mlp.gelu = torch.nn.Softmax(dim=-1)
-
-    backbone, pixels = changed(mix_all), random_pixels(N_ROWS)
-    whole = FusedImageTower(backbone)(pixels)
-    monkeypatch.setattr(Linears, "slices", lambda *_: SLICES)
-    assert torch.equal(FusedImageTower(backbone)(pixels), whole)
-
-
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_interpreter_may_run_the_steps_and_the_numbers_stay_the_same_to_the_bit(monkeypatch, dtype, name):
+def test_torchscript_and_python_give_the_same_numbers_to_the_bit(monkeypatch, dtype, name):
     backbone, pixels = backbone_of(dtype=dtype), random_pixels(N_ROWS)
     without = FusedImageTower(backbone)(pixels, grid_named(name, backbone))
-    monkeypatch.setattr(fused_vision, "scripted", lambda module, *_: module)
+    monkeypatch.setattr(fused_tower, "scripted", lambda module, *_: module)
     assert torch.equal(FusedImageTower(backbone)(pixels, grid_named(name, backbone)), without)
 
 
@@ -280,10 +248,10 @@ def test_an_activation_torchscript_does_not_know_is_open_clips_all_the_same(capl
 
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
-def test_in_plain_steps_float32_features_are_open_clips_too(quick_gelu, name):
-    backbone, plain = backbone_of(quick_gelu=quick_gelu), Linears(torch.float32, is_packed=False)
+def test_with_plain_layers_float32_features_are_open_clips_too(quick_gelu, name):
+    backbone = backbone_of(quick_gelu=quick_gelu)
     pixels, prompts = random_pixels(N_ROWS), grid_named(name, backbone)
-    features = normalize(FusedImageTower(backbone, plain)(pixels, prompts), dim=-1)
+    features = normalize(FusedImageTower(backbone, packed=False)(pixels, prompts), dim=-1)
     torch.testing.assert_close(features, reference(backbone, pixels, prompts), rtol=0, atol=FLOAT32_BOUND)
 
 
