@@ -133,7 +133,7 @@ class ImageSteps(nn.Module):
         # w · (x / 255 - mean) / std = w' · x - w' · 255 mean. uint8 is exact in bfloat16, and the bias is computed from
         # the rounded weights, so pixels near the mean lose no precision.
         mean, std = (
-            torch.tensor(backbone.preprocess[name], device=backbone.device, dtype=precise).view(1, -1, 1, 1)
+            torch.tensor(backbone.preprocess[name], device=weights.class_W.device, dtype=precise).view(1, -1, 1, 1)
             for name in ("mean", "std")
         )
         patch_WCPP = (weights.patch_WCPP.detach().to(precise) / (255 * std)).to(dtype)
