@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from prompt_store.store import Store
-from service.engine.serving_model import ServingModel
 from service.http import problems
 from service.http.auth import Key, KeyRing
 from service.http.middleware import surround
@@ -21,8 +21,11 @@ from service.observability.device import package_version
 from service.runtime import Runtime, build
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from prompted_clip.model import PromptedClip
 
-def create_app(settings: Settings, model: ServingModel, store: Store, keys: tuple[Key, ...] = ()) -> FastAPI:
+
+def create_app(settings: Settings, model: PromptedClip, store: Store, keys: tuple[Key, ...] = ()) -> FastAPI:
     """The whole service as an ASGI application.
 
     Args:

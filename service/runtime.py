@@ -20,7 +20,6 @@ from service.domains.live_stacks import LiveStacks
 from service.domains.publisher import Domains
 from service.domains.watcher import StoreFollower
 from service.engine.engine import Engine, EngineRow
-from service.engine.serving_model import ServingModel
 from service.http.auth import KeyRing
 from service.http.context import HttpContext, build_decoder
 from service.inference import Prediction
@@ -33,6 +32,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from prompt_store.store import Store
+    from prompted_clip.model import PromptedClip
     from prompted_clip.stack import PromptStack
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Runtime(HttpContext):
                 logger.exception("store.unreadable")
 
 
-def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) -> Runtime:
+def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) -> Runtime:
     """Put the parts together; nothing runs yet."""
     metrics = Metrics(by_domain=settings.domain_metrics)
     engine = Engine(
@@ -148,7 +148,7 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
     ProcessCollector(registry=metrics.registry)
     batcher = Batcher(
         run,
-        max_rows=engine.most_rows(settings.max_batch_rows),
+        max_rows=engine.max_batch_rows(settings.max_batch_rows),
         max_waiting=settings.max_waiting_rows,
         n_runners=engine.num_streams,
         cost=lambda row: row.n_text_rows,
@@ -160,8 +160,8 @@ def build(settings: Settings, model: ServingModel, store: Store, keys: KeyRing) 
         store,
         fingerprint=model.backbone.fingerprint,
         load=engine.load,
-        try_out=engine.try_out,
-        prepare=engine.prepare,
+        try_out=engine.smoke_test,
+        prepare=engine.capture_graphs,
         went_live=engine.went_live,
         metrics=metrics,
         max_old=settings.max_old_stacks,

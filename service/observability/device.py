@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.engine.serving_model import BackboneFacts
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from prompted_clip.backbone import Backbone
 
 
 class Busy(Protocol):
@@ -57,7 +59,7 @@ class DeviceMetrics(Collector):
         yield memory
 
 
-def build_facts(settings: Settings, backbone: BackboneFacts) -> dict[str, str]:
+def build_facts(settings: Settings, backbone: Backbone) -> dict[str, str]:
     """Labels of `caspl_build_info`."""
     return {
         "version": package_version(),

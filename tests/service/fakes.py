@@ -70,7 +70,7 @@ class FakeModel:
         self.fail_load = False
         self.batches = []
         self.n_begun = 0
-        self.to_prepare = []
+        self.to_capture = []
         self.n_encoded_texts = 0
         self.threads = set()
 
@@ -122,7 +122,7 @@ class FakeModel:
         return ImageFeatures(colours, torch.nn.functional.normalize(colours, dim=1))
 
     def capture_steps(self, stack):
-        steps, self.to_prepare = self.to_prepare, []
+        steps, self.to_capture = self.to_capture, []
         return steps
 
     def padded_batch_size(self, n_rows):

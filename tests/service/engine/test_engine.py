@@ -1,4 +1,4 @@
-"""The engine with the real model, on a tiny backbone with random weights."""
+"""The engine: batches, loading, smoke tests, missing memory, lost and stuck devices."""
 
 import asyncio
 import dataclasses
@@ -31,7 +31,7 @@ def engine():
     engine.close()
 
 
-async def test_threads_beside_the_devices_compute_alone_and_leave_it_its_own_number(monkeypatch):
+async def test_loading_uses_one_thread_and_leaves_the_device_its_own(monkeypatch):
     model = PromptedClip(tiny_backbone())
     seen = {}
 
@@ -89,10 +89,10 @@ async def test_heads_answer_in_one_batch_with_plain_stacks_as_if_they_were_alone
         np.testing.assert_allclose([one.probability for one in mixed], [one.probability for one in single], atol=1e-5)
 
 
-async def test_a_conditional_stack_warms_up_answers_and_tells_what_its_rows_cost(engine):
+async def test_a_conditional_stack_passes_its_smoke_test_answers_and_counts_its_text_forwards(engine):
     data = random_bundle("dogs", ("rex", "ace", "pug"), head="conditional", text_boost=(2, 2), text_adapt=(1, 2))
     stack = await engine.load(read_bundle(data), 1)
-    await engine.try_out(stack)
+    await engine.smoke_test(stack)
     rows = rows_of([stack, await engine.with_labels(stack, ["heron", "kettle"]), await engine.boost_stack(stack)])
     assert [row.n_text_rows for row in rows] == [3, 2, 0]
     answers = await engine.run(rows[:2]) + await engine.run(rows[2:])
@@ -100,8 +100,8 @@ async def test_a_conditional_stack_warms_up_answers_and_tells_what_its_rows_cost
     assert labels == [{"rex", "ace", "pug"}, {"heron", "kettle"}, {"rex", "ace", "pug"}]
     broken = torch.full_like(stack.head.net.bias_W, float("nan"))
     net = dataclasses.replace(stack.head.net, bias_W=broken)
-    with pytest.raises(InferenceFailedError, match="finite"):
-        await engine.try_out(dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=net)))
+    with pytest.raises(InferenceFailedError, match="NaN"):
+        await engine.smoke_test(dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=net)))
 
 
 async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine):
@@ -117,12 +117,12 @@ async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine)
     assert all(one.label == small.class_names[one.class_id] for one in answers[0])
 
 
-async def test_a_stack_warms_up_or_says_that_it_cannot_answer(engine):
+async def test_the_smoke_test_fails_for_a_stack_that_returns_nan(engine):
     stack = await engine.load(read_bundle(random_bundle()), 1)
-    await engine.try_out(stack)
+    await engine.smoke_test(stack)
     broken = dataclasses.replace(stack, text_features=torch.full_like(stack.text_features, float("nan")))
-    with pytest.raises(InferenceFailedError, match="finite"):
-        await engine.try_out(broken)
+    with pytest.raises(InferenceFailedError, match="NaN"):
+        await engine.smoke_test(broken)
 
 
 async def test_other_labels_and_boost_only_go_through_the_real_text_tower(engine):
@@ -157,7 +157,7 @@ async def test_rows_that_fail_for_memory_are_split_until_they_fit():
     engine.close()
 
 
-async def test_a_stack_is_made_ready_while_the_device_goes_on(monkeypatch):
+async def test_a_stack_is_loaded_while_the_device_runs_batches(monkeypatch):
     model = FakeModel()
     engine = Engine(model)
     stack = await engine.load(read_bundle(colour_bundle()), 1)
@@ -181,7 +181,7 @@ async def test_a_stack_is_made_ready_while_the_device_goes_on(monkeypatch):
 
 
 @pytest.mark.parametrize("pipeline_depth", [0, 1])
-async def test_a_device_that_takes_batches_ahead_is_given_one_while_another_runs_and_no_more(pipeline_depth):
+async def test_no_more_batches_are_submitted_than_the_pipeline_depth_allows(pipeline_depth):
     model = FakeModel()
     model.pipeline_depth = pipeline_depth
     engine = Engine(model)
@@ -197,7 +197,7 @@ async def test_a_device_that_takes_batches_ahead_is_given_one_while_another_runs
     engine.close()
 
 
-async def test_what_first_batches_would_wait_for_is_done_when_a_stack_warms_up_between_the_batches_of_others():
+async def test_graphs_are_captured_one_at_a_time_between_the_batches_of_others():
     model = FakeModel()
     engine = Engine(model)
     done, stack = [], await engine.load(read_bundle(colour_bundle()), 1)
@@ -210,10 +210,10 @@ async def test_what_first_batches_would_wait_for_is_done_when_a_stack_warms_up_b
         time.sleep(0.05)
 
     loop = asyncio.get_running_loop()
-    model.to_prepare = [first, lambda: done.append(f"second, batches: {len(model.batches)}")]
-    await engine.try_out(stack)
+    model.to_capture = [first, lambda: done.append(f"second, batches: {len(model.batches)}")]
+    await engine.smoke_test(stack)
     assert done == []
-    await engine.prepare(stack)
+    await engine.capture_graphs(stack)
     await asyncio.wrap_future(others[0])
     assert done == ["first", "second, batches: 2"], "its own grey image and the batch of another"
     engine.close()
@@ -223,17 +223,15 @@ async def test_what_first_batches_would_wait_for_is_done_when_a_stack_warms_up_b
     ("num_streams", "max_microbatch", "n_allowed", "most"),
     [(1, None, 32, 32), (2, None, 32, 16), (1, 8, 32, 8), (2, 8, 32, 8), (2, 8, 6, 3), (4, 8, 2, 1)],
 )
-async def test_a_batch_is_no_larger_than_its_share_nor_than_what_the_model_takes_together(
-    num_streams, max_microbatch, n_allowed, most
-):
+async def test_a_batch_is_no_larger_than_its_share_and_the_microbatch(num_streams, max_microbatch, n_allowed, most):
     model = FakeModel()
     model.num_streams, model.max_microbatch = num_streams, max_microbatch
     engine = Engine(model)
-    assert engine.most_rows(n_allowed) == most
+    assert engine.max_batch_rows(n_allowed) == most
     engine.close()
 
 
-async def test_only_the_live_stacks_of_resident_domains_are_kept():
+async def test_only_the_live_stacks_of_resident_domains_are_pinned():
     model = FakeModel()
     engine = Engine(model, resident_domains={"ink"})
     stacks = [await engine.load(read_bundle(colour_bundle(domain)), 1) for domain in ("paint", "ink")]
@@ -243,7 +241,7 @@ async def test_only_the_live_stacks_of_resident_domains_are_kept():
     engine.close()
 
 
-async def test_a_lost_device_is_touched_no_more():
+async def test_a_lost_device_is_not_used_again():
     model = FakeModel()
     engine = Engine(model)
     stack = await engine.load(read_bundle(colour_bundle()), 1)
@@ -259,7 +257,7 @@ async def test_a_lost_device_is_touched_no_more():
     engine.close()
 
 
-async def test_a_call_that_hangs_is_noticed():
+async def test_a_call_that_hangs_is_stuck():
     model = FakeModel()
     engine = Engine(model, stuck_after_s=0.05)
     stack = await engine.load(read_bundle(colour_bundle()), 1)
@@ -292,7 +290,7 @@ async def test_a_long_call_of_many_short_forwards_is_not_stuck():
     assert not any(seen)
 
 
-async def test_text_that_does_not_fit_the_memory_is_refused_as_overload(monkeypatch):
+async def test_text_that_finds_no_device_memory_raises_an_overload(monkeypatch):
     def no_room(*_):
         raise torch.OutOfMemoryError("CUDA out of memory at 0x7f00")
 
@@ -307,7 +305,7 @@ async def test_text_that_does_not_fit_the_memory_is_refused_as_overload(monkeypa
         with pytest.raises(OverloadedError, match="no memory"):
             await call()
     assert not engine.is_lost
-    await engine.try_out(stack)
+    await engine.smoke_test(stack)
     engine.close()
 
 
@@ -322,7 +320,7 @@ async def test_text_that_does_not_fit_the_memory_is_refused_as_overload(monkeypa
     ],
     ids=["plain", "class", "projector", "conditional"],
 )
-async def test_the_engine_answers_alike_on_the_gpu_as_it_is_served_with_batches_begun_behind_each_other(options):
+async def test_pipelined_batches_on_the_gpu_give_the_cpus_answers(options):
     register_tiny_models()
     backbone = load_backbone("tiny", random_seed=0, device="cuda")
     served = PromptedClip(backbone, image_tower=image_tower(backbone, Settings(max_batch_rows=8)))
@@ -330,8 +328,8 @@ async def test_the_engine_answers_alike_on_the_gpu_as_it_is_served_with_batches_
     found = []
     for engine in (Engine(PromptedClip(tiny_backbone())), Engine(served)):
         stack = await engine.load(bundle, 1)
-        await engine.try_out(stack)
-        await engine.prepare(stack)
+        await engine.smoke_test(stack)
+        await engine.capture_graphs(stack)
         batches = [rows_of([stack] * n_rows) for n_rows in (4, 1, 8, 3, 5, 2) * 4]
         found.append([answer for answers in await asyncio.gather(*map(engine.run, batches)) for answer in answers])
         engine.close()

@@ -1,4 +1,4 @@
-"""The engine on several cores: batches side by side, and one alone on all of them."""
+"""The engine with concurrent batches: one per core, or a single one on all cores."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Cores:
-    """An engine over a tiny model for several cores; notes who computes, and may be held."""
+    """An engine over a tiny model; records the threads of its batches, which can be blocked."""
 
     def __init__(self, n_cores, **options):
         self.model = PromptedClip(tiny_backbone(), num_streams=n_cores)
@@ -48,7 +48,7 @@ class Cores:
 
 @pytest.fixture
 def cores_of():
-    """Makes engines over so many cores, on a machine that torch takes for one of three."""
+    """Makes engines with a number of streams while torch sees three cores."""
     before, made = torch.get_num_threads(), []
     torch.set_num_threads(3)
 
@@ -65,7 +65,7 @@ def cores_of():
     torch.set_num_threads(before)
 
 
-async def test_a_batch_alone_takes_all_cores_and_batches_that_meet_one_each(cores_of):
+async def test_a_single_batch_uses_all_cores_and_concurrent_batches_one_each(cores_of):
     cores = await cores_of(3)
     await cores.start(n_rows=2)
     assert cores.seen == [("device", 2, 3)]
@@ -82,7 +82,7 @@ async def test_a_batch_alone_takes_all_cores_and_batches_that_meet_one_each(core
     assert cores.seen[3:] == [("core", 1, 1), ("device", 1, 3)], "the next may have company again, the one after not"
 
 
-async def test_batches_of_one_moment_take_a_core_each_and_never_more_than_there_are(cores_of):
+async def test_simultaneous_batches_use_one_core_each_and_never_more_than_there_are(cores_of):
     cores = await cores_of(2)
     cores.gate.clear()
     running = [cores.start() for _ in range(3)]
@@ -93,7 +93,7 @@ async def test_batches_of_one_moment_take_a_core_each_and_never_more_than_there_
     assert len(cores.seen) == 3
 
 
-async def test_a_batch_on_all_cores_counts_as_one_of_those_that_run(cores_of):
+async def test_a_batch_on_all_cores_counts_as_one_running_batch(cores_of):
     cores = await cores_of(2)
     cores.gate.clear()
     running = [cores.start()]
@@ -105,7 +105,7 @@ async def test_a_batch_on_all_cores_counts_as_one_of_those_that_run(cores_of):
     await asyncio.gather(*running)
 
 
-async def test_a_call_that_nobody_waits_for_any_more_is_company_until_it_ends(cores_of):
+async def test_a_cancelled_call_counts_as_running_until_it_ends(cores_of):
     cores = await cores_of(2)
     cores.gate.clear()
     left = cores.start()
@@ -119,7 +119,7 @@ async def test_a_call_that_nobody_waits_for_any_more_is_company_until_it_ends(co
     await running
 
 
-async def test_a_call_that_is_given_up_before_it_begins_leaves_nothing_behind(cores_of):
+async def test_a_call_cancelled_before_it_starts_does_not_count(cores_of):
     cores = await cores_of(2)
     given_up = cores.start()
     await asyncio.sleep(0)
@@ -130,13 +130,13 @@ async def test_a_call_that_is_given_up_before_it_begins_leaves_nothing_behind(co
     assert cores.seen == [("device", 1, 3)], "it has no company"
 
 
-async def test_a_batch_with_a_row_for_every_core_leaves_the_others_to_others(cores_of):
+async def test_a_batch_with_a_row_per_core_uses_one_core(cores_of):
     cores = await cores_of(3)
     await cores.start(n_rows=3)
     assert cores.seen == [("core", 3, 1)]
 
 
-async def test_batches_side_by_side_answer_as_they_do_alone_even_in_a_bank_for_one_stack():
+async def test_concurrent_batches_give_the_answers_of_single_ones_with_a_bank_of_one_slot():
     engine = Engine(PromptedClip(tiny_backbone(), num_streams=3, bank_slots=1))
     bundles = [
         random_bundle("cats", ("tom", "kit"), image_boost=(2, 3), seed=1),
@@ -158,7 +158,7 @@ async def test_batches_side_by_side_answer_as_they_do_alone_even_in_a_bank_for_o
             )
 
 
-async def test_one_core_that_hangs_is_noticed_while_the_others_go_on(cores_of):
+async def test_one_core_that_hangs_is_stuck_while_the_others_go_on(cores_of):
     cores = await cores_of(2, stuck_after_s=0.2)
     engine = cores.engine
     cores.gate.clear()

@@ -1,10 +1,8 @@
-import contextlib
 import re
 
 import torch
 
 from service.domains.live_table import DomainState, ServedStack
-from service.engine.busy_time import BusyTime
 from service.http.auth import KeyRing
 from service.observability.device import DeviceMetrics
 from service.observability.metrics import Metrics
@@ -104,20 +102,3 @@ def test_a_device_tells_how_busy_it_was_and_a_gpu_its_memory(monkeypatch):
     on_gpu.registry.register(DeviceMetrics(FakeEngine(), torch.device("cuda")))
     found = {kind: value(on_gpu, "caspl_device_memory_bytes", kind=kind) for kind in ("total", "reserved", "allocated")}
     assert found == {"total": 80, "reserved": 8, "allocated": 5}
-
-
-def test_time_in_which_several_are_inside_counts_once():
-    now = [0.0]
-    busy = BusyTime(lambda: now[0])
-    with busy:
-        now[0] = 1.0
-        with busy:
-            now[0] = 3.0
-            assert busy.seconds == 3.0
-        now[0] = 4.0
-    now[0] = 9.0
-    assert busy.seconds == 4.0
-    with contextlib.suppress(ValueError), busy:
-        now[0] = 10.0
-        raise ValueError
-    assert busy.seconds == 5.0

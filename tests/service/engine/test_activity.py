@@ -1,0 +1,88 @@
+"""Busy time of concurrent calls, and stuck calls."""
+
+import contextlib
+import threading
+
+import pytest
+
+from service.engine.activity import Activity
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def activity(clock):
+    return Activity(stuck_after_s=5.0, clock=clock)
+
+
+class OtherCall:
+    """A call on a thread of its own."""
+
+    def __init__(self, activity):
+        self.began, self.end = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.run, args=(activity,))
+        self.thread.start()
+        assert self.began.wait(10)
+
+    def run(self, activity):
+        with activity.call():
+            self.began.set()
+            assert self.end.wait(10)
+
+    def finish(self):
+        self.end.set()
+        self.thread.join(10)
+
+
+def test_time_in_which_several_calls_run_counts_once(activity, clock):
+    with activity.call():
+        clock.now_s = 1.0
+        other = OtherCall(activity)
+        clock.now_s = 3.0
+        assert activity.busy_s == 3.0
+    assert activity.is_busy
+    clock.now_s = 4.0
+    other.finish()
+    clock.now_s = 9.0
+    assert (activity.busy_s, activity.is_busy) == (4.0, False)
+
+
+def test_a_call_that_fails_ends(activity, clock):
+    with contextlib.suppress(ValueError), activity.call():
+        clock.now_s = 2.0
+        raise ValueError
+    assert (activity.busy_s, activity.is_busy) == (2.0, False)
+
+
+def test_a_call_is_stuck_after_the_limit_unless_it_reports_progress(activity, clock):
+    with activity.call():
+        clock.now_s = 5.0
+        assert not activity.is_stuck
+        activity.report_progress()
+        clock.now_s = 10.0
+        assert not activity.is_stuck
+        clock.now_s = 10.1
+        assert activity.is_stuck
+    assert not activity.is_stuck
+
+
+def test_the_slowest_of_several_calls_counts_and_threads_outside_calls_do_not(activity, clock):
+    other = OtherCall(activity)
+    clock.now_s = 4.0
+    activity.report_progress()
+    with activity.call():
+        clock.now_s = 6.0
+        activity.report_progress()
+        assert activity.is_stuck
+        other.finish()
+        assert not activity.is_stuck
