@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from prompt_store.errors import PromptStoreError
-from service.cores import spin_between_steps
 from service.demo.files import ASSETS, BACKBONE, seed_store
 from service.errors import ServiceError, SettingsError
 from service.http import auth
 from service.observability import logs
+from service.process import set_openmp_spinning
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _serve(given: dict[str, Any], demo_assets: Path | None, console: Console) ->
         given = {**given, "backbone": BACKBONE}
     settings = load_settings(**given)
     logs.install(settings.log_format, settings.log_level)
-    spin_between_steps()
+    set_openmp_spinning()
     with console.status(Text(f"Loading {settings.backbone} ...")) if console.is_terminal else _nothing():
         from prompted_clip.errors import PromptedClipError
         from service import server

@@ -27,12 +27,11 @@ from prompted_clip.graphs import GraphedTower
 from prompted_clip.model import ImageTower, PromptedClip
 from prompted_clip.precision import fastest_dtype, is_heavy, is_packed_faster
 from service.app import create_app
-from service.cores import usable_cores
 from service.errors import SettingsError
 from service.http.auth import Key, KeyRing, read_keys
 from service.http.server import LastCallServer, address_of, http_config, listen
 from service.images.gpu import nvimgcodec
-from service.interpreter import prepare_interpreter
+from service.process import tune_interpreter, usable_cores
 from service.runtime import Runtime, build
 from service.scheduler.batcher import LEAST_SHARE
 from service.settings import Settings
@@ -201,7 +200,7 @@ def load_model(settings: Settings) -> PromptedClip:
     """
     torch.set_num_threads(settings.n_torch_threads or threads_of(settings.backbone, settings.device))
     # Every thread that computes in parallel has a team of its own, which goes when the thread ends. With more in all
-    # teams than there are cores none waits awake (`service/cores.py`): only the device's thread is to have one.
+    # teams than there are cores none waits awake (`service/process.py`): only the device's thread is to have one.
     with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
         return thread.submit(_load_model, settings).result()
 
@@ -250,7 +249,7 @@ def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], Non
         model = load_model(settings)
 
         def started() -> None:
-            prepare_interpreter()
+            tune_interpreter()
             announce(runtime, address)
 
         if settings.web_workers:

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils import dlpack
 
 from prompted_clip.preprocess import to_pixels_on_device
-from prompted_clip.threads import compute_alone
 from service.errors import SettingsError
+from service.process import use_one_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class GpuDecoder:
             backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
             self._decoder = codec.Decoder(device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=backends)
         self._queue: deque[_Job] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu-decode", initializer=compute_alone)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu-decode", initializer=use_one_torch_thread)
 
     def decode(self, data: bytes, size: Size) -> NDArray[np.uint8] | None:
         """Decode, rotate, resize and crop one file; blocks until its batch is done.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prompted_clip.preprocess import exif_turn, to_pixels, to_pixels_fast, upright_rgb
-from service.cores import usable_cores
+from service.process import usable_cores, use_one_torch_thread
 
 if TYPE_CHECKING:
     from service.images.gpu import GpuDecoder
@@ -88,9 +88,7 @@ class Fast:
 
     def prepare_thread(self) -> None:
         """Limit torch to one thread: images are resized side by side."""
-        from prompted_clip.threads import compute_alone  # noqa: PLC0415  with `exact` a web process loads no torch
-
-        compute_alone()
+        use_one_torch_thread()
 
 
 @dataclass(frozen=True)

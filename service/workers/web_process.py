@@ -26,9 +26,9 @@ from service.http.context import HttpContext, build_decoder
 from service.http.middleware import surround
 from service.http.routes import classify
 from service.http.server import BACKLOG, LastCallServer, http_config
-from service.interpreter import prepare_interpreter
 from service.observability import logs
 from service.observability.metrics import Metrics
+from service.process import tune_interpreter
 from service.settings import Settings
 from service.workers.metrics import Sample, samples_of
 from service.workers.pixel_slots import PixelSlots, slot_view
@@ -115,7 +115,7 @@ async def serve(config: WorkerConfig, listener: SharedListener, end: socket.sock
     web = WebProcess(config, slots)
     logs.install(web.context.settings.log_format, web.context.settings.log_level)
     await web.rpc.open(end)
-    prepare_interpreter()
+    tune_interpreter()
     await web.server.serve(sockets=[listener])
     web.context.decoder.close()
     web.rpc.close()
