@@ -9,7 +9,6 @@ import weakref
 
 import pytest
 import torch
-import uvicorn
 
 from service.process import (
     SPIN_COUNT,
@@ -19,7 +18,6 @@ from service.process import (
     usable_cores,
     use_one_torch_thread,
 )
-from service.workers.web_process import WebServer
 
 N_CORES = len(os.sched_getaffinity(0))
 
@@ -131,15 +129,3 @@ def test_a_serving_process_tunes_its_interpreter(store, n_web_workers):
     ended = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr.decode()
     assert float(ended.stdout.split()[-1]) == pytest.approx(SWITCH_INTERVAL_S)
-
-
-@pytest.mark.anyio
-async def test_a_web_process_tunes_its_interpreter(monkeypatch, request):
-    async def startup(*_, **__):
-        pass
-
-    monkeypatch.setattr(uvicorn.Server, "startup", startup)
-    monkeypatch.setattr("service.workers.web_process.tune_interpreter", lambda: request.getfixturevalue("tuned"))
-    seen_s = []
-    await WebServer(uvicorn.Config("no:app"), lambda: seen_s.append(sys.getswitchinterval())).startup()
-    assert seen_s == [pytest.approx(SWITCH_INTERVAL_S)]

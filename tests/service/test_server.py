@@ -251,7 +251,7 @@ settings = Settings(port=0, store=sys.argv[1], drain_delay_s=0, drain_timeout_s=
 
 def announce(runtime, address):
     stack = next(iter(runtime.live.table.values())).served.stack
-    runtime.engine._thread.submit(runtime.engine._guarded, lambda: time.sleep(600))
+    runtime.engine._all_cores.submit(runtime.engine._on_device, lambda: time.sleep(600))
     if sys.argv[2] == "waiting":
         row = server_row(stack)
         runtime.batcher.submit([row], lane="a", deadline_s=time.monotonic() + 600)
