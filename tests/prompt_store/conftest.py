@@ -1,4 +1,4 @@
-"""A directory in memory for tests that write a great many stores; syncing to a real disk is not what they test."""
+"""A directory in memory for tests that create many stores, where fsync is fast."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""Disks that die, fail or lose power, and the story of a store that they are tried on."""
+"""Fault injection: crashes, disk errors and power failures, and a scenario of store operations to run them on."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ CALLS = (
 BUNDLES = [sample_bundle(seed) for seed in range(4)]
 
 
-class Dead(BaseException):
-    """The process is gone; no handler of the code under test may stop this."""
+class ProcessCrash(BaseException):
+    """The process crashed; a BaseException, so that the code under test cannot catch it."""
 
 
 def counted(name):
@@ -41,8 +41,8 @@ for _name in CALLS:
     setattr(CountingDisk, _name, counted(_name))
 
 
-class DyingDisk(CountingDisk):
-    """The process dies right before or right after call number `step`; afterwards nothing happens any more."""
+class CrashingDisk(CountingDisk):
+    """Crashes right before or after call number `step`; all later calls fail."""
 
     def __init__(self, step, *, is_after=False):
         super().__init__()
@@ -52,17 +52,17 @@ class DyingDisk(CountingDisk):
 
     def around(self, name, call, arguments):
         if self.is_dead:
-            raise Dead
+            raise ProcessCrash
         if self.n_calls == self.step:
             self.is_dead = True
             if self.is_after:
                 call(self, *arguments)
-            raise Dead(name)
+            raise ProcessCrash(name)
         return super().around(name, call, arguments)
 
 
 class FailingDisk(CountingDisk):
-    """Call number `step` reports an error instead of doing its work; all others work."""
+    """Call number `step` fails with `errno`; all others succeed."""
 
     def __init__(self, step, errno):
         super().__init__()
@@ -78,10 +78,10 @@ class FailingDisk(CountingDisk):
         return super().around(name, call, arguments)
 
 
-class PowerLossDisk(DyingDisk):
-    """Remembers what was not synced when the power went, and can then show every disk that might be left.
+class PowerLossDisk(CrashingDisk):
+    """Tracks unsynced data, and enumerates the disk states that are possible after a power failure.
 
-    `skipped` names one kind of sync that is left out, to prove that its loss would be noticed.
+    `skipped` names one kind of sync to skip, to verify that the test detects its absence.
     """
 
     def __init__(self, step, skipped=None):
@@ -97,7 +97,7 @@ class PowerLossDisk(DyingDisk):
             content = path.read_bytes() if path.exists() else b""
             self.names.append((path.parent, "recreate", path, content))
         if name in {"sync_file", "sync_dir"}:
-            call = type(self).forget  # no need to trouble the real disk
+            call = type(self).forget  # no real fsync needed
         result = super().around(name, call, arguments)
         if name == "open_new":
             self.paths[result] = arguments[0]
@@ -118,23 +118,23 @@ class PowerLossDisk(DyingDisk):
         elif self.skipped != "sync_dir" and not (self.skipped and target.name == self.skipped):
             self.names = [entry for entry in self.names if entry[0] != target]
 
-    def possible_disks(self, root: Path, scratch: Path):
-        """Yield copies of the store as it may look when the power is back."""
+    def possible_states(self, root: Path, scratch: Path):
+        """Yield copies of the store in every possible state after a power failure."""
         pending = list(range(len(self.names)))
         subsets = {(), tuple(pending), *((index,) for index in pending)}
         if len(pending) <= 6:
             subsets |= {subset for size in range(len(pending)) for subset in combinations(pending, size)}
         for subset in sorted(subsets):
-            for is_torn in {False, bool(self.unsynced)}:
+            for is_truncated in {False, bool(self.unsynced)}:
                 if scratch.exists():
                     shutil.rmtree(scratch)
                 if root.exists():
                     shutil.copytree(root, scratch)
-                self.damage(root, scratch, subset, is_torn)
+                self.damage(root, scratch, subset, is_truncated)
                 yield scratch
 
-    def damage(self, root, scratch, subset, is_torn):
-        if is_torn:
+    def damage(self, root, scratch, subset, is_truncated):
+        if is_truncated:
             for paths in self.unsynced.values():
                 for path in paths:
                     copy = scratch / path.relative_to(root)
@@ -157,8 +157,8 @@ class PowerLossDisk(DyingDisk):
                 copy.unlink(missing_ok=True)
 
 
-def story():
-    """Steps of a store's life: each is an action and what a reader must see after it."""
+def scenario():
+    """A list of (operation, expected view after it)."""
     flowers = "flowers"
     return [
         (lambda store: store.add(flowers, BUNDLES[0]), ({1: 0}, None)),
@@ -177,22 +177,22 @@ def story():
 NOTHING = ({}, None)
 
 
-def tell(root, disk):
-    """Live the story until the disk dies; return the view after the last step that was acknowledged and the next."""
+def run_scenario(root, disk):
+    """Run the scenario until the crash; return the last acknowledged view and the attempted one."""
     acknowledged = NOTHING
     try:
         store = Store.open(root, disk=disk)
-        for action, view in story():
+        for action, view in scenario():
             attempted = view
             action(store)
             acknowledged = view
-    except Dead:
+    except ProcessCrash:
         return acknowledged, attempted if "attempted" in locals() else NOTHING
     return acknowledged, acknowledged
 
 
 def view(store):
-    """What a reader sees: version -> which bundle, and the live version; every byte is verified on the way."""
+    """The visible state: version -> bundle index, and the live version; all digests are verified."""
     if "flowers" not in store.domains():
         return NOTHING
     versions = {info.version: BUNDLES.index(store.read("flowers", info.version)) for info in store.versions("flowers")}
@@ -201,7 +201,7 @@ def view(store):
 
 
 def check_recovery(root, acknowledged, attempted):
-    """All invariants after a fault: nothing acknowledged is lost, nothing half done is seen, work goes on."""
+    """Check all invariants after a fault: no lost or partial commits, and the store accepts writes."""
     store = Store.open(root)
     seen = view(store)
     assert seen in (acknowledged, attempted)

@@ -1,4 +1,4 @@
-"""Small valid bundles, and files put together by hand so that any single rule can be broken."""
+"""Small valid bundles, and hand-built files that violate a single rule."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Writing and reading bundles: canonical, lossless, and open to fields of the future."""
+"""Writing and reading bundles: canonical, lossless, unknown fields preserved."""
 
 import json
 

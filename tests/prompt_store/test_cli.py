@@ -1,4 +1,4 @@
-"""`caspl store` and `caspl bundle`: what they print, and how they exit."""
+"""`caspl store` and `caspl bundle`: output and exit codes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which tensors each kind of head has, what the manifest must say about it, and everything else refused."""
+"""Validation of tensors and manifest for each kind of head."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Whatever happens at whichever system call: acknowledged work stays, half work is never seen."""
+"""Faults at any system call: acknowledged commits survive, partial commits are never visible."""
 
 import errno
 from contextlib import suppress
@@ -11,20 +11,20 @@ from tests.prompt_store.faults import (
     BUNDLES,
     NOTHING,
     CountingDisk,
-    Dead,
-    DyingDisk,
+    CrashingDisk,
     FailingDisk,
     PowerLossDisk,
+    ProcessCrash,
     check_recovery,
-    story,
-    tell,
+    run_scenario,
+    scenario,
     view,
 )
 
 
 def n_steps(root):
     disk = CountingDisk()
-    tell(root, disk)
+    run_scenario(root, disk)
     return disk.n_calls
 
 
@@ -34,18 +34,18 @@ def test_a_process_that_dies_at_any_call_loses_nothing_acknowledged(quick_path, 
     assert total > 80
     for step in range(total):
         root = quick_path / f"{step}"
-        acknowledged, attempted = tell(root, DyingDisk(step, is_after=is_after))
+        acknowledged, attempted = run_scenario(root, CrashingDisk(step, is_after=is_after))
         check_recovery(root, acknowledged, attempted)
 
 
 def test_a_crash_during_recovery_loses_nothing(quick_path):
     root = quick_path / "store"
-    tell(root, DyingDisk(60))
+    run_scenario(root, CrashingDisk(60))
     store = Store.open(root)
     seen = view(store)
     for step in range(4):
-        with suppress(Dead):
-            Store.open(root, disk=DyingDisk(step)).gc(grace_s=-1, temporary_grace_s=-1)
+        with suppress(ProcessCrash):
+            Store.open(root, disk=CrashingDisk(step)).gc(grace_s=-1, temporary_grace_s=-1)
         assert view(Store.open(root)) == seen
     check_recovery(root, seen, seen)
 
@@ -55,8 +55,8 @@ def power_cuts(quick_path, skipped=None):
     for step in range(total + 1):
         root = quick_path / f"{step}"
         disk = PowerLossDisk(step, skipped)
-        acknowledged, attempted = tell(root, disk)
-        for scratch in disk.possible_disks(root, quick_path / "scratch"):
+        acknowledged, attempted = run_scenario(root, disk)
+        for scratch in disk.possible_states(root, quick_path / "scratch"):
             yield scratch, acknowledged, attempted
 
 
@@ -181,6 +181,6 @@ def test_a_nearly_full_disk_is_detected_before_the_first_write(quick_path):
 
 def test_the_scenario_succeeds_on_a_healthy_disk(quick_path):
     store = Store.open(quick_path / "store")
-    for action, expected in story():
+    for action, expected in scenario():
         action(store)
         assert view(store) == expected

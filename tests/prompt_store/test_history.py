@@ -1,4 +1,4 @@
-"""The history of a domain: whole, in pages, from the records on disk."""
+"""The history of a domain."""
 
 import pickle
 

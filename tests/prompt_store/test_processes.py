@@ -1,4 +1,4 @@
-"""Several processes on one store, and processes that are killed while they work."""
+"""Several processes on one store, some of them killed."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What the store promises its users, in one process."""
+"""The store in one process."""
 
 import json
 import os

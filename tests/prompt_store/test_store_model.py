@@ -1,4 +1,4 @@
-"""The store against a model, over sequences of calls that nobody thought of."""
+"""Model-based test of the store with random sequences of calls."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One call opens every data set."""
+"""Opening data sets by name or path."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ PUBLISHED = {
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_catalog_holds_the_published_data_sets_with_usable_prompts():
+def test_the_catalog_lists_the_published_data_sets_with_valid_prompts():
     assert set(CATALOG) == PUBLISHED
     for name, layout in CATALOG.items():
         assert layout.template.format("fox") != layout.template, name
@@ -31,7 +31,7 @@ def test_a_path_opens_a_folder_or_a_table(tmp_path):
     assert open_dataset(str(table)).class_names == ("fox",)
 
 
-def test_the_only_split_and_the_template_can_be_chosen(tmp_path):
+def test_single_split_and_template_can_be_set(tmp_path):
     draw_all(tmp_path / "animals", "fox/a.jpg")
     dataset = open_dataset(tmp_path / "animals", single_split="test", template="a sketch of a {}.")
     assert list(dataset.splits) == ["test"]
@@ -52,14 +52,14 @@ def test_a_published_data_set_needs_the_data_folder(name):
         open_dataset(name)
 
 
-def test_an_unknown_name_lists_what_is_known(tmp_path):
+def test_an_unknown_name_lists_the_known_names(tmp_path):
     with pytest.raises(DatasetError) as refused:
         open_dataset("cifar100", tmp_path)
     assert "'cifar100'" in str(refused.value)
     assert all(name in str(refused.value) for name in (*PUBLISHED, "torchvision:", "flowers102", ".csv", ".jsonl"))
 
 
-def test_a_file_that_is_no_table_is_unknown(tmp_path):
+def test_a_file_that_is_not_a_table_is_rejected(tmp_path):
     with pytest.raises(DatasetError, match="No data set, folder or table named"):
         open_dataset(write(tmp_path / "notes.txt", "path,label\n"))
 

@@ -1,4 +1,4 @@
-"""Class lists: read as editors write them, and held to the bundle's rules before anything is learned."""
+"""Class lists: parsing and validation."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_not_part_of_a_name(listing)
     assert read_classes(listing(b"\xef\xbb\xbfred_fox\r\nwolf\r\n")) == ["red fox", "wolf"]
 
 
-def test_names_are_tidied_as_data_sets_tidy_them(listing):
+def test_names_are_normalized_as_in_data_sets(listing):
     spelled = ["cafe\u0301_noir", "  red \t fox ", "polar\u00a0bear", "line\u2028end"]
     names = read_classes(listing("\n".join(spelled)))
     assert names == ["caf\u00e9 noir", "red fox", "polar bear", "line end"]
@@ -35,7 +35,7 @@ def test_names_are_tidied_as_data_sets_tidy_them(listing):
     ("one", "other"),
     [("fox", "FOX"), ("caf\u00e9", "cafe\u0301"), ("\uff46\uff4f\uff58", "fox"), ("stra\u00dfe", "STRASSE")],
 )
-def test_names_that_read_the_same_are_refused_as_data_sets_and_bundles_do_with_both_lines(listing, one, other):
+def test_duplicate_names_are_rejected_with_both_lines(listing, one, other):
     with pytest.raises(ClassListError, match=r"classes\.txt contains .* twice: in line 4, and as .* in line 2"):
         read_classes(listing(f"wolf\n{one}\n\n{other}\n"))
     with pytest.raises(DatasetError):
@@ -55,12 +55,12 @@ def test_names_that_read_the_same_are_refused_as_data_sets_and_bundles_do_with_b
         ("\ue000", "private"),
     ],
 )
-def test_names_that_a_bundle_refuses_are_refused_with_their_line(listing, name, rule):
+def test_invalid_names_are_rejected_with_their_line(listing, name, rule):
     with pytest.raises(ClassListError, match=rf"classes\.txt, line 3: .*{rule}.* Found '"):
         read_classes(listing(f"wolf\n\n{name}\n"))
 
 
-def test_a_refused_name_is_shown_shortened_and_without_its_control_characters(listing):
+def test_an_invalid_name_is_truncated_and_escaped_in_the_message(listing):
     with pytest.raises(ClassListError) as refused:
         read_classes(listing("\x1b[31m" + "x" * 500))
     assert "\x1b" not in str(refused.value)
@@ -72,25 +72,25 @@ def test_names_at_the_limit_are_accepted(listing):
     assert read_classes(listing("x" * 128)) == ["x" * 128]
 
 
-def test_the_first_class_too_many_is_named_by_its_line(listing):
+def test_too_many_classes_are_rejected_with_the_line(listing):
     numbered = [f"class {index}" for index in range(MAX_CLASSES)]
     assert len(read_classes(listing("\n".join(numbered)))) == MAX_CLASSES
     with pytest.raises(ClassListError, match=rf"more than {MAX_CLASSES} classes, see line {MAX_CLASSES + 2}"):
         read_classes(listing("\n" + "\n".join([*numbered, "one more"])))
 
 
-def test_lines_are_counted_as_editors_count_them(listing):
+def test_line_numbers_match_those_of_an_editor(listing):
     with pytest.raises(ClassListError, match="line 3:"):
         read_classes(listing("a\u2028b\x0cc\nwolf\nf\u200box\n"))
 
 
 @pytest.mark.parametrize("content", ["fox\n".encode("utf-16"), "caf\u00e9".encode("latin-1")])
-def test_other_encodings_are_refused_with_what_was_expected(listing, content):
+def test_other_encodings_are_rejected(listing, content):
     with pytest.raises(ClassListError, match="must be UTF-8 text"):
         read_classes(listing(content))
 
 
 @pytest.mark.parametrize("content", ["", "\ufeff", "\n \r\n\t\n"])
-def test_a_list_without_names_is_empty(listing, content):
+def test_an_empty_list_is_rejected(listing, content):
     with pytest.raises(ClassListError, match="is empty"):
         read_classes(listing(content))

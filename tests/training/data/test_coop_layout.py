@@ -51,13 +51,13 @@ def test_a_split_file_is_read_in_its_order_and_by_its_labels(dtd):
         assert all(image.path.is_file() for image in dataset.split(split))
 
 
-def test_the_digest_of_a_split_file_is_the_same_wherever_it_lies(dtd, tmp_path_factory):
+def test_the_digest_of_a_split_file_does_not_depend_on_its_location(dtd, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     write_split_layout(other / "dtd", "images", "split_zhou_DescribableTextures.json", DTD_LISTS)
     assert open_dataset("dtd", other).digest == open_dataset("dtd", dtd).digest
 
 
-def test_missing_parts_are_marked_in_a_little_tree(dtd):
+def test_missing_parts_are_marked_in_the_expected_layout(dtd):
     (dtd / DTD_FILE).unlink()
     assert refusal("dtd", dtd).splitlines() == [
         f"dtd: {DTD_FILE} is missing in {dtd}. Expected layout:",
@@ -78,7 +78,7 @@ def test_an_empty_data_folder_shows_the_layout_of_every_data_set(name, tmp_path)
     assert len(tree) >= 4
 
 
-def test_eurosat_class_names_are_rewritten_from_either_spelling(tmp_path):
+def test_eurosat_class_names_are_replaced_from_either_spelling(tmp_path):
     names = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop"]
     names += ["Residential", "River", "SeaLake"]
     expected = (
@@ -95,7 +95,7 @@ def test_eurosat_class_names_are_rewritten_from_either_spelling(tmp_path):
         assert relative(dataset, "train")[0] == ("AnnualCrop/AnnualCrop_1.jpg", "Annual Crop Land")
 
 
-def test_cars_lie_beside_their_split_file(tmp_path):
+def test_cars_are_next_to_their_split_file(tmp_path):
     lists = {
         "train": [["cars_train/00001.jpg", 0, "2000 AM General Hummer SUV"]],
         "val": [],
@@ -125,14 +125,14 @@ def test_cars_lie_beside_their_split_file(tmp_path):
         ([["a.jpg", 0, "x"], ["c.jpg", 0, "x"], ["d.jpg", 0, "x"]], "2 of 3 images"),
     ],
 )
-def test_what_is_wrong_in_a_split_file_is_said(tmp_path, lists, message):
+def test_an_invalid_split_file_is_rejected(tmp_path, lists, message):
     draw_all(tmp_path / "dtd/images", "a.jpg", "b.jpg")
     text = lists if isinstance(lists, str) else json.dumps({"train": lists, "val": [], "test": []})
     write(tmp_path / DTD_FILE, text)
     assert message in refusal("dtd", tmp_path)
 
 
-def test_a_class_that_only_the_test_list_has_is_an_empty_class(tmp_path):
+def test_a_class_in_the_test_list_only_is_rejected(tmp_path):
     lists = {"train": [["a.jpg", 0, "x"]], "val": [], "test": [["b.jpg", 1, "y"]]}
     write_split_layout(tmp_path / "dtd", "images", "split_zhou_DescribableTextures.json", lists)
     assert "'y' have none" in refusal("dtd", tmp_path)
@@ -161,11 +161,11 @@ def test_aircraft_is_read_from_its_own_lists_in_the_order_of_variants(aircraft):
         ("0300001 F/A-18\n", "1 of 1 images"),
     ],
 )
-def test_what_is_wrong_in_an_aircraft_list_is_said_with_its_line(aircraft, line, message):
+def test_an_invalid_aircraft_list_is_rejected_with_the_line(aircraft, line, message):
     write(aircraft / AIRCRAFT / "images_variant_test.txt", line)
     assert message in refusal("fgvc_aircraft", aircraft)
 
 
-def test_a_list_that_is_not_text_is_refused(aircraft):
+def test_a_list_that_is_not_text_is_rejected(aircraft):
     (aircraft / AIRCRAFT / "variants.txt").write_bytes(b"\xff\xfe")
     assert "as UTF-8 text" in refusal("fgvc_aircraft", aircraft)

@@ -1,4 +1,4 @@
-"""Few-shot draws against a transcription of the reference, and the two halves of the classes."""
+"""Few-shot samples against a transcription of the reference, and base-to-new splits."""
 
 import math
 import random
@@ -38,7 +38,7 @@ def shuffled_labels(n_per_class, seed):
 
 @pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_draws_are_those_of_the_reference(shots, seed):
+def test_samples_match_the_reference(shots, seed):
     splits = {"train": shuffled_labels([30, 16, 5, 20], 7), "val": shuffled_labels([9, 2, 4, 3], 8), "test": [3, 0]}
     dataset = imagined(ROOT, splits, 4)
     sampled = few_shot(dataset, shots, seed=seed)
@@ -48,7 +48,7 @@ def test_draws_are_those_of_the_reference(shots, seed):
     assert sampled.split("test") == dataset.split("test")
 
 
-def test_classes_with_fewer_images_keep_all_they_have():
+def test_classes_with_fewer_images_keep_all_of_them():
     sampled = few_shot(imagined(ROOT, {"train": [0] * 20 + [1] * 3}, 2), 16, seed=1)
     labels = [image.label for image in sampled.split("train")]
     assert labels.count(0) == 16
@@ -56,7 +56,7 @@ def test_classes_with_fewer_images_keep_all_they_have():
     assert len({image.path for image in sampled.split("train")}) == 19
 
 
-def test_a_seed_decides_the_draw_and_no_outer_state_does():
+def test_the_sample_depends_on_the_seed_only():
     dataset = imagined(ROOT, {"train": [0, 1] * 40}, 2)
     first = few_shot(dataset, 4, seed=1)
     random.seed(99)
@@ -66,7 +66,7 @@ def test_a_seed_decides_the_draw_and_no_outer_state_does():
     assert few_shot(dataset, 4, seed=2).digest != first.digest
 
 
-def test_the_halves_of_the_draw_are_not_the_draw_of_the_halves():
+def test_sampling_before_and_after_the_split_differ():
     # Classes take turns in the file, so the stream has served other classes before a base class is drawn.
     dataset = imagined(ROOT, {"train": [3, 2, 1, 0] * 30}, 4)
     base, _ = base_and_new(few_shot(dataset, 4, seed=1))
@@ -75,7 +75,7 @@ def test_the_halves_of_the_draw_are_not_the_draw_of_the_halves():
     assert base.digest != other.digest
 
 
-def test_few_shot_needs_train_images_and_a_shot():
+def test_few_shot_requires_train_images_and_one_shot():
     with pytest.raises(DatasetError, match="has no train images"):
         few_shot(imagined(ROOT, {"test": [0]}, 1), 1, seed=1)
     with pytest.raises(ValueError, match="at least 1, got 0"):
@@ -92,7 +92,7 @@ def data_sets(draw):
 
 @given(data_sets())
 @settings(max_examples=60, deadline=None)
-def test_base_and_new_divide_classes_and_images_between_them(dataset):
+def test_base_and_new_partition_classes_and_images(dataset):
     base, new = base_and_new(dataset)
     assert base.class_names + new.class_names == dataset.class_names
     assert len(base.class_names) == math.ceil(len(dataset.class_names) / 2)
@@ -113,7 +113,7 @@ def test_an_odd_number_of_classes_gives_base_one_more():
     assert [image.label for image in new.split("train")] == [0, 1]
 
 
-def test_one_class_cannot_be_divided():
+def test_one_class_cannot_be_split():
     with pytest.raises(DatasetError, match="requires at least 2 classes"):
         base_and_new(imagined(ROOT, {"train": [0]}, 1))
 

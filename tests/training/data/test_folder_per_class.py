@@ -1,4 +1,4 @@
-"""Folders of class folders, with and without split folders above."""
+"""Folders of class folders, with and without split folders."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from training.data.folder_per_class import read_class_folders
 from training.errors import ClassListError, DatasetError
 
 
-def test_class_folders_make_one_split_sorted_by_name(tmp_path):
+def test_class_folders_form_one_split_sorted_by_name(tmp_path):
     draw_all(tmp_path, "wolf/b.jpg", "wolf/a.jpg", "red_fox/deep/down/c.png")
     dataset = read_class_folders(tmp_path)
     assert dataset.name == tmp_path.name
@@ -20,13 +20,13 @@ def test_class_folders_make_one_split_sorted_by_name(tmp_path):
     ]
 
 
-def test_the_one_split_can_be_the_test_split(tmp_path):
+def test_the_single_split_can_be_the_test_split(tmp_path):
     dataset = read_class_folders(draw_all(tmp_path, "fox/a.jpg"), single_split="test", template="{}.")
     assert list(dataset.splits) == ["test"]
     assert dataset.template == "{}."
 
 
-def test_split_folders_make_splits(tmp_path):
+def test_split_folders_form_splits(tmp_path):
     draw_all(tmp_path, "train/fox/a.jpg", "train/wolf/b.jpg", "val/fox/c.jpg", "test/wolf/d.jpg")
     (tmp_path / "notes").mkdir()
     dataset = read_class_folders(tmp_path)
@@ -44,7 +44,7 @@ def test_a_class_list_gives_the_order_of_labels(tmp_path):
     assert [name for _, name in relative(dataset, "train")] == ["Wolf", "red fox", "bear"]
 
 
-def test_a_split_of_images_side_by_side_is_unlabelled_and_left_out(tmp_path):
+def test_a_split_without_class_folders_is_ignored(tmp_path):
     draw_all(tmp_path, "train/00.png", "train/01.png", "test/fox/a.png")
     write(tmp_path / "classes.txt", "wolf\nfox\n")
     dataset = read_class_folders(tmp_path)
@@ -53,32 +53,32 @@ def test_a_split_of_images_side_by_side_is_unlabelled_and_left_out(tmp_path):
     assert dataset.split("test")[0].label == 1
 
 
-def test_an_empty_class_folder_is_an_empty_class(tmp_path):
+def test_an_empty_class_folder_is_rejected(tmp_path):
     draw_all(tmp_path, "fox/a.jpg")
     (tmp_path / "wolf").mkdir()
     with pytest.raises(DatasetError, match="'wolf' have none"):
         read_class_folders(tmp_path)
 
 
-def test_a_class_that_only_the_test_split_has_is_an_empty_class(tmp_path):
+def test_a_class_in_the_test_split_only_is_rejected(tmp_path):
     with pytest.raises(DatasetError, match="at least one train image; 'wolf' have none"):
         read_class_folders(draw_all(tmp_path, "train/fox/a.jpg", "test/wolf/b.jpg"))
 
 
 @pytest.mark.parametrize("names", [("red_fox/a.jpg", "Red fox/b.jpg"), ("train/red_fox/a.jpg", "test/red fox/b.jpg")])
-def test_folders_that_read_the_same_are_both_named(tmp_path, names):
+def test_duplicate_class_folders_are_rejected(tmp_path, names):
     with pytest.raises(DatasetError) as refused:
         read_class_folders(draw_all(tmp_path, *names))
     for name in names:
         assert repr(name.split("/")[-2]) in str(refused.value)
 
 
-def test_images_beside_class_folders_are_refused(tmp_path):
+def test_images_next_to_class_folders_are_rejected(tmp_path):
     with pytest.raises(DatasetError, match=r"contains images .* next to class folders \(fox\)"):
         read_class_folders(draw_all(tmp_path, "fox/a.jpg", "stray.jpg"))
 
 
-def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
+def test_a_class_named_train_is_ambiguous(tmp_path):
     with pytest.raises(DatasetError, match=r"split folders train and other folders with images \(bus\)"):
         read_class_folders(draw_all(tmp_path, "train/a.jpg", "bus/b.jpg"))
 
@@ -94,14 +94,14 @@ def test_a_missing_folder_is_named(tmp_path):
         read_class_folders(tmp_path / "absent")
 
 
-def test_a_class_list_that_misses_a_folder_is_refused(tmp_path):
+def test_a_class_list_without_a_folder_is_rejected(tmp_path):
     draw_all(tmp_path, "fox/a.jpg", "wolf/b.jpg")
     write(tmp_path / "classes.txt", "fox\n")
     with pytest.raises(DatasetError, match=r"classes\.txt does not list the class folders wolf"):
         read_class_folders(tmp_path)
 
 
-def test_an_ambiguous_class_list_is_refused(tmp_path):
+def test_an_ambiguous_class_list_is_rejected(tmp_path):
     draw_all(tmp_path, "fox/a.jpg")
     write(tmp_path / "classes.txt", "fox\nFox\n")
     with pytest.raises(ClassListError, match="twice"):

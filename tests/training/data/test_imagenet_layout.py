@@ -48,14 +48,14 @@ def test_imagenet_labels_follow_the_sorted_ids_and_its_val_images_are_the_test_s
     assert [image.label for image in dataset.split("test")] == [0, 1, 2, 3, 4, 5]
 
 
-def test_names_that_imagenet_gives_twice_are_told_apart_by_their_id_only(imagenet):
+def test_duplicate_imagenet_names_are_distinguished_by_id(imagenet):
     write(imagenet / "imagenet/classnames.txt", CLASS_NAMES.replace("n04008634 missile", "n04008634 cannon ball"))
     names = open_dataset("imagenet", imagenet).class_names
     assert names[2:4] == ("missile", "cannon ball")
 
 
 @pytest.mark.parametrize(("name", "folder"), FOLDERS.items())
-def test_variants_number_their_own_classes_and_have_a_test_split_only(name, folder, tmp_path):
+def test_variants_number_their_classes_and_have_only_a_test_split(name, folder, tmp_path):
     home = (tmp_path / folder).parent
     write(home / "classnames.txt", CLASS_NAMES)
     write(tmp_path / folder / "README.txt", "about")
@@ -78,7 +78,7 @@ def test_imagenet_v2_folders_are_labels_sorted_as_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda home: (home / "5").rename(home / "6"), lambda home: (home / "x").mkdir()])
-def test_imagenet_v2_folders_must_be_the_lines_of_the_class_names(tmp_path, change):
+def test_imagenet_v2_folders_must_match_the_class_names(tmp_path, change):
     home = tmp_path / "imagenetv2"
     write(home / "classnames.txt", CLASS_NAMES)
     images = draw_all(home / "imagenetv2-matched-frequency-format-val", *(f"{label}/a.jpeg" for label in range(6)))
@@ -86,12 +86,12 @@ def test_imagenet_v2_folders_must_be_the_lines_of_the_class_names(tmp_path, chan
     assert "must contain the folders 0 to 5" in refusal("imagenetv2", tmp_path)
 
 
-def test_a_class_folder_without_a_name_is_refused(imagenet):
+def test_a_class_folder_without_a_name_is_rejected(imagenet):
     draw_all(imagenet / "imagenet/images", "val/n99999999/a.JPEG")
     assert "classnames.txt does not list the class folders n99999999" in refusal("imagenet", imagenet)
 
 
-def test_a_class_without_train_images_is_refused(imagenet):
+def test_an_imagenet_class_without_train_images_is_rejected(imagenet):
     for path in (imagenet / "imagenet/images/train/n01443537").iterdir():
         path.unlink()
     assert "'goldfish' have none" in refusal("imagenet", imagenet)
@@ -100,7 +100,7 @@ def test_a_class_without_train_images_is_refused(imagenet):
 @pytest.mark.parametrize(
     ("line", "number"), [("n01440764\n", 1), (f"{CLASS_NAMES}\nn01440764 tench again\n", 8)], ids=["nameless", "twice"]
 )
-def test_a_bad_line_of_the_class_names_is_named(imagenet, line, number):
+def test_an_invalid_line_of_the_class_names_is_rejected(imagenet, line, number):
     write(imagenet / "imagenet/classnames.txt", line)
     assert f"classnames.txt, line {number}: expected a unique WordNet id and a class name" in refusal(
         "imagenet", imagenet

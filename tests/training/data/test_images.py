@@ -1,4 +1,4 @@
-"""Folders of unlabelled images: what is read, what is set aside, what is seen."""
+"""Folders of unlabelled images, and views."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def test_images_are_found_in_subfolders_and_sorted(folder):
     assert found.unreadable == ()
 
 
-def test_damaged_images_are_set_aside_and_named(folder):
+def test_damaged_images_are_reported(folder):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 not really")
     whole = (folder / "b.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -53,7 +53,7 @@ def test_damaged_images_are_set_aside_and_named(folder):
     assert len(found.files) == 3
 
 
-def test_the_digest_follows_names_and_contents_but_not_the_folders_place(folder, tmp_path_factory):
+def test_the_digest_depends_on_names_and_contents_but_not_on_the_location(folder, tmp_path_factory):
     before = find_images(folder).digest
     moved = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(folder, moved)
@@ -62,7 +62,7 @@ def test_the_digest_follows_names_and_contents_but_not_the_folders_place(folder,
     assert find_images(folder).digest != before
 
 
-def test_hidden_files_and_folders_are_neither_used_nor_called_damaged(folder):
+def test_hidden_files_and_folders_are_ignored(folder):
     before = find_images(folder)
     (folder / ".ipynb_checkpoints").mkdir()
     shutil.copy(folder / "b.png", folder / ".ipynb_checkpoints/b-checkpoint.png")
@@ -70,13 +70,13 @@ def test_hidden_files_and_folders_are_neither_used_nor_called_damaged(folder):
     assert find_images(folder) == before
 
 
-def test_a_hidden_folder_that_was_asked_for_is_read(folder):
+def test_a_hidden_root_folder_is_read(folder):
     hidden = folder / ".kept"
     shutil.copytree(folder / "sub", hidden)
     assert [path.name for path in find_images(hidden).files] == ["c.webp"]
 
 
-def test_a_file_name_that_is_no_text_is_read_and_changes_the_digest(folder):
+def test_a_file_name_that_is_not_utf8_is_read_and_changes_the_digest(folder):
     before = find_images(folder)
     strange = folder / os.fsdecode(b"caf\xe9.png")
     try:
@@ -89,7 +89,7 @@ def test_a_file_name_that_is_no_text_is_read_and_changes_the_digest(folder):
     assert len({before.digest, found.digest, find_images(folder).digest}) == 3
 
 
-def test_images_are_in_the_order_of_folders_not_of_spellings(tmp_path, folder):
+def test_images_are_sorted_by_path_parts(tmp_path, folder):
     for name in ("a-b/x.png", "a/y.png"):
         (folder / name).parent.mkdir()
         shutil.copy(folder / "b.png", folder / name)
@@ -105,7 +105,7 @@ def test_progress_counts_files_and_ends_at_the_total(folder):
     assert calls == [(done, 133, threading.get_ident()) for done in (64, 128, 133)]
 
 
-def test_reading_in_threads_keeps_the_order_and_passes_errors_on(folder):
+def test_reading_in_threads_keeps_the_order_and_raises_errors(folder):
     paths = [folder / f"{index}.txt" for index in range(100)]
     for path in paths:
         path.write_text(path.stem)
@@ -114,7 +114,7 @@ def test_reading_in_threads_keeps_the_order_and_passes_errors_on(folder):
         read_in_threads(lambda path: path.read_text(), [*paths, folder / "absent.txt"])
 
 
-def test_only_whole_images_decode(folder):
+def test_truncated_images_do_not_decode(folder):
     assert is_decodable(folder / "b.png")
     whole = (folder / "b.png").read_bytes()
     for n_bytes in (0, 8, 20, 40, len(whole) // 2):
@@ -123,7 +123,7 @@ def test_only_whole_images_decode(folder):
     assert not is_decodable(folder / "absent.png")
 
 
-def test_threads_follow_the_processors_this_process_may_use():
+def test_the_number_of_threads_follows_the_cpu_affinity():
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("processors cannot be chosen here")
     allowed = os.sched_getaffinity(0)
@@ -136,7 +136,7 @@ def test_threads_follow_the_processors_this_process_may_use():
 
 
 @pytest.mark.parametrize("make", [lambda p: p / "absent", lambda p: p])
-def test_no_readable_image_is_an_error_that_names_the_folder(tmp_path, make):
+def test_no_readable_image_is_an_error(tmp_path, make):
     with pytest.raises(NoImagesError, match=tmp_path.name):
         find_images(make(tmp_path))
 
@@ -155,7 +155,7 @@ def test_random_views_depend_on_seed_epoch_and_image_only(folder):
     assert not torch.equal(one, views(folder, seed=2).load([0, 1, 2], epoch=1))
 
 
-def test_each_epoch_visits_every_image_once_in_another_order(folder):
+def test_each_epoch_visits_every_image_once_in_a_different_order(folder):
     seen = views(folder)
     orders = [seen.order(epoch).tolist() for epoch in range(6)]
     assert all(sorted(order) == [0, 1, 2] for order in orders)

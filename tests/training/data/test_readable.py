@@ -1,4 +1,4 @@
-"""Damaged files are found before a run, set aside, named and counted."""
+"""Damaged files are dropped before training and reported."""
 
 import threading
 from dataclasses import replace
@@ -26,7 +26,7 @@ def cut(path):
     return path
 
 
-def test_unreadable_files_are_left_out_and_listed(folder):
+def test_unreadable_files_are_dropped_and_listed(folder):
     bad = [cut(folder / "train/fox/1.png"), cut(folder / "test/wolf/0.png")]
     (folder / "test/fox/0.png").write_text("not an image")
     dataset = read_class_folders(folder)
@@ -38,12 +38,12 @@ def test_unreadable_files_are_left_out_and_listed(folder):
     assert checked.digest != dataset.digest
 
 
-def test_sound_data_sets_come_back_as_they_are(folder):
+def test_an_intact_data_set_is_returned_unchanged(folder):
     dataset = read_class_folders(folder)
     assert drop_unreadable(dataset, strict=True) is dataset
 
 
-def test_only_the_splits_asked_for_are_opened(folder):
+def test_only_the_given_splits_are_opened(folder):
     cut(folder / "train/fox/1.png")
     test_file = cut(folder / "test/fox/1.png")
     checked = drop_unreadable(read_class_folders(folder), ["test"])
@@ -58,13 +58,13 @@ def test_a_file_that_vanished_is_unreadable(folder):
     assert drop_unreadable(dataset).unreadable == (folder / "train/wolf/0.png",)
 
 
-def test_what_was_set_aside_before_stays_listed(folder):
+def test_earlier_unreadable_files_stay_listed(folder):
     first, second = cut(folder / "train/fox/0.png"), cut(folder / "test/wolf/1.png")
     checked = drop_unreadable(drop_unreadable(read_class_folders(folder), ["train"]), ["test"])
     assert checked.unreadable == (first, second)
 
 
-def test_strict_raises_with_names_and_numbers(folder):
+def test_strict_raises_an_error(folder):
     bad = cut(folder / "test/fox/1.png")
     with pytest.raises(DatasetError, match=r"1 of 8 images are unreadable: .*1\.png\. Replace or remove") as refused:
         drop_unreadable(read_class_folders(folder), strict=True)

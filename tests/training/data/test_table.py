@@ -62,7 +62,7 @@ def test_other_columns_byte_order_marks_and_blank_lines_do_no_harm(folder):
     assert read_table(write(folder / "a.jsonl", lines)).class_names == ("x",)
 
 
-def test_files_outside_the_tables_folder_are_read_if_they_are_there(folder):
+def test_files_outside_the_tables_folder_are_read(folder):
     inner = write(folder / "tables/a.csv", f"path,label\n../c.jpg,wolf\n{folder / 'shots/a.jpg'},fox\n")
     assert [image.path.resolve() for image in read_table(inner).split("train")] == [
         (folder / "c.jpg").resolve(),
@@ -103,11 +103,11 @@ def test_files_outside_the_tables_folder_are_read_if_they_are_there(folder):
         ("a.tsv", "path\tlabel\n", "a.tsv is not a table; use *.csv or *.jsonl"),
     ],
 )
-def test_what_is_wrong_in_a_table_is_said_with_its_line(folder, name, text, message):
+def test_an_invalid_table_is_rejected_with_the_line(folder, name, text, message):
     assert message in refusal(write(folder / name, text))
 
 
-def test_a_table_that_is_not_there_or_not_text_is_refused(folder):
+def test_a_missing_table_or_one_that_is_not_text_is_rejected(folder):
     assert "Cannot read the table" in refusal(folder / "absent.csv")
     (folder / "a.csv").write_bytes(b"path,label\nc.jpg,\xff\xfe\n")
     assert "Cannot read the table" in refusal(folder / "a.csv")

@@ -1,4 +1,4 @@
-"""Data sets read through torchvision itself, from small folders laid out as torchvision lays them out."""
+"""Data sets read through torchvision, from small folders in torchvision's layout."""
 
 import json
 import sys
@@ -41,12 +41,12 @@ def test_dtd_keeps_its_official_splits_and_their_order(dtd):
     assert all(image.path.is_file() for images in dataset.splits.values() for image in images)
 
 
-def test_splits_with_other_classes_are_refused(dtd):
+def test_splits_with_different_classes_are_rejected(dtd):
     write(dtd / "dtd/dtd/labels/test1.txt", "banded/banded_3.jpg\n")
     assert "all splits must have the same classes; test differs in dotted" in refusal("dtd", dtd)
 
 
-def test_an_image_that_is_listed_and_not_there_is_named(dtd):
+def test_a_listed_but_missing_image_is_an_error(dtd):
     (dtd / "dtd/dtd/images/dotted/dotted_2.jpg").unlink()
     assert "1 of 2 images listed in" in refusal("dtd", dtd)
     assert "dotted_2.jpg" in refusal("dtd", dtd)
@@ -132,14 +132,14 @@ def test_cars_are_read_from_their_annotations(tmp_path):
     assert relative(dataset, "test") == [("cars_test/1.jpg", "BMW M3 2012"), ("cars_test/2.jpg", "Audi S5 2012")]
 
 
-def test_a_damaged_flower_index_is_torchvisions_word_against_it(tmp_path):
+def test_torchvisions_error_for_a_damaged_index_is_shown(tmp_path):
     (tmp_path / "flowers-102/jpg").mkdir(parents=True)
     write(tmp_path / "flowers-102/imagelabels.mat", "not these")
     assert "torchvision cannot read" in refusal("flowers102", tmp_path)
 
 
 @pytest.mark.parametrize("name", TORCHVISION_NAMES)
-def test_an_empty_root_names_the_folder_and_stays_empty(name, tmp_path):
+def test_an_empty_root_is_an_error_and_stays_empty(name, tmp_path):
     assert "no folder" in refusal(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Values of frozen models: once per fixed view, each time for fresh ones."""
+"""Cached outputs of frozen models for fixed views."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def views(files, augmentation, n_fixed):
 
 
 @pytest.mark.parametrize(("augmentation", "n_fixed", "n_sets"), [("none", 0, 1), ("crop-flip", 2, 2)])
-def test_each_fixed_view_is_asked_about_once_and_answers_stay_with_their_image(files, augmentation, n_fixed, n_sets):
+def test_each_fixed_view_is_computed_once(files, augmentation, n_fixed, n_sets):
     asked = []
 
     def mean(pixels):
@@ -46,7 +46,7 @@ def test_each_fixed_view_is_asked_about_once_and_answers_stay_with_their_image(f
     assert sum(asked) == 5 * n_sets
 
 
-def test_fresh_views_are_asked_about_every_time(files):
+def test_random_views_are_computed_every_time(files):
     asked = []
     values = ViewCache(views(files, "crop-flip", 0), lambda pixels: asked.append(1) or pixels.float().mean((1, 2, 3)))
     first, second = (values.get(torch.arange(5), epoch) for epoch in (0, 1))
@@ -54,7 +54,7 @@ def test_fresh_views_are_asked_about_every_time(files):
     assert not torch.equal(first, second)
 
 
-def test_the_epochs_go_round_the_fixed_views(files):
+def test_epochs_cycle_through_the_fixed_views(files):
     shown = views(files, "crop-flip", 2)
     sets = [shown.load(range(5), epoch) for epoch in range(4)]
     assert torch.equal(sets[0], sets[2])
@@ -62,13 +62,13 @@ def test_the_epochs_go_round_the_fixed_views(files):
     assert not torch.equal(sets[0], sets[1])
 
 
-def test_views_too_many_to_keep_are_read_anew_with_the_same_pixels(files, monkeypatch):
+def test_views_that_exceed_the_memory_limit_are_decoded_again(files, monkeypatch):
     kept = views(files, "crop-flip", 2).load([4, 0], 1)
     monkeypatch.setattr("training.data.views.MAX_CACHED_BYTES", 0)
     assert torch.equal(views(files, "crop-flip", 2).load([4, 0], 1), kept)
 
 
-def test_views_that_were_announced_are_the_views_that_come(files):
+def test_prefetched_views_equal_loaded_views(files):
     shown, told = views(files, "crop-flip", 0), views(files, "crop-flip", 0)
     told.prefetch([3, 1], 7)
     told.prefetch([0], 7)
@@ -77,7 +77,7 @@ def test_views_that_were_announced_are_the_views_that_come(files):
     assert not told._prefetched
 
 
-def test_views_at_hand_are_not_decoded_again(files):
+def test_given_pixels_are_not_decoded_again(files):
     asked = []
     shown = views(files, "crop-flip", 0)
     values = ViewCache(shown, lambda pixels: asked.append(pixels) or pixels.float().mean((1, 2, 3)))

@@ -1,4 +1,4 @@
-"""Small files to build data sets from: drawn images, split files, published layouts in miniature."""
+"""Small data sets: images, split files, published layouts in miniature."""
 
 import json
 import zlib

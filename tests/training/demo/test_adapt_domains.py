@@ -1,4 +1,4 @@
-"""The adapting table: recipes, labelled pictures, how it is computed, and that pages show what is on file."""
+"""The adapting table: recipes, images, computation, and the tables in the documentation."""
 
 import json
 from pathlib import Path
@@ -26,13 +26,13 @@ def rows(**boosted_h):
     return made
 
 
-def test_the_table_gives_means_over_domains_and_the_spread_of_seeds():
+def test_the_table_has_means_over_domains_and_deviations_over_seeds():
     line = markdown_table(rows(fog=10.0, snow=2.0)).splitlines()[-1]
     cell = "41.5 ± 0.7 / 41.5 ± 0.7 / 41.5 ± 0.7"
     assert line == f"| coop | {cell} | {cell.replace('41.5', '47.5')} | +6.0 |"
 
 
-def test_a_loss_is_shown_as_a_loss():
+def test_a_negative_gain_is_shown():
     assert markdown_table(rows(fog=-3.0)).endswith("| -3.0 |")
 
 
@@ -63,7 +63,7 @@ def test_the_file_has_every_method_with_and_without_boosting_over_three_seeds():
             assert row["h"] == pytest.approx(2 * row["base"] * row["new"] / (row["base"] + row["new"]), abs=0.02)
 
 
-def test_the_pages_show_the_numbers_on_file():
+def test_the_pages_show_the_saved_numbers():
     filed = json.loads(FILED.read_text())["rows"]
     assert markdown_table(filed) in (ROOT / "README.md").read_text()
     assert domain_table(filed) in (ROOT / "docs" / "demo-world.md").read_text()

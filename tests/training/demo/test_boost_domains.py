@@ -1,4 +1,4 @@
-"""The measured table: how it is computed and that README shows the numbers on file."""
+"""The boosting table: computation, and the table in README."""
 
 import json
 from pathlib import Path
@@ -21,10 +21,10 @@ def test_the_table_shows_base_new_and_h_per_model_and_the_gap_closed():
     assert line == "| fog | 20.0 / 30.0 / 24.0 | 60.0 / 70.0 / 64.6 | **40.0 / 60.0 / 48.0** | 50 % / 75 % |"
 
 
-def test_a_teacher_without_a_lead_leaves_no_gap_to_close():
+def test_without_a_gap_no_share_is_shown():
     assert markdown_table([row(gap_closed={"base": None, "new": -8.0})]).endswith("| no gap / -8 % |")
 
 
-def test_readme_shows_the_numbers_on_file():
+def test_readme_shows_the_saved_numbers():
     rows = json.loads((ROOT / "docs" / "results" / "demo-boost.json").read_text())["rows"]
     assert markdown_table(rows) in (ROOT / "README.md").read_text()

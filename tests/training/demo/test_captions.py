@@ -20,7 +20,7 @@ def test_no_caption_names_a_held_out_pair():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_target_caption_says_only_true_things(kind):
+def test_the_target_caption_is_true(kind):
     pictures = draw_series(1, 32, pairs=SEEN_PAIRS)
     for row, target in enumerate(targets(kind, pictures).tolist()):
         words = set(phrases(kind)[target].split()) - {"object"}
@@ -36,12 +36,12 @@ def test_a_held_out_picture_has_no_class_caption():
         targets("texture shape", pictures)
 
 
-def test_english_wants_an_before_orange():
+def test_orange_takes_the_article_an():
     assert fill("a photo of a {}.", "orange star") == "a photo of an orange star."
     assert fill("a photo of a {}.", "red star") == "a photo of a red star."
 
 
-def test_cut_tokens_are_open_clips_own_up_to_the_end_token():
+def test_truncated_tokens_equal_open_clips_up_to_the_end_token():
     captions = ["a star.", "a photo of a striped circle."]
     cut, padded = tokenise(captions), tokenizer()(captions)
     assert torch.equal(cut, padded[:, : cut.shape[1]])
@@ -49,7 +49,7 @@ def test_cut_tokens_are_open_clips_own_up_to_the_end_token():
     assert cut[1, -1] == END_TOKEN
 
 
-def test_renumbered_tokens_name_the_same_tokens_and_pool_at_the_same_place(book):
+def test_renumbered_tokens_pool_at_the_same_position(book):
     tokens = book.tokens("texture shape", TEMPLATES[0])
     original = tokenise([fill(TEMPLATES[0], phrase) for phrase in phrases("texture shape")])
     assert torch.equal(book.vocabulary_V[tokens], original)

@@ -1,4 +1,4 @@
-"""Untrained tokens in front of boosting tokens: none change nothing, and the page shows what the command measures."""
+"""Random tokens before boosting tokens."""
 
 import json
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 BUNDLES = ROOT / "service" / "demo" / "bundles"
 
 
-def test_no_tokens_are_the_boosted_student_and_the_page_shows_the_rest():
+def test_zero_tokens_equal_the_boosted_student_and_the_page_shows_the_results():
     found = crowding("negative", BUNDLES, [0, 2, 4])
     filed = json.loads((ROOT / "docs" / "results" / "demo-boost.json").read_text())["rows"]
     boosted = next(row["boosted"] for row in filed if row["domain"] == "negative")

@@ -8,12 +8,12 @@ from training.demo.models import CONFIG_DIR, create
 from training.demo.world import BASE_LABELS, N_CLASSES
 
 
-def test_right_answers_count_as_right_in_every_column():
+def test_correct_predictions_count_in_every_column():
     labels = torch.arange(N_CLASSES)
     assert accuracy(torch.eye(N_CLASSES), labels) == Accuracy(every=1.0, held_out=1.0, base=1.0, new=1.0)
 
 
-def test_a_model_that_always_names_a_new_class_is_judged_on_base_classes_among_themselves():
+def test_base_accuracy_ignores_predictions_of_new_classes():
     labels = torch.arange(N_CLASSES)
     scores = torch.eye(N_CLASSES)
     scores[:, N_CLASSES - 1] = 2.0
@@ -23,20 +23,20 @@ def test_a_model_that_always_names_a_new_class_is_judged_on_base_classes_among_t
     assert measured.new == pytest.approx(1 / (N_CLASSES - len(BASE_LABELS)))
 
 
-def test_the_harmonic_mean_of_nothing_right_is_zero():
+def test_the_harmonic_mean_of_zero_accuracy_is_zero():
     assert Accuracy(every=0.0, held_out=0.0, base=0.0, new=0.0).harmonic_mean == 0.0
     assert math.isclose(Accuracy(every=0.0, held_out=0.0, base=0.5, new=1.0).harmonic_mean, 2 / 3)
 
 
 # Floors well below what docs/demo-world.md reports: they catch broken weights, not noise.
 @pytest.mark.parametrize(("arch", "every", "held_out"), [("demo-student", 0.88, 0.70), ("demo-teacher", 0.88, 0.70)])
-def test_packaged_weights_know_the_clean_world(arch, every, held_out):
+def test_packaged_weights_classify_clean_images(arch, every, held_out):
     measured = measure(create(arch, CONFIG_DIR / f"{arch}.safetensors").eval(), "clean", n_pictures=512)
     assert measured.every > every
     assert measured.held_out > held_out
 
 
-def test_the_teacher_beats_the_student_where_the_student_is_lost():
+def test_the_teacher_beats_the_student_in_shifted_domains():
     student, teacher = (
         create(arch, CONFIG_DIR / f"{arch}.safetensors").eval() for arch in ("demo-student", "demo-teacher")
     )

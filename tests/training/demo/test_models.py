@@ -13,7 +13,7 @@ def random_pixels():
     return torch.randn(2, 3, 64, 64, generator=seeded_generator(1))
 
 
-def test_text_cut_short_gives_open_clips_own_features(tiny_arch):
+def test_truncated_text_gives_open_clips_features(tiny_arch):
     model = create(tiny_arch).eval()
     with torch.inference_mode():
         ours = encode_text(model, tokenise(CAPTIONS))
@@ -21,7 +21,7 @@ def test_text_cut_short_gives_open_clips_own_features(tiny_arch):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_grown_model_computes_what_the_small_one_did(tiny_arch):
+def test_a_grown_model_has_the_output_of_the_small_one(tiny_arch):
     small, deep = create(tiny_arch).eval(), create(f"{tiny_arch}-deep").eval()
     deep.load_state_dict(grow(small.state_dict(), deep))
     with torch.inference_mode():
@@ -30,7 +30,7 @@ def test_a_grown_model_computes_what_the_small_one_did(tiny_arch):
         torch.testing.assert_close(deep.encode_text(tokens), small.encode_text(tokens))
 
 
-def test_growing_into_a_shallower_model_is_refused(tiny_arch):
+def test_growing_into_a_shallower_model_is_an_error(tiny_arch):
     small, deep = create(tiny_arch), create(f"{tiny_arch}-deep")
     with pytest.raises(ValueError, match="at least 3"):
         grow(deep.state_dict(), small)
@@ -62,6 +62,6 @@ def test_rows_of_untrained_tokens_are_zero_in_the_exported_file(tiny_arch, tmp_p
     assert (table[is_trained] != 0).any(1).all()
 
 
-def test_missing_weights_say_how_to_make_them(tiny_arch, tmp_path):
+def test_the_error_for_missing_weights_names_the_command(tiny_arch, tmp_path):
     with pytest.raises(FileNotFoundError, match="make demo-train"):
         create(tiny_arch, tmp_path / "none.safetensors")

@@ -28,7 +28,7 @@ class KilledError(Exception):
     pass
 
 
-def test_a_killed_and_resumed_run_ends_in_the_same_bits(plan, tmp_path):
+def test_a_killed_and_resumed_run_is_bit_identical(plan, tmp_path):
     whole = pretrain(plan, tmp_path / "whole.ckpt")
 
     def kill_at_five(progress):
@@ -51,13 +51,13 @@ def test_a_finished_run_is_not_trained_again(plan, tmp_path):
     assert_same_bits(weights(first), weights(second))
 
 
-def test_a_checkpoint_of_another_plan_is_refused(plan, tmp_path):
+def test_a_checkpoint_of_another_plan_is_rejected(plan, tmp_path):
     pretrain(dataclasses.replace(plan, n_steps=1), tmp_path / "run.ckpt")
     with pytest.raises(CheckpointMismatchError, match="remove it"):
         pretrain(plan, tmp_path / "run.ckpt")
 
 
-def test_training_leaves_the_global_random_state_alone(plan):
+def test_training_does_not_change_the_global_random_state(plan):
     before = torch.random.get_rng_state()
     Pretraining(plan).step()
     assert torch.equal(before, torch.random.get_rng_state())
@@ -74,7 +74,7 @@ def test_a_deeper_model_grows_from_a_checkpoint(plan, tmp_path):
         torch.testing.assert_close(grown.model.encode_image(pixels), small.model.encode_image(pixels))
 
 
-def test_the_loss_falls_on_a_pool_small_enough_to_learn_by_heart(tiny_arch, tmp_path):
+def test_training_overfits_a_small_data_set(tiny_arch, tmp_path):
     losses = []
     plan = PretrainPlan(arch=tiny_arch, n_steps=60, n_pictures=16, batch_size=16, peak_lr=3e-3, n_warmup_steps=5)
     pretrain(plan, tmp_path / "run.ckpt", on_step=lambda progress: losses.append(progress.head_loss))
@@ -87,7 +87,7 @@ def test_the_learning_rate_warms_up_and_ends_near_zero(plan):
     assert learning_rate(long, 999) < 1e-3 * long.peak_lr
 
 
-def test_broad_augmentation_touches_about_the_share_asked_for():
+def test_augmentation_changes_about_the_given_share():
     clean = draw_series(1, 128).pixels.float() / 255
     before = clean.clone()
     augmented = augment_broadly(clean, 0.5, seeded_generator(2))
@@ -99,6 +99,6 @@ def test_broad_augmentation_touches_about_the_share_asked_for():
     assert torch.equal(augment_broadly(clean, 0.0, seeded_generator(2)), clean)
 
 
-def test_a_longer_cosine_leaves_the_first_steps_as_they_would_be(plan):
+def test_a_longer_cosine_does_not_change_the_first_steps(plan):
     whole, cut = dataclasses.replace(plan, n_steps=1000), dataclasses.replace(plan, n_steps=600, n_cosine_steps=1000)
     assert [learning_rate(whole, step) for step in range(600)] == [learning_rate(cut, step) for step in range(600)]

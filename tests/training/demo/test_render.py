@@ -20,19 +20,19 @@ def draw_in_one_pose(colours, textures, shapes):
     return torch.cat(pictures)
 
 
-def test_every_named_shape_and_texture_can_be_drawn():
+def test_every_shape_and_texture_can_be_drawn():
     assert tuple(SHAPE_DISTANCES) == SHAPES
     assert tuple(TEXTURE_SHARES) == TEXTURES
 
 
-def test_a_picture_depends_on_seed_and_number_only():
+def test_an_image_depends_on_seed_and_index_only():
     many = draw_series(3, BLOCK + 40)
     few = draw_series(3, 20, start=BLOCK - 10)
     assert torch.equal(many.pixels[BLOCK - 10 : BLOCK + 10], few.pixels)
     assert torch.equal(many.labels[BLOCK - 10 : BLOCK + 10], few.labels)
 
 
-def test_another_seed_draws_other_pictures():
+def test_another_seed_draws_other_images():
     assert not torch.equal(draw_series(3, 8).pixels, draw_series(4, 8).pixels)
 
 
@@ -48,19 +48,19 @@ def test_textures_look_different_in_the_same_pose():
     assert distance.min() > 3
 
 
-def test_a_pool_of_seen_pairs_holds_no_held_out_pair():
+def test_training_images_contain_no_held_out_pair():
     pool = draw_series(1, BLOCK, pairs=SEEN_PAIRS)
     drawn = set(zip(pool.textures.tolist(), pool.shapes.tolist(), strict=True))
     assert drawn <= set(SEEN_PAIRS)
 
 
-def test_drawing_nothing_is_refused():
+def test_drawing_no_images_is_an_error():
     with pytest.raises(ValueError, match="n >= 1"):
         draw_series(1, 0)
 
 
 @pytest.mark.parametrize("name", DOMAINS)
-def test_a_domain_restyles_the_clean_series_picture_by_picture(name, clean):
+def test_a_domain_restyles_the_clean_series_image_by_image(name, clean):
     shifted = draw_series(7, 16, restyle=DOMAINS[name])
     assert shifted.pixels.shape == (16, 3, 64, 64)
     assert torch.equal(shifted.labels, clean.labels)
@@ -68,7 +68,7 @@ def test_a_domain_restyles_the_clean_series_picture_by_picture(name, clean):
 
 
 @pytest.mark.parametrize("name", SHIFTED)
-def test_a_domain_leaves_its_input_alone_and_depends_on_the_generator_only(name, clean):
+def test_a_domain_does_not_modify_its_input_and_depends_on_the_generator_only(name, clean):
     picture = clean.pixels[:4].float() / 255
     before = picture.clone()
     restyled = SHIFTED[name](picture, seeded_generator(1))

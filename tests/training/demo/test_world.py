@@ -11,11 +11,11 @@ from training.demo.world import (
 )
 
 
-def test_every_texture_meets_every_shape_exactly_once():
+def test_every_texture_shape_pair_is_a_class():
     assert len(set(PAIRS)) == len(set(CLASS_NAMES)) == N_CLASSES == N_TEXTURES * N_SHAPES
 
 
-def test_base_and_new_halves_both_show_every_texture_and_every_shape():
+def test_both_halves_contain_every_texture_and_every_shape():
     for half in (BASE_LABELS, NEW_LABELS):
         pairs = [PAIRS[label] for label in half]
         assert {t for t, _ in pairs} == set(range(N_TEXTURES))

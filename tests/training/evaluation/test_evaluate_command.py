@@ -49,7 +49,7 @@ def boost_bundle(workplace):
     return path
 
 
-def test_reproduce_goes_from_a_data_folder_to_the_papers_row_and_does_nothing_twice(workplace):
+def test_reproduce_runs_end_to_end_and_reuses_finished_work(workplace):
     first = caspl_reproduce(workplace, "--json")
     assert first.exit_code == 0, first.output
     report = json.loads(first.stdout)
@@ -101,7 +101,7 @@ def test_the_digest_of_the_training_images_follows_their_contents_and_leaves_dam
     assert after.digest != before.digest
 
 
-def test_the_report_a_person_sees_is_the_one_on_disk(workplace):
+def test_the_terminal_and_the_files_show_the_same_report(workplace):
     result = caspl_reproduce(workplace, methods="")
     markdown = (workplace / "out" / "report.md").read_text()
     assert "## dtd" in markdown
@@ -109,7 +109,7 @@ def test_the_report_a_person_sees_is_the_one_on_disk(workplace):
     assert "zero-shot" in result.stdout
 
 
-def test_the_terminal_shows_published_numbers_beside_the_measured_ones(workplace, monkeypatch):
+def test_the_terminal_shows_published_and_measured_numbers(workplace, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     output = caspl_reproduce(workplace).stdout
     assert "mean over eleven data sets: base / new / h, %" in plain_text(output)
@@ -124,7 +124,7 @@ def test_the_terminal_shows_published_numbers_beside_the_measured_ones(workplace
     assert "promptsrc 72.3 / 75.3 / 78.3 / 80.7 / 82.9 75.9 / 77.9 / 80.5 / 82.2 / 84.5" in lines
 
 
-def test_the_terminal_shows_nothing_published_for_a_data_set_of_ones_own(workplace):
+def test_the_terminal_shows_no_published_numbers_for_other_data_sets(workplace):
     table = ["path,label,split"]
     table += [f"dtd/images/{name}/{name}_100.jpg,{name},test" for name in CLASS_NAMES]
     (workplace / "own.csv").write_text("\n".join(table))
@@ -156,7 +156,7 @@ def test_evaluate_measures_a_protocol_with_and_without_boosting(workplace, boost
     assert len(list((workplace / "out" / "bundles").iterdir())) == 2
 
 
-def test_evaluate_measures_one_bundle_as_it_is(workplace, boost_bundle):
+def test_evaluate_measures_one_bundle(workplace, boost_bundle):
     result = caspl_evaluate(workplace, "--bundle", boost_bundle, "--json")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
@@ -197,7 +197,7 @@ def test_wrong_options_are_a_usage_error(workplace, options, message):
         (["--boost", "a", "--boost", "b"], "one for each of dtd"),
     ],
 )
-def test_what_cannot_be_measured_is_explained_and_nothing_is_written(workplace, options, message):
+def test_a_failed_evaluation_prints_the_reason_and_writes_nothing(workplace, options, message):
     result = caspl_evaluate(workplace, "--protocol", "base-to-new", "--methods", "coop", *options)
     assert result.exit_code == 1
     assert message in result.stderr
@@ -220,7 +220,7 @@ UNLOADABLE = ["--backbone", "ViT-Z-16"]
         (["--protocol", "base-to-new"], "Unknown backbone 'ViT-Z-16'"),
     ],
 )
-def test_evaluate_reads_its_inputs_before_it_loads_a_backbone(workplace, options, message):
+def test_evaluate_validates_its_inputs_before_it_loads_a_backbone(workplace, options, message):
     assert message in plain_text(caspl_evaluate(workplace, *options, *UNLOADABLE).output)
 
 
@@ -235,12 +235,12 @@ def test_evaluate_reads_its_inputs_before_it_loads_a_backbone(workplace, options
         (["--teacher", "ViT-Z-16"], "Unknown backbone 'ViT-Z-16'"),
     ],
 )
-def test_reproduce_reads_its_inputs_before_it_loads_backbones(workplace, options, message):
+def test_reproduce_validates_its_inputs_before_it_loads_backbones(workplace, options, message):
     unloadable = [] if "--teacher" in options else UNLOADABLE
     assert message in plain_text(caspl_reproduce(workplace, *options, *unloadable).output)
 
 
-def test_the_folder_of_the_data_sets_may_be_called_root_everywhere(workplace):
+def test_both_commands_accept_root(workplace):
     options = ["dtd", "--root", workplace, "--out", workplace / "out", "--teacher", "tiny-teacher", *MODEL]
     result = CliRunner().invoke(reproduce_app, [str(each) for each in [*options, *QUICK_BOOST, "--methods", ""]])
     assert result.exit_code == 0, result.output

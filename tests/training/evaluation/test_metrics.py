@@ -13,12 +13,12 @@ LABELS = np.array([0, 0, 1, 1, 1, 3], dtype=np.int64)
 NAMED = np.array([0, 1, 1, 1, 0, 3], dtype=np.int64)
 
 
-def test_accuracy_counts_the_images_whose_class_was_named():
+def test_accuracy_is_the_share_of_correct_predictions():
     assert accuracy(LABELS, NAMED) == pytest.approx(100 * 4 / 6)
 
 
 @pytest.mark.parametrize(("labels", "named"), [([], []), ([1, 2], [1])])
-def test_accuracy_of_nothing_or_of_unequal_lists_is_refused(labels, named):
+def test_accuracy_of_empty_or_unequal_lists_is_an_error(labels, named):
     with pytest.raises(ValueError, match=r"\d predictions for \d images"):
         accuracy(np.array(labels, dtype=np.int64), np.array(named, dtype=np.int64))
 
@@ -37,13 +37,13 @@ def test_spread_is_mean_and_sample_standard_deviation():
     assert found.sd == pytest.approx(np.std(values, ddof=1))
 
 
-def test_a_single_value_has_no_spread():
+def test_a_single_value_has_no_deviation():
     assert (spread([70.0]).mean, spread([70.0]).sd) == (70.0, None)
     with pytest.raises(ValueError, match="at least one"):
         spread([])
 
 
-def test_confusion_counts_every_pair_of_true_and_named_class():
+def test_confusion_counts_pairs_of_true_and_predicted_class():
     counts = confusion_matrix(LABELS, NAMED, 4)
     for true in range(4):
         for named in range(4):

@@ -27,7 +27,7 @@ def bundle_of(class_names=CLASS_NAMES, **shapes):
     return read_bundle(random_bundle("four", class_names, **shapes))
 
 
-def test_the_confusion_holds_every_answer_of_the_bundle(dataset, predictor):
+def test_the_confusion_matrix_counts_every_prediction(dataset, predictor):
     bundle = bundle_of()
     result = measure_bundle(predictor, bundle, dataset)
     answers = predictor.predict(predictor.model.load_stack(bundle), dataset)
@@ -50,13 +50,13 @@ def test_the_order_of_the_bundles_classes_does_not_matter(dataset, predictor):
     assert reverse.labels == "own"
 
 
-def test_other_classes_are_answered_with_the_bundles_prompts(dataset, predictor):
+def test_other_classes_use_the_bundles_prompts(dataset, predictor):
     result = measure_bundle(predictor, bundle_of(("cat", "dog")), dataset)
     assert (result.labels, len(result.classes)) == ("open", 4)
     assert "differ from its own" in to_markdown(result)
 
 
-def test_class_contexts_refuse_other_classes(dataset, predictor):
+def test_class_specific_contexts_reject_other_classes(dataset, predictor):
     with pytest.raises(StackMismatchError, match="class-specific"):
         measure_bundle(predictor, bundle_of(("cat", "dog"), text_adapt=(2, 1, 3)), dataset)
 
@@ -70,7 +70,7 @@ def test_classes_without_images_are_listed_last_and_not_counted(dataset, predict
     assert to_markdown(result).splitlines()[-1].startswith("| dotted | 0 | - |")
 
 
-def test_what_a_class_is_taken_for_is_its_largest_wrong_column(dataset, predictor):
+def test_the_most_frequent_wrong_prediction_is_reported(dataset, predictor):
     result = measure_bundle(predictor, bundle_of(), dataset)
     for label, each in enumerate(result.classes):
         wrong = result.confusion_KK[label].copy()

@@ -39,11 +39,11 @@ def test_each_table_has_its_own_values(named, method, dataset, protocol, shots, 
 
 
 @pytest.mark.parametrize("method", ["vpt", "prograd"])
-def test_methods_that_read_a_hand_written_prompt_take_that_of_the_data_set(named, method):
+def test_recipes_use_the_data_sets_hand_written_prompt(named, method):
     assert adapt_recipe(method, named("dtd"), "base-to-new", shots=16).template == "{} texture."
 
 
-def test_an_override_wins_and_reaches_the_methods_that_have_its_key(named):
+def test_an_override_applies_to_the_methods_with_its_key(named):
     overrides = ["epochs=3", "coop.batch_size=2", "gpa_std=2.5"]
     check_overrides(["coop", "promptsrc"], overrides)
     coop = adapt_recipe("coop", named("dtd"), "few-shot", shots=1, overrides=overrides)
@@ -53,12 +53,12 @@ def test_an_override_wins_and_reaches_the_methods_that_have_its_key(named):
 
 
 @pytest.mark.parametrize("entry", ["epoch=3", "maple.epochs=3", "coop.gpa_std=1", "epochs", "seed=2"])
-def test_an_override_that_nobody_would_take_is_refused(entry):
+def test_an_override_without_a_matching_method_is_rejected(entry):
     with pytest.raises(RecipeError):
         check_overrides(["coop", "promptsrc"], [entry])
 
 
-def test_three_data_sets_take_a_lighter_distillation_unless_told_otherwise(named):
+def test_three_data_sets_use_a_lower_loss_weight_by_default(named):
     weights = {name: boost_recipe(named(name)).loss_weight for name in ("dtd", "oxford_flowers", "fgvc_aircraft")}
     assert set(weights.values()) == {200}
     assert boost_recipe(named("ucf101")).loss_weight == 1000

@@ -38,7 +38,7 @@ def test_every_method_number_of_shots_and_seed_has_its_row(bench, two_sets):
     assert "9/9  few-shot, first: ivlp, 2 shots, seed 2" in bench.console.file.getvalue()
 
 
-def test_variants_are_measured_with_what_the_first_data_set_taught(bench, two_sets):
+def test_variants_are_tested_with_prompts_of_the_first_data_set(bench, two_sets):
     report = run_plan(Plan("domain-generalisation", two_sets, ("coop",), (1,), overrides=SETTINGS), [[bench]])
     assert [(row.target, row.method) for row in report.rows] == [
         ("first", "zero-shot"),
@@ -49,7 +49,7 @@ def test_variants_are_measured_with_what_the_first_data_set_taught(bench, two_se
     assert len(list((bench.results.folder / "bundles").iterdir())) == 1
 
 
-def test_what_would_fail_later_fails_before_anything_is_learned(two_sets, tmp_path):
+def test_an_invalid_plan_is_rejected_before_training(two_sets, tmp_path):
     first, second = two_sets
     strange = painted(tmp_path / "strange", name="strange", class_names=("snow",), train=0)
     untested = painted(tmp_path / "untested", name="untested", test=0)
@@ -65,6 +65,6 @@ def test_what_would_fail_later_fails_before_anything_is_learned(two_sets, tmp_pa
         Plan("base-to-new", (first,), ("coop",), overrides=("epochs=0",))
 
 
-def test_the_base_model_alone_needs_no_train_images(bench, two_sets):
+def test_the_base_model_requires_no_train_images(bench, two_sets):
     (row,) = run_plan(Plan("few-shot", two_sets[1:], ()), [[bench]]).rows
     assert (row.method, row.accuracy) == ("zero-shot", 100.0)

@@ -1,4 +1,4 @@
-"""Pictures open, have a sensible size, and show something."""
+"""Plots can be opened, have a plausible size, and are not blank."""
 
 import io
 
@@ -62,7 +62,7 @@ def test_a_report_has_its_bars_confusions_features_and_losses(measured, tmp_path
         assert n_colours > 10
 
 
-def test_nothing_learned_has_no_losses(measured, tmp_path):
+def test_zero_shot_has_no_losses(measured, tmp_path):
     report, results = measured("base-to-new")
     assert not [path for path in plots.draw_report(report, results, tmp_path) if "losses" in path.name]
 

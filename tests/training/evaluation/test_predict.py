@@ -38,7 +38,7 @@ class CrampedClip:
         return self._model.encode_images(pixels, stacks)
 
 
-def test_each_image_gets_the_answer_it_would_get_alone(dataset, stack):
+def test_batched_and_single_predictions_are_equal(dataset, stack):
     answers = Predictor(tiny_backbone(), batch_rows=3).predict(stack, dataset)
     model = PromptedClip(tiny_backbone())
     for row, item in enumerate(dataset.split("test")):
@@ -50,7 +50,7 @@ def test_each_image_gets_the_answer_it_would_get_alone(dataset, stack):
         np.testing.assert_allclose(answers.features_NE[row], seen.unit_BE[0].numpy(), atol=1e-6)
 
 
-def test_progress_counts_every_image_once_checked_and_once_answered(dataset, stack):
+def test_progress_counts_checked_and_classified_images(dataset, stack):
     checked, answered = [], []
     Predictor(tiny_backbone(), batch_rows=3).predict(
         stack, dataset, on_check=lambda *counts: checked.append(counts), on_progress=answered.append
@@ -59,7 +59,7 @@ def test_progress_counts_every_image_once_checked_and_once_answered(dataset, sta
     assert answered == [3, 3, 2]
 
 
-def test_damaged_images_are_left_out_and_named(dataset, stack):
+def test_damaged_images_are_skipped_and_reported(dataset, stack):
     damaged = dataset.split("test")[2].path
     damaged.write_bytes(damaged.read_bytes()[:60])
     answers = Predictor(tiny_backbone()).predict(stack, dataset)
@@ -67,14 +67,14 @@ def test_damaged_images_are_left_out_and_named(dataset, stack):
     assert answers.labels_N.tolist() == [0, 0, 1, 2, 2, 3, 3]
 
 
-def test_a_split_without_readable_images_is_refused(dataset, stack):
+def test_a_split_without_readable_images_is_an_error(dataset, stack):
     for item in dataset.split("test"):
         item.path.write_bytes(b"")
     with pytest.raises(DatasetError, match="8 of 8 images are unreadable"):
         Predictor(tiny_backbone()).predict(stack, dataset)
 
 
-def test_a_batch_that_does_not_fit_the_device_is_answered_in_parts(dataset, stack):
+def test_a_batch_that_does_not_fit_the_device_is_split(dataset, stack):
     whole = Predictor(tiny_backbone()).predict(stack, dataset)
     cramped = Predictor(tiny_backbone())
     cramped.model = CrampedClip(cramped.model)

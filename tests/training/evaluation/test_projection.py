@@ -8,7 +8,7 @@ def distances(x):
     return np.linalg.norm(x[:, None] - x[None], axis=-1)
 
 
-def test_principal_axes_keep_the_distances_of_flat_features():
+def test_principal_axes_preserve_the_distances_of_2d_features():
     rng = np.random.default_rng(3)
     plane, _ = np.linalg.qr(rng.standard_normal((8, 2)))
     flat = rng.standard_normal((20, 2)) * [5.0, 1.0]
@@ -17,21 +17,21 @@ def test_principal_axes_keep_the_distances_of_flat_features():
     assert points[:, 0].var() > points[:, 1].var()
 
 
-def test_principal_axes_do_not_depend_on_signs_nor_need_two_dimensions():
+def test_principal_axes_do_not_depend_on_signs_and_support_rank_one():
     features = np.random.default_rng(4).standard_normal((6, 5))
     mirrored = principal_axes(features @ np.diag([-1, 1, -1, 1, 1]))
     np.testing.assert_allclose(mirrored, principal_axes(features), atol=1e-12)
     assert (principal_axes(np.ones((1, 5))) == 0).all()
 
 
-def test_few_points_are_shown_along_principal_axes():
+def test_few_points_are_projected_to_principal_axes():
     features = np.random.default_rng(5).standard_normal((5, 3))
     layout = lay_out(features)
     assert layout.method == "principal axes"
     np.testing.assert_array_equal(layout.points_N2, principal_axes(features))
 
 
-def test_clusters_stay_together_and_every_run_draws_the_same_picture():
+def test_tsne_keeps_clusters_together_and_is_deterministic():
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(6)
     centres = rng.standard_normal((3, 16)) * 4

@@ -1,4 +1,4 @@
-"""Rows against what their own bundles answer, and what a second run finds and does not do again."""
+"""Rows against predictions of their bundles; a second run reuses finished work."""
 
 import dataclasses
 import io
@@ -73,7 +73,7 @@ def rate_of(bundle, dataset):
 
 @pytest.mark.parametrize("method", ["coop", "ivlp"])
 @pytest.mark.parametrize("is_boosted", [False, True])
-def test_base_to_new_says_what_its_bundle_answers_on_each_half(bench_at, dataset, method, is_boosted):
+def test_base_to_new_reports_the_accuracy_of_its_bundle_on_each_half(bench_at, dataset, method, is_boosted):
     bench = bench_at(is_boosted=is_boosted)
     row = base_to_new(bench, dataset, trial_of(method))
     bundle = read_bundle(bundle_path(bench, row).read_bytes())
@@ -84,7 +84,7 @@ def test_base_to_new_says_what_its_bundle_answers_on_each_half(bench_at, dataset
     assert (row.boosted, row.seed, row.shots, row.n_images) == (is_boosted, 1, 2, 8)
 
 
-def test_shots_are_drawn_over_all_classes_before_these_are_halved(bench_at, dataset):
+def test_shots_are_sampled_before_the_classes_are_split(bench_at, dataset):
     bench = bench_at()
     row = base_to_new(bench, dataset, trial_of("coop", seed=3))
     bundle = read_bundle(bundle_path(bench, row).read_bytes())
@@ -107,21 +107,21 @@ def test_zero_shot_is_the_base_model_with_its_own_text(bench_at, dataset, is_boo
     assert (row.seed, row.shots, row.training) == (None, 0, None)
 
 
-def test_prompts_that_serve_their_own_classes_only_have_no_new_rate_and_say_why(bench_at, dataset):
+def test_prompts_for_their_own_classes_only_have_no_new_accuracy(bench_at, dataset):
     row = base_to_new(bench_at(), dataset, trial_of("coop", "class_specific=true"))
     assert row.base is not None
     assert (row.new, row.h, row.n_images) == (None, None, 4)
     assert "class-specific" in row.note
 
 
-def test_a_finished_row_is_found_and_nothing_is_done_again(bench_at, dataset):
+def test_a_finished_row_is_reused(bench_at, dataset):
     first = base_to_new(bench_at(), dataset, trial_of("coop"))
     files = files_below(bench_at().results.folder)
     assert base_to_new(bench_at(), dataset, trial_of("coop")) == first
     assert files_below(bench_at().results.folder) == files
 
 
-def test_a_lost_row_is_measured_again_without_training_again(bench_at, dataset):
+def test_a_lost_row_is_evaluated_again_without_training(bench_at, dataset):
     first = base_to_new(bench_at(), dataset, trial_of("coop"))
     bundle = bundle_path(bench_at(), first)
     changed = bundle.stat().st_mtime_ns
@@ -130,14 +130,14 @@ def test_a_lost_row_is_measured_again_without_training_again(bench_at, dataset):
     assert bundle.stat().st_mtime_ns == changed
 
 
-def test_a_damaged_row_is_named_and_never_overwritten_in_silence(bench_at, dataset):
+def test_a_damaged_row_is_an_error_and_not_overwritten(bench_at, dataset):
     row = base_to_new(bench_at(), dataset, Trial())
     (bench_at().results.folder / "rows" / f"{row.cell}.json").write_text('{"row": {')
     with pytest.raises(CheckpointError, match="Delete it to run it again"):
         base_to_new(bench_at(), dataset, Trial())
 
 
-def test_whatever_decides_the_numbers_makes_another_cell(bench_at, dataset):
+def test_every_changed_input_gets_another_cell(bench_at, dataset):
     renamed = dataclasses.replace(dataset, class_names=("banded", "dotted", "grid", "wavy"))
     rows = [
         base_to_new(bench_at(), dataset, trial_of("coop")),
@@ -154,7 +154,7 @@ def test_whatever_decides_the_numbers_makes_another_cell(bench_at, dataset):
     assert len({row.training for row in rows}) == len(rows) - 1
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(bench_at, dataset):
+def test_an_interrupted_training_resumes_from_its_checkpoint(bench_at, dataset):
     whole = base_to_new(bench_at(), dataset, trial_of("ivlp"))
     losses, tensors = bench_at().results.losses(whole), read_bundle(bundle_path(bench_at(), whole).read_bytes()).tensors
     folder = bundle_path(bench_at(), whole).parent
@@ -178,7 +178,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(bench_at, dataset):
     assert not (folder / "checkpoint").exists()
 
 
-def test_few_shot_learns_and_tells_apart_all_classes(bench_at, dataset):
+def test_few_shot_trains_and_tests_on_all_classes(bench_at, dataset):
     row = all_classes(bench_at(), dataset, trial_of("ivlp"))
     bundle = read_bundle(bundle_path(bench_at(), row).read_bytes())
     assert [each.name for each in bundle.manifest.classes] == list(CLASS_NAMES)
@@ -186,7 +186,7 @@ def test_few_shot_learns_and_tells_apart_all_classes(bench_at, dataset):
     assert (row.base, row.new, row.h, row.n_images) == (None, None, None, 8)
 
 
-def test_across_data_sets_one_bundle_answers_with_the_names_of_each_target(bench_at, dataset, tmp_path):
+def test_across_data_sets_one_bundle_uses_the_class_names_of_each_target(bench_at, dataset, tmp_path):
     other = painted(tmp_path / "other", name="other", class_names=("stone", "sand", "snow"), train=0)
     bench = bench_at(is_boosted=True)
     rows = [across(bench, dataset, target, trial_of("coop")) for target in (dataset, other)]
@@ -200,7 +200,7 @@ def test_across_data_sets_one_bundle_answers_with_the_names_of_each_target(bench
     assert few.accuracy == rows[0].accuracy
 
 
-def test_class_contexts_cannot_go_to_another_data_set(bench_at, dataset, tmp_path):
+def test_class_specific_contexts_do_not_transfer_to_another_data_set(bench_at, dataset, tmp_path):
     other = painted(tmp_path / "other", name="other", class_names=("stone", "sand"), train=0)
     bench, trial = bench_at(), trial_of("coop", "class_specific=true")
     row = across(bench, dataset, other, trial)
@@ -209,7 +209,7 @@ def test_class_contexts_cannot_go_to_another_data_set(bench_at, dataset, tmp_pat
     assert across(bench, dataset, dataset, trial).accuracy is not None
 
 
-def test_a_variant_has_some_of_the_same_classes_and_no_others(bench_at, dataset, tmp_path):
+def test_a_variant_has_a_subset_of_the_classes(bench_at, dataset, tmp_path):
     variant = painted(tmp_path / "sketch", name="sketch", class_names=("Grid", "banded"), train=0)
     row = to_variant(bench_at(), dataset, variant, trial_of("coop"))
     bundle = read_bundle(bundle_path(bench_at(), row).read_bytes())
@@ -220,7 +220,7 @@ def test_a_variant_has_some_of_the_same_classes_and_no_others(bench_at, dataset,
         to_variant(bench_at(), dataset, strange, trial_of("coop"))
 
 
-def test_damaged_images_are_left_out_of_the_draw_and_named(bench_at, tmp_path):
+def test_damaged_images_are_dropped_from_the_sample_and_reported(bench_at, tmp_path):
     dataset = painted(tmp_path / "four")
     damaged = few_shot(dataset, 2, seed=1).split("train")[0].path
     damaged.write_bytes(b"no picture")
@@ -230,7 +230,7 @@ def test_damaged_images_are_left_out_of_the_draw_and_named(bench_at, tmp_path):
     assert damaged.name in bench.console.file.getvalue()
 
 
-def test_a_draw_is_looked_through_once_for_all_methods_and_targets(tmp_path):
+def test_a_sample_is_decoded_once_for_all_methods_and_targets(tmp_path):
     dataset, console = painted(tmp_path / "four"), Console(file=io.StringIO(), width=200)
     sampler = ShotSampler(console)
     first = few_shot(dataset, 2, seed=1).split("train")
@@ -247,7 +247,7 @@ def test_a_draw_is_looked_through_once_for_all_methods_and_targets(tmp_path):
     assert sampler.take(dataset, Trial()) is dataset
 
 
-def test_the_answers_behind_a_row_are_kept(bench_at, dataset):
+def test_the_predictions_of_a_row_are_saved(bench_at, dataset):
     bench = bench_at()
     row = base_to_new(bench, dataset, Trial())
     predictions = bench.results.predictions(row)

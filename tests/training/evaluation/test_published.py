@@ -15,7 +15,7 @@ from training.evaluation.published import (
 from training.evaluation.rows import ZERO_SHOT
 
 
-def test_the_printed_means_are_those_of_the_printed_data_sets():
+def test_published_means_match_the_published_data_sets():
     printed = [published(name, ZERO_SHOT, boosted=False) for name in PAPER_DATASETS]
     mean = published_mean(ZERO_SHOT, boosted=False)
     assert len(printed) == 11
@@ -23,7 +23,7 @@ def test_the_printed_means_are_those_of_the_printed_data_sets():
     assert statistics.fmean(row.new for row in printed) == pytest.approx(mean.new, abs=0.006)
 
 
-def test_every_printed_harmonic_mean_follows_from_its_halves():
+def test_published_harmonic_means_match_base_and_new():
     for row in MEANS.values():
         assert row.h == pytest.approx(harmonic_mean(row.base, row.new), abs=0.011)
 
@@ -36,11 +36,11 @@ def test_the_papers_data_sets_are_in_the_catalog():
     ("dataset", "method", "boosted"),
     [("four", ZERO_SHOT, False), ("imagenetv2", ZERO_SHOT, False), ("dtd", ZERO_SHOT, True), ("dtd", "coop", False)],
 )
-def test_nothing_is_shown_where_nothing_was_printed(dataset, method, boosted):
+def test_unpublished_results_are_none(dataset, method, boosted):
     assert published(dataset, method, boosted=boosted) is None
 
 
-def test_boosting_is_printed_above_its_host_everywhere():
+def test_published_boosted_results_exceed_the_plain_ones():
     for method in ("coop", "cocoop", "maple", "promptsrc"):
         assert published_mean(method, boosted=True).h > published_mean(method, boosted=False).h
     plain, boosted = (published_shots("promptsrc", boosted=flag).by_shots for flag in (False, True))

@@ -1,4 +1,4 @@
-"""Summaries over seeds, and the two forms of a report, which say the same."""
+"""Summaries over seeds, and reports as JSON and Markdown."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def test_a_summary_is_mean_and_sample_deviation_over_the_seeds(report):
     assert (zero_shot.plain["base"].sd, zero_shot.boosted, zero_shot.change("h")) == (None, {}, None)
 
 
-def test_markdown_and_json_say_the_same(report):
+def test_markdown_and_json_agree(report):
     content = json.loads(json.dumps(to_json(report)))
     rows = table(to_markdown(report), "dtd")
     assert [row["method"] for row in rows] == [each["method"] for each in content["summaries"]]
@@ -106,7 +106,7 @@ def test_markdown_and_json_say_the_same(report):
     assert len(content["rows"]) == 7
 
 
-def test_published_numbers_stand_beside_the_papers_data_sets_only(report):
+def test_published_numbers_are_shown_for_the_papers_data_sets_only(report):
     zero_shot, coop = table(to_markdown(report), "dtd")
     assert zero_shot["published base / new / H, CLIP ViT-B/16 (OpenAI)"] == "53.24 / 59.90 / 56.37"
     assert coop["published base / new / H, CLIP ViT-B/16 (OpenAI)"] == "-"
@@ -120,7 +120,7 @@ def test_published_numbers_stand_beside_the_papers_data_sets_only(report):
     assert to_json(own)["summaries"][0]["published"] is None
 
 
-def test_a_missing_rate_is_a_dash_and_its_reason_stands_below():
+def test_a_missing_rate_is_a_dash_with_a_reason_below():
     markdown = to_markdown(report_of(halves(60.0, None, note="own classes only"), halves(62.0, 50.0, boosted=True)))
     (row,) = table(markdown, "dtd")
     assert (row["base"], row["new"], row["H"], row["new, boosted"], row["new change"]) == (
@@ -133,7 +133,7 @@ def test_a_missing_rate_is_a_dash_and_its_reason_stands_below():
     assert "coop on dtd: own classes only" in markdown
 
 
-def test_the_mean_over_data_sets_has_the_harmonic_mean_of_the_mean_halves():
+def test_the_h_of_a_mean_is_computed_from_mean_base_and_mean_new():
     rates = {name: (50.0 + number, 70.0 - 2 * number) for number, name in enumerate(PAPER_DATASETS)}
     report = report_of(*(halves(base, new, dataset=name) for name, (base, new) in rates.items()))
     (mean,) = report.means
@@ -143,7 +143,7 @@ def test_the_mean_over_data_sets_has_the_harmonic_mean_of_the_mean_halves():
     assert (row["method"], row["base"], row["H"], row["H, boosted"]) == ("coop", "55.00", "57.39", "-")
 
 
-def test_few_shot_rows_are_told_apart_by_shots_and_stand_above_the_printed_ones():
+def test_few_shot_rows_are_listed_by_shots_above_the_published_ones():
     report = report_of(overall(40.0, shots=1), overall(50.0, shots=16), protocol="few-shot")
     markdown = to_markdown(report)
     assert [(row["shots"], row["accuracy"]) for row in table(markdown, "dtd")] == [("1", "40.00"), ("16", "50.00")]
@@ -151,7 +151,7 @@ def test_few_shot_rows_are_told_apart_by_shots_and_stand_above_the_printed_ones(
     assert (printed["1 shot"], printed["16 shots"]) == ("67.56", "79.89")
 
 
-def test_across_data_sets_the_mean_leaves_the_source_out():
+def test_across_data_sets_the_mean_excludes_the_source():
     rates = {"imagenet": 70.0, "dtd": 45.0, "eurosat": 50.0}
     rows = [overall(rate, protocol="cross-dataset", dataset="imagenet", target=name) for name, rate in rates.items()]
     report = report_of(*rows, protocol="cross-dataset")
