@@ -126,7 +126,7 @@ def closed(server: Server, options: ServeOptions, report: Report) -> None:
         for n_clients, found in rates.items():
             found.append(server.closed_rate(n_clients, options.seconds / N_ROUNDS))
     for n_clients, found in rates.items():
-        report.add(f"closed_{n_clients}_per_s", Spread.of(found), f"images/s, closed loop, {n_clients} clients")
+        report.add(f"closed_{n_clients}_per_s", Spread.of(found), f"images/s, closed loop, clients: {n_clients}")
     report.samples["closed_per_s"] = rates
 
 

@@ -102,7 +102,7 @@ def add_swap_load(report: Report, phases: list[Phase], domain: str, server: Serv
             f"{percentile_ms(phase.latencies_s, 50):.1f}",
             f"{phase.p99_ms:.1f}",
             len(phase.swaps),
-            f"{1000 * max((swap.done_s - swap.asked_s for swap in phase.swaps), default=math.nan):.1f}",
+            f"{1000 * max(swap.done_s - swap.asked_s for swap in phase.swaps):.1f}" if phase.swaps else "",
         )
         for phase in phases
     ]
