@@ -16,20 +16,12 @@ EXPIRED = 504
 
 @dataclass(frozen=True)
 class Answer:
-    """The end of one request; times are readings of the monotonic clock, in seconds.
+    """The end of one request. Times are readings of the monotonic clock in seconds; status 0 is a failed connection.
 
     Attributes:
-        due_s: when the request should have been sent.
-        sent_s: when it was sent.
-        done_s: when the whole answer had arrived.
-        status: HTTP status; 0 without an answer.
-        asked: requested domain.
-        domain: domain that the answer names; version and digest likewise.
-        labels: predicted labels.
-        n_errors: images of the request that have an error instead of predictions.
+        asked: requested domain; `domain`, `version` and `digest` are those that the answer names.
+        n_errors: images of the request with an error instead of predictions.
         server_ms: the answer's own timing, milliseconds by stage.
-        retry_after: value of that header.
-        n_images: images in the request.
     """
 
     due_s: float

@@ -29,7 +29,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the JSON instead of 
 BackboneName = Annotated[str, typer.Option(help="open_clip architecture with random weights, or demo-student")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
-Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 is torch's default")]
 Extra = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of a server setting; repeatable")]
 Seconds = Annotated[float, typer.Option(min=1, help="length of each measurement")]
 
@@ -44,7 +43,6 @@ def engine(
     backbone: BackboneName = "ViT-B-16",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    threads: Threads = 0,
     domains: Annotated[int, typer.Option(min=64, help="loaded domains")] = 1000,
     seconds: Annotated[float, typer.Option(min=1, help="time for all rounds")] = 60.0,
     extra: Extra = None,
@@ -57,13 +55,7 @@ def engine(
         from benchmarks.engine import EngineOptions, measure
 
         options = EngineOptions(
-            backbone=backbone,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            n_domains=domains,
-            budget_s=seconds,
-            extra=_pairs(extra),
+            backbone=backbone, device=device, dtype=dtype, n_domains=domains, budget_s=seconds, extra=_pairs(extra)
         )
         return measure(options, console)
 
@@ -75,15 +67,11 @@ def serve(
     backbone: BackboneName = "ViT-B-16",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    threads: Threads = 0,
     web_workers: Annotated[int, typer.Option(min=0, help="web processes of the server")] = 0,
     domains: Annotated[int, typer.Option(min=1, help="live domains")] = 64,
     side: Annotated[int, typer.Option(min=0, help="photographs' side in pixels; 0 leaves their size")] = 224,
-    clients: Annotated[str, typer.Option(help="of the closed loops, separated by commas")] = "1,4,16",
     seconds: Seconds = 20.0,
     slo_ms: Annotated[float, typer.Option(min=1, help="latency objective under overload")] = 2000.0,
-    overload: Annotated[float, typer.Option(min=1, help="offered load, in times the capacity")] = 3.0,
-    swaps: Annotated[float, typer.Option(min=0.1, help="activations of new versions per second")] = 10.0,
     only: Annotated[
         str, typer.Option(help="parts, separated by commas: start, idle, closed, open, overload, swaps")
     ] = "start,idle,closed,open,overload",
@@ -101,15 +89,11 @@ def serve(
             backbone=backbone,
             device=device,
             dtype=dtype,
-            threads=threads,
             web_workers=web_workers,
             n_domains=domains,
             side=side,
-            clients=tuple(int(one) for one in _words(clients)),
             seconds=seconds,
             slo_ms=slo_ms,
-            overload=overload,
-            swaps_per_s=swaps,
             only=_words(only),
             label=label,
             extra=_pairs(extra),

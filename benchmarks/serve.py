@@ -22,6 +22,9 @@ from benchmarks.swaps import LOAD, n_versions, swap_load
 PARTS = ("start", "idle", "closed", "open", "overload", "swaps")
 OPEN = 0.7
 """Offered rate of the open loop as a share of the capacity."""
+OVERLOAD = 3.0
+"""Offered load under overload, in times the capacity."""
+CLIENTS, CAPACITY_CLIENTS = (1, 4, 16), 32
 N_ROUNDS = 3
 WARM_UP_S = 2.0
 
@@ -32,12 +35,8 @@ class ServeOptions(ServerOptions):
 
     n_domains: int = 64
     side: int = 224
-    clients: tuple[int, ...] = (1, 4, 16)
-    capacity_clients: int = 32
     seconds: float = 20.0
     slo_ms: float = 2000.0
-    overload: float = 3.0
-    swaps_per_s: float = 10.0
     only: tuple[str, ...] = ("start", "idle", "closed", "open", "overload")
     label: str = ""
 
@@ -52,7 +51,7 @@ def measure(options: ServeOptions, console: Console) -> Report:
         msg = f"unknown parts: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}"
         raise BenchError(msg)
     report = Report("-".join(part for part in ("serve", options.label) if part), asdict(options), device=options.device)
-    n_stored = n_versions(options.swaps_per_s, options.seconds) if "swaps" in options.only else 1
+    n_stored = n_versions(options.seconds) if "swaps" in options.only else 1
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
         folder = Path(name)
         photographs = write_photographs(folder / "photographs", side=options.side or None)
@@ -70,7 +69,7 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
     backbone = server.client.get("/info").raise_for_status().json().get("backbone", {})
     report.settings |= {name: backbone[name] for name in ("dtype", "device") if name in backbone}
     report.device = str(report.settings["device"]) if report.settings["device"] != "auto" else "cpu"
-    server.closed(max(options.clients), WARM_UP_S)
+    server.closed(max(CLIENTS), WARM_UP_S)
     if "start" in options.only:
         meaning = f"from the start of the process to ready, {options.n_domains:,} domains, s"
         report.add("ready_after_s", server.ready_after_s, meaning)
@@ -82,22 +81,20 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
         closed(server, options, report)
     if not {"open", "swaps", "overload"} & set(options.only):
         return
-    console.print(f"capacity: closed loop, {options.capacity_clients} clients")
-    capacity_per_s = server.closed_rate(options.capacity_clients, options.seconds / 2)
-    report.add("capacity_per_s", capacity_per_s, f"images/s, closed loop, {options.capacity_clients} clients")
+    console.print(f"capacity: closed loop, {CAPACITY_CLIENTS} clients")
+    capacity_per_s = server.closed_rate(CAPACITY_CLIENTS, options.seconds / 2)
+    report.add("capacity_per_s", capacity_per_s, f"images/s, closed loop, {CAPACITY_CLIENTS} clients")
     later: dict[str, Callable[[], None]] = {
         "open": lambda: open_loop(server, options, report, capacity_per_s),
         "overload": lambda: overload(
             server,
             report,
-            times=options.overload,
-            n_clients=options.capacity_clients,
+            times=OVERLOAD,
+            n_clients=CAPACITY_CLIENTS,
             seconds=options.seconds,
             slo_s=options.slo_ms / 1000,
         ),
-        "swaps": lambda: swap_load(
-            server, report, rate_per_s=LOAD * capacity_per_s, swaps_per_s=options.swaps_per_s, seconds=options.seconds
-        ),
+        "swaps": lambda: swap_load(server, report, rate_per_s=LOAD * capacity_per_s, seconds=options.seconds),
     }
     for part, run in later.items():
         if part in options.only:
@@ -121,7 +118,7 @@ def idle(server: Server, options: ServeOptions, report: Report) -> None:
 
 def closed(server: Server, options: ServeOptions, report: Report) -> None:
     """Closed loops of a few clients, in turn."""
-    rates: dict[int, list[float]] = {n_clients: [] for n_clients in options.clients}
+    rates: dict[int, list[float]] = {n_clients: [] for n_clients in CLIENTS}
     for _ in range(N_ROUNDS):
         for n_clients, found in rates.items():
             found.append(server.closed_rate(n_clients, options.seconds / N_ROUNDS))

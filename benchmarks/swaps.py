@@ -17,6 +17,8 @@ from benchmarks.report import Report, Table, Target
 from benchmarks.server import Server
 
 N_PAIRS = 3
+PER_S = 10.0
+"""Activations per second."""
 LOAD = 0.4
 """Offered rate as a share of the capacity."""
 AFTER_LOAD_S = 1.0
@@ -41,22 +43,22 @@ class Phase:
         return percentile_ms(self.latencies_s, 99)
 
 
-def n_versions(per_s: float, seconds: float) -> int:
+def n_versions(seconds: float) -> int:
     """Versions of the first domain that a measurement of so many seconds needs."""
-    return 2 + math.ceil(per_s * (seconds / 2 + N_PAIRS * (AFTER_LOAD_S + 1)))
+    return 2 + math.ceil(PER_S * (seconds / 2 + N_PAIRS * (AFTER_LOAD_S + 1)))
 
 
-def swap_for(server: Server, domain: str, versions: Iterator[int], per_s: float, duration_s: float) -> list[Swap]:
+def swap_for(server: Server, domain: str, versions: Iterator[int], duration_s: float) -> list[Swap]:
     """Activate the next versions at a steady rate, or as fast as the server confirms them."""
     began_s = time.monotonic()
     swaps: list[Swap] = []
-    while (due_s := len(swaps) / per_s) < duration_s and time.monotonic() - began_s < duration_s:
+    while (due_s := len(swaps) / PER_S) < duration_s and time.monotonic() - began_s < duration_s:
         time.sleep(max(0.0, began_s + due_s - time.monotonic()))
         swaps.append(server.activate(domain, next(versions)))
     return swaps
 
 
-def swap_load(server: Server, report: Report, *, rate_per_s: float, swaps_per_s: float, seconds: float) -> None:
+def swap_load(server: Server, report: Report, *, rate_per_s: float, seconds: float) -> None:
     """Alternate phases with and without swaps and report the latencies and the wrong answers."""
     domain, phase_s = server.domains[0], seconds / (2 * N_PAIRS)
     versions = count(2)
@@ -67,7 +69,7 @@ def swap_load(server: Server, report: Report, *, rate_per_s: float, swaps_per_s:
         made: list[Swap] = []
 
         def swap(made: list[Swap] = made) -> None:
-            made += swap_for(server, domain, versions, swaps_per_s, phase_s + AFTER_LOAD_S)
+            made += swap_for(server, domain, versions, phase_s + AFTER_LOAD_S)
 
         answers = send(load, meanwhile=swap) if index % 2 else send(load)
         phases.append(Phase(answers, made))

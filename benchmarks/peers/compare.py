@@ -18,14 +18,7 @@ from benchmarks.errors import BenchError
 from benchmarks.load import Load, send
 from benchmarks.machine import commit, today
 from benchmarks.peers.environments import installed_version, python_of
-from benchmarks.peers.servers import (
-    DOMAINS,
-    N_DOMAINS,
-    PEERS,
-    Peer,
-    started,
-    write_bodies,
-)
+from benchmarks.peers.servers import DOMAINS, N_DOMAINS, PEERS, Peer, started, write_bodies
 from benchmarks.photographs import write_photographs
 from benchmarks.ratios import Spread
 from benchmarks.report import Report, Table, Target, command_line

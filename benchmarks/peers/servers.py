@@ -58,13 +58,7 @@ PEERS = (
         path="/classify/{domain}",
         answers_pid=True,
     ),
-    Peer(
-        name="litserve",
-        package="litserve",
-        module="litserve_batched",
-        note="batches of up to 16",
-        takes_form=True,
-    ),
+    Peer(name="litserve", package="litserve", module="litserve_batched", note="batches of up to 16", takes_form=True),
     Peer(
         name="litserve-ours",
         package="litserve",

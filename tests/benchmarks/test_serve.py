@@ -53,8 +53,8 @@ def fake_server():
 
 def test_every_activation_goes_to_a_version_that_was_never_loaded():
     versions = count(2)
-    first = swap_for(fake_server(), HOT, versions, 500.0, 0.02)
-    second = swap_for(fake_server(), HOT, versions, 500.0, 0.02)
+    first = swap_for(fake_server(), HOT, versions, 0.25)
+    second = swap_for(fake_server(), HOT, versions, 0.25)
 
     assert [swap.version for swap in first + second] == list(range(2, 2 + len(first) + len(second)))
 
