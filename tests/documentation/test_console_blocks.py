@@ -22,12 +22,12 @@ NOT_RUN = {
     r"(\S*/)?pip install": "installs packages",
     r"\. \.venv/bin/activate": "the tests run in the environment already",
     r"make (demo|test|demo-train|PYTHON=)": "runs the tests themselves, or takes minutes",
-    r"pytest -m gpu": "needs a GPU",
     r"(\S*/)?caspl (boost|adapt|evaluate|reproduce)": "downloads pretrained weights and trains for minutes",
     r"(\S*/)?caspl serve .*--pretrained": "downloads pretrained weights",
     r"(\S*/)?caspl serve --demo": "the fixture `server` runs it",
     r"(\S*/)?caspl serve --host": "listens on all addresses",
     r"(\S*/)?caspl bench": "measures for minutes",
+    r"python (-P )?-m benchmarks": "measures for minutes",
     r"python (-P )?-m training\.demo": "draws thousands of pictures or trains for minutes",
     r"curl .*…": "contains a placeholder",
 }

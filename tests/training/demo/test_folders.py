@@ -34,7 +34,7 @@ def test_jpeg_is_supported(tmp_path):
 
 def test_a_folder_with_files_is_not_written_into(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="choose another"):
+    with pytest.raises(FileExistsError, match="is not empty"):
         write_folders("clean", tmp_path)
 
 
