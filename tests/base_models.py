@@ -1,4 +1,4 @@
-"""Base models on the tiny backbone, their float64 twins in the slow transcription, and batches of their features."""
+"""Tiny base models, their slow float64 twins, and batches of their features."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ def random_images(n_rows, dtype=torch.float32):
 
 @torch.no_grad()
 def feature_batch(base_model, labels, reference="boosted"):
-    """Random images as the features that text-only methods see."""
+    """Features of random images, for methods that train only text prompts."""
     images = random_images(len(labels), base_model.backbone.dtype)
     return Batch(
         labels_B=torch.tensor(labels),

@@ -1,4 +1,4 @@
-"""Labelled images for the methods that see pixels, methods as they are mid-training, and what a fold answers."""
+"""Labelled image batches, perturbed methods, and scores from exported prompts."""
 
 import torch
 
@@ -25,7 +25,7 @@ def pixel_batch(base_model, reference="boosted"):
 
 @torch.no_grad()
 def perturbed(method):
-    """The method with noise on every parameter, so that none sits where it started or is too small to matter."""
+    """The method with noise on every parameter, so that no parameter has its initial value."""
     generator = torch.Generator().manual_seed(9)
     for parameter in method.parameters():
         parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -34,7 +34,7 @@ def perturbed(method):
 
 @torch.no_grad()
 def exported_logits(base_model, method, class_names, images):
-    """Scores made of nothing but the exported tensors and the method's text."""
+    """Scores computed only from the exported tensors and the method's template."""
     exported, text_boost = method.fold(), base_model.text_boost
     texts = encode_classes(
         base_model.backbone, class_names, [method.template], join_groups([exported.text_adapt, text_boost])

@@ -1,4 +1,4 @@
-"""`caspl adapt` from labelled images to a bundle: every method, as a function, as a command, and through a kill."""
+"""`caspl adapt`, from labelled images to a bundle: every method, function, command and resuming."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def adapter_for(name, dataset, model, recipe):
 
 @pytest.mark.parametrize("is_boosted", [False, True], ids=["plain", "boosted"])
 @pytest.mark.parametrize("name", METHODS)
-def test_the_service_answers_from_the_bundle_what_training_predicts(data, tmp_path, name, is_boosted):
+def test_the_service_predicts_the_same_as_training(data, tmp_path, name, is_boosted):
     dataset = few_shot(open_dataset(str(data)), 2, seed=1)
     recipe = read_recipe(METHODS[name].recipe, None, QUICK)
     model = base_model(is_boosted)
@@ -106,7 +106,7 @@ def test_the_service_answers_from_the_bundle_what_training_predicts(data, tmp_pa
 
 @pytest.mark.parametrize("augmentation", ["none", "crop-flip"])
 @pytest.mark.parametrize("name", ["coop", "promptsrc"])
-def test_frozen_models_asked_once_give_the_run_they_give_when_asked_each_step(data, name, augmentation):
+def test_caching_frozen_features_does_not_change_the_run(data, name, augmentation):
     dataset, model = open_dataset(str(data)), base_model(is_boosted=True)
     recipe = read_recipe(METHODS[name].recipe, None, [*QUICK, f"augmentation={augmentation}", "fixed_views=2"])
     once, each = (adapter_for(name, dataset, model, recipe) for _ in range(2))
@@ -128,7 +128,7 @@ def caspl_adapt(data, folder, *extra):
     return CliRunner().invoke(adapt_app, [*arguments, *extra])
 
 
-def test_the_command_writes_a_few_shot_bundle_that_says_how_it_was_made(data, tmp_path):
+def test_the_command_writes_a_few_shot_bundle_with_provenance(data, tmp_path):
     (tmp_path / "boost.safetensors").write_bytes(boosting_bundle())
     result = caspl_adapt(data, tmp_path, "--json", "--boost", str(tmp_path / "boost.safetensors"))
     assert result.exit_code == 0, result.output
@@ -142,7 +142,7 @@ def test_the_command_writes_a_few_shot_bundle_that_says_how_it_was_made(data, tm
     assert not (tmp_path / "pets.safetensors.checkpoint").exists()
 
 
-def test_each_method_prints_its_recipe_with_every_key_written_out():
+def test_each_method_prints_its_recipe_with_every_key():
     for name, entry in METHODS.items():
         result = CliRunner().invoke(adapt_app, ["--method", name, "--print-recipe"])
         assert result.exit_code == 0
@@ -162,14 +162,14 @@ def test_each_method_prints_its_recipe_with_every_key_written_out():
         (["--method", "dept", "--set", "host_values={token=3}"], 1, "unknown recipe key 'token'"),
     ],
 )
-def test_wrong_arguments_are_told_before_anything_is_learned(data, tmp_path, extra, code, says):
+def test_invalid_arguments_fail_before_training(data, tmp_path, extra, code, says):
     result = caspl_adapt(data, tmp_path, *extra)
     assert result.exit_code == code
     assert says in result.output.replace("\n", "")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_image_is_named_and_left_out(data, tmp_path):
+def test_an_unreadable_image_is_reported_and_skipped(data, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     (folder / "cat" / "torn.png").write_bytes((data / "cat" / "0.png").read_bytes()[:200])
@@ -183,7 +183,7 @@ def test_a_damaged_image_is_named_and_left_out(data, tmp_path):
     assert "torn.png" in strict.output.replace("\n", "")
 
 
-def test_the_boosting_bundle_is_never_written_over(data, tmp_path):
+def test_the_boosting_bundle_is_never_overwritten(data, tmp_path):
     path = tmp_path / "pets.safetensors"
     path.write_bytes(boosting_bundle())
     result = caspl_adapt(data, tmp_path, "--boost", str(path))
@@ -191,7 +191,7 @@ def test_the_boosting_bundle_is_never_written_over(data, tmp_path):
     assert path.read_bytes() == boosting_bundle()
 
 
-def test_a_run_on_boosting_prompts_is_not_taken_up_without_them(data, tmp_path):
+def test_a_run_on_boosting_prompts_does_not_resume_without_them(data, tmp_path):
     dataset = open_dataset(str(data))
     recipe = read_recipe(METHODS["coop"].recipe, None, QUICK)
     job = AdaptJob("pets", dataset, tmp_path / "pets.safetensors", tmp_path / "state", checkpoint_every=1)
@@ -204,7 +204,7 @@ def test_a_run_on_boosting_prompts_is_not_taken_up_without_them(data, tmp_path):
         run_adapt(job, "coop", recipe, base_model(is_boosted=False), QUIET)
 
 
-def test_depts_host_takes_values_of_its_own(data):
+def test_dept_passes_host_values_to_its_host(data):
     dataset, model = open_dataset(str(data)), base_model(is_boosted=False)
     recipe = read_recipe(METHODS["dept"].recipe, None, ["host=ivlp", "host_values={image_tokens=3, text_depth=1}"])
     exported = METHODS["dept"].build(model, dataset.class_names, recipe).fold()
@@ -212,7 +212,7 @@ def test_depts_host_takes_values_of_its_own(data):
     assert exported.text_adapt.shape[0] == 1
 
 
-def test_depts_recipe_shows_what_its_host_takes_and_reads_what_it_shows(tmp_path):
+def test_depts_printed_recipe_includes_host_values_and_reads_back(tmp_path):
     kind = METHODS["dept"].recipe
     shown = read_recipe(kind, None, ["host=coop", "host_values={context_tokens=3}"])
     (tmp_path / "recipe.toml").write_text(shown.to_toml())
@@ -232,7 +232,7 @@ def start_adapt(data, out, **options):
     )
 
 
-def test_a_run_killed_outright_ends_in_the_same_bits_when_it_is_started_again(data, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path):
     whole = start_adapt(data, tmp_path / "whole.safetensors")
     killed = start_adapt(data, tmp_path / "killed.safetensors")
     deadline_s = time.monotonic() + 60

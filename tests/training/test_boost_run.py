@@ -1,4 +1,4 @@
-"""`caspl boost` from folder to bundle: as a function and as a command."""
+"""`caspl boost`, from a folder to a bundle: function and command."""
 
 import json
 
@@ -36,7 +36,7 @@ def caspl_boost(folder, *extra, settings=SETTINGS):
     return CliRunner().invoke(boost_app, [*arguments, *extra])
 
 
-def test_the_bundle_loads_on_its_backbone_and_says_how_it_was_made(workplace):
+def test_the_bundle_loads_on_its_backbone_and_has_provenance(workplace):
     result = caspl_boost(workplace, "--json")
     assert result.exit_code == 0, result.output
     bundle = read_bundle((workplace / "demo.safetensors").read_bytes())
@@ -56,7 +56,7 @@ def test_the_bundle_loads_on_its_backbone_and_says_how_it_was_made(workplace):
     assert torch.stack(scores).shape == (2, 3)
 
 
-def test_the_folded_text_features_are_those_of_the_prompts(workplace):
+def test_the_stored_text_features_are_those_of_the_prompts(workplace):
     caspl_boost(workplace)
     model = PromptedClip(tiny_backbone())
     stack = model.load_stack(read_bundle((workplace / "demo.safetensors").read_bytes()))
@@ -64,7 +64,7 @@ def test_the_folded_text_features_are_those_of_the_prompts(workplace):
     torch.testing.assert_close(again.text_features, stack.text_features, rtol=0, atol=1e-6)
 
 
-def test_two_runs_of_one_recipe_learn_the_same_tensors(workplace):
+def test_two_runs_of_one_recipe_give_the_same_tensors(workplace):
     caspl_boost(workplace)
     first = read_bundle((workplace / "demo.safetensors").read_bytes())
     caspl_boost(workplace)
@@ -72,7 +72,7 @@ def test_two_runs_of_one_recipe_learn_the_same_tensors(workplace):
     assert all(np.array_equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
-def test_unreadable_images_are_skipped_counted_and_named(workplace):
+def test_unreadable_images_are_skipped_and_reported(workplace):
     (workplace / "images" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
     result = caspl_boost(workplace, "--json")
     assert result.exit_code == 0
@@ -89,7 +89,7 @@ def test_unreadable_images_are_skipped_counted_and_named(workplace):
         (SETTINGS, lambda p: [f.unlink() for f in (p / "images").iterdir()], "No readable image"),
     ],
 )
-def test_bad_input_is_explained_and_nothing_is_written(workplace, settings, spoil, message):
+def test_invalid_input_is_explained_and_writes_nothing(workplace, settings, spoil, message):
     spoil(workplace)
     result = caspl_boost(workplace, settings=settings)
     assert result.exit_code == 1
@@ -103,7 +103,7 @@ def test_an_unknown_backbone_is_explained(workplace):
     assert "Unknown backbone 'ViT-Z-16'" in " ".join(result.stderr.split())
 
 
-def test_the_recipe_in_force_can_be_printed_without_data():
+def test_the_recipe_can_be_printed_without_data():
     result = CliRunner().invoke(boost_app, ["--print-recipe", "--set", "epochs=5"])
     assert result.exit_code == 0
     assert "epochs = 5" in result.stdout
@@ -114,7 +114,7 @@ def test_missing_options_are_a_usage_error():
     assert CliRunner().invoke(boost_app, []).exit_code == 2
 
 
-def test_tensorboard_gets_the_loss_of_every_step(workplace):
+def test_tensorboard_logs_the_loss_of_every_step(workplace):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     result = caspl_boost(workplace, "--tensorboard", str(workplace / "events"))
@@ -133,7 +133,7 @@ def test_promptkd_writes_a_bundle_with_a_projector_to_the_teachers_space(workpla
     assert bundle.manifest.stack.labels == "own"
 
 
-def test_a_data_set_is_boosted_on_its_train_images_with_its_own_words_for_the_teacher(workplace):
+def test_boosting_a_data_set_uses_its_train_images_and_its_template_for_the_teacher(workplace):
     (workplace / "table.csv").write_text(
         "path,label,split\n"
         + "".join(f"images/{i}.png,{'cat' if i % 2 else 'dog'},{'test' if i > 3 else 'train'}\n" for i in range(6))

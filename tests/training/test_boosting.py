@@ -1,4 +1,4 @@
-"""Phase 1: the loss against its equation, what learns and what does not, and runs that are killed and resumed."""
+"""Phase 1: the loss and its equation, trainable parameters, and resuming."""
 
 import math
 from types import SimpleNamespace
@@ -67,7 +67,7 @@ def booster(folder, chosen):
 
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_the_loss_is_the_papers_kl_written_out(reduction, temperature):
+def test_the_loss_equals_the_papers_kl(reduction, temperature):
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     teacher = torch.randn(4, 5, generator=generator, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_the_loss_is_the_papers_kl_written_out(reduction, temperature):
     assert float(distillation_loss(student, teacher, chosen)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_step_has_the_loss_and_gradients_of_the_slow_reference(folder):
+def test_loss_and_gradients_match_the_slow_reference(folder):
     run = booster(folder, recipe())
     run.precompute_teacher_logits()
     loss = run.loss(torch.tensor([0, 3, 7]), 0)
@@ -119,7 +119,7 @@ def test_a_step_has_the_loss_and_gradients_of_the_slow_reference(folder):
     torch.testing.assert_close(run.student.text.grad.double(), text.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_only_prompts_learn_and_the_student_moves_towards_the_teacher(folder):
+def test_only_prompts_change_and_the_student_approaches_the_teacher(folder):
     run = booster(folder, recipe(epochs=20))
     before = {name: tensor.clone() for name, tensor in run.student.backbone.clip.state_dict().items()}
     run.precompute_teacher_logits()
@@ -129,7 +129,7 @@ def test_only_prompts_learn_and_the_student_moves_towards_the_teacher(folder):
     assert np.mean(result.losses[-3:]) < 0.7 * np.mean(result.losses[:3])
 
 
-def test_answers_asked_once_give_the_same_run_as_a_teacher_asked_each_step(folder):
+def test_caching_teacher_logits_does_not_change_the_run(folder):
     once, each = booster(folder, recipe()), booster(folder, recipe())
     each._teacher_logits = SimpleNamespace(
         get=lambda indices, epoch, pixels=None: each.teacher.logits(each._views.load(indices.tolist(), epoch))
@@ -166,7 +166,7 @@ def test_a_killed_run_resumes_with_identical_prompts(folder, tmp_path, augmentat
     assert torch.equal(second.student.text, whole.student.text)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(folder):
+def test_a_non_finite_loss_stops_the_run_and_names_the_step(folder):
     run = booster(folder, recipe())
     with torch.no_grad():
         run.student.image.fill_(float("nan"))
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(folder):
         train(run, run._recipe)
 
 
-def test_student_and_teacher_of_different_image_size_are_refused(folder, monkeypatch):
+def test_student_and_teacher_of_different_image_sizes_are_rejected(folder, monkeypatch):
     import dataclasses
 
     run = booster(folder, recipe())
@@ -185,20 +185,20 @@ def test_student_and_teacher_of_different_image_size_are_refused(folder, monkeyp
         Booster(run.student, Teacher(wide, CLASSES, "{}."), run._views, recipe())
 
 
-def test_text_prompts_start_from_the_words_only_where_the_lengths_match():
+def test_text_prompts_are_initialised_from_words_only_if_the_lengths_match():
     student = tiny_backbone()
     words = student.clip.token_embedding(torch.tensor(student.tokenizer.encode("a photo of a")))
     assert torch.equal(CasplStudent(student, CLASSES, recipe(text_tokens=4)).text[0], words)
     assert not torch.equal(CasplStudent(student, CLASSES, recipe(text_tokens=5)).text[0, :4], words)
 
 
-def test_depths_are_cut_to_the_towers():
+def test_depths_are_clamped_to_the_towers():
     prompts = CasplStudent(tiny_backbone(), CLASSES, recipe(image_depth=9, text_depth=9))
     assert prompts.image.shape == (3, 2, 32)
     assert prompts.text.shape == (3, 4, 32)
 
 
-def test_the_text_prompts_learn_at_their_own_multiple_of_the_rate(folder):
+def test_text_rate_factor_scales_the_learning_rate_of_text_prompts(folder):
     frozen, slow = booster(folder, recipe(text_rate_factor=0.0)), booster(folder, recipe(text_rate_factor=0.1))
     starts = [(run.student.text.detach().clone(), run.student.image.detach().clone()) for run in (frozen, slow)]
     moved = []

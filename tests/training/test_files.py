@@ -1,4 +1,4 @@
-"""Files of a run: whole or not at all, by several processes at once, and read within limits."""
+"""Atomic writes, concurrent writers, and reads within the size limit."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ for _ in range(200):
 """
 
 
-def test_two_processes_may_write_one_file_and_a_reader_sees_one_of_them_whole(tmp_path):
+def test_concurrent_writers_never_expose_a_partial_file(tmp_path):
     path = tmp_path / "report.json"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), mark]) for mark in "ab"]
     seen = set()
@@ -29,7 +29,7 @@ def test_two_processes_may_write_one_file_and_a_reader_sees_one_of_them_whole(tm
     assert [left.name for left in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "taken"
     (path / "inside").mkdir(parents=True)
     with pytest.raises(OSError, match="taken"):
@@ -37,7 +37,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     assert [left.name for left in tmp_path.iterdir()] == ["taken"]
 
 
-def test_a_bundle_that_is_not_there_is_named(tmp_path):
+def test_a_missing_bundle_is_named(tmp_path):
     with pytest.raises(BoostBundleError, match=r"none\.safetensors"):
         read_bundle_file(tmp_path / "none.safetensors")
 

@@ -1,4 +1,4 @@
-"""The loop: its schedule, its checkpoints, and how it ends when something goes wrong."""
+"""The training loop: schedule, checkpoints and errors."""
 
 import math
 
@@ -12,7 +12,7 @@ from training.recipe import Recipe
 
 
 class Line(nn.Module):
-    """Fits y = w x by least squares over ten points, and notes what the loop tells it."""
+    """Fits y = w x by least squares over ten points, and records the calls of the loop."""
 
     n_images = 10
     averages_over_images = True
@@ -50,7 +50,7 @@ def recipe(**changes):
     return Recipe(**(values | changes))
 
 
-def test_every_epoch_sees_every_image_once_and_is_told_when_it_ends():
+def test_every_epoch_sees_every_image_once_and_calls_end_epoch():
     line = Line()
     run = train(line, recipe())
     assert run.step == 9
@@ -60,22 +60,20 @@ def test_every_epoch_sees_every_image_once_and_is_told_when_it_ends():
     assert run.losses[-1] < run.losses[0] / 10
 
 
-def test_the_images_of_the_next_step_are_announced_within_an_epoch():
+def test_the_next_step_is_prefetched_within_an_epoch():
     line = Line()
     train(line, recipe())
-    assert [announced for announced in line.prefetched if announced[1]] == [
-        seen for step, seen in enumerate(line.seen) if step % 3
-    ]
+    assert [call for call in line.prefetched if call[1]] == [seen for step, seen in enumerate(line.seen) if step % 3]
 
 
-def test_the_rate_is_constant_while_warming_up_and_then_a_cosine_from_its_peak():
+def test_the_rate_is_constant_during_warm_up_then_follows_a_cosine():
     chosen = recipe(epochs=4, warmup_epochs=1, learning_rate=1.0, warmup_learning_rate=0.25)
     expected = [0.25, 1.0, 0.5 * (1 + math.cos(math.pi / 4)), 0.5]
     assert [learning_rate(chosen, epoch) for epoch in range(4)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 8])
-def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(tmp_path, stop_at):
+def test_a_run_interrupted_at_any_step_resumes_to_the_same_bits(tmp_path, stop_at):
     whole, checkpoint = Line(), CheckpointConfig(tmp_path / "state", {"recipe": "a"}, every_n_steps=1)
     losses = train(whole, recipe()).losses
 
@@ -93,24 +91,24 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(tmp_path, stop_at):
     assert torch.equal(again.w, whole.w)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+def test_a_checkpoint_of_another_run_is_rejected(tmp_path):
     train(Line(), recipe(), checkpoint=CheckpointConfig(tmp_path / "state", {"recipe": "a"}, every_n_steps=1))
     with pytest.raises(CheckpointError, match="recipe differ"):
         train(Line(), recipe(), checkpoint=CheckpointConfig(tmp_path / "state", {"recipe": "b"}))
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
+def test_a_damaged_checkpoint_is_rejected(tmp_path):
     (tmp_path / "state").write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match="Cannot read the checkpoint"):
         train(Line(), recipe(), checkpoint=CheckpointConfig(tmp_path / "state", {}))
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_what_to_lower():
+def test_a_non_finite_loss_names_the_step_and_the_setting_to_lower():
     line = Line()
     with pytest.raises(DivergedError, match=r"at step \d+ .*Lower learning_rate"):
         train(line, recipe(learning_rate=1e30, epochs=20))
 
 
-def test_a_batch_that_does_not_fit_says_which_setting_to_lower():
+def test_out_of_memory_names_the_setting_to_lower():
     with pytest.raises(OutOfMemoryError, match="batches of 4: lower batch_size"):
         train(FullDevice(), recipe())

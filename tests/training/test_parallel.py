@@ -1,4 +1,4 @@
-"""Two processes under torchrun learn what one process learns."""
+"""Two processes under torchrun give the same result as one."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def start(arguments, out, *launcher):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [boost, adapt])
-def test_two_processes_end_with_the_prompts_of_one(workplace, arguments):
+def test_two_processes_give_the_same_prompts_as_one(workplace, arguments):
     runs = {
         "one": start(arguments(workplace), workplace / "one.safetensors"),
         "two": start(arguments(workplace), workplace / "two.safetensors", *TWO_PROCESSES),

@@ -1,4 +1,4 @@
-"""The base model: a boosting bundle put under a method, or refused."""
+"""The base model: loading and rejecting boosting bundles."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def bundle(**changes):
     return read_bundle(random_bundle(image_boost=(2, 3), text_boost=(3, 2), **changes))
 
 
-def test_a_boosted_base_model_sees_images_and_classes_as_the_service_does():
+def test_a_boosted_base_model_encodes_images_and_classes_like_the_service():
     model = PromptedClip(tiny_backbone())
     base_model = boosted_backbone(tiny_backbone(), bundle())
     stack = model.with_labels(model.load_stack(bundle()), ["cat", "dog"])
@@ -29,7 +29,7 @@ def test_a_boosted_base_model_sees_images_and_classes_as_the_service_does():
     torch.testing.assert_close(base_model.encode_text(tokens), stack.text_features.clone())
 
 
-def test_boosting_prompts_never_take_a_gradient():
+def test_boosting_prompts_never_receive_gradients():
     base_model = boosted_backbone(tiny_backbone(), bundle())
     assert not base_model.image_boost.requires_grad
     assert not base_model.text_boost.requires_grad
@@ -41,17 +41,17 @@ def test_the_reference_is_the_boosted_model_or_the_plain_one():
     assert not base_model.reference("plain").is_boosted
 
 
-def test_a_bundle_of_another_backbone_is_refused():
+def test_a_bundle_of_another_backbone_is_rejected():
     with pytest.raises(BoostBundleError, match="Boost this backbone"):
         boosted_backbone(tiny_backbone(seed=5), bundle())
 
 
-def test_a_bundle_without_boosting_prompts_is_refused():
+def test_a_bundle_without_boosting_prompts_is_rejected():
     with pytest.raises(BoostBundleError, match="contains no boosting prompts"):
         boosted_backbone(tiny_backbone(), read_bundle(random_bundle(image_boost=None)))
 
 
-def test_a_bundle_that_is_not_there_is_named(tmp_path):
+def test_a_missing_bundle_is_named(tmp_path):
     with pytest.raises(BoostBundleError, match=r"gone\.safetensors"):
         load_prompted_backbone("tiny", None, tmp_path / "gone.safetensors", is_random=True, device="cpu")
 
@@ -61,6 +61,6 @@ def test_a_plain_base_model_is_the_backbone():
     assert PromptedBackbone(tiny_backbone()).n_text_boost == 0
 
 
-def test_a_boosted_base_model_knows_the_text_it_was_boosted_with():
+def test_a_boosted_base_model_has_the_template_it_was_boosted_with():
     assert boosted_backbone(tiny_backbone(), bundle(templates=["{} here."])).template == "{} here."
     assert PromptedBackbone(tiny_backbone()).template is None

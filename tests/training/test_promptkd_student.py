@@ -1,4 +1,4 @@
-"""PromptKD's student: its scores against the equation, its fold, and what may follow it."""
+"""PromptKD's student: its equation and its export."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def bundle_of(student, teacher):
     )
 
 
-def test_scores_and_gradients_are_those_of_the_equation_written_out(student, teacher):
+def test_scores_and_gradients_match_the_equation(student, teacher):
     student.train(mode=False)
     backbone = student.backbone
     facts = architecture_facts(backbone.clip)
@@ -70,7 +70,7 @@ def test_scores_and_gradients_are_those_of_the_equation_written_out(student, tea
     assert not teacher.text_features_KE.requires_grad
 
 
-def test_the_bundle_answers_as_the_student_does_when_it_no_longer_learns(student, teacher):
+def test_the_bundle_scores_like_the_student_in_eval_mode(student, teacher):
     student.train(mode=False)
     model = PromptedClip(tiny_backbone())
     stack = model.load_stack(bundle_of(student, teacher))
@@ -79,6 +79,6 @@ def test_the_bundle_answers_as_the_student_does_when_it_no_longer_learns(student
         torch.testing.assert_close(served, student.logits(images()), rtol=1e-5, atol=1e-4)
 
 
-def test_a_bundle_in_the_teachers_space_cannot_carry_phase_two(student, teacher):
+def test_a_bundle_in_the_teachers_space_cannot_be_adapted(student, teacher):
     with pytest.raises(BoostBundleError, match="Boost with distillation=caspl"):
         boosted_backbone(tiny_backbone(), bundle_of(student, teacher))

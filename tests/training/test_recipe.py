@@ -1,4 +1,4 @@
-"""Recipes and class lists: what is read and what is refused."""
+"""Recipes and class lists: parsing and validation."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_overrides_win_over_the_file(tmp_path):
     ("entry", "message"),
     [("epochs=0", "'epochs'.*found 0"), ("epochs", "key=value"), ("optimizer=adam", "'optimizer'")],
 )
-def test_impossible_values_are_named(entry, message):
+def test_invalid_values_are_named(entry, message):
     with pytest.raises(RecipeError, match=message):
         read_recipe(BoostRecipe, None, [entry])
 
@@ -54,7 +54,7 @@ def test_class_lists_skip_blank_lines_and_turn_underscores_into_spaces(tmp_path)
 @pytest.mark.parametrize(
     ("text", "message"), [("", "empty"), ("cat\nCat\n", "'Cat' twice"), ("a_b\na b\n", "'a b' twice")]
 )
-def test_empty_and_ambiguous_class_lists_are_refused(tmp_path, text, message):
+def test_empty_and_ambiguous_class_lists_are_rejected(tmp_path, text, message):
     (tmp_path / "c.txt").write_text(text)
     with pytest.raises(ClassListError, match=message):
         read_classes(tmp_path / "c.txt")
@@ -73,6 +73,6 @@ def test_a_missing_class_list_is_named(tmp_path):
         (["image_tokens=0", "distillation=promptkd"], "nothing to train"),
     ],
 )
-def test_a_recipe_that_cannot_learn_is_refused(settings, says):
+def test_a_recipe_with_nothing_to_train_is_rejected(settings, says):
     with pytest.raises(RecipeError, match=says):
         read_recipe(BoostRecipe, None, settings)

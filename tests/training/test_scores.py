@@ -1,4 +1,4 @@
-"""Class scores: the equation, and its precision."""
+"""Class scores: equation and precision."""
 
 import torch
 
@@ -10,7 +10,7 @@ def unit(*shape, seed):
     return rows / rows.norm(dim=-1, keepdim=True)
 
 
-def test_each_image_meets_the_shared_texts_or_its_own():
+def test_text_features_may_be_shared_or_per_image():
     features, shared, own = unit(2, 5, seed=0), unit(3, 5, seed=1), unit(2, 3, 5, seed=2)
 
     by_shared, by_own = class_scores(10.0, features, shared), class_scores(10.0, features, own)
@@ -21,7 +21,7 @@ def test_each_image_meets_the_shared_texts_or_its_own():
             torch.testing.assert_close(by_own[row, column], 10 * features[row].dot(own[row, column]))
 
 
-def test_autocast_does_not_coarsen_scores():
+def test_autocast_does_not_reduce_the_precision_of_scores():
     features, texts = unit(4, 64, seed=0), unit(5, 64, seed=1)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The teacher: plain or prompted, it says what that very model would answer."""
+"""The teacher, plain and prompted."""
 
 import pytest
 import torch
@@ -21,14 +21,14 @@ def prompted(**changes):
     return read_bundle(random_bundle(backbone=backbone(), text_boost=(2, 2), text_adapt=(1, 3), **changes))
 
 
-def test_a_plain_teacher_answers_as_the_plain_backbone():
+def test_a_plain_teacher_scores_like_the_plain_backbone():
     model = PromptedClip(backbone())
     stack = model.plain_stack("plain", CLASSES, ["a photo of a {}."])
     expected = model.logits(model.encode_images(random_pixels(3), [stack] * 3), stack)
     torch.testing.assert_close(Teacher(backbone(), CLASSES, "a photo of a {}.").logits(random_pixels(3)), expected)
 
 
-def test_a_prompted_teacher_answers_under_its_prompts_for_all_the_classes_asked_for():
+def test_a_prompted_teacher_uses_its_prompts_for_the_requested_classes():
     model = PromptedClip(backbone())
     stack = model.with_labels(model.load_stack(prompted()), CLASSES)
     expected = model.logits(model.encode_images(random_pixels(3), [stack] * 3), stack)
@@ -39,7 +39,7 @@ def test_a_prompted_teacher_answers_under_its_prompts_for_all_the_classes_asked_
     assert not torch.allclose(plain, expected, atol=0.1)
 
 
-def test_what_a_teacher_says_can_take_part_in_a_loss():
+def test_a_teachers_logits_can_be_used_in_a_loss():
     logits = torch.zeros(3, 4, requires_grad=True)
     target = Teacher(backbone(), CLASSES, "{}.", prompted()).logits(random_pixels(3))
     torch.nn.functional.kl_div(
@@ -48,6 +48,6 @@ def test_what_a_teacher_says_can_take_part_in_a_loss():
     assert logits.grad.abs().max() > 0
 
 
-def test_a_bundle_of_another_backbone_is_no_teacher():
+def test_a_teacher_bundle_of_another_backbone_is_rejected():
     with pytest.raises(StackMismatchError, match="fingerprint"):
         Teacher(tiny_backbone(), CLASSES, "{}.", prompted())

@@ -1,4 +1,4 @@
-"""How the commands of training fail: one line and exit code 1 for what was foreseen, a stack trace for the rest."""
+"""Errors of the training commands: one line and exit code 1, or a traceback if unexpected."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ from training.terminal import exit_on_error
         (torch.OutOfMemoryError("CUDA out of memory"), "lower batch_size"),
     ],
 )
-def test_what_was_foreseen_is_one_line_and_exit_code_1(capsys, error, says):
+def test_expected_errors_are_one_line_and_exit_code_1(capsys, error, says):
     with pytest.raises(typer.Exit) as ended, exit_on_error("adapt"):
         raise error
     assert ended.value.exit_code == 1
     assert says in capsys.readouterr().err
 
 
-def test_what_nobody_foresaw_keeps_its_stack_trace():
+def test_unexpected_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a bug"), exit_on_error("adapt"):
         raise RuntimeError("a bug")

@@ -1,4 +1,4 @@
-"""CoCoOp: what learns, what follows the image, what it costs at once, and what leaves training."""
+"""CoCoOp: gradients, conditional text features, memory and export."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_every_image_has_its_own_text_features():
     assert (texts[0] - texts[1]).abs().max() > 1e-4
 
 
-def test_a_meta_net_that_says_zero_leaves_the_hand_written_prompt():
+def test_a_zero_meta_net_equals_the_hand_written_prompt():
     base_model = tiny_base_model()
     method, batch = cocoop(base_model), feature_batch(base_model, [0, 2])
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_a_meta_net_that_says_zero_leaves_the_hand_written_prompt():
 
 
 @pytest.mark.parametrize("texts_per_pass", [1, 4, 5])
-def test_bounded_passes_change_neither_scores_nor_gradients(texts_per_pass):
+def test_texts_per_pass_changes_neither_scores_nor_gradients(texts_per_pass):
     base_model = tiny_base_model((2, 3))
     batch = feature_batch(base_model, [0, 2, 1])
     whole, parted = cocoop(base_model), cocoop(base_model, texts_per_pass=texts_per_pass)
@@ -72,7 +72,7 @@ def test_bounded_passes_change_neither_scores_nor_gradients(texts_per_pass):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_no_pass_runs_more_texts_than_allowed_and_training_runs_each_again():
+def test_no_pass_exceeds_texts_per_pass_and_the_backward_recomputes_each():
     base_model = tiny_base_model()
     method, batch = cocoop(base_model, texts_per_pass=4), feature_batch(base_model, [0, 2, 1])
     sizes = []
@@ -100,7 +100,7 @@ def test_under_autocast_the_loss_stays_float32_and_bounded_passes_agree_with_who
 
 
 @pytest.mark.parametrize("boost", [None, (2, 3)])
-def test_the_folded_tensors_answer_as_the_method_does(boost):
+def test_the_exported_tensors_score_like_the_method(boost):
     base_model = tiny_base_model(boost)
     method = cocoop(base_model)
     exported = method.fold()
@@ -119,7 +119,7 @@ def test_the_folded_tensors_answer_as_the_method_does(boost):
     torch.testing.assert_close(torch.stack(rows), cosines, rtol=0, atol=1e-6)
 
 
-def test_what_was_folded_does_not_move_with_further_training():
+def test_exported_tensors_do_not_change_with_further_training():
     method = cocoop(tiny_base_model())
     exported = method.fold()
     before = [exported.text_adapt.clone(), *[tensor.clone() for tensor in exported.meta_net.values()]]
@@ -131,7 +131,7 @@ def test_what_was_folded_does_not_move_with_further_training():
     assert all(torch.equal(mine, other) for mine, other in zip(after, before, strict=True))
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     name = " ".join(["cat"] * 70)  # SOS + 4 + 70 + "." + EOT = 77
     cocoop(tiny_base_model(), ["dog", name])
 
@@ -139,7 +139,7 @@ def test_a_class_name_that_does_not_fit_is_named():
         cocoop(tiny_base_model((2, 3)), ["dog", name])
 
 
-def test_meta_net_and_random_context_belong_to_the_seed():
+def test_the_seed_determines_meta_net_and_random_context():
     base_model = tiny_base_model()
     torch.manual_seed(0)
     first = cocoop(base_model, context_init="", seed=1).state_dict()
@@ -150,7 +150,7 @@ def test_meta_net_and_random_context_belong_to_the_seed():
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_the_meta_net_starts_within_torchs_own_bounds():
+def test_the_meta_net_is_initialised_within_torchs_bounds():
     linear1, _, linear2 = cocoop(tiny_base_model()).meta_net
 
     for layer in (linear1, linear2):
@@ -159,7 +159,7 @@ def test_the_meta_net_starts_within_torchs_own_bounds():
         assert layer.bias.abs().max() <= bound
 
 
-def test_a_state_makes_an_equal_method():
+def test_loading_a_state_dict_gives_an_equal_method():
     base_model = tiny_base_model((2, 3))
     trained, fresh = cocoop(base_model, seed=1), cocoop(base_model, seed=2)
     batch = feature_batch(base_model, [0, 2])
@@ -170,7 +170,7 @@ def test_a_state_makes_an_equal_method():
     assert torch.equal(fresh.logits(batch), trained.logits(batch))
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_paper():
     recipe = CoCoOpRecipe()
     method = CoCoOp(tiny_base_model(), CLASSES, recipe)
 

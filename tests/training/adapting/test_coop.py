@@ -1,4 +1,4 @@
-"""CoOp: what learns, what its contexts mean, and what leaves training."""
+"""CoOp: gradients, contexts and export."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_steps_against_the_gradient_lower_the_loss(class_specific):
     ],
 )
 @pytest.mark.parametrize("class_specific", [False, True])
-def test_a_context_that_is_still_words_is_the_hand_written_prompt(position, words, template, class_specific):
+def test_a_context_of_word_embeddings_equals_the_hand_written_prompt(position, words, template, class_specific):
     base_model = tiny_base_model()
     method = coop(base_model, context_init=words, position=position, class_specific=class_specific)
 
@@ -73,7 +73,7 @@ def test_a_context_that_is_still_words_is_the_hand_written_prompt(position, word
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("boost", STACKS)
-def test_class_specific_contexts_that_are_all_equal_are_the_unified_one(position, boost):
+def test_equal_class_specific_contexts_equal_the_shared_one(position, boost):
     base_model = tiny_base_model(boost)
     unified, specific = coop(base_model, position=position), coop(base_model, position=position, class_specific=True)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_class_specific_contexts_that_are_all_equal_are_the_unified_one(position
     torch.testing.assert_close(specific.logits(batch), unified.logits(batch), rtol=0, atol=1e-5)
 
 
-def test_a_class_specific_context_moves_its_own_class_alone():
+def test_a_class_specific_context_affects_only_its_class():
     base_model = tiny_base_model((2, 3))
     method, batch = coop(base_model, class_specific=True), feature_batch(base_model, [0, 2])
     before = method.logits(batch)
@@ -98,7 +98,7 @@ def test_a_class_specific_context_moves_its_own_class_alone():
 
 @pytest.mark.parametrize("boost", STACKS)
 @pytest.mark.parametrize("class_specific", [False, True])
-def test_a_folded_context_answers_as_the_method_does(boost, class_specific):
+def test_an_exported_context_scores_like_the_method(boost, class_specific):
     base_model = tiny_base_model(boost)
     method = coop(base_model, class_specific=class_specific)
     exported = method.fold()
@@ -114,7 +114,7 @@ def test_a_folded_context_answers_as_the_method_does(boost, class_specific):
 @pytest.mark.parametrize("boost", STACKS)
 @pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize("position", ["middle", "front"])
-def test_away_from_the_end_the_folded_text_features_answer_as_the_method_does(boost, class_specific, position):
+def test_exported_text_features_score_like_the_method_if_the_name_is_not_at_the_end(boost, class_specific, position):
     base_model = tiny_base_model(boost)
     method = coop(base_model, class_specific=class_specific, position=position)
     exported = method.fold()
@@ -131,7 +131,7 @@ def compare_with_logits(base_model, method, texts):
     torch.testing.assert_close(images @ texts.T, cosines, rtol=0, atol=1e-6)
 
 
-def test_what_was_folded_does_not_move_with_further_training():
+def test_exported_tensors_do_not_change_with_further_training():
     method = coop(tiny_base_model())
     exported = method.fold()
     before = exported.text_adapt.clone()
@@ -141,7 +141,7 @@ def test_what_was_folded_does_not_move_with_further_training():
     assert torch.equal(exported.text_adapt, before)
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     name = " ".join(["cat"] * 70)
 
     with pytest.raises(TextTooLongError, match="cat cat"):
@@ -149,7 +149,7 @@ def test_a_class_name_that_does_not_fit_is_named():
 
 
 @pytest.mark.parametrize("class_specific", [False, True])
-def test_a_context_belongs_to_its_seed(class_specific):
+def test_the_seed_determines_the_context(class_specific):
     base_model = tiny_base_model()
     first, again, other = (coop(base_model, class_specific=class_specific, seed=seed) for seed in (1, 1, 2))
 
@@ -158,7 +158,7 @@ def test_a_context_belongs_to_its_seed(class_specific):
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_a_state_is_the_context_alone_and_serves_other_classes_too(position):
+def test_a_state_dict_is_the_context_alone_and_loads_for_other_classes(position):
     base_model = tiny_base_model((2, 3))
     trained = coop(base_model, ["lorry", "boat"], position=position, seed=1)
     fresh = coop(base_model, CLASSES, position=position, seed=2)
@@ -172,7 +172,7 @@ def test_a_state_is_the_context_alone_and_serves_other_classes_too(position):
     assert torch.equal(fresh.logits(batch), same_classes.logits(batch))
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_paper():
     recipe = CoOpRecipe()
 
     assert (recipe.learning_rate, recipe.epochs, recipe.batch_size) == (0.002, 200, 32)

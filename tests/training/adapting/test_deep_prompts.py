@@ -1,4 +1,4 @@
-"""What the methods with deep prompts share: seeded starts, and copies that leave."""
+"""Deep prompts: seeded initialisation and exported copies."""
 
 import torch
 
@@ -14,7 +14,7 @@ def generator(seed=1):
     return torch.Generator().manual_seed(seed)
 
 
-def test_a_linear_layer_starts_as_torch_starts_one_from_its_own_seed():
+def test_a_seeded_linear_layer_has_torchs_default_distribution():
     state = torch.random.get_rng_state()
     linear, same = (seeded_linear(256, 128, generator(), CPU) for _ in range(2))
 
@@ -26,7 +26,7 @@ def test_a_linear_layer_starts_as_torch_starts_one_from_its_own_seed():
         assert abs(parameter.std() * 16 * 3**0.5 - 1) < 0.15
 
 
-def test_words_fill_layer_0_and_the_deeper_layers_are_random():
+def test_words_initialise_layer_0_and_deeper_layers_are_random():
     backbone = tiny_backbone()
     prompts, text = deep_text_prompts(backbone, 3, 2, "a photo of a", generator())
     words = backbone.clip.token_embedding(torch.tensor(backbone.tokenizer.encode("a photo")))
@@ -37,7 +37,7 @@ def test_words_fill_layer_0_and_the_deeper_layers_are_random():
     assert prompts[1:].std() > 0.015
 
 
-def test_a_word_of_several_tokens_leaves_every_layer_random():
+def test_with_a_word_of_several_tokens_all_layers_are_random():
     backbone = tiny_backbone()
     assert len(backbone.tokenizer.encode("zyxwv photo")) > 2
 
@@ -47,7 +47,7 @@ def test_a_word_of_several_tokens_leaves_every_layer_random():
     assert torch.equal(prompts, deep_text_prompts(backbone, 2, 2, "", generator())[0])
 
 
-def test_what_leaves_a_fold_is_a_copy():
+def test_exported_tensors_are_copies():
     prompts = deep_image_prompts(tiny_backbone(), 1, 2, generator())
     left = detached(prompts)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""DePT: a host and a head that shares its answers."""
+"""DePT: a host method and a linear head."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def dept(base_model, host=MaPLe, host_recipe=MaPLeRecipe(), **recipe):  # noqa: 
 
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize(("host", "host_recipe"), [(MaPLe, MaPLeRecipe()), (IVLP, IVLPRecipe())])
-def test_the_fold_answers_as_the_method_does(boost, host, host_recipe):
+def test_the_exported_prompts_score_like_the_method(boost, host, host_recipe):
     base_model = tiny_base_model(boost)
     method = perturbed(dept(base_model, host, host_recipe, head_share=0.6))
 
@@ -31,7 +31,7 @@ def test_the_fold_answers_as_the_method_does(boost, host, host_recipe):
     )
 
 
-def test_other_classes_are_left_to_the_host():
+def test_other_classes_use_the_host_alone():
     base_model = tiny_base_model((2, 3))
     method = perturbed(dept(base_model))
 
@@ -66,7 +66,7 @@ def test_scales_and_head_learn_faster_than_the_host():
     assert set(of_host.parameters) | set(own.parameters) == set(method.parameters())
 
 
-def test_without_a_share_for_the_head_it_is_its_host():
+def test_with_head_share_zero_it_equals_its_host():
     base_model = tiny_base_model(None)
     method, batch = perturbed(dept(base_model, head_share=0)), pixel_batch(base_model)
 
@@ -90,7 +90,7 @@ def test_a_few_steps_lower_the_loss():
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_checkpoint_carries_host_and_head_to_the_same_bits():
+def test_host_and_head_resume_from_a_checkpoint_to_the_same_bits():
     base_model = tiny_base_model(None)
     trained, fresh = perturbed(dept(base_model)), dept(base_model)
     batch = pixel_batch(base_model)
@@ -101,7 +101,7 @@ def test_a_checkpoint_carries_host_and_head_to_the_same_bits():
     assert torch.equal(fresh.logits(batch), trained.logits(batch))
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     base_model = tiny_base_model((2, 3))
     with pytest.raises(TextTooLongError, match="striped striped"):
         DePT(base_model, ["striped " * 70], DePTRecipe(), MaPLe(base_model, ["striped " * 70], MaPLeRecipe()))

@@ -15,7 +15,7 @@ def ivlp(base_model, **recipe):
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
-def test_the_fold_answers_as_the_method_does(boost):
+def test_the_exported_prompts_score_like_the_method(boost):
     base_model = tiny_base_model(boost)
     method = perturbed(ivlp(base_model, image_depth=3, text_depth=1))
 
@@ -37,7 +37,7 @@ def test_gradients_reach_the_prompts_and_nothing_else():
     assert all(tensor.grad is None for tensor in frozen)
 
 
-def test_it_starts_as_the_hand_written_prompt_where_text_is_one_layer_deep():
+def test_with_text_depth_1_it_starts_as_the_hand_written_prompt():
     base_model = tiny_base_model(None)
     method = ivlp(base_model, text_depth=1)
 
@@ -50,18 +50,18 @@ def test_it_starts_as_the_hand_written_prompt_where_text_is_one_layer_deep():
     ("tokens", "words", "text"),
     [(4, "a photo of a", "{}."), (2, "a photo of a", "of a {}."), (8, "a photo of a", "{}."), (4, "", "{}.")],
 )
-def test_words_that_the_prompts_do_not_take_stay_words(tokens, words, text):
+def test_words_beyond_the_prompts_stay_in_the_template(tokens, words, text):
     assert ivlp(tiny_base_model(None), text_tokens=tokens, text_init=words).template == text
 
 
-def test_depths_are_cut_to_the_towers():
+def test_depths_are_clamped_to_the_towers():
     method = ivlp(tiny_base_model(None), image_depth=9, text_depth=2)
 
     assert method.image_prompts.shape == (3, 4, 32)
     assert method.text_prompts.shape == (2, 4, 32)
 
 
-def test_the_seed_decides_the_start():
+def test_the_seed_determines_the_initial_prompts():
     one, same, other = (ivlp(tiny_base_model(None), seed=seed) for seed in (1, 1, 2))
 
     assert torch.equal(one.image_prompts, same.image_prompts)
@@ -69,18 +69,18 @@ def test_the_seed_decides_the_start():
     assert not torch.equal(one.image_prompts, other.image_prompts)
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
         IVLP(tiny_base_model((2, 3)), ["cat", "striped " * 70], IVLPRecipe())
 
 
-def test_the_text_that_fits_depends_on_the_boosting_prompts():
+def test_boosting_prompts_count_towards_the_context_length():
     name = "striped " * 69  # with SOS, ".", EOT and 4 prompts: 76 of 77 positions
     assert IVLP(tiny_base_model(None), [name], IVLPRecipe())
     with pytest.raises(TextTooLongError, match="7 prompt tokens"):
         IVLP(tiny_base_model((2, 3)), [name], IVLPRecipe())
 
 
-def test_a_batch_without_pixels_is_a_clear_error():
+def test_a_batch_without_images_is_a_clear_error():
     with pytest.raises(ValueError, match="'images'"):
         ivlp(tiny_base_model(None)).loss(Batch(labels_B=torch.tensor([0])))

@@ -14,7 +14,7 @@ def maple(base_model, **recipe):
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
-def test_the_fold_answers_as_the_method_does(boost):
+def test_the_exported_prompts_score_like_the_method(boost):
     base_model = tiny_base_model(boost)
     method = perturbed(maple(base_model))
 
@@ -25,7 +25,7 @@ def test_the_fold_answers_as_the_method_does(boost):
     )
 
 
-def test_the_couplings_leave_with_the_fold_as_their_products():
+def test_couplings_are_applied_on_export():
     method = perturbed(maple(tiny_base_model(None), depth=2))
     before = method.fold()
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_gradients_reach_prompts_and_couplings_and_nothing_else():
     assert set(method.parameter_groups()[0].parameters) == set(method.parameters())
 
 
-def test_two_learned_tokens_stand_in_for_a_photo_and_leave_of_a_as_words():
+def test_two_tokens_replace_a_photo_and_leave_of_a_in_the_template():
     base_model = tiny_base_model(None)
     method = maple(base_model, depth=1)
 
@@ -64,7 +64,7 @@ def test_two_learned_tokens_stand_in_for_a_photo_and_leave_of_a_as_words():
     torch.testing.assert_close(started, base_model.zero_shot_text(CLASS_NAMES, ["a photo of a {}."]))
 
 
-def test_the_deeper_couplings_start_alike_and_layer_0_apart():
+def test_deeper_couplings_start_equal_and_differ_from_layer_0():
     first, second, third = maple(tiny_base_model(None)).couplings
 
     assert torch.equal(second.weight, third.weight)
@@ -72,7 +72,7 @@ def test_the_deeper_couplings_start_alike_and_layer_0_apart():
     assert not torch.equal(first.weight, second.weight)
 
 
-def test_couplings_are_not_rounded_under_autocast():
+def test_image_prompts_stay_float32_under_autocast():
     method = perturbed(maple(tiny_base_model(None)))
     exact = method.image_prompts()
 
@@ -80,13 +80,13 @@ def test_couplings_are_not_rounded_under_autocast():
         assert torch.equal(method.image_prompts(), exact)
 
 
-def test_the_depth_is_cut_to_the_towers():
+def test_the_depth_is_clamped_to_the_towers():
     method = maple(tiny_base_model(None), depth=9)
 
     assert method.text_prompts.shape == (3, 2, 32)
     assert method.fold().image_adapt.shape == (3, 2, 32)
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
         MaPLe(tiny_base_model((2, 3)), ["cat", "striped " * 70], MaPLeRecipe())

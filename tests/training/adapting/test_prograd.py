@@ -1,4 +1,4 @@
-"""ProGrad: its gradient rule, its reference, where it starts, and what leaves training."""
+"""ProGrad: gradient projection, reference, initialisation and export."""
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ def prograd(base_model, class_names=CLASSES, **changes):
     return ProGrad(base_model, class_names, ProGradRecipe(**({"context_tokens": 4, "context_init": ""} | changes)))
 
 
-def test_a_step_that_agrees_is_left_as_it_is():
+def test_an_agreeing_gradient_is_unchanged():
     task, general = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])
 
     assert torch.equal(project_gradient(task, general, 1.0), task)
 
 
-def test_a_step_that_disagrees_loses_the_part_that_does():
+def test_the_conflicting_component_of_a_gradient_is_removed():
     task, general = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 4.0]])
 
     assert torch.equal(project_gradient(task, general, 1.0), torch.tensor([[1.0, 0.0]]))
@@ -31,13 +31,13 @@ def test_a_step_that_disagrees_loses_the_part_that_does():
     assert torch.equal(project_gradient(task, general, 0.0), task)
 
 
-def test_a_general_gradient_of_zero_leaves_the_step_as_it_is():
+def test_a_zero_general_gradient_leaves_the_gradient_unchanged():
     task = torch.tensor([[1.0, -2.0]])
 
     assert torch.equal(project_gradient(task, torch.zeros(1, 2), 1.0), task)
 
 
-def test_the_projected_step_never_unlearns_the_general_knowledge():
+def test_the_projected_gradient_never_conflicts_with_the_general_one():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         task, general = torch.randn(2, 3, 5, dtype=torch.float64, generator=generator)
@@ -76,7 +76,7 @@ def test_the_value_is_the_cross_entropy_and_gradients_reach_the_context_alone():
     assert base_model.text_boost.grad is None
 
 
-def test_taking_the_gradients_leaves_nothing_behind_before_the_step():
+def test_computing_the_gradients_does_not_populate_grad():
     base_model = tiny_base_model()
     method = prograd(base_model)
 
@@ -85,7 +85,7 @@ def test_taking_the_gradients_leaves_nothing_behind_before_the_step():
     assert method.context.grad is None
 
 
-def test_under_autocast_the_value_stays_float32_and_the_step_keeps_its_direction():
+def test_under_autocast_the_value_is_float32_and_the_gradient_keeps_its_direction():
     base_model = tiny_base_model((2, 3))
     batch, steps = feature_batch(base_model, [0, 2]), []
     for enabled in (False, True):
@@ -100,7 +100,7 @@ def test_under_autocast_the_value_stays_float32_and_the_step_keeps_its_direction
 
 
 @pytest.mark.parametrize("reference", ["boosted", "plain"])
-def test_the_reference_is_the_zero_shot_model_that_the_recipe_names(reference):
+def test_the_recipe_selects_the_zero_shot_reference(reference):
     base_model = tiny_base_model((2, 3))
     method = prograd(base_model, reference=reference, template="a drawing of a {}.")
 
@@ -110,7 +110,7 @@ def test_the_reference_is_the_zero_shot_model_that_the_recipe_names(reference):
     assert not method.reference_text_KE.requires_grad
 
 
-def test_words_stand_last_in_the_context_and_zeros_before_them():
+def test_the_initial_context_is_zeros_then_words():
     base_model = tiny_base_model()
     backbone = base_model.backbone
     words = backbone.clip.token_embedding(torch.tensor(backbone.tokenizer.encode("a photo of a")))
@@ -122,13 +122,13 @@ def test_words_stand_last_in_the_context_and_zeros_before_them():
     assert not context[:12].any()
 
 
-def test_words_longer_than_the_context_are_refused_with_both_lengths():
+def test_words_longer_than_the_context_are_rejected_with_both_lengths():
     with pytest.raises(RecipeError, match=r"'a photo of a' has 4 tokens, more than context_tokens \(3\)"):
         prograd(tiny_base_model(), context_init="a photo of a", context_tokens=3)
 
 
 @pytest.mark.parametrize("boost", [None, (2, 3)])
-def test_the_folded_context_answers_as_the_method_does(boost):
+def test_the_exported_context_scores_like_the_method(boost):
     base_model = tiny_base_model(boost)
     method = prograd(base_model)
     exported = method.fold()
@@ -142,7 +142,7 @@ def test_the_folded_context_answers_as_the_method_does(boost):
     torch.testing.assert_close(base_model.encode_images(random_images(2)) @ texts.T, cosines, rtol=0, atol=1e-6)
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     name = " ".join(["cat"] * 70)  # SOS + 4 + 70 + "." + EOT = 77
     prograd(tiny_base_model(), ["dog", name])
 
@@ -150,14 +150,14 @@ def test_a_class_name_that_does_not_fit_is_named():
         prograd(tiny_base_model((2, 3)), ["dog", name])
 
 
-def test_a_context_belongs_to_its_seed():
+def test_the_seed_determines_the_context():
     first, again, other = (prograd(tiny_base_model(), seed=seed).context for seed in (1, 1, 2))
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_a_state_is_the_context_alone_and_makes_an_equal_method():
+def test_a_state_dict_is_the_context_alone_and_gives_an_equal_method():
     base_model = tiny_base_model((2, 3))
     trained, fresh = prograd(base_model, seed=1), prograd(base_model, seed=2)
     batch = feature_batch(base_model, [0, 2])
@@ -169,7 +169,7 @@ def test_a_state_is_the_context_alone_and_makes_an_equal_method():
     assert torch.equal(fresh.loss(batch), trained.loss(batch))
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_paper():
     recipe = ProGradRecipe()
 
     assert (recipe.learning_rate, recipe.epochs, recipe.batch_size) == (0.002, 100, 32)

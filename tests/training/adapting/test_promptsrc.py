@@ -1,4 +1,4 @@
-"""PromptSRC: held to a reference, averaged over epochs."""
+"""PromptSRC: regularisation towards a reference, and averaging over epochs."""
 
 import math
 
@@ -24,7 +24,7 @@ def wander(method, epoch):
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
-def test_the_fold_answers_as_the_method_does(boost):
+def test_the_exported_prompts_score_like_the_method(boost):
     base_model = tiny_base_model(boost)
     method = perturbed(promptsrc(base_model))
 
@@ -66,7 +66,7 @@ def test_after_the_last_epoch_the_prompts_are_the_weighted_sum_over_epochs():
     torch.testing.assert_close(method.text_prompts.detach().double(), expected_text, rtol=0, atol=1e-6)
 
 
-def test_the_sum_goes_on_from_a_checkpoint_to_the_same_bits():
+def test_the_sums_resume_from_a_checkpoint_to_the_same_bits():
     straight = promptsrc(tiny_base_model(None), epochs=4, gpa_mean=2)
     for epoch in range(4):
         wander(straight, epoch)
@@ -86,7 +86,7 @@ def test_the_sum_goes_on_from_a_checkpoint_to_the_same_bits():
     assert torch.equal(second.text_prompts, straight.text_prompts)
 
 
-def test_a_checkpoint_holds_prompts_and_sums_and_no_features():
+def test_a_checkpoint_contains_prompts_and_sums_but_no_features():
     names = {"image_prompts", "text_prompts", "image_sum", "text_sum"}
     assert promptsrc(tiny_base_model(None)).state_dict().keys() == names
 
@@ -102,7 +102,7 @@ def test_weights_peak_at_their_mean_and_stay_finite_far_from_it():
 
 
 @pytest.mark.parametrize("kind", ["boosted", "plain"])
-def test_the_reference_is_the_model_that_the_recipe_names(kind):
+def test_the_recipe_selects_the_reference_model(kind):
     base_model = tiny_base_model((2, 3))
     method = promptsrc(base_model, reference=kind)
 
@@ -133,18 +133,18 @@ def test_without_distances_the_loss_is_cross_entropy_and_the_divergence_from_the
     torch.testing.assert_close(method.loss(batch), expected)
 
 
-def test_depths_are_cut_to_the_towers():
+def test_depths_are_clamped_to_the_towers():
     method = promptsrc(tiny_base_model(None), image_depth=9, text_depth=9)
 
     assert method.image_prompts.shape == method.image_sum.shape == (3, 4, 32)
     assert method.text_prompts.shape == method.text_sum.shape == (3, 4, 32)
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
         PromptSRC(tiny_base_model((2, 3)), ["cat", "striped " * 70], PromptSRCRecipe())
 
 
-def test_a_class_name_that_fits_the_prompts_but_no_template_is_named():
+def test_a_class_name_that_is_too_long_for_a_template_is_named():
     with pytest.raises(TextTooLongError, match=r"photo.*striped striped"):
         PromptSRC(tiny_base_model(None), ["cat", "striped " * 70], PromptSRCRecipe())

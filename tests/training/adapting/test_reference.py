@@ -1,4 +1,4 @@
-"""What frozen models read: a boosted one the text it learned with, a plain one the hand-written prompt."""
+"""Templates of frozen models: the boosting template, or the hand-written one for a plain model."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def built(name, base_model, **changes):
     ("base_model", "boosted_text", "expected"),
     [(BOOSTED, "learned", LEARNED), (BOOSTED, "template", TEMPLATE), (PLAIN, "learned", TEMPLATE)],
 )
-def test_prograds_reference_and_vpts_text_side_read_the_same_text(base_model, boosted_text, expected):
+def test_prograds_reference_and_vpt_use_the_same_template(base_model, boosted_text, expected):
     vpt = built("vpt", base_model, boosted_text=boosted_text, template=TEMPLATE)
     prograd = built("prograd", base_model, boosted_text=boosted_text, template=TEMPLATE)
     assert vpt.template == expected
@@ -31,7 +31,7 @@ def test_prograds_reference_and_vpts_text_side_read_the_same_text(base_model, bo
     assert torch.equal(vpt.text_KE, prograd.reference_text_KE)
 
 
-def test_a_plain_reference_of_a_boosted_model_reads_the_hand_written_prompt():
+def test_a_plain_reference_of_a_boosted_model_uses_the_hand_written_template():
     prograd = built("prograd", BOOSTED, reference="plain", template=TEMPLATE)
     assert torch.equal(prograd.reference_text_KE, PLAIN.zero_shot_text(CLASSES, [TEMPLATE]))
 
@@ -44,12 +44,12 @@ def test_a_plain_reference_of_a_boosted_model_reads_the_hand_written_prompt():
         (PLAIN, "learned", REFERENCE_TEMPLATES),
     ],
 )
-def test_promptsrc_reads_sixty_templates_or_the_learned_text(base_model, choice, expected):
+def test_promptsrc_uses_sixty_templates_or_the_boosting_template(base_model, choice, expected):
     method = built("promptsrc", base_model, reference_text=choice)
     assert torch.equal(method.reference_KE, reference_text(base_model, CLASSES, expected))
 
 
-def test_methods_without_a_frozen_text_have_no_key_for_one():
+def test_only_methods_with_a_frozen_reference_have_its_recipe_keys():
     with_template = {name for name, entry in METHODS.items() if "template" in entry.recipe.model_fields}
     with_reference = {name for name, entry in METHODS.items() if "reference" in entry.recipe.model_fields}
     assert with_template == {"vpt", "prograd"}

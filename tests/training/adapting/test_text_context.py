@@ -1,4 +1,4 @@
-"""Where a context starts and where it stands."""
+"""Initialisation and position of a context."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def seeded(seed=1):
         ("front", [0, 1, 4, 5, 6, 2, 3], 0),
     ],
 )
-def test_an_odd_context_stands_around_the_name_as_the_position_says(position, order, n_before):
+def test_an_odd_context_is_split_around_the_name(position, order, n_before):
     # "cat." is [SOS, cat, ".", EOT]; 4, 5 and 6 are the context.
     texts = place_context(tiny_base_model(), ["cat"], 3, position)
 
@@ -30,7 +30,7 @@ def test_an_odd_context_stands_around_the_name_as_the_position_says(position, or
     assert texts.n_before == n_before
 
 
-def test_every_class_is_parted_at_its_own_name():
+def test_every_class_is_split_at_its_own_name():
     texts = place_context(tiny_base_model(), ["cat", "striped red circle"], 2, "front")
 
     assert texts.order_KT.tolist() == [[0, 1, 6, 7, 2, 3, 4, 5], [0, 1, 2, 3, 6, 7, 4, 5]]
@@ -46,7 +46,7 @@ def test_a_name_that_ends_in_a_full_stop_keeps_all_its_tokens(position):
     assert order[-1] == texts.ids_KT.shape[1] - 1
 
 
-def test_encoding_chosen_classes_is_encoding_all_and_choosing():
+def test_encoding_selected_classes_equals_selecting_from_all():
     texts = place_context(tiny_base_model((2, 3)), ["cat", "striped circle", "dog"], 4, "middle")
     context = torch.randn(4, 32, generator=seeded())
     chosen = torch.tensor([2, 0, 2])
@@ -64,7 +64,7 @@ def test_boosting_prompts_count_towards_the_length_of_a_text():
         place_context(tiny_base_model((2, 3)), ["dog", name], 16)
 
 
-def test_words_decide_how_long_a_context_is_and_where_it_starts():
+def test_initial_words_set_length_and_values_of_a_context():
     backbone = tiny_backbone()
     words = backbone.clip.token_embedding(torch.tensor(backbone.tokenizer.encode("a photo of a")))
 
@@ -74,7 +74,7 @@ def test_words_decide_how_long_a_context_is_and_where_it_starts():
     assert all(torch.equal(context, words) for context in contexts)
 
 
-def test_a_random_context_is_small_and_belongs_to_its_seed():
+def test_a_random_context_is_small_and_determined_by_its_seed():
     backbone = tiny_backbone()
     contexts = init_context(backbone, "", 64, seeded(), n_sets=8)
 

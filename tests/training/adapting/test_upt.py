@@ -14,7 +14,7 @@ def upt(base_model, **recipe):
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
-def test_the_fold_answers_as_the_method_does(boost):
+def test_the_exported_prompts_score_like_the_method(boost):
     base_model = tiny_base_model(boost)
     method = perturbed(upt(base_model, heads=2))
 
@@ -37,7 +37,7 @@ def test_gradients_reach_prompts_and_transformer_and_nothing_else():
     assert all(tensor.grad is None for tensor in frozen)
 
 
-def test_each_tower_sees_the_other_towers_tokens():
+def test_each_tower_attends_to_the_other_towers_tokens():
     method = perturbed(upt(tiny_base_model(None), tokens=2))
     image_before, text_before = method.prompts()
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_each_tower_sees_the_other_towers_tokens():
     assert (text_after - text_before).abs().max() > 1e-4
 
 
-def test_layers_do_not_see_each_other():
+def test_layers_do_not_attend_to_each_other():
     method = perturbed(upt(tiny_base_model(None), depth=2))
     before = torch.cat(method.prompts(), dim=-1)
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_layers_do_not_see_each_other():
     assert moved[1] == 0
 
 
-def test_prompts_start_with_a_spread_of_about_a_fiftieth():
+def test_initial_prompts_have_a_standard_deviation_of_about_0_02():
     image, text = upt(tiny_base_model(None), tokens=16, head_width=64).prompts()
 
     assert 0.01 < image.std() < 0.04
@@ -83,7 +83,7 @@ def test_a_few_steps_lower_the_loss():
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_prompts_are_not_rounded_under_autocast():
+def test_prompts_stay_float32_under_autocast():
     method = perturbed(upt(tiny_base_model(None)))
     exact = torch.cat(method.prompts())
 
@@ -91,13 +91,13 @@ def test_prompts_are_not_rounded_under_autocast():
         assert torch.equal(torch.cat(method.prompts()), exact)
 
 
-def test_the_depth_is_cut_to_the_towers():
+def test_the_depth_is_clamped_to_the_towers():
     exported = upt(tiny_base_model(None), depth=9).fold()
 
     assert exported.image_adapt.shape == (3, 4, 32)
     assert exported.text_adapt.shape == (3, 4, 32)
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
         UPT(tiny_base_model((2, 3)), ["cat", "striped " * 70], UPTRecipe(head_width=16, ffn_width=24))

@@ -1,4 +1,4 @@
-"""VPT: image prompts against a hand-written text."""
+"""VPT: image prompts and hand-written text features."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def vpt(base_model, **recipe):
 
 
 @pytest.mark.parametrize("boost", BOOSTS)
-def test_the_fold_answers_as_the_method_does(boost):
+def test_the_exported_prompts_score_like_the_method(boost):
     base_model = tiny_base_model(boost)
     method = perturbed(vpt(base_model, image_depth=3, template="a sketch of a {}."))
 
@@ -37,14 +37,14 @@ def test_gradients_reach_the_image_prompts_and_nothing_else():
     assert all(tensor.grad is None for tensor in frozen)
 
 
-def test_a_checkpoint_holds_the_prompts_and_not_the_text():
+def test_a_checkpoint_contains_the_prompts_but_no_text_features():
     assert vpt(tiny_base_model(None)).state_dict().keys() == {"image_prompts"}
 
 
-def test_the_depth_is_cut_to_the_tower():
+def test_the_depth_is_clamped_to_the_tower():
     assert vpt(tiny_base_model(None), image_depth=12, image_tokens=8).image_prompts.shape == (3, 8, 32)
 
 
-def test_a_class_name_that_does_not_fit_is_named():
+def test_a_class_name_that_is_too_long_is_named():
     with pytest.raises(TextTooLongError, match="striped striped"):
         VPT(tiny_base_model(None), ["cat", "striped " * 75], VPTRecipe())

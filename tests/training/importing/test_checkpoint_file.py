@@ -1,4 +1,4 @@
-"""Checkpoint files: where they are found, what is read of them, and what is never run."""
+"""Checkpoint files: finding them, and reading them without executing code."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ def refusal(function, *arguments):
     return str(caught.value)
 
 
-def test_a_file_as_dassl_writes_it_is_read_with_the_schedule_object_beside_its_tensors(tmp_path):
+def test_a_dassl_file_with_a_pickled_scheduler_is_read(tmp_path):
     path = save_dassl(tmp_path / "model.pth.tar-7", STATE, epoch=7)
     with pytest.raises(pickle.UnpicklingError, match="CosineAnnealingLR"):
         torch.load(path, weights_only=True)  # what makes the stand-ins necessary
@@ -33,14 +33,14 @@ def test_a_file_as_dassl_writes_it_is_read_with_the_schedule_object_beside_its_t
     assert torch.equal(checkpoint.tensors["ctx"], STATE["ctx"])
 
 
-def test_reading_leaves_torchs_own_list_of_allowed_classes_as_it_was(tmp_path):
+def test_reading_does_not_change_torchs_safe_globals(tmp_path):
     before = set(torch.serialization.get_safe_globals())
     read_checkpoint(save_dassl(tmp_path / "model.pth.tar-7", STATE))
     assert set(torch.serialization.get_safe_globals()) == before
 
 
 @pytest.mark.parametrize("kind", ["bare", "old format", "safetensors", "data parallel"])
-def test_bare_state_dicts_of_any_make_are_read(tmp_path, kind):
+def test_bare_state_dicts_of_all_formats_are_read(tmp_path, kind):
     path = tmp_path / ("state.safetensors" if kind == "safetensors" else "state.pt")
     if kind == "safetensors":
         save_file(STATE, path)
@@ -65,7 +65,7 @@ class Command:
 
 @pytest.mark.parametrize("place", ["state_dict", "optimizer"])
 @pytest.mark.parametrize("is_archive", [True, False])
-def test_a_pickle_that_needs_code_is_refused_and_the_code_is_not_run(tmp_path, place, is_archive):
+def test_a_pickle_that_needs_code_is_rejected_without_running_it(tmp_path, place, is_archive):
     content = {"state_dict": dict(STATE), "epoch": 1, "optimizer": {}}
     content[place]["x"] = Command(tmp_path / "ran")
     torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=is_archive)
@@ -76,7 +76,7 @@ def test_a_pickle_that_needs_code_is_refused_and_the_code_is_not_run(tmp_path, p
     assert "save only its state_dict" in message
 
 
-def test_an_object_behind_a_stand_in_comes_to_no_life(tmp_path):
+def test_an_object_with_a_placeholder_is_not_restored(tmp_path):
     class Schedule:
         def __reduce__(self):
             return torch.optim.lr_scheduler.CosineAnnealingLR, (Command(tmp_path / "ran"), 5)
@@ -97,7 +97,7 @@ def test_an_object_behind_a_stand_in_comes_to_no_life(tmp_path):
         b"\x80\x02c",
     ],
 )
-def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
+def test_files_that_are_not_checkpoints_are_rejected(tmp_path, content):
     (tmp_path / "file.pt").write_bytes(content)
     assert str(tmp_path / "file.pt") in refusal(read_checkpoint, tmp_path / "file.pt")
     (tmp_path / "file.safetensors").write_bytes(content)
@@ -105,7 +105,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
-def test_files_cut_short_are_refused(tmp_path, share):
+def test_truncated_files_are_rejected(tmp_path, share):
     path = save_dassl(tmp_path / "model.pth.tar-1", STATE)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     assert "cannot be read as a checkpoint" in refusal(read_checkpoint, path)
@@ -127,26 +127,26 @@ def test_files_cut_short_are_refused(tmp_path, share):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
-def test_only_plain_tensors_by_name_are_a_state_dict(tmp_path, content, message):
+def test_a_state_dict_contains_only_dense_tensors_by_name(tmp_path, content, message):
     torch.save(content, tmp_path / "file.pt")
     assert message in refusal(read_checkpoint, tmp_path / "file.pt")
 
 
-def test_compressed_records_are_not_unpacked(tmp_path):
+def test_compressed_records_are_rejected(tmp_path):
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", b"\x80\x02}." + b"\0" * 10**6)
     assert "compressed record 'bomb/data.pkl'" in refusal(read_checkpoint, path)
 
 
-def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
+def test_a_file_above_the_limit_is_rejected_before_it_is_read(tmp_path):
     path = tmp_path / "huge.pt"
     path.touch()
     os.truncate(path, MAX_CHECKPOINT_BYTES + 1)  # takes no room on the disk
     assert f"{MAX_CHECKPOINT_BYTES + 1} bytes; the limit is {MAX_CHECKPOINT_BYTES}" in refusal(read_checkpoint, path)
 
 
-def test_the_newest_file_of_a_run_is_taken_by_its_epoch(tmp_path):
+def test_the_file_with_the_highest_epoch_is_used(tmp_path):
     folder = tmp_path / "run" / "prompt_learner"
     folder.mkdir(parents=True)
     for name in ("model.pth.tar-5", "model.pth.tar-50", "model.pth.tar-9", "model-best.pth.tar", "checkpoint"):
@@ -156,12 +156,12 @@ def test_the_newest_file_of_a_run_is_taken_by_its_epoch(tmp_path):
     assert find_checkpoint(folder / "model.pth.tar-5", "prompt_learner") == folder / "model.pth.tar-5"
 
 
-def test_the_best_file_is_taken_where_no_epoch_is_named(tmp_path):
+def test_the_best_file_is_used_if_there_is_no_epoch(tmp_path):
     (tmp_path / "model-best.pth.tar").touch()
     assert find_checkpoint(tmp_path, "VLPromptLearner") == tmp_path / "model-best.pth.tar"
 
 
-def test_a_folder_without_a_checkpoint_says_what_is_in_it(tmp_path):
+def test_the_error_for_a_folder_without_checkpoint_lists_its_files(tmp_path):
     (tmp_path / "seed1").mkdir()
     (tmp_path / "log.txt").touch()
     message = refusal(find_checkpoint, tmp_path, "VLPromptLearner")

@@ -1,4 +1,4 @@
-"""`caspl import` from a run's folder to a bundle."""
+"""`caspl import`, from the folder of a run to a bundle."""
 
 import json
 
@@ -34,7 +34,7 @@ def one_line(text):
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "ivlp", "promptsrc"])
-def test_a_runs_folder_becomes_a_bundle_that_says_where_it_came_from(workplace, method):
+def test_a_run_folder_is_imported_to_a_bundle_with_provenance(workplace, method):
     folder = workplace / "run" / IMPORTERS[method].layout.model_name
     state = getattr(Writer(), method)()
     save_dassl(folder / "model.pth.tar-10", state, epoch=10)
@@ -54,7 +54,7 @@ def test_a_runs_folder_becomes_a_bundle_that_says_where_it_came_from(workplace, 
     assert provenance.data_digests["checkpoint"].startswith("sha256:")
 
 
-def test_class_names_may_be_given_one_by_one(workplace):
+def test_class_names_can_be_passed_one_by_one(workplace):
     save_dassl(workplace / "model.pth.tar-1", Writer().coop())
     names = [word for name in ("cat", "dog", "striped_red_tulip") for word in ("--class", name)]
     assert caspl_import(workplace, "model.pth.tar-1", "coop", *names, classes=False).exit_code == 0
@@ -62,7 +62,7 @@ def test_class_names_may_be_given_one_by_one(workplace):
     assert [spec.name for spec in bundle.manifest.classes] == list(CLASSES)
 
 
-def test_class_names_that_read_the_same_are_refused_before_a_backbone_is_loaded(workplace):
+def test_duplicate_class_names_are_rejected_before_loading_a_backbone(workplace):
     save_dassl(workplace / "model.pth.tar-1", Writer().coop())
     names = ["--class", "red_tulip", "--class", "Red  tulip", "--backbone", "ViT-Z-16"]
     result = caspl_import(workplace, "model.pth.tar-1", "coop", *names, classes=False)
@@ -70,7 +70,7 @@ def test_class_names_that_read_the_same_are_refused_before_a_backbone_is_loaded(
     assert "duplicate class names 'red_tulip' and 'Red  tulip'" in result.stderr
 
 
-def test_a_boosting_bundle_is_read_no_further_than_a_bundle_may_be_long(workplace):
+def test_a_boosting_bundle_is_read_only_up_to_the_size_limit(workplace):
     save_dassl(workplace / "model.pth.tar-1", Writer().coop())
     huge = workplace / "huge.safetensors"
     with huge.open("wb") as file:
@@ -80,7 +80,7 @@ def test_a_boosting_bundle_is_read_no_further_than_a_bundle_may_be_long(workplac
     assert f"has {MAX_BUNDLE_BYTES + 1} bytes; the limit is {MAX_BUNDLE_BYTES}" in one_line(result.stderr)
 
 
-def test_prompts_may_stand_on_boosting_prompts(workplace):
+def test_prompts_can_be_imported_on_boosting_prompts(workplace):
     boost = workplace / "boost.safetensors"
     boost.write_bytes(random_bundle(image_boost=(2, 3), text_boost=(1, 2)))
     save_dassl(workplace / "model.pth.tar-1", Writer().maple())
@@ -92,7 +92,7 @@ def test_prompts_may_stand_on_boosting_prompts(workplace):
     assert bundle.manifest.provenance.data_digests["boost"] == given.digest
 
 
-def test_the_result_is_a_table_and_notes_stand_beside_it(workplace):
+def test_the_result_is_a_table_with_notes_on_stderr(workplace):
     save_dassl(workplace / "model.pth.tar-1", Writer().coop(words=False))
     result = caspl_import(workplace, "model.pth.tar-1", "coop")
     assert "imported" in result.stdout
@@ -100,13 +100,13 @@ def test_the_result_is_a_table_and_notes_stand_beside_it(workplace):
     assert "note: The checkpoint contains no embeddings" in one_line(result.stderr)
 
 
-def test_quick_gelu_makes_the_backbone_compute_as_these_projects_do(workplace):
+def test_quick_gelu_changes_the_activation_of_the_backbone(workplace):
     save_dassl(workplace / "model.pth.tar-1", Writer().coop())
     result = caspl_import(workplace, "model.pth.tar-1", "coop", "--quick-gelu", "--json")
     assert json.loads(result.stdout)["notes"] == []
 
 
-def test_promptkd_takes_its_teachers_features_from_a_file(workplace):
+def test_promptkd_reads_its_teachers_features_from_a_file(workplace):
     save_dassl(workplace / "model.pth.tar-1", Writer().promptkd())
     torch.save(torch.eye(3, 10), workplace / "features.pt")
     result = caspl_import(
@@ -126,7 +126,7 @@ def test_promptkd_takes_its_teachers_features_from_a_file(workplace):
         ("coop", ["--domain", "Not A Domain"], "Not a valid domain name"),
     ],
 )
-def test_a_failure_is_one_message_and_leaves_no_bundle(workplace, method, extra, message):
+def test_a_failure_is_one_message_and_writes_no_bundle(workplace, method, extra, message):
     save_dassl(workplace / "model.pth.tar-1", Writer().coop())
     result = caspl_import(workplace, "model.pth.tar-1", method, *extra)
     assert result.exit_code == 1
@@ -147,18 +147,18 @@ def test_a_failure_is_one_message_and_leaves_no_bundle(workplace, method, extra,
         ("coop", ["--device", "gpu"], True, "--device"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_is_read(workplace, method, extra, classes, option):
+def test_usage_errors_are_reported_before_reading_files(workplace, method, extra, classes, option):
     result = caspl_import(workplace, "classes.txt", method, *extra, classes=classes)
     assert result.exit_code == 2
     assert option in result.stderr
 
 
-def test_a_checkpoint_that_is_not_there_is_wrong_usage(workplace):
+def test_a_missing_checkpoint_is_a_usage_error(workplace):
     result = caspl_import(workplace, "none.pt", "coop")
     assert result.exit_code == 2
     assert "does not exist" in one_line(result.stderr.replace("│", " "))
 
 
-def test_the_command_offers_exactly_the_methods_and_positions_that_can_be_imported():
+def test_the_command_lists_exactly_the_importable_methods_and_positions():
     assert {method.value for method in Method} == set(IMPORTERS)
     assert {position.value for position in NamePosition} == {"end", "middle", "front"}

@@ -1,4 +1,4 @@
-"""What is not the checkpoint it was said to be is refused, and the message says what was expected, found and to do."""
+"""Rejected checkpoints: errors name the expected and found tensors and the remedy."""
 
 import pytest
 import torch
@@ -48,14 +48,14 @@ def refusal(attempt, state, method, **options):
         ("maple", "ivlp"),
     ],
 )
-def test_a_checkpoint_of_another_method_is_recognised(attempt, written, named):
+def test_the_method_of_a_checkpoint_is_detected(attempt, written, named):
     message = refusal(attempt, getattr(Writer(), written)(), named)
     assert f"use --method {written}" in message
     assert "Expected" in message
     assert "Found" in message
 
 
-def test_a_message_names_file_problem_expectation_and_what_was_found(attempt, tmp_path):
+def test_an_error_names_file_problem_and_expected_and_found_tensors(attempt, tmp_path):
     message = refusal(attempt, {"ctx": torch.ones(4, 512)}, "coop")
     assert str(tmp_path / "model.pth.tar-5") in message
     assert f"ctx is [4, 512], expected [tokens, {WIDTH}]" in message
@@ -105,14 +105,14 @@ def test_every_tensor_is_checked_by_name_and_shape(attempt, method, change, mess
 
 @pytest.mark.parametrize(("method", "name"), [("coop", "ctx"), ("ivlp", "image_encoder.VPT")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_prompts_that_training_spoiled_are_named(attempt, method, name, value):
+def test_non_finite_prompts_are_named(attempt, method, name, value):
     state = getattr(Writer(), method)()
     state[name][0, 0] = value
     assert f"{name} contains NaN or infinity" in refusal(attempt, state, method)
 
 
 @pytest.mark.parametrize("method", ["maple", "ivlp", "promptsrc"])
-def test_prompts_of_another_clip_are_refused_by_its_first_weight_that_differs(attempt, method):
+def test_prompts_of_another_clip_are_rejected_by_the_first_differing_weight(attempt, method):
     other = PromptedBackbone(tiny_backbone("tiny", 1))
     message = refusal(attempt, getattr(Writer(), method)(), method, base_model=other)
     assert "was not trained on tiny (random:1)" in message
@@ -121,13 +121,13 @@ def test_prompts_of_another_clip_are_refused_by_its_first_weight_that_differs(at
 
 
 @pytest.mark.parametrize("method", ["maple", "ivlp", "promptsrc"])
-def test_one_weight_that_was_tuned_is_found(attempt, method):
+def test_a_single_fine_tuned_weight_is_detected(attempt, method):
     state = getattr(Writer(), method)()
     state["text_encoder.ln_final.weight"][3] += 0.05
     assert "text_encoder.ln_final.weight" in refusal(attempt, state, method)
 
 
-def test_a_clip_of_another_size_is_refused_by_shape_or_name(attempt):
+def test_a_clip_of_another_size_is_rejected_by_shape_or_name(attempt):
     state = Writer().maple()
     state["image_encoder.conv1.weight"] = torch.ones(32, 3, 16, 16)
     assert "the backbone's shape is [32, 3, 8, 8]" in refusal(attempt, state, "maple")
@@ -136,7 +136,7 @@ def test_a_clip_of_another_size_is_refused_by_shape_or_name(attempt):
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
-def test_the_start_tokens_embedding_tells_another_clip_where_its_weights_are_not_stored(attempt, method):
+def test_the_start_token_embedding_identifies_another_clip_without_its_weights(attempt, method):
     other = PromptedBackbone(tiny_backbone("tiny", 1))
     message = refusal(attempt, getattr(Writer(), method)(), method, base_model=other)
     assert "its start token has another embedding" in message
@@ -150,14 +150,14 @@ def test_class_specific_contexts_need_the_training_classes_in_their_order(attemp
     assert "class 1, 'dog', differs from training (2 of 3 differ)" in message
 
 
-def test_words_between_prompts_and_names_have_to_be_those_of_training(attempt):
+def test_words_between_prompts_and_names_must_match_training(attempt):
     state = Writer().maple(n_tokens=2, between="")
     message = refusal(attempt, state, "maple")
     assert "was not trained with 'of a' between prompts and class names" in message
     assert attempt(state, "maple", template="{}.")["text"] == "{}."
 
 
-def test_a_name_in_front_of_the_context_leaves_no_room_for_another_text(attempt):
+def test_a_custom_template_requires_the_name_at_the_end(attempt):
     message = refusal(attempt, Writer().coop(words=False), "coop", position="front", template="{}, a pet.")
     assert "omit --text '{}, a pet.'" in message
 
@@ -181,7 +181,7 @@ def test_promptkd_needs_its_teachers_text_features(attempt, tmp_path):
     assert "cannot be read as a safetensors file" in refusal(attempt, state, "promptkd", text_features=path)
 
 
-def test_a_teachers_bundle_gives_its_text_features_for_the_same_classes_only(attempt, tmp_path):
+def test_a_teacher_bundle_must_have_the_same_classes(attempt, tmp_path):
     attempt(Writer().promptsrc(), "promptsrc")
     teacher = (tmp_path / "demo.safetensors").rename(tmp_path / "teacher.safetensors")
     student = Writer(1).promptkd(n_teacher=EMBED)
@@ -203,11 +203,11 @@ def test_a_teachers_bundle_gives_its_text_features_for_the_same_classes_only(att
         ("coop", Writer().coop(), CLASSES, "uses GELU, so predictions differ"),
     ],
 )
-def test_what_cannot_be_checked_or_may_surprise_is_noted(attempt, method, state, classes, note):
+def test_unverifiable_facts_are_noted(attempt, method, state, classes, note):
     assert any(note in line for line in attempt(state, method, classes=classes)["notes"])
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "ivlp", "promptsrc"])
-def test_a_whole_checkpoint_for_its_own_classes_leaves_nothing_to_note_but_the_activation(attempt, method):
+def test_a_complete_checkpoint_for_its_own_classes_has_no_notes_but_the_activation(attempt, method):
     notes = attempt(getattr(Writer(), method)(), method)["notes"]
     assert [note for note in notes if "QuickGELU" not in note] == []

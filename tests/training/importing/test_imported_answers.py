@@ -1,4 +1,4 @@
-"""An imported checkpoint answers as the project's own model would: compared with a slow transcription in float64.
+"""Imported checkpoints score like the project's own model, a slow transcription in float64.
 
 The transcription reads the foreign state dict; the bundle is served by the package.
 """
@@ -77,7 +77,7 @@ def layers(state, first, deeper, n):
 
 
 @pytest.mark.parametrize("per_class", [False, True])
-def test_coop_contexts_stand_in_front_of_the_names(imported, base_model, per_class):
+def test_coop_contexts_precede_the_names(imported, base_model, per_class):
     state = Writer().coop(per_class=per_class)
     bundle = imported(state, "coop")
     context = state["ctx"].double()
@@ -88,7 +88,7 @@ def test_coop_contexts_stand_in_front_of_the_names(imported, base_model, per_cla
     assert bundle.manifest.stack.labels == ("own" if per_class else "any")
 
 
-def test_a_shared_coop_context_serves_other_labels(imported, base_model):
+def test_a_shared_coop_context_supports_other_labels(imported, base_model):
     state = Writer().coop()
     model = PromptedClip(base_model.backbone)
     opened = model.with_labels(model.load_stack(imported(state, "coop")), ["red bird"])
@@ -96,7 +96,7 @@ def test_a_shared_coop_context_serves_other_labels(imported, base_model):
 
 
 @pytest.mark.parametrize(("position", "per_class"), [("middle", False), ("front", False), ("middle", True)])
-def test_a_class_name_inside_or_in_front_of_the_context_leaves_text_features_only(tmp_path, position, per_class):
+def test_with_the_name_not_at_the_end_only_text_features_are_exported(tmp_path, position, per_class):
     plain = tiny_base_model()
     state = Writer().coop(n_tokens=3, per_class=per_class)
     path = save_dassl(tmp_path / "model.pth.tar-50", state)
@@ -117,7 +117,7 @@ def test_a_class_name_inside_or_in_front_of_the_context_leaves_text_features_onl
     assert bundle.manifest.stack.labels == "own"
 
 
-def test_cocoop_moves_its_context_by_the_image(imported, base_model):
+def test_cocoop_shifts_its_context_per_image(imported, base_model):
     state = Writer().cocoop()
     found = similarities(base_model, imported(state, "cocoop"))
     w = {name: value.double() for name, value in state.items()}
@@ -130,9 +130,7 @@ def test_cocoop_moves_its_context_by_the_image(imported, base_model):
 
 
 @pytest.mark.parametrize(("n_tokens", "depth", "between"), [(2, 3, "of a"), (4, 2, ""), (2, 1, "of a"), (3, 3, "a")])
-def test_maple_couplings_become_image_prompts_and_the_rest_of_the_words_stay(
-    imported, base_model, n_tokens, depth, between
-):
+def test_maple_couplings_become_image_prompts_and_remaining_words_stay(imported, base_model, n_tokens, depth, between):
     state = Writer().maple(n_tokens, depth, between)
     bundle = imported(state, "maple")
     text = layers(state, "prompt_learner.ctx", "prompt_learner.compound_prompts_text.{}", (depth - 1,))
@@ -170,7 +168,7 @@ def test_ivlp_in_the_text_tower_alone_leaves_the_image_tower_plain(imported, bas
 
 
 @pytest.mark.parametrize("is_matrix", [False, True])
-def test_promptkd_answers_in_its_teachers_space(imported, base_model, tmp_path, is_matrix):
+def test_promptkd_scores_in_its_teachers_space(imported, base_model, tmp_path, is_matrix):
     writer = Writer()
     state = writer.promptkd()
     if is_matrix:
@@ -200,7 +198,7 @@ def test_promptkd_answers_in_its_teachers_space(imported, base_model, tmp_path, 
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "ivlp", "promptsrc"])
-def test_a_float16_checkpoint_of_a_data_parallel_run_gives_the_values_it_holds(imported, method):
+def test_a_float16_checkpoint_of_a_data_parallel_run_is_imported_exactly(imported, method):
     state = halved(getattr(Writer(), method)())
     whole = imported({name: value.float() for name, value in state.items()}, method)
     half = imported({f"module.{name}": value for name, value in state.items()}, method)
@@ -210,7 +208,7 @@ def test_a_float16_checkpoint_of_a_data_parallel_run_gives_the_values_it_holds(i
         assert (half.tensors[name] == array).all()
 
 
-def test_weights_averaged_in_float16_over_epochs_still_count_as_the_backbones(imported):
+def test_weights_averaged_in_float16_are_within_tolerance(imported):
     state = halved(Writer().promptsrc())
     epochs = torch.arange(1, 21)
     weights = torch.exp(-0.5 * ((epochs - 15.0) / 1.0) ** 2).double()
