@@ -23,6 +23,7 @@ NOT_RUN = {
     r"\. \.venv/bin/activate": "the tests run in the environment already",
     r"make (demo|test|demo-train|PYTHON=)": "runs the tests themselves, or takes minutes",
     r"(\S*/)?caspl (boost|adapt|evaluate|reproduce)": "downloads pretrained weights and trains for minutes",
+    r"caspl import": "needs checkpoints of other projects",
     r"(\S*/)?caspl serve .*--pretrained": "downloads pretrained weights",
     r"(\S*/)?caspl serve --demo": "the fixture `server` runs it",
     r"(\S*/)?caspl serve --host": "listens on all addresses",
