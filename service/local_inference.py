@@ -58,7 +58,7 @@ class LocalBackend:
     def hold(self, domain: str, version: int | None, *, deadline_s: float, priority: int) -> LocalPin:
         """Admit a request and pin a version until the result is dropped; raises what `InferenceBackend.pin` raises."""
         pinned = self.live.pin(domain) if version is None else version
-        self.batcher.check(1, deadline_s=deadline_s, flow=domain, priority=priority)
+        self.batcher.check(tenant=domain, deadline_s=deadline_s, priority=priority)
         return LocalPin(self, domain, pinned)
 
 
@@ -87,9 +87,9 @@ class LocalPin:
             stack = await backend.label_sets.get(key, lambda: self._with_options(served.stack, options))
         futures = backend.batcher.submit(
             [EngineRow(image, stack, options.top_k) for image in pixels],
-            lane=stack.lane,
+            key=stack.lane,
             deadline_s=options.deadline_s,
-            flow=self._domain,
+            tenant=self._domain,
             priority=options.priority,
         )
         try:

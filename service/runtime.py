@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Final
 
-import numpy as np
 from fastapi import Depends, Request
 from prometheus_client import ProcessCollector
 
@@ -26,7 +25,6 @@ from service.inference import Prediction
 from service.local_inference import LabelSet, LocalBackend
 from service.observability.device import DeviceMetrics, build_facts
 from service.observability.metrics import Metrics
-from service.scheduler.batch_times import calibrate
 from service.scheduler.batcher import Batcher
 from service.settings import Settings
 
@@ -57,10 +55,9 @@ class Runtime(HttpContext):
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
-        """Load every live version, measure what this machine can do, and begin to follow the store."""
+        """Load every live version, then follow the store."""
         # Nobody waits for an answer yet: while some stacks are read and made, others are tried out.
         await self.follower.start(at_once=self.engine.num_streams + AHEAD, trials_s=self.settings.trials_s)
-        await self._calibrate()
         self._begin(self.follower.try_out_the_rest())
         if self.settings.store_poll_s:
             self._begin(self._follow_store(self.settings.store_poll_s))
@@ -99,27 +96,6 @@ class Runtime(HttpContext):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _calibrate(self) -> None:
-        """Measure batches of a grey image, so that the first crowd is judged by numbers and not by its own delays.
-
-        Without a live domain nothing is measured; the times are learned from what runs first.
-        """
-        lives = (state.served for state in self.live.table.values())
-        stack = next((served.stack for served in lives if served and not served.stack.n_text_rows), None)
-        if stack is None or not self.settings.calibrate_s:
-            return
-        side_px = self.engine.backbone.image_size
-        row = EngineRow(np.full((3, side_px, side_px), 128, dtype=np.uint8), stack, top_k=1)
-        measured = await calibrate(
-            self.batcher.batch_times,
-            self.engine.run,
-            row,
-            n_runners=self.engine.num_streams,
-            budget_s=self.settings.calibrate_s,
-        )
-        took = {str(n_rows): round(seconds * 1000, 2) for n_rows, seconds in measured.items()}
-        logger.info("batches.measured", extra={"ms_by_rows": took})
-
     async def _follow_store(self, every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
@@ -140,7 +116,7 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     )
 
     async def run(rows: Sequence[EngineRow]) -> Sequence[list[Prediction] | Exception]:
-        metrics.batch_domains.observe(len({row.stack.domain for row in rows}))
+        metrics.batch_running(len({row.stack.domain for row in rows}), len(rows), engine.padded_batch_size(len(rows)))
         return await engine.run(rows)
 
     metrics.build.info(build_facts(settings, model.backbone))
@@ -148,14 +124,15 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     ProcessCollector(registry=metrics.registry)
     batcher = Batcher(
         run,
-        max_rows=engine.max_batch_rows(settings.max_batch_rows),
-        max_waiting=settings.max_waiting_rows,
-        n_runners=engine.num_streams,
+        max_batch_rows=engine.max_batch_rows(settings.max_batch_rows),
+        max_queued_rows=settings.max_waiting_rows,
+        observer=metrics,
+        max_running=engine.num_streams,
+        pipeline_depth=model.pipeline_depth,
         cost=lambda row: row.n_text_rows,
         max_cost=max(1, settings.max_text_rows // engine.num_streams),
-        observer=metrics,
-        n_padded=engine.padded_batch_size,
     )
+    metrics.queue_rows.set_function(lambda: batcher.n_queued)
     live = LiveStacks(
         store,
         fingerprint=model.backbone.fingerprint,

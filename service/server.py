@@ -33,7 +33,6 @@ from service.http.server import LastCallServer, address_of, http_config, listen
 from service.images.gpu import nvimgcodec
 from service.process import tune_interpreter, usable_cores
 from service.runtime import Runtime, build
-from service.scheduler.batcher import LEAST_SHARE
 from service.settings import Settings
 from service.workers import device_process
 
@@ -165,7 +164,7 @@ def batches_at_once(backbone: Backbone, settings: Settings) -> int:
     """One per core where a core is worth it (decisions/0012), but no more than leave each a batch of two images."""
     if backbone.device.type != "cpu" or not is_heavy(backbone.arch):
         return 1
-    return max(1, min(torch.get_num_threads(), settings.max_batch_rows // LEAST_SHARE))
+    return max(1, min(torch.get_num_threads(), settings.max_batch_rows // 2))
 
 
 def needed_keys(settings: Settings) -> tuple[Key, ...]:

@@ -150,9 +150,6 @@ class Settings(BaseSettings):
         ge=0,
         description="time for warm-up of live versions at startup; the rest is warmed up while serving",
     )
-    calibrate_s: float = Field(
-        1.0, ge=0, description="time to measure batch durations at startup; 0 learns them from requests"
-    )
     domain_metrics: bool = Field(
         True,
         description="label metrics with the domain; turn it off with thousands of domains",

@@ -10,8 +10,6 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from service.domains.live_table import DomainState
-from service.scheduler.fair_queue import Priority
-from service.scheduler.tickets import Release
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -56,9 +54,8 @@ class Metrics:
         )
         self.batches = Counter(
             "caspl_batches",
-            "Batches by why they left: idle, the device had nothing to do; free, it had just become free; gathered, it "
-            "was free and waited a moment for callers about to be back; full, made ready while another ran; drain, the "
-            "process stops.",
+            "Batches by why they started: idle, a device thread was free; full, it had as many rows as it may have; "
+            "pipelined, a running batch was about to end; drain, the process stops.",
             ["reason"],
             registry=self.registry,
         )
@@ -69,13 +66,6 @@ class Metrics:
             registry=self.registry,
         )
         self.entered = Counter("caspl_rows_entered", "Images let into the queue.", ["priority"], registry=self.registry)
-        self.prediction_error_s = Histogram(
-            "caspl_wait_prediction_error_seconds",
-            "How much later or sooner answers came than predicted on entering the queue.",
-            ["way"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
         self.queue_rows = Gauge("caspl_queue_rows", "Images waiting for the device.", registry=self.registry)
         self.dropped = Counter(
             "caspl_rows_dropped", "Images that left the queue unanswered.", ["reason"], registry=self.registry
@@ -118,25 +108,24 @@ class Metrics:
             self.domains.labels(state)
         self.errors = Counter("caspl_errors", "Answers with a problem.", ["code"], registry=self.registry)
 
-    def rows_entered(self, n_rows: int, priority: Priority) -> None:
-        """Count rows that were let into the queue."""
-        self.entered.labels(priority.name.lower()).inc(n_rows)
+    def rows_queued(self, n_rows: int, priority: str) -> None:
+        """Count rows that entered the queue."""
+        self.entered.labels(priority.lower()).inc(n_rows)
 
-    def batch_formed(self, n_rows: int, n_padded: int, waited_s: float, release: Release) -> None:
-        """Count a batch, what it carries for nothing, and the wait of its oldest row."""
-        self.batches.labels(release).inc()
+    def batch_started(self, n_rows: int, waited_s: float, reason: str) -> None:
+        """Count a batch, and the wait of its oldest row."""
+        self.batches.labels(reason).inc()
         self.batch_rows.observe(n_rows)
-        self.batch_padding.observe(1 - n_rows / n_padded)
         self.stage_s.labels("queue").observe(waited_s)
 
-    def call_answered(self, predicted_s: float, took_s: float) -> None:
-        """Count by how much the answer came later, or sooner, than predicted."""
-        way = "later" if took_s > predicted_s else "sooner"
-        self.prediction_error_s.labels(way).observe(abs(took_s - predicted_s))
+    def batch_running(self, n_domains: int, n_rows: int, n_padded: int) -> None:
+        """Count a batch's domains, and the part of it that is padding."""
+        self.batch_domains.observe(n_domains)
+        self.batch_padding.observe(1 - n_rows / n_padded)
 
-    def row_dropped(self, reason: str) -> None:
-        """Count a row that never reached the device."""
-        self.dropped.labels(reason).inc()
+    def rows_dropped(self, n_rows: int, reason: str) -> None:
+        """Count rows that never reached the device."""
+        self.dropped.labels(reason).inc(n_rows)
 
     def bank_changed(self, *, n_used: int, n_free: int, n_kept: int, n_loads: int, n_evictions: int) -> None:
         """Show the slots of the prompt bank, and count the stacks that came and that had to leave."""
@@ -144,10 +133,6 @@ class Metrics:
             self.bank_slots.labels(state).set(n_slots)
         self.bank_loads.inc(n_loads)
         self.bank_evictions.inc(n_evictions)
-
-    def queue_changed(self, n_waiting: int) -> None:
-        """Show how many rows wait."""
-        self.queue_rows.set(n_waiting)
 
     def image_counted(self, domain: str, result: str) -> None:
         """Count an image by what became of it."""

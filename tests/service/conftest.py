@@ -54,7 +54,7 @@ def serve(request, model, store):
 
     @asynccontextmanager
     async def run(keys=(), **changes):
-        settings = Settings(**{"store_poll_s": 0, "calibrate_s": 0} | changes)
+        settings = Settings(**{"store_poll_s": 0} | changes)
         async with form(settings, model, store, keys) as (app, runtime, worker):
             transport = httpx.ASGITransport(app, raise_app_exceptions=True)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -6,9 +6,9 @@ from tests.service.fakes import picture
 
 
 async def crowd(client):
-    """As many requests as there is room for where one image runs, one is ready and two may wait."""
+    """As many requests as there is room for where one image runs and two may be queued."""
     kept = []
-    for _ in range(4):
+    for _ in range(3):
         kept.append(asyncio.ensure_future(client.post("/classify/paint", content=picture())))
         await asyncio.sleep(0.1)
     return kept

@@ -7,7 +7,6 @@ from service.http.auth import KeyRing
 from service.observability.device import DeviceMetrics
 from service.observability.metrics import Metrics
 from service.runtime import build
-from service.scheduler.fair_queue import Priority
 from service.settings import Settings
 from tests.architecture.repository import ROOT
 from tests.service.fakes import FakeModel
@@ -21,34 +20,30 @@ def value(metrics, name, **labels):
     return float(found[1]) if found else 0.0
 
 
-def test_batches_are_counted_by_why_they_left_with_what_they_carry_for_nothing():
+def test_batches_are_counted_by_why_they_started_with_their_rows_domains_and_padding():
     metrics = Metrics()
-    metrics.batch_formed(8, 8, 0.1, "full")
-    metrics.batch_formed(5, 8, 0.1, "free")
-    metrics.batch_formed(5, 8, 0.1, "free")
+    metrics.batch_started(8, 0.1, "full")
+    metrics.batch_started(5, 0.1, "idle")
+    metrics.batch_started(5, 0.1, "idle")
+    metrics.batch_running(3, 8, 8)
+    metrics.batch_running(1, 5, 8)
+    metrics.batch_running(2, 5, 8)
     assert value(metrics, "caspl_batches_total", reason="full") == 1
-    assert value(metrics, "caspl_batches_total", reason="free") == 2
+    assert value(metrics, "caspl_batches_total", reason="idle") == 2
     assert value(metrics, "caspl_batch_rows_sum") == 18
+    assert value(metrics, "caspl_batch_domains_sum") == 6
     assert value(metrics, "caspl_batch_padding_ratio_sum") == 0.75
     assert value(metrics, "caspl_batch_padding_ratio_bucket", le="0.0") == 1
 
 
 def test_rows_are_counted_by_priority_and_by_why_they_were_dropped():
     metrics = Metrics()
-    metrics.rows_entered(3, Priority.HIGH)
-    metrics.rows_entered(2, Priority.LOW)
-    metrics.row_dropped("queue_full")
+    metrics.rows_queued(3, "HIGH")
+    metrics.rows_queued(2, "LOW")
+    metrics.rows_dropped(2, "queue_full")
     assert value(metrics, "caspl_rows_entered_total", priority="high") == 3
     assert value(metrics, "caspl_rows_entered_total", priority="low") == 2
-    assert value(metrics, "caspl_rows_dropped_total", reason="queue_full") == 1
-
-
-def test_predictions_are_judged_apart_by_whether_the_answer_came_later_or_sooner():
-    metrics = Metrics()
-    metrics.call_answered(2.0, 2.5)
-    metrics.call_answered(2.0, 1.75)
-    assert value(metrics, "caspl_wait_prediction_error_seconds_sum", way="later") == 0.5
-    assert value(metrics, "caspl_wait_prediction_error_seconds_sum", way="sooner") == 0.25
+    assert value(metrics, "caspl_rows_dropped_total", reason="queue_full") == 2
 
 
 def test_every_metric_is_documented_and_every_documented_one_is_there(store):

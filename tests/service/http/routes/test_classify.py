@@ -287,7 +287,7 @@ async def test_work_for_a_client_that_hung_up_never_reaches_the_device(serve, mo
         await asyncio.wait_for(gone, 5)
         model.gate.set()
         assert (await first).status_code == 200
-        assert client.runtime.batcher.n_waiting == 0
+        assert client.runtime.batcher.n_queued == 0
     assert "ink" not in [domain for batch in model.batches for domain in batch]
     assert sent[0]["status"] == 499
 
