@@ -138,3 +138,14 @@ def test_every_reason_not_to_run_applies_to_a_command():
     joined = [" ".join(command.replace("\\\n", " ").split()) for command in ALL_COMMANDS]
 
     assert [pattern for pattern in NOT_RUN if not any(re.match(pattern, command) for command in joined)] == []
+
+
+def test_the_python_blocks_of_readme_run(server, workplace):
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for code in blocks:
+        here = re.sub(r"(localhost|127\.0\.0\.1):8000", rf"\1:{server}", code)
+        command = [sys.executable, "-P", "-c", here]
+
+        run = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=60, check=False)
+
+        assert run.returncode == 0, f"{code}\n{run.stderr[-2000:]}"
