@@ -1,8 +1,4 @@
-"""Loads one frozen CLIP through open_clip and pins it by its fingerprint.
-
-Knows where weights come from (a pretrained tag, a local file, the packaged demo, or an explicit random seed). Does not
-know prompts.
-"""
+"""Loads a frozen CLIP through open_clip: from a pretrained tag, a local file, the demo, or a random seed."""
 
 import contextlib
 import logging
@@ -30,12 +26,12 @@ WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen CLIP with the facts that prompts depend on.
+    """A frozen CLIP and the facts that prompts depend on.
 
     Attributes:
         clip: open_clip's model in eval mode, no gradients.
         arch: open_clip's model name.
-        pretrained: where the weights came from: a tag, a file name, `demo` or `random:<seed>`.
+        pretrained: the source of the weights: a tag, a file name, `demo` or `random:<seed>`.
         fingerprint: `sha256:…` over weights and architecture, see `fingerprint_weights`.
         preprocess: open_clip's preprocessing as plain values (size, mean, std, interpolation, resize_mode, …).
         logit_scale: s = exp(t), the multiplier of cosine similarities.
@@ -147,15 +143,16 @@ def load_backbone(
     scale = math.exp(float(clip.logit_scale.detach()))
     preprocess = {key: _plain(value) for key, value in open_clip.get_model_preprocess_cfg(clip).items()}
     if torch.device(device).type == "cuda":
-        # torch prefers cuDNN's attention on some GPUs, which makes a plan for every new number of rows or tokens, and
-        # that takes a good part of a second; its flash attention needs none and is about as fast.
+        # cuDNN's attention, torch's choice on some GPUs, plans for up to a second per new shape; flash attention does
+        # not and is about as fast.
         torch.backends.cuda.enable_cudnn_sdp(False)
     clip = clip.eval().requires_grad_(False).to(device)
     if dtype != torch.float32:
         open_clip.convert_weights_to_lp(clip, dtype=dtype)
-        # open_clip leaves them in float32, and torch's CUDA kernel wants one type; it computes in float32 all the same.
-        for norm in internals.layer_norms(clip):
-            norm.to(dtype)
+        # open_clip leaves them in float32; torch's CUDA kernel needs one dtype, and computes in float32 anyway.
+        for module in clip.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.to(dtype)
     logger.info("backbone.loaded", extra={"arch": arch, "pretrained": name, "fingerprint": fingerprint})
     return Backbone(
         clip=clip,
@@ -172,7 +169,7 @@ def load_backbone(
 
 @dataclass(frozen=True)
 class ImageTowerSize:
-    """How large an image tower is."""
+    """The size of an image tower."""
 
     width: int
     n_layers: int
@@ -180,12 +177,12 @@ class ImageTowerSize:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions of one image in the blocks' linear layers."""
+        """Multiplications and additions per image in the blocks' linear layers."""
         return 2 * self.n_tokens * self.n_layers * 12 * self.width**2
 
 
 def image_tower_size(arch: str) -> ImageTowerSize | None:
-    """The size of an architecture's ViT by its name, without loading it; None where there is none to know."""
+    """The size of a ViT architecture by name, without loading it; None for others."""
     _register_demo_models()
     config = (open_clip.get_model_config(arch) or {}).get("vision_cfg", {})
     sizes = [config.get(name) for name in ("width", "layers", "image_size", "patch_size")]
@@ -201,7 +198,7 @@ def _register_demo_models() -> None:
 
 
 def _weights_source(arch: str, pretrained: str | None, random_seed: int | None) -> tuple[str | None, str]:
-    """What open_clip is asked for, and what the manifest calls it."""
+    """open_clip's `pretrained` argument, and the name in manifests."""
     if random_seed is not None:
         if pretrained is not None:
             msg = f"Backbone {arch!r} was given both weights ({pretrained!r}) and a random seed; give one of them."
@@ -235,7 +232,7 @@ def _tag_needs_quick_gelu(arch: str, source: str | None) -> bool:
 
 @contextlib.contextmanager
 def _named_failure(arch: str, name: str) -> Iterator[None]:
-    """Turn whatever open_clip, torch or the hub raise into one error that names what was asked for."""
+    """Raise errors of open_clip, torch and the hub as WeightsError."""
     try:
         yield
     except WeightsError:

@@ -1,7 +1,7 @@
-"""What can go wrong in the model layer.
+"""Errors of the model.
 
 PromptedClipError
-├── WeightsError         the backbone cannot be loaded as asked; stops a start-up
+├── WeightsError         the backbone cannot be loaded; prevents startup
 ├── StackMismatchError   a bundle or stack was made for another backbone
 └── TextTooLongError     a class name and its prompts do not fit the text tower
 """

@@ -1,4 +1,4 @@
-"""The backbone's identity: one SHA-256 over everything that changes its numbers."""
+"""The backbone's fingerprint: one SHA-256 over its weights and architecture."""
 
 import hashlib
 import json
@@ -9,10 +9,7 @@ from torch import Tensor
 
 
 def fingerprint_weights(state: dict[str, Tensor], facts: dict[str, Any]) -> str:
-    """Hash a state dict together with the architecture facts that its tensors do not show.
-
-    Weights are hashed as float32, so a float16 file and its float32 copy are the same backbone. Names are sorted: the
-    order in a file does not matter.
+    """Hash a state dict and architecture facts, independently of the order and the dtype (as float32).
 
     Args:
         state: parameters and persistent buffers by name.

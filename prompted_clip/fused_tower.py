@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
 from prompted_clip.frozen_linear import MakeLinear, make_linear, packs
-from prompted_clip.internals import BlockWeights, NormWeights
+from prompted_clip.internals import BlockWeights
 from prompted_clip.prompts import PromptGrid
+from prompted_clip.vision import ImageTower
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,10 @@ QUICK: Final = 1.702
 class Norm(nn.Module):
     """A LayerNorm; torch computes it in float32 for narrower dtypes."""
 
-    def __init__(self, weights: NormWeights, dtype: torch.dtype) -> None:
+    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
         super().__init__()
-        self._scale_W, self._shift_W = weights.scale_W.detach().to(dtype), weights.shift_W.detach().to(dtype)
-        self._eps = weights.eps
+        self._scale_W, self._shift_W = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
+        self._eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape and dtype."""
@@ -185,8 +186,8 @@ class ImageSteps(nn.Module):
         return x_BNW
 
 
-class FusedImageTower:
-    """From uint8 pixels and prompts to embeddings, on the backbone's device; thread-safe.
+class FusedImageTower(ImageTower):
+    """The fused tower; thread-safe.
 
     Args:
         backbone: the weights, copied; later changes to the backbone have no effect.
@@ -194,6 +195,7 @@ class FusedImageTower:
     """
 
     def __init__(self, backbone: Backbone, *, packed: bool | None = None) -> None:
+        super().__init__(backbone)
         packed = packs(backbone.device, backbone.dtype) if packed is None else packed
         linear = partial(make_linear, dtype=backbone.dtype, packed=packed)
         is_slow_when_wide = packed and backbone.dtype is torch.bfloat16
@@ -209,15 +211,7 @@ class FusedImageTower:
 
     @torch.inference_mode()
     def __call__(self, pixels_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
-        """Embeddings before normalisation; rows are independent.
-
-        Args:
-            pixels_BCHW: uint8 from `to_pixels`, on the backbone's device.
-            grid: image prompts, boosting before adapting, shared or one per row; None for the plain tower.
-
-        Returns:
-            [B, E], float32 for narrower backbones.
-        """
+        """See `ImageTower`; [B, E], float32 for narrower backbones."""
         tokens, depths = (grid.tokens, grid.depths) if grid is not None else (None, None)
         n_rows, n_parts = len(pixels_BCHW), 1
         if pixels_BCHW.device.type == "cpu":
@@ -232,7 +226,7 @@ class FusedImageTower:
         return torch.cat(outputs)
 
     def max_microbatch(self, n_prompts: int, n_threads: int) -> int:
-        """Rows with this many prompt positions that a CPU computes at once, at least one."""
+        """See `ImageTower`; at least one."""
         n_bytes = min(MICROBATCH_BYTES * n_threads, MAX_MICROBATCH_BYTES)
         return max(1, n_bytes // ((self._n_plain + n_prompts) * self._token_bytes))
 

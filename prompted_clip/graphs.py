@@ -22,6 +22,7 @@ from torch import Tensor
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.prompts import PromptGrid
+from prompted_clip.vision import ImageTower
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ N_WARM_UPS: Final = 2
 RETRY_S: Final = 60.0
 """A capture that ran out of memory is not tried again for this long."""
 
-Tower = Callable[[Tensor, PromptGrid | None], Tensor]
 Work = Callable[[], Tensor]
 
 
@@ -42,7 +42,7 @@ class Shape(NamedTuple):
     n_prompts: int
 
 
-class GraphedTower:
+class GraphedTower(ImageTower):
     """A tower that replays CUDA graphs; thread-safe, replays are serialised.
 
     Args:
@@ -55,15 +55,15 @@ class GraphedTower:
 
     def __init__(
         self,
-        tower: Tower,
+        tower: ImageTower,
         backbone: Backbone,
         *,
         max_rows: int,
         max_graphs: int = MAX_GRAPHS,
         capture: Callable[[Work], Work] | None = None,
     ) -> None:
+        super().__init__(backbone)
         self._tower = tower
-        self._backbone = backbone
         self._sizes = batch_sizes(max_rows)
         self._max_graphs = max_graphs
         self._capture = capture or GraphCapture(backbone.device)
@@ -73,7 +73,7 @@ class GraphedTower:
         self._lock = threading.Lock()
 
     def padded_batch_size(self, n_rows: int) -> int:
-        """Rows computed for a batch of `n_rows`."""
+        """See `ImageTower`."""
         return next((size for size in self._sizes if size >= n_rows), n_rows)
 
     @torch.inference_mode()
@@ -87,7 +87,7 @@ class GraphedTower:
         return self._tower(pixels_BCHW, grid)
 
     def capture_steps(self, grid: PromptGrid | None) -> list[Callable[[], None]]:
-        """The missing captures for batches with as many prompt positions, of all sizes, one call each."""
+        """See `ImageTower`; for batches of all sizes."""
         shapes = [Shape(size, grid.n_tokens if grid is not None else 0) for size in self._sizes]
         return [partial(self._capture_one, shape) for shape in shapes if self._is_missing(shape)]
 
@@ -143,7 +143,7 @@ class _StaticInputs:
 class _Graph:
     """One captured forward over the first rows of the static inputs."""
 
-    def __init__(self, tower: Tower, inputs: _StaticInputs, shape: Shape, capture: Callable[[Work], Work]) -> None:
+    def __init__(self, tower: ImageTower, inputs: _StaticInputs, shape: Shape, capture: Callable[[Work], Work]) -> None:
         self._inputs = inputs  # the graph reads them: keep them alive
         pixels, grid = inputs.pixels[: shape.n_rows], None
         if shape.n_prompts:

@@ -1,14 +1,11 @@
-"""The only file that touches open_clip's insides.
+"""The modules of open_clip that a prompted forward uses; no other file touches open_clip's internals.
 
-It names the few modules of a loaded `open_clip.CLIP` that a prompted forward has to walk (patch embedding, blocks,
-pooling, projections) and refuses model families whose towers are built differently. When open_clip changes one of
-them, `tests/prompted_clip/test_internals.py` fails with the name of what moved.
+When open_clip moves one of them, `tests/prompted_clip/test_internals.py` fails with its name.
 
 Legend: B rows, C/H/W image, N tokens, T text tokens, D or W tower width, E joint width, K texts.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from open_clip.model import CLIP
@@ -19,7 +16,7 @@ from prompted_clip.errors import WeightsError
 
 
 def check_supported(model: nn.Module, arch: str) -> CLIP:
-    """Return `model` as a CLIP whose two towers this package can walk.
+    """Return `model` as a CLIP whose towers take prompts.
 
     Raises:
         WeightsError: the model is no ViT CLIP with a causal, EOT-pooled text tower (CoCa, SigLIP, ResNet, timm, HF …).
@@ -53,7 +50,7 @@ def _unsupported_part(model: nn.Module) -> str | None:
 
 
 def architecture_facts(clip: CLIP) -> dict[str, Any]:
-    """Everything besides the weights that changes a CLIP's numbers, as plain JSON values."""
+    """Facts besides the weights that change a CLIP's outputs, as JSON values."""
     block = cast("ResidualAttentionBlock", clip.visual.transformer.resblocks[0])
     text_block = cast("ResidualAttentionBlock", clip.transformer.resblocks[0])
     return {
@@ -66,74 +63,48 @@ def architecture_facts(clip: CLIP) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class NormWeights:
-    """A LayerNorm over the width: scale and shift [W], and what is added to the variance."""
-
-    scale_W: Tensor
-    shift_W: Tensor
-    eps: float
-
-
-@dataclass(frozen=True, eq=False)
-class BlockWeights:
+class BlockWeights(NamedTuple):
     """A residual block: x + out(attention(qkv(ln_1(x)))), then x + proj(activation(fc(ln_2(x)))).
 
-    Layer scale is part of `out` and `proj`. Weights are [out, in], as `torch.nn.functional.linear` takes them.
-
-    Attributes:
-        activation: open_clip's own module.
-        activation_kind: what it computes: x Φ(x), x sigmoid(1.702 x), or something else.
+    Linear layers are (weight [O, I], bias [O]); layer scale is multiplied into `out` and `proj`. `activation_kind` is
+    the function of `activation`: x Φ(x), x sigmoid(1.702 x), or another one.
     """
 
     n_heads: int
-    ln_1: NormWeights
+    ln_1: nn.LayerNorm
     qkv: tuple[Tensor, Tensor]
     out: tuple[Tensor, Tensor]
-    ln_2: NormWeights
+    ln_2: nn.LayerNorm
     fc: tuple[Tensor, Tensor]
     proj: tuple[Tensor, Tensor]
     activation: nn.Module
     activation_kind: Literal["gelu", "quick_gelu", "other"]
 
 
-@dataclass(frozen=True, eq=False)
-class VisionWeights:
-    """Everything the image tower computes with.
-
-    Attributes:
-        patch_WCPP: the convolution that embeds patches of P x P pixels; it has no bias.
-        class_W: the class token before positions.
-        positions_NW: of the class token and the patches.
-        ln_pre: None where the architecture has none.
-        projection_WE: from the class token to the joint space.
-    """
+class VisionWeights(NamedTuple):
+    """The image tower: patch convolution (P x P pixels, no bias), class token, positions, norms, blocks, projection."""
 
     patch_WCPP: Tensor
     class_W: Tensor
     positions_NW: Tensor
-    ln_pre: NormWeights | None
+    ln_pre: nn.LayerNorm | None
     blocks: tuple[BlockWeights, ...]
-    ln_post: NormWeights
+    ln_post: nn.LayerNorm
     projection_WE: Tensor
 
 
 def vision_weights(clip: CLIP) -> VisionWeights:
-    """The image tower as plain tensors, for whoever computes its forward in another way."""
+    """The image tower's weights, for another implementation of its forward."""
     visual: Any = clip.visual
     return VisionWeights(
         patch_WCPP=visual.conv1.weight,
         class_W=visual.class_embedding,
         positions_NW=visual.positional_embedding,
-        ln_pre=_norm_weights(visual.ln_pre) if isinstance(visual.ln_pre, nn.LayerNorm) else None,
+        ln_pre=visual.ln_pre if isinstance(visual.ln_pre, nn.LayerNorm) else None,
         blocks=tuple(_block_weights(block) for block in vision_blocks(clip)),
-        ln_post=_norm_weights(visual.ln_post),
+        ln_post=visual.ln_post,
         projection_WE=visual.proj,
     )
-
-
-def _norm_weights(norm: nn.LayerNorm) -> NormWeights:
-    return NormWeights(norm.weight, norm.bias, norm.eps)
 
 
 def _block_weights(block: nn.Module) -> BlockWeights:
@@ -141,10 +112,10 @@ def _block_weights(block: nn.Module) -> BlockWeights:
     attention, mlp = parts.attn, parts.mlp
     return BlockWeights(
         n_heads=attention.num_heads,
-        ln_1=_norm_weights(parts.ln_1),
+        ln_1=parts.ln_1,
         qkv=(attention.in_proj_weight, attention.in_proj_bias),
         out=_scaled(attention.out_proj, parts.ls_1),
-        ln_2=_norm_weights(parts.ln_2),
+        ln_2=parts.ln_2,
         fc=(mlp.c_fc.weight, mlp.c_fc.bias),
         proj=_scaled(mlp.c_proj, parts.ls_2),
         activation=mlp.gelu,
@@ -159,15 +130,10 @@ def _activation_kind(activation: nn.Module) -> Literal["gelu", "quick_gelu", "ot
 
 
 def _scaled(linear: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor]:
-    """A linear layer's weight and bias with the layer scale behind it worked in."""
+    """A linear layer's weight and bias, multiplied by the layer scale behind it."""
     if not isinstance(scale, LayerScale):
         return linear.weight, linear.bias
     return linear.weight * scale.gamma.unsqueeze(1), linear.bias * scale.gamma
-
-
-def layer_norms(clip: CLIP) -> list[nn.LayerNorm]:
-    """Every LayerNorm of both towers."""
-    return [module for module in clip.modules() if isinstance(module, nn.LayerNorm)]
 
 
 def embed_patches(clip: CLIP, images_BCHW: Tensor) -> Tensor:
@@ -176,7 +142,7 @@ def embed_patches(clip: CLIP, images_BCHW: Tensor) -> Tensor:
 
 
 def norm_image_prompts(clip: CLIP, prompts: Tensor) -> Tensor:
-    """`ln_pre` over layer-0 image prompts [..., D]; it normalises each token alone, so order does not matter."""
+    """`ln_pre` over layer-0 image prompts [..., D]."""
     return cast("Tensor", clip.visual.ln_pre(prompts))
 
 
@@ -186,15 +152,15 @@ def vision_blocks(clip: CLIP) -> nn.ModuleList:
 
 
 def read_block(block: nn.Module, x_BNW: Tensor, at_B: Tensor, *, is_causal: bool) -> Tensor:
-    """A block's output at one position of each row, without what the other positions would cost: [B, 1, W].
+    """A residual block's output at one position per row, [B, 1, W]; the block attends to all positions.
 
     Args:
-        block: a residual block; it still attends to all positions.
+        block: open_clip's block.
         x_BNW: its input.
-        at_B: the position to read, one per row.
-        is_causal: positions behind the one that is read are hidden, as the causal mask hides them.
+        at_B: the position to compute, one per row.
+        is_causal: mask later positions.
     """
-    parts: Any = block  # torch knows a module's parts only as tensors or modules
+    parts: Any = block  # torch types a module's attributes as tensors or modules
     read_B1W = x_BNW[torch.arange(len(x_BNW), device=x_BNW.device), at_B].unsqueeze(1)
     keys_BNW = parts.ln_1(x_BNW)
     query_B1W = parts.ln_1(read_B1W)
@@ -205,7 +171,7 @@ def read_block(block: nn.Module, x_BNW: Tensor, at_B: Tensor, *, is_causal: bool
 
 
 def project_image(clip: CLIP, x_BND: Tensor) -> Tensor:
-    """Class token, the first of N, → `ln_post` → projection: [B, E], not normalised."""
+    """`ln_post` and projection of the class token: [B, E], not normalised."""
     pooled, _ = clip.visual._pool(x_BND)
     return cast("Tensor", pooled @ clip.visual.proj)
 
@@ -232,7 +198,7 @@ def causal_mask(clip: CLIP, n_tokens: int) -> Tensor:
 
 
 def project_text(clip: CLIP, eot_KD: Tensor) -> Tensor:
-    """EOT token → `ln_final` → projection: [K, E], not normalised."""
+    """`ln_final` and projection of the EOT token: [K, E], not normalised."""
     pooled = clip.ln_final(eot_KD)
     projection = clip.text_projection
     projected = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
@@ -240,5 +206,5 @@ def project_text(clip: CLIP, eot_KD: Tensor) -> Tensor:
 
 
 def unit_norm(features: Tensor) -> Tensor:
-    """Features of length 1 along the last axis, in float32 (float64 stays float64)."""
+    """Normalise features to length 1 along the last axis, in float32 (float64 stays float64)."""
     return nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

@@ -9,28 +9,21 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
 from prompted_clip.bank import N_SLOTS, PromptBank
 from prompted_clip.heads import ImageFeatures
 from prompted_clip.internals import unit_norm
-from prompted_clip.preprocess import normalize_pixels
-from prompted_clip.prompts import PromptGrid, collate_grids
+from prompted_clip.prompts import collate_grids
 from prompted_clip.scoring import Ranked, Scorer
 from prompted_clip.stack import PromptStack
 from prompted_clip.stack_loader import StackLoader
 from prompted_clip.transfers import CopyStream, to_host
-from prompted_clip.vision import embed_image
+from prompted_clip.vision import ImageTower
 
 MAX_TEXT_ROWS: Final = 1024
 MAX_CONDITIONAL_CLASSES: Final = 1000
 TYPICAL_PROMPTS: Final = 12
 """Prompt positions of a typical stack, boosting and adapting together."""
-
-ImageTower = Callable[[Tensor, PromptGrid | None], Tensor]
-"""uint8 pixels [B, 3, H, W] on the backbone's device and their prompts -> embeddings [B, E].
-
-Optional attributes: `capture_steps`, `padded_batch_size`, `max_microbatch`, as in `PromptedClip`."""
 
 
 class PromptedClip:
@@ -38,7 +31,7 @@ class PromptedClip:
 
     Args:
         backbone: the loaded model; shared, never changed.
-        image_tower: computes image embeddings; None uses open_clip's own modules.
+        image_tower: None for open_clip's own modules.
         max_text_rows: most texts per text forward; pairs of image and class for a conditional head.
         max_conditional_classes: most classes of a conditional head, each of which costs a text forward per image.
         bank_slots: most stacks in device memory.
@@ -49,6 +42,7 @@ class PromptedClip:
         num_streams: batches that may run concurrently, each on a thread of its own.
         pipeline_depth: batches that may be queued on the device behind those that run.
         on_progress: is called after every forward, on its thread.
+        load_stack, plain_stack, boost_stack, with_labels: see `StackLoader`.
     """
 
     def __init__(
@@ -63,64 +57,22 @@ class PromptedClip:
     ) -> None:
         self.backbone = backbone
         self.bank = PromptBank(backbone.device, n_slots=bank_slots)
-        self.image_tower = image_tower or self._walked_tower
+        self.image_tower = image_tower or ImageTower(backbone)
         self.num_streams = num_streams
         self.pipeline_depth = int(backbone.device.type == "cuda")
         self.on_progress: Callable[[], None] = lambda: None
         self._copy_stream = CopyStream(backbone.device)
         self._scorer = Scorer(backbone, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress())
-        self._loader = StackLoader(
+        loader = StackLoader(
             backbone,
             max_text_rows=max_text_rows,
             max_conditional_classes=max_conditional_classes,
             on_progress=lambda: self.on_progress(),
         )
-
-    def load_stack(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
-        """Load a validated bundle into host memory; the device is not used.
-
-        Args:
-            bundle: from `prompt_store.bundle.read_bundle`.
-            version: its number in the store.
-
-        Raises:
-            StackMismatchError: made for another backbone, deeper than a tower, or too many classes for a conditional
-                head.
-            TextTooLongError: a class of a conditional head does not fit the text tower together with the prompts.
-        """
-        return self._loader.from_bundle(bundle, version=version)
-
-    def plain_stack(self, domain: str, class_names: Sequence[str], templates: Sequence[str]) -> PromptStack:
-        """The zero-shot baseline: no prompts, text features of the plain backbone.
-
-        Raises:
-            TextTooLongError: a class does not fit the text tower.
-        """
-        return self._loader.plain(domain, class_names, templates)
-
-    def boost_stack(self, stack: PromptStack) -> PromptStack:
-        """A stack with the boosting prompts only, without adapting prompts and heads; encodes the classes again.
-
-        Raises:
-            StackMismatchError: the stack has no boosting prompts, or no template to encode its classes with.
-        """
-        return self._loader.boost_only(stack)
-
-    def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
-        """Open vocabulary: a stack with the same prompts and other classes.
-
-        A class head is dropped, as it knows the bundle's own classes only; a conditional head is kept.
-
-        Args:
-            stack: the domain's stack.
-            labels: the new classes, at least one.
-
-        Raises:
-            StackMismatchError: the stack can serve its own classes only, has no template, or `labels` are too many for
-                a conditional head.
-            TextTooLongError: a label does not fit the text tower together with the prompts.
-        """
-        return self._loader.with_labels(stack, labels)
+        self.load_stack = loader.from_bundle
+        self.plain_stack = loader.plain
+        self.boost_stack = loader.boost_only
+        self.with_labels = loader.with_labels
 
     @torch.inference_mode()
     def rank(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack], top_ks: Sequence[int]) -> list[Ranked]:
@@ -181,25 +133,20 @@ class PromptedClip:
 
     def capture_steps(self, stack: PromptStack) -> list[Callable[[], None]]:
         """CUDA graph captures that the first batches of such a stack need, one call each; none on a CPU."""
-        steps: Callable[[PromptGrid | None], list[Callable[[], None]]] | None
-        steps = getattr(self.image_tower, "capture_steps", None)
-        return steps(stack.image) if steps is not None else []
+        return self.image_tower.capture_steps(stack.image)
 
     def padded_batch_size(self, n_rows: int) -> int:
         """Rows that the image tower computes for a batch of `n_rows`."""
-        pad: Callable[[int], int] | None = getattr(self.image_tower, "padded_batch_size", None)
-        return pad(n_rows) if pad is not None else n_rows
+        return self.image_tower.padded_batch_size(n_rows)
 
     @property
     def max_microbatch(self) -> int | None:
-        """Rows of a typical stack that a CPU computes at once; None on CUDA.
+        """Rows of a typical stack that a CPU computes at once; None for any number.
 
         A larger batch runs as several microbatches, one after the other, and all its rows wait for the last one.
         """
-        microbatch: Callable[[int, int], int] | None = getattr(self.image_tower, "max_microbatch", None)
-        if self.backbone.device.type != "cpu" or microbatch is None:
-            return None
-        return microbatch(TYPICAL_PROMPTS, max(1, torch.get_num_threads() // self.num_streams))
+        n_threads = max(1, torch.get_num_threads() // self.num_streams)
+        return self.image_tower.max_microbatch(TYPICAL_PROMPTS, n_threads)
 
     def _embed(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:
         """Image features of pixels on the device under the prompts of device copies."""
@@ -207,6 +154,3 @@ class PromptedClip:
         v_BE = v_BE.to(torch.promote_types(v_BE.dtype, torch.float32))
         self.on_progress()
         return ImageFeatures(v_BE, unit_norm(v_BE))
-
-    def _walked_tower(self, pixels_BCHW: Tensor, grid: PromptGrid | None) -> Tensor:
-        return embed_image(self.backbone, normalize_pixels(pixels_BCHW, self.backbone.preprocess), grid)

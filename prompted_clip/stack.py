@@ -58,12 +58,12 @@ class PromptStack:
     class_texts: tuple[str, ...]
     templates: tuple[str, ...]
     logit_scale: float
-    image_boost: Tensor | None
-    image_adapt: Tensor | None
-    text_boost: Tensor | None
-    text_adapt: Tensor | None
-    text_features: Tensor | None
-    image: PromptGrid | None
+    image_boost: Tensor | None = None
+    image_adapt: Tensor | None = None
+    text_boost: Tensor | None = None
+    text_adapt: Tensor | None = None
+    text_features: Tensor | None = None
+    image: PromptGrid | None = None
     labels: Literal["any", "own"] = "any"
     head: Head | None = None
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from prompt_store.bundle import Bundle
 from prompt_store.contents import HEAD_SHAPES, HeadKind, head_kind
-from prompt_store.manifest import GroupSpec
 from prompted_clip.backbone import Backbone
 from prompted_clip.errors import StackMismatchError
 from prompted_clip.heads import ClassHead, ConditionalHead, Head, MetaNet, Projector
@@ -48,8 +47,18 @@ class StackLoader:
         self._on_progress = on_progress
 
     @torch.inference_mode()
-    def from_bundle(self, bundle: Bundle, *, version: int | None) -> PromptStack:
-        """See `PromptedClip.load_stack`."""
+    def from_bundle(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
+        """Load a validated bundle; the device is not used.
+
+        Args:
+            bundle: from `prompt_store.bundle.read_bundle`.
+            version: its number in the store.
+
+        Raises:
+            StackMismatchError: made for another backbone, deeper than a tower, or too many classes for a conditional
+                head.
+            TextTooLongError: a class of a conditional head does not fit the text tower together with the prompts.
+        """
         manifest, backbone = bundle.manifest, self.backbone
         kind = head_kind(manifest.stack, bundle.tensors)
         self._check_backbone(bundle, kind)
@@ -79,7 +88,11 @@ class StackLoader:
 
     @torch.inference_mode()
     def plain(self, domain: str, class_names: Sequence[str], templates: Sequence[str]) -> PromptStack:
-        """See `PromptedClip.plain_stack`."""
+        """The zero-shot baseline: no prompts, text features of the plain backbone.
+
+        Raises:
+            TextTooLongError: a class does not fit the text tower.
+        """
         plain = PromptStack(
             domain=domain,
             version=None,
@@ -88,18 +101,16 @@ class StackLoader:
             class_texts=tuple(class_names),
             templates=tuple(templates),
             logit_scale=self.backbone.logit_scale,
-            image_boost=None,
-            image_adapt=None,
-            text_boost=None,
-            text_adapt=None,
-            text_features=None,
-            image=None,
         )
         return self._in_host_memory(plain, text_features=self._encode_classes(class_names, templates, None))
 
     @torch.inference_mode()
     def boost_only(self, stack: PromptStack) -> PromptStack:
-        """See `PromptedClip.boost_stack`."""
+        """A stack with the boosting prompts only, without adapting prompts and heads; encodes the classes again.
+
+        Raises:
+            StackMismatchError: the stack has no boosting prompts, or no template to encode its classes with.
+        """
         if stack.image_boost is None and stack.text_boost is None:
             msg = f"Domain {stack.domain!r} has no boosting prompts, so it cannot answer with stack=boost."
             raise StackMismatchError(msg)
@@ -120,7 +131,19 @@ class StackLoader:
 
     @torch.inference_mode()
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
-        """See `PromptedClip.with_labels`."""
+        """Open vocabulary: a stack with the same prompts and other classes.
+
+        A class head is dropped, as it knows the bundle's own classes only; a conditional head is kept.
+
+        Args:
+            stack: the domain's stack.
+            labels: the new classes, at least one.
+
+        Raises:
+            StackMismatchError: the stack can serve its own classes only, has no template, or `labels` are too many for
+                a conditional head.
+            TextTooLongError: a label does not fit the text tower together with the prompts.
+        """
         self._check_open(stack)
         head = stack.head
         opened = dataclasses.replace(stack, class_names=tuple(labels), class_texts=tuple(labels), head=None)
@@ -184,22 +207,16 @@ class StackLoader:
         return ConditionalHead.for_texts(self.backbone, net, texts, stack.text)
 
     def _check_open(self, stack: PromptStack) -> None:
-        """Refuse other labels where text features cannot be computed for them.
-
-        Raises:
-            StackMismatchError: the stack can serve its own classes only.
-        """
-        n_classes = len(stack.class_names)
+        """Reject other labels where text features cannot be computed for them."""
+        reason = ""
         if stack.has_class_contexts:
+            reason = "class-specific text prompts, which exist only"
+        elif stack.labels == "own":
+            reason = "text features that its prompts alone do not give, made"
+        if reason:
             msg = (
-                f"Domain {stack.domain!r} has class-specific text prompts, which exist only for its own "
-                f"{n_classes} classes; other labels cannot be scored."
-            )
-            raise StackMismatchError(msg)
-        if stack.labels == "own":
-            msg = (
-                f"Domain {stack.domain!r} has text features that its prompts alone do not give, made for its own "
-                f"{n_classes} classes; other labels cannot be scored."
+                f"Domain {stack.domain!r} has {reason} for its own {len(stack.class_names)} classes; "
+                "other labels cannot be scored."
             )
             raise StackMismatchError(msg)
 
@@ -217,9 +234,14 @@ class StackLoader:
             ("text", manifest.stack.text, backbone.n_text_layers, backbone.text_width),
         )
         for tower, groups, n_layers, width in towers:
-            for part, group in (("boost", groups.boost), ("adapt", groups.adapt)):
-                if group is not None:
-                    _check_group(f"{tower}.{part}", group, bundle.tensors[f"{tower}.{part}"].shape[-1], n_layers, width)
+            for part, group in ((f"{tower}.boost", groups.boost), (f"{tower}.adapt", groups.adapt)):
+                found = bundle.tensors[part].shape[-1] if group is not None else width
+                if group is not None and (group.depth > n_layers or found != width):
+                    msg = (
+                        f"{part} is {group.depth} layers of width {found}; "
+                        f"the tower has {n_layers} layers of width {width}."
+                    )
+                    raise StackMismatchError(msg)
         for name, letters in HEAD_SHAPES[kind].items():
             if letters.endswith("E") and bundle.tensors[name].shape[-1] != backbone.embed_dim:
                 msg = (
@@ -227,11 +249,3 @@ class StackLoader:
                     f"{backbone.embed_dim}."
                 )
                 raise StackMismatchError(msg)
-
-
-def _check_group(name: str, group: GroupSpec, found_width: int, n_layers: int, width: int) -> None:
-    if group.depth > n_layers or found_width != width:
-        msg = (
-            f"{name} is {group.depth} layers of width {found_width}; the tower has {n_layers} layers of width {width}."
-        )
-        raise StackMismatchError(msg)

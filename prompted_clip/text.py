@@ -1,11 +1,8 @@
 """The prompted text tower.
 
-Sequence (CasPL, arXiv 2409.17805, section 3.2): [SOS, adapting prompts, boosting prompts, class text, EOT]. Prompts are
-inserted as embeddings right behind SOS and the EOT index moves by their number; positions are added to all tokens,
-prompts included.
-
-The tower is causal, so nothing behind EOT reaches the features: texts run at the length of the longest of them instead
-of the tower's 77 positions.
+Sequence (CasPL, arXiv 2409.17805, section 3.2): [SOS, adapting prompts, boosting prompts, class text, EOT]. Positional
+embeddings are added to all tokens, prompts included. The tower is causal, so tokens behind EOT do not affect the
+features: texts are padded to the longest of them, not to 77 positions.
 
 Legend: K texts, T text tokens, P prompt positions, E joint width.
 """
@@ -22,16 +19,16 @@ from prompted_clip.errors import TextTooLongError
 from prompted_clip.prompts import PromptGrid, run_blocks
 
 TEXTS_AT_ONCE: Final = 256
-"""Texts in one forward of `encode_classes`: bounds its memory and, on a CPU, the time until it is heard of again."""
+"""Most texts per forward: bounds the memory and, on a CPU, the interval between progress reports."""
 
 
 def tokenize(backbone: Backbone, texts: Sequence[str], *, n_prompts: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids and EOT positions of `texts`, padded to the longest.
+    """Token ids and EOT positions of `texts`, padded to the longest and never truncated.
 
     Args:
-        backbone: owner of tokenizer and context length.
-        texts: what to encode; never truncated.
-        n_prompts: positions that prompts will take.
+        backbone: its tokenizer and context length.
+        texts: at least one.
+        n_prompts: positions taken by prompts.
 
     Returns:
         Ids [K, T] int64 (padding 0) and EOT positions [K] int64, both before prompts are inserted, on the CPU.
@@ -55,7 +52,7 @@ def tokenize(backbone: Backbone, texts: Sequence[str], *, n_prompts: int = 0) ->
 
 
 def encode_tokens(backbone: Backbone, tokens_KT: Tensor, eot_K: Tensor, grid: PromptGrid | None = None) -> Tensor:
-    """g, the features of tokenised texts: `embed_text` at length 1.
+    """g, the features of tokenised texts: `embed_text`, normalised.
 
     Args:
         backbone: the frozen CLIP.
@@ -73,14 +70,14 @@ def encode_tokens(backbone: Backbone, tokens_KT: Tensor, eot_K: Tensor, grid: Pr
 def embed_text(
     backbone: Backbone, x_KTW: Tensor, eot_K: Tensor, grid: PromptGrid | None = None, *, start: int = 1
 ) -> Tensor:
-    """The text tower's output before it is brought to length 1, from token embeddings.
+    """The text tower's output before normalisation, from token embeddings.
 
     Args:
         backbone: the frozen CLIP.
         x_KTW: token embeddings without positions, the start token first.
         eot_K: EOT positions in `x_KTW`, before prompts are inserted.
         grid: text prompts, or None.
-        start: where the prompts go: in front of this position of `x_KTW`.
+        start: prompts are inserted in front of this position of `x_KTW`.
 
     Returns:
         [K, E] in the backbone's dtype.
@@ -96,16 +93,6 @@ def embed_text(
     return internals.project_text(clip, x.squeeze(1))
 
 
-def encode_texts(backbone: Backbone, texts: Sequence[str], grid: PromptGrid | None = None) -> Tensor:
-    """`tokenize`, then `encode_tokens`: [K, E] float32, unit norm.
-
-    Raises:
-        TextTooLongError: a text does not fit together with its prompts.
-    """
-    tokens, eot = tokenize(backbone, texts, n_prompts=grid.n_tokens if grid is not None else 0)
-    return encode_tokens(backbone, tokens, eot, grid)
-
-
 def encode_classes(
     backbone: Backbone,
     class_texts: Sequence[str],
@@ -115,18 +102,18 @@ def encode_classes(
     max_texts: int = TEXTS_AT_ONCE,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Class features as an ensemble over templates: the mean of unit features, made unit norm again.
+    """Class features as an ensemble over templates: the normalised mean of unit features.
 
-    Source: CLIP (arXiv 2103.00020), section 3.1.4. The number of texts that run at once changes no feature by more than
-    rounding, as they are all padded to the same length.
+    Source: CLIP (arXiv 2103.00020), section 3.1.4. All texts of a template are padded to the same length, so
+    `max_texts` changes features by rounding only.
 
     Args:
         backbone: the frozen CLIP.
-        class_texts: what stands for each class inside a template.
+        class_texts: the text of each class inside a template.
         templates: each with one `{}`.
         grid: text prompts, shared by all classes or one per class, or None.
-        max_texts: most texts that go through the tower at once.
-        on_progress: called after each such forward.
+        max_texts: most texts per forward.
+        on_progress: is called after each forward.
 
     Returns:
         [K, E] float32, unit norm.

@@ -6,21 +6,24 @@ positional embedding; `ln_pre` runs over them too, as in PromptSRC's VisionTrans
 Legend: B rows, C/H/W image, P prompt positions, E joint width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
+from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import PromptGrid, run_blocks
 
 
 def encode_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
-    """f(x), the image features: `embed_image` at length 1, [B, E] float32."""
+    """f(x), the image features: `embed_image`, normalised, [B, E] float32."""
     return internals.unit_norm(embed_image(backbone, images_BCHW, grid))
 
 
 def embed_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
-    """The image tower's output before it is brought to length 1; extra heads read it.
+    """The image tower's output before normalisation.
 
     Args:
         backbone: the frozen CLIP.
@@ -39,3 +42,35 @@ def embed_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None
     class_token_B = torch.zeros(len(x), dtype=torch.long, device=x.device)
     x = run_blocks(internals.vision_blocks(clip), x, grid, start=start, read_B=class_token_B)
     return internals.project_image(clip, x)
+
+
+class ImageTower:
+    """Image embeddings from uint8 pixels with open_clip's own modules; base class of the faster towers.
+
+    Args:
+        backbone: the frozen CLIP.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+
+    def __call__(self, pixels_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
+        """Embeddings before normalisation, [B, E] in the backbone's dtype or float32; rows are independent.
+
+        Args:
+            pixels_BCHW: uint8 from `to_pixels`, on the backbone's device.
+            grid: image prompts, boosting before adapting, shared or one per row; None for the plain tower.
+        """
+        return embed_image(self._backbone, normalize_pixels(pixels_BCHW, self._backbone.preprocess), grid)
+
+    def capture_steps(self, grid: PromptGrid | None) -> list[Callable[[], None]]:  # noqa: ARG002
+        """The CUDA graph captures missing for batches with as many prompt positions, one call each."""
+        return []
+
+    def padded_batch_size(self, n_rows: int) -> int:
+        """Rows computed for a batch of `n_rows`."""
+        return n_rows
+
+    def max_microbatch(self, n_prompts: int, n_threads: int) -> int | None:  # noqa: ARG002
+        """Rows with this many prompt positions that a CPU computes at once; None for any number."""
+        return None

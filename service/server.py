@@ -24,8 +24,9 @@ from prompt_store.store import Store
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.fused_tower import FusedImageTower
 from prompted_clip.graphs import GraphedTower
-from prompted_clip.model import ImageTower, PromptedClip
+from prompted_clip.model import PromptedClip
 from prompted_clip.precision import fastest_dtype, is_heavy, is_packed_faster
+from prompted_clip.vision import ImageTower
 from service.app import create_app
 from service.errors import SettingsError
 from service.http.auth import Key, KeyRing, read_keys

@@ -6,7 +6,9 @@ import torch
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
-from prompted_clip import WeightsError, backbone, load_backbone
+from prompted_clip import backbone
+from prompted_clip.backbone import load_backbone
+from prompted_clip.errors import WeightsError
 from prompted_clip.internals import check_supported, vision_blocks
 from tests.tiny import register_tiny_models, tiny_backbone
 

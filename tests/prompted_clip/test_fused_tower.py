@@ -136,7 +136,7 @@ def test_microbatches_are_of_nearly_equal_size(monkeypatch, n_rows, sizes):
 def test_the_slices_of_the_hidden_layer_do_not_change_the_answers(quick_gelu, activation):
     weights = internals.vision_weights(backbone_of(quick_gelu=quick_gelu).clip).blocks[0]
     if activation is not None:
-        weights = dataclasses.replace(weights, activation=activation, activation_kind="other")
+        weights = weights._replace(activation=activation, activation_kind="other")
     x = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
     linear = functools.partial(make_linear, dtype=torch.float32, packed=packs(x.device, x.dtype))
     with torch.inference_mode():

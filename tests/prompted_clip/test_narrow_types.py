@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip, load_backbone
+from prompted_clip.backbone import load_backbone
 from prompted_clip.fused_tower import FusedImageTower
+from prompted_clip.model import PromptedClip
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip
+from prompted_clip.model import PromptedClip
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, tiny_backbone
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 
-from prompted_clip import to_pixels
-from prompted_clip.preprocess import upright_rgb
+from prompted_clip.preprocess import to_pixels, upright_rgb
 from service.images.decoder import ImageLimits, open_image
 from service.images.preprocessing import Exact
 from training.data.views import Views

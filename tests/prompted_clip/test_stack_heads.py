@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from prompt_store.bundle import Bundle, read_bundle
-from prompted_clip import Lane, PromptedClip, StackMismatchError, TextTooLongError, encode_classes, join_groups
 from prompted_clip.backbone import load_backbone
+from prompted_clip.errors import StackMismatchError, TextTooLongError
 from prompted_clip.heads import ClassHead, ConditionalHead, ImageFeatures, Projector
+from prompted_clip.model import PromptedClip
+from prompted_clip.prompts import join_groups
+from prompted_clip.stack import Lane
+from prompted_clip.text import encode_classes
 from prompted_clip.transfers import nbytes
 from tests.stacks import HIDDEN, OTHER_WIDTH, SHARE, random_bundle
 from tests.tiny import random_pixels, tiny_backbone

@@ -6,17 +6,11 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from prompted_clip import (
-    TextTooLongError,
-    collate_grids,
-    encode_classes,
-    encode_image,
-    encode_texts,
-    join_groups,
-    normalize_pixels,
-    to_pixels,
-)
-from prompted_clip.text import encode_tokens, tokenize
+from prompted_clip.errors import TextTooLongError
+from prompted_clip.preprocess import normalize_pixels, to_pixels
+from prompted_clip.prompts import collate_grids, join_groups
+from prompted_clip.text import encode_classes, encode_tokens, tokenize
+from prompted_clip.vision import encode_image
 from tests.tiny import random_pixels, tiny_backbone
 
 
@@ -48,7 +42,7 @@ def test_stopping_at_the_longest_text_changes_nothing_but_rounding(backbone):
     texts = ["a photo of a cat.", "striped circle", "a"]
     with torch.no_grad():
         expected = backbone.clip.encode_text(backbone.tokenizer(texts), normalize=True)
-        torch.testing.assert_close(encode_texts(backbone, texts), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(encode_classes(backbone, texts, ["{}"]), expected, rtol=0, atol=1e-6)
 
 
 def test_a_zero_length_group_is_no_group(backbone):
@@ -87,20 +81,20 @@ def test_prompted_and_plain_rows_are_refused_in_one_batch():
 
 def test_a_text_that_does_not_fit_is_named(backbone):
     with pytest.raises(TextTooLongError, match=r"'cat cat .*78 positions|'cat cat"):
-        encode_texts(backbone, ["dog", "cat " * 80])
+        encode_classes(backbone, ["dog", "cat " * 80], ["{}"])
 
 
 def test_prompts_count_towards_the_text_length(backbone):
     text = "cat " * 70
-    encode_texts(backbone, [text])
+    encode_classes(backbone, [text], ["{}"])
     with pytest.raises(TextTooLongError, match="10 prompt tokens"):
-        encode_texts(backbone, [text], grid(0, (1, 10)))
+        encode_classes(backbone, [text], ["{}"], grid(0, (1, 10)))
 
 
 def test_several_templates_are_averaged_and_unit_norm(backbone):
     with torch.no_grad():
         features = encode_classes(backbone, ["cat", "dog"], ["a {}.", "one {}."])
-        parts = [encode_texts(backbone, [f"{word} cat.", f"{word} dog."]) for word in ("a", "one")]
+        parts = [encode_classes(backbone, [f"{word} cat.", f"{word} dog."], ["{}"]) for word in ("a", "one")]
     torch.testing.assert_close(features, torch.nn.functional.normalize(parts[0] + parts[1], dim=-1))
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip, normalize_pixels
 from prompted_clip.internals import architecture_facts
+from prompted_clip.model import PromptedClip
+from prompted_clip.preprocess import normalize_pixels
 from tests.reference.slow_clip import SlowClip
 from tests.stacks import SHARE, random_bundle
 from tests.tiny import random_pixels, tiny_backbone

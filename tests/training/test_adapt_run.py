@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip
+from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip
+from prompted_clip.model import PromptedClip
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 from training.cli import boost_app
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip
 from prompted_clip.internals import architecture_facts
+from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import normalize_pixels
 from tests.reference.slow_clip import SlowClip
 from tests.tiny import random_pixels, tiny_backbone

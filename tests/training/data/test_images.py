@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prompted_clip import to_pixels
+from prompted_clip.preprocess import to_pixels
 from training.data.images import find_images, is_decodable, n_decoding_threads, read_in_threads
 from training.data.views import Views
 from training.errors import NoImagesError

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip
+from prompted_clip.model import PromptedClip
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
 from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, write_textures

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip
+from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels
 from tests.stacks import random_bundle
 from tests.tiny import tiny_backbone

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip
+from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import normalize_pixels, to_pixels
 from tests.stacks import random_bundle
 from tests.tiny import tiny_backbone

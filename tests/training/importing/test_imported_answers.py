@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from prompt_store.bundle import read_bundle
-from prompted_clip import PromptedClip, StackMismatchError, normalize_pixels
+from prompted_clip.errors import StackMismatchError
+from prompted_clip.model import PromptedClip
+from prompted_clip.preprocess import normalize_pixels
 from tests.base_models import slow_twin, tiny_base_model, token_ids
 from tests.tiny import random_pixels
 from tests.training.importing.foreign import CLASSES, Writer, halved, save_dassl
