@@ -143,8 +143,8 @@ def adapters(
         Adapter(METHODS[name].build(base_model, names, recipe), base_model, views, labels, recipe)
         for base_model in (PaddedBackbone(student), PromptedBackbone(student))
     )
-    asked = Uncached(views, reference._feature_values._compute)
-    reference._feature_values = reference._reference_values = asked
+    asked = Uncached(views, reference._feature_cache._compute)
+    reference._feature_cache = reference._reference_cache = asked
     return reference, ours
 
 

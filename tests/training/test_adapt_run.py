@@ -115,7 +115,7 @@ def test_caching_frozen_features_does_not_change_the_run(data, name, augmentatio
         with torch.no_grad():
             return model.encode_images(each._images(each._views.load(indices.tolist(), epoch)))
 
-    each._feature_values.get = each._reference_values.get = ask
+    each._feature_cache.get = each._reference_cache.get = ask
     assert train(once, recipe).losses == pytest.approx(train(each, recipe).losses, rel=1e-4)
 
 

@@ -49,9 +49,9 @@ class Adapter:
         self._labels_N = torch.tensor(labels, dtype=torch.long)
         self._recipe = recipe
         reference = base_model.reference(recipe.reference) if isinstance(recipe, ReferenceRecipe) else base_model
-        self._feature_values = ViewCache(views, lambda pixels: self._features(base_model, pixels))
-        self._reference_values = (
-            self._feature_values
+        self._feature_cache = ViewCache(views, lambda pixels: self._features(base_model, pixels))
+        self._reference_cache = (
+            self._feature_cache
             if reference is base_model
             else ViewCache(views, lambda pixels: self._features(reference, pixels))
         )
@@ -91,10 +91,10 @@ class Adapter:
         pixels = self._views.load(indices.tolist(), epoch) if "images" in required or is_fresh else None
         features_BE = reference_BE = None
         if "features" in required:
-            features_BE = self._feature_values.get(indices, epoch, pixels)
+            features_BE = self._feature_cache.get(indices, epoch, pixels)
         if "reference" in required:
-            is_same = features_BE is not None and self._reference_values is self._feature_values
-            reference_BE = features_BE if is_same else self._reference_values.get(indices, epoch, pixels)
+            is_same = features_BE is not None and self._reference_cache is self._feature_cache
+            reference_BE = features_BE if is_same else self._reference_cache.get(indices, epoch, pixels)
         return Batch(
             labels_B=self._labels_N[indices].to(self._device),
             images_BCHW=self._images(pixels) if pixels is not None and "images" in required else None,
