@@ -34,7 +34,7 @@ class CoCoOpRecipe(AdaptRecipe):
     learning_rate: float = Field(default=0.002, gt=0)
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=1, ge=1)
-    context_tokens: int = Field(default=4, ge=1, le=64, description="context tokens if context_init is empty")
+    context_tokens: int = Field(default=4, ge=1, le=64, description="number of context tokens if context_init is empty")
     context_init: str = Field(
         default="a photo of a", description="initial words, which also set the context length; empty: random"
     )

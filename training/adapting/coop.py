@@ -31,12 +31,16 @@ class CoOpRecipe(AdaptRecipe):
         default=200, ge=1, description="200 for 8 and 16 shots, 100 for 2 and 4, 50 for 1 shot and for ImageNet"
     )
     batch_size: int = Field(default=32, ge=1)
-    context_tokens: int = Field(default=16, ge=1, le=64, description="context tokens if context_init is empty")
+    context_tokens: int = Field(
+        default=16, ge=1, le=64, description="number of context tokens if context_init is empty"
+    )
     context_init: str = Field(
         default="",
         description='initial words, such as "a photo of a", which also set the context length; empty: random',
     )
-    class_specific: bool = Field(default=False, description="one context per class; excludes other labels")
+    class_specific: bool = Field(
+        default=False, description="one context per class; such prompts do not support other labels"
+    )
     position: Position = Field(
         default="end",
         description="of the class name: at the end, in the middle or in front of the context; boosting prompts "

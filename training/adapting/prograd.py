@@ -34,7 +34,7 @@ class ProGradRecipe(TemplateRecipe, ReferenceRecipe):
     learning_rate: float = Field(default=0.002, gt=0)
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    context_tokens: int = Field(default=16, ge=1, le=64, description="learnable tokens")
+    context_tokens: int = Field(default=16, ge=1, le=64, description="number of context tokens")
     context_init: str = Field(
         default="a photo of a",
         description="initial words of the last tokens, the tokens before them are zero; empty: random",
@@ -89,9 +89,8 @@ class ProGrad(nn.Module):
         value = task.detach()
         for parameter, a, b in zip(parameters, task_gradients, general_gradients, strict=True):
             step = project_gradient(a, b, self.recipe.projection)
-            value = (
-                value + ((parameter - parameter.detach()) * step).sum()
-            )  # adds 0 to the value and `step` to the gradient
+            # Adds 0 to the value and `step` to the gradient.
+            value = value + ((parameter - parameter.detach()) * step).sum()
         return value
 
     def logits(self, batch: Batch) -> Tensor:
