@@ -55,9 +55,9 @@ class ShotSampler:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._drawn: dict[tuple[str, Path, str, int, int], Dataset] = {}
+        self._samples: dict[tuple[str, Path, str, int, int], Dataset] = {}
 
-    def take(self, dataset: Dataset, trial: Trial) -> Dataset:
+    def sample(self, dataset: Dataset, trial: Trial) -> Dataset:
         """The data set with a trial's train images, without damaged ones; unchanged for zero-shot.
 
         Raises:
@@ -66,13 +66,13 @@ class ShotSampler:
         if trial.seed is None:
             return dataset
         key = (dataset.name, dataset.root, dataset.digest, trial.shots, trial.seed)
-        if key not in self._drawn:
+        if key not in self._samples:
             drawn = drop_unreadable(few_shot(dataset, trial.shots, seed=trial.seed), ("train",))
             if lost := drawn.unreadable[len(dataset.unreadable) :]:
                 named = shorten(lost)
                 self._console.print(f"skipped {len(lost)} unreadable train images: {named}", markup=False)
-            self._drawn[key] = drawn
-        return self._drawn[key]
+            self._samples[key] = drawn
+        return self._samples[key]
 
 
 class Bench:
@@ -121,13 +121,13 @@ class Bench:
         """Suffix of method names in messages."""
         return " with boosting" if self.is_boosted else ""
 
-    def draw(self, trial: Trial, dataset: Dataset) -> Dataset:
-        """The data set with a trial's train images, see `ShotSampler.take`.
+    def sample(self, trial: Trial, dataset: Dataset) -> Dataset:
+        """The data set with a trial's train images, see `ShotSampler.sample`.
 
         Raises:
-            DatasetError: as `ShotSampler.take`.
+            DatasetError: as `ShotSampler.sample`.
         """
-        return self._sampler.take(dataset, trial)
+        return self._sampler.sample(dataset, trial)
 
     def prepare(self, trial: Trial, train: Dataset, name: str) -> tuple[PromptStack, str | None]:
         """Train or load the stack of a trial, for the classes of `train`.
@@ -145,7 +145,7 @@ class Bench:
         """
         if trial.recipe is None:
             return self._zero_shot(train), None
-        training = self._learn(trial, trial.recipe, train, name)
+        training = self._train(trial, trial.recipe, train, name)
         return self._model.load_stack(read_bundle_file(self._bundle(training))), training
 
     def rename(self, trial: Trial, stack: PromptStack, dataset: Dataset) -> PromptStack:
@@ -170,17 +170,17 @@ class Bench:
         with progress_bars(self.console) as progress:
             check = progress.add_task("checking images", total=n_images, visible=False, note="")
             task = progress.add_task(title, total=n_images, note="")
-            answers = self._predictor.predict(
+            predictions = self._predictor.predict(
                 stack,
                 dataset,
                 on_check=lambda done, _: progress.update(check, completed=done, visible=done < n_images),
                 on_progress=lambda n: progress.advance(task, n),
             )
             progress.update(task, completed=n_images)
-        if answers.unreadable:
-            n_lost, named = len(answers.unreadable), shorten(answers.unreadable)
+        if predictions.unreadable:
+            n_lost, named = len(predictions.unreadable), shorten(predictions.unreadable)
             self.console.print(f"skipped {n_lost} unreadable test images: {named}", markup=False)
-        return answers
+        return predictions
 
     def _zero_shot(self, dataset: Dataset) -> PromptStack:
         """The boosting prompts with their own text, or the plain backbone with the hand-written prompt."""
@@ -192,7 +192,7 @@ class Bench:
     def _boost_stack(self) -> PromptStack | None:
         return self._model.boost_stack(self._model.load_stack(self._boost)) if self._boost is not None else None
 
-    def _learn(self, trial: Trial, recipe: AdaptRecipe, train: Dataset, name: str) -> str:
+    def _train(self, trial: Trial, recipe: AdaptRecipe, train: Dataset, name: str) -> str:
         """Train, unless the bundle exists, resuming from a checkpoint; returns the name of the training."""
         identity = {
             "data": train.digest,
@@ -208,7 +208,7 @@ class Bench:
         if not out.is_file():
             job = AdaptJob(domain_name(name), train, out, out.with_name("checkpoint"), self._checkpoint_every)
             result = run_adapt(job, trial.method, recipe, self.base_model, self.console)
-            self.results.keep_losses(training, result["losses"])
+            self.results.save_losses(training, result["losses"])
         return training
 
     def _bundle(self, training: str) -> Path:

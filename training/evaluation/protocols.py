@@ -42,10 +42,10 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
         DatasetError: fewer than two classes, or no train or test images.
         TrainingError: as `run_adapt`.
     """
-    identity = _row_key(bench, "base-to-new", dataset, dataset, trial)
-    if (finished := bench.results.find(identity)) is not None:
+    key = _row_key(bench, "base-to-new", dataset, dataset, trial)
+    if (finished := bench.results.load(key)) is not None:
         return finished
-    base, new = base_and_new(bench.draw(trial, dataset))
+    base, new = base_and_new(bench.sample(trial, dataset))
     stack, training = bench.prepare(trial, base, dataset.name)
     predictions = [bench.predict(stack, base, f"{trial.method}{bench.suffix} on {base.name}")]
     note = ""
@@ -56,11 +56,11 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
     else:
         predictions.append(bench.predict(renamed, new, f"{trial.method}{bench.suffix} on {new.name}"))
     rates = [accuracy(half.labels_N, half.named_N) for half in predictions]
-    row = identity.row(training=training, n_images=sum(len(half.labels_N) for half in predictions), note=note)
+    row = key.row(training=training, n_images=sum(len(half.labels_N) for half in predictions), note=note)
     row = replace(row, base=rates[0])
     if len(rates) == 2:
         row = replace(row, new=rates[1], h=harmonic_mean(*rates))
-    return bench.results.keep(identity, row, _saved_predictions(dataset, predictions, [0, len(base.class_names)]))
+    return bench.results.save(key, row, _saved_predictions(dataset, predictions, [0, len(base.class_names)]))
 
 
 def all_classes(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
@@ -112,19 +112,19 @@ def check_variant(source: Dataset, target: Dataset) -> None:
 
 
 def _transfer(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset, trial: Trial) -> Row:
-    identity = _row_key(bench, protocol, source, target, trial)
-    if (finished := bench.results.find(identity)) is not None:
+    key = _row_key(bench, protocol, source, target, trial)
+    if (finished := bench.results.load(key)) is not None:
         return finished
-    stack, training = bench.prepare(trial, bench.draw(trial, source), source.name)
+    stack, training = bench.prepare(trial, bench.sample(trial, source), source.name)
     try:
         renamed = bench.rename(trial, stack, target)
     except StackMismatchError as error:
-        row = identity.row(training=training, n_images=0, note=str(error))
-        return bench.results.keep(identity, row, _saved_predictions(target, [], []))
+        row = key.row(training=training, n_images=0, note=str(error))
+        return bench.results.save(key, row, _saved_predictions(target, [], []))
     predictions = bench.predict(renamed, target, f"{trial.method}{bench.suffix} on {target.name}")
-    row = identity.row(training=training, n_images=len(predictions.labels_N))
+    row = key.row(training=training, n_images=len(predictions.labels_N))
     rate = accuracy(predictions.labels_N, predictions.named_N)
-    return bench.results.keep(identity, replace(row, accuracy=rate), _saved_predictions(target, [predictions], [0]))
+    return bench.results.save(key, replace(row, accuracy=rate), _saved_predictions(target, [predictions], [0]))
 
 
 def _row_key(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset, trial: Trial) -> RowKey:

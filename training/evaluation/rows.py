@@ -142,29 +142,29 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def find(self, identity: RowKey) -> Row | None:
+    def load(self, key: RowKey) -> Row | None:
         """Load a finished row, or None.
 
         Raises:
             CheckpointError: its file is damaged.
         """
-        path = self._row_path(identity.cell)
+        path = self._row_path(key.cell)
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            return Row(**kept["row"])
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return Row(**record["row"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             msg = f"Cannot read the result {path}. Delete it to run it again."
             raise CheckpointError(msg) from error
 
-    def keep(self, identity: RowKey, row: Row, predictions: SavedPredictions) -> Row:
+    def save(self, key: RowKey, row: Row, predictions: SavedPredictions) -> Row:
         """Save a finished row atomically."""
         buffer = io.BytesIO()
         arrays = {field.name: np.asarray(getattr(predictions, field.name)) for field in fields(predictions)}
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         write_atomic(self._row_path(row.cell).with_suffix(".npz"), buffer.getvalue())
-        record = {"row": asdict(row), "identity": asdict(identity)}
+        record = {"row": asdict(row), "identity": asdict(key)}
         write_atomic(self._row_path(row.cell), _json_bytes(record))
         return row
 
@@ -187,7 +187,7 @@ class Results:
         """Folder of a training's bundle, losses and checkpoint."""
         return self.folder / "bundles" / training
 
-    def keep_losses(self, training: str, losses: list[float]) -> None:
+    def save_losses(self, training: str, losses: list[float]) -> None:
         """Save the loss of each step of a finished training."""
         write_atomic(self.training_folder(training) / "losses.json", _json_bytes(losses))
 

@@ -235,16 +235,16 @@ def test_a_sample_is_decoded_once_for_all_methods_and_targets(tmp_path):
     sampler = ShotSampler(console)
     first = few_shot(dataset, 2, seed=1).split("train")
     first[0].path.write_bytes(b"no picture")
-    drawn = sampler.take(dataset, trial_of("coop"))
+    drawn = sampler.sample(dataset, trial_of("coop"))
     assert [image.path for image in drawn.split("train")] == [image.path for image in first[1:]]
 
     first[2].path.write_bytes(b"no picture either")  # whoever looked again would leave it out
-    assert sampler.take(dataset, trial_of("ivlp")) is drawn
+    assert sampler.sample(dataset, trial_of("ivlp")) is drawn
     assert console.file.getvalue().count("skipped 1 unreadable train images") == 1
     for other in (trial_of("coop", seed=2), trial_of("coop", shots=3)):
-        again = sampler.take(dataset, other)
+        again = sampler.sample(dataset, other)
         assert first[2].path not in [image.path for image in again.split("train")]
-    assert sampler.take(dataset, Trial()) is dataset
+    assert sampler.sample(dataset, Trial()) is dataset
 
 
 def test_the_predictions_of_a_row_are_saved(bench_at, dataset):
