@@ -85,7 +85,7 @@ def header_and_data(manifest=None, arrays=None):
 
 
 def handmade(manifest=None, arrays=None):
-    """A file like `write_bundle` makes, but of parts that nobody has checked."""
+    """A file like `write_bundle` makes, but without validation."""
     return raw_file(*header_and_data(manifest, arrays))
 
 

@@ -32,10 +32,10 @@ def views(files, augmentation, n_fixed):
 
 @pytest.mark.parametrize(("augmentation", "n_fixed", "n_sets"), [("none", 0, 1), ("crop-flip", 2, 2)])
 def test_each_fixed_view_is_computed_once(files, augmentation, n_fixed, n_sets):
-    asked = []
+    calls = []
 
     def mean(pixels):
-        asked.append(len(pixels))
+        calls.append(len(pixels))
         return pixels.float().mean(dim=(1, 2, 3))
 
     shown = views(files, augmentation, n_fixed)
@@ -43,14 +43,14 @@ def test_each_fixed_view_is_computed_once(files, augmentation, n_fixed, n_sets):
     for epoch in range(6):
         order = shown.order(epoch)
         torch.testing.assert_close(values.get(order, epoch), shown.load(order.tolist(), epoch).float().mean((1, 2, 3)))
-    assert sum(asked) == 5 * n_sets
+    assert sum(calls) == 5 * n_sets
 
 
 def test_random_views_are_computed_every_time(files):
-    asked = []
-    values = ViewCache(views(files, "crop-flip", 0), lambda pixels: asked.append(1) or pixels.float().mean((1, 2, 3)))
+    calls = []
+    values = ViewCache(views(files, "crop-flip", 0), lambda pixels: calls.append(1) or pixels.float().mean((1, 2, 3)))
     first, second = (values.get(torch.arange(5), epoch) for epoch in (0, 1))
-    assert len(asked) == 2
+    assert len(calls) == 2
     assert not torch.equal(first, second)
 
 
@@ -69,18 +69,18 @@ def test_views_that_exceed_the_memory_limit_are_decoded_again(files, monkeypatch
 
 
 def test_prefetched_views_equal_loaded_views(files):
-    shown, told = views(files, "crop-flip", 0), views(files, "crop-flip", 0)
-    told.prefetch([3, 1], 7)
-    told.prefetch([0], 7)
-    assert torch.equal(told.load([3, 1], 7), shown.load([3, 1], 7))
-    assert torch.equal(told.load([0], 7), shown.load([0], 7))
-    assert not told._prefetched
+    plain, prefetched = views(files, "crop-flip", 0), views(files, "crop-flip", 0)
+    prefetched.prefetch([3, 1], 7)
+    prefetched.prefetch([0], 7)
+    assert torch.equal(prefetched.load([3, 1], 7), plain.load([3, 1], 7))
+    assert torch.equal(prefetched.load([0], 7), plain.load([0], 7))
+    assert not prefetched._prefetched
 
 
 def test_given_pixels_are_not_decoded_again(files):
-    asked = []
+    calls = []
     shown = views(files, "crop-flip", 0)
-    values = ViewCache(shown, lambda pixels: asked.append(pixels) or pixels.float().mean((1, 2, 3)))
+    values = ViewCache(shown, lambda pixels: calls.append(pixels) or pixels.float().mean((1, 2, 3)))
     pixels = shown.load([2, 4], 3)
     values.get(torch.tensor([2, 4]), 3, pixels)
-    assert asked[0] is pixels
+    assert calls[0] is pixels

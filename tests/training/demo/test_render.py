@@ -14,7 +14,7 @@ def clean():
 
 
 def draw_in_one_pose(colours, textures, shapes):
-    """One picture per row, all from the same random draws: only what is asked for differs."""
+    """One image per row, with the same random draws, so that only the arguments differ."""
     rows = zip(colours, textures, shapes, strict=True)
     pictures = [draw(*(torch.tensor([value]) for value in row), seeded_generator(5, 0)) for row in rows]
     return torch.cat(pictures)

@@ -204,7 +204,7 @@ def test_a_failed_evaluation_prints_the_reason_and_writes_nothing(workplace, opt
     assert not (workplace / "out").exists()
 
 
-# No such backbone: whoever names another problem has found it before a backbone was loaded.
+# An unknown backbone: any other error was found before a backbone was loaded.
 UNLOADABLE = ["--backbone", "ViT-Z-16"]
 
 

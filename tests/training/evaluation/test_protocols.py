@@ -160,7 +160,7 @@ def test_an_interrupted_training_resumes_from_its_checkpoint(bench_at, dataset):
     folder = bundle_path(bench_at(), whole).parent
     shutil.rmtree(bench_at().results.folder)
 
-    # A folder where the bundle belongs stops the run at its very end: what stands then is the checkpoint of step 3.
+    # A folder at the path of the bundle makes the run fail at the end, after the checkpoint of step 3.
     (folder / "bundle.safetensors" / "in-the-way").mkdir(parents=True)
     with pytest.raises(OSError, match="bundle"):
         base_to_new(bench_at(checkpoint_every=3), dataset, trial_of("ivlp"))
@@ -238,7 +238,7 @@ def test_a_sample_is_decoded_once_for_all_methods_and_targets(tmp_path):
     drawn = sampler.sample(dataset, trial_of("coop"))
     assert [image.path for image in drawn.split("train")] == [image.path for image in first[1:]]
 
-    first[2].path.write_bytes(b"no picture either")  # whoever looked again would leave it out
+    first[2].path.write_bytes(b"no picture either")  # decoding it again would drop it
     assert sampler.sample(dataset, trial_of("ivlp")) is drawn
     assert console.file.getvalue().count("skipped 1 unreadable train images") == 1
     for other in (trial_of("coop", seed=2), trial_of("coop", shots=3)):

@@ -71,7 +71,7 @@ def table(markdown, heading):
     section = markdown.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     titles, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    # "change" stands behind each measure: named after it, so that all keys differ
+    # a "change" column follows each measure: rename it so that the keys are unique
     names = [f"{titles[i - 2]} change" if title == "change" else title for i, title in enumerate(titles)]
     return [dict(zip(names, row, strict=True)) for row in rows]
 
