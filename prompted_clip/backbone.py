@@ -17,6 +17,7 @@ from prompt_store.manifest import BackboneSpec
 from prompted_clip import internals
 from prompted_clip.errors import WeightsError
 from prompted_clip.fingerprint import fingerprint_weights
+from prompted_clip.preprocess import RESIZE_MODES
 
 logger = logging.getLogger(__name__)
 
@@ -130,18 +131,20 @@ def load_backbone(
     with _named_failure(arch, name), torch.random.fork_rng(enabled=random_seed is not None):
         if random_seed is not None:
             torch.manual_seed(random_seed)
-        model, _, transform = open_clip.create_model_and_transforms(
+        model, *_ = open_clip.create_model_and_transforms(
             arch,
             pretrained=source,
             force_quick_gelu=quick_gelu or _tag_needs_quick_gelu(arch, source),
             require_pretrained=random_seed is None,
             weights_only=True,
         )
-    del transform
     clip = internals.check_supported(model, arch)
     fingerprint = fingerprint_weights(clip.state_dict(), internals.architecture_facts(clip))
     scale = math.exp(float(clip.logit_scale.detach()))
     preprocess = {key: _plain(value) for key, value in open_clip.get_model_preprocess_cfg(clip).items()}
+    if preprocess["resize_mode"] not in RESIZE_MODES:
+        msg = f"Backbone {arch!r} has resize mode {preprocess['resize_mode']!r}; supported: {', '.join(RESIZE_MODES)}."
+        raise WeightsError(msg)
     if torch.device(device).type == "cuda":
         # cuDNN's attention, torch's choice on some GPUs, plans for up to a second per new shape; flash attention does
         # not and is about as fast.

@@ -109,8 +109,7 @@ class Gpu:
         """See `Exact.decode`."""
         # A decoder on the device may fill in missing rows; a complete file has its end marker.
         is_complete = data.rstrip(b"\0").endswith(END_OF_IMAGE)
-        pads = self.fast.values.get("resize_mode") == "longest"
-        if is_complete and not pads and is_plain_jpeg(image) and image.info.get("adobe_transform") != ADOBE_RGB:
+        if is_complete and is_plain_jpeg(image) and image.info.get("adobe_transform") != ADOBE_RGB:
             pixels = self.decoder.decode(data, image.size)
             if pixels is not None:
                 return lambda: pixels

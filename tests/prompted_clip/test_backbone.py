@@ -89,6 +89,13 @@ def test_model_families_without_plain_vit_towers_are_refused(arch, part, monkeyp
         load_backbone(arch, random_seed=0)
 
 
+def test_a_resize_mode_that_pads_is_refused(monkeypatch):
+    values = open_clip.get_model_preprocess_cfg(tiny_backbone().clip) | {"resize_mode": "longest"}
+    monkeypatch.setattr(open_clip, "get_model_preprocess_cfg", lambda _: values)
+    with pytest.raises(WeightsError, match="resize mode 'longest'; supported: shortest, squash"):
+        load_backbone("tiny", random_seed=0)
+
+
 def test_a_seed_and_weights_together_are_refused():
     with pytest.raises(WeightsError, match="both weights"):
         load_backbone("tiny", pretrained="x.pt", random_seed=0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
@@ -111,12 +111,10 @@ SIDES = st.integers(1, 90) | st.sampled_from([31, 32, 33, 63, 64, 65])
     width=SIDES,
     height=SIDES,
     image_size=st.sampled_from([16, 31, 32]),
-    mode=st.sampled_from([None, "shortest", "squash", "longest"]),
+    mode=st.sampled_from([None, "shortest", "squash"]),
     filter_name=st.sampled_from([None, "bicubic", "bilinear"]),
 )
 def test_the_pixels_are_those_of_open_clip_s_own_transform(width, height, image_size, mode, filter_name):
-    # open_clip itself fails where the shorter side would round to nothing.
-    assume(mode != "longest" or min(width, height) * image_size >= max(width, height))
     chosen = {"resize_mode": mode, "interpolation": filter_name}
     values = {"mean": (0.5,) * 3, "std": (0.5,) * 3} | {name: value for name, value in chosen.items() if value}
     pixels = np.random.default_rng(width * 91 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -214,12 +214,10 @@ class Untouched:
 
 def test_what_the_device_should_not_judge_never_reaches_it():
     way = Gpu(Fast(SIDE, CLIP), Untouched())
-    pads = Gpu(Fast(SIDE, CLIP | {"resize_mode": "longest"}), Untouched())
     cat = photograph("cat", (90, 70))
     assert pixels_of(way, encode(cat, "PNG")).shape == (3, SIDE, SIDE)
     assert pixels_of(way, encode(cat.convert("CMYK"))).shape == (3, SIDE, SIDE)
     assert pixels_of(way, encode(cat, keep_rgb=True)).shape == (3, SIDE, SIDE)
-    assert pixels_of(pads, encode(cat)).shape == (3, SIDE, SIDE)
 
 
 @pytest.mark.anyio
