@@ -30,7 +30,7 @@ from prompted_clip.vision import ImageTower
 from service.app import create_app
 from service.errors import SettingsError
 from service.http.auth import Key, KeyRing, read_keys
-from service.http.server import LastCallServer, address_of, http_config, listen
+from service.http.server import DrainingServer, address_of, http_config, listen
 from service.images.gpu import nvimgcodec
 from service.process import tune_interpreter, usable_cores
 from service.runtime import Runtime, build
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 DEVICE_LOST_STATUS: Final = 70
 
 
-class GracefulServer(LastCallServer):
+class GracefulServer(DrainingServer):
     """Uvicorn's server with a drain before the stop, and exit status 0 after it.
 
     Args:

@@ -1,7 +1,4 @@
-"""The socket that clients connect to, and the server behind it; the same for every process that listens.
-
-Knows nothing of what is served.
-"""
+"""The listening socket and the uvicorn server behind it, the same in every process that serves HTTP."""
 
 from __future__ import annotations
 
@@ -15,34 +12,34 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.errors import SettingsError
-from service.http.protocol import PatientProtocol
+from service.http.protocol import MAX_HEAD_BYTES, TimeoutHttpProtocol
 from service.settings import Settings
 
 KEEP_ALIVE_S: Final = 5
 BACKLOG: Final = 2048
 
 
-class LastCallServer(uvicorn.Server):
-    """Uvicorn's server, but that it takes in who already stands at the door before it closes it."""
+class DrainingServer(uvicorn.Server):
+    """Accepts the connections in the backlog before it closes the listening socket, so that none is reset."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept what the system has connected already, then stop as uvicorn does."""
-        # Nothing may happen between the last look and the closing: who connects there sees a reset.
-        late = [connection for listener in sockets or [] for connection in _at_the_door(listener)]
+        """Accept pending connections, then stop as uvicorn does."""
+        # Nothing may be awaited between the last accept and the close: a connection made then would be reset.
+        pending = [connection for listener in sockets or [] for connection in pending_connections(listener)]
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
-        for connection in late:
-            await loop.connect_accepted_socket(self._speak_http, connection)
+        for connection in pending:
+            await loop.connect_accepted_socket(self._protocol, connection)
         await super().shutdown(sockets)
 
-    def _speak_http(self) -> asyncio.Protocol:
-        speak = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
-        return speak(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-def _at_the_door(listener: socket.socket) -> Iterator[socket.socket]:
-    """Connections that the system has made and nobody has accepted; none if the listener is closed."""
+def pending_connections(listener: socket.socket) -> Iterator[socket.socket]:
+    """Accept the connections in the backlog; none if the listener is closed."""
     while True:
         try:
             connection, _ = listener.accept()
@@ -55,35 +52,36 @@ def listen(host: str, port: int) -> socket.socket:
     """Open the listening socket.
 
     Raises:
-        SettingsError: the address is not ours or the port is taken.
+        SettingsError: the address is not this machine's, or the port is in use.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}.", code="cannot_listen") from error
-    # Python notes no protocol for this socket, connections inherit that, and asyncio switches Nagle's algorithm off
-    # only where it reads TCP: the second packet of an answer would wait 40 ms. Opened by number, the protocol is known.
+    # Python leaves `proto` 0 in this socket and in accepted ones, and asyncio sets TCP_NODELAY only for IPPROTO_TCP:
+    # the second packet of a response would wait 40 ms. Reopened by its number, the socket knows its protocol.
     return socket.socket(fileno=listener.detach())
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where a listening socket answers, as a URL."""
+    """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def http_config(app: ASGIApp, settings: Settings, *, backlog: int = BACKLOG) -> uvicorn.Config:
-    """How uvicorn serves an application here.
+    """The uvicorn configuration of an application.
 
     Args:
         app: the application.
-        settings: how long the end may take.
-        backlog: connections that are accepted in one go.
+        settings: timeouts.
+        backlog: connections accepted in one go.
     """
     return uvicorn.Config(
         app,
-        http=cast("type[asyncio.Protocol]", partial(PatientProtocol, rest_within_s=settings.max_body_s)),
+        http=cast("type[asyncio.Protocol]", partial(TimeoutHttpProtocol, body_timeout_s=settings.max_body_s)),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws="none",
         loop="asyncio",
         lifespan="on",

@@ -25,7 +25,7 @@ from service.http.auth import Key, KeyRing
 from service.http.context import HttpContext, build_decoder
 from service.http.middleware import surround
 from service.http.routes import classify
-from service.http.server import BACKLOG, LastCallServer, http_config
+from service.http.server import BACKLOG, DrainingServer, http_config
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.process import tune_interpreter
@@ -52,7 +52,7 @@ class SharedListener(socket.socket):
         super().listen(max(backlog, BACKLOG))
 
 
-class WebServer(LastCallServer):
+class WebServer(DrainingServer):
     """Uvicorn's server without signals: those sent to the process group reach the device process too."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

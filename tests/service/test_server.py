@@ -19,7 +19,7 @@ from prompted_clip.fused_tower import FusedImageTower
 from service.demo.run import free_port, wait_until_ready
 from service.errors import SettingsError
 from service.http.auth import add_key
-from service.http.server import LastCallServer, http_config, listen
+from service.http.server import DrainingServer, http_config, listen
 from service.server import (
     batches_at_once,
     chosen_device,
@@ -284,7 +284,7 @@ async def test_who_has_connected_when_the_service_stops_is_answered_all_the_same
     with SharedListener(fileno=listen("127.0.0.1", 0).detach()) as listener:
         config = http_config(_fine, Settings(), backlog=1)
         config.lifespan = "off"
-        server = LastCallServer(config)
+        server = DrainingServer(config)
         config.load()
         server.lifespan = config.lifespan_class(config)
         address = listener.getsockname()
