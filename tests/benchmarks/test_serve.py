@@ -133,3 +133,16 @@ def test_photographs_have_the_chosen_size_and_travel_in_one_form(tmp_path):
     body = tmp_path / "body"
     assert multipart(photographs, [HOT] * 6, body) == str(body)
     assert body.read_bytes().count(b"--benchmark\r\n") == 6
+
+
+def test_a_closed_loop_that_was_too_short_is_repeated_at_four_times_the_length(monkeypatch):
+    durations_s = []
+
+    def closed(_, n_clients, duration_s):
+        durations_s.append(duration_s)
+        return [answer(0.0), answer(1.0)] if len(durations_s) > 1 else [answer(0.0)]
+
+    monkeypatch.setattr(Server, "closed", closed)
+
+    assert fake_server().closed_rate(1, 5.0) == pytest.approx(1.0)
+    assert durations_s == [5.0, 20.0]
