@@ -15,8 +15,6 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from service.errors import ServiceError
-
 StackKind = Literal["cascade", "boost"]
 
 
@@ -47,7 +45,7 @@ class Scored(NamedTuple):
 
     version: int
     digest: str
-    answers: Sequence[Answer | ServiceError]
+    answers: Sequence[Answer | Exception]
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class LocalPin:
         finally:
             for future in futures:
                 future.cancel()
-        answers: list[Answer | ServiceError] = []
+        answers: list[Answer | Exception] = []
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
                 answers.append(outcome)

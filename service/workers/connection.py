@@ -12,43 +12,33 @@ from typing import Annotated, Any
 from msgspec import Meta
 from starlette.types import ASGIApp, Message
 
-from service.errors import ServiceError
-from service.inference import ScoringOptions
+from service.inference import Scored, ScoringOptions
 from service.local_inference import LocalBackend, LocalPin
 from service.observability.logs import request_id
-from service.workers.metrics import Sample
+from service.observability.process_metrics import Sample
 from service.workers.pixel_slots import Pixels
-from service.workers.remote import HttpReply, ScoreReply
-from service.workers.rpc import Rpc, to_wire
+from service.workers.remote import HttpReply
+from service.workers.rpc import Rpc, Streams
 
 Slot = Annotated[int, Meta(ge=0)]
 PriorityNumber = Annotated[int, Meta(ge=-1, le=1)]
 
 
 class WorkerConnection:
-    """Serves one web process over `rpc`; `samples` are its counts.
+    """Serves one web process, whose `pixels` are [n, 3, H, W] uint8, over `rpc`; `samples` are its counts."""
 
-    Args:
-        backend: pins and scores.
-        routes: the ASGI application for forwarded requests.
-        pixels: the web process's slots, [n, 3, H, W] uint8.
-        max_bytes: largest message that is read.
-    """
-
-    def __init__(self, backend: LocalBackend, routes: ASGIApp, pixels: Pixels, *, max_bytes: int) -> None:
+    def __init__(
+        self, streams: Streams, backend: LocalBackend, routes: ASGIApp, pixels: Pixels, *, max_bytes: int
+    ) -> None:
         self.samples: list[Sample] = []
         self._backend = backend
         self._routes = routes
         self._pixels = pixels
         self._pins: dict[int, LocalPin] = {}
-        self.rpc = Rpc((self.pin, self.unpin, self.score, self.http), max_bytes=max_bytes)
+        self.rpc = Rpc(streams, (self.pin, self.unpin, self.score, self.http), max_bytes=max_bytes)
 
     async def refresh_counts(self, timeout_s: float) -> None:
-        """Have the web process send its counts to `samples`.
-
-        Raises:
-            TimeoutError, DeviceLostError: it does not answer, or is gone; the last counts stay.
-        """
+        """Fetch the web process's counts; raises TimeoutError or DeviceLostError, and the last counts stay."""
         async with asyncio.timeout(timeout_s):
             self.samples = await self.rpc.call("count", returns=list[Sample])
 
@@ -62,14 +52,12 @@ class WorkerConnection:
         """Drop a pin, if there is one."""
         self._pins.pop(number, None)
 
-    async def score(self, pin: int, slots: list[Slot], options: ScoringOptions) -> ScoreReply:
+    async def score(self, pin: int, slots: list[Slot], options: ScoringOptions) -> Scored:
         """Score the images in these slots, which stay untouched until the reply."""
         request_id.set(options.request_id)
         if len(set(slots)) != len(slots) or max(slots, default=0) >= len(self._pixels):
             raise ValueError("slots that do not exist, or one for two images")
-        scored = await self._pins[pin].score([self._pixels[slot] for slot in slots], options)
-        answers = [to_wire(one) if isinstance(one, ServiceError) else one for one in scored.answers]
-        return ScoreReply(scored.version, scored.digest, answers)
+        return await self._pins[pin].score([self._pixels[slot] for slot in slots], options)
 
     async def http(self, scope: dict[str, Any], body: bytes, request: str) -> HttpReply:
         """Answer an HTTP request; the web process has checked key and limits."""

@@ -23,9 +23,9 @@ from service.app import create_routes
 from service.errors import DeviceLostError, SettingsError
 from service.http.auth import Key
 from service.images.preprocessing import decode_threads
+from service.observability.process_metrics import Sample, exposition, summed
 from service.runtime import Runtime
 from service.workers.connection import WorkerConnection
-from service.workers.metrics import Sample, exposition, summed
 from service.workers.pixel_slots import slot_memory, slot_view
 from service.workers.remote import WorkerConfig
 
@@ -34,26 +34,17 @@ logger = logging.getLogger(__name__)
 MODULE: Final = "service.workers.web_process"
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 10.0
-HEALTHY_AFTER_S: Final = 60.0
-"""The back-off starts anew for a web process that lived this long."""
+HEALTHY_AFTER_S: Final = 60.0  # the back-off starts anew for a web process that lived this long
 HEARTBEAT_S: Final = 1.0
-SILENT_S: Final = 30.0
-"""A web process that does not answer for this long is replaced."""
+SILENT_S: Final = 30.0  # a web process that does not answer for this long is replaced
 DISCONNECTED_KILL_S: Final = 5.0
 COUNTS_TIMEOUT_S: Final = 0.5
-STOP_EXTRA_S: Final = 2.0
-"""For web processes, beyond `drain_timeout_s`, in which their last responses must be out."""
+STOP_EXTRA_S: Final = 2.0  # for web processes, beyond the time in which their last responses must be out
 TICK_S: Final = 0.1
 
 
 class WebPool:
-    """Keeps a number of web processes running.
-
-    Args:
-        runtime: answers their calls.
-        keys: what they check.
-        listener: what they accept from.
-    """
+    """Keeps web processes running that check `keys`, accept from `listener` and call `runtime`."""
 
     def __init__(self, runtime: Runtime, keys: tuple[Key, ...], listener: socket.socket) -> None:
         self._runtime = runtime
@@ -67,11 +58,7 @@ class WebPool:
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start all web processes; returns once each has sent its counts.
-
-        Raises:
-            SettingsError: one of them ended instead.
-        """
+        """Start all web processes; returns once each has sent its counts, or raises what `_keep` raises."""
         n_workers = self._runtime.settings.web_workers
         self._keepers = [asyncio.ensure_future(self._keep()) for _ in range(n_workers)]
         while sum(bool(worker.samples) for worker in self._workers) < n_workers:
@@ -99,7 +86,8 @@ class WebPool:
         """End the web processes at once."""
         self._stopping.set()
         for process in self._workers.values():
-            _kill(process)
+            if process.returncode is None:
+                process.kill()
 
     async def metrics_text(self) -> bytes:
         """The metrics of this process and of all web processes, past ones included, as one."""
@@ -112,7 +100,7 @@ class WebPool:
         """Run one web process after the other until the pool stops.
 
         Raises:
-            SettingsError: one ended before the pool had started.
+            SettingsError: one ended before all had started.
         """
         loop, backoff_s = asyncio.get_running_loop(), FIRST_BACKOFF_S
         while not self._stopping.is_set():
@@ -143,24 +131,24 @@ class WebPool:
         pixels = slot_view(memory, config.n_slots, config.image_size, writable=False)
         files = (self._listener.fileno(), their_end.fileno(), memory)
         command = (sys.executable, "-P", "-m", MODULE, *map(str, files))  # -P: no import from the current directory
-        with their_end:
+        try:
             process = await asyncio.create_subprocess_exec(*command, pass_fds=files, stdin=PIPE)
-        os.close(memory)
+        finally:
+            their_end.close()
+            os.close(memory)
+        streams = await asyncio.open_unix_connection(sock=end)
         max_bytes = 2 * max(self._runtime.settings.max_bundle_bytes, 2**20)
-        worker = WorkerConnection(self._runtime.backend, self._routes, pixels, max_bytes=max_bytes)
+        worker = WorkerConnection(streams, self._runtime.backend, self._routes, pixels, max_bytes=max_bytes)
         self._workers[worker] = process
-        await worker.rpc.open(end)
         watching = asyncio.ensure_future(_watch(worker, process))
         if self._runtime.is_draining:
             worker.rpc.notify("drain")
-        try:
-            await process.communicate(msgspec.json.encode(config))
-            return await process.wait()
-        finally:
-            watching.cancel()
-            worker.rpc.close()
-            del self._workers[worker]
-            self._ended_samples = summed([*self._ended_samples, *worker.samples])
+        await process.communicate(msgspec.json.encode(config))
+        del self._workers[worker]
+        watching.cancel()
+        worker.rpc.close()
+        self._ended_samples = summed([*self._ended_samples, *worker.samples])
+        return await process.wait()
 
 
 async def _watch(worker: WorkerConnection, process: Process) -> None:
@@ -173,12 +161,7 @@ async def _watch(worker: WorkerConnection, process: Process) -> None:
         logger.error("web.silent", extra={"pid": process.pid})  # noqa: TRY400  the traceback is of no use
     except DeviceLostError:  # disconnected: it ends, or broke a rule
         await asyncio.sleep(DISCONNECTED_KILL_S)
-    _kill(process)
-
-
-def _kill(process: Process) -> None:
-    with suppress(ProcessLookupError):
-        process.kill()
+    process.kill()
 
 
 def worker_config(runtime: Runtime, keys: tuple[Key, ...]) -> WorkerConfig:
@@ -206,8 +189,8 @@ async def serve(
 
     Args:
         runtime: not started yet.
-        keys: what the web processes check.
-        listener: what they accept from; closed at the end.
+        keys: for the web processes to check.
+        listener: for them to accept from; closed at the end.
         leave_if_lost: called ten times a second; ends the process when the device will not answer again.
         announce: called once requests are accepted.
 

@@ -29,38 +29,23 @@ def slot_view(descriptor: int, n_slots: int, image_size: int, *, writable: bool)
 
 
 class PixelSlots:
-    """Allocates the slots of a web process, the only writer, so without locks; lives on one event loop.
-
-    Args:
-        view: the memory, writable.
-    """
+    """The slots of a web process, the only writer, so without locks; `free` ones are used last in, first out."""
 
     def __init__(self, view: Pixels) -> None:
         self._view = view
-        self._free = list(range(len(view)))[::-1]  # LIFO: the pages of the slot freed last are warm
-
-    @property
-    def n_free(self) -> int:
-        """Slots without an image."""
-        return len(self._free)
+        self.free = list(range(len(view)))[::-1]
 
     def fill(self, pixels: Sequence[Pixels]) -> list[int]:
-        """Copy images into free slots, all of them or none, and return the slots, allocated until `free`.
+        """Copy images into free slots, which stay taken until their numbers are put back into `free`.
 
         Raises:
             OverloadedError: too few are free.
         """
-        n_left = len(self._free) - len(pixels)
-        if n_left < 0:
+        if len(pixels) > len(self.free):
             raise OverloadedError(
                 f"{len(self._view)} images of this process already wait; try again later.", retry_after_s=1.0
             )
-        slots = self._free[n_left:]
+        slots = [self.free.pop() for _ in pixels]
         for slot, image in zip(slots, pixels, strict=True):
             self._view[slot] = image
-        del self._free[n_left:]
         return slots
-
-    def free(self, slots: Sequence[int]) -> None:
-        """Return slots whose answer has arrived."""
-        self._free.extend(slots)

@@ -13,7 +13,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from service.errors import DeviceLostError, ServiceError
+from service.errors import DeviceLostError
 from service.inference import Answer, Scored, ScoringOptions
 from service.observability.logs import request_id
 from service.workers.pixel_slots import Pixels, PixelSlots
@@ -55,12 +55,7 @@ class HttpReply(NamedTuple):
 
 
 class RemoteBackend:
-    """The inference backend of a web process.
-
-    Args:
-        rpc: to the device process.
-        slots: where it finds pixels.
-    """
+    """The inference backend of a web process: `rpc` leads to the device process, which finds pixels in `slots`."""
 
     def __init__(self, rpc: Rpc, slots: PixelSlots) -> None:
         self.rpc = rpc
@@ -92,15 +87,10 @@ class RemotePin:
         rpc, slots = self._backend.rpc, self._backend.slots
         filled = slots.fill(pixels)
         reply = await rpc.call(
-            "score", self._number, filled, options, returns=ScoreReply, on_done=lambda: slots.free(filled)
+            "score", self._number, filled, options, returns=ScoreReply, on_done=lambda: slots.free.extend(filled)
         )
-        answers = [_service_error(one) if isinstance(one, WireError) else one for one in reply.answers]
+        answers = [from_wire(one) if isinstance(one, WireError) else one for one in reply.answers]
         return Scored(reply.version, reply.digest, answers)
-
-
-def _service_error(sent: WireError) -> ServiceError:
-    error = from_wire(sent)
-    return error if isinstance(error, ServiceError) else ServiceError(str(error))
 
 
 class Forwarder:
@@ -110,12 +100,7 @@ class Forwarder:
         self._rpc = rpc
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward one request.
-
-        Raises:
-            DeviceLostError: the device process is gone, or does not answer a probe.
-            BodyTooLargeError, SlowBodyError: while the body was read.
-        """
+        """Forward one request; raises DeviceLostError if the device process is gone, or does not answer a probe."""
         body = await Request(scope, receive).body()
         forwarded = {name: scope[name] for name in SCOPE if name in scope}
         try:

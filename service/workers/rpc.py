@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import lru_cache, partial
-from typing import Any, Final, Literal, TypeAlias, TypeVar, get_type_hints
+from typing import Any, Final, Literal, TypeVar, get_type_hints
 
 from msgspec import MsgspecError, Raw, Struct
 from msgspec.msgpack import Decoder, Encoder
@@ -21,16 +20,15 @@ from service.errors import DeviceLostError, ServiceError
 from service.http.problems import INTERNAL_DETAIL, TABLE
 
 T = TypeVar("T")
-Method: TypeAlias = Callable[..., Awaitable[Any]]
+Method = Callable[..., Coroutine[Any, Any, Any]]
+Callback = Callable[[], None]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 logger = logging.getLogger(__name__)
 
 LENGTH_BYTES: Final = 4
-MAX_BYTES: Final = 2**31
+LOST: Final = "The process with the device is gone; this one is about to be replaced. Ask again."
 ERRORS: Final[Mapping[str, type[Exception]]] = {kind.__name__: kind for kind in TABLE}
-_encode: Final = Encoder().encode
-NIL: Final = Raw(_encode(None))
-_decoder: Callable[[Any], Decoder[Any]] = lru_cache(maxsize=None)(Decoder)
 
 
 class WireError(Struct, frozen=True):
@@ -41,159 +39,8 @@ class WireError(Struct, frozen=True):
     facts: dict[str, Any]
 
 
-class Frame(Struct, frozen=True, array_like=True):
-    """One message: `body` holds arguments, a result or a `WireError`; `number` joins reply and call, 0 wants none."""
-
-    kind: Literal["call", "cancel", "result", "error"]
-    number: int
-    method: str = ""
-    body: Raw = NIL
-
-
-class Rpc:
-    """One end: runs the methods of this process and calls those of the other; lives on one event loop.
-
-    Args:
-        methods: coroutine functions with positional, annotated parameters.
-        on_lost: called once when the connection has ended.
-        max_bytes: largest message that is read; a larger or malformed one ends the connection.
-    """
-
-    def __init__(
-        self, methods: Iterable[Method], *, on_lost: Callable[[], None] = lambda: None, max_bytes: int = MAX_BYTES
-    ) -> None:
-        self._methods = {method.__name__: (method, _arguments(method)) for method in methods}
-        self._on_lost = on_lost
-        self._max_bytes = max_bytes
-        self._numbers = itertools.count(1)
-        self._pending: dict[int, tuple[asyncio.Future[Raw], Callable[[], None]]] = {}
-        self._running: dict[int, asyncio.Future[Any]] = {}
-        self._unsent: list[bytes] = []
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-
-    async def open(self, end: socket.socket) -> None:
-        """Take ownership of `end` and begin."""
-        reader, self._writer = await asyncio.open_unix_connection(sock=end)
-        self._reading = asyncio.ensure_future(self._read(reader, self._writer))
-
-    def close(self) -> None:
-        """Send what is unsent, then end the connection."""
-        self._flush()
-        if self._writer is not None:
-            self._writer.close()
-
-    def notify(self, method: str, *args: object) -> None:
-        """Run a method of the other process without waiting; no effect once that process is gone."""
-        self._send(Frame("call", 0, method, Raw(_encode(args))))
-
-    async def call(self, method: str, *args: object, returns: type[T], on_done: Callable[[], None] = lambda: None) -> T:
-        """Run a method of the other process; cancelling cancels it there too.
-
-        Args:
-            method: its name.
-            args: its arguments.
-            returns: the type of its result.
-            on_done: called once the other process is done with the call, even if it was cancelled here.
-
-        Raises:
-            DeviceLostError: the other process is gone.
-            Exception: the error that the method raised.
-        """
-        try:
-            frame = Frame("call", next(self._numbers), method, Raw(_encode(args)))
-        except Exception:  # not every string can be encoded
-            on_done()
-            raise
-        future: asyncio.Future[Raw] = asyncio.get_running_loop().create_future()
-        self._pending[frame.number] = future, on_done
-        if self._writer is None or self._writer.is_closing():
-            self._settle(frame.number, _lost())
-        else:
-            self._send(frame)
-        try:
-            value = await future
-        except asyncio.CancelledError:
-            self._send(Frame("cancel", frame.number))
-            raise
-        result: T = _decoder(returns).decode(value)
-        return result
-
-    def _send(self, frame: Frame) -> None:
-        """Send at the end of this iteration of the event loop, in one write with what else is sent in it."""
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        data = _encode(frame)
-        self._unsent += (len(data).to_bytes(LENGTH_BYTES, "little"), data)
-
-    def _flush(self) -> None:
-        if self._unsent and self._writer is not None and not self._writer.is_closing():
-            self._writer.write(b"".join(self._unsent))
-        self._unsent.clear()
-
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                n_bytes = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "little")
-                if n_bytes > self._max_bytes:
-                    logger.error("rpc.aborted", extra={"reason": f"a message of {n_bytes} bytes"})
-                    break
-                self._receive(_decoder(Frame).decode(await reader.readexactly(n_bytes)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except (MsgspecError, KeyError) as error:  # the other process is broken or taken over
-            logger.error("rpc.aborted", extra={"reason": str(error)})  # noqa: TRY400  the traceback is of no use
-        writer.transport.abort()
-        for running in list(self._running.values()):
-            running.cancel()
-        for number in list(self._pending):
-            self._settle(number, _lost())
-        self._on_lost()
-
-    def _receive(self, frame: Frame) -> None:
-        match frame.kind:
-            case "call":
-                method, arguments = self._methods[frame.method]
-                running = asyncio.ensure_future(method(*arguments.decode(frame.body)))
-                self._running[frame.number] = running
-                running.add_done_callback(partial(self._reply, frame.number))
-            case "cancel":
-                if frame.number in self._running:
-                    self._running[frame.number].cancel()
-            case "result":
-                self._settle(frame.number, frame.body)
-            case "error":
-                self._settle(frame.number, from_wire(_decoder(WireError).decode(frame.body)))
-
-    def _settle(self, number: int, outcome: Raw | Exception) -> None:
-        future, on_done = self._pending.pop(number)
-        on_done()
-        if future.done():
-            return
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    def _reply(self, number: int, running: asyncio.Future[Any]) -> None:
-        self._running.pop(number, None)
-        error = ServiceError("The client cancelled the request.") if running.cancelled() else running.exception()
-        value = running.result() if error is None else to_wire(error)
-        if number:
-            self._send(Frame("result" if error is None else "error", number, body=Raw(_encode(value))))
-
-
-def _arguments(method: Method) -> Decoder[Any]:
-    hints = get_type_hints(method, include_extras=True)
-    return Decoder(tuple[tuple(hint for name, hint in hints.items() if name != "return")])  # type: ignore[misc]
-
-
-def _lost() -> DeviceLostError:
-    return DeviceLostError("The process with the device is gone; this one is about to be replaced. Ask again.")
-
-
-def to_wire(error: BaseException) -> WireError:
-    """The error as data. One without a row in the problem table is a bug: it is logged, and its text stays here."""
+def to_wire(error: Any) -> WireError:  # noqa: ANN401  msgspec passes every value that it cannot encode
+    """An error as data. One without a row in the problem table is a bug: it is logged, and its text stays here."""
     kind = next((kind for kind in type(error).__mro__ if ERRORS.get(kind.__name__) is kind), None)
     if kind is None:
         logger.error("call.failed", exc_info=error)
@@ -207,3 +54,143 @@ def from_wire(sent: WireError) -> Exception:
     error = kind.__new__(kind, sent.message)
     vars(error).update(sent.facts)
     return error
+
+
+_encode: Final = Encoder(enc_hook=to_wire).encode
+_decoder: Callable[[Any], Decoder[Any]] = lru_cache(maxsize=None)(Decoder)
+
+
+class Frame(Struct, frozen=True, array_like=True):
+    """One message: `body` holds arguments, a result or a `WireError`; `number` joins reply and call, 0 wants none."""
+
+    kind: Literal["call", "cancel", "result", "error"]
+    number: int
+    method: str = ""
+    body: Raw = Raw(_encode(None))
+
+
+class Rpc:
+    """One end: runs the methods of this process and calls those of the other; lives on one event loop.
+
+    Args:
+        streams: this end of the socket pair.
+        methods: coroutine functions with positional, annotated parameters.
+        on_lost: called once when the connection has ended.
+        max_bytes: largest message that is read; a larger or malformed one ends the connection.
+    """
+
+    def __init__(
+        self, streams: Streams, methods: Iterable[Method], *, on_lost: Callback = lambda: None, max_bytes: int = 2**31
+    ) -> None:
+        self._reader, self._writer = streams
+        self._methods = {method.__name__: (method, _arguments(method)) for method in methods}
+        self._on_lost = on_lost
+        self._max_bytes = max_bytes
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[Raw]] = {}
+        self._running: dict[int, asyncio.Future[Any]] = {}
+        self._unsent: list[bytes] = []
+        self.reading = asyncio.ensure_future(self._read())
+
+    def close(self) -> None:
+        """Send what is unsent, then end the connection."""
+        self._flush()
+        self._writer.close()
+
+    def notify(self, method: str, *args: object) -> None:
+        """Run a method of the other process without waiting; no effect once that process is gone."""
+        self._send(Frame("call", 0, method, Raw(_encode(args))))
+
+    async def call(self, method: str, *args: object, returns: type[T], on_done: Callback = lambda: None) -> T:
+        """Run a method of the other process; cancelling cancels it there too.
+
+        `on_done` is called once the other process is done with the call, even if it was cancelled here.
+
+        Raises:
+            DeviceLostError: the other process is gone.
+            Exception: the error that the method raised.
+        """
+
+        def done(reply: asyncio.Future[Raw]) -> None:
+            on_done()
+            if not reply.cancelled():
+                reply.exception()  # asyncio logs one that was never looked at, as of a call that was cancelled here
+
+        number, reply = next(self._numbers), asyncio.get_running_loop().create_future()
+        reply.add_done_callback(done)
+        try:
+            self._send(Frame("call", number, method, Raw(_encode(args))))
+        except Exception:  # not every string can be encoded
+            reply.cancel()
+            raise
+        if self._writer.is_closing():
+            reply.set_exception(DeviceLostError(LOST))
+        else:
+            self._pending[number] = reply
+        try:
+            await asyncio.wait((reply,))
+        except asyncio.CancelledError:
+            self._send(Frame("cancel", number))
+            raise
+        result: T = _decoder(returns).decode(reply.result())
+        return result
+
+    def _send(self, frame: Frame) -> None:
+        """Send at the end of this iteration of the event loop, in one write with what else is sent in it."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        data = _encode(frame)
+        self._unsent += (len(data).to_bytes(LENGTH_BYTES, "little"), data)
+
+    def _flush(self) -> None:
+        if self._unsent and not self._writer.is_closing():
+            self._writer.write(b"".join(self._unsent))
+        self._unsent.clear()
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                n_bytes = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "little")
+                if n_bytes > self._max_bytes:
+                    logger.error("rpc.aborted", extra={"reason": f"a message of {n_bytes} bytes"})
+                    break
+                self._receive(_decoder(Frame).decode(await self._reader.readexactly(n_bytes)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except (MsgspecError, KeyError) as error:  # the other process is broken or taken over
+            logger.error("rpc.aborted", extra={"reason": str(error)})  # noqa: TRY400  the traceback is of no use
+        self._writer.transport.abort()
+        for running in list(self._running.values()):
+            running.cancel()
+        for reply in self._pending.values():
+            reply.set_exception(DeviceLostError(LOST))
+        self._pending.clear()
+        self._on_lost()
+
+    def _receive(self, frame: Frame) -> None:
+        match frame.kind:
+            case "call":
+                method, arguments = self._methods[frame.method]
+                running = asyncio.ensure_future(method(*arguments.decode(frame.body)))
+                self._running[frame.number] = running
+                running.add_done_callback(partial(self._reply, frame.number))
+            case "cancel":
+                if frame.number in self._running:
+                    self._running[frame.number].cancel()
+            case "result":
+                self._pending.pop(frame.number).set_result(frame.body)
+            case "error":
+                error = from_wire(_decoder(WireError).decode(frame.body))
+                self._pending.pop(frame.number).set_exception(error)
+
+    def _reply(self, number: int, running: asyncio.Future[Any]) -> None:
+        self._running.pop(number, None)
+        error = ServiceError("The client cancelled the request.") if running.cancelled() else running.exception()
+        body = Raw(_encode(error or running.result()))
+        if number:
+            self._send(Frame("error" if error else "result", number, body=body))
+
+
+def _arguments(method: Method) -> Decoder[Any]:
+    hints = get_type_hints(method, include_extras=True)
+    return Decoder(tuple[tuple(hint for name, hint in hints.items() if name != "return")])  # type: ignore[misc]

@@ -28,23 +28,21 @@ from service.http.routes import classify
 from service.http.server import BACKLOG, DrainingServer, http_config
 from service.observability import logs
 from service.observability.metrics import Metrics
+from service.observability.process_metrics import Sample, samples_of
 from service.process import tune_interpreter
 from service.settings import Settings
-from service.workers.metrics import Sample, samples_of
 from service.workers.pixel_slots import PixelSlots, slot_view
 from service.workers.remote import Forwarder, RemoteBackend, WorkerConfig
-from service.workers.rpc import Rpc
+from service.workers.rpc import Rpc, Streams
 
-ORPHAN_TIMEOUT_S: Final = 1
-"""How long responses may take to leave once the device process is gone: all are refusals."""
+ORPHAN_TIMEOUT_S: Final = 1  # for responses once the device process is gone: all are refusals
 ORPHAN_KILL_S: Final = 5.0
 
 
 class SharedListener(socket.socket):
-    """A listening socket that several processes accept from.
+    """A listening socket that several processes accept from, one connection at a time but with a long kernel queue.
 
-    asyncio accepts up to `backlog` connections per event, so one process would take a whole burst while the others
-    idle. With a backlog of one it accepts one by one; the kernel's queue stays long.
+    asyncio accepts up to `backlog` connections per event, so one process would take a whole burst while others idle.
     """
 
     def listen(self, backlog: int = BACKLOG, /) -> None:
@@ -60,16 +58,11 @@ class WebServer(DrainingServer):
 
 
 class WebProcess:
-    """The parts of a web process; its methods are for the device process.
+    """The parts of a web process; the device process calls its methods."""
 
-    Args:
-        config: from the device process.
-        slots: for pixels.
-    """
-
-    def __init__(self, config: WorkerConfig, slots: PixelSlots) -> None:
+    def __init__(self, streams: Streams, config: WorkerConfig, slots: PixelSlots) -> None:
         settings = Settings.model_validate_json(config.settings)
-        self.rpc = Rpc((self.count, self.drain, self.stop), on_lost=self._stop_orphaned)
+        self.rpc = Rpc(streams, (self.count, self.drain, self.stop), on_lost=self._stop_orphaned)
         self.context = HttpContext(
             settings=settings,
             metrics=Metrics(by_domain=settings.domain_metrics),
@@ -102,19 +95,11 @@ class WebProcess:
 
 
 async def serve(config: WorkerConfig, listener: SharedListener, end: socket.socket, memory: int) -> None:
-    """Serve until the device process says stop, or is gone.
-
-    Args:
-        config: from the device process.
-        listener: the socket that clients connect to.
-        end: this process's end of the connection.
-        memory: descriptor of this process's pixel slots.
-    """
+    """Serve until the device process, at the other `end`, says stop or is gone; `memory` describes the pixel slots."""
     slots = PixelSlots(slot_view(memory, config.n_slots, config.image_size, writable=True))
     os.close(memory)
-    web = WebProcess(config, slots)
+    web = WebProcess(await asyncio.open_unix_connection(sock=end), config, slots)
     logs.install(web.context.settings.log_format, web.context.settings.log_level)
-    await web.rpc.open(end)
     tune_interpreter()
     await web.server.serve(sockets=[listener])
     web.context.decoder.close()

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 from service.app import create_routes
 from service.http.auth import KeyRing
+from service.observability.process_metrics import exposition
 from service.runtime import build
 from service.workers.connection import WorkerConnection
 from service.workers.device_process import worker_config
-from service.workers.metrics import exposition
 from service.workers.pixel_slots import PixelSlots, slot_memory, slot_view
 from service.workers.remote import RemoteBackend
 from service.workers.rpc import Rpc
@@ -27,21 +27,19 @@ async def joined(backend, routes=None, *, n_slots=64, image_size=16, create=None
     slots = PixelSlots(slot_view(memory, n_slots, image_size, writable=True))
     pixels = slot_view(memory, n_slots, image_size, writable=False)
     os.close(memory)
-    ends = socket.socketpair()
+    near, far = [await asyncio.open_unix_connection(sock=end) for end in socket.socketpair()]
     if create:
-        web = create(slots)
+        web = create(near, slots)
     else:
-        rpc = Rpc((), max_bytes=MAX_BYTES)
+        rpc = Rpc(near, ())
         web = SimpleNamespace(rpc=rpc, slots=slots, backend=RemoteBackend(rpc, slots))
-    worker = WorkerConnection(backend, routes, pixels, max_bytes=MAX_BYTES)
-    await web.rpc.open(ends[0])
-    await worker.rpc.open(ends[1])
+    worker = WorkerConnection(far, backend, routes, pixels, max_bytes=MAX_BYTES)
     try:
         yield web, worker
     finally:
         web.rpc.close()
-        await asyncio.wait_for(worker.rpc._reading, 5)
-    assert slots.n_free == n_slots, "every slot came back"
+        await asyncio.wait_for(worker.rpc.reading, 5)
+    assert len(slots.free) == n_slots, "every slot came back"
 
 
 @asynccontextmanager
@@ -52,7 +50,10 @@ async def web_form(settings, model, store, keys):
     config = worker_config(runtime, keys)
     sizes = {"n_slots": config.n_slots, "image_size": config.image_size}
     async with joined(
-        runtime.backend, create_routes(runtime), create=lambda slots: WebProcess(config, slots), **sizes
+        runtime.backend,
+        create_routes(runtime),
+        create=lambda streams, slots: WebProcess(streams, config, slots),
+        **sizes,
     ) as (web, worker):
 
         async def metrics_text():

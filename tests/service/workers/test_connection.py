@@ -82,11 +82,11 @@ async def test_slots_stay_taken_until_the_device_side_is_done_with_them(runtime,
         async with pin(web.backend) as pinned:
             scoring = asyncio.ensure_future(pinned.score([RED, RED, RED], options()))
             await eventually(lambda: runtime.batcher.n_running)
-            assert web.slots.n_free == 1
+            assert len(web.slots.free) == 1
             scoring.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await scoring
-        await eventually(lambda: web.slots.n_free == 4)
+        await eventually(lambda: len(web.slots.free) == 4)
         model.gate.set()
 
 
@@ -111,7 +111,7 @@ async def test_a_call_that_is_given_up_at_once_is_answered_too(runtime):
         scoring = asyncio.ensure_future(pinned.score([RED], options()))
         await asyncio.sleep(0)
         scoring.cancel()
-        await eventually(lambda: web.slots.n_free == 1)
+        await eventually(lambda: len(web.slots.free) == 1)
 
 
 async def test_a_web_process_that_dies_leaves_nothing_behind(runtime, model):
@@ -149,7 +149,7 @@ async def test_a_web_process_that_breaks_a_rule_is_disconnected(runtime, method,
     async with joined(runtime.backend) as (web, worker):
         with pytest.raises(DeviceLostError):
             await web.rpc.call(method, *args, returns=type(None))
-        await asyncio.wait_for(worker.rpc._reading, 5)
+        await asyncio.wait_for(worker.rpc.reading, 5)
 
 
 @pytest.mark.parametrize(("domain", "error"), [("paint", OverloadedError), ("nowhere", DomainNotFoundError)])

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from service.workers.metrics import exposition, samples_of, summed
+from service.observability.process_metrics import exposition, samples_of, summed
 
 
 def registry(requests, seconds=(), gauge=0.0):

@@ -1,6 +1,6 @@
-"""Metrics of all processes as one exposition: the web processes' counters and histograms added to the device's.
+"""Sums the metrics of several processes: counters and histograms of others added to one registry's.
 
-A web process sends its totals since its start, so a lost or repeated message changes nothing. prometheus_client's
+A process sends its totals since its start, so a lost or repeated message changes nothing. prometheus_client's
 multiprocess mode does not fit: it holds for all registries of a process and must be chosen before the first import.
 """
 
