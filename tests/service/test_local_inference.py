@@ -26,5 +26,5 @@ async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model,
         model.gate.set()
         answered = await asyncio.gather(*kept)
     assert [answer.status_code for answer in refused] == [429] * 3
-    assert [answer.status_code for answer in answered] == [200] * 4
-    assert len(decoded) == 4
+    assert {answer.status_code for answer in answered} == {200}
+    assert len(decoded) == len(answered)

@@ -25,7 +25,7 @@ RED[0] = 255
 
 @asynccontextmanager
 async def running(model, store, **changes):
-    runtime = build(Settings(store_poll_s=0, calibrate_s=0, **changes), model, store, KeyRing())
+    runtime = build(Settings(store_poll_s=0, **changes), model, store, KeyRing())
     await runtime.start()
     yield runtime
     await runtime.stop()
@@ -81,7 +81,7 @@ async def test_slots_stay_taken_until_the_device_side_is_done_with_them(runtime,
         model.gate.clear()
         async with pin(web.backend) as pinned:
             scoring = asyncio.ensure_future(pinned.score([RED, RED, RED], options()))
-            await eventually(lambda: runtime.batcher.n_running)
+            await eventually(lambda: runtime.batcher._admission.n_running)
             assert len(web.slots.free) == 1
             scoring.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -95,11 +95,11 @@ async def test_rows_of_a_call_that_is_given_up_leave_the_queue(runtime, model):
         model.gate.clear()
         async with pin(web.backend) as pinned:
             running = asyncio.ensure_future(pinned.score([RED], options()))
-            await eventually(lambda: runtime.batcher.n_running)
+            await eventually(lambda: runtime.batcher._admission.n_running)
             waiting = asyncio.ensure_future(pinned.score([RED], options()))
-            await eventually(lambda: runtime.batcher.n_waiting)
+            await eventually(lambda: runtime.batcher.n_queued)
             waiting.cancel()
-            await eventually(lambda: not runtime.batcher.n_waiting)
+            await eventually(lambda: not runtime.batcher.n_queued)
             model.gate.set()
             assert isinstance((await running).answers[0], Answer)
         assert [len(batch) for batch in model.batches[-1:]] == [1]
@@ -119,14 +119,14 @@ async def test_a_web_process_that_dies_leaves_nothing_behind(runtime, model):
     async with joined(runtime.backend) as (web, worker):
         async with pin(web.backend) as pinned:
             first = asyncio.ensure_future(pinned.score([RED], options()))
-            await eventually(lambda: runtime.batcher.n_running)
+            await eventually(lambda: runtime.batcher._admission.n_running)
             second = asyncio.ensure_future(pinned.score([RED], options()))
-            await eventually(lambda: runtime.batcher.n_waiting)
+            await eventually(lambda: runtime.batcher.n_queued)
             web.rpc.close()
             for call in (first, second):
                 with pytest.raises(DeviceLostError):
                     await call
-        await eventually(lambda: not (runtime.batcher.n_waiting or worker.rpc._running))
+        await eventually(lambda: not (runtime.batcher.n_queued or worker.rpc._running))
         with pytest.raises(DeviceLostError):
             async with pin(web.backend):
                 pass
@@ -161,11 +161,9 @@ async def test_admission_is_decided_with_the_pin_and_a_refused_request_holds_not
         model.gate.clear()
         async with pin(web.backend) as pinned:
             kept = [asyncio.ensure_future(pinned.score([RED], options()))]
-            await eventually(lambda: runtime.batcher.n_running)
+            await eventually(lambda: runtime.batcher._admission.n_running)
             kept.append(asyncio.ensure_future(pinned.score([RED], options())))
-            await eventually(lambda: runtime.batcher.n_running == 2)
-            kept.append(asyncio.ensure_future(pinned.score([RED], options())))
-            await eventually(lambda: runtime.batcher.n_waiting)
+            await eventually(lambda: runtime.batcher.n_queued)
             with pytest.raises(error):
                 async with pin(web.backend, domain):
                     pass
