@@ -142,7 +142,7 @@ class Classifier:
             try:
                 decoded[row] = self._decode(image)
             except ImageError as error:
-                results[row] = Classification(_domain(stacks[row]), digest=stacks[row].digest, error=error)
+                results[row] = Classification(stacks[row].domain or None, digest=stacks[row].digest, error=error)
         for lane in {stacks[row].lane for row in decoded}:
             rows = [row for row in decoded if stacks[row].lane == lane]
             pixels_BCHW = torch.from_numpy(np.stack([decoded[row][0] for row in rows]))
@@ -151,7 +151,7 @@ class Classifier:
                 names = stacks[row].class_names
                 best = tuple(Prediction(names[i], i, p) for i, p in zip(class_ids, probabilities, strict=True))
                 results[row] = Classification(
-                    _domain(stacks[row]), digest=stacks[row].digest, predictions=best, notes=decoded[row][1]
+                    stacks[row].domain or None, digest=stacks[row].digest, predictions=best, notes=decoded[row][1]
                 )
         return [results[row] for row in range(len(images))]
 
@@ -163,7 +163,3 @@ class Classifier:
             return to_pixels(upright_rgb(opened), backbone.image_size, backbone.preprocess), notes
         except Exception as error:  # Pillow raises a dozen kinds for damaged files
             raise undecodable() from error
-
-
-def _domain(stack: PromptStack) -> str | None:
-    return stack.domain or None

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import inspect
 import time
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -21,8 +22,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def _document(method: Callable[..., Any], operation: Callable[..., Any]) -> None:
+    """Give a method the operation's name, docstring and parameters."""
+    functools.update_wrapper(method, operation)
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    parameters = inspect.signature(operation).parameters.values()
+    method.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
+
+
 def _blocking(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[Client, P], T]":
-    @functools.wraps(operation)
     def method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
         steps = operation(*args, **kwargs)
         request, result = _advance(steps, None)
@@ -30,11 +38,11 @@ def _blocking(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[Cli
             request, result = _advance(steps, client.send(request))
         return cast("T", result)
 
+    _document(method, operation)
     return method
 
 
 def _awaitable(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]":
-    @functools.wraps(operation)
     async def method(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         steps = operation(*args, **kwargs)
         request, result = await asyncio.to_thread(_advance, steps, None)
@@ -42,6 +50,7 @@ def _awaitable(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[As
             request, result = await asyncio.to_thread(_advance, steps, await client.send(request))
         return cast("T", result)
 
+    _document(method, operation)
     return method
 
 

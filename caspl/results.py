@@ -59,14 +59,10 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A domain of a server.
+    """A domain of a server and its live version, if it has one.
 
     Attributes:
-        name: as in URLs.
         state: `live`, `stale` (an older version answers), `broken` or `idle` (no live version).
-        version: the live version.
-        digest: its `sha256:...`.
-        n_classes: how many classes it has.
     """
 
     name: str
@@ -81,10 +77,6 @@ class Version:
     """A version of a domain after it was published, activated or rolled back to.
 
     Attributes:
-        domain: its domain.
-        version: its number; later versions have higher numbers.
-        digest: `sha256:...` of the bundle.
-        is_live: whether it answers requests now.
         is_new: whether publishing stored it; False if the newest version already had this content.
     """
 
