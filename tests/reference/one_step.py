@@ -1,4 +1,4 @@
-"""One step of a method against its paper's equations, in float64: the same loss and the same gradients."""
+"""Compare loss and gradients of a method with its paper's equations, in float64."""
 
 import torch
 
@@ -8,8 +8,8 @@ from tests.reference.slow_clip import SlowClip
 TOLERANCE = 1e-9
 
 
-class LongFeatures(SlowClip):
-    """The slow CLIP, which also gives features at the length they have before they are divided by it."""
+class UnnormalisedClip(SlowClip):
+    """The slow CLIP, which also returns unnormalised features."""
 
     @classmethod
     def of(cls, base_model):
@@ -20,13 +20,13 @@ class LongFeatures(SlowClip):
         self.last = super()._norm(x, name)
         return self.last
 
-    def long_image(self, image_CHW, boost, adapt):
-        """[E], of any length: what `image` projects last."""
+    def unnormalised_image(self, image_CHW, boost, adapt):
+        """Unnormalised image features [E]."""
         self.image(image_CHW, boost, adapt)
         return self.last[0] @ self.w["visual.proj"]
 
-    def long_text(self, ids, adapt, boost):
-        """[E], of any length: what `text` projects last."""
+    def unnormalised_text(self, ids, adapt, boost):
+        """Unnormalised text features [E]."""
         self.text(ids, adapt, boost)
         return self.last[0] @ self.w["text_projection"]
 

@@ -1,4 +1,4 @@
-"""CoCoOp's loss and gradients agree with its equations written out, one image and one text at a time, in float64."""
+"""Loss and gradients of CoCoOp match its equations, computed one image and one text at a time in float64."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def slow_loss(base_model, weights):
 
 @pytest.mark.parametrize("boost", [None, (2, 3), (3, 2)])
 @pytest.mark.parametrize("texts_per_pass", [1024, 4])
-def test_loss_and_gradients_are_those_of_the_paper(boost, texts_per_pass):
+def test_loss_and_gradients_match_the_paper(boost, texts_per_pass):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = CoCoOpRecipe(meta_reduction=4, texts_per_pass=texts_per_pass)
     method = CoCoOp(base_model, CLASSES, recipe).double()

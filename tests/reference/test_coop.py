@@ -1,4 +1,4 @@
-"""CoOp's loss and gradients agree with its equations written out, one text at a time, in float64."""
+"""Loss and gradients of CoOp match its equations, computed one text at a time in float64."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def slow_loss(base_model, context, position):
 @pytest.mark.parametrize("boost", [None, (2, 3), (3, 2)])
 @pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize(("position", "n_tokens"), [("end", 4), ("middle", 4), ("middle", 3), ("front", 3)])
-def test_loss_and_gradient_are_those_of_the_paper(boost, class_specific, position, n_tokens):
+def test_loss_and_gradient_match_the_paper(boost, class_specific, position, n_tokens):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = CoOpRecipe(context_tokens=n_tokens, class_specific=class_specific, position=position)
     method = CoOp(base_model, CLASSES, recipe).double()

@@ -1,11 +1,11 @@
-"""One step of DePT is the step of its equations."""
+"""Loss and gradients of DePT match its equations, in float64."""
 
 import pytest
 import torch
 
 from tests.base_models import tiny_base_model, token_ids
 from tests.labelled import BOOSTS, CLASS_NAMES, perturbed, pixel_batch
-from tests.reference.one_step import LongFeatures, assert_same_step, cross_entropy
+from tests.reference.one_step import UnnormalisedClip, assert_same_step, cross_entropy
 from training.adapting.dept import DePT, DePTRecipe
 from training.adapting.ivlp import IVLP, IVLPRecipe
 from training.adapting.maple import MaPLe, MaPLeRecipe
@@ -23,16 +23,16 @@ def ivlp_host(base_model):
 
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize("build_host", [maple_host, ivlp_host])
-def test_a_step_of_dept_is_the_step_of_its_equations(boost, build_host):
+def test_a_step_of_dept_matches_its_equations(boost, build_host):
     base_model = tiny_base_model(boost, torch.float64)
     host, image_prompts, text = build_host(base_model)
     method = perturbed(DePT(base_model, CLASS_NAMES, DePTRecipe(), host).double())
     batch, tensors = pixel_batch(base_model), dict(method.named_parameters())
 
-    slow, y = LongFeatures.of(base_model), batch.labels_B
+    slow, y = UnnormalisedClip.of(base_model), batch.labels_B
     ids = [token_ids(base_model, text.replace("{}", name)) for name in CLASS_NAMES]
-    v = torch.stack([slow.long_image(x, base_model.image_boost, image_prompts()) for x in batch.images_BCHW])
-    t = torch.stack([slow.long_text(row, host.text_prompts, base_model.text_boost) for row in ids])
+    v = torch.stack([slow.unnormalised_image(x, base_model.image_boost, image_prompts()) for x in batch.images_BCHW])
+    t = torch.stack([slow.unnormalised_text(row, host.text_prompts, base_model.text_boost) for row in ids])
     z = slow.w["logit_scale"].exp() * (v / v.norm(dim=1, keepdim=True)) @ (t / t.norm(dim=1, keepdim=True)).T
     film_v = torch.stack([tensors["image_scale"] * row + tensors["image_shift"] for row in v])
     film_t = torch.stack([tensors["text_scale"] * t[label] + tensors["text_shift"] for label in y])

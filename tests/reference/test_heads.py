@@ -86,7 +86,7 @@ def affine(weight, bias, vector):
 
 
 @pytest.mark.parametrize("prompts", PROMPTS)
-def test_a_class_head_shares_the_logits_with_the_text_features(model, slow, images, prompts):
+def test_a_class_head_is_mixed_with_the_text_feature_logits(model, slow, images, prompts):
     bundle, w = bundle_of(head="class", **prompts)
     expected = []
     for image in images:
@@ -111,7 +111,7 @@ def test_a_projector_scores_in_the_space_of_its_text_features(model, slow, image
 
 @pytest.mark.parametrize("template", ["{}.", "{} in the wild, a type of thing."])
 @pytest.mark.parametrize("prompts", PROMPTS)
-def test_a_conditional_head_runs_the_text_tower_behind_each_images_own_context(model, slow, images, prompts, template):
+def test_a_conditional_head_encodes_texts_with_each_images_own_context(model, slow, images, prompts, template):
     bundle, w = bundle_of(head="conditional", text_adapt=(1, 2), templates=[template], **prompts)
     tokenizer = model.backbone.tokenizer
     expected = []

@@ -1,4 +1,4 @@
-"""One step of MaPLe is the step of its equations."""
+"""Loss and gradients of MaPLe match its equations, in float64."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from training.adapting.maple import MaPLe, MaPLeRecipe
 
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_step_of_maple_is_the_step_of_its_equations(boost, depth):
+def test_a_step_of_maple_matches_its_equations(boost, depth):
     base_model = tiny_base_model(boost, torch.float64)
     method = perturbed(MaPLe(base_model, CLASS_NAMES, MaPLeRecipe(depth=depth)).double())
     batch, tensors = pixel_batch(base_model), dict(method.named_parameters())

@@ -1,4 +1,4 @@
-"""ProGrad's value and step agree with its equations written out, in float64, with and without a conflict."""
+"""Value and gradient of ProGrad match its equations, in float64, with and without a conflict."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def written_out_step(task, general, share):
 @pytest.mark.parametrize(("boost", "reference"), [(None, "boosted"), ((2, 3), "boosted"), ((2, 3), "plain")])
 @pytest.mark.parametrize(("tau", "share"), [(1.0, 1.0), (2.0, 0.5)])
 @pytest.mark.parametrize("is_conflict", [True, False])
-def test_value_and_step_are_those_of_the_paper(boost, reference, tau, share, is_conflict):
+def test_value_and_gradient_match_the_paper(boost, reference, tau, share, is_conflict):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = ProGradRecipe(context_tokens=4, context_init="", reference=reference, kl_temperature=tau, projection=share)
     method = ProGrad(base_model, CLASSES, recipe).double()

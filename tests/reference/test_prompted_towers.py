@@ -1,4 +1,4 @@
-"""Both prompted towers agree with a slow transcription of the equations, in float64, values and gradients."""
+"""Features and gradients of both prompted towers match a slow transcription of the equations, in float64."""
 
 import copy
 import dataclasses

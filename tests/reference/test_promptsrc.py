@@ -1,26 +1,26 @@
-"""One step of PromptSRC is the step of its equations."""
+"""Loss and gradients of PromptSRC match its equations, in float64."""
 
 import pytest
 import torch
 
 from tests.base_models import tiny_base_model, token_ids
 from tests.labelled import CLASS_NAMES, perturbed, pixel_batch
-from tests.reference.one_step import LongFeatures, assert_same_step, cross_entropy, slow_features
+from tests.reference.one_step import UnnormalisedClip, assert_same_step, cross_entropy, slow_features
 from training.adapting.promptsrc import REFERENCE_TEMPLATES, PromptSRC, PromptSRCRecipe
 
 
 def mean_text(reference):
     """g0 [K, E]: over 60 templates the mean of features of their own length, divided by its length."""
-    slow, rows = LongFeatures.of(reference), []
+    slow, rows = UnnormalisedClip.of(reference), []
     for name in CLASS_NAMES:
         ids = [token_ids(reference, template.replace("{}", name)) for template in REFERENCE_TEMPLATES]
-        mean = sum(slow.long_text(row, None, reference.text_boost) for row in ids) / 60
+        mean = sum(slow.unnormalised_text(row, None, reference.text_boost) for row in ids) / 60
         rows.append(mean / mean.norm())
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize(("boost", "kind"), [(None, "boosted"), ((2, 3), "boosted"), ((2, 3), "plain")])
-def test_a_step_of_promptsrc_is_the_step_of_its_equations(boost, kind):
+def test_a_step_of_promptsrc_matches_its_equations(boost, kind):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = PromptSRCRecipe(image_tokens=2, image_depth=3, text_depth=1, reference=kind)
     method = perturbed(PromptSRC(base_model, CLASS_NAMES, recipe).double())

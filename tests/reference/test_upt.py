@@ -1,4 +1,4 @@
-"""One step of UPT is the step of its equations."""
+"""Loss and gradients of UPT match its equations, in float64."""
 
 import math
 
@@ -40,7 +40,7 @@ def transformed(u, tensors, heads, size):
 
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize(("depth", "heads"), [(1, 1), (3, 2)])
-def test_a_step_of_upt_is_the_step_of_its_equations(boost, depth, heads):
+def test_a_step_of_upt_matches_its_equations(boost, depth, heads):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = UPTRecipe(tokens=2, depth=depth, heads=heads, head_width=8, ffn_width=12)
     method = perturbed(UPT(base_model, CLASS_NAMES, recipe).double())

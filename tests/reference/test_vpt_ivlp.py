@@ -1,4 +1,4 @@
-"""One step of VPT and of IVLP is the step of their equations."""
+"""Loss and gradients of VPT and IVLP match their equations, in float64."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from training.adapting.vpt import VPT, VPTRecipe
 
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize("depth", [1, 3])
-def test_a_step_of_vpt_is_the_step_of_its_equation(boost, depth):
+def test_a_step_of_vpt_matches_its_equation(boost, depth):
     base_model = tiny_base_model(boost, torch.float64)
     method = perturbed(VPT(base_model, CLASS_NAMES, VPTRecipe(image_tokens=2, image_depth=depth)).double())
     batch = pixel_batch(base_model)
@@ -25,7 +25,7 @@ def test_a_step_of_vpt_is_the_step_of_its_equation(boost, depth):
 
 @pytest.mark.parametrize("boost", BOOSTS)
 @pytest.mark.parametrize(("image_depth", "text_depth"), [(1, 3), (3, 1), (2, 2)])
-def test_a_step_of_ivlp_is_the_step_of_its_equation(boost, image_depth, text_depth):
+def test_a_step_of_ivlp_matches_its_equation(boost, image_depth, text_depth):
     base_model = tiny_base_model(boost, torch.float64)
     recipe = IVLPRecipe(image_tokens=2, image_depth=image_depth, text_tokens=4, text_depth=text_depth)
     method = perturbed(IVLP(base_model, CLASS_NAMES, recipe).double())
