@@ -1,8 +1,8 @@
-"""Where the packaged demo lies, and what it consists of.
+"""The packaged demo files.
 
-demo/bundles/*.safetensors             first versions, one or more per domain; seed the demo's store
-demo/upload/*.safetensors              one further version for one of the domains; swapped in by the demo run
-demo/images/<domain>/<class>-<n>.jpg   samples (or .png, .webp); the file name holds the true class
+demo/bundles/*.safetensors             initial versions, one or more per domain
+demo/upload/*.safetensors              a new version of one domain, uploaded by the demo
+demo/images/<domain>/<class>-<n>.jpg   sample images (or .png, .webp); the file name contains the true class
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEPARATORS: Final = re.compile(r"[-_ ]+")
 
 @dataclass(frozen=True)
 class SampleBundle:
-    """A packaged bundle: the domain it is for and its bytes."""
+    """A packaged bundle."""
 
     path: Path
     domain: str
@@ -37,22 +37,22 @@ class SampleBundle:
 
 @dataclass(frozen=True)
 class SampleImage:
-    """A packaged image of one domain, with the class it shows."""
+    """A packaged image of one domain with its true class."""
 
     path: Path
     domain: str
     true_class: str
 
     def is_of(self, label: str) -> bool:
-        """Whether a label names the class this image shows."""
+        """Whether the label is the image's true class."""
         return _plain(label) == self.true_class
 
 
 def read_bundles(folder: Path) -> list[SampleBundle]:
-    """The bundles of a folder, by file name.
+    """Read the bundles of a folder, sorted by file name.
 
     Raises:
-        SettingsError: there are none, or one is not a bundle.
+        SettingsError: there are none, or one is invalid.
     """
     found = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -60,17 +60,17 @@ def read_bundles(folder: Path) -> list[SampleBundle]:
         try:
             found.append(SampleBundle(path, read_bundle(data).manifest.domain, data))
         except BundleInvalidError as error:
-            raise SettingsError(f"{path} is not a bundle: {error}", code="demo_files") from error
+            raise SettingsError(f"{path} is not a valid bundle: {error}", code="demo_files") from error
     if not found:
         raise SettingsError(
-            f"The demo needs bundles in {folder}, there are none. Run `make demo-train` to make them again.",
+            f"No demo bundles in {folder}. Run `make demo-train` to create them.",
             code="demo_files",
         )
     return found
 
 
 def read_images(folder: Path) -> list[SampleImage]:
-    """The sample images below a folder with one directory per domain, by name.
+    """List the sample images of a folder with one subfolder per domain, sorted by name.
 
     Raises:
         SettingsError: there are none.
@@ -81,12 +81,12 @@ def read_images(folder: Path) -> list[SampleImage]:
         if path.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not found:
-        raise SettingsError(f"The demo needs images in {folder}/<domain>/, there are none.", code="demo_files")
+        raise SettingsError(f"No demo images in {folder}/<domain>/.", code="demo_files")
     return found
 
 
 def seed_store(store: Store, folder: Path) -> None:
-    """Add the demo's bundles to a store and make the last one of each domain live; harmless when done before.
+    """Add the demo bundles to a store and activate the last one of each domain; idempotent.
 
     Raises:
         SettingsError: the bundles are missing.

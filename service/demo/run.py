@@ -1,8 +1,7 @@
-"""`make demo`: the whole service once, from start to stop, with a version swapped in while it answers.
+"""`make demo`: start the service, classify, swap in a new version under load, stop.
 
-Starts `caspl serve --demo` as a process of its own, classifies the packaged pictures of its domains, uploads a new
-version of one of them and activates it under running requests, shows what came back, and stops the process. Exits with
-0 only if every step did what it should.
+Runs `caspl serve --demo` in a separate process, classifies the sample images, uploads and activates a new version of
+one domain while requests run, prints the results and stops the process. Exits with 0 if every step succeeded.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ AROUND_SWAP_S: Final = 1.0
 N_BACKGROUND: Final = 2
 TOP_K: Final = 3
 PLAIN_WIDTH: Final = 120
-"""Columns of the tables when the output goes to a file or a log instead of a terminal."""
+"""Width of the tables when the output is not a terminal."""
 
 
 class DemoError(ServiceError):
-    """A step of the demo did not do what it should."""
+    """A step of the demo failed."""
 
     default_code = "demo_failed"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One picture's answer: its request's milliseconds and the service's body."""
+    """The response for one image, and the duration of the request."""
 
     image: SampleImage
     took_ms: float
@@ -56,32 +55,32 @@ class Answer:
 
 @dataclass
 class Traffic:
-    """What the background requests saw; shared by threads that only ever append."""
+    """Results of the background requests; threads only append."""
 
     versions: list[tuple[str, int]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
 def classify(client: httpx.Client, image: SampleImage) -> Answer:
-    """Send one picture as it is.
+    """Classify one image.
 
     Raises:
-        DemoError: the service refused it.
+        DemoError: the request failed.
     """
     started_s = time.perf_counter()
     reply = client.post(f"/classify/{image.domain}", params={"top_k": TOP_K}, content=image.path.read_bytes())
     took_ms = (time.perf_counter() - started_s) * 1000
     if not reply.is_success:
-        raise DemoError(f"{image.path.name} was refused: {reply.text}")
+        raise DemoError(f"Classifying {image.path.name} failed: {reply.text}")
     return Answer(image, took_ms, reply.json())
 
 
 @contextmanager
 def running(assets: Path, extra: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """The demo service in a process of its own, and a client for it; the process is gone afterwards.
+    """Run the demo service in a separate process, with a client for it; the process is killed on exit.
 
     Raises:
-        DemoError: it does not become ready.
+        DemoError: the service does not become ready.
     """
     with tempfile.TemporaryDirectory(prefix="caspl-demo-") as folder:
         log = Path(folder) / "log"
@@ -103,7 +102,7 @@ def running(assets: Path, extra: Sequence[str]) -> Iterator[tuple[subprocess.Pop
 
 
 def free_port() -> int:
-    """A port that nobody listens on right now."""
+    """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -111,10 +110,10 @@ def free_port() -> int:
 def wait_until_ready(
     process: subprocess.Popen[bytes], client: httpx.Client, log: Path, *, within_s: float = READY_WITHIN_S
 ) -> None:
-    """Return once `/readyz` says yes.
+    """Wait until `/readyz` succeeds.
 
     Raises:
-        DemoError: the process ended, or too much time passed; with the end of its log.
+        DemoError: the process exited, or the timeout passed; contains the end of its log.
     """
     give_up_s = time.monotonic() + within_s
     while process.poll() is None and time.monotonic() < give_up_s:
@@ -125,14 +124,14 @@ def wait_until_ready(
             pass
         time.sleep(0.1)
     end = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
-    raise DemoError(f"The service did not become ready. Its last words:\n{end}")
+    raise DemoError(f"The service did not become ready. End of its log:\n{end}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the process to stop, and see that it does so properly.
+    """Stop the process with SIGTERM.
 
     Raises:
-        DemoError: it takes too long or its exit status is not 0.
+        DemoError: the timeout passed, or the exit status is not 0.
     """
     process.send_signal(signal.SIGTERM)
     try:
@@ -146,17 +145,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def swap_under_traffic(
     client: httpx.Client, images: Sequence[SampleImage], bundle: SampleBundle
 ) -> tuple[int, Traffic]:
-    """Upload a bundle and make it live while requests run.
+    """Upload and activate a bundle while requests run.
 
     Returns:
-        The new version, and what the requests saw.
+        The new version, and the results of the requests.
 
     Raises:
-        DemoError: a step failed, a request failed, or the new version does not answer afterwards.
+        DemoError: a step or a request failed, or the new version is not used afterwards.
     """
     traffic, is_over = Traffic(), threading.Event()
 
-    def ask_on() -> None:
+    def send_requests() -> None:
         with httpx.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
             while not is_over.is_set():
                 for image in images:
@@ -166,34 +165,34 @@ def swap_under_traffic(
                     except (DemoError, httpx.HTTPError) as error:
                         traffic.failures.append(str(error))
 
-    askers = [threading.Thread(target=ask_on, daemon=True) for _ in range(N_BACKGROUND)]
-    for asker in askers:
-        asker.start()
+    threads = [threading.Thread(target=send_requests, daemon=True) for _ in range(N_BACKGROUND)]
+    for thread in threads:
+        thread.start()
     try:
         time.sleep(AROUND_SWAP_S)
         version = upload_and_activate(client, bundle)
         time.sleep(AROUND_SWAP_S)
     finally:
         is_over.set()
-        for asker in askers:
-            asker.join(STOP_WITHIN_S)
+        for thread in threads:
+            thread.join(STOP_WITHIN_S)
     if traffic.failures:
         raise DemoError(f"{len(traffic.failures)} requests failed during the swap, the first: {traffic.failures[0]}")
     if {seen for domain, seen in traffic.versions if domain == bundle.domain} - {version} == set():
-        raise DemoError("No request was answered by the old version: the swap was not under traffic.")
+        raise DemoError("No request used the old version: there was no traffic before the swap.")
     return version, traffic
 
 
 def upload_and_activate(client: httpx.Client, bundle: SampleBundle) -> int:
-    """Publish a version and make it live, unless somebody else changes the live one in between.
+    """Upload and activate a version; `If-Match` guards against concurrent changes.
 
     Raises:
-        DemoError: the service refused, or answers with another version afterwards.
+        DemoError: a request failed, or the version is not live afterwards.
     """
     live = client.get(f"/domains/{bundle.domain}")
     uploaded = client.post(f"/domains/{bundle.domain}/versions", content=bundle.data)
     if not uploaded.is_success:
-        raise DemoError(f"The upload of {bundle.path.name} was refused: {uploaded.text}")
+        raise DemoError(f"Uploading {bundle.path.name} failed: {uploaded.text}")
     version = int(uploaded.json()["version"])
     answer = client.put(
         f"/domains/{bundle.domain}/live", json={"version": version}, headers={"If-Match": live.headers.get("etag", "*")}
@@ -204,7 +203,7 @@ def upload_and_activate(client: httpx.Client, bundle: SampleBundle) -> int:
 
 
 def show(console: Console, title: str, answers: Sequence[Answer]) -> None:
-    """Print the answers as a table, most probable class first; a check mark where that is the true class."""
+    """Print the predictions as a table, most probable first, with a check mark if it is correct."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("image", no_wrap=True)
     for column in ("domain", "version", "first", "second", "third"):
@@ -220,15 +219,15 @@ def show(console: Console, title: str, answers: Sequence[Answer]) -> None:
         table.add_row(image, answer.image.domain, str(answer.body["version"]), *cells, f"{answer.took_ms:.0f}")
     console.print(table)
     n_right = sum(answer.image.is_of(answer.body["results"][0]["predictions"][0]["label"]) for answer in answers)
-    console.print(f"{n_right} of {len(answers)} name the class in the file's name.\n")
+    console.print(f"{n_right} of {len(answers)} images classified correctly.\n")
 
 
 def run(console: Console, assets: Path, extra: Sequence[str]) -> None:
-    """The demo, step by step.
+    """Run all steps of the demo.
 
     Raises:
-        SettingsError: the packaged files are missing.
-        DemoError: a step did not do what it should.
+        SettingsError: the demo files are missing.
+        DemoError: a step failed.
     """
     read_bundles(assets / "bundles")
     images = read_images(assets / "images")
@@ -246,17 +245,17 @@ def run(console: Console, assets: Path, extra: Sequence[str]) -> None:
         )
         again = [classify(client, image) for image in images if image.domain == bundle.domain]
         if any(answer.body["version"] != version for answer in again):
-            raise DemoError(f"{bundle.domain} answers with another version than {version}.")
-        show(console, "4. The same pictures, the new version", again)
+            raise DemoError(f"{bundle.domain} does not use version {version}.")
+        show(console, "4. The same images with the new version", again)
         stop(process)
-    console.print("[bold]5. SIGTERM:[/bold] the service finished what it had and exited with 0.")
+    console.print("[bold]5. SIGTERM:[/bold] the service finished open requests and exited with 0.")
 
 
 def main(
-    assets: Annotated[Path, typer.Option(help="bundles, images and upload of another demo")] = ASSETS,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="instead of the demo's own")] = False,
+    assets: Annotated[Path, typer.Option(help="folder with bundles, images and upload")] = ASSETS,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="use random weights")] = False,
 ) -> None:
-    """Run the service once from start to stop: classify, swap a version in under traffic, stop."""
+    """Start the service, classify, swap in a new version under load, stop."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     extra = ["--random-weights"] if random_weights else []
     try:

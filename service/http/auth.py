@@ -1,7 +1,7 @@
-"""API keys: who may do what, decided from method and path before a byte of the body is read.
+"""API keys, checked from method and path before the body is read.
 
-A key is `pk_<8-character id>_<43-character secret>`; the file holds the SHA-256 of the secret, never the secret. The
-secret has 256 random bits, so a fast hash is enough and a slow one would only help an attacker to keep us busy.
+A key is `pk_<8-character id>_<43-character secret>`; the file contains the SHA-256 of the secret only. The secret has
+256 random bits, so a fast hash is sufficient, and a slow one would make denial of service easier.
 
 The key file is JSON:
 
@@ -26,16 +26,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import DeniedError, SettingsError, UnauthorizedError
 
 Scope = Literal["classify", "publish", "activate", "rollback", "metrics", "any"]
-"""What a route asks of a key; `any` is satisfied by every valid key."""
+"""The scope that a route requires; `any` accepts every valid key."""
 
 SCOPES: Final[tuple[str, ...]] = tuple(scope for scope in get_args(Scope) if scope != "any")
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz"})
-"""Answered without a key: probes, and the web page, which holds no data."""
+"""Paths that require no key: probes, and the web page, which contains no data."""
 NO_DIGEST: Final = hashlib.sha256(b"").hexdigest()
 KEY_PATTERN: Final = re.compile(r"pk_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
 
 RULES: Final[tuple[tuple[str, re.Pattern[str], Scope], ...]] = (
-    ("POST", re.compile(r"/classify"), "classify"),  # the route asks about each image's domain
+    ("POST", re.compile(r"/classify"), "classify"),  # the route checks each image's domain
     ("POST", re.compile(r"/classify/(?P<domain>[^/]+)"), "classify"),
     ("POST", re.compile(r"/domains/(?P<domain>[^/]+)/versions"), "publish"),
     ("DELETE", re.compile(r"/domains/(?P<domain>[^/]+)/versions/[^/]+"), "publish"),
@@ -47,11 +47,11 @@ RULES: Final[tuple[tuple[str, re.Pattern[str], Scope], ...]] = (
     ("GET", re.compile(r"/metrics"), "metrics"),
     ("GET", re.compile(r"/(info|docs|docs/oauth2-redirect|openapi\.json)"), "any"),
 )
-"""Method, path and the scope a key needs; the first match counts, and no match means denied."""
+"""Method, path and required scope; the first match applies, no match means denied."""
 
 
 class Key(BaseModel):
-    """One line of the key file."""
+    """One entry of the key file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ class Key(BaseModel):
 
 
 class KeyFile(BaseModel):
-    """The key file as a whole."""
+    """The key file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,7 +76,7 @@ class KeyFile(BaseModel):
 
 
 def needed_scope(method: str, path: str) -> tuple[Scope | None, str | None]:
-    """The scope a request needs and the domain it is about; no scope means that nobody may."""
+    """The scope and domain of a request; scope None means denied."""
     method = "GET" if method == "HEAD" else method
     for rule_method, pattern, scope in RULES:
         if rule_method == method and (match := pattern.fullmatch(path)):
@@ -88,7 +88,7 @@ class KeyRing:
     """The keys of one process.
 
     Args:
-        keys: empty means that everyone may do everything, which `caspl serve` allows on loopback only.
+        keys: empty disables authentication, which `caspl serve` allows on loopback only.
     """
 
     def __init__(self, keys: tuple[Key, ...] = ()) -> None:
@@ -96,18 +96,18 @@ class KeyRing:
 
     @property
     def is_open(self) -> bool:
-        """Whether no key is needed."""
+        """Whether authentication is disabled."""
         return not self._keys
 
     def check(self, *, method: str, path: str, authorization: str) -> str:
-        """Decide on one request from its first line and its Authorization header.
+        """Authorize a request by its method, path and Authorization header.
 
         Returns:
-            The id of the key, for logs and histories; empty when none is needed and no valid one was sent.
+            The key's id, for logs and history; empty if no key is required and no valid one was sent.
 
         Raises:
-            UnauthorizedError: no key, a malformed one, or not ours.
-            DeniedError: ours, without the scope or the domain.
+            UnauthorizedError: missing, malformed or unknown key.
+            DeniedError: the key lacks the scope or the domain.
         """
         if self.is_open:
             return ""
@@ -119,7 +119,7 @@ class KeyRing:
             raise
         scope, domain = needed_scope(method, path)
         if path not in OPEN_PATHS and (scope is None or not key.allows(scope, domain)):
-            raise DeniedError(f"Key {key.id} lacks the scope or the domain that this request needs.")
+            raise DeniedError(f"Key {key.id} lacks the scope or the domain for this request.")
         return key.id
 
     def _key_of(self, authorization: str) -> Key:
@@ -130,14 +130,14 @@ class KeyRing:
         key = self._keys.get(match[1])
         digest = hashlib.sha256(match[2].encode()).hexdigest()
         if not hmac.compare_digest(digest, key.sha256 if key else NO_DIGEST) or key is None:
-            raise UnauthorizedError("This API key is not known here.")
+            raise UnauthorizedError("Unknown API key.")
         return key
 
     def require(self, key_id: str, scope: Scope, domain: str) -> None:
-        """Check a further scope of a key that was checked before.
+        """Check another scope of an authorized key.
 
         Raises:
-            DeniedError: the key lacks it.
+            DeniedError: the key lacks the scope.
         """
         if not self.is_open and not self._keys[key_id].allows(scope, domain):
             raise DeniedError(f"Key {key_id} lacks the scope {scope} for this domain.")
@@ -147,15 +147,15 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     """Read a key file.
 
     Raises:
-        SettingsError: the file is missing, readable by others, or not a key file.
+        SettingsError: the file is missing, readable by other users, or invalid.
     """
     try:
         data = path.read_bytes()
         is_private = path.stat().st_mode & 0o077 == 0
     except OSError as error:
-        raise SettingsError(f"The key file {path} cannot be read: {error.strerror}.") from error
+        raise SettingsError(f"Cannot read the key file {path}: {error.strerror}.") from error
     if not is_private:
-        raise SettingsError(f"The key file {path} is open to other users; run `chmod 600 {path}`.")
+        raise SettingsError(f"The key file {path} is readable by other users; run `chmod 600 {path}`.")
     try:
         return KeyFile.model_validate_json(data).keys
     except ValidationError as error:
@@ -163,10 +163,10 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 
 def add_key(path: Path, scopes: list[str], domains: list[str]) -> str:
-    """Make a new key, add its hash to the file (created if needed) and return the key, which is kept nowhere else.
+    """Create a key, add its hash to the file (created if missing) and return the key, which is not stored.
 
     Raises:
-        SettingsError: an unknown scope, or an existing file that is not a key file.
+        SettingsError: an unknown scope, or an invalid key file.
     """
     alphabet = string.ascii_lowercase + string.digits
     key_id = "".join(secrets.choice(alphabet) for _ in range(8))

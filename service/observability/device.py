@@ -1,4 +1,4 @@
-"""What Prometheus is told of the device when it asks: how busy it is, its memory, and what runs on it."""
+"""Prometheus metrics of the device: busy time, memory, build information."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 class Busy(Protocol):
-    """What is asked of the engine."""
+    """The engine's counters."""
 
     @property
     def busy_s(self) -> float:
-        """Seconds in which at least one call was inside."""
+        """Seconds in which the device was busy."""
 
     @property
     def n_out_of_memory(self) -> int:
-        """Calls that found no memory on the device."""
+        """Number of out-of-memory errors."""
 
 
 class DeviceMetrics(Collector):
-    """Looks at a device at the moment of collecting.
+    """Collects device metrics on each scrape.
 
     Args:
-        engine: that owns it.
-        device: which one.
+        engine: the device's engine.
+        device: the device.
     """
 
     def __init__(self, engine: Busy, device: torch.device) -> None:
@@ -42,14 +42,14 @@ class DeviceMetrics(Collector):
         self._device = device
 
     def collect(self) -> Iterator[Metric]:
-        """Counters of the engine, and on a GPU what torch knows of its memory."""
-        busy = "Time in which the device had something to do; its rate is the share of time."
+        """Yield the engine's counters and, on a GPU, torch's memory statistics."""
+        busy = "Time in which the device was busy; its rate is the utilization."
         yield CounterMetricFamily("caspl_device_busy_seconds", busy, value=self._engine.busy_s)
-        full = "Calls that found no memory on the device."
+        full = "Out-of-memory errors on the device."
         yield CounterMetricFamily("caspl_device_out_of_memory", full, value=self._engine.n_out_of_memory)
         memory = GaugeMetricFamily(
             "caspl_device_memory_bytes",
-            "Memory of a GPU: all of it, what this process has taken, and what of that is in use. None on a CPU.",
+            "GPU memory: total, reserved by this process, and allocated of that. None on a CPU.",
             labels=["kind"],
         )
         if self._device.type == "cuda":
@@ -74,7 +74,7 @@ def build_facts(settings: Settings, backbone: Backbone) -> dict[str, str]:
 
 @cache
 def package_version() -> str:
-    """The installed version; `0` when run from a source tree that is not installed."""
+    """The installed version; `0` if the package is not installed."""
     try:
         return metadata.version("caspl-serve")
     except metadata.PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""How the service logs: dotted event names, facts beside them, the request id from a context variable.
+"""Logging: dotted event names with `extra` fields, and the request id from a context variable.
 
-Handlers are installed here and nowhere else. Image bytes, keys and bodies are never logged.
+Image bytes, keys and bodies are never logged.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from typing import Final
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
-"""The id of the request being answered; empty outside requests."""
+"""Id of the current request; empty outside requests."""
 
 STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def facts(record: logging.LogRecord) -> dict[str, object]:
-    """The `extra` facts of a record, with the request id if there is one."""
+    """The `extra` fields of a record, and the request id."""
     found = {name: value for name, value in vars(record).items() if name not in STANDARD_FIELDS}
     if current := request_id.get():
         found["request_id"] = current
@@ -31,7 +31,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render `record` with its facts."""
+        """Format `record` with its fields."""
         line: dict[str, object] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -45,21 +45,21 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line for people: time, level, event, facts."""
+    """One line of text: time, level, event, fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render `record` with its facts, control characters escaped."""
+        """Format `record` with its fields; control characters are escaped."""
         at = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
-        told = " ".join(f"{name}={value!r}" for name, value in facts(record).items())
-        line = f"{at} {record.levelname.lower():7} {record.getMessage()} {told}".rstrip()
+        fields = " ".join(f"{name}={value!r}" for name, value in facts(record).items())
+        line = f"{at} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
         line = line.encode("unicode_escape").decode("ascii")
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def install(log_format: str, level: str) -> None:
-    """Send every log line of this process to standard error in one format."""
+    """Log to stderr in the given format."""
     handler = logging.StreamHandler(sys.stderr)
-    # open_clip tells its steps through the root logger, which nobody here uses.
+    # open_clip logs progress to the root logger, which this service does not use.
     handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.WARNING)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -73,6 +73,6 @@ def install(log_format: str, level: str) -> None:
     logging.getLogger("uvicorn.error").setLevel("WARNING")
     for name in ("httpx", "httpcore", "PIL", "open_clip"):
         logging.getLogger(name).setLevel("WARNING")
-    # What a client sends must not be able to drive the log: these two warn about damaged metadata and bodies.
+    # These two warn about damaged client data, which would let clients flood the log.
     logging.getLogger("python_multipart").setLevel("ERROR")
     warnings.filterwarnings("ignore", module=r"PIL\..*")

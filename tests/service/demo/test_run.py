@@ -44,7 +44,7 @@ def test_the_packaged_demo_runs_and_names_its_pictures_far_above_chance():
     for bundle in read_bundles(ASSETS / "bundles"):
         assert f"{bundle.domain}: version 1, 80 classes" in shown
     first, again = (
-        (int(right), int(total)) for right, total in re.findall(r"(\d+) of (\d+) name the class in the file", shown)
+        (int(right), int(total)) for right, total in re.findall(r"(\d+) of (\d+) images classified correctly", shown)
     )
     (upload,) = read_bundles(ASSETS / "upload")
     images = read_images(ASSETS / "images")
@@ -89,7 +89,7 @@ def test_missing_demo_files_are_told_by_their_folder(tmp_path):
         with pytest.raises(SettingsError, match=str(tmp_path / folder)):
             read(tmp_path / folder)
     (tmp_path / "x.safetensors").write_bytes(b"no bundle")
-    with pytest.raises(SettingsError, match="is not a bundle"):
+    with pytest.raises(SettingsError, match="is not a valid bundle"):
         read_bundles(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, mon
     monkeypatch.setattr("service.cli.logs.install", lambda *_: None)
     result = CliRunner().invoke(serve_app, ["--demo", "--demo-assets", str(tmp_path)])
     assert result.exit_code == 2
-    assert "needs bundles" in said(result)
+    assert "No demo bundles" in said(result)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, mon
         (["--dtype", "int8"], "Invalid settings"),
         (["--backbone", "ViT-B-99", "--port", "0"], "Unknown backbone"),
         (["--port", "0"], "needs weights"),
-        (["--port", "0", "--keys-file", "missing.json"], "cannot be read"),
+        (["--port", "0", "--keys-file", "missing.json"], "Cannot read"),
         (["--port", "0", "--keys-file", "[/nope].json"], "[/nope].json"),
     ],
 )

@@ -85,7 +85,7 @@ def test_the_file_holds_no_key_and_is_private(tmp_path):
 
 def test_a_key_file_that_others_can_read_or_that_is_none_is_refused(tmp_path):
     path = tmp_path / "keys.json"
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="Cannot read"):
         read_keys(path)
     path.write_text(json.dumps({"keys": []}))
     path.chmod(0o644)
