@@ -52,11 +52,6 @@ class PromptedBackbone:
     template: str | None = None
 
     @property
-    def is_boosted(self) -> bool:
-        """Whether the model has boosting prompts."""
-        return self.image_boost is not None or self.text_boost is not None
-
-    @property
     def logit_scale(self) -> float:
         """s, the frozen scale of cosine similarities."""
         return self.backbone.logit_scale

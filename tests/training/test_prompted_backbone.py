@@ -38,7 +38,9 @@ def test_boosting_prompts_never_receive_gradients():
 def test_the_reference_is_the_boosted_model_or_the_plain_one():
     base_model = boosted_backbone(tiny_backbone(), bundle())
     assert base_model.reference("boosted") is base_model
-    assert not base_model.reference("plain").is_boosted
+    plain = base_model.reference("plain")
+    assert plain.image_boost is None
+    assert plain.text_boost is None
 
 
 def test_a_bundle_of_another_backbone_is_rejected():
@@ -57,8 +59,9 @@ def test_a_missing_bundle_is_named(tmp_path):
 
 
 def test_a_plain_base_model_is_the_backbone():
-    assert not PromptedBackbone(tiny_backbone()).is_boosted
-    assert PromptedBackbone(tiny_backbone()).n_text_boost == 0
+    base_model = PromptedBackbone(tiny_backbone())
+    assert base_model.image_boost is None
+    assert base_model.n_text_boost == 0
 
 
 def test_a_boosted_base_model_has_the_template_it_was_boosted_with():
