@@ -130,9 +130,11 @@ def to_pixels_on_device(rgb_HWC: Tensor, image_size: int, preprocess: dict[str, 
 
 def normalize_pixels(pixels_BCHW: Tensor, preprocess: dict[str, Any]) -> Tensor:
     """(x / 255 - mean) / std of uint8 pixels, [B, 3, H, W] float32 on their device."""
-    pixels = pixels_BCHW.float()
-    mean, std = (pixels.new_tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
-    return pixels.div(255).sub(mean).div(std)
+    import torch  # noqa: PLC0415  see the module's docstring
+
+    device = pixels_BCHW.device
+    mean, std = (torch.tensor(preprocess[name], device=device).view(3, 1, 1) for name in ("mean", "std"))
+    return pixels_BCHW.float().div(255).sub(mean).div(std)
 
 
 def _resized(size: Sequence[float], image_size: int, preprocess: dict[str, Any]) -> tuple[int, int]:
