@@ -180,7 +180,7 @@ def test_names_are_quoted_in_paths(connect):
     assert client.seen[0].url.raw_path == b"/domains/..%2Fadmin%3Fx/rollback"
 
 
-def test_the_whole_life_of_a_domain_against_the_service(serve, tmp_path):
+def test_a_domain_is_published_activated_classified_with_and_rolled_back(serve, tmp_path):
     async def life():
         async with serve() as http, caspl.AsyncClient("http://localhost", transport=http._transport) as client:
             bundle = tmp_path / "paint.safetensors"

@@ -1,4 +1,4 @@
-"""The hostile corpus: what a stranger may send, and what becomes of it."""
+"""Hostile and unusual files: each is decoded or refused with its code."""
 
 import asyncio
 import io
@@ -79,7 +79,7 @@ def opened(data):
 
 
 def refusal(data):
-    """How a file is refused: the same in both ways."""
+    """The error class and code of a refused file, the same with `exact` and `fast`."""
     kinds = set()
     for way in WAYS:
         with pytest.raises(ImageRejectedError) as refused:
@@ -110,12 +110,12 @@ def test_other_formats_are_never_parsed(kind):
     [b"<svg/>" + b" " * 20, b"%PDF-1.7 and more", b"<!doctype html><html>", b"\x00\x00\x00\x18ftypheic" + bytes(20),
      b"RIFF\x00\x00\x00\x00WAVEfmt ", b"SIMPLE  =                    T", b"PK\x03\x04 and some more bytes"],
 )  # fmt: skip
-def test_what_is_no_image_of_ours_is_a_format_error(data):
+def test_other_files_are_a_format_error(data):
     assert refusal(data) == (ImageFormatError, "image_format")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\xff\xd8", bytes(500), b"\x89PNG\r\n"])
-def test_nothing_and_almost_nothing_is_undecodable(data):
+def test_empty_and_tiny_files_are_undecodable(data):
     assert refusal(data) == (ImageRejectedError, "image_undecodable")
 
 
@@ -127,7 +127,7 @@ def test_nothing_and_almost_nothing_is_undecodable(data):
     ],
     ids=range(7),
 )
-def test_a_pixel_bomb_is_refused_by_its_header_in_no_time(bomb):
+def test_a_decompression_bomb_is_refused_by_its_header(bomb):
     started_s = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -159,7 +159,7 @@ def test_a_scan_bomb_is_refused_and_an_honest_progressive_jpeg_is_served():
     [b"\xff\x00", b"\xff\xff", b"\xff\xfe\x00\x02", b"\xff\xd0", b"\xff\xd8"],
     ids=["stuffing", "padding", "comments", "restarts", "starts"],
 )
-def test_walking_the_markers_of_a_hostile_jpeg_takes_no_time(filling):
+def test_the_marker_walk_of_a_hostile_jpeg_is_fast(filling):
     started_s = time.perf_counter()
     refusal(b"\xff\xd8\xff" + filling * (1_900_000 // len(filling)))
     assert time.perf_counter() - started_s < 0.5
@@ -252,7 +252,7 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_what_is_transparent_is_white_whatever_the_container_hides_below(kind):
+def test_transparent_pixels_are_white_whatever_colour_they_hide(kind):
     image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     flat, _ = opened(encode(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})))
     assert flat.getpixel((4, 4)) == (255, 255, 255)
@@ -281,11 +281,11 @@ def test_bytes_after_the_end_are_ignored():
     assert opened(picture() + b"<script>")[0].size == (20, 24)
 
 
-def test_the_format_is_told_from_the_first_bytes():
+def test_the_format_is_detected_from_the_first_bytes():
     assert [sniff(picture(kind=kind)) for kind in ("JPEG", "PNG", "WEBP")] == ["JPEG", "PNG", "WEBP"]
 
 
-def test_a_full_decoder_refuses_before_it_looks_and_has_room_again_afterwards():
+def test_a_full_decoder_refuses_images_and_has_room_again_afterwards():
     decoder = Decoder(LIMITS, WAYS[0], n_threads=1, max_waiting=3)
     with decoder.places(2):
         decoder.check_room(1)
@@ -296,7 +296,7 @@ def test_a_full_decoder_refuses_before_it_looks_and_has_room_again_afterwards():
     decoder.close()
 
 
-def test_pixels_come_back_from_the_threads_in_what_the_model_wants():
+def test_the_decoder_returns_pixels_in_the_layout_of_the_model():
     decoder = Decoder(LIMITS, WAYS[0], n_threads=2, max_waiting=8)
 
     async def decode():

@@ -1,4 +1,4 @@
-"""JPEGs decoded by the device's library, here on the CPU: the pixels, the batches, and what it will not take."""
+"""JPEGs decoded by nvImageCodec, here on the CPU: pixels, batches, and files that it declines."""
 
 import asyncio
 import io
@@ -33,7 +33,7 @@ pytest.importorskip("nvidia.nvimgcodec")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LEVELS = {"cpu": 1, "cuda": 16}
-"""How far a value may be off: by rounding; by another decoder's rounding before that."""
+"""Largest difference of a value: by rounding; by another decoder's rounding before that."""
 
 
 @pytest.fixture(params=DEVICES)
@@ -145,7 +145,7 @@ class Held:
             return [one.result() for one in running]
 
 
-def test_what_waits_while_one_batch_is_decoded_is_the_next_one(decoder, monkeypatch):
+def test_files_queued_during_a_batch_form_the_next_one(decoder, monkeypatch):
     files = [encode(photograph("cat", (100 + n, 90))) for n in range(9)]
     alone = [decoded(decoder, data) for data in files]
     monkeypatch.setattr(decoder, "_pixels", held := Held(decoder))
@@ -154,14 +154,14 @@ def test_what_waits_while_one_batch_is_decoded_is_the_next_one(decoder, monkeypa
     assert held.sizes == [1, 8]
 
 
-def test_a_file_that_is_none_takes_none_of_its_batch_along(decoder, device):
+def test_an_invalid_file_does_not_affect_its_batch(decoder, device):
     sound = encode(photograph("cat", (160, 120)))
     found = decoder._pixels([(data, (160, 120)) for data in (b"nothing", sound, sound[:200], sound)])
     assert [one is None for one in found] == [True, False, True, False]
     assert differ(found[1], resized(sound)) <= LEVELS[device]
 
 
-def test_a_library_that_fails_leaves_every_file_to_others(way, decoder, monkeypatch):
+def test_files_are_decoded_by_fast_when_the_library_fails(way, decoder, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no engine")
 
@@ -171,19 +171,19 @@ def test_a_library_that_fails_leaves_every_file_to_others(way, decoder, monkeypa
     np.testing.assert_array_equal(pixels_of(way, data), pixels_of(Fast(SIDE, CLIP), data))
 
 
-def test_a_file_that_two_parsers_read_differently_is_not_decoded_here(decoder):
+def test_a_file_whose_size_two_parsers_read_differently_is_declined(decoder):
     data = encode(photograph("cat", (160, 120)))
     assert decoder.decode(data, (160, 121)) is None
     assert decoder.decode(data, (120, 160)) is None
 
 
-def test_a_picture_too_large_to_be_resized_at_once_is_left_to_others(decoder):
+def test_an_image_too_large_to_be_resized_in_one_step_is_declined(decoder):
     side = MAX_RATIO * SIDE + 1
     assert decoded(decoder, encode(Image.new("RGB", (side, side)))) is None
     assert decoded(decoder, encode(Image.new("RGB", (side - 1, side)))) is not None
 
 
-def test_a_batch_holds_no_more_pixels_than_the_device_should(decoder, monkeypatch):
+def test_the_pixels_of_a_batch_are_bounded(decoder, monkeypatch):
     monkeypatch.setattr(gpu_decoder, "MAX_BATCH_PIXELS", 2 * 100 * 100)
     monkeypatch.setattr(decoder, "_pixels", held := Held(decoder))
     assert all(one is not None for one in held.decode([encode(photograph("cat", (100, 100)))] * 6))
@@ -200,7 +200,7 @@ def test_a_file_that_waits_too_long_for_the_device_is_decoded_by_fast(way, decod
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.9, 0.99])
-def test_a_file_that_is_cut_short_is_refused_as_it_is_everywhere(way, cut):
+def test_a_truncated_file_is_refused_as_by_fast(way, cut):
     data = encode(photograph("cat", (300, 200)))
     with pytest.raises(ImageRejectedError) as refused:
         pixels_of(way, data[: int(cut * len(data))])
@@ -212,7 +212,7 @@ class Untouched:
         raise AssertionError("not for the device")
 
 
-def test_what_the_device_should_not_judge_never_reaches_it():
+def test_unusual_files_never_reach_the_device():
     way = Gpu(Fast(SIDE, CLIP), Untouched())
     cat = photograph("cat", (90, 70))
     assert pixels_of(way, encode(cat, "PNG")).shape == (3, SIDE, SIDE)
@@ -221,7 +221,7 @@ def test_what_the_device_should_not_judge_never_reaches_it():
 
 
 @pytest.mark.anyio
-async def test_a_service_answers_with_it_many_at_a_time(serve):
+async def test_a_server_decodes_many_files_at_a_time(serve):
     async with serve(preprocess="gpu") as client:
         files = [encode(photograph("cat", (90 + n, 70))) for n in range(12)]
         calls = [client.post("/classify/paint", files=[("images", ("a.jpg", data))]) for data in files]

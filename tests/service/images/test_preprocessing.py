@@ -1,4 +1,4 @@
-"""`exact` is open_clip's transform to the last bit, `fast` is near it, and both accept the same files."""
+"""`exact` is open_clip's transform to the bit, `fast` is close to it, and both accept the same files."""
 
 import io
 
@@ -63,7 +63,7 @@ def pixels_of(way, data):
 
 
 def open_clip_input(data, side, values=CLIP):
-    """What open_clip's own transform hands to its model."""
+    """The output of open_clip's own transform."""
     with Image.open(io.BytesIO(data)) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode in {"1", "P"}:  # open_clip resizes these by nearest neighbour, before it converts them
@@ -114,7 +114,7 @@ def test_exact_is_open_clips_transform_for_every_opaque_mode(mode):
     restart_blocks=st.integers(0, 3),
     seed=st.integers(0, 99),
 )
-def test_the_quicker_decoder_gives_the_bits_that_pillow_gives(
+def test_simplejpeg_gives_the_bits_of_pillow(
     width, height, quality, subsampling, is_progressive, mode, restart_blocks, seed
 ):
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -132,14 +132,14 @@ def test_the_quicker_decoder_gives_the_bits_that_pillow_gives(
 
 
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (SIDE + 3, SIDE), (131, 97), (640, 480)])
-def test_the_quicker_decoder_gives_those_bits_for_photographs(size):
+def test_simplejpeg_gives_the_bits_of_pillow_for_photographs(size):
     for name in PHOTOGRAPHS:
         data = encode(photograph(name, size))
         with Image.open(io.BytesIO(data)) as image:
             np.testing.assert_array_equal(decode_jpeg(image, data)[0], np.asarray(image.convert("RGB")))
 
 
-def test_what_is_no_plain_jpeg_is_left_to_pillow():
+def test_other_files_are_left_to_pillow():
     sound = encode(photograph(size=(40, 30)))
     for other in (encode(photograph(), "PNG"), encode(photograph(mode="CMYK"))):
         with Image.open(io.BytesIO(other)) as image:
@@ -200,7 +200,7 @@ def test_damaged_files_are_accepted_or_refused_alike_in_both_ways(kind, size):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_fast_differs_by_rounding_where_nothing_is_shrunk_in_decoding(kind, resize_mode, interpolation):
+def test_fast_differs_by_rounding_where_nothing_is_reduced(kind, resize_mode, interpolation):
     container, options = KINDS[kind]
     values = CLIP | {"resize_mode": resize_mode, "interpolation": interpolation}
     for name in PHOTOGRAPHS:
@@ -215,7 +215,7 @@ def test_fast_differs_by_rounding_where_nothing_is_shrunk_in_decoding(kind, resi
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_fast_shrinks_large_jpegs_in_decoding_and_stays_near(name):
+def test_fast_reduces_large_jpegs_while_decoding_and_stays_close(name):
     data = encode(photograph(name, (1200, 900)))
     with Image.open(io.BytesIO(data)) as image:
         rgb_hwc, extent_hw = decode_jpeg(image, data, min_side_px=2 * SIDE)
@@ -232,7 +232,7 @@ def test_fast_shrinks_large_jpegs_in_decoding_and_stays_near(name):
     resize_mode=st.sampled_from(["shortest", "squash"]),
     orientation=st.integers(1, 8),
 )
-def test_what_fast_shrinks_lies_where_exact_has_it_whatever_the_size(width, height, resize_mode, orientation):
+def test_a_reduced_image_is_not_shifted_whatever_its_size(width, height, resize_mode, orientation):
     # A smooth slope: a picture that lay half a pixel elsewhere would be darker or lighter everywhere.
     slope = np.linspace(0, 255, width)[None, :] * np.linspace(1, 0.2, height)[:, None]
     data = encode(Image.fromarray(slope.astype(np.uint8)), quality=100, exif=turned(orientation))
@@ -281,7 +281,7 @@ def test_pixels_are_one_block_of_memory_in_the_order_of_the_model(way):
         assert (pixels.dtype, pixels.shape, pixels.flags.c_contiguous) == (np.uint8, (3, SIDE, SIDE), True)
 
 
-def test_the_setting_names_the_way():
+def test_the_setting_chooses_the_preprocessing():
     assert preprocessing("exact", SIDE, CLIP) == Exact(SIDE, CLIP)
     assert preprocessing("fast", SIDE, CLIP) == Fast(SIDE, CLIP)
 
