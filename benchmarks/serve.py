@@ -4,7 +4,6 @@ The server, the load generator and this process share the machine's cores.
 """
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,22 +83,16 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
     console.print(f"capacity: closed loop, {CAPACITY_CLIENTS} clients")
     capacity_per_s = server.closed_rate(CAPACITY_CLIENTS, options.seconds / 2)
     report.add("capacity_per_s", capacity_per_s, f"images/s, closed loop, {CAPACITY_CLIENTS} clients")
-    later: dict[str, Callable[[], None]] = {
-        "open": lambda: open_loop(server, options, report, capacity_per_s),
-        "overload": lambda: overload(
-            server,
-            report,
-            times=OVERLOAD,
-            n_clients=CAPACITY_CLIENTS,
-            seconds=options.seconds,
-            slo_s=options.slo_ms / 1000,
-        ),
-        "swaps": lambda: swap_load(server, report, rate_per_s=LOAD * capacity_per_s, seconds=options.seconds),
-    }
-    for part, run in later.items():
-        if part in options.only:
-            console.print(part)
-            run()
+    if "open" in options.only:
+        console.print("open loop")
+        open_loop(server, options, report, capacity_per_s)
+    if "overload" in options.only:
+        console.print("overload")
+        slo_s = options.slo_ms / 1000
+        overload(server, report, times=OVERLOAD, n_clients=CAPACITY_CLIENTS, seconds=options.seconds, slo_s=slo_s)
+    if "swaps" in options.only:
+        console.print("swap load")
+        swap_load(server, report, rate_per_s=LOAD * capacity_per_s, seconds=options.seconds)
 
 
 def idle(server: Server, options: ServeOptions, report: Report) -> None:
