@@ -1,1 +1,1 @@
-"""HTTP in and out: middleware, routes, bodies, problems; the only folder that knows FastAPI."""
+"""The HTTP layer: middleware, routes, schemas and problems; the only folder that imports FastAPI."""

@@ -1,7 +1,4 @@
-"""The JSON bodies of requests and answers; what a client may rely on.
-
-Times are milliseconds, probabilities 0 to 1. Knows no domain logic.
-"""
+"""The JSON bodies of requests and responses. Times are in milliseconds, probabilities between 0 and 1."""
 
 from __future__ import annotations
 
@@ -10,62 +7,62 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Asked(BaseModel):
-    """A request body: unknown fields are refused, so that a typing error is noticed."""
+class _RequestBody(BaseModel):
+    """A request body; unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Base64Image(_Asked):
-    """One image inside JSON."""
+class Base64Image(_RequestBody):
+    """One image in JSON."""
 
-    b64: str = Field(description="the file's bytes in base64; costs a third more than sending them raw")
+    b64: str = Field(description="the file in base64; a third larger than raw bytes")
 
 
-class ClassifyBody(_Asked):
+class ClassifyBody(_RequestBody):
     """The JSON form of `POST /classify/{domain}`."""
 
     images: list[Base64Image] = Field(min_length=1)
 
 
 class MixedImage(Base64Image):
-    """One image inside JSON, and who is to classify it."""
+    """One image in JSON, and its domain."""
 
     domain: str
 
 
-class MixedBody(_Asked):
+class MixedBody(_RequestBody):
     """The JSON form of `POST /classify`."""
 
     images: list[MixedImage] = Field(min_length=1)
 
 
-class LiveBody(_Asked):
+class LiveBody(_RequestBody):
     """The body of `PUT /domains/{domain}/live`."""
 
     version: int = Field(ge=1)
 
 
 class PredictionOut(BaseModel):
-    """One class and how probable it is."""
+    """One class with its probability."""
 
     label: str
-    class_id: int = Field(description="position in the bundle's classes, or in `labels` if those were given")
+    class_id: int = Field(description="index into the bundle's classes, or into `labels` if given")
     probability: float
 
 
 class ResultOut(BaseModel):
-    """What became of one image: predictions, or an error of its own."""
+    """The result for one image: predictions or an error."""
 
     index: int
     name: str | None = Field(None, description="file name of a multipart image")
     predictions: list[PredictionOut] = []
-    notes: list[str] = Field([], description="what was done to the image, such as `cmyk` (converted)")
-    error: dict[str, Any] | None = Field(None, description="a problem (RFC 9457) when this image failed")
+    notes: list[str] = Field([], description="conversions of the image, such as `cmyk`")
+    error: dict[str, Any] | None = Field(None, description="a problem (RFC 9457) if this image failed")
 
 
 class TimingOut(BaseModel):
-    """Where the time went, in milliseconds; the slowest image counts for each stage."""
+    """Duration of each stage in milliseconds, for its slowest image."""
 
     decode: float
     queue: float
@@ -74,7 +71,7 @@ class TimingOut(BaseModel):
 
 
 class ClassifyOut(BaseModel):
-    """Answer of `POST /classify/{domain}`."""
+    """Response of `POST /classify/{domain}`."""
 
     request_id: str
     domain: str
@@ -86,15 +83,15 @@ class ClassifyOut(BaseModel):
 
 
 class MixedResultOut(ResultOut):
-    """What became of one image, and which version of its domain answered."""
+    """The result for one image, and the version that was used."""
 
-    domain: str | None = Field(description="null where what was sent cannot be the name of one")
-    version: int | None = Field(None, description="null where none could answer; `error` says why")
+    domain: str | None = Field(description="null if the given name is not a valid domain name")
+    version: int | None = Field(None, description="null if no version was available, see `error`")
     digest: str | None = None
 
 
 class MixedOut(BaseModel):
-    """Answer of `POST /classify`."""
+    """Response of `POST /classify`."""
 
     request_id: str
     stack: str = Field(description="`cascade` or `boost`")
@@ -103,27 +100,27 @@ class MixedOut(BaseModel):
 
 
 class DomainOut(BaseModel):
-    """A domain at a glance."""
+    """Summary of a domain."""
 
     domain: str
-    state: str = Field(description="`live`, `stale` (an older version answers), `broken` or `idle` (nothing live)")
+    state: str = Field(description="`live`, `stale` (an older version serves), `broken` or `idle` (no live version)")
     version: int | None
     digest: str | None
     n_classes: int | None
-    error: str | None = Field(None, description="code of what keeps the wanted version from being live")
+    error: str | None = Field(None, description="error code if the activated version could not be loaded")
 
 
 class DomainsOut(BaseModel):
-    """Answer of `GET /domains`."""
+    """Response of `GET /domains`."""
 
     domains: list[DomainOut]
 
 
 class DomainDetailOut(DomainOut):
-    """Answer of `GET /domains/{domain}`."""
+    """Response of `GET /domains/{domain}`."""
 
     classes: list[str]
-    nbytes: int | None = Field(description="memory of the live stack")
+    nbytes: int | None = Field(description="size of the live stack in bytes")
 
 
 class VersionOut(BaseModel):
@@ -138,30 +135,30 @@ class VersionOut(BaseModel):
 
 
 class VersionsOut(BaseModel):
-    """Answer of `GET /domains/{domain}/versions`."""
+    """Response of `GET /domains/{domain}/versions`."""
 
     domain: str
     versions: list[VersionOut]
 
 
 class VersionDetailOut(VersionOut):
-    """Answer of `GET /domains/{domain}/versions/{version}`: with the bundle's own manifest."""
+    """Response of `GET /domains/{domain}/versions/{version}`, with the bundle's manifest."""
 
     manifest: dict[str, Any]
 
 
 class PublishedOut(BaseModel):
-    """Answer of an upload."""
+    """Response of an upload."""
 
     domain: str
     version: int
     digest: str
-    is_new: bool = Field(description="false when the newest version already had this content")
+    is_new: bool = Field(description="false if the newest version already has this content")
     is_live: bool
 
 
 class LiveOut(BaseModel):
-    """What a domain answers with from now on."""
+    """The live version after the change."""
 
     domain: str
     version: int
@@ -169,7 +166,7 @@ class LiveOut(BaseModel):
 
 
 class HistoryEntryOut(BaseModel):
-    """One change: its number, when, who, from, to."""
+    """One change of a domain."""
 
     seq: int
     at: str
@@ -180,14 +177,14 @@ class HistoryEntryOut(BaseModel):
 
 
 class HistoryOut(BaseModel):
-    """Answer of `GET /domains/{domain}/history`, oldest first."""
+    """Response of `GET /domains/{domain}/history`, oldest first."""
 
     domain: str
     history: list[HistoryEntryOut]
 
 
 class BackboneOut(BaseModel):
-    """The backbone that runs."""
+    """The loaded backbone."""
 
     arch: str
     pretrained: str | None
@@ -198,7 +195,7 @@ class BackboneOut(BaseModel):
 
 
 class InfoOut(BaseModel):
-    """Answer of `GET /info`."""
+    """Response of `GET /info`."""
 
     name: str
     version: str
@@ -209,7 +206,7 @@ class InfoOut(BaseModel):
 
 
 class ReadyOut(BaseModel):
-    """Answer of `GET /readyz`: whether to send traffic here; each domain's state where the caller may know it."""
+    """Response of `GET /readyz`; domain states are included only for authorized clients."""
 
     is_ready: bool
     reason: str | None

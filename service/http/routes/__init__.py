@@ -1,1 +1,1 @@
-"""The HTTP routes, one file per subject."""
+"""The HTTP routes."""

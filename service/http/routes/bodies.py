@@ -1,7 +1,6 @@
-"""The forms in which images arrive: raw, multipart and JSON, for one domain or for several.
+"""Request bodies with images: raw, multipart and JSON, for one or several domains.
 
-Whatever the form, the result is a list of byte strings with the refusals of single images in between. Bytes stay in
-memory; none reaches a disk.
+All forms are parsed into a list of images or per-image errors, in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ BASE64: Final = {"type": "string", "contentEncoding": "base64"}
 
 
 def _json_docs(**fields: object) -> dict[str, Any]:
-    """A JSON body with a list of images of these fields."""
+    """OpenAPI schema of a JSON body with a list of images."""
     image = {"type": "object", "required": list(fields), "properties": fields}
     images = {"type": "array", "items": image}
     return {"schema": {"type": "object", "required": ["images"], "properties": {"images": images}}}
@@ -57,7 +56,7 @@ MIXED_BODY_DOCS: Final[dict[str, Any]] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "description": "every file in a field named by its domain",
+                    "description": "each file in a field named after its domain",
                     "additionalProperties": {"type": "array", "items": FILE},
                 }
             },
@@ -70,19 +69,19 @@ MIXED_BODY_DOCS: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class UploadedImage:
-    """One image as it arrived: its bytes, or why there are none, and its file name in a multipart body."""
+    """One uploaded image: its bytes or an error, and its multipart file name."""
 
     data: bytes | ImageRejectedError
     name: str | None = None
 
 
 async def read_images(request: Request, settings: Settings) -> list[UploadedImage]:
-    """Read the images of a request about one domain.
+    """Read the images of a request for one domain.
 
     Raises:
-        MediaTypeError: a content type that is none of the three forms.
-        RequestInvalidError: malformed multipart or JSON, or no image in it.
-        BodyTooLargeError: more images than one request may carry.
+        MediaTypeError: unsupported content type.
+        RequestInvalidError: malformed multipart or JSON, or no images.
+        BodyTooLargeError: too many images.
     """
     kind = _kind(request)
     if kind == "multipart/form-data":
@@ -99,16 +98,16 @@ async def read_images(request: Request, settings: Settings) -> list[UploadedImag
             "Send one image as image/jpeg, image/png or image/webp, several as multipart/form-data (field `images`), "
             'or application/json {"images": [{"b64": "..."}]}.'
         )
-    return _bounded(images, settings, "multipart fields must be named `images`")
+    return _bounded(images, settings, "name multipart fields `images`")
 
 
 async def read_mixed(request: Request, settings: Settings) -> list[tuple[str, UploadedImage]]:
-    """Read the images of a request about several domains, each with the name of its domain.
+    """Read the images of a request for several domains, each with its domain.
 
     Raises:
         MediaTypeError: neither multipart nor JSON.
-        RequestInvalidError: malformed multipart or JSON, or no image in it.
-        BodyTooLargeError: more images than one request may carry.
+        RequestInvalidError: malformed multipart or JSON, or no images.
+        BodyTooLargeError: too many images.
     """
     kind = _kind(request)
     if kind == "multipart/form-data":
@@ -117,27 +116,27 @@ async def read_mixed(request: Request, settings: Settings) -> list[tuple[str, Up
         images = await asyncio.to_thread(_parse_mixed, await request.body())
     else:
         raise MediaTypeError(
-            "Name a domain per image: multipart/form-data with the domain as each file's field, or application/json "
+            "Send a domain per image: multipart/form-data with the domain as each field name, or application/json "
             '{"images": [{"domain": "...", "b64": "..."}]}. A raw image goes to /classify/{domain}.'
         )
-    return _bounded(images, settings, "multipart fields are named by their image's domain")
+    return _bounded(images, settings, "name multipart fields after the image's domain")
 
 
 def _kind(request: Request) -> str:
-    """The content type without its parameters."""
+    """The content type without parameters."""
     return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
 
 
 def _bounded(images: list[Uploaded], settings: Settings, hint: str) -> list[Uploaded]:
     if not images:
-        raise RequestInvalidError(f"The request carries no image; {hint}.")
+        raise RequestInvalidError(f"The request contains no images; {hint}.")
     if len(images) > settings.max_images:
         raise _too_many(settings)
     return images
 
 
 async def _read_multipart(request: Request, settings: Settings) -> list[tuple[str, UploadedImage]]:
-    """The files of a multipart body, each with the name of its field."""
+    """Parse the files of a multipart body, each with its field name."""
     parser = MultiPartParser(request.headers, request.stream(), max_files=settings.max_images + 1, max_fields=8)
     parser.spool_max_size = settings.max_request_bytes + 1
     try:
@@ -151,7 +150,7 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
         for field, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 raise RequestInvalidError("Every part of the multipart body must be a file.")
-            # A body may name a charset with which names hold half characters, which no answer could repeat.
+            # With some charsets, names may contain lone surrogates, which a JSON response cannot contain.
             name = value.filename and value.filename.encode(errors="replace").decode()
             images.append((field, UploadedImage(await value.read(), name)))
     finally:
@@ -179,12 +178,14 @@ def _decode_base64(text: str) -> bytes | ImageRejectedError:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        return ImageRejectedError("`b64` is not base64; links and data: addresses are not read.", code="image_base64")
+        return ImageRejectedError(
+            "`b64` is not valid base64; URLs and data: URLs are not supported.", code="image_base64"
+        )
 
 
 def _too_many(settings: Settings) -> BodyTooLargeError:
     return BodyTooLargeError(
-        f"One request carries at most {settings.max_images} images; send several requests.",
+        f"A request may contain at most {settings.max_images} images.",
         code="too_many_images",
         extra={"limit": settings.max_images},
     )

@@ -1,4 +1,4 @@
-"""Domains and their versions as resources: list, upload, download, activate, roll back, remove."""
+"""Routes for domains and versions: list, upload, download, activate, roll back, delete."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ Version = Annotated[int, Path(ge=1, le=2**53)]
 
 @router.get("/domains")
 async def list_domains(runtime: Running) -> DomainsOut:
-    """Every domain, with what it answers with."""
+    """List all domains with their live versions."""
     table = runtime.live.table
     return DomainsOut(domains=[DomainOut(**_glance(domain, table[domain])) for domain in sorted(table)])
 
 
 @router.get("/domains/{domain}")
 async def show_domain(domain: str, runtime: Running, response: Response) -> DomainDetailOut:
-    """One domain, with its classes; the ETag is the live version's digest."""
+    """Show one domain with its classes; the ETag is the live version's digest."""
     state = _state(runtime, domain)
     served = state.served
     if served is not None:
@@ -72,9 +72,9 @@ async def publish(
     response: Response,
     domain: str,
     runtime: Running,
-    activate: Annotated[bool, Query(description="make it live at once; needs the scope `activate` too")] = False,
+    activate: Annotated[bool, Query(description="also make it live; requires the scope `activate`")] = False,
 ) -> PublishedOut:
-    """Upload a bundle: validated and tried out before anything is stored; 200 when it is the newest already."""
+    """Upload a bundle, validated and warmed up before it is stored; 200 if the newest version has this content."""
     kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
     if kind not in UPLOAD_TYPES:
         raise MediaTypeError("Send the bundle's bytes as application/octet-stream.")
@@ -98,13 +98,13 @@ async def publish(
 
 @router.get("/domains/{domain}/versions")
 async def list_versions(domain: str, runtime: Running) -> VersionsOut:
-    """All stored versions, oldest first."""
+    """List all versions, oldest first."""
     return VersionsOut(domain=domain, versions=[_version(domain, info) for info in await _infos(runtime, domain)])
 
 
 @router.get("/domains/{domain}/versions/{version}")
 async def show_version(domain: str, version: Version, runtime: Running, response: Response) -> VersionDetailOut:
-    """One version with its manifest; the ETag is its digest."""
+    """Show one version with its manifest; the ETag is its digest."""
     info = await _info(runtime, domain, version)
     data = await asyncio.to_thread(runtime.live.store.read, domain, version)
     bundle = await asyncio.to_thread(read_bundle, data)
@@ -114,7 +114,7 @@ async def show_version(domain: str, version: Version, runtime: Running, response
 
 @router.get("/domains/{domain}/versions/{version}/content", response_class=Response, responses=CONTENT_DOCS)
 async def download(domain: str, version: Version, runtime: Running) -> Response:
-    """The bundle's bytes, exactly as they were uploaded."""
+    """Download the bundle."""
     info = await _info(runtime, domain, version)
     data = await asyncio.to_thread(runtime.live.store.read, domain, version)
     name = f'attachment; filename="{domain}-{version}.safetensors"'
@@ -128,9 +128,11 @@ async def activate(
     domain: str,
     body: LiveBody,
     runtime: Running,
-    if_match: Annotated[str | None, Header(description="ETag of the version that must be live now")] = None,
+    if_match: Annotated[
+        str | None, Header(description="ETag of the current live version; 412 if another version is live")
+    ] = None,
 ) -> LiveOut:
-    """Make a version live; answers once it serves."""
+    """Make a version live; responds once it serves."""
     _refuse_when_draining(runtime)
     served = await runtime.domains.activate(domain, body.version, expected=_expected(if_match), actor=actor_of(request))
     return _live(served, response)
@@ -138,7 +140,7 @@ async def activate(
 
 @router.post("/domains/{domain}/rollback")
 async def rollback(request: Request, response: Response, domain: str, runtime: Running) -> LiveOut:
-    """Back to the version that was live before; answers once it serves."""
+    """Make the previously live version live; responds once it serves."""
     _refuse_when_draining(runtime)
     return _live(await runtime.domains.rollback(domain, actor=actor_of(request)), response)
 
@@ -147,10 +149,10 @@ async def rollback(request: Request, response: Response, domain: str, runtime: R
 async def history(
     domain: str,
     runtime: Running,
-    limit: Annotated[int, Query(ge=1, le=1000, description="most changes, the last ones")] = 100,
-    before: Annotated[int | None, Query(ge=1, description="only changes with a lower `seq`")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of changes; the newest are returned")] = 100,
+    before: Annotated[int | None, Query(ge=1, description="only changes with a smaller `seq`")] = None,
 ) -> HistoryOut:
-    """Who changed what and when, oldest first."""
+    """Show the history of a domain, oldest first."""
     _state(runtime, domain)
     entries = await asyncio.to_thread(runtime.live.store.history, domain, limit=limit, before=before)
     return HistoryOut(
@@ -171,14 +173,14 @@ async def history(
 
 @router.delete("/domains/{domain}/versions/{version}", status_code=204)
 async def retire(request: Request, domain: str, version: Version, runtime: Running) -> None:
-    """Remove a version that is not live."""
+    """Delete a version that is not live."""
     await runtime.domains.retire(domain, version, actor=actor_of(request))
 
 
 def _state(runtime: Runtime, domain: str) -> DomainState:
     state = runtime.live.table.get(domain)
     if state is None:
-        raise DomainNotFoundError("There is no such domain here; GET /domains lists those there are.")
+        raise DomainNotFoundError("No such domain. GET /domains lists all domains.")
     return state
 
 
@@ -203,7 +205,7 @@ async def _info(runtime: Runtime, domain: str, version: int) -> VersionInfo:
     for info in await _infos(runtime, domain):
         if info.version == version:
             return info
-    raise VersionNotFoundError(f"{domain} has no version {version}; GET /domains/{domain}/versions lists them.")
+    raise VersionNotFoundError(f"{domain} has no version {version}. GET /domains/{domain}/versions lists all versions.")
 
 
 def _version(domain: str, info: VersionInfo) -> VersionOut:
@@ -227,19 +229,19 @@ def _etag(digest: str) -> str:
 
 
 def _expected(if_match: str | None) -> str | None:
-    """The digest an If-Match header names; `*` and no header ask for none.
+    """Parse If-Match into a digest; None for `*` or no header.
 
     Raises:
-        RequestInvalidError: not one strong ETag in quotes.
+        RequestInvalidError: not a single strong ETag in quotes.
     """
     if if_match is None or if_match.strip() == "*":
         return None
     text = if_match.strip()
     if len(text) < 2 or not (text[0] == text[-1] == '"') or '"' in text[1:-1]:
-        raise RequestInvalidError('If-Match must be one ETag in quotes, such as "sha256:...".')
+        raise RequestInvalidError('If-Match must be a single ETag in quotes, such as "sha256:...".')
     return text[1:-1]
 
 
 def _refuse_when_draining(runtime: Runtime) -> None:
     if runtime.is_draining:
-        raise DrainingError("This process is stopping; send the change to the one that follows it.")
+        raise DrainingError("The service is shutting down; retry after the restart.")

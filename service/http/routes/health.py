@@ -1,4 +1,4 @@
-"""Probes and metrics; the probes never touch the device and never ask for a key."""
+"""Probes and metrics; the probes do not use the device and require no key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez")
 async def livez(runtime: Running, response: Response) -> dict[str, bool]:
-    """Whether this process is worth keeping: the device answers and its thread moves."""
+    """Liveness: 503 if the device is lost or hung, and the process should be restarted."""
     is_alive = not (runtime.engine.is_lost or runtime.engine.is_stuck)
     response.status_code = 200 if is_alive else 503
     return {"is_alive": is_alive}
@@ -22,7 +22,7 @@ async def livez(runtime: Running, response: Response) -> dict[str, bool]:
 
 @router.get("/readyz", response_model_exclude_unset=True)
 async def readyz(request: Request, runtime: Running, response: Response) -> ReadyOut:
-    """Whether to send traffic here; holders of a key also see the domains' states, which do not change that."""
+    """Readiness: 503 while draining or without a device. Authorized clients also get the state of each domain."""
     reason = runtime.not_ready_because()
     response.status_code = 503 if reason else 200
     if not (runtime.keys.is_open or actor_of(request)):
@@ -33,5 +33,5 @@ async def readyz(request: Request, runtime: Running, response: Response) -> Read
 
 @router.get("/metrics", response_class=Response)
 async def metrics(runtime: Running) -> Response:
-    """Everything in the Prometheus text format."""
+    """Metrics in the Prometheus text format."""
     return Response(await runtime.metrics_text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Facts about this process, and the web page."""
+"""Service information, and the web page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _page() -> str:
 
 @router.get("/info")
 async def info(runtime: Running) -> InfoOut:
-    """What runs here and which limits hold."""
+    """Backbone, device, preprocessing and limits."""
     backbone = runtime.engine.backbone
     return InfoOut(
         name="CasPL Serve",
@@ -49,5 +49,5 @@ async def info(runtime: Running) -> InfoOut:
 
 @router.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
-    """A page to try the service in a browser; needs nothing from elsewhere."""
+    """The web page; self-contained."""
     return HTMLResponse(_page(), headers={"Content-Security-Policy": PAGE_POLICY})
