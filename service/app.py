@@ -1,28 +1,36 @@
-"""Builds the application: parts, routes, problems, middleware.
-
-Reads no environment and loads no weights: settings, model and store are handed in, so that a test can hand in small
-ones.
-"""
+"""Builds the application: parts, routes, error handlers, middleware. Reads no environment and loads no weights."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from prometheus_client import ProcessCollector
 
 from prompt_store.store import Store
+from service.domains.backend import LabelSet, LocalBackend
+from service.domains.cache import LoadingCache
+from service.domains.live_table import LiveTable
+from service.domains.loader import VersionLoader
+from service.domains.publisher import Publisher
+from service.domains.watcher import StoreWatcher
+from service.engine.engine import Engine, EngineRow
 from service.http import problems
 from service.http.auth import Key, KeyRing
+from service.http.context import ServiceContext, build_decoder
 from service.http.middleware import surround
 from service.http.routes import classify, domains, health, meta
-from service.observability.device import package_version
-from service.runtime import Runtime, build
+from service.inference import Prediction
+from service.observability.device import DeviceMetrics, build_facts, package_version
+from service.observability.metrics import Metrics
+from service.scheduler.batcher import Batcher
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from prompted_clip.model import PromptedClip
+    from prompted_clip.stack import PromptStack
 
 
 def create_app(settings: Settings, model: PromptedClip, store: Store, keys: tuple[Key, ...] = ()) -> FastAPI:
@@ -30,31 +38,31 @@ def create_app(settings: Settings, model: PromptedClip, store: Store, keys: tupl
 
     Args:
         settings: limits and times.
-        model: answers for images; lives on the engine's thread from now on.
+        model: used by the engine's threads only from now on.
         store: where bundles are kept.
-        keys: who may do what; empty lets everyone do everything.
+        keys: empty allows every request.
 
     Returns:
-        The application; `app.state.runtime` is its runtime.
+        The application; `app.state.context` is its `ServiceContext`.
     """
-    runtime = build(settings, model, store, KeyRing(keys))
+    context = build(settings, model, store, KeyRing(keys))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await runtime.start()
+        await context.start()
         try:
             yield
         finally:
-            await runtime.stop()
+            await context.stop()
 
-    app = create_routes(runtime)
+    app = create_routes(context)
     app.router.lifespan_context = lifespan
-    surround(app, runtime)
+    surround(app, context)
     return app
 
 
-def create_routes(runtime: Runtime) -> FastAPI:
-    """The routes alone, without what happens to a request before it reaches them; the runtime is started elsewhere."""
+def create_routes(context: ServiceContext) -> FastAPI:
+    """The routes without the middleware; the context is started elsewhere."""
     app = FastAPI(
         title="CasPL Serve",
         summary="Image classification for many domains on one CLIP, with prompts that are swapped while it serves.",
@@ -62,7 +70,58 @@ def create_routes(runtime: Runtime) -> FastAPI:
         exception_handlers={**problems.HANDLERS},
         separate_input_output_schemas=False,
     )
-    app.state.runtime = runtime
+    app.state.context = context
     for part in (classify, domains, health, meta):
         app.include_router(part.router, responses=problems.OPENAPI)
     return app
+
+
+def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) -> ServiceContext:
+    """Wire the parts of one process; starts nothing."""
+    metrics = Metrics(by_domain=settings.domain_metrics)
+    engine = Engine(
+        model,
+        bank_observer=metrics,
+        resident_domains=settings.kept_domains,
+        stuck_after_s=settings.stuck_after_s,
+    )
+
+    async def run(rows: Sequence[EngineRow]) -> Sequence[list[Prediction] | Exception]:
+        metrics.batch_running(len({row.stack.domain for row in rows}), len(rows), engine.padded_batch_size(len(rows)))
+        return await engine.run(rows)
+
+    metrics.build.info(build_facts(settings, model.backbone))
+    metrics.registry.register(DeviceMetrics(engine, model.backbone.device))
+    ProcessCollector(registry=metrics.registry)
+    batcher = Batcher(
+        run,
+        max_batch_rows=engine.max_batch_rows(settings.max_batch_rows),
+        max_queued_rows=settings.max_waiting_rows,
+        observer=metrics,
+        max_running=engine.num_streams,
+        pipeline_depth=model.pipeline_depth,
+        cost=lambda row: row.n_text_rows,
+        max_cost=max(1, settings.max_text_rows // engine.num_streams),
+    )
+    metrics.queue_rows.set_function(lambda: batcher.n_queued)
+    table = LiveTable(metrics)
+    loader = VersionLoader(store, engine, max_recent=settings.max_old_stacks, max_loads=settings.max_waiting_stacks)
+    publisher = Publisher(table, loader, engine, metrics)
+    label_sets: LoadingCache[LabelSet, PromptStack] = LoadingCache(
+        settings.max_label_sets, max_loads=settings.max_waiting_stacks
+    )
+    return ServiceContext(
+        settings=settings,
+        metrics=metrics,
+        keys=keys,
+        decoder=build_decoder(
+            settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device)
+        ),
+        backend=LocalBackend(table, loader, engine, batcher, label_sets),
+        engine=engine,
+        batcher=batcher,
+        store=store,
+        table=table,
+        publisher=publisher,
+        watcher=StoreWatcher(table, loader, publisher, metrics),
+    )

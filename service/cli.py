@@ -22,7 +22,7 @@ from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from prompt_store.store import Store
-    from service.runtime import Runtime
+    from service.http.context import ServiceContext
 
 serve_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 keys_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -117,7 +117,7 @@ def _serve(options: dict[str, Any], demo_assets: Path | None, console: Console) 
         from service import server
     with _open_store(settings, options, demo_assets) as store:
         try:
-            return server.run(settings, store, lambda runtime, address: _print_banner(console, runtime, address))
+            return server.run(settings, store, lambda context, address: _print_banner(console, context, address))
         except PromptedClipError as error:
             raise SettingsError(str(error)) from error
 
@@ -136,23 +136,23 @@ def _open_store(settings: Settings, options: dict[str, Any], demo_assets: Path |
         yield store
 
 
-def _print_banner(console: Console, runtime: Runtime, address: str) -> None:
-    backbone = runtime.engine.backbone
+def _print_banner(console: Console, context: ServiceContext, address: str) -> None:
+    backbone = context.engine.backbone
     kind = str(backbone.dtype).removeprefix("torch.")
     console.print("CasPL Serve", style="bold")
     console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} on {backbone.device}")
     console.print(f"  weights   {backbone.fingerprint}", soft_wrap=True)
-    console.print(f"  store     {runtime.live.store.root}", soft_wrap=True)
-    for domain, state in sorted(runtime.live.table.items()):
-        served = state.served
-        if served is None:
+    console.print(f"  store     {context.store.root}", soft_wrap=True)
+    for domain, state in sorted(context.table.states.items()):
+        live = state.live
+        if live is None:
             console.print(f"  domain    {domain}: {state.name}{f' ({state.error})' if state.error else ''}")
             continue
-        n_classes, digest = len(served.stack.class_names), served.digest[:DIGEST_CHARS]
-        console.print(f"  domain    {domain}: version {served.version} live, {n_classes} classes, {digest}")
-    if not runtime.live.table:
+        n_classes, digest = len(live.stack.class_names), live.digest[:DIGEST_CHARS]
+        console.print(f"  domain    {domain}: version {live.version} live, {n_classes} classes, {digest}")
+    if not context.table.states:
         console.print("  domain    none yet; upload a bundle or run `caspl store add`")
-    console.print(f"  keys      {'not required on loopback' if runtime.keys.is_open else 'required'}")
+    console.print(f"  keys      {'not required on loopback' if context.keys.is_open else 'required'}")
     console.print(f"  open      {address}  (page), {address}/docs (API)", soft_wrap=True)
 
 

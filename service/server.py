@@ -27,13 +27,13 @@ from prompted_clip.graphs import GraphedTower
 from prompted_clip.model import PromptedClip
 from prompted_clip.precision import fastest_dtype, is_heavy, is_packed_faster
 from prompted_clip.vision import ImageTower
-from service.app import create_app
+from service.app import build, create_app
 from service.errors import SettingsError
 from service.http.auth import Key, KeyRing, read_keys
+from service.http.context import ServiceContext
 from service.http.server import DrainingServer, address_of, http_config, listen
 from service.images.gpu import nvimgcodec
 from service.process import tune_interpreter, usable_cores
-from service.runtime import Runtime, build
 from service.settings import Settings
 from service.workers import device_process
 
@@ -47,13 +47,13 @@ class GracefulServer(DrainingServer):
 
     Args:
         config: uvicorn's own settings.
-        runtime: told to drain, asked whether the device still lives.
+        context: told to drain, asked whether the device still lives.
         on_started: called once the socket accepts.
     """
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, context: ServiceContext, on_started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._runtime = runtime
+        self._context = context
         self._on_started = on_started
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -69,12 +69,12 @@ class GracefulServer(DrainingServer):
 
         Differs from uvicorn: the signal is not raised again afterwards, so the exit status is 0.
         """
-        is_first = not self._runtime.is_draining
-        self._runtime.is_draining = True
+        is_first = not self._context.is_draining
+        self._context.is_draining = True
         if self._loop is not None and is_first and sig == signal.SIGTERM and frame is not None:
-            logger.info("server.draining", extra={"for_s": self._runtime.settings.drain_delay_s})
+            logger.info("server.draining", extra={"for_s": self._context.settings.drain_delay_s})
             self._loop.call_soon_threadsafe(
-                self._loop.call_later, self._runtime.settings.drain_delay_s, self._stop_listening
+                self._loop.call_later, self._context.settings.drain_delay_s, self._stop_listening
             )
             return
         self.force_exit = self.should_exit
@@ -85,13 +85,13 @@ class GracefulServer(DrainingServer):
 
     async def on_tick(self, counter: int) -> bool:
         """Uvicorn's tick, ten times a second; also notices a device that will not come back."""
-        await leave_if_lost(self._runtime)
+        await leave_if_lost(self._context)
         return await super().on_tick(counter)
 
 
-async def leave_if_lost(runtime: Runtime) -> None:
+async def leave_if_lost(context: ServiceContext) -> None:
     """End the process, after a second for answers that say so, when the device will not answer in it again."""
-    if runtime.engine.is_lost or runtime.engine.is_stuck:
+    if context.engine.is_lost or context.engine.is_stuck:
         logger.critical("server.device_lost")
         await asyncio.sleep(1)
         # The driver can hang in an orderly shutdown; a supervisor starts a new process.
@@ -228,13 +228,13 @@ def _load_model(settings: Settings) -> PromptedClip:
     )
 
 
-def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], None]) -> int:
+def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, str], None]) -> int:
     """Serve until told to stop.
 
     Args:
         settings: what to run with.
         store: opened store.
-        announce: called with the runtime and the address once requests are accepted.
+        announce: called with the context and the address once requests are accepted.
 
     Returns:
         The process's exit status.
@@ -250,21 +250,21 @@ def run(settings: Settings, store: Store, announce: Callable[[Runtime, str], Non
 
         def started() -> None:
             tune_interpreter()
-            announce(runtime, address)
+            announce(context, address)
 
         if settings.web_workers:
-            runtime = build(settings, model, store, KeyRing(keys))
-            asyncio.run(device_process.serve(runtime, keys, listener, leave_if_lost, started))
+            context = build(settings, model, store, KeyRing(keys))
+            asyncio.run(device_process.serve(context, keys, listener, leave_if_lost, started))
             has_started = True
         else:
             app = create_app(settings, model, store, keys)
-            runtime = app.state.runtime
-            server = GracefulServer(http_config(app, settings), runtime, started)
+            context = app.state.context
+            server = GracefulServer(http_config(app, settings), context, started)
             server.run(sockets=[listener])
             has_started = server.started
-    if runtime.engine.is_busy:
+    if context.engine.is_busy:
         # Python waits for its threads before it ends, and this one may never come back.
         logger.critical("server.device_left_behind")
         logging.shutdown()
-        os._exit(0 if runtime.is_drained else DEVICE_LOST_STATUS)
+        os._exit(0 if context.is_drained else DEVICE_LOST_STATUS)
     return 0 if has_started else 1

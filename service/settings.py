@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         description="maximum number of label sets, boost-only stacks and versions waiting to be loaded; beyond it 429",
     )
 
-    trials_s: float = Field(
+    warmup_s: float = Field(
         5.0,
         ge=0,
         description="time for warm-up of live versions at startup; the rest is warmed up while serving",

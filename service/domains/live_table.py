@@ -1,7 +1,7 @@
-"""Which stack answers for which domain at this moment.
+"""The live table: the version that answers for each domain.
 
-The table is immutable and replaced by one assignment, so a look-up is a pin: whoever holds a stack keeps that version
-to the end, and its memory goes when the last holder is done. Knows nothing of the store, HTTP or the device.
+The table is immutable and replaced in one assignment, so a look-up is a pin: a request that holds a version keeps it to
+its end, and the version's memory is freed with its last request.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from service.errors import DomainNotLiveError, DomainUnavailableError
 
 if TYPE_CHECKING:
     from prompted_clip.stack import PromptStack
+    from service.observability.metrics import Metrics
 
 
 @dataclass(frozen=True, eq=False)
-class ServedStack:
-    """One version of one domain, ready to answer: what a request pins and what its answer names."""
+class LoadedVersion:
+    """One version of one domain in memory, ready to answer."""
 
     domain: str
     version: int
@@ -31,71 +32,82 @@ class ServedStack:
 
 @dataclass(frozen=True, eq=False)
 class DomainState:
-    """One line of the table.
+    """One entry of the table.
 
     Args:
-        served: the live stack; None when no version is live or the live one could not be loaded.
-        error: code of what went wrong the last time a version should have gone live; None when all is well.
+        live: None when no version is live or the live one could not be loaded.
+        error: code of the last failed attempt to load the version that the store calls live; None when all is well.
     """
 
-    served: ServedStack | None
+    live: LoadedVersion | None
     error: str | None = None
 
     @property
     def name(self) -> str:
-        """One word for people and dashboards: live, stale (an older version answers), broken or idle."""
-        if self.served is not None:
+        """`live`, `stale` (an older version answers), `broken` (none can) or `idle` (none is live)."""
+        if self.live is not None:
             return "stale" if self.error else "live"
         return "broken" if self.error else "idle"
 
 
 class LiveTable:
-    """Domain to state, replaced as a whole with every change."""
+    """Domain to state.
 
-    def __init__(self) -> None:
-        self._entries: Mapping[str, DomainState] = MappingProxyType({})
+    Args:
+        metrics: shows the states.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._states: Mapping[str, DomainState] = MappingProxyType({})
 
     @property
-    def entries(self) -> Mapping[str, DomainState]:
-        """The table as it is at this moment; it never changes, it is replaced."""
-        return self._entries
+    def states(self) -> Mapping[str, DomainState]:
+        """The table at this moment; immutable."""
+        return self._states
 
-    def pin(self, domain: str) -> ServedStack:
-        """The live stack of a domain, to be kept until the answer is out.
+    def pin(self, domain: str) -> LoadedVersion:
+        """The live version of a domain, pinned for as long as the caller holds it.
 
         Raises:
             DomainNotFoundError: no such domain.
             DomainNotLiveError: no version is live.
-            DomainUnavailableError: the live version cannot be loaded.
+            DomainUnavailableError: the live version could not be loaded.
         """
-        state = self._entries[self.known(domain)]
-        if state.served is not None:
-            return state.served
+        state = self.state(domain)
+        if state.live is not None:
+            return state.live
         if state.error:
-            raise DomainUnavailableError(f"The live version of {domain} cannot be loaded ({state.error}).")
-        raise DomainNotLiveError(f"No version of {domain} is live; activate one with PUT /domains/{domain}/live.")
+            raise DomainUnavailableError(f"The live version of {domain} could not be loaded ({state.error}).")
+        raise DomainNotLiveError(f"No version of {domain} is live. Activate one with PUT /domains/{domain}/live.")
 
-    def serving(self, domain: str) -> ServedStack | None:
-        """The live stack of a domain, None where there is none."""
-        state = self._entries.get(domain)
-        return state.served if state is not None else None
-
-    def known(self, domain: str) -> str:
-        """The domain's name back.
+    def state(self, domain: str) -> DomainState:
+        """A domain's state.
 
         Raises:
             DomainNotFoundError: no such domain.
         """
-        if domain not in self._entries:
+        if domain not in self._states:
             raise unknown_domain(domain)
-        return domain
+        return self._states[domain]
+
+    def live(self, domain: str) -> LoadedVersion | None:
+        """The live version of a domain, None if there is none."""
+        return self._states[domain].live if domain in self._states else None
 
     def swap(self, domain: str, state: DomainState) -> None:
-        """Replace one line: one assignment of a new table."""
-        self._entries = MappingProxyType({**self._entries, domain: state})
+        """Replace a domain's state in one assignment."""
+        before = self._states.get(domain)
+        self._states = MappingProxyType({**self._states, domain: state})
+        self._metrics.state_changed(before.name if before else None, state.name)
+        self._metrics.live_version_changed(domain, _identity(before), _identity(state))
 
 
 def unknown_domain(domain: str) -> DomainNotFoundError:
-    """The error for a domain that is not here; repeats the name only where it is one."""
+    """The error for an unknown domain; quotes the name only if it is a valid one."""
     name = f" {domain}" if is_domain(domain) else ""
-    return DomainNotFoundError(f"There is no domain{name} here; GET /domains lists those there are.")
+    return DomainNotFoundError(f"There is no domain{name}. GET /domains lists all domains.")
+
+
+def _identity(state: DomainState | None) -> tuple[int, str] | None:
+    return (state.live.version, state.live.digest) if state and state.live else None

@@ -1,136 +1,168 @@
-"""Changes to domains that somebody asks this process for: publish, activate, roll back, retire.
+"""Changes to domains: publish, activate, roll back, retire.
 
-Each is durable in the store before the table shows it, and answers once it serves; whatever fails on the way leaves the
-domain as it was. Knows the store and the bundle format. Does not know HTTP, queues or the device.
+Every change is durable in the store before the live table shows it, and answered once the new version serves. A change
+that fails on the way leaves the domain as it was.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from prompt_store.bundle import read_bundle
 from prompt_store.errors import BundleInvalidError, ConflictError
-from service.domains.live_table import DomainState, ServedStack
+from service.domains.live_table import DomainState, LiveTable, LoadedVersion
 from service.errors import PreconditionFailedError
 
 if TYPE_CHECKING:
     from prompt_store.store import Added
-    from service.domains.live_stacks import LiveStacks
+    from service.domains.loader import VersionLoader
+    from service.engine.engine import Engine
+    from service.observability.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Published:
-    """An upload's result: what the store did, and the stack that serves now if it was activated."""
-
-    added: Added
-    served: ServedStack | None
-
-
-class Domains:
-    """Changes what answers, and the store with it.
+class Publisher:
+    """Changes the live table, and the store with it.
 
     Args:
-        live: what answers.
+        table: the live table.
+        loader: loads versions.
+        engine: pins the stacks of resident domains.
+        metrics: counts activations.
+
+    Attributes:
+        locks: by domain, held while its live version changes.
     """
 
-    def __init__(self, live: LiveStacks) -> None:
-        self._live = live
-        self._store = live.store
+    def __init__(self, table: LiveTable, loader: VersionLoader, engine: Engine, metrics: Metrics) -> None:
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._table = table
+        self._loader = loader
+        self._store = loader.store
+        self._engine = engine
+        self._metrics = metrics
 
-    async def publish(self, domain: str, data: bytes, *, activate: bool, actor: str) -> Published:
-        """Validate a bundle whole, prove that it answers, then store it and, if asked, make it live.
+    async def publish(self, domain: str, data: bytes, *, activate: bool, actor: str) -> Added:
+        """Validate a bundle, run a smoke test, store it and, if asked, make it live.
 
         Raises:
             BundleInvalidError: it breaks a rule; nothing was stored.
             BackboneMismatchError, StackMismatchError, TextTooLongError: made for another backbone; nothing was stored.
-            InferenceFailedError, OverloadedError, DeviceLostError: it could not be tried out; nothing was stored.
-            VersionExistsError: it is an older version already.
-            StoreReadOnlyError, StorageFullError: the store cannot take it.
+            InferenceFailedError, OverloadedError, DeviceLostError: the smoke test failed; nothing was stored.
+            VersionExistsError: its content is an older version already.
+            StoreReadOnlyError, StorageFullError: the store cannot be written.
         """
         bundle = await asyncio.to_thread(read_bundle, data)
         if bundle.manifest.domain != domain:
-            raise BundleInvalidError(
-                "manifest_mismatch",
-                f"The bundle was made for domain {bundle.manifest.domain}, it was sent to another one.",
-                field="domain",
-            )
+            message = f"The bundle was made for domain {bundle.manifest.domain}, it was sent to another one."
+            raise BundleInvalidError("manifest_mismatch", message, field="domain")
         started_s = time.monotonic()
-        stack = await self._live.of_bundle(bundle, None)
-        async with self._live.changes[domain]:
+        stack = await self._loader.load_bundle(bundle, None)
+        async with self.locks[domain]:
             added = await asyncio.to_thread(self._store.add, domain, data, actor=actor)
-            if domain not in self._live.table:
-                self._live.swap(domain, DomainState(None))
-            if not activate:
-                return Published(added, None)
-            await asyncio.to_thread(self._store.activate, domain, added.version, actor=actor)
-            served = ServedStack(domain, added.version, added.digest, stack)
-            self._live.go_live(served, started_s)
-        return Published(added, served)
+            if domain not in self._table.states:
+                self._table.swap(domain, DomainState(None))
+            loaded = LoadedVersion(domain, added.version, added.digest, stack)
+            if activate:
+                await asyncio.to_thread(self._store.activate, domain, added.version, actor=actor)
+                self.go_live(loaded, started_s)
+            else:
+                self._loader.recent.put((domain, added.version), loaded)
+        return added
 
-    async def activate(self, domain: str, version: int, *, expected: str | None, actor: str) -> ServedStack:
-        """Make a stored version live; returns once it answers.
+    async def activate(self, domain: str, version: int, *, expected: str | None, actor: str) -> LoadedVersion:
+        """Make a stored version live.
 
         Args:
             domain: its name.
-            version: which one.
-            expected: digest that must be live right now; None does not care.
-            actor: who asks, for the history.
+            version: its number.
+            expected: digest that must be live now; None for any.
+            actor: recorded in the history.
 
         Raises:
-            DomainNotFoundError, VersionNotFoundError: nothing there.
+            DomainNotFoundError, VersionNotFoundError: it is not in the store.
             PreconditionFailedError: another digest is live.
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
-            OverloadedError, DeviceLostError: the device cannot try it out now.
+            OverloadedError, DeviceLostError: the device cannot run the smoke test now.
         """
         started_s = time.monotonic()
-        async with self._live.changes[self._live.known(domain)]:
+        self._table.state(domain)
+        async with self.locks[domain]:
             expected_live: int | None = None
             if expected is not None:
                 live = await asyncio.to_thread(self._store.live, domain)
                 if live is None or live.digest != expected:
-                    found = live.digest if live else "nothing"
-                    raise PreconditionFailedError(
-                        f"If-Match names {expected}, live is {found}. Look again, then decide."
-                    )
+                    found = live.digest if live else "no version"
+                    raise PreconditionFailedError(f"If-Match names {expected}, but {found} is live.")
                 expected_live = live.version
-            served = await self._live.ready(domain, version)
+            loaded = await self._load(domain, version)
             try:
                 await asyncio.to_thread(self._store.activate, domain, version, expected_live=expected_live, actor=actor)
             except ConflictError as error:
                 if expected is None:
                     raise
-                raise PreconditionFailedError("Another process changed the live version just now.") from error
-            self._live.go_live(served, started_s)
-        return served
+                raise PreconditionFailedError("Another process changed the live version meanwhile.") from error
+            self.go_live(loaded, started_s)
+        return loaded
 
-    async def rollback(self, domain: str, *, actor: str) -> ServedStack:
-        """Back to the version that was live before; returns once it answers.
+    async def rollback(self, domain: str, *, actor: str) -> LoadedVersion:
+        """Make the version live that was live before.
 
         Raises:
             DomainNotFoundError: no such domain.
-            ConflictError: there is nothing to go back to.
+            ConflictError: no version was live before.
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
-            OverloadedError, DeviceLostError: the device cannot try it out now.
+            OverloadedError, DeviceLostError: the device cannot run the smoke test now.
         """
         started_s = time.monotonic()
-        async with self._live.changes[self._live.known(domain)]:
-            served = await self._live.ready(domain, await asyncio.to_thread(self._store.rollback_target, domain))
+        self._table.state(domain)
+        async with self.locks[domain]:
+            loaded = await self._load(domain, await asyncio.to_thread(self._store.rollback_target, domain))
             info = await asyncio.to_thread(self._store.rollback, domain, actor=actor)
-            if info.version != served.version:  # another process changed it in between
-                served = await self._live.ready(domain, info.version)
-            self._live.go_live(served, started_s)
-        return served
+            if info.version != loaded.version:  # another process changed it in between
+                loaded = await self._load(domain, info.version)
+            self.go_live(loaded, started_s)
+        return loaded
 
     async def retire(self, domain: str, version: int, *, actor: str) -> None:
         """Remove a version that is not live.
 
         Raises:
-            DomainNotFoundError, VersionNotFoundError: nothing there.
+            DomainNotFoundError, VersionNotFoundError: it is not in the store.
             VersionLiveError: it is live.
         """
-        async with self._live.changes[self._live.known(domain)]:
+        self._table.state(domain)
+        async with self.locks[domain]:
             await asyncio.to_thread(self._store.retire, domain, version, actor=actor)
-            self._live.forget({(domain, version)})
+            self._loader.recent.remove((domain, version))
+
+    def go_live(self, loaded: LoadedVersion, started_s: float) -> None:
+        """Show a version in the live table.
+
+        Args:
+            loaded: live in the store already.
+            started_s: monotonic time at which its activation began.
+        """
+        domain = loaded.domain
+        replaced = self._table.live(domain)
+        self._table.swap(domain, DomainState(loaded))
+        self._engine.went_live(loaded.stack)
+        self._loader.recent.remove((domain, loaded.version))
+        if replaced is not None and replaced.version != loaded.version:
+            self._loader.recent.put((domain, replaced.version), replaced)
+        self._metrics.domain_activated(domain, "done")
+        self._metrics.activation_s.observe(time.monotonic() - started_s)
+        logger.info("bundle.activated", extra={"domain": domain, "version": loaded.version, "digest": loaded.digest})
+
+    async def _load(self, domain: str, version: int) -> LoadedVersion:
+        """The live version if it is this one, or else from cache or store."""
+        live = self._table.live(domain)
+        if live is None or live.version != version:
+            return await self._loader.load(domain, version)
+        await self._loader.smoke_test(live.stack)
+        return live

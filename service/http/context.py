@@ -1,11 +1,14 @@
-"""The parts of a process that serves HTTP, with or without the device: all that middleware and classify routes know."""
+"""The parts of one process, as middleware and routes see them: the HTTP side, and the device if it is here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from service.http.auth import KeyRing
 from service.images.decoder import Decoder, ImageLimits
@@ -13,6 +16,18 @@ from service.images.preprocessing import preprocessing
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from prompt_store.store import Store
+    from service.domains.backend import LocalBackend
+    from service.domains.live_table import LiveTable
+    from service.domains.publisher import Publisher
+    from service.domains.watcher import StoreWatcher
+    from service.engine.engine import Engine, EngineRow
+    from service.inference import Prediction
+    from service.scheduler.batcher import Batcher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -25,6 +40,72 @@ class HttpContext:
     decoder: Decoder
     backend: InferenceBackend
     is_draining: bool = False
+
+
+@dataclass(eq=False, kw_only=True)
+class ServiceContext(HttpContext):
+    """The parts of a process that has the device too."""
+
+    backend: LocalBackend
+    engine: Engine
+    batcher: Batcher[EngineRow, list[Prediction]]
+    store: Store
+    table: LiveTable
+    publisher: Publisher
+    watcher: StoreWatcher
+    is_drained: bool = False
+    gather_metrics: Callable[[], Awaitable[bytes]] | None = None
+    """Merges the metrics of web processes into the text."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def start(self) -> None:
+        """Load every live version, then follow the store."""
+        await self.watcher.start(self.settings.warmup_s)
+        self._begin(self.watcher.test_in_background())
+        if self.settings.store_poll_s:
+            self._begin(self._follow_store(self.settings.store_poll_s))
+
+    async def stop(self) -> None:
+        """Serve the queue, for as long as the settings allow, and shut the threads down."""
+        self.is_draining = True
+        for task in self._tasks:
+            task.cancel()
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout_s):
+                await self.batcher.close()
+            self.is_drained = True
+        except TimeoutError:
+            logger.critical("server.drain_timed_out", extra={"after_s": self.settings.drain_timeout_s})
+        self.decoder.close()
+        self.engine.close()
+
+    async def metrics_text(self) -> bytes:
+        """All metrics, in the Prometheus text format."""
+        return await self.gather_metrics() if self.gather_metrics else self.metrics.text()
+
+    def not_ready_because(self) -> str | None:
+        """Why the process is not ready, as one word; None when it is."""
+        if self.is_draining:
+            return "draining"
+        if self.engine.is_lost:
+            return "device_lost"
+        if self.engine.is_stuck:
+            return "device_stuck"
+        return None
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        """Run a background task until `stop`."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _follow_store(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.watcher.refresh()
+            except Exception:
+                logger.exception("store.unreadable")
 
 
 def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any], *, device: str = "cpu") -> Decoder:
@@ -57,15 +138,17 @@ def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any
 
 
 def context_of(request: Request) -> HttpContext:
-    """What the application of a request was built with.
-
-    Raises:
-        TypeError: it was built without.
-    """
-    context = request.app.state.runtime
-    if not isinstance(context, HttpContext):
-        raise TypeError("the application carries no runtime; build it with create_app")
+    """The context that the application was built with."""
+    context: HttpContext = request.app.state.context
     return context
+
+
+async def _service_context(request: Request) -> HttpContext:  # FastAPI runs plain functions in a thread
+    return context_of(request)
+
+
+Context = Annotated[ServiceContext, Depends(_service_context)]
+"""Declares a route's context, in a process that has the device."""
 
 
 def actor_of(request: Request) -> str:

@@ -9,8 +9,6 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
-from service.domains.live_table import DomainState
-
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 RATIOS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
@@ -142,18 +140,21 @@ class Metrics:
         """Count a change of a live version, or that it failed."""
         self.activations.labels(self._name(domain), result).inc()
 
-    def domain_changed(self, domain: str, before: DomainState | None, after: DomainState) -> None:
-        """Show what a domain answers with now, and that it went from one state to another."""
+    def state_changed(self, before: str | None, after: str) -> None:
+        """Count a domain under its new state, and no more under the one before."""
         if before is not None:
-            self.domains.labels(before.name).dec()
-        self.domains.labels(after.name).inc()
+            self.domains.labels(before).dec()
+        self.domains.labels(after).inc()
+
+    def live_version_changed(self, domain: str, before: tuple[int, str] | None, after: tuple[int, str] | None) -> None:
+        """Show the version (number and digest) that a domain answers with."""
         if not self._by_domain:
             return
-        self.live.labels(domain).set(after.served.version if after.served else 0)
-        if before is not None and before.served is not None:
-            self.bundles.remove(domain, str(before.served.version), before.served.digest)
-        if after.served is not None:
-            self.bundles.labels(domain, str(after.served.version), after.served.digest).set(1)
+        self.live.labels(domain).set(after[0] if after else 0)
+        if before is not None:
+            self.bundles.remove(domain, str(before[0]), before[1])
+        if after is not None:
+            self.bundles.labels(domain, str(after[0]), after[1]).set(1)
 
     def _name(self, domain: str) -> str:
         return domain if self._by_domain else ""

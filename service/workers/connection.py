@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 from starlette.types import ASGIApp, Message
 
+from service.domains.backend import LocalBackend, LocalPin
 from service.inference import Scored, ScoringOptions
-from service.local_inference import LocalBackend, LocalPin
 from service.observability.logs import request_id
 from service.observability.process_metrics import Sample
 from service.workers.pixel_slots import Pixels

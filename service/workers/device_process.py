@@ -22,9 +22,9 @@ import msgspec
 from service.app import create_routes
 from service.errors import DeviceLostError, SettingsError
 from service.http.auth import Key
+from service.http.context import ServiceContext
 from service.images.preprocessing import decode_threads
 from service.observability.process_metrics import Sample, exposition, summed
-from service.runtime import Runtime
 from service.workers.connection import WorkerConnection
 from service.workers.pixel_slots import slot_memory, slot_view
 from service.workers.remote import WorkerConfig
@@ -44,13 +44,13 @@ TICK_S: Final = 0.1
 
 
 class WebPool:
-    """Keeps web processes running that check `keys`, accept from `listener` and call `runtime`."""
+    """Keeps web processes running that check `keys`, accept from `listener` and call `context`."""
 
-    def __init__(self, runtime: Runtime, keys: tuple[Key, ...], listener: socket.socket) -> None:
-        self._runtime = runtime
-        self._routes = create_routes(runtime)
+    def __init__(self, context: ServiceContext, keys: tuple[Key, ...], listener: socket.socket) -> None:
+        self._context = context
+        self._routes = create_routes(context)
         self._listener = listener
-        self._config = worker_config(runtime, keys)
+        self._config = worker_config(context, keys)
         self._workers: dict[WorkerConnection, Process] = {}
         self._ended_samples: list[Sample] = []
         self._has_started = False
@@ -59,7 +59,7 @@ class WebPool:
 
     async def start(self) -> None:
         """Start all web processes; returns once each has sent its counts, or raises what `_keep` raises."""
-        n_workers = self._runtime.settings.web_workers
+        n_workers = self._context.settings.web_workers
         self._keepers = [asyncio.ensure_future(self._keep()) for _ in range(n_workers)]
         while sum(bool(worker.samples) for worker in self._workers) < n_workers:
             for ended in (keeper for keeper in self._keepers if keeper.done()):
@@ -94,7 +94,7 @@ class WebPool:
         counting = (worker.refresh_counts(COUNTS_TIMEOUT_S) for worker in self._workers)
         await asyncio.gather(*counting, return_exceptions=True)
         others = [*self._ended_samples, *(sample for worker in self._workers for sample in worker.samples)]
-        return exposition(self._runtime.metrics.registry, others)
+        return exposition(self._context.metrics.registry, others)
 
     async def _keep(self) -> None:
         """Run one web process after the other until the pool stops.
@@ -137,11 +137,11 @@ class WebPool:
             their_end.close()
             os.close(memory)
         streams = await asyncio.open_unix_connection(sock=end)
-        max_bytes = 2 * max(self._runtime.settings.max_bundle_bytes, 2**20)
-        worker = WorkerConnection(streams, self._runtime.backend, self._routes, pixels, max_bytes=max_bytes)
+        max_bytes = 2 * max(self._context.settings.max_bundle_bytes, 2**20)
+        worker = WorkerConnection(streams, self._context.backend, self._routes, pixels, max_bytes=max_bytes)
         self._workers[worker] = process
         watching = asyncio.ensure_future(_watch(worker, process))
-        if self._runtime.is_draining:
+        if self._context.is_draining:
             worker.rpc.notify("drain")
         await process.communicate(msgspec.json.encode(config))
         del self._workers[worker]
@@ -164,9 +164,9 @@ async def _watch(worker: WorkerConnection, process: Process) -> None:
     process.kill()
 
 
-def worker_config(runtime: Runtime, keys: tuple[Key, ...]) -> WorkerConfig:
+def worker_config(context: ServiceContext, keys: tuple[Key, ...]) -> WorkerConfig:
     """What a web process needs to know at its start."""
-    settings, backbone = runtime.settings, runtime.engine.backbone
+    settings, backbone = context.settings, context.engine.backbone
     n_threads = settings.n_decode_threads or decode_threads(max(1, settings.web_workers))
     return WorkerConfig(
         settings=settings.model_copy(update={"n_decode_threads": n_threads}).model_dump_json(),
@@ -179,16 +179,16 @@ def worker_config(runtime: Runtime, keys: tuple[Key, ...]) -> WorkerConfig:
 
 
 async def serve(
-    runtime: Runtime,
+    context: ServiceContext,
     keys: tuple[Key, ...],
     listener: socket.socket,
-    leave_if_lost: Callable[[Runtime], Awaitable[None]],
+    leave_if_lost: Callable[[ServiceContext], Awaitable[None]],
     announce: Callable[[], None],
 ) -> None:
     """Be the device process until a signal ends it.
 
     Args:
-        runtime: not started yet.
+        context: not started yet.
         keys: for the web processes to check.
         listener: for them to accept from; closed at the end.
         leave_if_lost: called ten times a second; ends the process when the device will not answer again.
@@ -197,14 +197,14 @@ async def serve(
     Raises:
         SettingsError: a web process cannot start.
     """
-    loop, is_over, pool = asyncio.get_running_loop(), asyncio.Event(), WebPool(runtime, keys, listener)
-    runtime.gather_metrics = pool.metrics_text
+    loop, is_over, pool = asyncio.get_running_loop(), asyncio.Event(), WebPool(context, keys, listener)
+    context.gather_metrics = pool.metrics_text
 
     def on_signal(sig: signal.Signals) -> None:
         """Drain on the first SIGTERM, stop on SIGINT or the second signal, kill the web processes on the next one."""
-        is_first, runtime.is_draining = not runtime.is_draining, True
+        is_first, context.is_draining = not context.is_draining, True
         if is_first and sig == signal.SIGTERM:
-            delay_s = runtime.settings.drain_delay_s
+            delay_s = context.settings.drain_delay_s
             logger.info("server.draining", extra={"for_s": delay_s})
             pool.notify("drain")
             loop.call_later(delay_s, is_over.set)
@@ -215,20 +215,20 @@ async def serve(
 
     async def watch() -> None:
         while True:
-            await leave_if_lost(runtime)
+            await leave_if_lost(context)
             await asyncio.sleep(TICK_S)
 
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, on_signal, sig)
     watching = loop.create_task(watch())
-    await runtime.start()
+    await context.start()
     try:
         await pool.start()
         announce()
         await is_over.wait()
     finally:
-        runtime.is_draining = True
+        context.is_draining = True
         listener.close()
-        await pool.stop(runtime.settings.drain_timeout_s + STOP_EXTRA_S)
-        await runtime.stop()
+        await pool.stop(context.settings.drain_timeout_s + STOP_EXTRA_S)
+        await context.stop()
         watching.cancel()

@@ -71,7 +71,7 @@ class WebProcess:
             backend=RemoteBackend(self.rpc, slots),
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, exception_handlers={**problems.HANDLERS})
-        self.app.state.runtime = self.context
+        self.app.state.context = self.context
         self.app.include_router(classify.router)
         self.app.router.default = Forwarder(self.rpc)
         surround(self.app, self.context)

@@ -48,21 +48,21 @@ def serve(request, model, store):
     async def one_process(settings, model, store, keys):
         app = create_app(settings, model, store, keys)
         async with app.router.lifespan_context(app):
-            yield app, app.state.runtime, None
+            yield app, app.state.context, None
 
     form = web_form if getattr(request, "param", FORMS[0]) == FORMS[1] else one_process
 
     @asynccontextmanager
     async def run(keys=(), **changes):
         settings = Settings(**{"store_poll_s": 0} | changes)
-        async with form(settings, model, store, keys) as (app, runtime, worker):
+        async with form(settings, model, store, keys) as (app, context, worker):
             transport = httpx.ASGITransport(app, raise_app_exceptions=True)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 client.app = app
-                client.runtime = runtime
+                client.context = context
 
                 async def drain():
-                    runtime.is_draining = True
+                    context.is_draining = True
                     if worker:
                         worker.rpc.notify("drain")
                         await asyncio.sleep(0.01)

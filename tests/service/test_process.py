@@ -113,7 +113,7 @@ from tests.service.fakes import FakeModel
 server.load_model = lambda settings: FakeModel()
 settings = Settings(port=0, store=sys.argv[1], web_workers=int(sys.argv[2]), drain_delay_s=0, store_poll_s=0)
 
-def announce(runtime, address):
+def announce(context, address):
     print(sys.getswitchinterval())
     signal.raise_signal(signal.SIGINT)
 

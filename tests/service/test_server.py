@@ -249,12 +249,12 @@ model = FakeModel()
 server.load_model = lambda settings: model
 settings = Settings(port=0, store=sys.argv[1], drain_delay_s=0, drain_timeout_s=0.5, store_poll_s=0)
 
-def announce(runtime, address):
-    stack = next(iter(runtime.live.table.values())).served.stack
-    runtime.engine._all_cores.submit(runtime.engine._on_device, lambda: time.sleep(600))
+def announce(context, address):
+    stack = next(iter(context.table.states.values())).served.stack
+    context.engine._all_cores.submit(context.engine._on_device, lambda: time.sleep(600))
     if sys.argv[2] == "waiting":
         row = server_row(stack)
-        runtime.batcher.submit([row], lane="a", deadline_s=time.monotonic() + 600)
+        context.batcher.submit([row], lane="a", deadline_s=time.monotonic() + 600)
     signal.raise_signal(signal.SIGTERM)
 
 def server_row(stack):

@@ -6,10 +6,9 @@ import socket
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
-from service.app import create_routes
+from service.app import build, create_routes
 from service.http.auth import KeyRing
 from service.observability.process_metrics import exposition
-from service.runtime import build
 from service.workers.connection import WorkerConnection
 from service.workers.device_process import worker_config
 from service.workers.pixel_slots import PixelSlots, slot_memory, slot_view
@@ -44,24 +43,24 @@ async def joined(backend, routes=None, *, n_slots=64, image_size=16, create=None
 
 @asynccontextmanager
 async def web_form(settings, model, store, keys):
-    """A web application, the runtime that it calls through a connection, and its far end, on one event loop."""
-    runtime = build(settings, model, store, KeyRing(keys))
-    await runtime.start()
-    config = worker_config(runtime, keys)
+    """A web application, the context that it calls through a connection, and its far end, on one event loop."""
+    context = build(settings, model, store, KeyRing(keys))
+    await context.start()
+    config = worker_config(context, keys)
     sizes = {"n_slots": config.n_slots, "image_size": config.image_size}
     async with joined(
-        runtime.backend,
-        create_routes(runtime),
+        context.backend,
+        create_routes(context),
         create=lambda streams, slots: WebProcess(streams, config, slots),
         **sizes,
     ) as (web, worker):
 
         async def metrics_text():
             await worker.refresh_counts(5)
-            return exposition(runtime.metrics.registry, worker.samples)
+            return exposition(context.metrics.registry, worker.samples)
 
-        runtime.gather_metrics = metrics_text
+        context.gather_metrics = metrics_text
         async with web.app.router.lifespan_context(web.app):
-            yield web.app, runtime, worker
+            yield web.app, context, worker
         web.context.decoder.close()
-    await runtime.stop()
+    await context.stop()

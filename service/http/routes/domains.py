@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from prompt_store.bundle import read_bundle
-from prompt_store.errors import DomainNotFoundError, VersionNotFoundError
+from prompt_store.errors import VersionNotFoundError
 from prompt_store.store import VersionInfo
-from service.domains.live_table import DomainState, ServedStack
+from service.domains.live_table import DomainState, LoadedVersion
 from service.errors import DrainingError, MediaTypeError, RequestInvalidError
-from service.http.context import actor_of
+from service.http.context import Context, ServiceContext, actor_of
 from service.http.schemas import (
     DomainDetailOut,
     DomainOut,
@@ -26,7 +26,6 @@ from service.http.schemas import (
     VersionOut,
     VersionsOut,
 )
-from service.runtime import Running, Runtime
 
 router = APIRouter(tags=["domains"])
 
@@ -46,23 +45,23 @@ Version = Annotated[int, Path(ge=1, le=2**53)]
 
 
 @router.get("/domains")
-async def list_domains(runtime: Running) -> DomainsOut:
+async def list_domains(context: Context) -> DomainsOut:
     """List all domains with their live versions."""
-    table = runtime.live.table
+    table = context.table.states
     return DomainsOut(domains=[DomainOut(**_glance(domain, table[domain])) for domain in sorted(table)])
 
 
 @router.get("/domains/{domain}")
-async def show_domain(domain: str, runtime: Running, response: Response) -> DomainDetailOut:
+async def show_domain(domain: str, context: Context, response: Response) -> DomainDetailOut:
     """Show one domain with its classes; the ETag is the live version's digest."""
-    state = _state(runtime, domain)
-    served = state.served
-    if served is not None:
-        response.headers["ETag"] = _etag(served.digest)
+    state = context.table.state(domain)
+    live = state.live
+    if live is not None:
+        response.headers["ETag"] = _etag(live.digest)
     return DomainDetailOut(
         **_glance(domain, state),
-        classes=list(served.stack.class_names) if served else [],
-        nbytes=served.stack.nbytes if served else None,
+        classes=list(live.stack.class_names) if live else [],
+        nbytes=live.stack.nbytes if live else None,
     )
 
 
@@ -71,7 +70,7 @@ async def publish(
     request: Request,
     response: Response,
     domain: str,
-    runtime: Running,
+    context: Context,
     activate: Annotated[bool, Query(description="also make it live; requires the scope `activate`")] = False,
 ) -> PublishedOut:
     """Upload a bundle, validated and warmed up before it is stored; 200 if the newest version has this content."""
@@ -79,44 +78,44 @@ async def publish(
     if kind not in UPLOAD_TYPES:
         raise MediaTypeError("Send the bundle's bytes as application/octet-stream.")
     if activate:
-        runtime.keys.require(actor_of(request), "activate", domain)
-    _refuse_when_draining(runtime)
-    published = await runtime.domains.publish(domain, await request.body(), activate=activate, actor=actor_of(request))
-    added = published.added
+        context.keys.require(actor_of(request), "activate", domain)
+    _refuse_when_draining(context)
+    body = await request.body()
+    added = await context.publisher.publish(domain, body, activate=activate, actor=actor_of(request))
     response.status_code = 201 if added.created else 200
     response.headers["Location"] = f"/domains/{domain}/versions/{added.version}"
     response.headers["ETag"] = _etag(added.digest)
-    served = runtime.live.table[domain].served
+    live = context.table.live(domain)
     return PublishedOut(
         domain=domain,
         version=added.version,
         digest=added.digest,
         is_new=added.created,
-        is_live=served is not None and served.version == added.version,
+        is_live=live is not None and live.version == added.version,
     )
 
 
 @router.get("/domains/{domain}/versions")
-async def list_versions(domain: str, runtime: Running) -> VersionsOut:
+async def list_versions(domain: str, context: Context) -> VersionsOut:
     """List all versions, oldest first."""
-    return VersionsOut(domain=domain, versions=[_version(domain, info) for info in await _infos(runtime, domain)])
+    return VersionsOut(domain=domain, versions=[_version(domain, info) for info in await _infos(context, domain)])
 
 
 @router.get("/domains/{domain}/versions/{version}")
-async def show_version(domain: str, version: Version, runtime: Running, response: Response) -> VersionDetailOut:
+async def show_version(domain: str, version: Version, context: Context, response: Response) -> VersionDetailOut:
     """Show one version with its manifest; the ETag is its digest."""
-    info = await _info(runtime, domain, version)
-    data = await asyncio.to_thread(runtime.live.store.read, domain, version)
+    info = await _info(context, domain, version)
+    data = await asyncio.to_thread(context.store.read, domain, version)
     bundle = await asyncio.to_thread(read_bundle, data)
     response.headers["ETag"] = _etag(info.digest)
     return VersionDetailOut(**_version(domain, info).model_dump(), manifest=bundle.manifest.model_dump(mode="json"))
 
 
 @router.get("/domains/{domain}/versions/{version}/content", response_class=Response, responses=CONTENT_DOCS)
-async def download(domain: str, version: Version, runtime: Running) -> Response:
+async def download(domain: str, version: Version, context: Context) -> Response:
     """Download the bundle."""
-    info = await _info(runtime, domain, version)
-    data = await asyncio.to_thread(runtime.live.store.read, domain, version)
+    info = await _info(context, domain, version)
+    data = await asyncio.to_thread(context.store.read, domain, version)
     name = f'attachment; filename="{domain}-{version}.safetensors"'
     return Response(data, media_type=BUNDLE_TYPE, headers={"ETag": _etag(info.digest), "Content-Disposition": name})
 
@@ -127,34 +126,34 @@ async def activate(
     response: Response,
     domain: str,
     body: LiveBody,
-    runtime: Running,
+    context: Context,
     if_match: Annotated[
         str | None, Header(description="ETag of the current live version; 412 if another version is live")
     ] = None,
 ) -> LiveOut:
     """Make a version live; responds once it serves."""
-    _refuse_when_draining(runtime)
-    served = await runtime.domains.activate(domain, body.version, expected=_expected(if_match), actor=actor_of(request))
-    return _live(served, response)
+    _refuse_when_draining(context)
+    live = await context.publisher.activate(domain, body.version, expected=_expected(if_match), actor=actor_of(request))
+    return _live(live, response)
 
 
 @router.post("/domains/{domain}/rollback")
-async def rollback(request: Request, response: Response, domain: str, runtime: Running) -> LiveOut:
+async def rollback(request: Request, response: Response, domain: str, context: Context) -> LiveOut:
     """Make the previously live version live; responds once it serves."""
-    _refuse_when_draining(runtime)
-    return _live(await runtime.domains.rollback(domain, actor=actor_of(request)), response)
+    _refuse_when_draining(context)
+    return _live(await context.publisher.rollback(domain, actor=actor_of(request)), response)
 
 
 @router.get("/domains/{domain}/history")
 async def history(
     domain: str,
-    runtime: Running,
+    context: Context,
     limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of changes; the newest are returned")] = 100,
     before: Annotated[int | None, Query(ge=1, description="only changes with a smaller `seq`")] = None,
 ) -> HistoryOut:
     """Show the history of a domain, oldest first."""
-    _state(runtime, domain)
-    entries = await asyncio.to_thread(runtime.live.store.history, domain, limit=limit, before=before)
+    context.table.state(domain)
+    entries = await asyncio.to_thread(context.store.history, domain, limit=limit, before=before)
     return HistoryOut(
         domain=domain,
         history=[
@@ -172,37 +171,30 @@ async def history(
 
 
 @router.delete("/domains/{domain}/versions/{version}", status_code=204)
-async def retire(request: Request, domain: str, version: Version, runtime: Running) -> None:
+async def retire(request: Request, domain: str, version: Version, context: Context) -> None:
     """Delete a version that is not live."""
-    await runtime.domains.retire(domain, version, actor=actor_of(request))
-
-
-def _state(runtime: Runtime, domain: str) -> DomainState:
-    state = runtime.live.table.get(domain)
-    if state is None:
-        raise DomainNotFoundError("No such domain. GET /domains lists all domains.")
-    return state
+    await context.publisher.retire(domain, version, actor=actor_of(request))
 
 
 def _glance(domain: str, state: DomainState) -> dict[str, Any]:
-    served = state.served
+    live = state.live
     return {
         "domain": domain,
         "state": state.name,
-        "version": served.version if served else None,
-        "digest": served.digest if served else None,
-        "n_classes": len(served.stack.class_names) if served else None,
+        "version": live.version if live else None,
+        "digest": live.digest if live else None,
+        "n_classes": len(live.stack.class_names) if live else None,
         "error": state.error,
     }
 
 
-async def _infos(runtime: Runtime, domain: str) -> list[VersionInfo]:
-    _state(runtime, domain)
-    return list(await asyncio.to_thread(runtime.live.store.versions, domain))
+async def _infos(context: ServiceContext, domain: str) -> list[VersionInfo]:
+    context.table.state(domain)
+    return list(await asyncio.to_thread(context.store.versions, domain))
 
 
-async def _info(runtime: Runtime, domain: str, version: int) -> VersionInfo:
-    for info in await _infos(runtime, domain):
+async def _info(context: ServiceContext, domain: str, version: int) -> VersionInfo:
+    for info in await _infos(context, domain):
         if info.version == version:
             return info
     raise VersionNotFoundError(f"{domain} has no version {version}. GET /domains/{domain}/versions lists all versions.")
@@ -219,9 +211,9 @@ def _version(domain: str, info: VersionInfo) -> VersionOut:
     )
 
 
-def _live(served: ServedStack, response: Response) -> LiveOut:
-    response.headers["ETag"] = _etag(served.digest)
-    return LiveOut(domain=served.domain, version=served.version, digest=served.digest)
+def _live(live: LoadedVersion, response: Response) -> LiveOut:
+    response.headers["ETag"] = _etag(live.digest)
+    return LiveOut(domain=live.domain, version=live.version, digest=live.digest)
 
 
 def _etag(digest: str) -> str:
@@ -242,6 +234,6 @@ def _expected(if_match: str | None) -> str | None:
     return text[1:-1]
 
 
-def _refuse_when_draining(runtime: Runtime) -> None:
-    if runtime.is_draining:
+def _refuse_when_draining(context: ServiceContext) -> None:
+    if context.is_draining:
         raise DrainingError("The service is shutting down; retry after the restart.")

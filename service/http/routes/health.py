@@ -5,33 +5,32 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service.http.context import actor_of
+from service.http.context import Context, actor_of
 from service.http.schemas import ReadyOut
-from service.runtime import Running
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/livez")
-async def livez(runtime: Running, response: Response) -> dict[str, bool]:
+async def livez(context: Context, response: Response) -> dict[str, bool]:
     """Liveness: 503 if the device is lost or hung, and the process should be restarted."""
-    is_alive = not (runtime.engine.is_lost or runtime.engine.is_stuck)
+    is_alive = not (context.engine.is_lost or context.engine.is_stuck)
     response.status_code = 200 if is_alive else 503
     return {"is_alive": is_alive}
 
 
 @router.get("/readyz", response_model_exclude_unset=True)
-async def readyz(request: Request, runtime: Running, response: Response) -> ReadyOut:
+async def readyz(request: Request, context: Context, response: Response) -> ReadyOut:
     """Readiness: 503 while draining or without a device. Authorized clients also get the state of each domain."""
-    reason = runtime.not_ready_because()
+    reason = context.not_ready_because()
     response.status_code = 503 if reason else 200
-    if not (runtime.keys.is_open or actor_of(request)):
+    if not (context.keys.is_open or actor_of(request)):
         return ReadyOut(is_ready=reason is None, reason=reason)
-    states = {domain: state.name for domain, state in sorted(runtime.live.table.items())}
+    states = {domain: state.name for domain, state in sorted(context.table.states.items())}
     return ReadyOut(is_ready=reason is None, reason=reason, domains=states)
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(runtime: Running) -> Response:
+async def metrics(context: Context) -> Response:
     """Metrics in the Prometheus text format."""
-    return Response(await runtime.metrics_text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await context.metrics_text(), media_type=CONTENT_TYPE_LATEST)

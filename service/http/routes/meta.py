@@ -9,9 +9,9 @@ from typing import Final
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
+from service.http.context import Context
 from service.http.schemas import BackboneOut, InfoOut
 from service.observability.device import package_version
-from service.runtime import Running
 
 router = APIRouter(tags=["about"])
 
@@ -27,9 +27,9 @@ def _page() -> str:
 
 
 @router.get("/info")
-async def info(runtime: Running) -> InfoOut:
+async def info(context: Context) -> InfoOut:
     """Backbone, device, preprocessing and limits."""
-    backbone = runtime.engine.backbone
+    backbone = context.engine.backbone
     return InfoOut(
         name="CasPL Serve",
         version=package_version(),
@@ -41,9 +41,9 @@ async def info(runtime: Running) -> InfoOut:
             device=str(backbone.device),
             dtype=str(backbone.dtype).removeprefix("torch."),
         ),
-        preprocess=runtime.settings.preprocess,
-        store_is_writable=runtime.live.store.is_writable,
-        limits=runtime.settings.limits(),
+        preprocess=context.settings.preprocess,
+        store_is_writable=context.store.is_writable,
+        limits=context.settings.limits(),
     )
 
 

@@ -1,4 +1,4 @@
-"""What answers follows the store: at start, and when another process changes it."""
+"""The live table follows the store: at start, and after changes by other processes."""
 
 import asyncio
 
@@ -7,7 +7,6 @@ import torch
 
 from prompt_store.errors import StoreReadOnlyError
 from prompt_store.store import Store
-from service.domains import watcher as store_follower
 from service.errors import InferenceFailedError
 from tests.service.engine.engine_rows import until
 from tests.service.fakes import colour_bundle, picture
@@ -23,7 +22,7 @@ async def test_what_is_live_at_start_is_tried_out_before_the_first_request(serve
 
 async def test_what_there_is_no_time_for_at_start_answers_at_once_and_is_tried_out_beside_requests(serve, model):
     model.gate.clear()
-    async with serve(trials_s=0) as client:
+    async with serve(warmup_s=0) as client:
         assert (await client.get("/readyz")).json()["domains"] == {"ink": "live", "paint": "live"}
         assert model.batches == []
         model.gate.set()
@@ -33,10 +32,10 @@ async def test_what_there_is_no_time_for_at_start_answers_at_once_and_is_tried_o
 
 async def test_a_stack_that_fails_when_it_is_tried_out_late_is_taken_off_and_comes_back_once_it_answers(serve, model):
     model.fail_with = InferenceFailedError("not finite")
-    async with serve(trials_s=0) as client:
-        table = client.runtime.live.table
-        await until(lambda: any(state.error for state in client.runtime.live.table.values()))
-        (domain,) = (name for name, state in client.runtime.live.table.items() if state.error)
+    async with serve(warmup_s=0) as client:
+        table = client.context.table.states
+        await until(lambda: any(state.error for state in client.context.table.states.values()))
+        (domain,) = (name for name, state in client.context.table.states.items() if state.error)
         broken = await client.post(f"/classify/{domain}", content=picture())
         shown = (await client.get(f"/domains/{domain}")).json()
         again = await client.put(f"/domains/{domain}/live", json={"version": 1})
@@ -47,30 +46,27 @@ async def test_a_stack_that_fails_when_it_is_tried_out_late_is_taken_off_and_com
     assert [answer.status_code for answer in fine] == [200, 200]
 
 
-async def test_a_device_without_room_for_a_late_trial_is_no_fault_of_the_stack_and_tries_again(
-    serve, model, monkeypatch
-):
-    monkeypatch.setattr(store_follower, "RETRY_FAILED_S", 0.01)
+async def test_a_device_out_of_memory_during_a_late_test_takes_no_version_down(serve, model):
     model.fail_with = torch.OutOfMemoryError("no")
-    async with serve(trials_s=0) as client:
-        await until(lambda: len(model.batches) == 3)
+    async with serve(warmup_s=0) as client:
+        await until(lambda: len(model.batches) == 2)
         answers = [await client.post(f"/classify/{domain}", content=picture()) for domain in ("ink", "paint")]
         states = (await client.get("/readyz")).json()["domains"]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert states == {"ink": "live", "paint": "live"}
 
 
-@pytest.mark.parametrize("trials_s", [0, 60], ids=["without time for trials", "with time"])
-async def test_what_first_batches_would_wait_for_is_done_before_requests(serve, model, trials_s):
+@pytest.mark.parametrize("warmup_s", [0, 60], ids=["no time for smoke tests", "time"])
+async def test_what_first_batches_would_wait_for_is_done_before_requests(serve, model, warmup_s):
     prepared = []
-    model.to_prepare = [lambda: prepared.append("once")]
-    async with serve(trials_s=trials_s):
+    model.to_capture = [lambda: prepared.append("once")]
+    async with serve(warmup_s=warmup_s):
         assert prepared == ["once"]
 
 
 async def test_what_is_live_on_trust_is_tried_out_before_it_is_confirmed_as_live(serve, model):
     model.gate.clear()
-    async with serve(trials_s=0) as client:
+    async with serve(warmup_s=0) as client:
         confirming = asyncio.ensure_future(client.put("/domains/paint/live", json={"version": 1}))
         await until(lambda: model.n_begun == 1)
         assert not confirming.done()
@@ -119,7 +115,7 @@ async def test_changes_by_another_process_are_followed(serve, store):
         other.activate("paint", added.version)
         new = other.add("late", colour_bundle("late"))
         other.activate("late", new.version)
-        await client.runtime.follower.refresh()
+        await client.context.watcher.refresh()
         assert (await client.post("/classify/paint", content=picture())).json()["version"] == 2
         assert (await client.post("/classify/late", content=picture())).status_code == 200
 
@@ -129,11 +125,11 @@ async def test_following_a_version_that_cannot_load_keeps_the_one_that_answers(s
     async with serve() as client:
         model.fail_load = True
         store.activate("paint", added.version)
-        await client.runtime.follower.refresh()
+        await client.context.watcher.refresh()
         shown = (await client.get("/domains/paint")).json()
         answer = await client.post("/classify/paint", content=picture())
         model.fail_load = False
-        await client.runtime.follower.refresh()
+        await client.context.watcher.refresh()
         still = (await client.get("/domains/paint")).json()
         again = await client.put("/domains/paint/live", json={"version": 2})
         mended = (await client.get("/domains/paint")).json()
@@ -147,7 +143,7 @@ async def test_following_a_version_that_cannot_load_keeps_the_one_that_answers(s
 async def test_a_domain_is_live_again_once_what_failed_has_passed(serve, store, model, monkeypatch):
     added = store.add("paint", colour_bundle(seed=1))
     async with serve() as client:
-        follower = client.runtime.follower
+        follower = client.context.watcher
         with monkeypatch.context() as broken:
             broken.setattr(store, "live", lambda _: (_ for _ in ()).throw(StoreReadOnlyError("not now")))
             await follower.refresh()

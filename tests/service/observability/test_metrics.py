@@ -2,11 +2,10 @@ import re
 
 import torch
 
-from service.domains.live_table import DomainState, ServedStack
+from service.app import build
 from service.http.auth import KeyRing
 from service.observability.device import DeviceMetrics
 from service.observability.metrics import Metrics
-from service.runtime import build
 from service.settings import Settings
 from tests.architecture.repository import ROOT
 from tests.service.fakes import FakeModel
@@ -49,33 +48,38 @@ def test_rows_are_counted_by_priority_and_by_why_they_were_dropped():
 def test_every_metric_is_documented_and_every_documented_one_is_there(store):
     page = (ROOT / "docs/scheduling.md").read_text(encoding="utf-8")
     documented = {name.removesuffix("_total") for name in re.findall(r"^\| `(caspl_\w+)` \|", page, re.MULTILINE)}
-    runtime = build(Settings(), FakeModel(), store, KeyRing(()))
-    own = {family.name for family in runtime.metrics.registry.collect() if family.name.startswith("caspl_")}
+    context = build(Settings(), FakeModel(), store, KeyRing(()))
+    own = {family.name for family in context.metrics.registry.collect() if family.name.startswith("caspl_")}
     assert {name.removesuffix("_info") for name in documented} == {name.removesuffix("_info") for name in own}
 
 
-def test_what_a_domain_answers_with_is_shown_and_what_it_answered_with_before_is_not():
+def test_only_the_live_version_of_a_domain_is_shown():
     metrics = Metrics()
-    first, second = (DomainState(ServedStack("paint", n, f"sha256:{n}", None)) for n in (1, 2))
-    metrics.domain_changed("paint", None, first)
-    metrics.domain_changed("paint", first, second)
+    metrics.live_version_changed("paint", None, (1, "sha256:1"))
+    metrics.live_version_changed("paint", (1, "sha256:1"), (2, "sha256:2"))
     assert value(metrics, "caspl_live_version", domain="paint") == 2
     assert value(metrics, "caspl_bundle_info", digest="sha256:2", domain="paint", version="2") == 1
     assert "sha256:1" not in metrics.text().decode()
-    metrics.domain_changed("paint", second, DomainState(None))
+    metrics.live_version_changed("paint", (2, "sha256:2"), None)
     assert value(metrics, "caspl_live_version", domain="paint") == 0
     assert "sha256:2" not in metrics.text().decode()
 
 
+def test_domains_are_counted_by_state():
+    metrics = Metrics()
+    for before, after in ((None, "idle"), (None, "idle"), ("idle", "live")):
+        metrics.state_changed(before, after)
+    assert [value(metrics, "caspl_domains", state=state) for state in ("live", "stale", "idle")] == [1, 0, 1]
+
+
 def test_without_domains_as_labels_no_name_of_one_shows_and_everything_is_counted():
     metrics = Metrics(by_domain=False)
-    metrics.domain_changed("paint", None, DomainState(ServedStack("paint", 1, "sha256:1", None)))
+    metrics.live_version_changed("paint", None, (1, "sha256:1"))
     for domain in ("paint", "ink"):
         metrics.image_counted(domain, "answered")
         metrics.domain_activated(domain, "done")
     assert value(metrics, "caspl_images_total", domain="", result="answered") == 2
     assert value(metrics, "caspl_activations_total", domain="", result="done") == 2
-    assert value(metrics, "caspl_domains", state="live") == 1
     assert "paint" not in metrics.text().decode()
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from prompt_store.errors import DomainNotFoundError
+from service.app import build
 from service.errors import DeviceLostError, OverloadedError
 from service.http.auth import KeyRing
 from service.inference import Answer, ScoringOptions
-from service.runtime import build
 from service.settings import Settings
 from service.workers.remote import ScoreReply
 from tests.service.fakes import colour_bundle
@@ -25,16 +25,16 @@ RED[0] = 255
 
 @asynccontextmanager
 async def running(model, store, **changes):
-    runtime = build(Settings(store_poll_s=0, **changes), model, store, KeyRing())
-    await runtime.start()
-    yield runtime
-    await runtime.stop()
+    context = build(Settings(store_poll_s=0, **changes), model, store, KeyRing())
+    await context.start()
+    yield context
+    await context.stop()
 
 
 @pytest.fixture
-async def runtime(model, store):
-    async with running(model, store) as runtime:
-        yield runtime
+async def context(model, store):
+    async with running(model, store) as context:
+        yield context
 
 
 def options(seconds=10):
@@ -52,10 +52,10 @@ async def eventually(is_true):
             await asyncio.sleep(0.001)
 
 
-async def test_the_far_end_gives_the_same_answers_to_the_bit(runtime):
-    async with joined(runtime.backend) as (web, _):
+async def test_the_far_end_gives_the_same_answers_to_the_bit(context):
+    async with joined(context.backend) as (web, _):
         answers = []
-        for backend in (runtime.backend, web.backend):
+        for backend in (context.backend, web.backend):
             async with pin(backend) as pinned:
                 scored = await pinned.score([RED], options())
                 answers.append((scored.version, scored.digest, scored.answers[0].predictions))
@@ -63,11 +63,11 @@ async def test_the_far_end_gives_the_same_answers_to_the_bit(runtime):
     assert answers[0][2][0].label == "red"
 
 
-async def test_a_pin_keeps_its_version_through_a_swap_and_is_forgotten_afterwards(runtime, store):
-    async with joined(runtime.backend) as (web, worker):
+async def test_a_pin_keeps_its_version_through_a_swap_and_is_forgotten_afterwards(context, store):
+    async with joined(context.backend) as (web, worker):
         async with pin(web.backend) as pinned:
             data = colour_bundle(names=("white", "red"), seed=1)
-            await runtime.domains.publish("paint", data, activate=True, actor="")
+            await context.publisher.publish("paint", data, activate=True, actor="")
             scored = await pinned.score([RED], options())
             assert scored.version == 1
             assert len(scored.answers[0].predictions) == 3
@@ -76,12 +76,12 @@ async def test_a_pin_keeps_its_version_through_a_swap_and_is_forgotten_afterward
         await eventually(lambda: not worker._pins)
 
 
-async def test_slots_stay_taken_until_the_device_side_is_done_with_them(runtime, model):
-    async with joined(runtime.backend, n_slots=4) as (web, _):
+async def test_slots_stay_taken_until_the_device_side_is_done_with_them(context, model):
+    async with joined(context.backend, n_slots=4) as (web, _):
         model.gate.clear()
         async with pin(web.backend) as pinned:
             scoring = asyncio.ensure_future(pinned.score([RED, RED, RED], options()))
-            await eventually(lambda: runtime.batcher._admission.n_running)
+            await eventually(lambda: context.batcher._admission.n_running)
             assert len(web.slots.free) == 1
             scoring.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -90,43 +90,43 @@ async def test_slots_stay_taken_until_the_device_side_is_done_with_them(runtime,
         model.gate.set()
 
 
-async def test_rows_of_a_call_that_is_given_up_leave_the_queue(runtime, model):
-    async with joined(runtime.backend) as (web, worker):
+async def test_rows_of_a_call_that_is_given_up_leave_the_queue(context, model):
+    async with joined(context.backend) as (web, worker):
         model.gate.clear()
         async with pin(web.backend) as pinned:
             running = asyncio.ensure_future(pinned.score([RED], options()))
-            await eventually(lambda: runtime.batcher._admission.n_running)
+            await eventually(lambda: context.batcher._admission.n_running)
             waiting = asyncio.ensure_future(pinned.score([RED], options()))
-            await eventually(lambda: runtime.batcher.n_queued)
+            await eventually(lambda: context.batcher.n_queued)
             waiting.cancel()
-            await eventually(lambda: not runtime.batcher.n_queued)
+            await eventually(lambda: not context.batcher.n_queued)
             model.gate.set()
             assert isinstance((await running).answers[0], Answer)
         assert [len(batch) for batch in model.batches[-1:]] == [1]
         await eventually(lambda: not worker.rpc._running)
 
 
-async def test_a_call_that_is_given_up_at_once_is_answered_too(runtime):
-    async with joined(runtime.backend, n_slots=1) as (web, _), pin(web.backend) as pinned:
+async def test_a_call_that_is_given_up_at_once_is_answered_too(context):
+    async with joined(context.backend, n_slots=1) as (web, _), pin(web.backend) as pinned:
         scoring = asyncio.ensure_future(pinned.score([RED], options()))
         await asyncio.sleep(0)
         scoring.cancel()
         await eventually(lambda: len(web.slots.free) == 1)
 
 
-async def test_a_web_process_that_dies_leaves_nothing_behind(runtime, model):
+async def test_a_web_process_that_dies_leaves_nothing_behind(context, model):
     model.gate.clear()
-    async with joined(runtime.backend) as (web, worker):
+    async with joined(context.backend) as (web, worker):
         async with pin(web.backend) as pinned:
             first = asyncio.ensure_future(pinned.score([RED], options()))
-            await eventually(lambda: runtime.batcher._admission.n_running)
+            await eventually(lambda: context.batcher._admission.n_running)
             second = asyncio.ensure_future(pinned.score([RED], options()))
-            await eventually(lambda: runtime.batcher.n_queued)
+            await eventually(lambda: context.batcher.n_queued)
             web.rpc.close()
             for call in (first, second):
                 with pytest.raises(DeviceLostError):
                     await call
-        await eventually(lambda: not (runtime.batcher.n_queued or worker.rpc._running))
+        await eventually(lambda: not (context.batcher.n_queued or worker.rpc._running))
         with pytest.raises(DeviceLostError):
             async with pin(web.backend):
                 pass
@@ -134,8 +134,8 @@ async def test_a_web_process_that_dies_leaves_nothing_behind(runtime, model):
 
 
 @pytest.mark.parametrize("bad", [[64], [0, 0], [2**40]])
-async def test_slots_that_make_no_sense_are_refused_and_the_next_call_is_served(runtime, bad):
-    async with joined(runtime.backend) as (web, _):
+async def test_slots_that_make_no_sense_are_refused_and_the_next_call_is_served(context, bad):
+    async with joined(context.backend) as (web, _):
         await web.rpc.call("pin", 1, "paint", None, time.monotonic() + 10, 0, returns=type(None))
         with pytest.raises(Exception, match="details"):
             await web.rpc.call("score", 1, bad, options(), returns=ScoreReply)
@@ -145,8 +145,8 @@ async def test_slots_that_make_no_sense_are_refused_and_the_next_call_is_served(
 @pytest.mark.parametrize(
     ("method", "args"), [("score", (1, [-1], None)), ("pin", (1, "paint", None, 0.0, 5)), ("count", ())]
 )
-async def test_a_web_process_that_breaks_a_rule_is_disconnected(runtime, method, args):
-    async with joined(runtime.backend) as (web, worker):
+async def test_a_web_process_that_breaks_a_rule_is_disconnected(context, method, args):
+    async with joined(context.backend) as (web, worker):
         with pytest.raises(DeviceLostError):
             await web.rpc.call(method, *args, returns=type(None))
         await asyncio.wait_for(worker.rpc.reading, 5)
@@ -155,15 +155,15 @@ async def test_a_web_process_that_breaks_a_rule_is_disconnected(runtime, method,
 @pytest.mark.parametrize(("domain", "error"), [("paint", OverloadedError), ("nowhere", DomainNotFoundError)])
 async def test_admission_is_decided_with_the_pin_and_a_refused_request_holds_nothing(model, store, domain, error):
     async with (
-        running(model, store, max_waiting_rows=1, max_batch_rows=1, max_images=1) as runtime,
-        joined(runtime.backend) as (web, worker),
+        running(model, store, max_waiting_rows=1, max_batch_rows=1, max_images=1) as context,
+        joined(context.backend) as (web, worker),
     ):
         model.gate.clear()
         async with pin(web.backend) as pinned:
             kept = [asyncio.ensure_future(pinned.score([RED], options()))]
-            await eventually(lambda: runtime.batcher._admission.n_running)
+            await eventually(lambda: context.batcher._admission.n_running)
             kept.append(asyncio.ensure_future(pinned.score([RED], options())))
-            await eventually(lambda: runtime.batcher.n_queued)
+            await eventually(lambda: context.batcher.n_queued)
             with pytest.raises(error):
                 async with pin(web.backend, domain):
                     pass

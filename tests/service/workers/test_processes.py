@@ -30,7 +30,7 @@ model = FakeModel()
 model.forward_s = float(sys.argv[2])
 server.load_model = lambda settings: model
 settings = Settings(port=0, store=sys.argv[1], web_workers=int(sys.argv[3]), drain_delay_s=2, store_poll_s=0)
-announce = lambda runtime, address: print(address, flush=True)
+announce = lambda context, address: print(address, flush=True)
 sys.exit(server.run(settings, Store.open(settings.store), announce))
 """
 N_WORKERS = 2

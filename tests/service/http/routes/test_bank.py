@@ -68,12 +68,12 @@ async def test_all_domains_answer_and_the_metrics_tell_how_many_came_and_went(se
 
 async def test_a_resident_domain_stays_with_whatever_version_is_live(serve, settings, model):
     async with serve(**settings) as client:
-        runtime = client.runtime
-        old = runtime.live.pin("domain-a").stack
+        context = client.context
+        old = context.table.pin("domain-a").stack
         data = random_bundle("domain-a", image_boost=(2, 2), seed=99)
         assert (await client.post("/domains/domain-a/versions?activate=true", content=data)).status_code == 201
-        new = runtime.live.pin("domain-a").stack
+        new = context.table.pin("domain-a").stack
         for domain in DOMAINS:
             await ask(client, domain)
-        kept = [runtime.live.pin(domain).stack for domain in ("domain-a", "domain-c")]
+        kept = [context.table.pin(domain).stack for domain in ("domain-a", "domain-c")]
     assert [one in model.bank for one in (new, *kept, old)] == [True, True, True, False]

@@ -287,7 +287,7 @@ async def test_work_for_a_client_that_hung_up_never_reaches_the_device(serve, mo
         await asyncio.wait_for(gone, 5)
         model.gate.set()
         assert (await first).status_code == 200
-        assert client.runtime.batcher.n_queued == 0
+        assert client.context.batcher.n_queued == 0
     assert "ink" not in [domain for batch in model.batches for domain in batch]
     assert sent[0]["status"] == 499
 
@@ -323,7 +323,7 @@ async def test_an_unexpected_error_is_a_problem_that_says_nothing(serve, monkeyp
         def explode(_):
             raise KeyError("/etc/passwd at 0x7f00")
 
-        monkeypatch.setattr(client.runtime.live, "pin", explode)
+        monkeypatch.setattr(client.context.live, "pin", explode)
         answer = await client.post("/classify/paint", content=picture())
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "passwd" not in answer.text

@@ -67,7 +67,7 @@ async def test_an_unknown_domain_and_a_bad_image_fail_alone(serve):
     sent += [("ink", ("bad.png", b"GIF89a" + bytes(40)))]
     async with serve() as client:
         answer = await client.post("/classify", files=sent)
-        metrics = client.runtime.metrics.images
+        metrics = client.context.metrics.images
         counted = {sample.labels["domain"] for sample in metrics.collect()[0].samples}
     results = answer.json()["results"]
     assert answer.status_code == 200

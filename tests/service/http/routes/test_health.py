@@ -45,7 +45,7 @@ async def test_metrics_count_requests_batches_images_and_activations(serve):
 
 async def test_images_whose_time_is_up_while_they_are_decoded_are_counted_too(serve):
     async with serve() as client:
-        front = client.app.state.runtime
+        front = client.app.state.context
         decode, is_over = front.decoder.decode, asyncio.Event()
 
         async def slowly(data):
@@ -68,7 +68,7 @@ async def test_metrics_tell_idle_broken_and_stale_domains_from_live_ones(serve, 
         new = store.add("late", colour_bundle("late"))
         store.activate("late", new.version)
         model.fail_load = True
-        await client.runtime.follower.refresh()
+        await client.context.watcher.refresh()
         text = (await client.get("/metrics")).text
     for state, number in (("live", 1), ("stale", 1), ("broken", 1), ("idle", 1)):
         assert f'caspl_domains{{state="{state}"}} {number}.0' in text

@@ -1,4 +1,4 @@
-"""Versions that answer: tried out once, kept for a while, let go."""
+"""Loading versions: smoke tests, the cache of recent versions, eviction."""
 
 import gc
 import weakref
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 IN_BOTH_FORMS = True
 
 
-async def test_a_content_is_tried_out_once_and_one_that_failed_again(serve, model):
+async def test_a_version_is_tested_once_while_it_is_loaded_and_again_if_the_test_failed(serve, model):
     async with serve() as client:
         model.batches.clear()
         model.fail_with = RuntimeError("no")
@@ -24,6 +24,16 @@ async def test_a_content_is_tried_out_once_and_one_that_failed_again(serve, mode
             assert (await client.put("/domains/paint/live", json={"version": version})).status_code == 200
         assert (await client.post("/domains/paint/rollback")).status_code == 200
         assert len(model.batches) == 2
+
+
+async def test_a_version_that_was_uploaded_goes_live_without_being_loaded_again(serve, model):
+    made, load = [], model.load_stack
+    model.load_stack = lambda bundle, **given: made.append(bundle.manifest.domain) or load(bundle, **given)
+    async with serve() as client:
+        made.clear()
+        assert (await client.post("/domains/paint/versions", content=colour_bundle(seed=1))).status_code == 201
+        assert (await client.put("/domains/paint/live", json={"version": 2})).status_code == 200
+    assert made == ["paint"]
 
 
 async def test_going_back_to_a_version_that_was_live_lately_reads_and_makes_nothing_anew(serve, model):
@@ -60,7 +70,7 @@ async def test_replaced_versions_that_are_not_kept_any_more_are_freed(serve, sto
         stacks = []
         for version in range(1, 8):
             assert (await client.put("/domains/paint/live", json={"version": version})).is_success
-            stacks.append(weakref.ref(client.runtime.live.pin("paint").stack))
+            stacks.append(weakref.ref(client.context.table.pin("paint").stack))
         gc.collect()
         assert [stack() is not None for stack in stacks] == [False] * 4 + [True] * 3
 
@@ -68,10 +78,10 @@ async def test_replaced_versions_that_are_not_kept_any_more_are_freed(serve, sto
 async def test_a_kept_version_that_another_process_retires_is_forgotten(serve, store):
     async with serve() as client:
         assert (await client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=1))).is_success
-        await client.runtime.follower.refresh()
+        await client.context.watcher.refresh()
         before = await client.post("/classify/paint?version=1", content=picture())
         Store.open(store.root).retire("paint", 1)
-        await client.runtime.follower.refresh()
+        await client.context.watcher.refresh()
         after = await client.post("/classify/paint?version=1", content=picture())
     assert (before.status_code, after.status_code) == (200, 404)
 

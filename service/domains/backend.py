@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompted_clip.errors import StackMismatchError
-from service.domains.cache import Cache
-from service.domains.live_stacks import LiveStacks
-from service.domains.live_table import ServedStack
+from service.domains.cache import LoadingCache
+from service.domains.live_table import LiveTable, LoadedVersion
+from service.domains.loader import VersionLoader
 from service.engine.engine import Engine, EngineRow
 from service.errors import RequestInvalidError, ServiceError
 from service.inference import Answer, Prediction, Scored, ScoringOptions, StackKind
@@ -30,7 +30,8 @@ class LocalBackend:
     """Pins versions of one live table and scores images with one batcher.
 
     Args:
-        live: the live table and its versions.
+        table: the live table.
+        loader: loads versions that are not live.
         engine: makes stacks for other labels and without adapting prompts.
         batcher: in front of the engine.
         label_sets: cache of such stacks.
@@ -38,12 +39,14 @@ class LocalBackend:
 
     def __init__(
         self,
-        live: LiveStacks,
+        table: LiveTable,
+        loader: VersionLoader,
         engine: Engine,
         batcher: Batcher[EngineRow, list[Prediction]],
-        label_sets: Cache[LabelSet, PromptStack],
+        label_sets: LoadingCache[LabelSet, PromptStack],
     ) -> None:
-        self.live = live
+        self.table = table
+        self.loader = loader
         self.engine = engine
         self.batcher = batcher
         self.label_sets = label_sets
@@ -57,7 +60,7 @@ class LocalBackend:
 
     def hold(self, domain: str, version: int | None, *, deadline_s: float, priority: int) -> LocalPin:
         """Admit a request and pin a version until the result is dropped; raises what `InferenceBackend.pin` raises."""
-        pinned = self.live.pin(domain) if version is None else version
+        pinned = self.table.pin(domain) if version is None else version
         self.batcher.check(tenant=domain, deadline_s=deadline_s, priority=priority)
         return LocalPin(self, domain, pinned)
 
@@ -71,7 +74,7 @@ class LocalPin:
         version: what was live when the request came, or the number that it asks for.
     """
 
-    def __init__(self, backend: LocalBackend, domain: str, version: ServedStack | int) -> None:
+    def __init__(self, backend: LocalBackend, domain: str, version: LoadedVersion | int) -> None:
         self._backend = backend
         self._domain = domain
         self._version = version
@@ -80,7 +83,9 @@ class LocalPin:
         """See `Pin.score`."""
         backend, served = self._backend, self._version
         if isinstance(served, int):
-            served = await backend.live.pin_version(self._domain, served)
+            live = backend.table.live(self._domain)
+            is_live = live is not None and live.version == served
+            served = live if live and is_live else await backend.loader.load_cached(self._domain, served)
         stack = served.stack
         if options.stack == "boost" or options.labels:
             key = (served.digest, options.stack, options.labels)

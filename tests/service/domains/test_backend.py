@@ -13,13 +13,13 @@ pytestmark = pytest.mark.anyio
 async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model, monkeypatch):
     async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
         decoded = []
-        decode = client.runtime.decoder.decode
+        decode = client.context.decoder.decode
 
         async def noted(data):
             decoded.append(data)
             return await decode(data)
 
-        monkeypatch.setattr(client.runtime.decoder, "decode", noted)
+        monkeypatch.setattr(client.context.decoder, "decode", noted)
         model.gate.clear()
         kept = await crowd(client)
         refused = [await client.post("/classify/paint?labels=a,b", content=picture()) for _ in range(3)]

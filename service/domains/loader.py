@@ -1,0 +1,89 @@
+"""From stored bytes to a version that can answer: bytes -> bundle -> stack -> smoke test.
+
+Versions that were replaced, uploaded or requested by number stay in an LRU cache, so that a rollback loads nothing. On
+two cores, ten swaps a second between cached versions left p99 at 1.03 times that of a calm server; with every version
+loaded anew it was 1.17 and 2.02 times that in two runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING
+
+from prompt_store.bundle import Bundle, read_bundle
+from prompt_store.manifest import is_domain
+from service.domains.cache import LoadingCache
+from service.domains.live_table import LoadedVersion, unknown_domain
+from service.errors import BackboneMismatchError
+
+if TYPE_CHECKING:
+    from prompt_store.store import Store
+    from prompted_clip.stack import PromptStack
+    from service.engine.engine import Engine
+
+
+class VersionLoader:
+    """Loads versions of one store for one engine.
+
+    Args:
+        store: holds the bundles.
+        engine: makes stacks and runs smoke tests.
+        max_recent: size of the cache.
+        max_loads: most versions that may wait to be loaded.
+
+    Attributes:
+        recent: loaded versions that are not live, by domain and number.
+    """
+
+    def __init__(self, store: Store, engine: Engine, *, max_recent: int, max_loads: int) -> None:
+        self.store = store
+        self.recent: LoadingCache[tuple[str, int], LoadedVersion] = LoadingCache(max_recent, max_loads=max_loads)
+        self._engine = engine
+        self._tested: weakref.WeakSet[PromptStack] = weakref.WeakSet()
+
+    async def load_bundle(self, bundle: Bundle, version: int | None, *, is_trusted: bool = False) -> PromptStack:
+        """Make a stack of a bundle, and run a smoke test unless the bundle is trusted.
+
+        Raises:
+            StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
+            OverloadedError, DeviceLostError: the device cannot run the smoke test now.
+        """
+        fingerprint = bundle.manifest.backbone.fingerprint
+        if fingerprint != self._engine.backbone.fingerprint:
+            raise BackboneMismatchError(expected=self._engine.backbone.fingerprint, found=fingerprint)
+        stack = await self._engine.load(bundle, version)
+        if not is_trusted:
+            await self.smoke_test(stack)
+        await self._engine.capture_graphs(stack)
+        return stack
+
+    async def load(self, domain: str, version: int, *, is_trusted: bool = False) -> LoadedVersion:
+        """A stored version, from the cache or the store; raises what `load_bundle` raises.
+
+        Raises:
+            DomainNotFoundError, VersionNotFoundError: it is not in the store.
+        """
+        loaded = self.recent.find((domain, version))
+        if loaded is None:
+            bundle = await asyncio.to_thread(lambda: read_bundle(self.store.read(domain, version)))
+            stack = await self.load_bundle(bundle, version, is_trusted=is_trusted)
+            return LoadedVersion(domain, version, bundle.digest, stack)
+        await self.smoke_test(loaded.stack)
+        return loaded
+
+    async def load_cached(self, domain: str, version: int) -> LoadedVersion:
+        """A version that a request names by number, cached afterwards; raises what `load` raises.
+
+        Raises:
+            OverloadedError: too many other versions are waiting to be loaded.
+        """
+        if not is_domain(domain):
+            raise unknown_domain(domain)
+        return await self.recent.get((domain, version), lambda: self.load(domain, version))
+
+    async def smoke_test(self, stack: PromptStack) -> None:
+        """Run one image through a stack, once in its life; raises what `Engine.smoke_test` raises."""
+        if stack not in self._tested:
+            await self._engine.smoke_test(stack)
+            self._tested.add(stack)
