@@ -170,29 +170,10 @@ def load_backbone(
     )
 
 
-@dataclass(frozen=True)
-class ImageTowerSize:
-    """The size of an image tower."""
-
-    width: int
-    n_layers: int
-    n_tokens: int
-
-    @property
-    def operations(self) -> int:
-        """Multiplications and additions per image in the blocks' linear layers."""
-        return 2 * self.n_tokens * self.n_layers * 12 * self.width**2
-
-
-def image_tower_size(arch: str) -> ImageTowerSize | None:
-    """The size of a ViT architecture by name, without loading it; None for others."""
+def vision_config(arch: str) -> dict[str, Any]:
+    """open_clip's configuration of an architecture's image tower, without loading it; empty for unknown ones."""
     _register_demo_models()
-    config = (open_clip.get_model_config(arch) or {}).get("vision_cfg", {})
-    sizes = [config.get(name) for name in ("width", "layers", "image_size", "patch_size")]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
-    width, n_layers, image_size, patch_size = sizes
-    return ImageTowerSize(width, n_layers, n_tokens=1 + (image_size // patch_size) ** 2)
+    return dict((open_clip.get_model_config(arch) or {}).get("vision_cfg", {}))
 
 
 def _register_demo_models() -> None:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from prompted_clip.backbone import image_tower_size
+from prompted_clip.backbone import vision_config
 from prompted_clip.frozen_linear import make_linear, packs
 
 CAPABILITIES: Final = (((8, 0), torch.bfloat16), ((7, 0), torch.float16))
@@ -19,7 +19,7 @@ CAPABILITIES: Final = (((8, 0), torch.bfloat16), ((7, 0), torch.float16))
 MIN_GAIN: Final = 1.3
 """bfloat16 costs digits, so it must be this much faster."""
 MIN_OPERATIONS: Final = 1e9
-"""Per image. Smaller towers are not limited by matrix products, and a timing could be decided by chance."""
+"""Per image, in the blocks' linear layers. Smaller towers are not limited by them, and timings are noisy."""
 N_ROWS: Final = 256
 N_TRIALS: Final = 5
 CPU: Final = torch.device("cpu")
@@ -55,16 +55,21 @@ def is_packed_faster(arch: str, device: torch.device, dtype: torch.dtype) -> boo
 
 
 def is_heavy(arch: str) -> bool:
-    """Whether matrix products dominate the time of an image."""
-    size = image_tower_size(arch)
-    return size is not None and size.operations >= MIN_OPERATIONS
+    """Whether matrix products dominate the time of an image; False for unknown architectures."""
+    config = vision_config(arch)
+    names = ("width", "layers", "image_size", "patch_size")
+    sizes = [config[name] for name in names if isinstance(config.get(name), int)]
+    if len(sizes) < len(names):  # not a ViT
+        return False
+    width, n_layers, image_size, patch_size = sizes
+    n_tokens = 1 + (image_size // patch_size) ** 2
+    return bool(2 * n_tokens * n_layers * 12 * width**2 >= MIN_OPERATIONS)
 
 
 @torch.inference_mode()
 def time_layers(arch: str, dtype: torch.dtype, *, packed: bool) -> float:
     """Seconds of a block's two widest layers on torch's current threads, the best of a few trials."""
-    size = image_tower_size(arch)
-    width = size.width if size is not None else 1
+    width = vision_config(arch)["width"]
     linear = partial(make_linear, dtype=dtype, packed=packed)
     wide, narrow = (torch.full(shape, 1 / width) for shape in ((4 * width, width), (width, 4 * width)))
     fc, proj = linear(wide, torch.zeros(4 * width), "gelu"), linear(narrow, torch.zeros(width))

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from service.engine.activity import Activity
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
@@ -274,16 +273,11 @@ class Engine:
         return [*self._run(rows[:middle]), *self._run(rows[middle:])]
 
     def _forward(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
-        pixels = self._stack_pixels([row.pixels for row in rows])
+        shape, is_gpu = (len(rows), *rows[0].pixels.shape), self.backbone.device.type == "cuda"
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=is_gpu)
+        np.stack([row.pixels for row in rows], out=pixels.numpy())
         ranked = self._model.rank(pixels, [row.stack for row in rows], [row.top_k for row in rows])
         return [_predictions(row.stack.class_names, one) for row, one in zip(rows, ranked, strict=True)]
-
-    def _stack_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """One uint8 batch [B, 3, H, W], in pinned memory for a GPU."""
-        shape = (len(pixels), *pixels[0].shape)
-        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.backbone.device.type == "cuda")
-        np.stack(pixels, out=batch.numpy())
-        return batch
 
 
 def _predictions(names: Sequence[str], ranked: Ranked) -> list[Prediction] | Exception:

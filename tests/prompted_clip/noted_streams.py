@@ -1,4 +1,4 @@
-"""CUDA's streams and events that only write down who waits for whom."""
+"""CUDA streams and events that only record their order."""
 
 import contextlib
 

@@ -43,7 +43,7 @@ class Counts:
         self.n_evictions += n_evictions
 
 
-def test_a_copy_has_what_a_forward_reads_to_the_bit_and_not_the_separate_groups():
+def test_a_copy_equals_the_stack_to_the_bit_without_the_separate_groups():
     one = stack(image_boost=(2, 3), image_adapt=(1, 1), text_boost=(2, 2))
     (copy,) = PromptBank(CPU).get([one])
     assert torch.equal(copy.image.tokens, one.image.tokens)
@@ -70,7 +70,7 @@ def test_the_least_recently_used_stack_is_evicted():
     assert resident(bank, all_stacks) == [first, third, fourth]
 
 
-def test_a_batch_of_more_stacks_than_slots_gets_all_copies_and_leaves_no_more_than_the_slots():
+def test_a_batch_of_more_stacks_than_slots_gets_all_copies_and_the_slots_keep_the_last():
     bank, all_stacks = PromptBank(CPU, n_slots=2), stacks(5)
     copies = bank.get(all_stacks)
     assert [copy.domain for copy in copies] == [one.domain for one in all_stacks]

@@ -1,4 +1,4 @@
-"""The served image tower computes what open_clip's does: bounds on unit features, for every way through it."""
+"""The fused image tower's unit features are open_clip's within bounds, for every path through it."""
 
 import copy
 import dataclasses
@@ -77,7 +77,7 @@ def test_float32_features_are_open_clips(arch, quick_gelu, name):
 @pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
 @pytest.mark.parametrize("arch", ["tiny", "demo-student"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_features_of_narrow_types_point_where_open_clips_float32_features_do(dtype, arch, quick_gelu, name):
+def test_features_of_narrow_dtypes_are_near_open_clips_float32_features(dtype, arch, quick_gelu, name):
     precise, backbone = backbone_of(arch, quick_gelu), backbone_of(arch, quick_gelu, dtype)
     pixels = random_pixels(N_ROWS, backbone.image_size)
     features = normalize(FusedImageTower(backbone)(pixels, grid_named(name, backbone)), dim=-1)
@@ -166,7 +166,7 @@ def test_a_microbatch_is_as_large_as_its_bytes_allow_and_never_empty(n_prompts, 
     assert FusedImageTower(backbone_of()).max_microbatch(n_prompts, n_threads) == n_rows
 
 
-def test_prompts_and_pixels_stay_as_they_were():
+def test_prompts_and_pixels_are_not_modified():
     backbone = backbone_of()
     pixels, prompts = random_pixels(N_ROWS), grid_named("mixed depths", backbone)
     before = [tensor.clone() for tensor in (pixels, prompts.tokens, prompts.depths)]
@@ -193,7 +193,7 @@ def change_activations(clip):
 
 
 class Cubed(torch.nn.Module):
-    """An activation in words that TorchScript does not know."""
+    """An activation that TorchScript cannot compile."""
 
     def forward(self, x, **_):
         return x**3
@@ -204,7 +204,7 @@ def leave_out_first_norm(clip):
 
 
 @pytest.mark.parametrize("change", [scale_layers, change_activations, leave_out_first_norm])
-def test_unusual_architectures_give_open_clips_numbers_too(change):
+def test_other_architectures_give_open_clips_numbers(change):
     backbone, pixels = changed(change), random_pixels(N_ROWS)
     mean, std = (torch.tensor(backbone.preprocess[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std"))
     plain = (pixels / torch.tensor(255.0).double() - mean) / std
@@ -225,7 +225,7 @@ def test_torchscript_and_python_give_the_same_numbers_to_the_bit(monkeypatch, dt
     assert torch.equal(FusedImageTower(backbone)(pixels, grid_named(name, backbone)), without)
 
 
-def test_on_the_cpu_the_interpreter_has_no_more_to_do_for_more_layers():
+def test_on_the_cpu_the_number_of_python_calls_does_not_depend_on_the_layers():
     shallow, deep = backbone_of("tiny"), backbone_of("tiny-teacher")
     assert shallow.n_vision_layers < deep.n_vision_layers
     towers, pixels = [FusedImageTower(backbone) for backbone in (shallow, deep)], random_pixels(1)
@@ -233,7 +233,7 @@ def test_on_the_cpu_the_interpreter_has_no_more_to_do_for_more_layers():
     assert n_calls[0] == n_calls[1]
 
 
-def test_an_activation_torchscript_does_not_know_is_open_clips_all_the_same(caplog):
+def test_an_activation_that_torchscript_cannot_compile_gives_open_clips_numbers(caplog):
     def change(clip):
         for block in internals.vision_blocks(clip):
             block.mlp.gelu = Cubed()
@@ -260,7 +260,7 @@ def test_with_plain_layers_float32_features_are_open_clips_too(quick_gelu, name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
 @pytest.mark.parametrize("arch", ["tiny", pytest.param("ViT-B-16", marks=pytest.mark.slow)])
-def test_on_cuda_features_are_within_the_same_bounds_recorded_and_not(arch, quick_gelu, dtype, name):
+def test_on_cuda_features_are_within_the_same_bounds_with_and_without_graphs(arch, quick_gelu, dtype, name):
     register_tiny_models()
     precise = backbone_of(arch, quick_gelu)
     backbone = load_backbone(arch, random_seed=0, quick_gelu=quick_gelu, device="cuda", dtype=dtype)

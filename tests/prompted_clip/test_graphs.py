@@ -52,7 +52,7 @@ def grid(seed, *shapes):
         (50, (1, 2, 4, 8, 12, 16, 24, 32, 48, 50)),
     ],
 )
-def test_sizes_grow_by_doubling_with_a_step_between_and_end_at_the_largest(max_rows, sizes):
+def test_batch_sizes_double_with_a_step_between_up_to_the_largest(max_rows, sizes):
     assert batch_sizes(max_rows) == sizes
 
 
@@ -62,7 +62,7 @@ def test_rows_are_padded_to_the_next_size_and_never_cut(tower):
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 9])
-def test_answers_are_the_towers_own_whatever_was_run_before(tower, n_rows):
+def test_replays_give_the_towers_answers_whatever_ran_before(tower, n_rows):
     runs = graphed(tower, FakeCapture())
     runs(random_pixels(8, seed=9), collate_grids([grid(row, (3, 2)) for row in range(8)]))
     pixels = random_pixels(n_rows)

@@ -1,4 +1,4 @@
-"""open_clip's insides are where `prompted_clip.internals` expects them; a failure here names what moved."""
+"""open_clip's modules are where `prompted_clip.internals` expects them; a failure names the one that moved."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""Whole answers of narrow types, as served, beside open_clip's own modules in float32: every kind of stack."""
+"""Answers in bfloat16 and float16, as served, against open_clip's modules in float32, for every kind of stack."""
 
 import functools
 
@@ -53,7 +53,7 @@ def log_probabilities(model, make):
 
 @pytest.mark.parametrize("kind", STACKS)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_answers_of_narrow_types_are_near_those_of_float32(dtype, kind):
+def test_answers_of_narrow_dtypes_are_near_those_of_float32(dtype, kind):
     expected, logit_scale = log_probabilities(model_of(None), STACKS[kind])
     found, _ = log_probabilities(model_of(dtype), STACKS[kind])
     # The softmax takes one number off all logits of a row, which is no further off than the worst of them.

@@ -62,7 +62,7 @@ def test_a_mixed_batch_answers_each_row_as_if_it_were_alone_however_few_slots_th
 
 
 @pytest.mark.parametrize("options", LANE)
-def test_what_is_ranked_first_is_what_has_the_best_score(options):
+def test_classes_are_ranked_by_their_scores(options):
     model = PromptedClip(tiny_backbone())
     own, other = load(model, "own", 1, **options), load(model, "other", 2)
     rows = [own, other, own]

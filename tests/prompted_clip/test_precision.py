@@ -1,12 +1,12 @@
-"""Which type serves fastest: known for cards, measured for processors, and never left to chance for small ones."""
+"""The fastest dtype and form of linear layers: by compute capability on GPUs, timed on CPUs, fixed for small towers."""
 
 import pytest
 import torch
 
 from prompted_clip import precision
-from prompted_clip.backbone import image_tower_size, load_backbone
-from prompted_clip.precision import MIN_GAIN, fastest_dtype, is_packed_faster
-from tests.tiny import register_tiny_models, tiny_backbone
+from prompted_clip.backbone import load_backbone
+from prompted_clip.precision import MIN_GAIN, fastest_dtype, is_heavy, is_packed_faster
+from tests.tiny import register_tiny_models
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def test_a_processor_without_packed_bfloat16_layers_is_not_measured(monkeypatch)
     ("capability", "dtype"),
     [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16), ((6, 1), torch.float32)],
 )
-def test_a_card_gets_the_type_that_it_has_matrix_units_for(monkeypatch, capability, dtype):
+def test_a_gpu_gets_the_dtype_of_its_matrix_units(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert fastest_dtype("ViT-B-16", "cuda:1") == dtype
 
@@ -79,15 +79,13 @@ def test_layers_are_timed_by_their_best_trial_after_a_warm_up(monkeypatch, packe
     assert precision.time_layers("demo-student", torch.float32, packed=packed) == 2.0
 
 
-def test_a_size_known_by_name_is_that_of_the_loaded_model():
-    register_tiny_models()
-    size, backbone = image_tower_size("tiny"), tiny_backbone()
-    assert (size.width, size.n_layers) == (backbone.vision_width, backbone.n_vision_layers)
-    assert size.n_tokens == len(backbone.clip.visual.positional_embedding)
+@pytest.mark.parametrize(("arch", "expected"), [("ViT-B-16", True), ("demo-student", False), ("RN50", False)])
+def test_a_full_size_vit_is_heavy_and_small_ones_and_resnets_are_not(arch, expected):
+    assert is_heavy(arch) is expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_layer_norm_has_the_type_of_the_tokens_it_gets(dtype):
+def test_every_layer_norm_has_the_backbones_dtype(dtype):
     register_tiny_models()
     backbone = load_backbone("tiny", random_seed=0, dtype=dtype)
     norms = [module for module in backbone.clip.modules() if isinstance(module, torch.nn.LayerNorm)]

@@ -1,4 +1,4 @@
-"""Frozen modules as TorchScript: the same numbers, and no step of the interpreter in between."""
+"""Frozen modules as TorchScript: the same outputs, without Python calls between the steps."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +11,7 @@ from tests.python_calls import python_calls
 
 
 class Steps(nn.Module):
-    """So many steps, each of which does something."""
+    """A number of steps, two operations each."""
 
     def __init__(self, n_steps):
         super().__init__()
@@ -31,7 +31,7 @@ class Unknown(nn.Module):
 
 
 class Misread(nn.Module):
-    """Something else in TorchScript than in Python."""
+    """Fails in TorchScript only."""
 
     def forward(self, x):
         if torch.jit.is_scripting():
@@ -39,12 +39,12 @@ class Misread(nn.Module):
         return x + 1
 
 
-def test_the_numbers_are_the_modules():
+def test_the_output_is_the_modules():
     module, x = Steps(5), torch.linspace(-2, 2, 7)
     assert torch.equal(scripted(module, x)(x), module(x))
 
 
-def test_the_interpreter_does_no_more_for_many_steps_than_for_one():
+def test_the_number_of_python_calls_does_not_depend_on_the_number_of_steps():
     x = torch.zeros(3)
     one, many = (scripted(Steps(n_steps), x) for n_steps in (1, 50))
     assert python_calls(lambda: one(x)) == python_calls(lambda: many(x)) < 50
@@ -65,24 +65,24 @@ def test_it_leaves_other_scripts_their_optimizer():
     assert torch._C._get_graph_executor_optimize()
 
 
-def test_what_torchscript_does_not_take_runs_as_it_is_and_a_warning_says_so(caplog):
+def test_a_module_that_torchscript_cannot_compile_runs_in_python_with_a_warning(caplog):
     module = Unknown()
     assert scripted(module, torch.zeros(1)) is module
     assert [record.message for record in caplog.records] == ["module.not_scripted"]
 
 
-def test_what_torchscript_takes_and_then_cannot_run_runs_as_it_is(caplog):
+def test_a_module_that_torchscript_cannot_run_runs_in_python(caplog):
     module = Misread()
     assert scripted(module, torch.zeros(1)) is module
     assert [record.message for record in caplog.records] == ["module.not_scripted"]
 
 
-def test_a_torch_without_torchscript_runs_modules_as_they_are(monkeypatch):
+def test_without_torchscript_modules_run_in_python(monkeypatch):
     monkeypatch.delattr(torch.jit, "script")
     module = Steps(2)
     assert scripted(module, torch.zeros(1)) is module
 
 
 @pytest.mark.filterwarnings("error")
-def test_nobody_is_told_what_torch_says_about_it():
+def test_torchs_deprecation_warning_is_silenced():
     scripted(Steps(1), torch.zeros(1))

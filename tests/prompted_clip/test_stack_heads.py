@@ -144,7 +144,7 @@ def test_a_stack_made_for_its_own_labels_refuses_others_with_the_reason(model, o
 
 
 @HEADS
-def test_the_boost_stack_is_static_and_open_whatever_stood_on_the_boosting_prompts(model, options):
+def test_the_boost_stack_is_static_and_open_vocabulary_for_every_head(model, options):
     stack = load(model, image_adapt=(1, 2), **options)
     boosted = model.boost_stack(stack)
     with torch.no_grad():

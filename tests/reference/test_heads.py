@@ -27,7 +27,7 @@ PROMPTS = [
 
 
 class SlowTowers(SlowClip):
-    """Gives v(x) too: what `image` brings to length 1 in its last line."""
+    """Also returns v(x), which `image` normalises in its last line."""
 
     def embedding(self, image, boost, adapt):
         return self.image(image, boost, adapt) * self.length

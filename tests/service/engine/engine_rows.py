@@ -1,4 +1,4 @@
-"""What the tests of the engine share: rows of random pixels, and patience."""
+"""Rows of random pixels, and waiting for a condition."""
 
 import asyncio
 
