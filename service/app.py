@@ -20,7 +20,7 @@ from service.engine.engine import Engine, EngineRow
 from service.http import problems
 from service.http.auth import Key, KeyRing
 from service.http.context import ServiceContext, build_decoder
-from service.http.middleware import surround
+from service.http.middleware import install_middleware
 from service.http.routes import classify, domains, health, meta
 from service.inference import Prediction
 from service.observability.device import DeviceMetrics, build_facts, package_version
@@ -57,7 +57,7 @@ def create_app(settings: Settings, model: PromptedClip, store: Store, keys: tupl
 
     app = create_routes(context)
     app.router.lifespan_context = lifespan
-    surround(app, context)
+    install_middleware(app, context)
     return app
 
 

@@ -1,8 +1,8 @@
-"""What happens to every request before a route sees it: id, log line, metrics, key check, body limits.
+"""Middleware: request id, access log and metrics, authentication, limits for open requests and bodies.
 
-Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides a client's hanging up. The order, outside in: `Envelope`
-(turns whatever is raised into a problem), `Gate` (keys, from the first line and headers only),
-`OpenRequestLimit` (refuses classify requests beyond a number), `BodyLimit` (counts bytes while they arrive).
+Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides client disconnects. Order from the outside:
+`RequestContextMiddleware` (also converts exceptions to problems), `AuthMiddleware` (keys, from headers only),
+`RequestLimitMiddleware` (number of open classify requests), `BodyLimitMiddleware` (size and time of a body).
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
-"""The methods that metrics tell apart: what a client invents must not become a label."""
+"""Methods that become metric labels; others are client input."""
 CLASSIFY: Final = "/classify"
 QUIET_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 
 
-def surround(app: FastAPI, front: HttpContext) -> None:
-    """Put all four around an application's routes."""
+def install_middleware(app: FastAPI, context: HttpContext) -> None:
+    """Add all middleware to an application."""
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, front=front)
-    app.add_middleware(OpenRequestLimit, front=front)
-    app.add_middleware(Gate, front=front)
-    app.add_middleware(Envelope, front=front)
+    app.add_middleware(BodyLimitMiddleware, context=context)
+    app.add_middleware(RequestLimitMiddleware, context=context)
+    app.add_middleware(AuthMiddleware, context=context)
+    app.add_middleware(RequestContextMiddleware, context=context)
 
 
-class Envelope:
-    """Gives a request its id and makes sure that it is answered, logged and counted exactly once."""
+class RequestContextMiddleware:
+    """Assigns a request id, and ensures that every request is answered, logged and counted exactly once."""
 
-    def __init__(self, app: ASGIApp, front: HttpContext) -> None:
+    def __init__(self, app: ASGIApp, context: HttpContext) -> None:
         self.app = app
-        self.front = front
+        self.context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -81,7 +81,7 @@ class Envelope:
             try:
                 await self.app(scope, receive, send_marked)
             except Exception as error:
-                failure = ClientGoneError("The client hung up.") if isinstance(error, ClientDisconnect) else error
+                failure = ClientGoneError("The client disconnected.") if isinstance(error, ClientDisconnect) else error
                 if status:
                     logger.exception("response.broken")
                     raise
@@ -94,12 +94,12 @@ class Envelope:
         headers["X-Request-Id"] = request_id.get()
         headers.setdefault("X-Content-Type-Options", "nosniff")
         headers.setdefault("Cache-Control", "no-store")
-        if self.front.is_draining:
+        if self.context.is_draining:
             headers["Connection"] = "close"
 
     def _record(self, scope: Scope, status: int, took_s: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        metrics = self.front.metrics
+        metrics = self.context.metrics
         method = scope["method"] if scope["method"] in METHODS else "other"
         metrics.requests.labels(route, method, str(status)).inc()
         metrics.request_s.labels(route).observe(took_s)
@@ -120,25 +120,25 @@ class Envelope:
         )
 
 
-class Gate:
-    """Checks the API key before a byte of the body is read; without keys, that a request is of this machine."""
+class AuthMiddleware:
+    """Checks the API key before the body is read; without keys, rejects foreign hosts and cross-site requests."""
 
-    def __init__(self, app: ASGIApp, front: HttpContext) -> None:
+    def __init__(self, app: ASGIApp, context: HttpContext) -> None:
         self.app = app
-        self.front = front
+        self.context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection.
 
         Raises:
-            UnauthorizedError: no key, or not one of ours.
-            DeniedError: the key may not do this.
-            ForeignRequestError: no key is needed, and another site's page asks.
+            UnauthorizedError: missing or unknown key.
+            DeniedError: the key lacks the scope or the domain.
+            ForeignRequestError: without keys: a foreign host or a cross-site request.
         """
         if scope["type"] == "http":
-            if self.front.keys.is_open:
-                refuse_foreign(scope["method"], Headers(scope=scope))
-            scope["caspl.actor"] = self.front.keys.check(
+            if self.context.keys.is_open:
+                reject_foreign(scope["method"], Headers(scope=scope))
+            scope["caspl.actor"] = self.context.keys.check(
                 method=scope["method"],
                 path=scope["path"],
                 authorization=Headers(scope=scope).get("authorization", ""),
@@ -146,19 +146,19 @@ class Gate:
         await self.app(scope, receive, send)
 
 
-def refuse_foreign(method: str, headers: Headers) -> None:
-    """Refuse what any web page can make the browser of this machine send to an open service.
+def reject_foreign(method: str, headers: Headers) -> None:
+    """Reject requests that a foreign web page could make a local browser send to a service without keys.
 
-    A browser says whose page asks, and by which name it found us: a page elsewhere is another origin, and a name that
-    was made to point here (DNS rebinding) is not one of this machine's. Following a link to us is harmless.
+    Browsers send the page's origin, and the host name they resolved: a cross-site request has another origin, a DNS
+    rebinding attack a host that is not a loopback name. Following a link to the service is allowed.
 
     Raises:
-        ForeignRequestError: the Host is no loopback name, or the Origin or Sec-Fetch-Site is another site's.
+        ForeignRequestError: Host is not a loopback name, or Origin or Sec-Fetch-Site is another site.
     """
     host = headers.get("host", "")
     if host and not _is_loopback(host):
         raise ForeignRequestError(
-            "Without API keys this service answers to localhost only, not to the name in this request's Host. "
+            "Without API keys this service accepts requests to localhost only. "
             "Use http://localhost or http://127.0.0.1, or start it with --keys-file."
         )
     origin = headers.get("origin")
@@ -166,14 +166,13 @@ def refuse_foreign(method: str, headers: Headers) -> None:
     is_foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
     if is_foreign or (headers.get("sec-fetch-site") == "cross-site" and not is_link):
         raise ForeignRequestError(
-            "Without API keys this service does not answer to other sites' pages. Start it with --keys-file to use it "
-            "from there."
+            "Without API keys this service rejects cross-site requests. Start it with --keys-file to allow them."
         )
 
 
 @lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header, with or without port, names this machine."""
+    """Whether a Host header, with or without port, is a loopback name or address."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
@@ -181,17 +180,17 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-class OpenRequestLimit:
-    """Bounds the number of classify requests that this process works on.
+class RequestLimitMiddleware:
+    """Limits the number of open classify requests in this process.
 
-    Behind a small model HTTP takes longest, and requests pile up here instead of in the queue. Under overload most
-    requests are refused, and a refusal before routing costs a quarter of the CPU time of one in the route (50 against
-    200 us): at three times the capacity of an HTTP-bound process that is more than 5 % of its goodput.
+    With a small model HTTP is the bottleneck, and requests accumulate here instead of in the queue. Under overload most
+    requests are rejected, and rejecting one before routing takes a quarter of the CPU time of rejecting it in the route
+    (50 against 200 us): at three times the capacity of an HTTP-bound process this is more than 5 % of its goodput.
     """
 
-    def __init__(self, app: ASGIApp, front: HttpContext) -> None:
+    def __init__(self, app: ASGIApp, context: HttpContext) -> None:
         self.app = app
-        self._limit = front.settings.max_open_requests
+        self._limit = context.settings.max_open_requests
         self._n_open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -205,7 +204,7 @@ class OpenRequestLimit:
             return
         if self._n_open >= self._limit:
             scope["route"] = SimpleNamespace(path=CLASSIFY if scope["path"] == CLASSIFY else f"{CLASSIFY}/{{domain}}")
-            raise OverloadedError(f"{self._limit} requests are open already; try again.", retry_after_s=1.0)
+            raise OverloadedError(f"{self._limit} requests are already open. Try again later.", retry_after_s=1.0)
         self._n_open += 1
         try:
             await self.app(scope, receive, send)
@@ -213,33 +212,31 @@ class OpenRequestLimit:
             self._n_open -= 1
 
 
-class BodyLimit:
-    """Bounds a body's size (announced and counted) and the time it takes to arrive.
+class BodyLimitMiddleware:
+    """Limits the size of a body, declared and received, and the time to receive it.
 
-    What reads the body may take the error for its own, and answer that the body is malformed; the error is answered.
+    The response is this error even if the body's reader handles the exception and reports a malformed body.
     """
 
-    def __init__(self, app: ASGIApp, front: HttpContext) -> None:
+    def __init__(self, app: ASGIApp, context: HttpContext) -> None:
         self.app = app
-        self.front = front
+        self.context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection.
 
         Raises:
             MediaTypeError: a compressed body.
-            BodyTooLargeError: more bytes are announced than allowed; while reading, more arrived.
+            BodyTooLargeError: the declared or received size exceeds the limit.
         """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        settings = self.front.settings
+        settings = self.context.settings
         limit = settings.body_limit(scope["path"])
         headers = Headers(scope=scope)
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise MediaTypeError(
-                "Compressed bodies are not read; send the bytes as they are, without Content-Encoding."
-            )
+            raise MediaTypeError("Compressed bodies are not supported. Send the body without Content-Encoding.")
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise _too_large(limit)
@@ -248,7 +245,7 @@ class BodyLimit:
 
 
 class _CountedBody:
-    """The two ends of one request: counts what comes in, and answers itself once that was too much or too slow."""
+    """Counts the received bytes of one request, and replaces the response if a limit was exceeded."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, limit: int, max_s: float) -> None:
         self._scope, self._receive, self._send = scope, receive, send
@@ -259,10 +256,10 @@ class _CountedBody:
         self._failure: BodyTooLargeError | SlowBodyError | None = None
 
     async def receive(self) -> Message:
-        """The next message.
+        """Receive the next message.
 
         Raises:
-            BodyTooLargeError, SlowBodyError: more bytes, or later, than may be.
+            BodyTooLargeError, SlowBodyError: a limit was exceeded.
         """
         if self._is_complete:
             return await self._receive()
@@ -280,7 +277,7 @@ class _CountedBody:
         return message
 
     async def send(self, message: Message) -> None:
-        """Answer, with the failure if there was one."""
+        """Send a message; after an exceeded limit, send the error instead."""
         if self._failure is None:
             await self._send(message)
         elif message["type"] == "http.response.start":

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from service.http import problems
 from service.http.auth import Key, KeyRing
 from service.http.context import HttpContext, build_decoder
-from service.http.middleware import surround
+from service.http.middleware import install_middleware
 from service.http.routes import classify
 from service.http.server import BACKLOG, DrainingServer, http_config
 from service.observability import logs
@@ -74,7 +74,7 @@ class WebProcess:
         self.app.state.context = self.context
         self.app.include_router(classify.router)
         self.app.router.default = Forwarder(self.rpc)
-        surround(self.app, self.context)
+        install_middleware(self.app, self.context)
         self.server = WebServer(http_config(self.app, settings, backlog=1))
 
     async def count(self) -> list[Sample]:
