@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from caspl.errors import ImageError, NotFoundError
-from caspl.images import ImageInput, open_image, undecodable
+from caspl.images import ImageInput, ImagesInput, as_list, open_image, undecodable
 from caspl.results import Classification, Prediction
 from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import load_backbone
@@ -85,7 +85,7 @@ class Classifier:
 
     def classify(
         self,
-        images: Sequence[ImageInput],
+        images: ImagesInput,
         domain: str | Sequence[str] | None = None,
         *,
         top_k: int = 5,
@@ -96,11 +96,12 @@ class Classifier:
         p(c | x) = softmax_c(s · <f(x), g_c>) with unit-norm features f and g (CLIP, arXiv 2103.00020, figure 3).
 
         Args:
-            images: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W]; any size.
+            images: one or several: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W].
             domain: one for all images, or one per image. May be left out if only one domain is loaded, or none:
                 then the plain backbone scores `labels`.
             top_k: most classes per image.
-            labels: open vocabulary: classify among these instead of the bundle's classes.
+            labels: open vocabulary: classify among these instead of the bundle's classes; a list, or one string with
+                commas.
 
         Returns:
             One result per image, in order; an image that cannot be decoded has `error` set and does not affect others.
@@ -110,15 +111,17 @@ class Classifier:
             OSError: a file cannot be read.
             StackMismatchError, TextTooLongError: the domain's prompts cannot score these labels.
         """
-        stacks = self._stacks_of(len(images), domain, tuple(labels) if labels else None)
+        all_images = as_list(images)
+        names = labels.split(",") if isinstance(labels, str) else labels or ()  # as the server does
+        stacks = self._stacks_of(len(all_images), domain, tuple(" ".join(name.split()) for name in names))
         results: list[Classification] = []
-        for start in range(0, len(images), self._batch_size):
+        for start in range(0, len(all_images), self._batch_size):
             batch = slice(start, start + self._batch_size)
-            results += self._classify_batch(images[batch], stacks[batch], top_k)
+            results += self._classify_batch(all_images[batch], stacks[batch], top_k)
         return results
 
     def _stacks_of(
-        self, n_images: int, domain: str | Sequence[str] | None, labels: tuple[str, ...] | None
+        self, n_images: int, domain: str | Sequence[str] | None, labels: tuple[str, ...]
     ) -> list[PromptStack]:
         if domain is None and not self._stacks and labels:
             return [self._plain(labels)] * n_images

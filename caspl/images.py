@@ -1,9 +1,10 @@
 """Images as callers have them: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] or [H, W]."""
 
 import io
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from caspl.errors import ImageError
 
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageInput: TypeAlias = "str | PathLike[str] | bytes | Image | NDArray[np.uint8]"
+ImagesInput: TypeAlias = "ImageInput | Sequence[ImageInput]"
+
+
+def as_list(images: ImagesInput) -> list[ImageInput]:
+    """A list of images; one image is a list of one, and an array [N, H, W, 3] a list of N."""
+    is_one = isinstance(images, str | PathLike | bytes) or not hasattr(images, "__len__")
+    is_one = is_one or getattr(images, "ndim", 4) < 4
+    return cast("list[ImageInput]", [images] if is_one else list(cast("Sequence[ImageInput]", images)))
 
 
 def open_image(image: ImageInput) -> "Image":

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from caspl.errors import TransportError, from_problem
-from caspl.images import ImageInput, encode, n_bytes
+from caspl.images import ImageInput, ImagesInput, as_list, encode, n_bytes
 from caspl.results import Classification, Domain, Prediction, Version
 from prompt_store.bundle import peek_manifest
 
@@ -38,7 +38,7 @@ Operation: TypeAlias = Generator[Request, httpx.Response, T]
 
 
 def classify(
-    images: Sequence[ImageInput],
+    images: ImagesInput,
     domain: str | Sequence[str],
     *,
     top_k: int = 5,
@@ -48,11 +48,12 @@ def classify(
     """Classify images, at most 16 and 30 MiB per request.
 
     Args:
-        images: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W]; files are sent as they
-            are, pixels as PNG.
+        images: one or several: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W]. Files
+            are sent as they are, pixels as PNG.
         domain: one for all images, or one per image.
         top_k: most classes per image.
-        labels: open vocabulary: classify among these instead of the domain's classes.
+        labels: open vocabulary: classify among these instead of the domain's classes; a list, or one string with
+            commas.
         version: use this version instead of the live one; only with one domain.
 
     Returns:
@@ -64,12 +65,13 @@ def classify(
     """
     query = {"top_k": top_k, "labels": labels or None, "version": version}
     params = {name: value for name, value in query.items() if value is not None}
-    path, fields = ("/classify", domain)
+    all_images = as_list(images)
+    path, fields = "/classify", domain
     if isinstance(domain, str):
-        path, fields = f"/classify/{quote(domain, safe='')}", ["images"] * len(images)
-    parts = list(zip(fields, images, strict=True))
+        path, fields = f"/classify/{quote(domain, safe='')}", ["images"] * len(all_images)
+    parts = list(zip(fields, all_images, strict=True))
     results = []
-    for chunk in _chunks(parts, [n_bytes(image) for image in images]):
+    for chunk in _chunks(parts, [n_bytes(image) for image in all_images]):
         results += yield from _classify_chunk(path, chunk, params)
     return results
 

@@ -40,6 +40,13 @@ def test_paths_bytes_pictures_and_arrays_give_the_same_result(classifier):
     assert max(result.probability for result in results) == pytest.approx(results[0].probability, abs=1e-5)
 
 
+def test_a_single_image_is_a_list_of_one(classifier):
+    pixels = np.asarray(Image.open(DONUT).convert("RGB"))
+    for one in (DONUT, str(DONUT), DONUT.read_bytes(), Image.open(DONUT), pixels):
+        assert [result.label for result in classifier.classify(one, "satellite")] == ["striped donut"]
+    assert len(classifier.classify(np.stack([pixels, pixels]), "satellite")) == 2
+
+
 def test_domains_are_mixed_in_one_call(classifier):
     results = classifier.classify([DONUT, CRESCENT, DONUT], ["satellite", "thermal", "satellite"])
 
@@ -52,6 +59,12 @@ def test_labels_replace_the_classes_of_the_bundle(classifier):
 
     assert [(found.label, found.class_id) for found in result.predictions] == [("striped donut", 1), ("plain cross", 0)]
     assert sum(found.probability for found in result.predictions) == pytest.approx(1)
+
+
+def test_labels_may_be_one_string_with_commas(classifier):
+    (result,) = classifier.classify(DONUT, "satellite", labels="plain  cross, striped donut")
+
+    assert {found.label for found in result.predictions} == {"plain cross", "striped donut"}
 
 
 def test_without_bundles_the_plain_backbone_scores_the_labels():
