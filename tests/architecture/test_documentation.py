@@ -69,14 +69,22 @@ def test_every_setting_is_documented_with_its_variable_and_default():
         assert meaning == field.description
 
 
-def test_every_link_to_a_file_resolves():
-    links = [
-        (page, target.split("#")[0])
-        for page in PAGES
-        for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    ]
+def anchors(page):
+    """The anchors of a page's headings, as GitHub derives them."""
+    headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
-    assert [f"{page}: {target}" for page, target in links if not (ROOT / page.parent / target).exists()] == []
+
+def test_every_link_to_a_file_or_heading_resolves():
+    broken = []
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            path, _, anchor = link.partition("#")
+            target = ROOT / page.parent / path if path else ROOT / page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page}: {link}")
+
+    assert broken == []
 
 
 def test_every_source_file_in_readme_exists():
