@@ -25,7 +25,7 @@ from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.stack import PromptStack
 from service.engine.engine import Engine, EngineRow
-from service.server import load_model
+from service.engine.loading import load_model
 from service.settings import load_settings
 
 MIXED = 64

@@ -182,7 +182,7 @@ async def serve(
     context: ServiceContext,
     keys: tuple[Key, ...],
     listener: socket.socket,
-    leave_if_lost: Callable[[ServiceContext], Awaitable[None]],
+    exit_if_device_lost: Callable[[ServiceContext], Awaitable[None]],
     announce: Callable[[], None],
 ) -> None:
     """Be the device process until a signal ends it.
@@ -191,7 +191,7 @@ async def serve(
         context: not started yet.
         keys: for the web processes to check.
         listener: for them to accept from; closed at the end.
-        leave_if_lost: called ten times a second; ends the process when the device will not answer again.
+        exit_if_device_lost: called ten times a second; ends the process when the device will not answer again.
         announce: called once requests are accepted.
 
     Raises:
@@ -215,7 +215,7 @@ async def serve(
 
     async def watch() -> None:
         while True:
-            await leave_if_lost(context)
+            await exit_if_device_lost(context)
             await asyncio.sleep(TICK_S)
 
     for sig in (signal.SIGINT, signal.SIGTERM):

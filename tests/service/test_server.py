@@ -1,40 +1,27 @@
 """The real process: sockets, signals, exit status."""
 
 import asyncio
-import dataclasses
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import httpx
 import pytest
 import torch
 
 from prompt_store.store import Store
-from prompted_clip.fused_tower import FusedImageTower
 from service.demo.run import free_port, wait_until_ready
 from service.errors import SettingsError
 from service.http.auth import add_key
 from service.http.server import DrainingServer, http_config, listen
-from service.server import (
-    batches_at_once,
-    chosen_device,
-    chosen_dtype,
-    image_tower,
-    load_model,
-    needed_keys,
-    on_this_device,
-    threads_of,
-)
+from service.server import load_keys, require_gpu_decoding
 from service.settings import Settings
 from service.workers.web_process import SharedListener
 from tests.service.demo.demo_assets import write_assets
 from tests.service.fakes import picture
-from tests.tiny import register_tiny_models, tiny_backbone
 
 
 def environment(**changes):
@@ -93,8 +80,8 @@ def test_a_terminated_service_says_so_answers_what_it_accepted_and_exits_with_ze
 
 def test_an_address_that_others_reach_needs_keys():
     with pytest.raises(SettingsError, match="caspl keys new"):
-        needed_keys(Settings(host="0.0.0.0"))  # noqa: S104
-    assert needed_keys(Settings()) == ()
+        load_keys(Settings(host="0.0.0.0"))  # noqa: S104
+    assert load_keys(Settings()) == ()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])  # noqa: S104
@@ -103,10 +90,10 @@ def test_a_key_file_without_keys_does_not_open_the_door(tmp_path, host):
     path.write_text('{"keys": []}')
     path.chmod(0o600)
     with pytest.raises(SettingsError, match="holds no keys") as refused:
-        needed_keys(Settings(host=host, keys_file=path))
+        load_keys(Settings(host=host, keys_file=path))
     assert refused.value.code == "keys_needed"
     add_key(path, ["classify"], [])
-    assert len(needed_keys(Settings(host=host, keys_file=path))) == 1
+    assert len(load_keys(Settings(host=host, keys_file=path))) == 1
 
 
 def test_a_port_that_is_taken_is_told_plainly():
@@ -129,113 +116,10 @@ def test_an_answer_in_two_packets_does_not_wait_for_an_acknowledgement():
         assert asyncio.run(nagle_is_off(listener))
 
 
-def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert chosen_device(Settings()) == "cpu"
-    with pytest.raises(SettingsError, match="--device cpu"):
-        chosen_device(Settings(device="cuda"))
-    assert chosen_dtype(Settings(backbone="demo-student"), "cpu") == torch.float32
-    with monkeypatch.context() as measured:
-        measured.setattr("service.server.fastest_dtype", lambda arch, device: f"measured for {arch} on {device}")
-        assert chosen_dtype(Settings(), "cpu") == "measured for ViT-B-16 on cpu"
-    assert chosen_dtype(Settings(dtype="bfloat16"), "cpu") == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert chosen_device(Settings()) == "cuda"
-    assert chosen_device(Settings(device="cuda:1")) == "cuda:1"
-
-
 def test_decoding_on_the_gpu_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match="needs a CUDA device, and torch finds none"):
-        load_model(Settings(preprocess="gpu"))
-
-
-def test_every_card_gets_the_type_that_it_is_good_at_unless_another_is_asked_for(monkeypatch):
-    capabilities = {"cuda:0": (9, 0), "cuda:1": (7, 5)}
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
-    assert chosen_dtype(Settings(), "cuda:0") == torch.bfloat16
-    assert chosen_dtype(Settings(), "cuda:1") == torch.float16
-    assert chosen_dtype(Settings(dtype="float32"), "cuda:1") == torch.float32
-
-
-@pytest.mark.parametrize(("n_multiprocessors", "n_rows"), [(132, 128), (40, 32), (16, 32), (300, 256)])
-def test_on_a_gpu_batches_are_as_large_as_it_is_and_queues_in_proportion(monkeypatch, n_multiprocessors, n_rows):
-    facts = SimpleNamespace(multi_processor_count=n_multiprocessors)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
-    found = on_this_device(Settings())
-    assert (found.max_batch_rows, found.max_waiting_rows, found.max_open_requests) == (n_rows, 4 * n_rows, 8 * n_rows)
-    asked = on_this_device(Settings(max_batch_rows=64, max_open_requests=9))
-    assert (asked.max_batch_rows, asked.max_waiting_rows, asked.max_open_requests) == (64, 256, 9)
-    assert on_this_device(Settings(device="cpu")) == Settings(device="cpu")
-
-
-def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_recordings():
-    register_tiny_models()
-    settings = Settings(backbone="tiny", random_weights=0, device="cpu", max_batch_rows=6)
-    model = load_model(settings)
-    assert isinstance(model.image_tower, FusedImageTower)
-    on_cuda = dataclasses.replace(model.backbone, device=torch.device("cuda"))
-    assert image_tower(on_cuda, settings).padded_batch_size(5) == settings.max_batch_rows
-
-
-@pytest.mark.parametrize(("is_heavy", "num_streams"), [(False, 1), (True, 2)])
-def test_cores_run_batches_side_by_side_where_the_backbone_is_worth_it(monkeypatch, is_heavy, num_streams):
-    register_tiny_models()
-    monkeypatch.setattr("service.server.is_heavy", lambda _: is_heavy)
-    before = torch.get_num_threads()
-    try:
-        model = load_model(Settings(backbone="tiny", random_weights=0, device="cpu", n_torch_threads=2))
-    finally:
-        torch.set_num_threads(before)
-    assert model.num_streams == num_streams
-
-
-@pytest.mark.parametrize(
-    ("has_cuda", "device", "arch", "is_shared"),
-    [
-        (False, "auto", "ViT-B-16", True),
-        (False, "auto", "demo-student", False),
-        (True, "cpu", "demo-student", False),
-        (True, "auto", "demo-student", True),
-        (True, "cuda:0", "demo-student", True),
-    ],
-)
-def test_a_small_backbone_on_a_cpu_runs_on_one_thread(monkeypatch, has_cuda, device, arch, is_shared):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr("service.server.usable_cores", lambda: 6)
-    assert threads_of(arch, device) == (6 if is_shared else 1)
-
-
-@pytest.mark.parametrize(("asked", "found"), [(0, 1), (3, 3)])
-def test_the_number_of_threads_in_the_settings_goes_before(asked, found):
-    register_tiny_models()
-    before = torch.get_num_threads()
-    try:
-        load_model(Settings(backbone="tiny", random_weights=0, device="cpu", n_torch_threads=asked))
-        assert torch.get_num_threads() == found
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("n_threads", "max_batch_rows", "num_streams"), [(64, 32, 16), (2, 32, 2), (8, 1, 1), (1, 32, 1)]
-)
-def test_every_batch_that_runs_beside_others_has_room_for_two_images(
-    monkeypatch, n_threads, max_batch_rows, num_streams
-):
-    monkeypatch.setattr("service.server.is_heavy", lambda _: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
-    assert batches_at_once(tiny_backbone(), Settings(max_batch_rows=max_batch_rows)) == num_streams
-
-
-@pytest.mark.parametrize("quick_gelu", [False, True])
-def test_the_backbone_is_built_as_the_settings_say(quick_gelu):
-    register_tiny_models()
-    model = load_model(Settings(backbone="tiny", random_weights=0, device="cpu", quick_gelu=quick_gelu))
-    kinds = {type(block.mlp.gelu).__name__ for block in model.backbone.clip.transformer.resblocks}
-    assert kinds == {"QuickGELU" if quick_gelu else "GELU"}
+        require_gpu_decoding()
 
 
 HANGING = """
@@ -250,11 +134,11 @@ server.load_model = lambda settings: model
 settings = Settings(port=0, store=sys.argv[1], drain_delay_s=0, drain_timeout_s=0.5, store_poll_s=0)
 
 def announce(context, address):
-    stack = next(iter(context.table.states.values())).served.stack
+    stack = next(iter(context.table.states.values())).live.stack
     context.engine._all_cores.submit(context.engine._on_device, lambda: time.sleep(600))
     if sys.argv[2] == "waiting":
         row = server_row(stack)
-        context.batcher.submit([row], lane="a", deadline_s=time.monotonic() + 600)
+        context.batcher.submit([row], key="a", tenant="paint", deadline_s=time.monotonic() + 600)
     signal.raise_signal(signal.SIGTERM)
 
 def server_row(stack):

@@ -13,8 +13,8 @@ from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import load_backbone
 from prompted_clip.model import PromptedClip
 from service.engine.engine import Engine, EngineRow
+from service.engine.loading import image_tower
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
-from service.server import image_tower
 from service.settings import Settings
 from tests.service.engine.engine_rows import rows_of, until
 from tests.service.fakes import FakeModel, colour_bundle

@@ -1,0 +1,111 @@
+"""Loads the model that the settings name: device, dtype, image tower, threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from prompted_clip.backbone import Backbone, load_backbone
+from prompted_clip.fused_tower import FusedImageTower
+from prompted_clip.graphs import GraphedTower
+from prompted_clip.model import PromptedClip
+from prompted_clip.precision import fastest_dtype, is_heavy, is_packed_faster
+from prompted_clip.vision import ImageTower
+from service.errors import SettingsError
+from service.process import usable_cores
+from service.settings import Settings
+
+
+def load_model(settings: Settings) -> PromptedClip:
+    """Load the backbone and everything it needs to serve on this machine.
+
+    Raises:
+        WeightsError: unknown architecture, or weights that cannot be loaded.
+        SettingsError: CUDA was requested and is not available.
+    """
+    torch.set_num_threads(settings.n_torch_threads or num_threads(settings.backbone, settings.device))
+    # Every thread that runs torch gets an OpenMP pool of its own until it ends, and the pools spin only while they have
+    # no more threads than there are cores together: only the device's threads may keep one.
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+        return thread.submit(_load_model, settings).result()
+
+
+def _load_model(settings: Settings) -> PromptedClip:
+    device = select_device(settings)
+    backbone = load_backbone(
+        settings.backbone,
+        pretrained=settings.pretrained,
+        quick_gelu=settings.quick_gelu,
+        random_seed=settings.random_weights,
+        device=device,
+        dtype=select_dtype(settings, device),
+    )
+    streams = num_streams(backbone, settings)
+    return PromptedClip(
+        backbone,
+        image_tower=image_tower(backbone, settings),
+        max_text_rows=max(1, settings.max_text_rows // streams),
+        max_conditional_classes=settings.max_conditional_classes,
+        bank_slots=settings.bank_slots,
+        num_streams=streams,
+    )
+
+
+def select_device(settings: Settings) -> str:
+    """The device to run on; `auto` takes CUDA if it is available.
+
+    Raises:
+        SettingsError: CUDA was requested and is not available.
+    """
+    has_cuda = torch.cuda.is_available()
+    if settings.device == "auto":
+        return "cuda" if has_cuda else "cpu"
+    if settings.device.startswith("cuda") and not has_cuda:
+        raise SettingsError(
+            f"Device {settings.device} was requested, but torch finds no CUDA device. Use --device cpu."
+        )
+    return settings.device
+
+
+def select_dtype(settings: Settings, device: str) -> torch.dtype:
+    """The dtype of the weights; `auto` takes the fastest one on this device."""
+    if settings.dtype == "auto":
+        return fastest_dtype(settings.backbone, device)
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
+
+
+def with_gpu_limits(settings: Settings) -> Settings:
+    """The settings, with defaults that suit the GPU if there is one.
+
+    Raises:
+        SettingsError: CUDA was requested and is not available.
+    """
+    device = select_device(settings)
+    if not device.startswith("cuda"):
+        return settings
+    return settings.for_gpu(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
+    """The fastest image tower for this device."""
+    tower = FusedImageTower(backbone, packed=is_packed_faster(backbone.arch, backbone.device, backbone.dtype))
+    if backbone.device.type == "cuda":
+        return GraphedTower(tower, backbone, max_rows=settings.max_batch_rows)
+    return tower
+
+
+def num_threads(arch: str, device: str) -> int:
+    """Threads of a forward: all cores, or one for a small backbone on a CPU (decision 0019)."""
+    is_on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    if is_on_cpu and not is_heavy(arch):
+        return 1
+    return min(torch.get_num_threads(), usable_cores())
+
+
+def num_streams(backbone: Backbone, settings: Settings) -> int:
+    """Concurrent batches: one per core for a large backbone on a CPU (decision 0012), but no batch under two images."""
+    if backbone.device.type != "cpu" or not is_heavy(backbone.arch):
+        return 1
+    return max(1, min(torch.get_num_threads(), settings.max_batch_rows // 2))
