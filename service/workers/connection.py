@@ -1,7 +1,6 @@
-"""The device process's side of one web process: the methods that it calls.
+"""The methods of the device process that a web process calls; it decodes files of strangers and is not trusted.
 
-A web process decodes files of strangers, so its messages are not trusted: types are checked while decoding, numbers
-here, and a web process that breaks a rule is disconnected and replaced.
+Types are checked while decoding, numbers here; a web process that breaks a rule is disconnected and replaced.
 """
 
 from __future__ import annotations

@@ -84,7 +84,6 @@ class WebPool:
 
     def kill(self) -> None:
         """End the web processes at once."""
-        self._stopping.set()
         for process in self._workers.values():
             if process.returncode is None:
                 process.kill()

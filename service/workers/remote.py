@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import DeviceLostError
 from service.inference import Answer, Scored, ScoringOptions
@@ -93,22 +93,20 @@ class RemotePin:
         return Scored(reply.version, reply.digest, answers)
 
 
-class Forwarder:
-    """Has the device process's routes answer requests; `rpc` leads there."""
+def forwarder(rpc: Rpc) -> ASGIApp:
+    """An ASGI application whose requests the device process's routes answer."""
 
-    def __init__(self, rpc: Rpc) -> None:
-        self._rpc = rpc
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward one request; raises DeviceLostError if the device process is gone, or does not answer a probe."""
+    async def forward(scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
         forwarded = {name: scope[name] for name in SCOPE if name in scope}
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S if scope["path"] in PROBES else None):
-                reply = await self._rpc.call("http", forwarded, body, request_id.get(), returns=HttpReply)
+                reply = await rpc.call("http", forwarded, body, request_id.get(), returns=HttpReply)
         except TimeoutError as error:
             raise DeviceLostError("The process with the device does not answer.") from error
         # The middleware reads both for its metrics.
         scope.update({"route": SimpleNamespace(path=reply.route), "caspl.code": reply.code})
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": reply.body})
+
+    return forward

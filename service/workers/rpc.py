@@ -73,7 +73,6 @@ class Rpc:
     """One end: runs the methods of this process and calls those of the other; lives on one event loop.
 
     Args:
-        streams: this end of the socket pair.
         methods: coroutine functions with positional, annotated parameters.
         on_lost: called once when the connection has ended.
         max_bytes: largest message that is read; a larger or malformed one ends the connection.

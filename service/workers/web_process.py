@@ -32,7 +32,7 @@ from service.observability.process_metrics import Sample, samples_of
 from service.process import tune_interpreter
 from service.settings import Settings
 from service.workers.pixel_slots import PixelSlots, slot_view
-from service.workers.remote import Forwarder, RemoteBackend, WorkerConfig
+from service.workers.remote import RemoteBackend, WorkerConfig, forwarder
 from service.workers.rpc import Rpc, Streams
 
 ORPHAN_TIMEOUT_S: Final = 1  # for responses once the device process is gone: all are refusals
@@ -73,7 +73,7 @@ class WebProcess:
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, exception_handlers={**problems.HANDLERS})
         self.app.state.context = self.context
         self.app.include_router(classify.router)
-        self.app.router.default = Forwarder(self.rpc)
+        self.app.router.default = forwarder(self.rpc)
         install_middleware(self.app, self.context)
         self.server = WebServer(http_config(self.app, settings, backlog=1))
 
