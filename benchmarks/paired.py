@@ -14,6 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +29,10 @@ from benchmarks.load import arrival_times, send
 from benchmarks.photographs import write_photographs
 from benchmarks.ratios import ratio
 from benchmarks.report import Table
+from benchmarks.serve import CLIENTS, OPEN
 from benchmarks.server import FORM, PATIENT, Server, ServerOptions, backbone_of, fill_store, multipart, serving
 from benchmarks.swaps import LOAD, PER_S, swap_for
 
-CASES = ("ViT-B-16", "demo-student", "start")
 N_DOMAINS, N_IMAGES, N_CLIENTS, N_STARTS, STARTED_DOMAINS = 64, 16, 4, 3, 1000
 SLO_S = 2.0
 Measurement = Callable[[Server], Mapping[str, float]]
@@ -50,22 +51,17 @@ def measurements(backbone: str, capacity_per_s: float, seconds: float, folder: P
         one = [multipart(server.photographs, ["images"] * N_IMAGES, folder / "one")]
         groups = [domains[start : start + N_IMAGES] for start in range(0, N_DOMAINS, N_IMAGES)]
         mixed = [multipart(server.photographs, group, folder / group[0]) for group in groups]
-        form = {"content_type": FORM, "n_images": N_IMAGES}
-        path = PATIENT.replace("/{domain}", "")
         long_s = max(seconds, 3 * N_CLIENTS * N_IMAGES / capacity_per_s)  # several requests per client
-        return {
-            "engine, one domain, images/s": server.closed_rate(
-                N_CLIENTS, long_s, domains=domains[:1], bodies=one, **form
-            ),
-            "engine, 64 domains, images/s": server.closed_rate(N_CLIENTS, long_s, path=path, bodies=mixed, **form),
-        }
+        rate = partial(server.closed_rate, N_CLIENTS, long_s, content_type=FORM, n_images=N_IMAGES)
+        found = {"engine, one domain, images/s": rate(domains=domains[:1], bodies=one)}
+        return found | {"engine, 64 domains, images/s": rate(path=PATIENT.replace("/{domain}", ""), bodies=mixed)}
 
     def closed(n_clients: int) -> Measurement:
         return lambda server: {f"closed loop, {n_clients} clients, images/s": server.closed_rate(n_clients, seconds)}
 
     def open_loop(server: Server) -> dict[str, float]:
-        found = summarize(server.open(0.7 * capacity_per_s, seconds), duration_s=seconds)
-        return {"open loop at 0.7, p50 ms": found.p50_ms, "open loop at 0.7, p99 ms": found.p99_ms}
+        found = summarize(server.open(OPEN * capacity_per_s, seconds), duration_s=seconds)
+        return {f"open loop at {OPEN}, p50 ms": found.p50_ms, f"open loop at {OPEN}, p99 ms": found.p99_ms}
 
     def overload(server: Server) -> dict[str, float]:
         path = f"/classify/{{domain}}?top_k=1&timeout_ms={900 * SLO_S:.0f}"
@@ -73,21 +69,19 @@ def measurements(backbone: str, capacity_per_s: float, seconds: float, folder: P
         return {"overload at 3x, in time/s": summarize(send(load), duration_s=seconds, slo_s=SLO_S).goodput_per_s}
 
     def swaps(server: Server) -> dict[str, float]:
-        def swap() -> None:
-            swap_for(server, domains[0], versions[server.url], seconds)
-
+        swap = partial(swap_for, server, domains[0], versions[server.url], seconds)
         answers = send(server.load(due_s=arrival_times(LOAD * capacity_per_s, seconds)), meanwhile=swap)
         return {"ten new versions/s, p99 ms": summarize(answers, duration_s=seconds).p99_ms}
 
-    yield from map(closed, (1, 4, 16))
+    yield from map(closed, CLIENTS)
     yield open_loop
     # Three times the demo model's capacity is more than a load generator on the same cores can send.
     yield from (engine, overload) if backbone == "ViT-B-16" else (swaps,)
 
 
-def compare(backbone: str, checkouts: Mapping[str, Path], rounds: int, seconds: float) -> Found:
+def compare(options: ServerOptions, checkouts: Mapping[str, Path], rounds: int, seconds: float) -> Found:
     """Run both servers side by side and alternate all measurements."""
-    options = ServerOptions(backbone=backbone)
+    backbone = options.backbone
     found: Found = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="paired-") as name, ExitStack() as stack:
         folder = Path(name)
@@ -108,9 +102,8 @@ def compare(backbone: str, checkouts: Mapping[str, Path], rounds: int, seconds: 
     return found
 
 
-def starts(checkouts: Mapping[str, Path]) -> Found:
-    """Seconds from starting a process to ready, ViT-B-16."""
-    options = ServerOptions()
+def starts(options: ServerOptions, checkouts: Mapping[str, Path]) -> Found:
+    """Seconds from starting a process to ready."""
     found: Found = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="paired-") as name:
         store = Path(name)
@@ -139,14 +132,16 @@ def main(
     new: Annotated[Path, typer.Option(help="checkout with a .venv")],
     rounds: Annotated[int, typer.Option(min=1, help="of every measurement")] = 5,
     seconds: Annotated[float, typer.Option(min=1, help="of every measurement")] = 8.0,
-    only: Annotated[str, typer.Option(help="cases, separated by commas")] = ",".join(CASES),
+    dtype: Annotated[str, typer.Option(help="of ViT-B-16; auto may differ between two starts")] = "bfloat16",
+    only: Annotated[str, typer.Option(help="cases, separated by commas")] = "ViT-B-16,demo-student,start",
     out: Annotated[Path, typer.Option(help="JSON file; the table goes beside it")] = Path("build/bench/paired.json"),
 ) -> None:
     """Alternate measurements between two checkouts and print the ratios."""
     checkouts = {name: path.resolve() / ".venv/bin/caspl" for name, path in (("old", old), ("new", new))}
     found: Found = {}
     for case in only.split(","):
-        found |= starts(checkouts) if case == "start" else compare(case, checkouts, rounds, seconds)
+        options = ServerOptions("demo-student") if case == "demo-student" else ServerOptions(dtype=dtype)
+        found |= starts(options, checkouts) if case == "start" else compare(options, checkouts, rounds, seconds)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
         out.with_suffix(".md").write_text(table(found).markdown() + "\n")
