@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-SMOOTHING: Final = 0.2
-"""Weight of the newest batch in the moving average."""
-MARGIN: Final = 1.2
-"""A row is late if it would be with every batch taking this much longer than predicted."""
+SMOOTHING: Final = 0.2  # weight of the newest batch in the moving average
+MARGIN: Final = 1.2  # batches may take this much longer than predicted
 
 
 class Admission:
@@ -20,50 +18,46 @@ class Admission:
     Args:
         max_batch_rows: rows in a full batch.
         max_running: batches that run at the same time.
+
+    Attributes:
+        batch_s: moving average of a batch's seconds; 0 before the first one.
+        n_running: batches handed to the device and not yet back.
+        is_idle: whether a batch that is handed over now starts at once.
     """
 
     def __init__(self, max_batch_rows: int, max_running: int) -> None:
-        self.batch_s = 0.0
+        self.batch_s, self.n_running, self.is_idle = 0.0, 0, True
         self._rows_per_round = max_batch_rows * max_running
         self._max_running = max_running
         self._started_s: dict[object, float | None] = {}  # by batch; None while it waits behind a running one
 
-    @property
-    def n_running(self) -> int:
-        """Batches handed to the device and not yet back."""
-        return len(self._started_s)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether a batch that is handed over now starts at once."""
-        return len(self._started_s) < self._max_running
-
     def start(self, batch: object, now_s: float) -> None:
         """Note that a batch is handed to the device."""
         self._started_s[batch] = now_s if self.is_idle else None
+        self.n_running += 1
+        self.is_idle = self.n_running < self._max_running
 
     def finish(self, batch: object, now_s: float, *, is_typical: bool) -> None:
         """Note that a batch is back, and the one behind it starts; the time of a typical one counts for the average."""
         started_s = self._started_s.pop(batch)
+        self.n_running -= 1
+        self.is_idle = self.n_running < self._max_running
         if is_typical and started_s is not None:
             weight = SMOOTHING if self.batch_s else 1.0
             self.batch_s += weight * (now_s - started_s - self.batch_s)
-        behind = next((other for other, since_s in self._started_s.items() if since_s is None), None)
-        if behind is not None:
-            self._started_s[behind] = now_s
+        for behind, since_s in self._started_s.items():
+            if since_s is None:
+                self._started_s[behind] = now_s
+                break
 
     def free_in_s(self, now_s: float) -> float:
         """Seconds until a batch that is handed over now starts."""
         if self.is_idle:
             return 0.0
         started_s = [since_s for since_s in self._started_s.values() if since_s is not None]
-        n_behind = len(self._started_s) - len(started_s)
+        n_behind = self.n_running - len(started_s)
         return max(0.0, min(started_s) + self.batch_s - now_s) + n_behind * self.batch_s / self._max_running
 
     def wait_s(self, n_ahead: int, now_s: float) -> float:
         """Seconds until a row starts that has this many rows ahead of it in the queue."""
         return self.free_in_s(now_s) + n_ahead // self._rows_per_round * self.batch_s
-
-    def is_late(self, wait_s: float, left_s: float) -> bool:
-        """Whether a row that waits this long is answered after its deadline, `left_s` from now."""
-        return MARGIN * (wait_s + self.batch_s) > left_s

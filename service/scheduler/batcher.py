@@ -1,16 +1,14 @@
 """Forms batches from queued requests and hands them to the device.
 
-1. A batch starts as soon as a device thread is free, with everything queued that may share it; several free threads
-   share what is queued. While all are busy, `pipeline_depth` more batches are handed over, a full one at once, another
-   one `PREPARE_S` before a running one ends. In simulation that gives 16 clients 2,613 rows/s instead of 1,932 from a
-   device that takes 2 ms plus 0.125 ms a row, and 1.5 ms to prepare a batch; 100 clients 6,067 instead of 5,333.
+1. A batch starts as soon as a device thread is free; several free threads share the queue. While all are busy,
+   `pipeline_depth` more batches are handed over: a full one at once, another one `PREPARE_S` before a running one ends.
+   In simulation that gives 16 clients 2,613 rows/s instead of 1,932 from a GPU that takes 2 ms plus 0.125 ms a row.
 2. The last free thread waits up to `GATHER_S`, or a quarter of a batch, for as many rows as the last batch had (two, if
    other threads run): clients that send one request after another come back together. In simulation four of them get 49
-   rows/s instead of 36 from a device whose batches take 50 ms plus 3 ms a row, and 42 instead of 38 from two cores.
-3. `check` predicts the wait and refuses what would be late, before any work goes into it; while the device is idle it
-   refuses nothing, so a wrong prediction corrects itself. `submit` refuses only what does not fit in the queue.
-4. A request that is late or cancelled leaves the queue and never reaches the device. A batch that fails fails its own
-   rows. Of two batches with a cost in a row, the second lets one without a cost go first.
+   rows/s instead of 36 from a device whose batches take 50 ms plus 3 ms a row.
+3. `check` refuses what would be late, before any work goes into it; while the device is idle it refuses nothing.
+   `submit` refuses only what does not fit in the queue. A request that is late or cancelled never reaches the device.
+4. Of two batches with a cost in a row, the second lets one without a cost go first.
 
 Knows rows (anything), keys and tenants (anything hashable). Knows neither HTTP nor tensors.
 """
@@ -22,14 +20,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from functools import partial
-from typing import Final, Generic, Literal, Protocol, TypeVar
+from typing import Final, Generic, Literal, Protocol
 
 from service.errors import DeadlineExceededError, DrainingError, InferenceFailedError, OverloadedError, ServiceError
-from service.scheduler.admission import Admission
-from service.scheduler.queue import Outcome, Priority, Request, TenantQueue
-
-Row = TypeVar("Row")
-Answer = TypeVar("Answer")
+from service.scheduler.admission import MARGIN, Admission
+from service.scheduler.queue import Answer, Outcome, Priority, Request, Row, TenantQueue
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +49,7 @@ class Observer(Protocol):
 
 
 class Batcher(Generic[Row, Answer]):
-    """A bounded queue in front of the device; lives on one event loop.
+    """A bounded queue in front of the device, on one event loop.
 
     Args:
         run: runs one batch and answers in the same order. An answer that is an exception fails only its row.
@@ -97,18 +92,17 @@ class Batcher(Generic[Row, Answer]):
     @property
     def n_queued(self) -> int:
         """Rows in the queue."""
-        return len(self._queue)
+        return self._queue.n_requests
 
     def check(self, *, tenant: Hashable, deadline_s: float, priority: int = 0) -> None:
-        """Decide whether a row may come: the one admission decision, before any work goes into it.
-
-        Raises:
-            OverloadedError: there is no room, or the answer would come after the deadline.
-        """
-        level, left_s = Priority(priority), deadline_s - self._clock()
-        wait_s = self._check_room(1, tenant, level)
-        is_idle = self._admission.is_idle and not self._queue
-        if not is_idle and self._admission.is_late(wait_s, left_s):
+        """Raise `OverloadedError` if a row would not fit or be late: the one admission decision, before any work."""
+        level, now_s = Priority(priority), self._clock()
+        if not self._queue.has_room(tenant, level, 1):
+            self._refuse(1, tenant, level)
+        if self._admission.is_idle and not self._queue.n_requests:
+            return
+        wait_s, left_s = self._admission.wait_s(self._queue.n_ahead(tenant, level), now_s), deadline_s - now_s
+        if MARGIN * (wait_s + self._admission.batch_s) > left_s:
             self._observer.rows_dropped(1, "wait_too_long")
             message = f"Server overloaded: an answer takes about {wait_s:.1f} s, the deadline is in {left_s:.1f} s."
             raise OverloadedError(f"{message} Retry later, or allow more time.", retry_after_s=wait_s)
@@ -116,21 +110,13 @@ class Batcher(Generic[Row, Answer]):
     def submit(
         self, rows: Sequence[Row], *, key: Hashable, tenant: Hashable, deadline_s: float, priority: int = 0
     ) -> list[asyncio.Future[Outcome[Answer]]]:
-        """Queue the rows of one call, all or none; cancel a returned future to abandon its row.
-
-        Args:
-            rows: passed to `run`.
-            key: rows with equal keys may share a batch.
-            tenant: tenants take turns.
-            deadline_s: reading of the clock after which the answers are useless.
-            priority: -1 (low), 0 (normal) or 1 (high).
+        """Queue the rows of one call, all or none; see `Request`.
 
         Returns:
             One future per row. It raises `DeadlineExceededError`, `InferenceFailedError` or the row's own exception.
 
         Raises:
-            OverloadedError: the rows do not fit in the queue.
-            DrainingError: the batcher is closed.
+            OverloadedError, DrainingError: the rows do not fit in the queue; the batcher is closed.
         """
         if self._is_closed:
             self._observer.rows_dropped(len(rows), "draining")
@@ -138,7 +124,8 @@ class Batcher(Generic[Row, Answer]):
         level, now_s = Priority(priority), self._clock()
         if self._is_dispatch_due and not self._queue.has_room(tenant, level, len(rows)):
             self._dispatch()
-        self._check_room(len(rows), tenant, level)
+        if not self._queue.has_room(tenant, level, len(rows)):
+            self._refuse(len(rows), tenant, level)
         new_future = asyncio.get_running_loop().create_future
         futures = []
         for row in rows:
@@ -159,14 +146,12 @@ class Batcher(Generic[Row, Answer]):
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _check_room(self, n_rows: int, tenant: Hashable, level: Priority) -> float:
-        """The predicted wait of rows that fit in the queue."""
-        wait_s = self._admission.wait_s(self._queue.n_ahead(tenant, level), self._clock())
-        if self._queue.has_room(tenant, level, n_rows):
-            return wait_s
+    def _refuse(self, n_rows: int, tenant: Hashable, level: Priority) -> None:
+        """Raise OverloadedError: the queue is full."""
         self._observer.rows_dropped(n_rows, "queue_full")
-        message = f"Server overloaded: {len(self._queue)} images are queued, {n_rows} more do not fit. Retry later."
-        raise OverloadedError(message, retry_after_s=wait_s)
+        wait_s = self._admission.wait_s(self._queue.n_ahead(tenant, level), self._clock())
+        message = f"Server overloaded: {self._queue.n_requests} images are queued, {n_rows} more do not fit."
+        raise OverloadedError(f"{message} Retry later.", retry_after_s=wait_s)
 
     def _on_done(self, request: Request[Row, Answer], future: asyncio.Future[Outcome[Answer]]) -> None:
         if future.cancelled() and self._queue.discard(request):
@@ -178,23 +163,23 @@ class Batcher(Generic[Row, Answer]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._queue and self._admission.n_running < self._max_handed_over:
+        while self._queue.n_requests and self._admission.n_running < self._max_handed_over:
             now_s = self._clock()
             if (hold_s := self._hold_s(now_s)) > MIN_HOLD_S:
                 self._timer = (self._call_later or asyncio.get_running_loop().call_later)(hold_s, self._dispatch)
                 return
             n_free = max(1, self._max_running - self._admission.n_running)
-            if batch := self._form(now_s, min(self._max_batch_rows, -(-len(self._queue) // n_free))):
+            if batch := self._form(now_s, min(self._max_batch_rows, -(-self._queue.n_requests // n_free))):
                 self._start(batch, now_s)
 
     def _hold_s(self, now_s: float) -> float:
         """Seconds to hold the next batch back, so that more rows can join it."""
-        if self._is_closed or len(self._queue) >= self._max_batch_rows:
+        if self._is_closed or self._queue.n_requests >= self._max_batch_rows:
             return 0.0
         if not self._admission.is_idle:
             return self._admission.free_in_s(now_s) - PREPARE_S
         is_last_free = self._admission.n_running == self._max_running - 1
-        return self._gather_until_s - now_s if is_last_free and len(self._queue) < self._gather_rows else 0.0
+        return self._gather_until_s - now_s if is_last_free and self._queue.n_requests < self._gather_rows else 0.0
 
     def _form(self, now_s: float, max_rows: int) -> list[Request[Row, Answer]]:
         """Take the next batch out of the queue; empty when everything left in it was late or cancelled."""
@@ -204,7 +189,7 @@ class Batcher(Generic[Row, Answer]):
         request = (self._had_cost and self._queue.peek(is_free=True)) or self._queue.peek()
         while request and len(batch) < max_rows and not (batch and cost + request.cost > self._max_cost):
             self._queue.pop(request)
-            is_last = not batch and not self._queue
+            is_last = not batch and not self._queue.n_requests
             if request.future.done():
                 self._observer.rows_dropped(1, "cancelled")
             elif now_s >= request.deadline_s or (done_s > request.deadline_s and not is_last):
@@ -222,7 +207,7 @@ class Batcher(Generic[Row, Answer]):
     def _start(self, batch: Sequence[Request[Row, Answer]], now_s: float) -> None:
         reason: Reason = "idle" if self._admission.is_idle else "pipelined"
         reason = "drain" if self._is_closed else "full" if len(batch) == self._max_batch_rows else reason
-        self._observer.batch_started(len(batch), now_s - min(request.arrival_s for request in batch), reason)
+        self._observer.batch_started(len(batch), now_s - min([request.arrival_s for request in batch]), reason)
         self._gather_rows = 0
         self._admission.start(id(batch), now_s)
         task = asyncio.get_running_loop().create_task(self._run_batch(batch, now_s))
@@ -233,8 +218,8 @@ class Batcher(Generic[Row, Answer]):
         """Run one batch, resolve its futures and start what follows; never raises."""
         answers = await self._answers([request.row for request in batch])
         done_s = self._clock()
-        is_typical = not all(isinstance(answer, Exception) for answer in answers)
-        self._admission.finish(id(batch), done_s, is_typical=is_typical)
+        n_failed = sum([isinstance(answer, Exception) for answer in answers])
+        self._admission.finish(id(batch), done_s, is_typical=n_failed < len(batch))
         self._gather_until_s = done_s + min(GATHER_S, self._admission.batch_s / 4)
         self._gather_rows = 2 if self._max_running > 1 else len(batch)
         for request, answer in zip(batch, answers, strict=True):

@@ -42,8 +42,7 @@ class Outcome(Generic[Answer]):
 class Request(Generic[Row, Answer]):
     """One row that waits for the device; times are readings of the batcher's clock.
 
-    Requests with equal keys may share a batch, in which the sum of the costs is bounded. Cancelling the future abandons
-    the request.
+    Requests with equal keys may share a batch, whose costs are bounded. Cancelling the future abandons the request.
     """
 
     row: Row
@@ -66,31 +65,32 @@ class _Level(Generic[Row, Answer]):
 
 
 class TenantQueue(Generic[Row, Answer]):
-    """Requests in the order above, at most `max_requests` of one tenant alone, half as many again of all together."""
+    """Holds `n_requests`: at most `max_requests` of one tenant alone, half as many again of all together."""
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
         self._levels = {priority: _Level[Row, Answer]() for priority in sorted(Priority, reverse=True)}
         self._order = list(self._levels.values())
         self._n_of: Counter[tuple[Hashable, Priority]] = Counter()
-        self._n_requests = 0
-
-    def __len__(self) -> int:
-        return self._n_requests
+        self.n_requests = 0
 
     def has_room(self, tenant: Hashable, priority: Priority, n_new: int) -> bool:
         """Whether a tenant may add this many requests."""
-        if not self._n_requests:
+        if not self.n_requests:
             return n_new <= self._max_requests
-        n_left = 3 * self._max_requests - 2 * (self._n_requests + n_new)
+        n_left = 3 * self._max_requests - 2 * (self.n_requests + n_new)
         return self._n_of[tenant, priority] + n_new <= n_left
 
     def n_ahead(self, tenant: Hashable, priority: Priority) -> int:
         """Requests served before a new one: all of higher priorities, the tenant's own, the other tenants' turns."""
         n_turns = self._n_of[tenant, priority] + 1
-        above = sum(level.n_requests for other, level in self._levels.items() if other > priority)
-        lines = self._levels[priority].lines.items()
-        return above + sum(len(line) if of == tenant else min(len(line), n_turns) for (_, of), line in lines)
+        n_ahead = 0
+        for other, level in self._levels.items():
+            if other > priority:
+                n_ahead += level.n_requests
+        for (_, of), line in self._levels[priority].lines.items():
+            n_ahead += len(line) if of == tenant else min(len(line), n_turns)
+        return n_ahead
 
     def push(self, request: Request[Row, Answer]) -> None:
         """Append a request to its tenant's line."""
@@ -128,10 +128,11 @@ class TenantQueue(Generic[Row, Answer]):
         """Note which priorities a batch contains, and which it went past."""
         for priority, level in self._levels.items():
             level.n_passed = level.n_passed + 1 if level.n_requests and priority not in priorities else 0
-        self._order = sorted(self._levels.values(), key=lambda level: level.n_passed < MAX_PASSED)
+        starving = [level for level in self._levels.values() if level.n_passed >= MAX_PASSED]
+        self._order = starving + [level for level in self._levels.values() if level not in starving]
 
     def _count(self, request: Request[Row, Answer], n_more: int) -> None:
-        self._n_requests += n_more
+        self.n_requests += n_more
         self._levels[request.priority].n_requests += n_more
         self._n_of[request.tenant, request.priority] += n_more
         if not self._n_of[request.tenant, request.priority]:

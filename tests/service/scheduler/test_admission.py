@@ -1,6 +1,6 @@
 import pytest
 
-from service.scheduler.admission import MARGIN, Admission
+from service.scheduler.admission import Admission
 
 
 def admission(batch_s=2.0, *, max_batch_rows=4, max_running=1):
@@ -52,9 +52,3 @@ def test_the_average_follows_the_batches_and_not_those_that_failed():
         one.start(n, 20.0)
         one.finish(n, 24.0, is_typical=True)
     assert one.batch_s == pytest.approx(4.0, rel=0.01)
-
-
-def test_a_row_is_late_if_it_would_be_with_the_margin():
-    one = admission(2.0)
-    assert not one.is_late(wait_s=3.0, left_s=MARGIN * 5.0)
-    assert one.is_late(wait_s=3.0, left_s=MARGIN * 5.0 - 0.1)

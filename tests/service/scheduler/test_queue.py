@@ -63,7 +63,7 @@ def test_a_priority_that_eight_batches_went_past_goes_first_once():
 def test_only_requests_of_one_key_follow_the_first_of_a_batch():
     queue = queue_of(*(request(row, tenant=row, key=row % 2) for row in range(6)))
     assert drain(queue, key=1) == [1, 3, 5]
-    assert len(queue) == 3
+    assert queue.n_requests == 3
 
 
 def test_requests_with_a_cost_can_be_passed_over():
@@ -107,7 +107,7 @@ def test_all_tenants_together_never_hold_more_than_half_as_many_again(tenants):
     for tenant in tenants:
         if queue.has_room(tenant, NORMAL, 1):
             queue.push(request(0, tenant))
-    assert len(queue) <= 15
+    assert queue.n_requests <= 15
 
 
 def test_the_requests_ahead_are_higher_priorities_ones_own_and_the_turns_of_others():
@@ -132,7 +132,7 @@ def test_whatever_comes_every_request_leaves_once_and_every_line_in_order(sent, 
     queue = queue_of(*requests)
     left = [one for one in requests if chance.random() < 0.2 and queue.discard(one)]
     served = []
-    while len(queue):
+    while queue.n_requests:
         leader = queue.peek()
         batch = []
         while len(batch) < 3 and (one := queue.peek(leader.key)) is not None:
