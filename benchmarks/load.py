@@ -175,7 +175,7 @@ class Generator:
 
 
 def parse(exchange: Exchange, n_images: int) -> Answer:
-    """What the server answered; the fields that its body does not hold keep their defaults."""
+    """Parse an answer; fields that the body lacks keep their defaults."""
     status, retry_after, data = exchange.response
     body: Any = None
     with suppress(ValueError):

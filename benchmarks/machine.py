@@ -43,7 +43,7 @@ def in_words(facts: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what is measured."""
+    """Installed versions of the packages that matter for speed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -52,7 +52,7 @@ class Report:
         settings: options of the command.
         numbers: value, quartiles, meaning and target by name; see `add`.
         tables: further numbers, by title.
-        notes: what a reader must know.
+        notes: limitations, for the reader.
         samples: raw values.
         device: torch device.
     """
@@ -71,7 +71,7 @@ class Report:
         Args:
             name: its key.
             value: with quartiles, or alone.
-            meaning: what it is, with the unit, or what is divided by what.
+            meaning: definition with its unit, or numerator / denominator.
             target: its limit, if one was set.
         """
         spread = value if isinstance(value, Spread) else Spread.of([float(value)])

@@ -66,7 +66,7 @@ class ServerOptions:
 
 @dataclass
 class Server:
-    """A running server and what is sent to it.
+    """A running server and its load.
 
     Attributes:
         url: its address.

@@ -60,10 +60,10 @@ class Timing:
 
 
 class PaddedBackbone(PromptedBackbone):
-    """Texts as the reference repositories run them: always at the tower's full length."""
+    """Texts at the tower's full length, as in the reference repositories."""
 
     def tokenize(self, class_names: Sequence[str], template: str, *, n_prompts: int) -> ClassTokens:
-        """As `PromptedBackbone.tokenize`, padded to the context length; what stands behind EOT changes no number."""
+        """As the base class, padded to the context length; tokens after EOT do not affect the result."""
         tokens = super().tokenize(class_names, template, n_prompts=n_prompts)
         n_missing = self.backbone.context_length - n_prompts - self.n_text_boost - tokens.ids_KT.shape[1]
         return ClassTokens(torch.nn.functional.pad(tokens.ids_KT, (0, n_missing)), tokens.eot_K)
@@ -124,7 +124,7 @@ def compare(name: str, reference: Learner, ours: Learner, recipe: Recipe, recipe
 def boosters(
     student: Backbone, teacher: Backbone, names: list[str], views: Views, recipe: BoostRecipe
 ) -> tuple[Booster, Booster]:
-    """The transcription's and ours."""
+    """The learners of the transcription and of the project."""
     reference, ours = (
         Booster(CasplStudent(student, names, recipe), Teacher(teacher, names, recipe.teacher_template), views, recipe)
         for _ in range(2)
@@ -138,13 +138,13 @@ def boosters(
 def adapters(
     name: str, student: Backbone, names: list[str], views: Views, labels: list[int], recipe: AdaptRecipe
 ) -> tuple[Adapter, Adapter]:
-    """The transcription's and ours."""
+    """The learners of the transcription and of the project."""
     reference, ours = (
         Adapter(METHODS[name].build(base_model, names, recipe), base_model, views, labels, recipe)
         for base_model in (PaddedBackbone(student), PromptedBackbone(student))
     )
-    asked = Uncached(views, reference._feature_cache._compute)
-    reference._feature_cache = reference._reference_cache = asked
+    uncached = Uncached(views, reference._feature_cache._compute)
+    reference._feature_cache = reference._reference_cache = uncached
     return reference, ours
 
 

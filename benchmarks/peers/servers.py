@@ -1,4 +1,4 @@
-"""The peers: how each is started, and what its requests look like."""
+"""The peers: their commands, environments and requests."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class Peer:
         name: of the row.
         package: whose version is reported, and the name of the requirement file.
         module: program in `benchmarks.peers`.
-        note: what it is.
+        note: its setup, for the table.
         health: path that answers 200 when ready.
         path: to post to.
         headers: of every request.
