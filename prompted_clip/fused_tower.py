@@ -1,10 +1,11 @@
 """The served image tower: `vision.embed_image` from uint8 pixels, in fewer and larger steps over frozen weights.
 
-Training and the reference stay with open_clip's modules; here only what gains more than 5 % on ViT-B-16 is different:
-oneDNN layers with prepacked weights and fused activations and residual sums (bfloat16 on a CPU needs them, float32 on
-AVX-512 is 1.2 times as fast); the last block computes the class token only (8 % of the operations); the MLP runs in
-slices of 1,024 hidden units in bfloat16 (7 % with AMX, oneDNN is slow with 3,072 inputs); TorchScript on the CPU, whose
-forward does not take the GIL at each of 200 steps (30 % beside a busy Python thread); and microbatches near the cache.
+With AVX-512 in float32 it is 1.39 times as fast as open_clip's modules (2.72 against 1.95 images/s and core, ViT-B-16).
+Each difference gains more than 5 %: prepacked oneDNN layers with fused activations and residual sums (1.36 times); the
+last block computes the class token only, and prompts that the next layer replaces are keys and values only (11 % of the
+operations); with AMX the MLP runs in slices of 1,024 hidden units (7 %); TorchScript does not take the GIL at each of
+200 steps on the CPU (30 % beside a busy Python thread); microbatches stay near the cache. Training and reference use
+open_clip's modules.
 
 Legend: B rows, C/H/W image, P prompt positions, D prompt layers, N tokens of a row, M all rows' tokens, W tower width,
 H heads, E joint width.
@@ -88,38 +89,25 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block over all tokens, or over all keys and the class token's query in the last one."""
+    """A residual block over all tokens, computed for the first ones only where the others are not used."""
 
-    def __init__(
-        self, weights: BlockWeights, linear: MakeLinear, dtype: torch.dtype, max_inputs: int, *, is_last: bool
-    ) -> None:
+    def __init__(self, weights: BlockWeights, linear: MakeLinear, dtype: torch.dtype, max_inputs: int) -> None:
         super().__init__()
-        self._n_heads, self._is_last = weights.n_heads, is_last
+        self._n_heads = weights.n_heads
         self._norm = Norm(weights.ln_1, dtype)
-        weight, bias = weights.qkv
-        width = weight.shape[1]
-        n_query = width if is_last else 0
-        self._q = linear(weight[:n_query], bias[:n_query]) if is_last else None
-        self._qkv = linear(weight[n_query:], bias[n_query:])
+        self._qkv = linear(*weights.qkv)
         self._out = linear(*weights.out)
         self._mlp = Mlp(weights, linear, dtype, max_inputs)
 
-    def forward(self, x_BNW: Tensor) -> Tensor:
-        """[B, N, W], or [B, 1, W] from the last block."""
+    def forward(self, x_BNW: Tensor, n_out: int) -> Tensor:
+        """[B, n_out, W]."""
         n_rows, n_tokens, width = x_BNW.shape
-        normed_BNW = self._norm(x_BNW)
-        parts_3BHNC = self._qkv(normed_BNW.view(-1, width)).view(
-            n_rows, n_tokens, -1, self._n_heads, width // self._n_heads
-        )
-        parts_3BHNC = parts_3BHNC.permute(2, 0, 3, 1, 4)
-        q_BHNC = parts_3BHNC[0]
-        if self._q is not None:
-            q_BHNC = self._q(normed_BNW[:, 0]).view(n_rows, self._n_heads, 1, -1)
-            x_BNW = x_BNW[:, :1]
-        attended_BHNC = F.scaled_dot_product_attention(q_BHNC, parts_3BHNC[-2], parts_3BHNC[-1])
+        qkv = self._qkv(self._norm(x_BNW).view(-1, width)).view(n_rows, n_tokens, 3, self._n_heads, -1)
+        q_BHNC, k_BHNC, v_BHNC = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended_BHNC = F.scaled_dot_product_attention(q_BHNC[:, :, :n_out], k_BHNC, v_BHNC)
         attended_MW = attended_BHNC.transpose(1, 2).reshape(-1, width)
-        x_MW = self._out(attended_MW, x_BNW.reshape(-1, width))
-        return self._mlp(x_MW).view(n_rows, -1, width)
+        x_MW = self._out(attended_MW, x_BNW[:, :n_out].reshape(-1, width))
+        return self._mlp(x_MW).view(n_rows, n_out, width)
 
 
 class ImageSteps(nn.Module):
@@ -145,35 +133,41 @@ class ImageSteps(nn.Module):
         positions_NW[1:] += bias_W - bias_W.to(dtype)
         self._positions_NW = positions_NW
         self._ln_pre = Norm(weights.ln_pre, dtype) if weights.ln_pre else None
-        *first, last = weights.blocks
-        self._blocks = nn.ModuleList([Block(block, linear, dtype, max_inputs, is_last=False) for block in first])
-        self._last = Block(last, linear, dtype, max_inputs, is_last=True)
+        self._blocks = nn.ModuleList([Block(block, linear, dtype, max_inputs) for block in weights.blocks])
         self._ln_post = Norm(weights.ln_post, precise)
         self._projection_WE = weights.projection_WE.detach().to(precise)
         self._like = positions_NW.new_empty(0, dtype=dtype)
 
-    def forward(self, pixels_BCHW: Tensor, tokens: Tensor | None, depths: Tensor | None) -> Tensor:
+    def forward(self, pixels_BCHW: Tensor, tokens: Tensor | None, depths: Tensor | None, min_depth: int) -> Tensor:
         """Embeddings [B, E] from uint8 pixels, prompt tokens [D, P, W] or [B, D, P, W], and depths [P] or [B, P]."""
         x_BNW = self._image_tokens(pixels_BCHW)
-        start = x_BNW.shape[1]
-        if tokens is not None:
-            x_BNW = torch.cat([x_BNW, tokens[..., 0, :, :].expand(len(x_BNW), -1, -1)], dim=1)
-        if self._ln_pre is not None:
-            x_BNW = self._ln_pre(x_BNW)
+        n_plain = x_BNW.shape[1]
         for index, block in enumerate(self._blocks):
-            self._put_prompts(x_BNW[:, start:], tokens, depths, index)
-            x_BNW = block(x_BNW)
-        self._put_prompts(x_BNW[:, start:], tokens, depths, len(self._blocks))
-        class_BW = self._last(x_BNW).squeeze(1)
-        return self._ln_post(class_BW.to(self._projection_WE.dtype)) @ self._projection_WE
+            if tokens is not None and depths is not None:
+                x_BNW = self._with_prompts(x_BNW, tokens, depths, index)
+            n_out = x_BNW.shape[1]
+            if index + 1 == len(self._blocks):
+                n_out = 1
+            elif index + 1 < min_depth:  # all prompts are replaced next
+                n_out = n_plain
+            x_BNW = block(x_BNW, n_out)
+        return self._ln_post(x_BNW[:, 0].to(self._projection_WE.dtype)) @ self._projection_WE
 
-    def _put_prompts(self, x_BPW: Tensor, tokens: Tensor | None, depths: Tensor | None, index: int) -> None:
-        """Overwrite the outputs of block index - 1 at positions that have tokens of their own for this block."""
-        if tokens is not None and depths is not None and index > 0 and index < tokens.shape[-3]:
-            x_BPW.copy_(torch.where((depths > index).unsqueeze(-1), tokens[..., index, :, :], x_BPW))
+    def _with_prompts(self, x_BNW: Tensor, tokens: Tensor, depths: Tensor, index: int) -> Tensor:
+        """The input of block `index`: positions of greater depth have their own tokens, others keep their outputs."""
+        n_plain = len(self._positions_NW)
+        if x_BNW.shape[1] == n_plain:
+            own_BPW = tokens[..., index, :, :].expand(len(x_BNW), -1, -1)
+            if index == 0 and self._ln_pre is not None:
+                own_BPW = self._ln_pre(own_BPW)
+            return torch.cat([x_BNW, own_BPW], dim=1)
+        if index < tokens.shape[-3]:
+            flowing_BPW = x_BNW[:, n_plain:]
+            flowing_BPW.copy_(torch.where((depths > index).unsqueeze(-1), tokens[..., index, :, :], flowing_BPW))
+        return x_BNW
 
     def _image_tokens(self, pixels_BCHW: Tensor) -> Tensor:
-        """Class token and patches with positions: [B, N, W]."""
+        """Class token and patches with positions, after `ln_pre`: [B, N, W]."""
         n_rows, side, patch = len(pixels_BCHW), self._side, self._patch
         n_plain, width = self._positions_NW.shape
         whole = pixels_BCHW[..., : side * patch, : side * patch]
@@ -183,7 +177,7 @@ class ImageSteps(nn.Module):
         x_BNW = embedded.new_empty(n_rows, n_plain, width)
         x_BNW[:, 0] = self._positions_NW[0]
         x_BNW[:, 1:] = embedded + self._positions_NW[1:]
-        return x_BNW
+        return x_BNW if self._ln_pre is None else self._ln_pre(x_BNW)
 
 
 class FusedImageTower(ImageTower):
@@ -198,32 +192,34 @@ class FusedImageTower(ImageTower):
         super().__init__(backbone)
         packed = packs(backbone.device, backbone.dtype) if packed is None else packed
         linear = partial(make_linear, dtype=backbone.dtype, packed=packed)
-        is_slow_when_wide = packed and backbone.dtype is torch.bfloat16
+        has_amx: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        is_slow_when_wide = packed and backbone.dtype is torch.bfloat16 and has_amx
         hidden = internals.vision_weights(backbone.clip).blocks[0].fc[0]
         with torch.no_grad():
             steps = ImageSteps(backbone, linear, MAX_INPUTS if is_slow_when_wide else len(hidden))
         self._steps: Callable[..., Tensor] = steps
         if backbone.device.type == "cpu":
             grey = torch.full((1, 3, backbone.image_size, backbone.image_size), 128, dtype=torch.uint8)
-            self._steps = scripted(steps, grey, None, None)
+            self._steps = scripted(steps, grey, None, None, 0)
         self._n_plain = len(backbone.clip.visual.positional_embedding)
         self._token_bytes = len(hidden) * backbone.dtype.itemsize
 
     @torch.inference_mode()
     def __call__(self, pixels_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
         """See `ImageTower`; [B, E], float32 for narrower backbones."""
-        tokens, depths = (grid.tokens, grid.depths) if grid is not None else (None, None)
         n_rows, n_parts = len(pixels_BCHW), 1
         if pixels_BCHW.device.type == "cpu":
             n_parts = -(-n_rows // self.max_microbatch(grid.n_tokens if grid else 0, torch.get_num_threads()))
         if n_parts == 1:
-            return self._steps(pixels_BCHW, tokens, depths)
+            return self._forward(pixels_BCHW, grid)
         edges = [index * n_rows // n_parts for index in range(n_parts + 1)]  # of nearly equal size
-        outputs = []
-        for part in map(slice, edges, edges[1:]):
-            own = grid.rows(part) if grid is not None else None
-            outputs.append(self._steps(pixels_BCHW[part], own and own.tokens, own and own.depths))
-        return torch.cat(outputs)
+        parts = map(slice, edges, edges[1:])
+        return torch.cat([self._forward(pixels_BCHW[part], grid and grid.rows(part)) for part in parts])
+
+    def _forward(self, pixels_BCHW: Tensor, grid: PromptGrid | None) -> Tensor:
+        if grid is None:
+            return self._steps(pixels_BCHW, None, None, 0)
+        return self._steps(pixels_BCHW, grid.tokens, grid.depths, grid.min_depth)
 
     def max_microbatch(self, n_prompts: int, n_threads: int) -> int:
         """See `ImageTower`; at least one."""
