@@ -105,10 +105,10 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     )
     metrics.queue_rows.set_function(lambda: batcher.n_queued)
     table = LiveTable(metrics)
-    loader = VersionLoader(store, engine, max_recent=settings.max_old_stacks, max_loads=settings.max_waiting_stacks)
+    loader = VersionLoader(store, engine, max_recent=settings.max_old_stacks, max_waiting=settings.max_waiting_stacks)
     publisher = Publisher(table, loader, engine, metrics)
     label_sets: LoadingCache[LabelSet, PromptStack] = LoadingCache(
-        settings.max_label_sets, max_loads=settings.max_waiting_stacks
+        settings.max_label_sets, max_waiting=settings.max_waiting_stacks
     )
     return ServiceContext(
         settings=settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -16,18 +16,21 @@ Value = TypeVar("Value")
 class LoadingCache(Generic[Key, Value]):
     """Keeps the most recently used values; a load that failed is not cached.
 
-    Loads run one at a time. A load whose callers were cancelled still finishes, so that a retry finds its value.
+    Loads run one at a time. A load that lost its callers is dropped if it has not started; otherwise it finishes, so
+    that a retry finds its value.
 
     Args:
         max_values: size of the cache. A value in use elsewhere stays alive there after its eviction.
-        max_loads: most loads in progress or waiting.
+        max_waiting: most loads that may wait for the running one.
     """
 
-    def __init__(self, max_values: int, *, max_loads: int) -> None:
+    def __init__(self, max_values: int, *, max_waiting: int) -> None:
         self._max_values = max_values
-        self._max_loads = max_loads
+        self._max_waiting = max_waiting
         self._values: OrderedDict[Key, Value] = OrderedDict()
         self._loads: dict[Key, asyncio.Task[Value]] = {}
+        self._n_callers: Counter[Key] = Counter()
+        self._running: Key | None = None
         self._one_at_a_time = asyncio.Lock()
 
     @property
@@ -43,14 +46,15 @@ class LoadingCache(Generic[Key, Value]):
         """
         if (value := self.find(key)) is not None:
             return value
-        task = self._loads.get(key)
-        if task is None:
-            if len(self._loads) >= self._max_loads:
-                message = f"Server overloaded: {len(self._loads)} versions or label sets are waiting to be loaded."
-                raise OverloadedError(f"{message} Retry later.", retry_after_s=1.0)
-            task = self._loads[key] = asyncio.create_task(self._load(key, load))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may have no caller left
-        return await asyncio.shield(task)
+        task = self._loads.get(key) or self._start(key, load)
+        self._n_callers[key] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if self._loads.get(key) is task:
+                self._n_callers[key] -= 1
+                if not self._n_callers[key] and self._running != key:
+                    task.cancel()
 
     def find(self, key: Key) -> Value | None:
         """The cached value, which counts as a use, or None."""
@@ -70,11 +74,25 @@ class LoadingCache(Generic[Key, Value]):
         """Evict a value, if it is cached."""
         self._values.pop(key, None)
 
+    def _start(self, key: Key, load: Callable[[], Awaitable[Value]]) -> asyncio.Task[Value]:
+        if len(self._loads) > self._max_waiting:
+            message = f"Server overloaded: {len(self._loads)} versions or label sets are waiting to be loaded."
+            raise OverloadedError(f"{message} Retry later.", retry_after_s=1.0)
+        task = self._loads[key] = asyncio.create_task(self._load(key, load))
+        task.add_done_callback(lambda done: self._finish(key, done))
+        return task
+
     async def _load(self, key: Key, load: Callable[[], Awaitable[Value]]) -> Value:
-        try:
-            async with self._one_at_a_time:
+        async with self._one_at_a_time:
+            self._running = key
+            try:
                 value = await load()
-            self.put(key, value)
-            return value
-        finally:
-            del self._loads[key]
+            finally:
+                self._running = None
+        self.put(key, value)
+        return value
+
+    def _finish(self, key: Key, task: asyncio.Task[Value]) -> None:
+        del self._loads[key], self._n_callers[key]
+        if not task.cancelled():
+            task.exception()  # retrieved here, since every caller may be gone

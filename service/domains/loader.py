@@ -30,15 +30,15 @@ class VersionLoader:
         store: holds the bundles.
         engine: makes stacks and runs smoke tests.
         max_recent: size of the cache.
-        max_loads: most versions that may wait to be loaded.
+        max_waiting: most versions that may wait to be loaded.
 
     Attributes:
         recent: loaded versions that are not live, by domain and number.
     """
 
-    def __init__(self, store: Store, engine: Engine, *, max_recent: int, max_loads: int) -> None:
+    def __init__(self, store: Store, engine: Engine, *, max_recent: int, max_waiting: int) -> None:
         self.store = store
-        self.recent: LoadingCache[tuple[str, int], LoadedVersion] = LoadingCache(max_recent, max_loads=max_loads)
+        self.recent: LoadingCache[tuple[str, int], LoadedVersion] = LoadingCache(max_recent, max_waiting=max_waiting)
         self._engine = engine
         self._tested: weakref.WeakSet[PromptStack] = weakref.WeakSet()
 

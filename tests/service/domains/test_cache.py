@@ -33,8 +33,8 @@ async def settle():
         await asyncio.sleep(0)
 
 
-def cache_of(max_values=4, max_loads=4):
-    return LoadingCache(max_values, max_loads=max_loads)
+def cache_of(max_values=4, max_waiting=4):
+    return LoadingCache(max_values, max_waiting=max_waiting)
 
 
 async def test_concurrent_callers_share_one_load():
@@ -93,7 +93,7 @@ async def test_a_value_can_be_put_found_and_removed():
 
 
 async def test_loads_run_one_at_a_time_and_only_a_few_may_wait():
-    cache, loads = cache_of(max_loads=2), Loads(is_held=True)
+    cache, loads = cache_of(max_waiting=1), Loads(is_held=True)
     calls = [asyncio.ensure_future(cache.get(key, loads(key))) for key in "ab"]
     await settle()
     assert loads.values == ["a"]
@@ -104,3 +104,16 @@ async def test_loads_run_one_at_a_time_and_only_a_few_may_wait():
     loads.gate.set()
     assert await asyncio.gather(*calls, joined) == ["a", "b", "b"]
     assert await cache.get("c", loads("c")) == "c"
+
+
+async def test_a_load_that_lost_its_callers_before_it_started_never_runs():
+    cache, loads = cache_of(), Loads(is_held=True)
+    first, second = (asyncio.ensure_future(cache.get(key, loads(key))) for key in "ab")
+    await settle()
+    second.cancel()
+    await settle()
+    loads.gate.set()
+    assert await first == "a"
+    await settle()
+    assert loads.values == ["a"]
+    assert await cache.get("b", loads("again")) == "again"
