@@ -17,7 +17,7 @@ from service.observability.logs import request_id
 from service.observability.process_metrics import Sample
 from service.workers.pixel_slots import Pixels
 from service.workers.remote import HttpReply
-from service.workers.rpc import Rpc, Streams
+from service.workers.rpc import Rpc
 
 Slot = Annotated[int, Meta(ge=0)]
 PriorityNumber = Annotated[int, Meta(ge=-1, le=1)]
@@ -26,15 +26,13 @@ PriorityNumber = Annotated[int, Meta(ge=-1, le=1)]
 class WorkerConnection:
     """Serves one web process, whose `pixels` are [n, 3, H, W] uint8, over `rpc`; `samples` are its counts."""
 
-    def __init__(
-        self, streams: Streams, backend: LocalBackend, routes: ASGIApp, pixels: Pixels, *, max_bytes: int
-    ) -> None:
+    def __init__(self, backend: LocalBackend, routes: ASGIApp, pixels: Pixels, *, max_bytes: int) -> None:
         self.samples: list[Sample] = []
         self._backend = backend
         self._routes = routes
         self._pixels = pixels
         self._pins: dict[int, LocalPin] = {}
-        self.rpc = Rpc(streams, (self.pin, self.unpin, self.score, self.http), max_bytes=max_bytes)
+        self.rpc = Rpc((self.pin, self.unpin, self.score, self.http), max_bytes=max_bytes)
 
     async def refresh_counts(self, timeout_s: float) -> None:
         """Fetch the web process's counts; raises TimeoutError or DeviceLostError, and the last counts stay."""

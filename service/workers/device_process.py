@@ -135,10 +135,10 @@ class WebPool:
         finally:
             their_end.close()
             os.close(memory)
-        streams = await asyncio.open_unix_connection(sock=end)
         max_bytes = 2 * max(self._context.settings.max_bundle_bytes, 2**20)
-        worker = WorkerConnection(streams, self._context.backend, self._routes, pixels, max_bytes=max_bytes)
+        worker = WorkerConnection(self._context.backend, self._routes, pixels, max_bytes=max_bytes)
         self._workers[worker] = process
+        await worker.rpc.open(end)
         watching = asyncio.ensure_future(_watch(worker, process))
         if self._context.is_draining:
             worker.rpc.notify("drain")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import socket
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any, Final, Literal, TypeVar, get_type_hints
@@ -22,7 +23,6 @@ from service.http.problems import INTERNAL_DETAIL, TABLE
 T = TypeVar("T")
 Method = Callable[..., Coroutine[Any, Any, Any]]
 Callback = Callable[[], None]
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 logger = logging.getLogger(__name__)
 
@@ -69,32 +69,37 @@ class Frame(Struct, frozen=True, array_like=True):
     body: Raw = Raw(_encode(None))
 
 
-class Rpc:
+class Rpc(asyncio.Protocol):
     """One end: runs the methods of this process and calls those of the other; lives on one event loop.
 
     Args:
         methods: coroutine functions with positional, annotated parameters.
-        on_lost: called once when the connection has ended.
         max_bytes: largest message that is read; a larger or malformed one ends the connection.
+
+    Attributes:
+        lost: done when the connection has ended.
     """
 
-    def __init__(
-        self, streams: Streams, methods: Iterable[Method], *, on_lost: Callback = lambda: None, max_bytes: int = 2**31
-    ) -> None:
-        self._reader, self._writer = streams
+    _transport: asyncio.Transport
+
+    def __init__(self, methods: Iterable[Method], *, max_bytes: int = 2**31) -> None:
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._methods = {method.__name__: (method, _arguments(method)) for method in methods}
-        self._on_lost = on_lost
         self._max_bytes = max_bytes
         self._numbers = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[Raw]] = {}
+        self._pending: dict[int, tuple[asyncio.Future[Raw], Callback]] = {}
         self._running: dict[int, asyncio.Future[Any]] = {}
+        self._received = bytearray()
         self._unsent: list[bytes] = []
-        self.reading = asyncio.ensure_future(self._read())
+
+    async def open(self, end: socket.socket) -> None:
+        """Take ownership of `end` and begin."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=end)
 
     def close(self) -> None:
         """Send what is unsent, then end the connection."""
         self._flush()
-        self._writer.close()
+        self._transport.close()
 
     def notify(self, method: str, *args: object) -> None:
         """Run a method of the other process without waiting; no effect once that process is gone."""
@@ -109,30 +114,51 @@ class Rpc:
             DeviceLostError: the other process is gone.
             Exception: the error that the method raised.
         """
-
-        def done(reply: asyncio.Future[Raw]) -> None:
-            on_done()
-            if not reply.cancelled():
-                reply.exception()  # asyncio logs one that was never looked at, as of a call that was cancelled here
-
         number, reply = next(self._numbers), asyncio.get_running_loop().create_future()
-        reply.add_done_callback(done)
+        self._pending[number] = reply, on_done
         try:
             self._send(Frame("call", number, method, Raw(_encode(args))))
-        except Exception:  # not every string can be encoded
-            reply.cancel()
-            raise
-        if self._writer.is_closing():
-            reply.set_exception(DeviceLostError(LOST))
-        else:
-            self._pending[number] = reply
+        except Exception as error:  # noqa: BLE001  not every string can be encoded
+            self._settle(number, error)
+        if self._transport.is_closing() and number in self._pending:
+            self._settle(number, DeviceLostError(LOST))
         try:
-            await asyncio.wait((reply,))
+            result: T = _decoder(returns).decode(await reply)
         except asyncio.CancelledError:
             self._send(Frame("cancel", number))
             raise
-        result: T = _decoder(returns).decode(reply.result())
         return result
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Keep asyncio's transport."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Act on every complete message."""
+        self._received += data
+        received, begin = memoryview(self._received), 0
+        try:
+            while (body := begin + LENGTH_BYTES) <= len(received):
+                end = body + int.from_bytes(received[begin:body], "little")
+                if end - body > self._max_bytes:
+                    raise MsgspecError(f"a message of {end - body} bytes")  # noqa: TRY301  handled as malformed ones
+                if end > len(received):
+                    break
+                begin = end
+                self._receive(_decoder(Frame).decode(bytes(received[body:end])))
+        except (MsgspecError, KeyError) as error:  # the other process is broken or taken over
+            logger.error("rpc.aborted", extra={"reason": str(error)})  # noqa: TRY400  the traceback is of no use
+            self._transport.abort()
+        received.release()
+        del self._received[:begin]
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Cancel what runs for the other process and fail what waits for it."""
+        for running in list(self._running.values()):
+            running.cancel()
+        for number in list(self._pending):
+            self._settle(number, DeviceLostError(LOST))
+        self.lost.set_result(None)
 
     def _send(self, frame: Frame) -> None:
         """Send at the end of this iteration of the event loop, in one write with what else is sent in it."""
@@ -142,29 +168,9 @@ class Rpc:
         self._unsent += (len(data).to_bytes(LENGTH_BYTES, "little"), data)
 
     def _flush(self) -> None:
-        if self._unsent and not self._writer.is_closing():
-            self._writer.write(b"".join(self._unsent))
+        if self._unsent and not self._transport.is_closing():
+            self._transport.write(b"".join(self._unsent))
         self._unsent.clear()
-
-    async def _read(self) -> None:
-        try:
-            while True:
-                n_bytes = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "little")
-                if n_bytes > self._max_bytes:
-                    logger.error("rpc.aborted", extra={"reason": f"a message of {n_bytes} bytes"})
-                    break
-                self._receive(_decoder(Frame).decode(await self._reader.readexactly(n_bytes)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except (MsgspecError, KeyError) as error:  # the other process is broken or taken over
-            logger.error("rpc.aborted", extra={"reason": str(error)})  # noqa: TRY400  the traceback is of no use
-        self._writer.transport.abort()
-        for running in list(self._running.values()):
-            running.cancel()
-        for reply in self._pending.values():
-            reply.set_exception(DeviceLostError(LOST))
-        self._pending.clear()
-        self._on_lost()
 
     def _receive(self, frame: Frame) -> None:
         match frame.kind:
@@ -177,10 +183,19 @@ class Rpc:
                 if frame.number in self._running:
                     self._running[frame.number].cancel()
             case "result":
-                self._pending.pop(frame.number).set_result(frame.body)
+                self._settle(frame.number, frame.body)
             case "error":
-                error = from_wire(_decoder(WireError).decode(frame.body))
-                self._pending.pop(frame.number).set_exception(error)
+                self._settle(frame.number, from_wire(_decoder(WireError).decode(frame.body)))
+
+    def _settle(self, number: int, outcome: Raw | Exception) -> None:
+        reply, on_done = self._pending.pop(number)
+        on_done()
+        if reply.done():  # cancelled
+            return
+        if isinstance(outcome, Exception):
+            reply.set_exception(outcome)
+        else:
+            reply.set_result(outcome)
 
     def _reply(self, number: int, running: asyncio.Future[Any]) -> None:
         self._running.pop(number, None)

@@ -33,7 +33,7 @@ from service.process import tune_interpreter
 from service.settings import Settings
 from service.workers.pixel_slots import PixelSlots, slot_view
 from service.workers.remote import RemoteBackend, WorkerConfig, forwarder
-from service.workers.rpc import Rpc, Streams
+from service.workers.rpc import Rpc
 
 ORPHAN_TIMEOUT_S: Final = 1  # for responses once the device process is gone: all are refusals
 ORPHAN_KILL_S: Final = 5.0
@@ -60,9 +60,10 @@ class WebServer(DrainingServer):
 class WebProcess:
     """The parts of a web process; the device process calls its methods."""
 
-    def __init__(self, streams: Streams, config: WorkerConfig, slots: PixelSlots) -> None:
+    def __init__(self, config: WorkerConfig, slots: PixelSlots) -> None:
         settings = Settings.model_validate_json(config.settings)
-        self.rpc = Rpc(streams, (self.count, self.drain, self.stop), on_lost=self._stop_orphaned)
+        self.rpc = Rpc((self.count, self.drain, self.stop))
+        self.rpc.lost.add_done_callback(self._stop_orphaned)
         self.context = HttpContext(
             settings=settings,
             metrics=Metrics(by_domain=settings.domain_metrics),
@@ -89,7 +90,7 @@ class WebProcess:
         """Stop accepting, and end once the last response is out."""
         self.server.should_exit = True
 
-    def _stop_orphaned(self) -> None:
+    def _stop_orphaned(self, _: object) -> None:
         self.server.config.timeout_graceful_shutdown = ORPHAN_TIMEOUT_S
         self.server.should_exit = True
 
@@ -98,8 +99,9 @@ async def serve(config: WorkerConfig, listener: SharedListener, end: socket.sock
     """Serve until the device process, at the other `end`, says stop or is gone; `memory` describes the pixel slots."""
     slots = PixelSlots(slot_view(memory, config.n_slots, config.image_size, writable=True))
     os.close(memory)
-    web = WebProcess(await asyncio.open_unix_connection(sock=end), config, slots)
+    web = WebProcess(config, slots)
     logs.install(web.context.settings.log_format, web.context.settings.log_level)
+    await web.rpc.open(end)
     tune_interpreter()
     await web.server.serve(sockets=[listener])
     web.context.decoder.close()

@@ -26,18 +26,19 @@ async def joined(backend, routes=None, *, n_slots=64, image_size=16, create=None
     slots = PixelSlots(slot_view(memory, n_slots, image_size, writable=True))
     pixels = slot_view(memory, n_slots, image_size, writable=False)
     os.close(memory)
-    near, far = [await asyncio.open_unix_connection(sock=end) for end in socket.socketpair()]
     if create:
-        web = create(near, slots)
+        web = create(slots)
     else:
-        rpc = Rpc(near, ())
+        rpc = Rpc(())
         web = SimpleNamespace(rpc=rpc, slots=slots, backend=RemoteBackend(rpc, slots))
-    worker = WorkerConnection(far, backend, routes, pixels, max_bytes=MAX_BYTES)
+    worker = WorkerConnection(backend, routes, pixels, max_bytes=MAX_BYTES)
+    for rpc, end in zip((web.rpc, worker.rpc), socket.socketpair(), strict=True):
+        await rpc.open(end)
     try:
         yield web, worker
     finally:
         web.rpc.close()
-        await asyncio.wait_for(worker.rpc.reading, 5)
+        await asyncio.wait_for(worker.rpc.lost, 5)
     assert len(slots.free) == n_slots, "every slot came back"
 
 
@@ -51,7 +52,7 @@ async def web_form(settings, model, store, keys):
     async with joined(
         context.backend,
         create_routes(context),
-        create=lambda streams, slots: WebProcess(streams, config, slots),
+        create=lambda slots: WebProcess(config, slots),
         **sizes,
     ) as (web, worker):
 

@@ -149,7 +149,7 @@ async def test_a_web_process_that_breaks_a_rule_is_disconnected(context, method,
     async with joined(context.backend) as (web, worker):
         with pytest.raises(DeviceLostError):
             await web.rpc.call(method, *args, returns=type(None))
-        await asyncio.wait_for(worker.rpc.reading, 5)
+        await asyncio.wait_for(worker.rpc.lost, 5)
 
 
 @pytest.mark.parametrize(("domain", "error"), [("paint", OverloadedError), ("nowhere", DomainNotFoundError)])

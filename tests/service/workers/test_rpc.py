@@ -39,17 +39,18 @@ class Methods:
 async def ends():
     """A socket, a served end with its methods, and an event for when it has noticed the end."""
     one, other = socket.socketpair()
-    methods, lost = Methods(), asyncio.Event()
-    streams = await asyncio.open_unix_connection(sock=one)
-    Rpc(streams, (methods.echo, methods.refuse, methods.wait), on_lost=lost.set, max_bytes=2**22)
-    yield other, methods, lost
+    methods = Methods()
+    served = Rpc((methods.echo, methods.refuse, methods.wait), max_bytes=2**22)
+    await served.open(one)
+    yield other, methods, served.lost
     other.close()
-    await asyncio.wait_for(lost.wait(), 10)
+    await asyncio.wait_for(asyncio.shield(served.lost), 10)
 
 
 @pytest.fixture
 async def client(ends):
-    rpc = Rpc(await asyncio.open_unix_connection(sock=ends[0]), ())
+    rpc = Rpc(())
+    await rpc.open(ends[0])
     yield rpc
     rpc.close()
 
@@ -131,7 +132,7 @@ async def test_a_message_in_pieces_is_a_message(ends):
 async def test_a_message_that_breaks_a_rule_ends_the_connection(ends, sent):
     other, methods, lost = ends
     other.send(sent)
-    await asyncio.wait_for(lost.wait(), 10)
+    await asyncio.wait_for(asyncio.shield(lost), 10)
     assert methods.heard == []
 
 
@@ -139,7 +140,7 @@ async def test_calls_fail_at_once_when_the_other_process_ends(ends, client):
     waiting = asyncio.ensure_future(client.call("wait", returns=type(None)))
     await asyncio.wait_for(ends[1].has_begun.wait(), 10)
     ends[1].has_begun.clear()
-    client._writer.transport.abort()
+    client._transport.abort()
     with pytest.raises(DeviceLostError):
         await waiting
     with pytest.raises(DeviceLostError):
