@@ -35,12 +35,10 @@ MODULE: Final = "service.workers.web_process"
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 10.0
 HEALTHY_AFTER_S: Final = 60.0  # the back-off starts anew for a web process that lived this long
-HEARTBEAT_S: Final = 1.0
 SILENT_S: Final = 30.0  # a web process that does not answer for this long is replaced
 DISCONNECTED_KILL_S: Final = 5.0
 COUNTS_TIMEOUT_S: Final = 0.5
 STOP_EXTRA_S: Final = 2.0  # for web processes, beyond the time in which their last responses must be out
-TICK_S: Final = 0.1
 
 
 class WebPool:
@@ -96,11 +94,7 @@ class WebPool:
         return exposition(self._context.metrics.registry, others)
 
     async def _keep(self) -> None:
-        """Run one web process after the other until the pool stops.
-
-        Raises:
-            SettingsError: one ended before all had started.
-        """
+        """Run one web process after the other until the pool stops; raises if one ends before all have started."""
         loop, backoff_s = asyncio.get_running_loop(), FIRST_BACKOFF_S
         while not self._stopping.is_set():
             began_s = loop.time()
@@ -155,7 +149,7 @@ async def _watch(worker: WorkerConnection, process: Process) -> None:
     try:
         while True:
             await worker.refresh_counts(SILENT_S)
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(1)
     except TimeoutError:
         logger.error("web.silent", extra={"pid": process.pid})  # noqa: TRY400  the traceback is of no use
     except DeviceLostError:  # disconnected: it ends, or broke a rule
@@ -215,7 +209,7 @@ async def serve(
     async def watch() -> None:
         while True:
             await exit_if_device_lost(context)
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(0.1)
 
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, on_signal, sig)

@@ -1,7 +1,6 @@
 """Calls between two processes over a socket pair, which no other process can open and which a dying process closes.
 
-Length-prefixed MessagePack that msgspec checks against the methods' annotations while decoding: no message can name a
-class to build or code to run.
+MessagePack, checked against the methods' annotations while decoding: no message names a class to build or code to run.
 """
 
 from __future__ import annotations
@@ -72,12 +71,8 @@ class Frame(Struct, frozen=True, array_like=True):
 class Rpc(asyncio.Protocol):
     """One end: runs the methods of this process and calls those of the other; lives on one event loop.
 
-    Args:
-        methods: coroutine functions with positional, annotated parameters.
-        max_bytes: largest message that is read; a larger or malformed one ends the connection.
-
-    Attributes:
-        lost: done when the connection has ended.
+    Methods are coroutine functions with positional, annotated parameters. A message that is malformed, or larger than
+    `max_bytes`, ends the connection; `lost` is done when it has ended.
     """
 
     _transport: asyncio.Transport
@@ -106,13 +101,12 @@ class Rpc(asyncio.Protocol):
         self._send(Frame("call", 0, method, Raw(_encode(args))))
 
     async def call(self, method: str, *args: object, returns: type[T], on_done: Callback = lambda: None) -> T:
-        """Run a method of the other process; cancelling cancels it there too.
+        """Run a method of the other process and raise what it raises; cancelling cancels it there too.
 
         `on_done` is called once the other process is done with the call, even if it was cancelled here.
 
         Raises:
             DeviceLostError: the other process is gone.
-            Exception: the error that the method raised.
         """
         number, reply = next(self._numbers), asyncio.get_running_loop().create_future()
         self._pending[number] = reply, on_done

@@ -1,7 +1,6 @@
 """A web process: HTTP, keys, limits and decoding; the device process that started it answers everything else.
 
-Started as `python -P -m service.workers.web_process LISTENER CONNECTION MEMORY`, three inherited descriptors, with its
-`WorkerConfig` on standard input. It ignores signals: the device process tells it to stop, and its end ends it too.
+Arguments are three inherited descriptors (listener, connection, memory); its `WorkerConfig` is on standard input.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from service.workers.pixel_slots import PixelSlots, slot_view
 from service.workers.remote import RemoteBackend, WorkerConfig, forwarder
 from service.workers.rpc import Rpc
 
-ORPHAN_TIMEOUT_S: Final = 1  # for responses once the device process is gone: all are refusals
 ORPHAN_KILL_S: Final = 5.0
 
 
@@ -91,21 +89,8 @@ class WebProcess:
         self.server.should_exit = True
 
     def _stop_orphaned(self, _: object) -> None:
-        self.server.config.timeout_graceful_shutdown = ORPHAN_TIMEOUT_S
+        self.server.config.timeout_graceful_shutdown = 1  # all responses are refusals now
         self.server.should_exit = True
-
-
-async def serve(config: WorkerConfig, listener: SharedListener, end: socket.socket, memory: int) -> None:
-    """Serve until the device process, at the other `end`, says stop or is gone; `memory` describes the pixel slots."""
-    slots = PixelSlots(slot_view(memory, config.n_slots, config.image_size, writable=True))
-    os.close(memory)
-    web = WebProcess(config, slots)
-    logs.install(web.context.settings.log_format, web.context.settings.log_level)
-    await web.rpc.open(end)
-    tune_interpreter()
-    await web.server.serve(sockets=[listener])
-    web.context.decoder.close()
-    web.rpc.close()
 
 
 def _end_with(end: socket.socket) -> None:
@@ -117,16 +102,23 @@ def _end_with(end: socket.socket) -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """Run a web process on the descriptors that the command line names."""
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sig, signal.SIG_IGN)
+async def main() -> None:
+    """Serve on the descriptors that the command line names until the device process says stop, or is gone."""
     listener, end, memory = (int(number) for number in sys.argv[1:])
     connection = socket.socket(fileno=end)
     threading.Thread(target=_end_with, args=(connection.dup(),), daemon=True).start()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
-    asyncio.run(serve(config, SharedListener(fileno=listener), connection, memory))
+    web = WebProcess(config, PixelSlots(slot_view(memory, config.n_slots, config.image_size, writable=True)))
+    os.close(memory)
+    logs.install(web.context.settings.log_format, web.context.settings.log_level)
+    await web.rpc.open(connection)
+    tune_interpreter()
+    await web.server.serve(sockets=[SharedListener(fileno=listener)])
+    web.context.decoder.close()
+    web.rpc.close()
 
 
 if __name__ == "__main__":
-    main()
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    asyncio.run(main())
