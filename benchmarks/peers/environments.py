@@ -35,8 +35,8 @@ def python_of(name: str, folder: Path, console: Console) -> Path:
     python = root / "bin" / "python"
     if not (installed.is_file() and installed.read_text() == wanted):
         console.print(f"installing {' '.join(wanted.split())} into {folder / name}")
-        venv.create(root, clear=True, with_pip=True)
-        command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+        venv.create(root, clear=True)
+        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--progress-bar", "off"]
         run = subprocess.run(  # noqa: S603  our own command
             [*command, "--requirement", str(HERE / f"{name}.txt")], capture_output=True, text=True, check=False
         )

@@ -21,37 +21,40 @@ def test_a_random_bundle_is_valid_and_its_labels_name_its_version():
     assert bundle.manifest.stack.image.boost.depth == tiny_backbone().n_vision_layers
 
 
-def test_batches_hold_the_domains_of_their_names():
+@pytest.fixture(scope="module")
+def bench():
     register_tiny_models()
-    bench = EngineBench(OPTIONS, QUIET)
+    made = EngineBench(OPTIONS, QUIET)
+    yield made
+    made.close()
 
-    def domains(stacks):
-        return [stack.domain for stack in stacks]
 
+def domains(stacks):
+    return [stack.domain for stack in stacks]
+
+
+def test_batches_hold_the_domains_of_their_names(bench):
     assert len(set(domains(bench.one_domain(32)))) == 1
     assert len(set(domains(bench.many_domains(1000, n_domains=64)))) == 64
     popular = domains(bench.many_domains(4000, n_domains=70, alpha=1.0))
     assert popular.count("d00000") > 5 * popular.count("d00050")
-    bench.close()
+
+
+def test_a_row_that_fails_stops_the_measurement(bench, monkeypatch):
+    monkeypatch.setattr(bench, "images", bench.images[:, :, :4, :4])
+
+    with pytest.raises((RuntimeError, ExceptionGroup)):
+        bench.run(bench.one_domain, 2, 1)
 
 
 def test_a_run_reports_every_ratio_with_its_spread(monkeypatch):
     register_tiny_models()
-    monkeypatch.setattr("benchmarks.engine.TURN_S", 0.01)
+    monkeypatch.setattr("benchmarks.engine.TURN_S", 0.001)
+    for sizes in ("SIZES", "LIBRARY_SIZES"):
+        monkeypatch.setattr(f"benchmarks.engine.{sizes}", {"cpu": (2,)})
 
     result = json.loads(json.dumps(measure(OPTIONS, QUIET).as_object(), allow_nan=False))
 
     assert set(result["numbers"]) == {"vs_open_clip_same_dtype", "mixed_64", "mixed_all", "prompt_overhead"}
     assert all(number["n"] >= 3 for number in result["numbers"].values())
     assert result["settings"]["dtype"] == "float32"
-
-
-@pytest.mark.parametrize("n_domains", [64])
-def test_a_row_that_fails_stops_the_measurement(n_domains):
-    register_tiny_models()
-    bench = EngineBench(OPTIONS, QUIET)
-    bench.images = bench.images[:, :, :4, :4]
-
-    with pytest.raises((RuntimeError, ExceptionGroup)):
-        bench.run(bench.one_domain, 2, 1)
-    bench.close()
