@@ -7,6 +7,7 @@ for a projector's.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -67,13 +68,13 @@ class PromptStack:
     labels: Literal["any", "own"] = "any"
     head: Head | None = None
 
-    @property
+    @cached_property
     def lane(self) -> Lane:
         """Rows of stacks with an equal lane can share a forward."""
         n_image_tokens = self.image.n_tokens if self.image is not None else 0
         return Lane(n_image_tokens, "conditional" if isinstance(self.head, ConditionalHead) else "static")
 
-    @property
+    @cached_property
     def n_text_rows(self) -> int:
         """Text forwards per image: one per class with a conditional head, otherwise 0."""
         return self.head.n_classes if isinstance(self.head, ConditionalHead) else 0

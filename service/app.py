@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import operator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,12 @@ from service.domains.live_table import LiveTable
 from service.domains.loader import VersionLoader
 from service.domains.publisher import Publisher
 from service.domains.watcher import StoreWatcher
-from service.engine.engine import Engine, EngineRow
+from service.engine.engine import Engine
 from service.http import problems
 from service.http.auth import Key, KeyRing
 from service.http.context import ServiceContext, build_decoder
 from service.http.middleware import install_middleware
 from service.http.routes import classify, domains, health, meta
-from service.inference import Prediction
 from service.observability.device import DeviceMetrics, build_facts, package_version
 from service.observability.metrics import Metrics
 from service.scheduler.batcher import Batcher
@@ -81,26 +81,21 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     metrics = Metrics(by_domain=settings.domain_metrics)
     engine = Engine(
         model,
-        bank_observer=metrics,
+        observer=metrics,
         resident_domains=settings.kept_domains,
         stuck_after_s=settings.stuck_after_s,
     )
-
-    async def run(rows: Sequence[EngineRow]) -> Sequence[list[Prediction] | Exception]:
-        metrics.batch_running(len({row.stack.domain for row in rows}), len(rows), engine.padded_batch_size(len(rows)))
-        return await engine.run(rows)
-
     metrics.build.info(build_facts(settings, model.backbone))
     metrics.registry.register(DeviceMetrics(engine, model.backbone.device))
     ProcessCollector(registry=metrics.registry)
     batcher = Batcher(
-        run,
+        engine.run,
         max_batch_rows=engine.max_batch_rows(settings.max_batch_rows),
         max_queued_rows=settings.max_waiting_rows,
         observer=metrics,
         max_running=engine.num_streams,
         pipeline_depth=model.pipeline_depth,
-        cost=lambda row: row.n_text_rows,
+        cost=operator.attrgetter("stack.n_text_rows"),
         max_cost=max(1, settings.max_text_rows // engine.num_streams),
     )
     metrics.queue_rows.set_function(lambda: batcher.n_queued)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from service.inference import Prediction
 if TYPE_CHECKING:
     from prompt_store.bundle import Bundle
     from prompted_clip.backbone import Backbone
-    from prompted_clip.bank import BankObserver
     from prompted_clip.model import PromptedClip
     from prompted_clip.scoring import Ranked
     from prompted_clip.stack import PromptStack
@@ -51,6 +50,16 @@ LOST_MARKS: Final = (
 """CUDA errors after which the process cannot use the device again."""
 
 
+class EngineObserver(Protocol):
+    """Receives what happens, for metrics; methods must be quick and must not raise."""
+
+    def batch_running(self, n_domains: int, n_rows: int, n_padded: int) -> None:
+        """A batch starts: distinct domains, rows, and rows with padding."""
+
+    def bank_changed(self, *, n_used: int, n_free: int, n_kept: int, n_loads: int, n_evictions: int) -> None:
+        """See `prompted_clip.bank.BankObserver`."""
+
+
 @dataclass(frozen=True)
 class EngineRow:
     """One image: uint8 [3, H, W] pixels, its domain's stack, and the number of classes to return."""
@@ -59,18 +68,13 @@ class EngineRow:
     stack: PromptStack
     top_k: int
 
-    @property
-    def n_text_rows(self) -> int:
-        """Text forwards that this image costs; 0 with fixed text features."""
-        return self.stack.n_text_rows
-
 
 class Engine:
     """Runs a model on threads of its own.
 
     Args:
         model: runs as many batches at a time as it says.
-        bank_observer: receives the bank's counts.
+        observer: for metrics.
         resident_domains: domains whose live stacks are pinned in the bank.
         stuck_after_s: longest time without progress while there is work. A call may take longer: it makes progress
             with every forward, and many texts are many forwards.
@@ -80,7 +84,7 @@ class Engine:
         self,
         model: PromptedClip,
         *,
-        bank_observer: BankObserver | None = None,
+        observer: EngineObserver | None = None,
         resident_domains: Collection[str] = (),
         stuck_after_s: float = STUCK_AFTER_S,
     ) -> None:
@@ -88,7 +92,7 @@ class Engine:
         self._resident_domains = frozenset(resident_domains)
         self._activity = Activity(stuck_after_s)
         model.on_progress = self._activity.report_progress
-        model.bank.observer = bank_observer
+        self._observer = model.bank.observer = observer
         n_threads = torch.get_num_threads()
         self._loader = _executor("load", 1, n_torch_threads=1)
         self._all_cores = self._per_core = _executor("device", 1 + model.pipeline_depth, n_torch_threads=n_threads)
@@ -142,16 +146,15 @@ class Engine:
         n_own = max(1, n_allowed // self.num_streams)
         return min(n_own, self._model.max_microbatch or n_own)
 
-    def padded_batch_size(self, n_rows: int) -> int:
-        """Rows computed for a batch of `n_rows`."""
-        return self._model.padded_batch_size(n_rows)
-
     async def run(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
         """Answer a batch of rows of one lane, most probable class first; a failed row gets its exception.
 
         Raises:
             DeviceLostError: the device cannot be used again in this process.
         """
+        if self._observer is not None:
+            n_domains = len({row.stack.domain for row in rows})
+            self._observer.batch_running(n_domains, len(rows), self._model.padded_batch_size(len(rows)))
         return await self._call(lambda: self._run(rows), n_rows=len(rows))
 
     async def load(self, bundle: Bundle, version: int | None) -> PromptStack:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, Literal, TypeVar
 
 from PIL import Image, ImageFile
 
-from service.errors import ImageRejectedError, ImageTooLargeError, OverloadedError
-from service.images.headers import check_jpeg, sniff
+from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError, OverloadedError
 from service.images.preprocessing import Pixels, Preprocessing, decode_threads
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,15 @@ Image.MAX_IMAGE_PIXELS = None  # `check_size` has the service's own limits, with
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 T = TypeVar("T")
+Format = Literal["JPEG", "PNG", "WEBP"]
+
+PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
+START_OF_SCAN: Final = 0xDA
+END_OF_IMAGE: Final = 0xD9
+MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+"""A JPEG marker with a length field, or the end of the image: not stuffing, padding, restart or start of image."""
+MAX_SEGMENTS: Final = 5_000
+MAX_JUNK_BYTES: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,48 @@ class Decoded:
 
     pixels: Pixels
     notes: tuple[str, ...]
+
+
+def sniff(data: bytes) -> Format:
+    """The format, from the first bytes.
+
+    Raises:
+        ImageFormatError: not JPEG, PNG or WebP.
+        ImageRejectedError: the file is empty or too short.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(PNG_MAGIC):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if len(data) < len(PNG_MAGIC) or not any(data[:64]):
+        raise ImageRejectedError("The image is empty or too short.")
+    raise ImageFormatError("The image is not a JPEG, PNG or WebP file.")
+
+
+def check_jpeg(data: bytes, max_scans: int) -> None:
+    """Bound the work that a JPEG can cause.
+
+    A decoder passes over all pixels for every scan, and Pillow over every byte between header segments.
+
+    Raises:
+        ImageRejectedError: more scans, segments or bytes between them than a camera or encoder writes.
+    """
+    n_scans = n_segments = n_junk = 0
+    end = 2
+    while (found := MARKER.search(data, end)) and (marker := data[found.end() - 1]) != END_OF_IMAGE:
+        n_junk += found.start() - end if n_scans == 0 else 0
+        n_scans += marker == START_OF_SCAN
+        n_segments += 1
+        if n_scans > max_scans or n_segments > MAX_SEGMENTS:
+            message = f"The JPEG has more than {max_scans} scans or {MAX_SEGMENTS} segments."
+            raise ImageRejectedError(message, code="image_scans")
+        end = found.end() + max(int.from_bytes(data[found.end() : found.end() + 2], "big"), 2)
+    if n_scans == 0:
+        n_junk += (found.start() if found else len(data)) - end
+    if n_junk > MAX_JUNK_BYTES:
+        raise ImageRejectedError("The JPEG file is damaged and cannot be decoded.")
 
 
 def check_size(width: int, height: int, limits: ImageLimits) -> None:

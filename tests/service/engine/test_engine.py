@@ -94,7 +94,7 @@ async def test_a_conditional_stack_passes_its_smoke_test_answers_and_counts_its_
     stack = await engine.load(read_bundle(data), 1)
     await engine.smoke_test(stack)
     rows = rows_of([stack, await engine.with_labels(stack, ["heron", "kettle"]), await engine.boost_stack(stack)])
-    assert [row.n_text_rows for row in rows] == [3, 2, 0]
+    assert [row.stack.n_text_rows for row in rows] == [3, 2, 0]
     answers = await engine.run(rows[:2]) + await engine.run(rows[2:])
     labels = [{one.label for one in answer} for answer in answers]
     assert labels == [{"rex", "ace", "pug"}, {"heron", "kettle"}, {"rex", "ace", "pug"}]

@@ -13,8 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError, OverloadedError
-from service.images.decoder import Decoder, ImageLimits, open_image
-from service.images.headers import sniff
+from service.images.decoder import Decoder, ImageLimits, open_image, sniff
 from service.images.preprocessing import Exact, Fast
 from tests.service.fakes import PREPROCESS, picture
 

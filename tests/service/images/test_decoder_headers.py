@@ -6,8 +6,7 @@ from PIL import Image, PngImagePlugin
 
 from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageRejectedError
-from service.images.decoder import ImageLimits, open_image
-from service.images.headers import check_jpeg
+from service.images.decoder import ImageLimits, check_jpeg, open_image
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=10_000, max_side_px=200, max_aspect=20.0, max_scans=100)
 
