@@ -94,7 +94,10 @@ class PromptStack:
         """Bytes of the stack's tensors."""
         return nbytes(self)
 
+    def without_groups(self) -> "PromptStack":
+        """A copy without the separate prompt groups, which no forward reads."""
+        return replace(self, image_boost=None, image_adapt=None, text_boost=None, text_adapt=None)
+
     def to(self, device: torch.device) -> "PromptStack":
-        """A copy on a device, without the separate prompt groups, which no forward reads."""
-        joint = replace(self, image_boost=None, image_adapt=None, text_boost=None, text_adapt=None)
-        return map_tensors(joint, lambda tensor: tensor.to(device, non_blocking=True))
+        """A copy on a device, without the separate prompt groups."""
+        return map_tensors(self.without_groups(), lambda tensor: tensor.to(device, non_blocking=True))

@@ -152,12 +152,12 @@ class StackLoader:
         return self._in_host_memory(opened, text_features=self._text_features(stack, labels, stack.text))
 
     def _in_host_memory(self, stack: PromptStack, **changes: Any) -> PromptStack:  # noqa: ANN401  fields of a stack
-        """A stack with some fields changed and all tensors in host memory, pinned for asynchronous copies to a GPU."""
-        is_gpu = self.backbone.device.type == "cuda"
-        return map_tensors(
-            dataclasses.replace(stack, **changes),
-            lambda tensor: tensor.cpu().pin_memory() if is_gpu else tensor.cpu(),
-        )
+        """A stack with some fields changed, in host memory; for a GPU the tensors that forwards read are pinned."""
+        stack = map_tensors(dataclasses.replace(stack, **changes), Tensor.cpu)
+        if self.backbone.device.type != "cuda":
+            return stack
+        pinned = map_tensors(stack.without_groups(), Tensor.pin_memory)
+        return dataclasses.replace(stack, image=pinned.image, text_features=pinned.text_features, head=pinned.head)
 
     def _text_features(self, stack: PromptStack, texts: Sequence[str], grid: PromptGrid | None) -> Tensor:
         if not stack.templates:

@@ -18,18 +18,17 @@ T = TypeVar("T")
 
 
 def map_tensors(part: T, change: Callable[[Tensor], Tensor]) -> T:
-    """A copy of a dataclass with `change` applied to each of its tensors, those of nested dataclasses included."""
-    changed: dict[str, Any] = {}
-    for name, value in vars(part).items():
-        if isinstance(value, Tensor):
-            changed[name] = change(value)
-        elif dataclasses.is_dataclass(value):
-            changed[name] = map_tensors(value, change)
+    """A copy of a dataclass with `change` applied to its tensors, recursively."""
+    changed: dict[str, Any] = {
+        name: change(value) if isinstance(value, Tensor) else map_tensors(value, change)
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor) or dataclasses.is_dataclass(value)
+    }
     return dataclasses.replace(part, **changed)  # type: ignore[type-var]
 
 
 def nbytes(part: object) -> int:
-    """Bytes of all tensors of a dataclass, those of nested dataclasses included."""
+    """Bytes of a dataclass's tensors, recursively."""
     if isinstance(part, Tensor):
         return part.nbytes
     return sum(map(nbytes, vars(part).values())) if dataclasses.is_dataclass(part) else 0
