@@ -99,7 +99,13 @@ class Connection:
         writer.write(request)
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().splitlines()
         headers = dict(line.split(": ", 1) for line in lines if line)
-        body = await reader.readexactly(int(headers["content-length"]))
+        body = b""
+        if headers.get("transfer-encoding") == "chunked":
+            while size := int(await reader.readline(), 16):
+                body += (await reader.readexactly(size + 2))[:-2]
+            await reader.readline()
+        else:
+            body = await reader.readexactly(int(headers["content-length"]))
         if headers.get("connection") == "close":
             self.close()
         return int(first.split()[1]), headers.get("retry-after", ""), body

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from benchmarks.load import START_DELAY_S, Generator, Load, arrival_times, parse, popular_domains, send
+from benchmarks.load import START_DELAY_S, Connection, Generator, Load, arrival_times, parse, popular_domains, send
 
 BODY = {
     "domain": "a",
@@ -128,6 +128,24 @@ def test_a_refusal_carries_when_to_come_back(body):
         (one,) = (parse(one, 1) for one in run(load_for(running, body, due_s=[0.0])))
 
     assert (one.status, one.is_refused, one.retry_after) == (429, True, "2")
+
+
+def test_a_chunked_answer_is_read_whole():
+    async def answer_in_chunks(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async def posted():
+        async with await asyncio.start_server(answer_in_chunks, "127.0.0.1", 0) as server:
+            connection = Connection(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", 5.0)
+            answer = await connection.post("/", b"", {})
+            connection.close()
+            await asyncio.sleep(0.1)
+            return answer
+
+    assert asyncio.run(posted()) == (200, "", b"abcde")
 
 
 def test_no_server_is_an_answer_too(body):
