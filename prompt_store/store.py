@@ -12,7 +12,7 @@ from typing import Final
 
 from prompt_store import changes
 from prompt_store.blobs import read_blob
-from prompt_store.bundle import read_bundle
+from prompt_store.bundle import Bundle, read_bundle
 from prompt_store.collect import GRACE_S, KEEP_VERSIONS, TEMPORARY_GRACE_S, GcReport, collect
 from prompt_store.durable import Disk, is_transient, locked
 from prompt_store.errors import BundleInvalidError, ConflictError, StoreReadOnlyError
@@ -174,12 +174,13 @@ class Store:
             entries.append(HistoryEntry(record.at, record.actor, record.action, from_version, to_version, record.seq))
         return entries
 
-    def add(self, domain: str, data: bytes, *, actor: str = "") -> Added:
+    def add(self, domain: str, data: bytes, *, bundle: Bundle | None = None, actor: str = "") -> Added:
         """Publish a bundle as the domain's next version, without activating it.
 
         Args:
             domain: must equal the domain in the bundle's manifest.
             data: the bundle file; fully validated before anything is written.
+            bundle: `read_bundle(data)`, if the caller has it already.
             actor: name for the history.
 
         Returns:
@@ -193,7 +194,7 @@ class Store:
             StoreCorruptError: the domain's log is damaged.
         """
         check_domain(domain)
-        bundle = read_bundle(data)
+        bundle = bundle or read_bundle(data)
         if bundle.manifest.domain != domain:
             raise BundleInvalidError(
                 "manifest_mismatch",

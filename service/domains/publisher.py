@@ -64,7 +64,7 @@ class Publisher:
         started_s = time.monotonic()
         stack = await self._loader.load_bundle(bundle, None)
         async with self.locks[domain]:
-            added = await asyncio.to_thread(self._store.add, domain, data, actor=actor)
+            added = await asyncio.to_thread(self._store.add, domain, data, bundle=bundle, actor=actor)
             if domain not in self._table.states:
                 self._table.swap(domain, DomainState(None))
             loaded = LoadedVersion(domain, added.version, added.digest, stack)

@@ -1,0 +1,84 @@
+"""How much of the project's Python one request passes through, counted by a profiler in the running application."""
+
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from prompt_store.store import Store
+from service.demo.files import ASSETS, BACKBONE, read_bundles, read_images, seed_store
+from service.engine.loading import load_model
+from service.settings import Settings
+from tests.architecture.repository import PACKAGES, ROOT
+
+pytestmark = pytest.mark.anyio
+
+MAX_FILES_PER_IMAGE = 20
+MAX_CALLS_PER_IMAGE = 200
+OURS = tuple(str(ROOT / package) for package in (*PACKAGES, "caspl"))
+
+
+@pytest.fixture
+def model():
+    return load_model(Settings(backbone=BACKBONE, device="cpu"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.open(tmp_path / "store")
+    seed_store(store, ASSETS / "bundles")
+    return store
+
+
+@pytest.fixture
+def calls():
+    """Calls of the project's functions by (file, function), while `calls.is_on`; threads that start later count too."""
+
+    class Calls(Counter):
+        is_on = False
+
+        @property
+        def files(self):
+            return {str(Path(file).relative_to(ROOT)) for file, _ in self}
+
+    counted = Calls()
+
+    def profile(frame, event, _):
+        if counted.is_on and event == "call" and frame.f_code.co_filename.startswith(OURS):
+            counted[frame.f_code.co_filename, frame.f_code.co_qualname] += 1
+
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    yield counted
+    sys.setprofile(None)
+    threading.setprofile(None)
+
+
+async def test_an_image_passes_few_files_and_calls(serve, calls):
+    image = read_images(ASSETS / "images")[0]
+    async with serve() as client:
+
+        async def classify():
+            answer = await client.post(f"/classify/{image.domain}", content=image.path.read_bytes())
+            assert answer.status_code == 200
+
+        for _ in range(3):
+            await classify()
+        calls.is_on = True
+        await classify()
+        calls.is_on = False
+    assert len(calls.files) <= MAX_FILES_PER_IMAGE, sorted(calls.files)
+    assert calls.total() <= MAX_CALLS_PER_IMAGE, calls.most_common(10)
+
+
+async def test_an_uploaded_bundle_is_parsed_once(serve, calls):
+    upload = read_bundles(ASSETS / "upload")[0]
+    async with serve() as client:
+        calls.is_on = True
+        answer = await client.post(f"/domains/{upload.domain}/versions?activate=true", content=upload.data)
+        calls.is_on = False
+    assert answer.status_code == 201
+    by_name = Counter(name for _, name in calls.elements())
+    assert by_name["read_bundle"] == by_name["parse_header"] == 1
