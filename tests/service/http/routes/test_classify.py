@@ -323,7 +323,7 @@ async def test_an_unexpected_error_is_a_problem_that_says_nothing(serve, monkeyp
         def explode(_):
             raise KeyError("/etc/passwd at 0x7f00")
 
-        monkeypatch.setattr(client.context.live, "pin", explode)
+        monkeypatch.setattr(client.context.table, "pin", explode)
         answer = await client.post("/classify/paint", content=picture())
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "passwd" not in answer.text
