@@ -18,19 +18,19 @@ class Metrics:
     """Counters and histograms of one application; also the batcher's observer.
 
     Args:
-        by_domain: whether the domain's name is a label; if not, all domains are counted as one without a name.
+        by_domain: whether metrics have the domain as a label; if not, the label is empty.
     """
 
     def __init__(self, *, by_domain: bool = True) -> None:
         self.registry = CollectorRegistry()
         self._by_domain = by_domain
-        self.build = Info("caspl_build", "What runs here, and on what.", registry=self.registry)
+        self.build = Info("caspl_build", "Versions and configuration.", registry=self.registry)
         self.requests = Counter(
-            "caspl_http_requests", "Answered requests.", ["route", "method", "code"], registry=self.registry
+            "caspl_http_requests", "Requests answered.", ["route", "method", "code"], registry=self.registry
         )
         self.request_s = Histogram(
             "caspl_request_duration_seconds",
-            "From the first byte in to the last byte out.",
+            "Time from request head to end of response.",
             ["route"],
             buckets=SECONDS,
             registry=self.registry,
@@ -38,13 +38,16 @@ class Metrics:
         self.stage_s = Histogram(
             "caspl_stage_duration_seconds",
             "Decode: all images of a request. Queue: the oldest image of a batch. Device: a request's slowest batch. "
-            "Shape: from answers to the response's fields.",
+            "Shape: building the response.",
             ["stage"],
             buckets=SECONDS,
             registry=self.registry,
         )
         self.images = Counter(
-            "caspl_images", "Images by what became of them.", ["domain", "result"], registry=self.registry
+            "caspl_images",
+            "Images by result: answered, rejected (invalid image), failed.",
+            ["domain", "result"],
+            registry=self.registry,
         )
         self.batch_rows = Histogram("caspl_batch_rows", "Images per batch.", buckets=ROWS, registry=self.registry)
         self.batch_domains = Histogram(
@@ -52,59 +55,60 @@ class Metrics:
         )
         self.batches = Counter(
             "caspl_batches",
-            "Batches by why they started: idle, a device thread was free; full, it had as many rows as it may have; "
-            "pipelined, a running batch was about to end; drain, the process stops.",
+            "Batches by start reason: idle, a device thread was free; full, no room for more rows; pipelined, "
+            "submitted behind a running batch; drain, at shutdown.",
             ["reason"],
             registry=self.registry,
         )
         self.batch_padding = Histogram(
             "caspl_batch_padding_ratio",
-            "Part of a batch that the device computes for nothing.",
+            "Share of padding in a batch.",
             buckets=RATIOS,
             registry=self.registry,
         )
-        self.entered = Counter("caspl_rows_entered", "Images let into the queue.", ["priority"], registry=self.registry)
-        self.queue_rows = Gauge("caspl_queue_rows", "Images waiting for the device.", registry=self.registry)
+        self.entered = Counter("caspl_rows_entered", "Images added to the queue.", ["priority"], registry=self.registry)
+        self.queue_rows = Gauge("caspl_queue_rows", "Images in the queue.", registry=self.registry)
         self.dropped = Counter(
-            "caspl_rows_dropped", "Images that left the queue unanswered.", ["reason"], registry=self.registry
+            "caspl_rows_dropped", "Images that never reached the device.", ["reason"], registry=self.registry
         )
         self.bank_slots = Gauge(
             "caspl_bank_slots",
-            "Slots of the prompt bank; kept ones never become free.",
+            "Slots of the prompt bank: used, free, kept (resident domains, never evicted).",
             ["state"],
             registry=self.registry,
         )
-        self.bank_loads = Counter("caspl_bank_loads", "Stacks brought to the device.", registry=self.registry)
-        self.bank_evictions = Counter(
-            "caspl_bank_evictions", "Stacks that left the device to make room for others.", registry=self.registry
-        )
+        self.bank_loads = Counter("caspl_bank_loads", "Stacks copied to the device.", registry=self.registry)
+        self.bank_evictions = Counter("caspl_bank_evictions", "Stacks evicted from the device.", registry=self.registry)
         self.activations = Counter(
-            "caspl_activations", "Changes of a live version.", ["domain", "result"], registry=self.registry
+            "caspl_activations",
+            "Changes of a live version: done, failed.",
+            ["domain", "result"],
+            registry=self.registry,
         )
         self.activation_s = Histogram(
             "caspl_activation_duration_seconds",
-            "From a bundle's bytes to serving it.",
+            "Time to load, test and activate a version.",
             buckets=SECONDS,
             registry=self.registry,
         )
         self.live = Gauge(
-            "caspl_live_version", "Version a domain answers with; 0 when none.", ["domain"], registry=self.registry
+            "caspl_live_version", "Number of the live version; 0 without one.", ["domain"], registry=self.registry
         )
         self.bundles = Gauge(
             "caspl_bundle_info",
-            "1 for each bundle that a domain answers with.",
+            "1 for each live bundle.",
             ["domain", "version", "digest"],
             registry=self.registry,
         )
         self.domains = Gauge(
             "caspl_domains",
-            "Domains by state; a stale one answers with an older version, a broken one does not answer.",
+            "Domains by state: live, stale (an older version serves), broken, idle (no live version).",
             ["state"],
             registry=self.registry,
         )
         for state in ("live", "stale", "broken", "idle"):  # 0 is a number, not a gap
             self.domains.labels(state)
-        self.errors = Counter("caspl_errors", "Answers with a problem.", ["code"], registry=self.registry)
+        self.errors = Counter("caspl_errors", "Error responses.", ["code"], registry=self.registry)
 
     def rows_queued(self, n_rows: int, priority: str) -> None:
         """Count rows that entered the queue."""
@@ -117,7 +121,7 @@ class Metrics:
         self.stage_s.labels("queue").observe(waited_s)
 
     def batch_running(self, n_domains: int, n_rows: int, n_padded: int) -> None:
-        """Count a batch's domains, and the part of it that is padding."""
+        """Count a batch's domains, and its share of padding."""
         self.batch_domains.observe(n_domains)
         self.batch_padding.observe(1 - n_rows / n_padded)
 
@@ -126,28 +130,28 @@ class Metrics:
         self.dropped.labels(reason).inc(n_rows)
 
     def bank_changed(self, *, n_used: int, n_free: int, n_kept: int, n_loads: int, n_evictions: int) -> None:
-        """Show the slots of the prompt bank, and count the stacks that came and that had to leave."""
+        """Set the slots of the prompt bank, and count loads and evictions."""
         for state, n_slots in (("used", n_used), ("free", n_free), ("kept", n_kept)):
             self.bank_slots.labels(state).set(n_slots)
         self.bank_loads.inc(n_loads)
         self.bank_evictions.inc(n_evictions)
 
     def image_counted(self, domain: str, result: str) -> None:
-        """Count an image by what became of it."""
+        """Count an image by its result."""
         self.images.labels(self._name(domain), result).inc()
 
     def domain_activated(self, domain: str, result: str) -> None:
-        """Count a change of a live version, or that it failed."""
+        """Count a change of a live version by its result."""
         self.activations.labels(self._name(domain), result).inc()
 
     def state_changed(self, before: str | None, after: str) -> None:
-        """Count a domain under its new state, and no more under the one before."""
+        """Move a domain from one state to another."""
         if before is not None:
             self.domains.labels(before).dec()
         self.domains.labels(after).inc()
 
     def live_version_changed(self, domain: str, before: tuple[int, str] | None, after: tuple[int, str] | None) -> None:
-        """Show the version (number and digest) that a domain answers with."""
+        """Set a domain's live version (number and digest)."""
         if not self._by_domain:
             return
         self.live.labels(domain).set(after[0] if after else 0)
@@ -160,5 +164,5 @@ class Metrics:
         return domain if self._by_domain else ""
 
     def text(self) -> bytes:
-        """Everything, in the Prometheus text format."""
+        """All metrics, in the Prometheus text format."""
         return generate_latest(self.registry)
