@@ -8,11 +8,11 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.bank import N_SLOTS, PromptBank
 from prompted_clip.heads import ImageFeatures
-from prompted_clip.internals import unit_norm
 from prompted_clip.prompts import collate_grids
 from prompted_clip.scoring import Ranked, Scorer
 from prompted_clip.stack import PromptStack
@@ -61,7 +61,7 @@ class PromptedClip:
         self.num_streams = num_streams
         self.pipeline_depth = int(backbone.device.type == "cuda")
         self.on_progress: Callable[[], None] = lambda: None
-        self._copy_stream = CopyStream(backbone.device)
+        self._copy_stream = CopyStream(backbone.device) if self.pipeline_depth else None
         self._scorer = Scorer(backbone, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress())
         loader = StackLoader(
             backbone,
@@ -86,11 +86,13 @@ class PromptedClip:
         Raises:
             ValueError: rows with different numbers of prompt tokens.
         """
-        pixels_BCHW = self._copy_stream.copy(pixels_BCHW)
+        if self._copy_stream is not None:
+            pixels_BCHW = self._copy_stream.copy(pixels_BCHW)
         on_device = self.bank.get(stacks)  # held until the answers are back
         logits_BK = self._scorer.logits(self._embed(pixels_BCHW, on_device), on_device)
         best = logits_BK.softmax(dim=-1).topk(min(max(top_ks), logits_BK.shape[1]), dim=-1)
-        ids, probabilities = (tensor.tolist() for tensor in to_host(best.indices, best.values))
+        found = (best.indices, best.values) if self._copy_stream is None else to_host(best.indices, best.values)
+        ids, probabilities = [tensor.tolist() for tensor in found]
         n_ranked = [min(top_k, len(stack.class_names)) for top_k, stack in zip(top_ks, stacks, strict=True)]
         return [Ranked(i[:n], p[:n]) for i, p, n in zip(ids, probabilities, n_ranked, strict=True)]
 
@@ -153,4 +155,4 @@ class PromptedClip:
         v_BE = self.image_tower(pixels_BCHW, collate_grids([stack.image for stack in stacks]))
         v_BE = v_BE.to(torch.promote_types(v_BE.dtype, torch.float32))
         self.on_progress()
-        return ImageFeatures(v_BE, unit_norm(v_BE))
+        return ImageFeatures(v_BE, functional.normalize(v_BE, dim=-1))

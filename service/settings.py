@@ -225,19 +225,6 @@ class Settings(BaseSettings):
         except ValueError:
             return False
 
-    def body_limit(self, path: str) -> int:
-        """Maximum body size in bytes of a request to `path`."""
-        if path.startswith("/classify"):
-            return self.max_request_bytes
-        if path.startswith("/domains/") and path.endswith("/versions"):
-            return self.max_bundle_bytes
-        return 64 * 1024
-
-    def timeout_s(self, timeout_ms: int | None) -> float | None:
-        """Timeout of a request in seconds, the default if it sets none; None if it exceeds the maximum."""
-        timeout_s = self.default_timeout_s if timeout_ms is None else timeout_ms / 1000
-        return timeout_s if timeout_s <= self.max_timeout_s else None
-
     def limits(self) -> dict[str, int | float]:
         """All `max_*` settings, for `GET /info`."""
         return {name: value for name, value in self.model_dump().items() if name.startswith("max_")}

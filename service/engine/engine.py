@@ -154,7 +154,8 @@ class Engine:
         """
         if self._observer is not None:
             n_domains = len({row.stack.domain for row in rows})
-            self._observer.batch_running(n_domains, len(rows), self._model.padded_batch_size(len(rows)))
+            n_padded = self._model.padded_batch_size(len(rows)) if self._model.pipeline_depth else len(rows)
+            self._observer.batch_running(n_domains, len(rows), n_padded)
         return await self._call(lambda: self._run(rows), n_rows=len(rows))
 
     async def load(self, bundle: Bundle, version: int | None) -> PromptStack:

@@ -137,14 +137,9 @@ def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any
     )
 
 
-def context_of(request: Request) -> HttpContext:
-    """The context that the application was built with."""
+async def _service_context(request: Request) -> HttpContext:  # FastAPI runs plain functions in a thread
     context: HttpContext = request.app.state.context
     return context
-
-
-async def _service_context(request: Request) -> HttpContext:  # FastAPI runs plain functions in a thread
-    return context_of(request)
 
 
 Context = Annotated[ServiceContext, Depends(_service_context)]

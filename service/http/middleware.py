@@ -34,6 +34,7 @@ from service.errors import (
 from service.http import problems
 from service.http.context import HttpContext
 from service.observability.logs import request_id
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         settings = self.context.settings
-        limit = settings.body_limit(scope["path"])
+        limit = body_limit(scope["path"], settings)
         headers = Headers(scope=scope)
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise MediaTypeError("Compressed bodies are not supported. Send the body without Content-Encoding.")
@@ -282,6 +283,15 @@ class _CountedBody:
             await self._send(message)
         elif message["type"] == "http.response.start":
             await problems.respond(self._failure)(self._scope, self._receive, self._send)
+
+
+def body_limit(path: str, settings: Settings) -> int:
+    """Most bytes in the body of a request to `path`."""
+    if path.startswith(CLASSIFY):
+        return settings.max_request_bytes
+    if path.startswith("/domains/") and path.endswith("/versions"):
+        return settings.max_bundle_bytes
+    return 64 * 1024
 
 
 def _too_large(limit: int) -> BodyTooLargeError:

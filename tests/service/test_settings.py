@@ -119,22 +119,8 @@ def test_settings_cannot_be_changed():
         Settings().port = 1
 
 
-@pytest.mark.parametrize(
-    ("path", "limit"),
-    [("/classify/a", "max_request_bytes"), ("/domains/a/versions", "max_bundle_bytes"), ("/domains/a/live", None)],
-)
-def test_bodies_are_bounded_by_what_they_are_for(path, limit):
-    settings = Settings()
-    assert settings.body_limit(path) == (getattr(settings, limit) if limit else 64 * 1024)
-
-
 def test_another_process_gets_the_same_settings_whatever_its_environment_says(monkeypatch):
     chosen = Settings(max_images=5, web_workers=2, store=Path("elsewhere"))
     monkeypatch.setenv("CASPL_MAX_IMAGES", "3")
     monkeypatch.setenv("CASPL_KEYS_FILE", "stray.json")
     assert Settings.model_validate_json(chosen.model_dump_json()) == chosen
-
-
-@pytest.mark.parametrize(("timeout_ms", "timeout_s"), [(None, 2.0), (1, 0.001), (10_000, 10.0), (10_001, None)])
-def test_a_request_has_the_time_it_asks_for_up_to_the_longest(timeout_ms, timeout_s):
-    assert Settings(default_timeout_s=2.0, max_timeout_s=10.0).timeout_s(timeout_ms) == timeout_s

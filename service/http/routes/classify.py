@@ -1,7 +1,8 @@
 """`POST /classify/{domain}` and `POST /classify`: from a request to its answer, read from top to bottom.
 
 A request is admitted and pins its versions before its images are decoded, and keeps these versions to the end,
-whatever is activated meanwhile.
+whatever is activated meanwhile. One bad image or version leaves the others alone; a request without a single answer
+fails as a whole.
 """
 
 from __future__ import annotations
@@ -10,57 +11,67 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from prompt_store.manifest import is_domain
 from service.domains.live_table import unknown_domain
 from service.errors import (
     ClientGoneError,
     DeadlineExceededError,
-    RequestInvalidError,
+    DrainingError,
+    ImageRejectedError,
+    ImagesRejectedError,
+    OverloadedError,
 )
-from service.http.context import HttpContext, actor_of, context_of
+from service.http.context import HttpContext, actor_of
 from service.http.problems import EXPECTED, describe
-from service.http.routes.bodies import BODY_DOCS, MIXED_BODY_DOCS, UploadedImage, read_images, read_mixed
-from service.http.routes.scoring import Outcome, PinOrError, count_images, score_images
+from service.http.routes.requests import (
+    BODY_DOCS,
+    MIXED_BODY_DOCS,
+    PRIORITIES,
+    ClassifyQuery,
+    MixedQuery,
+    UploadedImage,
+    check_query,
+    read_images,
+    read_mixed,
+)
 from service.http.schemas import ClassifyOut, MixedOut
 from service.images.decoder import Decoded
-from service.inference import Answer, ScoringOptions, StackKind
+from service.images.preprocessing import Pixels
+from service.inference import Answer, Pin, Scored, ScoringOptions
 from service.observability.logs import request_id
-from service.settings import Settings
 
 router = APIRouter(tags=["classify"])
 
-PRIORITIES: Final = {"high": 1, "normal": 0, "low": -1}
+PinOrError: TypeAlias = Pin | Exception
 
 
-class MixedQuery(BaseModel):
-    """The query of a request about several domains; an unknown parameter is refused."""
+class Outcome(NamedTuple):
+    """The results of one request.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Args:
+        domains: the version that answered for each domain, or why none could.
+        pictures: each image decoded, or why it could not be.
+        answers: of each image, or why there is none.
+        decode_s: seconds until all images were decoded.
+        ended_s: reading of the monotonic clock once all was known.
+    """
 
-    top_k: int = Field(5, ge=1, description="most classes per image, most probable first")
-    threshold: float = Field(0.0, ge=0, le=1, description="leave out classes less probable than this")
-    labels: list[str] = Field([], description="choose among these instead; repeated, or one value with commas")
-    stack: StackKind = Field("cascade", description="`boost` leaves the adapting prompts out")
-    timeout_ms: int | None = Field(None, ge=1, description="deadline, counted from the body's last byte")
-    priority: Literal["high", "normal", "low"] = Field("normal", description="order in the queue for the device")
-
-
-class ClassifyQuery(MixedQuery):
-    """The query of a request about one domain."""
-
-    version: int | None = Field(None, ge=1, le=2**53, description="answer with this version instead of the live one")
+    domains: Mapping[str, Scored | Exception]
+    pictures: Sequence[Decoded | Exception]
+    answers: Sequence[Answer | Exception]
+    decode_s: float
+    ended_s: float
 
 
 @router.post("/classify/{domain}", openapi_extra=BODY_DOCS, response_model=ClassifyOut)
 async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one or several images among a domain's classes."""
-    context = context_of(request)
+    context: HttpContext = request.app.state.context
     labels, timeout_s = check_query(query, context.settings)
     deadline_s, priority = time.monotonic() + timeout_s, PRIORITIES[query.priority]
     async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
@@ -89,7 +100,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
 @router.post("/classify", openapi_extra=MIXED_BODY_DOCS, response_model=MixedOut)
 async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]) -> Response:
     """Classify images of several domains in one call, each among the classes of its own."""
-    context = context_of(request)
+    context: HttpContext = request.app.state.context
     labels, timeout_s = check_query(query, context.settings)
     context.decoder.check_room(1)
     images = await read_mixed(request, context.settings)
@@ -121,37 +132,6 @@ async def _pin(
         return await held.enter_async_context(pin)
     except EXPECTED as error:
         return error
-
-
-def check_query(query: MixedQuery, settings: Settings) -> tuple[tuple[str, ...], float]:
-    """Check what only settings bound.
-
-    Returns:
-        Labels (one value is split at commas, several are taken as they are), and the request's time in seconds.
-
-    Raises:
-        RequestInvalidError: a number beyond its limit; labels that are too many, too long, empty, doubled or
-            unprintable.
-    """
-    if query.top_k > settings.max_top_k:
-        raise RequestInvalidError(f"top_k is at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
-    timeout_s = settings.timeout_s(query.timeout_ms)
-    if timeout_s is None:
-        limit = int(settings.max_timeout_s * 1000)
-        raise RequestInvalidError(f"timeout_ms is at most {limit}.", extra={"limit": limit})
-    if not query.labels:
-        return (), timeout_s
-    parts = query.labels[0].split(",") if len(query.labels) == 1 else query.labels
-    labels = tuple(" ".join(part.split()) for part in parts)
-    if len(labels) > settings.max_labels:
-        raise RequestInvalidError(f"At most {settings.max_labels} labels per request.", code="too_many_labels")
-    is_fine = all(label and len(label) <= settings.max_label_chars and label.isprintable() for label in labels)
-    if not is_fine or len(set(labels)) != len(labels):
-        raise RequestInvalidError(
-            f"Labels must be different, printable and 1 to {settings.max_label_chars} characters long.",
-            code="label_invalid",
-        )
-    return labels, timeout_s
 
 
 def _options(query: MixedQuery, labels: tuple[str, ...], deadline_s: float) -> ScoringOptions:
@@ -231,3 +211,91 @@ def _respond(context: HttpContext, body: dict[str, Any], outcome: Outcome, began
     response = Response(msgspec.json.encode({**body, "timing_ms": timing_ms}), media_type="application/json")
     response.headers["Server-Timing"] = ", ".join([f"{stage};dur={one}" for stage, one in timing_ms.items()])
     return response
+
+
+async def score_images(
+    context: HttpContext,
+    pins: Mapping[str, PinOrError],
+    images: Sequence[tuple[str, UploadedImage]],
+    options: ScoringOptions,
+) -> Outcome:
+    """Decode, queue and score the images of one request, each with its domain.
+
+    Raises:
+        ImagesRejectedError: all of several images are bad.
+        Exception: what went wrong with the only image, or with all of them for another reason than the images.
+    """
+    began_s = time.monotonic()
+    with context.decoder.places(len(images)):
+        decoding = [_decode(context, pins[domain], image) for domain, image in images]
+        pictures = [await decoding[0]] if len(decoding) == 1 else await asyncio.gather(*decoding)
+    decode_s = time.monotonic() - began_s
+    pixels: dict[str, list[Pixels]] = {domain: [] for domain in pins}
+    for (domain, _), picture in zip(images, pictures, strict=True):
+        if isinstance(picture, Decoded):
+            pixels[domain].append(picture.pixels)
+    scoring = [_score(pin, pixels[domain], options) for domain, pin in pins.items()]
+    scored = [await scoring[0]] if len(scoring) == 1 else await asyncio.gather(*scoring)
+    domains = dict(zip(pins, scored, strict=True))
+    remaining = {domain: iter(one.answers) for domain, one in domains.items() if isinstance(one, Scored)}
+    answers: list[Answer | Exception] = []
+    for (domain, _), picture in zip(images, pictures, strict=True):
+        of_domain = domains[domain]
+        if isinstance(of_domain, Exception):
+            answers.append(of_domain)
+        else:
+            answers.append(next(remaining[domain]) if isinstance(picture, Decoded) else picture)
+    count_images(context, images, domains, answers)
+    _fail_if_none(answers)
+    return Outcome(domains, pictures, answers, decode_s, time.monotonic())
+
+
+async def _decode(context: HttpContext, pin: PinOrError, image: UploadedImage) -> Decoded | Exception:
+    """Pixels or the reason for none; an image that no domain can answer is not decoded."""
+    if isinstance(pin, Exception):
+        return pin
+    if isinstance(image.data, ImageRejectedError):
+        return image.data
+    try:
+        return await context.decoder.decode(image.data)
+    except ImageRejectedError as error:
+        return error
+
+
+async def _score(pin: PinOrError, pixels: Sequence[Pixels], options: ScoringOptions) -> Scored | Exception:
+    if isinstance(pin, Exception):
+        return pin
+    try:
+        return await pin.score(pixels, options)
+    except EXPECTED as error:
+        return error
+
+
+def count_images(
+    context: HttpContext,
+    images: Sequence[tuple[str, UploadedImage]],
+    domains: Mapping[str, object],
+    answers: Sequence[Answer | Exception],
+) -> None:
+    """Count images by domain, except refusals, which the scheduler counts, and names that may be no domain's."""
+    for (domain, _), answer in zip(images, answers, strict=True):
+        if isinstance(domains[domain], Exception) or isinstance(answer, OverloadedError | DrainingError):
+            continue
+        result = "answered"
+        if isinstance(answer, Exception):
+            result = "rejected" if isinstance(answer, ImageRejectedError) else "failed"
+        context.metrics.image_counted(domain, result)
+
+
+def _fail_if_none(answers: Sequence[Answer | Exception]) -> None:
+    """Fail the request as a whole when no image was answered."""
+    failures = [answer for answer in answers if isinstance(answer, Exception)]
+    if len(failures) < len(answers):
+        return
+    ours = [error for error in failures if not isinstance(error, ImageRejectedError)]
+    if ours or len(failures) == 1:
+        raise [*ours, *failures][0]
+    errors = [{"index": index, **describe(error)} for index, error in enumerate(failures)]
+    raise ImagesRejectedError(
+        "None of the images can be used; `errors` says why, one by one.", extra={"errors": errors}
+    )

@@ -5,6 +5,8 @@ import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from service.http.auth import add_key, read_keys
+from service.http.middleware import body_limit
+from service.settings import Settings
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -165,3 +167,12 @@ async def test_with_keys_any_name_and_page_will_do(serve, tmp_path):
     async with serve(read_keys(tmp_path / "keys.json")) as client:
         answer = await client.post("/classify/paint", content=picture(), headers=headers)
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/classify/a", "max_request_bytes"), ("/domains/a/versions", "max_bundle_bytes"), ("/domains/a/live", None)],
+)
+def test_bodies_are_bounded_by_what_they_are_for(path, limit):
+    settings = Settings()
+    assert body_limit(path, settings) == (getattr(settings, limit) if limit else 64 * 1024)

@@ -1,4 +1,4 @@
-"""Request bodies with images: raw, multipart and JSON, for one or several domains.
+"""Classify requests: the query, and images as raw, multipart or JSON bodies, for one or several domains.
 
 All forms are parsed into a list of images or per-image errors, in memory.
 """
@@ -9,15 +9,16 @@ import asyncio
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import BodyTooLargeError, ImageRejectedError, MediaTypeError, RequestInvalidError
 from service.http.schemas import ClassifyBody, MixedBody
+from service.inference import StackKind
 from service.settings import Settings
 
 Uploaded = TypeVar("Uploaded")
@@ -65,6 +66,28 @@ MIXED_BODY_DOCS: Final[dict[str, Any]] = {
     }
 }
 """For the OpenAPI document: FastAPI does not parse these bodies."""
+
+
+PRIORITIES: Final = {"high": 1, "normal": 0, "low": -1}
+
+
+class MixedQuery(BaseModel):
+    """The query of a request about several domains; an unknown parameter is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    top_k: int = Field(5, ge=1, description="most classes per image, most probable first")
+    threshold: float = Field(0.0, ge=0, le=1, description="leave out classes less probable than this")
+    labels: list[str] = Field([], description="choose among these instead; repeated, or one value with commas")
+    stack: StackKind = Field("cascade", description="`boost` leaves the adapting prompts out")
+    timeout_ms: int | None = Field(None, ge=1, description="deadline, counted from the body's last byte")
+    priority: Literal["high", "normal", "low"] = Field("normal", description="order in the queue for the device")
+
+
+class ClassifyQuery(MixedQuery):
+    """The query of a request about one domain."""
+
+    version: int | None = Field(None, ge=1, le=2**53, description="answer with this version instead of the live one")
 
 
 @dataclass(frozen=True)
@@ -189,3 +212,34 @@ def _too_many(settings: Settings) -> BodyTooLargeError:
         code="too_many_images",
         extra={"limit": settings.max_images},
     )
+
+
+def check_query(query: MixedQuery, settings: Settings) -> tuple[tuple[str, ...], float]:
+    """Check what only settings bound.
+
+    Returns:
+        Labels (one value is split at commas, several are taken as they are), and the request's time in seconds.
+
+    Raises:
+        RequestInvalidError: a number beyond its limit; labels that are too many, too long, empty, doubled or
+            unprintable.
+    """
+    if query.top_k > settings.max_top_k:
+        raise RequestInvalidError(f"top_k is at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
+    timeout_s = settings.default_timeout_s if query.timeout_ms is None else query.timeout_ms / 1000
+    if timeout_s > settings.max_timeout_s:
+        limit = int(settings.max_timeout_s * 1000)
+        raise RequestInvalidError(f"timeout_ms is at most {limit}.", extra={"limit": limit})
+    if not query.labels:
+        return (), timeout_s
+    parts = query.labels[0].split(",") if len(query.labels) == 1 else query.labels
+    labels = tuple(" ".join(part.split()) for part in parts)
+    if len(labels) > settings.max_labels:
+        raise RequestInvalidError(f"At most {settings.max_labels} labels per request.", code="too_many_labels")
+    is_fine = all(label and len(label) <= settings.max_label_chars and label.isprintable() for label in labels)
+    if not is_fine or len(set(labels)) != len(labels):
+        raise RequestInvalidError(
+            f"Labels must be different, printable and 1 to {settings.max_label_chars} characters long.",
+            code="label_invalid",
+        )
+    return labels, timeout_s
