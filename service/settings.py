@@ -137,22 +137,25 @@ class Settings(BaseSettings):
     max_label_chars: int = Field(128, ge=1, description="maximum length of a label")
     max_label_sets: int = Field(64, ge=1, description="size of the LRU cache of label sets and boost-only stacks")
     max_old_stacks: int = Field(
-        8, ge=1, description="versions kept loaded that are not live: recently replaced or explicitly requested"
+        8,
+        ge=1,
+        description="size of the LRU cache of versions that are not live: replaced, uploaded or requested by number",
     )
     max_waiting_stacks: int = Field(
         16,
         ge=1,
-        description="maximum number of label sets, boost-only stacks and versions waiting to be loaded; beyond it 429",
+        description="maximum number of waiting loads: of label sets and boost-only stacks, and separately of versions; "
+        "beyond it 429",
     )
 
     warmup_s: float = Field(
         5.0,
         ge=0,
-        description="time for warm-up of live versions at startup; the rest is warmed up while serving",
+        description="time for testing live versions on the device at startup; the rest is tested while serving",
     )
     domain_metrics: bool = Field(
         True,
-        description="label metrics with the domain; turn it off with thousands of domains",
+        description="add the domain as a label to metrics; turn it off with thousands of domains",
     )
     store_poll_s: float = Field(
         1.0, ge=0, description="interval between checks for changes by other processes; 0 disables them"
@@ -202,8 +205,8 @@ class Settings(BaseSettings):
         if "max_batch_rows" not in self.model_fields_set:
             n_rows = max(n_rows, min(2 ** round(math.log2(n_multiprocessors)), MOST_GPU_ROWS))
         fitting = {"max_batch_rows": n_rows, "max_waiting_rows": 4 * n_rows, "max_open_requests": 8 * n_rows}
-        unasked = fitting.keys() - self.model_fields_set
-        return self.model_copy(update={name: max(getattr(self, name), fitting[name]) for name in unasked})
+        defaulted = fitting.keys() - self.model_fields_set
+        return self.model_copy(update={name: max(getattr(self, name), fitting[name]) for name in defaulted})
 
     @property
     def kept_domains(self) -> frozenset[str]:
