@@ -1,29 +1,4 @@
-"""The service's exceptions. Their HTTP statuses are in `service/http/problems.py`.
-
-ServiceError
-├── SettingsError                invalid configuration: unknown variable, missing keys, missing demo files
-├── RequestInvalidError          malformed request
-│   ├── BodyTooLargeError        too many bytes or images
-│   ├── SlowBodyError            the body did not arrive in time
-│   └── MediaTypeError           unsupported content type or encoding
-├── UnauthorizedError            missing or unknown API key
-├── DeniedError                  the key lacks the scope or the domain
-├── ForeignRequestError          without keys: a foreign Host or a cross-site request
-├── DomainNotLiveError           the domain has no live version
-├── DomainUnavailableError       the live version could not be loaded
-├── BackboneMismatchError        a bundle for other weights
-├── PreconditionFailedError      If-Match does not match the live version
-├── ImageRejectedError           an invalid image
-│   ├── ImageFormatError         not JPEG, PNG or WebP
-│   └── ImageTooLargeError       too many bytes or pixels
-├── ImagesRejectedError          all images of a request were rejected
-├── OverloadedError              a queue is full, or the deadline cannot be met
-├── DeadlineExceededError        the deadline passed
-├── DrainingError                the process is shutting down
-├── ClientGoneError              the client disconnected
-└── InferenceFailedError         the forward failed
-    └── DeviceLostError          the device is unusable until a restart
-"""
+"""The service's exceptions. Their HTTP statuses are in `service/http/problems.py`."""
 
 from __future__ import annotations
 
@@ -41,76 +16,57 @@ class ServiceError(Exception):
 
     default_code: ClassVar[str] = "service_error"
 
+    def __init_subclass__(cls, *, code: str | None = None) -> None:
+        cls.default_code = code or cls.default_code
+
     def __init__(self, message: str, *, code: str | None = None, extra: dict[str, object] | None = None) -> None:
         super().__init__(message)
         self.code = code or self.default_code
         self.extra = extra or {}
 
 
-class SettingsError(ServiceError):
+class SettingsError(ServiceError, code="settings_invalid"):
     """Invalid configuration."""
 
-    default_code = "settings_invalid"
 
-
-class RequestInvalidError(ServiceError):
+class RequestInvalidError(ServiceError, code="request_invalid"):
     """Malformed request."""
 
-    default_code = "request_invalid"
 
-
-class BodyTooLargeError(RequestInvalidError):
+class BodyTooLargeError(RequestInvalidError, code="too_large"):
     """The request has too many bytes or images."""
 
-    default_code = "too_large"
 
-
-class SlowBodyError(RequestInvalidError):
+class SlowBodyError(RequestInvalidError, code="slow_body"):
     """The body did not arrive in time."""
 
-    default_code = "slow_body"
 
-
-class MediaTypeError(RequestInvalidError):
+class MediaTypeError(RequestInvalidError, code="unsupported_media"):
     """Unsupported content type or content encoding."""
 
-    default_code = "unsupported_media"
 
-
-class UnauthorizedError(ServiceError):
+class UnauthorizedError(ServiceError, code="unauthorized"):
     """Missing or unknown API key."""
 
-    default_code = "unauthorized"
 
-
-class DeniedError(ServiceError):
+class DeniedError(ServiceError, code="denied"):
     """The key lacks the required scope or domain."""
 
-    default_code = "denied"
 
-
-class ForeignRequestError(ServiceError):
+class ForeignRequestError(ServiceError, code="foreign_request"):
     """Without keys: the Host is not a loopback name, or the request is cross-site."""
 
-    default_code = "foreign_request"
 
-
-class DomainNotLiveError(ServiceError):
+class DomainNotLiveError(ServiceError, code="domain_not_live"):
     """The domain has no live version."""
 
-    default_code = "domain_not_live"
 
-
-class DomainUnavailableError(ServiceError):
+class DomainUnavailableError(ServiceError, code="domain_unavailable"):
     """The domain's live version could not be loaded."""
 
-    default_code = "domain_unavailable"
 
-
-class BackboneMismatchError(ServiceError):
+class BackboneMismatchError(ServiceError, code="backbone_mismatch"):
     """The bundle was trained on another backbone."""
-
-    default_code = "backbone_mismatch"
 
     def __init__(self, *, expected: str, found: str) -> None:
         super().__init__(
@@ -119,71 +75,49 @@ class BackboneMismatchError(ServiceError):
         )
 
 
-class PreconditionFailedError(ServiceError):
+class PreconditionFailedError(ServiceError, code="precondition_failed"):
     """If-Match does not match the live version's digest."""
 
-    default_code = "precondition_failed"
 
-
-class ImageRejectedError(ServiceError):
+class ImageRejectedError(ServiceError, code="image_undecodable"):
     """An invalid image; the other images of the request are unaffected."""
 
-    default_code = "image_undecodable"
 
-
-class ImageFormatError(ImageRejectedError):
+class ImageFormatError(ImageRejectedError, code="image_format"):
     """Not a JPEG, PNG or WebP image."""
 
-    default_code = "image_format"
 
-
-class ImageTooLargeError(ImageRejectedError):
+class ImageTooLargeError(ImageRejectedError, code="image_bytes"):
     """The image has too many bytes or too many pixels."""
 
-    default_code = "image_bytes"
 
-
-class ImagesRejectedError(ServiceError):
+class ImagesRejectedError(ServiceError, code="images_rejected"):
     """All images of a request were rejected."""
 
-    default_code = "images_rejected"
 
-
-class OverloadedError(ServiceError):
+class OverloadedError(ServiceError, code="overloaded"):
     """A queue is full or the deadline cannot be met; retry after `retry_after_s`."""
-
-    default_code = "overloaded"
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
-class DeadlineExceededError(ServiceError):
+class DeadlineExceededError(ServiceError, code="deadline_exceeded"):
     """The request's deadline passed."""
 
-    default_code = "deadline_exceeded"
 
-
-class DrainingError(ServiceError):
+class DrainingError(ServiceError, code="draining"):
     """The process is shutting down and accepts no new requests."""
 
-    default_code = "draining"
 
-
-class ClientGoneError(ServiceError):
+class ClientGoneError(ServiceError, code="client_gone"):
     """The client disconnected; the response is never sent."""
 
-    default_code = "client_gone"
 
-
-class InferenceFailedError(ServiceError):
+class InferenceFailedError(ServiceError, code="inference_failed"):
     """The forward failed for the batch that contained this row."""
 
-    default_code = "inference_failed"
 
-
-class DeviceLostError(InferenceFailedError):
+class DeviceLostError(InferenceFailedError, code="device_lost"):
     """The device is unusable until the process restarts."""
-
-    default_code = "device_lost"

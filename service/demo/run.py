@@ -38,10 +38,8 @@ PLAIN_WIDTH: Final = 120
 """Width of the tables when the output is not a terminal."""
 
 
-class DemoError(ServiceError):
+class DemoError(ServiceError, code="demo_failed"):
     """A step of the demo failed."""
-
-    default_code = "demo_failed"
 
 
 @dataclass(frozen=True)

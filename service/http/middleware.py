@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import random
 import re
-import secrets
 import time
 from functools import lru_cache
 from types import SimpleNamespace
@@ -67,7 +67,7 @@ class RequestContextMiddleware:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        token = request_id.set(given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}")
+        token = request_id.set(given if REQUEST_ID.fullmatch(given) else f"req-{random.getrandbits(64):016x}")
         started_s = time.monotonic()
         status = 0
 

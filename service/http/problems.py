@@ -28,6 +28,8 @@ from service.observability.logs import request_id
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
+MEMBERS: Final = ("type", "title", "status", "code", "detail", "request_id")
+"""Every problem has these; `status` is an integer, the others are strings."""
 INTERNAL_DETAIL: Final = "Internal error. The server log has the details under this request id."
 
 
@@ -38,14 +40,12 @@ class Row:
     Args:
         status: HTTP status.
         title: the same for every error of the class.
-        code: overrides the error's code.
         detail: replaces the error's message; None shows the message.
         retry_after_s: default for `Retry-After`; the error's own value takes precedence.
     """
 
     status: int
     title: str
-    code: str | None = None
     detail: str | None = None
     retry_after_s: float | None = None
 
@@ -99,7 +99,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
 
 EXPECTED: Final = (service.ServiceError, store.PromptStoreError, model.PromptedClipError)
 """The base classes of all errors in `TABLE`."""
-UNEXPECTED: Final = Row(500, "Internal error", code="internal", detail=INTERNAL_DETAIL)
+UNEXPECTED: Final = Row(500, "Internal error", detail=INTERNAL_DETAIL)
 HTTP_CODES: Final = {400: "request_invalid", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -115,7 +115,7 @@ def describe(error: BaseException) -> dict[str, object]:
         "type": "about:blank",
         "title": row.title,
         "status": row.status,
-        "code": row.code or getattr(error, "code", "internal"),
+        "code": "internal" if row is UNEXPECTED else getattr(error, "code", "internal"),
         "detail": row.detail if row.detail is not None else str(error),
     }
     if isinstance(error, service.ServiceError):
@@ -148,19 +148,13 @@ def _retry_after_s(error: BaseException) -> int | None:
 
 
 class Problem(Response):
-    """A problem response with the request id; stores its code in the ASGI scope for the metrics.
-
-    Args:
-        status: HTTP status.
-        body: the problem's members, including `code`.
-        headers: additional headers.
-    """
+    """A problem response with the members `body` and the request id; its code goes into the ASGI scope for metrics."""
 
     media_type = MEDIA_TYPE
 
     def __init__(self, status: int, body: Mapping[str, object], headers: Mapping[str, str]) -> None:
         content = json.dumps({**body, "request_id": request_id.get()}, ensure_ascii=False)
-        super().__init__(content, status, headers=dict(headers))
+        super().__init__(content, status, headers)
         self.code = str(body["code"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -178,15 +172,8 @@ async def on_invalid(_: Request, error: Exception) -> Response:
     """Handle FastAPI's validation errors; the response does not repeat the values."""
     raw = error.errors() if isinstance(error, RequestValidationError) else []
     faults = [{"field": ".".join(str(part) for part in fault["loc"]), "message": fault["msg"]} for fault in raw]
-    body: dict[str, object] = {
-        "type": "about:blank",
-        "title": "Invalid request",
-        "status": 422,
-        "code": "request_invalid",
-        "detail": "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults),
-        "errors": faults,
-    }
-    return Problem(422, body, {})
+    detail = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
+    return respond(service.RequestInvalidError(detail, extra={"errors": faults}))
 
 
 async def on_http_error(_: Request, error: Exception) -> Response:
@@ -210,15 +197,8 @@ OPENAPI: Final[dict[int | str, dict[str, Any]]] = {
             MEDIA_TYPE: {
                 "schema": {
                     "type": "object",
-                    "required": ["type", "title", "status", "code", "detail", "request_id"],
-                    "properties": {
-                        "type": {"type": "string"},
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "code": {"type": "string"},
-                        "detail": {"type": "string"},
-                        "request_id": {"type": "string"},
-                    },
+                    "required": MEMBERS,
+                    "properties": {name: {"type": "integer" if name == "status" else "string"} for name in MEMBERS},
                 }
             }
         },
