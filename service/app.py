@@ -80,10 +80,7 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     """Wire the parts of one process; starts nothing."""
     metrics = Metrics(by_domain=settings.domain_metrics)
     engine = Engine(
-        model,
-        observer=metrics,
-        resident_domains=settings.kept_domains,
-        stuck_after_s=settings.stuck_after_s,
+        model, observer=metrics, resident_domains=settings.kept_domains, stuck_after_s=settings.stuck_after_s
     )
     metrics.build.info(build_facts(settings, model.backbone))
     metrics.registry.register(DeviceMetrics(engine, model.backbone.device))

@@ -85,7 +85,7 @@ class GracefulServer(DrainingServer):
 
 async def exit_if_device_lost(context: ServiceContext) -> None:
     """End the process if its device is lost or stuck, after a second in which requests fail with 503."""
-    if context.engine.is_lost or context.engine.is_stuck:
+    if context.engine.is_lost or context.engine.activity.is_stuck:
         logger.critical("server.device_lost")
         await asyncio.sleep(1)
         # An orderly shutdown can hang in the driver; a supervisor restarts the process.
@@ -162,7 +162,7 @@ def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, st
             server = GracefulServer(http_config(app, settings), context, started)
             server.run(sockets=[listener])
             has_started = server.started
-    if context.engine.is_busy:
+    if context.engine.activity.is_busy:
         # Python joins its threads at exit, and the device thread may hang forever.
         logger.critical("server.device_left_behind")
         logging.shutdown()

@@ -62,10 +62,7 @@ def read_bundles(folder: Path) -> list[SampleBundle]:
         except BundleInvalidError as error:
             raise SettingsError(f"{path} is not a valid bundle: {error}", code="demo_files") from error
     if not found:
-        raise SettingsError(
-            f"No demo bundles in {folder}. Run `make demo-train` to create them.",
-            code="demo_files",
-        )
+        raise SettingsError(f"No demo bundles in {folder}. Run `make demo-train` to create them.", code="demo_files")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,30 +27,15 @@ LabelSet = tuple[str, StackKind, tuple[str, ...]]
 """Digest, `cascade` or `boost`, labels: everything that text features depend on."""
 
 
+@dataclass(frozen=True, eq=False)
 class LocalBackend:
-    """Pins versions of one live table and scores images with one batcher.
+    """Pins versions of one live table and scores images with one batcher; `label_sets` caches stacks it derives."""
 
-    Args:
-        table: the live table.
-        loader: loads versions that are not live.
-        engine: makes stacks for other labels and without adapting prompts.
-        batcher: in front of the engine.
-        label_sets: cache of such stacks.
-    """
-
-    def __init__(
-        self,
-        table: LiveTable,
-        loader: VersionLoader,
-        engine: Engine,
-        batcher: Batcher[EngineRow, list[Prediction]],
-        label_sets: LoadingCache[LabelSet, PromptStack],
-    ) -> None:
-        self.table = table
-        self.loader = loader
-        self.engine = engine
-        self.batcher = batcher
-        self.label_sets = label_sets
+    table: LiveTable
+    loader: VersionLoader
+    engine: Engine
+    batcher: Batcher[EngineRow, list[Prediction]]
+    label_sets: LoadingCache[LabelSet, PromptStack]
 
     @asynccontextmanager
     async def pin(
@@ -65,27 +51,21 @@ class LocalBackend:
         return LocalPin(self, domain, pinned)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
 class LocalPin:
-    """One request's hold on one version.
+    """One request's hold on the version that was live when it came, or on the number that it asks for."""
 
-    Args:
-        backend: does the work.
-        domain: of the request.
-        version: what was live when the request came, or the number that it asks for.
-    """
-
-    def __init__(self, backend: LocalBackend, domain: str, version: LoadedVersion | int) -> None:
-        self._backend = backend
-        self._domain = domain
-        self._version = version
+    backend: LocalBackend
+    domain: str
+    version: LoadedVersion | int
 
     async def score(self, pixels: Sequence[NDArray[np.uint8]], options: ScoringOptions) -> Scored:
         """See `Pin.score`."""
-        backend, served = self._backend, self._version
+        backend, served = self.backend, self.version
         if isinstance(served, int):
-            live = backend.table.live(self._domain)
+            live = backend.table.live(self.domain)
             is_live = live is not None and live.version == served
-            served = live if live and is_live else await backend.loader.load_cached(self._domain, served)
+            served = live if live and is_live else await backend.loader.load_cached(self.domain, served)
         stack = served.stack
         if options.stack == "boost" or options.labels:
             key = (served.digest, options.stack, options.labels)
@@ -94,7 +74,7 @@ class LocalPin:
             [EngineRow(image, stack, options.top_k) for image in pixels],
             key=stack.lane,
             deadline_s=options.deadline_s,
-            tenant=self._domain,
+            tenant=self.domain,
             priority=options.priority,
         )
         try:
@@ -118,7 +98,7 @@ class LocalPin:
         Raises:
             RequestInvalidError: the bundle cannot do that.
         """
-        engine = self._backend.engine
+        engine = self.backend.engine
         try:
             if options.stack == "boost":
                 stack = await engine.boost_stack(stack)

@@ -51,20 +51,11 @@ class DomainState:
 
 
 class LiveTable:
-    """Domain to state.
-
-    Args:
-        metrics: shows the states.
-    """
+    """Domain to state; `states` is the table at this moment, immutable."""
 
     def __init__(self, metrics: Metrics) -> None:
+        self.states: Mapping[str, DomainState] = MappingProxyType({})
         self._metrics = metrics
-        self._states: Mapping[str, DomainState] = MappingProxyType({})
-
-    @property
-    def states(self) -> Mapping[str, DomainState]:
-        """The table at this moment; immutable."""
-        return self._states
 
     def pin(self, domain: str) -> LoadedVersion:
         """The live version of a domain, pinned for as long as the caller holds it.
@@ -87,18 +78,18 @@ class LiveTable:
         Raises:
             DomainNotFoundError: no such domain.
         """
-        if domain not in self._states:
+        if domain not in self.states:
             raise unknown_domain(domain)
-        return self._states[domain]
+        return self.states[domain]
 
     def live(self, domain: str) -> LoadedVersion | None:
         """The live version of a domain, None if there is none."""
-        return self._states[domain].live if domain in self._states else None
+        return self.states[domain].live if domain in self.states else None
 
     def swap(self, domain: str, state: DomainState) -> None:
         """Replace a domain's state in one assignment."""
-        before = self._states.get(domain)
-        self._states = MappingProxyType({**self._states, domain: state})
+        before = self.states.get(domain)
+        self.states = MappingProxyType({**self.states, domain: state})
         self._metrics.state_changed(before.name if before else None, state.name)
         self._metrics.live_version_changed(domain, _identity(before), _identity(state))
 

@@ -26,14 +26,8 @@ if TYPE_CHECKING:
 class VersionLoader:
     """Loads versions of one store for one engine.
 
-    Args:
-        store: holds the bundles.
-        engine: makes stacks and runs smoke tests.
-        max_recent: size of the cache.
-        max_waiting: most versions that may wait to be loaded.
-
-    Attributes:
-        recent: loaded versions that are not live, by domain and number.
+    `recent` caches `max_recent` loaded versions that are not live, by domain and number; at most `max_waiting` may wait
+    to be loaded into it.
     """
 
     def __init__(self, store: Store, engine: Engine, *, max_recent: int, max_waiting: int) -> None:

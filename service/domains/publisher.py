@@ -27,17 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Changes the live table, and the store with it.
-
-    Args:
-        table: the live table.
-        loader: loads versions.
-        engine: pins the stacks of resident domains.
-        metrics: counts activations.
-
-    Attributes:
-        locks: by domain, held while its live version changes.
-    """
+    """Changes the live table, and the store with it; `locks` are held by domain while its live version changes."""
 
     def __init__(self, table: LiveTable, loader: VersionLoader, engine: Engine, metrics: Metrics) -> None:
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -76,13 +66,7 @@ class Publisher:
         return added
 
     async def activate(self, domain: str, version: int, *, expected: str | None, actor: str) -> LoadedVersion:
-        """Make a stored version live.
-
-        Args:
-            domain: its name.
-            version: its number.
-            expected: digest that must be live now; None for any.
-            actor: recorded in the history.
+        """Make a stored version live, if `expected` is None or the digest that is live now.
 
         Raises:
             DomainNotFoundError, VersionNotFoundError: it is not in the store.
@@ -142,12 +126,7 @@ class Publisher:
             self._loader.recent.remove((domain, version))
 
     def go_live(self, loaded: LoadedVersion, started_s: float) -> None:
-        """Show a version in the live table.
-
-        Args:
-            loaded: live in the store already.
-            started_s: monotonic time at which its activation began.
-        """
+        """Show a version that is live in the store; its activation began at `started_s` on the monotonic clock."""
         domain = loaded.domain
         replaced = self._table.live(domain)
         self._table.swap(domain, DomainState(loaded))

@@ -78,6 +78,13 @@ class Engine:
         resident_domains: domains whose live stacks are pinned in the bank.
         stuck_after_s: longest time without progress while there is work. A call may take longer: it makes progress
             with every forward, and many texts are many forwards.
+
+    Attributes:
+        backbone: the model's.
+        num_streams: batches that run concurrently.
+        activity: calls in progress on the device.
+        is_lost: only a new process can use the device again.
+        n_out_of_memory: calls that ran out of device memory.
     """
 
     def __init__(
@@ -90,8 +97,12 @@ class Engine:
     ) -> None:
         self._model = model
         self._resident_domains = frozenset(resident_domains)
-        self._activity = Activity(stuck_after_s)
-        model.on_progress = self._activity.report_progress
+        self.backbone: Backbone = model.backbone
+        self.num_streams = model.num_streams
+        self.activity = Activity(stuck_after_s)
+        self.is_lost = False
+        self.n_out_of_memory = 0
+        model.on_progress = self.activity.report_progress
         self._observer = model.bank.observer = observer
         n_threads = torch.get_num_threads()
         self._loader = _executor("load", 1, n_torch_threads=1)
@@ -103,43 +114,6 @@ class Engine:
         self._free = threading.Semaphore(model.num_streams + model.pipeline_depth)
         self._n_calls = 0
         self._had_company = False
-        self._n_out_of_memory = 0
-        self._is_lost = False
-
-    @property
-    def backbone(self) -> Backbone:
-        """The model's backbone."""
-        return self._model.backbone
-
-    @property
-    def num_streams(self) -> int:
-        """Batches that run concurrently."""
-        return self._model.num_streams
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether only a new process can use the device again."""
-        return self._is_lost
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a call is in progress on the device."""
-        return self._activity.is_busy
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether a call has made no progress for too long."""
-        return self._activity.is_stuck
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds in which at least one call was in progress on the device."""
-        return self._activity.busy_s
-
-    @property
-    def n_out_of_memory(self) -> int:
-        """Calls that ran out of device memory."""
-        return self._n_out_of_memory
 
     def max_batch_rows(self, n_allowed: int) -> int:
         """Most rows per batch, at least one, so that concurrent batches have `n_allowed` together."""
@@ -239,19 +213,19 @@ class Engine:
         self._n_calls -= 1
 
     def _raise_if_lost(self) -> None:
-        if self._is_lost:
+        if self.is_lost:
             raise DeviceLostError("The device failed; this process is about to be replaced. Send the request again.")
 
     def _on_device(self, work: Callable[[], T]) -> T:
         """Run work on a thread of the device; detects a lost device and missing memory."""
         try:
-            with self._free, self._activity.call():
+            with self._free, self.activity.call():
                 return work()
         except torch.OutOfMemoryError:
             logger.warning("device.out_of_memory")
         except RuntimeError as error:
             if any(mark in str(error).lower() for mark in LOST_MARKS):
-                self._is_lost = True
+                self.is_lost = True
                 logger.critical("device.lost", exc_info=True)
                 raise DeviceLostError("The device failed; this process is about to be replaced.") from error
             raise
@@ -260,7 +234,7 @@ class Engine:
         raise OverloadedError("The device has no memory left for this; try again.", retry_after_s=1.0)
 
     def _free_memory(self) -> None:
-        self._n_out_of_memory += 1
+        self.n_out_of_memory += 1
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 

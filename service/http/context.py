@@ -89,7 +89,7 @@ class ServiceContext(HttpContext):
             return "draining"
         if self.engine.is_lost:
             return "device_lost"
-        if self.engine.is_stuck:
+        if self.engine.activity.is_stuck:
             return "device_stuck"
         return None
 

@@ -140,9 +140,7 @@ class AuthMiddleware:
             if self.context.keys.is_open:
                 reject_foreign(scope["method"], Headers(scope=scope))
             scope["caspl.actor"] = self.context.keys.check(
-                method=scope["method"],
-                path=scope["path"],
-                authorization=Headers(scope=scope).get("authorization", ""),
+                method=scope["method"], path=scope["path"], authorization=Headers(scope=scope).get("authorization", "")
             )
         await self.app(scope, receive, send)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,36 +15,20 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from prompted_clip.backbone import Backbone
-
-
-class Busy(Protocol):
-    """The engine's counters."""
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds in which the device was busy."""
-
-    @property
-    def n_out_of_memory(self) -> int:
-        """Number of out-of-memory errors."""
+    from service.engine.engine import Engine
 
 
 class DeviceMetrics(Collector):
-    """Collects device metrics on each scrape.
+    """Collects device metrics on each scrape."""
 
-    Args:
-        engine: the device's engine.
-        device: the device.
-    """
-
-    def __init__(self, engine: Busy, device: torch.device) -> None:
+    def __init__(self, engine: Engine, device: torch.device) -> None:
         self._engine = engine
         self._device = device
 
     def collect(self) -> Iterator[Metric]:
         """Yield the engine's counters and, on a GPU, torch's memory statistics."""
         busy = "Time in which the device was busy; its rate is the utilization."
-        yield CounterMetricFamily("caspl_device_busy_seconds", busy, value=self._engine.busy_s)
+        yield CounterMetricFamily("caspl_device_busy_seconds", busy, value=self._engine.activity.busy_s)
         full = "Out-of-memory errors on the device."
         yield CounterMetricFamily("caspl_device_out_of_memory", full, value=self._engine.n_out_of_memory)
         memory = GaugeMetricFamily(

@@ -5,6 +5,7 @@ Each application has its own registry, so that two of them can live in one proce
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
@@ -24,91 +25,59 @@ class Metrics:
     def __init__(self, *, by_domain: bool = True) -> None:
         self.registry = CollectorRegistry()
         self._by_domain = by_domain
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
         self.build = Info("caspl_build", "Versions and configuration.", registry=self.registry)
-        self.requests = Counter(
-            "caspl_http_requests", "Requests answered.", ["route", "method", "code"], registry=self.registry
+        self.requests = counter("caspl_http_requests", "Requests answered.", ["route", "method", "code"])
+        self.request_s = histogram(
+            "caspl_request_duration_seconds", "Time from request head to end of response.", ["route"], buckets=SECONDS
         )
-        self.request_s = Histogram(
-            "caspl_request_duration_seconds",
-            "Time from request head to end of response.",
-            ["route"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.stage_s = Histogram(
+        self.stage_s = histogram(
             "caspl_stage_duration_seconds",
             "Decode: all images of a request. Queue: the oldest image of a batch. Device: a request's slowest batch. "
             "Shape: building the response.",
             ["stage"],
             buckets=SECONDS,
-            registry=self.registry,
         )
-        self.images = Counter(
-            "caspl_images",
-            "Images by result: answered, rejected (invalid image), failed.",
-            ["domain", "result"],
-            registry=self.registry,
+        self.images = counter(
+            "caspl_images", "Images by result: answered, rejected (invalid image), failed.", ["domain", "result"]
         )
-        self.batch_rows = Histogram("caspl_batch_rows", "Images per batch.", buckets=ROWS, registry=self.registry)
-        self.batch_domains = Histogram(
-            "caspl_batch_domains", "Distinct domains per batch.", buckets=ROWS, registry=self.registry
-        )
-        self.batches = Counter(
+        self.batch_rows = histogram("caspl_batch_rows", "Images per batch.", buckets=ROWS)
+        self.batch_domains = histogram("caspl_batch_domains", "Distinct domains per batch.", buckets=ROWS)
+        self.batches = counter(
             "caspl_batches",
             "Batches by start reason: idle, a device thread was free; full, no room for more rows; pipelined, "
             "submitted behind a running batch; drain, at shutdown.",
             ["reason"],
-            registry=self.registry,
         )
-        self.batch_padding = Histogram(
-            "caspl_batch_padding_ratio",
-            "Share of padding in a batch.",
-            buckets=RATIOS,
-            registry=self.registry,
-        )
-        self.entered = Counter("caspl_rows_entered", "Images added to the queue.", ["priority"], registry=self.registry)
-        self.queue_rows = Gauge("caspl_queue_rows", "Images in the queue.", registry=self.registry)
-        self.dropped = Counter(
-            "caspl_rows_dropped", "Images that never reached the device.", ["reason"], registry=self.registry
-        )
-        self.bank_slots = Gauge(
+        self.batch_padding = histogram("caspl_batch_padding_ratio", "Share of padding in a batch.", buckets=RATIOS)
+        self.entered = counter("caspl_rows_entered", "Images added to the queue.", ["priority"])
+        self.queue_rows = gauge("caspl_queue_rows", "Images in the queue.")
+        self.dropped = counter("caspl_rows_dropped", "Images that never reached the device.", ["reason"])
+        self.bank_slots = gauge(
             "caspl_bank_slots",
             "Slots of the prompt bank: used, free, kept (resident domains, never evicted).",
             ["state"],
-            registry=self.registry,
         )
-        self.bank_loads = Counter("caspl_bank_loads", "Stacks copied to the device.", registry=self.registry)
-        self.bank_evictions = Counter("caspl_bank_evictions", "Stacks evicted from the device.", registry=self.registry)
-        self.activations = Counter(
-            "caspl_activations",
-            "Changes of a live version: done, failed.",
-            ["domain", "result"],
-            registry=self.registry,
+        self.bank_loads = counter("caspl_bank_loads", "Stacks copied to the device.")
+        self.bank_evictions = counter("caspl_bank_evictions", "Stacks evicted from the device.")
+        self.activations = counter(
+            "caspl_activations", "Changes of a live version: done, failed.", ["domain", "result"]
         )
-        self.activation_s = Histogram(
-            "caspl_activation_duration_seconds",
-            "Time to load, test and activate a version.",
-            buckets=SECONDS,
-            registry=self.registry,
+        self.activation_s = histogram(
+            "caspl_activation_duration_seconds", "Time to load, test and activate a version.", buckets=SECONDS
         )
-        self.live = Gauge(
-            "caspl_live_version", "Number of the live version; 0 without one.", ["domain"], registry=self.registry
-        )
-        self.bundles = Gauge(
-            "caspl_bundle_info",
-            "1 for each live bundle.",
-            ["domain", "version", "digest"],
-            registry=self.registry,
-        )
-        self.domains = Gauge(
+        self.live = gauge("caspl_live_version", "Number of the live version; 0 without one.", ["domain"])
+        self.bundles = gauge("caspl_bundle_info", "1 for each live bundle.", ["domain", "version", "digest"])
+        self.domains = gauge(
             "caspl_domains",
             "Domains by state: live, stale (an older version serves), broken, idle (no live version).",
             ["state"],
-            registry=self.registry,
         )
         for state in ("live", "stale", "broken", "idle"):  # 0 is a number, not a gap
             self.domains.labels(state)
-        self.errors = Counter("caspl_errors", "Error responses.", ["code"], registry=self.registry)
+        self.errors = counter("caspl_errors", "Error responses.", ["code"])
 
     def rows_queued(self, n_rows: int, priority: str) -> None:
         """Count rows that entered the queue."""

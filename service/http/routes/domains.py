@@ -154,20 +154,7 @@ async def history(
     """Show the history of a domain, oldest first."""
     context.table.state(domain)
     entries = await asyncio.to_thread(context.store.history, domain, limit=limit, before=before)
-    return HistoryOut(
-        domain=domain,
-        history=[
-            HistoryEntryOut(
-                seq=entry.seq,
-                at=str(entry.at),
-                actor=entry.actor,
-                action=entry.action,
-                from_version=entry.from_version,
-                to_version=entry.to_version,
-            )
-            for entry in entries
-        ],
-    )
+    return HistoryOut(domain=domain, history=[HistoryEntryOut(**vars(entry)) for entry in entries])
 
 
 @router.delete("/domains/{domain}/versions/{version}", status_code=204)
@@ -201,14 +188,7 @@ async def _info(context: ServiceContext, domain: str, version: int) -> VersionIn
 
 
 def _version(domain: str, info: VersionInfo) -> VersionOut:
-    return VersionOut(
-        domain=domain,
-        version=info.version,
-        digest=info.digest,
-        size_bytes=info.size_bytes,
-        created_at=str(info.created_at),
-        is_live=info.is_live,
-    )
+    return VersionOut(domain=domain, **vars(info))
 
 
 def _live(live: LoadedVersion, response: Response) -> LiveOut:

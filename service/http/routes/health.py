@@ -14,7 +14,7 @@ router = APIRouter(tags=["health"])
 @router.get("/livez")
 async def livez(context: Context, response: Response) -> dict[str, bool]:
     """Liveness: 503 if the device is lost or hung, and the process should be restarted."""
-    is_alive = not (context.engine.is_lost or context.engine.is_stuck)
+    is_alive = not (context.engine.is_lost or context.engine.activity.is_stuck)
     response.status_code = 200 if is_alive else 503
     return {"is_alive": is_alive}
 

@@ -264,12 +264,12 @@ async def test_a_call_that_hangs_is_stuck():
     model.gate.clear()
     running = asyncio.ensure_future(engine.run([EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)]))
     await asyncio.sleep(0.2)
-    assert engine.is_busy
-    assert engine.is_stuck
+    assert engine.activity.is_busy
+    assert engine.activity.is_stuck
     model.gate.set()
     await running
-    assert not engine.is_busy
-    assert not engine.is_stuck
+    assert not engine.activity.is_busy
+    assert not engine.activity.is_stuck
     engine.close()
 
 
@@ -281,7 +281,7 @@ async def test_a_long_call_of_many_short_forwards_is_not_stuck():
     making = asyncio.ensure_future(engine.with_labels(stack, [f"label {n}" for n in range(10)]))
     started_s, seen = time.monotonic(), []
     while not making.done():
-        seen.append(engine.is_stuck)
+        seen.append(engine.activity.is_stuck)
         await asyncio.sleep(0.01)
     slow.remove()
     engine.close()

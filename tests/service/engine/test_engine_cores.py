@@ -165,10 +165,10 @@ async def test_one_core_that_hangs_is_stuck_while_the_others_go_on(cores_of):
     hanging = cores.start()
     await cores.have_begun(1)
     cores.model.rank = cores.rank
-    while not engine.is_stuck:
+    while not engine.activity.is_stuck:
         await cores.start()
         await asyncio.sleep(0.01)
     cores.gate.set()
     await hanging
-    assert not engine.is_busy
-    assert not engine.is_stuck
+    assert not engine.activity.is_busy
+    assert not engine.activity.is_stuck

@@ -1,4 +1,5 @@
 import re
+from types import SimpleNamespace
 
 import torch
 
@@ -84,7 +85,7 @@ def test_without_domains_as_labels_no_name_of_one_shows_and_everything_is_counte
 
 
 class FakeEngine:
-    busy_s, n_out_of_memory = 2.5, 3
+    activity, n_out_of_memory = SimpleNamespace(busy_s=2.5), 3
 
 
 def test_a_device_tells_how_busy_it_was_and_a_gpu_its_memory(monkeypatch):
