@@ -123,10 +123,7 @@ class Settings(BaseSettings):
         "decode JPEGs on the GPU",
     )
     n_decode_threads: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="image decoding threads; 0 uses one per core, at most 8, or 64 with preprocess gpu",
+        0, ge=0, le=64, description="image decoding threads; 0 uses one per core, at most 8, or 64 with preprocess gpu"
     )
     max_decoding_images: int = Field(
         64, ge=1, description="maximum number of images being decoded or waiting for it; beyond it 429"
@@ -154,8 +151,7 @@ class Settings(BaseSettings):
         description="time for testing live versions on the device at startup; the rest is tested while serving",
     )
     domain_metrics: bool = Field(
-        True,
-        description="add the domain as a label to metrics; turn it off with thousands of domains",
+        True, description="add the domain as a label to metrics; turn it off with thousands of domains"
     )
     store_poll_s: float = Field(
         1.0, ge=0, description="interval between checks for changes by other processes; 0 disables them"
