@@ -3,11 +3,11 @@
 Heads compute in float32 whatever the backbone's dtype (float64 stays float64): they are small, and their inputs are the
 towers' outputs.
 
-Legend: B images, K classes, E joint width, F width of the text features, H hidden width, N context tokens, T text
-tokens, W text width, R text rows that run at once.
+Legend: B images, K classes, E joint width, F width of the text features, H hidden width, O outputs, N context tokens,
+T text tokens, W text width, R text rows that run at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +17,12 @@ from torch.nn.functional import linear, relu
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
 from prompted_clip.prompts import PromptGrid
-from prompted_clip.text import embed_text, tokenize
+from prompted_clip.text import embed_text
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """The image tower's output.
-
-    Attributes:
-        embeddings_BE: v(x), before normalisation, float32.
-        unit_BE: f(x) = v(x) / |v(x)|, float32.
-    """
+    """The image tower's output: v(x), and f(x) = v(x) / |v(x)|, both float32."""
 
     embeddings_BE: Tensor
     unit_BE: Tensor
@@ -38,15 +33,25 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True, eq=False)
+class TwoLayers:
+    """W2 relu(W1 x + b1) + b2: [B, E] to [B, O]."""
+
+    hidden_weight_HE: Tensor
+    hidden_bias_H: Tensor
+    weight_OH: Tensor
+    bias_O: Tensor
+
+    def __call__(self, x_BE: Tensor) -> Tensor:
+        """[B, O]."""
+        hidden_BH = relu(linear(x_BE, self.hidden_weight_HE, self.hidden_bias_H))
+        return linear(hidden_BH, self.weight_OH, self.bias_O)
+
+
+@dataclass(frozen=True, eq=False)
 class ClassHead:
     """A linear classifier over the bundle's own classes whose logits are blended with those of the text features.
 
     Source: DePT (arXiv 2309.07439) and the method's repository, its channel-wise affine map folded into the weight.
-
-    Attributes:
-        weight_KE: [K, E].
-        bias_K: [K].
-        share: weight of this head's logits, 0 to 1.
     """
 
     weight_KE: Tensor
@@ -63,49 +68,13 @@ class Projector:
     """Two linear layers from image embeddings to the space of another model's text features.
 
     Source: PromptKD (arXiv 2403.02781) and the method's repository, its normalisation layer folded into the first one.
-
-    Attributes:
-        hidden_weight_HE: [H, E].
-        hidden_bias_H: [H].
-        weight_FH: [F, H].
-        bias_F: [F].
     """
 
-    hidden_weight_HE: Tensor
-    hidden_bias_H: Tensor
-    weight_FH: Tensor
-    bias_F: Tensor
+    layers: TwoLayers
 
     def features(self, embeddings_BE: Tensor) -> Tensor:
-        """W2 relu(W1 v + b1) + b2, unit norm: [B, F] float32."""
-        hidden_BH = relu(linear(embeddings_BE, self.hidden_weight_HE, self.hidden_bias_H))
-        return internals.unit_norm(linear(hidden_BH, self.weight_FH, self.bias_F))
-
-
-@dataclass(frozen=True, eq=False)
-class MetaNet:
-    """A text context, and the two linear layers that compute an image's shift of it.
-
-    Source: CoCoOp (arXiv 2203.05557), section 3.2.
-
-    Attributes:
-        context_NW: the context before the shift.
-        hidden_weight_HE: [H, E].
-        hidden_bias_H: [H].
-        weight_WH: [W, H].
-        bias_W: [W].
-    """
-
-    context_NW: Tensor
-    hidden_weight_HE: Tensor
-    hidden_bias_H: Tensor
-    weight_WH: Tensor
-    bias_W: Tensor
-
-    def contexts(self, features_BE: Tensor) -> Tensor:
-        """The context plus W2 relu(W1 f + b1) + b2, the same shift for all of its tokens: [B, N, W]."""
-        hidden_BH = relu(linear(features_BE, self.hidden_weight_HE, self.hidden_bias_H))
-        return self.context_NW + linear(hidden_BH, self.weight_WH, self.bias_W).unsqueeze(1)
+        """[B, F] float32, unit norm."""
+        return internals.unit_norm(self.layers(embeddings_BE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,28 +84,18 @@ class ConditionalHead:
     Sequence: [SOS, shifted context, boosting prompts, class text, EOT] (CasPL, arXiv 2409.17805, section 3.2).
 
     Attributes:
-        net: the context and its shift.
+        context_NW: the context before the shift.
+        shift: an image's shift of all context tokens, from f(x); CoCoOp (arXiv 2203.05557), section 3.2.
         boost: boosting prompts of the text tower, shared by all rows, or None.
         ids_KT: token ids of the class texts, padded to the longest.
         eot_K: their EOT positions before prompts are inserted.
     """
 
-    net: MetaNet
+    context_NW: Tensor
+    shift: TwoLayers
     boost: PromptGrid | None
     ids_KT: Tensor
     eot_K: Tensor
-
-    @classmethod
-    def for_texts(
-        cls, backbone: Backbone, net: MetaNet, texts: Sequence[str], boost: PromptGrid | None
-    ) -> "ConditionalHead":
-        """A head that chooses among `texts`, in host memory.
-
-        Raises:
-            TextTooLongError: a text does not fit together with the context and the boosting prompts.
-        """
-        n_prompts = len(net.context_NW) + (boost.n_tokens if boost is not None else 0)
-        return cls(net, boost, *tokenize(backbone, texts, n_prompts=n_prompts))
 
     @property
     def n_classes(self) -> int:
@@ -157,7 +116,7 @@ class ConditionalHead:
         Returns:
             [B, K] cosine similarities, float32.
         """
-        contexts_BNW = self.net.contexts(features_BE)
+        contexts_BNW = self.context_NW + self.shift(features_BE).unsqueeze(1)
         pairs = torch.arange(len(features_BE) * self.n_classes, device=features_BE.device)
         parts = []
         for pairs_R in torch.split(pairs, max_text_rows):

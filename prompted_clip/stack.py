@@ -85,11 +85,6 @@ class PromptStack:
         return join_groups([self.text_adapt, self.text_boost])
 
     @property
-    def has_class_contexts(self) -> bool:
-        """Whether text prompts belong to the trained classes, so that other labels cannot be scored."""
-        return self.text_adapt is not None and self.text_adapt.ndim == 4
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the stack's tensors."""
         return nbytes(self)

@@ -1,13 +1,10 @@
 """Loads prompt stacks: from a bundle, from class names, or from another stack with other classes.
 
 Stacks are loaded into host memory, pinned if the device is a GPU. Only text encoding runs on the device.
-
-Legend: K classes, E joint width, W tower width.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,10 +13,10 @@ from prompt_store.bundle import Bundle
 from prompt_store.contents import HEAD_SHAPES, HeadKind, head_kind
 from prompted_clip.backbone import Backbone
 from prompted_clip.errors import StackMismatchError
-from prompted_clip.heads import ClassHead, ConditionalHead, Head, MetaNet, Projector
-from prompted_clip.prompts import PromptGrid, join_groups
+from prompted_clip.heads import ClassHead, ConditionalHead, Head, Projector, TwoLayers
+from prompted_clip.prompts import join_groups
 from prompted_clip.stack import PromptStack
-from prompted_clip.text import TEXTS_AT_ONCE, encode_classes
+from prompted_clip.text import TEXTS_AT_ONCE, encode_classes, tokenize
 from prompted_clip.transfers import map_tensors
 
 
@@ -48,26 +45,20 @@ class StackLoader:
 
     @torch.inference_mode()
     def from_bundle(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
-        """Load a validated bundle; the device is not used.
-
-        Args:
-            bundle: from `prompt_store.bundle.read_bundle`.
-            version: its number in the store.
+        """Load a bundle from `read_bundle`, with its version in the store; the device is not used.
 
         Raises:
             StackMismatchError: made for another backbone, deeper than a tower, or too many classes for a conditional
                 head.
             TextTooLongError: a class of a conditional head does not fit the text tower together with the prompts.
         """
-        manifest, backbone = bundle.manifest, self.backbone
+        manifest, dtype = bundle.manifest, self.backbone.dtype
         kind = head_kind(manifest.stack, bundle.tensors)
         self._check_backbone(bundle, kind)
-        precise = torch.promote_types(backbone.dtype, torch.float32)
+        precise = torch.promote_types(dtype, torch.float32)
         tensors = {name: torch.from_numpy(array.copy()).to(precise) for name, array in bundle.tensors.items()}
-        groups = {
-            name: tensors[name].to(backbone.dtype) if name in tensors else None
-            for name in ("image.boost", "image.adapt", "text.boost", "text.adapt")
-        }
+        groups = {name: tensor.to(dtype) for name, tensor in tensors.items() if name.endswith((".boost", ".adapt"))}
+        image_boost, image_adapt = groups.get("image.boost"), groups.get("image.adapt")
         stack = PromptStack(
             domain=manifest.domain,
             version=version,
@@ -76,15 +67,16 @@ class StackLoader:
             class_texts=tuple(c.text for c in manifest.classes),
             templates=tuple(manifest.templates),
             logit_scale=manifest.logit_scale,
-            image_boost=groups["image.boost"],
-            image_adapt=groups["image.adapt"],
-            text_boost=groups["text.boost"],
-            text_adapt=groups["text.adapt"] if kind != "conditional" else None,
+            image_boost=image_boost,
+            image_adapt=image_adapt,
+            text_boost=groups.get("text.boost"),
+            text_adapt=groups.get("text.adapt") if kind != "conditional" else None,
             text_features=tensors.get("text.features"),
-            image=join_groups([groups["image.boost"], groups["image.adapt"]]),
+            image=join_groups([image_boost, image_adapt]),
             labels=manifest.stack.labels,
         )
-        return self._in_host_memory(stack, head=self._head(stack, kind, tensors, manifest.stack.head_share))
+        head = self._head(stack, kind, tensors, manifest.stack.head_share)
+        return self._in_host_memory(replace(stack, head=head))
 
     @torch.inference_mode()
     def plain(self, domain: str, class_names: Sequence[str], templates: Sequence[str]) -> PromptStack:
@@ -102,7 +94,7 @@ class StackLoader:
             templates=tuple(templates),
             logit_scale=self.backbone.logit_scale,
         )
-        return self._in_host_memory(plain, text_features=self._encode_classes(class_names, templates, None))
+        return self._with_text_features(plain)
 
     @torch.inference_mode()
     def boost_only(self, stack: PromptStack) -> PromptStack:
@@ -119,97 +111,23 @@ class StackLoader:
             # A projector without adapting prompts was learned with the boosting prompts and belongs to them.
             if is_plain or isinstance(stack.head, Projector):
                 return stack
-        return self._in_host_memory(
-            stack,
-            image_adapt=None,
-            text_adapt=None,
-            image=join_groups([stack.image_boost]),
-            text_features=self._text_features(stack, stack.class_texts, join_groups([stack.text_boost])),
-            labels="any",
-            head=None,
-        )
+        image = join_groups([stack.image_boost])
+        boosted = replace(stack, image_adapt=None, text_adapt=None, image=image, labels="any", head=None)
+        return self._with_text_features(boosted)
 
     @torch.inference_mode()
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
-        """Open vocabulary: a stack with the same prompts and other classes.
+        """Open vocabulary: a stack with the same prompts and other classes, at least one.
 
         A class head is dropped, as it knows the bundle's own classes only; a conditional head is kept.
-
-        Args:
-            stack: the domain's stack.
-            labels: the new classes, at least one.
 
         Raises:
             StackMismatchError: the stack can serve its own classes only, has no template, or `labels` are too many for
                 a conditional head.
             TextTooLongError: a label does not fit the text tower together with the prompts.
         """
-        self._check_open(stack)
-        head = stack.head
-        opened = dataclasses.replace(stack, class_names=tuple(labels), class_texts=tuple(labels), head=None)
-        if isinstance(head, ConditionalHead):
-            return self._in_host_memory(opened, head=self._conditional_head(opened, head.net))
-        return self._in_host_memory(opened, text_features=self._text_features(stack, labels, stack.text))
-
-    def _in_host_memory(self, stack: PromptStack, **changes: Any) -> PromptStack:  # noqa: ANN401  fields of a stack
-        """A stack with some fields changed, in host memory; for a GPU the tensors that forwards read are pinned."""
-        stack = map_tensors(dataclasses.replace(stack, **changes), Tensor.cpu)
-        if self.backbone.device.type != "cuda":
-            return stack
-        pinned = map_tensors(stack.without_groups(), Tensor.pin_memory)
-        return dataclasses.replace(stack, image=pinned.image, text_features=pinned.text_features, head=pinned.head)
-
-    def _text_features(self, stack: PromptStack, texts: Sequence[str], grid: PromptGrid | None) -> Tensor:
-        if not stack.templates:
-            msg = f"Domain {stack.domain!r} has no template, so no text can be encoded for it."
-            raise StackMismatchError(msg)
-        return self._encode_classes(texts, stack.templates, grid)
-
-    def _encode_classes(self, texts: Sequence[str], templates: Sequence[str], grid: PromptGrid | None) -> Tensor:
-        at_once = min(TEXTS_AT_ONCE, self._max_text_rows)
-        grid = grid.to(self.backbone.device) if grid is not None else None
-        return encode_classes(self.backbone, texts, templates, grid, max_texts=at_once, on_progress=self._on_progress)
-
-    def _head(
-        self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], share: float | None
-    ) -> Head | None:
-        """A bundle's head."""
-        if kind == "conditional":
-            net = MetaNet(
-                context_NW=tensors["text.adapt"][0],
-                hidden_weight_HE=tensors["conditional.linear1.weight"],
-                hidden_bias_H=tensors["conditional.linear1.bias"],
-                weight_WH=tensors["conditional.linear2.weight"],
-                bias_W=tensors["conditional.linear2.bias"],
-            )
-            return self._conditional_head(stack, net)
-        if kind == "projector":
-            return Projector(
-                hidden_weight_HE=tensors["head.hidden.weight"],
-                hidden_bias_H=tensors["head.hidden.bias"],
-                weight_FH=tensors["head.weight"],
-                bias_F=tensors["head.bias"],
-            )
-        if share is None:
-            return None
-        return ClassHead(weight_KE=tensors["head.weight"], bias_K=tensors["head.bias"], share=share)
-
-    def _conditional_head(self, stack: PromptStack, net: MetaNet) -> ConditionalHead:
-        n_classes, limit = len(stack.class_texts), self._max_conditional_classes
-        if n_classes > limit:
-            msg = (
-                f"Domain {stack.domain!r} has text features per image, and {n_classes} classes are more than "
-                f"the {limit} that max_conditional_classes allows; choose among fewer classes, or raise that limit."
-            )
-            raise StackMismatchError(msg)
-        (template,) = stack.templates
-        texts = [template.replace("{}", text) for text in stack.class_texts]
-        return ConditionalHead.for_texts(self.backbone, net, texts, stack.text)
-
-    def _check_open(self, stack: PromptStack) -> None:
-        """Reject other labels where text features cannot be computed for them."""
         reason = ""
-        if stack.has_class_contexts:
+        if stack.text_adapt is not None and stack.text_adapt.ndim == 4:
             reason = "class-specific text prompts, which exist only"
         elif stack.labels == "own":
             reason = "text features that its prompts alone do not give, made"
@@ -219,6 +137,62 @@ class StackLoader:
                 "other labels cannot be scored."
             )
             raise StackMismatchError(msg)
+        opened = replace(stack, class_names=tuple(labels), class_texts=tuple(labels))
+        if isinstance(stack.head, ConditionalHead):
+            head = self._conditional_head(opened, stack.head.context_NW, stack.head.shift)
+            return self._in_host_memory(replace(opened, head=head))
+        return self._with_text_features(replace(opened, head=None))
+
+    def _in_host_memory(self, stack: PromptStack) -> PromptStack:
+        """A copy in host memory; for a GPU the tensors that forwards read are pinned."""
+        stack = map_tensors(stack, Tensor.cpu)
+        if self.backbone.device.type != "cuda":
+            return stack
+        pinned = map_tensors(stack.without_groups(), Tensor.pin_memory)
+        return replace(stack, image=pinned.image, text_features=pinned.text_features, head=pinned.head)
+
+    def _with_text_features(self, stack: PromptStack) -> PromptStack:
+        """A copy in host memory, its classes encoded with its templates and text prompts."""
+        if not stack.templates:
+            msg = f"Domain {stack.domain!r} has no template, so no text can be encoded for it."
+            raise StackMismatchError(msg)
+        features_KE = encode_classes(
+            self.backbone,
+            stack.class_texts,
+            stack.templates,
+            stack.text and stack.text.to(self.backbone.device),
+            max_texts=min(TEXTS_AT_ONCE, self._max_text_rows),
+            on_progress=self._on_progress,
+        )
+        return self._in_host_memory(replace(stack, text_features=features_KE))
+
+    def _head(
+        self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], share: float | None
+    ) -> Head | None:
+        """A bundle's head."""
+        if kind == "conditional":
+            shift = _two_layers(tensors, "conditional.linear1", "conditional.linear2")
+            return self._conditional_head(stack, tensors["text.adapt"][0], shift)
+        if kind == "projector":
+            return Projector(_two_layers(tensors, "head.hidden", "head"))
+        if share is None:
+            return None
+        return ClassHead(weight_KE=tensors["head.weight"], bias_K=tensors["head.bias"], share=share)
+
+    def _conditional_head(self, stack: PromptStack, context_NW: Tensor, shift: TwoLayers) -> ConditionalHead:
+        n_classes, limit = len(stack.class_texts), self._max_conditional_classes
+        if n_classes > limit:
+            msg = (
+                f"Domain {stack.domain!r} has text features per image, and {n_classes} classes are more than "
+                f"the {limit} that max_conditional_classes allows; choose among fewer classes, or raise that limit."
+            )
+            raise StackMismatchError(msg)
+        (template,) = stack.templates
+        texts = [template.replace("{}", text) for text in stack.class_texts]
+        boost = stack.text
+        n_prompts = len(context_NW) + (boost.n_tokens if boost is not None else 0)
+        ids_KT, eot_K = tokenize(self.backbone, texts, n_prompts=n_prompts)
+        return ConditionalHead(context_NW, shift, boost, ids_KT, eot_K)
 
     def _check_backbone(self, bundle: Bundle, kind: HeadKind) -> None:
         manifest, backbone = bundle.manifest, self.backbone
@@ -229,23 +203,23 @@ class StackLoader:
                 "Train it again on this backbone, or serve the backbone it was made for."
             )
             raise StackMismatchError(msg)
-        towers = (
-            ("image", manifest.stack.image, backbone.n_vision_layers, backbone.vision_width),
-            ("text", manifest.stack.text, backbone.n_text_layers, backbone.text_width),
-        )
-        for tower, groups, n_layers, width in towers:
-            for part, group in ((f"{tower}.boost", groups.boost), (f"{tower}.adapt", groups.adapt)):
-                found = bundle.tensors[part].shape[-1] if group is not None else width
-                if group is not None and (group.depth > n_layers or found != width):
-                    msg = (
-                        f"{part} is {group.depth} layers of width {found}; "
-                        f"the tower has {n_layers} layers of width {width}."
-                    )
+        shapes = {name: array.shape for name, array in bundle.tensors.items()}
+        for tower, n_layers, width in (
+            ("image", backbone.n_vision_layers, backbone.vision_width),
+            ("text", backbone.n_text_layers, backbone.text_width),
+        ):
+            for name in (f"{tower}.boost", f"{tower}.adapt"):
+                depth, found = (shapes[name][-3], shapes[name][-1]) if name in shapes else (0, width)
+                if depth > n_layers or found != width:
+                    there = f"the tower has {n_layers} layers of width {width}"
+                    msg = f"{name} is {depth} layers of width {found}; {there}."
                     raise StackMismatchError(msg)
         for name, letters in HEAD_SHAPES[kind].items():
-            if letters.endswith("E") and bundle.tensors[name].shape[-1] != backbone.embed_dim:
-                msg = (
-                    f"{name} has {bundle.tensors[name].shape[-1]} columns; the backbone's joint space has "
-                    f"{backbone.embed_dim}."
-                )
+            found = shapes[name][-1]
+            if letters.endswith("E") and found != backbone.embed_dim:
+                msg = f"{name} has {found} columns; the backbone's joint space has {backbone.embed_dim}."
                 raise StackMismatchError(msg)
+
+
+def _two_layers(tensors: Mapping[str, Tensor], hidden: str, output: str) -> TwoLayers:
+    return TwoLayers(*(tensors[f"{layer}.{part}"] for layer in (hidden, output) for part in ("weight", "bias")))

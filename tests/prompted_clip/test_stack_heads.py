@@ -52,10 +52,10 @@ def test_each_kind_of_head_is_loaded_in_float32(model):
     assert [type(stack.head) for stack in stacks] == [ClassHead, Projector, ConditionalHead]
     assert stacks[0].head.share == SHARE
     assert stacks[1].text_features.shape == (3, OTHER_WIDTH)
-    assert stacks[1].head.hidden_weight_HE.shape == (HIDDEN, 24)
+    assert stacks[1].head.layers.hidden_weight_HE.shape == (HIDDEN, 24)
     assert stacks[2].text_features is None
     assert stacks[2].text_adapt is None
-    assert stacks[2].head.net.context_NW.shape == (3, 32)
+    assert stacks[2].head.context_NW.shape == (3, 32)
 
 
 def test_only_a_conditional_head_has_a_lane_of_its_own_and_costs_text_forwards(model):

@@ -98,10 +98,10 @@ async def test_a_conditional_stack_passes_its_smoke_test_answers_and_counts_its_
     answers = await engine.run(rows[:2]) + await engine.run(rows[2:])
     labels = [{one.label for one in answer} for answer in answers]
     assert labels == [{"rex", "ace", "pug"}, {"heron", "kettle"}, {"rex", "ace", "pug"}]
-    broken = torch.full_like(stack.head.net.bias_W, float("nan"))
-    net = dataclasses.replace(stack.head.net, bias_W=broken)
+    broken = torch.full_like(stack.head.shift.bias_O, float("nan"))
+    shift = dataclasses.replace(stack.head.shift, bias_O=broken)
     with pytest.raises(InferenceFailedError, match="NaN"):
-        await engine.smoke_test(dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=net)))
+        await engine.smoke_test(dataclasses.replace(stack, head=dataclasses.replace(stack.head, shift=shift)))
 
 
 async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine):
