@@ -1,6 +1,8 @@
 """Loads a frozen CLIP through open_clip: from a pretrained tag, a local file, the demo, or a random seed."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterator
@@ -11,12 +13,10 @@ from typing import Any, Final
 import open_clip
 import torch
 from open_clip.model import CLIP
-from torch import Tensor
 
 from prompt_store.manifest import BackboneSpec
 from prompted_clip import internals
 from prompted_clip.errors import WeightsError
-from prompted_clip.fingerprint import fingerprint_weights
 from prompted_clip.preprocess import RESIZE_MODES
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ class Backbone:
         clip: open_clip's model in eval mode, no gradients.
         arch: open_clip's model name.
         pretrained: the source of the weights: a tag, a file name, `demo` or `random:<seed>`.
-        fingerprint: `sha256:…` over weights and architecture, see `fingerprint_weights`.
-        preprocess: open_clip's preprocessing as plain values (size, mean, std, interpolation, resize_mode, …).
+        fingerprint: see `fingerprint_weights`.
+        preprocess: open_clip's preprocessing as JSON values (size, mean, std, interpolation, resize_mode, …).
         logit_scale: s = exp(t), the multiplier of cosine similarities.
     """
 
@@ -139,9 +139,8 @@ def load_backbone(
             weights_only=True,
         )
     clip = internals.check_supported(model, arch)
-    fingerprint = fingerprint_weights(clip.state_dict(), internals.architecture_facts(clip))
-    scale = math.exp(float(clip.logit_scale.detach()))
-    preprocess = {key: _plain(value) for key, value in open_clip.get_model_preprocess_cfg(clip).items()}
+    fingerprint = fingerprint_weights(clip)
+    preprocess = json.loads(json.dumps(open_clip.get_model_preprocess_cfg(clip)))
     if preprocess["resize_mode"] not in RESIZE_MODES:
         msg = f"Backbone {arch!r} has resize mode {preprocess['resize_mode']!r}; supported: {', '.join(RESIZE_MODES)}."
         raise WeightsError(msg)
@@ -164,10 +163,20 @@ def load_backbone(
         pretrained=name,
         fingerprint=fingerprint,
         preprocess=preprocess,
-        logit_scale=scale,
+        logit_scale=math.exp(float(clip.logit_scale)),
         device=torch.device(device),
         dtype=dtype,
     )
+
+
+def fingerprint_weights(clip: CLIP) -> str:
+    """`sha256:` and 64 digits over weights and architecture, whatever the weights' order and dtype (as float32)."""
+    digest = hashlib.sha256(json.dumps(internals.architecture_facts(clip), sort_keys=True).encode())
+    for name, tensor in sorted(clip.state_dict().items()):
+        weights = tensor.to("cpu", torch.float32).contiguous()
+        digest.update(json.dumps([name, list(weights.shape)]).encode())
+        digest.update(weights.numpy().data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def vision_config(arch: str) -> dict[str, Any]:
@@ -183,30 +192,28 @@ def _register_demo_models() -> None:
 
 def _weights_source(arch: str, pretrained: str | None, random_seed: int | None) -> tuple[str | None, str]:
     """open_clip's `pretrained` argument, and the name in manifests."""
-    if random_seed is not None:
-        if pretrained is not None:
-            msg = f"Backbone {arch!r} was given both weights ({pretrained!r}) and a random seed; give one of them."
-            raise WeightsError(msg)
-        return None, f"random:{random_seed}"
     packaged = DEMO_FOLDER / f"{arch}.safetensors"
-    if pretrained is None and packaged.exists():
+    if random_seed is not None:
+        if pretrained is None:
+            return None, f"random:{random_seed}"
+        msg = f"Backbone {arch!r} was given both weights ({pretrained!r}) and a random seed; give one of them."
+    elif pretrained is not None:
+        if not pretrained.endswith(WEIGHT_SUFFIXES):
+            return pretrained, pretrained
+        if Path(pretrained).is_file():
+            return pretrained, Path(pretrained).name
+        msg = f"No weights file at {pretrained!r} for backbone {arch!r}."
+    elif packaged.exists():
         return str(packaged), "demo"
-    if pretrained is None and arch.startswith("demo-"):
+    elif arch.startswith("demo-"):
         msg = f"The weights of {arch!r} are not in the installed package; the source checkout has {packaged.name}."
-        raise WeightsError(msg)
-    if pretrained is None:
-        tags = [tag for name, tag in open_clip.list_pretrained() if name == arch]
+    else:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none known for it"
         msg = (
-            f"Backbone {arch!r} needs weights: name a pretrained tag ({', '.join(tags) or 'none known for it'}) "
+            f"Backbone {arch!r} needs weights: name a pretrained tag ({tags}) "
             "or a local .safetensors/.pt file, or ask for random weights explicitly."
         )
-        raise WeightsError(msg)
-    if pretrained.endswith(WEIGHT_SUFFIXES):
-        if not Path(pretrained).is_file():
-            msg = f"No weights file at {pretrained!r} for backbone {arch!r}."
-            raise WeightsError(msg)
-        return pretrained, Path(pretrained).name
-    return pretrained, pretrained
+    raise WeightsError(msg)
 
 
 def _tag_needs_quick_gelu(arch: str, source: str | None) -> bool:
@@ -219,10 +226,8 @@ def _named_failure(arch: str, name: str) -> Iterator[None]:
     """Raise errors of open_clip, torch and the hub as WeightsError."""
     try:
         yield
-    except WeightsError:
-        raise
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         msg = f"Could not load backbone {arch!r} with weights {name!r}: {first_line}"
         raise WeightsError(msg) from error
 
@@ -233,9 +238,3 @@ def _tokenizer(arch: str) -> open_clip.SimpleTokenizer:
         msg = f"Backbone {arch!r} uses a {type(tokenizer).__name__}; only open_clip's own BPE tokenizer is supported."
         raise WeightsError(msg)
     return tokenizer
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 -- JSON values are what they are
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value.item() if isinstance(value, Tensor) else value

@@ -70,7 +70,7 @@ class GraphedTower(ImageTower):
         self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()
         self._inputs: WeakValueDictionary[int, _StaticInputs] = WeakValueDictionary()
         self._retry_at_s: dict[Shape, float] = {}  # failed captures
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def padded_batch_size(self, n_rows: int) -> int:
         """See `ImageTower`."""
@@ -86,40 +86,38 @@ class GraphedTower(ImageTower):
                 return graph.replay(pixels_BCHW, grid)
         return self._tower(pixels_BCHW, grid)
 
-    def capture_steps(self, grid: PromptGrid | None) -> list[Callable[[], None]]:
+    def capture_steps(self, grid: PromptGrid | None) -> list[Callable[[], object]]:
         """See `ImageTower`; for batches of all sizes."""
         shapes = [Shape(size, grid.n_tokens if grid is not None else 0) for size in self._sizes]
-        return [partial(self._capture_one, shape) for shape in shapes if self._is_missing(shape)]
-
-    @torch.inference_mode()
-    def _capture_one(self, shape: Shape) -> None:
-        with self._lock:
-            self._graph(shape)
+        return [partial(self._graph, shape) for shape in shapes if self._is_missing(shape)]
 
     def _is_missing(self, shape: Shape) -> bool:
         return shape not in self._graphs and time.monotonic() >= self._retry_at_s.get(shape, -math.inf)
 
+    @torch.inference_mode()
     def _graph(self, shape: Shape) -> "_Graph | None":
         if shape.n_rows > self._sizes[-1]:
             return None
-        if self._is_missing(shape):
-            while len(self._graphs) >= self._max_graphs:
-                self._graphs.popitem(last=False)
-            try:
-                self._graphs[shape] = _Graph(self._tower, self._inputs_for(shape.n_prompts), shape, self._capture)
-            except RuntimeError as error:  # slower, not wrong; a lost device fails again in the tower
-                logger.warning("graph.not_captured", extra=shape._asdict(), exc_info=True)
-                is_full = isinstance(error, torch.OutOfMemoryError)
-                self._retry_at_s[shape] = time.monotonic() + RETRY_S if is_full else math.inf
-        if shape in self._graphs:
-            self._graphs.move_to_end(shape)
-        return self._graphs.get(shape)
+        with self._lock:
+            if self._is_missing(shape):
+                self._capture_graph(shape)
+            if shape in self._graphs:
+                self._graphs.move_to_end(shape)
+            return self._graphs.get(shape)
 
-    def _inputs_for(self, n_prompts: int) -> "_StaticInputs":
-        inputs = self._inputs.get(n_prompts)
-        if inputs is None:
-            inputs = self._inputs[n_prompts] = _StaticInputs(self._backbone, self._sizes[-1], n_prompts)
-        return inputs
+    def _capture_graph(self, shape: Shape) -> None:
+        while len(self._graphs) >= self._max_graphs:
+            self._graphs.popitem(last=False)
+        try:
+            inputs = self._inputs.get(shape.n_prompts)
+            if inputs is None:
+                inputs = _StaticInputs(self._backbone, self._sizes[-1], shape.n_prompts)
+                self._inputs[shape.n_prompts] = inputs
+            self._graphs[shape] = _Graph(self._tower, inputs, shape, self._capture)
+        except RuntimeError as error:  # slower, not wrong; a lost device fails again in the tower
+            logger.warning("graph.not_captured", extra=shape._asdict(), exc_info=True)
+            is_full = isinstance(error, torch.OutOfMemoryError)
+            self._retry_at_s[shape] = time.monotonic() + RETRY_S if is_full else math.inf
 
 
 def batch_sizes(max_rows: int) -> tuple[int, ...]:
@@ -167,9 +165,6 @@ class GraphCapture:
     """Captures work as CUDA graphs in one memory pool.
 
     Replays must not overlap, and outputs must be copied before the next replay: graphs of one pool share memory.
-
-    Args:
-        device: the CUDA device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -178,10 +173,7 @@ class GraphCapture:
         self._stream: torch.cuda.Stream | None = None  # one for all captures: libraries keep a workspace per stream
 
     def __call__(self, work: Work) -> Work:
-        """Capture `work`, whose inputs are static buffers.
-
-        Returns:
-            The replay, which returns the output in the same memory each time.
+        """Capture `work`, whose inputs are static buffers; the replay's output is in the same memory each time.
 
         Raises:
             RuntimeError: out of memory, or an operation that cannot be captured.

@@ -51,14 +51,14 @@ def _unsupported_part(model: nn.Module) -> str | None:
 
 def architecture_facts(clip: CLIP) -> dict[str, Any]:
     """Facts besides the weights that change a CLIP's outputs, as JSON values."""
-    block = cast("ResidualAttentionBlock", clip.visual.transformer.resblocks[0])
-    text_block = cast("ResidualAttentionBlock", clip.transformer.resblocks[0])
+    visual: Any = vision_blocks(clip)[0]
+    text: Any = text_blocks(clip)[0]
     return {
         "image_size": list(clip.visual.image_size),
         "patch_size": list(clip.visual.patch_size),
-        "vision_heads": block.attn.num_heads,
-        "text_heads": text_block.attn.num_heads,
-        "quick_gelu": isinstance(block.mlp.gelu, QuickGELU),
+        "vision_heads": visual.attn.num_heads,
+        "text_heads": text.attn.num_heads,
+        "quick_gelu": isinstance(visual.mlp.gelu, QuickGELU),
         "context_length": clip.context_length,
     }
 
@@ -107,26 +107,20 @@ def vision_weights(clip: CLIP) -> VisionWeights:
     )
 
 
-def _block_weights(block: nn.Module) -> BlockWeights:
-    parts: Any = block  # as in `read_block`
-    attention, mlp = parts.attn, parts.mlp
+def _block_weights(block: Any) -> BlockWeights:  # noqa: ANN401  torch's types know no parts of a module
+    attention, mlp = block.attn, block.mlp
+    is_gelu = isinstance(mlp.gelu, nn.GELU) and mlp.gelu.approximate == "none"
     return BlockWeights(
         n_heads=attention.num_heads,
-        ln_1=parts.ln_1,
+        ln_1=block.ln_1,
         qkv=(attention.in_proj_weight, attention.in_proj_bias),
-        out=_scaled(attention.out_proj, parts.ls_1),
-        ln_2=parts.ln_2,
+        out=_scaled(attention.out_proj, block.ls_1),
+        ln_2=block.ln_2,
         fc=(mlp.c_fc.weight, mlp.c_fc.bias),
-        proj=_scaled(mlp.c_proj, parts.ls_2),
+        proj=_scaled(mlp.c_proj, block.ls_2),
         activation=mlp.gelu,
-        activation_kind=_activation_kind(mlp.gelu),
+        activation_kind="quick_gelu" if isinstance(mlp.gelu, QuickGELU) else "gelu" if is_gelu else "other",
     )
-
-
-def _activation_kind(activation: nn.Module) -> Literal["gelu", "quick_gelu", "other"]:
-    if isinstance(activation, QuickGELU):
-        return "quick_gelu"
-    return "gelu" if isinstance(activation, nn.GELU) and activation.approximate == "none" else "other"
 
 
 def _scaled(linear: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor]:
@@ -151,23 +145,14 @@ def vision_blocks(clip: CLIP) -> nn.ModuleList:
     return cast("nn.ModuleList", clip.visual.transformer.resblocks)
 
 
-def read_block(block: nn.Module, x_BNW: Tensor, at_B: Tensor, *, is_causal: bool) -> Tensor:
-    """A residual block's output at one position per row, [B, 1, W]; the block attends to all positions.
-
-    Args:
-        block: open_clip's block.
-        x_BNW: its input.
-        at_B: the position to compute, one per row.
-        is_causal: mask later positions.
-    """
-    parts: Any = block  # torch types a module's attributes as tensors or modules
+def read_block(block: Any, x_BNW: Tensor, at_B: Tensor, *, is_causal: bool) -> Tensor:  # noqa: ANN401  as above
+    """A residual block's output at one position per row, [B, 1, W]; it attends to all or to the earlier positions."""
     read_B1W = x_BNW[torch.arange(len(x_BNW), device=x_BNW.device), at_B].unsqueeze(1)
-    keys_BNW = parts.ln_1(x_BNW)
-    query_B1W = parts.ln_1(read_B1W)
+    keys_BNW, query_B1W = block.ln_1(x_BNW), block.ln_1(read_B1W)
     hidden_BN = torch.arange(x_BNW.shape[1], device=x_BNW.device) > at_B.unsqueeze(1) if is_causal else None
-    attended_B1W, _ = parts.attn(query_B1W, keys_BNW, keys_BNW, key_padding_mask=hidden_BN, need_weights=False)
-    read_B1W = read_B1W + parts.ls_1(attended_B1W)
-    return cast("Tensor", read_B1W + parts.ls_2(parts.mlp(parts.ln_2(read_B1W))))
+    attended_B1W, _ = block.attn(query_B1W, keys_BNW, keys_BNW, key_padding_mask=hidden_BN, need_weights=False)
+    read_B1W = read_B1W + block.ls_1(attended_B1W)
+    return cast("Tensor", read_B1W + block.ls_2(block.mlp(block.ln_2(read_B1W))))
 
 
 def project_image(clip: CLIP, x_BND: Tensor) -> Tensor:
@@ -199,10 +184,8 @@ def causal_mask(clip: CLIP, n_tokens: int) -> Tensor:
 
 def project_text(clip: CLIP, eot_KD: Tensor) -> Tensor:
     """`ln_final` and projection of the EOT token: [K, E], not normalised."""
-    pooled = clip.ln_final(eot_KD)
-    projection = clip.text_projection
-    projected = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-    return cast("Tensor", projected)
+    pooled, projection = clip.ln_final(eot_KD), clip.text_projection
+    return cast("Tensor", projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection)
 
 
 def unit_norm(features: Tensor) -> Tensor:

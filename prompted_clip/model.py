@@ -61,7 +61,7 @@ class PromptedClip:
         self.num_streams = num_streams
         self.pipeline_depth = int(backbone.device.type == "cuda")
         self.on_progress: Callable[[], None] = lambda: None
-        self._copy_stream = CopyStream(backbone.device) if self.pipeline_depth else None
+        self._copy_stream = CopyStream(backbone.device)
         self._scorer = Scorer(backbone, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress())
         loader = StackLoader(
             backbone,
@@ -86,13 +86,11 @@ class PromptedClip:
         Raises:
             ValueError: rows with different numbers of prompt tokens.
         """
-        if self._copy_stream is not None:
-            pixels_BCHW = self._copy_stream.copy(pixels_BCHW)
+        pixels_BCHW = self._copy_stream.copy(pixels_BCHW)
         on_device = self.bank.get(stacks)  # held until the answers are back
         logits_BK = self._scorer.logits(self._embed(pixels_BCHW, on_device), on_device)
         best = logits_BK.softmax(dim=-1).topk(min(max(top_ks), logits_BK.shape[1]), dim=-1)
-        found = (best.indices, best.values) if self._copy_stream is None else to_host(best.indices, best.values)
-        ids, probabilities = [tensor.tolist() for tensor in found]
+        ids, probabilities = (tensor.tolist() for tensor in to_host(best.indices, best.values))
         n_ranked = [min(top_k, len(stack.class_names)) for top_k, stack in zip(top_ks, stacks, strict=True)]
         return [Ranked(i[:n], p[:n]) for i, p, n in zip(ids, probabilities, n_ranked, strict=True)]
 
@@ -133,7 +131,7 @@ class PromptedClip:
         scores_BK = self._scorer.logits(images, self.bank.get(stacks)).softmax(dim=-1)
         return [row_K[: len(stack.class_names)] for row_K, stack in zip(scores_BK, stacks, strict=True)]
 
-    def capture_steps(self, stack: PromptStack) -> list[Callable[[], None]]:
+    def capture_steps(self, stack: PromptStack) -> list[Callable[[], object]]:
         """CUDA graph captures that the first batches of such a stack need, one call each; none on a CPU."""
         return self.image_tower.capture_steps(stack.image)
 

@@ -69,10 +69,7 @@ def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:
         return None
     max_depth = max(group.shape[-3] for group in present)
     lead = max((group.shape[:-3] for group in present), key=len)
-    padded = [
-        nn.functional.pad(group, (0, 0, 0, 0, 0, max_depth - group.shape[-3])).expand(*lead, -1, -1, -1)
-        for group in present
-    ]
+    padded = [_padded(group, max_depth).expand(*lead, -1, -1, -1) for group in present]
     depths = [group.shape[-3] for group in present for _ in range(group.shape[-2])]
     return PromptGrid(
         tokens=torch.cat(padded, dim=-2),
@@ -97,23 +94,22 @@ def collate_grids(grids: Sequence[PromptGrid | None]) -> PromptGrid | None:
     if all(grid is first for grid in grids):
         return first
     rows = [grid for grid in grids if grid is not None]
-    counts = {grid.n_tokens for grid in rows}
-    if len(rows) != len(grids) or len(counts) != 1:
-        found = sorted(counts | ({0} if len(rows) != len(grids) else set()))
-        msg = f"Rows of one batch need the same number of prompt tokens; found {found}."
+    counts = {grid.n_tokens if grid is not None else 0 for grid in grids}
+    if len(counts) != 1:
+        msg = f"Rows of one batch need the same number of prompt tokens; found {sorted(counts)}."
         raise ValueError(msg)
     max_depth = max(grid.max_depth for grid in rows)
-    tokens = [
-        grid.tokens  # F.pad by nothing would copy
-        if grid.max_depth == max_depth
-        else nn.functional.pad(grid.tokens, (0, 0, 0, 0, 0, max_depth - grid.max_depth))
-        for grid in rows
-    ]
     return PromptGrid(
-        tokens=torch.stack(tokens),
+        tokens=torch.stack([_padded(grid.tokens, max_depth) for grid in rows]),
         depths=torch.stack([grid.depths for grid in rows]),
         min_depth=min(grid.min_depth for grid in rows),
     )
+
+
+def _padded(tokens: Tensor, depth: int) -> Tensor:
+    """Tokens with zeros up to a depth."""
+    missing = depth - tokens.shape[-3]
+    return nn.functional.pad(tokens, (0, 0, 0, 0, 0, missing)) if missing else tokens  # padding by 0 would copy
 
 
 def run_blocks(

@@ -12,6 +12,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from prompted_clip import internals
 from prompted_clip.backbone import Backbone
@@ -45,24 +46,12 @@ def tokenize(backbone: Backbone, texts: Sequence[str], *, n_prompts: int = 0) ->
                 f"{backbone.context_length} positions. Shorten the class name or use fewer prompt tokens."
             )
             raise TextTooLongError(msg)
-    tokens = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = torch.tensor(row)
-    return tokens, torch.tensor([len(row) - 1 for row in rows])
+    ids_KT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return ids_KT, torch.tensor([len(row) - 1 for row in rows])
 
 
 def encode_tokens(backbone: Backbone, tokens_KT: Tensor, eot_K: Tensor, grid: PromptGrid | None = None) -> Tensor:
-    """g, the features of tokenised texts: `embed_text`, normalised.
-
-    Args:
-        backbone: the frozen CLIP.
-        tokens_KT: ids from `tokenize`, on any device.
-        eot_K: EOT positions from `tokenize`.
-        grid: text prompts, adapting before boosting; shared by all texts or one per text; None is the plain tower.
-
-    Returns:
-        [K, E] float32, unit norm.
-    """
+    """g, the features of texts from `tokenize`, on any device: `embed_text`, normalised, [K, E] float32."""
     x = internals.embed_tokens(backbone.clip, tokens_KT.to(backbone.device))
     return internals.unit_norm(embed_text(backbone, x, eot_K, grid))
 
@@ -76,7 +65,7 @@ def embed_text(
         backbone: the frozen CLIP.
         x_KTW: token embeddings without positions, the start token first.
         eot_K: EOT positions in `x_KTW`, before prompts are inserted.
-        grid: text prompts, or None.
+        grid: text prompts, adapting before boosting; shared by all texts or one per text; None is the plain tower.
         start: prompts are inserted in front of this position of `x_KTW`.
 
     Returns:
@@ -121,19 +110,16 @@ def encode_classes(
     Raises:
         TextTooLongError: a class does not fit together with its template and prompts.
     """
-
-    def encode(template: str) -> Tensor:
+    per_template = []
+    for template in templates:
         texts = [template.replace("{}", text) for text in class_texts]
         ids_KT, eot_K = tokenize(backbone, texts, n_prompts=grid.n_tokens if grid is not None else 0)
         parts = []
         for start in range(0, len(texts), max_texts):
             rows = slice(start, start + max_texts)
-            own = grid.rows(rows) if grid is not None else None
-            parts.append(encode_tokens(backbone, ids_KT[rows], eot_K[rows], own))
+            parts.append(encode_tokens(backbone, ids_KT[rows], eot_K[rows], grid and grid.rows(rows)))
             on_progress()
-        return torch.cat(parts)
-
-    per_template = [encode(template) for template in templates]
+        per_template.append(torch.cat(parts))
     if len(per_template) == 1:
         return per_template[0]
     return internals.unit_norm(torch.stack(per_template).mean(dim=0))

@@ -63,7 +63,7 @@ class ImageTower:
         """
         return embed_image(self._backbone, normalize_pixels(pixels_BCHW, self._backbone.preprocess), grid)
 
-    def capture_steps(self, grid: PromptGrid | None) -> list[Callable[[], None]]:  # noqa: ARG002
+    def capture_steps(self, grid: PromptGrid | None) -> list[Callable[[], object]]:  # noqa: ARG002
         """The CUDA graph captures missing for batches with as many prompt positions, one call each."""
         return []
 

@@ -94,10 +94,10 @@ def test_conditional_rows_of_two_domains_answer_as_if_alone(model):
 def test_a_condition_makes_text_features_that_differ_from_image_to_image(model):
     stack = load(model, **CONDITIONAL)
     f_BE = model.encode_images(random_pixels(2), [stack] * 2).unit_BE
-    contexts = stack.head.net.contexts(f_BE)
-    assert float((contexts[0] - contexts[1]).abs().max()) > 1e-3
-    still = dataclasses.replace(stack.head.net, weight_WH=torch.zeros_like(stack.head.net.weight_WH))
-    frozen = dataclasses.replace(stack, head=dataclasses.replace(stack.head, net=still))
+    shifts_BW = stack.head.shift(f_BE)
+    assert float((shifts_BW[0] - shifts_BW[1]).abs().max()) > 1e-3
+    still = dataclasses.replace(stack.head.shift, weight_OH=torch.zeros_like(stack.head.shift.weight_OH))
+    frozen = dataclasses.replace(stack, head=dataclasses.replace(stack.head, shift=still))
     images = ImageFeatures(f_BE, f_BE)
     assert float((model.logits(images, frozen) - model.logits(images, stack)).abs().max()) > 1e-3
 
