@@ -103,7 +103,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Backbone:
-    """Load a CLIP by open_clip name.
+    """Load a CLIP by open_clip name, in eval mode and without gradients.
 
     Args:
         arch: an open_clip ViT model name, or `demo-student` (packaged) or `demo-teacher` (in a source checkout).
@@ -113,9 +113,6 @@ def load_backbone(
         quick_gelu: use QuickGELU with a local file of OpenAI's weights; tags that need it get it without asking.
         device: where the model runs.
         dtype: type of the weights; embeddings stay float32, as open_clip keeps them.
-
-    Returns:
-        The backbone in eval mode, without gradients.
 
     Raises:
         WeightsError: unknown architecture, missing or unreadable weights, none named, or an unsupported model family.
@@ -128,13 +125,14 @@ def load_backbone(
         msg = f"Unknown backbone {arch!r}. open_clip knows {len(known)} models{examples}."
         raise WeightsError(msg)
     source, name = _weights_source(arch, pretrained, random_seed)
+    tag = (open_clip.get_pretrained_cfg(arch, source) if source else None) or {}
     with _named_failure(arch, name), torch.random.fork_rng(enabled=random_seed is not None):
         if random_seed is not None:
             torch.manual_seed(random_seed)
         model, *_ = open_clip.create_model_and_transforms(
             arch,
             pretrained=source,
-            force_quick_gelu=quick_gelu or _tag_needs_quick_gelu(arch, source),
+            force_quick_gelu=quick_gelu or tag.get("quick_gelu", False),
             require_pretrained=random_seed is None,
             weights_only=True,
         )
@@ -214,11 +212,6 @@ def _weights_source(arch: str, pretrained: str | None, random_seed: int | None) 
             "or a local .safetensors/.pt file, or ask for random weights explicitly."
         )
     raise WeightsError(msg)
-
-
-def _tag_needs_quick_gelu(arch: str, source: str | None) -> bool:
-    config = open_clip.get_pretrained_cfg(arch, source) if source else None
-    return bool(config and config.get("quick_gelu", False))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """The bank: an LRU cache of prompt stacks in device memory.
 
-A stack is loaded into host memory once. The first batch that needs it copies it to the device; the least recently used
-copy is dropped when more than `n_slots` are there. A batch holds references to its copies, so eviction never frees
-memory that a forward still reads.
+The first batch that needs a stack copies it to the device; the least recently used copy is dropped when more than
+`n_slots` are there. A batch holds references to its copies, so eviction never frees memory that a forward still reads.
 """
 
 import threading
@@ -36,13 +35,10 @@ class PromptBank:
     Args:
         device: where the copies are.
         n_slots: most copies; a batch of more stacks exceeds it until its `get` returns.
-
-    Attributes:
-        observer: is called after every change.
     """
 
     def __init__(self, device: torch.device, *, n_slots: int = N_SLOTS) -> None:
-        self.observer: BankObserver | None = None
+        self.observer: BankObserver | None = None  # is called after every change
         self._device = device
         self._n_slots = n_slots
         self._copies: OrderedDict[_Key, PromptStack] = OrderedDict()  # least recently used first

@@ -32,13 +32,7 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class PlainLinear(nn.Module):
-    """activation(x Wᵀ + b), or x Wᵀ + b + residual, with torch's public operators on any device.
-
-    Args:
-        weight_OI: as `torch.nn.functional.linear` takes it.
-        bias_O: likewise.
-        activation: none where a residual is given.
-    """
+    """activation(x Wᵀ + b), or without an activation x Wᵀ + b + residual; torch's public operators, on any device."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> None:
         super().__init__()

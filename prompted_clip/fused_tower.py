@@ -15,7 +15,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -39,17 +39,11 @@ QUICK: Final = 1.702
 """QuickGELU is x sigmoid(1.702 x) = silu(1.702 x) / 1.702."""
 
 
-class Norm(nn.Module):
-    """A LayerNorm; torch computes it in float32 for narrower dtypes."""
-
-    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._scale_W, self._shift_W = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
-        self._eps = norm.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape and dtype."""
-        return F.layer_norm(x, self._scale_W.shape, self._scale_W, self._shift_W, self._eps)
+def plain_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> nn.LayerNorm:
+    """A copy without open_clip's casts; torch computes in float32 for narrower dtypes."""
+    own = nn.LayerNorm(norm.normalized_shape, norm.eps, device=norm.weight.device)
+    own.load_state_dict(norm.state_dict())
+    return own.to(dtype).requires_grad_(False)
 
 
 class Mlp(nn.Module):
@@ -60,7 +54,7 @@ class Mlp(nn.Module):
 
     def __init__(self, weights: BlockWeights, linear: MakeLinear, dtype: torch.dtype, max_inputs: int) -> None:
         super().__init__()
-        self._norm = Norm(weights.ln_2, dtype)
+        self._norm = plain_norm(weights.ln_2, dtype)
         (fc_weight, fc_bias), (proj_weight, proj_bias) = weights.fc, weights.proj
         kind, fused = weights.activation_kind, weights.activation_kind != "other"
         if kind == "quick_gelu":
@@ -94,7 +88,7 @@ class Block(nn.Module):
     def __init__(self, weights: BlockWeights, linear: MakeLinear, dtype: torch.dtype, max_inputs: int) -> None:
         super().__init__()
         self._n_heads = weights.n_heads
-        self._norm = Norm(weights.ln_1, dtype)
+        self._norm = plain_norm(weights.ln_1, dtype)
         self._qkv = linear(*weights.qkv)
         self._out = linear(*weights.out)
         self._mlp = Mlp(weights, linear, dtype, max_inputs)
@@ -115,27 +109,28 @@ class ImageSteps(nn.Module):
 
     def __init__(self, backbone: Backbone, linear: MakeLinear, max_inputs: int) -> None:
         super().__init__()
-        weights, dtype = internals.vision_weights(backbone.clip), backbone.dtype
-        precise = torch.promote_types(dtype, torch.float32)
-        self._patch: int = weights.patch_WCPP.shape[-1]
+        visual: Any = backbone.clip.visual
+        dtype, precise = backbone.dtype, torch.promote_types(backbone.dtype, torch.float32)
+        self._patch: int = visual.conv1.weight.shape[-1]
         self._side = backbone.image_size // self._patch
         # w · (x / 255 - mean) / std = w' · x - w' · 255 mean. uint8 is exact in bfloat16, and the bias is computed from
         # the rounded weights, so pixels near the mean lose no precision.
         mean, std = (
-            torch.tensor(backbone.preprocess[name], device=weights.class_W.device, dtype=precise).view(1, -1, 1, 1)
+            torch.tensor(backbone.preprocess[name], device=backbone.device, dtype=precise).view(1, -1, 1, 1)
             for name in ("mean", "std")
         )
-        patch_WCPP = (weights.patch_WCPP.detach().to(precise) / (255 * std)).to(dtype)
+        patch_WCPP = (visual.conv1.weight.detach().to(precise) / (255 * std)).to(dtype)
         bias_W = -(patch_WCPP.to(precise) * (255 * mean)).flatten(1).sum(dim=1)
         self._embed = linear(patch_WCPP.flatten(1), bias_W)
-        positions_NW = weights.positions_NW.detach().to(precise).clone()
-        positions_NW[0] += weights.class_W
+        positions_NW = visual.positional_embedding.detach().to(precise).clone()
+        positions_NW[0] += visual.class_embedding
         positions_NW[1:] += bias_W - bias_W.to(dtype)
         self._positions_NW = positions_NW
-        self._ln_pre = Norm(weights.ln_pre, dtype) if weights.ln_pre else None
-        self._blocks = nn.ModuleList([Block(block, linear, dtype, max_inputs) for block in weights.blocks])
-        self._ln_post = Norm(weights.ln_post, precise)
-        self._projection_WE = weights.projection_WE.detach().to(precise)
+        self._ln_pre = plain_norm(visual.ln_pre, dtype) if isinstance(visual.ln_pre, nn.LayerNorm) else None
+        blocks = map(internals.block_weights, internals.vision_blocks(backbone.clip))
+        self._blocks = nn.ModuleList([Block(weights, linear, dtype, max_inputs) for weights in blocks])
+        self._ln_post = plain_norm(visual.ln_post, precise)
+        self._projection_WE = visual.proj.detach().to(precise)
         self._like = positions_NW.new_empty(0, dtype=dtype)
 
     def forward(self, pixels_BCHW: Tensor, tokens: Tensor | None, depths: Tensor | None, min_depth: int) -> Tensor:
@@ -194,15 +189,15 @@ class FusedImageTower(ImageTower):
         linear = partial(make_linear, dtype=backbone.dtype, packed=packed)
         has_amx: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
         is_slow_when_wide = packed and backbone.dtype is torch.bfloat16 and has_amx
-        hidden = internals.vision_weights(backbone.clip).blocks[0].fc[0]
+        n_hidden = len(internals.block_weights(internals.vision_blocks(backbone.clip)[0]).fc[0])
         with torch.no_grad():
-            steps = ImageSteps(backbone, linear, MAX_INPUTS if is_slow_when_wide else len(hidden))
+            steps = ImageSteps(backbone, linear, MAX_INPUTS if is_slow_when_wide else n_hidden)
         self._steps: Callable[..., Tensor] = steps
         if backbone.device.type == "cpu":
             grey = torch.full((1, 3, backbone.image_size, backbone.image_size), 128, dtype=torch.uint8)
             self._steps = scripted(steps, grey, None, None, 0)
         self._n_plain = len(backbone.clip.visual.positional_embedding)
-        self._token_bytes = len(hidden) * backbone.dtype.itemsize
+        self._token_bytes = n_hidden * backbone.dtype.itemsize
 
     @torch.inference_mode()
     def __call__(self, pixels_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
@@ -228,12 +223,7 @@ class FusedImageTower(ImageTower):
 
 
 def scripted(module: nn.Module, *example: object) -> Callable[..., Tensor]:
-    """A frozen module as TorchScript, or the module itself if TorchScript does not support it.
-
-    Args:
-        module: `forward` returns one tensor.
-        example: arguments of a trial run.
-    """
+    """A frozen module of one output as TorchScript, or the module itself if a trial run on `example` fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated: see docs/decisions/0017

@@ -45,32 +45,24 @@ class Shape(NamedTuple):
 class GraphedTower(ImageTower):
     """A tower that replays CUDA graphs; thread-safe, replays are serialised.
 
+    All graphs share one memory pool, so an output must be copied before the next replay.
+
     Args:
         tower: independent per row; its shapes depend on its inputs' shapes only.
         backbone: device, sizes and dtype of the inputs.
         max_rows: the largest captured batch; larger ones run without a graph.
-        max_graphs: most graphs; the least recently used is dropped.
-        capture: captures work and returns its replay; for tests.
     """
 
-    def __init__(
-        self,
-        tower: ImageTower,
-        backbone: Backbone,
-        *,
-        max_rows: int,
-        max_graphs: int = MAX_GRAPHS,
-        capture: Callable[[Work], Work] | None = None,
-    ) -> None:
+    def __init__(self, tower: ImageTower, backbone: Backbone, *, max_rows: int) -> None:
         super().__init__(backbone)
         self._tower = tower
         self._sizes = batch_sizes(max_rows)
-        self._max_graphs = max_graphs
-        self._capture = capture or GraphCapture(backbone.device)
-        self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()
+        self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()  # least recently used first
         self._inputs: WeakValueDictionary[int, _StaticInputs] = WeakValueDictionary()
         self._retry_at_s: dict[Shape, float] = {}  # failed captures
         self._lock = threading.RLock()
+        self._pool: Any = None  # torch has no public type for it
+        self._stream: torch.cuda.Stream | None = None  # one for all captures: libraries keep a workspace per stream
 
     def padded_batch_size(self, n_rows: int) -> int:
         """See `ImageTower`."""
@@ -106,18 +98,43 @@ class GraphedTower(ImageTower):
             return self._graphs.get(shape)
 
     def _capture_graph(self, shape: Shape) -> None:
-        while len(self._graphs) >= self._max_graphs:
+        while len(self._graphs) >= MAX_GRAPHS:
             self._graphs.popitem(last=False)
         try:
             inputs = self._inputs.get(shape.n_prompts)
             if inputs is None:
                 inputs = _StaticInputs(self._backbone, self._sizes[-1], shape.n_prompts)
                 self._inputs[shape.n_prompts] = inputs
-            self._graphs[shape] = _Graph(self._tower, inputs, shape, self._capture)
+            self._graphs[shape] = _Graph(self._tower, inputs, shape, self.capture)
         except RuntimeError as error:  # slower, not wrong; a lost device fails again in the tower
             logger.warning("graph.not_captured", extra=shape._asdict(), exc_info=True)
             is_full = isinstance(error, torch.OutOfMemoryError)
             self._retry_at_s[shape] = time.monotonic() + RETRY_S if is_full else math.inf
+
+    def capture(self, work: Work) -> Work:
+        """Capture `work`, whose inputs are static buffers; the replay's output is in the same memory each time.
+
+        Raises:
+            RuntimeError: out of memory, or an operation that cannot be captured.
+        """
+        with torch.cuda.device(self._backbone.device):
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            stream = self._stream = self._stream or torch.cuda.Stream(self._backbone.device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(N_WARM_UPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may copy to the device meanwhile: only this thread's work is captured.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                output = work()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
 
 
 def batch_sizes(max_rows: int) -> tuple[int, ...]:
@@ -128,7 +145,7 @@ def batch_sizes(max_rows: int) -> tuple[int, ...]:
 
 
 class _StaticInputs:
-    """Static input buffers for a number of prompt positions, shared by graphs of all batch sizes."""
+    """Input buffers for a number of prompt positions, shared by graphs of all batch sizes."""
 
     def __init__(self, backbone: Backbone, max_rows: int, n_prompts: int) -> None:
         side, device = backbone.image_size, backbone.device
@@ -159,40 +176,3 @@ class _Graph:
             inputs.depths[:n_rows].copy_(grid.depths)
         # The next replay of any graph may overwrite the output.
         return self._replay()[:n_rows].clone()
-
-
-class GraphCapture:
-    """Captures work as CUDA graphs in one memory pool.
-
-    Replays must not overlap, and outputs must be copied before the next replay: graphs of one pool share memory.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool: Any = None  # torch has no public type for it
-        self._stream: torch.cuda.Stream | None = None  # one for all captures: libraries keep a workspace per stream
-
-    def __call__(self, work: Work) -> Work:
-        """Capture `work`, whose inputs are static buffers; the replay's output is in the same memory each time.
-
-        Raises:
-            RuntimeError: out of memory, or an operation that cannot be captured.
-        """
-        with torch.cuda.device(self._device):
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            stream = self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(N_WARM_UPS):
-                    work()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may copy to the device meanwhile: only this thread's work is captured.
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                output = work()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return output
-
-        return replay

@@ -1,4 +1,4 @@
-"""The modules of open_clip that a prompted forward uses; no other file touches open_clip's internals.
+"""The modules of open_clip that a prompted forward uses; else only the fused tower reads open_clip's internals.
 
 When open_clip moves one of them, `tests/prompted_clip/test_internals.py` fails with its name.
 
@@ -81,33 +81,8 @@ class BlockWeights(NamedTuple):
     activation_kind: Literal["gelu", "quick_gelu", "other"]
 
 
-class VisionWeights(NamedTuple):
-    """The image tower: patch convolution (P x P pixels, no bias), class token, positions, norms, blocks, projection."""
-
-    patch_WCPP: Tensor
-    class_W: Tensor
-    positions_NW: Tensor
-    ln_pre: nn.LayerNorm | None
-    blocks: tuple[BlockWeights, ...]
-    ln_post: nn.LayerNorm
-    projection_WE: Tensor
-
-
-def vision_weights(clip: CLIP) -> VisionWeights:
-    """The image tower's weights, for another implementation of its forward."""
-    visual: Any = clip.visual
-    return VisionWeights(
-        patch_WCPP=visual.conv1.weight,
-        class_W=visual.class_embedding,
-        positions_NW=visual.positional_embedding,
-        ln_pre=visual.ln_pre if isinstance(visual.ln_pre, nn.LayerNorm) else None,
-        blocks=tuple(_block_weights(block) for block in vision_blocks(clip)),
-        ln_post=visual.ln_post,
-        projection_WE=visual.proj,
-    )
-
-
-def _block_weights(block: Any) -> BlockWeights:  # noqa: ANN401  torch's types know no parts of a module
+def block_weights(block: Any) -> BlockWeights:  # noqa: ANN401  torch's types know no parts of a module
+    """A block's weights, for another implementation of its forward."""
     attention, mlp = block.attn, block.mlp
     is_gelu = isinstance(mlp.gelu, nn.GELU) and mlp.gelu.approximate == "none"
     return BlockWeights(

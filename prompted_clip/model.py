@@ -43,6 +43,7 @@ class PromptedClip:
         pipeline_depth: batches that may be queued on the device behind those that run.
         on_progress: is called after every forward, on its thread.
         load_stack, plain_stack, boost_stack, with_labels: see `StackLoader`.
+        padded_batch_size: see `ImageTower`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class PromptedClip:
         self.backbone = backbone
         self.bank = PromptBank(backbone.device, n_slots=bank_slots)
         self.image_tower = image_tower or ImageTower(backbone)
+        self.padded_batch_size = self.image_tower.padded_batch_size
         self.num_streams = num_streams
         self.pipeline_depth = int(backbone.device.type == "cuda")
         self.on_progress: Callable[[], None] = lambda: None
@@ -96,11 +98,7 @@ class PromptedClip:
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:
-        """Image features, each row under its own domain's prompts, on the backbone's device.
-
-        Args:
-            pixels_BCHW: as in `rank`.
-            stacks: as in `rank`.
+        """Features of images as in `rank`, each under its own domain's prompts, on the backbone's device.
 
         Raises:
             ValueError: rows with different numbers of prompt tokens.
@@ -109,35 +107,18 @@ class PromptedClip:
 
     @torch.inference_mode()
     def logits(self, images: ImageFeatures, stack: PromptStack) -> Tensor:
-        """Logits over one stack's classes, [B, K] float32 on the backbone's device.
-
-        Args:
-            images: from `encode_images` under this stack's prompts.
-            stack: the classes.
-        """
+        """Logits of images encoded under this stack's prompts: [B, K] float32 on the backbone's device."""
         return self._scorer.logits(images, self.bank.get([stack] * len(images.unit_BE)))
 
     @torch.inference_mode()
     def score(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> list[Tensor]:
-        """Each row's probabilities over its own domain's classes.
-
-        Args:
-            images: from `encode_images`.
-            stacks: one per row.
-
-        Returns:
-            Per row [K of its stack], float32, on the backbone's device.
-        """
+        """Per row, the probabilities of its own stack's classes: [K] float32 on the backbone's device."""
         scores_BK = self._scorer.logits(images, self.bank.get(stacks)).softmax(dim=-1)
         return [row_K[: len(stack.class_names)] for row_K, stack in zip(scores_BK, stacks, strict=True)]
 
     def capture_steps(self, stack: PromptStack) -> list[Callable[[], object]]:
         """CUDA graph captures that the first batches of such a stack need, one call each; none on a CPU."""
         return self.image_tower.capture_steps(stack.image)
-
-    def padded_batch_size(self, n_rows: int) -> int:
-        """Rows that the image tower computes for a batch of `n_rows`."""
-        return self.image_tower.padded_batch_size(n_rows)
 
     @property
     def max_microbatch(self) -> int | None:

@@ -26,12 +26,7 @@ CPU: Final = torch.device("cpu")
 
 
 def fastest_dtype(arch: str, device: str) -> torch.dtype:
-    """The dtype that serves images fastest.
-
-    Args:
-        arch: the backbone's name; unknown and small ones get float32 on a CPU.
-        device: `cpu` or a CUDA device.
-    """
+    """The dtype that serves images fastest; on a CPU, float32 for unknown and small backbones."""
     if device.startswith("cuda"):
         found = torch.cuda.get_device_capability(device)
         return next((dtype for capability, dtype in CAPABILITIES if found >= capability), torch.float32)
@@ -44,10 +39,8 @@ def fastest_dtype(arch: str, device: str) -> torch.dtype:
 def is_packed_faster(arch: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN's packed layers serve images fastest.
 
-    Args:
-        arch: the backbone's name; unknown and small ones are not timed and use packed layers where possible.
-        device: the backbone's device.
-        dtype: of its weights; bfloat16 is not timed, as plain layers pack the weights on every call.
+    Not timed and packed where possible: unknown and small backbones, and bfloat16, in which plain layers pack the
+    weights on every call.
     """
     if not packs(device, dtype) or dtype != torch.float32 or not is_heavy(arch):
         return packs(device, dtype)

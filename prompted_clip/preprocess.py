@@ -34,12 +34,9 @@ _EPSILON: Final = 1e-6
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode an image of any mode to 8-bit RGB, rotated by its EXIF orientation.
+    """Decode an image of any mode to 8-bit RGB, rotated by its EXIF orientation; the same object if it is that already.
 
     16-bit grey is scaled to 8 bits, transparency is composited on white, and damaged metadata is ignored.
-
-    Returns:
-        An image that does not need the file; the same object if nothing had to be done.
 
     Raises:
         Exception: any that Pillow raises for damaged files.
@@ -65,12 +62,7 @@ def exif_turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def to_pixels(image: Image.Image, image_size: int, preprocess: dict[str, Any]) -> NDArray[np.uint8]:
-    """Resize and crop as open_clip does for evaluation, to the bit.
-
-    Args:
-        image: RGB, of any size.
-        image_size: side of the square result, in pixels.
-        preprocess: the backbone's preprocessing values.
+    """Resize and crop an RGB image as open_clip does for evaluation, to the bit.
 
     Returns:
         [3, image_size, image_size] uint8, RGB.
@@ -95,15 +87,11 @@ def to_pixels_fast(
 ) -> NDArray[np.uint8]:
     """`to_pixels` with torch's vectorised, antialiased resizing on uint8.
 
-    Args:
-        rgb_HWC: uint8 array of any size, writable.
-        image_size: side of the square result, in pixels.
-        preprocess: the backbone's preprocessing values.
-        extent_HW: the part of the array that the image fills from the top left, in pixels: DCT scaling leaves a last
-            row or column that is filled in part. None for all of it.
+    The array must be writable. The image fills `extent_HW` pixels of it from the top left, all by default: DCT scaling
+    leaves a last row or column that is filled in part.
 
     Returns:
-        [3, image_size, image_size] uint8, RGB; differs from `to_pixels` by rounding, rarely by more than one level.
+        As `to_pixels` but for rounding, rarely by more than one level.
     """
     if rgb_HWC.shape[:2] == (image_size, image_size):
         return np.ascontiguousarray(rgb_HWC.transpose(2, 0, 1))
@@ -116,9 +104,6 @@ def to_pixels_fast(
 
 def to_pixels_on_device(rgb_HWC: Tensor, image_size: int, preprocess: dict[str, Any]) -> Tensor:
     """`to_pixels` of a uint8 [H, W, 3] tensor on its device, computed in float32 and rounded.
-
-    Returns:
-        [3, image_size, image_size] uint8, RGB; differs from `to_pixels` by rounding.
 
     Raises:
         RuntimeError: CUDA does not resize by so large a factor.

@@ -31,7 +31,7 @@ class PromptGrid:
 
     @property
     def max_depth(self) -> int:
-        """D, the greatest depth: later layers have no prompt tokens."""
+        """D, the greatest depth."""
         return self.tokens.shape[-3]
 
     @property
@@ -56,13 +56,9 @@ class PromptGrid:
 
 
 def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:
-    """Concatenate prompt groups along the positions.
+    """Concatenate prompt groups of one width, [depth, tokens, W] or [B, depth, tokens, W], along the positions.
 
-    Args:
-        groups: [depth, tokens, W] or [B, depth, tokens, W] of one width; None and empty groups are skipped.
-
-    Returns:
-        The grid, or None without groups; gradients flow to the groups.
+    None and empty groups are skipped; None without any. Gradients flow to the groups.
     """
     present = [group for group in groups if group is not None and group.shape[-2] > 0]
     if not present:
@@ -79,13 +75,9 @@ def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:
 
 
 def collate_grids(grids: Sequence[PromptGrid | None]) -> PromptGrid | None:
-    """Collate the prompts of a batch.
+    """Collate a batch's [D, P, W] grids, one per row, to one [B, D, P, W] grid with the largest D.
 
-    Args:
-        grids: one [D, P, W] grid per row, all of one P; D may differ. All None for rows without prompts.
-
-    Returns:
-        One [B, D, P, W] grid with the largest D, or the grid itself if all rows have the same one.
+    One grid for all rows, or None for all, is returned as it is.
 
     Raises:
         ValueError: rows with different numbers of prompt positions.
@@ -133,11 +125,8 @@ def run_blocks(
         x_BNW: the sequence including layer 0's prompts.
         grid: the prompts, or None for the plain forward.
         start: first prompt position.
-        read_B: the position to read, one per row.
+        read_B: the position to read, one per row: the result is the last layer's output there, [B, 1, W].
         mask: causal mask [N, N], or None for full attention.
-
-    Returns:
-        The last layer's output at the positions to read, [B, 1, W].
     """
     *first, last = blocks
     for index, block in enumerate(first):

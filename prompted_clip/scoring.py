@@ -41,14 +41,11 @@ class Scorer:
         self._on_progress = on_progress
 
     def logits(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> Tensor:
-        """Every image's logits over its own domain's classes.
+        """Logits of images, each over its own stack's classes: [B, K] float32, -inf beyond a row's last class.
 
         Args:
-            images: B images' features, each under its stack's prompts.
+            images: each encoded under its stack's prompts.
             stacks: device copies, one per row.
-
-        Returns:
-            [B, K] float32, -inf beyond a row's last class.
         """
         groups: dict[PromptStack | None, list[int]] = {}  # None: rows of all stacks without a head
         for row, stack in enumerate(stacks):

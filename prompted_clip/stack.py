@@ -19,12 +19,9 @@ from prompted_clip.transfers import map_tensors, nbytes
 
 
 class Lane(NamedTuple):
-    """Rows with equal lanes can share one forward, whatever their domains.
+    """Rows with equal lanes can share one forward, whatever their domains and prompt depths.
 
-    Attributes:
-        n_image_tokens: prompt positions in the image tower; depths may differ within a lane.
-        head: `static`: text features do not depend on the image; `conditional`: every image costs one text forward per
-            class, which must not slow down static rows.
+    With a conditional head every image costs one text forward per class, which must not slow down static rows.
     """
 
     n_image_tokens: int
@@ -36,7 +33,6 @@ class PromptStack:
     """One version of one domain's prompts and classes.
 
     Attributes:
-        domain: its name.
         version: number in the store, None for a stack that never was in one.
         digest: `sha256:…` of the bundle, None likewise.
         class_names: labels of predictions.
@@ -70,7 +66,7 @@ class PromptStack:
 
     @cached_property
     def lane(self) -> Lane:
-        """Rows of stacks with an equal lane can share a forward."""
+        """See `Lane`."""
         n_image_tokens = self.image.n_tokens if self.image is not None else 0
         return Lane(n_image_tokens, "conditional" if isinstance(self.head, ConditionalHead) else "static")
 

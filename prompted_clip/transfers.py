@@ -55,11 +55,7 @@ def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class CopyStream:
-    """A CUDA stream for H2D copies that overlap with kernels; several threads may use it.
-
-    Args:
-        device: the target of the copies.
-    """
+    """A CUDA stream for H2D copies that overlap with kernels; several threads may use it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

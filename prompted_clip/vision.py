@@ -45,11 +45,7 @@ def embed_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None
 
 
 class ImageTower:
-    """Image embeddings from uint8 pixels with open_clip's own modules; base class of the faster towers.
-
-    Args:
-        backbone: the frozen CLIP.
-    """
+    """Image embeddings from uint8 pixels with open_clip's own modules; base class of the faster towers."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone

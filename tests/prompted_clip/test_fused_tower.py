@@ -134,7 +134,7 @@ def test_microbatches_are_of_nearly_equal_size(monkeypatch, n_rows, sizes):
 @pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
 @pytest.mark.parametrize("activation", [None, torch.nn.Softmax(dim=-1)], ids=["own", "unknown"])
 def test_the_slices_of_the_hidden_layer_do_not_change_the_answers(quick_gelu, activation):
-    weights = internals.vision_weights(backbone_of(quick_gelu=quick_gelu).clip).blocks[0]
+    weights = internals.block_weights(internals.vision_blocks(backbone_of(quick_gelu=quick_gelu).clip)[0])
     if activation is not None:
         weights = weights._replace(activation=activation, activation_kind="other")
     x = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,7 @@ def test_the_slices_of_the_hidden_layer_do_not_change_the_answers(quick_gelu, ac
 
 @pytest.mark.skipif(not packs(torch.device("cpu"), torch.bfloat16), reason="this processor packs no bfloat16")
 def test_in_bfloat16_slices_add_no_rounding_error():
-    (weights, *_) = internals.vision_weights(backbone_of().clip).blocks
+    weights = internals.block_weights(internals.vision_blocks(backbone_of().clip)[0])
     x = 8 * torch.randn(256, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
 
     def output(dtype, n_inputs):

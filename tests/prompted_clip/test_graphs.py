@@ -33,8 +33,10 @@ def tower():
     return FusedImageTower(tiny_backbone())
 
 
-def graphed(tower, capture, **options):
-    return GraphedTower(tower, tiny_backbone(), max_rows=8, capture=capture, **options)
+def graphed(tower, capture):
+    runs = GraphedTower(tower, tiny_backbone(), max_rows=8)
+    runs.capture = capture
+    return runs
 
 
 def grid(seed, *shapes):
@@ -125,9 +127,10 @@ def test_an_answer_is_not_overwritten_by_the_next(tower):
     assert torch.equal(first, kept)
 
 
-def test_the_least_recently_used_graph_is_dropped_first(tower):
+def test_the_least_recently_used_graph_is_dropped_first(tower, monkeypatch):
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     capture = FakeCapture()
-    runs = graphed(tower, capture, max_graphs=2)
+    runs = graphed(tower, capture)
     for n_rows in (1, 2, 1, 4):
         runs(random_pixels(n_rows))
     assert capture.n_captured == 3

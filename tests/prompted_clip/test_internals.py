@@ -13,7 +13,11 @@ from tests.tiny import tiny_backbone
 PARTS = [
     "visual._embeds",
     "visual._pool",
+    "visual.conv1.weight",
+    "visual.class_embedding",
+    "visual.positional_embedding",
     "visual.ln_pre",
+    "visual.ln_post",
     "visual.proj",
     "visual.attn_pool",
     "visual.pool_type",
