@@ -1,7 +1,8 @@
 """The live table: the version that answers for each domain.
 
-The table is immutable and replaced in one assignment, so a look-up is a pin: a request that holds a version keeps it to
-its end, and the version's memory is freed with its last request.
+The table is immutable and replaced in one assignment, so a look-up is a pin: a request holds its version to its end.
+A replaced version moves to `VersionLoader.recent`; its memory is freed once it is evicted there and its last request is
+done.
 """
 
 from __future__ import annotations

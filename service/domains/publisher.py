@@ -1,7 +1,7 @@
 """Changes to domains: publish, activate, roll back, retire.
 
 Every change is durable in the store before the live table shows it, and answered once the new version serves. A change
-that fails on the way leaves the domain as it was.
+that fails on the way leaves the live version as it was.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Batcher(Generic[Row, Answer]):
         return self._queue.n_requests
 
     def check(self, *, tenant: Hashable, deadline_s: float, priority: int = 0) -> None:
-        """Raise `OverloadedError` if a row would not fit or be late: the one admission decision, before any work."""
+        """Raise `OverloadedError` if a row would not fit in the queue, or would be late by the predicted wait."""
         level, now_s = Priority(priority), self._clock()
         if not self._queue.has_room(tenant, level, 1):
             self._refuse(1, tenant, level)
@@ -194,7 +194,7 @@ class Batcher(Generic[Row, Answer]):
                 self._observer.rows_dropped(1, "cancelled")
             elif now_s >= request.deadline_s or (done_s > request.deadline_s and not is_last):
                 self._observer.rows_dropped(1, "expired")
-                request.future.set_exception(DeadlineExceededError("The deadline passed while the image was queued."))
+                request.future.set_exception(DeadlineExceededError("The image cannot be answered before its deadline."))
             else:
                 batch.append(request)
                 cost += request.cost

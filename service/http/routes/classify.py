@@ -1,4 +1,4 @@
-"""`POST /classify/{domain}` and `POST /classify`: from a request to its answer, read from top to bottom.
+"""`POST /classify/{domain}` and `POST /classify`: from a request to its answer.
 
 A request is admitted and pins its versions before its images are decoded, and keeps these versions to the end,
 whatever is activated meanwhile. One bad image or version leaves the others alone; a request without a single answer
