@@ -34,16 +34,9 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: Settings, model: PromptedClip, store: Store, keys: tuple[Key, ...] = ()) -> FastAPI:
-    """The whole service as an ASGI application.
+    """The whole service as an ASGI application; `app.state.context` is its `ServiceContext`.
 
-    Args:
-        settings: limits and times.
-        model: used by the engine's threads only from now on.
-        store: where bundles are kept.
-        keys: empty allows every request.
-
-    Returns:
-        The application; `app.state.context` is its `ServiceContext`.
+    Only the engine's threads may use `model` from now on. Without keys every request is allowed.
     """
     context = build(settings, model, store, KeyRing(keys))
 
@@ -83,7 +76,8 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         model, observer=metrics, resident_domains=settings.kept_domains, stuck_after_s=settings.stuck_after_s
     )
     metrics.build.info(build_facts(settings, model.backbone))
-    metrics.registry.register(DeviceMetrics(engine, model.backbone.device))
+    device_metrics = DeviceMetrics(lambda: (engine.activity.busy_s, engine.n_out_of_memory), model.backbone.device)
+    metrics.registry.register(device_metrics)
     ProcessCollector(registry=metrics.registry)
     batcher = Batcher(
         engine.run,

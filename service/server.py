@@ -37,13 +37,7 @@ DEVICE_LOST_STATUS: Final = 70
 
 
 class GracefulServer(DrainingServer):
-    """A server that drains before it stops, and exits with status 0.
-
-    Args:
-        config: uvicorn's settings.
-        context: set to draining; its device is watched.
-        on_started: called once connections are accepted.
-    """
+    """A server that drains before it stops, exits with status 0, and watches the device of `context`."""
 
     def __init__(self, config: uvicorn.Config, context: ServiceContext, on_started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -127,15 +121,9 @@ def load_keys(settings: Settings) -> tuple[Key, ...]:
 
 
 def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, str], None]) -> int:
-    """Serve until a signal stops the process.
+    """Serve until a signal stops the process; returns its exit status.
 
-    Args:
-        settings: all settings.
-        store: an open store.
-        announce: called with the context and the address once connections are accepted.
-
-    Returns:
-        The process's exit status.
+    `announce` is called with the context and the address once connections are accepted.
 
     Raises:
         SettingsError, WeightsError: the process cannot start with these settings.

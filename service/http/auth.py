@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import re
 import secrets
-import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -25,10 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import DeniedError, SettingsError, UnauthorizedError
 
-Scope = Literal["classify", "publish", "activate", "rollback", "metrics", "any"]
+Granted = Literal["classify", "publish", "activate", "rollback", "metrics"]
+Scope = Granted | Literal["any"]
 """The scope that a route requires; `any` accepts every valid key."""
 
-SCOPES: Final[tuple[str, ...]] = tuple(scope for scope in get_args(Scope) if scope != "any")
+SCOPES: Final[tuple[str, ...]] = get_args(Granted)
 OPEN_PATHS: Final = frozenset({"/", "/livez", "/readyz"})
 """Paths that require no key: probes, and the web page, which contains no data."""
 NO_DIGEST: Final = hashlib.sha256(b"").hexdigest()
@@ -57,7 +56,7 @@ class Key(BaseModel):
 
     id: str = Field(pattern=r"^[a-z0-9]{8}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    scopes: frozenset[Literal["classify", "publish", "activate", "rollback", "metrics"]]
+    scopes: frozenset[Granted]
     domains: frozenset[str] = frozenset({"*"})
 
     def allows(self, scope: Scope, domain: str | None) -> bool:
@@ -168,19 +167,16 @@ def add_key(path: Path, scopes: list[str], domains: list[str]) -> str:
     Raises:
         SettingsError: an unknown scope, or an invalid key file.
     """
-    alphabet = string.ascii_lowercase + string.digits
-    key_id = "".join(secrets.choice(alphabet) for _ in range(8))
-    secret = secrets.token_urlsafe(32)
+    key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     if unknown := sorted(set(scopes) - set(SCOPES)):
         raise SettingsError(f"Unknown scopes: {', '.join(unknown)}. Known: {', '.join(SCOPES)}.")
     digest = hashlib.sha256(secret.encode()).hexdigest()
     key = Key.model_validate({"id": key_id, "sha256": digest, "scopes": scopes, "domains": domains or ["*"]})
     keys = (*(read_keys(path) if path.exists() else ()), key)
-    content = {"keys": [json.loads(entry.model_dump_json()) for entry in keys]}
     staged = path.with_name(f".{path.name}.{key_id}")
     descriptor = os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+        file.write(KeyFile(keys=keys).model_dump_json(indent=1))
         file.flush()
         os.fsync(file.fileno())
     staged.replace(path)

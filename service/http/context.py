@@ -109,16 +109,10 @@ class ServiceContext(HttpContext):
 
 
 def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any], *, device: str = "cpu") -> Decoder:
-    """The decoder of one process, as the settings say.
-
-    Args:
-        settings: limits and threads.
-        image_size: side of the backbone's square input, in pixels.
-        preprocess: the backbone's preprocessing values.
-        device: of the backbone, where it is in this process.
+    """The decoder of one process, for input of side `image_size` and the backbone's preprocessing values.
 
     Raises:
-        SettingsError: a way of decoding that needs a package which is not there.
+        SettingsError: `preprocess=gpu` without nvImageCodec.
     """
     limits = ImageLimits(
         max_bytes=settings.max_image_bytes,

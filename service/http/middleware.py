@@ -226,61 +226,41 @@ class BodyLimitMiddleware:
 
         Raises:
             MediaTypeError: a compressed body.
-            BodyTooLargeError: the declared or received size exceeds the limit.
+            BodyTooLargeError, SlowBodyError: the declared or received size, or the time, exceeds its limit.
         """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         settings = self.context.settings
-        limit = body_limit(scope["path"], settings)
-        headers = Headers(scope=scope)
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise MediaTypeError("Compressed bodies are not supported. Send the body without Content-Encoding.")
-        announced = headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
-            raise _too_large(limit)
-        body = _CountedBody(scope, receive, send, limit=limit, max_s=settings.max_body_s)
-        await self.app(scope, body.receive, body.send)
+        limit, deadline_s = body_limit(scope["path"], settings), time.monotonic() + settings.max_body_s
+        _check_headers(Headers(scope=scope), limit)
+        n_bytes, is_complete = 0, False
+        failure: BodyTooLargeError | SlowBodyError | None = None
 
+        async def receive_counted() -> Message:
+            nonlocal n_bytes, is_complete, failure
+            if is_complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(deadline_s - time.monotonic()):
+                    message = await receive()
+            except TimeoutError as error:
+                failure = SlowBodyError(f"The body did not arrive within {settings.max_body_s:g} s.")
+                raise failure from error
+            n_bytes += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
+            if n_bytes > limit:
+                failure = _too_large(limit)
+                raise failure
+            return message
 
-class _CountedBody:
-    """Counts the received bytes of one request, and replaces the response if a limit was exceeded."""
+        async def send_unless_failed(message: Message) -> None:
+            if failure is None:
+                await send(message)
+            elif message["type"] == "http.response.start":
+                await problems.respond(failure)(scope, receive, send)
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, limit: int, max_s: float) -> None:
-        self._scope, self._receive, self._send = scope, receive, send
-        self._limit, self._max_s = limit, max_s
-        self._deadline_s = time.monotonic() + max_s
-        self._n_bytes = 0
-        self._is_complete = False
-        self._failure: BodyTooLargeError | SlowBodyError | None = None
-
-    async def receive(self) -> Message:
-        """Receive the next message.
-
-        Raises:
-            BodyTooLargeError, SlowBodyError: a limit was exceeded.
-        """
-        if self._is_complete:
-            return await self._receive()
-        try:
-            async with asyncio.timeout(self._deadline_s - time.monotonic()):
-                message = await self._receive()
-        except TimeoutError as error:
-            self._failure = SlowBodyError(f"The body did not arrive within {self._max_s:g} s.")
-            raise self._failure from error
-        self._n_bytes += len(message.get("body", b""))
-        self._is_complete = not message.get("more_body", False)
-        if self._n_bytes > self._limit:
-            self._failure = _too_large(self._limit)
-            raise self._failure
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Send a message; after an exceeded limit, send the error instead."""
-        if self._failure is None:
-            await self._send(message)
-        elif message["type"] == "http.response.start":
-            await problems.respond(self._failure)(self._scope, self._receive, self._send)
+        await self.app(scope, receive_counted, send_unless_failed)
 
 
 def body_limit(path: str, settings: Settings) -> int:
@@ -290,6 +270,14 @@ def body_limit(path: str, settings: Settings) -> int:
     if path.startswith("/domains/") and path.endswith("/versions"):
         return settings.max_bundle_bytes
     return 64 * 1024
+
+
+def _check_headers(headers: Headers, limit: int) -> None:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise MediaTypeError("Compressed bodies are not supported. Send the body without Content-Encoding.")
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
 
 
 def _too_large(limit: int) -> BodyTooLargeError:

@@ -71,13 +71,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 def http_config(app: ASGIApp, settings: Settings, *, backlog: int = BACKLOG) -> uvicorn.Config:
-    """The uvicorn configuration of an application.
-
-    Args:
-        app: the application.
-        settings: timeouts.
-        backlog: connections accepted in one go.
-    """
+    """The uvicorn configuration of an application; it accepts up to `backlog` connections in one go."""
     return uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", partial(TimeoutHttpProtocol, body_timeout_s=settings.max_body_s)),

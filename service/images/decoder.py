@@ -19,7 +19,8 @@ from typing import Final, Literal, TypeVar
 from PIL import Image, ImageFile
 
 from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError, OverloadedError
-from service.images.preprocessing import Pixels, Preprocessing, decode_threads
+from service.images.preprocessing import Exact, Pixels, Preprocessing, decode_threads
+from service.process import use_one_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +126,7 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
 def open_image(
     data: bytes, limits: ImageLimits, decode: Callable[[Image.Image, bytes], T]
 ) -> tuple[T, tuple[str, ...]]:
-    """Check a file and decode it.
-
-    Args:
-        data: the file.
-        limits: of one image.
-        decode: receives the opened image and the file; see `Exact.decode`.
+    """Check a file and `decode` it (see `Exact.decode`).
 
     Returns:
         The result of `decode`, and notes on conversions (`cmyk`, `first_frame`).
@@ -176,13 +172,9 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
 
 
 class Decoder:
-    """A thread pool that turns files into pixels, off the event loop.
+    """A pool of `n_threads` (0 takes one per core, at most 8) that turns files into pixels, off the event loop.
 
-    Args:
-        limits: of one image.
-        preprocessing: from an opened file to the model's uint8 [3, H, W].
-        n_threads: images decoded at the same time; 0 takes one per core, at most 8.
-        max_waiting: images that may be decoded or wait for it.
+    At most `max_waiting` images may be decoded or wait for it.
     """
 
     def __init__(self, limits: ImageLimits, preprocessing: Preprocessing, *, n_threads: int, max_waiting: int) -> None:
@@ -190,9 +182,9 @@ class Decoder:
         self._preprocessing = preprocessing
         self._max_waiting = max_waiting
         self._n_waiting = 0
-        self._threads = ThreadPoolExecutor(
-            n_threads or decode_threads(), thread_name_prefix="decode", initializer=preprocessing.prepare_thread
-        )
+        # Images are resized side by side, by one thread of torch each; `Exact` needs no torch.
+        prepare_thread = None if isinstance(preprocessing, Exact) else use_one_torch_thread
+        self._threads = ThreadPoolExecutor(n_threads or decode_threads(), "decode", initializer=prepare_thread)
 
     def check_room(self, n_images: int) -> None:
         """Refuse this many more images if there is no room for them.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prompted_clip.preprocess import exif_turn, to_pixels, to_pixels_fast, upright_rgb
-from service.process import usable_cores, use_one_torch_thread
+from service.process import usable_cores
 
 if TYPE_CHECKING:
     from service.images.gpu import GpuDecoder
@@ -60,9 +60,6 @@ class Exact:
         rgb = upright_rgb(image)
         return lambda: to_pixels(rgb, self.image_size, self.values)
 
-    def prepare_thread(self) -> None:
-        """No-op."""
-
 
 @dataclass(frozen=True)
 class Fast:
@@ -85,10 +82,6 @@ class Fast:
         if decoded is None or turn is None:
             return decoded
         return np.array(Image.fromarray(decoded[0]).transpose(turn)), None
-
-    def prepare_thread(self) -> None:
-        """Limit torch to one thread: images are resized side by side."""
-        use_one_torch_thread()
 
 
 @dataclass(frozen=True)
@@ -116,10 +109,6 @@ class Gpu:
         with self.cpu_slots:
             return self.fast.decode(image, data)
 
-    def prepare_thread(self) -> None:
-        """See `Fast.prepare_thread`."""
-        self.fast.prepare_thread()
-
 
 Preprocessing: TypeAlias = Exact | Fast | Gpu
 
@@ -127,13 +116,7 @@ Preprocessing: TypeAlias = Exact | Fast | Gpu
 def preprocessing(
     way: Literal["exact", "fast", "gpu"], image_size: int, values: dict[str, Any], *, device: str = "cpu"
 ) -> Preprocessing:
-    """The preprocessing that the settings name.
-
-    Args:
-        way: value of the setting `preprocess`.
-        image_size: side of the backbone's input, in pixels.
-        values: the backbone's preprocessing values.
-        device: decodes with `gpu`.
+    """The preprocessing of this name, for input of side `image_size`; `device` decodes with `gpu`.
 
     Raises:
         SettingsError: `gpu` without nvImageCodec.

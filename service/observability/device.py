@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -15,22 +15,22 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from prompted_clip.backbone import Backbone
-    from service.engine.engine import Engine
 
 
 class DeviceMetrics(Collector):
-    """Collects device metrics on each scrape."""
+    """Collects device metrics on each scrape; `read` returns busy seconds and the number of out-of-memory errors."""
 
-    def __init__(self, engine: Engine, device: torch.device) -> None:
-        self._engine = engine
+    def __init__(self, read: Callable[[], tuple[float, int]], device: torch.device) -> None:
+        self._read = read
         self._device = device
 
     def collect(self) -> Iterator[Metric]:
         """Yield the engine's counters and, on a GPU, torch's memory statistics."""
+        busy_s, n_out_of_memory = self._read()
         busy = "Time in which the device was busy; its rate is the utilization."
-        yield CounterMetricFamily("caspl_device_busy_seconds", busy, value=self._engine.activity.busy_s)
+        yield CounterMetricFamily("caspl_device_busy_seconds", busy, value=busy_s)
         full = "Out-of-memory errors on the device."
-        yield CounterMetricFamily("caspl_device_out_of_memory", full, value=self._engine.n_out_of_memory)
+        yield CounterMetricFamily("caspl_device_out_of_memory", full, value=n_out_of_memory)
         memory = GaugeMetricFamily(
             "caspl_device_memory_bytes",
             "GPU memory: total, reserved by this process, and allocated of that. None on a CPU.",

@@ -1,10 +1,12 @@
 """Every file: its size, its name, and forbidden content."""
 
 import re
+from collections import Counter
 
 from tests.architecture.repository import PACKAGES, ROOT, python_files, repository_files, text_files
 
 MAX_LINES = 400
+MAX_FILES = 8
 MAX_BYTES = 16 * 1024 * 1024
 BANNED_NAMES = {"utils", "helpers", "common", "base", "manager", "factory", "core"}
 METHOD_NAMES = re.compile(
@@ -23,6 +25,12 @@ def test_no_python_file_is_longer_than_400_lines():
     }
 
     assert too_long == {}
+
+
+def test_no_folder_of_the_service_has_more_than_eight_python_files():
+    n_files = Counter(str(path.parent) for path in python_files("service"))
+
+    assert {folder: n for folder, n in n_files.items() if n > MAX_FILES and folder != "service/http/routes"} == {}
 
 
 def test_no_file_is_larger_than_16_mib():

@@ -98,7 +98,9 @@ async def publish(
 @router.get("/domains/{domain}/versions")
 async def list_versions(domain: str, context: Context) -> VersionsOut:
     """List all versions, oldest first."""
-    return VersionsOut(domain=domain, versions=[_version(domain, info) for info in await _infos(context, domain)])
+    return VersionsOut(
+        domain=domain, versions=[VersionOut(domain=domain, **vars(info)) for info in await _infos(context, domain)]
+    )
 
 
 @router.get("/domains/{domain}/versions/{version}")
@@ -108,7 +110,7 @@ async def show_version(domain: str, version: Version, context: Context, response
     data = await asyncio.to_thread(context.store.read, domain, version)
     bundle = await asyncio.to_thread(read_bundle, data)
     response.headers["ETag"] = _etag(info.digest)
-    return VersionDetailOut(**_version(domain, info).model_dump(), manifest=bundle.manifest.model_dump(mode="json"))
+    return VersionDetailOut(domain=domain, **vars(info), manifest=bundle.manifest.model_dump(mode="json"))
 
 
 @router.get("/domains/{domain}/versions/{version}/content", response_class=Response, responses=CONTENT_DOCS)
@@ -185,10 +187,6 @@ async def _info(context: ServiceContext, domain: str, version: int) -> VersionIn
         if info.version == version:
             return info
     raise VersionNotFoundError(f"{domain} has no version {version}. GET /domains/{domain}/versions lists all versions.")
-
-
-def _version(domain: str, info: VersionInfo) -> VersionOut:
-    return VersionOut(domain=domain, **vars(info))
 
 
 def _live(live: LoadedVersion, response: Response) -> LiveOut:
