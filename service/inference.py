@@ -1,7 +1,7 @@
 """The inference backend behind the classify routes: in this process, or in the device process.
 
-A request pins a version before its body is read and scores its images once they are decoded. Knows no HTTP and no
-tensors, so a web process can import it without torch.
+A request pins a version before its body is read and scores its images once they are decoded. Imports no torch, so a
+web process can use it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The results of one request for one domain: the version that answered, and an answer or an error per image."""
+    """The results of one request for one domain: the version used, and an answer or an error per image."""
 
     version: int
     digest: str
@@ -53,10 +53,10 @@ class ScoringOptions:
     """How to score a request's images.
 
     Args:
-        stack: `boost` leaves the adapting prompts out.
-        labels: open vocabulary; empty takes the version's own classes.
-        top_k: most classes per image.
-        deadline_s: reading of the monotonic clock, which all processes of a machine share.
+        stack: `boost` ignores the adapting prompts.
+        labels: open vocabulary; if empty, the version's own classes.
+        top_k: maximum number of classes per image.
+        deadline_s: monotonic time; the clock is the same in all processes of a machine.
         priority: -1 (low), 0 (normal) or 1 (high).
         request_id: for log lines of the device process.
     """
@@ -70,19 +70,19 @@ class ScoringOptions:
 
 
 class Pin(Protocol):
-    """One request's hold on one version of a domain, whatever goes live meanwhile."""
+    """A version of a domain, pinned for one request whatever goes live meanwhile."""
 
     async def score(self, pixels: Sequence[NDArray[np.uint8]], options: ScoringOptions) -> Scored:
         """Classify images, uint8 [3, H, W] each; cancel to abandon them.
 
-        Loads the version first if the pin names one by number, and encodes `labels`. Without images only that happens.
+        First loads a version that is pinned by number, and encodes `labels`; without images only that.
 
         Raises:
             DomainNotFoundError, VersionNotFoundError, StackMismatchError, BackboneMismatchError: the version is not in
                 the store, or cannot run here.
-            RequestInvalidError, TextTooLongError: the version cannot do what the options ask.
-            OverloadedError: the queue is full, or too many other versions or label sets wait to be loaded.
-            DrainingError: this process takes no new work.
+            RequestInvalidError, TextTooLongError: the version does not support these options.
+            OverloadedError: the queue is full, or too many other versions or label sets are waiting to be loaded.
+            DrainingError: the process is shutting down.
         """
 
 
@@ -99,11 +99,11 @@ class InferenceBackend(Protocol):
         Args:
             domain: any string.
             version: None for the live one.
-            deadline_s: reading of the monotonic clock.
+            deadline_s: monotonic time.
             priority: -1 (low), 0 (normal) or 1 (high).
 
         Raises (on entering):
-            DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: nothing is live there. A numbered version
-                is looked up by `score`.
-            OverloadedError: an image that arrived now could not be answered in time.
+            DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: no live version. A numbered version is
+                looked up by `score`.
+            OverloadedError: the queue is full, or the deadline cannot be met.
         """

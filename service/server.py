@@ -1,8 +1,8 @@
 """`caspl serve`, from settings to a listening socket, and its graceful shutdown.
 
 On SIGTERM `/readyz` answers 503 and the process goes on serving for `drain_delay_s`, so that load balancers can react.
-Then it stops listening, answers all requests in flight and exits with status 0. SIGINT (Ctrl+C) or a second signal
-skips the delay, a third drops the requests in flight. A hung device delays the exit by `drain_timeout_s` at most.
+Then it stops listening, finishes open requests and exits with status 0. SIGINT (Ctrl+C) or a second signal
+skips the delay, a third drops open requests. A hung device delays the exit by `drain_timeout_s` at most.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class GracefulServer(DrainingServer):
             self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first SIGTERM, stop on SIGINT or the second signal, drop everything on the one after that.
+        """Drain on the first SIGTERM, stop on SIGINT or the second signal, drop open requests on the next one.
 
         Differs from uvicorn: the signal is not raised again afterwards, so the exit status is 0.
         """
@@ -87,13 +87,13 @@ async def exit_if_device_lost(context: ServiceContext) -> None:
 
 
 def require_gpu_decoding() -> None:
-    """Check what `preprocess=gpu` needs.
+    """Check the requirements of `preprocess=gpu`.
 
     Raises:
         SettingsError: no CUDA device, or nvImageCodec is not installed.
     """
     if not torch.cuda.is_available():
-        raise SettingsError("preprocess gpu needs a CUDA device, and torch finds none. Choose fast.")
+        raise SettingsError("preprocess gpu requires a CUDA device, but torch finds none. Use preprocess fast.")
     nvimgcodec()
 
 
@@ -107,13 +107,13 @@ def load_keys(settings: Settings) -> tuple[Key, ...]:
         if keys := read_keys(settings.keys_file):
             return keys
         raise SettingsError(
-            f"The key file {settings.keys_file} holds no keys. Create one with "
-            f"`caspl keys new {settings.keys_file} --scope classify`, or leave --keys-file out.",
+            f"The key file {settings.keys_file} contains no keys. Create one with "
+            f"`caspl keys new {settings.keys_file} --scope classify`, or omit --keys-file.",
             code="keys_needed",
         )
     if not settings.is_loopback:
         raise SettingsError(
-            f"Listening on {settings.host} accepts other machines and requires API keys. Create one with "
+            f"{settings.host} is not a loopback address, so API keys are required. Create one with "
             "`caspl keys new keys.json --scope classify` and start with --keys-file keys.json.",
             code="keys_needed",
         )

@@ -1,1 +1,1 @@
-"""Which version answers for each domain, and how a stored version becomes live. Knows no HTTP."""
+"""The live version of each domain, and how a stored version goes live. Independent of HTTP."""

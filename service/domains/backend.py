@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prompted_clip.stack import PromptStack
 
 LabelSet = tuple[str, StackKind, tuple[str, ...]]
-"""Digest, `cascade` or `boost`, labels: everything that text features depend on."""
+"""Digest, `cascade` or `boost`, and labels: everything that text features depend on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class LocalBackend:
         yield self.hold(domain, version, deadline_s=deadline_s, priority=priority)
 
     def hold(self, domain: str, version: int | None, *, deadline_s: float, priority: int) -> LocalPin:
-        """Admit a request and pin a version until the result is dropped; raises what `InferenceBackend.pin` raises."""
+        """Admit a request and pin a version while the result is referenced; raises as `InferenceBackend.pin` does."""
         pinned = self.table.pin(domain) if version is None else version
         self.batcher.check(tenant=domain, deadline_s=deadline_s, priority=priority)
         return LocalPin(self, domain, pinned)

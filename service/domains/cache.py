@@ -14,14 +14,14 @@ Value = TypeVar("Value")
 
 
 class LoadingCache(Generic[Key, Value]):
-    """Keeps the most recently used values; a load that failed is not cached.
+    """An LRU cache; failed loads are not cached.
 
-    Loads run one at a time. A load that lost its callers is dropped if it has not started; otherwise it finishes, so
-    that a retry finds its value.
+    Loads run one at a time. A load without callers is cancelled if it has not started; otherwise it finishes, so that a
+    retry finds its value.
 
     Args:
-        max_values: size of the cache. A value in use elsewhere stays alive there after its eviction.
-        max_waiting: most loads that may wait for the running one.
+        max_values: size of the cache.
+        max_waiting: maximum number of loads waiting for the running one.
     """
 
     def __init__(self, max_values: int, *, max_waiting: int) -> None:
@@ -95,4 +95,4 @@ class LoadingCache(Generic[Key, Value]):
     def _finish(self, key: Key, task: asyncio.Task[Value]) -> None:
         del self._loads[key], self._n_callers[key]
         if not task.cancelled():
-            task.exception()  # retrieved here, since every caller may be gone
+            task.exception()  # mark as retrieved, since all callers may have been cancelled

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """One version of one domain in memory, ready to answer."""
+    """One version of one domain in memory, ready to serve."""
 
     domain: str
     version: int
@@ -37,7 +37,7 @@ class DomainState:
 
     Args:
         live: None when no version is live or the live one could not be loaded.
-        error: code of the last failed attempt to load the version that the store calls live; None when all is well.
+        error: code of the last failed attempt to load the version that is live in the store; None without a failure.
     """
 
     live: LoadedVersion | None
@@ -45,7 +45,7 @@ class DomainState:
 
     @property
     def name(self) -> str:
-        """`live`, `stale` (an older version answers), `broken` (none can) or `idle` (none is live)."""
+        """`live`, `stale` (an older version serves), `broken` (no version could be loaded) or `idle` (none is live)."""
         if self.live is not None:
             return "stale" if self.error else "live"
         return "broken" if self.error else "idle"

@@ -1,8 +1,8 @@
-"""From stored bytes to a version that can answer: bytes -> bundle -> stack -> smoke test.
+"""Loads versions: bytes -> bundle -> stack -> smoke test.
 
 Versions that were replaced, uploaded or requested by number stay in an LRU cache, so that a rollback loads nothing. On
-two cores, ten swaps a second between cached versions left p99 at 1.03 times that of a calm server; with every version
-loaded anew it was 1.17 and 2.02 times that in two runs.
+two cores, ten swaps a second between cached versions left p99 at 1.03 times its value without swaps; with every
+version loaded from the store it was 1.17 and 2.02 times in two runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class VersionLoader:
         self._tested: weakref.WeakSet[PromptStack] = weakref.WeakSet()
 
     async def load_bundle(self, bundle: Bundle, version: int | None, *, is_trusted: bool = False) -> PromptStack:
-        """Make a stack of a bundle, and run a smoke test unless the bundle is trusted.
+        """Load a bundle into a stack, and run a smoke test unless the bundle is trusted.
 
         Raises:
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
@@ -67,7 +67,7 @@ class VersionLoader:
         return loaded
 
     async def load_cached(self, domain: str, version: int) -> LoadedVersion:
-        """A version that a request names by number, cached afterwards; raises what `load` raises.
+        """A version requested by number, cached afterwards; raises what `load` raises.
 
         Raises:
             OverloadedError: too many other versions are waiting to be loaded.
@@ -77,7 +77,7 @@ class VersionLoader:
         return await self.recent.get((domain, version), lambda: self.load(domain, version))
 
     async def smoke_test(self, stack: PromptStack) -> None:
-        """Run one image through a stack, once in its life; raises what `Engine.smoke_test` raises."""
+        """Run one image through a stack that has not passed this test yet; raises what `Engine.smoke_test` raises."""
         if stack not in self._tested:
             await self._engine.smoke_test(stack)
             self._tested.add(stack)

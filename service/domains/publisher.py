@@ -38,18 +38,18 @@ class Publisher:
         self._metrics = metrics
 
     async def publish(self, domain: str, data: bytes, *, activate: bool, actor: str) -> Added:
-        """Validate a bundle, run a smoke test, store it and, if asked, make it live.
+        """Validate a bundle, run a smoke test, store it and optionally make it live.
 
         Raises:
-            BundleInvalidError: it breaks a rule; nothing was stored.
+            BundleInvalidError: invalid bundle; nothing was stored.
             BackboneMismatchError, StackMismatchError, TextTooLongError: made for another backbone; nothing was stored.
             InferenceFailedError, OverloadedError, DeviceLostError: the smoke test failed; nothing was stored.
-            VersionExistsError: its content is an older version already.
+            VersionExistsError: an older version has the same content.
             StoreReadOnlyError, StorageFullError: the store cannot be written.
         """
         bundle = await asyncio.to_thread(read_bundle, data)
         if bundle.manifest.domain != domain:
-            message = f"The bundle was made for domain {bundle.manifest.domain}, it was sent to another one."
+            message = f"The bundle is for domain {bundle.manifest.domain}, but was uploaded to another domain."
             raise BundleInvalidError("manifest_mismatch", message, field="domain")
         started_s = time.monotonic()
         stack = await self._loader.load_bundle(bundle, None)
@@ -82,7 +82,7 @@ class Publisher:
                 live = await asyncio.to_thread(self._store.live, domain)
                 if live is None or live.digest != expected:
                     found = live.digest if live else "no version"
-                    raise PreconditionFailedError(f"If-Match names {expected}, but {found} is live.")
+                    raise PreconditionFailedError(f"If-Match is {expected}, but {found} is live.")
                 expected_live = live.version
             loaded = await self._load(domain, version)
             try:
@@ -90,16 +90,16 @@ class Publisher:
             except ConflictError as error:
                 if expected is None:
                     raise
-                raise PreconditionFailedError("Another process changed the live version meanwhile.") from error
+                raise PreconditionFailedError("Another process changed the live version concurrently.") from error
             self.go_live(loaded, started_s)
         return loaded
 
     async def rollback(self, domain: str, *, actor: str) -> LoadedVersion:
-        """Make the version live that was live before.
+        """Make the previously live version live.
 
         Raises:
             DomainNotFoundError: no such domain.
-            ConflictError: no version was live before.
+            ConflictError: no previously live version.
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
             OverloadedError, DeviceLostError: the device cannot run the smoke test now.
         """
@@ -139,7 +139,7 @@ class Publisher:
         logger.info("bundle.activated", extra={"domain": domain, "version": loaded.version, "digest": loaded.digest})
 
     async def _load(self, domain: str, version: int) -> LoadedVersion:
-        """The live version if it is this one, or else from cache or store."""
+        """The live version if it has this number, else from cache or store."""
         live = self._table.live(domain)
         if live is None or live.version != version:
             return await self._loader.load(domain, version)

@@ -1,6 +1,6 @@
-"""Keeps the live table in line with the store: at start, and after changes by other processes.
+"""Keeps the live table in sync with the store: at startup, and after changes by other processes.
 
-A domain that cannot be loaded keeps the version it has and shows an error; the others are not affected.
+A domain whose live version cannot be loaded keeps its current version and gets an error; others are not affected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 RETRY_S: Final = 30.0
 """Back-off after a domain could not be loaded."""
 CONCURRENCY: Final = 4
-"""Domains that load at the same time at start."""
+"""Domains loaded concurrently at startup."""
 
 
 class StoreWatcher:
@@ -55,7 +55,7 @@ class StoreWatcher:
         self._trusts_after_s = float("inf")
 
     async def test_in_background(self) -> None:
-        """Run the smoke tests that `start` left out, half of the time; a version that fails is taken down."""
+        """Run the smoke tests that `start` skipped, at half load; a version that fails is taken offline."""
         for domain in list(self._table.states):
             started_s = time.monotonic()
             async with self._publisher.locks[domain]:
@@ -68,10 +68,10 @@ class StoreWatcher:
                 except Exception as error:  # noqa: BLE001  one bad bundle must not stop the others
                     self._table.swap(domain, DomainState(None))
                     self._record_failure(domain, live.version if live else 0, error)
-            await asyncio.sleep(time.monotonic() - started_s)  # the other half is for requests
+            await asyncio.sleep(time.monotonic() - started_s)  # leave half of the time to requests
 
     async def refresh(self) -> None:
-        """Follow changes by other processes; called every second."""
+        """Apply changes by other processes; called every second."""
         for domain, live in (await asyncio.to_thread(self._read_store)).items():
             await self._refresh(domain, live)
         for key in self._loader.recent.keys:

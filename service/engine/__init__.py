@@ -1,1 +1,1 @@
-"""The device: its threads, the batches that run there, its faults. Knows no HTTP."""
+"""The device: its threads, batches and faults. Independent of HTTP."""

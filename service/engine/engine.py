@@ -76,8 +76,8 @@ class Engine:
         model: runs as many batches at a time as it says.
         observer: for metrics.
         resident_domains: domains whose live stacks are pinned in the bank.
-        stuck_after_s: longest time without progress while there is work. A call may take longer: it makes progress
-            with every forward, and many texts are many forwards.
+        stuck_after_s: longest time without progress during a call. A call may take longer, since every forward counts
+            as progress, and encoding many texts takes many forwards.
 
     Attributes:
         backbone: the model's.
@@ -186,7 +186,7 @@ class Engine:
         return await self._call(lambda: self._model.with_labels(stack, labels))
 
     def close(self) -> None:
-        """Shut the threads down once their current calls are done."""
+        """Shut down the threads once their current calls are done."""
         for executor in (self._loader, self._all_cores, self._per_core):
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -196,7 +196,7 @@ class Engine:
         self._n_calls += 1
         try:
             if self.num_streams > 1:
-                await asyncio.sleep(0)  # calls of the same moment are company
+                await asyncio.sleep(0)  # let concurrent calls be counted
             has_company = self._n_calls > 1
             takes_all = not has_company and not self._had_company and n_rows < self.num_streams
             self._had_company = has_company
@@ -214,10 +214,10 @@ class Engine:
 
     def _raise_if_lost(self) -> None:
         if self.is_lost:
-            raise DeviceLostError("The device failed; this process is about to be replaced. Send the request again.")
+            raise DeviceLostError("The device failed and this process is restarting. Retry later.")
 
     def _on_device(self, work: Callable[[], T]) -> T:
-        """Run work on a thread of the device; detects a lost device and missing memory."""
+        """Run work on a device thread; detects a lost device and out of memory."""
         try:
             with self._free, self.activity.call():
                 return work()
@@ -227,11 +227,11 @@ class Engine:
             if any(mark in str(error).lower() for mark in LOST_MARKS):
                 self.is_lost = True
                 logger.critical("device.lost", exc_info=True)
-                raise DeviceLostError("The device failed; this process is about to be replaced.") from error
+                raise DeviceLostError("The device failed and this process is restarting. Retry later.") from error
             raise
         # Outside the handler, whose traceback keeps the failed work's tensors alive.
         self._free_memory()
-        raise OverloadedError("The device has no memory left for this; try again.", retry_after_s=1.0)
+        raise OverloadedError("Out of device memory. Retry later.", retry_after_s=1.0)
 
     def _free_memory(self) -> None:
         self.n_out_of_memory += 1
@@ -239,14 +239,14 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _run(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
-        """One batch; halved when memory runs out."""
+        """Run one batch; on out of memory, in two halves."""
         try:
             return self._forward(rows)
         except torch.OutOfMemoryError:
             logger.warning("device.out_of_memory", extra={"n_rows": len(rows)})
         self._free_memory()  # outside the handler, as above
         if len(rows) == 1:
-            return [OverloadedError("The device has no memory left for this image; try again.", retry_after_s=1.0)]
+            return [OverloadedError("Out of device memory for this image. Retry later.", retry_after_s=1.0)]
         middle = len(rows) // 2
         return [*self._run(rows[:middle]), *self._run(rows[middle:])]
 

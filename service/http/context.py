@@ -1,4 +1,4 @@
-"""The parts of one process, as middleware and routes see them: the HTTP side, and the device if it is here."""
+"""The objects that middleware and routes use: those of HTTP, and in the device process those of the device."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class HttpContext:
 
 @dataclass(eq=False, kw_only=True)
 class ServiceContext(HttpContext):
-    """The parts of a process that has the device too."""
+    """The objects of the process with the device."""
 
     backend: LocalBackend
     engine: Engine
@@ -59,14 +59,14 @@ class ServiceContext(HttpContext):
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> None:
-        """Load every live version, then follow the store."""
+        """Load every live version, then start the background tasks."""
         await self.watcher.start(self.settings.warmup_s)
         self._begin(self.watcher.test_in_background())
         if self.settings.store_poll_s:
             self._begin(self._follow_store(self.settings.store_poll_s))
 
     async def stop(self) -> None:
-        """Serve the queue, for as long as the settings allow, and shut the threads down."""
+        """Serve the queue for at most `drain_timeout_s`, and shut down the threads."""
         self.is_draining = True
         for task in self._tasks:
             task.cancel()
@@ -84,7 +84,7 @@ class ServiceContext(HttpContext):
         return await self.gather_metrics() if self.gather_metrics else self.metrics.text()
 
     def not_ready_because(self) -> str | None:
-        """Why the process is not ready, as one word; None when it is."""
+        """The reason why the process is not ready, as one word; None if it is ready."""
         if self.is_draining:
             return "draining"
         if self.engine.is_lost:
@@ -121,7 +121,7 @@ def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any
         max_aspect=settings.max_image_aspect,
         max_scans=settings.max_image_scans,
     )
-    # Threads whose file is decoded on the device only wait; the more do, the larger are its batches.
+    # Threads wait while the GPU decodes; more threads make larger batches.
     n_waiting_threads = min(64, settings.max_decoding_images) if settings.preprocess == "gpu" else 0
     return Decoder(
         limits,

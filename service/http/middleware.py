@@ -203,7 +203,9 @@ class RequestLimitMiddleware:
             return
         if self._n_open >= self._limit:
             scope["route"] = SimpleNamespace(path=CLASSIFY if scope["path"] == CLASSIFY else f"{CLASSIFY}/{{domain}}")
-            raise OverloadedError(f"{self._limit} requests are already open. Try again later.", retry_after_s=1.0)
+            raise OverloadedError(
+                f"Server overloaded: {self._limit} requests are open. Retry later.", retry_after_s=1.0
+            )
         self._n_open += 1
         try:
             await self.app(scope, receive, send)
@@ -281,4 +283,4 @@ def _check_headers(headers: Headers, limit: int) -> None:
 
 
 def _too_large(limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"The body has more than {limit} bytes.", extra={"limit": limit})
+    return BodyTooLargeError(f"The body is larger than {limit} bytes.", extra={"limit": limit})

@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1 protocol (h11) with a deadline for each request head.
 
-h11 bounds the size of a head and refuses ambiguous framing: `Host`, `Transfer-Encoding` and `Content-Length` that two
-servers could read differently. `middleware.py` bounds bodies.
+h11 bounds the size of a head and rejects ambiguous `Host`, `Transfer-Encoding` and `Content-Length` headers.
+`middleware.py` bounds bodies.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ LAST_HEAD_TIMEOUT_S: Final = 1.0
 
 
 class TimeoutHttpProtocol(H11Protocol):
-    """Closes a connection whose next request head does not arrive in time; uvicorn would wait for ever.
+    """Closes a connection whose next request head does not arrive in time; uvicorn would wait forever.
 
     Args:
-        body_timeout_s: for the rest of a body whose request has been answered already.
+        body_timeout_s: for the rest of a body after the response.
     """
 
     _timer: asyncio.TimerHandle | None = None
@@ -56,7 +56,7 @@ class TimeoutHttpProtocol(H11Protocol):
             self._start_timer(HEAD_TIMEOUT_S)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP/1.1; when a response has begun, close the connection instead."""
+        """Respond with 400 to invalid HTTP; if a response has started, close the connection instead."""
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:
@@ -68,7 +68,7 @@ class TimeoutHttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Finish the current request. A connection without one gets a second to send it: closing would reset it."""
+        """Finish the current request; a connection without one gets a second to send it, as closing would reset it."""
         self._is_stopping = True
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None:

@@ -1,1 +1,1 @@
-"""From a client's bytes to pixels: limits, headers, decoding."""
+"""Decoding of uploaded images: limits, headers, pixels."""

@@ -1,7 +1,7 @@
 """Decodes uploaded images on threads, within limits.
 
 Limits are checked on the header, before any pixel is decoded: bytes, pixels, sides, aspect ratio and, for JPEG, the
-number of scans. Only three of Pillow's forty parsers can be entered.
+number of scans. Only three of Pillow's forty formats are enabled.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def sniff(data: bytes) -> Format:
 
 
 def check_jpeg(data: bytes, max_scans: int) -> None:
-    """Bound the work that a JPEG can cause.
+    """Bound the work of decoding a JPEG.
 
-    A decoder passes over all pixels for every scan, and Pillow over every byte between header segments.
+    A decoder processes all pixels for every scan, and Pillow scans all bytes between header segments.
 
     Raises:
-        ImageRejectedError: more scans, segments or bytes between them than a camera or encoder writes.
+        ImageRejectedError: too many scans, segments or bytes between them.
     """
     n_scans = n_segments = n_junk = 0
     end = 2
@@ -101,11 +101,11 @@ def check_jpeg(data: bytes, max_scans: int) -> None:
 
 
 def check_size(width: int, height: int, limits: ImageLimits) -> None:
-    """Refuse sizes that would cost too much.
+    """Reject sizes beyond the limits.
 
     Raises:
         ImageTooLargeError: too many pixels or too long a side.
-        ImageRejectedError: no pixels, or too long and thin.
+        ImageRejectedError: no pixels, or an aspect ratio beyond the limit.
     """
     if width < 1 or height < 1:
         raise ImageRejectedError("The image has a width or height of zero.")
@@ -118,7 +118,7 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
         )
     if max(width, height) > limits.max_aspect * min(width, height):
         raise ImageRejectedError(
-            f"The image is {width} x {height} pixels; the limit is {limits.max_aspect:g} to 1. Crop it.",
+            f"The image is {width} x {height} pixels; the maximum aspect ratio is {limits.max_aspect:g} to 1. Crop it.",
             code="image_aspect",
         )
 
@@ -151,7 +151,7 @@ def open_image(
     except ImageRejectedError:
         raise
     except Exception as error:
-        # Pillow raises a dozen kinds of errors, with memory addresses in some texts: none of it reaches the caller.
+        # Pillow raises many kinds of errors, some with memory addresses in the text; clients must not see them.
         logger.info("image.rejected", extra={"kind": kind, "reason": type(error).__name__})
         if "truncated" in str(error).lower() or isinstance(error, EOFError):
             raise ImageRejectedError(f"The {kind} file is truncated.", code="image_truncated") from error
@@ -159,7 +159,7 @@ def open_image(
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
-    """Conversions that an answer should mention.
+    """Conversions to report in the response.
 
     Raises:
         ImageRejectedError: the image is animated.
@@ -187,14 +187,14 @@ class Decoder:
         self._threads = ThreadPoolExecutor(n_threads or decode_threads(), "decode", initializer=prepare_thread)
 
     def check_room(self, n_images: int) -> None:
-        """Refuse this many more images if there is no room for them.
+        """Check that there is room for more images.
 
         Raises:
             OverloadedError: too many images are waiting.
         """
         if self._n_waiting + n_images > self._max_waiting:
             raise OverloadedError(
-                f"{self._n_waiting} images are being decoded; the limit is {self._max_waiting}.", retry_after_s=1.0
+                f"Server overloaded: {self._n_waiting} images are being decoded. Retry later.", retry_after_s=1.0
             )
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""JPEGs decoded and resized on the device in batches, by nvImageCodec (nvJPEG on a GPU).
+"""Decodes and resizes JPEGs on the device in batches, with nvImageCodec (nvJPEG on a GPU).
 
-Threads submit one file each and wait; the files that arrive while a batch is decoded form the next batch. Without a GPU
-the library decodes with libjpeg-turbo; the tests use that.
+Threads submit one file each and wait; files that arrive while a batch is decoded form the next batch. Without a GPU the
+library decodes with libjpeg-turbo, as in the tests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH_FILES: Final = 64
 MAX_BATCH_PIXELS: Final = 64_000_000
-"""Decoded images lie on the device side by side, three bytes a pixel."""
+"""Bounds device memory: all decoded images of a batch, three bytes per pixel."""
 MAX_RATIO: Final = 16
 """Of an image's short side to the backbone's. CUDA's antialiased resizing keeps its weights in shared memory; the
 48 KiB of every card suffice for a ratio of 47."""
@@ -51,7 +51,7 @@ class GpuDecoder:
     """Decodes JPEG files to a backbone's pixels on one device.
 
     Args:
-        device: CUDA, where the library chooses its engine, or the CPU.
+        device: CUDA or CPU.
         image_size: side of the backbone's input, in pixels.
         values: the backbone's preprocessing values.
 
@@ -83,7 +83,7 @@ class GpuDecoder:
 
         Returns:
             uint8 [3, image_size, image_size]. None if the file is too large to be resized in one step, the library
-            fails, reads another size, or takes more than 20 s: decode it otherwise.
+            fails, reads another size, or takes more than 20 s; use another decoder then.
         """
         if min(size) > MAX_RATIO * self._image_size:
             return None
@@ -97,7 +97,7 @@ class GpuDecoder:
             return None
 
     def _run_batch(self) -> None:
-        """Decode queued files, as many as one batch may hold; an earlier batch may have emptied the queue."""
+        """Decode a batch of queued files; no-op if an earlier batch has emptied the queue."""
         batch: list[_Job] = []
         n_pixels = 0
         while self._queue and len(batch) < MAX_BATCH_FILES:
@@ -132,7 +132,7 @@ class GpuDecoder:
         return [results.get(row) for row in range(len(files))]
 
     def _code_stream(self, data: bytes, size: Size) -> Any | None:  # noqa: ANN401  the library has no types
-        """The library's view of a file; None if it fails or reads another size than Pillow."""
+        """The library's object for a file; None if it fails or reads another size than Pillow."""
         try:
             stream = self._codec.CodeStream(data)
             found = (stream.width, stream.height)
@@ -142,7 +142,7 @@ class GpuDecoder:
 
 
 def nvimgcodec() -> Any:  # noqa: ANN401  the library has no types
-    """Import nvImageCodec, with its messages about uploaded files switched off.
+    """Import nvImageCodec without its messages about uploaded files.
 
     Raises:
         SettingsError: it is not installed.

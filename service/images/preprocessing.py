@@ -1,10 +1,10 @@
-"""From an opened image file to the backbone's pixels, in one of three ways (docs/images.md compares them).
+"""Turns an opened image file into the backbone's pixels, in one of three modes (compared in docs/images.md).
 
-`exact` gives the pixels of open_clip's own transform, bit for bit, with Pillow alone. `fast` decodes JPEGs with
-simplejpeg, which reduces large ones while it decodes (DCT scaling), and resizes with torch: 2.3 times the images/s of
-`exact` at 640 x 480 pixels and 5.9 times at 12 megapixels; with Pillow's `draft()` in place of simplejpeg it would be
-1.7 and 4.8 times. `gpu` decodes and resizes JPEGs on the device. All accept the same files: Pillow reads every header,
-and decides about every file that another decoder does not accept.
+`exact` is bit-identical to open_clip's transform and uses Pillow alone. `fast` decodes JPEGs with simplejpeg, which
+scales large ones down while decoding (DCT scaling), and resizes with torch: 2.3 times the images/s of `exact` at
+640 x 480 pixels and 5.9 times at 12 megapixels; with Pillow's `draft()` instead of simplejpeg it would be 1.7 and 4.8
+times. `gpu` decodes and resizes JPEGs on the device. All modes accept the same files: Pillow reads every header, and
+decodes every file on which another decoder fails.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Resize: TypeAlias = Callable[[], Pixels]
 MAX_THREADS: Final = 8
 """Decoding threads of one process; more only wait for the GIL."""
 MIN_SCALE: Final = 2
-"""DCT scaling keeps both sides at least this many times the backbone's; torch does the rest, with antialiasing."""
+"""DCT scaling keeps both sides at least this many times the backbone's; torch resizes the rest with antialiasing."""
 EIGHTHS: Final = 8
 """DCT scaling is by a number of eighths."""
 END_OF_IMAGE: Final = b"\xff\xd9"
 ADOBE_RGB: Final = 0
-"""`adobe_transform` of a JPEG whose channels are RGB rather than YCbCr; not every decoder heeds it."""
+"""`adobe_transform` of a JPEG whose channels are RGB rather than YCbCr; not every decoder supports it."""
 
 
 @dataclass(frozen=True)
 class Exact:
-    """open_clip's pixels, for input of side `image_size` and the backbone's preprocessing `values`."""
+    """Bit-identical to open_clip, for inputs of side `image_size` and the backbone's preprocessing `values`."""
 
     image_size: int
     values: dict[str, Any]
@@ -55,7 +55,7 @@ class Exact:
             data: the file.
 
         Raises:
-            Exception: any that Pillow raises for damaged files.
+            Exception: any error of Pillow for damaged files.
         """
         rgb = upright_rgb(image)
         return lambda: to_pixels(rgb, self.image_size, self.values)
@@ -63,7 +63,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Fast:
-    """Nearly those pixels, sooner; same attributes as `Exact`."""
+    """Nearly identical pixels, faster; same attributes as `Exact`."""
 
     image_size: int
     values: dict[str, Any]
@@ -76,7 +76,7 @@ class Fast:
 
     def _decode_jpeg(self, image: Image.Image, data: bytes) -> tuple[Pixels, tuple[float, float] | None] | None:
         turn = exif_turn(image)
-        # When turned, a partly filled row or column could come first. Cameras rotate images, and fill all blocks.
+        # After rotation a partly filled last row or column could come first; sides that are multiples of 8 have none.
         may_reduce = turn is None or not any(side % EIGHTHS for side in image.size)
         decoded = decode_jpeg(image, data, min_side_px=MIN_SCALE * self.image_size if may_reduce else 0)
         if decoded is None or turn is None:
@@ -91,7 +91,7 @@ class Gpu:
     Attributes:
         fast: for files that the device declines.
         decoder: on the device.
-        cpu_slots: bounds the files decoded by `fast` at once; far more threads wait for the device.
+        cpu_slots: bounds concurrent decoding by `fast`, since many more threads wait for the device.
     """
 
     fast: Fast
@@ -100,7 +100,7 @@ class Gpu:
 
     def decode(self, image: Image.Image, data: bytes) -> Resize:
         """See `Exact.decode`."""
-        # A decoder on the device may fill in missing rows; a complete file has its end marker.
+        # A GPU decoder may fill in missing rows; a complete file has an end marker.
         is_complete = data.rstrip(b"\0").endswith(END_OF_IMAGE)
         if is_complete and is_plain_jpeg(image) and image.info.get("adobe_transform") != ADOBE_RGB:
             pixels = self.decoder.decode(data, image.size)
@@ -114,17 +114,17 @@ Preprocessing: TypeAlias = Exact | Fast | Gpu
 
 
 def preprocessing(
-    way: Literal["exact", "fast", "gpu"], image_size: int, values: dict[str, Any], *, device: str = "cpu"
+    mode: Literal["exact", "fast", "gpu"], image_size: int, values: dict[str, Any], *, device: str = "cpu"
 ) -> Preprocessing:
     """The preprocessing of this name, for input of side `image_size`; `device` decodes with `gpu`.
 
     Raises:
         SettingsError: `gpu` without nvImageCodec.
     """
-    if way == "exact":
+    if mode == "exact":
         return Exact(image_size, values)
     fast = Fast(image_size, values)
-    if way == "fast":
+    if mode == "fast":
         return fast
     import torch  # noqa: PLC0415  with `exact` a web process loads no torch
 
@@ -146,16 +146,16 @@ def is_plain_jpeg(image: Image.Image) -> bool:
 def decode_jpeg(
     image: Image.Image, data: bytes, *, min_side_px: int = 0
 ) -> tuple[Pixels, tuple[float, float] | None] | None:
-    """Decode a plain JPEG with simplejpeg; at full size it gives Pillow's pixels, bit for bit.
+    """Decode a plain JPEG with simplejpeg; at full size it is bit-identical to Pillow.
 
     Args:
         image: the file as Pillow opened it.
         data: the file.
-        min_side_px: reduce while decoding, but keep both sides at least this long; 0 keeps the full size.
+        min_side_px: scale down while decoding, with both sides at least this long; 0 keeps the full size.
 
     Returns:
-        uint8 [H, W, 3] as stored, not turned, and the height and width that the image fills if it was reduced, where
-        the last row and column may be partly filled. None for a file with the slightest defect, for Pillow to judge.
+        uint8 [H, W, 3] as stored, not rotated, and the height and width that the image fills if it was scaled, where
+        the last row and column may be partly filled. None if the library fails or warns; use Pillow then.
     """
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)

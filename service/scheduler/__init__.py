@@ -1,1 +1,1 @@
-"""The queue in front of the device: admission, order, batches. Knows neither HTTP nor tensors."""
+"""The queue in front of the device: admission, order, batches. Independent of HTTP and tensors."""

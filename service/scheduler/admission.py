@@ -1,7 +1,7 @@
-"""Admission control: one predicted wait, from the queue's length and a moving average of what a batch takes.
+"""Admission control: predicts the wait from the queue's length and a moving average of the batch time.
 
-The prediction is optimistic while batches are small, since larger ones take longer: what is admitted and late after all
-is dropped before it reaches the device. Knows numbers of rows and seconds; knows neither tenants nor what a row is.
+The prediction is optimistic while batches are small, since larger ones take longer; requests that are admitted but late
+are dropped before they reach the device.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ MARGIN: Final = 1.2  # batches may take this much longer than predicted
 
 
 class Admission:
-    """Predicts waits from the batches that ran.
+    """Predicts waits from past batches.
 
     Args:
         max_batch_rows: rows in a full batch.
-        max_running: batches that run at the same time.
+        max_running: batches that run concurrently.
 
     Attributes:
-        batch_s: moving average of a batch's seconds; 0 before the first one.
-        n_running: batches handed to the device and not yet back.
-        is_idle: whether a batch that is handed over now starts at once.
+        batch_s: moving average of the batch time in seconds; 0 before the first batch.
+        n_running: batches handed to the device and not finished.
+        is_idle: whether a batch that is handed over now starts immediately.
     """
 
     def __init__(self, max_batch_rows: int, max_running: int) -> None:
@@ -32,13 +32,13 @@ class Admission:
         self._started_s: dict[object, float | None] = {}  # by batch; None while it waits behind a running one
 
     def start(self, batch: object, now_s: float) -> None:
-        """Note that a batch is handed to the device."""
+        """Record that a batch is handed to the device."""
         self._started_s[batch] = now_s if self.is_idle else None
         self.n_running += 1
         self.is_idle = self.n_running < self._max_running
 
     def finish(self, batch: object, now_s: float, *, is_typical: bool) -> None:
-        """Note that a batch is back, and the one behind it starts; the time of a typical one counts for the average."""
+        """Record that a batch has finished and the next one starts; only a typical batch updates the average."""
         started_s = self._started_s.pop(batch)
         self.n_running -= 1
         self.is_idle = self.n_running < self._max_running
@@ -59,5 +59,5 @@ class Admission:
         return max(0.0, min(started_s) + self.batch_s - now_s) + n_behind * self.batch_s / self._max_running
 
     def wait_s(self, n_ahead: int, now_s: float) -> float:
-        """Seconds until a row starts that has this many rows ahead of it in the queue."""
+        """Seconds until a row with `n_ahead` rows ahead of it in the queue starts."""
         return self.free_in_s(now_s) + n_ahead // self._rows_per_round * self.batch_s

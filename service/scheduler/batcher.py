@@ -2,13 +2,13 @@
 
 1. A batch starts as soon as a device thread is free; several free threads share the queue. While all are busy,
    `pipeline_depth` more batches are handed over: a full one at once, another one `PREPARE_S` before a running one ends.
-   In simulation that gives 16 clients 2,613 rows/s instead of 1,932 from a GPU that takes 2 ms plus 0.125 ms a row.
+   In simulation that gives 16 clients 2,613 rows/s instead of 1,932 from a GPU that takes 2 ms plus 0.125 ms per row.
 2. The last free thread waits up to `GATHER_S`, or a quarter of a batch, for as many rows as the last batch had (two, if
-   other threads run): clients that send one request after another come back together. In simulation four of them get 49
-   rows/s instead of 36 from a device whose batches take 50 ms plus 3 ms a row.
-3. `check` refuses what would be late, before any work goes into it; while the device is idle it refuses nothing.
-   `submit` refuses only what does not fit in the queue. A request that is late or cancelled never reaches the device.
-4. Of two batches with a cost in a row, the second lets one without a cost go first.
+   other threads run): closed-loop clients return together. In simulation four of them get 49 rows/s instead of 36 from
+   a device whose batches take 50 ms plus 3 ms per row.
+3. `check` rejects a request that would be late, before any work is done for it; while the device is idle it rejects
+   nothing. `submit` rejects only if the queue is full. Late and cancelled requests never reach the device.
+4. Batches with a cost alternate with batches without, if both are queued.
 
 Knows rows (anything), keys and tenants (anything hashable). Knows neither HTTP nor tensors.
 """
@@ -32,11 +32,11 @@ GATHER_S: Final = 0.005
 PREPARE_S: Final = 0.002
 MIN_HOLD_S: Final = 1e-4
 Reason = Literal["idle", "full", "pipelined", "drain"]
-"""Why a batch started: a device thread was free; it was full; a running batch was about to end; the batcher closes."""
+"""Why a batch started: a device thread was free; full batch; pipelined behind a running batch; shutdown."""
 
 
 class Observer(Protocol):
-    """Receives what happens, for metrics; methods must be quick and must not raise."""
+    """Receives events for metrics; methods must be quick and must not raise."""
 
     def rows_queued(self, n_rows: int, priority: str) -> None:
         """Rows entered the queue."""
@@ -52,16 +52,16 @@ class Batcher(Generic[Row, Answer]):
     """A bounded queue in front of the device, on one event loop.
 
     Args:
-        run: runs one batch and answers in the same order. An answer that is an exception fails only its row.
-        max_batch_rows: most rows in a batch.
+        run: runs one batch and returns answers in the same order. An exception as an answer fails only its row.
+        max_batch_rows: maximum number of rows in a batch.
         max_queued_rows: see `TenantQueue`.
         observer: for metrics.
-        max_running: batches that the device runs at the same time.
-        pipeline_depth: batches handed over beyond those.
-        cost: of one row, on top of what every row costs.
-        max_cost: of one batch, unless a single row costs more.
+        max_running: batches that the device runs concurrently.
+        pipeline_depth: batches handed over in addition.
+        cost: additional cost of a row, such as texts to encode.
+        max_cost: maximum cost of a batch; a single row may exceed it.
         clock: monotonic seconds.
-        call_later: the event loop's, unless the clock is another one.
+        call_later: replaces the event loop's, for a simulated clock.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class Batcher(Generic[Row, Answer]):
         wait_s, left_s = self._admission.wait_s(self._queue.n_ahead(tenant, level), now_s), deadline_s - now_s
         if MARGIN * (wait_s + self._admission.batch_s) > left_s:
             self._observer.rows_dropped(1, "wait_too_long")
-            message = f"Server overloaded: an answer takes about {wait_s:.1f} s, the deadline is in {left_s:.1f} s."
-            raise OverloadedError(f"{message} Retry later, or allow more time.", retry_after_s=wait_s)
+            message = f"Server overloaded: the predicted wait is {wait_s:.1f} s, the deadline is in {left_s:.1f} s."
+            raise OverloadedError(f"{message} Retry later, or with a longer timeout.", retry_after_s=wait_s)
 
     def submit(
         self, rows: Sequence[Row], *, key: Hashable, tenant: Hashable, deadline_s: float, priority: int = 0
@@ -134,13 +134,13 @@ class Batcher(Generic[Row, Answer]):
             self._queue.push(request)
             futures.append(request.future)
         self._observer.rows_queued(len(rows), level.name)
-        if not self._is_dispatch_due:  # calls of the same turn of the event loop share a batch
+        if not self._is_dispatch_due:  # calls in the same iteration of the event loop share a batch
             self._is_dispatch_due = True
             asyncio.get_running_loop().call_soon(self._dispatch)
         return futures
 
     async def close(self) -> None:
-        """Refuse new rows, serve the queue, and return when the last batch is back."""
+        """Reject new rows, serve the queue, and return after the last batch."""
         self._is_closed = True
         self._dispatch()
         while self._tasks:
@@ -150,7 +150,7 @@ class Batcher(Generic[Row, Answer]):
         """Raise OverloadedError: the queue is full."""
         self._observer.rows_dropped(n_rows, "queue_full")
         wait_s = self._admission.wait_s(self._queue.n_ahead(tenant, level), self._clock())
-        message = f"Server overloaded: {self._queue.n_requests} images are queued, {n_rows} more do not fit."
+        message = f"Server overloaded: {self._queue.n_requests} images are queued, no room for {n_rows} more."
         raise OverloadedError(f"{message} Retry later.", retry_after_s=wait_s)
 
     def _on_done(self, request: Request[Row, Answer], future: asyncio.Future[Outcome[Answer]]) -> None:
@@ -182,7 +182,7 @@ class Batcher(Generic[Row, Answer]):
         return self._gather_until_s - now_s if is_last_free and self._queue.n_requests < self._gather_rows else 0.0
 
     def _form(self, now_s: float, max_rows: int) -> list[Request[Row, Answer]]:
-        """Take the next batch out of the queue; empty when everything left in it was late or cancelled."""
+        """Take the next batch out of the queue; empty if all remaining requests were late or cancelled."""
         batch: list[Request[Row, Answer]] = []
         cost = 0
         done_s = now_s + self._admission.free_in_s(now_s) + self._admission.batch_s
@@ -215,7 +215,7 @@ class Batcher(Generic[Row, Answer]):
         task.add_done_callback(self._tasks.discard)
 
     async def _run_batch(self, batch: Sequence[Request[Row, Answer]], now_s: float) -> None:
-        """Run one batch, resolve its futures and start what follows; never raises."""
+        """Run one batch, resolve its futures and dispatch the next; never raises."""
         answers = await self._answers([request.row for request in batch])
         done_s = self._clock()
         n_failed = sum([isinstance(answer, Exception) for answer in answers])
@@ -239,7 +239,7 @@ class Batcher(Generic[Row, Answer]):
         except ServiceError as error:
             return [error] * len(rows)
         except asyncio.CancelledError:
-            return [DrainingError("The server is shutting down. Send the request again.")] * len(rows)
+            return [DrainingError("The server is shutting down. Send the request to another replica.")] * len(rows)
         except Exception as error:
             logger.exception("batch.failed", extra={"n_rows": len(rows)})
             failure = InferenceFailedError("The model failed on this batch.")

@@ -1,9 +1,9 @@
-"""A bounded queue in which tenants take turns and priorities exist.
+"""A bounded fair queue with priorities.
 
 A higher priority goes first; within a priority, tenants take turns request by request (round robin); within a tenant,
-first in first out. A priority that `MAX_PASSED` batches in a row went past goes first in the next one: none starves.
-A tenant may hold twice the places that would remain (dynamic thresholds, Choudhury and Hahne 1998): one tenant alone
-can fill the queue, several leave room for the next, and nothing queued is evicted. Knows neither time nor the device.
+first in, first out. A priority that `MAX_PASSED` batches in a row have passed over goes first in the next one, so none
+starves. Per priority a tenant may hold twice as many places as would remain free (dynamic thresholds, Choudhury and
+Hahne 1998): one tenant alone can fill the queue, several leave room for the next. Queued requests are never evicted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 
 
 class Priority(IntEnum):
-    """The three priorities; every one is served eventually."""
+    """The priorities; none starves."""
 
     LOW = -1
     NORMAL = 0
@@ -42,7 +42,7 @@ class Outcome(Generic[Answer]):
 class Request(Generic[Row, Answer]):
     """One row that waits for the device; times are readings of the batcher's clock.
 
-    Requests with equal keys may share a batch, whose costs are bounded. Cancelling the future abandons the request.
+    Requests with equal keys can share a batch. Cancelling the future discards the request.
     """
 
     row: Row
@@ -57,7 +57,7 @@ class Request(Generic[Row, Answer]):
 
 @dataclass(eq=False, slots=True)
 class _Level(Generic[Row, Answer]):
-    """The requests of one priority: a line per key and tenant, the next one to serve first."""
+    """The requests of one priority: a line per key and tenant, in the order of their turns."""
 
     lines: OrderedDict[tuple[Hashable, Hashable], deque[Request[Row, Answer]]] = field(default_factory=OrderedDict)
     n_requests: int = 0
@@ -65,7 +65,7 @@ class _Level(Generic[Row, Answer]):
 
 
 class TenantQueue(Generic[Row, Answer]):
-    """Holds `n_requests`: at most `max_requests` of one tenant alone, half as many again of all together."""
+    """Holds `n_requests`: at most `max_requests` of one tenant alone, 1.5 times as many in total."""
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
@@ -82,7 +82,7 @@ class TenantQueue(Generic[Row, Answer]):
         return self._n_of[tenant, priority] + n_new <= n_left
 
     def n_ahead(self, tenant: Hashable, priority: Priority) -> int:
-        """Requests served before a new one: all of higher priorities, the tenant's own, the other tenants' turns."""
+        """Requests served before a new one: higher priorities, the tenant's own, and the other tenants' turns."""
         n_turns = self._n_of[tenant, priority] + 1
         n_ahead = 0
         for other, level in self._levels.items():
@@ -99,7 +99,7 @@ class TenantQueue(Generic[Row, Answer]):
         self._count(request, 1)
 
     def peek(self, key: Hashable = None, *, is_free: bool = False) -> Request[Row, Answer] | None:
-        """The next request in turn, or None; only of this key unless it is None, only without a cost if `is_free`."""
+        """The next request or None; only of this key unless it is None, only without a cost if `is_free`."""
         for level in self._order:
             for (of, _), line in level.lines.items():
                 if (key is None or of == key) and not (is_free and line[0].cost):
@@ -107,14 +107,14 @@ class TenantQueue(Generic[Row, Answer]):
         return None
 
     def pop(self, request: Request[Row, Answer]) -> None:
-        """Take out a request that `peek` returned; its tenant's next turn comes after the others'."""
+        """Remove a request that `peek` returned; its tenant's next turn comes after the others'."""
         self.discard(request)
         lines, place = self._levels[request.priority].lines, (request.key, request.tenant)
         if place in lines:
             lines.move_to_end(place)
 
     def discard(self, request: Request[Row, Answer]) -> bool:
-        """Take out a request, wherever it stands; False if it is not queued."""
+        """Remove a request from any position; False if it is not queued."""
         lines, place = self._levels[request.priority].lines, (request.key, request.tenant)
         if place not in lines or request not in lines[place]:
             return False
@@ -125,7 +125,7 @@ class TenantQueue(Generic[Row, Answer]):
         return True
 
     def batch_formed(self, priorities: set[Priority]) -> None:
-        """Note which priorities a batch contains, and which it went past."""
+        """Record which priorities a batch contains, and which it passed over."""
         for priority, level in self._levels.items():
             level.n_passed = level.n_passed + 1 if level.n_requests and priority not in priorities else 0
         starving = [level for level in self._levels.values() if level.n_passed >= MAX_PASSED]

@@ -1,6 +1,7 @@
-"""The methods of the device process that a web process calls; it decodes files of strangers and is not trusted.
+"""The methods of the device process that web processes call. Web processes decode untrusted files and are not trusted.
 
-Types are checked while decoding, numbers here; a web process that breaks a rule is disconnected and replaced.
+msgspec checks the types of arguments; values are checked here. A web process that sends an invalid message is
+disconnected and restarted.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class WorkerConnection:
         self._pins.pop(number, None)
 
     async def score(self, pin: int, slots: list[Slot], options: ScoringOptions) -> Scored:
-        """Score the images in these slots, which stay untouched until the reply."""
+        """Score the images in these slots, which must not change until the reply."""
         request_id.set(options.request_id)
         if len(set(slots)) != len(slots) or max(slots, default=0) >= len(self._pixels):
-            raise ValueError("slots that do not exist, or one for two images")
+            raise ValueError("invalid or duplicate slots")
         return await self._pins[pin].score([self._pixels[slot] for slot in slots], options)
 
     async def http(self, scope: dict[str, Any], body: bytes, request: str) -> HttpReply:
@@ -64,7 +65,7 @@ class WorkerConnection:
         sent: list[Message] = []
 
         async def receive() -> Message:
-            # After the body only a hang-up could come, and then the web process cancels this call.
+            # After the body only a disconnect can follow, and then the web process cancels this call.
             return unread.pop() if unread else await asyncio.Future()
 
         async def send(message: Message) -> None:

@@ -1,7 +1,7 @@
-"""The device process: runs the service without HTTP, and starts, watches, replaces and stops its web processes.
+"""The device process: runs the service without HTTP, and starts, monitors, restarts and stops its web processes.
 
-It owns the listening socket and the signals but accepts no connection itself. A web process that dies takes its own
-connections with it and nothing else; it is replaced after a back-off that grows while it keeps dying.
+It owns the listening socket and handles signals but accepts no connections itself. If a web process crashes, only its
+own connections are lost; it is restarted with exponential back-off.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 MODULE: Final = "service.workers.web_process"
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 10.0
-HEALTHY_AFTER_S: Final = 60.0  # the back-off starts anew for a web process that lived this long
-SILENT_S: Final = 30.0  # a web process that does not answer for this long is replaced
+HEALTHY_AFTER_S: Final = 60.0  # uptime of a web process that resets the back-off
+SILENT_S: Final = 30.0  # a web process that does not respond for this long is restarted
 DISCONNECTED_KILL_S: Final = 5.0
 COUNTS_TIMEOUT_S: Final = 0.5
-STOP_EXTRA_S: Final = 2.0  # for web processes, beyond the time in which their last responses must be out
+STOP_EXTRA_S: Final = 2.0  # for web processes to exit after their drain timeout
 
 
 class WebPool:
@@ -71,7 +71,7 @@ class WebPool:
             worker.rpc.notify(method)
 
     async def stop(self, timeout_s: float) -> None:
-        """Let the web processes finish what they accepted; kill those that take longer."""
+        """Let the web processes finish open requests; kill those that take longer."""
         self._stopping.set()
         self.notify("stop")
         _, late = await asyncio.wait(self._keepers, timeout=timeout_s)
@@ -81,20 +81,20 @@ class WebPool:
             await asyncio.wait(late)
 
     def kill(self) -> None:
-        """End the web processes at once."""
+        """Kill all web processes."""
         for process in self._workers.values():
             if process.returncode is None:
                 process.kill()
 
     async def metrics_text(self) -> bytes:
-        """The metrics of this process and of all web processes, past ones included, as one."""
+        """The metrics of this process summed with those of all web processes, including ended ones."""
         counting = (worker.refresh_counts(COUNTS_TIMEOUT_S) for worker in self._workers)
         await asyncio.gather(*counting, return_exceptions=True)
         others = [*self._ended_samples, *(sample for worker in self._workers for sample in worker.samples)]
         return exposition(self._context.metrics.registry, others)
 
     async def _keep(self) -> None:
-        """Run one web process after the other until the pool stops; raises if one ends before all have started."""
+        """Run a web process and restart it until the pool stops; raises if one exits before all have started."""
         loop, backoff_s = asyncio.get_running_loop(), FIRST_BACKOFF_S
         while not self._stopping.is_set():
             began_s = loop.time()
@@ -107,7 +107,7 @@ class WebPool:
                 return
             if not self._has_started:
                 raise SettingsError(
-                    f"A web process ended with status {status} before it served; its messages are above.",
+                    f"A web process exited with status {status} during startup; see its messages above.",
                     code="web_process_failed",
                 )
             is_healthy = loop.time() - began_s > HEALTHY_AFTER_S
@@ -145,26 +145,26 @@ class WebPool:
 
 
 async def _watch(worker: WorkerConnection, process: Process) -> None:
-    """Fetch a web process's counts every second; kill it when they do not come."""
+    """Fetch a web process's counts every second; kill it when it does not respond."""
     try:
         while True:
             await worker.refresh_counts(SILENT_S)
             await asyncio.sleep(1)
     except TimeoutError:
         logger.error("web.silent", extra={"pid": process.pid})  # noqa: TRY400  the traceback is of no use
-    except DeviceLostError:  # disconnected: it ends, or broke a rule
+    except DeviceLostError:  # disconnected: it is exiting, or sent an invalid message
         await asyncio.sleep(DISCONNECTED_KILL_S)
     process.kill()
 
 
 def worker_config(context: ServiceContext, keys: tuple[Key, ...]) -> WorkerConfig:
-    """What a web process needs to know at its start."""
+    """The configuration of a web process."""
     settings, backbone = context.settings, context.engine.backbone
     n_threads = settings.n_decode_threads or decode_threads(max(1, settings.web_workers))
     return WorkerConfig(
         settings=settings.model_copy(update={"n_decode_threads": n_threads}).model_dump_json(),
         keys=[key.model_dump_json() for key in keys],
-        # One web process alone can fill the queue, of several domains too, and both batches of the device.
+        # One web process can fill the whole queue (1.5 times max_waiting_rows) and two batches on the device.
         n_slots=2 * (settings.max_waiting_rows + settings.max_batch_rows),
         image_size=backbone.image_size,
         preprocess=backbone.preprocess,
@@ -178,13 +178,13 @@ async def serve(
     exit_if_device_lost: Callable[[ServiceContext], Awaitable[None]],
     announce: Callable[[], None],
 ) -> None:
-    """Be the device process until a signal ends it.
+    """Run the device process until a signal stops it.
 
     Args:
         context: not started yet.
-        keys: for the web processes to check.
-        listener: for them to accept from; closed at the end.
-        exit_if_device_lost: called ten times a second; ends the process when the device will not answer again.
+        keys: the API keys that web processes check.
+        listener: the socket that web processes accept from; closed at the end.
+        exit_if_device_lost: called ten times a second; ends the process if the device is unusable.
         announce: called once requests are accepted.
 
     Raises:
@@ -194,7 +194,7 @@ async def serve(
     context.gather_metrics = pool.metrics_text
 
     def on_signal(sig: signal.Signals) -> None:
-        """Drain on the first SIGTERM, stop on SIGINT or the second signal, kill the web processes on the next one."""
+        """Drain on the first SIGTERM, stop on SIGINT or the second signal, kill the web processes on the third."""
         is_first, context.is_draining = not context.is_draining, True
         if is_first and sig == signal.SIGTERM:
             delay_s = context.settings.drain_delay_s

@@ -1,4 +1,4 @@
-"""Anonymous shared memory that carries pixels from one web process to the device process, in slots of one image."""
+"""Anonymous shared memory for pixels from one web process to the device process, one slot per image."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ def slot_view(descriptor: int, n_slots: int, image_size: int, *, writable: bool)
 
 
 class PixelSlots:
-    """The slots of a web process, the only writer, so without locks; `free` ones are used last in, first out."""
+    """The slots of one web process. It is the only writer, so no locks are needed; `free` is a LIFO."""
 
     def __init__(self, view: Pixels) -> None:
         self._view = view
         self.free = list(range(len(view)))[::-1]
 
     def fill(self, pixels: Sequence[Pixels]) -> list[int]:
-        """Copy images into free slots, which stay taken until their numbers are put back into `free`.
+        """Copy images into free slots, which stay in use until their numbers are put back into `free`.
 
         Raises:
-            OverloadedError: too few are free.
+            OverloadedError: too few free slots.
         """
         if len(pixels) > len(self.free):
             raise OverloadedError(
-                f"{len(self._view)} images of this process already wait; try again later.", retry_after_s=1.0
+                f"Server overloaded: all {len(self._view)} image slots of this process are in use. Retry later.",
+                retry_after_s=1.0,
             )
         slots = [self.free.pop() for _ in pixels]
         for slot, image in zip(slots, pixels, strict=True):

@@ -1,4 +1,4 @@
-"""The device process as a web process uses it: an inference backend, and an ASGI application for all other paths."""
+"""A web process's client for the device process: an inference backend, and an ASGI application for all other paths."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROBE_TIMEOUT_S: Final = 2.0
 
 
 class WorkerConfig(Struct, frozen=True):
-    """What a web process reads from standard input at its start; JSON where the types are pydantic's."""
+    """The configuration that a web process reads from standard input; pydantic models as JSON."""
 
     settings: str
     keys: list[str]
@@ -45,7 +45,7 @@ class ScoreReply(NamedTuple):
 
 
 class HttpReply(NamedTuple):
-    """An HTTP response; the web process's metrics need `route` and `code`."""
+    """An HTTP response; `route` and `code` are for the web process's metrics."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -55,7 +55,7 @@ class HttpReply(NamedTuple):
 
 
 class RemoteBackend:
-    """The inference backend of a web process: `rpc` leads to the device process, which finds pixels in `slots`."""
+    """The inference backend of a web process: calls the device process over `rpc`, passes pixels in `slots`."""
 
     def __init__(self, rpc: Rpc, slots: PixelSlots) -> None:
         self.rpc = rpc
@@ -76,7 +76,7 @@ class RemoteBackend:
 
 
 class RemotePin:
-    """One request's hold on one version; `number` names it in the device process."""
+    """A pinned version; `number` identifies the pin in the device process."""
 
     def __init__(self, backend: RemoteBackend, number: int) -> None:
         self._backend = backend
@@ -94,7 +94,7 @@ class RemotePin:
 
 
 def forwarder(rpc: Rpc) -> ASGIApp:
-    """An ASGI application whose requests the device process's routes answer."""
+    """An ASGI application that forwards requests to the device process."""
 
     async def forward(scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
@@ -103,8 +103,8 @@ def forwarder(rpc: Rpc) -> ASGIApp:
             async with asyncio.timeout(PROBE_TIMEOUT_S if scope["path"] in PROBES else None):
                 reply = await rpc.call("http", forwarded, body, request_id.get(), returns=HttpReply)
         except TimeoutError as error:
-            raise DeviceLostError("The process with the device does not answer.") from error
-        # The middleware reads both for its metrics.
+            raise DeviceLostError("The device process does not respond.") from error
+        # For the middleware's metrics.
         scope.update({"route": SimpleNamespace(path=reply.route), "caspl.code": reply.code})
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": reply.body})

@@ -1,6 +1,6 @@
-"""Calls between two processes over a socket pair, which no other process can open and which a dying process closes.
+"""RPC between two processes over a socket pair, which no other process can open and which closes when a process exits.
 
-MessagePack, checked against the methods' annotations while decoding: no message names a class to build or code to run.
+Messages are MessagePack, validated against the methods' annotations; they cannot name classes or code.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Callback = Callable[[], None]
 logger = logging.getLogger(__name__)
 
 LENGTH_BYTES: Final = 4
-LOST: Final = "The process with the device is gone; this one is about to be replaced. Ask again."
+LOST: Final = "The device process has exited and the service is restarting. Retry later."
 ERRORS: Final[Mapping[str, type[Exception]]] = {kind.__name__: kind for kind in TABLE}
 
 
 class WireError(Struct, frozen=True):
-    """An exception: its class's name, its message and its attributes."""
+    """An exception: class name, message and attributes."""
 
     kind: str
     message: str
@@ -39,7 +39,7 @@ class WireError(Struct, frozen=True):
 
 
 def to_wire(error: Any) -> WireError:  # noqa: ANN401  msgspec passes every value that it cannot encode
-    """An error as data. One without a row in the problem table is a bug: it is logged, and its text stays here."""
+    """Serialize an error. One without a row in the problem table is a bug: it is logged, and its text is not sent."""
     kind = next((kind for kind in type(error).__mro__ if ERRORS.get(kind.__name__) is kind), None)
     if kind is None:
         logger.error("call.failed", exc_info=error)
@@ -48,7 +48,7 @@ def to_wire(error: Any) -> WireError:  # noqa: ANN401  msgspec passes every valu
 
 
 def from_wire(sent: WireError) -> Exception:
-    """The error again, built without its constructor: same class, message and attributes."""
+    """Rebuild the error without calling its constructor: same class, message and attributes."""
     kind = ERRORS.get(sent.kind, ServiceError)
     error = kind.__new__(kind, sent.message)
     vars(error).update(sent.facts)
@@ -60,7 +60,7 @@ _decoder: Callable[[Any], Decoder[Any]] = lru_cache(maxsize=None)(Decoder)
 
 
 class Frame(Struct, frozen=True, array_like=True):
-    """One message: `body` holds arguments, a result or a `WireError`; `number` joins reply and call, 0 wants none."""
+    """One message: `body` is arguments, a result or a `WireError`; `number` matches reply to call, 0 means no reply."""
 
     kind: Literal["call", "cancel", "result", "error"]
     number: int
@@ -69,7 +69,7 @@ class Frame(Struct, frozen=True, array_like=True):
 
 
 class Rpc(asyncio.Protocol):
-    """One end: runs the methods of this process and calls those of the other; lives on one event loop.
+    """One end of a connection: serves this process's methods and calls those of the other, on one event loop.
 
     Methods are coroutine functions with positional, annotated parameters. A message that is malformed, or larger than
     `max_bytes`, ends the connection; `lost` is done when it has ended.
@@ -88,20 +88,20 @@ class Rpc(asyncio.Protocol):
         self._unsent: list[bytes] = []
 
     async def open(self, end: socket.socket) -> None:
-        """Take ownership of `end` and begin."""
+        """Take ownership of `end` and start."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=end)
 
     def close(self) -> None:
-        """Send what is unsent, then end the connection."""
+        """Flush, then close the connection."""
         self._flush()
         self._transport.close()
 
     def notify(self, method: str, *args: object) -> None:
-        """Run a method of the other process without waiting; no effect once that process is gone."""
+        """Call a method of the other process without a reply; no effect once that process has exited."""
         self._send(Frame("call", 0, method, Raw(_encode(args))))
 
     async def call(self, method: str, *args: object, returns: type[T], on_done: Callback = lambda: None) -> T:
-        """Run a method of the other process and raise what it raises; cancelling cancels it there too.
+        """Call a method of the other process and raise what it raises; cancelling this call cancels the method.
 
         `on_done` is called once the other process is done with the call, even if it was cancelled here.
 
@@ -112,7 +112,7 @@ class Rpc(asyncio.Protocol):
         self._pending[number] = reply, on_done
         try:
             self._send(Frame("call", number, method, Raw(_encode(args))))
-        except Exception as error:  # noqa: BLE001  not every string can be encoded
+        except Exception as error:  # noqa: BLE001  lone surrogates cannot be encoded
             self._settle(number, error)
         if self._transport.is_closing() and number in self._pending:
             self._settle(number, DeviceLostError(LOST))
@@ -124,11 +124,11 @@ class Rpc(asyncio.Protocol):
         return result
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Keep asyncio's transport."""
+        """Store the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Act on every complete message."""
+        """Handle every complete message."""
         self._received += data
         received, begin = memoryview(self._received), 0
         try:
@@ -140,14 +140,14 @@ class Rpc(asyncio.Protocol):
                     break
                 begin = end
                 self._receive(_decoder(Frame).decode(bytes(received[body:end])))
-        except (MsgspecError, KeyError) as error:  # the other process is broken or taken over
+        except (MsgspecError, KeyError) as error:  # the other process is faulty or compromised
             logger.error("rpc.aborted", extra={"reason": str(error)})  # noqa: TRY400  the traceback is of no use
             self._transport.abort()
         received.release()
         del self._received[:begin]
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Cancel what runs for the other process and fail what waits for it."""
+        """Cancel running methods and fail pending calls."""
         for running in list(self._running.values()):
             running.cancel()
         for number in list(self._pending):
@@ -155,7 +155,7 @@ class Rpc(asyncio.Protocol):
         self.lost.set_result(None)
 
     def _send(self, frame: Frame) -> None:
-        """Send at the end of this iteration of the event loop, in one write with what else is sent in it."""
+        """Send at the end of this iteration of the event loop, all frames in one write."""
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         data = _encode(frame)

@@ -1,6 +1,6 @@
-"""A web process: HTTP, keys, limits and decoding; the device process that started it answers everything else.
+"""A web process: HTTP, keys, limits and decoding. The device process, its parent, does everything else.
 
-Arguments are three inherited descriptors (listener, connection, memory); its `WorkerConfig` is on standard input.
+Arguments are three inherited file descriptors (listener, connection, memory); `WorkerConfig` is on standard input.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ORPHAN_KILL_S: Final = 5.0
 
 
 class SharedListener(socket.socket):
-    """A listening socket that several processes accept from, one connection at a time but with a long kernel queue.
+    """A listening socket shared by several processes, which accept one connection at a time; the backlog stays long.
 
     asyncio accepts up to `backlog` connections per event, so one process would take a whole burst while others idle.
     """
@@ -49,14 +49,14 @@ class SharedListener(socket.socket):
 
 
 class WebServer(DrainingServer):
-    """Uvicorn's server without signals: those sent to the process group reach the device process too."""
+    """uvicorn's server without signal handling: the device process handles signals."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ignore a signal."""
 
 
 class WebProcess:
-    """The parts of a web process; the device process calls its methods."""
+    """A web process; the device process calls its methods."""
 
     def __init__(self, config: WorkerConfig, slots: PixelSlots) -> None:
         settings = Settings.model_validate_json(config.settings)
@@ -77,7 +77,7 @@ class WebProcess:
         self.server = WebServer(http_config(self.app, settings, backlog=1))
 
     async def count(self) -> list[Sample]:
-        """All counts of this process since its start; also its heartbeat."""
+        """All counters of this process since its start; also the heartbeat."""
         return samples_of(self.context.metrics.registry)
 
     async def drain(self) -> None:
@@ -85,16 +85,16 @@ class WebProcess:
         self.context.is_draining = True
 
     async def stop(self) -> None:
-        """Stop accepting, and end once the last response is out."""
+        """Stop accepting connections, and exit after the last response."""
         self.server.should_exit = True
 
     def _stop_orphaned(self, _: object) -> None:
-        self.server.config.timeout_graceful_shutdown = 1  # all responses are refusals now
+        self.server.config.timeout_graceful_shutdown = 1  # all remaining responses are errors
         self.server.should_exit = True
 
 
 def _end_with(end: socket.socket) -> None:
-    """End this process some time after the device process has, even if its event loop hangs."""
+    """Kill this process 5 s after the device process has exited, even if the event loop hangs."""
     gone = select.poll()
     gone.register(end.fileno(), 0)  # no events: only reports hanging up
     gone.poll()
@@ -103,7 +103,7 @@ def _end_with(end: socket.socket) -> None:
 
 
 async def main() -> None:
-    """Serve on the descriptors that the command line names until the device process says stop, or is gone."""
+    """Serve on the descriptors of the command line until the device process stops this one or exits."""
     listener, end, memory = (int(number) for number in sys.argv[1:])
     connection = socket.socket(fileno=end)
     threading.Thread(target=_end_with, args=(connection.dup(),), daemon=True).start()

@@ -89,7 +89,7 @@ def test_a_key_file_without_keys_does_not_open_the_door(tmp_path, host):
     path = tmp_path / "keys.json"
     path.write_text('{"keys": []}')
     path.chmod(0o600)
-    with pytest.raises(SettingsError, match="holds no keys") as refused:
+    with pytest.raises(SettingsError, match="contains no keys") as refused:
         load_keys(Settings(host=host, keys_file=path))
     assert refused.value.code == "keys_needed"
     add_key(path, ["classify"], [])
@@ -118,7 +118,7 @@ def test_an_answer_in_two_packets_does_not_wait_for_an_acknowledgement():
 
 def test_decoding_on_the_gpu_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingsError, match="needs a CUDA device, and torch finds none"):
+    with pytest.raises(SettingsError, match="requires a CUDA device, but torch finds none"):
         require_gpu_decoding()
 
 

@@ -54,11 +54,11 @@ class Outcome(NamedTuple):
     """The results of one request.
 
     Args:
-        domains: the version that answered for each domain, or why none could.
-        pictures: each image decoded, or why it could not be.
-        answers: of each image, or why there is none.
+        domains: version and answers of each domain, or its error.
+        pictures: each image decoded, or its error.
+        answers: answer or error of each image.
         decode_s: seconds until all images were decoded.
-        ended_s: reading of the monotonic clock once all was known.
+        ended_s: monotonic time when the last answer was ready.
     """
 
     domains: Mapping[str, Scored | Exception]
@@ -99,7 +99,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
 
 @router.post("/classify", openapi_extra=MIXED_BODY_DOCS, response_model=MixedOut)
 async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]) -> Response:
-    """Classify images of several domains in one call, each among the classes of its own."""
+    """Classify images of several domains in one request, each among the classes of its domain."""
     context: HttpContext = request.app.state.context
     labels, timeout_s = check_query(query, context.settings)
     context.decoder.check_room(1)
@@ -123,7 +123,7 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
 async def _pin(
     held: AsyncExitStack, context: HttpContext, actor: str, domain: str, options: ScoringOptions
 ) -> PinOrError:
-    """Pin what is live in a domain for as long as `held` is open, or return why that is impossible."""
+    """Pin a domain's live version while `held` is open, or return the error."""
     try:
         context.keys.require(actor, "classify", domain)
         if not is_domain(domain):
@@ -145,11 +145,11 @@ async def _score_in_time(
     images: Sequence[tuple[str, UploadedImage]],
     options: ScoringOptions,
 ) -> Outcome:
-    """Run `score_images` until the deadline, or until the client hangs up.
+    """Run `score_images` until the deadline, or until the client disconnects.
 
     Raises:
-        ClientGoneError: the client hung up.
-        DeadlineExceededError: not ready in time.
+        ClientGoneError: the client disconnected.
+        DeadlineExceededError: the deadline passed.
         Exception: see `score_images`.
     """
     is_gone = False
@@ -170,10 +170,10 @@ async def _score_in_time(
                 watching.cancel()
     except TimeoutError as error:
         if is_gone:
-            raise ClientGoneError("The client hung up before the answer was ready.") from error
-        if "version" not in request.query_params:  # which could be of a domain that does not exist
+            raise ClientGoneError("The client disconnected before the response was ready.") from error
+        if "version" not in request.query_params:  # the domain of a numbered version may not exist
             count_images(context, images, pins, [error] * len(images))
-        raise DeadlineExceededError("The answer was not ready within the request's time.") from error
+        raise DeadlineExceededError("The request was not finished within its timeout.") from error
 
 
 def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, threshold: float) -> list[dict[str, Any]]:
@@ -198,7 +198,7 @@ def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, thre
 
 
 def _respond(context: HttpContext, body: dict[str, Any], outcome: Outcome, began_s: float) -> Response:
-    """The answer with its times, which a header repeats; plain values, as validating them again would be slower."""
+    """The response with its timing, also as a header; not validated against the schema again, which would be slower."""
     queued_s = ran_s = 0.0
     for answer in outcome.answers:
         if isinstance(answer, Answer):
@@ -222,8 +222,8 @@ async def score_images(
     """Decode, queue and score the images of one request, each with its domain.
 
     Raises:
-        ImagesRejectedError: all of several images are bad.
-        Exception: what went wrong with the only image, or with all of them for another reason than the images.
+        ImagesRejectedError: all of several images are invalid.
+        Exception: the error of the only image, or the first one that is not an image's fault if all failed.
     """
     began_s = time.monotonic()
     with context.decoder.places(len(images)):
@@ -251,7 +251,7 @@ async def score_images(
 
 
 async def _decode(context: HttpContext, pin: PinOrError, image: UploadedImage) -> Decoded | Exception:
-    """Pixels or the reason for none; an image that no domain can answer is not decoded."""
+    """Pixels or the error; without a pinned version the image is not decoded."""
     if isinstance(pin, Exception):
         return pin
     if isinstance(image.data, ImageRejectedError):
@@ -277,7 +277,7 @@ def count_images(
     domains: Mapping[str, object],
     answers: Sequence[Answer | Exception],
 ) -> None:
-    """Count images by domain, except refusals, which the scheduler counts, and names that may be no domain's."""
+    """Count images by domain, except rejected requests, which the scheduler counts, and names of unknown domains."""
     for (domain, _), answer in zip(images, answers, strict=True):
         if isinstance(domains[domain], Exception) or isinstance(answer, OverloadedError | DrainingError):
             continue
@@ -288,7 +288,7 @@ def count_images(
 
 
 def _fail_if_none(answers: Sequence[Answer | Exception]) -> None:
-    """Fail the request as a whole when no image was answered."""
+    """Raise an error for the whole request if no image has an answer."""
     failures = [answer for answer in answers if isinstance(answer, Exception)]
     if len(failures) < len(answers):
         return
@@ -296,6 +296,4 @@ def _fail_if_none(answers: Sequence[Answer | Exception]) -> None:
     if ours or len(failures) == 1:
         raise [*ours, *failures][0]
     errors = [{"index": index, **describe(error)} for index, error in enumerate(failures)]
-    raise ImagesRejectedError(
-        "None of the images can be used; `errors` says why, one by one.", extra={"errors": errors}
-    )
+    raise ImagesRejectedError("All images are invalid; see `errors`.", extra={"errors": errors})

@@ -72,22 +72,22 @@ PRIORITIES: Final = {"high": 1, "normal": 0, "low": -1}
 
 
 class MixedQuery(BaseModel):
-    """The query of a request about several domains; an unknown parameter is refused."""
+    """The query of `POST /classify`; unknown parameters are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    top_k: int = Field(5, ge=1, description="most classes per image, most probable first")
-    threshold: float = Field(0.0, ge=0, le=1, description="leave out classes less probable than this")
-    labels: list[str] = Field([], description="choose among these instead; repeated, or one value with commas")
-    stack: StackKind = Field("cascade", description="`boost` leaves the adapting prompts out")
-    timeout_ms: int | None = Field(None, ge=1, description="deadline, counted from the body's last byte")
-    priority: Literal["high", "normal", "low"] = Field("normal", description="order in the queue for the device")
+    top_k: int = Field(5, ge=1, description="maximum number of classes per image, most probable first")
+    threshold: float = Field(0.0, ge=0, le=1, description="minimum probability; less probable classes are omitted")
+    labels: list[str] = Field([], description="classify among these labels instead; repeat it, or separate by commas")
+    stack: StackKind = Field("cascade", description="`boost` ignores the adapting prompts")
+    timeout_ms: int | None = Field(None, ge=1, description="timeout from the last byte of the body")
+    priority: Literal["high", "normal", "low"] = Field("normal", description="order in the queue")
 
 
 class ClassifyQuery(MixedQuery):
-    """The query of a request about one domain."""
+    """The query of `POST /classify/{domain}`."""
 
-    version: int | None = Field(None, ge=1, le=2**53, description="answer with this version instead of the live one")
+    version: int | None = Field(None, ge=1, le=2**53, description="use this version instead of the live one")
 
 
 @dataclass(frozen=True)
@@ -215,27 +215,27 @@ def _too_many(settings: Settings) -> BodyTooLargeError:
 
 
 def check_query(query: MixedQuery, settings: Settings) -> tuple[tuple[str, ...], float]:
-    """Check what only settings bound.
+    """Check a query against the settings' limits.
 
     Returns:
-        Labels (one value is split at commas, several are taken as they are), and the request's time in seconds.
+        Labels (a single value is split at commas), and the timeout in seconds.
 
     Raises:
-        RequestInvalidError: a number beyond its limit; labels that are too many, too long, empty, doubled or
-            unprintable.
+        RequestInvalidError: a number beyond its limit; too many labels, or a label that is too long, empty, duplicate
+            or unprintable.
     """
     if query.top_k > settings.max_top_k:
-        raise RequestInvalidError(f"top_k is at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
+        raise RequestInvalidError(f"top_k must be at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
     timeout_s = settings.default_timeout_s if query.timeout_ms is None else query.timeout_ms / 1000
     if timeout_s > settings.max_timeout_s:
         limit = int(settings.max_timeout_s * 1000)
-        raise RequestInvalidError(f"timeout_ms is at most {limit}.", extra={"limit": limit})
+        raise RequestInvalidError(f"timeout_ms must be at most {limit}.", extra={"limit": limit})
     if not query.labels:
         return (), timeout_s
     parts = query.labels[0].split(",") if len(query.labels) == 1 else query.labels
     labels = tuple(" ".join(part.split()) for part in parts)
     if len(labels) > settings.max_labels:
-        raise RequestInvalidError(f"At most {settings.max_labels} labels per request.", code="too_many_labels")
+        raise RequestInvalidError(f"At most {settings.max_labels} labels are allowed.", code="too_many_labels")
     is_fine = all(label and len(label) <= settings.max_label_chars and label.isprintable() for label in labels)
     if not is_fine or len(set(labels)) != len(labels):
         raise RequestInvalidError(

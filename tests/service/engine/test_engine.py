@@ -302,7 +302,7 @@ async def test_text_that_finds_no_device_memory_raises_an_overload(monkeypatch):
         ("boost_stack", lambda: engine.boost_stack(stack)),
     ):
         monkeypatch.setattr(model, name, no_room)
-        with pytest.raises(OverloadedError, match="no memory"):
+        with pytest.raises(OverloadedError, match="Out of device memory"):
             await call()
     assert not engine.is_lost
     await engine.smoke_test(stack)
