@@ -28,7 +28,7 @@ demo: $(VENV)/.installed-serve ## set up, serve the demo domains, classify, swap
 	@$(BIN)/python -P -m service.demo.run
 
 test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)
-	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -P -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## style, types, who imports whom, spelling
 	$(BIN)/ruff check .
