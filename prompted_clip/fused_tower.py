@@ -41,9 +41,9 @@ QUICK: Final = 1.702
 
 def plain_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> nn.LayerNorm:
     """A copy without open_clip's casts; torch computes in float32 for narrower dtypes."""
-    own = nn.LayerNorm(norm.normalized_shape, norm.eps, device=norm.weight.device)
+    own = nn.LayerNorm(norm.normalized_shape, norm.eps, device=norm.weight.device, dtype=dtype)
     own.load_state_dict(norm.state_dict())
-    return own.to(dtype).requires_grad_(False)
+    return own.requires_grad_(False)
 
 
 class Mlp(nn.Module):
@@ -116,7 +116,7 @@ class ImageSteps(nn.Module):
         # w · (x / 255 - mean) / std = w' · x - w' · 255 mean. uint8 is exact in bfloat16, and the bias is computed from
         # the rounded weights, so pixels near the mean lose no precision.
         mean, std = (
-            torch.tensor(backbone.preprocess[name], device=backbone.device, dtype=precise).view(1, -1, 1, 1)
+            torch.tensor(backbone.preprocess[name], device=visual.proj.device, dtype=precise).view(1, -1, 1, 1)
             for name in ("mean", "std")
         )
         patch_WCPP = (visual.conv1.weight.detach().to(precise) / (255 * std)).to(dtype)

@@ -105,13 +105,10 @@ class ConditionalHead:
     def similarities(
         self, backbone: Backbone, features_BE: Tensor, *, max_text_rows: int, on_progress: Callable[[], None]
     ) -> Tensor:
-        """<f(x), g_c(x)>, with text features that depend on the image: [B, K] float32.
+        """<f(x), g_c(x)>, with text features that depend on the image: [B, K] float32 from unit-norm f(x).
 
-        Args:
-            backbone: its text tower.
-            features_BE: f(x), unit norm.
-            max_text_rows: most pairs of image and class per text forward; bounds the memory.
-            on_progress: called after each text forward.
+        A text forward has at most `max_text_rows` pairs of image and class, which bounds its memory, and reports
+        progress.
         """
         contexts_BNW = self.context_NW + self.shift(features_BE).unsqueeze(1)
         pairs = torch.arange(len(features_BE) * self.n_classes, device=features_BE.device)

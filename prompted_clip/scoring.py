@@ -27,13 +27,7 @@ class Ranked(NamedTuple):
 
 
 class Scorer:
-    """Scores image features against the classes of stacks on the device.
-
-    Args:
-        backbone: the frozen CLIP; a conditional head runs its text tower.
-        max_text_rows: most pairs of image and class per text forward.
-        on_progress: called after each text forward.
-    """
+    """Scores image features against the classes of stacks; the arguments are for conditional heads' text forwards."""
 
     def __init__(self, backbone: Backbone, *, max_text_rows: int, on_progress: Callable[[], None]) -> None:
         self._backbone = backbone

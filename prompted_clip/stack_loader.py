@@ -21,14 +21,7 @@ from prompted_clip.transfers import map_tensors
 
 
 class StackLoader:
-    """Loads stacks for one backbone.
-
-    Args:
-        backbone: the frozen CLIP.
-        max_text_rows: most texts per text forward.
-        max_conditional_classes: most classes of a conditional head.
-        on_progress: is called after every text forward.
-    """
+    """Loads stacks for one backbone; limits as in `PromptedClip`, progress is reported after every text forward."""
 
     def __init__(
         self,

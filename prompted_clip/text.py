@@ -24,18 +24,13 @@ TEXTS_AT_ONCE: Final = 256
 
 
 def tokenize(backbone: Backbone, texts: Sequence[str], *, n_prompts: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids and EOT positions of `texts`, padded to the longest and never truncated.
-
-    Args:
-        backbone: its tokenizer and context length.
-        texts: at least one.
-        n_prompts: positions taken by prompts.
+    """Token ids and EOT positions of one or more texts, padded to the longest and never truncated.
 
     Returns:
         Ids [K, T] int64 (padding 0) and EOT positions [K] int64, both before prompts are inserted, on the CPU.
 
     Raises:
-        TextTooLongError: names the first text that does not fit together with its prompts.
+        TextTooLongError: names the first text that does not fit together with `n_prompts` prompt tokens.
     """
     tokenizer = backbone.tokenizer
     rows = [[tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id] for text in texts]
@@ -91,21 +86,11 @@ def encode_classes(
     max_texts: int = TEXTS_AT_ONCE,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Class features as an ensemble over templates: the normalised mean of unit features.
+    """Class features as an ensemble over templates, the normalised mean of unit features: [K, E] float32.
 
-    Source: CLIP (arXiv 2103.00020), section 3.1.4. All texts of a template are padded to the same length, so
-    `max_texts` changes features by rounding only.
-
-    Args:
-        backbone: the frozen CLIP.
-        class_texts: the text of each class inside a template.
-        templates: each with one `{}`.
-        grid: text prompts, shared by all classes or one per class, or None.
-        max_texts: most texts per forward.
-        on_progress: is called after each forward.
-
-    Returns:
-        [K, E] float32, unit norm.
+    Source: CLIP (arXiv 2103.00020), section 3.1.4. A class's text replaces `{}` in each template. All texts of a
+    template are padded to the same length, so `max_texts` per forward changes features by rounding only. The prompts
+    are shared by all classes or one grid per class. Progress is reported after each forward.
 
     Raises:
         TextTooLongError: a class does not fit together with its template and prompts.

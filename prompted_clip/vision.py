@@ -23,15 +23,9 @@ def encode_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | Non
 
 
 def embed_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
-    """The image tower's output before normalisation.
+    """The image tower's output before normalisation, [B, E] in the backbone's dtype; without prompts open_clip's own.
 
-    Args:
-        backbone: the frozen CLIP.
-        images_BCHW: normalised images of the backbone's size and dtype.
-        grid: image prompts, boosting before adapting, shared or one per row; None is open_clip's own forward.
-
-    Returns:
-        [B, E] in the backbone's dtype.
+    Images are normalised and of the backbone's size. Prompts are boosting before adapting, shared or one grid per row.
     """
     clip = backbone.clip
     x = internals.embed_patches(clip, images_BCHW.to(backbone.dtype))
