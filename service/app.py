@@ -20,9 +20,10 @@ from service.domains.watcher import StoreWatcher
 from service.engine.engine import Engine
 from service.http import problems
 from service.http.auth import Key, KeyRing
-from service.http.context import ServiceContext, build_decoder
+from service.http.context import ServiceContext
 from service.http.middleware import install_middleware
 from service.http.routes import classify, domains, health, meta
+from service.images.decoder import Decoder
 from service.observability.device import DeviceMetrics, build_facts, package_version
 from service.observability.metrics import Metrics
 from service.scheduler.batcher import Batcher
@@ -100,7 +101,7 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         settings=settings,
         metrics=metrics,
         keys=keys,
-        decoder=build_decoder(
+        decoder=Decoder(
             settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device)
         ),
         backend=LocalBackend(table, loader, engine, batcher, label_sets),

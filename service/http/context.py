@@ -6,13 +6,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
 from service.http.auth import KeyRing
-from service.images.decoder import Decoder, ImageLimits
-from service.images.preprocessing import preprocessing
+from service.images.decoder import Decoder
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -106,29 +105,6 @@ class ServiceContext(HttpContext):
                 await self.watcher.refresh()
             except Exception:
                 logger.exception("store.unreadable")
-
-
-def build_decoder(settings: Settings, image_size: int, preprocess: dict[str, Any], *, device: str = "cpu") -> Decoder:
-    """The decoder of one process, for input of side `image_size` and the backbone's preprocessing values.
-
-    Raises:
-        SettingsError: `preprocess=gpu` without nvImageCodec.
-    """
-    limits = ImageLimits(
-        max_bytes=settings.max_image_bytes,
-        max_pixels=settings.max_image_pixels,
-        max_side_px=settings.max_image_side_px,
-        max_aspect=settings.max_image_aspect,
-        max_scans=settings.max_image_scans,
-    )
-    # Threads wait while the GPU decodes; more threads make larger batches.
-    n_waiting_threads = min(64, settings.max_decoding_images) if settings.preprocess == "gpu" else 0
-    return Decoder(
-        limits,
-        preprocessing(settings.preprocess, image_size, preprocess, device=device),
-        n_threads=settings.n_decode_threads or n_waiting_threads,
-        max_waiting=settings.max_decoding_images,
-    )
 
 
 async def _service_context(request: Request) -> HttpContext:  # FastAPI runs plain functions in a thread

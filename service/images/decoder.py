@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from PIL import Image, ImageFile
 
 from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError, OverloadedError
-from service.images.preprocessing import Exact, Pixels, Preprocessing, decode_threads
+from service.images.preprocessing import Pixels, decode_threads, preprocessing
 from service.process import use_one_torch_thread
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +38,6 @@ MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 """A JPEG marker with a length field, or the end of the image: not stuffing, padding, restart or start of image."""
 MAX_SEGMENTS: Final = 5_000
 MAX_JUNK_BYTES: Final = 10_000
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """Limits of one image; sizes in bytes and pixels."""
-
-    max_bytes: int
-    max_pixels: int
-    max_side_px: int
-    max_aspect: float
-    max_scans: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ def check_jpeg(data: bytes, max_scans: int) -> None:
         raise ImageRejectedError("The JPEG file is damaged and cannot be decoded.")
 
 
-def check_size(width: int, height: int, limits: ImageLimits) -> None:
+def check_size(width: int, height: int, settings: Settings) -> None:
     """Reject sizes beyond the limits.
 
     Raises:
@@ -109,23 +99,22 @@ def check_size(width: int, height: int, limits: ImageLimits) -> None:
     """
     if width < 1 or height < 1:
         raise ImageRejectedError("The image has a width or height of zero.")
-    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+    if width * height > settings.max_image_pixels or max(width, height) > settings.max_image_side_px:
         raise ImageTooLargeError(
-            f"The image is {width} x {height} pixels; the limits are {limits.max_pixels} pixels and "
-            f"{limits.max_side_px} per side. Scale it down.",
+            f"The image is {width} x {height} pixels; the limits are {settings.max_image_pixels} pixels and "
+            f"{settings.max_image_side_px} per side. Scale it down.",
             code="image_pixels",
-            extra={"limit": limits.max_pixels},
+            extra={"limit": settings.max_image_pixels},
         )
-    if max(width, height) > limits.max_aspect * min(width, height):
+    if max(width, height) > settings.max_image_aspect * min(width, height):
         raise ImageRejectedError(
-            f"The image is {width} x {height} pixels; the maximum aspect ratio is {limits.max_aspect:g} to 1. Crop it.",
+            f"The image is {width} x {height} pixels; the maximum aspect ratio is {settings.max_image_aspect:g} to 1. "
+            "Crop it.",
             code="image_aspect",
         )
 
 
-def open_image(
-    data: bytes, limits: ImageLimits, decode: Callable[[Image.Image, bytes], T]
-) -> tuple[T, tuple[str, ...]]:
+def open_image(data: bytes, settings: Settings, decode: Callable[[Image.Image, bytes], T]) -> tuple[T, tuple[str, ...]]:
     """Check a file and `decode` it (see `Exact.decode`).
 
     Returns:
@@ -136,16 +125,17 @@ def open_image(
         ImageTooLargeError: beyond a limit.
         ImageRejectedError: damaged, animated, or beyond another limit.
     """
-    if len(data) > limits.max_bytes:
+    if len(data) > settings.max_image_bytes:
         raise ImageTooLargeError(
-            f"The image has {len(data)} bytes; the limit is {limits.max_bytes}.", extra={"limit": limits.max_bytes}
+            f"The image has {len(data)} bytes; the limit is {settings.max_image_bytes}.",
+            extra={"limit": settings.max_image_bytes},
         )
     kind = sniff(data)
     if kind == "JPEG":
-        check_jpeg(data, limits.max_scans)
+        check_jpeg(data, settings.max_image_scans)
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-            check_size(*image.size, limits)
+            check_size(*image.size, settings)
             notes = _notes(image)
             return decode(image, data), notes
     except ImageRejectedError:
@@ -172,19 +162,29 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
 
 
 class Decoder:
-    """A pool of `n_threads` (0 takes one per core, at most 8) that turns files into pixels, off the event loop.
+    """A thread pool that turns files into pixels, off the event loop.
 
-    At most `max_waiting` images may be decoded or wait for it.
+    Args:
+        settings: limits, threads and the kind of preprocessing.
+        image_size: side of the backbone's square input, in pixels.
+        values: the backbone's preprocessing values.
+        device: decodes with `preprocess=gpu`.
+
+    Raises:
+        SettingsError: `preprocess=gpu` without nvImageCodec.
     """
 
-    def __init__(self, limits: ImageLimits, preprocessing: Preprocessing, *, n_threads: int, max_waiting: int) -> None:
-        self._limits = limits
-        self._preprocessing = preprocessing
-        self._max_waiting = max_waiting
+    def __init__(self, settings: Settings, image_size: int, values: dict[str, Any], *, device: str = "cpu") -> None:
+        self._settings = settings
+        self._preprocessing = preprocessing(settings.preprocess, image_size, values, device=device)
+        self._max_waiting = settings.max_decoding_images
         self._n_waiting = 0
-        # Images are resized side by side, by one thread of torch each; `Exact` needs no torch.
-        prepare_thread = None if isinstance(preprocessing, Exact) else use_one_torch_thread
-        self._threads = ThreadPoolExecutor(n_threads or decode_threads(), "decode", initializer=prepare_thread)
+        # Threads wait while the GPU decodes; more threads make larger batches.
+        n_waiting_threads = min(64, self._max_waiting) if settings.preprocess == "gpu" else 0
+        n_threads = settings.n_decode_threads or n_waiting_threads or decode_threads()
+        # Images are resized side by side, by one thread of torch each; `exact` needs no torch.
+        prepare_thread = None if settings.preprocess == "exact" else use_one_torch_thread
+        self._threads = ThreadPoolExecutor(n_threads, "decode", initializer=prepare_thread)
 
     def check_room(self, n_images: int) -> None:
         """Check that there is room for more images.
@@ -224,5 +224,5 @@ class Decoder:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _decode(self, data: bytes) -> Decoded:
-        resize, notes = open_image(data, self._limits, self._preprocessing.decode)
+        resize, notes = open_image(data, self._settings, self._preprocessing.decode)
         return Decoded(resize(), notes)

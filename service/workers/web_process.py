@@ -21,10 +21,11 @@ from fastapi import FastAPI
 
 from service.http import problems
 from service.http.auth import Key, KeyRing
-from service.http.context import HttpContext, build_decoder
+from service.http.context import HttpContext
 from service.http.middleware import install_middleware
 from service.http.routes import classify
 from service.http.server import BACKLOG, DrainingServer, http_config
+from service.images.decoder import Decoder
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.process_metrics import Sample, samples_of
@@ -66,7 +67,7 @@ class WebProcess:
             settings=settings,
             metrics=Metrics(by_domain=settings.domain_metrics),
             keys=KeyRing(tuple(Key.model_validate_json(key) for key in config.keys)),
-            decoder=build_decoder(settings, config.image_size, config.preprocess),
+            decoder=Decoder(settings, config.image_size, config.preprocess),
             backend=RemoteBackend(self.rpc, slots),
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, exception_handlers={**problems.HANDLERS})

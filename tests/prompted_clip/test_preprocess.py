@@ -8,11 +8,18 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 
 from prompted_clip.preprocess import to_pixels, upright_rgb
-from service.images.decoder import ImageLimits, open_image
+from service.images.decoder import open_image
 from service.images.preprocessing import Exact
+from service.settings import Settings
 from training.data.views import Views
 
-LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=1_000_000, max_side_px=4_096, max_aspect=20, max_scans=100)
+LIMITS = Settings(
+    max_image_bytes=2_000_000,
+    max_image_pixels=1_000_000,
+    max_image_side_px=4_096,
+    max_image_aspect=20,
+    max_image_scans=100,
+)
 PREPROCESS = {"size": [32, 32], "mode": "RGB", "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 EXIF_ORIENTATION = 0x0112
 

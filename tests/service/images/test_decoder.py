@@ -13,12 +13,19 @@ from PIL import Image, PngImagePlugin
 
 from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError, OverloadedError
-from service.images.decoder import Decoder, ImageLimits, open_image, sniff
+from service.images.decoder import Decoder, open_image, sniff
 from service.images.preprocessing import Exact, Fast
+from service.settings import Settings
 from tests.service.fakes import PREPROCESS, picture
 
 WAYS = (Exact(16, PREPROCESS), Fast(16, PREPROCESS))
-LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=25_000_000, max_side_px=16_384, max_aspect=20, max_scans=100)
+LIMITS = Settings(
+    max_image_bytes=2_000_000,
+    max_image_pixels=25_000_000,
+    max_image_side_px=16_384,
+    max_image_aspect=20,
+    max_image_scans=100,
+)
 
 
 def encode(image, kind="PNG", **options):
@@ -285,7 +292,7 @@ def test_the_format_is_detected_from_the_first_bytes():
 
 
 def test_a_full_decoder_refuses_images_and_has_room_again_afterwards():
-    decoder = Decoder(LIMITS, WAYS[0], n_threads=1, max_waiting=3)
+    decoder = Decoder(Settings(max_images=3, max_decoding_images=3), 16, PREPROCESS)
     with decoder.places(2):
         decoder.check_room(1)
         with pytest.raises(OverloadedError), decoder.places(2):
@@ -296,7 +303,7 @@ def test_a_full_decoder_refuses_images_and_has_room_again_afterwards():
 
 
 def test_the_decoder_returns_pixels_in_the_layout_of_the_model():
-    decoder = Decoder(LIMITS, WAYS[0], n_threads=2, max_waiting=8)
+    decoder = Decoder(Settings(), 16, PREPROCESS)
 
     async def decode():
         return await asyncio.gather(*(decoder.decode(picture(colour)) for colour in ("red", "blue")))

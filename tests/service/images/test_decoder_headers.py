@@ -6,9 +6,16 @@ from PIL import Image, PngImagePlugin
 
 from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageRejectedError
-from service.images.decoder import ImageLimits, check_jpeg, open_image
+from service.images.decoder import check_jpeg, open_image
+from service.settings import Settings
 
-LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=10_000, max_side_px=200, max_aspect=20.0, max_scans=100)
+LIMITS = Settings(
+    max_image_bytes=1_000_000,
+    max_image_pixels=10_000,
+    max_image_side_px=200,
+    max_image_aspect=20.0,
+    max_image_scans=100,
+)
 
 
 def png(n_frames, comment=""):

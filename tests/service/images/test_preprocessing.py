@@ -13,10 +13,17 @@ from skimage import data as photographs
 
 from prompted_clip.preprocess import normalize_pixels
 from service.errors import ImageRejectedError
-from service.images.decoder import ImageLimits, open_image
+from service.images.decoder import open_image
 from service.images.preprocessing import Exact, Fast, decode_jpeg, is_plain_jpeg, preprocessing
+from service.settings import Settings
 
-LIMITS = ImageLimits(max_bytes=5_000_000, max_pixels=5_000_000, max_side_px=4_096, max_aspect=20, max_scans=100)
+LIMITS = Settings(
+    max_image_bytes=5_000_000,
+    max_image_pixels=5_000_000,
+    max_image_side_px=4_096,
+    max_image_aspect=20,
+    max_image_scans=100,
+)
 CLIP = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic", "resize_mode": "shortest"}
 EXIF_ORIENTATION = 0x0112
 SIDE = 64
