@@ -84,32 +84,26 @@ def needed_scope(method: str, path: str) -> tuple[Scope | None, str | None]:
 
 
 class KeyRing:
-    """The keys of one process.
+    """The keys of one process. Without keys authentication is disabled, which `caspl serve` allows on loopback only.
 
-    Args:
-        keys: empty disables authentication, which `caspl serve` allows on loopback only.
+    Attributes:
+        is_open: there are no keys.
     """
 
     def __init__(self, keys: tuple[Key, ...] = ()) -> None:
         self._keys: Mapping[str, Key] = {key.id: key for key in keys}
-
-    @property
-    def is_open(self) -> bool:
-        """Whether authentication is disabled."""
-        return not self._keys
+        self.is_open = not keys
 
     def check(self, *, method: str, path: str, authorization: str) -> str:
         """Authorize a request by its method, path and Authorization header.
 
         Returns:
-            The key's id, for logs and history; empty if no key is required and no valid one was sent.
+            The key's id, for logs and history; empty if the path requires no key and no valid one was sent.
 
         Raises:
             UnauthorizedError: missing, malformed or unknown key.
             DeniedError: the key lacks the scope or the domain.
         """
-        if self.is_open:
-            return ""
         try:
             key = self._key_of(authorization)
         except UnauthorizedError:

@@ -137,11 +137,14 @@ class AuthMiddleware:
             ForeignRequestError: without keys: a foreign host or a cross-site request.
         """
         if scope["type"] == "http":
+            headers = Headers(scope=scope)
             if self.context.keys.is_open:
-                reject_foreign(scope["method"], Headers(scope=scope))
-            scope["caspl.actor"] = self.context.keys.check(
-                method=scope["method"], path=scope["path"], authorization=Headers(scope=scope).get("authorization", "")
-            )
+                reject_foreign(scope["method"], headers)
+            else:
+                authorization = headers.get("authorization", "")
+                scope["caspl.actor"] = self.context.keys.check(
+                    method=scope["method"], path=scope["path"], authorization=authorization
+                )
         await self.app(scope, receive, send)
 
 
