@@ -120,8 +120,8 @@ def load_backbone(
     _register_demo_models()
     known = open_clip.list_models()
     if arch not in known:
-        near = ", ".join([name for name in known if name.startswith(arch[:5])][:8])
-        examples = f", such as {near}" if near else ""
+        near = [name for name in known if name.startswith(arch[:5])][:8]
+        examples = f", such as {', '.join(near)}" if near else ""
         msg = f"Unknown backbone {arch!r}. open_clip knows {len(known)} models{examples}."
         raise WeightsError(msg)
     source, name = _weights_source(arch, pretrained, random_seed)

@@ -46,10 +46,6 @@ class PromptBank:
         self._collected: deque[_Key] = deque()  # appended by the garbage collector, on any thread
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        """Copies on the device."""
-        return len(self._copies)
-
     def __contains__(self, stack: PromptStack) -> bool:
         """Whether a stack has a copy on the device."""
         return weakref.ref(stack) in self._copies
