@@ -154,7 +154,3 @@ def _print_banner(console: Console, context: ServiceContext, address: str) -> No
         console.print("  domain    none yet; upload a bundle or run `caspl store add`")
     console.print(f"  keys      {'not required on loopback' if context.keys.is_open else 'required'}")
     console.print(f"  open      {address}  (page), {address}/docs (API)", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    serve_app()

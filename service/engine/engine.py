@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prompted_clip.bank import BankObserver
 from service.engine.activity import Activity
 from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
 from service.inference import Prediction
@@ -50,14 +51,11 @@ LOST_MARKS: Final = (
 """CUDA errors after which the process cannot use the device again."""
 
 
-class EngineObserver(Protocol):
+class EngineObserver(BankObserver, Protocol):
     """Receives what happens, for metrics; methods must be quick and must not raise."""
 
     def batch_running(self, n_domains: int, n_rows: int, n_padded: int) -> None:
         """A batch starts: distinct domains, rows, and rows with padding."""
-
-    def bank_changed(self, *, n_used: int, n_free: int, n_kept: int, n_loads: int, n_evictions: int) -> None:
-        """See `prompted_clip.bank.BankObserver`."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,14 +55,15 @@ class ServiceContext(HttpContext):
     is_drained: bool = False
     gather_metrics: Callable[[], Awaitable[bytes]] | None = None
     """Merges the metrics of web processes into the text."""
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
         """Load every live version, then start the background tasks."""
         await self.watcher.start(self.settings.warmup_s)
-        self._begin(self.watcher.test_in_background())
+        work = [self.watcher.test_in_background()]
         if self.settings.store_poll_s:
-            self._begin(self._follow_store(self.settings.store_poll_s))
+            work.append(self._follow_store(self.settings.store_poll_s))
+        self._tasks = [asyncio.create_task(one) for one in work]
 
     async def stop(self) -> None:
         """Serve the queue for at most `drain_timeout_s`, and shut down the threads."""
@@ -91,12 +92,6 @@ class ServiceContext(HttpContext):
         if self.engine.activity.is_stuck:
             return "device_stuck"
         return None
-
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        """Run a background task until `stop`."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _follow_store(self, every_s: float) -> None:
         while True:

@@ -54,12 +54,16 @@ def install_middleware(app: FastAPI, context: HttpContext) -> None:
     app.add_middleware(RequestContextMiddleware, context=context)
 
 
-class RequestContextMiddleware:
-    """Assigns a request id, and ensures that every request is answered, logged and counted exactly once."""
+class _Middleware:
+    """An ASGI application around another one."""
 
     def __init__(self, app: ASGIApp, context: HttpContext) -> None:
         self.app = app
         self.context = context
+
+
+class RequestContextMiddleware(_Middleware):
+    """Assigns a request id, and ensures that every request is answered, logged and counted exactly once."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -121,12 +125,8 @@ class RequestContextMiddleware:
         )
 
 
-class AuthMiddleware:
+class AuthMiddleware(_Middleware):
     """Checks the API key before the body is read; without keys, rejects foreign hosts and cross-site requests."""
-
-    def __init__(self, app: ASGIApp, context: HttpContext) -> None:
-        self.app = app
-        self.context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection.
@@ -182,7 +182,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-class RequestLimitMiddleware:
+class RequestLimitMiddleware(_Middleware):
     """Limits the number of open classify requests in this process.
 
     With a small model HTTP is the bottleneck, and requests accumulate here instead of in the queue. Under overload most
@@ -191,7 +191,7 @@ class RequestLimitMiddleware:
     """
 
     def __init__(self, app: ASGIApp, context: HttpContext) -> None:
-        self.app = app
+        super().__init__(app, context)
         self._limit = context.settings.max_open_requests
         self._n_open = 0
 
@@ -216,15 +216,11 @@ class RequestLimitMiddleware:
             self._n_open -= 1
 
 
-class BodyLimitMiddleware:
+class BodyLimitMiddleware(_Middleware):
     """Limits the size of a body, declared and received, and the time to receive it.
 
     The response is this error even if the body's reader handles the exception and reports a malformed body.
     """
-
-    def __init__(self, app: ASGIApp, context: HttpContext) -> None:
-        self.app = app
-        self.context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection.
