@@ -97,9 +97,9 @@ class Classifier:
 
         Args:
             images: one or several: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W].
-            domain: one for all images, or one per image. May be left out if only one domain is loaded, or none:
-                then the plain backbone scores `labels`.
-            top_k: most classes per image.
+            domain: one for all images, or one per image. Optional if only one domain is loaded, or if none is loaded
+                and the plain backbone classifies among `labels`.
+            top_k: maximum number of classes per image.
             labels: open vocabulary: classify among these instead of the bundle's classes; a list, or one string with
                 commas.
 

@@ -25,11 +25,11 @@ classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @classify_app.command()
 def classify(
-    domain: Annotated[str, typer.Argument(help="domain whose classes to choose among")],
+    domain: Annotated[str, typer.Argument(help="domain")],
     images: Annotated[list[Path], typer.Argument(help="image files")],
     url: Annotated[str, typer.Option(envvar="CASPL_URL", help="address of the server")] = DEFAULT_URL,
     top_k: Annotated[int, typer.Option(help="classes per image")] = 3,
-    labels: Annotated[str | None, typer.Option(help="choose among these classes instead, comma-separated")] = None,
+    labels: Annotated[str | None, typer.Option(help="classify among these labels instead, comma-separated")] = None,
     version: Annotated[int | None, typer.Option(help="use this version instead of the live one")] = None,
     key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,

@@ -1,4 +1,4 @@
-"""Images as callers have them: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] or [H, W]."""
+"""Image inputs: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] or [H, W]."""
 
 import io
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def open_image(image: ImageInput) -> "Image":
 
     Raises:
         OSError: the file cannot be read.
-        ImageError: Pillow does not know the format.
+        ImageError: not a format that Pillow supports.
         TypeError: not an image, or an array that is not uint8 of a known shape.
     """
     from PIL import Image  # noqa: PLC0415  sending files needs no Pillow

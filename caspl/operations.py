@@ -51,16 +51,16 @@ def classify(
         images: one or several: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W]. Files
             are sent as they are, pixels as PNG.
         domain: one for all images, or one per image.
-        top_k: most classes per image.
+        top_k: maximum number of classes per image.
         labels: open vocabulary: classify among these instead of the domain's classes; a list, or one string with
             commas.
         version: use this version instead of the live one; only with one domain.
 
     Returns:
-        One result per image, in order; an image that is not accepted has `error` set and does not affect others.
+        One result per image, in order; a rejected image has `error` set and does not affect others.
 
     Raises:
-        CasplError: the server cannot be reached or refuses a request; see `caspl.errors`.
+        CasplError: the server cannot be reached or rejects a request; see `caspl.errors`.
         OSError: a file cannot be read.
     """
     query = {"top_k": top_k, "labels": labels or None, "version": version}
@@ -80,7 +80,7 @@ def domains() -> Operation[list[Domain]]:
     """All domains of the server.
 
     Raises:
-        CasplError: the server cannot be reached or refuses the request.
+        CasplError: the server cannot be reached or rejects the request.
     """
     body = _accepted((yield Request("GET", "/domains")), "domains")
     return [
@@ -97,10 +97,10 @@ def publish(
     Args:
         bundle: a bundle file or its bytes.
         domain: taken from the bundle by default.
-        activate: make it live at once.
+        activate: also make it live.
 
     Raises:
-        CasplError: the server cannot be reached or refuses the bundle.
+        CasplError: the server cannot be reached or rejects the bundle.
         BundleInvalidError: no `domain` was given and the file is not a bundle.
         OSError: the file cannot be read.
     """
@@ -112,12 +112,12 @@ def publish(
 
 
 def activate(domain: str, version: int, *, expected_digest: str | None = None) -> Operation[Version]:
-    """Make a version live; returns once it answers requests.
+    """Make a version live; returns once it serves.
 
     Args:
         domain: its domain.
         version: its number.
-        expected_digest: digest of the version that must be live until now.
+        expected_digest: digest of the version that must be live now.
 
     Raises:
         ConflictError: another version is live.
@@ -130,7 +130,7 @@ def activate(domain: str, version: int, *, expected_digest: str | None = None) -
 
 
 def rollback(domain: str) -> Operation[Version]:
-    """Make the version live that was live before; returns once it answers requests.
+    """Make the previously live version live; returns once it serves.
 
     Raises:
         CasplError: no such domain, no earlier version, or the server cannot be reached or fails.
@@ -140,7 +140,7 @@ def rollback(domain: str) -> Operation[Version]:
 
 
 def _chunks(parts: Sequence[T], sizes: Sequence[int]) -> Iterator[Sequence[T]]:
-    """As many parts together as one request may carry; one beyond the limit goes alone."""
+    """Split parts into requests within the limits; a part larger than the limit is sent alone."""
     start, total = 0, 0
     for index, size in enumerate(sizes):
         if index > start and (index - start == IMAGES_PER_REQUEST or total + size > BYTES_PER_REQUEST):
@@ -198,7 +198,7 @@ def _body(response: httpx.Response, member: str) -> dict[str, Any]:
     except ValueError:
         body = None
     if response.is_success and not (isinstance(body, dict) and member in body):
-        detail = f"{response.url} does not answer like CasPL Serve."
+        detail = f"{response.url} is not a CasPL Serve response."
         raise TransportError("Unexpected response", detail, code="not_caspl")
     return body if isinstance(body, dict) else {}
 

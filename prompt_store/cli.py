@@ -25,16 +25,23 @@ from prompt_store.tables import bundle_differences, bundle_facts, bundle_tables,
 EXIT_FAILURE: Final = 1
 EXIT_INVALID: Final = 3
 
-store_app = typer.Typer(help="Manage a bundle store: versions, activation, rollback.", no_args_is_help=True)
-bundle_app = typer.Typer(help="Inspect and verify bundle files.", no_args_is_help=True)
+store_app = typer.Typer(
+    help="Manage a bundle store: versions, activation, rollback.",
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+bundle_app = typer.Typer(
+    help="Inspect and verify bundle files.", add_completion=False, rich_markup_mode=None, no_args_is_help=True
+)
 
 StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="CASPL_STORE", help="Directory of the store.", show_default=True)
+    Path, typer.Option("--store", envvar="CASPL_STORE", help="directory of the store", show_default=True)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A bundle file.")]
-DomainArgument = Annotated[str, typer.Argument(help="Domain name.")]
-VersionArgument = Annotated[int, typer.Argument(min=1, help="Version number.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="a bundle file")]
+DomainArgument = Annotated[str, typer.Argument(help="domain name")]
+VersionArgument = Annotated[int, typer.Argument(min=1, help="version number")]
 DEFAULT_STORE: Final = Path("store")
 
 
@@ -80,7 +87,7 @@ def _open_store(root: Path) -> Store:
 
 @store_app.command("ls")
 def list_versions(
-    domain: Annotated[str | None, typer.Argument(help="Only this domain.")] = None,
+    domain: Annotated[str | None, typer.Argument(help="only this domain")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -98,8 +105,8 @@ def list_versions(
 @store_app.command()
 def add(
     file: FileArgument,
-    domain: Annotated[str | None, typer.Option(help="Domain; default: the domain in the bundle.")] = None,
-    is_activated: Annotated[bool, typer.Option("--activate", help="Make the new version live.")] = False,
+    domain: Annotated[str | None, typer.Option(help="domain; default: the domain in the bundle")] = None,
+    is_activated: Annotated[bool, typer.Option("--activate", help="make the new version live")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -123,7 +130,7 @@ def activate(
     domain: DomainArgument,
     version: VersionArgument,
     expected_live: Annotated[
-        int | None, typer.Option("--expect", min=0, help="Fail unless this version is live now; 0 for none.")
+        int | None, typer.Option("--expect", min=0, help="fail unless this version is live now; 0 for none")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -145,8 +152,8 @@ def rollback(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json
 @store_app.command()
 def history(
     domain: DomainArgument,
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of changes; the newest are shown.")] = 100,
-    before: Annotated[int | None, typer.Option(min=1, help="Only changes with a smaller number.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="maximum number of changes; the newest are shown")] = 100,
+    before: Annotated[int | None, typer.Option(min=1, help="only changes with a smaller number")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -160,11 +167,11 @@ def history(
 
 @store_app.command()
 def gc(
-    keep: Annotated[int, typer.Option(min=1, help="Number of versions to keep per domain.")] = 20,
+    keep: Annotated[int, typer.Option(min=1, help="number of versions to keep per domain")] = 20,
     grace_h: Annotated[
-        float, typer.Option(min=0, help="Minimum age in hours of unreferenced bundles to remove.")
+        float, typer.Option(min=0, help="minimum age in hours of unreferenced bundles to remove")
     ] = 24.0,
-    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only, change nothing.")] = False,
+    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="report only, change nothing")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -209,8 +216,8 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
 
 @bundle_app.command()
 def verify(
-    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="Bundle files.")],
-    digest: Annotated[str | None, typer.Option(help="Expected digest of the file.")] = None,
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="bundle files")],
+    digest: Annotated[str | None, typer.Option(help="expected digest of the file")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Validate bundles; exit code 3 if one is invalid."""

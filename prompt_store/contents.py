@@ -107,7 +107,7 @@ def _check_tower(tower: str, groups: GroupsSpec, shapes: Mapping[str, Shape], n_
         is_per_class = name == CONTEXT and len(shape) == 4 and shape[:3] == (n_contexts, *plain)
         if not (is_plain or is_per_class):
             raise _mismatch(
-                name, f"has shape {list(shape)}, but the manifest says [{spec.depth}, {spec.tokens}, width]"
+                name, f"has shape {list(shape)}, but the manifest requires [{spec.depth}, {spec.tokens}, width]"
             )
         widths[name] = shape[-1]
     if len(set(widths.values())) > 1:

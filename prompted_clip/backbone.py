@@ -55,12 +55,12 @@ class Backbone:
 
     @property
     def n_vision_layers(self) -> int:
-        """Blocks of the image tower: the deepest an image prompt can go."""
+        """Blocks of the image tower, the maximum depth of image prompts."""
         return len(internals.vision_blocks(self.clip))
 
     @property
     def n_text_layers(self) -> int:
-        """Blocks of the text tower: the deepest a text prompt can go."""
+        """Blocks of the text tower, the maximum depth of text prompts."""
         return len(internals.text_blocks(self.clip))
 
     @property
@@ -110,7 +110,7 @@ def load_backbone(
         pretrained: an open_clip tag (fetched once, then cached) or a local `.safetensors` / `.pt` file, read with
             weights-only loading.
         random_seed: take random weights from this seed instead; for tests and benchmarks.
-        quick_gelu: use QuickGELU with a local file of OpenAI's weights; tags that need it get it without asking.
+        quick_gelu: use QuickGELU with a local file of OpenAI's weights; tags that need it enable it.
         device: where the model runs.
         dtype: type of the weights; embeddings stay float32, as open_clip keeps them.
 
@@ -122,7 +122,7 @@ def load_backbone(
     if arch not in known:
         near = [name for name in known if name.startswith(arch[:5])][:8]
         examples = f", such as {', '.join(near)}" if near else ""
-        msg = f"Unknown backbone {arch!r}. open_clip knows {len(known)} models{examples}."
+        msg = f"Unknown backbone {arch!r}. open_clip has {len(known)} models{examples}."
         raise WeightsError(msg)
     source, name = _weights_source(arch, pretrained, random_seed)
     tag = (open_clip.get_pretrained_cfg(arch, source) if source else None) or {}
@@ -194,7 +194,7 @@ def _weights_source(arch: str, pretrained: str | None, random_seed: int | None) 
     if random_seed is not None:
         if pretrained is None:
             return None, f"random:{random_seed}"
-        msg = f"Backbone {arch!r} was given both weights ({pretrained!r}) and a random seed; give one of them."
+        msg = f"Backbone {arch!r} got both weights ({pretrained!r}) and a random seed; pass only one."
     elif pretrained is not None:
         if not pretrained.endswith(WEIGHT_SUFFIXES):
             return pretrained, pretrained
@@ -208,8 +208,8 @@ def _weights_source(arch: str, pretrained: str | None, random_seed: int | None) 
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none known for it"
         msg = (
-            f"Backbone {arch!r} needs weights: name a pretrained tag ({tags}) "
-            "or a local .safetensors/.pt file, or ask for random weights explicitly."
+            f"Backbone {arch!r} needs weights: pass a pretrained tag ({tags}) "
+            "or a local .safetensors or .pt file. For tests, use random weights."
         )
     raise WeightsError(msg)
 

@@ -20,7 +20,7 @@ _Key = weakref.ref[PromptStack]
 
 
 class BankObserver(Protocol):
-    """Receives the bank's counts; must be quick and must not raise."""
+    """Receives the bank's counts for metrics; must be quick and must not raise."""
 
     def bank_changed(self, *, n_used: int, n_free: int, n_kept: int, n_loads: int, n_evictions: int) -> None:
         """Unpinned copies, free slots and pinned copies now; loads and evictions since the last call."""
@@ -34,7 +34,7 @@ class PromptBank:
 
     Args:
         device: where the copies are.
-        n_slots: most copies; a batch of more stacks exceeds it until its `get` returns.
+        n_slots: maximum number of copies; a batch of more stacks exceeds it until its `get` returns.
     """
 
     def __init__(self, device: torch.device, *, n_slots: int = N_SLOTS) -> None:
@@ -73,7 +73,7 @@ class PromptBank:
         return [copies[stack] for stack in stacks]
 
     def pin(self, stack: PromptStack) -> None:
-        """Exempt a stack's copy from eviction, instead of the one pinned for the same domain before."""
+        """Exempt a stack's copy from eviction; replaces the one pinned earlier for the same domain."""
         with self._lock:
             self._pinned[stack.domain] = stack
             self._drop_unused(n_loads=0)

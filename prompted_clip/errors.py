@@ -1,7 +1,7 @@
 """Errors of the model.
 
 PromptedClipError
-├── WeightsError         the backbone cannot be loaded; prevents startup
+├── WeightsError         the backbone cannot be loaded
 ├── StackMismatchError   a bundle or stack was made for another backbone
 └── TextTooLongError     a class name and its prompts do not fit the text tower
 """

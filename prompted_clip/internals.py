@@ -24,7 +24,7 @@ def check_supported(model: nn.Module, arch: str) -> CLIP:
     problem = _unsupported_part(model)
     if problem:
         msg = (
-            f"Backbone {arch!r} cannot carry prompts: {problem}. "
+            f"Backbone {arch!r} does not support prompts: {problem}. "
             "Expected an open_clip ViT CLIP such as ViT-B-16, ViT-L-14 or their -quickgelu variants."
         )
         raise WeightsError(msg)
@@ -99,7 +99,7 @@ def block_weights(block: Any) -> BlockWeights:  # noqa: ANN401  torch's types kn
 
 
 def _scaled(linear: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor]:
-    """A linear layer's weight and bias, multiplied by the layer scale behind it."""
+    """A linear layer's weight and bias, multiplied by the layer scale that follows it."""
     if not isinstance(scale, LayerScale):
         return linear.weight, linear.bias
     return linear.weight * scale.gamma.unsqueeze(1), linear.bias * scale.gamma

@@ -1,4 +1,4 @@
-"""One backbone that answers for many domains: both towers, the stack loader, the bank and the scorer joined.
+"""One backbone for many domains: combines the towers, the stack loader, the bank and the scorer.
 
 Legend: B rows, C/H/W image, K classes, E joint width, D prompt layers, P prompt tokens, W tower width.
 """
@@ -32,16 +32,16 @@ class PromptedClip:
     Args:
         backbone: the loaded model; shared, never changed.
         image_tower: None for open_clip's own modules.
-        max_text_rows: most texts per text forward; pairs of image and class for a conditional head.
-        max_conditional_classes: most classes of a conditional head, each of which costs a text forward per image.
-        bank_slots: most stacks in device memory.
+        max_text_rows: maximum number of texts per forward; pairs of image and class for a conditional head.
+        max_conditional_classes: maximum number of classes of a conditional head; each costs a text forward per image.
+        bank_slots: maximum number of stacks in device memory.
         num_streams: see below.
 
     Attributes:
         bank: the stacks in device memory.
         num_streams: batches that may run concurrently, each on a thread of its own.
         pipeline_depth: batches that may be queued on the device behind those that run.
-        on_progress: is called after every forward, on its thread.
+        on_progress: called after every forward, on its thread.
         load_stack, plain_stack, boost_stack, with_labels: see `StackLoader`.
         padded_batch_size: see `ImageTower`.
     """
@@ -122,9 +122,9 @@ class PromptedClip:
 
     @property
     def max_microbatch(self) -> int | None:
-        """Rows of a typical stack that a CPU computes at once; None for any number.
+        """Maximum microbatch size on a CPU for a typical stack; None without a limit.
 
-        A larger batch runs as several microbatches, one after the other, and all its rows wait for the last one.
+        A larger batch runs as several microbatches in sequence, and all its rows wait for the last one.
         """
         n_threads = max(1, torch.get_num_threads() // self.num_streams)
         return self.image_tower.max_microbatch(TYPICAL_PROMPTS, n_threads)

@@ -1,4 +1,4 @@
-"""A prompt stack: all that is needed to answer for one domain. Immutable.
+"""A prompt stack: everything needed to classify images of one domain. Immutable.
 
 Stacks are loaded into host memory; forwards read a copy on the device, see `bank.py`.
 

@@ -97,7 +97,7 @@ class StackLoader:
             StackMismatchError: the stack has no boosting prompts, or no template to encode its classes with.
         """
         if stack.image_boost is None and stack.text_boost is None:
-            msg = f"Domain {stack.domain!r} has no boosting prompts, so it cannot answer with stack=boost."
+            msg = f"Domain {stack.domain!r} has no boosting prompts; stack=boost requires them."
             raise StackMismatchError(msg)
         if stack.image_adapt is None and stack.text_adapt is None:
             is_plain = stack.head is None and stack.labels == "any"
@@ -112,7 +112,7 @@ class StackLoader:
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
         """Open vocabulary: a stack with the same prompts and other classes, at least one.
 
-        A class head is dropped, as it knows the bundle's own classes only; a conditional head is kept.
+        A class head is dropped, as it was trained for the bundle's own classes only; a conditional head is kept.
 
         Raises:
             StackMismatchError: the stack can serve its own classes only, has no template, or `labels` are too many for
@@ -176,8 +176,8 @@ class StackLoader:
         n_classes, limit = len(stack.class_texts), self._max_conditional_classes
         if n_classes > limit:
             msg = (
-                f"Domain {stack.domain!r} has text features per image, and {n_classes} classes are more than "
-                f"the {limit} that max_conditional_classes allows; choose among fewer classes, or raise that limit."
+                f"Domain {stack.domain!r} has a conditional head and {n_classes} classes, more than "
+                f"max_conditional_classes={limit}. Use fewer classes, or raise the limit."
             )
             raise StackMismatchError(msg)
         (template,) = stack.templates
@@ -193,7 +193,7 @@ class StackLoader:
             msg = (
                 f"The bundle for domain {manifest.domain!r} was made for {manifest.backbone.arch} with fingerprint "
                 f"{manifest.backbone.fingerprint}; this service runs {backbone.arch} with {backbone.fingerprint}. "
-                "Train it again on this backbone, or serve the backbone it was made for."
+                "Retrain it for this backbone, or serve that backbone."
             )
             raise StackMismatchError(msg)
         shapes = {name: array.shape for name, array in bundle.tensors.items()}

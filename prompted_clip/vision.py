@@ -54,7 +54,7 @@ class ImageTower:
         return embed_image(self._backbone, normalize_pixels(pixels_BCHW, self._backbone.preprocess), grid)
 
     def capture_steps(self, grid: PromptGrid | None) -> list[Callable[[], object]]:  # noqa: ARG002
-        """The CUDA graph captures missing for batches with as many prompt positions, one call each."""
+        """Captures of the missing CUDA graphs for this number of prompt positions, one call each."""
         return []
 
     def padded_batch_size(self, n_rows: int) -> int:
@@ -62,5 +62,5 @@ class ImageTower:
         return n_rows
 
     def max_microbatch(self, n_prompts: int, n_threads: int) -> int | None:  # noqa: ARG002
-        """Rows with this many prompt positions that a CPU computes at once; None for any number."""
+        """Maximum microbatch size on a CPU for this number of prompt positions; None without a limit."""
         return None

@@ -94,7 +94,7 @@ class InferenceBackend(Protocol):
     ) -> AbstractAsyncContextManager[Pin]:
         """Hold a domain's live version, or a numbered one, for one request.
 
-        Entering predicts the wait, once per request, and refuses a request that would be late.
+        Entering predicts the wait and rejects a request that would be late.
 
         Args:
             domain: any string.

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from training.terminal import check_device, exit_on_error
 
-boost_app = typer.Typer(add_completion=False)
-adapt_app = typer.Typer(add_completion=False)
+boost_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+adapt_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 Out = Annotated[Path | None, typer.Option(help="bundle to write (default: <domain>.safetensors)")]
 Domain = Annotated[str, typer.Option(help="domain name")]

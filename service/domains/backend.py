@@ -53,7 +53,7 @@ class LocalBackend:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LocalPin:
-    """One request's hold on the version that was live when it came, or on the number that it asks for."""
+    """A version pinned for one request: the live one at its arrival, or a requested number."""
 
     backend: LocalBackend
     domain: str

@@ -71,7 +71,7 @@ class Engine:
     """Runs a model on threads of its own.
 
     Args:
-        model: runs as many batches at a time as it says.
+        model: `num_streams` batches run concurrently.
         observer: for metrics.
         resident_domains: domains whose live stacks are pinned in the bank.
         stuck_after_s: longest time without progress during a call. A call may take longer, since every forward counts

@@ -1,4 +1,4 @@
-"""The listening socket and the uvicorn server behind it, the same in every process that serves HTTP."""
+"""The listening socket and the uvicorn server, shared by all processes that serve HTTP."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}.", code="cannot_listen") from error
     # Python leaves `proto` 0 in this socket and in accepted ones, and asyncio sets TCP_NODELAY only for IPPROTO_TCP:
-    # the second packet of a response would wait 40 ms. Reopened by its number, the socket knows its protocol.
+    # the second packet of a response would wait 40 ms. A socket reopened from its descriptor has the right `proto`.
     return socket.socket(fileno=listener.detach())
 
 
@@ -71,7 +71,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 def http_config(app: ASGIApp, settings: Settings, *, backlog: int = BACKLOG) -> uvicorn.Config:
-    """The uvicorn configuration of an application; it accepts up to `backlog` connections in one go."""
+    """The uvicorn configuration of an application; it accepts up to `backlog` connections per event."""
     return uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", partial(TimeoutHttpProtocol, body_timeout_s=settings.max_body_s)),

@@ -10,7 +10,7 @@
    nothing. `submit` rejects only if the queue is full. Late and cancelled requests never reach the device.
 4. Batches with a cost alternate with batches without, if both are queued.
 
-Knows rows (anything), keys and tenants (anything hashable). Knows neither HTTP nor tensors.
+Rows can be any objects, keys and tenants any hashable ones. Independent of HTTP and tensors.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Observer(Protocol):
         """A batch was handed over; its oldest row had waited this long."""
 
     def rows_dropped(self, n_rows: int, reason: str) -> None:
-        """Rows were refused (`queue_full`, `wait_too_long`, `draining`) or left the queue (`expired`, `cancelled`)."""
+        """Rows were rejected (`queue_full`, `wait_too_long`, `draining`) or left the queue (`expired`, `cancelled`)."""
 
 
 class Batcher(Generic[Row, Answer]):

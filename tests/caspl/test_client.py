@@ -160,7 +160,7 @@ def test_an_overloaded_server_is_an_error_after_all_attempts(connect):
 
 @pytest.mark.parametrize("text", ["<html>", "[]", '{"hello": 1}'])
 def test_an_answer_from_something_else_is_reported_as_such(connect, text):
-    with pytest.raises(TransportError, match="does not answer like CasPL Serve"):
+    with pytest.raises(TransportError, match="is not a CasPL Serve response"):
         connect(lambda *_: httpx.Response(200, text=text)).classify([picture()], "paint")
 
 

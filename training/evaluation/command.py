@@ -15,8 +15,8 @@ from training.terminal import check_device, exit_on_error
 if TYPE_CHECKING:
     from prompted_clip.backbone import Backbone
 
-evaluate_app = typer.Typer(add_completion=False)
-reproduce_app = typer.Typer(add_completion=False)
+evaluate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+reproduce_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 class ProtocolName(StrEnum):

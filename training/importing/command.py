@@ -15,7 +15,7 @@ from training.data.class_list import read_classes
 from training.data.dataset import normalize_names
 from training.terminal import check_device, exit_on_error
 
-import_app = typer.Typer(add_completion=False)
+import_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 class Method(StrEnum):

@@ -128,7 +128,7 @@ def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, mon
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--host", "0.0.0.0"], "requires API keys"),  # noqa: S104
+        (["--host", "0.0.0.0"], "API keys are required"),  # noqa: S104
         (["--dtype", "int8"], "Invalid settings"),
         (["--backbone", "ViT-B-99", "--port", "0"], "Unknown backbone"),
         (["--port", "0"], "needs weights"),
