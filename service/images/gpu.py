@@ -48,12 +48,7 @@ class _Job:
 
 
 class GpuDecoder:
-    """Decodes JPEG files to a backbone's pixels on one device.
-
-    Args:
-        device: CUDA or CPU.
-        image_size: side of the backbone's input, in pixels.
-        values: the backbone's preprocessing values.
+    """Decodes JPEG files on one device to `image_size` pixels a side, with the backbone's preprocessing `values`.
 
     Raises:
         SettingsError: nvImageCodec is not installed.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
@@ -186,7 +185,7 @@ def _parse_images(body: bytes) -> list[UploadedImage]:
         asked = ClassifyBody.model_validate_json(body)
     except ValidationError as error:
         raise RequestInvalidError('Expected JSON of the form {"images": [{"b64": "..."}]}.') from error
-    return [UploadedImage(_decode_base64(image.b64)) for image in asked.images]
+    return [_decode_base64(image.b64) for image in asked.images]
 
 
 def _parse_mixed(body: bytes) -> list[tuple[str, UploadedImage]]:
@@ -194,16 +193,15 @@ def _parse_mixed(body: bytes) -> list[tuple[str, UploadedImage]]:
         asked = MixedBody.model_validate_json(body)
     except ValidationError as error:
         raise RequestInvalidError('Expected JSON of the form {"images": [{"domain": "...", "b64": "..."}]}.') from error
-    return [(image.domain, UploadedImage(_decode_base64(image.b64))) for image in asked.images]
+    return [(image.domain, _decode_base64(image.b64)) for image in asked.images]
 
 
-def _decode_base64(text: str) -> bytes | ImageRejectedError:
+def _decode_base64(text: str) -> UploadedImage:
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return ImageRejectedError(
-            "`b64` is not valid base64; URLs and data: URLs are not supported.", code="image_base64"
-        )
+        return UploadedImage(base64.b64decode(text, validate=True))
+    except ValueError:
+        message = "`b64` is not valid base64; URLs and data: URLs are not supported."
+        return UploadedImage(ImageRejectedError(message, code="image_base64"))
 
 
 def _too_many(settings: Settings) -> BodyTooLargeError:
