@@ -35,11 +35,10 @@ class PromptedClip:
         max_text_rows: maximum number of texts per forward; pairs of image and class for a conditional head.
         max_conditional_classes: maximum number of classes of a conditional head; each costs a text forward per image.
         bank_slots: maximum number of stacks in device memory.
-        num_streams: see below.
+        num_streams: batches that may run concurrently, each on a thread of its own.
 
     Attributes:
         bank: the stacks in device memory.
-        num_streams: batches that may run concurrently, each on a thread of its own.
         pipeline_depth: batches that may be queued on the device behind those that run.
         on_progress: called after every forward, on its thread.
         load_stack, plain_stack, boost_stack, with_labels: see `StackLoader`.

@@ -149,11 +149,12 @@ class StackLoader:
         if not stack.templates:
             msg = f"Domain {stack.domain!r} has no template, so no text can be encoded for it."
             raise StackMismatchError(msg)
+        grid = stack.text
         features_KE = encode_classes(
             self.backbone,
             stack.class_texts,
             stack.templates,
-            stack.text and stack.text.to(self.backbone.device),
+            grid and grid.to(self.backbone.device),
             max_texts=min(TEXTS_AT_ONCE, self._max_text_rows),
             on_progress=self._on_progress,
         )
@@ -162,7 +163,6 @@ class StackLoader:
     def _head(
         self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], share: float | None
     ) -> Head | None:
-        """A bundle's head."""
         if kind == "conditional":
             shift = _two_layers(tensors, "conditional.linear1", "conditional.linear2")
             return self._conditional_head(stack, tensors["text.adapt"][0], shift)
@@ -197,16 +197,17 @@ class StackLoader:
             )
             raise StackMismatchError(msg)
         shapes = {name: array.shape for name, array in bundle.tensors.items()}
-        for tower, n_layers, width in (
-            ("image", backbone.n_vision_layers, backbone.vision_width),
-            ("text", backbone.n_text_layers, backbone.text_width),
-        ):
-            for name in (f"{tower}.boost", f"{tower}.adapt"):
-                depth, found = (shapes[name][-3], shapes[name][-1]) if name in shapes else (0, width)
+        towers = {
+            "image": (backbone.n_vision_layers, backbone.vision_width),
+            "text": (backbone.n_text_layers, backbone.text_width),
+        }
+        for name in ("image.boost", "image.adapt", "text.boost", "text.adapt"):
+            if name in shapes:
+                depth, _, found = shapes[name][-3:]
+                n_layers, width = towers[name.split(".")[0]]
                 if depth > n_layers or found != width:
                     there = f"the tower has {n_layers} layers of width {width}"
-                    msg = f"{name} is {depth} layers of width {found}; {there}."
-                    raise StackMismatchError(msg)
+                    raise StackMismatchError(f"{name} is {depth} layers of width {found}; {there}.")
         for name, letters in HEAD_SHAPES[kind].items():
             found = shapes[name][-1]
             if letters.endswith("E") and found != backbone.embed_dim:
