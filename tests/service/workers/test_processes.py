@@ -280,5 +280,5 @@ def test_a_web_process_that_cannot_start_ends_the_start(store):
     command = [sys.executable, "-c", script, str(store.root), "0", "1"]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert "A web process ended with status 1" in ended.stderr
+    assert "A web process exited with status 1" in ended.stderr
     assert ended.stdout == "", "it was never announced"
