@@ -92,7 +92,7 @@ class InferenceBackend(Protocol):
     def pin(
         self, domain: str, version: int | None, *, deadline_s: float, priority: int
     ) -> AbstractAsyncContextManager[Pin]:
-        """Hold a domain's live version, or a numbered one, for one request.
+        """Pin a domain's live version, or a numbered one, for one request.
 
         Entering predicts the wait and rejects a request that would be late.
 

@@ -1,8 +1,8 @@
-"""The live table: the version that answers for each domain.
+"""The live table: the live version of each domain.
 
-The table is immutable and replaced in one assignment, so a look-up is a pin: a request holds its version to its end.
-A replaced version moves to `VersionLoader.recent`; its memory is freed once it is evicted there and its last request is
-done.
+The table is immutable and replaced in one assignment, so a reference is a pin: a request keeps the version it looked
+up. A replaced version moves to `VersionLoader.recent`; its memory is freed once it is evicted there and its last
+request has finished.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DomainState:
 
 
 class LiveTable:
-    """Domain to state; `states` is the table at this moment, immutable."""
+    """The state of each domain; `states` is the current table, immutable."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.states: Mapping[str, DomainState] = MappingProxyType({})

@@ -30,7 +30,7 @@ CONCURRENCY: Final = 4
 
 
 class StoreWatcher:
-    """Follows the loader's store."""
+    """Syncs the live table with the loader's store."""
 
     def __init__(self, table: LiveTable, loader: VersionLoader, publisher: Publisher, metrics: Metrics) -> None:
         self._table = table
@@ -41,7 +41,7 @@ class StoreWatcher:
         self._retry_after_s: dict[tuple[str, int], float] = {}
 
     async def start(self, warmup_s: float) -> None:
-        """Load every live version; those that come after `warmup_s` are trusted until `test_in_background`."""
+        """Load every live version; after `warmup_s`, without smoke tests, which `test_in_background` runs later."""
         lives = iter((await asyncio.to_thread(self._read_store)).items())
 
         async def load_next() -> None:

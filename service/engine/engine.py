@@ -48,11 +48,11 @@ LOST_MARKS: Final = (
     "uncorrectable ecc",
     "device-side assert",
 )
-"""CUDA errors after which the process cannot use the device again."""
+"""CUDA errors after which the device is unusable until the process restarts."""
 
 
 class EngineObserver(BankObserver, Protocol):
-    """Receives what happens, for metrics; methods must be quick and must not raise."""
+    """Receives events for metrics; methods must be quick and must not raise."""
 
     def batch_running(self, n_domains: int, n_rows: int, n_padded: int) -> None:
         """A batch starts: distinct domains, rows, and rows with padding."""

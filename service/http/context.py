@@ -112,5 +112,5 @@ Context = Annotated[ServiceContext, Depends(_service_context)]
 
 
 def actor_of(request: Request) -> str:
-    """The id of the key a request came with; empty when none was needed."""
+    """The id of the request's API key; empty without one."""
     return str(request.scope.get("caspl.actor", ""))

@@ -1,7 +1,7 @@
-"""Sums the metrics of several processes: counters and histograms of others added to one registry's.
+"""Sums the counters and histograms of several processes.
 
-A process sends its totals since its start, so a lost or repeated message changes nothing. prometheus_client's
-multiprocess mode does not fit: it holds for all registries of a process and must be chosen before the first import.
+A process sends its totals since its start, so lost or repeated messages do no harm. prometheus_client's multiprocess
+mode does not fit: it applies to all registries of a process and must be set before the first import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Sample: TypeAlias = tuple[str, str, dict[str, str], float]
 
 
 def samples_of(registry: CollectorRegistry) -> list[Sample]:
-    """Every sample that can be summed: of counters and histograms, without times of creation."""
+    """All samples of counters and histograms, without creation times."""
     return [
         (family.name, sample.name, sample.labels, sample.value)
         for family in registry.collect()
