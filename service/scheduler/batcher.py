@@ -9,8 +9,6 @@
 3. `check` rejects a request that would be late, before any work is done for it; while the device is idle it rejects
    nothing. `submit` rejects only if the queue is full. Late and cancelled requests never reach the device.
 4. Batches with a cost alternate with batches without, if both are queued.
-
-Rows can be any objects, keys and tenants any hashable ones. Independent of HTTP and tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 GATHER_S: Final = 0.005
 PREPARE_S: Final = 0.002
-MIN_HOLD_S: Final = 1e-4
 Reason = Literal["idle", "full", "pipelined", "drain"]
 """Why a batch started: a device thread was free; full batch; pipelined behind a running batch; shutdown."""
 
@@ -101,8 +98,8 @@ class Batcher(Generic[Row, Answer]):
             self._refuse(1, tenant, level)
         if self._admission.is_idle and not self._queue.n_requests:
             return
-        wait_s, left_s = self._admission.wait_s(self._queue.n_ahead(tenant, level), now_s), deadline_s - now_s
-        if MARGIN * (wait_s + self._admission.batch_s) > left_s:
+        wait_s, answer_s = self._admission.predict(self._queue.n_ahead(tenant, level), now_s)
+        if MARGIN * answer_s > (left_s := deadline_s - now_s):
             self._observer.rows_dropped(1, "wait_too_long")
             message = f"Server overloaded: the predicted wait is {wait_s:.1f} s, the deadline is in {left_s:.1f} s."
             raise OverloadedError(f"{message} Retry later, or with a longer timeout.", retry_after_s=wait_s)
@@ -149,7 +146,7 @@ class Batcher(Generic[Row, Answer]):
     def _refuse(self, n_rows: int, tenant: Hashable, level: Priority) -> None:
         """Raise OverloadedError: the queue is full."""
         self._observer.rows_dropped(n_rows, "queue_full")
-        wait_s = self._admission.wait_s(self._queue.n_ahead(tenant, level), self._clock())
+        wait_s, _ = self._admission.predict(self._queue.n_ahead(tenant, level), self._clock())
         message = f"Server overloaded: {self._queue.n_requests} images are queued, no room for {n_rows} more."
         raise OverloadedError(f"{message} Retry later.", retry_after_s=wait_s)
 
@@ -165,7 +162,7 @@ class Batcher(Generic[Row, Answer]):
             self._timer = None
         while self._queue.n_requests and self._admission.n_running < self._max_handed_over:
             now_s = self._clock()
-            if (hold_s := self._hold_s(now_s)) > MIN_HOLD_S:
+            if (hold_s := self._hold_s(now_s)) > 1e-4:
                 self._timer = (self._call_later or asyncio.get_running_loop().call_later)(hold_s, self._dispatch)
                 return
             n_free = max(1, self._max_running - self._admission.n_running)
@@ -185,7 +182,8 @@ class Batcher(Generic[Row, Answer]):
         """Take the next batch out of the queue; empty if all remaining requests were late or cancelled."""
         batch: list[Request[Row, Answer]] = []
         cost = 0
-        done_s = now_s + self._admission.free_in_s(now_s) + self._admission.batch_s
+        n_rows = min(max_rows, self._queue.n_requests)
+        done_s = now_s + self._admission.free_in_s(now_s) + self._admission.seconds(n_rows)
         request = (self._had_cost and self._queue.peek(is_free=True)) or self._queue.peek()
         while request and len(batch) < max_rows and not (batch and cost + request.cost > self._max_cost):
             self._queue.pop(request)
@@ -209,7 +207,7 @@ class Batcher(Generic[Row, Answer]):
         reason = "drain" if self._is_closed else "full" if len(batch) == self._max_batch_rows else reason
         self._observer.batch_started(len(batch), now_s - min([request.arrival_s for request in batch]), reason)
         self._gather_rows = 0
-        self._admission.start(id(batch), now_s)
+        self._admission.start(id(batch), len(batch), now_s)
         task = asyncio.get_running_loop().create_task(self._run_batch(batch, now_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -220,7 +218,7 @@ class Batcher(Generic[Row, Answer]):
         done_s = self._clock()
         n_failed = sum([isinstance(answer, Exception) for answer in answers])
         self._admission.finish(id(batch), done_s, is_typical=n_failed < len(batch))
-        self._gather_until_s = done_s + min(GATHER_S, self._admission.batch_s / 4)
+        self._gather_until_s = done_s + min(GATHER_S, (done_s - now_s) / 4)
         self._gather_rows = 2 if self._max_running > 1 else len(batch)
         for request, answer in zip(batch, answers, strict=True):
             if request.future.done():

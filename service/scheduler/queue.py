@@ -1,9 +1,8 @@
 """A bounded fair queue with priorities.
 
-A higher priority goes first; within a priority, tenants take turns request by request (round robin); within a tenant,
-first in, first out. A priority that `MAX_PASSED` batches in a row have passed over goes first in the next one, so none
-starves. Per priority a tenant may hold twice as many places as would remain free (dynamic thresholds, Choudhury and
-Hahne 1998): one tenant alone can fill the queue, several leave room for the next. Queued requests are never evicted.
+A higher priority goes first; within it, tenants take turns request by request; within a tenant, first in, first out. A
+priority that `MAX_PASSED` batches in a row passed over goes first once. Per priority a tenant may hold twice as many
+places as would remain free (dynamic thresholds, Choudhury and Hahne 1998). Queued requests are never evicted.
 """
 
 from __future__ import annotations

@@ -383,11 +383,11 @@ async def test_the_observer_learns_why_every_batch_started_and_how_long_its_olde
     futures += batcher.submit([7], priority=-1)
     clock.now_s = 3.0
     await device.finish(0)
-    await clock.advance(3.0)
+    await clock.advance(4.0)
     futures += batcher.submit([8])
     closing = asyncio.ensure_future(batcher.close())
     await device.finish(3, 7, 8)
     await closing
     assert await answers(futures) == list(range(9))
-    assert log.started == [(3, 0, "idle"), (4, 0, "full"), (1, 5.0, "pipelined"), (1, 0, "drain")]
+    assert log.started == [(3, 0, "idle"), (4, 0, "full"), (1, 6.0, "pipelined"), (1, 0, "drain")]
     assert log.queued == [(3, "NORMAL"), (4, "HIGH"), (1, "LOW"), (1, "NORMAL")]
