@@ -223,7 +223,7 @@ async def closed_loop(batch_s, n_clients, n_runners, *, back_s=0.001, until_s=20
         (on_one_core, 4, 2, 42),
         (on_one_core, 8, 2, 43),
         (lambda n: 0.05 + 0.003 * n, 4, 1, 49),
-        (lambda n: 0.05 + 0.003 * n, 16, 1, 119),
+        (lambda n: 0.05 + 0.003 * n, 16, 1, 108),
     ],
     ids=["one on two cores", "four on two cores", "eight on two cores", "four, slow start", "16, slow start"],
 )
