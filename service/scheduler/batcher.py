@@ -4,8 +4,8 @@
    `pipeline_depth` more batches are handed over: a full one at once, another one `PREPARE_S` before a running one ends.
    In simulation that gives 16 clients 2,613 rows/s instead of 1,932 from a GPU that takes 2 ms plus 0.125 ms per row.
 2. The last free thread waits up to `GATHER_S`, or a quarter of a batch, for `GATHER_ROWS`, or as many as the last batch
-   had (two, if other threads run): closed-loop clients return together. In simulation four of them get 49 rows/s instead of 36 from
-   a device whose batches take 50 ms plus 3 ms per row.
+   had (two, if other threads run): closed-loop clients return together. In simulation four of them get 49 rows/s
+   instead of 36 from a device whose batches take 50 ms plus 3 ms per row.
 3. `check` rejects a request that would be late, before any work is done for it; while the device is idle it rejects
    nothing. `submit` rejects only if the queue is full. Late and cancelled requests never reach the device.
 4. Batches with a cost alternate with batches without, if both are queued.

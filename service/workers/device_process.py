@@ -1,8 +1,4 @@
-"""The device process: runs the service without HTTP, and starts, monitors, restarts and stops its web processes.
-
-It owns the listening socket and handles signals but accepts no connections itself. If a web process crashes, only its
-own connections are lost; it is restarted with exponential back-off.
-"""
+"""The device process: owns the listening socket and the signals, and keeps its web processes running."""
 
 from __future__ import annotations
 
