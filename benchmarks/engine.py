@@ -129,7 +129,7 @@ class EngineBench:
         self._loop.close()
 
     def _stack(self, domain: str, shape: BundleShape) -> PromptStack:
-        return self._loop.run(self._engine.load(read_bundle(random_bundle(self.backbone, domain, 1, shape)), 1))
+        return self._loop.run(self._engine.load(read_bundle(random_bundle(self.backbone, domain, 1, shape))))
 
 
 def best_size(run: Callable[[int, int], None], sizes: Sequence[int], n_parallel: int) -> tuple[int, int]:

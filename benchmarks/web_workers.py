@@ -34,7 +34,7 @@ from service.settings import Settings
 BACKBONE = "ViT-S-32-alt"
 SIDE = 224
 BATCH_S = 0.010
-LIMITS = (("max_batch_rows", "64"), ("max_waiting_rows", "1024"), ("max_decoding_images", "1024"))
+LIMITS = (("max_batch_rows", "64"), ("max_queued_rows", "1024"), ("max_decoding_images", "1024"))
 CASES = {"1 image a request": (64, 1), "8 images a request": (8, 8)}
 """Clients of a closed loop, and images in each request."""
 

@@ -33,8 +33,7 @@ class PromptStack:
     """One version of one domain's prompts and classes.
 
     Attributes:
-        version: number in the store, None for a stack that never was in one.
-        digest: `sha256:…` of the bundle, None likewise.
+        digest: `sha256:…` of the bundle, None for a stack that was not loaded from one.
         class_names: labels of predictions.
         class_texts: the text of each class inside a template.
         templates: the text around a class, behind the text prompts.
@@ -49,7 +48,6 @@ class PromptStack:
     """
 
     domain: str
-    version: int | None
     digest: str | None
     class_names: tuple[str, ...]
     class_texts: tuple[str, ...]

@@ -37,8 +37,8 @@ class StackLoader:
         self._on_progress = on_progress
 
     @torch.inference_mode()
-    def from_bundle(self, bundle: Bundle, *, version: int | None = None) -> PromptStack:
-        """Load a bundle from `read_bundle`, with its version in the store; the device is not used.
+    def from_bundle(self, bundle: Bundle) -> PromptStack:
+        """Load a bundle from `read_bundle`; the device is not used.
 
         Raises:
             StackMismatchError: made for another backbone, deeper than a tower, or too many classes for a conditional
@@ -54,7 +54,6 @@ class StackLoader:
         image_boost, image_adapt = groups.get("image.boost"), groups.get("image.adapt")
         stack = PromptStack(
             domain=manifest.domain,
-            version=version,
             digest=bundle.digest,
             class_names=tuple(c.name for c in manifest.classes),
             class_texts=tuple(c.text for c in manifest.classes),
@@ -80,7 +79,6 @@ class StackLoader:
         """
         plain = PromptStack(
             domain=domain,
-            version=None,
             digest=None,
             class_names=tuple(class_names),
             class_texts=tuple(class_names),

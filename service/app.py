@@ -83,7 +83,7 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     batcher = Batcher(
         engine.run,
         max_batch_rows=engine.max_batch_rows(settings.max_batch_rows),
-        max_queued_rows=settings.max_waiting_rows,
+        max_queued_rows=settings.max_queued_rows,
         observer=metrics,
         max_running=engine.num_streams,
         pipeline_depth=model.pipeline_depth,

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class Answer(NamedTuple):
+class ImageResult(NamedTuple):
     """The result for one image.
 
     Args:
@@ -45,7 +45,7 @@ class Scored(NamedTuple):
 
     version: int
     digest: str
-    answers: Sequence[Answer | Exception]
+    answers: Sequence[ImageResult | Exception]
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         None,
         description="comma-separated domains that are never evicted from device memory; at most half of bank_slots",
     )
-    max_waiting_rows: int = Field(
+    max_queued_rows: int = Field(
         128,
         ge=1,
         description="maximum number of queued images per domain, and 1.5 times that in total; beyond it 429; "
@@ -187,7 +187,7 @@ class Settings(BaseSettings):
             raise ValueError("preprocess gpu requires a CUDA device and web_workers=0")
         if self.default_timeout_s > self.max_timeout_s:
             raise ValueError("default_timeout_s must not exceed max_timeout_s")
-        for name in ("max_waiting_rows", "max_decoding_images"):
+        for name in ("max_queued_rows", "max_decoding_images"):
             if self.max_images > getattr(self, name):
                 raise ValueError(f"max_images must not exceed {name}: a full request would always get 429")
         return self
@@ -200,7 +200,7 @@ class Settings(BaseSettings):
         n_rows = self.max_batch_rows
         if "max_batch_rows" not in self.model_fields_set:
             n_rows = max(n_rows, min(2 ** round(math.log2(n_multiprocessors)), MOST_GPU_ROWS))
-        fitting = {"max_batch_rows": n_rows, "max_waiting_rows": 4 * n_rows, "max_open_requests": 8 * n_rows}
+        fitting = {"max_batch_rows": n_rows, "max_queued_rows": 4 * n_rows, "max_open_requests": 8 * n_rows}
         defaulted = fitting.keys() - self.model_fields_set
         return self.model_copy(update={name: max(getattr(self, name), fitting[name]) for name in defaulted})
 

@@ -17,7 +17,7 @@ from service.domains.live_table import LiveTable, LoadedVersion
 from service.domains.loader import VersionLoader
 from service.engine.engine import Engine, EngineRow
 from service.errors import RequestInvalidError, ServiceError
-from service.inference import Answer, Prediction, Scored, ScoringOptions, StackKind
+from service.inference import ImageResult, Prediction, Scored, ScoringOptions, StackKind
 from service.scheduler.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ class LocalPin:
         finally:
             for future in futures:
                 future.cancel()
-        answers: list[Answer | Exception] = []
+        answers: list[ImageResult | Exception] = []
         for outcome in outcomes:
             if isinstance(outcome, ServiceError):
                 answers.append(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:
-                answers.append(Answer(outcome.answer, outcome.queued_s, outcome.ran_s))
+                answers.append(ImageResult(outcome.result, outcome.queued_s, outcome.ran_s))
         return Scored(served.version, served.digest, answers)
 
     async def _with_options(self, stack: PromptStack, options: ScoringOptions) -> PromptStack:

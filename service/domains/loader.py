@@ -36,7 +36,7 @@ class VersionLoader:
         self._engine = engine
         self._tested: weakref.WeakSet[PromptStack] = weakref.WeakSet()
 
-    async def load_bundle(self, bundle: Bundle, version: int | None, *, is_trusted: bool = False) -> PromptStack:
+    async def load_bundle(self, bundle: Bundle, *, is_trusted: bool = False) -> PromptStack:
         """Load a bundle into a stack, and run a smoke test unless the bundle is trusted.
 
         Raises:
@@ -46,7 +46,7 @@ class VersionLoader:
         fingerprint = bundle.manifest.backbone.fingerprint
         if fingerprint != self._engine.backbone.fingerprint:
             raise BackboneMismatchError(expected=self._engine.backbone.fingerprint, found=fingerprint)
-        stack = await self._engine.load(bundle, version)
+        stack = await self._engine.load(bundle)
         if not is_trusted:
             await self.smoke_test(stack)
         await self._engine.capture_graphs(stack)
@@ -61,7 +61,7 @@ class VersionLoader:
         loaded = self.recent.find((domain, version))
         if loaded is None:
             bundle = await asyncio.to_thread(lambda: read_bundle(self.store.read(domain, version)))
-            stack = await self.load_bundle(bundle, version, is_trusted=is_trusted)
+            stack = await self.load_bundle(bundle, is_trusted=is_trusted)
             return LoadedVersion(domain, version, bundle.digest, stack)
         await self.smoke_test(loaded.stack)
         return loaded

@@ -10,10 +10,13 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prompt_store.bundle import read_bundle
-from prompt_store.errors import BundleInvalidError, ConflictError
+from prompt_store.errors import BundleInvalidError, ConflictError, VersionNotFoundError
 from service.domains.live_table import DomainState, LiveTable, LoadedVersion
 from service.errors import PreconditionFailedError
 
@@ -52,17 +55,18 @@ class Publisher:
             message = f"The bundle is for domain {bundle.manifest.domain}, but was uploaded to another domain."
             raise BundleInvalidError("manifest_mismatch", message, field="domain")
         started_s = time.monotonic()
-        stack = await self._loader.load_bundle(bundle, None)
-        async with self.locks[domain]:
-            added = await asyncio.to_thread(self._store.add, domain, data, bundle=bundle, actor=actor)
-            if domain not in self._table.states:
-                self._table.swap(domain, DomainState(None))
-            loaded = LoadedVersion(domain, added.version, added.digest, stack)
-            if activate:
-                await asyncio.to_thread(self._store.activate, domain, added.version, actor=actor)
-                self.go_live(loaded, started_s)
-            else:
-                self._loader.recent.put((domain, added.version), loaded)
+        with self._counting_failures(domain) if activate else nullcontext():
+            stack = await self._loader.load_bundle(bundle)
+            async with self.locks[domain]:
+                added = await asyncio.to_thread(self._store.add, domain, data, bundle=bundle, actor=actor)
+                if domain not in self._table.states:
+                    self._table.swap(domain, DomainState(None))
+                loaded = LoadedVersion(domain, added.version, added.digest, stack)
+                if activate:
+                    await asyncio.to_thread(self._store.activate, domain, added.version, actor=actor)
+                    self.go_live(loaded, started_s)
+                else:
+                    self._loader.recent.put((domain, added.version), loaded)
         return added
 
     async def activate(self, domain: str, version: int, *, expected: str | None, actor: str) -> LoadedVersion:
@@ -84,13 +88,16 @@ class Publisher:
                     found = live.digest if live else "no version"
                     raise PreconditionFailedError(f"If-Match is {expected}, but {found} is live.")
                 expected_live = live.version
-            loaded = await self._load(domain, version)
-            try:
-                await asyncio.to_thread(self._store.activate, domain, version, expected_live=expected_live, actor=actor)
-            except ConflictError as error:
-                if expected is None:
-                    raise
-                raise PreconditionFailedError("Another process changed the live version concurrently.") from error
+            with self._counting_failures(domain):
+                loaded = await self._load(domain, version)
+                try:
+                    await asyncio.to_thread(
+                        self._store.activate, domain, version, expected_live=expected_live, actor=actor
+                    )
+                except ConflictError as error:
+                    if expected is None:
+                        raise
+                    raise PreconditionFailedError("Another process changed the live version concurrently.") from error
             self.go_live(loaded, started_s)
         return loaded
 
@@ -106,10 +113,11 @@ class Publisher:
         started_s = time.monotonic()
         self._table.state(domain)
         async with self.locks[domain]:
-            loaded = await self._load(domain, await asyncio.to_thread(self._store.rollback_target, domain))
-            info = await asyncio.to_thread(self._store.rollback, domain, actor=actor)
-            if info.version != loaded.version:  # another process changed it in between
-                loaded = await self._load(domain, info.version)
+            with self._counting_failures(domain):
+                loaded = await self._load(domain, await asyncio.to_thread(self._store.rollback_target, domain))
+                info = await asyncio.to_thread(self._store.rollback, domain, actor=actor)
+                if info.version != loaded.version:  # another process changed it in between
+                    loaded = await self._load(domain, info.version)
             self.go_live(loaded, started_s)
         return loaded
 
@@ -137,6 +145,18 @@ class Publisher:
         self._metrics.domain_activated(domain, "done")
         self._metrics.activation_s.observe(time.monotonic() - started_s)
         logger.info("bundle.activated", extra={"domain": domain, "version": loaded.version, "digest": loaded.digest})
+
+    @contextmanager
+    def _counting_failures(self, domain: str) -> Iterator[None]:
+        """Count a failed change of a domain's live version; a conflict or a missing version is the caller's mistake."""
+        try:
+            yield
+        except (ConflictError, PreconditionFailedError, VersionNotFoundError):
+            raise
+        except Exception:
+            if domain in self._table.states:
+                self._metrics.domain_activated(domain, "failed")
+            raise
 
     async def _load(self, domain: str, version: int) -> LoadedVersion:
         """The live version if it has this number, else from cache or store."""

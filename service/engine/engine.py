@@ -130,7 +130,7 @@ class Engine:
             self._observer.batch_running(n_domains, len(rows), n_padded)
         return await self._call(lambda: self._run(rows), n_rows=len(rows))
 
-    async def load(self, bundle: Bundle, version: int | None) -> PromptStack:
+    async def load(self, bundle: Bundle) -> PromptStack:
         """Load a bundle into host memory, on a thread of its own.
 
         Raises:
@@ -139,8 +139,7 @@ class Engine:
             DeviceLostError: as in `run`.
         """
         self._raise_if_lost()
-        work = partial(self._model.load_stack, bundle, version=version)
-        return await asyncio.get_running_loop().run_in_executor(self._loader, work)
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._model.load_stack, bundle)
 
     async def smoke_test(self, stack: PromptStack) -> None:
         """Run one grey image through a new stack.

@@ -1,4 +1,4 @@
-"""Forms batches from queued requests and hands them to the device.
+"""Forms batches from queued rows and hands them to the device.
 
 1. A batch starts as soon as a device thread is free; several free threads share the queue. While all are busy,
    `pipeline_depth` more batches are handed over: a full one at once, another one `PREPARE_S` before a running one ends.
@@ -22,7 +22,7 @@ from typing import Final, Generic, Literal, Protocol
 
 from service.errors import DeadlineExceededError, DrainingError, InferenceFailedError, OverloadedError, ServiceError
 from service.scheduler.admission import MARGIN, Admission
-from service.scheduler.queue import Answer, Outcome, Priority, Request, Row, TenantQueue
+from service.scheduler.queue import Priority, QueuedRow, Result, Row, TenantQueue, TimedResult
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ class Observer(Protocol):
         """Rows were rejected (`queue_full`, `wait_too_long`, `draining`) or left the queue (`expired`, `cancelled`)."""
 
 
-class Batcher(Generic[Row, Answer]):
+class Batcher(Generic[Row, Result]):
     """A bounded queue in front of the device, on one event loop.
 
     Args:
-        run: runs one batch and returns answers in the same order. An exception as an answer fails only its row.
+        run: runs one batch and returns results in the same order. An exception as a result fails only its row.
         max_batch_rows: maximum number of rows in a batch.
         max_queued_rows: see `TenantQueue`.
         observer: for metrics.
@@ -63,7 +63,7 @@ class Batcher(Generic[Row, Answer]):
 
     def __init__(
         self,
-        run: Callable[[Sequence[Row]], Awaitable[Sequence[Answer | Exception]]],
+        run: Callable[[Sequence[Row]], Awaitable[Sequence[Result | Exception]]],
         *,
         max_batch_rows: int,
         max_queued_rows: int,
@@ -79,7 +79,7 @@ class Batcher(Generic[Row, Answer]):
         self._clock, self._call_later = clock, call_later
         self._max_batch_rows, self._max_cost = max_batch_rows, max_cost
         self._max_running, self._max_handed_over = max_running, max_running + pipeline_depth
-        self._queue: TenantQueue[Row, Answer] = TenantQueue(max_queued_rows)
+        self._queue: TenantQueue[Row, Result] = TenantQueue(max_queued_rows)
         self._admission = Admission(max_batch_rows, max_running)
         self._is_dispatch_due = self._is_closed = self._had_cost = False
         self._timer: asyncio.TimerHandle | None = None
@@ -89,14 +89,14 @@ class Batcher(Generic[Row, Answer]):
     @property
     def n_queued(self) -> int:
         """Rows in the queue."""
-        return self._queue.n_requests
+        return self._queue.n_rows
 
     def check(self, *, tenant: Hashable, deadline_s: float, priority: int = 0) -> None:
         """Raise `OverloadedError` if a row would not fit in the queue, or would be late by the predicted wait."""
         level, now_s = Priority(priority), self._clock()
         if not self._queue.has_room(tenant, level, 1):
             self._refuse(1, tenant, level)
-        if self._admission.is_idle and not self._queue.n_requests:
+        if self._admission.is_idle and not self._queue.n_rows:
             return
         wait_s, answer_s = self._admission.predict(self._queue.n_ahead(tenant, level), now_s)
         if MARGIN * answer_s > (left_s := deadline_s - now_s):
@@ -106,8 +106,8 @@ class Batcher(Generic[Row, Answer]):
 
     def submit(
         self, rows: Sequence[Row], *, key: Hashable, tenant: Hashable, deadline_s: float, priority: int = 0
-    ) -> list[asyncio.Future[Outcome[Answer]]]:
-        """Queue the rows of one call, all or none; see `Request`.
+    ) -> list[asyncio.Future[TimedResult[Result]]]:
+        """Queue the rows of one call, all or none; see `QueuedRow`.
 
         Returns:
             One future per row. It raises `DeadlineExceededError`, `InferenceFailedError` or the row's own exception.
@@ -126,10 +126,10 @@ class Batcher(Generic[Row, Answer]):
         new_future = asyncio.get_running_loop().create_future
         futures = []
         for row in rows:
-            request = Request(row, key, tenant, level, self._cost(row), now_s, deadline_s, new_future())
-            request.future.add_done_callback(partial(self._on_done, request))
-            self._queue.push(request)
-            futures.append(request.future)
+            queued = QueuedRow(row, key, tenant, level, self._cost(row), now_s, deadline_s, new_future())
+            queued.future.add_done_callback(partial(self._on_done, queued))
+            self._queue.push(queued)
+            futures.append(queued.future)
         self._observer.rows_queued(len(rows), level.name)
         if not self._is_dispatch_due:  # calls in the same iteration of the event loop share a batch
             self._is_dispatch_due = True
@@ -147,11 +147,11 @@ class Batcher(Generic[Row, Answer]):
         """Raise OverloadedError: the queue is full."""
         self._observer.rows_dropped(n_rows, "queue_full")
         wait_s, _ = self._admission.predict(self._queue.n_ahead(tenant, level), self._clock())
-        message = f"Server overloaded: {self._queue.n_requests} images are queued, no room for {n_rows} more."
+        message = f"Server overloaded: {self._queue.n_rows} images are queued, no room for {n_rows} more."
         raise OverloadedError(f"{message} Retry later.", retry_after_s=wait_s)
 
-    def _on_done(self, request: Request[Row, Answer], future: asyncio.Future[Outcome[Answer]]) -> None:
-        if future.cancelled() and self._queue.discard(request):
+    def _on_done(self, queued: QueuedRow[Row, Result], future: asyncio.Future[TimedResult[Result]]) -> None:
+        if future.cancelled() and self._queue.discard(queued):
             self._observer.rows_dropped(1, "cancelled")
 
     def _dispatch(self) -> None:
@@ -160,80 +160,80 @@ class Batcher(Generic[Row, Answer]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._queue.n_requests and self._admission.n_running < self._max_handed_over:
+        while self._queue.n_rows and self._admission.n_running < self._max_handed_over:
             now_s = self._clock()
             if (hold_s := self._hold_s(now_s)) > 1e-4:
                 self._timer = (self._call_later or asyncio.get_running_loop().call_later)(hold_s, self._dispatch)
                 return
             n_free = max(1, self._max_running - self._admission.n_running)
-            if batch := self._form(now_s, min(self._max_batch_rows, -(-self._queue.n_requests // n_free))):
+            if batch := self._form(now_s, min(self._max_batch_rows, -(-self._queue.n_rows // n_free))):
                 self._start(batch, now_s)
 
     def _hold_s(self, now_s: float) -> float:
         """Seconds to hold the next batch back, so that more rows can join it."""
-        if self._is_closed or self._queue.n_requests >= self._max_batch_rows:
+        if self._is_closed or self._queue.n_rows >= self._max_batch_rows:
             return 0.0
         if not self._admission.is_idle:
             return self._admission.free_in_s(now_s) - PREPARE_S
         is_last_free = self._admission.n_running == self._max_running - 1
-        return self._gather_until_s - now_s if is_last_free and self._queue.n_requests < self._gather_rows else 0.0
+        return self._gather_until_s - now_s if is_last_free and self._queue.n_rows < self._gather_rows else 0.0
 
-    def _form(self, now_s: float, max_rows: int) -> list[Request[Row, Answer]]:
-        """Take the next batch out of the queue; empty if all remaining requests were late or cancelled."""
-        batch: list[Request[Row, Answer]] = []
+    def _form(self, now_s: float, max_rows: int) -> list[QueuedRow[Row, Result]]:
+        """Take the next batch out of the queue; empty if all remaining rows were late or cancelled."""
+        batch: list[QueuedRow[Row, Result]] = []
         cost = 0
-        n_rows = min(max_rows, self._queue.n_requests)
+        n_rows = min(max_rows, self._queue.n_rows)
         done_s = now_s + self._admission.free_in_s(now_s) + self._admission.seconds(n_rows)
-        request = (self._had_cost and self._queue.peek(is_free=True)) or self._queue.peek()
-        while request and len(batch) < max_rows and not (batch and cost + request.cost > self._max_cost):
-            self._queue.pop(request)
-            is_last = not batch and not self._queue.n_requests
-            if request.future.done():
+        queued = (self._had_cost and self._queue.peek(is_free=True)) or self._queue.peek()
+        while queued and len(batch) < max_rows and not (batch and cost + queued.cost > self._max_cost):
+            self._queue.pop(queued)
+            is_last = not batch and not self._queue.n_rows
+            if queued.future.done():
                 self._observer.rows_dropped(1, "cancelled")
-            elif now_s >= request.deadline_s or (done_s > request.deadline_s and not is_last):
+            elif now_s >= queued.deadline_s or (done_s > queued.deadline_s and not is_last):
                 self._observer.rows_dropped(1, "expired")
-                request.future.set_exception(DeadlineExceededError("The image cannot be answered before its deadline."))
+                queued.future.set_exception(DeadlineExceededError("The image cannot be answered before its deadline."))
             else:
-                batch.append(request)
-                cost += request.cost
-            request = self._queue.peek(batch[0].key if batch else None)
+                batch.append(queued)
+                cost += queued.cost
+            queued = self._queue.peek(batch[0].key if batch else None)
         if batch:
             self._had_cost = cost > 0
-            self._queue.batch_formed({request.priority for request in batch})
+            self._queue.batch_formed({queued.priority for queued in batch})
         return batch
 
-    def _start(self, batch: Sequence[Request[Row, Answer]], now_s: float) -> None:
+    def _start(self, batch: Sequence[QueuedRow[Row, Result]], now_s: float) -> None:
         reason: Reason = "idle" if self._admission.is_idle else "pipelined"
         reason = "drain" if self._is_closed else "full" if len(batch) == self._max_batch_rows else reason
-        self._observer.batch_started(len(batch), now_s - min([request.arrival_s for request in batch]), reason)
+        self._observer.batch_started(len(batch), now_s - min([queued.arrival_s for queued in batch]), reason)
         self._gather_rows = 0
         self._admission.start(id(batch), len(batch), now_s)
         task = asyncio.get_running_loop().create_task(self._run_batch(batch, now_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run_batch(self, batch: Sequence[Request[Row, Answer]], now_s: float) -> None:
+    async def _run_batch(self, batch: Sequence[QueuedRow[Row, Result]], now_s: float) -> None:
         """Run one batch, resolve its futures and dispatch the next; never raises."""
-        answers = await self._answers([request.row for request in batch])
+        results = await self._results([queued.row for queued in batch])
         done_s = self._clock()
-        n_failed = sum([isinstance(answer, Exception) for answer in answers])
+        n_failed = sum([isinstance(result, Exception) for result in results])
         self._admission.finish(id(batch), done_s, is_typical=n_failed < len(batch))
         self._gather_until_s = done_s + min(GATHER_S, (done_s - now_s) / 4)
         self._gather_rows = 2 if self._max_running > 1 else min(len(batch), GATHER_ROWS)
-        for request, answer in zip(batch, answers, strict=True):
-            if request.future.done():
+        for queued, result in zip(batch, results, strict=True):
+            if queued.future.done():
                 continue
-            if isinstance(answer, Exception):
-                request.future.set_exception(answer)
+            if isinstance(result, Exception):
+                queued.future.set_exception(result)
             else:
-                request.future.set_result(Outcome(answer, now_s - request.arrival_s, done_s - now_s))
+                queued.future.set_result(TimedResult(result, now_s - queued.arrival_s, done_s - now_s))
         self._dispatch()
 
-    async def _answers(self, rows: Sequence[Row]) -> Sequence[Answer | Exception]:
+    async def _results(self, rows: Sequence[Row]) -> Sequence[Result | Exception]:
         try:
-            answers = await self._run(rows)
-            if len(answers) != len(rows):
-                raise RuntimeError(f"{len(answers)} answers for {len(rows)} rows")  # noqa: TRY301  one way to fail
+            results = await self._run(rows)
+            if len(results) != len(rows):
+                raise RuntimeError(f"{len(results)} results for {len(rows)} rows")  # noqa: TRY301  one way to fail
         except ServiceError as error:
             return [error] * len(rows)
         except asyncio.CancelledError:
@@ -243,4 +243,4 @@ class Batcher(Generic[Row, Answer]):
             failure = InferenceFailedError("The model failed on this batch.")
             failure.__cause__ = error
             return [failure] * len(rows)
-        return answers
+        return results

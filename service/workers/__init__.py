@@ -1,5 +1,5 @@
-"""Web processes in front of one device process: 10 to 14 % more images/s with one of them.
+"""Web processes in front of one device process: 1.09 times the images/s with one, 1.51 times with two.
 
-Two cores, a device of 10 ms for 64 images, code of bead872, two runs: 817 and 947 images/s without, 901 and 1,069 with
-one, 1,167 and 1,018 with two; 8 images a request: 1,638 and 1,808; 1,858 and 2,063; 2,040 and 1,642.
+`python -m benchmarks.web_workers` on two cores, a device of 10 ms for 64 images, medians of five rounds, commit 238edf7:
+792 images/s without web processes, 872 with one, 1,164 with two; 8 images a request: 1,474, 1,609 and 1,544.
 """

@@ -160,8 +160,8 @@ def worker_config(context: ServiceContext, keys: tuple[Key, ...]) -> WorkerConfi
     return WorkerConfig(
         settings=settings.model_copy(update={"n_decode_threads": n_threads}).model_dump_json(),
         keys=[key.model_dump_json() for key in keys],
-        # One web process can fill the whole queue (1.5 times max_waiting_rows) and two batches on the device.
-        n_slots=2 * (settings.max_waiting_rows + settings.max_batch_rows),
+        # One web process can fill the whole queue (1.5 times max_queued_rows) and two batches on the device.
+        n_slots=2 * (settings.max_queued_rows + settings.max_batch_rows),
         image_size=backbone.image_size,
         preprocess=backbone.preprocess,
     )

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import DeviceLostError
-from service.inference import Answer, Scored, ScoringOptions
+from service.inference import ImageResult, Scored, ScoringOptions
 from service.observability.logs import request_id
 from service.workers.pixel_slots import Pixels, PixelSlots
 from service.workers.rpc import Rpc, WireError, from_wire
@@ -41,7 +41,7 @@ class ScoreReply(NamedTuple):
 
     version: int
     digest: str
-    answers: list[Answer | WireError]
+    answers: list[ImageResult | WireError]
 
 
 class HttpReply(NamedTuple):

@@ -74,14 +74,13 @@ class FakeModel:
         self.n_encoded_texts = 0
         self.threads = set()
 
-    def load_stack(self, bundle, *, version=None):
+    def load_stack(self, bundle):
         if self.fail_load:
             raise StackMismatchError("made for something else")
         manifest = bundle.manifest
         has_boost = "image.boost" in bundle.tensors
         return PromptStack(
             domain=manifest.domain,
-            version=version,
             digest=bundle.digest,
             class_names=tuple(c.name for c in manifest.classes),
             class_texts=tuple(c.text for c in manifest.classes),

@@ -80,7 +80,7 @@ def test_only_loopback_is_loopback(host, is_loopback):
     assert Settings(host=host).is_loopback is is_loopback
 
 
-@pytest.mark.parametrize("queue", ["max_waiting_rows", "max_decoding_images"])
+@pytest.mark.parametrize("queue", ["max_queued_rows", "max_decoding_images"])
 def test_a_full_request_must_fit_into_each_queue(queue):
     assert getattr(load_settings(max_images=20, **{queue: 20}), queue) == 20
     with pytest.raises(SettingsError, match=f"max_images must not exceed {queue}"):

@@ -42,7 +42,7 @@ from service.http.routes.requests import (
 from service.http.schemas import ClassifyOut, MixedOut
 from service.images.decoder import Decoded
 from service.images.preprocessing import Pixels
-from service.inference import Answer, Pin, Scored, ScoringOptions
+from service.inference import ImageResult, Pin, Scored, ScoringOptions
 from service.observability.logs import request_id
 
 router = APIRouter(tags=["classify"])
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 
     domains: Mapping[str, Scored | Exception]
     pictures: Sequence[Decoded | Exception]
-    answers: Sequence[Answer | Exception]
+    answers: Sequence[ImageResult | Exception]
     decode_s: float
     ended_s: float
 
@@ -201,7 +201,7 @@ def _respond(context: HttpContext, body: dict[str, Any], outcome: Outcome, began
     """The response with its timing, also as a header; not validated against the schema again, which would be slower."""
     queued_s = ran_s = 0.0
     for answer in outcome.answers:
-        if isinstance(answer, Answer):
+        if isinstance(answer, ImageResult):
             queued_s, ran_s = max(queued_s, answer.queued_s), max(ran_s, answer.ran_s)
     now_s = time.monotonic()
     for stage, stage_s in (("decode", outcome.decode_s), ("device", ran_s), ("shape", now_s - outcome.ended_s)):
@@ -238,7 +238,7 @@ async def score_images(
     scored = [await scoring[0]] if len(scoring) == 1 else await asyncio.gather(*scoring)
     domains = dict(zip(pins, scored, strict=True))
     remaining = {domain: iter(one.answers) for domain, one in domains.items() if isinstance(one, Scored)}
-    answers: list[Answer | Exception] = []
+    answers: list[ImageResult | Exception] = []
     for (domain, _), picture in zip(images, pictures, strict=True):
         of_domain = domains[domain]
         if isinstance(of_domain, Exception):
@@ -275,7 +275,7 @@ def count_images(
     context: HttpContext,
     images: Sequence[tuple[str, UploadedImage]],
     domains: Mapping[str, object],
-    answers: Sequence[Answer | Exception],
+    answers: Sequence[ImageResult | Exception],
 ) -> None:
     """Count images by domain, except rejected requests, which the scheduler counts, and names of unknown domains."""
     for (domain, _), answer in zip(images, answers, strict=True):
@@ -287,7 +287,7 @@ def count_images(
         context.metrics.image_counted(domain, result)
 
 
-def _fail_if_none(answers: Sequence[Answer | Exception]) -> None:
+def _fail_if_none(answers: Sequence[ImageResult | Exception]) -> None:
     """Raise an error for the whole request if no image has an answer."""
     failures = [answer for answer in answers if isinstance(answer, Exception)]
     if len(failures) < len(answers):

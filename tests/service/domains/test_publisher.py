@@ -266,3 +266,27 @@ async def test_activations_of_one_domain_at_the_same_time_end_in_what_the_store_
         answered = (await client.post("/classify/paint", content=picture())).json()
     assert answered["version"] == store.live("paint").version
     assert answered["digest"] == store.live("paint").digest
+
+
+async def test_failed_uploads_activations_and_rollbacks_are_counted_but_conflicts_are_not(serve, store, model):
+    store.activate("paint", store.add("paint", colour_bundle(seed=1)).version)
+    async with serve() as client:
+
+        async def n_failed():
+            found = re.search(
+                r'caspl_activations_total{domain="paint",result="failed"} (\S+)', (await client.get("/metrics")).text
+            )
+            return float(found[1]) if found else 0.0
+
+        await client.put("/domains/paint/live", json={"version": 1}, headers={"If-Match": '"sha256:other"'})
+        await client.put("/domains/paint/live", json={"version": 9})
+        assert await n_failed() == 0
+        model.fail_load = True
+        await client.put("/domains/paint/live", json={"version": 1})
+        assert await n_failed() == 1
+        await client.post("/domains/paint/rollback")
+        assert await n_failed() == 2
+        await client.post("/domains/paint/versions", content=colour_bundle(seed=2))
+        assert await n_failed() == 2  # nothing was to go live
+        await client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=2))
+        assert await n_failed() == 3

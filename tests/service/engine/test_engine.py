@@ -48,7 +48,7 @@ async def test_loading_uses_one_thread_and_leaves_the_device_its_own(monkeypatch
     torch.set_num_threads(3)
     try:
         engine = Engine(model)
-        stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), 1)
+        stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))))
         await engine.run(rows_of([stack]))
         engine.close()
     finally:
@@ -62,7 +62,7 @@ async def test_a_mixed_batch_answers_each_row_as_if_it_were_alone(engine):
         random_bundle("dogs", ("rex", "ace", "pug", "lab"), image_boost=(3, 3), text_boost=(2, 2), seed=2),
         random_bundle("birds", ("owl", "jay", "tit"), image_boost=(1, 2), image_adapt=(2, 1), seed=3),
     ]
-    stacks = [await engine.load(read_bundle(data), 1) for data in bundles]
+    stacks = [await engine.load(read_bundle(data)) for data in bundles]
     assert len({stack.lane for stack in stacks}) == 1
     rows = rows_of([stacks[n % 3] for n in range(7)])
     together = await engine.run(rows)
@@ -79,7 +79,7 @@ async def test_heads_answer_in_one_batch_with_plain_stacks_as_if_they_were_alone
         random_bundle("dogs", ("rex", "ace", "pug"), image_boost=(3, 3), head="class", seed=2),
         random_bundle("birds", ("owl", "jay"), image_boost=(1, 3), head="projector", labels="own", seed=3),
     ]
-    stacks = [await engine.load(read_bundle(data), 1) for data in bundles]
+    stacks = [await engine.load(read_bundle(data)) for data in bundles]
     assert len({stack.lane for stack in stacks}) == 1
     rows = rows_of([stacks[n % 3] for n in range(6)])
     together = await engine.run(rows)
@@ -91,7 +91,7 @@ async def test_heads_answer_in_one_batch_with_plain_stacks_as_if_they_were_alone
 
 async def test_a_conditional_stack_passes_its_smoke_test_answers_and_counts_its_text_forwards(engine):
     data = random_bundle("dogs", ("rex", "ace", "pug"), head="conditional", text_boost=(2, 2), text_adapt=(1, 2))
-    stack = await engine.load(read_bundle(data), 1)
+    stack = await engine.load(read_bundle(data))
     await engine.smoke_test(stack)
     rows = rows_of([stack, await engine.with_labels(stack, ["heron", "kettle"]), await engine.boost_stack(stack)])
     assert [row.stack.n_text_rows for row in rows] == [3, 2, 0]
@@ -105,8 +105,8 @@ async def test_a_conditional_stack_passes_its_smoke_test_answers_and_counts_its_
 
 
 async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine):
-    small = await engine.load(read_bundle(random_bundle("a", ("x", "y"))), 1)
-    large = await engine.load(read_bundle(random_bundle("b", tuple("klmnopq"))), 1)
+    small = await engine.load(read_bundle(random_bundle("a", ("x", "y"))))
+    large = await engine.load(read_bundle(random_bundle("b", tuple("klmnopq"))))
     pixels = random_pixels(3).numpy()
     answers = await engine.run(
         [EngineRow(pixels[0], small, 5), EngineRow(pixels[1], large, 3), EngineRow(pixels[2], large, 1)]
@@ -118,7 +118,7 @@ async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine)
 
 
 async def test_the_smoke_test_fails_for_a_stack_that_returns_nan(engine):
-    stack = await engine.load(read_bundle(random_bundle()), 1)
+    stack = await engine.load(read_bundle(random_bundle()))
     await engine.smoke_test(stack)
     broken = dataclasses.replace(stack, text_features=torch.full_like(stack.text_features, float("nan")))
     with pytest.raises(InferenceFailedError, match="NaN"):
@@ -127,7 +127,7 @@ async def test_the_smoke_test_fails_for_a_stack_that_returns_nan(engine):
 
 async def test_other_labels_and_boost_only_go_through_the_real_text_tower(engine):
     stack = await engine.load(
-        read_bundle(random_bundle(image_boost=(2, 2), text_boost=(2, 2), image_adapt=(1, 1), text_adapt=(1, 2))), 1
+        read_bundle(random_bundle(image_boost=(2, 2), text_boost=(2, 2), image_adapt=(1, 1), text_adapt=(1, 2)))
     )
     labelled = await engine.with_labels(stack, ["heron", "kettle"])
     boosted = await engine.boost_stack(stack)
@@ -146,7 +146,7 @@ async def test_rows_that_fail_for_memory_are_split_until_they_fit():
 
     model.encode_images = encode
     engine = Engine(model)
-    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    stack = await engine.load(read_bundle(colour_bundle()))
     pixels = np.zeros((3, 16, 16), dtype=np.uint8)
     answers = await engine.run([EngineRow(pixels, stack, 1)] * 7)
     assert [len(answer) for answer in answers] == [1] * 7
@@ -160,23 +160,23 @@ async def test_rows_that_fail_for_memory_are_split_until_they_fit():
 async def test_a_stack_is_loaded_while_the_device_runs_batches(monkeypatch):
     model = FakeModel()
     engine = Engine(model)
-    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    stack = await engine.load(read_bundle(colour_bundle()))
     row, may_load, load = (
         EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1),
         threading.Event(),
         model.load_stack,
     )
 
-    def load_later(bundle, *, version):
+    def load_later(bundle):
         assert may_load.wait(20)
-        return load(bundle, version=version)
+        return load(bundle)
 
     monkeypatch.setattr(model, "load_stack", load_later)
-    loading = asyncio.ensure_future(engine.load(read_bundle(colour_bundle(seed=1)), 2))
+    loading = asyncio.ensure_future(engine.load(read_bundle(colour_bundle(seed=1))))
     assert [len(answer) for _ in range(3) for answer in await engine.run([row])] == [1, 1, 1]
     assert not loading.done()
     may_load.set()
-    assert (await loading).version == 2
+    assert (await loading).digest == read_bundle(colour_bundle(seed=1)).digest
     engine.close()
 
 
@@ -185,7 +185,7 @@ async def test_no_more_batches_are_submitted_than_the_pipeline_depth_allows(pipe
     model = FakeModel()
     model.pipeline_depth = pipeline_depth
     engine = Engine(model)
-    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    stack = await engine.load(read_bundle(colour_bundle()))
     row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
     model.gate.clear()
     running = [asyncio.ensure_future(engine.run([row])) for _ in range(3)]
@@ -200,7 +200,7 @@ async def test_no_more_batches_are_submitted_than_the_pipeline_depth_allows(pipe
 async def test_graphs_are_captured_one_at_a_time_between_the_batches_of_others():
     model = FakeModel()
     engine = Engine(model)
-    done, stack = [], await engine.load(read_bundle(colour_bundle()), 1)
+    done, stack = [], await engine.load(read_bundle(colour_bundle()))
     row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
     others = []
 
@@ -234,7 +234,7 @@ async def test_a_batch_is_no_larger_than_its_share_and_the_microbatch(num_stream
 async def test_only_the_live_stacks_of_resident_domains_are_pinned():
     model = FakeModel()
     engine = Engine(model, resident_domains={"ink"})
-    stacks = [await engine.load(read_bundle(colour_bundle(domain)), 1) for domain in ("paint", "ink")]
+    stacks = [await engine.load(read_bundle(colour_bundle(domain))) for domain in ("paint", "ink")]
     for stack in stacks:
         engine.went_live(stack)
     assert model.bank.pinned == [stacks[1]]
@@ -244,7 +244,7 @@ async def test_only_the_live_stacks_of_resident_domains_are_pinned():
 async def test_a_lost_device_is_not_used_again():
     model = FakeModel()
     engine = Engine(model)
-    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    stack = await engine.load(read_bundle(colour_bundle()))
     model.fail_with = RuntimeError("CUDA error: device-side assert triggered")
     row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
     with pytest.raises(DeviceLostError):
@@ -260,7 +260,7 @@ async def test_a_lost_device_is_not_used_again():
 async def test_a_call_that_hangs_is_stuck():
     model = FakeModel()
     engine = Engine(model, stuck_after_s=0.05)
-    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    stack = await engine.load(read_bundle(colour_bundle()))
     model.gate.clear()
     running = asyncio.ensure_future(engine.run([EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)]))
     await asyncio.sleep(0.2)
@@ -276,7 +276,7 @@ async def test_a_call_that_hangs_is_stuck():
 async def test_a_long_call_of_many_short_forwards_is_not_stuck():
     clip = PromptedClip(tiny_backbone(), max_text_rows=1)
     engine = Engine(clip, stuck_after_s=0.2)
-    stack = await engine.load(read_bundle(random_bundle(text_boost=(2, 2))), 1)
+    stack = await engine.load(read_bundle(random_bundle(text_boost=(2, 2))))
     slow = tiny_backbone().clip.ln_final.register_forward_hook(lambda *_: time.sleep(0.06))
     making = asyncio.ensure_future(engine.with_labels(stack, [f"label {n}" for n in range(10)]))
     started_s, seen = time.monotonic(), []
@@ -296,7 +296,7 @@ async def test_text_that_finds_no_device_memory_raises_an_overload(monkeypatch):
 
     model = FakeModel()
     engine = Engine(model)
-    stack = await engine.load(read_bundle(colour_bundle()), 1)
+    stack = await engine.load(read_bundle(colour_bundle()))
     for name, call in (
         ("with_labels", lambda: engine.with_labels(stack, ["red"])),
         ("boost_stack", lambda: engine.boost_stack(stack)),
@@ -327,7 +327,7 @@ async def test_pipelined_batches_on_the_gpu_give_the_cpus_answers(options):
     bundle = read_bundle(random_bundle("dogs", ("rex", "ace", "pug", "lab"), seed=2, **options))
     found = []
     for engine in (Engine(PromptedClip(tiny_backbone())), Engine(served)):
-        stack = await engine.load(bundle, 1)
+        stack = await engine.load(bundle)
         await engine.smoke_test(stack)
         await engine.capture_graphs(stack)
         batches = [rows_of([stack] * n_rows) for n_rows in (4, 1, 8, 3, 5, 2) * 4]

@@ -55,7 +55,7 @@ def cores_of():
     async def make(n_cores, **options):
         made.append(cores := Cores(n_cores, **options))
         bundle = read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3)))
-        cores.stack = await cores.engine.load(bundle, 1)
+        cores.stack = await cores.engine.load(bundle)
         return cores
 
     yield make
@@ -143,7 +143,7 @@ async def test_concurrent_batches_give_the_answers_of_single_ones_with_a_bank_of
         random_bundle("dogs", ("rex", "ace", "pug", "lab"), image_boost=(3, 3), seed=2),
         random_bundle("birds", ("owl", "jay", "tit"), image_boost=(1, 3), seed=3),
     ]
-    stacks = [await engine.load(read_bundle(data), 1) for data in bundles]
+    stacks = [await engine.load(read_bundle(data)) for data in bundles]
     batches = [rows_of([stacks[(n + row) % 3] for row in range(4)]) for n in range(12)]
     alone = [await engine.run(batch) for batch in batches]
     together = await asyncio.gather(*(engine.run(batch) for batch in batches))

@@ -24,7 +24,7 @@ async def test_a_deadline_that_passes_is_504_and_the_service_goes_on(serve, mode
 
 
 async def test_a_full_queue_is_429_with_retry_after(serve, model):
-    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+    async with serve(max_queued_rows=2, max_batch_rows=1, max_images=2) as client:
         model.gate.clear()
         calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(8)]
         done, waiting = await asyncio.wait(calls, timeout=0.5)
@@ -71,7 +71,7 @@ async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come
 @pytest.mark.parametrize(
     ("limits", "path", "route"),
     [
-        ({"max_waiting_rows": 2, "max_images": 2}, "/classify/paint", "/classify/{domain}"),
+        ({"max_queued_rows": 2, "max_images": 2}, "/classify/paint", "/classify/{domain}"),
         ({"max_open_requests": 3}, "/classify/paint", "/classify/{domain}"),
         ({"max_open_requests": 3}, "/classify", "/classify"),
     ],
@@ -98,7 +98,7 @@ async def test_a_refusal_counts_with_its_route(serve, model, limits, path, route
 )
 async def test_a_request_that_could_never_be_answered_is_not_told_to_come_back(serve, model, store, path, status, code):
     store.add("idle", colour_bundle("idle"))
-    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+    async with serve(max_queued_rows=2, max_batch_rows=1, max_images=2) as client:
         model.gate.clear()
         kept = await crowd(client)
         answer = await client.post(path, content=picture())
@@ -109,7 +109,7 @@ async def test_a_request_that_could_never_be_answered_is_not_told_to_come_back(s
 
 async def test_who_would_be_refused_with_one_image_is_refused_before_the_body_is_read(serve, model):
     body = WatchedBody()
-    async with serve(max_waiting_rows=2, max_batch_rows=1, max_images=2) as client:
+    async with serve(max_queued_rows=2, max_batch_rows=1, max_images=2) as client:
         model.gate.clear()
         kept = await crowd(client)
         refused = await client.post("/classify/paint", content=body)

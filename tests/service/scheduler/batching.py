@@ -125,4 +125,4 @@ async def settle():
 
 async def answers(futures):
     settled = await asyncio.gather(*futures, return_exceptions=True)
-    return [one.answer if hasattr(one, "answer") else type(one) for one in settled]
+    return [one.result if hasattr(one, "result") else type(one) for one in settled]

@@ -3,17 +3,17 @@ from collections import Counter, defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scheduler.queue import MAX_PASSED, Priority, Request, TenantQueue
+from service.scheduler.queue import MAX_PASSED, Priority, QueuedRow, TenantQueue
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 
 
 def request(row, tenant="t", *, key="a", priority=NORMAL, cost=0):
-    return Request(row, key, tenant, priority, cost, 0.0, 1e9, None)
+    return QueuedRow(row, key, tenant, priority, cost, 0.0, 1e9, None)
 
 
-def queue_of(*requests, max_requests=1000):
-    queue = TenantQueue(max_requests)
+def queue_of(*requests, max_rows=1000):
+    queue = TenantQueue(max_rows)
     for one in requests:
         queue.push(one)
     return queue
@@ -63,7 +63,7 @@ def test_a_priority_that_eight_batches_went_past_goes_first_once():
 def test_only_requests_of_one_key_follow_the_first_of_a_batch():
     queue = queue_of(*(request(row, tenant=row, key=row % 2) for row in range(6)))
     assert drain(queue, key=1) == [1, 3, 5]
-    assert queue.n_requests == 3
+    assert queue.n_rows == 3
 
 
 def test_requests_with_a_cost_can_be_passed_over():
@@ -85,7 +85,7 @@ def test_a_request_can_leave_from_anywhere_but_only_once():
 
 
 def test_one_tenant_alone_can_fill_the_queue():
-    queue = queue_of(max_requests=8)
+    queue = queue_of(max_rows=8)
     assert queue.has_room("a", NORMAL, 8)
     assert not queue.has_room("a", NORMAL, 9)
     for row in range(8):
@@ -95,7 +95,7 @@ def test_one_tenant_alone_can_fill_the_queue():
 
 
 def test_a_full_tenant_leaves_room_for_another_one_and_for_its_own_urgent_requests():
-    queue = queue_of(*(request(row, "a") for row in range(8)), max_requests=8)
+    queue = queue_of(*(request(row, "a") for row in range(8)), max_rows=8)
     assert queue.has_room("b", NORMAL, 2)
     assert queue.has_room("a", HIGH, 2)
     assert not queue.has_room("b", NORMAL, 3), "not for many: some places stay free for the next"
@@ -103,11 +103,11 @@ def test_a_full_tenant_leaves_room_for_another_one_and_for_its_own_urgent_reques
 
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=200))
 def test_all_tenants_together_never_hold_more_than_half_as_many_again(tenants):
-    queue = queue_of(max_requests=10)
+    queue = queue_of(max_rows=10)
     for tenant in tenants:
         if queue.has_room(tenant, NORMAL, 1):
             queue.push(request(0, tenant))
-    assert queue.n_requests <= 15
+    assert queue.n_rows <= 15
 
 
 def test_the_requests_ahead_are_higher_priorities_ones_own_and_the_turns_of_others():
@@ -132,7 +132,7 @@ def test_whatever_comes_every_request_leaves_once_and_every_line_in_order(sent, 
     queue = queue_of(*requests)
     left = [one for one in requests if chance.random() < 0.2 and queue.discard(one)]
     served = []
-    while queue.n_requests:
+    while queue.n_rows:
         leader = queue.peek()
         batch = []
         while len(batch) < 3 and (one := queue.peek(leader.key)) is not None:

@@ -116,7 +116,7 @@ class VirtualService:
         row.n_settled += 1
         row.done_s = self.now_s
         row.error = None if done.cancelled() else done.exception()
-        assert row.error is not None or done.cancelled() or done.result().answer is row
+        assert row.error is not None or done.cancelled() or done.result().result is row
 
     def send_steadily(self, tenant, per_s, from_s, to_s, **options):
         """Open-loop arrivals of one tenant: they come when they come, whatever became of those before."""

@@ -11,7 +11,7 @@ from prompt_store.errors import DomainNotFoundError
 from service.app import build
 from service.errors import DeviceLostError, OverloadedError
 from service.http.auth import KeyRing
-from service.inference import Answer, ScoringOptions
+from service.inference import ImageResult, ScoringOptions
 from service.settings import Settings
 from service.workers.remote import ScoreReply
 from tests.service.fakes import colour_bundle
@@ -101,7 +101,7 @@ async def test_rows_of_a_call_that_is_given_up_leave_the_queue(context, model):
             waiting.cancel()
             await eventually(lambda: not context.batcher.n_queued)
             model.gate.set()
-            assert isinstance((await running).answers[0], Answer)
+            assert isinstance((await running).answers[0], ImageResult)
         assert [len(batch) for batch in model.batches[-1:]] == [1]
         await eventually(lambda: not worker.rpc._running)
 
@@ -155,7 +155,7 @@ async def test_a_web_process_that_breaks_a_rule_is_disconnected(context, method,
 @pytest.mark.parametrize(("domain", "error"), [("paint", OverloadedError), ("nowhere", DomainNotFoundError)])
 async def test_admission_is_decided_with_the_pin_and_a_refused_request_holds_nothing(model, store, domain, error):
     async with (
-        running(model, store, max_waiting_rows=1, max_batch_rows=1, max_images=1) as context,
+        running(model, store, max_queued_rows=1, max_batch_rows=1, max_images=1) as context,
         joined(context.backend) as (web, worker),
     ):
         model.gate.clear()
@@ -170,5 +170,5 @@ async def test_admission_is_decided_with_the_pin_and_a_refused_request_holds_not
             await eventually(lambda: len(worker._pins) == 1)
             model.gate.set()
             for one in kept:
-                assert isinstance((await one).answers[0], Answer)
+                assert isinstance((await one).answers[0], ImageResult)
         await eventually(lambda: not worker._pins)

@@ -1,0 +1,88 @@
+"""Request id, access log and request metrics; converts exceptions to problems."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from service.errors import ClientGoneError
+from service.http import problems
+from service.http.middleware.base import Middleware
+from service.observability.logs import request_id
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
+"""Methods that become metric labels; others are client input."""
+QUIET_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
+
+
+class RequestContextMiddleware(Middleware):
+    """Assigns a request id, and ensures that every request is answered, logged and counted exactly once."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        token = request_id.set(given if REQUEST_ID.fullmatch(given) else f"req-{random.getrandbits(64):016x}")
+        started_s = time.monotonic()
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._mark(MutableHeaders(scope=message))
+            await send(message)
+
+        try:
+            try:
+                await self.app(scope, receive, send_marked)
+            except Exception as error:
+                failure = ClientGoneError("The client disconnected.") if isinstance(error, ClientDisconnect) else error
+                if status:
+                    logger.exception("response.broken")
+                    raise
+                await problems.respond(failure)(scope, receive, send_marked)
+            self._record(scope, status, time.monotonic() - started_s)
+        finally:
+            request_id.reset(token)
+
+    def _mark(self, headers: MutableHeaders) -> None:
+        headers["X-Request-Id"] = request_id.get()
+        headers.setdefault("X-Content-Type-Options", "nosniff")
+        headers.setdefault("Cache-Control", "no-store")
+        if self.context.is_draining:
+            headers["Connection"] = "close"
+
+    def _record(self, scope: Scope, status: int, took_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        metrics = self.context.metrics
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        metrics.requests.labels(route, method, str(status)).inc()
+        metrics.request_s.labels(route).observe(took_s)
+        code = scope.get("caspl.code")
+        if code:
+            metrics.errors.labels(code).inc()
+        level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
+        logger.log(
+            level,
+            "request.answered",
+            extra={
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(took_s * 1000, 1),
+                **({"code": code} if code else {}),
+            },
+        )
