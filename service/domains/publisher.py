@@ -90,10 +90,9 @@ class Publisher:
                 expected_live = live.version
             with self._counting_failures(domain):
                 loaded = await self._load(domain, version)
+                activate = partial(self._store.activate, domain, version, expected_live=expected_live, actor=actor)
                 try:
-                    await asyncio.to_thread(
-                        self._store.activate, domain, version, expected_live=expected_live, actor=actor
-                    )
+                    await asyncio.to_thread(activate)
                 except ConflictError as error:
                     if expected is None:
                         raise
