@@ -103,6 +103,10 @@ class OverloadedError(ServiceError, code="overloaded"):
         self.retry_after_s = retry_after_s
 
 
+class CapacityError(OverloadedError):
+    """A budget of bytes or pixels in memory is exhausted; retry after `retry_after_s`."""
+
+
 class DeadlineExceededError(ServiceError, code="deadline_exceeded"):
     """The request's deadline passed."""
 

@@ -69,6 +69,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     service.ImageTooLargeError: Row(413, "Image too large"),
     service.ImagesRejectedError: Row(422, "All images rejected"),
     service.OverloadedError: Row(429, "Server overloaded", retry_after_s=1),
+    service.CapacityError: Row(503, "Server overloaded", retry_after_s=1),
     service.DeadlineExceededError: Row(504, "Deadline exceeded"),
     service.DrainingError: Row(503, "Shutting down", retry_after_s=1),
     service.ClientGoneError: Row(499, "Client closed request"),

@@ -1,0 +1,69 @@
+"""A budget, such as bytes or pixels in memory, shared fairly between tenants.
+
+A tenant may hold twice as much as would remain free (dynamic thresholds, Choudhury and Hahne 1998): two thirds of the
+limit alone, two fifths of it beside another busy tenant, and so on. Something always remains for a new tenant.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+
+from service.errors import CapacityError
+
+
+class Budget:
+    """At most `limit` units, held by tenants from `reserve` to `release`.
+
+    Attributes:
+        n_held: units that all tenants hold together.
+    """
+
+    def __init__(self, limit: int, unit: str) -> None:
+        self._limit, self._unit = limit, unit
+        self._held: Counter[Hashable] = Counter()
+        self.n_held = 0
+
+    def check(self, tenant: Hashable, amount: int) -> None:
+        """Check that a tenant may hold `amount` more; while nobody holds anything, up to the limit.
+
+        Raises:
+            CapacityError: it may not.
+        """
+        n_free = self._limit - self.n_held - amount
+        if n_free < 0 or (self.n_held and self._held[tenant] + amount > 2 * n_free):
+            raise CapacityError(
+                f"Server overloaded: {self.n_held} of {self._limit} {self._unit} are in use. Retry later.",
+                retry_after_s=1.0,
+            )
+
+    def reserve(self, tenant: Hashable, amount: int) -> None:
+        """Add `amount` to what a tenant holds.
+
+        Raises:
+            CapacityError: see `check`; nothing is added.
+        """
+        self.check(tenant, amount)
+        self.n_held += amount
+        self._held[tenant] += amount
+
+    def release(self, tenant: Hashable, amount: int) -> None:
+        """Give back `amount` that a tenant has reserved."""
+        self.n_held -= amount
+        self._held[tenant] -= amount
+        if not self._held[tenant]:
+            del self._held[tenant]
+
+    @contextmanager
+    def holding(self, tenant: Hashable, amount: int) -> Iterator[None]:
+        """Reserve `amount` for the duration of a block.
+
+        Raises:
+            CapacityError: see `check`; the block does not run.
+        """
+        self.reserve(tenant, amount)
+        try:
+            yield
+        finally:
+            self.release(tenant, amount)
