@@ -43,6 +43,7 @@ class Load:
         duration_s: length of a closed loop.
         n_connections: most requests in flight.
         n_images: images in each body.
+        method: HTTP method; GET sends no body.
     """
 
     url: str
@@ -56,6 +57,7 @@ class Load:
     headers: dict[str, str] = field(default_factory=dict)
     n_images: int = 1
     timeout_s: float = 60.0
+    method: str = "POST"
 
 
 Response = tuple[int, str, bytes]
@@ -71,9 +73,9 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._used_s = 0.0
 
-    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> Response:
+    async def send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Response:
         """Send a request; a failure is a response with status 0 and the error as its body."""
-        lines = [f"POST {path} HTTP/1.1", f"Host: {self._host}:{self._port}", f"Content-Length: {len(body)}"]
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}", f"Content-Length: {len(body)}"]
         head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -176,7 +178,9 @@ class Generator:
         headers = {name: value.format(domain=domain) for name, value in load.headers.items()}
         sent_s = time.monotonic()
         path = load.path.format(domain=domain)
-        response = await connection.post(path, body, {"Content-Type": load.content_type, **headers})
+        if load.method == "GET":
+            body = b""
+        response = await connection.send(load.method, path, body, {"Content-Type": load.content_type, **headers})
         self._ended.append(Exchange(due_s, sent_s, time.monotonic(), domain, response))
 
 

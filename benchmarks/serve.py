@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.answers import percentile_ms, summarize
+from benchmarks.attacks import attack_server
 from benchmarks.errors import BenchError
 from benchmarks.overload import overload
 from benchmarks.photographs import write_photographs
@@ -18,7 +19,7 @@ from benchmarks.report import Report, Table, Target
 from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, serving
 from benchmarks.swaps import LOAD, n_versions, swap_load
 
-PARTS = ("start", "idle", "closed", "open", "overload", "swaps")
+PARTS = ("start", "idle", "closed", "open", "overload", "swaps", "attacks")
 OPEN = 0.7
 """Offered rate of the open loop as a share of the capacity."""
 OVERLOAD = 3.0
@@ -78,6 +79,9 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
     if "closed" in options.only:
         console.print("closed loops")
         closed(server, options, report)
+    if "attacks" in options.only:
+        console.print("attacks")
+        attack_server(server, report, seconds=options.seconds)
     if not {"open", "swaps", "overload"} & set(options.only):
         return
     console.print(f"capacity: closed loop, {CAPACITY_CLIENTS} clients")

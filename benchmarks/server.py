@@ -76,6 +76,7 @@ class Server:
         digests: of all versions in the store.
         ready_after_s: from the start of the process until `/readyz` answered 200.
         alpha: popularity of the domains, see `popular_domains`.
+        pid: of its first process.
     """
 
     url: str
@@ -85,6 +86,7 @@ class Server:
     digests: Mapping[tuple[str, int], str] = field(default_factory=dict)
     ready_after_s: float = 0.0
     alpha: float = 1.0
+    pid: int = 0
 
     def load(self, **changes: object) -> Load:
         """A load of single photographs over the domains, with some fields changed."""
@@ -184,7 +186,7 @@ def serving(
                 log.seek(0)
                 msg = f"The server did not become ready: {log.read().decode(errors='replace')[-1000:]}"
                 raise BenchError(msg)
-            yield Server(url, client, domains, photographs, digests, time.monotonic() - began_s)
+            yield Server(url, client, domains, photographs, digests, time.monotonic() - began_s, pid=process.pid)
         finally:
             process.send_signal(signal.SIGINT)  # stops without the drain delay
             try:

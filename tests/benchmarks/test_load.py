@@ -140,7 +140,7 @@ def test_a_chunked_answer_is_read_whole():
     async def posted():
         async with await asyncio.start_server(answer_in_chunks, "127.0.0.1", 0) as server:
             connection = Connection(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", 5.0)
-            answer = await connection.post("/", b"", {})
+            answer = await connection.send("POST", "/", b"", {})
             connection.close()
             await asyncio.sleep(0.1)
             return answer
