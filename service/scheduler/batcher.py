@@ -1,11 +1,11 @@
 """Forms batches from queued rows and hands them to the device.
 
-1. A batch starts as soon as a device thread is free; several free threads share the queue. While all are busy,
-   `pipeline_depth` more batches are handed over: a full one at once, another one `PREPARE_S` before a running one ends.
-   In simulation that gives 16 clients 2,613 rows/s instead of 1,932 from a GPU that takes 2 ms plus 0.125 ms per row.
-2. The last free thread waits up to `GATHER_S`, or a quarter of a batch, for `GATHER_ROWS`, or as many as the last batch
-   had (two, if other threads run): closed-loop clients return together. In simulation four of them get 49 rows/s
-   instead of 36 from a device whose batches take 50 ms plus 3 ms per row.
+1. A batch starts as soon as a device thread is free, with this thread's share of the queue (decision 0026). While all
+   are busy, `pipeline_depth` more are handed over: a full one at once, another one `PREPARE_S` before a running one
+   ends. In simulation 16 clients get 2,613 rows/s instead of 1,932 from a GPU that takes 2 ms plus 0.125 ms per row.
+2. A single device thread waits up to `GATHER_S`, or a quarter of a batch, for `GATHER_ROWS`, or as many as the last
+   batch had: closed-loop clients return together. In simulation four of them get 49 rows/s instead of 36 from a device
+   whose batches take 50 ms plus 3 ms per row.
 3. `check` rejects a request that would be late, before any work is done for it; while the device is idle it rejects
    nothing. `submit` rejects only if the queue is full. Late and cancelled requests never reach the device.
 4. Batches with a cost alternate with batches without, if both are queued.
@@ -160,13 +160,14 @@ class Batcher(Generic[Row, Result]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        n_busy = self._admission.n_running
         while self._queue.n_rows and self._admission.n_running < self._max_handed_over:
             now_s = self._clock()
             if (hold_s := self._hold_s(now_s)) > 1e-4:
                 self._timer = (self._call_later or asyncio.get_running_loop().call_later)(hold_s, self._dispatch)
                 return
-            n_free = max(1, self._max_running - self._admission.n_running)
-            if batch := self._form(now_s, min(self._max_batch_rows, -(-self._queue.n_rows // n_free))):
+            n_sharing = max(1, self._max_running + n_busy - self._admission.n_running)
+            if batch := self._form(now_s, min(self._max_batch_rows, -(-self._queue.n_rows // n_sharing))):
                 self._start(batch, now_s)
 
     def _hold_s(self, now_s: float) -> float:
@@ -175,8 +176,7 @@ class Batcher(Generic[Row, Result]):
             return 0.0
         if not self._admission.is_idle:
             return self._admission.free_in_s(now_s) - PREPARE_S
-        is_last_free = self._admission.n_running == self._max_running - 1
-        return self._gather_until_s - now_s if is_last_free and self._queue.n_rows < self._gather_rows else 0.0
+        return self._gather_until_s - now_s if self._queue.n_rows < self._gather_rows else 0.0
 
     def _form(self, now_s: float, max_rows: int) -> list[QueuedRow[Row, Result]]:
         """Take the next batch out of the queue; empty if all remaining rows were late or cancelled."""
@@ -219,7 +219,7 @@ class Batcher(Generic[Row, Result]):
         n_failed = sum([isinstance(result, Exception) for result in results])
         self._admission.finish(id(batch), done_s, is_typical=n_failed < len(batch))
         self._gather_until_s = done_s + min(GATHER_S, (done_s - now_s) / 4)
-        self._gather_rows = 2 if self._max_running > 1 else min(len(batch), GATHER_ROWS)
+        self._gather_rows = min(len(batch), GATHER_ROWS) if self._max_running == 1 else 0
         for queued, result in zip(batch, results, strict=True):
             if queued.future.done():
                 continue

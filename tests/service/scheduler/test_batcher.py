@@ -140,22 +140,19 @@ async def test_free_threads_share_what_is_queued():
     assert await answers(futures) == [2 * row for row in range(10)]
 
 
-async def test_the_last_free_thread_waits_a_moment_for_a_second_row():
-    device, clock = StepDevice(), Clock()
-    batcher = batcher_of(device, max_running=2, clock=clock)
+async def test_a_thread_that_is_free_alone_leaves_the_other_one_its_share():
+    device = StepDevice()
+    batcher = batcher_of(device, max_running=2)
     futures = batcher.submit([0, 1, 2, 3])
     await settle()
     assert device.batches == [[0, 1], [2, 3]]
-    clock.now_s = 1.0
+    futures += batcher.submit([4, 5, 6])
     await device.finish(0)
-    futures += batcher.submit([4])
-    await settle()
-    assert len(device.batches) == 2
-    futures += batcher.submit([5])
-    await settle()
-    assert device.batches[2] == [4, 5]
-    await device.finish(2, 4)
-    assert await answers(futures) == [0, 1, 2, 3, 4, 5]
+    assert device.batches[2:] == [[4, 5]]
+    await device.finish(2)
+    assert device.batches[3:] == [[6]]
+    await device.finish(4, 6)
+    assert await answers(futures) == [0, 1, 2, 3, 4, 5, 6]
 
 
 async def test_a_full_queue_refuses_all_rows_of_a_call_and_says_when_to_come_back():

@@ -220,12 +220,20 @@ async def closed_loop(batch_s, n_clients, n_runners, *, back_s=0.001, until_s=20
     ("batch_s", "n_clients", "n_runners", "per_s"),
     [
         (on_one_core, 1, 2, 17),
-        (on_one_core, 4, 2, 42),
+        (on_one_core, 2, 2, 34),
+        (on_one_core, 4, 2, 35),
         (on_one_core, 8, 2, 43),
         (lambda n: 0.05 + 0.003 * n, 4, 1, 49),
         (lambda n: 0.05 + 0.003 * n, 16, 1, 108),
     ],
-    ids=["one on two cores", "four on two cores", "eight on two cores", "four, slow start", "16, slow start"],
+    ids=[
+        "one on two cores",
+        "two on two cores",
+        "four on two cores",
+        "eight on two cores",
+        "four, slow start",
+        "16, slow start",
+    ],
 )
 async def test_clients_that_send_one_row_after_another_share_batches(batch_s, n_clients, n_runners, per_s):
     assert await closed_loop(batch_s, n_clients, n_runners) >= per_s
