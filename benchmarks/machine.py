@@ -54,14 +54,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Short hash of the checkout's commit, with `+changes` if files differ from it; `unknown` outside a checkout."""
-    folder = Path(__file__).parent
+    """Short hash of the checkout's commit, with `+changes` if files other than results differ; `unknown` elsewhere."""
+    folder = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, S607
 
     try:
-        return git("rev-parse", "--short=7", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!docs/results")
+        return git("rev-parse", "--short=7", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
