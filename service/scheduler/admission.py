@@ -1,6 +1,7 @@
 """Admission control: predicts waits from the queue's length and what batches of each size took.
 
-Sizes are grouped by powers of two, each with a moving average; others are predicted in proportion to the nearest.
+Sizes are grouped by powers of two, each with a moving average; others are predicted in proportion to the nearest. A
+row's own batch is taken to be as large as the last one: rows that arrive later ride along and end with it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Admission:
     """
 
     def __init__(self, max_batch_rows: int, max_running: int) -> None:
-        self.n_running, self.is_idle = 0, True
+        self.n_running, self.is_idle, self._last_rows = 0, True, 0
         self._row_s: dict[int, float] = {}  # seconds per row, by the size's power of two
         self._max_batch_rows, self._max_running = max_batch_rows, max_running
         self._running: dict[object, tuple[float | None, int]] = {}  # when it started (None: it waits), and its rows
@@ -26,6 +27,7 @@ class Admission:
     def start(self, batch: object, n_rows: int, now_s: float) -> None:
         """Record that a batch is handed to the device."""
         self._running[batch] = (now_s if self.is_idle else None, n_rows)
+        self._last_rows = n_rows
         self.n_running += 1
         self.is_idle = self.n_running < self._max_running
 
@@ -63,4 +65,4 @@ class Admission:
         """Seconds until a row with `n_ahead` rows ahead of it in the queue starts, and until it is answered."""
         n_rounds, n_before = divmod(n_ahead, self._max_batch_rows * self._max_running)
         wait_s = self.free_in_s(now_s) + n_rounds * self.seconds(self._max_batch_rows)
-        return wait_s, wait_s + self.seconds(n_before // self._max_running + 1)
+        return wait_s, wait_s + self.seconds(max(self._last_rows, n_before // self._max_running + 1))

@@ -56,7 +56,13 @@ def test_the_average_follows_the_batches_and_not_those_that_failed():
 
 def test_a_row_is_answered_when_the_batch_of_the_rows_ahead_and_itself_is_done():
     one = admission(2.0)
-    assert [one.predict(n_ahead, now_s=0.0)[1] for n_ahead in (0, 1, 3, 4)] == [0.5, 1.0, 2.0, 2.5]
+    one.start("small", 1, 2.0)
+    one.finish("small", 2.5, is_typical=True)
+    assert [one.predict(n_ahead, now_s=2.5)[1] for n_ahead in (0, 1, 3, 4)] == [0.5, 1.0, 2.0, 2.5]
+    two = admission(2.0, max_running=2)
+    two.start("small", 1, 2.0)
+    two.finish("small", 2.5, is_typical=True)
+    assert two.predict(3, now_s=2.5)[1] == 1.0, "two threads share the rows ahead"
 
 
 def test_a_size_without_an_average_is_predicted_in_proportion_to_the_nearest():
@@ -65,3 +71,14 @@ def test_a_size_without_an_average_is_predicted_in_proportion_to_the_nearest():
     one.start("single", 1, 0.0)
     one.finish("single", 1.5, is_typical=True)
     assert [one.seconds(n_rows) for n_rows in (1, 2, 4, 8)] == [1.5, 1.0, 2.0, 4.0]
+
+
+def test_a_rows_own_batch_is_taken_to_be_as_large_as_the_last_one():
+    made = admission(batch_s=2.0, max_batch_rows=4)
+    made.start("full", 4, 10.0)
+    _, busy_s = made.predict(0, 10.0)
+    made.finish("full", 12.0, is_typical=True)
+    made.start("small", 1, 12.0)
+    _, calm_s = made.predict(0, 12.0)
+    assert busy_s == 2.0 + 2.0, "the running batch, and then as many rows again"
+    assert calm_s < busy_s
