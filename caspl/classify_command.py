@@ -17,6 +17,7 @@ from caspl.client import DEFAULT_URL, Client
 from caspl.errors import CasplError
 from caspl.operations import IMAGES_PER_REQUEST
 from caspl.results import Classification
+from training.data.listing import SERVED_SUFFIXES, describe_left_out, list_images
 
 FAILURE: Final = 1
 
@@ -26,7 +27,7 @@ classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 @classify_app.command()
 def classify(
     domain: Annotated[str, typer.Argument(help="domain")],
-    images: Annotated[list[Path], typer.Argument(help="image files")],
+    images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
     url: Annotated[str, typer.Option(envvar="CASPL_URL", help="address of the server")] = DEFAULT_URL,
     top_k: Annotated[int, typer.Option(help="classes per image")] = 3,
     labels: Annotated[str | None, typer.Option(help="classify among these labels instead, comma-separated")] = None,
@@ -36,21 +37,43 @@ def classify(
 ) -> None:
     """Classify image files with a running server."""
     try:
-        for path in images:
-            path.stat()
+        files = find_files(images, Console(stderr=True, highlight=False))
+        if not files:
+            raise typer.BadParameter(f"no {', '.join(sorted(SERVED_SUFFIXES))} file in these folders")
         with Client(url, api_key=key) as client:
-            results = classify_files(client, images, domain, top_k, labels.split(",") if labels else None, version)
+            results = classify_files(client, files, domain, top_k, labels.split(",") if labels else None, version)
     except (CasplError, OSError) as error:
         reason = f"Cannot read {error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
         console = Console(stderr=True, highlight=False)
         console.print(Text.assemble(("error:", "red"), f" {reason}"), soft_wrap=True)
         raise typer.Exit(FAILURE) from error
     if as_json:
-        rows = [as_dict(path, result) for path, result in zip(images, results, strict=True)]
+        rows = [as_dict(path, result) for path, result in zip(files, results, strict=True)]
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        show(images, results, Console(highlight=False))
+        show(files, results, Console(highlight=False))
     raise typer.Exit(FAILURE if any(result.error for result in results) else 0)
+
+
+def find_files(paths: Sequence[Path], console: Console) -> list[Path]:
+    """Replace folders by the images in them; prints how many other files they contain.
+
+    Raises:
+        OSError: a path does not exist or cannot be read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        path.stat()
+        if not path.is_dir():
+            files.append(path)
+            continue
+        listing = list_images(path, SERVED_SUFFIXES)
+        files += listing.images
+        if not listing.images or listing.left_out:
+            not_read = describe_left_out(listing.left_out)
+            line = f"{path}: {len(listing.images)} images" + (f"; {not_read}" if not_read else "")
+            console.print(_cell(line), soft_wrap=True)
+    return files
 
 
 def classify_files(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from training.terminal import check_device, exit_on_error
+from training.terminal import check_device, exit_on_error, print_notes
 
 boost_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 adapt_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -162,6 +162,7 @@ def adapt(
         if boost is not None and boost.resolve() == bundle.resolve():
             raise typer.BadParameter("would overwrite the boosting bundle; choose another file", param_hint="--out")
         dataset = open_dataset(data, root)
+        print_notes(dataset.notes, Console(stderr=True))
         if "template" in type(chosen).model_fields.keys() - chosen.model_fields_set:
             chosen = chosen.model_copy(update={"template": dataset.template})
         if shots:

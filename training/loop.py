@@ -99,7 +99,12 @@ class CheckpointConfig:
 
 
 def steps_per_epoch(recipe: Recipe, n_images: int) -> int:
-    """Steps per epoch; the last batch may be smaller."""
+    """Steps per epoch. The last batch may be smaller, or is dropped if the recipe says so and another one is full.
+
+    Source: Dassl's `build_data_loader`, which drops it if there are at least as many images as a batch has.
+    """
+    if recipe.drop_last and n_images >= recipe.batch_size:
+        return n_images // recipe.batch_size
     return math.ceil(n_images / recipe.batch_size)
 
 
@@ -152,8 +157,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["rate_factor"] * learning_rate(recipe, epoch)
         indices = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
-        next_indices = order[(position + 1) * recipe.batch_size : (position + 2) * recipe.batch_size]
-        learner.prefetch(world.shard(next_indices), epoch)
+        if position + 1 < n_per_epoch:
+            next_indices = order[(position + 1) * recipe.batch_size : (position + 2) * recipe.batch_size]
+            learner.prefetch(world.shard(next_indices), epoch)
         state.losses.append(_step(learner, optimizer, indices, epoch, state.step, recipe, world))
         state.step += 1
         if position + 1 == n_per_epoch:

@@ -27,6 +27,10 @@ class Recipe(BaseModel):
     warmup_learning_rate: float = Field(default=1e-5, ge=0)
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=8, ge=1)
+    drop_last: bool = Field(
+        default=False,
+        description="leave out the last images of an epoch's order if they do not fill a batch, as Dassl does",
+    )
     augmentation: Literal["crop-flip", "none"] = Field(
         default="crop-flip", description="random resized crop (bicubic) and flip; none: preprocess as in serving"
     )

@@ -1,7 +1,7 @@
 """Error output and argument checks shared by the training commands."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -46,6 +46,12 @@ def check_device(name: str) -> str:
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
         raise typer.BadParameter(f"expected auto, cpu, cuda or cuda:<n>, found {name!r}")
     return name
+
+
+def print_notes(notes: Iterable[str], console: Console) -> None:
+    """Print what was read differently from what may be expected, one line each."""
+    for note in notes:
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_error(command: str, message: str) -> None:

@@ -14,6 +14,7 @@ from training.data.dataset import Dataset
 from training.data.images import ImageFolder, find_images, read_in_threads
 from training.data.readable import drop_unreadable
 from training.progress import progress_bars
+from training.terminal import print_notes
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def read_folder(images: Path, classes: Path, console: Console) -> UnlabelledData
     with progress_bars(console) as progress:
         task = progress.add_task("reading images", total=None, note="")
         folder = find_images(images, lambda done, total: progress.update(task, completed=done, total=total))
+    print_notes(folder.notes, console)
     return UnlabelledData(folder, names)
 
 
@@ -52,6 +54,7 @@ def read_data_set(name_or_path: str, root: Path | None, console: Console) -> Unl
         DatasetError: unknown data set, or no readable train image.
     """
     dataset = open_dataset(name_or_path, root)
+    print_notes(dataset.notes, console)
     console.print(f"Reading {len(dataset.split('train'))} train images of {dataset.name}", markup=False)
     return UnlabelledData(train_images_of(dataset), dataset.class_names, dataset.template)
 

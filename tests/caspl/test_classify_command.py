@@ -91,6 +91,28 @@ def test_a_file_that_cannot_be_read_is_named_before_any_is_sent(run, tmp_path):
     assert FakeClient.calls == []
 
 
+def test_a_folder_stands_for_its_images_and_other_files_are_counted(run, tmp_path):
+    folder = tmp_path / "photos"
+    for name in ("b.png", "sub/a.JFIF", "c.gif", "d.tif", "notes.txt", "@eaDir/e.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture())
+    result = run(1, str(folder), "--json")
+
+    assert result.exit_code == 0
+    files = [row["file"] for row in json.loads(result.stdout)]
+    assert files == [str(tmp_path / "0.png"), str(folder / "b.png"), str(folder / "sub/a.JFIF")]
+    line = "2 images; 3 files not read: 1 .gif, 1 .tif, 1 .txt; 1 folder not read: 1 @eaDir"
+    assert result.stderr == f"{folder}: {line}\n"
+
+
+def test_a_folder_without_images_is_a_usage_error(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run(0, str(tmp_path / "empty"))
+
+    assert result.exit_code == 2
+    assert "no .jfif, .jpe" in result.stderr
+
+
 def test_text_from_outside_is_shown_as_it_is(tmp_path):
     labels = [Prediction(label, 0, 0.5) for label in ("[/x]", ":dog:", "a\x1b[2Jb")]
     results = [

@@ -60,6 +60,22 @@ def test_every_epoch_sees_every_image_once_and_calls_end_epoch():
     assert run.losses[-1] < run.losses[0] / 10
 
 
+def test_the_last_incomplete_batch_is_dropped_if_the_recipe_says_so():
+    line = Line()
+    run = train(line, recipe(drop_last=True))
+    assert run.step == 6
+    assert line.ended == [0, 1, 2]
+    assert [len(indices) for _, indices in line.seen] == [4] * 6
+    assert [indices for _, indices in line.prefetched] == [indices for _, indices in line.seen[1::2]]
+    for epoch, indices in line.seen[::2]:
+        assert indices == line.order(epoch)[:4].tolist()
+
+
+@pytest.mark.parametrize(("batch_size", "n_steps"), [(10, 1), (11, 1), (5, 2), (3, 3), (6, 1)])
+def test_a_batch_larger_than_the_data_is_not_dropped(batch_size, n_steps):
+    assert train(Line(), recipe(epochs=1, drop_last=True, batch_size=batch_size)).step == n_steps
+
+
 def test_the_next_step_is_prefetched_within_an_epoch():
     line = Line()
     train(line, recipe())

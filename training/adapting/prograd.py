@@ -28,7 +28,8 @@ from training.scores import class_scores
 class ProGradRecipe(TemplateRecipe, ReferenceRecipe):
     """ProGrad's settings; defaults from its repository.
 
-    There, `context_init` and `template` are the data set's own words ("a type of pet, a photo of a").
+    There, `context_init` and `template` are the data set's own words ("a type of pet, a photo of a"). It counts words,
+    not tokens, so that behind words with a comma the last one stays in the text: `context_template` is "a {}.".
     """
 
     learning_rate: float = Field(default=0.002, gt=0)
@@ -39,6 +40,7 @@ class ProGradRecipe(TemplateRecipe, ReferenceRecipe):
         default="a photo of a",
         description="initial words of the last tokens, the tokens before them are zero; empty: random",
     )
+    context_template: str = Field(default=CONTEXT_TEMPLATE, description="text behind the context, with one {}")
     kl_temperature: float = Field(default=1.0, gt=0, description="tau, the temperature of both sides of the KL")
     projection: float = Field(
         default=1.0, ge=0, description="lambda: fraction of the conflicting component that is removed"
@@ -64,8 +66,8 @@ class ProGrad(nn.Module):
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: ProGradRecipe) -> None:
         super().__init__()
         self.context = nn.Parameter(_init_context(base_model, recipe).to(base_model.backbone.device))
-        self.base_model, self.recipe, self.template = base_model, recipe, CONTEXT_TEMPLATE
-        self.texts = place_context(base_model, class_names, recipe.context_tokens)
+        self.base_model, self.recipe, self.template = base_model, recipe, recipe.context_template
+        self.texts = place_context(base_model, class_names, recipe.context_tokens, template=self.template)
         reference = base_model.reference(recipe.reference)
         self.reference_text_KE = reference.zero_shot_text(class_names, [class_template(reference, recipe)])
 

@@ -94,7 +94,11 @@ class ContextTexts:
 
 
 def place_context(
-    base_model: PromptedBackbone, class_names: Sequence[str], n_tokens: int, position: Position = "end"
+    base_model: PromptedBackbone,
+    class_names: Sequence[str],
+    n_tokens: int,
+    position: Position = "end",
+    template: str = CONTEXT_TEMPLATE,
 ) -> ContextTexts:
     """Tokenise class names and compute their positions relative to a context of N tokens.
 
@@ -102,26 +106,29 @@ def place_context(
         middle   [SOS, first ⌊N/2⌋ of the context, boost, name, rest of the context, ".", EOT]
         front    [SOS, boost, name, context, ".", EOT]
 
-    Source: CoOp (arXiv 2109.01134), section 3.2; its repository splits an odd N the same way. CasPL (arXiv 2409.17805,
-    section 3.2) defines the order for `end` only; for the other two we infer that boosting prompts also directly
-    precede the class name.
+    Source: CoOp (arXiv 2109.01134), section 3.2. Its repository splits an odd N the same way, and takes as many tokens
+    for the name as the name has on its own: in "what?." the full stop shares a token with "?" and stays in the name.
+    CasPL (arXiv 2409.17805, section 3.2) defines the order for `end` only; for the other two we infer that boosting
+    prompts also directly precede the class name.
 
     Args:
         base_model: provides text tower and boosting prompts.
         class_names: K names.
         n_tokens: N.
         position: of the class name.
+        template: text behind the context; other than `{}.` for `end` only.
 
     Raises:
         TextTooLongError: a class name with context and boosting prompts exceeds the text tower's context length; names
             the first such class.
     """
-    tokens = base_model.tokenize(class_names, CONTEXT_TEMPLATE, n_prompts=n_tokens)
+    tokens = base_model.tokenize(class_names, template, n_prompts=n_tokens)
     n_before = {"end": n_tokens, "middle": n_tokens // 2, "front": 0}[position]
     width = tokens.ids_KT.shape[1]
     first, rest = range(width, width + n_before), range(width + n_before, width + n_tokens)
-    # The full stop is the last token before EOT, so the name need not be tokenised separately to find its end.
-    stops = (tokens.eot_K - 1).tolist()
+    name_ends = [1 + len(base_model.backbone.tokenizer.encode(name)) for name in class_names]
+    # The text may have fewer tokens than the name: EOT stays last.
+    stops = [min(name_end, eot) for name_end, eot in zip(name_ends, tokens.eot_K.tolist(), strict=True)]
     order = [[0, *first, *range(1, stop), *rest, *range(stop, width)] for stop in stops]
     device = base_model.backbone.device
     return ContextTexts(

@@ -66,10 +66,13 @@ def open_dataset(
         template: replaces the data set's hand-written prompt.
 
     Raises:
-        DatasetError: unknown name, missing files, or an invalid data set.
+        DatasetError: unknown name, missing files, or an invalid data set; a data set of one class is invalid.
         ClassListError: a folder's `classes.txt` is empty or ambiguous.
     """
     dataset = _read(str(name_or_path), root, single_split)
+    if len(dataset.class_names) == 1:
+        msg = f"{dataset.name} has one class only, {dataset.class_names[0]!r}; at least two are needed."
+        raise DatasetError(msg)
     return dataset if template is None else replace(dataset, template=template)
 
 

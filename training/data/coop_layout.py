@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 from training.data.dataset import DEFAULT_TEMPLATE, SPLITS, Dataset, LabelledImage, Split, shorten
-from training.data.listing import require_files
+from training.data.listing import require_files, suggest_root
 from training.errors import DatasetError
 
 
@@ -58,7 +58,8 @@ def require_parts(name: str, data_root: Path, folder: str, parts: Sequence[Part]
         remark = "  ".join(text for text in (part.note, "<- missing" if part in missing else "") if text)
         lines.append(f"    {branch} {part.name:<{width}}  {remark}".rstrip())
     listed = shorten(f"{folder}/{part.name}" for part in parts if part in missing)
-    msg = f"{name}: {listed} is missing in {data_root}. Expected layout:\n" + "\n".join(lines)
+    hint = suggest_root(data_root, folder)
+    msg = f"{name}: {listed} is missing in {data_root}.{hint} Expected layout:\n" + "\n".join(lines)
     raise DatasetError(msg)
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
@@ -43,6 +43,7 @@ class Dataset:
         splits: images by split, in the order train, val, test.
         template: hand-written prompt; `{}` stands for the class name.
         unreadable: files that were dropped because they cannot be decoded.
+        notes: lines for the user: files that are not read, and names that are read as others.
 
     Raises:
         DatasetError: no classes, duplicate class names, an unknown split, no images, a label out of range, a train
@@ -55,6 +56,7 @@ class Dataset:
     splits: Mapping[Split, tuple[LabelledImage, ...]]
     template: str = DEFAULT_TEMPLATE
     unreadable: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         unknown = [split for split in self.splits if split not in SPLITS]

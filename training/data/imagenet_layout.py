@@ -4,14 +4,15 @@
 same file. Source: KaiyangZhou/CoOp, DATASETS.md and `datasets/imagenet*.py`.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from training.data.coop_layout import Part, read_lines, require_parts
 from training.data.dataset import DEFAULT_TEMPLATE, Dataset, LabelledImage, Split, shorten
-from training.data.listing import list_folders, list_images
+from training.data.listing import describe_left_out, list_folders, list_images
 from training.errors import DatasetError
 
 _CLASS_NAMES: Final = "classnames.txt"
@@ -55,16 +56,20 @@ class WordNetFolders:
         if unknown:
             msg = f"{name}: {home / _CLASS_NAMES} does not list the class folders {shorten(unknown)}."
             raise DatasetError(msg)
+        left_out: Counter[str] = Counter()
         images: dict[Split, tuple[LabelledImage, ...]] = {
-            split: tuple(
-                LabelledImage(path, label)
-                for label, wordnet_id in enumerate(ids)
-                if wordnet_id in found
-                for path in list_images(home / self.splits[split] / wordnet_id)
+            split: _list_labelled(
+                [
+                    (label, home / self.splits[split] / wordnet_id)
+                    for label, wordnet_id in enumerate(ids)
+                    if wordnet_id in found
+                ],
+                left_out,
             )
             for split, found in ((split, frozenset(found)) for split, found in folders.items())
         }
-        return Dataset(name, home, tuple(names[wordnet_id] for wordnet_id in ids), images, self.template)
+        class_names = tuple(names[wordnet_id] for wordnet_id in ids)
+        return Dataset(name, home, class_names, images, self.template, notes=_notes(left_out))
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,27 @@ class NumberedFolders:
                 f"{_CLASS_NAMES}; missing or unexpected: {shorten(odd)}."
             )
             raise DatasetError(msg)
-        images = tuple(
-            LabelledImage(path, label)
-            for label in range(len(class_names))
-            for path in list_images(home / self.images / str(label))
-        )
-        return Dataset(name, home, class_names, {"test": images}, self.template)
+        left_out: Counter[str] = Counter()
+        class_folders = [(label, home / self.images / str(label)) for label in range(len(class_names))]
+        images = _list_labelled(class_folders, left_out)
+        return Dataset(name, home, class_names, {"test": images}, self.template, notes=_notes(left_out))
 
 
 _CLASS_NAMES_PART: Final = Part(_CLASS_NAMES, "ImageNet's: <WordNet id> <class name>")
+
+
+def _list_labelled(class_folders: Sequence[tuple[int, Path]], left_out: Counter[str]) -> tuple[LabelledImage, ...]:
+    """The images of labelled folders, sorted by path within a folder; counts other files in `left_out`."""
+    images: list[LabelledImage] = []
+    for label, folder in class_folders:
+        listing = list_images(folder)
+        left_out += listing.left_out
+        images += [LabelledImage(path, label) for path in listing.images]
+    return tuple(images)
+
+
+def _notes(left_out: Counter[str]) -> tuple[str, ...]:
+    return tuple(filter(None, [describe_left_out(left_out)]))
 
 
 def _read_class_names(path: Path) -> list[tuple[str, str]]:

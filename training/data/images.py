@@ -5,13 +5,14 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
 from PIL import Image
 
-from training.data.listing import SUFFIXES, list_images
+from training.data.listing import SUFFIXES, describe_left_out, list_images
+from training.data.split_names import split_of
 from training.errors import NoImagesError
 
 _MAX_THREADS: Final = 8  # more threads only contend for the disk
@@ -29,16 +30,18 @@ class ImageFolder:
         files: readable images, sorted by path.
         unreadable: image files that cannot be decoded.
         digest: `sha256:…` over relative paths and contents of `files`.
+        notes: lines for the user: files that are not read, and split folders.
     """
 
     root: Path
     files: tuple[Path, ...]
     unreadable: tuple[Path, ...]
     digest: str
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 def find_images(root: Path, on_progress: Callable[[int, int], None] | None = None) -> ImageFolder:
-    """Find the images in a folder, recursively; damaged files are reported in `unreadable`, hidden files are skipped.
+    """Find the images in a folder, recursively; damaged files are listed in `unreadable`, `notes` counts other files.
 
     Args:
         root: the folder.
@@ -50,13 +53,15 @@ def find_images(root: Path, on_progress: Callable[[int, int], None] | None = Non
     if not root.is_dir():
         msg = f"No such folder: {root}."
         raise NoImagesError(msg)
-    candidates = sorted(list_images(root))
+    listing = list_images(root)
+    candidates, not_read = sorted(listing.images), describe_left_out(listing.left_out)
     hashes = read_in_threads(_hash_readable, candidates, on_progress)
     files = tuple(path for path, found in zip(candidates, hashes, strict=True) if found)
     unreadable = tuple(path for path, found in zip(candidates, hashes, strict=True) if not found)
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES))
         msg = f"No readable images ({suffixes}) in {root}; {len(unreadable)} are damaged."
+        msg += f" {not_read}." if not_read else ""
         raise NoImagesError(msg)
     digest = hashlib.sha256()
     for path, found in zip(candidates, hashes, strict=True):
@@ -64,7 +69,15 @@ def find_images(root: Path, on_progress: Callable[[int, int], None] | None = Non
             # surrogateescape: file names need not be valid UTF-8
             line = f"{path.relative_to(root).as_posix()}\0{found}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
-    return ImageFolder(root, files, unreadable, f"sha256:{digest.hexdigest()}")
+    notes = tuple(filter(None, [_describe_splits(root, files), not_read]))
+    return ImageFolder(root, files, unreadable, f"sha256:{digest.hexdigest()}", notes)
+
+
+def _describe_splits(root: Path, files: Sequence[Path]) -> str:
+    """A line that names the split folders in `root`, if there are several, because all are used for training."""
+    folders = sorted({path.relative_to(root).parts[0] for path in files if path.parent != root})
+    splits = [name for name in folders if split_of(name)]
+    return f"images of the split folders {', '.join(splits)} are all used" if len(splits) > 1 else ""
 
 
 def read_in_threads(
@@ -94,9 +107,14 @@ def n_decoding_threads() -> int:
 
 
 def is_decodable(source: Path | io.BytesIO) -> bool:
-    """Whether a file decodes completely; opening alone does not detect truncation."""
+    """Whether a file decodes completely to 8-bit RGB; opening alone does not detect truncation.
+
+    TIFFs with several pages, or with floating-point or 32-bit pixels, have no one conversion and do not count.
+    """
     try:
         with Image.open(source) as image:
+            if image.format == "TIFF" and (getattr(image, "n_frames", 1) > 1 or image.mode in {"F", "I"}):
+                return False
             image.load()
     except Exception:  # noqa: BLE001  Pillow raises many exception types for damaged files
         return False

@@ -1,35 +1,127 @@
-"""List image files and folders in a sorted, file-system independent order; hidden entries are skipped."""
+"""List image files and folders in a sorted, file-system independent order, and count everything that is left out."""
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from training.data.dataset import shorten
 from training.errors import DatasetError
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+JPEG_SUFFIXES: Final = frozenset({".jfif", ".jpe", ".jpeg", ".jpg"})
+SERVED_SUFFIXES: Final = JPEG_SUFFIXES | {".png", ".webp"}
+"""Formats that the service accepts."""
+SUFFIXES: Final = SERVED_SUFFIXES | {".bmp", ".tif", ".tiff"}
+"""Formats that are read for training. GIFs are left out: most are animations or drawings."""
+
+_SYSTEM_FOLDERS: Final = frozenset(
+    {"#recycle", "#snapshot", "$recycle.bin", "@eadir", "__macosx", "lost+found", "system volume information"}
+)
+_SYSTEM_FILES: Final = frozenset({".ds_store", "desktop.ini", "thumbs.db"})
+_FOLDER: Final = "/"  # last character of a folder's label
+_HIDDEN: Final = "hidden"
 
 
-def list_images(folder: Path) -> tuple[Path, ...]:
-    """Image files in a folder, recursively, sorted by path. Symbolic links to folders are not followed."""
+@dataclass(frozen=True)
+class Listing:
+    """Images, and the number of files and folders that are left out, by label.
+
+    Attributes:
+        images: sorted by path.
+        left_out: labels are a suffix (`.gif`), `hidden`, or the name of a system file or folder; those of folders end
+            in `/`, and their contents are not counted.
+    """
+
+    images: tuple[Path, ...]
+    left_out: Counter[str]
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """Direct contents of a folder: names of images and subfolders, sorted, and what is left out, as in `Listing`.
+
+    Attributes:
+        links: the subfolders that are symbolic links.
+    """
+
+    images: tuple[str, ...]
+    folders: tuple[str, ...]
+    links: frozenset[str]
+    left_out: Counter[str]
+
+
+def scan_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> FolderContents:
+    """The direct contents of a folder. Links to files and folders are followed.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    images: list[str] = []
+    folders: list[str] = []
+    links: set[str] = set()
+    left_out: Counter[str] = Counter()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                is_folder = is_file = False
+            if is_folder and not _is_system_folder(entry.name):
+                folders.append(entry.name)
+                if entry.is_symlink():
+                    links.add(entry.name)
+            elif is_file and _is_image(entry.name, suffixes):
+                images.append(entry.name)
+            else:
+                left_out[_label(entry.name, is_folder=is_folder, is_file=is_file)] += 1
+    return FolderContents(tuple(sorted(images)), tuple(sorted(folders)), frozenset(links), left_out)
+
+
+def list_images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
+    """The images in a folder and its subfolders. Links to folders are followed; every folder is read once.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
     found: list[str] = []
-    for top, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [f"{top}{os.sep}{name}" for name in files if _is_image(name)]
-    return tuple(Path(text) for text in sorted(found))
+    left_out: Counter[str] = Counter()
+    seen: set[tuple[int, int]] = set()
+    folders, links = [folder], []
+    while folders or links:
+        # Links last: a folder is listed under its own path rather than under that of a link to it.
+        top = folders.pop() if folders else links.pop(0)
+        status = top.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            left_out[f"repeated link{_FOLDER}"] += 1
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        contents = scan_folder(top, suffixes)
+        found += [f"{top}{os.sep}{name}" for name in contents.images]
+        folders += [top / name for name in contents.folders if name not in contents.links]
+        links += [top / name for name in contents.folders if name in contents.links]
+        left_out += contents.left_out
+    return Listing(tuple(Path(text) for text in sorted(found)), left_out)
 
 
-def has_images(folder: Path) -> bool:
-    """Whether a folder directly contains image files."""
-    with os.scandir(folder) as entries:
-        return any(_is_image(entry.name) and entry.is_file() for entry in entries)
+def list_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the direct subfolders, sorted, without hidden and system folders; links to folders are included."""
+    return scan_folder(folder).folders
 
 
-def list_folders(folder: Path) -> list[str]:
-    """Names of the direct subfolders, sorted, including symbolic links to folders."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def describe_left_out(left_out: Counter[str]) -> str:
+    """One line such as `3 files not read: 2 .gif, 1 .txt; 1 folder not read: 1 @eaDir`, or nothing."""
+    parts = []
+    for noun in ("file", "folder"):
+        kinds = {label: n for label, n in left_out.items() if label.endswith(_FOLDER) == (noun == "folder")}
+        total = sum(kinds.values())
+        if total:
+            ordered = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+            listed = shorten(f"{n} {label.removesuffix(_FOLDER)}" for label, n in ordered)
+            parts.append(f"{total} {noun}{'s' if total > 1 else ''} not read: {listed}")
+    return "; ".join(parts)
 
 
 def find_missing(paths: Iterable[Path]) -> list[Path]:
@@ -64,6 +156,16 @@ def require_files(name: str, source: Path, paths: Sequence[Path]) -> None:
         raise DatasetError(msg)
 
 
+def suggest_root(data_root: Path, folder: str) -> str:
+    """A hint at the folder to pass instead of `data_root`, if `folder` is in a folder above it or directly below it."""
+    if (data_root / folder).exists():
+        return ""
+    above = data_root.resolve().parents[: len(Path(folder).parts)]
+    below = [data_root / name for name in list_folders(data_root)] if data_root.is_dir() else []
+    found = next((place for place in (*above, *below) if (place / folder).is_dir()), None)
+    return f" Pass {found} instead, which contains {folder}/." if found else ""
+
+
 def _names_in(folder: Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
@@ -72,5 +174,23 @@ def _names_in(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+def _is_image(name: str, suffixes: Collection[str]) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in suffixes
+
+
+def _is_system_folder(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
+
+
+def _label(name: str, *, is_folder: bool, is_file: bool) -> str:
+    """The label of something that is left out."""
+    if is_folder:
+        return f"{name}{_FOLDER}"
+    if not is_file:
+        return "broken link or special file"
+    if name.casefold() in _SYSTEM_FILES:
+        return name
+    if name.startswith("."):
+        return _HIDDEN
+    suffix = Path(name).suffix.lower()
+    return suffix if re.fullmatch(r"\.\w{1,10}", suffix) else "other"

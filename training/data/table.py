@@ -1,7 +1,8 @@
 """Data sets as a table: CSV with a header, or JSON lines, one image per row.
 
-Columns: `path`, `label` (the class name) and optionally `split` (train, val or test; default train). Other columns are
-ignored. Paths are relative to the table's folder; absolute paths and `..` are allowed. Classes are sorted by name.
+Columns: `path`, `label` (the class name) and optionally `split` (default train; spelled as in `split_names`). Other
+columns are ignored. Paths are relative to the table's folder; absolute paths and `..` are allowed. Classes are sorted
+by name.
 """
 
 import csv
@@ -13,6 +14,7 @@ from typing import Final
 
 from training.data.dataset import DEFAULT_TEMPLATE, SPLITS, Dataset, LabelledImage, Split, normalize_names
 from training.data.listing import find_missing
+from training.data.split_names import describe_spellings, split_of
 from training.errors import DatasetError
 
 
@@ -22,6 +24,7 @@ class _Row:
     path: Path
     label: str
     split: Split
+    spelled: str
 
 
 def read_table(path: Path, *, template: str = DEFAULT_TEMPLATE) -> Dataset:
@@ -55,7 +58,8 @@ def read_table(path: Path, *, template: str = DEFAULT_TEMPLATE) -> Dataset:
         split: tuple(LabelledImage(row.path, labels[row.label]) for row in rows if row.split == split)
         for split in SPLITS
     }
-    return Dataset(path.stem, path.parent, class_names, splits, template)
+    notes = filter(None, [describe_spellings({row.spelled: row.split for row in rows})])
+    return Dataset(path.stem, path.parent, class_names, splits, template, notes=tuple(notes))
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -106,9 +110,8 @@ def _parse_row(table: Path, line: int, fields: Mapping[str, object]) -> _Row:
             raise DatasetError(msg)
         values[key] = value.strip()
     wanted = fields.get("split") or "train"
-    for split in SPLITS:
-        if wanted == split:
-            return _Row(line, table.parent / values["path"], values["label"], split)
+    if isinstance(wanted, str) and (split := split_of(wanted)):
+        return _Row(line, table.parent / values["path"], values["label"], split, wanted)
     msg = f"{table}, line {line}: unknown split {wanted!r}; use {', '.join(SPLITS)}."
     raise DatasetError(msg)
 

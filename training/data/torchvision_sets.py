@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from training.data.class_rewrites import EUROSAT_NAMES
 from training.data.dataset import DEFAULT_TEMPLATE, Dataset, LabelledImage, Split, shorten
-from training.data.listing import require_files
+from training.data.listing import require_files, suggest_root
 from training.errors import DatasetError
 
 PREFIX: Final = "torchvision:"
@@ -119,7 +119,7 @@ def read_torchvision(name: str, root: Path, *, single_split: Split = "train") ->
         raise DatasetError(msg) from error
     # Checked first: some of the classes create their folder.
     if not (root / source.folder).is_dir():
-        msg = f"{PREFIX}{name}: no folder {source.folder} in {root}."
+        msg = f"{PREFIX}{name}: no folder {source.folder} in {root}.{suggest_root(root, source.folder)}"
         raise DatasetError(msg)
     arguments: dict[Split, _Arguments] = {split: {"split": own} for split, own in source.splits.items()}
     try:

@@ -56,7 +56,7 @@ def evaluate(
         list[str], typer.Option(help="data set: a name, a folder of class folders, a .csv or .jsonl file; repeatable")
     ],
     root: Annotated[Path | None, typer.Option(help="folder with the published data sets")] = None,
-    protocol: Annotated[ProtocolName | None, typer.Option(help="evaluation protocol")] = None,
+    protocol: Annotated[ProtocolName | None, typer.Option(help="run a protocol of the papers")] = None,
     methods: Methods = "",
     boost: Annotated[
         list[Path] | None, typer.Option(help="boosting bundle; one for all data sets, or one each in the same order")
@@ -66,8 +66,11 @@ def evaluate(
     ] = False,
     seeds: Seeds = "1,2,3",
     shots: Annotated[str, typer.Option(help="labelled images per class; default 16, for few-shot 1,2,4,8,16")] = "",
-    bundle: Annotated[Path | None, typer.Option(help="evaluate this bundle instead of running a protocol")] = None,
-    split: Annotated[SplitName, typer.Option(help="with --bundle: the split to evaluate")] = SplitName.TEST,
+    bundle: Annotated[Path | None, typer.Option(help="evaluate this bundle instead of the plain backbone")] = None,
+    split: Annotated[SplitName, typer.Option(help="without --protocol: the split to evaluate")] = SplitName.TEST,
+    template: Annotated[
+        str | None, typer.Option(help="text of the plain backbone, {} for the class name; default: the data set's")
+    ] = None,
     backbone: Arch = "ViT-B-16",
     pretrained: Pretrained = None,
     random_weights: RandomWeights = False,
@@ -80,13 +83,15 @@ def evaluate(
     device: Device = "auto",
     json_: AsJson = False,
 ) -> None:
-    """Evaluate methods with a protocol of the papers, or evaluate one bundle."""
-    if (protocol is None) == (bundle is None):
-        raise typer.BadParameter("pass either --protocol or --bundle")
-    if bundle is not None and len(data) != 1:
-        raise typer.BadParameter("--bundle requires exactly one data set", param_hint="--data")
-    if bundle is not None and (methods or boost or set_):
-        raise typer.BadParameter("--methods, --boost and --set cannot be combined with --bundle")
+    """Measure the accuracy of a backbone or of a bundle on labelled images, or run a protocol of the papers."""
+    if protocol is not None and (bundle is not None or template is not None):
+        raise typer.BadParameter("--bundle and --template cannot be combined with --protocol")
+    if bundle is not None and template is not None:
+        raise typer.BadParameter("--template is for the plain backbone; a bundle has its own text")
+    if protocol is None and len(data) != 1:
+        raise typer.BadParameter("without --protocol exactly one data set is required", param_hint="--data")
+    if protocol is None and (methods or boost or set_):
+        raise typer.BadParameter("--methods, --boost and --set require --protocol")
     usual_shots = "1,2,4,8,16" if protocol is ProtocolName.FEW_SHOT else "16"
     seed_list, shot_list = _numbers(seeds, "--seeds", least=0), _numbers(shots or usual_shots, "--shots", least=1)
     with exit_on_error("evaluate"):
@@ -100,9 +105,9 @@ def evaluate(
             return base_model.backbone
 
         console = Console(stderr=True)
-        if bundle is not None:
-            _show(run_bundle(bundle, data[0], root, split.value, load, out, console), out, as_json=json_)
-        elif protocol is not None:
+        if protocol is None:
+            _show(run_bundle(bundle, data[0], root, split.value, template, load, out, console), out, as_json=json_)
+        else:
             job = EvaluateJob(
                 protocol=protocol.value,
                 data=tuple(data),
@@ -243,7 +248,11 @@ def _published_table(content: dict[str, Any]) -> Table:
 
 
 def _bundle_table(content: dict[str, Any]) -> Table:
-    table = Table("measure", "value", title=f"{content['domain']} on {content['dataset']}, {content['split']}")
+    table = Table(
+        "measure",
+        "value",
+        title=f"{content['domain'] or content['backbone']} on {content['dataset']}, {content['split']}",
+    )
     for name in ("n_images", "n_unreadable", "accuracy", "mean_class_accuracy"):
         value = content[name]
         table.add_row(name.replace("_", " "), f"{value:.2f} %" if isinstance(value, float) else str(value))

@@ -1,4 +1,4 @@
-"""Evaluate one bundle on one split: accuracy per class and confusion matrix."""
+"""Evaluate one bundle, or the plain backbone, on one split: accuracy per class and confusion matrix."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,12 +25,14 @@ class ClassResult:
 
 @dataclass(frozen=True, eq=False)
 class BundleResult:
-    """Result of evaluating a bundle.
+    """Result of evaluating a bundle or the plain backbone.
 
     Attributes:
-        domain, digest: of the bundle.
+        backbone: architecture, with the weights' tag if there is one.
+        domain, digest: of the bundle; None for the plain backbone.
         dataset, split: the evaluated images.
-        labels: `own`: the bundle's classes equal the data set's; `open`: its prompts encode the data set's classes.
+        labels: `own`: the bundle's classes equal the data set's; `open`: its prompts encode the data set's classes;
+            `plain`: the hand-written prompt encodes them.
         n_images, n_unreadable: evaluated images, and skipped ones.
         accuracy: over all images, in per cent.
         mean_class_accuracy: mean over classes with images, in per cent.
@@ -38,8 +40,9 @@ class BundleResult:
         confusion_KK: counts; rows are true classes, columns predicted classes.
     """
 
-    domain: str
-    digest: str
+    backbone: str
+    domain: str | None
+    digest: str | None
     dataset: str
     split: Split
     labels: str
@@ -50,23 +53,28 @@ class BundleResult:
     classes: tuple[ClassResult, ...]
     confusion_KK: NDArray[np.int64]
 
+    @property
+    def title(self) -> str:
+        """The model and the images."""
+        return f"{self.domain or self.backbone} on {self.dataset}, {self.split}"
+
 
 def measure_bundle(
     predictor: Predictor,
-    bundle: Bundle,
+    bundle: Bundle | None,
     dataset: Dataset,
     split: Split = "test",
     *,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> BundleResult:
-    """Evaluate a bundle.
+    """Evaluate a bundle, or without one the plain backbone with the data set's hand-written prompt.
 
-    If its classes equal the data set's, in any order, it is used as in the service. Otherwise its prompts encode the
-    data set's classes.
+    If a bundle's classes equal the data set's, in any order, it is used as in the service. Otherwise its prompts encode
+    the data set's classes.
 
     Args:
-        predictor: wraps the bundle's backbone.
-        bundle: a validated bundle.
+        predictor: wraps the backbone.
+        bundle: a validated bundle, or None.
         dataset: labelled images.
         split: the split to evaluate.
         on_progress: called with the number of images just predicted.
@@ -75,27 +83,30 @@ def measure_bundle(
         StackMismatchError: the bundle is for another backbone, or supports its own classes only.
         DatasetError: the split has no readable images.
     """
-    stack = predictor.model.load_stack(bundle)
-    own = {comparison_key(name): position for position, name in enumerate(stack.class_names)}
-    keys = [comparison_key(name) for name in dataset.class_names]
-    is_own = set(keys) == set(own)
-    answers = predictor.predict(
-        stack if is_own else predictor.model.with_labels(stack, dataset.class_names),
-        dataset,
-        split,
-        on_progress=on_progress,
-    )
+    model, keys = predictor.model, [comparison_key(name) for name in dataset.class_names]
+    own: dict[str, int] = {}
+    if bundle is None:
+        stack, labels = model.plain_stack("plain", dataset.class_names, [dataset.template]), "plain"
+    else:
+        stack, labels = model.load_stack(bundle), "open"
+        own = {comparison_key(name): position for position, name in enumerate(stack.class_names)}
+        if set(keys) == set(own):
+            labels = "own"
+        else:
+            stack = model.with_labels(stack, dataset.class_names)
+    answers = predictor.predict(stack, dataset, split, on_progress=on_progress)
     # Predictions are indices into the stack's classes; labels are indices into the data set's.
-    position_of = {own[key]: label for label, key in enumerate(keys)} if is_own else {}
+    position_of = {own[key]: label for label, key in enumerate(keys)} if labels == "own" else {}
     named_N = np.array([position_of.get(named, named) for named in answers.named_N.tolist()], dtype=np.int64)
     confusion_KK = confusion_matrix(answers.labels_N, named_N, len(keys))
     rates = class_accuracies(confusion_KK)
     return BundleResult(
-        domain=bundle.manifest.domain,
-        digest=bundle.digest,
+        backbone=" ".join(filter(None, [model.backbone.arch, model.backbone.pretrained])),
+        domain=bundle.manifest.domain if bundle is not None else None,
+        digest=bundle.digest if bundle is not None else None,
         dataset=dataset.name,
         split=split,
-        labels="own" if is_own else "open",
+        labels=labels,
         n_images=len(named_N),
         n_unreadable=len(answers.unreadable),
         accuracy=accuracy(answers.labels_N, named_N),
@@ -120,11 +131,15 @@ def to_markdown(result: BundleResult, pictures: Sequence[str] = ()) -> str:
         result: from `measure_bundle`.
         pictures: file names in the same folder.
     """
-    labels = "its own classes" if result.labels == "own" else "the data set's classes, which differ from its own"
+    models = {
+        "own": f"Bundle `{result.digest}`, classifying among its own classes.",
+        "open": f"Bundle `{result.digest}`, classifying among the data set's classes, which differ from its own.",
+        "plain": f"{result.backbone} without prompts, classifying with the data set's hand-written prompt.",
+    }
     lines = [
-        f"# {result.domain} on {result.dataset}, {result.split}",
+        f"# {result.title}",
         "",
-        f"Bundle `{result.digest}`, classifying among {labels}.",
+        models[result.labels],
         f"{result.n_images} images, {result.n_unreadable} unreadable skipped. "
         f"Accuracy {result.accuracy:.2f} %, mean over classes {result.mean_class_accuracy:.2f} %.",
         "",

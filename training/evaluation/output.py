@@ -36,7 +36,7 @@ def write_report(measured: Report, results: Results, folder: Path, console: Cons
 
 
 def write_bundle_report(measured: BundleResult, folder: Path, console: Console) -> dict[str, Any]:
-    """Write the report of one bundle, replacing an existing one.
+    """Write the report of one bundle or of the plain backbone, replacing an existing one.
 
     Returns:
         The JSON object that was written.
@@ -45,9 +45,8 @@ def write_bundle_report(measured: BundleResult, folder: Path, console: Console) 
     def draw() -> list[Path]:
         from training.evaluation.plots import draw_confusion  # noqa: PLC0415  likewise
 
-        title = f"{measured.domain} on {measured.dataset}, {measured.split}"
         names = [each.name for each in measured.classes]
-        return [draw_confusion(measured.confusion_KK, names, title, folder / "confusion.png")]
+        return [draw_confusion(measured.confusion_KK, names, measured.title, folder / "confusion.png")]
 
     pictures = _drawn(draw, console)
     content = one_bundle.to_json(measured) | {"pictures": pictures}

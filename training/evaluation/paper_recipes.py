@@ -1,22 +1,39 @@
 """The recipes of the papers' tables: differences from a method's defaults, by protocol and data set.
 
 Sources: the methods' repositories. CoOp outside few-shot: `scripts/cocoop` (`vit_b16_ctxv1`, for ImageNet
-`vit_b16_ep50_ctxv1`). MaPLe and PromptSRC: their cross-dataset and few-shot configurations. Weight of the distillation
-loss: PromptKD. Templates: each data set's hand-written prompt.
+`vit_b16_ep50_ctxv1`). MaPLe and PromptSRC: their cross-dataset and few-shot configurations. ProGrad: templates of
+`trainers/prograd.py`, epochs of `configs/trainers/ProGrad` and lambda as in its README, made for ResNet-50. Weight of
+the distillation loss: PromptKD. Other templates: each data set's hand-written prompt. All are based on Dassl, which
+drops the last, incomplete batch of an epoch.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from training.adapting.methods import METHODS
-from training.data.dataset import Dataset
+from training.data.catalog import CATALOG
+from training.data.dataset import DEFAULT_TEMPLATE, Dataset
 from training.errors import RecipeError
 from training.evaluation.rows import Protocol
 from training.recipe import AdaptRecipe, BoostRecipe, read_recipe
 
 _LATE_AVERAGE: Final = frozenset({"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"})
 _LIGHT_DISTILLATION: Final = frozenset({"oxford_flowers", "fgvc_aircraft", "dtd"})
+_SOFT_PROJECTION: Final = frozenset({"oxford_flowers", "dtd", "eurosat"})
+_PROGRAD_TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
+    dict.fromkeys(CATALOG, DEFAULT_TEMPLATE)
+    | {
+        "oxford_pets": "a type of pet, a photo of a {}.",
+        "oxford_flowers": "a type of flower, a photo of a {}.",
+        "fgvc_aircraft": "a type of aircraft, a photo of a {}.",
+        "food101": "a type of food, a photo of {}.",
+        "dtd": "a texture of {}.",
+        "eurosat": "a centered satellite photo of {}.",
+        "ucf101": "a photo of a person doing {}.",
+    }
+)
 
 
 def adapt_recipe(
@@ -35,9 +52,8 @@ def adapt_recipe(
         RecipeError: a value is out of range.
     """
     kind = METHODS[method].recipe
-    values = _differences(method, dataset.name, protocol, shots)
-    if "template" in kind.model_fields:
-        values["template"] = dataset.template
+    values: dict[str, Any] = {"template": dataset.template} if "template" in kind.model_fields else {}
+    values |= {"drop_last": True} | _differences(method, dataset.name, protocol, shots)
     entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return read_recipe(kind, None, [*entries, *_of_method(method, overrides)])
 
@@ -48,7 +64,7 @@ def boost_recipe(dataset: Dataset, overrides: Sequence[str] = ()) -> BoostRecipe
     Raises:
         RecipeError: an unknown key or a value out of range.
     """
-    values: dict[str, Any] = {"teacher_template": dataset.template}
+    values: dict[str, Any] = {"teacher_template": dataset.template, "drop_last": True}
     if dataset.name in _LIGHT_DISTILLATION:
         values["loss_weight"] = 200.0
     entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -90,6 +106,8 @@ def _differences(method: str, dataset: str, protocol: Protocol, shots: int) -> d
         case "promptsrc" if protocol == "few-shot":
             mean, std = (45.0, 5.0) if dataset in _LATE_AVERAGE else (30.0, 30.0)
             return {"epochs": 50, "gpa_mean": mean, "gpa_std": std}
+        case "prograd":
+            return _prograd(dataset, protocol, shots)
     return {}
 
 
@@ -99,6 +117,25 @@ def _coop(dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
     if shots == 1 or dataset == "imagenet":
         return words | {"epochs": 50}
     return words | ({"epochs": 100} if shots <= 4 else {})
+
+
+def _prograd(dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
+    """ProGrad's words and schedule; base-to-new is 100 epochs, the other tables depend on shots as CoOp's do."""
+    by_shots = 50 if shots == 1 else 100 if shots <= 4 else 200
+    values: dict[str, Any] = {"epochs": 100 if protocol == "base-to-new" else by_shots}
+    if dataset == "imagenet":
+        values["epochs"] = 50
+    if protocol == "few-shot" and dataset in _SOFT_PROJECTION and shots >= 8:
+        values["projection"] = 0.8
+    if template := _PROGRAD_TEMPLATES.get(dataset):
+        # The repository's context has as many tokens as the text has words. A comma is a token of its own, so the last
+        # word does not fit and stays behind the context.
+        words = template.removesuffix(" {}.").split(" ")
+        n_outside = template.count(",")
+        inside, outside = words[: len(words) - n_outside], words[len(words) - n_outside :]
+        context_template = " ".join([*outside, "{}."])
+        values |= {"template": template, "context_init": " ".join(inside), "context_template": context_template}
+    return values
 
 
 def _of_method(method: str, overrides: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from training.evaluation.reproduce import reproduce
 from training.evaluation.rows import Protocol, Results
 from training.files import read_bundle_file
 from training.progress import progress_bars
+from training.terminal import print_notes
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def run_evaluate(job: EvaluateJob, load: Callable[[], Backbone], console: Consol
         BundleInvalidError: an invalid boosting bundle.
     """
     datasets = tuple(open_dataset(name, job.root) for name in job.data)
+    for dataset in datasets:
+        print_notes(dataset.notes, console)
     plan = Plan(job.protocol, datasets, job.methods, job.seeds, job.shots, job.overrides)
     bundles = [read_bundle_file(path) for path in _boost_of_each(plan.sources, job.boost)]
     results, predictor, sampler = Results(job.out), Predictor(load()), ShotSampler(console)
@@ -125,6 +128,7 @@ def run_reproduce(
         TrainingError: see its subclasses; finished results are kept and reused.
     """
     dataset = open_dataset(job.data, job.root)
+    print_notes(dataset.notes, console)
     plan = Plan("base-to-new", (dataset,), job.methods, job.seeds, (job.shots,), job.overrides)
     recipe = boost_recipe(dataset, job.boost_overrides)
     student, teacher = load_backbones()
@@ -134,21 +138,23 @@ def run_reproduce(
 
 
 def run_bundle(
-    bundle: Path,
+    bundle: Path | None,
     data: str,
     root: Path | None,
     split: Split,
+    template: str | None,
     load: Callable[[], Backbone],
     out: Path,
     console: Console,
 ) -> dict[str, Any]:
-    """Evaluate one bundle on one split and write the report.
+    """Evaluate one bundle, or the plain backbone, on one split and write the report.
 
     Args:
-        bundle: bundle file.
+        bundle: bundle file, or None for the plain backbone.
         data: name or path of a data set.
         root: folder with the published data sets.
         split: the split to evaluate.
+        template: hand-written prompt of the plain backbone, with one `{}`; None for the data set's.
         load: loads the backbone; called after the other arguments are validated.
         out: folder for the report.
         console: shows progress.
@@ -161,11 +167,13 @@ def run_bundle(
         BundleInvalidError: an invalid bundle.
         StackMismatchError: the bundle is for another backbone, or does not support these classes.
     """
-    dataset = open_dataset(data, root, single_split=split)
-    n_images, read = len(dataset.split(split)), read_bundle_file(bundle)
+    dataset = open_dataset(data, root, single_split=split, template=template)
+    print_notes(dataset.notes, console)
+    n_images, read = len(dataset.split(split)), read_bundle_file(bundle) if bundle is not None else None
     predictor = Predictor(load())
     with progress_bars(console) as progress:
-        task = progress.add_task(f"{read.manifest.domain} on {dataset.name}", total=n_images, note="")
+        model = read.manifest.domain if read is not None else predictor.model.backbone.arch
+        task = progress.add_task(f"{model} on {dataset.name}", total=n_images, note="")
         result = measure_bundle(predictor, read, dataset, split, on_progress=lambda n: progress.advance(task, n))
     return write_bundle_report(result, out, console)
 

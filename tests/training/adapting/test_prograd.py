@@ -122,6 +122,19 @@ def test_the_initial_context_is_zeros_then_words():
     assert not context[:12].any()
 
 
+def test_words_outside_the_context_stay_in_the_text():
+    base_model = tiny_base_model((2, 3))
+    method = prograd(base_model, context_init="a type of pet, a photo of", context_tokens=16, context_template="a {}.")
+    exported = method.fold()
+
+    assert method.context[8:].abs().sum(1).min() > 0
+    assert not method.context[:8].any()
+    assert method.template == "a {}."
+    group = join_groups([exported.text_adapt, base_model.text_boost])
+    texts = encode_classes(base_model.backbone, CLASSES, ["a {}."], group)
+    torch.testing.assert_close(method.texts.encode(method.context).detach(), texts, rtol=0, atol=1e-6)
+
+
 def test_words_longer_than_the_context_are_rejected_with_both_lengths():
     with pytest.raises(RecipeError, match=r"'a photo of a' has 4 tokens, more than context_tokens \(3\)"):
         prograd(tiny_base_model(), context_init="a photo of a", context_tokens=3)

@@ -46,6 +46,30 @@ def test_a_name_that_ends_in_a_full_stop_keeps_all_its_tokens(position):
     assert order[-1] == texts.ids_KT.shape[1] - 1
 
 
+@pytest.mark.parametrize("name", ["what?", "U.S.", "a...", "hey?!", "cat", "St. Bernard (dog)"])
+@pytest.mark.parametrize("position", ["middle", "front"])
+def test_the_name_has_as_many_tokens_as_on_its_own(position, name):
+    base_model, n_tokens = tiny_base_model(), 4
+    tokenizer = base_model.backbone.tokenizer
+    texts = place_context(base_model, [name], n_tokens, position)
+    text = [tokenizer.sot_token_id, *tokenizer.encode(f"{name}."), tokenizer.eot_token_id]
+    n_name, context = len(tokenizer.encode(name)), ["ctx"] * n_tokens
+    n_before = {"middle": 2, "front": 0}[position]
+    # CoOp's forward(): prefix, half of the context, suffix[:name_len], the other half, suffix[name_len:].
+    expected = [text[0], *context[:n_before], *text[1 : 1 + n_name], *context[n_before:], *text[1 + n_name :]]
+    assert [[*text, *context][index] for index in texts.order_KT[0].tolist()] == expected
+
+
+def test_a_full_stop_that_merges_with_the_end_of_a_name_stays_in_the_name():
+    base_model = tiny_base_model()
+    tokenizer = base_model.backbone.tokenizer
+    assert len(tokenizer.encode("what?.")) == len(tokenizer.encode("what?")) == 2
+    # [SOS, what, "?.", EOT]; 4 and 5 are the context.
+    texts = place_context(base_model, ["what?"], 2, "front")
+    assert texts.order_KT.tolist() == [[0, 1, 2, 4, 5, 3]]
+    assert texts.eot_K.tolist() == [5]
+
+
 def test_encoding_selected_classes_equals_selecting_from_all():
     texts = place_context(tiny_base_model((2, 3)), ["cat", "striped circle", "dog"], 4, "middle")
     context = torch.randn(4, 32, generator=seeded())

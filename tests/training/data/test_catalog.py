@@ -26,24 +26,39 @@ def test_the_catalog_lists_the_published_data_sets_with_valid_prompts():
 
 def test_a_path_opens_a_folder_or_a_table(tmp_path):
     draw_all(tmp_path / "animals", "fox/a.jpg", "wolf/b.jpg")
-    table = write(tmp_path / "list.csv", "path,label\nanimals/fox/a.jpg,fox\n")
+    table = write(tmp_path / "list.csv", "path,label\nanimals/fox/a.jpg,fox\nanimals/wolf/b.jpg,dog\n")
     assert open_dataset(tmp_path / "animals").class_names == ("fox", "wolf")
-    assert open_dataset(str(table)).class_names == ("fox",)
+    assert open_dataset(str(table)).class_names == ("dog", "fox")
+
+
+def test_one_class_is_an_error(tmp_path):
+    draw_all(tmp_path, "fox/a.jpg")
+    table = write(tmp_path / "list.csv", "path,label\nfox/a.jpg,fox\n")
+    for path in (tmp_path, table):
+        with pytest.raises(DatasetError, match=r"one class .*only.*fox.* at least two"):
+            open_dataset(path)
 
 
 def test_single_split_and_template_can_be_set(tmp_path):
-    draw_all(tmp_path / "animals", "fox/a.jpg")
+    draw_all(tmp_path / "animals", "fox/a.jpg", "wolf/b.jpg")
     dataset = open_dataset(tmp_path / "animals", single_split="test", template="a sketch of a {}.")
     assert list(dataset.splits) == ["test"]
     assert dataset.template == "a sketch of a {}."
 
 
 def test_a_catalog_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
-    draw_all(tmp_path / "dtd", "fox/a.jpg")
+    draw_all(tmp_path / "dtd", "fox/a.jpg", "wolf/b.jpg")
     monkeypatch.chdir(tmp_path)
-    assert open_dataset("./dtd").class_names == ("fox",)
+    assert open_dataset("./dtd").class_names == ("fox", "wolf")
     with pytest.raises(DatasetError, match="Expected layout"):
         open_dataset("dtd", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("dtd", "dtd"), ("torchvision:dtd", "dtd/dtd")])
+def test_the_right_data_folder_is_suggested(tmp_path, name, folder):
+    draw_all(tmp_path / "data" / folder, "odd/a.jpg")
+    with pytest.raises(DatasetError, match=rf"Pass {tmp_path / 'data'} instead, which contains {folder}/."):
+        open_dataset(name, tmp_path / "data" / folder)
 
 
 @pytest.mark.parametrize("name", ["dtd", "torchvision:dtd"])
@@ -65,7 +80,7 @@ def test_a_file_that_is_not_a_table_is_rejected(tmp_path):
 
 
 def test_opening_a_folder_loads_neither_torch_nor_torchvision(tmp_path):
-    draw_all(tmp_path, "fox/a.jpg")
+    draw_all(tmp_path, "fox/a.jpg", "wolf/b.jpg")
     code = (
         "import sys; from training.data.catalog import open_dataset; open_dataset(sys.argv[1]);"
         "assert not {'torch', 'torchvision', 'open_clip'} & set(sys.modules)"

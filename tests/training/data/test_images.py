@@ -42,6 +42,7 @@ def test_images_are_found_in_subfolders_and_sorted(folder):
     found = find_images(folder)
     assert [path.name for path in found.files] == ["a.jpg", "b.png", "c.webp"]
     assert found.unreadable == ()
+    assert found.notes == ("1 file not read: 1 .txt",)
 
 
 def test_damaged_images_are_reported(folder):
@@ -67,7 +68,39 @@ def test_hidden_files_and_folders_are_ignored(folder):
     (folder / ".ipynb_checkpoints").mkdir()
     shutil.copy(folder / "b.png", folder / ".ipynb_checkpoints/b-checkpoint.png")
     (folder / "._a.jpg").write_bytes(b"\0\5\x16\7 not an image")
-    assert find_images(folder) == before
+    found = find_images(folder)
+    assert found == before
+    assert found.notes == ("2 files not read: 1 .txt, 1 hidden; 1 folder not read: 1 .ipynb_checkpoints",)
+
+
+def test_images_of_several_split_folders_are_named(tmp_path, folder):
+    for name in ("Train/x.png", "holdout/y.png"):
+        (folder / name).parent.mkdir()
+        shutil.copy(folder / "b.png", folder / name)
+    assert find_images(folder).notes[0] == "images of the split folders Train, holdout are all used"
+    assert len(find_images(folder / "Train").notes) == 0
+
+
+def test_a_folder_without_images_counts_what_it_contains(tmp_path):
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    with pytest.raises(NoImagesError, match=r"1 file not read: 1 \.gif"):
+        find_images(tmp_path)
+
+
+def test_tiffs_are_read_unless_they_have_several_pages_or_no_one_conversion_to_8_bits(tmp_path):
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    grey = Image.fromarray(pixels)
+    Image.fromarray(pixels.astype(np.uint16) * 1000).save(tmp_path / "deep.tif")
+    grey.save(tmp_path / "grey.tif")
+    grey.convert("RGB").save(tmp_path / "colour.tiff")
+    grey.convert("P").save(tmp_path / "palette.bmp")
+    sound = ["colour.tiff", "deep.tif", "grey.tif", "palette.bmp"]
+    grey.save(tmp_path / "pages.tif", save_all=True, append_images=[grey])
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(pixels.astype(np.int32) * 100_000).save(tmp_path / "wide.tif")
+    found = find_images(tmp_path)
+    assert [path.name for path in found.files] == sound
+    assert [path.name for path in found.unreadable] == ["float.tif", "pages.tif", "wide.tif"]
 
 
 def test_a_hidden_root_folder_is_read(folder):

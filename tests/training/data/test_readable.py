@@ -87,7 +87,7 @@ def test_a_split_that_loses_all_its_images_is_an_error(folder):
 
 def test_progress_is_reported_from_the_calling_thread_and_ends_at_the_total(tmp_path):
     for index in range(130):
-        draw(tmp_path / "fox" / f"{index:03d}.png", size=2)
+        draw(tmp_path / ("fox", "wolf")[index % 2] / f"{index:03d}.png", size=2)
     calls, threads = [], set()
 
     def note(done, total):

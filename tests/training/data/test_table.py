@@ -55,6 +55,13 @@ def test_rows_without_a_split_are_train_rows(folder, split):
         assert [len(images) for images in read_table(write(folder / name, text)).splits.values()] == [3]
 
 
+def test_splits_are_recognized_in_any_spelling_and_a_note_says_so(folder):
+    text = "path,label,split\nc.jpg,wolf,Validation\nshots/a.jpg,fox,\nshots/b.jpg,wolf,TRAIN\n"
+    dataset = read_table(write(folder / "a.csv", text))
+    assert {split: len(images) for split, images in dataset.splits.items()} == {"train": 2, "val": 1}
+    assert dataset.notes == ("Validation, TRAIN: read as the splits val, train",)
+
+
 def test_other_columns_byte_order_marks_and_blank_lines_do_no_harm(folder):
     text = '\ufeffid,label,path\r\n1,"a, b",c.jpg\r\n\r\n2,wolf,shots/a.jpg\r\n'
     assert read_table(write(folder / "a.csv", text)).class_names == ("a, b", "wolf")
@@ -87,7 +94,7 @@ def test_files_outside_the_tables_folder_are_read(folder):
         ),
         ("a.csv", "path,label\nc.jpg\n", "line 2: invalid label None; each row needs path, label"),
         ("a.csv", 'path,label\nc.jpg,"two\nlines"\n,wolf\n', "line 4: invalid path"),
-        ("a.csv", "path,label,split\nc.jpg,wolf,dev\n", "line 2: unknown split 'dev'; use train, val, test"),
+        ("a.csv", "path,label,split\nc.jpg,wolf,fold1\n", "line 2: unknown split 'fold1'; use train, val, test"),
         ("a.csv", "path,label\n", "is empty"),
         ("a.csv", "path,label\nc.jpg,wolf\nc.jpg,fox\n", "c.jpg is already listed in line 2"),
         ("a.csv", "path,label\nc.jpg,red fox\nshots/a.jpg,Red_fox\n", "duplicate class names 'Red_fox' and 'red fox'"),

@@ -12,6 +12,8 @@ from tests.tiny import register_tiny_models, tiny_backbone
 from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, write_textures
 from training.data.catalog import open_dataset
 from training.evaluation.command import evaluate_app, reproduce_app
+from training.evaluation.one_bundle import measure_bundle
+from training.evaluation.predict import Predictor
 from training.unlabelled import train_images_of
 
 MODEL = ["--backbone", "tiny", "--random-weights", "--device", "cpu"]
@@ -167,15 +169,38 @@ def test_evaluate_measures_one_bundle(workplace, boost_bundle):
     assert (workplace / "out" / "report.md").read_text().startswith("# dtd on dtd, test")
 
 
+def test_evaluate_measures_the_plain_backbone_on_a_folder(workplace, tmp_path):
+    folder = workplace / "dtd" / "images"
+    (folder / "grid" / "notes.txt").write_text("no image")
+    options = ["--data", folder, "--out", tmp_path / "own", "--template", "a drawing of {}.", *MODEL]
+    shown, as_json = (
+        CliRunner().invoke(evaluate_app, [str(option) for option in [*options, *extra]]) for extra in ([], ["--json"])
+    )
+    assert shown.exit_code == as_json.exit_code == 0, shown.output
+    content = json.loads(as_json.stdout)
+    expected = measure_bundle(
+        Predictor(tiny_backbone()), None, open_dataset(folder, single_split="test", template="a drawing of {}.")
+    )
+    assert (content["n_images"], content["accuracy"]) == (12, expected.accuracy)
+    assert (content["labels"], content["domain"], content["backbone"]) == ("plain", None, "tiny")
+    assert "tiny on images, test" in shown.stdout
+    assert f"{expected.accuracy:.2f} %" in shown.stdout
+    assert "1 file not read: 1 .txt" in shown.stderr.splitlines()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "either --protocol or --bundle"),
-        (["--protocol", "base-to-new", "--bundle", "x"], "either --protocol or --bundle"),
+        (["--protocol", "base-to-new", "--bundle", "x"], "cannot be combined with --protocol"),
+        (["--protocol", "base-to-new", "--template", "{}."], "cannot be combined with --protocol"),
+        (["--bundle", "x", "--template", "{}."], "--template is for the plain backbone"),
+        (["--methods", "coop"], "require --protocol"),
+        (["--boost", "x"], "require --protocol"),
+        (["--data", "eurosat"], "one data set"),
         (["--protocol", "base-to-new", "--seeds", "one"], "'one' is not a comma-separated list"),
         (["--protocol", "base-to-new", "--shots", "0"], "'0' is not a comma-separated list"),
         (["--protocol", "base-to-new", "--methods", "coup"], "unknown method 'coup'"),
-        (["--bundle", "x", "--methods", "coop"], "cannot be combined with --bundle"),
+        (["--bundle", "x", "--methods", "coop"], "require --protocol"),
         (["--bundle", "x", "--data", "eurosat"], "one data set"),
         (["--protocol", "base-to-new", "--device", "gpu"], "expected auto, cpu, cuda or cuda:<n>, found 'gpu'"),
         (["--protocol", "base-to-new", "--device", "cuda:first"], "found 'cuda:first'"),
@@ -217,6 +242,9 @@ UNLOADABLE = ["--backbone", "ViT-Z-16"]
         (["--protocol", "base-to-new", "--boost", "missing.safetensors"], "Cannot read the bundle missing.safetensors"),
         (["--bundle", "missing.safetensors"], "Cannot read the bundle missing.safetensors"),
         (["--bundle", "missing.safetensors", "--split", "val"], "has no val images"),
+        (["--split", "val"], "has no val images"),
+        (["--template", "a photo"], "must contain {} for the class name"),
+        ([], "Unknown backbone 'ViT-Z-16'"),
         (["--protocol", "base-to-new"], "Unknown backbone 'ViT-Z-16'"),
     ],
 )

@@ -56,6 +56,16 @@ def test_other_classes_use_the_bundles_prompts(dataset, predictor):
     assert "differ from its own" in to_markdown(result)
 
 
+def test_without_a_bundle_the_plain_backbone_is_measured_with_the_hand_written_prompt(dataset, predictor):
+    result = measure_bundle(predictor, None, dataset)
+    stack = predictor.model.plain_stack("plain", CLASS_NAMES, [dataset.template])
+    answers = predictor.predict(stack, dataset)
+    assert result.accuracy == pytest.approx(100 * np.mean(answers.labels_N == answers.named_N))
+    assert (result.labels, result.domain, result.digest, result.backbone) == ("plain", None, None, "tiny")
+    assert result.title == "tiny on four, test"
+    assert "tiny without prompts" in to_markdown(result)
+
+
 def test_class_specific_contexts_reject_other_classes(dataset, predictor):
     with pytest.raises(StackMismatchError, match="class-specific"):
         measure_bundle(predictor, bundle_of(("cat", "dog"), text_adapt=(2, 1, 3)), dataset)

@@ -2,7 +2,9 @@ import dataclasses
 
 import pytest
 
+from tests.tiny import tiny_backbone
 from tests.training.data.tiny_images import imagined
+from training.adapting.methods import METHODS
 from training.errors import RecipeError
 from training.evaluation.paper_recipes import adapt_recipe, boost_recipe, check_overrides
 
@@ -31,6 +33,18 @@ def named(tmp_path):
         ("promptsrc", "ucf101", "few-shot", 16, {"epochs": 50, "gpa_mean": 30, "gpa_std": 30}),
         ("promptsrc", "imagenet", "domain-generalisation", 16, {"text_depth": 3, "image_depth": 3, "gpa_std": 10}),
         ("promptsrc", "dtd", "base-to-new", 16, {"epochs": 20, "gpa_mean": 15, "gpa_std": 1}),
+        ("prograd", "dtd", "base-to-new", 16, {"epochs": 100, "projection": 1, "context_tokens": 16}),
+        ("prograd", "imagenet", "base-to-new", 4, {"epochs": 50}),
+        ("prograd", "ucf101", "few-shot", 1, {"epochs": 50, "projection": 1}),
+        ("prograd", "dtd", "few-shot", 4, {"epochs": 100, "projection": 1}),
+        ("prograd", "ucf101", "few-shot", 16, {"epochs": 200, "projection": 1}),
+        ("prograd", "imagenet", "few-shot", 16, {"epochs": 50}),
+        ("prograd", "imagenet", "domain-generalisation", 4, {"epochs": 50, "projection": 1}),
+        *(
+            ("prograd", name, "few-shot", shots, {"epochs": 200, "projection": 0.8})
+            for name in ("oxford_flowers", "dtd", "eurosat")
+            for shots in (8, 16)
+        ),
     ],
 )
 def test_each_table_has_its_own_values(named, method, dataset, protocol, shots, values):
@@ -38,9 +52,40 @@ def test_each_table_has_its_own_values(named, method, dataset, protocol, shots, 
     assert {key: getattr(recipe, key) for key in values} == values
 
 
-@pytest.mark.parametrize("method", ["vpt", "prograd"])
-def test_recipes_use_the_data_sets_hand_written_prompt(named, method):
-    assert adapt_recipe(method, named("dtd"), "base-to-new", shots=16).template == "{} texture."
+def test_recipes_use_the_data_sets_hand_written_prompt(named):
+    assert adapt_recipe("vpt", named("dtd"), "base-to-new", shots=16).template == "{} texture."
+    assert adapt_recipe("prograd", named("own"), "base-to-new", shots=16).template == "{} texture."
+    assert adapt_recipe("prograd", named("own"), "base-to-new", shots=16).context_init == "a photo of a"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "template", "n_inside"),
+    [
+        ("oxford_pets", "a type of pet, a photo of a {}.", 8),
+        ("oxford_flowers", "a type of flower, a photo of a {}.", 8),
+        ("fgvc_aircraft", "a type of aircraft, a photo of a {}.", 8),
+        ("food101", "a type of food, a photo of {}.", 7),
+        ("dtd", "a texture of {}.", 3),
+        ("eurosat", "a centered satellite photo of {}.", 5),
+        ("ucf101", "a photo of a person doing {}.", 6),
+        ("stanford_cars", "a photo of a {}.", 4),
+        ("imagenet", "a photo of a {}.", 4),
+    ],
+)
+def test_prograds_context_starts_with_as_many_tokens_as_its_words(named, dataset, template, n_inside):
+    recipe, tokenizer = adapt_recipe("prograd", named(dataset), "few-shot", shots=16), tiny_backbone().tokenizer
+    words = template.removesuffix(" {}.")
+    assert recipe.template == template
+    assert len(words.split(" ")) == n_inside
+    assert tokenizer.encode(recipe.context_init) == tokenizer.encode(words)[:n_inside]
+    assert f"{recipe.context_init} {recipe.context_template}" == template
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_last_incomplete_batch_is_dropped_as_in_dassl(named, method):
+    assert adapt_recipe(method, named("dtd"), "base-to-new", shots=16).drop_last
+    assert not adapt_recipe(method, named("dtd"), "few-shot", shots=1, overrides=["drop_last=false"]).drop_last
+    assert boost_recipe(named("dtd")).drop_last
 
 
 def test_an_override_applies_to_the_methods_with_its_key(named):
