@@ -81,15 +81,17 @@ def scan_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> FolderCon
 
 
 def list_images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
-    """The images in a folder and its subfolders. Links to folders are followed; every folder is read once.
+    """The images in a folder and its subfolders.
+
+    Links to folders are followed, except to folders around this one; every folder is read once.
 
     Raises:
         OSError: a folder cannot be read.
     """
     found: list[str] = []
     left_out: Counter[str] = Counter()
-    seen: set[tuple[int, int]] = set()
-    folders, links = [folder], []
+    seen = {(status.st_dev, status.st_ino) for status in map(Path.stat, folder.resolve().parents)}
+    folders, links = [folder], list[Path]()
     while folders or links:
         # Links last: a folder is listed under its own path rather than under that of a link to it.
         top = folders.pop() if folders else links.pop(0)

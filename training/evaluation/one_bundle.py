@@ -28,7 +28,7 @@ class BundleResult:
     """Result of evaluating a bundle or the plain backbone.
 
     Attributes:
-        backbone: architecture, with the weights' tag if there is one.
+        backbone: architecture and source of the weights.
         domain, digest: of the bundle; None for the plain backbone.
         dataset, split: the evaluated images.
         labels: `own`: the bundle's classes equal the data set's; `open`: its prompts encode the data set's classes;
@@ -101,7 +101,7 @@ def measure_bundle(
     confusion_KK = confusion_matrix(answers.labels_N, named_N, len(keys))
     rates = class_accuracies(confusion_KK)
     return BundleResult(
-        backbone=" ".join(filter(None, [model.backbone.arch, model.backbone.pretrained])),
+        backbone=f"{model.backbone.arch} ({model.backbone.pretrained})",
         domain=bundle.manifest.domain if bundle is not None else None,
         digest=bundle.digest if bundle is not None else None,
         dataset=dataset.name,

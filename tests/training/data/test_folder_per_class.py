@@ -125,7 +125,7 @@ def test_a_class_list_that_names_the_split_folders_makes_them_classes(tmp_path):
         (
             ["fox/train/a.jpg", "fox/test/b.jpg", "wolf/train/c.jpg", "wolf/test/d.jpg"],
             "no images in fox, wolf but the folders",
-            "move the split folders above the classes ({root}/train/fox)",
+            "move the split folders above the classes ({root}/test/fox)",
         ),
         (["bear/x.jpg", "2019/fox/a.jpg", "2020/fox/b.jpg"], "found no images in 2019, 2020", "list them in"),
         (["train/2019/fox/a.jpg", "train/2020/fox/b.jpg", "test/2019/fox/c.jpg"], "no images in 2019", "list them in"),
@@ -154,7 +154,6 @@ def test_one_class_is_an_error_that_names_the_folder_above(tmp_path):
     with pytest.raises(DatasetError) as refused:
         read_class_folders(tmp_path / "animals/fox/pups")
     assert "A flat folder of images has no labels" in str(refused.value)
-    (tmp_path / "animals/wolf/b.jpg").rename(tmp_path / "animals/wolf/pups.jpg")
     with pytest.raises(DatasetError) as refused:
         read_class_folders(tmp_path / "animals/wolf")
     assert str(refused.value).endswith(f"If {tmp_path / 'animals/wolf'} is one class of several (fox, wolf), pass "

@@ -52,8 +52,8 @@ def test_every_file_that_is_not_read_is_counted_by_kind(tmp_path):
     "name", ["@eaDir", "__MACOSX", ".git", "lost+found", "$RECYCLE.BIN", "System Volume Information", "#recycle"]
 )
 def test_system_folders_are_left_out_by_name_at_every_level(tmp_path, name):
-    draw_all(tmp_path, "fox/a.jpg", f"fox/{name}/b.jpg", f"{name}/fox/c.jpg", f"{name.lower()}x/d.jpg")
-    assert names(tmp_path) == [f"{name.lower()}x/d.jpg", "fox/a.jpg"] or name == ".git"
+    draw_all(tmp_path, "fox/a.jpg", f"fox/{name}/b.jpg", f"{name}/fox/c.jpg")
+    assert names(tmp_path) == ["fox/a.jpg"]
     assert list_images(tmp_path).left_out[f"{name}/"] == 2
     assert name not in list_folders(tmp_path)
 
@@ -85,7 +85,7 @@ def test_links_to_folders_are_followed_inside_a_class_folder(tmp_path):
 
 
 def test_cycles_of_links_end_and_every_folder_is_read_once_under_its_own_path(tmp_path):
-    draw_all(tmp_path, "fox/a.jpg", "fox/zoo/b.jpg")
+    draw_all(tmp_path, "fox/a.jpg", "fox/zoo/b.jpg", "wolf/c.jpg")
     (tmp_path / "fox/again").symlink_to(tmp_path / "fox")
     (tmp_path / "fox/other").symlink_to(tmp_path / "fox/zoo")
     (tmp_path / "fox/zoo/up").symlink_to(tmp_path)

@@ -182,8 +182,8 @@ def test_evaluate_measures_the_plain_backbone_on_a_folder(workplace, tmp_path):
         Predictor(tiny_backbone()), None, open_dataset(folder, single_split="test", template="a drawing of {}.")
     )
     assert (content["n_images"], content["accuracy"]) == (12, expected.accuracy)
-    assert (content["labels"], content["domain"], content["backbone"]) == ("plain", None, "tiny")
-    assert "tiny on images, test" in shown.stdout
+    assert (content["labels"], content["domain"], content["backbone"]) == ("plain", None, "tiny (random:0)")
+    assert "tiny (random:0) on images, test" in plain_text(shown.stdout)
     assert f"{expected.accuracy:.2f} %" in shown.stdout
     assert "1 file not read: 1 .txt" in shown.stderr.splitlines()
 

@@ -61,9 +61,9 @@ def test_without_a_bundle_the_plain_backbone_is_measured_with_the_hand_written_p
     stack = predictor.model.plain_stack("plain", CLASS_NAMES, [dataset.template])
     answers = predictor.predict(stack, dataset)
     assert result.accuracy == pytest.approx(100 * np.mean(answers.labels_N == answers.named_N))
-    assert (result.labels, result.domain, result.digest, result.backbone) == ("plain", None, None, "tiny")
-    assert result.title == "tiny on four, test"
-    assert "tiny without prompts" in to_markdown(result)
+    assert (result.labels, result.domain, result.digest, result.backbone) == ("plain", None, None, "tiny (random:0)")
+    assert result.title == "tiny (random:0) on four, test"
+    assert "tiny (random:0) without prompts" in to_markdown(result)
 
 
 def test_class_specific_contexts_reject_other_classes(dataset, predictor):
