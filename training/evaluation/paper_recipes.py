@@ -108,7 +108,8 @@ def _differences(method: str, dataset: str, protocol: Protocol, shots: int) -> d
             return {"epochs": 50, "gpa_mean": mean, "gpa_std": std}
         case "prograd":
             return _prograd(dataset, protocol, shots)
-    return {}
+        case _:
+            return {}
 
 
 def _coop(dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_eurosat_class_names_are_replaced_from_either_spelling(tmp_path):
 
 def test_cars_are_next_to_their_split_file(tmp_path):
     lists = {
-        "train": [["cars_train/00001.jpg", 0, "2000 AM General Hummer SUV"]],
+        "train": [["cars_train/00001.jpg", 0, "2000 AM General Hummer SUV"], ["cars_train/00002.jpg", 1, "Acura RL"]],
         "val": [],
         "test": [["cars_test/00001.jpg", 0, "2000 AM General Hummer SUV"]],
     }
