@@ -77,8 +77,11 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         model, observer=metrics, resident_domains=settings.kept_domains, stuck_after_s=settings.stuck_after_s
     )
     metrics.build.info(build_facts(settings, model.backbone))
-    device_metrics = DeviceMetrics(lambda: (engine.activity.busy_s, engine.n_out_of_memory), model.backbone.device)
-    metrics.registry.register(device_metrics)
+
+    def device_numbers() -> tuple[float, int, int]:
+        return engine.activity.busy_s, engine.n_out_of_memory, engine.batch_limit.max_rows
+
+    metrics.registry.register(DeviceMetrics(device_numbers, model.backbone.device))
     ProcessCollector(registry=metrics.registry)
     batcher = Batcher(
         engine.run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,7 @@ from service.demo.files import ASSETS, BACKBONE, seed_store
 from service.errors import ServiceError, SettingsError
 from service.http import auth
 from service.observability import logs
-from service.process import set_openmp_spinning
+from service.process import end_process, set_openmp_spinning
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 serve_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 keys_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+logger = logging.getLogger(__name__)
 
 FAILURE: Final = 1
 USAGE: Final = 2
@@ -66,7 +69,7 @@ def serve(
     console = _console()
     with _exit_on_error(console):
         status = _serve(options, demo_assets if demo else None, console)
-    raise typer.Exit(status)
+    end_process(status)
 
 
 @keys_app.callback()
@@ -99,11 +102,18 @@ def _exit_on_error(console: Console) -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+        _print_error(console, error)
         raise typer.Exit(USAGE) from error
     except (ServiceError, PromptStoreError) as error:
-        console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+        _print_error(console, error)
         raise typer.Exit(FAILURE) from error
+
+
+def _print_error(console: Console, error: Exception) -> None:
+    if logs.is_json():
+        logger.critical("command.failed", extra={"code": getattr(error, "code", ""), "reason": str(error)})
+    else:
+        console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
 
 
 def _serve(options: dict[str, Any], demo_assets: Path | None, console: Console) -> int:
@@ -117,7 +127,7 @@ def _serve(options: dict[str, Any], demo_assets: Path | None, console: Console) 
         from service import server
     with _open_store(settings, options, demo_assets) as store:
         try:
-            return server.run(settings, store, lambda context, address: _print_banner(console, context, address))
+            return server.run(settings, store, lambda context, address: _announce(console, context, address))
         except PromptedClipError as error:
             raise SettingsError(str(error)) from error
 
@@ -136,9 +146,22 @@ def _open_store(settings: Settings, options: dict[str, Any], demo_assets: Path |
         yield store
 
 
-def _print_banner(console: Console, context: ServiceContext, address: str) -> None:
+def _announce(console: Console, context: ServiceContext, address: str) -> None:
+    """Say that the service accepts requests: a banner, or one line of JSON among others."""
     backbone = context.engine.backbone
     kind = str(backbone.dtype).removeprefix("torch.")
+    if context.settings.log_format == "json":
+        facts = {
+            "address": address,
+            "backbone": backbone.arch,
+            "fingerprint": backbone.fingerprint,
+            "dtype": kind,
+            "device": str(backbone.device),
+            "store": str(context.store.root),
+            "domains": {domain: state.name for domain, state in sorted(context.table.states.items())},
+        }
+        logger.info("server.started", extra=facts)
+        return
     console.print("CasPL Serve", style="bold")
     console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} on {backbone.device}")
     console.print(f"  weights   {backbone.fingerprint}", soft_wrap=True)

@@ -120,7 +120,11 @@ class ClientGoneError(ServiceError, code="client_gone"):
 
 
 class InferenceFailedError(ServiceError, code="inference_failed"):
-    """The forward failed for the batch that contained this row."""
+    """The forward failed for this row."""
+
+
+class DeviceMemoryError(ServiceError, code="gpu_memory"):
+    """Out of device memory; the other rows of the batch are unaffected."""
 
 
 class DeviceLostError(InferenceFailedError, code="device_lost"):

@@ -1,11 +1,12 @@
-"""How this process uses the machine: usable cores, OpenMP spinning, torch threads, GIL switch interval, GC freeze."""
+"""How this process uses the machine: usable cores, OpenMP spinning, torch threads, GIL switch interval, GC, exit."""
 
 import gc
+import logging
 import math
 import os
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 CGROUP: Final = Path("/sys/fs/cgroup")
 SPIN_COUNT: Final = "4000"
@@ -40,6 +41,17 @@ def tune_interpreter() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()
+
+
+def end_process(status: int) -> NoReturn:
+    """Flush output and end the process without the interpreter's teardown.
+
+    The teardown joins threads, which may hang in a driver, and has native libraries print reports on leaked objects.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
 
 import torch
 import uvicorn
@@ -27,17 +25,16 @@ from service.http.auth import Key, KeyRing, read_keys
 from service.http.context import ServiceContext
 from service.http.server import DrainingServer, address_of, http_config, listen
 from service.images.gpu import nvimgcodec
-from service.process import tune_interpreter
+from service.observability.watchdog import STATUS
+from service.process import end_process, tune_interpreter
 from service.settings import Settings
 from service.workers import device_process
 
 logger = logging.getLogger(__name__)
 
-DEVICE_LOST_STATUS: Final = 70
-
 
 class GracefulServer(DrainingServer):
-    """A server that drains before it stops, exits with status 0, and watches the device of `context`."""
+    """A server that drains before it stops, and exits with status 0."""
 
     def __init__(self, config: uvicorn.Config, context: ServiceContext, on_started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -70,20 +67,6 @@ class GracefulServer(DrainingServer):
 
     def _stop_listening(self) -> None:
         self.should_exit = True
-
-    async def on_tick(self, counter: int) -> bool:
-        """Uvicorn's tick, ten times a second."""
-        await exit_if_device_lost(self._context)
-        return await super().on_tick(counter)
-
-
-async def exit_if_device_lost(context: ServiceContext) -> None:
-    """End the process if its device is lost or stuck, after a second in which requests fail with 503."""
-    if context.engine.is_lost or context.engine.activity.is_stuck:
-        logger.critical("server.device_lost")
-        await asyncio.sleep(1)
-        # An orderly shutdown can hang in the driver; a supervisor restarts the process.
-        os._exit(DEVICE_LOST_STATUS)
 
 
 def require_gpu_decoding() -> None:
@@ -142,17 +125,18 @@ def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, st
 
         if settings.web_workers:
             context = build(settings, model, store, KeyRing(keys))
-            asyncio.run(device_process.serve(context, keys, listener, exit_if_device_lost, started))
+            context.watchdog.start(context.failed_because)
+            asyncio.run(device_process.serve(context, keys, listener, started))
             has_started = True
         else:
             app = create_app(settings, model, store, keys)
             context = app.state.context
+            context.watchdog.start(context.failed_because)
             server = GracefulServer(http_config(app, settings), context, started)
             server.run(sockets=[listener])
             has_started = server.started
     if context.engine.activity.is_busy:
         # Python joins its threads at exit, and the device thread may hang forever.
         logger.critical("server.device_left_behind")
-        logging.shutdown()
-        os._exit(0 if context.is_drained else DEVICE_LOST_STATUS)
+        end_process(0 if context.is_drained else STATUS)
     return 0 if has_started else 1

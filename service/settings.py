@@ -94,10 +94,10 @@ class Settings(BaseSettings):
     default_timeout_s: float = Field(5.0, gt=0, description="deadline of a request without timeout_ms")
     max_timeout_s: float = Field(30.0, gt=0, description="largest timeout a request may set")
     stuck_after_s: float = Field(
-        60.0,
+        30.0,
         gt=0,
-        description="a single forward that takes longer counts as hung; the process exits so that its "
-        "supervisor restarts it",
+        description="a single forward that takes longer counts as hung, and so does an event loop that stands still "
+        "for this long; the process exits so that its supervisor restarts it",
     )
 
     max_image_bytes: int = Field(10 * MIB, ge=1, description="maximum size of one image file")

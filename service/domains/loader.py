@@ -41,7 +41,7 @@ class VersionLoader:
 
         Raises:
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
-            OverloadedError, DeviceLostError: the device cannot run the smoke test now.
+            DeviceMemoryError, DeviceLostError: the device cannot run the smoke test now.
         """
         fingerprint = bundle.manifest.backbone.fingerprint
         if fingerprint != self._engine.backbone.fingerprint:

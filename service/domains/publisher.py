@@ -46,7 +46,7 @@ class Publisher:
         Raises:
             BundleInvalidError: invalid bundle; nothing was stored.
             BackboneMismatchError, StackMismatchError, TextTooLongError: made for another backbone; nothing was stored.
-            InferenceFailedError, OverloadedError, DeviceLostError: the smoke test failed; nothing was stored.
+            InferenceFailedError, DeviceMemoryError, DeviceLostError: the smoke test failed; nothing was stored.
             VersionExistsError: an older version has the same content.
             StoreReadOnlyError, StorageFullError: the store cannot be written.
         """
@@ -76,7 +76,7 @@ class Publisher:
             DomainNotFoundError, VersionNotFoundError: it is not in the store.
             PreconditionFailedError: another digest is live.
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
-            OverloadedError, DeviceLostError: the device cannot run the smoke test now.
+            DeviceMemoryError, DeviceLostError: the device cannot run the smoke test now.
         """
         started_s = time.monotonic()
         self._table.state(domain)
@@ -107,7 +107,7 @@ class Publisher:
             DomainNotFoundError: no such domain.
             ConflictError: no previously live version.
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
-            OverloadedError, DeviceLostError: the device cannot run the smoke test now.
+            DeviceMemoryError, DeviceLostError: the device cannot run the smoke test now.
         """
         started_s = time.monotonic()
         self._table.state(domain)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from prompt_store.errors import PromptStoreError
 from service.domains.live_table import DomainState
-from service.errors import DeviceLostError, OverloadedError, ServiceError
+from service.errors import DeviceLostError, DeviceMemoryError, ServiceError
 
 if TYPE_CHECKING:
     from prompt_store.store import LiveInfo
@@ -54,25 +55,27 @@ class StoreWatcher:
                 tasks.create_task(load_next())
         self._trusts_after_s = float("inf")
 
-    async def test_in_background(self) -> None:
+    async def test_in_background(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Run the smoke tests that `start` skipped, at half load; a version that fails is taken offline."""
         for domain in list(self._table.states):
+            on_progress()
             started_s = time.monotonic()
             async with self._publisher.locks[domain]:
                 live = self._table.live(domain)
                 try:
                     if live is not None:
                         await self._loader.smoke_test(live.stack)
-                except (DeviceLostError, OverloadedError):
+                except (DeviceLostError, DeviceMemoryError):
                     logger.warning("domain.not_tested", extra={"domain": domain}, exc_info=True)
                 except Exception as error:  # noqa: BLE001  one bad bundle must not stop the others
                     self._table.swap(domain, DomainState(None))
                     self._record_failure(domain, live.version if live else 0, error)
             await asyncio.sleep(time.monotonic() - started_s)  # leave half of the time to requests
 
-    async def refresh(self) -> None:
-        """Apply changes by other processes; called every second."""
+    async def refresh(self, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Apply changes by other processes; called every second. Progress is reported after each domain."""
         for domain, live in (await asyncio.to_thread(self._read_store)).items():
+            on_progress()
             await self._refresh(domain, live)
         for key in self._loader.recent.keys:
             if await asyncio.to_thread(self._is_retired, *key):

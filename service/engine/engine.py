@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from prompted_clip.bank import BankObserver
 from service.engine.activity import Activity
-from service.errors import DeviceLostError, InferenceFailedError, OverloadedError
+from service.engine.faults import BatchLimit, Fault, fault_of
+from service.errors import DeviceLostError, DeviceMemoryError, InferenceFailedError, ServiceError
 from service.inference import Prediction
 
 if TYPE_CHECKING:
@@ -38,17 +39,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STUCK_AFTER_S: Final = 60.0
-LOST_MARKS: Final = (
-    "illegal memory access",
-    "launch failure",
-    "illegal instruction",
-    "misaligned address",
-    "hardware stack error",
-    "uncorrectable ecc",
-    "device-side assert",
-)
-"""CUDA errors after which the device is unusable until the process restarts."""
+STUCK_AFTER_S: Final = 30.0
+LOST: Final = "The device failed and this process is restarting. Retry later."
 
 
 class EngineObserver(BankObserver, Protocol):
@@ -82,6 +74,7 @@ class Engine:
         num_streams: batches that run concurrently.
         activity: calls in progress on the device.
         is_lost: only a new process can use the device again.
+        batch_limit: the batch size, reduced after repeated out-of-memory errors.
         n_out_of_memory: calls that ran out of device memory.
     """
 
@@ -99,6 +92,7 @@ class Engine:
         self.num_streams = model.num_streams
         self.activity = Activity(stuck_after_s)
         self.is_lost = False
+        self.batch_limit = BatchLimit()
         self.n_out_of_memory = 0
         model.on_progress = self.activity.report_progress
         self._observer = model.bank.observer = observer
@@ -121,6 +115,8 @@ class Engine:
     async def run(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
         """Answer a batch of rows of one lane, most probable class first; a failed row gets its exception.
 
+        A batch that fails is bisected, so that only the rows at fault fail: at most log2(n) extra forwards per row.
+
         Raises:
             DeviceLostError: the device cannot be used again in this process.
         """
@@ -128,7 +124,7 @@ class Engine:
             n_domains = len({row.stack.domain for row in rows})
             n_padded = self._model.padded_batch_size(len(rows)) if self._model.pipeline_depth else len(rows)
             self._observer.batch_running(n_domains, len(rows), n_padded)
-        return await self._call(lambda: self._run(rows), n_rows=len(rows))
+        return await self._call(lambda: self._run_limited(rows), n_rows=len(rows))
 
     async def load(self, bundle: Bundle) -> PromptStack:
         """Load a bundle into host memory, on a thread of its own.
@@ -146,6 +142,7 @@ class Engine:
 
         Raises:
             InferenceFailedError: the forward failed or returned NaN or infinity.
+            DeviceMemoryError: out of device memory.
         """
         side = self.backbone.image_size
         row = EngineRow(np.full((3, side, side), 128, dtype=np.uint8), stack, top_k=1)
@@ -168,7 +165,7 @@ class Engine:
 
         Raises:
             StackMismatchError: it has no boosting prompts.
-            OverloadedError: out of device memory.
+            DeviceMemoryError: out of device memory.
         """
         return await self._call(lambda: self._model.boost_stack(stack))
 
@@ -178,7 +175,7 @@ class Engine:
         Raises:
             StackMismatchError: it can serve its own classes only.
             TextTooLongError: a label does not fit the text tower.
-            OverloadedError: out of device memory.
+            DeviceMemoryError: out of device memory.
         """
         return await self._call(lambda: self._model.with_labels(stack, labels))
 
@@ -211,45 +208,69 @@ class Engine:
 
     def _raise_if_lost(self) -> None:
         if self.is_lost:
-            raise DeviceLostError("The device failed and this process is restarting. Retry later.")
+            raise DeviceLostError(LOST)
 
     def _on_device(self, work: Callable[[], T]) -> T:
         """Run work on a device thread; detects a lost device and out of memory."""
         try:
             with self._free, self.activity.call():
                 return work()
-        except torch.OutOfMemoryError:
-            logger.warning("device.out_of_memory")
-        except RuntimeError as error:
-            if any(mark in str(error).lower() for mark in LOST_MARKS):
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is Fault.LOST:
                 self.is_lost = True
                 logger.critical("device.lost", exc_info=True)
-                raise DeviceLostError("The device failed and this process is restarting. Retry later.") from error
-            raise
+                raise DeviceLostError(LOST) from error
+            if fault is Fault.NONE:
+                raise
         # Outside the handler, whose traceback keeps the failed work's tensors alive.
         self._free_memory()
-        raise OverloadedError("Out of device memory. Retry later.", retry_after_s=1.0)
+        raise DeviceMemoryError("Out of device memory. Retry later.")
 
     def _free_memory(self) -> None:
+        logger.warning("device.out_of_memory")
         self.n_out_of_memory += 1
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _run(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
-        """Run one batch; on out of memory, in two halves."""
+    def _run_limited(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
+        """Run one batch, in parts of `batch_limit`."""
+        n_most = self.batch_limit.max_rows or len(rows)
+        parts = (rows[start : start + n_most] for start in range(0, len(rows), n_most))
+        return [answer for part in parts for answer in self._run(part)]
+
+    def _run(self, rows: Sequence[EngineRow], *, was_full: bool = False) -> list[list[Prediction] | Exception]:
+        """Run one batch; one that fails is run again in halves. `was_full`: it is a part of one without memory."""
+        self._raise_if_lost()
+        self.activity.report_progress()
         try:
             return self._forward(rows)
-        except torch.OutOfMemoryError:
-            logger.warning("device.out_of_memory", extra={"n_rows": len(rows)})
-        self._free_memory()  # outside the handler, as above
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is Fault.LOST:
+                raise
+            failure: ServiceError = DeviceMemoryError("Out of device memory for this image. Retry later.")
+            if fault is Fault.NONE:
+                failure = InferenceFailedError("The model failed on this image.")
+                if len(rows) == 1:
+                    logger.exception("row.failed", extra={"domain": rows[0].stack.domain})
+        # Outside the handler, as above.
+        is_full = isinstance(failure, DeviceMemoryError)
+        if is_full and not was_full:
+            self._free_memory()
+            self.batch_limit.out_of_memory(len(rows))
         if len(rows) == 1:
-            return [OverloadedError("Out of device memory for this image. Retry later.", retry_after_s=1.0)]
+            return [failure]
         middle = len(rows) // 2
-        return [*self._run(rows[:middle]), *self._run(rows[middle:])]
+        return [
+            answer
+            for half in (rows[:middle], rows[middle:])
+            for answer in self._run(half, was_full=was_full or is_full)
+        ]
 
     def _forward(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
-        shape, is_gpu = (len(rows), *rows[0].pixels.shape), self.backbone.device.type == "cuda"
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=is_gpu)
+        side, is_gpu = self.backbone.image_size, self.backbone.device.type == "cuda"
+        pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8, pin_memory=is_gpu)
         np.stack([row.pixels for row in rows], out=pixels.numpy())
         ranked = self._model.rank(pixels, [row.stack for row in rows], [row.top_k for row in rows])
         return [_predictions(row.stack.class_names, one) for row, one in zip(rows, ranked, strict=True)]

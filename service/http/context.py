@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import Depends, Request
 
@@ -14,6 +16,7 @@ from service.http.auth import KeyRing
 from service.images.decoder import Decoder
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
+from service.observability.watchdog import Heartbeat, Watchdog, keep_running
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,6 +30,12 @@ if TYPE_CHECKING:
     from service.scheduler.batcher import Batcher
 
 logger = logging.getLogger(__name__)
+
+BEAT_S: Final = 0.5
+EVENT_LOOP_STUCK_S: Final = 5.0
+BACKGROUND_STUCK_S: Final = 60.0
+LAST_BATCH_S: Final = 2.0
+"""For running batches, once no request is open."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -55,27 +64,33 @@ class ServiceContext(HttpContext):
     is_drained: bool = False
     gather_metrics: Callable[[], Awaitable[bytes]] | None = None
     """Merges the metrics of web processes into the text."""
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    _event_loop: Heartbeat = field(default_factory=partial(Heartbeat, "event_loop", EVENT_LOOP_STUCK_S))
+    _watched: ExitStack = field(default_factory=ExitStack)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
         """Load every live version, then start the background tasks."""
+        self._watched.enter_context(self.watchdog.watching(self.engine.activity, self._event_loop))
+        self._in_background("event_loop", self._beat)
         await self.watcher.start(self.settings.warmup_s)
-        work = [self.watcher.test_in_background()]
+        self._in_background("smoke_tests", self._test_domains)
         if self.settings.store_poll_s:
-            work.append(self._follow_store(self.settings.store_poll_s))
-        self._tasks = [asyncio.create_task(one) for one in work]
+            self._in_background("store", self._follow_store)
 
     async def stop(self) -> None:
-        """Serve the queue for at most `drain_timeout_s`, and shut down the threads."""
+        """Finish the running batches in at most `LAST_BATCH_S`, and shut down the threads."""
         self.is_draining = True
         for task in self._tasks:
             task.cancel()
+        self._watched.close()
+        timeout_s = min(LAST_BATCH_S, self.settings.drain_timeout_s)
         try:
-            async with asyncio.timeout(self.settings.drain_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 await self.batcher.close()
             self.is_drained = True
         except TimeoutError:
-            logger.critical("server.drain_timed_out", extra={"after_s": self.settings.drain_timeout_s})
+            logger.critical("server.drain_timed_out", extra={"after_s": timeout_s})
         self.decoder.close()
         self.engine.close()
 
@@ -83,23 +98,46 @@ class ServiceContext(HttpContext):
         """All metrics, in the Prometheus text format."""
         return await self.gather_metrics() if self.gather_metrics else self.metrics.text()
 
-    def not_ready_because(self) -> str | None:
-        """The reason why the process is not ready, as one word; None if it is ready."""
-        if self.is_draining:
-            return "draining"
+    def failed_because(self) -> str | None:
+        """The reason why this process must be restarted, as one word; None if it works."""
         if self.engine.is_lost:
             return "device_lost"
         if self.engine.activity.is_stuck:
             return "device_stuck"
-        return None
+        return "event_loop_stuck" if self._event_loop.silent_s > self.settings.stuck_after_s else None
 
-    async def _follow_store(self, every_s: float) -> None:
+    def not_ready_because(self) -> str | None:
+        """The reason why the process is not ready, as one word; None if it is ready."""
+        return "draining" if self.is_draining else self.failed_because()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the device and the event loop make progress."""
+        return not (self.failed_because() or self._event_loop.is_stuck)
+
+    def _in_background(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(keep_running(name, work)))
+
+    async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(every_s)
-            try:
-                await self.watcher.refresh()
-            except Exception:
-                logger.exception("store.unreadable")
+            self._event_loop.beat()
+            await asyncio.sleep(BEAT_S)
+
+    async def _test_domains(self) -> None:
+        heartbeat = Heartbeat("smoke_tests", BACKGROUND_STUCK_S)
+        with self.watchdog.watching(heartbeat):
+            await self.watcher.test_in_background(heartbeat.beat)
+
+    async def _follow_store(self) -> None:
+        every_s = self.settings.store_poll_s
+        heartbeat = Heartbeat("store", every_s + BACKGROUND_STUCK_S)
+        with self.watchdog.watching(heartbeat):
+            while True:
+                await asyncio.sleep(every_s)
+                try:
+                    await self.watcher.refresh(heartbeat.beat)
+                except Exception:
+                    logger.exception("store.unreadable")
 
 
 async def _service_context(request: Request) -> HttpContext:  # FastAPI runs plain functions in a thread

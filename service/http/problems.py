@@ -74,6 +74,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     service.DrainingError: Row(503, "Shutting down", retry_after_s=1),
     service.ClientGoneError: Row(499, "Client closed request"),
     service.InferenceFailedError: Row(500, "Inference failed"),
+    service.DeviceMemoryError: Row(503, "Out of device memory", retry_after_s=1),
     service.DeviceLostError: Row(503, "Device lost", retry_after_s=10),
     store.PromptStoreError: Row(500, "Store error", detail=INTERNAL_DETAIL),
     store.BundleInvalidError: Row(422, "Invalid bundle"),

@@ -206,8 +206,9 @@ class InfoOut(BaseModel):
 
 
 class ReadyOut(BaseModel):
-    """Response of `GET /readyz`; domain states are included only for authorized clients."""
+    """Response of `GET /readyz`; `domains` and `stuck` are included only for authorized clients."""
 
     is_ready: bool
     reason: str | None
     domains: dict[str, str] = {}
+    stuck: list[str] = []

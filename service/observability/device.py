@@ -18,19 +18,24 @@ if TYPE_CHECKING:
 
 
 class DeviceMetrics(Collector):
-    """Collects device metrics on each scrape; `read` returns busy seconds and the number of out-of-memory errors."""
+    """Collects device metrics on each scrape.
 
-    def __init__(self, read: Callable[[], tuple[float, int]], device: torch.device) -> None:
+    `read` returns busy seconds, the number of out-of-memory errors and the reduced batch size.
+    """
+
+    def __init__(self, read: Callable[[], tuple[float, int, int]], device: torch.device) -> None:
         self._read = read
         self._device = device
 
     def collect(self) -> Iterator[Metric]:
         """Yield the engine's counters and, on a GPU, torch's memory statistics."""
-        busy_s, n_out_of_memory = self._read()
+        busy_s, n_out_of_memory, batch_limit = self._read()
         busy = "Time in which the device was busy; its rate is the utilization."
         yield CounterMetricFamily("caspl_device_busy_seconds", busy, value=busy_s)
         full = "Out-of-memory errors on the device."
         yield CounterMetricFamily("caspl_device_out_of_memory", full, value=n_out_of_memory)
+        reduced = "Batch size after repeated out-of-memory errors; 0 without a reduction."
+        yield GaugeMetricFamily("caspl_device_batch_limit_rows", reduced, value=batch_limit)
         memory = GaugeMetricFamily(
             "caspl_device_memory_bytes",
             "GPU memory: total, reserved by this process, and allocated of that. None on a CPU.",

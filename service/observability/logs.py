@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import warnings
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Final
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
@@ -56,8 +58,21 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
+def is_json() -> bool:
+    """Whether `install` chose JSON."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Log an uncaught exception; replaces the hooks of `sys` and `threading`."""
+    logging.getLogger(__name__).critical("process.failed", exc_info=(kind, error or kind(), trace))
+
+
 def install(log_format: str, level: str) -> None:
-    """Log to stderr in the given format."""
+    """Log to stderr in the given format, also warnings and uncaught exceptions."""
+    logging.captureWarnings(capture=True)
+    sys.excepthook = log_uncaught
+    threading.excepthook = lambda ended: log_uncaught(ended.exc_type, ended.exc_value, ended.exc_traceback)
     handler = logging.StreamHandler(sys.stderr)
     # open_clip logs progress to the root logger, which this service does not use.
     handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.WARNING)

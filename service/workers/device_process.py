@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -31,7 +31,9 @@ MODULE: Final = "service.workers.web_process"
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 10.0
 HEALTHY_AFTER_S: Final = 60.0  # uptime of a web process that resets the back-off
-SILENT_S: Final = 30.0  # a web process that does not respond for this long is restarted
+TURN_S: Final = 1.0  # interval of heartbeats
+SILENT_S: Final = 5  # a web process whose event loop does not respond for this long is replaced
+START_S: Final = 60  # the same for its first response
 DISCONNECTED_KILL_S: Final = 5.0
 COUNTS_TIMEOUT_S: Final = 0.5
 STOP_EXTRA_S: Final = 2.0  # for web processes to exit after their drain timeout
@@ -84,7 +86,7 @@ class WebPool:
 
     async def metrics_text(self) -> bytes:
         """The metrics of this process summed with those of all web processes, including ended ones."""
-        counting = (worker.refresh_counts(COUNTS_TIMEOUT_S) for worker in self._workers)
+        counting = (asyncio.wait_for(worker.refresh_counts(), COUNTS_TIMEOUT_S) for worker in self._workers)
         await asyncio.gather(*counting, return_exceptions=True)
         others = [*self._ended_samples, *(sample for worker in self._workers for sample in worker.samples)]
         return exposition(self._context.metrics.registry, others)
@@ -96,7 +98,7 @@ class WebPool:
             began_s = loop.time()
             try:
                 status = await self._run_worker()
-            except OSError:
+            except Exception:
                 logger.exception("web.not_started")
                 status = -1
             if self._stopping.is_set():
@@ -130,26 +132,40 @@ class WebPool:
         self._workers[worker] = process
         await worker.rpc.open(end)
         watching = asyncio.ensure_future(_watch(worker, process))
-        if self._context.is_draining:
-            worker.rpc.notify("drain")
-        await process.communicate(msgspec.json.encode(config))
-        del self._workers[worker]
-        watching.cancel()
-        worker.rpc.close()
+        try:
+            if self._context.is_draining:
+                worker.rpc.notify("drain")
+            await process.communicate(msgspec.json.encode(config))
+        finally:
+            del self._workers[worker]
+            watching.cancel()
+            worker.rpc.close()
         self._ended_samples = summed([*self._ended_samples, *worker.samples])
         return await process.wait()
 
 
 async def _watch(worker: WorkerConnection, process: Process) -> None:
-    """Fetch a web process's counts every second; kill it when it does not respond."""
+    """Fetch a web process's counts every second; kill it when it does not respond, or responds with nonsense.
+
+    Silence is counted in turns of this loop: its own pauses are not the web process's.
+    """
+    silent_s, counting = 0, asyncio.ensure_future(worker.refresh_counts())
     try:
-        while True:
-            await worker.refresh_counts(SILENT_S)
-            await asyncio.sleep(1)
-    except TimeoutError:
-        logger.error("web.silent", extra={"pid": process.pid})  # noqa: TRY400  the traceback is of no use
+        while silent_s < (SILENT_S if worker.samples else START_S):
+            done, _ = await asyncio.wait({counting}, timeout=TURN_S)
+            silent_s += 1
+            if done:
+                await counting
+                silent_s = 0
+                await asyncio.sleep(TURN_S)
+                counting = asyncio.ensure_future(worker.refresh_counts())
+        logger.error("web.silent", extra={"pid": process.pid, "for_s": silent_s})
     except DeviceLostError:  # disconnected: it is exiting, or sent an invalid message
         await asyncio.sleep(DISCONNECTED_KILL_S)
+    except Exception:
+        logger.exception("web.invalid_counts", extra={"pid": process.pid})
+    finally:
+        counting.cancel()
     process.kill()
 
 
@@ -171,7 +187,6 @@ async def serve(
     context: ServiceContext,
     keys: tuple[Key, ...],
     listener: socket.socket,
-    exit_if_device_lost: Callable[[ServiceContext], Awaitable[None]],
     announce: Callable[[], None],
 ) -> None:
     """Run the device process until a signal stops it.
@@ -180,7 +195,6 @@ async def serve(
         context: not started yet.
         keys: the API keys that web processes check.
         listener: the socket that web processes accept from; closed at the end.
-        exit_if_device_lost: called ten times a second; ends the process if the device is unusable.
         announce: called once requests are accepted.
 
     Raises:
@@ -202,14 +216,8 @@ async def serve(
         else:
             is_over.set()
 
-    async def watch() -> None:
-        while True:
-            await exit_if_device_lost(context)
-            await asyncio.sleep(0.1)
-
     for sig in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sig, on_signal, sig)
-    watching = loop.create_task(watch())
     await context.start()
     try:
         await pool.start()
@@ -220,4 +228,3 @@ async def serve(
         listener.close()
         await pool.stop(context.settings.drain_timeout_s + STOP_EXTRA_S)
         await context.stop()
-        watching.cancel()

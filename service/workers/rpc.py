@@ -194,7 +194,10 @@ class Rpc(asyncio.Protocol):
     def _reply(self, number: int, running: asyncio.Future[Any]) -> None:
         self._running.pop(number, None)
         error = ServiceError("The client cancelled the request.") if running.cancelled() else running.exception()
-        body = Raw(_encode(error or running.result()))
+        try:
+            body = Raw(_encode(error or running.result()))
+        except Exception as unencodable:  # noqa: BLE001  the caller would wait forever
+            error, body = unencodable, Raw(_encode(to_wire(unencodable)))
         if number:
             self._send(Frame("error" if error else "result", number, body=body))
 

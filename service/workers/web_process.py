@@ -29,7 +29,7 @@ from service.images.decoder import Decoder
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.process_metrics import Sample, samples_of
-from service.process import tune_interpreter
+from service.process import end_process, tune_interpreter
 from service.settings import Settings
 from service.workers.pixel_slots import PixelSlots, slot_view
 from service.workers.remote import RemoteBackend, WorkerConfig, forwarder
@@ -109,9 +109,10 @@ async def main() -> None:
     connection = socket.socket(fileno=end)
     threading.Thread(target=_end_with, args=(connection.dup(),), daemon=True).start()
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+    settings = Settings.model_validate_json(config.settings)
+    logs.install(settings.log_format, settings.log_level)
     web = WebProcess(config, PixelSlots(slot_view(memory, config.n_slots, config.image_size, writable=True)))
     os.close(memory)
-    logs.install(web.context.settings.log_format, web.context.settings.log_level)
     await web.rpc.open(connection)
     tune_interpreter()
     await web.server.serve(sockets=[SharedListener(fileno=listener)])
@@ -123,3 +124,4 @@ if __name__ == "__main__":
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     asyncio.run(main())
+    end_process(0)

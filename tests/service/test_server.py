@@ -1,6 +1,7 @@
 """The real process: sockets, signals, exit status."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -39,7 +40,7 @@ def server(tmp_path):
     with (
         (tmp_path / "log").open("wb") as log,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client,
-        subprocess.Popen(command, env=environment(), stdout=log, stderr=log) as process,
+        subprocess.Popen(command, env=environment(CASPL_LOG_FORMAT="json"), stdout=log, stderr=log) as process,
     ):
         try:
             wait_until_ready(process, client, tmp_path / "log")
@@ -74,8 +75,22 @@ def test_a_terminated_service_says_so_answers_what_it_accepted_and_exits_with_ze
         answer = reading.read()
     assert answer.startswith(b"HTTP/1.1 200")
     assert process.wait(15) == 0
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert not any("traceback" in event for event in events)
+    assert {"server.started", "server.draining"} <= {event["event"] for event in events}
     assert Store.open(tmp_path / "store").live("shelf").version == 1
+
+
+@pytest.mark.slow
+def test_a_start_that_fails_says_why_in_json_too(tmp_path):
+    command = [sys.executable, "-P", "-m", "caspl", "serve", "--host", "0.0.0.0", "--store", str(tmp_path / "store")]  # noqa: S104
+    ended = subprocess.run(
+        [*command, "--log-format", "json"], env=environment(), capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == 2
+    (line,) = map(json.loads, ended.stderr.splitlines())
+    assert (line["event"], line["code"]) == ("command.failed", "keys_needed")
+    assert "caspl keys new" in line["reason"]
 
 
 def test_an_address_that_others_reach_needs_keys():

@@ -57,7 +57,7 @@ async def web_form(settings, model, store, keys):
     ) as (web, worker):
 
         async def metrics_text():
-            await worker.refresh_counts(5)
+            await asyncio.wait_for(worker.refresh_counts(), 5)
             return exposition(context.metrics.registry, worker.samples)
 
         context.gather_metrics = metrics_text

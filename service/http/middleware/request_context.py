@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import re
@@ -12,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from service.errors import ClientGoneError
+from service.errors import ClientGoneError, DrainingError
 from service.http import problems
 from service.http.middleware.base import Middleware
 from service.observability.logs import request_id
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
 """Methods that become metric labels; others are client input."""
+LATE: Final = "The server shut down before the response was ready. Send the request to another replica."
 QUIET_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 
 
@@ -54,6 +56,11 @@ class RequestContextMiddleware(Middleware):
                     logger.exception("response.broken")
                     raise
                 await problems.respond(failure)(scope, receive, send_marked)
+            except asyncio.CancelledError:
+                # The drain timeout: uvicorn would respond with 500.
+                if status or not self.context.is_draining:
+                    raise
+                await problems.respond(DrainingError(LATE))(scope, receive, send_marked)
             self._record(scope, status, time.monotonic() - started_s)
         finally:
             request_id.reset(token)

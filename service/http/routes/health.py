@@ -13,10 +13,9 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez")
 async def livez(context: Context, response: Response) -> dict[str, bool]:
-    """Liveness: 503 if the device is lost or hung, and the process should be restarted."""
-    is_alive = not (context.engine.is_lost or context.engine.activity.is_stuck)
-    response.status_code = 200 if is_alive else 503
-    return {"is_alive": is_alive}
+    """Liveness: 503 if the device is lost or hung, or the event loop is, and the process should be restarted."""
+    response.status_code = 200 if context.is_alive else 503
+    return {"is_alive": context.is_alive}
 
 
 @router.get("/readyz", response_model_exclude_unset=True)
@@ -27,7 +26,8 @@ async def readyz(request: Request, context: Context, response: Response) -> Read
     if not (context.keys.is_open or actor_of(request)):
         return ReadyOut(is_ready=reason is None, reason=reason)
     states = {domain: state.name for domain, state in sorted(context.table.states.items())}
-    return ReadyOut(is_ready=reason is None, reason=reason, domains=states)
+    stuck = context.watchdog.stuck
+    return ReadyOut(is_ready=reason is None, reason=reason, domains=states, **({"stuck": stuck} if stuck else {}))
 
 
 @router.get("/metrics", response_class=Response)

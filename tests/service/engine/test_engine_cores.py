@@ -159,15 +159,17 @@ async def test_concurrent_batches_give_the_answers_of_single_ones_with_a_bank_of
 
 
 async def test_one_core_that_hangs_is_stuck_while_the_others_go_on(cores_of):
-    cores = await cores_of(2, stuck_after_s=0.2)
+    cores = await cores_of(2, stuck_after_s=5)
     engine = cores.engine
     cores.gate.clear()
     hanging = cores.start()
     await cores.have_begun(1)
     cores.model.rank = cores.rank
-    while not engine.activity.is_stuck:
+    for _ in range(3):
+        assert not engine.activity.is_stuck
         await cores.start()
-        await asyncio.sleep(0.01)
+        engine.activity.tick(2)
+    assert engine.activity.is_stuck
     cores.gate.set()
     await hanging
     assert not engine.activity.is_busy

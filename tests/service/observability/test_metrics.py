@@ -85,15 +85,16 @@ def test_without_domains_as_labels_no_name_of_one_shows_and_everything_is_counte
 
 def test_a_device_tells_how_busy_it_was_and_a_gpu_its_memory(monkeypatch):
     metrics = Metrics()
-    metrics.registry.register(DeviceMetrics(lambda: (2.5, 3), torch.device("cpu")))
+    metrics.registry.register(DeviceMetrics(lambda: (2.5, 3, 8), torch.device("cpu")))
     assert value(metrics, "caspl_device_busy_seconds_total") == 2.5
     assert value(metrics, "caspl_device_out_of_memory_total") == 3
+    assert value(metrics, "caspl_device_batch_limit_rows") == 8
     assert "caspl_device_memory_bytes{" not in metrics.text().decode()
     facts = type("Facts", (), {"total_memory": 80})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 8)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 5)
     on_gpu = Metrics()
-    on_gpu.registry.register(DeviceMetrics(lambda: (2.5, 3), torch.device("cuda")))
+    on_gpu.registry.register(DeviceMetrics(lambda: (2.5, 3, 8), torch.device("cuda")))
     found = {kind: value(on_gpu, "caspl_device_memory_bytes", kind=kind) for kind in ("total", "reserved", "allocated")}
     assert found == {"total": 80, "reserved": 8, "allocated": 5}

@@ -4,10 +4,7 @@ import http.client
 import os
 import signal
 import subprocess
-import sys
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,105 +13,23 @@ import pytest
 from prompt_store.bundle import read_bundle
 from prompt_store.store import Store
 from tests.service.fakes import COLOURS, colour_bundle, picture
+from tests.service.processes import (
+    N_CLIENTS,
+    Crowd,
+    children,
+    client_of,
+    command_of,
+    environment,
+    eventually,
+    is_alive,
+    serving,
+)
 
 pytestmark = pytest.mark.slow
 
-SERVE = """
-import sys
-from prompt_store.store import Store
-from service import server
-from service.settings import Settings
-from tests.service.fakes import FakeModel
-
-model = FakeModel()
-model.forward_s = float(sys.argv[2])
-server.load_model = lambda settings: model
-settings = Settings(port=0, store=sys.argv[1], web_workers=int(sys.argv[3]), drain_delay_s=2, store_poll_s=0)
-announce = lambda context, address: print(address, flush=True)
-sys.exit(server.run(settings, Store.open(settings.store), announce))
-"""
 N_WORKERS = 2
-N_CLIENTS = 6
-
-
-def children(pid):
-    """Processes that a process has started; none when it is gone."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def eventually(is_true, within_s=20):
-    ends_s = time.monotonic() + within_s
-    while not is_true():
-        assert time.monotonic() < ends_s, "it did not happen"
-        time.sleep(0.01)
-
-
-def environment():
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CASPL_")}
-    return kept | {"OMP_NUM_THREADS": "1"}
-
-
-@contextmanager
-def serving(store, *, n_workers=N_WORKERS, forward_s=0.0):
-    """A service in processes of its own: the process that was started, and where it answers."""
-    command = [sys.executable, "-c", SERVE, str(store.root), str(forward_s), str(n_workers)]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
-        started = [process.pid]
-        try:
-            url = process.stdout.readline().strip()
-            assert url.startswith("http://"), "the service did not start"
-            started += children(process.pid)
-            yield process, url
-        finally:
-            started += children(process.pid)
-            process.kill()
-    eventually(lambda: not any(is_alive(pid) for pid in started))
-
-
-def client_of(url):
-    """A client that opens a new connection for every request."""
-    limits = httpx.Limits(max_keepalive_connections=0)
-    return httpx.Client(base_url=url, timeout=20, trust_env=False, limits=limits)
-
-
-class Crowd:
-    """Clients that ask without a pause until they are told to stop or nobody listens any more."""
-
-    def __init__(self, url):
-        self.answers, self.broken = [], []
-        self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask_on, args=(url,)) for _ in range(N_CLIENTS)]
-
-    def _ask_on(self, url):
-        body = picture()
-        with client_of(url) as client:
-            while not self._is_over.is_set():
-                try:
-                    self.answers.append(client.post("/classify/paint", content=body).status_code)
-                except httpx.ConnectError:
-                    return
-                except httpx.TransportError as error:
-                    self.broken.append(error)
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join(30)
+SLOWLY = "model.forward_s = {}"
+"""For `once_ready`: every batch takes this many seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +38,7 @@ def service(tmp_path_factory):
     store = Store.open(tmp_path_factory.mktemp("web") / "store")
     for data, domain in ((colour_bundle(), "paint"), (colour_bundle("ink", ("blue", "red")), "ink")):
         store.activate(domain, store.add(domain, data).version)
-    with serving(store) as (process, url), client_of(url) as client:
+    with serving(store, web_workers=N_WORKERS) as (process, url), client_of(url) as client:
         yield process, url, client
 
 
@@ -229,7 +144,7 @@ def test_connections_to_the_other_web_process_go_on_when_one_is_killed(store):
         answer.read()
         return answer.status
 
-    with serving(store) as (process, url):
+    with serving(store, web_workers=N_WORKERS) as (process, url):
         dead, other = children(process.pid)
         held = {}
         for pid, stopped in ((dead, other), (other, dead)):
@@ -248,7 +163,7 @@ def test_connections_to_the_other_web_process_go_on_when_one_is_killed(store):
 
 
 def test_without_its_device_process_nothing_is_left(store):
-    with serving(store, forward_s=0.05) as (process, url):
+    with serving(store, web_workers=N_WORKERS, once_ready=SLOWLY.format(0.05)) as (process, url):
         workers = children(process.pid)
         assert len(workers) == N_WORKERS
         with Crowd(url) as crowd:
@@ -264,7 +179,8 @@ def test_without_its_device_process_nothing_is_left(store):
 
 @pytest.mark.parametrize("n_workers", [0, N_WORKERS])
 def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
-    with serving(store, n_workers=n_workers, forward_s=0.02) as (process, url), client_of(url) as client:
+    slowly = SLOWLY.format(0.02)
+    with serving(store, web_workers=n_workers, once_ready=slowly) as (process, url), client_of(url) as client:
         with Crowd(url) as crowd:
             eventually(lambda: len(crowd.answers) > 10)
             process.send_signal(signal.SIGTERM)
@@ -274,10 +190,38 @@ def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
         assert crowd.broken == []
 
 
+def test_a_stopped_web_process_is_killed_and_replaced_and_takes_only_its_own_connections_with_it(store):
+    with serving(store, web_workers=N_WORKERS) as (process, url), client_of(url) as client:
+        stopped, other = children(process.pid)
+        with Crowd(url) as crowd:
+            eventually(lambda: len(crowd.answers) > 20)
+            os.kill(stopped, signal.SIGSTOP)
+            eventually(lambda: not is_alive(stopped))
+            eventually(lambda: len(children(process.pid)) == N_WORKERS)
+            n_answers = len(crowd.answers)
+            eventually(lambda: len(crowd.answers) > n_answers + 20)
+        assert other in children(process.pid)
+        assert set(crowd.answers) == {200}
+        assert len(crowd.broken) <= N_CLIENTS, "requests that it had accepted"
+        assert not any(isinstance(error, httpx.TimeoutException) for error in crowd.broken)
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_device_process_that_was_stopped_goes_on_with_its_web_processes(store):
+    with serving(store, web_workers=N_WORKERS, stuck_after_s=5) as (process, url), client_of(url) as client:
+        before = children(process.pid)
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(8)  # longer than a hung device, event loop or web process is tolerated
+        os.kill(process.pid, signal.SIGCONT)
+        eventually(lambda: client.get("/livez").status_code == 200)
+        time.sleep(3)
+        assert client.post("/classify/paint", content=picture()).status_code == 200
+        assert children(process.pid) == before
+
+
 def test_a_web_process_that_cannot_start_ends_the_start(store):
-    broken = "from service.workers import device_process\ndevice_process.MODULE = 'nothing.here'\n"
-    script = SERVE.replace("import sys\n", f"import sys\n{broken}")
-    command = [sys.executable, "-c", script, str(store.root), "0", "1"]
+    command = command_of(store, web_workers=1)
+    command[2] = f"from service.workers import device_process\ndevice_process.MODULE = 'nothing.here'\n{command[2]}"
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "A web process exited with status 1" in ended.stderr

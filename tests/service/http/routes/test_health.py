@@ -1,7 +1,9 @@
 import asyncio
+import threading
 
 import pytest
 
+from tests.service.engine.engine_rows import until
 from tests.service.fakes import FINGERPRINT, colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -18,6 +20,54 @@ async def test_a_draining_service_is_alive_not_ready_and_still_answers(serve):
     assert answer.status_code == 200
     assert answer.headers["connection"] == "close"
     assert (upload.status_code, upload.json()["code"]) == (503, "draining")
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "is_alive", "reason"), [(4, True, None), (6, False, None), (31, False, "event_loop_stuck")]
+)
+async def test_an_event_loop_without_a_turn_for_5_s_is_not_alive_and_after_30_s_not_ready(
+    serve, silent_s, is_alive, reason
+):
+    async with serve() as client:
+        client.context._event_loop.beat = lambda: None
+        client.context.watchdog.tick(silent_s)
+        live, ready = await client.get("/livez"), await client.get("/readyz")
+    assert (live.status_code, live.json()["is_alive"]) == (200 if is_alive else 503, is_alive)
+    assert (ready.status_code, ready.json()["reason"]) == (503 if reason else 200, reason)
+
+
+async def test_a_device_without_progress_for_30_s_is_neither_alive_nor_ready(serve, model):
+    async with serve() as client:
+        model.gate.clear()
+        waiting = asyncio.ensure_future(client.post("/classify/paint", content=picture()))
+        await until(lambda: client.context.engine.activity.is_busy)
+        client.context.engine.activity.tick(31)
+        live, ready = await client.get("/livez"), await client.get("/readyz")
+        model.gate.set()
+        assert (await waiting).status_code == 200
+        after = await client.get("/livez")
+    assert (live.status_code, ready.status_code, ready.json()["reason"]) == (503, 503, "device_stuck")
+    assert after.status_code == 200
+
+
+async def test_a_store_that_hangs_is_named_while_the_service_stays_ready(serve, store, monkeypatch):
+    entered, leave = threading.Event(), threading.Event()
+
+    def hang():
+        entered.set()
+        leave.wait(20)
+        return []
+
+    async with serve(store_poll_s=0.01) as client:
+        monkeypatch.setattr(store, "domains", hang)
+        assert await asyncio.to_thread(entered.wait, 20)
+        client.context.watchdog.tick(61)
+        client.context._event_loop.beat()
+        ready = await client.get("/readyz")
+        answer = await client.post("/classify/paint", content=picture())
+        leave.set()
+    assert (ready.status_code, ready.json()["stuck"]) == (200, ["store"])
+    assert answer.status_code == 200
 
 
 async def test_an_empty_store_is_ready_to_be_filled(serve, store, monkeypatch):
