@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -49,8 +50,9 @@ def end_process(status: int) -> NoReturn:
     The teardown joins threads, which may hang in a driver, and has native libraries print reports on leaked objects.
     """
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with suppress(OSError, ValueError):  # a closed pipe
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 

@@ -73,7 +73,7 @@ class StoreWatcher:
             await asyncio.sleep(time.monotonic() - started_s)  # leave half of the time to requests
 
     async def refresh(self, on_progress: Callable[[], None] = lambda: None) -> None:
-        """Apply changes by other processes; called every second. Progress is reported after each domain."""
+        """Apply changes by other processes; called every second. Reports progress at each domain."""
         for domain, live in (await asyncio.to_thread(self._read_store)).items():
             on_progress()
             await self._refresh(domain, live)

@@ -134,6 +134,7 @@ class ServiceContext(HttpContext):
         with self.watchdog.watching(heartbeat):
             while True:
                 await asyncio.sleep(every_s)
+                heartbeat.beat()
                 try:
                     await self.watcher.refresh(heartbeat.beat)
                 except Exception:

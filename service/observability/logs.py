@@ -65,7 +65,8 @@ def is_json() -> bool:
 
 def log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     """Log an uncaught exception; replaces the hooks of `sys` and `threading`."""
-    logging.getLogger(__name__).critical("process.failed", exc_info=(kind, error or kind(), trace))
+    if kind is not SystemExit:
+        logging.getLogger(__name__).critical("process.failed", exc_info=(kind, error or kind(), trace))
 
 
 def install(log_format: str, level: str) -> None:

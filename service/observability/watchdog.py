@@ -114,8 +114,7 @@ async def keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Run background work to its end; restart it when it fails."""
     while True:
         try:
-            await work()
-            return  # noqa: TRY300  not an `else`: the loop would go on after the handlers
+            return await work()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():

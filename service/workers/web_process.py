@@ -87,7 +87,7 @@ class WebProcess:
 
     async def stop(self) -> None:
         """Stop accepting connections, and exit after the last response."""
-        self.server.should_exit = True
+        self.context.is_draining = self.server.should_exit = True
 
     def _stop_orphaned(self, _: object) -> None:
         self.server.config.timeout_graceful_shutdown = 1  # all remaining responses are errors
