@@ -1,16 +1,17 @@
 """`caspl adapt` as a function: train adapting prompts on labelled images and write a bundle."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import torch
 from rich.console import Console
 
 from training.adapting.adapter import Adapter
 from training.adapting.methods import METHODS
 from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
+from training.data.hold_out import describe_held_out
 from training.data.views import Views
 from training.export import adapt_provenance, export_bundle
 from training.files import digest_of, write_atomic
@@ -19,6 +20,9 @@ from training.parallel import World
 from training.progress import progress_bars, train_with_progress
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
+from training.selection import Selection
+
+_N_TRAIN_ACCURACY: Final = 512
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class AdaptJob:
 
     Attributes:
         domain: domain name.
-        dataset: labelled images; training uses the whole `train` split.
+        dataset: labelled images; training uses the whole `train` split, and `select` the `val` split.
         out: bundle to write.
         checkpoint: checkpoint of the run in progress; deleted once the bundle is written.
         checkpoint_every: steps between checkpoints.
         tensorboard: folder for TensorBoard event files, or None.
+        select: write the step that is best on the `val` images, not the last one.
+        keep_worse: write the bundle even if that step is worse than the base model.
     """
 
     domain: str
@@ -40,6 +46,8 @@ class AdaptJob:
     checkpoint: Path
     checkpoint_every: int = 100
     tensorboard: Path | None = None
+    select: bool = False
+    keep_worse: bool = False
 
 
 def run_adapt(
@@ -88,7 +96,9 @@ def run_adapt(
         "method": method_name,
         "recipe": digest_of(recipe.model_dump_json().encode()),
         "backbone": backbone.fingerprint,
+        "select": str(job.select),
     }
+    selection = _selection(job, adapter, recipe, console) if job.select else None
     with progress_bars(console) as progress:
         state = train_with_progress(
             adapter,
@@ -97,16 +107,20 @@ def run_adapt(
             progress=progress,
             checkpoint=CheckpointConfig(job.checkpoint, identity, job.checkpoint_every),
             tensorboard=job.tensorboard,
+            selection=selection,
             world=world,
         )
-    metrics = {
+    metrics: dict[str, Any] = {
         "n_images": len(items),
         "n_classes": len(job.dataset.class_names),
         "steps": state.step,
         "loss_first": state.losses[0],
         "loss_last": state.recent_loss,
-        "train_accuracy": _accuracy(adapter),
     }
+    if selection is not None:
+        selection.finish(adapter, recipe, state.step, job.checkpoint, keep_worse=job.keep_worse)
+        metrics |= selection.metrics()
+    metrics["train_accuracy"] = adapter.accuracy(_N_TRAIN_ACCURACY)
     data = export_bundle(
         base_model,
         method.fold(),
@@ -128,13 +142,19 @@ def run_adapt(
     }
 
 
-@torch.no_grad()
-def _accuracy(adapter: Adapter, n_images: int = 512, batch_rows: int = 32) -> float:
-    """Training accuracy over the first `n_images` images, under the views of epoch 0."""
-    n_correct = n_total = 0
-    for start in range(0, min(n_images, adapter.n_images), batch_rows):
-        indices = torch.arange(start, min(start + batch_rows, adapter.n_images))
-        batch = adapter.batch(indices, 0)
-        n_correct += int((adapter.method.logits(batch).argmax(1) == batch.labels_B).sum())
-        n_total += len(indices)
-    return n_correct / n_total
+def _selection(job: AdaptJob, adapter: Adapter, recipe: AdaptRecipe, console: Console) -> Selection:
+    """Selection by accuracy on the `val` images; `before` is the base model with its own template."""
+    base_model, items = adapter.base_model, job.dataset.split("val")
+    backbone = base_model.backbone
+    empty = set(range(len(job.dataset.class_names))) - {item.label for item in items}
+    names = [job.dataset.class_names[label] for label in sorted(empty)]
+    console.print(describe_held_out(len(items), adapter.n_images, names), markup=False, highlight=False, soft_wrap=True)
+    views = Views.as_served([item.path for item in items], backbone.image_size, backbone.preprocess)
+    held_out = Adapter(adapter.method, base_model, views, [item.label for item in items], recipe)
+    text_KE = base_model.zero_shot_text(job.dataset.class_names, [base_model.template or job.dataset.template])
+    return Selection(
+        lambda: {"accuracy": held_out.accuracy(len(items))},
+        {"accuracy": held_out.zero_shot_accuracy(text_KE)},
+        len(items),
+        partial(console.print, markup=False, highlight=False, soft_wrap=True),
+    )

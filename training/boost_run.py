@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from rich.console import Console
 
 from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
+from training.boost_scores import HeldOutScores
 from training.boosting import Booster, Student
 from training.caspl_student import CasplStudent
 from training.data.class_list import check_class_names
 from training.data.dataset import shorten
+from training.data.hold_out import describe_held_out, hold_out
 from training.data.images import ImageFolder
 from training.data.views import Views
 from training.export import boost_provenance, export_bundle
@@ -22,6 +25,7 @@ from training.parallel import World
 from training.progress import progress_bars, train_with_progress
 from training.promptkd_student import PromptKDStudent
 from training.recipe import BoostRecipe
+from training.selection import Selection
 from training.teacher import Teacher
 
 
@@ -38,6 +42,9 @@ class BoostJob:
         checkpoint_every: steps between checkpoints.
         tensorboard: folder for TensorBoard event files, or None.
         teacher_bundle: prompts for the teacher, as in PromptKD; None uses the plain teacher.
+        labels: class index of each image, used only to measure accuracy on held-out images; None if unknown.
+        holdout: fraction of the images that training does not use, to select the best step; 0 writes the last step.
+        keep_worse: write the bundle even if the best step is worse than the plain student.
     """
 
     domain: str
@@ -48,6 +55,9 @@ class BoostJob:
     checkpoint_every: int = 100
     tensorboard: Path | None = None
     teacher_bundle: Bundle | None = None
+    labels: Sequence[int] | None = None
+    holdout: float = 0.0
+    keep_worse: bool = False
 
 
 def run_boost(
@@ -78,8 +88,9 @@ def run_boost(
     class_names, folder = job.class_names, job.images
     check_class_names(class_names, job.domain)
     _report_folder(folder, console)
+    trained, held_out = hold_out(len(folder.files), job.holdout, recipe.seed)
     views = Views(
-        folder.files,
+        [folder.files[index] for index in trained],
         image_size=student_backbone.image_size,
         preprocess=student_backbone.preprocess,
         augmentation=recipe.augmentation,
@@ -99,12 +110,14 @@ def run_boost(
         "recipe": digest_of(recipe.model_dump_json().encode()),
         "student": student_backbone.fingerprint,
         "teacher": teacher.digest or teacher_backbone.fingerprint,
+        "holdout": str(job.holdout),
     }
+    console.print(describe_held_out(len(held_out), len(trained)), highlight=False, soft_wrap=True)
     with progress_bars(console) as progress:
         if views.view_set(0) is not None:
             task = progress.add_task("teacher logits", total=len(views), note="")
             booster.precompute_teacher_logits(lambda n: progress.advance(task, n))
-        before = booster.agreement()
+        selection = _selection(job, recipe, booster, held_out, console) if held_out else None
         state = train_with_progress(
             booster,
             recipe,
@@ -112,6 +125,7 @@ def run_boost(
             progress=progress,
             checkpoint=CheckpointConfig(job.checkpoint, identity, job.checkpoint_every),
             tensorboard=job.tensorboard,
+            selection=selection,
             world=world,
         )
     metrics: dict[str, Any] = {
@@ -120,9 +134,10 @@ def run_boost(
         "steps": state.step,
         "loss_first": state.losses[0],
         "loss_last": state.recent_loss,
-        "teacher_agreement_before": before,
-        "teacher_agreement_after": booster.agreement(),
     }
+    if selection is not None:
+        selection.finish(booster, recipe, state.step, job.checkpoint, keep_worse=job.keep_worse)
+        metrics |= selection.metrics()
     base_model, exported = student.fold()
     data = export_bundle(
         base_model,
@@ -136,6 +151,19 @@ def run_boost(
         write_atomic(job.out, data)
         job.checkpoint.unlink(missing_ok=True)
     return metrics | {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data)}
+
+
+def _selection(
+    job: BoostJob, recipe: BoostRecipe, booster: Booster, held_out: Sequence[int], console: Console
+) -> Selection:
+    """Selection by agreement with the teacher; `before` is the plain student with the teacher's template."""
+    student = booster.student.backbone
+    views = Views.as_served([job.images.files[index] for index in held_out], student.image_size, student.preprocess)
+    labels = None if job.labels is None else [job.labels[index] for index in held_out]
+    scores = HeldOutScores(views, labels, booster.teacher.logits)
+    plain = Teacher(student, job.class_names, recipe.teacher_template)
+    report = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    return Selection(lambda: scores.of(booster.served_logits), scores.of(plain.logits), len(held_out), report)
 
 
 def _report_folder(folder: ImageFolder, console: Console) -> None:

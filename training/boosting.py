@@ -150,17 +150,12 @@ class Booster:
         self._teacher_logits.fill(0, on_progress)
 
     @torch.no_grad()
-    def agreement(self, n_images: int = 512) -> float:
-        """Fraction of the first `n_images` images for which student and teacher predict the same class."""
+    def served_logits(self, pixels_BCHW: Tensor) -> Tensor:
+        """The student's class scores [B, K] for uint8 images, as in serving."""
         self.student.train(mode=False)
-        same = total = 0
-        for start in range(0, min(n_images, len(self._views)), 64):
-            indices = torch.arange(start, min(start + 64, n_images, len(self._views)))
-            predicted = self.student.logits(self._images(self._views.load(indices.tolist(), 0))).argmax(1)
-            same += int((predicted == self._teacher_logits.get(indices, 0).argmax(1)).sum())
-            total += len(indices)
+        logits = self.student.logits(self._images(pixels_BCHW))
         self.student.train()
-        return same / total
+        return logits
 
     def _images(self, pixels_BCHW: Tensor) -> Tensor:
         backbone = self.student.backbone

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from training.adapting.method import ExportedPrompts
-from training.initial_prompts import init_from_words, random_prompts
+from training.initial_prompts import random_prompts, word_states
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
@@ -41,7 +41,8 @@ class CasplStudent(nn.Module):
         image = random_prompts(
             min(recipe.image_depth, backbone.n_vision_layers), recipe.image_tokens, backbone.vision_width, generator
         )
-        init_from_words(text, backbone, recipe.text_init)
+        words = word_states(backbone, recipe.text_init, len(text))[:, : recipe.text_tokens]
+        text[:, : words.shape[1]] = words
         self.image = nn.Parameter(image.to(backbone.device))
         self.text = nn.Parameter(text.to(backbone.device))
         self._tokens = PromptedBackbone(backbone).tokenize(class_names, recipe.template, n_prompts=recipe.text_tokens)

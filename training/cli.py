@@ -23,6 +23,10 @@ CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpo
 TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard event files")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
 QuickGelu = Annotated[bool, typer.Option("--quick-gelu", help="use QuickGELU, for local files of OpenAI's weights")]
+Holdout = Annotated[
+    float, typer.Option(min=0, max=0.5, help="fraction of the images held out to select the best step; 0: last step")
+]
+KeepWorse = Annotated[bool, typer.Option("--keep-worse", help="write the bundle even if training made the model worse")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 
 
@@ -46,6 +50,8 @@ def boost(
     recipe: RecipeFile = None,
     set_: Overrides = None,
     print_recipe: PrintRecipe = False,
+    holdout: Holdout = 0.1,
+    keep_worse: KeepWorse = False,
     checkpoint_every: CheckpointEvery = 100,
     tensorboard: TensorBoard = None,
     device: Device = "auto",
@@ -68,6 +74,7 @@ def boost(
         from training.hardware import load_backbones
         from training.parallel import init_distributed
         from training.progress import check_tensorboard
+        from training.rates import scale_rate
         from training.unlabelled import read_data_set, read_folder
 
         if tensorboard is not None:
@@ -90,6 +97,7 @@ def boost(
             device=world.device or device,
             quick_gelu=quick_gelu,
         )
+        chosen = scale_rate(chosen, student_backbone)
         bundle = out or Path(f"{domain}.safetensors")
         job = BoostJob(
             domain=domain,
@@ -100,6 +108,9 @@ def boost(
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
             teacher_bundle=read_bundle_file(teacher_bundle) if teacher_bundle is not None else None,
+            labels=unlabelled.labels,
+            holdout=holdout,
+            keep_worse=keep_worse,
         )
         result = run_boost(job, chosen, student_backbone, teacher_backbone, _console(world.is_main), world=world)
         if world.is_main:
@@ -129,6 +140,8 @@ def adapt(
     recipe: RecipeFile = None,
     set_: Overrides = None,
     print_recipe: PrintRecipe = False,
+    holdout: Holdout = 0.1,
+    keep_worse: KeepWorse = False,
     checkpoint_every: CheckpointEvery = 100,
     tensorboard: TensorBoard = None,
     device: Device = "auto",
@@ -142,9 +155,11 @@ def adapt(
         from training.data.catalog import open_dataset
         from training.data.dataset import shorten
         from training.data.few_shot import few_shot
+        from training.data.hold_out import describe_held_out, hold_out_per_class
         from training.data.readable import drop_unreadable
         from training.parallel import init_distributed
         from training.prompted_backbone import load_prompted_backbone
+        from training.rates import scale_rate
         from training.recipe import read_recipe
 
         if method not in METHODS:
@@ -165,18 +180,32 @@ def adapt(
         print_notes(dataset.notes, Console(stderr=True))
         if "template" in type(chosen).model_fields.keys() - chosen.model_fields_set:
             chosen = chosen.model_copy(update={"template": dataset.template})
+        dataset = hold_out_per_class(dataset, holdout, chosen.seed)
         if shots:
             dataset = few_shot(dataset, shots, seed=chosen.seed)
-        dataset = drop_unreadable(dataset, ("train",), strict=strict)
+        dataset = drop_unreadable(dataset, ("train", "val"), strict=strict)
         if dataset.unreadable:
             message = f"Skipped unreadable images ({len(dataset.unreadable)}): {shorten(dataset.unreadable)}"
             Console(stderr=True).print(message, style="yellow", markup=False, soft_wrap=True)
         world = init_distributed(device)
+        console = _console(world.is_main)
+        if "val" not in dataset.splits:
+            console.print(describe_held_out(0, len(dataset.split("train"))), soft_wrap=True)
         base_model = load_prompted_backbone(
             backbone, pretrained, boost, is_random=random_weights, device=world.device or device, quick_gelu=quick_gelu
         )
-        job = AdaptJob(domain, dataset, bundle, _checkpoint_path(bundle), checkpoint_every, tensorboard)
-        result = run_adapt(job, method, chosen, base_model, _console(world.is_main), world=world)
+        chosen = scale_rate(chosen, base_model.backbone)
+        job = AdaptJob(
+            domain=domain,
+            dataset=dataset,
+            out=bundle,
+            checkpoint=_checkpoint_path(bundle),
+            checkpoint_every=checkpoint_every,
+            tensorboard=tensorboard,
+            select="val" in dataset.splits,
+            keep_worse=keep_worse,
+        )
+        result = run_adapt(job, method, chosen, base_model, console, world=world)
         if world.is_main:
             _print_result("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
 

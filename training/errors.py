@@ -10,6 +10,7 @@ TrainingError
 ├── ImportFormatError   invalid checkpoint of another project
 ├── CheckpointError     checkpoint belongs to another run
 ├── DivergedError       loss is NaN or infinite
+├── NoGainError         training made the model worse
 └── OutOfMemoryError    a batch does not fit on the device
 """
 
@@ -40,6 +41,10 @@ class CheckpointError(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class NoGainError(TrainingError):
+    """The best state of a run scores lower on held-out images than the model did before training."""
 
 
 class BoostBundleError(TrainingError):

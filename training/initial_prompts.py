@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
-from prompted_clip.internals import embed_tokens
+from prompted_clip.internals import add_positions, causal_mask, embed_tokens, text_blocks
 
 
 def random_prompts(depth: int, tokens: int, width: int, generator: torch.Generator) -> Tensor:
@@ -33,6 +33,28 @@ def init_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> bool
         return False
     prompts_LPW[0] = embed_tokens(backbone.clip, ids).detach().float().cpu()
     return True
+
+
+@torch.no_grad()
+def word_states(backbone: Backbone, words: str, depth: int) -> Tensor:
+    """Deep text prompts [L, P, W] with which the text tower computes the same as with `words` before the class name.
+
+    Layer 0 is the words' token embeddings; layer i is the output of block i-1 at their positions. The tower is causal,
+    so these outputs do not depend on the class name. float32, on the CPU.
+
+    Args:
+        backbone: provides tokenizer and text tower.
+        words: such as "a photo of a"; P is their number of tokens, which may be 0.
+        depth: L, at most the tower's number of layers.
+    """
+    clip, tokenizer = backbone.clip, backbone.tokenizer
+    ids = torch.tensor([[tokenizer.sot_token_id, *tokenizer.encode(words)]], device=backbone.device)
+    embedded = embed_tokens(clip, ids)
+    layers, x = [embedded], add_positions(clip, embedded)
+    for block in list(text_blocks(clip))[: depth - 1]:
+        x = block(x, attn_mask=causal_mask(clip, x.shape[1]))
+        layers.append(x)
+    return torch.cat(layers)[:, 1:].float().cpu()
 
 
 def seeded_linear(n_in: int, n_out: int, generator: torch.Generator, device: torch.device) -> nn.Linear:

@@ -19,6 +19,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.errors import DivergedError, OutOfMemoryError, RecipeError
 from training.parallel import World
 from training.recipe import Recipe
+from training.selection import Selection
 
 SINGLE_PROCESS: Final = World()
 
@@ -126,6 +127,8 @@ def train(
     *,
     checkpoint: CheckpointConfig | None = None,
     on_step: Callable[[TrainState], None] = lambda _: None,
+    on_resume: Callable[[TrainState], None] = lambda _: None,
+    selection: Selection | None = None,
     world: World = SINGLE_PROCESS,
 ) -> TrainState:
     """Train for the recipe's epochs, resuming from the checkpoint if there is one.
@@ -135,6 +138,8 @@ def train(
         recipe: optimizer, schedule and batch size.
         checkpoint: None writes no checkpoints.
         on_step: called after each step.
+        on_resume: called once if the run resumes from a checkpoint.
+        selection: measures held-out images during the run and keeps the best state; the learner ends in its last one.
         world: processes that share each batch. All end with the same prompts; the main process writes checkpoints.
 
     Raises:
@@ -147,10 +152,13 @@ def train(
         msg = "The loss is not a mean over images, so processes cannot share a batch; use a single process."
         raise RecipeError(msg)
     optimizer = _optimizer(learner, recipe)
-    state = _resume(learner, optimizer, checkpoint)
+    state = _resume(learner, optimizer, selection, checkpoint)
+    if state.step:
+        on_resume(state)
     n_per_epoch = steps_per_epoch(recipe, learner.n_images)
+    n_steps = recipe.epochs * n_per_epoch
     order = torch.empty(0)
-    while state.step < recipe.epochs * n_per_epoch:
+    while state.step < n_steps:
         epoch, position = divmod(state.step, n_per_epoch)
         if position == 0 or not len(order):
             order = learner.order(epoch)
@@ -164,9 +172,11 @@ def train(
         state.step += 1
         if position + 1 == n_per_epoch:
             learner.end_epoch(epoch)
+        if selection is not None:
+            selection.after_step(learner, state.step, n_steps)
         on_step(state)
         if checkpoint is not None and state.step % checkpoint.every_n_steps == 0 and world.is_main:
-            _save(learner, optimizer, state, checkpoint)
+            _save(learner, optimizer, state, selection, checkpoint)
     return state
 
 
@@ -227,20 +237,34 @@ def _optimizer(learner: Learner, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def _resume(learner: Learner, optimizer: torch.optim.Optimizer, checkpoint: CheckpointConfig | None) -> TrainState:
+def _resume(
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    selection: Selection | None,
+    checkpoint: CheckpointConfig | None,
+) -> TrainState:
     saved = load_checkpoint(checkpoint.path, dict(checkpoint.identity)) if checkpoint is not None else None
     if saved is None:
         return TrainState()
     learner.load_state_dict(saved["learner"])
     optimizer.load_state_dict(saved["optimizer"])
+    if selection is not None:
+        selection.load_state_dict(saved["selection"])
     return TrainState(step=saved["step"], losses=list(saved["losses"]))
 
 
-def _save(learner: Learner, optimizer: torch.optim.Optimizer, state: TrainState, checkpoint: CheckpointConfig) -> None:
+def _save(
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    selection: Selection | None,
+    checkpoint: CheckpointConfig,
+) -> None:
     saved = {
         "learner": dict(learner.state_dict()),
         "optimizer": optimizer.state_dict(),
         "step": state.step,
         "losses": state.losses,
+        "selection": selection.state_dict() if selection is not None else None,
     }
     save_checkpoint(checkpoint.path, dict(checkpoint.identity), saved)

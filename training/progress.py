@@ -1,22 +1,68 @@
-"""Progress bars with loss and remaining time, and optional TensorBoard scalars."""
+"""Progress as bars on a terminal and as lines elsewhere, and optional TensorBoard scalars."""
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from training.errors import RecipeError
 from training.loop import CheckpointConfig, Learner, TrainState, learning_rate, steps_per_epoch, train
 from training.parallel import World
 from training.recipe import Recipe
+from training.selection import Selection
+
+SECONDS_PER_LINE: Final = 10.0
+
+
+class ProgressLines(Progress):
+    """Prints a task's progress as one line at most every ten seconds, for log files and pipes."""
+
+    def __init__(self, console: Console, get_time: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console=console, get_time=get_time, disable=True)
+        self._next_line_s = get_time() + SECONDS_PER_LINE
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """See `Progress.advance`."""
+        super().advance(task_id, advance)
+        self._print_if_due(task_id)
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:  # noqa: ANN401  rich's keywords and free fields
+        """See `Progress.update`."""
+        super().update(task_id, **changes)
+        self._print_if_due(task_id)
+
+    def _print_if_due(self, task_id: TaskID) -> None:
+        if self.get_time() < self._next_line_s:
+            return
+        self._next_line_s = self.get_time() + SECONDS_PER_LINE
+        task = next(task for task in self.tasks if task.id == task_id)
+        parts = [f"{task.completed:.0f} of {task.total:.0f}" if task.total else f"{task.completed:.0f}"]
+        if task.time_remaining is not None:
+            parts.append(f"{timedelta(seconds=round(task.time_remaining))} left")
+        line = ", ".join([*parts, task.fields["note"]]).removesuffix(", ")
+        self.console.print(f"{task.description}: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Progress]:
-    """Progress bars with count, elapsed time, remaining time and a note."""
+    """Progress bars with count, elapsed time, remaining time and a note; lines if the console is no terminal."""
+    if not console.is_terminal:
+        yield ProgressLines(console)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -37,17 +83,19 @@ def train_with_progress(
     progress: Progress,
     checkpoint: CheckpointConfig | None,
     tensorboard: Path | None,
+    selection: Selection | None,
     world: World,
 ) -> TrainState:
-    """`loop.train` with a progress bar.
+    """`loop.train` with progress.
 
     Args:
         learner: the phase to train.
         recipe: optimizer, schedule and batch size.
-        title: label of the bar.
-        progress: where to add the bar.
+        title: label of the task.
+        progress: where to add the task.
         checkpoint: None writes no checkpoints.
         tensorboard: folder for TensorBoard event files, or None.
+        selection: see `loop.train`.
         world: processes of this run; the main process writes files.
 
     Raises:
@@ -55,7 +103,8 @@ def train_with_progress(
         TrainingError: see `loop.train`.
     """
     n_per_epoch = steps_per_epoch(recipe, learner.n_images)
-    task = progress.add_task(title, total=recipe.epochs * n_per_epoch, note="")
+    n_steps = recipe.epochs * n_per_epoch
+    task = progress.add_task(title, total=n_steps, note="")
     with _scalars(tensorboard if world.is_main else None) as write:
 
         def show(state: TrainState) -> None:
@@ -63,7 +112,19 @@ def train_with_progress(
             write("loss", state.losses[-1], state.step)
             write("learning_rate", learning_rate(recipe, (state.step - 1) // n_per_epoch), state.step)
 
-        state = train(learner, recipe, checkpoint=checkpoint, on_step=show, world=world)
+        def tell(state: TrainState) -> None:
+            line = f"{title}: resuming after step {state.step} of {n_steps}"
+            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        state = train(
+            learner,
+            recipe,
+            checkpoint=checkpoint,
+            on_step=show,
+            on_resume=tell,
+            selection=selection,
+            world=world,
+        )
         progress.update(task, completed=state.step)
         return state
 

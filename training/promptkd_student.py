@@ -52,9 +52,14 @@ class PromptKDStudent(nn.Module):
         return [ParameterGroup(list(self.parameters()))]
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
-        """z_S: [B, K]; in training mode the batch norm uses and tracks batch statistics."""
-        hidden = self.norm(self.hidden(self._prompted().embed_images(images_BCHW).float()))
-        features = unit_norm(self.out(hidden.relu()))
+        """z_S: [B, K]; in training mode the batch norm uses and tracks the statistics of batches of several images."""
+        hidden_BH = self.hidden(self._prompted().embed_images(images_BCHW).float())
+        norm = self.norm
+        if len(hidden_BH) == 1:  # a last batch of one image has no variance: normalise it as in serving
+            hidden_BH = nn.functional.batch_norm(hidden_BH, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        else:
+            hidden_BH = norm(hidden_BH)
+        features = unit_norm(self.out(hidden_BH.relu()))
         return class_scores(self.backbone.logit_scale, features, self._text_features_KE2)
 
     def fold(self) -> tuple[PromptedBackbone, ExportedPrompts]:

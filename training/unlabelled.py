@@ -25,11 +25,13 @@ class UnlabelledData:
         images: readable images, and the paths of unreadable ones.
         class_names: base and new classes.
         template: the data set's hand-written prompt template for the teacher; None for a plain folder.
+        labels: class index of each image, to measure accuracy; None for a plain folder.
     """
 
     images: ImageFolder
     class_names: Sequence[str]
     template: str | None = None
+    labels: Sequence[int] | None = None
 
 
 def read_folder(images: Path, classes: Path, console: Console) -> UnlabelledData:
@@ -48,7 +50,7 @@ def read_folder(images: Path, classes: Path, console: Console) -> UnlabelledData
 
 
 def read_data_set(name_or_path: str, root: Path | None, console: Console) -> UnlabelledData:
-    """Read the train images of a labelled data set and ignore their labels.
+    """Read the train images of a labelled data set; their labels only serve to measure accuracy.
 
     Raises:
         DatasetError: unknown data set, or no readable train image.
@@ -56,7 +58,19 @@ def read_data_set(name_or_path: str, root: Path | None, console: Console) -> Unl
     dataset = open_dataset(name_or_path, root)
     print_notes(dataset.notes, console)
     console.print(f"Reading {len(dataset.split('train'))} train images of {dataset.name}", markup=False)
-    return UnlabelledData(train_images_of(dataset), dataset.class_names, dataset.template)
+    return unlabelled(dataset)
+
+
+def unlabelled(dataset: Dataset) -> UnlabelledData:
+    """The train images of a data set; their labels only serve to measure accuracy.
+
+    Raises:
+        DatasetError: no readable train image.
+    """
+    images = train_images_of(dataset)
+    label_of = {image.path: image.label for image in dataset.split("train")}
+    labels = [label_of[path] for path in images.files]
+    return UnlabelledData(images, dataset.class_names, dataset.template, labels)
 
 
 def train_images_of(dataset: Dataset) -> ImageFolder:

@@ -28,8 +28,10 @@ from training.checkpoint import save_checkpoint
 from training.cli import adapt_app
 from training.data.catalog import open_dataset
 from training.data.few_shot import few_shot
+from training.data.hold_out import hold_out_per_class
 from training.data.views import Views
 from training.errors import CheckpointError
+from training.evaluation.predict import Predictor
 from training.files import digest_of
 from training.loop import train
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
@@ -122,7 +124,7 @@ def test_caching_frozen_features_does_not_change_the_run(data, name, augmentatio
 def caspl_adapt(data, folder, *extra):
     register_tiny_models()
     arguments = ["--method", "coop", "--data", str(data), "--domain", "pets", "--shots", "2", "--backbone", "tiny"]
-    arguments += ["--random-weights", "--device", "cpu", "--out", str(folder / "pets.safetensors")]
+    arguments += ["--random-weights", "--device", "cpu", "--out", str(folder / "pets.safetensors"), "--keep-worse"]
     for setting in QUICK:
         arguments += ["--set", setting]
     return CliRunner().invoke(adapt_app, [*arguments, *extra])
@@ -139,6 +141,9 @@ def test_the_command_writes_a_few_shot_bundle_with_provenance(data, tmp_path):
     assert provenance.data_digests["boost"] == read_bundle(boosting_bundle()).digest
     assert provenance.recipe["epochs"] == 2
     assert provenance.metrics["n_images"] == 6
+    assert provenance.metrics["n_held_out"] == 3
+    assert {f"held_out_accuracy_{when}" for when in ("before", "best", "after")} <= json.loads(result.stdout).keys()
+    assert "3 images held out, 6 to train on" in " ".join(result.stderr.split())
     assert not (tmp_path / "pets.safetensors.checkpoint").exists()
 
 
@@ -173,7 +178,7 @@ def test_an_unreadable_image_is_reported_and_skipped(data, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     (folder / "cat" / "torn.png").write_bytes((data / "cat" / "0.png").read_bytes()[:200])
-    result = caspl_adapt(folder, tmp_path, "--shots", "0")
+    result = caspl_adapt(folder, tmp_path, "--shots", "0", "--holdout", "0")
     assert result.exit_code == 0, result.output
     assert "Skipped unreadable images (1)" in result.output
     assert "torn.png" in result.output
@@ -181,6 +186,46 @@ def test_an_unreadable_image_is_reported_and_skipped(data, tmp_path):
     strict = caspl_adapt(folder, tmp_path, "--shots", "0", "--strict")
     assert strict.exit_code == 1
     assert "torn.png" in strict.output.replace("\n", "")
+
+
+def test_a_model_made_worse_is_an_error_and_writes_nothing(data, tmp_path, monkeypatch):
+    left = iter((0.4, 0.3, 0.2, 0.1, 0.0))
+    monkeypatch.setattr(Adapter, "zero_shot_accuracy", lambda self, texts: 0.9)
+    monkeypatch.setattr(Adapter, "accuracy", lambda self, n_images: next(left))
+    register_tiny_models()
+    arguments = ["--method", "coop", "--data", str(data), "--domain", "pets", "--shots", "2", "--backbone", "tiny"]
+    arguments += ["--random-weights", "--device", "cpu", "--out", str(tmp_path / "pets.safetensors")]
+    result = CliRunner().invoke(adapt_app, [*arguments, *(part for value in QUICK for part in ("--set", value))])
+    assert result.exit_code == 1
+    message = " ".join(result.stderr.split())
+    assert "accuracy on 3 held-out images was 90.0% before training and 40.0% at best, after step 1 of 4" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_held_out_images_are_not_trained_on(data, tmp_path):
+    dataset = hold_out_per_class(open_dataset(str(data)), 0.1, seed=1)
+    held_out = {image.path for image in dataset.split("val")}
+    assert len(held_out) == 3
+    assert held_out.isdisjoint(image.path for image in few_shot(dataset, 16, seed=1).split("train"))
+
+
+def test_before_training_is_the_zero_shot_accuracy_of_the_base_model(data):
+    dataset, model = open_dataset(str(data)), base_model(is_boosted=True)
+    adapter = adapter_for("coop", dataset, model, read_recipe(METHODS["coop"].recipe, None, QUICK))
+    text = model.zero_shot_text(dataset.class_names, [model.template])
+    server = PromptedClip(tiny_backbone())
+    stack = server.load_stack(read_bundle(boosting_bundle()))
+    stack = server.with_labels(stack, dataset.class_names)
+    predictions = Predictor(tiny_backbone()).predict(stack, dataset, "train")
+    expected = float((predictions.named_N == predictions.labels_N).mean())
+    assert adapter.zero_shot_accuracy(text) == pytest.approx(expected)
+
+
+def test_without_hold_out_the_last_step_is_written_and_that_is_said(data, tmp_path):
+    result = caspl_adapt(data, tmp_path, "--holdout", "0", "--json")
+    assert result.exit_code == 0, result.output
+    assert "nothing checks" in " ".join(result.stderr.split())
+    assert not any("held_out" in key for key in json.loads(result.stdout))
 
 
 def test_the_boosting_bundle_is_never_overwritten(data, tmp_path):
@@ -197,7 +242,7 @@ def test_a_run_on_boosting_prompts_does_not_resume_without_them(data, tmp_path):
     job = AdaptJob("pets", dataset, tmp_path / "pets.safetensors", tmp_path / "state", checkpoint_every=1)
     boosted = base_model(is_boosted=True)
     method = METHODS["coop"].build(boosted, dataset.class_names, recipe)
-    identity = {"train": dataset.digest, "boost": boosted.boost_digest, "method": "coop"}
+    identity = {"train": dataset.digest, "boost": boosted.boost_digest, "method": "coop", "select": "False"}
     identity |= {"recipe": digest_of(recipe.model_dump_json().encode()), "backbone": tiny_backbone().fingerprint}
     save_checkpoint(job.checkpoint, identity, {"learner": method.state_dict()})
     with pytest.raises(CheckpointError, match="boost differ"):
@@ -226,7 +271,7 @@ def start_adapt(data, out, **options):
     command += ["--domain", "pets", "--shots", "4", "--backbone", "demo-student", "--device", "cpu", "--out", str(out)]
     for setting in ("epochs=15", "batch_size=4", "warmup_epochs=0", "image_depth=3"):
         command += ["--set", setting]
-    command += ["--checkpoint-every", "1"]
+    command += ["--checkpoint-every", "1", "--keep-worse"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options
     )

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
+from training.boost_scores import HeldOutScores
 from training.cli import boost_app
 
 SETTINGS = ["image_tokens=2", "text_tokens=4", "epochs=2", "batch_size=4", "augmentation=none"]
@@ -27,10 +28,11 @@ def workplace(tmp_path):
     return tmp_path
 
 
-def caspl_boost(folder, *extra, settings=SETTINGS):
+def caspl_boost(folder, *extra, settings=SETTINGS, keep_worse=True):
+    """Run the command; a random student and six random images rarely gain from a few steps, so `keep_worse`."""
     arguments = ["--images", str(folder / "images"), "--classes", str(folder / "classes.txt"), "--domain", "demo"]
     arguments += ["--out", str(folder / "demo.safetensors"), "--backbone", "tiny", "--teacher", "tiny-teacher"]
-    arguments += ["--random-weights", "--device", "cpu"]
+    arguments += ["--random-weights", "--device", "cpu", *(["--keep-worse"] if keep_worse else [])]
     for setting in settings:
         arguments += ["--set", setting]
     return CliRunner().invoke(boost_app, [*arguments, *extra])
@@ -117,7 +119,7 @@ def test_missing_options_are_a_usage_error():
 def test_tensorboard_logs_the_loss_of_every_step(workplace):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = caspl_boost(workplace, "--tensorboard", str(workplace / "events"))
+    result = caspl_boost(workplace, "--set", "learning_rate=0.005", "--tensorboard", str(workplace / "events"))
     assert result.exit_code == 0, result.output
     events = EventAccumulator(str(workplace / "events")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
@@ -139,14 +141,8 @@ def test_boosting_a_data_set_uses_its_train_images_and_its_template_for_the_teac
         + "".join(f"images/{i}.png,{'cat' if i % 2 else 'dog'},{'test' if i > 3 else 'train'}\n" for i in range(6))
     )
     arguments = ["--data", str(workplace / "table.csv"), "--domain", "demo", "--backbone", "tiny"]
-    arguments += [
-        "--teacher",
-        "tiny-teacher",
-        "--random-weights",
-        "--out",
-        str(workplace / "demo.safetensors"),
-        "--json",
-    ]
+    arguments += ["--teacher", "tiny-teacher", "--random-weights", "--keep-worse", "--json"]
+    arguments += ["--out", str(workplace / "demo.safetensors")]
     for setting in SETTINGS:
         arguments += ["--set", setting]
     result = CliRunner().invoke(boost_app, arguments)
@@ -155,3 +151,78 @@ def test_boosting_a_data_set_uses_its_train_images_and_its_template_for_the_teac
     assert manifest.provenance.metrics["n_images"] == 4
     assert sorted(spec.name for spec in manifest.classes) == ["cat", "dog"]
     assert manifest.provenance.recipe["teacher_template"] == "a photo of a {}."
+    report = json.loads(result.stdout)
+    assert {f"held_out_accuracy_{when}" for when in ("before", "best", "after")} <= report.keys()
+
+
+def scripted_scores(monkeypatch, before, *during):
+    """Replace the held-out scores by these, in the order of measurement."""
+    left = iter((before, *during))
+    monkeypatch.setattr(HeldOutScores, "of", lambda self, logits: {"agreement": next(left)})
+
+
+def test_scores_before_best_and_after_are_printed_reported_and_stored(workplace, monkeypatch):
+    scripted_scores(monkeypatch, 0.5, 0.6, 0.9, 0.8, 0.7)
+    result = caspl_boost(workplace, "--json", keep_worse=False)
+    assert result.exit_code == 0, result.output
+    expected = {
+        "n_held_out": 1,
+        "best_step": 2,
+        "held_out_agreement_before": 0.5,
+        "held_out_agreement_best": 0.9,
+        "held_out_agreement_after": 0.7,
+    }
+    stored = read_bundle((workplace / "demo.safetensors").read_bytes()).manifest.provenance.metrics
+    for found in (json.loads(result.stdout), stored):
+        assert {key: found[key] for key in expected} == expected
+        assert not any("accuracy" in key for key in found)
+    assert "1 images held out, 5 to train on. These are few" in result.stderr
+    assert "Held-out images, before training: agreement 50.0%" in result.stderr
+    assert "Held-out images, step 2 of 4: agreement 90.0%" in result.stderr
+
+
+def test_the_best_step_is_written_not_the_last(workplace, monkeypatch):
+    found = []
+    for scores in ((0.6, 0.9, 0.8, 0.7), (0.6, 0.7, 0.8, 0.9)):
+        scripted_scores(monkeypatch, 0.5, *scores)
+        caspl_boost(workplace, keep_worse=False)
+        found.append(read_bundle((workplace / "demo.safetensors").read_bytes()).tensors["image.boost"])
+    assert not np.array_equal(*found)
+
+
+def test_a_student_made_worse_is_an_error_and_writes_nothing(workplace, monkeypatch):
+    scripted_scores(monkeypatch, 0.5, 0.4, 0.3, 0.2, 0.1)
+    result = caspl_boost(workplace, keep_worse=False)
+    assert result.exit_code == 1
+    message = " ".join(result.stderr.split())
+    assert "made the model worse: agreement on 1 held-out images was 50.0% before training and 40.0% at best" in message
+    assert "learning_rate" in message
+    assert not list(workplace.glob("demo.safetensors*"))
+    scripted_scores(monkeypatch, 0.5, 0.4, 0.3, 0.2, 0.1)
+    assert caspl_boost(workplace, keep_worse=True).exit_code == 0
+    assert (workplace / "demo.safetensors").exists()
+
+
+def test_without_hold_out_the_last_step_is_written_and_that_is_said(workplace):
+    result = caspl_boost(workplace, "--holdout", "0", "--json", keep_worse=False)
+    assert result.exit_code == 0, result.output
+    assert "nothing checks" in " ".join(result.stderr.split())
+    assert not any("held_out" in key for key in json.loads(result.stdout))
+
+
+def test_a_resumed_run_prints_its_step(workplace, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("training.boost_run.export_bundle", lambda *_, **__: 1 / 0)
+        assert isinstance(caspl_boost(workplace, "--checkpoint-every", "3").exception, ZeroDivisionError)
+    result = caspl_boost(workplace, "--checkpoint-every", "3")
+    assert result.exit_code == 0, result.output
+    assert "boosting demo: resuming after step 3 of 4" in result.stderr
+
+
+def test_a_changed_hold_out_does_not_resume(workplace, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("training.boost_run.export_bundle", lambda *_, **__: 1 / 0)
+        caspl_boost(workplace, "--checkpoint-every", "3")
+    result = caspl_boost(workplace, "--holdout", "0.4")
+    assert result.exit_code == 1
+    assert "holdout differ" in result.stderr

@@ -185,13 +185,6 @@ def test_student_and_teacher_of_different_image_sizes_are_rejected(folder, monke
         Booster(run.student, Teacher(wide, CLASSES, "{}."), run._views, recipe())
 
 
-def test_text_prompts_are_initialised_from_words_only_if_the_lengths_match():
-    student = tiny_backbone()
-    words = student.clip.token_embedding(torch.tensor(student.tokenizer.encode("a photo of a")))
-    assert torch.equal(CasplStudent(student, CLASSES, recipe(text_tokens=4)).text[0], words)
-    assert not torch.equal(CasplStudent(student, CLASSES, recipe(text_tokens=5)).text[0, :4], words)
-
-
 def test_depths_are_clamped_to_the_towers():
     prompts = CasplStudent(tiny_backbone(), CLASSES, recipe(image_depth=9, text_depth=9))
     assert prompts.image.shape == (3, 2, 32)

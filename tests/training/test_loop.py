@@ -9,6 +9,7 @@ from torch import nn
 from training.errors import CheckpointError, DivergedError, OutOfMemoryError
 from training.loop import CheckpointConfig, ParameterGroup, learning_rate, train
 from training.recipe import Recipe
+from training.selection import Selection
 
 
 class Line(nn.Module):
@@ -104,6 +105,33 @@ def test_a_run_interrupted_at_any_step_resumes_to_the_same_bits(tmp_path, stop_a
         train(Line(), recipe(), checkpoint=checkpoint, on_step=stop)
     again = Line()
     assert train(again, recipe(), checkpoint=checkpoint).losses == losses
+    assert torch.equal(again.w, whole.w)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 8])
+def test_a_resumed_run_selects_the_same_state_and_reports_its_step(tmp_path, stop_at):
+    def selection(line):
+        return Selection(lambda: {"accuracy": -abs(line.w.item() - 2)}, {"accuracy": -2.0}, 10)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(run):
+        if run.step == stop_at + 1:
+            raise StoppedError
+
+    whole, stopped, again = Line(), Line(), Line()
+    expected, found = selection(whole), selection(again)
+    train(whole, recipe(), selection=expected)
+    checkpoint = CheckpointConfig(tmp_path / "state", {"recipe": "a"}, every_n_steps=1)
+    with pytest.raises(StoppedError):
+        train(stopped, recipe(), checkpoint=checkpoint, selection=selection(stopped), on_step=stop)
+    resumed_after = []
+    train(again, recipe(), checkpoint=checkpoint, selection=found, on_resume=lambda run: resumed_after.append(run.step))
+    assert resumed_after == [stop_at]
+    assert found.metrics() == expected.metrics()
+    for chosen, line in ((expected, whole), (found, again)):
+        chosen.finish(line, recipe(), 9, tmp_path / "state", keep_worse=False)
     assert torch.equal(again.w, whole.w)
 
 

@@ -7,7 +7,7 @@ Legend: B rows, E joint width.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from training.hardware import autocast
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
+
+EVALUATED_ROWS: Final = 32
+"""Images per forward of an evaluation: CoCoOp encodes all class texts for each."""
 
 
 class Adapter:
@@ -43,7 +46,7 @@ class Adapter:
         recipe: AdaptRecipe,
     ) -> None:
         self.method = method
-        self._base_model = base_model
+        self.base_model = base_model
         self._views = views
         self._device = base_model.backbone.device
         self._labels_N = torch.tensor(labels, dtype=torch.long)
@@ -114,8 +117,27 @@ class Adapter:
         """Restore the method's state."""
         self.method.load_state_dict(state)
 
+    @torch.no_grad()
+    def accuracy(self, n_images: int) -> float:
+        """Share of the first `n_images` images that the method classifies correctly, with the views of epoch 0."""
+        blocks = torch.split(torch.arange(min(n_images, self.n_images)), EVALUATED_ROWS)
+        n_correct = 0
+        for indices in blocks:
+            batch = self.batch(indices, 0)
+            n_correct += int((self.method.logits(batch).argmax(1) == batch.labels_B).sum())
+        return n_correct / min(n_images, self.n_images)
+
+    @torch.no_grad()
+    def zero_shot_accuracy(self, text_features_KE: Tensor) -> float:
+        """Share of all images that the base model classifies correctly with these text features."""
+        n_correct = 0
+        for indices in torch.split(torch.arange(self.n_images), EVALUATED_ROWS):
+            scores_BK = self._feature_cache.get(indices, 0) @ text_features_KE.T
+            n_correct += int((scores_BK.argmax(1).cpu() == self._labels_N[indices]).sum())
+        return n_correct / self.n_images
+
     def _images(self, pixels_BCHW: Tensor) -> Tensor:
-        return normalize_pixels(pixels_BCHW.to(self._device), self._base_model.backbone.preprocess)
+        return normalize_pixels(pixels_BCHW.to(self._device), self.base_model.backbone.preprocess)
 
     def _features(self, model: PromptedBackbone, pixels_BCHW: Tensor) -> Tensor:
         with autocast(self._recipe, self._device):

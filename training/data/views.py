@@ -59,6 +59,11 @@ class Views:
         self._prefetched: dict[tuple[tuple[int, ...], int], list[Future[NDArray[np.uint8]]]] = {}
         self._pool = ThreadPoolExecutor(n_decoding_threads())
 
+    @classmethod
+    def as_served(cls, files: Sequence[Path], image_size: int, preprocess: dict[str, Any]) -> "Views":
+        """One view per image, preprocessed as in the service."""
+        return cls(files, image_size=image_size, preprocess=preprocess, augmentation="none", crop_scale_min=1.0, seed=0)
+
     def view_set(self, epoch: int) -> int | None:
         """Index of the fixed set of views that an epoch uses, None if its views are new."""
         if not self._is_random:

@@ -11,12 +11,13 @@ from typing import Final, Literal
 from PIL import Image
 
 from training.demo.render import BLOCK, Pictures, draw_series
-from training.demo.shifts import DOMAINS
-from training.demo.world import CLASS_NAMES
+from training.demo.shifts import DOMAINS, UNSEEN
+from training.demo.world import CLASS_NAMES, PAIRS
 
 TRAIN_SEED: Final = 500
 TEST_SEED: Final = 600
 LABELLED_SEED: Final = 800
+DRAWN: Final = DOMAINS | UNSEEN
 _JPEG_QUALITY: Final = 95
 
 Suffix = Literal["png", "jpg"]
@@ -47,7 +48,7 @@ def write_folders(
     """Write a domain's images to `out_dir`.
 
     Args:
-        domain: a name of `shifts.DOMAINS`.
+        domain: a name of `DRAWN`.
         out_dir: an empty or missing folder.
         n_train: unlabelled images in `train/`.
         n_test: labelled images in `test/<class>/`.
@@ -60,11 +61,11 @@ def write_folders(
     """
     _begin(domain, out_dir)
     if n_train:
-        pictures = draw_series(TRAIN_SEED + seed, n_train, restyle=DOMAINS[domain])
+        pictures = draw_series(TRAIN_SEED + seed, n_train, restyle=DRAWN[domain])
         for index in range(n_train):
             _save(pictures, index, out_dir / "train" / f"{index:05d}.{suffix}")
     if n_test:
-        pictures = draw_series(TEST_SEED + seed, n_test, restyle=DOMAINS[domain])
+        pictures = draw_series(TEST_SEED + seed, n_test, restyle=DRAWN[domain])
         for index, label in enumerate(pictures.labels.tolist()):
             folder = out_dir / "test" / class_folder(CLASS_NAMES[label])
             _save(pictures, index, folder / f"{index:05d}.{suffix}")
@@ -75,7 +76,7 @@ def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_
     """Write a domain as a few-shot data set: `train/<class>/` and `test/<class>/`.
 
     Args:
-        domain: a name of `shifts.DOMAINS`.
+        domain: a name of `DRAWN`.
         out_dir: an empty or missing folder.
         shots: train images per class, the first ones of their series.
         n_test: total number of test images.
@@ -90,23 +91,38 @@ def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_
     n_left = dict.fromkeys(range(len(CLASS_NAMES)), shots)
     start = 0
     while any(n_left.values()):
-        pictures = draw_series(LABELLED_SEED, BLOCK, restyle=DOMAINS[domain], start=start)
+        pictures = draw_series(LABELLED_SEED, BLOCK, restyle=DRAWN[domain], start=start)
         for index, label in enumerate(pictures.labels.tolist()):
             if n_left[label]:
                 n_left[label] -= 1
                 _save(pictures, index, out_dir / "train" / folders[label] / f"{start + index:05d}.png")
         start += BLOCK
-    pictures = draw_series(test_seed, n_test, restyle=DOMAINS[domain])
+    pictures = draw_series(test_seed, n_test, restyle=DRAWN[domain])
     for index, label in enumerate(pictures.labels.tolist()):
         _save(pictures, index, out_dir / "test" / folders[label] / f"{index:05d}.png")
     return FolderSizes(shots * len(CLASS_NAMES), n_test)
 
 
-def _begin(domain: str, out_dir: Path) -> None:
+def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int, n_classes: int) -> FolderSizes:
+    """Write `train/<class>/` and `test/<class>/` with images of the first `n_classes` classes.
+
+    Raises:
+        ValueError: no such domain.
+        FileExistsError: the folder is not empty.
+    """
+    _begin(domain, out_dir, n_classes)
+    for split, n_images, seed in (("train", n_train, TRAIN_SEED), ("test", n_test, TEST_SEED)):
+        pictures = draw_series(seed, n_images, pairs=PAIRS[:n_classes], restyle=DRAWN[domain])
+        for index, label in enumerate(pictures.labels.tolist()):
+            _save(pictures, index, out_dir / split / class_folder(CLASS_NAMES[label]) / f"{index:05d}.png")
+    return FolderSizes(n_train, n_test)
+
+
+def _begin(domain: str, out_dir: Path, n_classes: int = len(CLASS_NAMES)) -> None:
     """Create the folder and its class list."""
-    if domain not in DOMAINS:
-        raise ValueError(f"unknown domain {domain!r}; use one of {', '.join(DOMAINS)}")
+    if domain not in DRAWN:
+        raise ValueError(f"unknown domain {domain!r}; use one of {', '.join(DRAWN)}")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise FileExistsError(f"the folder {out_dir} is not empty")
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
+    (out_dir / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES[:n_classes]))

@@ -1,4 +1,4 @@
-"""The six shifted domains.
+"""The six shifted domains, and a seventh on which nothing was chosen.
 
 A domain restyles clean images without changing class, pose or pattern. Pre-training does not use these functions.
 Shapes: N images, C=3, H=W=64.
@@ -97,6 +97,16 @@ def negative(picture: Tensor, generator: torch.Generator) -> Tensor:
     return turned + _per_picture(picture, 0.0, 0.2, generator) + _noise(len(picture), 3, 0.05, generator)
 
 
+def sepia(picture: Tensor, generator: torch.Generator) -> Tensor:
+    """Faded photograph: brown tones, low contrast, dark corners, stains, grain."""
+    n = len(picture)
+    level = blur(grey(picture), 0.6) * _per_picture(picture, 0.4, 0.7, generator)
+    level = level + _per_picture(picture, 0.15, 0.30, generator) + (smooth_noise(n, 1, 6, generator) - 0.5) * 0.15
+    line = (torch.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1
+    corners = 1 - 0.25 * (line[:, None] ** 2 + line[None] ** 2)
+    return level * corners * _rgb(1.10, 0.88, 0.62) + _noise(n, 1, 0.05, generator)
+
+
 def clean(picture: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001 - one signature for all
     """Unchanged images, as in pre-training."""
     return picture
@@ -111,3 +121,5 @@ SHIFTED: Final[dict[str, Restyle]] = {
     "negative": negative,
 }
 DOMAINS: Final[dict[str, Restyle]] = {"clean": clean, **SHIFTED}
+UNSEEN: Final[dict[str, Restyle]] = {"sepia": sepia}
+"""Drawn after the default recipes were chosen on the six others, to measure them."""

@@ -120,13 +120,8 @@ class Predictor:
     def _views_of(self, images: tuple[LabelledImage, ...]) -> Views:
         """The preprocessed images of a split; recently used splits are cached."""
         backbone = self.model.backbone
-        views = self._views.pop(images, None) or Views(
-            [image.path for image in images],
-            image_size=backbone.image_size,
-            preprocess=backbone.preprocess,
-            augmentation="none",
-            crop_scale_min=1.0,
-            seed=0,
+        views = self._views.pop(images, None) or Views.as_served(
+            [image.path for image in images], backbone.image_size, backbone.preprocess
         )
         self._views[images] = views
         if len(self._views) > MAX_KEPT_SPLITS:

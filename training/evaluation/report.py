@@ -43,6 +43,7 @@ def to_markdown(report: Report, pictures: Sequence[str] = ()) -> str:
         f"Backbone {report.backbone['arch']}, weights {report.backbone['pretrained']}, "
         f"`{report.backbone['fingerprint']}`.",
         f"Accuracy in per cent, mean ± sample standard deviation over the seeds {seeds}; change in points.",
+        "Prompts are those of the last training step, as in the papers.",
     ]
     summaries = report.summaries
     for dataset in dict.fromkeys(summary.dataset for summary in summaries):
