@@ -5,7 +5,15 @@ from contextlib import suppress
 from typing import Final
 
 from prompt_store.digest import digest_bytes
-from prompt_store.durable import Disk, create_directory, create_file, read_file, sync_directory, to_store_error
+from prompt_store.disk import Disk, open_directory, read_file
+from prompt_store.durable import (
+    create_directory,
+    create_file,
+    error_name,
+    is_transient,
+    sync_directory,
+    to_store_error,
+)
 from prompt_store.errors import StorageFullError, StoreCorruptError
 from prompt_store.header import MAX_BUNDLE_BYTES
 from prompt_store.layout import Layout
@@ -25,9 +33,28 @@ def check_free_space(layout: Layout, disk: Disk, n_bytes: int) -> None:
         raise StorageFullError(f"The store's disk has {free} bytes free; {needed} are needed.")
 
 
+def _read(layout: Layout, digest: str) -> bytes | None:
+    """Return the bytes of a blob, None if it does not exist.
+
+    Raises:
+        StoreReadOnlyError: `storage_busy`, which says nothing about the blob.
+        OSError: it is unreadable.
+    """
+    path = layout.blob(digest)
+    try:
+        with open_directory(path.parent) as directory:
+            return read_file(path.name, max_bytes=MAX_BUNDLE_BYTES, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if is_transient(error):
+            raise to_store_error(error) from error
+        raise
+
+
 def _is_intact(layout: Layout, digest: str) -> bool:
     try:
-        data = read_file(layout.blob(digest), max_bytes=MAX_BUNDLE_BYTES)
+        data = _read(layout, digest)
     except OSError:
         return False
     return data is not None and digest_bytes(data) == digest
@@ -79,12 +106,13 @@ def read_blob(layout: Layout, digest: str) -> bytes:
 
     Raises:
         StoreCorruptError: `version_corrupt`, the file is missing, unreadable or damaged.
+        StoreReadOnlyError: `storage_busy`.
     """
     try:
-        data = read_file(layout.blob(digest), max_bytes=MAX_BUNDLE_BYTES)
+        data = _read(layout, digest)
     except OSError as error:
         raise StoreCorruptError(
-            "The stored bundle is unreadable. Check the disk and the permissions.",
+            f"The stored bundle {digest} is unreadable ({error_name(error)}). Run `caspl store check`.",
             code="version_corrupt",
         ) from error
     if data is None or digest_bytes(data) != digest:

@@ -5,7 +5,7 @@ with another writer.
 """
 
 from prompt_store.blobs import check_free_space, put_blob, read_blob, repair_blob
-from prompt_store.durable import Disk
+from prompt_store.disk import Disk
 from prompt_store.errors import ConflictError, VersionExistsError, VersionLiveError, VersionNotFoundError
 from prompt_store.layout import Layout
 from prompt_store.logs import Change, Decide
@@ -27,6 +27,8 @@ def find_version(state: State, version: int) -> PublishedVersion:
 def publish(layout: Layout, disk: Disk, data: bytes, digest: str) -> Decide:
     """Publish a bundle as the next version; no change if the newest version has the same content.
 
+    The stored copy of content that a version already has is written again if it is damaged.
+
     Raises, when called: VersionExistsError, StorageFullError, StoreReadOnlyError.
     """
 
@@ -37,6 +39,7 @@ def publish(layout: Layout, disk: Disk, data: bytes, digest: str) -> Decide:
             return None
         for entry in available:
             if entry.digest == digest:
+                repair_blob(layout, disk, data, digest)
                 raise VersionExistsError(
                     f"Version {entry.version} already has this content. Activate that version instead.",
                     version=entry.version,

@@ -19,8 +19,17 @@ from prompt_store.bundle import Bundle, peek_manifest, read_bundle
 from prompt_store.digest import check_digest
 from prompt_store.errors import BundleInvalidError, PromptStoreError
 from prompt_store.header import MAX_BUNDLE_BYTES
+from prompt_store.repair import check_store
 from prompt_store.store import Store
-from prompt_store.tables import bundle_differences, bundle_facts, bundle_tables, store_rows, table
+from prompt_store.tables import (
+    bundle_differences,
+    bundle_facts,
+    bundle_tables,
+    check_facts,
+    check_lines,
+    store_rows,
+    table,
+)
 
 EXIT_FAILURE: Final = 1
 EXIT_INVALID: Final = 3
@@ -192,6 +201,22 @@ def remove(
     with _report_errors(as_json):
         _open_store(store).retire(domain, version, actor=_actor())
         _show({"domain": domain, "version": version}, as_json, f"{domain} version {version} is retired")
+
+
+@store_app.command()
+def check(
+    is_repaired: Annotated[
+        bool, typer.Option("--repair", help="repair what can be repaired; damaged files move to quarantine/")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every record and bundle; exit code 1 if the store is damaged."""
+    with _report_errors(as_json):
+        found, repairs = check_store(store, repair=is_repaired)
+        _show(check_facts(found, repairs), as_json, *check_lines(found, repairs))
+    if not found.is_sound:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def _check_file(path: Path, digest: str | None) -> tuple[dict[str, object], bool]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from prompt_store.durable import Disk, to_store_error
+from prompt_store.disk import Disk
+from prompt_store.durable import to_store_error
 from prompt_store.layout import Layout
 from prompt_store.logs import Change, Logs
 from prompt_store.records import PublishedVersion, State

@@ -1,7 +1,5 @@
 """Durable file creation.
 
-All writes of the store go through `Disk`, so that tests can inject a crash or an error at every system call.
-
 `create_file` writes a temporary file in the target directory, syncs it, links it to its final name (which fails if
 the name exists), removes the temporary name and syncs the directory. Readers see either no file or the whole file.
 """
@@ -15,71 +13,37 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from prompt_store.errors import PromptStoreError, StorageFullError, StoreReadOnlyError
+from prompt_store.disk import Disk
+from prompt_store.errors import PromptStoreError, StorageFullError, StoreCorruptError, StoreReadOnlyError
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PERMISSION: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _BUSY: Final = frozenset({errno.EMFILE, errno.ENFILE})
 """Out of file descriptors. Only opening a file fails this way, so nothing was written."""
+_WRONG_TYPE: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
+"""A symbolic link or a file in the place of a directory, or a directory in the place of a file."""
+_DEVICE: Final = frozenset(
+    {
+        errno.EIO,
+        errno.EROFS,  # Linux remounts a damaged file system read-only
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.ENOMEDIUM,
+        errno.EREMOTEIO,
+        errno.EUCLEAN,  # a corrupted file system
+        errno.EBADMSG,  # a wrong checksum in the file system
+        errno.ESTALE,  # network file systems
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+    }
+)
+"""The disk failed, whatever was written. Every other error concerns one operation or one path."""
 
 
-class Disk:
-    """The system calls that modify a store, one method each."""
-
-    def open_new(self, path: Path) -> int:
-        """Create a file that must not exist; symbolic links are not followed."""
-        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-    def reserve(self, fd: int, n_bytes: int) -> None:
-        """Reserve space, so that a full disk is detected before the first write."""
-        if n_bytes:
-            os.posix_fallocate(fd, 0, n_bytes)
-
-    def write(self, fd: int, data: memoryview) -> int:
-        """Write some of the bytes and return their number."""
-        return os.write(fd, data)
-
-    def sync_file(self, fd: int) -> None:
-        """Flush a file to disk."""
-        os.fsync(fd)
-
-    def make_read_only(self, fd: int) -> None:
-        """Make a file read-only for all users."""
-        os.fchmod(fd, 0o444)
-
-    def close(self, fd: int) -> None:
-        """Close a file; may report a delayed write error."""
-        os.close(fd)
-
-    def link(self, source: Path, target: Path) -> None:
-        """Add a second name to a file; fails if the name exists, which makes it a compare-and-set."""
-        os.link(source, target, follow_symlinks=False)
-
-    def unlink(self, path: Path) -> None:
-        """Remove a file name."""
-        path.unlink()
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Rename a file."""
-        source.rename(target)
-
-    def make_dir(self, path: Path) -> None:
-        """Create one directory."""
-        path.mkdir(mode=0o755)
-
-    def sync_dir(self, path: Path) -> None:
-        """Flush a directory to disk."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def free_bytes(self, path: Path) -> int:
-        """Free bytes on the file system of `path`."""
-        stat = os.statvfs(path)
-        return stat.f_bavail * stat.f_frsize
+def error_name(error: OSError) -> str:
+    """Return the symbolic name of an error, such as `EIO`."""
+    return errno.errorcode.get(error.errno or 0, "unknown error")
 
 
 def to_store_error(error: OSError) -> PromptStoreError:
@@ -87,20 +51,35 @@ def to_store_error(error: OSError) -> PromptStoreError:
     if error.errno in _FULL:
         return StorageFullError("No space left on the store's disk.")
     if error.errno in _PERMISSION:
-        return StoreReadOnlyError("The store is not writable. Check the mount and its permissions.")
+        return StoreReadOnlyError("The store is not writable. Check the mount and the permissions of its directories.")
     if is_transient(error):
         return StoreReadOnlyError(
-            "Too many open files; nothing was published. Retry later, or raise the limit on open files.",
+            "Too many open files; nothing was changed. Retry later, or raise the limit on open files.",
             code="storage_busy",
         )
+    if error.errno in _WRONG_TYPE:
+        return StoreCorruptError(
+            "A symbolic link or a file is in the place of one of the store's directories; nothing was published. "
+            "Run `caspl store check`."
+        )
+    if is_device_failure(error):
+        return StoreReadOnlyError(
+            "The disk reported an error; nothing was published. Check the disk and restart.", code="storage_error"
+        )
     return StoreReadOnlyError(
-        "The disk reported an error; nothing was published. Check the disk and restart.", code="storage_error"
+        f"The write failed ({error_name(error)}); nothing was published. Run `caspl store check` and retry.",
+        code="write_failed",
     )
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether the error is no sign of a failing disk: the process or system ran out of file descriptors."""
+    """Whether the process or system ran out of file descriptors, so that a retry may succeed."""
     return isinstance(error, OSError) and error.errno in _BUSY
+
+
+def is_device_failure(error: BaseException | None) -> bool:
+    """Whether the disk or its file system failed, so that no later write can be trusted until it is checked."""
+    return isinstance(error, OSError) and error.errno in _DEVICE
 
 
 def _commit_unknown() -> StoreReadOnlyError:
@@ -139,8 +118,9 @@ def create_file(disk: Disk, target: Path, data: bytes) -> bool:
 
     Raises:
         StorageFullError: not enough space; nothing is left behind.
-        StoreReadOnlyError: `store_read_only`, `storage_busy` or `storage_error`, nothing was created; `commit_unknown`,
-            the file exists but may not survive a power failure.
+        StoreReadOnlyError: `store_read_only`, `storage_busy`, `write_failed` or `storage_error`, nothing was created;
+            `commit_unknown`, the file exists but may not survive a power failure.
+        StoreCorruptError: the directory is a link or a file.
     """
     temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
@@ -164,12 +144,13 @@ def sync_directory(disk: Disk, path: Path) -> None:
     """Flush a directory in which another writer may have created names without syncing them yet.
 
     Raises:
-        StoreReadOnlyError: `commit_unknown`.
+        StoreReadOnlyError: `commit_unknown`, the disk failed; others as in `create_file`.
+        StoreCorruptError: the directory is a link or a file.
     """
     try:
         disk.sync_dir(path)
     except OSError as error:
-        raise _commit_unknown() from error
+        raise (_commit_unknown() if is_device_failure(error) else to_store_error(error)) from error
 
 
 def create_directory(disk: Disk, path: Path) -> None:
@@ -178,6 +159,7 @@ def create_directory(disk: Disk, path: Path) -> None:
     Raises:
         StorageFullError: not enough space.
         StoreReadOnlyError: the parent is not writable.
+        StoreCorruptError: the parent is a link or a file.
     """
     try:
         with suppress(FileExistsError):
@@ -185,23 +167,6 @@ def create_directory(disk: Disk, path: Path) -> None:
         disk.sync_dir(path.parent)
     except OSError as error:
         raise to_store_error(error) from error
-
-
-def read_file(path: Path, *, max_bytes: int) -> bytes | None:
-    """Read a regular file without following symbolic links.
-
-    Returns:
-        at most `max_bytes` + 1 bytes; None if the file does not exist.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    with os.fdopen(fd, "rb") as file:
-        return file.read(max_bytes + 1)
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 Paths are built from validated parts only::
 
-    FORMAT                              {"format":1}
+    FORMAT                              {"format":1,"minor":1}
     LOCK                                locked shared to publish, exclusively to collect garbage
     blobs/sha256/<aa>/<64 hex digits>   immutable bundles, named by their digest
     domains/<domain>/log/0000000042.json   immutable commit records, numbered from 1
-    quarantine/                         damaged blobs, never served
+    quarantine/                         damaged files, never served
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Final
 
 from prompt_store.digest import is_digest
-from prompt_store.durable import TEMPORARY_PREFIX, Disk, create_directory, create_file, read_file
+from prompt_store.disk import Disk, EntryType, list_directory, read_file
+from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file
 from prompt_store.errors import DomainNotFoundError, StoreCorruptError
 from prompt_store.manifest import is_domain
 from prompt_store.strict_json import StrictJsonError, dump_canonical, load_object
 
-_FORMAT: Final = {"format": 1}
+FORMAT: Final = 1
+FORMAT_BYTES: Final = dump_canonical({"format": FORMAT, "minor": 1}) + b"\n"
+"""Minor version 1: records carry a checksum. Every minor version can be read, and nothing is rewritten."""
 _OWN_NAMES: Final = frozenset({"FORMAT", "LOCK", "blobs", "domains", "quarantine", "lost+found", ".gitignore"})
 
 
 class Layout:
-    """The paths in one store."""
+    """The paths in one store; `root` is absolute and resolved."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -57,26 +60,41 @@ class Layout:
 
     def temporary_files(self) -> Iterator[Path]:
         """Yield all temporary files, including those left by killed writers."""
-        for pattern in ("", "blobs/sha256/*/", "domains/*/log/"):
-            yield from self.root.glob(f"{pattern}{TEMPORARY_PREFIX}*")
+        logs = (path / "log" for path in _paths(self.domains, "directory"))
+        for directory in (self.root, *_paths(self.blobs, "directory"), *logs):
+            yield from (path for path in _paths(directory, "file") if path.name.startswith(TEMPORARY_PREFIX))
 
     def blob_files(self) -> Iterator[tuple[str, Path]]:
         """Yield (digest, path) of every blob on disk."""
-        for path in sorted(self.blobs.glob("*/*")):
-            digest = f"sha256:{path.name}"
-            if is_digest(digest) and path.parent.name == path.name[:2]:
-                yield digest, path
+        for directory in _paths(self.blobs, "directory"):
+            for path in _paths(directory, "file"):
+                digest = f"sha256:{path.name}"
+                if is_digest(digest) and path.parent.name == path.name[:2]:
+                    yield digest, path
 
 
-def _is_store(layout: Layout) -> bool:
+def _paths(directory: Path, entry_type: EntryType) -> list[Path]:
+    """Return the entries of this type, sorted; none if the directory is missing, unreadable or a link."""
+    try:
+        return [directory / name for name, found in list_directory(directory).items() if found == entry_type]
+    except OSError:
+        return []
+
+
+def is_store(layout: Layout) -> bool:
+    """Whether the directory has a FORMAT file of a supported format.
+
+    Raises:
+        StoreCorruptError: `not_a_store`, another format; `store_corrupt`, the file is unreadable.
+    """
     try:
         data = read_file(layout.format_file, max_bytes=1024)
         if data is None:
             return False
         fields = load_object(data.rstrip(b"\n"))
     except (OSError, StrictJsonError) as error:
-        raise StoreCorruptError("The store's FORMAT file is unreadable. Restore it from a backup.") from error
-    if fields.get("format") != _FORMAT["format"]:
+        raise StoreCorruptError("The store's FORMAT file is unreadable. Run `caspl store check --repair`.") from error
+    if fields.get("format") != FORMAT:
         raise StoreCorruptError(
             "Unsupported store format. Use the release that created this store.", code="not_a_store"
         )
@@ -92,7 +110,7 @@ def open_layout(root: Path, disk: Disk, *, create: bool) -> Layout:
         StorageFullError: not enough free space.
     """
     layout = Layout(root)
-    if _is_store(layout):
+    if is_store(layout):
         return layout
     if not create:
         raise StoreCorruptError("No store at this path.", code="not_a_store")
@@ -105,5 +123,5 @@ def open_layout(root: Path, disk: Disk, *, create: bool) -> Layout:
         raise StoreCorruptError("The directory is neither a store nor empty. Choose another path.", code="not_a_store")
     for path in (layout.blobs.parent, layout.blobs, layout.domains, layout.quarantine):
         create_directory(disk, path)
-    create_file(disk, layout.format_file, dump_canonical(_FORMAT) + b"\n")
+    create_file(disk, layout.format_file, FORMAT_BYTES)
     return layout

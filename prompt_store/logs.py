@@ -4,26 +4,27 @@ Other processes may write to the same store: every call reads new records, and a
 number is retried on the new state.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from prompt_store.durable import Disk, create_directory, sync_directory
-from prompt_store.errors import DomainNotFoundError
+from prompt_store.disk import Disk, Identity, identity, list_directory, open_directory
+from prompt_store.durable import create_directory, error_name, is_transient, sync_directory
+from prompt_store.errors import DomainNotFoundError, StoreCorruptError, StoreReadOnlyError
 from prompt_store.layout import Layout
 from prompt_store.manifest import is_domain
-from prompt_store.records import (
-    Action,
-    PublishedVersion,
-    Record,
-    State,
-    clean_actor,
+from prompt_store.record_files import (
+    check_chain,
     commit_record,
-    has_records,
     read_log,
     read_records,
+    record_name,
+    record_numbers,
+    unreadable_log,
 )
+from prompt_store.records import Action, PublishedVersion, Record, State, clean_actor
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,65 @@ class Logs:
         self._layout = layout
         self._disk = disk
         self._lock = threading.Lock()
-        self._states: dict[str, tuple[tuple[int, int], State]] = {}
+        self._states: dict[str, tuple[Identity, State]] = {}
+        self._uncertain: set[str] = set()
+        """Domains whose last change may be lost: a later sync that succeeds would not prove that it is durable."""
 
     def names(self) -> list[str]:
-        """Return all domains with at least one record, sorted."""
+        """Return all domains, sorted.
+
+        A directory without records is none; a link or a file with the name of a domain is one that cannot be read.
+
+        Raises:
+            StoreCorruptError: the directory of all domains cannot be read.
+        """
         try:
-            names = [path.name for path in self._layout.domains.iterdir() if is_domain(path.name)]
+            found = list_directory(self._layout.domains)
         except FileNotFoundError:
             return []
-        return sorted(name for name in names if has_records(self._layout.log(name)))
+        except OSError as error:
+            raise StoreCorruptError(
+                f"The store's directory of domains is unreadable ({error_name(error)}). Check the disk, and that it "
+                "is neither a file nor a symbolic link."
+            ) from error
+        return [
+            name for name, kind in found.items() if is_domain(name) and (kind != "directory" or self._has_records(name))
+        ]
+
+    def _has_records(self, domain: str) -> bool:
+        """Whether the log has any record, even if the first one is lost; True if that is unknown."""
+        log_dir = self._layout.log(domain)
+        try:
+            if os.path.exists(log_dir / record_name(1)):  # noqa: PTH110  Path.exists raises
+                return True
+            with open_directory(log_dir) as log:
+                return bool(record_numbers(log))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
 
     def state(self, domain: str) -> State:
         """Return the current state of a domain; the empty state if it does not exist.
 
         Raises:
             DomainNotFoundError: not a valid domain name.
-            StoreCorruptError: the log is damaged.
+            StoreCorruptError: the log is damaged or unreadable.
+            StoreReadOnlyError: `storage_busy`.
         """
         log_dir = self._layout.log(domain)
-        try:
-            stat = log_dir.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return State()
-        identity = (stat.st_dev, stat.st_ino)  # a replaced directory is read from scratch
         with self._lock:
-            known_identity, known = self._states.get(domain, (identity, State()))
-        state = read_log(log_dir, known if known_identity == identity else State())
-        self._cache_state(domain, identity, state)
+            cached, known = self._states.get(domain, (None, State()))
+        try:
+            with open_directory(log_dir, cached) as log:
+                found = identity(log)
+                # A replaced directory is read from scratch.
+                state = read_log(log, known if found == cached else State())
+        except FileNotFoundError:
+            return State()
+        except OSError as error:
+            raise unreadable_log(error) from error
+        self._cache_state(domain, found, state)
         return state
 
     def require(self, domain: str) -> State:
@@ -99,7 +132,11 @@ class Logs:
         """
         state = self.require(domain)
         last = state.seq if before is None else min(before - 1, state.seq)
-        return read_records(self._layout.log(domain), state, first=max(1, last - limit + 1), last=last)
+        try:
+            with open_directory(self._layout.log(domain)) as log:
+                return read_records(log, state, first=max(1, last - limit + 1), last=last)
+        except OSError as error:
+            raise unreadable_log(error) from error
 
     def commit(self, domain: str, decide: Decide, *, actor: str) -> tuple[State, bool]:
         """Commit a change; on a conflict with another writer, `decide` runs again on the new state.
@@ -115,31 +152,49 @@ class Logs:
         Raises:
             StorageFullError: not enough space; nothing was changed.
             StoreReadOnlyError: the store is not writable or the disk failed.
-            StoreCorruptError: the log is damaged.
+            StoreCorruptError: the log is damaged, or lost a record since it was read.
         """
-        log_dir = self._layout.log(domain)
-        while True:
-            state = self.state(domain)
-            change = decide(state)
-            if change is None:
-                # The latest record may be another writer's, linked but not yet synced.
-                sync_directory(self._disk, log_dir)
-                return state, False
-            if state.seq == 0:
-                create_directory(self._disk, self._layout.domains)
-                create_directory(self._disk, log_dir.parent)
-                create_directory(self._disk, log_dir)
-            following = commit_record(self._disk, log_dir, state, _record(state, change, actor))
-            if following is not None:
-                stat = log_dir.stat()
-                self._cache_state(domain, (stat.st_dev, stat.st_ino), following)
-                return following, True
+        if domain in self._uncertain:
+            raise StoreReadOnlyError(
+                "An earlier change of this domain may be lost. Restart before the next one.", code="commit_unknown"
+            )
+        try:
+            while True:
+                state = self.state(domain)
+                following = self._commit(domain, state, decide(state), actor)
+                if following is not None:
+                    return following, following.seq > state.seq
+        except StoreReadOnlyError as error:
+            if error.code == "commit_unknown" and not is_transient(error.__cause__):
+                self._uncertain.add(domain)
+            raise
 
-    def _cache_state(self, domain: str, identity: tuple[int, int], state: State) -> None:
+    def _commit(self, domain: str, state: State, change: Change | None, actor: str) -> State | None:
+        """Write the record of a change; None if another writer was faster."""
+        log_dir = self._layout.log(domain)
+        if state.seq == 0:
+            for directory in (self._layout.domains, log_dir.parent, log_dir):
+                create_directory(self._disk, directory)
+        try:
+            with open_directory(log_dir) as log:
+                check_chain(log, state)
+                found = identity(log)
+        except OSError as error:
+            raise unreadable_log(error) from error
+        if change is None:
+            # The latest record may be another writer's, linked but not yet synced.
+            sync_directory(self._disk, log_dir)
+            return state
+        following = commit_record(self._disk, log_dir, state, _record(state, change, actor))
+        if following is not None:
+            self._cache_state(domain, found, following)
+        return following
+
+    def _cache_state(self, domain: str, found: Identity, state: State) -> None:
         with self._lock:
-            known_identity, known = self._states.get(domain, (identity, State()))
-            if known_identity != identity or known.seq <= state.seq:
-                self._states[domain] = (identity, state)
+            cached, known = self._states.get(domain, (found, State()))
+            if cached != found or known.seq <= state.seq:
+                self._states[domain] = (found, state)
 
 
 def _record(state: State, change: Change, actor: str) -> Record:

@@ -1,31 +1,32 @@
-"""A domain's log: numbered commit records, each containing the digest of its predecessor.
+"""A domain's log: numbered commit records, each containing the digest of its predecessor and its own checksum.
 
 Creating record n+1 *is* the commit. There is no separate state file: the state is computed from records 1..n.
+
+Records of format 1.0 have no checksum. They are read as before: the chain protects each of them except the last.
 """
 
-import os
-import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prompt_store.digest import DIGEST_PATTERN, digest_bytes
-from prompt_store.durable import Disk, create_file, read_file
-from prompt_store.errors import StoreCorruptError
-from prompt_store.strict_json import dump_canonical, load_object
+from prompt_store.strict_json import StrictJsonError, dump_canonical, load_object
 
-MAX_RECORD_BYTES: Final = 64 * 1024
 MAX_ACTOR_CHARS: Final = 128
 GENESIS: Final = "sha256:" + "0" * 64
 
-_FILE_NAME: Final = re.compile(r"[0-9]{10}\.json")
 Action = Literal["publish", "activate", "rollback", "retire"]
 
 
 class Record(BaseModel):
-    """One commit. `version` is the version acted on; `from_version` the version that was live before."""
+    """One commit.
+
+    Attributes:
+        version: the version acted on.
+        from_version: the version that was live before.
+        checksum: digest of the record's bytes with an empty checksum; None in format 1.0.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
@@ -38,6 +39,7 @@ class Record(BaseModel):
     from_version: int | None = None
     at: str
     actor: Annotated[str, Field(max_length=MAX_ACTOR_CHARS)] = ""
+    checksum: Annotated[str, Field(pattern=rf"^{DIGEST_PATTERN}$")] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,16 @@ class State:
             ValueError: the record is not a valid successor.
         """
         if record.seq != self.seq + 1 or record.prev != self.head:
-            raise ValueError("not the next record in the chain")
+            raise ValueError("it does not continue the chain of records")
         published, live_history = self.published, self.live_history
         if record.action == "publish":
             if record.version != len(published) + 1:
-                raise ValueError("the record skips a version number")
+                raise ValueError("it skips a version number")
             published = (*published, PublishedVersion(record.version, record.digest, record.size_bytes, record.at))
         else:
             found = self.find(record.version)
             if found is None or found.digest != record.digest:
-                raise ValueError("the record refers to an unknown version")
+                raise ValueError("it refers to an unknown version")
             if record.action == "activate":
                 live_history = (*live_history, record.version)
             elif record.action == "rollback":
@@ -122,7 +124,7 @@ def _roll_back_to(live_history: tuple[int, ...], version: int) -> tuple[int, ...
     while shorter and shorter[-1] != version:
         shorter = shorter[:-1]
     if not shorter:
-        raise ValueError("the record rolls back to a version that was never live")
+        raise ValueError("it rolls back to a version that was never live")
     return shorter
 
 
@@ -131,120 +133,25 @@ def clean_actor(actor: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in actor[:MAX_ACTOR_CHARS])
 
 
-def _record_path(log_dir: Path, seq: int) -> Path:
-    return log_dir / f"{seq:010d}.json"
+def encode_record(record: Record) -> bytes:
+    """Encode as canonical JSON with the record's checksum."""
+    data = dump_canonical({**record.model_dump(mode="python"), "checksum": ""})
+    return data.replace(b'"checksum":""', f'"checksum":"{digest_bytes(data)}"'.encode(), 1)
 
 
-def _corrupt(seq: int, problem: str) -> StoreCorruptError:
-    return StoreCorruptError(
-        f"Commit record {seq} is {problem}. Restore this domain's log from a backup; other domains are not affected."
-    )
-
-
-def has_records(log_dir: Path) -> bool:
-    """Whether the log contains any record, even if the first one is lost."""
-    # Both checks are False for an unreadable directory.
-    return os.path.exists(_record_path(log_dir, 1)) or any(log_dir.glob("*.json"))  # noqa: PTH110  Path.exists raises
-
-
-def _has_later(log_dir: Path, seq: int, *, scan_all: bool) -> bool:
-    """Whether a record after `seq` exists although `seq` itself is missing.
-
-    A full read lists the directory. Incremental reads happen on every call and only check the next number, because
-    listing a log of ten thousand records each time is too slow.
-    """
-    if not scan_all:
-        return _record_path(log_dir, seq + 1).exists()
-    try:
-        return any(_FILE_NAME.fullmatch(path.name) and int(path.stem) > seq for path in log_dir.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _load_record(log_dir: Path, seq: int) -> tuple[Record, str] | None:
-    """Read a record and the digest of its bytes; None if the file does not exist.
+def decode_record(data: bytes) -> Record:
+    """Parse a record and verify its checksum.
 
     Raises:
-        StoreCorruptError: unreadable or damaged.
+        ValueError: not a valid record; the message completes "Record n is damaged: ".
     """
     try:
-        data = read_file(_record_path(log_dir, seq), max_bytes=MAX_RECORD_BYTES)
-    except OSError as error:
-        raise _corrupt(seq, "unreadable") from error
-    if data is None:
-        return None
-    try:
-        return Record.model_validate(load_object(data)), digest_bytes(data)
-    except ValueError as error:
-        raise _corrupt(seq, "damaged") from error
-
-
-def read_log(log_dir: Path, known: State) -> State:
-    """Apply the records after a known state; an empty state reads the whole log.
-
-    Args:
-        log_dir: the domain's log directory; may not exist.
-        known: a state read earlier from this directory.
-
-    Raises:
-        StoreCorruptError: a record is missing, damaged or breaks the chain.
-    """
-    state = known
-    while True:
-        seq = state.seq + 1
-        loaded = _load_record(log_dir, seq)
-        if loaded is None and not _has_later(log_dir, seq, scan_all=known.seq == 0):
-            return state
-        # Another writer may have committed both records between the two checks: read again.
-        loaded = loaded or _require_record(log_dir, seq)
-        try:
-            state = state.after(*loaded)
-        except ValueError as error:
-            raise _corrupt(seq, "damaged") from error
-
-
-def read_records(log_dir: Path, state: State, *, first: int, last: int) -> list[Record]:
-    """Read records `first`..`last`, oldest first.
-
-    Args:
-        log_dir: the domain's log directory.
-        state: the log's state.
-        first: at least 1.
-        last: at most `state.seq`.
-
-    Raises:
-        StoreCorruptError: a record is missing or changed since the state was read.
-    """
-    # Verify the chain backwards: the state has the digest of the last record, each record that of its predecessor.
-    expected = state.head if last == state.seq else _require_record(log_dir, last + 1)[0].prev
-    records: list[Record] = []
-    for seq in range(last, first - 1, -1):
-        record, found = _require_record(log_dir, seq)
-        if found != expected:
-            raise _corrupt(seq, "damaged")
-        expected = record.prev
-        records.append(record)
-    return records[::-1]
-
-
-def _require_record(log_dir: Path, seq: int) -> tuple[Record, str]:
-    loaded = _load_record(log_dir, seq)
-    if loaded is None:
-        raise _corrupt(seq, "missing")
-    return loaded
-
-
-def commit_record(disk: Disk, log_dir: Path, state: State, record: Record) -> State | None:
-    """Append one record durably.
-
-    Returns:
-        the new state; None if another writer created this number first.
-
-    Raises:
-        StorageFullError: not enough space; nothing was changed.
-        StoreReadOnlyError: the store is not writable or the disk failed.
-        ValueError: the record is not a valid successor.
-    """
-    data = dump_canonical(record.model_dump(mode="python"))
-    following = state.after(record, digest_bytes(data))
-    return following if create_file(disk, _record_path(log_dir, record.seq), data) else None
+        record = Record.model_validate(load_object(data))
+    except (ValidationError, StrictJsonError) as error:
+        raise ValueError("it is not a valid record") from error
+    if record.checksum is None:
+        if record.model_extra:  # format 1.0 had no other fields: the name of `checksum` is damaged
+            raise ValueError("it has unknown fields and no checksum")
+    elif digest_bytes(data.replace(record.checksum.encode(), b"", 1)) != record.checksum:
+        raise ValueError("its checksum does not match")
+    return record

@@ -14,7 +14,8 @@ from prompt_store import changes
 from prompt_store.blobs import read_blob
 from prompt_store.bundle import Bundle, read_bundle
 from prompt_store.collect import GRACE_S, KEEP_VERSIONS, TEMPORARY_GRACE_S, GcReport, collect
-from prompt_store.durable import Disk, is_transient, locked
+from prompt_store.disk import Disk
+from prompt_store.durable import is_device_failure, locked
 from prompt_store.errors import BundleInvalidError, ConflictError, StoreReadOnlyError
 from prompt_store.layout import Layout, open_layout
 from prompt_store.logs import Decide, Logs
@@ -86,14 +87,15 @@ class Store:
     def open(cls, root: Path, create: bool = True, *, disk: Disk | None = None) -> "Store":
         """Open the store at `root`, or create it if `create` is True.
 
-        A store on a read-only file system can be opened and read.
+        A store on a read-only file system can be opened and read. `root` may be a symbolic link; links inside a store
+        are not followed.
 
         Raises:
             StoreCorruptError: `not_a_store`, the directory is not a store; `store_corrupt`, FORMAT is unreadable.
             StoreReadOnlyError: the directory is not writable.
         """
         disk = disk or Disk()
-        return cls(open_layout(Path(root), disk, create=create), disk)
+        return cls(open_layout(Path(root).resolve(), disk, create=create), disk)
 
     @property
     def root(self) -> Path:
@@ -305,12 +307,15 @@ class Store:
 
     @contextmanager
     def _write_lock(self, *, exclusive: bool = False) -> Iterator[None]:
-        """Hold the lock. After a disk error all writes fail until a restart: a retried fsync proves nothing."""
+        """Hold the lock. After an error of the disk all writes fail until a restart: a retried fsync proves nothing.
+
+        Errors of one operation or one path, such as a file in the place of a directory, concern nothing else.
+        """
         if self._has_failed:
             raise StoreReadOnlyError("The disk reported an error earlier. Check the disk and restart.")
         try:
             with locked(self._layout.lock_file, exclusive=exclusive):
                 yield
         except StoreReadOnlyError as error:
-            self._has_failed |= error.code in _FATAL_CODES and not is_transient(error.__cause__)
+            self._has_failed |= error.code in _FATAL_CODES and is_device_failure(error.__cause__)
             raise

@@ -12,16 +12,21 @@ from rich.table import Table
 from rich.text import Text
 
 from prompt_store.bundle import Bundle
+from prompt_store.check import Finding, StoreCheck
 from prompt_store.contents import head_kind
+from prompt_store.repair import Repair
 from prompt_store.store import Store
 
 _SHOWN_CLASSES = 5
 
 
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def _cell(value: object) -> Text:
     """Escape a value for the terminal."""
-    shown = "-" if value is None else str(value)
-    return Text("".join(char if char.isprintable() else "?" for char in shown))
+    return Text("-" if value is None else _printable(str(value)))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
@@ -123,3 +128,40 @@ def store_rows(store: Store, domain: str | None) -> list[dict[str, Any]]:
     """One row per version of one domain, or of all domains."""
     names = [domain] if domain is not None else store.domains()
     return [{"domain": name, **asdict(info)} for name in names for info in store.versions(name)]
+
+
+def check_facts(check: StoreCheck, repairs: Sequence[Repair]) -> dict[str, Any]:
+    """The result of a check as JSON values."""
+
+    def facts(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+        return [{"path": one.path, "detail": one.detail, "is_damage": one.is_damage} for one in findings]
+
+    return {
+        "is_sound": check.is_sound,
+        "repairs": [asdict(repair) for repair in repairs],
+        "findings": facts(check.findings),
+        "domains": [
+            {
+                "domain": one.domain,
+                "n_records": one.n_records,
+                "n_versions": one.n_versions,
+                "live": one.live,
+                "findings": facts(one.findings),
+            }
+            for one in check.domains
+        ],
+    }
+
+
+def check_lines(check: StoreCheck, repairs: Sequence[Repair]) -> list[str]:
+    """The result of a check as text: repairs, then each domain with its findings, then the store."""
+    lines = [f"repaired {one.path}: {one.detail} {one.action}" for one in repairs]
+    for one in check.domains:
+        status = "damaged" if any(finding.is_damage for finding in one.findings) else "ok"
+        live = f"version {one.live} is live" if one.live else "none is live"
+        lines.append(f"{one.domain}: {status}, {one.n_records} records, {one.n_versions} versions, {live}")
+        lines += [f"  {finding.path}: {finding.detail}" for finding in one.findings]
+    lines += [f"{finding.path}: {finding.detail}" for finding in check.findings]
+    damaged = sum(finding.is_damage for finding in check.all_findings())
+    lines.append(f"The store has {damaged} damaged places." if damaged else "The store is sound.")
+    return [_printable(line) for line in lines]

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 from prompt_store import Store
-from prompt_store.durable import Disk
+from prompt_store.disk import Disk
 from tests.prompt_store.samples import sample_bundle
 
 CALLS = (

@@ -152,6 +152,7 @@ def test_the_cli_options_are_frozen():
             "history": {"--limit", "--before", "--store", "--json"},
             "gc": {"--keep", "--grace-h", "--dry-run", "--store", "--json"},
             "rm": {"--store", "--json"},
+            "check": {"--repair", "--store", "--json"},
         },
         "bundle": {"inspect": {"--json"}, "verify": {"--digest", "--json"}, "diff": {"--json"}},
     }

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from prompt_store import Store, StoreCorruptError, records
+from prompt_store import Store, StoreCorruptError, record_files
 from tests.prompt_store.samples import sample_bundle
 
 
@@ -83,7 +83,7 @@ def test_a_record_missing_from_a_cached_log_is_detected(store):
 def test_a_commit_between_the_two_checks_is_not_damage(store, monkeypatch):
     swapped_to_and_fro(store, 1)
     other = Store.open(store.root)
-    looked_ahead = records._has_later
+    looked_ahead = record_files._has_later
 
     def late_look(*args, **kwargs):
         monkeypatch.undo()
@@ -91,7 +91,7 @@ def test_a_commit_between_the_two_checks_is_not_damage(store, monkeypatch):
         other.activate("flowers", 1)
         return looked_ahead(*args, **kwargs)
 
-    monkeypatch.setattr(records, "_has_later", late_look)
+    monkeypatch.setattr(record_files, "_has_later", late_look)
     assert store.live("flowers").seq == 5
 
 

@@ -1,0 +1,266 @@
+"""Checks a whole store: every record, chain, checksum and bundle, and every file that does not belong there."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from prompt_store.blobs import read_blob
+from prompt_store.digest import digest_bytes, is_digest
+from prompt_store.disk import Disk, EntryType, list_directory, open_directory, read_file
+from prompt_store.durable import TEMPORARY_PREFIX, error_name
+from prompt_store.errors import StoreCorruptError
+from prompt_store.layout import FORMAT_BYTES, Layout, is_store
+from prompt_store.logs import Logs
+from prompt_store.manifest import is_domain
+from prompt_store.record_files import (
+    MAX_RECORD_BYTES,
+    is_record_name,
+    next_state,
+    record_name,
+    record_numbers,
+    unreadable_log,
+)
+from prompt_store.records import Record, State, decode_record
+
+_FAN_OUT: Final = re.compile(r"[0-9a-f]{2}")
+_TOP_LEVEL: Final = frozenset(
+    {"FORMAT", "LOCK", ".gitignore", "blobs", "blobs/sha256", "domains", "quarantine", "lost+found"}
+)
+"""A repair does not move these away: the store would be empty."""
+_NOT_SCANNED: Final = frozenset({"quarantine", "lost+found"})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or does not belong in the store.
+
+    Attributes:
+        path: the file or directory, relative to the store.
+        detail: the problem.
+        is_damage: True if stored data is lost, unreadable or ignored; False for files that only take space.
+        moves: paths that a repair moves to the quarantine, in this order.
+        keeps: paths of which a repair keeps a second name in the quarantine.
+        restored: the original content of `path`, if it is known.
+    """
+
+    path: str
+    detail: str
+    is_damage: bool = True
+    moves: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
+    restored: bytes | None = None
+
+    @property
+    def is_repairable(self) -> bool:
+        """Whether a repair changes anything."""
+        return bool(self.moves) or self.restored is not None
+
+
+@dataclass(frozen=True)
+class DomainCheck:
+    """One domain: its intact records, the versions and the live version after them, and the findings."""
+
+    domain: str
+    n_records: int
+    n_versions: int
+    live: int | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class StoreCheck:
+    """The domains, and findings that concern none of them."""
+
+    domains: tuple[DomainCheck, ...]
+    findings: tuple[Finding, ...]
+
+    def all_findings(self) -> list[Finding]:
+        """Return the findings of the store and of all domains."""
+        return [*self.findings, *(finding for domain in self.domains for finding in domain.findings)]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged."""
+        return not any(finding.is_damage for finding in self.all_findings())
+
+
+def check_layout(layout: Layout) -> StoreCheck:
+    """Check a store; the caller holds its lock.
+
+    Raises:
+        StoreCorruptError: `not_a_store`.
+        StoreReadOnlyError: `storage_busy`.
+    """
+    stray = [*check_format(layout), *_scan(layout)]
+    domains = []
+    referenced: set[str] = set()
+    for domain in Logs(layout, Disk()).names() if _is_readable(layout.domains) else []:
+        state, findings = _check_domain(layout, domain)
+        folder = f"domains/{domain}"
+        own = [finding for finding in stray if finding.path == folder or finding.path.startswith(f"{folder}/")]
+        stray = [finding for finding in stray if finding not in own]
+        domains.append(DomainCheck(domain, state.seq, len(state.available()), state.live, (*own, *findings)))
+        referenced |= {version.digest for version in state.available()}
+    n_unreferenced = sum(digest not in referenced for digest, _ in layout.blob_files())
+    if n_unreferenced and all(not domain.findings for domain in domains):
+        detail = f"{n_unreferenced} bundles belong to no version. `caspl store gc` removes them."
+        stray.append(Finding("blobs", detail, is_damage=False))
+    return StoreCheck(tuple(domains), tuple(stray))
+
+
+def _is_readable(directory: Path) -> bool:
+    try:
+        list_directory(directory)
+    except OSError:
+        return False
+    return True
+
+
+def check_format(layout: Layout) -> list[Finding]:
+    """Check the FORMAT file; its content is known, so it can be restored in a directory that looks like a store.
+
+    Raises:
+        StoreCorruptError: `not_a_store`.
+    """
+    try:
+        problem = None if is_store(layout) else "missing"
+    except StoreCorruptError as error:
+        if error.code == "not_a_store":
+            raise
+        problem = "damaged"
+    if problem is None:
+        return []
+    if not _is_readable(layout.domains):
+        raise StoreCorruptError("No store at this path.", code="not_a_store")
+    return [Finding("FORMAT", f"The file is {problem}.", restored=FORMAT_BYTES)]
+
+
+def _expected_type(parts: tuple[str, ...]) -> EntryType | None:
+    """The type of a file of the store; None if the store has no such file."""
+    match parts:
+        case ("FORMAT" | "LOCK" | ".gitignore",):
+            return "file"
+        case ("blobs" | "domains" | "quarantine" | "lost+found",) | ("blobs", "sha256"):
+            return "directory"
+        case ("blobs", "sha256", folder):
+            return "directory" if _FAN_OUT.fullmatch(folder) else None
+        case ("blobs", "sha256", folder, name):
+            return "file" if is_digest(f"sha256:{name}") and name.startswith(folder) else None
+        case ("domains", domain) | ("domains", domain, "log"):
+            return "directory" if is_domain(domain) else None
+        case ("domains", _, "log", name):
+            return "file" if is_record_name(name) else None
+    return None
+
+
+def _scan(layout: Layout, *parts: str) -> Iterator[Finding]:
+    """Find links, leftovers and foreign files below a directory of the store."""
+    try:
+        entries = list_directory(layout.root.joinpath(*parts))
+    except OSError as error:
+        yield Finding("/".join(parts), f"The directory is unreadable ({error_name(error)}).")
+        return
+    for name, found in entries.items():
+        expected, path = _expected_type((*parts, name)), "/".join((*parts, name))
+        moves = (path,) if expected and path not in _TOP_LEVEL else ()
+        if found == "link":
+            detail = "A symbolic link, which is not followed. Replace it with the directory or file itself."
+            yield Finding(path, detail, is_damage=bool(expected), moves=moves)
+        elif name.startswith(TEMPORARY_PREFIX) and found == "file":
+            yield Finding(path, "Left by an interrupted write.", is_damage=False, moves=(path,))
+        elif expected is None:
+            yield Finding(path, "Not a file of the store.", is_damage=False)
+        elif found != expected:
+            yield Finding(path, f"Expected a {expected}, found a {found}.", moves=moves)
+        elif found == "directory" and path not in _NOT_SCANNED:
+            yield from _scan(layout, *parts, name)
+
+
+def _check_domain(layout: Layout, domain: str) -> tuple[State, list[Finding]]:
+    state, findings = State(), []
+    try:
+        with open_directory(layout.log(domain)) as log:
+            numbers = record_numbers(log)
+            try:
+                while following := next_state(log, state, scan_all=True):
+                    state = following
+            except StoreCorruptError as error:
+                findings.append(_broken_log(layout, domain, log, state, numbers, str(error)))
+    except OSError as error:
+        findings.append(Finding(f"domains/{domain}", str(unreadable_log(error))))
+    for version in state.available():
+        try:
+            read_blob(layout, version.digest)
+        except StoreCorruptError as error:
+            path = _relative(layout, layout.blob(version.digest))
+            live = ", which is live" if version.version == state.live else ""
+            moves = (path,) if os.path.lexists(layout.root / path) else ()
+            findings.append(Finding(path, f"Version {version.version}{live}: {error}", moves=moves))
+    return state, findings
+
+
+def _relative(layout: Layout, path: Path) -> str:
+    return path.relative_to(layout.root).as_posix()
+
+
+def _broken_log(layout: Layout, domain: str, log: int, state: State, numbers: list[int], problem: str) -> Finding:
+    """Describe a log that is intact up to `state`; a repair restores one record, or moves all later ones away."""
+    folder = f"domains/{domain}/log"
+    for number in (state.seq + 1, state.seq):  # a chain that breaks here may be damage of the record before
+        restored = _without_flipped_bit(log, number)
+        if restored is not None:
+            return Finding(f"{folder}/{record_name(number)}", f"{problem} One bit changed.", restored=restored)
+    # The last record goes first, so that an interrupted repair leaves no gap.
+    tail = [number for number in reversed(numbers) if number > state.seq]
+    kept = {version.digest for version in state.available()}
+    lost = {record.digest for number in tail if (record := _read(log, number)) and record.action == "publish"} - kept
+    blobs = [_relative(layout, layout.blob(digest)) for digest in sorted(lost)]
+    detail = f"{problem} Records 1 to {state.seq} are intact; {len(tail)} later ones cannot be used."
+    return Finding(
+        f"{folder}/{record_name(state.seq + 1)}",
+        detail,
+        moves=tuple(f"{folder}/{record_name(number)}" for number in tail),
+        keeps=tuple(path for path in blobs if (layout.root / path).is_file()),
+    )
+
+
+def _bytes(log: int, number: int) -> bytes:
+    try:
+        return read_file(record_name(number), max_bytes=MAX_RECORD_BYTES, dir_fd=log) or b""
+    except OSError:
+        return b""
+
+
+def _read(log: int, number: int) -> Record | None:
+    try:
+        return decode_record(_bytes(log, number))
+    except ValueError:
+        return None
+
+
+def _without_flipped_bit(log: int, number: int) -> bytes | None:
+    """The original bytes of a record in which one bit changed; None if the damage is another.
+
+    They are proved by the digest in the next record, or by the record's own checksum.
+    """
+    damaged, following = _bytes(log, number), _read(log, number + 1)
+    for index in range(8 * len(damaged)):
+        candidate = bytearray(damaged)
+        candidate[index // 8] ^= 1 << index % 8
+        data = bytes(candidate)
+        if following is not None:
+            if digest_bytes(data) == following.prev:
+                return data
+        elif _has_valid_checksum(data):
+            return data
+    return None
+
+
+def _has_valid_checksum(data: bytes) -> bool:
+    try:
+        return decode_record(data).checksum is not None
+    except ValueError:
+        return False
