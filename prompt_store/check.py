@@ -106,7 +106,7 @@ def check_layout(layout: Layout) -> StoreCheck:
         referenced |= {version.digest for version in state.available()}
     n_unreferenced = sum(digest not in referenced for digest, _ in layout.blob_files())
     if n_unreferenced and all(not domain.findings for domain in domains):
-        detail = f"{n_unreferenced} bundles belong to no version. `caspl store gc` removes them."
+        detail = f"Bundles that belong to no version: {n_unreferenced}. `caspl store gc` removes them."
         stray.append(Finding("blobs", detail, is_damage=False))
     return StoreCheck(tuple(domains), tuple(stray))
 
@@ -153,7 +153,8 @@ def _expected_type(parts: tuple[str, ...]) -> EntryType | None:
             return "directory" if is_domain(domain) else None
         case ("domains", _, "log", name):
             return "file" if is_record_name(name) else None
-    return None
+        case _:
+            return None
 
 
 def _scan(layout: Layout, *parts: str) -> Iterator[Finding]:
@@ -188,18 +189,24 @@ def _check_domain(layout: Layout, domain: str) -> tuple[State, list[Finding]]:
                 while following := next_state(log, state, scan_all=True):
                     state = following
             except StoreCorruptError as error:
-                findings.append(_broken_log(layout, domain, log, state, numbers, str(error)))
+                findings.append(_broken_log(layout, domain, log, state, numbers, _problem(error)))
     except OSError as error:
-        findings.append(Finding(f"domains/{domain}", str(unreadable_log(error))))
+        findings.append(Finding(f"domains/{domain}", _problem(unreadable_log(error))))
     for version in state.available():
         try:
             read_blob(layout, version.digest)
         except StoreCorruptError as error:
             path = _relative(layout, layout.blob(version.digest))
             live = ", which is live" if version.version == state.live else ""
-            moves = (path,) if os.path.lexists(layout.root / path) else ()
+            is_damaged_file = error.__cause__ is None and os.path.lexists(layout.root / path)
+            moves = (path,) if is_damaged_file else ()
             findings.append(Finding(path, f"Version {version.version}{live}: {error}", moves=moves))
     return state, findings
+
+
+def _problem(error: Exception) -> str:
+    """The first sentence of an error: the next ones suggest this check."""
+    return f"{str(error).partition('. ')[0]}."
 
 
 def _relative(layout: Layout, path: Path) -> str:
@@ -218,7 +225,7 @@ def _broken_log(layout: Layout, domain: str, log: int, state: State, numbers: li
     kept = {version.digest for version in state.available()}
     lost = {record.digest for number in tail if (record := _read(log, number)) and record.action == "publish"} - kept
     blobs = [_relative(layout, layout.blob(digest)) for digest in sorted(lost)]
-    detail = f"{problem} Records 1 to {state.seq} are intact; {len(tail)} later ones cannot be used."
+    detail = f"{problem} Intact records before it: {state.seq}; records that cannot be used: {len(tail)}."
     return Finding(
         f"{folder}/{record_name(state.seq + 1)}",
         detail,

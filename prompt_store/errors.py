@@ -96,9 +96,10 @@ class ConflictError(PromptStoreError):
 
 
 class StoreReadOnlyError(PromptStoreError):
-    """The store cannot be written; codes `store_read_only`, `storage_busy`, `storage_error`, `commit_unknown`.
+    """A write failed; codes `store_read_only`, `storage_busy`, `write_failed`, `storage_error`, `commit_unknown`.
 
-    `commit_unknown`: the change may not survive a power failure. Retry after a restart; adding a bundle is idempotent.
+    `storage_error`: the disk failed, and the store stays read-only until it is opened again. `commit_unknown`: the
+    change may not survive a power failure. Retry after a restart; adding a bundle is idempotent.
     """
 
     code = "store_read_only"

@@ -37,7 +37,7 @@ def record_numbers(log: int) -> list[int]:
 
 def _corrupt(seq: int, problem: str) -> StoreCorruptError:
     return StoreCorruptError(
-        f"Commit record {seq} is {problem}. Restore this domain's log from a backup, or run `caspl store check`; "
+        f"Commit record {seq} is {problem}. Run `caspl store check`, or restore this domain's log from a backup; "
         "other domains are not affected."
     )
 

@@ -71,15 +71,14 @@ def _repair(layout: Layout, disk: Disk, finding: Finding) -> Repair:
         if finding.restored is None:
             for path in finding.moves:
                 _move(disk, layout.root / path, _place(layout, disk, folder, path))
-            count = f"{len(finding.moves)} files" if len(finding.moves) > 1 else "It"
-            action = f"{count} moved to {folder}."
+            action = f"Moved to {folder}: {len(finding.moves)}."
         else:
             target = layout.root / finding.path
             _keep(disk, target, _place(layout, disk, folder, finding.path))
             temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
             create_file(disk, temporary, finding.restored)
             _move(disk, temporary, target)
-            action = f"It was restored; {folder} has the damaged one."
+            action = f"Restored; {folder} keeps the damaged one."
     except OSError as error:
         raise to_store_error(error) from error
     return Repair(finding.path, finding.detail, action)

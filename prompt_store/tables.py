@@ -159,9 +159,14 @@ def check_lines(check: StoreCheck, repairs: Sequence[Repair]) -> list[str]:
     for one in check.domains:
         status = "damaged" if any(finding.is_damage for finding in one.findings) else "ok"
         live = f"version {one.live} is live" if one.live else "none is live"
-        lines.append(f"{one.domain}: {status}, {one.n_records} records, {one.n_versions} versions, {live}")
+        counts = f"{_count(one.n_records, 'record')}, {_count(one.n_versions, 'version')}"
+        lines.append(f"{one.domain}: {status}, {counts}, {live}")
         lines += [f"  {finding.path}: {finding.detail}" for finding in one.findings]
     lines += [f"{finding.path}: {finding.detail}" for finding in check.findings]
     damaged = sum(finding.is_damage for finding in check.all_findings())
-    lines.append(f"The store has {damaged} damaged places." if damaged else "The store is sound.")
+    lines.append(f"The store is damaged: {_count(damaged, 'finding')}." if damaged else "The store is sound.")
     return [_printable(line) for line in lines]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

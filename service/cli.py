@@ -138,7 +138,9 @@ def _open_store(settings: Settings, options: dict[str, Any], demo_assets: Path |
     from prompt_store.store import Store
 
     if demo_assets is None:
-        yield Store.open(settings.store)
+        store = Store.open(settings.store)
+        store.domains()  # one unreadable domain is no reason not to start, unreadable domains are
+        yield store
         return
     with tempfile.TemporaryDirectory(prefix="caspl-demo-") as folder:
         store = Store.open(options["store"] or Path(folder) / "store")

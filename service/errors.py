@@ -66,12 +66,12 @@ class DomainUnavailableError(ServiceError, code="domain_unavailable"):
 
 
 class BackboneMismatchError(ServiceError, code="backbone_mismatch"):
-    """The bundle was trained on another backbone."""
+    """The bundle was trained on another backbone; `fact` names the difference."""
 
-    def __init__(self, *, expected: str, found: str) -> None:
+    def __init__(self, *, expected: object, found: object, fact: str = "fingerprint") -> None:
         super().__init__(
-            f"The bundle was trained on backbone {found}, but this service runs {expected}.",
-            extra={"expected_fingerprint": expected, "found_fingerprint": found},
+            f"The bundle was trained on a backbone with {fact} {found}, but this service's backbone has {expected}.",
+            extra={f"expected_{fact}": expected, f"found_{fact}": found},
         )
 
 

@@ -7,17 +7,20 @@ demo/images/<domain>/<class>-<n>.jpg   sample images (or .png, .webp); the file 
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from prompt_store.bundle import read_bundle
-from prompt_store.errors import BundleInvalidError, VersionExistsError
+from prompt_store.errors import BundleInvalidError, PromptStoreError, VersionExistsError
 from service.errors import SettingsError
 
 if TYPE_CHECKING:
     from prompt_store.store import Store
+
+logger = logging.getLogger(__name__)
 
 ASSETS: Final = Path(__file__).parent
 BACKBONE: Final = "demo-student"
@@ -83,7 +86,9 @@ def read_images(folder: Path) -> list[SampleImage]:
 
 
 def seed_store(store: Store, folder: Path) -> None:
-    """Add the demo bundles to a store and activate the last one of each domain; idempotent.
+    """Add the demo bundles to a store and activate the last one of each domain.
+
+    Idempotent, also after an interruption. A domain that cannot be written is logged and left as it is.
 
     Raises:
         SettingsError: the bundles are missing.
@@ -91,10 +96,13 @@ def seed_store(store: Store, folder: Path) -> None:
     for bundle in read_bundles(folder):
         try:
             added = store.add(bundle.domain, bundle.data, actor="demo")
+            changes = store.history(bundle.domain)
+            if not any(one.action == "activate" and one.to_version == added.version for one in changes):
+                store.activate(bundle.domain, added.version, actor="demo")
         except VersionExistsError:
             continue
-        if added.created:
-            store.activate(bundle.domain, added.version, actor="demo")
+        except PromptStoreError as error:
+            logger.error("demo.not_seeded", extra={"domain": bundle.domain, "code": error.code})  # noqa: TRY400
 
 
 def _plain(text: str) -> str:

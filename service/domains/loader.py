@@ -18,7 +18,9 @@ from service.domains.live_table import LoadedVersion, unknown_domain
 from service.errors import BackboneMismatchError
 
 if TYPE_CHECKING:
+    from prompt_store.manifest import BackboneSpec
     from prompt_store.store import Store
+    from prompted_clip.backbone import Backbone
     from prompted_clip.stack import PromptStack
     from service.engine.engine import Engine
 
@@ -43,9 +45,7 @@ class VersionLoader:
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
             DeviceMemoryError, DeviceLostError: the device cannot run the smoke test now.
         """
-        fingerprint = bundle.manifest.backbone.fingerprint
-        if fingerprint != self._engine.backbone.fingerprint:
-            raise BackboneMismatchError(expected=self._engine.backbone.fingerprint, found=fingerprint)
+        _require_backbone(bundle.manifest.backbone, self._engine.backbone)
         stack = await self._engine.load(bundle)
         if not is_trusted:
             await self.smoke_test(stack)
@@ -81,3 +81,25 @@ class VersionLoader:
         if stack not in self._tested:
             await self._engine.smoke_test(stack)
             self._tested.add(stack)
+
+
+def _require_backbone(spec: BackboneSpec, backbone: Backbone) -> None:
+    """Compare a manifest's description with the backbone; preprocessing facts that only one of them has are ignored.
+
+    Raises:
+        BackboneMismatchError: they differ.
+    """
+    facts: dict[str, tuple[object, object]] = {
+        "fingerprint": (backbone.fingerprint, spec.fingerprint),
+        "arch": (_network(backbone.arch), _network(spec.arch)),
+        "image_size": (backbone.image_size, spec.image_size),
+    }
+    facts |= {name: (backbone.preprocess.get(name, found), found) for name, found in spec.preprocess.items()}
+    for fact, (expected, found) in facts.items():
+        if expected != found:
+            raise BackboneMismatchError(expected=expected, found=found, fact=fact)
+
+
+def _network(arch: str) -> str:
+    """The architecture without its activation, which open_clip's tags can override and the fingerprint covers."""
+    return arch.removesuffix("-quickgelu")

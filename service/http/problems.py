@@ -92,7 +92,9 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
         retry_after_s=60,
     ),
     store.StorageFullError: Row(507, "Store full", detail="No space left in the store; nothing was changed."),
-    store.StoreCorruptError: Row(500, "Store damaged", detail="Stored data is damaged. Contact the operator."),
+    store.StoreCorruptError: Row(
+        503, "Store damaged", detail="Stored data of this domain is damaged. The operator can run `caspl store check`."
+    ),
     model.PromptedClipError: Row(500, "Model error", detail=INTERNAL_DETAIL),
     model.WeightsError: Row(500, "Backbone cannot be loaded", detail=INTERNAL_DETAIL),
     model.StackMismatchError: Row(422, "Bundle does not fit the backbone"),

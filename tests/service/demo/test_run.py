@@ -17,6 +17,7 @@ from service.cli import keys_app, serve_app
 from service.demo.files import ASSETS, SampleImage, read_bundles, read_images, seed_store
 from service.demo.run import Answer, show
 from service.errors import SettingsError
+from tests.prompt_store.faults import CountingDisk, CrashingDisk, ProcessCrash
 from tests.service.demo.demo_assets import DOMAINS, write_assets
 from tests.service.fakes import colour_bundle, picture
 
@@ -116,6 +117,45 @@ def test_seeding_a_store_twice_changes_nothing(tmp_path):
     seed_store(store, tmp_path)
     assert store.live("paint").version == 2
     assert store.history("paint") == history
+
+
+def test_a_seeding_that_was_interrupted_anywhere_is_finished_by_the_next_start(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"paint-{number}.safetensors").write_bytes(colour_bundle(seed=number))
+    disk = CountingDisk()
+    seed_store(Store.open(tmp_path / "whole", disk=disk), tmp_path)
+    for step in range(0, disk.n_calls, 3):
+        root = tmp_path / f"store{step}"
+        with pytest.raises(ProcessCrash):
+            seed_store(Store.open(root, disk=CrashingDisk(step)), tmp_path)
+        store = Store.open(root)
+        seed_store(store, tmp_path)
+        assert store.live("paint").version == 2
+        assert [one.action for one in store.history("paint")].count("activate") == 2
+
+
+def test_seeding_leaves_the_operators_choice_alone(tmp_path):
+    (tmp_path / "paint.safetensors").write_bytes(colour_bundle(seed=1))
+    store = Store.open(tmp_path / "store")
+    seed_store(store, tmp_path)
+    store.activate("paint", store.add("paint", colour_bundle(seed=2)).version)
+    before = store.history("paint")
+    seed_store(store, tmp_path)
+    assert store.history("paint") == before
+
+
+def test_a_damaged_domain_does_not_keep_the_demo_from_starting(tmp_path, caplog):
+    (tmp_path / "paint.safetensors").write_bytes(colour_bundle())
+    (tmp_path / "zebra.safetensors").write_bytes(colour_bundle("zebra"))
+    seed_store(Store.open(tmp_path / "store"), tmp_path)
+    (tmp_path / "store" / "domains" / "paint" / "log" / "0000000001.json").unlink()
+    (tmp_path / "zebra.safetensors").write_bytes(colour_bundle("zebra", seed=1))
+    store = Store.open(tmp_path / "store")
+    seed_store(store, tmp_path)
+    assert store.live("zebra").version == 2
+    assert [(one.getMessage(), one.domain, one.code) for one in caplog.records] == [
+        ("demo.not_seeded", "paint", "store_corrupt")
+    ]
 
 
 def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, monkeypatch):

@@ -95,5 +95,43 @@ async def test_a_kept_version_whose_bytes_are_damaged_does_not_go_live_again(ser
                 blob.write_bytes(b"rot" + blob.read_bytes()[3:])
         refused = await client.post("/domains/paint/rollback")
         answer = await client.post("/classify/paint", content=picture())
-    assert (refused.status_code, refused.json()["code"]) == (500, "version_corrupt")
+    assert (refused.status_code, refused.json()["code"]) == (503, "version_corrupt")
     assert (answer.status_code, answer.json()["version"]) == (200, 2)
+
+
+def rot(store, domain, version):
+    """Damage the stored bytes of a version."""
+    digest = next(info.digest for info in store.versions(domain) if info.version == version).removeprefix("sha256:")
+    path = store.root / "blobs" / "sha256" / digest[:2] / digest
+    path.chmod(0o600)
+    path.write_bytes(b"rot" + path.read_bytes()[3:])
+
+
+async def test_a_damaged_version_requested_by_number_is_503_without_a_traceback(serve, store, caplog):
+    store.add("paint", colour_bundle(seed=1))
+    rot(store, "paint", 2)
+    async with serve() as client:
+        by_number = await client.post("/classify/paint?version=2", content=picture())
+        activated = await client.put("/domains/paint/live", json={"version": 2})
+        downloaded = await client.get("/domains/paint/versions/2/content")
+        answer = await client.post("/classify/paint", content=picture())
+    for refused in (by_number, activated, downloaded):
+        assert (refused.status_code, refused.json()["code"]) == (503, "version_corrupt")
+    assert answer.status_code == 200
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_version_whose_bytes_rot_while_it_is_live_serves_until_the_restart(serve, store, caplog):
+    async with serve() as client:
+        rot(store, "paint", 1)
+        await client.context.watcher.refresh()
+        answers = [await client.post(f"/classify/paint{query}", content=picture()) for query in ("", "?version=1")]
+        downloaded = await client.get("/domains/paint/versions/1/content")
+    async with serve() as client:
+        restarted = await client.post("/classify/paint", content=picture())
+        ready = await client.get("/readyz")
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert (downloaded.status_code, downloaded.json()["code"]) == (503, "version_corrupt")
+    assert (restarted.status_code, restarted.json()["code"]) == (503, "domain_unavailable")
+    assert (ready.status_code, ready.json()["domains"]["paint"]) == (200, "broken")
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []

@@ -1,11 +1,13 @@
 import asyncio
 import re
+import threading
 
 import pytest
 
 from prompt_store.bundle import read_bundle
 from prompt_store.errors import StorageFullError, StoreReadOnlyError
 from prompt_store.manifest import BackboneSpec
+from tests.service.engine.engine_rows import until
 from tests.service.fakes import FINGERPRINT, PREPROCESS, colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -102,6 +104,37 @@ async def test_a_bundle_for_another_backbone_is_409_with_both_fingerprints(serve
     assert (answer.status_code, body["code"]) == (409, "backbone_mismatch")
     assert (body["expected_fingerprint"], body["found_fingerprint"]) == (FINGERPRINT, other)
     assert tree(store.root) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact", "expected", "found"),
+    [
+        ({"arch": "other"}, "arch", "colours", "other"),
+        ({"image_size": 24}, "image_size", 16, 24),
+        ({"preprocess": PREPROCESS | {"mean": [0.1, 0.5, 0.5]}}, "mean", [0.5, 0.5, 0.5], [0.1, 0.5, 0.5]),
+        ({"preprocess": {"resize_mode": "squash"}}, "resize_mode", "shortest", "squash"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_bundle_with_the_same_weights_and_other_facts_is_409_with_both_values(
+    serve, store, changes, fact, expected, found
+):
+    facts = {"arch": "colours", "fingerprint": FINGERPRINT, "image_size": 16, "preprocess": PREPROCESS}
+    before = tree(store.root)
+    async with serve() as client:
+        bundle = colour_bundle(seed=1, backbone=BackboneSpec(**(facts | changes)))
+        answer = await client.post("/domains/paint/versions", content=bundle)
+    body = answer.json()
+    assert (answer.status_code, body["code"]) == (409, "backbone_mismatch")
+    assert (body[f"expected_{fact}"], body[f"found_{fact}"]) == (expected, found)
+    assert tree(store.root) == before
+
+
+async def test_facts_that_a_manifest_leaves_out_and_the_name_of_the_activation_are_no_mismatch(serve):
+    spec = BackboneSpec(arch="colours-quickgelu", fingerprint=FINGERPRINT, image_size=16, preprocess={"new": 1})
+    async with serve() as client:
+        answer = await client.post("/domains/paint/versions", content=colour_bundle(seed=1, backbone=spec))
+    assert answer.status_code == 201
 
 
 async def test_a_bundle_that_cannot_answer_is_refused_before_it_is_stored(serve, store, model):
@@ -256,6 +289,57 @@ async def test_a_version_is_removed_unless_it_is_live(serve, store):
     assert (live.status_code, live.json()["code"]) == (409, "version_live")
     assert (gone.status_code, gone.content) == (204, b"")
     assert again.status_code == asked.status_code == 404
+
+
+CHANGES = {
+    "publish": lambda client: client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=3)),
+    "activate": lambda client: client.put("/domains/paint/live", json={"version": 1}),
+    "rollback": lambda client: client.post("/domains/paint/rollback"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_no_request_sees_a_version_before_it_is_durably_live(serve, store, monkeypatch, change):
+    store.activate("paint", store.add("paint", colour_bundle(seed=1)).version)
+    entered, released = threading.Event(), threading.Event()
+
+    def held(make_durable):
+        def call(*arguments, **options):
+            entered.set()
+            assert released.wait(20)
+            return make_durable(*arguments, **options)
+
+        return call
+
+    async with serve() as client:
+        for name in ("activate", "rollback"):
+            monkeypatch.setattr(store, name, held(getattr(store, name)))
+        changing = asyncio.ensure_future(CHANGES[change](client))
+        await until(entered.is_set)
+        during = (await client.post("/classify/paint", content=picture())).json()["version"]
+        listed = (await client.get("/domains/paint")).json()["version"]
+        released.set()
+        assert (await changing).is_success
+        after = (await client.post("/classify/paint", content=picture())).json()["version"]
+    assert (during, listed) == (2, 2)
+    assert after == store.live("paint").version != 2
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_that_the_store_refuses_is_never_shown(serve, store, monkeypatch, change):
+    store.activate("paint", store.add("paint", colour_bundle(seed=1)).version)
+
+    def refuse(*_, **__):
+        raise StorageFullError("full")
+
+    async with serve() as client:
+        for name in ("activate", "rollback"):
+            monkeypatch.setattr(store, name, refuse)
+        refused = await CHANGES[change](client)
+        served = (await client.post("/classify/paint", content=picture())).json()["version"]
+        listed = (await client.get("/domains/paint")).json()["version"]
+    assert refused.status_code == 507
+    assert (served, listed) == (2, 2)
 
 
 async def test_activations_of_one_domain_at_the_same_time_end_in_what_the_store_says(serve, store):

@@ -108,6 +108,43 @@ async def test_a_broken_domain_does_not_keep_the_others_from_starting(serve, sto
     assert shown["error"] == "version_corrupt"
 
 
+DAMAGES = {
+    "record": lambda log: (log / "0000000001.json").write_bytes(b"{}"),
+    "link": lambda log: log.symlink_to(log.rename(log.with_name("away"))),
+    "file": lambda log: (log.rename(log.with_name("away")), log.write_bytes(b"")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_domain_with_a_damaged_log_is_listed_as_broken_and_the_others_are_served(serve, store, caplog, damage):
+    log = store.root / "domains" / "ink" / "log"
+    (log / "0000000001.json").chmod(0o600)
+    DAMAGES[damage](log)
+    store._logs._states.clear()  # as after a restart
+    async with serve() as client:
+        ready = await client.get("/readyz")
+        listed = {one["domain"]: one for one in (await client.get("/domains")).json()["domains"]}
+        fine = await client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=1))
+        refused = await client.post("/domains/ink/versions", content=colour_bundle("ink", ("blue", "red"), seed=1))
+    assert (ready.status_code, ready.json()["domains"]) == (200, {"ink": "broken", "paint": "live"})
+    assert (listed["ink"]["state"], listed["ink"]["error"]) == ("broken", "store_corrupt")
+    assert fine.status_code == 201
+    assert (refused.status_code, refused.json()["code"]) == (503, "store_corrupt")
+    assert [(one.domain, one.code) for one in caplog.records if one.getMessage() == "domain.unavailable"] == [
+        ("ink", "store_corrupt")
+    ]
+
+
+async def test_a_service_without_a_domain_is_ready_and_takes_the_first_one(serve, store, monkeypatch):
+    monkeypatch.setattr(store, "domains", list)
+    async with serve() as client:
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["domains"]) == (200, {})
+        uploaded = await client.post("/domains/first/versions?activate=true", content=colour_bundle("first"))
+        assert uploaded.status_code == 201
+        assert (await client.post("/classify/first", content=picture())).status_code == 200
+
+
 async def test_changes_by_another_process_are_followed(serve, store):
     other = Store.open(store.root)
     async with serve() as client:
