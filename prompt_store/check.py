@@ -105,7 +105,7 @@ def check_layout(layout: Layout) -> StoreCheck:
         domains.append(DomainCheck(domain, state.seq, len(state.available()), state.live, (*own, *findings)))
         referenced |= {version.digest for version in state.available()}
     n_unreferenced = sum(digest not in referenced for digest, _ in layout.blob_files())
-    if n_unreferenced and all(not domain.findings for domain in domains):
+    if n_unreferenced and all(not finding.is_damage for domain in domains for finding in domain.findings):
         detail = f"Bundles that belong to no version: {n_unreferenced}. `caspl store gc` removes them."
         stray.append(Finding("blobs", detail, is_damage=False))
     return StoreCheck(tuple(domains), tuple(stray))

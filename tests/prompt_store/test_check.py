@@ -1,6 +1,7 @@
 """`caspl store check`: damage and leftovers by name, and repairs that delete nothing."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -214,9 +215,7 @@ def test_a_directory_that_is_no_store_is_left_alone(tmp_path):
 def test_an_interrupted_repair_is_finished_by_the_next_one(quick_path, store, damage):
     def damaged_copy(name):
         root = quick_path / name
-        for path, data in tree(store.root).items():
-            target = root / path
-            target.mkdir(parents=True, exist_ok=True) if data is None else target.write_bytes(data)
+        shutil.copytree(store.root, root)
         copy = Store.open(root)
         if damage == "flipped bit":
             data = record(copy, 3).read_bytes()
