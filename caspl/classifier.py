@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from caspl.errors import ImageError, NotFoundError
+from caspl.errors import ImageError, InvalidRequestError, NotFoundError
 from caspl.images import ImageInput, ImagesInput, as_list, open_image, undecodable
 from caspl.results import Classification, Prediction
 from prompt_store.bundle import read_bundle
+from prompt_store.class_names import normalize_labels
+from prompt_store.errors import BundleInvalidError
 from prompted_clip.backbone import load_backbone
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels, upright_rgb
@@ -108,12 +110,12 @@ class Classifier:
 
         Raises:
             NotFoundError: no bundle of such a domain is loaded.
+            InvalidRequestError: a label is empty, unprintable, too long or a duplicate.
             OSError: a file cannot be read.
             StackMismatchError, TextTooLongError: the domain's prompts cannot score these labels.
         """
         all_images = as_list(images)
-        names = labels.split(",") if isinstance(labels, str) else labels or ()  # as the server does
-        stacks = self._stacks_of(len(all_images), domain, tuple(" ".join(name.split()) for name in names))
+        stacks = self._stacks_of(len(all_images), domain, _names(labels or ()))
         results: list[Classification] = []
         for start in range(0, len(all_images), self._batch_size):
             batch = slice(start, start + self._batch_size)
@@ -166,3 +168,11 @@ class Classifier:
             return to_pixels(upright_rgb(opened), backbone.image_size, backbone.preprocess), notes
         except Exception as error:  # Pillow raises a dozen kinds for damaged files
             raise undecodable() from error
+
+
+def _names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels as class names; a string is split at commas, as the server does."""
+    try:
+        return normalize_labels(labels.split(",") if isinstance(labels, str) else labels)
+    except BundleInvalidError as error:
+        raise InvalidRequestError("Invalid labels", str(error), code="label_invalid") from error

@@ -1,4 +1,4 @@
-"""Validation of class names and class texts, which end up in responses, logs and terminals.
+"""Normalization and validation of class names and class texts, which end up in responses, logs and terminals.
 
 Messages give the position of a name, never the name itself.
 """
@@ -46,19 +46,45 @@ def check_name(text: str, *, field: str) -> None:
         raise BundleInvalidError("class_name", f"{field} {rule}.", field=field)
 
 
-def check_unique(names: Iterable[str]) -> None:
-    """Reject duplicate names, compared after NFKC normalization and case folding.
+def check_unique(names: Iterable[str], *, field: str = "classes[{}].name") -> None:
+    """Reject duplicate names, compared after NFKC normalization and case folding; `field` is a format of positions.
 
     Raises:
         BundleInvalidError: `class_duplicate`, with both positions.
     """
     first_by_key: dict[str, int] = {}
     for index, name in enumerate(names):
-        key = unicodedata.normalize("NFKC", name).casefold()
-        first = first_by_key.setdefault(key, index)
+        first = first_by_key.setdefault(_folded(name), index)
         if first != index:
             raise BundleInvalidError(
                 "class_duplicate",
-                f"classes[{index}].name duplicates classes[{first}].name, ignoring case and character width.",
-                field=f"classes[{index}].name",
+                f"{field.format(index)} duplicates {field.format(first)}, ignoring case and character width.",
+                field=field.format(index),
             )
+
+
+def normalize_name(name: str) -> str:
+    """Normalize a class name: `_` becomes a space, whitespace is collapsed, Unicode is composed (NFC)."""
+    return unicodedata.normalize("NFC", " ".join(name.replace("_", " ").split()))
+
+
+def comparison_key(name: str) -> str:
+    """A key for comparing names: normalized, ignoring case and character width."""
+    return _folded(normalize_name(name))
+
+
+def normalize_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Normalize the labels of an open-vocabulary request as class names, and validate them.
+
+    Raises:
+        BundleInvalidError: an invalid or duplicate label; the message and `field` give its position.
+    """
+    names = tuple(normalize_name(label) for label in labels)
+    for index, name in enumerate(names):
+        check_name(name, field=f"labels[{index}]")
+    check_unique(names, field="labels[{}]")
+    return names
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()

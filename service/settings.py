@@ -17,6 +17,7 @@ from typing import Final, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from prompt_store.class_names import MAX_NAME_CHARS
 from prompt_store.manifest import is_domain
 from service.errors import SettingsError
 
@@ -104,11 +105,20 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(32 * MIB, ge=1, description="maximum body size of a classify request")
     max_bundle_bytes: int = Field(64 * MIB, ge=1, description="maximum size of an uploaded bundle")
     max_body_s: float = Field(30.0, gt=0, description="maximum time to receive a request body")
+    min_body_rate: int = Field(
+        16 * 1024, ge=0, description="minimum rate of a request body in bytes per second, over 5 s; below it 408"
+    )
+    max_admitted_bytes: int = Field(
+        256 * MIB,
+        ge=1,
+        description="maximum size of all request bodies in memory, uploads included, per process and shared between "
+        "clients; beyond it 503",
+    )
     max_open_requests: int = Field(
         256,
         ge=1,
-        description="maximum number of concurrent classify requests per process; beyond it 429, before the "
-        "body is read; default on a GPU: at least eight batches",
+        description="maximum number of classify requests per process whose body has arrived and that are not "
+        "answered; beyond it 429; default on a GPU: at least eight batches",
     )
     max_images: int = Field(16, ge=1, le=256, description="maximum number of images per request")
     max_image_pixels: int = Field(
@@ -131,7 +141,7 @@ class Settings(BaseSettings):
 
     max_top_k: int = Field(100, ge=1, description="maximum top_k")
     max_labels: int = Field(256, ge=1, le=10_000, description="maximum number of labels of an open-vocabulary request")
-    max_label_chars: int = Field(128, ge=1, description="maximum length of a label")
+    max_label_chars: int = Field(128, ge=1, le=MAX_NAME_CHARS, description="maximum length of a label")
     max_label_sets: int = Field(64, ge=1, description="size of the LRU cache of label sets and boost-only stacks")
     max_old_stacks: int = Field(
         8,
@@ -190,6 +200,11 @@ class Settings(BaseSettings):
         for name in ("max_queued_rows", "max_decoding_images"):
             if self.max_images > getattr(self, name):
                 raise ValueError(f"max_images must not exceed {name}: a full request would always get 429")
+        for name in ("max_request_bytes", "max_bundle_bytes"):
+            if 3 * getattr(self, name) > 2 * self.max_admitted_bytes:
+                raise ValueError(
+                    f"{name} must not exceed two thirds of max_admitted_bytes: such a body would always get 503"
+                )
         return self
 
     def for_gpu(self, n_multiprocessors: int) -> Settings:

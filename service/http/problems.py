@@ -140,6 +140,8 @@ def respond(error: BaseException) -> Response:
     headers = {}
     if row.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
+    if row.status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["Connection"] = "close"  # the client does not send the rest of its body
     if (seconds := _retry_after_s(error)) is not None:
         headers["Retry-After"] = str(seconds)
     return Problem(row.status, body, headers)

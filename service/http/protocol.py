@@ -1,16 +1,19 @@
 """uvicorn's HTTP/1.1 protocol (h11) with a deadline for each request head.
 
 h11 bounds the size of a head and rejects ambiguous `Host`, `Transfer-Encoding` and `Content-Length` headers.
-`middleware.py` bounds bodies.
+`body.py` bounds bodies until the response, this module the rest of a body after it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from service.http.body import RATE_WINDOW_S
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 HEAD_TIMEOUT_S: Final = 10.0
@@ -22,20 +25,27 @@ class TimeoutHttpProtocol(H11Protocol):
     """Closes a connection whose next request head does not arrive in time; uvicorn would wait forever.
 
     Args:
-        body_timeout_s: for the rest of a body after the response.
+        max_body_s: maximum time for the rest of a body after the response.
+        min_body_rate: its minimum rate, in bytes per second.
     """
 
     _timer: asyncio.TimerHandle | None = None
     _is_stopping = False
+    _n_received, _rest_end_s = 0, 0.0
 
-    def __init__(self, *args: Any, body_timeout_s: float, **kwargs: Any) -> None:  # noqa: ANN401  uvicorn's own
+    def __init__(self, *args: Any, max_body_s: float, min_body_rate: int, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
-        self._body_timeout_s = body_timeout_s
+        self._max_body_s, self._min_window_bytes = max_body_s, min_body_rate * RATE_WINDOW_S
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer."""
         super().connection_made(transport)
         self._start_timer(HEAD_TIMEOUT_S)
+
+    def data_received(self, data: bytes) -> None:
+        """Count and handle bytes."""
+        self._n_received += len(data)
+        super().data_received(data)
 
     def handle_events(self) -> None:
         """Stop the timer while a request is being answered."""
@@ -51,7 +61,8 @@ class TimeoutHttpProtocol(H11Protocol):
             return
         if self.conn.their_state is h11.SEND_BODY:
             self._unset_keepalive_if_required()
-            self._start_timer(self._body_timeout_s)
+            self._rest_end_s = self.loop.time() + self._max_body_s
+            self._await_rest()
         else:
             self._start_timer(HEAD_TIMEOUT_S)
 
@@ -80,9 +91,22 @@ class TimeoutHttpProtocol(H11Protocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
 
-    def _start_timer(self, timeout_s: float) -> None:
+    def _await_rest(self) -> None:
+        """Give the rest of the body another window."""
+        self._n_received = 0
+        left_s = self._rest_end_s - self.loop.time()
+        self._start_timer(min(RATE_WINDOW_S, left_s), self._end_window if left_s > RATE_WINDOW_S else None)
+
+    def _end_window(self) -> None:
+        if self._n_received < self._min_window_bytes:
+            self.transport.close()
+        else:
+            self._await_rest()
+
+    def _start_timer(self, timeout_s: float, then: Callable[[], None] | None = None) -> None:
+        """Start or restart the timer; after it the connection is closed, unless there is something else to do."""
         self._stop_timer()
-        self._timer = self.loop.call_later(timeout_s, self.transport.close)
+        self._timer = self.loop.call_later(timeout_s, then or self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -1,4 +1,7 @@
-"""The JSON bodies of requests and responses. Times are in milliseconds, probabilities between 0 and 1."""
+"""The JSON bodies of requests and responses, except of classify requests.
+
+Times are in milliseconds, probabilities between 0 and 1.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _RequestBody(BaseModel):
-    """A request body; unknown fields are rejected."""
+class LiveBody(BaseModel):
+    """The body of `PUT /domains/{domain}/live`; unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class Base64Image(_RequestBody):
-    """One image in JSON."""
-
-    b64: str = Field(description="the file in base64; a third larger than raw bytes")
-
-
-class ClassifyBody(_RequestBody):
-    """The JSON form of `POST /classify/{domain}`."""
-
-    images: list[Base64Image] = Field(min_length=1)
-
-
-class MixedImage(Base64Image):
-    """One image in JSON, and its domain."""
-
-    domain: str
-
-
-class MixedBody(_RequestBody):
-    """The JSON form of `POST /classify`."""
-
-    images: list[MixedImage] = Field(min_length=1)
-
-
-class LiveBody(_RequestBody):
-    """The body of `PUT /domains/{domain}/live`."""
-
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, strict=True)
 
 
 class PredictionOut(BaseModel):

@@ -72,9 +72,10 @@ def address_of(listener: socket.socket) -> str:
 
 def http_config(app: ASGIApp, settings: Settings, *, backlog: int = BACKLOG) -> uvicorn.Config:
     """The uvicorn configuration of an application; it accepts up to `backlog` connections per event."""
+    protocol = partial(TimeoutHttpProtocol, max_body_s=settings.max_body_s, min_body_rate=settings.min_body_rate)
     return uvicorn.Config(
         app,
-        http=cast("type[asyncio.Protocol]", partial(TimeoutHttpProtocol, body_timeout_s=settings.max_body_s)),
+        http=cast("type[asyncio.Protocol]", protocol),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws="none",
         loop="asyncio",

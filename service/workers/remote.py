@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import DeviceLostError
+from service.http.body import read_body
 from service.inference import ImageResult, Scored, ScoringOptions
 from service.observability.logs import request_id
 from service.workers.pixel_slots import Pixels, PixelSlots
@@ -97,7 +98,7 @@ def forwarder(rpc: Rpc) -> ASGIApp:
     """An ASGI application that forwards requests to the device process."""
 
     async def forward(scope: Scope, receive: Receive, send: Send) -> None:
-        body = await Request(scope, receive).body()
+        body = await read_body(Request(scope, receive))
         forwarded = {name: scope[name] for name in SCOPE if name in scope}
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S if scope["path"] in PROBES else None):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import caspl
-from caspl.errors import ImageError, NotFoundError
+from caspl.errors import ImageError, InvalidRequestError, NotFoundError
 from prompted_clip.errors import StackMismatchError
 from tests.architecture.repository import ROOT
 from tests.stacks import random_bundle
@@ -65,6 +65,18 @@ def test_labels_may_be_one_string_with_commas(classifier):
     (result,) = classifier.classify(DONUT, "satellite", labels="plain  cross, striped donut")
 
     assert {found.label for found in result.predictions} == {"plain cross", "striped donut"}
+
+
+def test_labels_are_normalized_as_class_names(classifier):
+    (result,) = classifier.classify(DONUT, "satellite", labels=["plain_cross", " striped  donut"])
+    assert {one.label for one in result.predictions} == {"plain cross", "striped donut"}
+
+
+@pytest.mark.parametrize("labels", [["fox", "FOX"], "fox,,wolf", ["fox", "a\0b"]])
+def test_labels_that_are_no_class_names_are_an_error(classifier, labels):
+    with pytest.raises(InvalidRequestError, match=r"labels\[1\]") as failed:
+        classifier.classify(DONUT, "satellite", labels=labels)
+    assert failed.value.code == "label_invalid"
 
 
 def test_without_bundles_the_plain_backbone_scores_the_labels():

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from prompt_store.class_names import check_name
+from prompt_store.class_names import check_name, comparison_key, normalize_name
 from prompt_store.errors import BundleInvalidError
 from prompt_store.manifest import MAX_CLASSES
-from training.data.dataset import comparison_key, normalize_name
 from training.errors import ClassListError
 
 _SHOWN_CHARS: Final = 40  # of an invalid name, in the message

@@ -6,13 +6,13 @@ Images are not opened here.
 import hashlib
 import json
 import os
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
+from prompt_store.class_names import comparison_key, normalize_name
 from training.errors import DatasetError
 
 Split = Literal["train", "val", "test"]
@@ -136,16 +136,6 @@ def _relative(path: Path, root: Path) -> str:
     # Fast path for data sets with a million files: relpath only for paths outside `root`.
     inside = text[len(prefix) :] if text.startswith(prefix) and ".." not in text else os.path.relpath(path, root)
     return inside.replace(os.sep, "/")
-
-
-def normalize_name(name: str) -> str:
-    """Normalize a class name: `_` becomes a space, whitespace is collapsed, Unicode is composed (NFC)."""
-    return unicodedata.normalize("NFC", " ".join(name.replace("_", " ").split()))
-
-
-def comparison_key(name: str) -> str:
-    """A key for comparing names: normalized, ignoring case and character width."""
-    return unicodedata.normalize("NFKC", normalize_name(name)).casefold()
 
 
 def normalize_names(names: Sequence[str], *, of: str) -> tuple[str, ...]:

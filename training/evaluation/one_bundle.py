@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompt_store.bundle import Bundle
-from training.data.dataset import Dataset, Split, comparison_key
+from prompt_store.class_names import comparison_key
+from training.data.dataset import Dataset, Split
 from training.evaluation.metrics import accuracy, class_accuracies, confusion_matrix
 from training.evaluation.predict import Predictor
 

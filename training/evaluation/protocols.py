@@ -14,8 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from prompt_store.class_names import comparison_key
 from prompted_clip.errors import StackMismatchError
-from training.data.dataset import Dataset, comparison_key, shorten
+from training.data.dataset import Dataset, shorten
 from training.data.few_shot import base_and_new
 from training.errors import DatasetError
 from training.evaluation.bench import Bench, Trial, recipe_digest

@@ -9,13 +9,12 @@ from fastapi import FastAPI
 
 from service.http.context import HttpContext
 from service.http.middleware.authentication import AuthMiddleware
-from service.http.middleware.limits import BodyLimitMiddleware, RequestLimitMiddleware
+from service.http.middleware.limits import LimitsMiddleware
 from service.http.middleware.request_context import RequestContextMiddleware
 
 
 def install_middleware(app: FastAPI, context: HttpContext) -> None:
     """Add all middleware to an application, the innermost first."""
-    app.add_middleware(BodyLimitMiddleware, context=context)
-    app.add_middleware(RequestLimitMiddleware, context=context)
+    app.add_middleware(LimitsMiddleware, context=context)
     app.add_middleware(AuthMiddleware, context=context)
     app.add_middleware(RequestContextMiddleware, context=context)

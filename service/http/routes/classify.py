@@ -72,7 +72,7 @@ class Outcome(NamedTuple):
 async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one or several images among a domain's classes."""
     context: HttpContext = request.app.state.context
-    labels, timeout_s = check_query(query, context.settings)
+    labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
     deadline_s, priority = time.monotonic() + timeout_s, PRIORITIES[query.priority]
     async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
         context.decoder.check_room(1)
@@ -101,7 +101,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
 async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]) -> Response:
     """Classify images of several domains in one request, each among the classes of its domain."""
     context: HttpContext = request.app.state.context
-    labels, timeout_s = check_query(query, context.settings)
+    labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
     context.decoder.check_room(1)
     images = await read_mixed(request, context.settings)
     began_s = time.monotonic()

@@ -12,6 +12,7 @@ from prompt_store.errors import VersionNotFoundError
 from prompt_store.store import VersionInfo
 from service.domains.live_table import DomainState, LoadedVersion
 from service.errors import DrainingError, MediaTypeError, RequestInvalidError
+from service.http.body import read_body
 from service.http.context import Context, ServiceContext, actor_of
 from service.http.schemas import (
     DomainDetailOut,
@@ -80,7 +81,7 @@ async def publish(
     if activate:
         context.keys.require(actor_of(request), "activate", domain)
     _refuse_when_draining(context)
-    body = await request.body()
+    body = await read_body(request)
     added = await context.publisher.publish(domain, body, activate=activate, actor=actor_of(request))
     response.status_code = 201 if added.created else 200
     response.headers["Location"] = f"/domains/{domain}/versions/{added.version}"

@@ -6,17 +6,27 @@ All forms are parsed into a list of images or per-image errors, in memory.
 from __future__ import annotations
 
 import asyncio
-import base64
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from prompt_store.class_names import normalize_labels
+from prompt_store.errors import BundleInvalidError
 from service.errors import BodyTooLargeError, ImageRejectedError, MediaTypeError, RequestInvalidError
-from service.http.schemas import ClassifyBody, MixedBody
+from service.http.body import read_body
+from service.http.routes.json_images import (
+    Base64Image,
+    MixedImage,
+    decode_base64,
+    decode_string,
+    parse_images,
+    too_large,
+)
 from service.inference import StackKind
 from service.settings import Settings
 
@@ -102,7 +112,7 @@ async def read_images(request: Request, settings: Settings) -> list[UploadedImag
 
     Raises:
         MediaTypeError: unsupported content type.
-        RequestInvalidError: malformed multipart or JSON, or no images.
+        RequestInvalidError: malformed or incomplete multipart or JSON, or no images.
         BodyTooLargeError: too many images.
     """
     kind = _kind(request)
@@ -112,9 +122,9 @@ async def read_images(request: Request, settings: Settings) -> list[UploadedImag
             raise RequestInvalidError("Every part of the multipart body must be a file in the field `images`.")
         images = [image for _, image in parts]
     elif kind == "application/json":
-        images = await asyncio.to_thread(_parse_images, await request.body())
+        images = await asyncio.to_thread(_parse_images, await read_body(request), settings)
     elif kind.startswith("image/") or kind == "application/octet-stream":
-        images = [UploadedImage(await request.body())]
+        images = [UploadedImage(await read_body(request))]
     else:
         raise MediaTypeError(
             "Send one image as image/jpeg, image/png or image/webp, several as multipart/form-data (field `images`), "
@@ -128,14 +138,14 @@ async def read_mixed(request: Request, settings: Settings) -> list[tuple[str, Up
 
     Raises:
         MediaTypeError: neither multipart nor JSON.
-        RequestInvalidError: malformed multipart or JSON, or no images.
+        RequestInvalidError: malformed or incomplete multipart or JSON, or no images.
         BodyTooLargeError: too many images.
     """
     kind = _kind(request)
     if kind == "multipart/form-data":
         images = await _read_multipart(request, settings)
     elif kind == "application/json":
-        images = await asyncio.to_thread(_parse_mixed, await request.body())
+        images = await asyncio.to_thread(_parse_mixed, await read_body(request), settings)
     else:
         raise MediaTypeError(
             "Send a domain per image: multipart/form-data with the domain as each field name, or application/json "
@@ -157,9 +167,19 @@ def _bounded(images: list[Uploaded], settings: Settings, hint: str) -> list[Uplo
     return images
 
 
+class _MultipartParser(MultiPartParser):
+    """Notes whether the closing boundary came; Starlette's parser also accepts a body that ends before it."""
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        """Called at the closing boundary."""
+        self.is_complete = True
+
+
 async def _read_multipart(request: Request, settings: Settings) -> list[tuple[str, UploadedImage]]:
     """Parse the files of a multipart body, each with its field name."""
-    parser = MultiPartParser(request.headers, request.stream(), max_files=settings.max_images + 1, max_fields=8)
+    parser = _MultipartParser(request.headers, request.stream(), max_files=settings.max_images + 1, max_fields=8)
     parser.spool_max_size = settings.max_request_bytes + 1
     try:
         form = await parser.parse()
@@ -169,39 +189,46 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
         raise RequestInvalidError("The multipart body is malformed or has too many parts.") from error
     images = []
     try:
+        if not parser.is_complete:
+            raise RequestInvalidError("The multipart body is incomplete: it ends before its closing boundary.")
         for field, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 raise RequestInvalidError("Every part of the multipart body must be a file.")
             # With some charsets, names may contain lone surrogates, which a JSON response cannot contain.
             name = value.filename and value.filename.encode(errors="replace").decode()
-            images.append((field, UploadedImage(await value.read(), name)))
+            images.append((field, UploadedImage(await _read_file(value, settings.max_image_bytes), name)))
     finally:
         await form.close()
     return images
 
 
-def _parse_images(body: bytes) -> list[UploadedImage]:
+async def _read_file(file: UploadFile, max_bytes: int) -> bytes | ImageRejectedError:
+    """A part's bytes, which are then no longer in the form: at most one file is twice in memory."""
+    if file.size and file.size > max_bytes:
+        return too_large(file.size, max_bytes)
+    data = await file.read()
+    await file.close()
+    return data
+
+
+def _parse_images(body: bytes, settings: Settings) -> list[UploadedImage]:
+    images = parse_images(body, Base64Image, settings.max_images, '{"images": [{"b64": "..."}]}')
+    return [_decode(image, index, settings) for index, image in enumerate(images)]
+
+
+def _parse_mixed(body: bytes, settings: Settings) -> list[tuple[str, UploadedImage]]:
+    images = parse_images(body, MixedImage, settings.max_images, '{"images": [{"domain": "...", "b64": "..."}]}')
+    return [
+        (decode_string(image.domain, f"images[{index}].domain"), _decode(image, index, settings))
+        for index, image in enumerate(images)
+    ]
+
+
+def _decode(image: Base64Image, index: int, settings: Settings) -> UploadedImage:
     try:
-        asked = ClassifyBody.model_validate_json(body)
-    except ValidationError as error:
-        raise RequestInvalidError('Expected JSON of the form {"images": [{"b64": "..."}]}.') from error
-    return [_decode_base64(image.b64) for image in asked.images]
-
-
-def _parse_mixed(body: bytes) -> list[tuple[str, UploadedImage]]:
-    try:
-        asked = MixedBody.model_validate_json(body)
-    except ValidationError as error:
-        raise RequestInvalidError('Expected JSON of the form {"images": [{"domain": "...", "b64": "..."}]}.') from error
-    return [(image.domain, _decode_base64(image.b64)) for image in asked.images]
-
-
-def _decode_base64(text: str) -> UploadedImage:
-    try:
-        return UploadedImage(base64.b64decode(text, validate=True))
-    except ValueError:
-        message = "`b64` is not valid base64; URLs and data: URLs are not supported."
-        return UploadedImage(ImageRejectedError(message, code="image_base64"))
+        return UploadedImage(decode_base64(image.b64, f"images[{index}].b64", settings.max_image_bytes))
+    except ImageRejectedError as error:
+        return UploadedImage(error)
 
 
 def _too_many(settings: Settings) -> BodyTooLargeError:
@@ -212,32 +239,40 @@ def _too_many(settings: Settings) -> BodyTooLargeError:
     )
 
 
-def check_query(query: MixedQuery, settings: Settings) -> tuple[tuple[str, ...], float]:
-    """Check a query against the settings' limits.
+def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tuple[str, ...], float]:
+    """Check a query, as parsed and as sent, against the settings' limits.
 
     Returns:
-        Labels (a single value is split at commas), and the timeout in seconds.
+        Labels, normalized as class names (a single value is split at commas), and the timeout in seconds.
 
     Raises:
-        RequestInvalidError: a number beyond its limit; too many labels, or a label that is too long, empty, duplicate
-            or unprintable.
+        RequestInvalidError: not UTF-8; a number beyond its limit; too many labels, or a label that is too long, empty,
+            duplicate or unprintable.
     """
+    try:
+        unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise RequestInvalidError(f"The query must be percent-encoded UTF-8; found the byte %{byte:02X}.") from error
     if query.top_k > settings.max_top_k:
         raise RequestInvalidError(f"top_k must be at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
     timeout_s = settings.default_timeout_s if query.timeout_ms is None else query.timeout_ms / 1000
     if timeout_s > settings.max_timeout_s:
         limit = int(settings.max_timeout_s * 1000)
         raise RequestInvalidError(f"timeout_ms must be at most {limit}.", extra={"limit": limit})
-    if not query.labels:
-        return (), timeout_s
-    parts = query.labels[0].split(",") if len(query.labels) == 1 else query.labels
-    labels = tuple(" ".join(part.split()) for part in parts)
-    if len(labels) > settings.max_labels:
+    return _check_labels(query.labels, settings), timeout_s
+
+
+def _check_labels(given: list[str], settings: Settings) -> tuple[str, ...]:
+    parts = given[0].split(",") if len(given) == 1 else given
+    if len(parts) > settings.max_labels:
         raise RequestInvalidError(f"At most {settings.max_labels} labels are allowed.", code="too_many_labels")
-    is_fine = all(label and len(label) <= settings.max_label_chars and label.isprintable() for label in labels)
-    if not is_fine or len(set(labels)) != len(labels):
-        raise RequestInvalidError(
-            f"Labels must be different, printable and 1 to {settings.max_label_chars} characters long.",
-            code="label_invalid",
-        )
-    return labels, timeout_s
+    try:
+        labels = normalize_labels(parts)
+    except BundleInvalidError as error:
+        raise RequestInvalidError(str(error), code="label_invalid", extra={"field": error.field}) from error
+    for index, label in enumerate(labels):
+        if len(label) > settings.max_label_chars:
+            message = f"labels[{index}] must have at most {settings.max_label_chars} characters."
+            raise RequestInvalidError(message, code="label_invalid", extra={"field": f"labels[{index}]"})
+    return labels

@@ -5,7 +5,7 @@ import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from service.http.auth import add_key, read_keys
-from service.http.middleware.limits import body_limit
+from service.http.body import body_limit
 from service.settings import Settings
 from tests.service.fakes import colour_bundle, picture
 

@@ -54,10 +54,10 @@ async def application(scope, receive, send):
 
 
 @contextmanager
-def serving():
+def serving(**changes):
     """The protocol in front of that application: 0.5 s between requests, 1.2 s for the rest of a body."""
     handled.clear()
-    config = http_config(application, Settings(max_body_s=1.2))
+    config = http_config(application, Settings(**{"max_body_s": 1.2} | changes))
     config.lifespan, config.timeout_keep_alive = "off", 0.5
     with listen("127.0.0.1", 0) as listener:
         running = uvicorn.Server(config)
@@ -167,6 +167,26 @@ def test_a_connection_whose_body_never_ends_is_closed(hasty_server):
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n0123456789")
         assert statuses(connection.recv(4096)) == [204]
         assert connection.recv(10) == b""
+
+
+def test_the_rest_of_a_body_that_stalls_is_not_awaited_until_its_time_is_over(monkeypatch):
+    monkeypatch.setattr("service.http.protocol.RATE_WINDOW_S", 0.3)
+    with serving(max_body_s=60.0) as address, socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n" + bytes(10_000))
+        assert statuses(connection.recv(4096)) == [204]
+        assert connection.recv(10) == b""
+
+
+def test_the_rest_of_a_body_that_keeps_its_rate_may_take_several_windows(monkeypatch):
+    monkeypatch.setattr("service.http.protocol.RATE_WINDOW_S", 1.0)
+    with serving(max_body_s=60.0, min_body_rate=10) as address, socket.create_connection(address, 10) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1100\r\n\r\n" + bytes(100))
+        assert statuses(connection.recv(4096)) == [204]
+        for _ in range(10):
+            time.sleep(0.25)
+            connection.sendall(bytes(100))
+        connection.sendall(GET + b"\r\n")
+        assert statuses(connection.recv(4096)) == [200]
 
 
 def head_of(size):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from prompt_store.class_names import comparison_key, normalize_name
 from tests.training.data.tiny_images import imagined
-from training.data.dataset import Dataset, LabelledImage, comparison_key, normalize_name, shorten
+from training.data.dataset import Dataset, LabelledImage, shorten
 from training.errors import DatasetError
 
 ROOT = Path("data") / "here"

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import json
 
 import httpx
 import pytest
@@ -102,10 +103,48 @@ async def test_several_bad_images_fail_as_a_whole_with_a_reason_each(ask):
     assert [(one["index"], one["code"]) for one in body["errors"]] == [(0, "image_base64"), (1, "image_format")]
 
 
-@pytest.mark.parametrize("link", ["http://169.254.169.254/x.png", "data:image/png;base64,AAAA"])
+@pytest.mark.parametrize("link", ["http://169.254.169.254/x.png", "data:text/html;base64,AAAA"])
 async def test_an_address_instead_of_an_image_is_refused(ask, link):
     answer = await ask("/classify/paint", json={"images": [{"b64": link}]})
     assert (answer.status_code, answer.json()["code"]) == (422, "image_base64")
+
+
+async def test_base64_is_read_as_browsers_mail_and_url_encoders_write_it(ask):
+    data = picture("green")
+    written = [
+        f"data:image/png;base64,{base64.b64encode(data).decode()}",
+        base64.encodebytes(data).decode(),
+        base64.urlsafe_b64encode(data).decode().rstrip("="),
+        base64.b64encode(data).decode() + "\n",
+    ]
+    body = json.dumps({"images": [{"b64": text} for text in written]}).encode("utf-8-sig")
+    answer = await ask("/classify/paint", content=body, headers={"content-type": "application/json"})
+    assert [best(one) for one in answer.json()["results"]] == ["green"] * 4
+
+
+async def test_a_broken_base64_string_fails_alone_and_is_named(ask):
+    images = [{"b64": base64.b64encode(picture("red")).decode()}, {"b64": "AA!A"}]
+    good, bad = (await ask("/classify/paint", json={"images": images})).json()["results"]
+    assert best(good) == "red"
+    assert bad["error"]["code"] == "image_base64"
+    assert "images[1].b64" in bad["error"]["detail"]
+    assert "'!' at position 2" in bad["error"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ('{"image": []}', "`image`"),
+        ('{"images": [{"b64": ""}, {"base64": ""}]}', "`base64` - at `$.images[1]`"),
+        ('{"images": [{"b64": ""}, "text"]}', "$.images[1]"),
+        ('{"images": [{"b64": 1}]}', "images[0].b64"),
+        ('{"images": [{"b64": ""} {', "byte 24"),
+    ],
+)
+async def test_json_that_is_not_understood_names_the_key_the_index_or_the_byte(ask, body, named):
+    answer = await ask("/classify/paint", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "request_invalid")
+    assert named in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +180,12 @@ async def test_a_body_that_cannot_be_understood_is_refused_with_its_code(ask, op
         ("topk=3", "request_invalid"),
         ("version=0", "request_invalid"),
         ("labels=red,red", "label_invalid"),
+        ("labels=red,RED", "label_invalid"),
+        ("labels=light_red,light red", "label_invalid"),
+        ("labels=caf%C3%A9,cafe%CC%81", "label_invalid"),
+        ("labels=%EF%BD%81,a", "label_invalid"),
+        ("labels=caf%E9", "request_invalid"),
+        ("labels=%ED%A0%80", "request_invalid"),
         ("labels=red,,blue", "label_invalid"),
         ("labels=" + "x" * 129, "label_invalid"),
         ("labels=a%00b", "label_invalid"),
@@ -168,7 +213,18 @@ async def test_probabilities_fall_and_sum_to_one_over_all_classes(ask):
     assert sum(values) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("query", ["labels=white,green", "labels=white&labels=green"])
+async def test_a_broken_label_is_named_by_its_position(ask):
+    body = (await ask("/classify/paint?labels=white,green,,red", content=picture())).json()
+    assert (body["code"], body["field"]) == ("label_invalid", "labels[2]")
+    assert "labels[2]" in body["detail"]
+
+
+async def test_labels_are_normalized_as_class_names(ask):
+    body = (await ask("/classify/paint?labels=white_%20warm,green", content=picture("white"))).json()
+    assert {one["label"] for one in body["results"][0]["predictions"]} == {"white warm", "green"}
+
+
+@pytest.mark.parametrize("query", ["labels=white,green", "labels=white&labels=green", "labels=_white,%20green"])
 async def test_other_labels_replace_the_classes_of_the_bundle(ask, query):
     body = (await ask(f"/classify/paint?{query}", content=picture("white"))).json()
     assert [one["label"] for one in body["results"][0]["predictions"]] == ["white", "green"]

@@ -1,0 +1,138 @@
+"""Receiving a request body within limits of size, time and rate, and within the memory budget of all requests."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import Callable
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope
+
+from service.errors import BodyTooLargeError, MediaTypeError, ServiceError, SlowBodyError
+from service.scheduler.budget import Budget
+from service.settings import Settings
+
+RATE_WINDOW_S: Final = 5.0
+"""A body must keep its minimum rate in each window of this length, so a stalled one is noticed within two."""
+CLASSIFY: Final = "/classify"
+
+
+class LimitedBody:
+    """The body of one request; its bytes are in the budget until `release`.
+
+    Args:
+        scope: the request; its announced length is checked at once.
+        receive: the ASGI channel.
+        settings: the limits.
+        budget: bytes in memory, shared between (client, domain).
+        on_complete: called when the last byte has arrived; may raise a `ServiceError`.
+
+    Attributes:
+        failure: the error that `receive` has raised.
+
+    Raises:
+        MediaTypeError: a compressed body.
+        BodyTooLargeError, CapacityError: the announced length exceeds the limit, or what is left of the budget.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, settings: Settings, budget: Budget, on_complete: Callable[[], None]
+    ) -> None:
+        self._receive, self._budget, self._on_complete = receive, budget, on_complete
+        self._limit, self._tenant = body_limit(scope["path"], settings), tenant_of(scope)
+        self._min_bytes, self._max_body_s = settings.min_body_rate * RATE_WINDOW_S, settings.max_body_s
+        self._n_bytes = self._n_in_window = 0
+        self._is_complete = False
+        self.failure: ServiceError | None = None
+        headers = Headers(scope=scope)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise MediaTypeError("Compressed bodies are not supported. Send the body without Content-Encoding.")
+        announced = headers.get("content-length", "")
+        if announced.isdecimal():
+            self._check_size(int(announced))
+            budget.check(self._tenant, int(announced))
+        self._began_s = self._window_s = time.monotonic()
+
+    async def receive(self) -> Message:
+        """Receive the next part; after the last one, whatever the channel has.
+
+        Raises:
+            BodyTooLargeError, SlowBodyError, CapacityError: beyond a limit, see `failure`.
+            ServiceError: from `on_complete`.
+        """
+        if self._is_complete:
+            return await self._receive()
+        try:
+            message = await self._receive_in_time()
+            if message["type"] == "http.request":
+                self._count(len(message.get("body", b"")), is_last=not message.get("more_body", False))
+        except ServiceError as error:
+            self.failure = error
+            raise
+        return message
+
+    def release(self) -> None:
+        """Give the bytes back to the budget."""
+        self._budget.release(self._tenant, self._n_bytes)
+
+    async def _receive_in_time(self) -> Message:
+        """The next message; starts a new window as often as the last one had its bytes."""
+        end_s = self._began_s + self._max_body_s
+        while True:
+            window_end_s = self._window_s + RATE_WINDOW_S
+            try:
+                async with asyncio.timeout(min(window_end_s, end_s) - time.monotonic()):
+                    return await self._receive()
+            except TimeoutError as error:
+                if end_s <= window_end_s:
+                    raise SlowBodyError(f"The body did not arrive within {self._max_body_s:g} s.") from error
+                if self._n_in_window < self._min_bytes:
+                    raise SlowBodyError(
+                        f"Expected at least {self._min_bytes:g} bytes of the body in {RATE_WINDOW_S:g} s, received "
+                        f"{self._n_in_window}."
+                    ) from error
+            self._window_s, self._n_in_window = time.monotonic(), 0
+
+    def _count(self, n_new: int, *, is_last: bool) -> None:
+        self._check_size(self._n_bytes + n_new)
+        self._budget.reserve(self._tenant, n_new)
+        self._n_bytes += n_new
+        self._n_in_window += n_new
+        if is_last:
+            self._is_complete = True
+            self._on_complete()
+
+    def _check_size(self, n_bytes: int) -> None:
+        if n_bytes > self._limit:
+            raise BodyTooLargeError(f"The body is larger than {self._limit} bytes.", extra={"limit": self._limit})
+
+
+def body_limit(path: str, settings: Settings) -> int:
+    """Most bytes in the body of a request to `path`."""
+    if path.startswith(CLASSIFY):
+        return settings.max_request_bytes
+    if path.startswith("/domains/") and path.endswith("/versions"):
+        return settings.max_bundle_bytes
+    return 64 * 1024
+
+
+def tenant_of(scope: Scope) -> tuple[str, str]:
+    """The client and the domain of a request: budgets are shared between these pairs.
+
+    The client is the key's id, or without keys the address. Only requests to `/classify/{domain}` have a domain:
+    `/classify` is for several, and an upload may name any.
+    """
+    client = scope.get("caspl.actor") or (scope.get("client") or ("",))[0]
+    return client, scope["path"].removeprefix(CLASSIFY + "/") if scope["path"].startswith(CLASSIFY + "/") else ""
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body in one piece; unlike `Request.body`, which joins its parts, never twice in memory."""
+    body = io.BytesIO()
+    async for part in request.stream():
+        body.write(part)
+    return body.getvalue()

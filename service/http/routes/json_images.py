@@ -1,0 +1,138 @@
+"""JSON bodies of classify requests. Memory is bounded by the body: nothing is built beyond the allowed images."""
+
+from __future__ import annotations
+
+import binascii
+import io
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from service.errors import ImageRejectedError, ImageTooLargeError, RequestInvalidError
+
+Image = TypeVar("Image", bound="Base64Image")
+
+BOM: Final = b"\xef\xbb\xbf"
+LONG_KEY: Final = re.compile(rb'"[^"]{1024,}+"\s*:')
+ESCAPED_QUOTE: Final = re.compile(rb'\\"')
+MAX_SHOWN_CHARS: Final = 200
+MAX_BASE64_GROWTH: Final = 1.5
+"""A longer string, with line breaks and escapes, is not decoded; base64 alone takes 1.33 times the image."""
+DATA_URL: Final = re.compile(rb"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,", re.IGNORECASE)
+NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/_\s-]")
+STANDARD: Final = bytes.maketrans(b"-_", b"+/")
+WHITESPACE: Final = b" \t\r\n\v\f"
+PART_BYTES: Final = 2**20
+
+
+class Base64Image(Struct, forbid_unknown_fields=True):
+    """One image; the string is decoded by `decode_base64`."""
+
+    b64: Raw
+
+
+class MixedImage(Base64Image):
+    """One image, and its domain as JSON."""
+
+    domain: Raw
+
+
+@lru_cache(maxsize=8)
+def _decoder(image: type[Base64Image], max_images: int) -> msgspec.json.Decoder[Any]:
+    """Decodes `{"images": [...]}` into at most one image more than allowed; others are skipped.
+
+    A list with a maximum length would be built before its length is checked. An array-like struct has a field per
+    element.
+    """
+    fields = [(f"image_{index}", image | UnsetType, UNSET) for index in range(max_images + 1)]
+    images = msgspec.defstruct("Images", fields, array_like=True)
+    body = msgspec.defstruct("Body", [("images", images)], forbid_unknown_fields=True)
+    return msgspec.json.Decoder(body)
+
+
+def parse_images(body: bytes, image: type[Image], max_images: int, form: str) -> Iterator[Image]:
+    """The images of a JSON body; one more than `max_images` if there are too many. `form` is for the message.
+
+    Raises:
+        RequestInvalidError: not JSON of this form; the message gives the key, the index or the byte.
+    """
+    text = memoryview(body)[len(BOM) :] if body.startswith(BOM) else body
+    try:
+        # msgspec would copy a long key into its message. No valid body contains a quote inside a string.
+        if key := ESCAPED_QUOTE.search(text) or LONG_KEY.search(text):
+            raise msgspec.ValidationError(f"a long key or a quote at byte {key.start()}")
+        images = _decoder(image, max_images).decode(text).images
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        found = str(error)[:MAX_SHOWN_CHARS] if isinstance(error, msgspec.MsgspecError) else "invalid UTF-8 or nesting"
+        reason = found if found.isprintable() else "unprintable key"
+        raise RequestInvalidError(f"Expected JSON of the form {form}. Found: {reason}.") from error
+    return (one for one in msgspec.structs.astuple(images) if one is not UNSET)
+
+
+def decode_string(raw: Raw, name: str) -> str:
+    """Decode a JSON string; `name` is for the message.
+
+    Raises:
+        RequestInvalidError: not a string, or not UTF-8.
+    """
+    try:
+        return msgspec.json.decode(raw, type=str)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RequestInvalidError(f"{name} must be a string of UTF-8 text.") from error
+
+
+def decode_base64(raw: Raw, name: str, max_bytes: int) -> bytes:
+    """Decode an image of at most `max_bytes` from a base64 string in JSON.
+
+    Allowed are a `data:image/...;base64,` prefix, whitespace, the URL-safe alphabet, and missing padding.
+
+    Raises:
+        RequestInvalidError: not a string.
+        ImageTooLargeError: too long.
+        ImageRejectedError: not base64; the message gives the position.
+    """
+    text = memoryview(raw)
+    if text[:1] != b'"':
+        raise RequestInvalidError(f"{name} must be a string.")
+    if len(text) > MAX_BASE64_GROWTH * max_bytes + MAX_SHOWN_CHARS:
+        raise too_large(len(text) * 3 // 4, max_bytes)
+    try:
+        return binascii.a2b_base64(text[1:-1], strict_mode=True)
+    except binascii.Error:
+        has_escapes = re.search(rb"\\", text) is not None
+        return _decode_leniently(decode_string(raw, name).encode() if has_escapes else text[1:-1], name)
+
+
+def _decode_leniently(text: bytes | memoryview, name: str) -> bytes:
+    prefix, tail = DATA_URL.match(text), bytes(text[-MAX_SHOWN_CHARS:])
+    begin = prefix.end() if prefix else 0
+    end = len(text) - len(tail) + len(tail.rstrip().removesuffix(b"=").rstrip().removesuffix(b"="))
+    if wrong := NOT_BASE64.search(text, begin, end):
+        at = wrong.start()
+        found = bytes(text[at : at + 4]).decode(errors="replace")[0]
+        hint = " Image URLs are not supported." if b"://" in bytes(text[:MAX_SHOWN_CHARS]) else ""
+        raise _rejected(f"{name}: expected base64, found {found!a} at position {at}.{hint}")
+    image, digits = io.BytesIO(), b""
+    for at in range(begin, end, PART_BYTES):
+        digits += bytes(text[at : min(at + PART_BYTES, end)]).translate(STANDARD, WHITESPACE)
+        n_whole = len(digits) // 4 * 4
+        image.write(binascii.a2b_base64(digits[:n_whole]))
+        digits = digits[n_whole:]
+    if len(digits) == 1:
+        raise _rejected(f"{name}: expected base64, whose length is never one more than a multiple of 4.")
+    image.write(binascii.a2b_base64(digits + b"=" * (-len(digits) % 4)))
+    return image.getvalue()
+
+
+def too_large(n_bytes: int, max_bytes: int) -> ImageTooLargeError:
+    """The error for an image file with too many bytes."""
+    message = f"The image has {n_bytes} bytes; the limit is {max_bytes}."
+    return ImageTooLargeError(message, extra={"limit": max_bytes})
+
+
+def _rejected(message: str) -> ImageRejectedError:
+    return ImageRejectedError(message, code="image_base64")
