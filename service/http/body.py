@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -55,7 +54,10 @@ class LimitedBody:
         if announced.isdecimal():
             self._check_size(int(announced))
             budget.check(self._tenant, int(announced))
-        self._began_s = self._window_s = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._end_s = self._loop.time() + settings.max_body_s
+        self._timer = self._loop.call_later(RATE_WINDOW_S, self._end_window)
+        self._waiting: asyncio.Timeout | None = None
 
     async def receive(self) -> Message:
         """Receive the next part; after the last one, whatever the channel has.
@@ -77,25 +79,31 @@ class LimitedBody:
 
     def release(self) -> None:
         """Give the bytes back to the budget."""
+        self._timer.cancel()
         self._budget.release(self._tenant, self._n_bytes)
 
     async def _receive_in_time(self) -> Message:
-        """The next message; starts a new window as often as the last one had its bytes."""
-        end_s = self._began_s + self._max_body_s
-        while True:
-            window_end_s = self._window_s + RATE_WINDOW_S
-            try:
-                async with asyncio.timeout(min(window_end_s, end_s) - time.monotonic()):
-                    return await self._receive()
-            except TimeoutError as error:
-                if end_s <= window_end_s:
-                    raise SlowBodyError(f"The body did not arrive within {self._max_body_s:g} s.") from error
-                if self._n_in_window < self._min_bytes:
-                    raise SlowBodyError(
-                        f"Expected at least {self._min_bytes:g} bytes of the body in {RATE_WINDOW_S:g} s, received "
-                        f"{self._n_in_window}."
-                    ) from error
-            self._window_s, self._n_in_window = time.monotonic(), 0
+        try:
+            async with asyncio.timeout_at(self._end_s) as self._waiting:
+                return await self._receive()
+        except TimeoutError as error:
+            if self._loop.time() >= self._end_s:
+                raise SlowBodyError(f"The body did not arrive within {self._max_body_s:g} s.") from error
+            raise SlowBodyError(
+                f"Expected at least {self._min_bytes:g} bytes of the body in {RATE_WINDOW_S:g} s, received "
+                f"{self._n_in_window}."
+            ) from error
+        finally:
+            self._waiting = None
+
+    def _end_window(self) -> None:
+        """Fail if too little came although the reader waits; otherwise start the next window."""
+        if self._waiting and self._n_in_window < self._min_bytes:
+            if not self._waiting.expired():
+                self._waiting.reschedule(self._loop.time())
+        else:
+            self._n_in_window = 0
+            self._timer = self._loop.call_later(RATE_WINDOW_S, self._end_window)
 
     def _count(self, n_new: int, *, is_last: bool) -> None:
         self._check_size(self._n_bytes + n_new)
@@ -104,6 +112,7 @@ class LimitedBody:
         self._n_in_window += n_new
         if is_last:
             self._is_complete = True
+            self._timer.cancel()
             self._on_complete()
 
     def _check_size(self, n_bytes: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from prompt_store.class_names import comparison_key
 from training.data.class_list import read_classes
 from training.data.dataset import (
     DEFAULT_TEMPLATE,
@@ -20,7 +21,6 @@ from training.data.dataset import (
     Dataset,
     LabelledImage,
     Split,
-    comparison_key,
     normalize_names,
     shorten,
 )

@@ -96,7 +96,7 @@ def decode_base64(raw: Raw, name: str, max_bytes: int) -> bytes:
         ImageRejectedError: not base64; the message gives the position.
     """
     text = memoryview(raw)
-    if text[:1] != b'"':
+    if text[0] != ord('"'):
         raise RequestInvalidError(f"{name} must be a string.")
     if len(text) > MAX_BASE64_GROWTH * max_bytes + MAX_SHOWN_CHARS:
         raise too_large(len(text) * 3 // 4, max_bytes)

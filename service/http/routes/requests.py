@@ -6,6 +6,7 @@ All forms are parsed into a list of images or per-image errors, in memory.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -179,7 +180,14 @@ class _MultipartParser(MultiPartParser):
 
 async def _read_multipart(request: Request, settings: Settings) -> list[tuple[str, UploadedImage]]:
     """Parse the files of a multipart body, each with its field name."""
-    parser = _MultipartParser(request.headers, request.stream(), max_files=settings.max_images + 1, max_fields=8)
+
+    async def complete_stream() -> AsyncGenerator[bytes, None]:
+        async for part in request.stream():
+            yield part
+        if not parser.is_complete:
+            raise RequestInvalidError("The multipart body is incomplete: it ends before its closing boundary.")
+
+    parser = _MultipartParser(request.headers, complete_stream(), max_files=settings.max_images + 1, max_fields=8)
     parser.spool_max_size = settings.max_request_bytes + 1
     try:
         form = await parser.parse()
@@ -189,8 +197,6 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
         raise RequestInvalidError("The multipart body is malformed or has too many parts.") from error
     images = []
     try:
-        if not parser.is_complete:
-            raise RequestInvalidError("The multipart body is incomplete: it ends before its closing boundary.")
         for field, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 raise RequestInvalidError("Every part of the multipart body must be a file.")

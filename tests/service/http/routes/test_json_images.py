@@ -99,7 +99,7 @@ def test_a_byte_order_mark_before_the_json_is_skipped():
     [
         ("AA!A", r"images\[1\].b64: expected base64, found '!' at position 2."),
         ("AA=A", "found '=' at position 2"),
-        ("AAAA===", "found '=' at position 4"),
+        ("AAAAAA===", "found '=' at position 6"),
         ("AA\u00e9A", r"found '\\xe9' at position 2"),
         ("AAA\u20ac", r"found '\\u20ac' at position 3"),
         ("AA\0A", r"found '\\x00' at position 2"),
