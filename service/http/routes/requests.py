@@ -266,7 +266,7 @@ def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tupl
     if timeout_s > settings.max_timeout_s:
         limit = int(settings.max_timeout_s * 1000)
         raise RequestInvalidError(f"timeout_ms must be at most {limit}.", extra={"limit": limit})
-    return _check_labels(query.labels, settings), timeout_s
+    return _check_labels(query.labels, settings) if query.labels else (), timeout_s
 
 
 def _check_labels(given: list[str], settings: Settings) -> tuple[str, ...]:
