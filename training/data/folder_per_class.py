@@ -100,6 +100,8 @@ def read_class_folders(root: Path, *, single_split: Split = "train", template: s
     if listed:
         left_out -= Counter([Path(CLASS_LIST_NAME).suffix])
     not_read = describe_left_out(left_out)
+    if empty := [each.path.relative_to(root) for folders in classes.values() for each in folders if not each.images]:
+        notes.append(f"class folders without images: {shorten(empty)}")
     try:
         return Dataset(name, root, class_names, splits, template, notes=(*notes, *filter(None, [not_read])))
     except DatasetError as error:
@@ -177,7 +179,7 @@ def _check_level(folder: Path, classes: Sequence[_ClassFolder]) -> None:
         f"but the folders {shorten(inner)}."
     )
     splits = [name for name in inner if split_of(name)]
-    if len(outer) == 1 or not splits:
+    if len(outer) == 1 or not all(split_of(name) for each in outer for name in each.subfolders):
         largest = max(outer, key=lambda each: len(each.images))
         advice = f"Pass {_descend(largest.path)} if that is the data set"
     else:

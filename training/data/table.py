@@ -53,6 +53,9 @@ def read_table(path: Path, *, template: str = DEFAULT_TEMPLATE) -> Dataset:
     _check_files(path, rows)
     spelled = sorted({row.label for row in rows})
     class_names = normalize_names(spelled, of=path.stem)
+    if all(split_of(label) for label in spelled):
+        msg = f"{path}: the labels {', '.join(spelled)} are names of splits. Each row needs {_expected()}."
+        raise DatasetError(msg)
     labels = {label: index for index, label in enumerate(spelled)}
     splits: dict[Split, tuple[LabelledImage, ...]] = {
         split: tuple(LabelledImage(row.path, labels[row.label]) for row in rows if row.split == split)

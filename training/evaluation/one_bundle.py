@@ -35,6 +35,7 @@ class BundleResult:
         labels: `own`: the bundle's classes equal the data set's; `open`: its prompts encode the data set's classes;
             `plain`: the hand-written prompt encodes them.
         n_images, n_unreadable: evaluated images, and skipped ones.
+        unreadable: paths of the skipped images.
         accuracy: over all images, in per cent.
         mean_class_accuracy: mean over classes with images, in per cent.
         classes: in the data set's order.
@@ -49,6 +50,7 @@ class BundleResult:
     labels: str
     n_images: int
     n_unreadable: int
+    unreadable: tuple[str, ...]
     accuracy: float
     mean_class_accuracy: float
     classes: tuple[ClassResult, ...]
@@ -110,6 +112,7 @@ def measure_bundle(
         labels=labels,
         n_images=len(named_N),
         n_unreadable=len(answers.unreadable),
+        unreadable=tuple(map(str, answers.unreadable)),
         accuracy=accuracy(answers.labels_N, named_N),
         mean_class_accuracy=float(np.mean([rate for rate in rates if rate is not None])),
         classes=tuple(

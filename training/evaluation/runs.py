@@ -175,6 +175,8 @@ def run_bundle(
         model = read.manifest.domain if read is not None else predictor.model.backbone.arch
         task = progress.add_task(f"{model} on {dataset.name}", total=n_images, note="")
         result = measure_bundle(predictor, read, dataset, split, on_progress=lambda n: progress.advance(task, n))
+    if result.unreadable:
+        print_notes([f"skipped unreadable images ({result.n_unreadable}): {shorten(result.unreadable)}"], console)
     return write_bundle_report(result, out, console)
 
 

@@ -186,6 +186,12 @@ def test_an_error_about_missing_images_counts_the_files_that_are_not_read(tmp_pa
         read_class_folders(tmp_path)
 
 
+def test_a_class_without_test_images_is_named(tmp_path):
+    draw_all(tmp_path, "train/fox/a.jpg", "train/wolf/b.jpg", "test/fox/c.jpg")
+    (tmp_path / "test/wolf").mkdir()
+    assert read_class_folders(tmp_path).notes == ("class folders without images: test/wolf",)
+
+
 @pytest.mark.parametrize("names", [(), ("a.jpg",), ("train/a.jpg", "test/b.jpg")])
 def test_a_folder_without_class_folders_has_no_labels(tmp_path, names):
     with pytest.raises(DatasetError, match="no class folders in"):

@@ -95,6 +95,7 @@ def test_files_outside_the_tables_folder_are_read(folder):
         ("a.csv", "path,label\nc.jpg\n", "line 2: invalid label None; each row needs path, label"),
         ("a.csv", 'path,label\nc.jpg,"two\nlines"\n,wolf\n', "line 4: invalid path"),
         ("a.csv", "path,label,split\nc.jpg,wolf,fold1\n", "line 2: unknown split 'fold1'; use train, val, test"),
+        ("a.csv", "path,label\nc.jpg,Train\nshots/a.jpg,test\n", "the labels Train, test are names of splits"),
         ("a.csv", "path,label\n", "is empty"),
         ("a.csv", "path,label\nc.jpg,wolf\nc.jpg,fox\n", "c.jpg is already listed in line 2"),
         ("a.csv", "path,label\nc.jpg,red fox\nshots/a.jpg,Red_fox\n", "duplicate class names 'Red_fox' and 'red fox'"),

@@ -172,6 +172,7 @@ def test_evaluate_measures_one_bundle(workplace, boost_bundle):
 def test_evaluate_measures_the_plain_backbone_on_a_folder(workplace, tmp_path):
     folder = workplace / "dtd" / "images"
     (folder / "grid" / "notes.txt").write_text("no image")
+    (folder / "grid" / "cut.jpg").write_bytes(b"no image")
     options = ["--data", folder, "--out", tmp_path / "own", "--template", "a drawing of {}.", *MODEL]
     shown, as_json = (
         CliRunner().invoke(evaluate_app, [str(option) for option in [*options, *extra]]) for extra in ([], ["--json"])
@@ -185,7 +186,9 @@ def test_evaluate_measures_the_plain_backbone_on_a_folder(workplace, tmp_path):
     assert (content["labels"], content["domain"], content["backbone"]) == ("plain", None, "tiny (random:0)")
     assert "tiny (random:0) on images, test" in plain_text(shown.stdout)
     assert f"{expected.accuracy:.2f} %" in shown.stdout
+    assert content["unreadable"] == [str(folder / "grid" / "cut.jpg")]
     assert "1 file not read: 1 .txt" in shown.stderr.splitlines()
+    assert f"skipped unreadable images (1): {folder / 'grid' / 'cut.jpg'}" in shown.stderr.splitlines()
 
 
 @pytest.mark.parametrize(
