@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 GROUP: Final = "caspl.commands"
 CHECKOUT_ONLY: Final = "benchmarks"
+INTERRUPTED: Final = 130
 _EXTRA_BY_PACKAGE: Final = {"benchmarks": "bench", "service": "serve", "training": "train", "prompted_clip": "serve"}
 
 
@@ -62,6 +63,19 @@ class LazyGroup(TyperGroup):
     """A group that imports its commands on first use."""
 
     find_commands: Callable[[], dict[str, EntryPoint]] = staticmethod(installed_commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - the signature is typer's
+        """Find a command; typer suggests similar names of `commands` if there is none."""
+        self.commands: dict[str, Any] = dict(self.find_commands())
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - the signature is typer's
+        """Run the command; Ctrl-C ends it with one line and the shells' status for SIGINT."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("Interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - the signature is typer's
         """All names; imports nothing."""

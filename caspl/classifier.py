@@ -32,6 +32,9 @@ class Classifier:
     Args:
         backbone: open_clip model name, such as `ViT-B-16`, or `demo-student`, which comes with the package.
         pretrained: open_clip tag (downloaded once) or a local weights file; not needed for `demo-student`.
+        quick_gelu: use QuickGELU, for a local file of OpenAI's weights.
+        preprocess_of: the open_clip tag whose preprocessing and activation a local file needs.
+        interpolate_positions: resize a local file's positional embeddings of another image grid or text length.
         bundles: bundle files, or their bytes, one per domain.
         device: `auto` (CUDA if available), `cpu` or `cuda:N`.
         dtype: type of the weights: `float32`, `bfloat16` or `float16`.
@@ -49,6 +52,9 @@ class Classifier:
         backbone: str = "ViT-B-16",
         *,
         pretrained: str | None = None,
+        quick_gelu: bool = False,
+        preprocess_of: str | None = None,
+        interpolate_positions: bool = False,
         bundles: Sequence[str | PathLike[str] | bytes] = (),
         device: str = "auto",
         dtype: str = "float32",
@@ -57,7 +63,15 @@ class Classifier:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = PromptedClip(
-            load_backbone(backbone, pretrained=pretrained, device=device, dtype=getattr(torch, dtype))
+            load_backbone(
+                backbone,
+                pretrained=pretrained,
+                quick_gelu=quick_gelu,
+                preprocess_of=preprocess_of,
+                interpolate_positions=interpolate_positions,
+                device=device,
+                dtype=getattr(torch, dtype),
+            )
         )
         self._batch_size = batch_size
         self._stacks: dict[str, PromptStack] = {}

@@ -1,4 +1,4 @@
-"""Loads a frozen CLIP through open_clip: from a pretrained tag, a local file, the demo, or a random seed."""
+"""Loads a frozen CLIP through open_clip: from a pretrained tag, a local file or folder, the demo, or a random seed."""
 
 import contextlib
 import hashlib
@@ -7,8 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, TypedDict
 
 import open_clip
 import torch
@@ -18,11 +17,19 @@ from prompt_store.manifest import BackboneSpec
 from prompted_clip import internals
 from prompted_clip.errors import WeightsError
 from prompted_clip.preprocess import RESIZE_MODES
+from prompted_clip.sources import HF_HUB, LOCAL_DIR, find_weights, register_demo_models, unrecorded_values
+from prompted_clip.weight_checks import fit_weights
+from prompted_clip.weight_files import OPENAI_FACTS, read_weights
 
 logger = logging.getLogger(__name__)
 
-DEMO_FOLDER: Final = Path(__file__).parent / "demo"
-WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
+
+class WeightOptions(TypedDict, total=False):
+    """Options of `load_backbone` for local files, which do not record these facts."""
+
+    quick_gelu: bool
+    preprocess_of: str | None
+    interpolate_positions: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,43 +107,49 @@ def load_backbone(
     pretrained: str | None = None,
     random_seed: int | None = None,
     quick_gelu: bool = False,
+    preprocess_of: str | None = None,
+    interpolate_positions: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Backbone:
-    """Load a CLIP by open_clip name, in eval mode and without gradients.
+    """Load a CLIP, in eval mode and without gradients.
+
+    Names, shapes and values of the weights are checked. Logs the weights in use, and a warning for every change to
+    them and for values that the file does not record.
 
     Args:
-        arch: an open_clip ViT model name, or `demo-student` (packaged) or `demo-teacher` (in a source checkout).
-        pretrained: an open_clip tag (fetched once, then cached) or a local `.safetensors` / `.pt` file, read with
-            weights-only loading.
+        arch: an open_clip ViT model name; `local-dir:FOLDER` or `hf-hub:ORG/NAME`, with weights; `demo-student`
+            (packaged) or `demo-teacher` (in a source checkout).
+        pretrained: an open_clip tag (fetched once, then cached) or a local file: safetensors, a PyTorch state dict, or
+            OpenAI's TorchScript archive.
         random_seed: take random weights from this seed instead; for tests and benchmarks.
-        quick_gelu: use QuickGELU with a local file of OpenAI's weights; tags that need it enable it.
+        quick_gelu: use QuickGELU with a local file of OpenAI's weights; tags and OpenAI's own archives enable it.
+        preprocess_of: the tag whose preprocessing and activation a local file needs, instead of open_clip's defaults
+            and `quick_gelu`.
+        interpolate_positions: resize positional embeddings of another image grid or text length.
         device: where the model runs.
         dtype: type of the weights; embeddings stay float32, as open_clip keeps them.
 
     Raises:
-        WeightsError: unknown architecture, missing or unreadable weights, none named, or an unsupported model family.
+        WeightsError: unknown architecture, an unsupported model family, or weights that are missing, unreadable or do
+            not fit.
     """
-    _register_demo_models()
-    known = open_clip.list_models()
-    if arch not in known:
-        near = [name for name in known if name.startswith(arch[:5])][:8]
-        examples = f", such as {', '.join(near)}" if near else ""
-        msg = f"Unknown backbone {arch!r}. open_clip has {len(known)} models{examples}."
-        raise WeightsError(msg)
-    source, name = _weights_source(arch, pretrained, random_seed)
-    tag = (open_clip.get_pretrained_cfg(arch, source) if source else None) or {}
-    with _named_failure(arch, name), torch.random.fork_rng(enabled=random_seed is not None):
+    source = find_weights(arch, pretrained, random_seed=random_seed, preprocess_of=preprocess_of)
+    tensors = read_weights(source.path) if source.path is not None else {}
+    needs_quick_gelu = source.quick_gelu or not OPENAI_FACTS.isdisjoint(tensors)
+    needs_quick_gelu |= quick_gelu and preprocess_of is None
+    with _named_failure(source.arch, source.name), torch.random.fork_rng(enabled=random_seed is not None):
         if random_seed is not None:
             torch.manual_seed(random_seed)
-        model, *_ = open_clip.create_model_and_transforms(
-            arch,
-            pretrained=source,
-            force_quick_gelu=quick_gelu or tag.get("quick_gelu", False),
-            require_pretrained=random_seed is None,
-            weights_only=True,
-        )
-    clip = internals.check_supported(model, arch)
+        model = _create_model(source.arch, needs_quick_gelu, dict(source.preprocess))
+    clip = internals.check_supported(model, source.arch)
+    notes: tuple[str, ...] = ()
+    if source.path is not None:
+        with _named_failure(source.arch, source.name):
+            notes = fit_weights(
+                tensors, clip, arch=source.arch, path=source.path, interpolate_positions=interpolate_positions
+            )
+    del tensors
     fingerprint = fingerprint_weights(clip)
     preprocess = json.loads(json.dumps(open_clip.get_model_preprocess_cfg(clip)))
     if preprocess["resize_mode"] not in RESIZE_MODES:
@@ -153,18 +166,19 @@ def load_backbone(
         for module in clip.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 module.to(dtype)
-    logger.info("backbone.loaded", extra={"arch": arch, "pretrained": name, "fingerprint": fingerprint})
-    return Backbone(
+    backbone = Backbone(
         clip=clip,
-        tokenizer=_tokenizer(arch),
-        arch=arch,
-        pretrained=name,
+        tokenizer=_tokenizer(source.arch),
+        arch=source.arch,
+        pretrained=source.name,
         fingerprint=fingerprint,
         preprocess=preprocess,
         logit_scale=math.exp(float(clip.logit_scale)),
         device=torch.device(device),
         dtype=dtype,
     )
+    _log_weights(backbone, notes, unrecorded_values(source, preprocess, quick_gelu=_is_quick_gelu(clip)))
+    return backbone
 
 
 def fingerprint_weights(clip: CLIP) -> str:
@@ -178,47 +192,59 @@ def fingerprint_weights(clip: CLIP) -> str:
 
 
 def vision_config(arch: str) -> dict[str, Any]:
-    """open_clip's configuration of an architecture's image tower, without loading it; empty for unknown ones."""
-    _register_demo_models()
+    """open_clip's configuration of an architecture's image tower, without loading it; empty for unknown ones.
+
+    Raises:
+        WeightsError: `local-dir:` or `hf-hub:` without a configuration.
+    """
+    register_demo_models()
+    if arch.startswith((LOCAL_DIR, HF_HUB)):
+        arch = find_weights(arch, None).arch
     return dict((open_clip.get_model_config(arch) or {}).get("vision_cfg", {}))
 
 
-def _register_demo_models() -> None:
-    if "demo-student" not in open_clip.list_models():
-        open_clip.add_model_config(DEMO_FOLDER)
-
-
-def _weights_source(arch: str, pretrained: str | None, random_seed: int | None) -> tuple[str | None, str]:
-    """open_clip's `pretrained` argument, and the name in manifests."""
-    packaged = DEMO_FOLDER / f"{arch}.safetensors"
-    if random_seed is not None:
-        if pretrained is None:
-            return None, f"random:{random_seed}"
-        msg = f"Backbone {arch!r} got both weights ({pretrained!r}) and a random seed; pass only one."
-    elif pretrained is not None:
-        if not pretrained.endswith(WEIGHT_SUFFIXES):
-            return pretrained, pretrained
-        if Path(pretrained).is_file():
-            return pretrained, Path(pretrained).name
-        msg = f"No weights file at {pretrained!r} for backbone {arch!r}."
-    elif packaged.exists():
-        return str(packaged), "demo"
-    elif arch.startswith("demo-"):
-        msg = f"The weights of {arch!r} are not in the installed package; the source checkout has {packaged.name}."
-    else:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none known for it"
-        msg = (
-            f"Backbone {arch!r} needs weights: pass a pretrained tag ({tags}) "
-            "or a local .safetensors or .pt file. For tests, use random weights."
+def _create_model(arch: str, quick_gelu: bool, preprocess: dict[str, Any]) -> torch.nn.Module:
+    """A model with random weights."""
+    root = logging.getLogger()
+    root.addFilter(_drop)  # open_clip warns that the weights are random, which are loaded later
+    try:
+        model: torch.nn.Module = open_clip.create_model(
+            arch, force_quick_gelu=quick_gelu, force_preprocess_cfg=preprocess, pretrained_text=False
         )
-    raise WeightsError(msg)
+    finally:
+        root.removeFilter(_drop)
+    return model
+
+
+def _drop(_: logging.LogRecord) -> bool:
+    return False
+
+
+def _is_quick_gelu(clip: CLIP) -> bool:
+    return bool(internals.architecture_facts(clip)["quick_gelu"])
+
+
+def _log_weights(backbone: Backbone, notes: tuple[str, ...], unrecorded: str | None) -> None:
+    for note in [*notes, *([unrecorded] if unrecorded else [])]:
+        logger.warning(note)
+    facts = {
+        "arch": backbone.arch,
+        "pretrained": backbone.pretrained,
+        "fingerprint": backbone.fingerprint,
+        "n_tensors": len(backbone.clip.state_dict()),
+        "activation": "QuickGELU" if _is_quick_gelu(backbone.clip) else "GELU",
+        "preprocess": backbone.preprocess,
+    }
+    logger.info("backbone.loaded", extra=facts)
 
 
 @contextlib.contextmanager
 def _named_failure(arch: str, name: str) -> Iterator[None]:
-    """Raise errors of open_clip, torch and the hub as WeightsError."""
+    """Raise errors of open_clip and torch as WeightsError."""
     try:
         yield
+    except WeightsError:
+        raise
     except Exception as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         msg = f"Could not load backbone {arch!r} with weights {name!r}: {first_line}"

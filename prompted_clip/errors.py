@@ -6,6 +6,9 @@ PromptedClipError
 └── TextTooLongError     a class name and its prompts do not fit the text tower
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class PromptedClipError(Exception):
     """Root of the errors raised by `prompted_clip`; `code` is stable and machine readable."""
@@ -29,3 +32,10 @@ class TextTooLongError(PromptedClipError):
     """SOS + prompts + text + EOT need more positions than the text tower has."""
 
     code = "text_too_long"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence with the known names most similar to `word`, after a space; empty if there are none."""
+    names = {name.lower(): name for name in known}
+    near = [names[name] for name in difflib.get_close_matches(word.lower(), names, n=3)]
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -47,6 +47,15 @@ def serve(
     quick_gelu: Annotated[
         bool, typer.Option("--quick-gelu", help="use QuickGELU, for a local file of OpenAI's weights")
     ] = False,
+    preprocess_of: Annotated[
+        str | None, typer.Option(help="open_clip tag whose preprocessing and activation a local weights file needs")
+    ] = None,
+    interpolate_positions: Annotated[
+        bool,
+        typer.Option(
+            "--interpolate-positions", help="resize a file's positional embeddings of another image grid or text length"
+        ),
+    ] = False,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="use random weights, for tests and benchmarks")
     ] = False,
@@ -66,6 +75,7 @@ def serve(
     options = {name: value for name, value in locals().items() if name not in {"demo", "demo_assets"}}
     options["random_weights"] = RANDOM_SEED if random_weights else None
     options["quick_gelu"] = quick_gelu or None
+    options["interpolate_positions"] = interpolate_positions or None
     console = _console()
     with _exit_on_error(console):
         status = _serve(options, demo_assets if demo else None, console)

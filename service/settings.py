@@ -12,9 +12,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prompt_store.class_names import MAX_NAME_CHARS
@@ -50,9 +50,18 @@ class Settings(BaseSettings):
         description="HTTP and decoding processes in front of the device process; 0 runs everything in one process",
     )
 
-    backbone: str = Field("ViT-B-16", description="open_clip architecture, or demo-student / demo-teacher")
+    backbone: str = Field(
+        "ViT-B-16",
+        description="open_clip architecture, demo-student, or a folder with weights: local-dir:FOLDER, hf-hub:ORG/NAME",
+    )
     pretrained: str | None = Field(None, description="open_clip tag, or path of a .safetensors or .pt file")
     quick_gelu: bool = Field(False, description="use QuickGELU; required for a local file with OpenAI's weights")
+    preprocess_of: str | None = Field(
+        None, description="open_clip tag whose preprocessing and activation a local weights file needs"
+    )
+    interpolate_positions: bool = Field(
+        False, description="resize a weights file's positional embeddings of another image grid or text length"
+    )
     random_weights: int | None = Field(None, ge=0, description="seed for random weights; for tests and benchmarks")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto uses CUDA if available")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -276,11 +285,18 @@ def load_settings(**given: object) -> Settings:
     try:
         return Settings(**chosen)  # type: ignore[arg-type]
     except ValueError as error:
-        raise SettingsError(f"Invalid settings: {error}") from error
+        problems = map(_explain, error.errors()) if isinstance(error, ValidationError) else [str(error)]
+        raise SettingsError(f"Invalid settings: {'; '.join(problems)}.") from error
 
 
 def _listed(value: str | None) -> list[str]:
     return [name for part in (value or "").split(",") if (name := part.strip())]
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    """One problem in one line: pydantic's own text has several."""
+    name, text = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+    return f"{name}: {text}, found {problem['input']!r}" if name else text
 
 
 def _is_service_link(name: str, value: str) -> bool:

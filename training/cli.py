@@ -1,13 +1,14 @@
 """`caspl boost` and `caspl adapt`. Imports torch only after validating the arguments."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from training.terminal import check_device, exit_on_error, print_notes
+from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error, print_notes
 
 boost_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 adapt_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -22,7 +23,6 @@ PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="print the res
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
 TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard event files")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
-QuickGelu = Annotated[bool, typer.Option("--quick-gelu", help="use QuickGELU, for local files of OpenAI's weights")]
 Holdout = Annotated[
     float, typer.Option(min=0, max=0.5, help="fraction of the images held out to select the best step; 0: last step")
 ]
@@ -32,8 +32,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JS
 
 @boost_app.command()
 def boost(
-    images: Annotated[Path | None, typer.Option(help="folder of unlabelled images of the domain")] = None,
-    classes: Annotated[Path | None, typer.Option(help="text file, one class name per line")] = None,
+    images: Annotated[Path | None, typer.Option(exists=True, help="folder of unlabelled images of the domain")] = None,
+    classes: Annotated[Path | None, typer.Option(exists=True, help="text file, one class name per line")] = None,
     data: Annotated[
         str, typer.Option(help="instead of --images and --classes: a data set; its train labels are ignored")
     ] = "",
@@ -46,6 +46,9 @@ def boost(
     teacher_pretrained: Pretrained = None,
     teacher_bundle: Annotated[Path | None, typer.Option(help="prompts for the teacher, as in PromptKD")] = None,
     quick_gelu: QuickGelu = False,
+    preprocess_of: PreprocessOf = None,
+    teacher_preprocess_of: PreprocessOf = None,
+    interpolate_positions: InterpolatePositions = False,
     random_weights: RandomWeights = False,
     recipe: RecipeFile = None,
     set_: Overrides = None,
@@ -80,13 +83,11 @@ def boost(
         if tensorboard is not None:
             check_tensorboard()
         if data:
-            unlabelled = read_data_set(data, root, Console(stderr=True))
+            read = partial(read_data_set, data, root)
         elif images is not None and classes is not None:
-            unlabelled = read_folder(images, classes, Console(stderr=True))
+            read = partial(read_folder, images, classes)
         else:
             raise typer.BadParameter("either --images and --classes, or --data, is required")
-        if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
-            chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
         world = init_distributed(device)
         student_backbone, teacher_backbone = load_backbones(
             backbone,
@@ -95,8 +96,14 @@ def boost(
             teacher_pretrained,
             is_random=random_weights,
             device=world.device or device,
+            teacher_preprocess_of=teacher_preprocess_of,
             quick_gelu=quick_gelu,
+            preprocess_of=preprocess_of,
+            interpolate_positions=interpolate_positions,
         )
+        unlabelled = read(Console(stderr=True))  # after the weights, which are found to be missing sooner
+        if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
+            chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
         chosen = scale_rate(chosen, student_backbone)
         bundle = out or Path(f"{domain}.safetensors")
         job = BoostJob(
@@ -136,6 +143,8 @@ def adapt(
     backbone: Annotated[str, typer.Option(help="model, open_clip name")] = "ViT-B-16",
     pretrained: Pretrained = None,
     quick_gelu: QuickGelu = False,
+    preprocess_of: PreprocessOf = None,
+    interpolate_positions: InterpolatePositions = False,
     random_weights: RandomWeights = False,
     recipe: RecipeFile = None,
     set_: Overrides = None,
@@ -150,6 +159,7 @@ def adapt(
     """Train adapting prompts on a few labelled images, on top of frozen boosting prompts if given (CasPL phase 2)."""
     with exit_on_error("adapt"):
         from prompt_store.manifest import check_domain
+        from prompted_clip.errors import did_you_mean
         from training.adapt_run import AdaptJob, run_adapt
         from training.adapting.methods import METHODS
         from training.data.catalog import open_dataset
@@ -164,9 +174,10 @@ def adapt(
 
         if method not in METHODS:
             raise typer.BadParameter(
-                f"unknown method {method!r}; known methods: {', '.join(METHODS)}", param_hint="--method"
+                f"unknown method {method!r}.{did_you_mean(method, METHODS)} Known methods: {', '.join(METHODS)}",
+                param_hint="--method",
             )
-        chosen = read_recipe(METHODS[method].recipe, recipe, set_ or [])
+        chosen = read_recipe(METHODS[method].recipe, recipe, set_ or [], table=method)
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
             return
@@ -183,17 +194,24 @@ def adapt(
         dataset = hold_out_per_class(dataset, holdout, chosen.seed)
         if shots:
             dataset = few_shot(dataset, shots, seed=chosen.seed)
+        world = init_distributed(device)
+        console = _console(world.is_main)
+        base_model = load_prompted_backbone(
+            backbone,
+            pretrained,
+            boost,
+            is_random=random_weights,
+            device=world.device or device,
+            quick_gelu=quick_gelu,
+            preprocess_of=preprocess_of,
+            interpolate_positions=interpolate_positions,
+        )
         dataset = drop_unreadable(dataset, ("train", "val"), strict=strict)
         if dataset.unreadable:
             message = f"Skipped unreadable images ({len(dataset.unreadable)}): {shorten(dataset.unreadable)}"
             Console(stderr=True).print(message, style="yellow", markup=False, soft_wrap=True)
-        world = init_distributed(device)
-        console = _console(world.is_main)
         if "val" not in dataset.splits:
             console.print(describe_held_out(0, len(dataset.split("train"))), soft_wrap=True)
-        base_model = load_prompted_backbone(
-            backbone, pretrained, boost, is_random=random_weights, device=world.device or device, quick_gelu=quick_gelu
-        )
         chosen = scale_rate(chosen, base_model.backbone)
         job = AdaptJob(
             domain=domain,

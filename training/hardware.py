@@ -1,10 +1,11 @@
 """Device, precision, and loading student and teacher."""
 
 from contextlib import AbstractContextManager
+from typing import Unpack
 
 import torch
 
-from prompted_clip.backbone import Backbone, load_backbone
+from prompted_clip.backbone import Backbone, WeightOptions, load_backbone
 from training.errors import BackbonePairError
 from training.recipe import Recipe
 
@@ -17,7 +18,8 @@ def load_backbones(
     *,
     is_random: bool,
     device: str,
-    quick_gelu: bool = False,
+    teacher_preprocess_of: str | None = None,
+    **options: Unpack[WeightOptions],
 ) -> tuple[Backbone, Backbone]:
     """Load the student's and the teacher's backbone.
 
@@ -28,27 +30,29 @@ def load_backbones(
         teacher_pretrained: the teacher's weights.
         is_random: use random weights (seeds 0 and 1), for testing a pipeline.
         device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA if available).
-        quick_gelu: use QuickGELU, for local files of OpenAI's weights; tags that need it enable it themselves.
+        teacher_preprocess_of: the teacher's `preprocess_of`.
+        options: for local files; `preprocess_of` is the student's.
 
     Raises:
         WeightsError: a backbone cannot be loaded.
         BackbonePairError: CUDA is not available.
     """
     device = resolve_device(device)
+    teacher_options: WeightOptions = {**options, "preprocess_of": teacher_preprocess_of}
     return (
         load_backbone(
             student,
             pretrained=pretrained,
             random_seed=0 if is_random else None,
-            quick_gelu=quick_gelu,
             device=device,
+            **options,
         ),
         load_backbone(
             teacher,
             pretrained=teacher_pretrained,
             random_seed=1 if is_random else None,
-            quick_gelu=quick_gelu,
             device=device,
+            **teacher_options,
         ),
     )
 

@@ -9,13 +9,13 @@ Legend: B rows, C/H/W image, K classes, T text tokens, L prompt layers, P prompt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from prompt_store.bundle import Bundle
-from prompted_clip.backbone import Backbone, load_backbone
+from prompted_clip.backbone import Backbone, WeightOptions, load_backbone
 from prompted_clip.internals import embed_tokens, unit_norm
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import embed_text, encode_classes, encode_tokens, tokenize
@@ -161,7 +161,7 @@ def load_prompted_backbone(
     *,
     is_random: bool,
     device: str,
-    quick_gelu: bool = False,
+    **options: Unpack[WeightOptions],
 ) -> PromptedBackbone:
     """Load a backbone, and boosting prompts if given.
 
@@ -171,7 +171,7 @@ def load_prompted_backbone(
         boost: a bundle from `caspl boost`, or None for the plain backbone.
         is_random: use random weights (seed 0), for testing a pipeline.
         device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA if available).
-        quick_gelu: use QuickGELU, for a local file of OpenAI's weights; tags that need it enable it themselves.
+        options: for a local file.
 
     Raises:
         WeightsError: the backbone cannot be loaded.
@@ -182,7 +182,7 @@ def load_prompted_backbone(
         arch,
         pretrained=pretrained,
         random_seed=0 if is_random else None,
-        quick_gelu=quick_gelu,
         device=resolve_device(device),
+        **options,
     )
     return boosted_backbone(backbone, bundle) if bundle is not None else PromptedBackbone(backbone)

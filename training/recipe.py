@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from prompted_clip.errors import did_you_mean
 from training.errors import RecipeError
 
 
@@ -122,13 +123,14 @@ class AdaptRecipe(Recipe):
 R = TypeVar("R", bound=Recipe)
 
 
-def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = ()) -> R:
+def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = (), *, table: str | None = None) -> R:
     """Read a TOML recipe and apply `key=value` overrides.
 
     Args:
         kind: recipe class, which defines keys, bounds and defaults.
         path: a TOML file, or None for the defaults.
         overrides: entries like `epochs=5`; values are TOML, bare words are strings.
+        table: the table to use of a file that consists of tables, one per method.
 
     Raises:
         RecipeError: missing file, invalid TOML, unknown key or value out of range; names the key.
@@ -143,6 +145,12 @@ def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = ())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             msg = f"The recipe {path} is not valid TOML: {error}"
             raise RecipeError(msg) from error
+        if values and all(isinstance(value, dict) for value in values.values()):
+            if table not in values:
+                wanted = f"[{table}]" if table else "keys without a table, as a boosting recipe has none"
+                msg = f"The recipe {path} has only the tables {', '.join(values)}; expected {wanted}."
+                raise RecipeError(msg)
+            values = values[table]
     values |= dict(_parse_override(entry) for entry in overrides)
     return validate_recipe(kind, values)
 
@@ -177,7 +185,8 @@ def _explain(kind: type[Recipe], error: ValidationError) -> str:
         if problem["type"] == "value_error":
             parts.append(problem["msg"].removeprefix("Value error, "))
         elif problem["type"] == "extra_forbidden":
-            parts.append(f"unknown recipe key {key!r}; known keys: {', '.join(kind.model_fields)}")
+            known = kind.model_fields
+            parts.append(f"unknown recipe key {key!r};{did_you_mean(key, known)} known keys: {', '.join(known)}")
         else:
             parts.append(f"recipe key {key!r}: {problem['msg']}, found {problem['input']!r}")
     return "; ".join(parts)

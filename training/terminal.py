@@ -1,8 +1,11 @@
-"""Error output and argument checks shared by the training commands."""
+"""Options, error output and argument checks shared by the training commands."""
 
+import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,10 +13,26 @@ from rich.console import Console
 from prompt_store.errors import PromptStoreError
 from training.errors import TrainingError
 
+QuickGelu = Annotated[
+    bool,
+    typer.Option("--quick-gelu", help="use QuickGELU, for local files of OpenAI's weights"),
+]
+PreprocessOf = Annotated[
+    str | None, typer.Option(help="the open_clip tag whose preprocessing and activation a local weights file needs")
+]
+InterpolatePositions = Annotated[
+    bool,
+    typer.Option(
+        "--interpolate-positions", help="resize a file's positional embeddings of another image grid or text length"
+    ),
+]
+
 
 @contextmanager
 def exit_on_error(command: str) -> Iterator[None]:
     """Print expected errors in one line and exit with code 1; unexpected errors keep their traceback.
+
+    The weights in use are printed, too.
 
     Args:
         command: name of the `caspl` subcommand.
@@ -21,7 +40,8 @@ def exit_on_error(command: str) -> Iterator[None]:
     from prompted_clip.errors import PromptedClipError  # noqa: PLC0415  loads torch
 
     try:
-        yield
+        with _weights_shown():
+            yield
     except (TrainingError, PromptStoreError, PromptedClipError, OSError) as error:
         _print_error(command, str(error))
         raise typer.Exit(1) from error
@@ -57,3 +77,35 @@ def print_notes(notes: Iterable[str], console: Console) -> None:
 def _print_error(command: str, message: str) -> None:
     # markup=False: rich would interpret shapes such as [4, 512] as styles.
     Console(stderr=True, highlight=False).print(f"caspl {command}: {message}", markup=False, soft_wrap=True)
+
+
+class _WeightsLines(logging.Handler):
+    """Prints the model's log records for a person."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning as it is, and the facts of loaded weights in one line."""
+        line, facts = record.getMessage(), vars(record)
+        if line == "backbone.loaded":
+            preprocess = facts["preprocess"]
+            line = (
+                f"weights: {facts['arch']} ({facts['pretrained']}), {facts['n_tensors']} tensors, "
+                f"{facts['fingerprint']}, {facts['activation']}, mean {preprocess['mean']}, std {preprocess['std']}, "
+                f"{preprocess['interpolation']}, {preprocess['resize_mode']}"
+            )
+        Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _weights_shown() -> Iterator[None]:
+    """Show the model's log on stderr, in the first process only under torchrun."""
+    log, handler = logging.getLogger("prompted_clip"), _WeightsLines()
+    before = log.level, log.propagate
+    if os.environ.get("RANK", "0") == "0":
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before

@@ -37,6 +37,8 @@ def _load_model(settings: Settings) -> PromptedClip:
         settings.backbone,
         pretrained=settings.pretrained,
         quick_gelu=settings.quick_gelu,
+        preprocess_of=settings.preprocess_of,
+        interpolate_positions=settings.interpolate_positions,
         random_seed=settings.random_weights,
         device=device,
         dtype=select_dtype(settings, device),

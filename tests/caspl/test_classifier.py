@@ -3,12 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import caspl
 from caspl.errors import ImageError, InvalidRequestError, NotFoundError
-from prompted_clip.errors import StackMismatchError
+from prompted_clip.errors import StackMismatchError, WeightsError
 from tests.architecture.repository import ROOT
 from tests.stacks import random_bundle
+from tests.tiny import register_tiny_models, tiny_backbone
 
 DEMO = ROOT / "service" / "demo"
 DONUT = DEMO / "images" / "satellite" / "striped-donut-1.jpg"
@@ -124,3 +126,14 @@ def test_mistakes_are_explained(classifier):
         classifier.classify([np.zeros((8, 8, 3))], "satellite")
     with pytest.raises(StackMismatchError):
         classifier.load(random_bundle())
+
+
+def test_a_local_file_takes_the_options_of_the_commands(tmp_path):
+    register_tiny_models()
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tiny_backbone().clip.state_dict().items()}, path)
+    classifier = caspl.Classifier("tiny", pretrained=str(path), quick_gelu=True, device="cpu")
+
+    assert classifier.classify(np.zeros((32, 32, 3), np.uint8), labels=["cat", "dog"])[0].probability > 0
+    with pytest.raises(WeightsError, match="has no weights 'openai'"):
+        caspl.Classifier("tiny", pretrained=str(path), preprocess_of="openai", device="cpu")

@@ -18,6 +18,15 @@ def greet(name: str) -> None:
     typer.echo(f"hello {name}")
 
 
+waiting_app = typer.Typer()
+
+
+@waiting_app.command()
+def wait() -> None:
+    """Wait until Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def entry(name, value):
     return EntryPoint(name, value, command.GROUP)
 
@@ -26,6 +35,7 @@ def entry(name, value):
 def run(monkeypatch):
     commands = [
         entry("greet", "tests.caspl.test_command:greeting_app"),
+        entry("wait", "tests.caspl.test_command:waiting_app"),
         entry("serve", "service_that_is_not_installed.cli:app"),
         entry("store", "prompt_store.cli:store_app"),
     ]
@@ -67,6 +77,31 @@ def test_a_command_whose_extra_is_missing_says_what_to_install(run, arguments):
 
 def test_an_unknown_command_is_a_usage_error(run):
     assert run("fly").exit_code == 2
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("stroe", "store"), ("serv", "serve"), ("great", "greet")])
+def test_a_mistyped_command_suggests_the_right_one(run, typed, meant):
+    assert f"Did you mean '{meant}'?" in run(typed).stderr
+
+
+def test_ctrl_c_ends_a_command_with_one_line_and_the_status_of_sigint(run):
+    result = run("wait")
+
+    assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
+
+
+@pytest.mark.parametrize("name", sorted(command.installed_commands()))
+def test_flags_are_shown_without_a_value(name):
+    texts = help_texts(command.load_command(command.installed_commands()[name]))
+
+    assert all("--help" in text for text in texts)
+    assert [text for text in texts if "<bool>" in text] == []
+
+
+def help_texts(parsed):
+    """The help of a command and its subcommands."""
+    subcommands = getattr(parsed, "commands", {}).values()
+    return [parsed.get_help(typer.Context(parsed)), *(text for each in subcommands for text in help_texts(each))]
 
 
 def test_the_version_is_printed(run):

@@ -61,8 +61,9 @@ def test_the_variables_of_the_client_are_no_mistake():
     ],
 )
 def test_a_value_out_of_range_is_refused(given):
-    with pytest.raises(SettingsError):
+    with pytest.raises(SettingsError, match=next(iter(given))) as caught:
         load_settings(**given)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_each_method_prints_its_recipe_with_every_key():
     ("extra", "code", "says"),
     [
         (["--set", "wavelength=3"], 1, "unknown recipe key 'wavelength'"),
-        (["--method", "magic"], 2, "known methods: coop"),
+        (["--method", "magic"], 2, "Known methods: coop"),
         (["--domain", "Pets!"], 1, "lower-case"),
         (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["--boost", "gone.safetensors"], 1, "gone.safetensors"),

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.terminal import check_device, exit_on_error
+from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error
 
 if TYPE_CHECKING:
     from prompted_clip.backbone import Backbone
@@ -45,7 +45,6 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="override a recipe value: key=value or method.key=value")
 ]
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
-QuickGELU = Annotated[bool, typer.Option("--quick-gelu", help="required for local files with OpenAI's weights")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
 AsJson = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
 
@@ -74,7 +73,9 @@ def evaluate(
     backbone: Arch = "ViT-B-16",
     pretrained: Pretrained = None,
     random_weights: RandomWeights = False,
-    quick_gelu: QuickGELU = False,
+    quick_gelu: QuickGelu = False,
+    preprocess_of: PreprocessOf = None,
+    interpolate_positions: InterpolatePositions = False,
     out: Annotated[Path, typer.Option(help="folder for the report and finished results, which are reused")] = Path(
         "evaluation"
     ),
@@ -100,7 +101,14 @@ def evaluate(
 
         def load() -> "Backbone":
             base_model = load_prompted_backbone(
-                backbone, pretrained, None, is_random=random_weights, quick_gelu=quick_gelu, device=device
+                backbone,
+                pretrained,
+                None,
+                is_random=random_weights,
+                device=device,
+                quick_gelu=quick_gelu,
+                preprocess_of=preprocess_of,
+                interpolate_positions=interpolate_positions,
             )
             return base_model.backbone
 
@@ -136,7 +144,10 @@ def reproduce(
     seeds: Seeds = "1,2,3",
     shots: Annotated[int, typer.Option(min=1, help="labelled images per class")] = 16,
     random_weights: RandomWeights = False,
-    quick_gelu: QuickGELU = False,
+    quick_gelu: QuickGelu = False,
+    preprocess_of: PreprocessOf = None,
+    teacher_preprocess_of: PreprocessOf = None,
+    interpolate_positions: InterpolatePositions = False,
     out: Annotated[
         Path | None, typer.Option(help="folder for the report and finished results; default reproduce-<data set>")
     ] = None,
@@ -159,8 +170,11 @@ def reproduce(
                 teacher,
                 teacher_pretrained,
                 is_random=random_weights,
-                quick_gelu=quick_gelu,
                 device=device,
+                teacher_preprocess_of=teacher_preprocess_of,
+                quick_gelu=quick_gelu,
+                preprocess_of=preprocess_of,
+                interpolate_positions=interpolate_positions,
             )
 
         job = ReproduceJob(
@@ -191,11 +205,13 @@ def _numbers(text: str, option: str, *, least: int) -> tuple[int, ...]:
 
 def _methods(text: str) -> tuple[str, ...]:
     """Parse and validate `coop,maple`."""
+    from prompted_clip.errors import did_you_mean  # noqa: PLC0415  torch
     from training.adapting.methods import METHODS  # noqa: PLC0415  torch
 
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if unknown := [name for name in names if name not in METHODS]:
-        raise typer.BadParameter(f"unknown method {unknown[0]!r}; use {', '.join(METHODS)}", param_hint="--methods")
+        advice = f"{did_you_mean(unknown[0], METHODS)} Known methods: {', '.join(METHODS)}"
+        raise typer.BadParameter(f"unknown method {unknown[0]!r}.{advice}", param_hint="--methods")
     return names
 
 

@@ -9,19 +9,17 @@ objects and discard their state.
 """
 
 import hashlib
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from prompted_clip import weight_files
+from prompted_clip.errors import WeightsError
 from training.data.dataset import shorten
 from training.errors import ImportFormatError
 from training.importing.layout import printable
@@ -31,7 +29,6 @@ MAX_CHECKPOINT_BYTES: Final = 8 * 2**30
 
 _EPOCH_FILE: Final = re.compile(r"model\.pth\.tar-(\d+)")
 _BEST_FILE: Final = "model-best.pth.tar"
-_REJECTED_GLOBAL: Final = re.compile(r"GLOBAL (\S+)|unrecognized function (.+)")
 _SCHEDULER_CLASSES: Final = (
     "torch.optim.lr_scheduler.CosineAnnealingLR",
     "torch.optim.lr_scheduler.MultiStepLR",
@@ -107,8 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if n_bytes > MAX_CHECKPOINT_BYTES:
         msg = f"{path} has {n_bytes} bytes; the limit is {MAX_CHECKPOINT_BYTES}. Save and import only its state_dict."
         raise ImportFormatError(msg)
-    loaded = _load_safetensors(path) if path.suffix == ".safetensors" else load_weights_only(path)
-    state, epoch = _state_dict(path, loaded)
+    state, epoch = _state_dict(path, _load(path))
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         plain = name.removeprefix("module.")
@@ -155,49 +151,20 @@ def load_weights_only(path: Path) -> object:
     Raises:
         ImportFormatError: the file is damaged, compressed, or contains objects other than tensors and containers.
     """
-    is_archive = zipfile.is_zipfile(path)
     try:
-        if is_archive:
-            _reject_compression(path)
-        with torch.serialization.safe_globals(_PLACEHOLDERS):
-            # Memory-map archives: CLIP's own weights are only compared, one by one.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive or None)
-    except ImportFormatError:
-        raise
-    except pickle.UnpicklingError as error:
-        found = _REJECTED_GLOBAL.search(str(error))
-        if found is None:
-            raise ImportFormatError(_unreadable(path, error)) from error
-        msg = (
-            f"{path} contains objects other than tensors: loading {found[1] or found[2]!r} could execute arbitrary "
-            "code. If you trust the file, open it where it was written and save only its state_dict, as .pt or "
-            ".safetensors."
-        )
-        raise ImportFormatError(msg) from error
-    except Exception as error:  # damaged files raise KeyError, EOFError, RuntimeError …
-        raise ImportFormatError(_unreadable(path, error)) from error
+        return weight_files.load_weights_only(path, _PLACEHOLDERS)
+    except WeightsError as error:
+        raise ImportFormatError(str(error)) from error
 
 
-def _reject_compression(path: Path) -> None:
-    """Reject compressed records, which could expand without bound; PyTorch does not write any."""
-    with zipfile.ZipFile(path) as archive:
-        packed = [record.filename for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        msg = f"{path} contains the compressed record {packed[0]!r}. Save the file again with torch.save."
-        raise ImportFormatError(msg)
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> object:
     try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise ImportFormatError(_unreadable(path, error)) from error
-    return tensors
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{path} cannot be read as a checkpoint: {reason} Expected a complete PyTorch or safetensors file."
+        weight_files.check_kind(path)
+        if path.suffix == ".safetensors":
+            return weight_files.read_safetensors(path)
+    except WeightsError as error:
+        raise ImportFormatError(str(error)) from error
+    return load_weights_only(path)
 
 
 def _state_dict(path: Path, loaded: object) -> tuple[Mapping[str, object], int | None]:

@@ -33,7 +33,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     Raises:
         ImportFormatError: not a CoCoOp checkpoint, or not for this backbone.
     """
-    backbone, template = target.base_model.backbone, target.template or CONTEXT_TEMPLATE
+    backbone = target.base_model.backbone
     context_NW = tensors.take("ctx", "tokens", backbone.text_width)
     tensors.count_tokens(context_NW)
     first_HE = tensors.take("meta_net.linear1.weight", "hidden", backbone.embed_dim)
@@ -44,6 +44,8 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
         "linear2.weight": tensors.take("meta_net.linear2.weight", backbone.text_width, n_hidden),
         "linear2.bias": tensors.take("meta_net.linear2.bias", backbone.text_width),
     }
-    notes = check_token_embeddings(tensors, "", target, template, FLOAT16, is_only_backbone_check=True)
+    template, notes = check_token_embeddings(
+        tensors, "", target, CONTEXT_TEMPLATE, FLOAT16, is_only_backbone_check=True
+    )
     tensors.finish()
     return Converted(ExportedPrompts(text_adapt=context_NW.unsqueeze(0), meta_net=meta_net), template, notes)

@@ -13,7 +13,7 @@ from rich.text import Text
 from prompt_store.manifest import check_domain
 from training.data.class_list import read_classes
 from training.data.dataset import normalize_names
-from training.terminal import check_device, exit_on_error
+from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error
 
 import_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -55,9 +55,9 @@ def import_checkpoint(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")
     ] = False,
-    quick_gelu: Annotated[
-        bool, typer.Option("--quick-gelu", help="use QuickGELU, for a local file of OpenAI's weights")
-    ] = False,
+    quick_gelu: QuickGelu = False,
+    preprocess_of: PreprocessOf = None,
+    interpolate_positions: InterpolatePositions = False,
     boost: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="boosting bundle the prompts were trained on")
     ] = None,
@@ -92,7 +92,14 @@ def import_checkpoint(
         from training.prompted_backbone import load_prompted_backbone  # noqa: PLC0415 - torch
 
         base_model = load_prompted_backbone(
-            backbone, pretrained, boost, is_random=random_weights, quick_gelu=quick_gelu, device=device
+            backbone,
+            pretrained,
+            boost,
+            is_random=random_weights,
+            device=device,
+            quick_gelu=quick_gelu,
+            preprocess_of=preprocess_of,
+            interpolate_positions=interpolate_positions,
         )
         bundle = out or Path(f"{domain}.safetensors")
         job = ImportJob(checkpoint, method.value, domain, tuple(names), bundle, text, position.value, text_features)

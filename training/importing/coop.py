@@ -33,7 +33,7 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
         ImportFormatError: not a CoOp checkpoint, or not for these classes or this backbone.
         TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
-    base_model, n_classes, template = target.base_model, len(target.class_names), target.template or CONTEXT_TEMPLATE
+    base_model, n_classes = target.base_model, len(target.class_names)
     is_class_specific = tensors.rank("ctx") == 3
     leading = ("classes",) if is_class_specific else ()
     context = tensors.take("ctx", *leading, "tokens", base_model.backbone.text_width)
@@ -44,15 +44,24 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
             "classes it was trained on, in their order."
         )
         raise ImportFormatError(msg)
-    notes = check_token_embeddings(
-        tensors, "", target, template, FLOAT16, is_class_specific=is_class_specific, is_only_backbone_check=True
+    template, notes = check_token_embeddings(
+        tensors,
+        "",
+        target,
+        CONTEXT_TEMPLATE,
+        FLOAT16,
+        is_class_specific=is_class_specific,
+        is_only_backbone_check=True,
     )
     tensors.finish()
     if target.position == "end":
         exported = ExportedPrompts(text_adapt=context.unsqueeze(-3), is_closed_vocabulary=is_class_specific)
         return Converted(exported, template, notes)
     if template != CONTEXT_TEMPLATE:
-        msg = f"With --position {target.position}, CoOp's template is {CONTEXT_TEMPLATE!r}; omit --text {template!r}."
+        msg = (
+            f"With --position {target.position}, the text must be {CONTEXT_TEMPLATE!r}, found {template!r}. Omit "
+            "--text, or import with --position end."
+        )
         raise ImportFormatError(msg)
     texts = place_context(base_model, target.class_names, n_tokens, target.position)
     with torch.no_grad():

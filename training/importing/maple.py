@@ -56,15 +56,14 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     weights.insert(0, tensors.take(f"{_LEARNER}proj.weight", vision, width))
     biases.insert(0, tensors.take(f"{_LEARNER}proj.bias", vision))
     image_LPV = torch.stack([_couple(*layer) for layer in zip(text_LPW, weights, biases, strict=True)])
-    template = target.template or default_template(n_tokens)
     notes = check_clip_weights(tensors, backbone, FLOAT16)
-    notes += check_token_embeddings(tensors, _LEARNER, target, template, FLOAT16)
+    template, found = check_token_embeddings(tensors, _LEARNER, target, default_template(n_tokens), FLOAT16)
     tensors.finish()
     # The towers may differ in depth; prompts beyond a tower's layers are unused.
     exported = ExportedPrompts(
         image_adapt=image_LPV[: backbone.n_vision_layers], text_adapt=text_LPW[: backbone.n_text_layers]
     )
-    return Converted(exported, template, notes)
+    return Converted(exported, template, notes + found)
 
 
 def _couple(prompts_PW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ def convert(tensors: CheckpointTensors, target: Target) -> Converted:
     backbone = target.base_model.backbone
     text_LPW = take_text_prompts(tensors, backbone)
     image_LPW = take_image_prompts(tensors, backbone)
-    template = target.template or default_template(text_LPW.shape[1])
     notes = check_clip_weights(tensors, backbone, AVERAGED, second_image_tower=_REFERENCE)
-    notes += check_token_embeddings(tensors, "prompt_learner.", target, template, AVERAGED)
+    template, found = check_token_embeddings(
+        tensors, "prompt_learner.", target, default_template(text_LPW.shape[1]), AVERAGED
+    )
     tensors.finish()
-    return Converted(ExportedPrompts(image_adapt=image_LPW, text_adapt=text_LPW), template, notes)
+    return Converted(ExportedPrompts(image_adapt=image_LPW, text_adapt=text_LPW), template, notes + found)

@@ -1,4 +1,4 @@
-"""Token embeddings of the training texts inside a checkpoint: checked, then dropped.
+"""Token embeddings of the training texts inside a checkpoint: they show the template and the classes, and are dropped.
 
 `token_prefix` is the embedding of the start token; `token_suffix` is everything after the prompts: words, class name,
 full stop, end token. They are specific to the training classes, so bundles do not contain them, but they identify the
@@ -7,6 +7,7 @@ CLIP, the template and the class order that the prompts were trained with.
 Legend: K training classes, S positions after the prompts, W text width.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -35,34 +36,38 @@ def check_token_embeddings(
     tensors: CheckpointTensors,
     prefix: str,
     target: Target,
-    template: str,
+    default: str,
     tolerance: Tolerance,
     *,
     is_class_specific: bool = False,
     is_only_backbone_check: bool = False,
-) -> tuple[str, ...]:
-    """Take the embeddings of the training texts and compare them with those of the import.
+) -> tuple[str, tuple[str, ...]]:
+    """Take the embeddings of the training texts and find the template that they show.
+
+    Projects count the words of an initial text, not its tokens: of "a type of pet, a photo of a", eight words but nine
+    tokens, the last one stays in the text, so that the template is "a {}.".
 
     Args:
         tensors: of the checkpoint.
         prefix: name prefix of the tensors.
-        target: backbone and class names.
-        template: text after the prompts, as assumed by the import.
+        target: backbone, class names, and the template if the user named one.
+        default: the method's usual text after the prompts.
         tolerance: allowed deviation.
         is_class_specific: whether each class has its own prompts, so that names and order must match.
         is_only_backbone_check: whether the checkpoint contains no CLIP weights that identify its backbone.
 
     Returns:
-        Notes for the user.
+        The template, and notes for the user.
 
     Raises:
-        ImportFormatError: embeddings of another backbone, other words before the class names, or class-specific
-            prompts of other classes.
+        ImportFormatError: embeddings of another backbone, words before the class names that are not the template's or
+            cannot be told from the names, or class-specific prompts of other classes.
     """
     backbone, names = target.base_model.backbone, (f"{prefix}token_prefix", f"{prefix}token_suffix")
+    template = target.template or default
     if not all(name in tensors for name in names):
         tensors.take_raw(lambda name: name in names)
-        return (_UNKNOWN_BACKBONE,) * is_only_backbone_check
+        return template, (_UNKNOWN_BACKBONE,) * is_only_backbone_check
     prefix_K1W = tensors.take(names[0], "classes", 1, backbone.text_width)
     suffix_KSW = tensors.take(names[1], "classes", "positions", backbone.text_width)
     texts = _TrainingTexts(backbone, suffix_KSW, tolerance)
@@ -72,15 +77,8 @@ def check_token_embeddings(
             "embedding. Select the right CLIP with --backbone and --pretrained."
         )
         raise ImportFormatError(msg)
-    first_words = template.partition("{}")[0].strip()
-    ids = backbone.tokenizer.encode(first_words)
-    if not texts.are_equal(suffix_KSW[:, : len(ids)], ids):
-        msg = (
-            f"The checkpoint was not trained with {first_words!r} between prompts and class names. "
-            'Pass the text after the prompts with --text, such as "{}.".'
-        )
-        raise ImportFormatError(msg)
-    return _compare_classes(texts, target, template, is_class_specific=is_class_specific)
+    template, notes = _find_template(texts, target, template)
+    return template, notes + _compare_classes(texts, target, template, is_class_specific=is_class_specific)
 
 
 class _TrainingTexts:
@@ -88,20 +86,70 @@ class _TrainingTexts:
 
     def __init__(self, backbone: Backbone, suffix_KSW: Tensor, tolerance: Tolerance) -> None:
         self.backbone, self.suffix_KSW, self.tolerance = backbone, suffix_KSW, tolerance
+        self._table = backbone.clip.token_embedding.weight.detach()
 
     def are_equal(self, found_TW: Tensor, ids: list[int]) -> bool:
         """Whether embeddings [..., T, W] equal those of the T ids, within the tolerance."""
-        table = self.backbone.clip.token_embedding.weight
-        expected_TW = table.detach()[torch.tensor(ids, dtype=torch.long, device=table.device)].to("cpu", torch.float32)
+        ids_T = torch.tensor(ids, dtype=torch.long, device=self._table.device)
+        expected_TW = self._table[ids_T].to("cpu", torch.float32)
         if found_TW.shape[-2] != len(ids):
             return False
         return len(ids) == 0 or bool(((found_TW - expected_TW).abs() <= self.tolerance.bound(expected_TW)).all())
 
-    def is_text(self, index: int, text: str) -> bool:
-        """Whether the suffix of class `index` is `text`, up to the end token."""
+    def are_of(self, names: Sequence[str], template: str) -> list[bool]:
+        """For each class, whether its suffix is the template with this name, up to the end token."""
         tokenizer = self.backbone.tokenizer
-        ids = [*tokenizer.encode(text), tokenizer.eot_token_id]
-        return self.are_equal(self.suffix_KSW[index, : len(ids)], ids)
+        ids = [[*tokenizer.encode(template.replace("{}", name)), tokenizer.eot_token_id] for name in names]
+        return [self.are_equal(self.suffix_KSW[index, : len(each)], each) for index, each in enumerate(ids)]
+
+    def shared_ids(self) -> list[int]:
+        """Ids of the tokens that all suffixes begin with, without an end token."""
+        is_shared_S = (self.suffix_KSW == self.suffix_KSW[:1]).all(2).all(0)
+        return self._decode(self.suffix_KSW[0, : int(is_shared_S.long().cumprod(0).sum())])
+
+    def first_text(self) -> str:
+        """The first suffix, for messages."""
+        text: str = self.backbone.tokenizer.decode(self._decode(self.suffix_KSW[0]))
+        return text.strip()
+
+    def _decode(self, found_TW: Tensor) -> list[int]:
+        """Ids of the nearest token embeddings, up to the end token."""
+        ids: list[int] = torch.cdist(found_TW.to(self._table.device), self._table.float()).argmin(1).tolist()
+        eot = self.backbone.tokenizer.eot_token_id
+        return ids[: ids.index(eot)] if eot in ids else ids
+
+
+def _find_template(texts: _TrainingTexts, target: Target, template: str) -> tuple[str, tuple[str, ...]]:
+    """The template of the training texts, and a note if it is not the expected one."""
+    names = target.class_names if len(target.class_names) == len(texts.suffix_KSW) else ()
+    if any(texts.are_of(names, template)):
+        return template, ()
+    tokenizer, shared_ids = texts.backbone.tokenizer, texts.shared_ids()
+    after = template.partition("{}")[2]
+    for n_ids in range(len(shared_ids) + 1):
+        fitting = f"{tokenizer.decode(shared_ids[:n_ids])}{{}}{after}"
+        if any(texts.are_of(names, fitting)):
+            if target.template is None:
+                return fitting, (f"The text after the prompts is {fitting!r}, as in training.",)
+            msg = f"The checkpoint was trained with --text {fitting!r}, found --text {template!r}. Omit --text."
+            raise ImportFormatError(msg)
+    first_ids = tokenizer.encode(template.partition("{}")[0].strip())
+    if not texts.are_equal(texts.suffix_KSW[:, : len(first_ids)], first_ids):
+        msg = (
+            f"The checkpoint was not trained with {template!r} after the prompts: its first text is "
+            f"{texts.first_text()!r}. Pass the words before the class name with --text, such as "
+            f"{tokenizer.decode(shared_ids) + '{}.'!r}, or the names of the training classes."
+        )
+        raise ImportFormatError(msg)
+    if target.template is None and len(shared_ids) > len(first_ids):
+        words = tokenizer.decode(shared_ids)
+        msg = (
+            f"The training texts begin with {words.strip()!r}, such as {texts.first_text()!r}, and none is of these "
+            f"classes. Pass --text {words + '{}.'!r} if that precedes the class names, or --text {template!r} if it is "
+            "part of them."
+        )
+        raise ImportFormatError(msg)
+    return template, ()
 
 
 def _compare_classes(
@@ -110,7 +158,7 @@ def _compare_classes(
     names, n_trained = target.class_names, len(texts.suffix_KSW)
     if len(names) != n_trained:
         return (f"The checkpoint was trained on {n_trained} classes; this import has {len(names)}.",)
-    others = [name for index, name in enumerate(names) if not texts.is_text(index, template.replace("{}", name))]
+    others = [name for name, is_same in zip(names, texts.are_of(names, template), strict=True) if not is_same]
     if not others:
         return ()
     if is_class_specific:

@@ -3,8 +3,10 @@
 import dataclasses
 from types import SimpleNamespace
 
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from prompted_clip.fused_tower import FusedImageTower
 from service.engine.loading import (
@@ -118,3 +120,19 @@ def test_the_backbone_is_built_as_the_settings_say(quick_gelu):
     model = load_model(Settings(backbone="tiny", random_weights=0, device="cpu", quick_gelu=quick_gelu))
     kinds = {type(block.mlp.gelu).__name__ for block in model.backbone.clip.transformer.resblocks}
     assert kinds == {"QuickGELU" if quick_gelu else "GELU"}
+
+
+def test_a_local_file_takes_the_settings_for_what_it_does_not_record(tmp_path, monkeypatch):
+    register_tiny_models()
+    values = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"half": values})
+    state = {name: tensor.contiguous() for name, tensor in tiny_backbone().clip.state_dict().items()}
+    save_file(state | {"positional_embedding": torch.randn(154, 32)}, tmp_path / "long.safetensors")
+    settings = Settings(
+        backbone="tiny",
+        pretrained=str(tmp_path / "long.safetensors"),
+        preprocess_of="half",
+        interpolate_positions=True,
+        device="cpu",
+    )
+    assert load_model(settings).backbone.preprocess["mean"] == [0.5] * 3

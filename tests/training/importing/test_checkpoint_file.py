@@ -101,14 +101,23 @@ def test_files_that_are_not_checkpoints_are_rejected(tmp_path, content):
     (tmp_path / "file.pt").write_bytes(content)
     assert str(tmp_path / "file.pt") in refusal(read_checkpoint, tmp_path / "file.pt")
     (tmp_path / "file.safetensors").write_bytes(content)
-    assert "cannot be read as a checkpoint" in refusal(read_checkpoint, tmp_path / "file.safetensors")
+    assert str(tmp_path / "file.safetensors") in refusal(read_checkpoint, tmp_path / "file.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"<html></html>", "an HTML or XML page")],
+)
+def test_pointers_and_pages_in_place_of_a_checkpoint_are_named(tmp_path, content, says):
+    (tmp_path / "file.pt").write_bytes(content)
+    assert says in refusal(read_checkpoint, tmp_path / "file.pt")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
 def test_truncated_files_are_rejected(tmp_path, share):
     path = save_dassl(tmp_path / "model.pth.tar-1", STATE)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    assert "cannot be read as a checkpoint" in refusal(read_checkpoint, path)
+    assert "an incomplete archive; download it again" in refusal(read_checkpoint, path)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from prompt_store.bundle import read_bundle
 from tests.base_models import tiny_base_model
 from tests.tiny import tiny_backbone
-from tests.training.importing.foreign import CLASSES, EMBED, WIDTH, Writer, save_dassl
+from tests.training.importing.foreign import CLASSES, EMBED, POSITIONS, WIDTH, Writer, save_dassl
 from training.errors import ImportFormatError
 from training.importing.import_run import ImportJob, run_import
 from training.prompted_backbone import PromptedBackbone
@@ -150,16 +150,55 @@ def test_class_specific_contexts_need_the_training_classes_in_their_order(attemp
     assert "class 1, 'dog', differs from training (2 of 3 differ)" in message
 
 
-def test_words_between_prompts_and_names_must_match_training(attempt):
-    state = Writer().maple(n_tokens=2, between="")
-    message = refusal(attempt, state, "maple")
-    assert "was not trained with 'of a' between prompts and class names" in message
-    assert attempt(state, "maple", template="{}.")["text"] == "{}."
+def trained_with(method, words):
+    """A checkpoint whose prompts were followed by these words: ProGrad splits an initial text at its spaces."""
+    state = getattr(Writer(), method)()
+    prefix = "" if method in {"coop", "cocoop"} else "prompt_learner."
+    n_prompts = POSITIONS - 1 - state[f"{prefix}token_suffix"].shape[1]
+    return state | {f"{prefix}{name}": value for name, value in Writer().words(n_prompts, words).items()}
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "ivlp", "promptsrc"])
+@pytest.mark.parametrize("words", ["", "a", "of a", "pet, a"])
+def test_the_template_is_recognised_by_the_embeddings_of_the_training_texts(attempt, method, words):
+    result = attempt(trained_with(method, words), method)
+    assert result["text"].replace(" ,", ",") == f"{words} {{}}.".strip()
+    assert [note for note in result["notes"] if "class texts" in note] == []
+
+
+@pytest.mark.parametrize("classes", [("cow", "owl", "red bird"), ("cow", "owl")])
+def test_words_before_new_class_names_must_be_named(attempt, classes):
+    state = trained_with("coop", "a")
+    message = refusal(attempt, state, "coop", classes=classes)
+    assert "The training texts begin with 'a', such as 'a cat" in message
+    assert "Pass --text 'a {}.'" in message
+    assert attempt(state, "coop", classes=classes, template="a {}.")["text"] == "a {}."
+
+
+def test_a_template_that_the_training_texts_contradict_names_the_one_that_fits(attempt):
+    message = refusal(attempt, trained_with("coop", "a"), "coop", template="{}.")
+    assert "was trained with --text 'a {}.', found --text '{}.'" in message
+
+
+def test_words_that_are_not_in_the_training_texts_are_refused(attempt):
+    message = refusal(attempt, trained_with("coop", ""), "coop", template="of a {}.", classes=("cow", "owl"))
+    assert "was not trained with 'of a {}.' after the prompts: its first text is 'cat" in message
+    assert "--text" in message
+
+
+def test_a_recognised_template_is_noted(attempt):
+    notes = attempt(trained_with("maple", ""), "maple")["notes"]
+    assert "The text after the prompts is '{}.', as in training." in notes
+
+
+def test_class_specific_contexts_keep_their_recognised_template(attempt):
+    state = Writer().coop(per_class=True) | Writer().words(4, "a")
+    assert attempt(state, "coop")["text"] == "a {}."
 
 
 def test_a_custom_template_requires_the_name_at_the_end(attempt):
     message = refusal(attempt, Writer().coop(words=False), "coop", position="front", template="{}, a pet.")
-    assert "omit --text '{}, a pet.'" in message
+    assert "must be '{}.', found '{}, a pet.'" in message
 
 
 def test_promptkd_needs_its_teachers_text_features(attempt, tmp_path):

@@ -1,0 +1,186 @@
+"""Compares the tensors of a weights file with an architecture, before they are loaded into the model."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import open_clip
+import torch
+from open_clip.model import CLIP, resize_pos_embed, resize_text_pos_embed
+from torch import Tensor
+
+from prompted_clip.errors import WeightsError
+from prompted_clip.weight_files import OPENAI_FACTS, shortened
+
+_IMAGE_POSITIONS: Final = "visual.positional_embedding"
+_TEXT_POSITIONS: Final = "positional_embedding"
+_SCALES: Final = (2.0, 200.0)
+"""Plausible logit scales s = exp(t): training starts at 14 and ends at 100, its upper bound."""
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Sizes of a CLIP that its weights show."""
+
+    embed_dim: int
+    image: tuple[int, int, int, int]
+    """Patch size, grid, layers, width."""
+    text: tuple[int, int, int]
+    """Positions, layers, width."""
+
+    def __str__(self) -> str:
+        patch, grid, layers, width = self.image
+        positions, text_layers, text_width = self.text
+        return (
+            f"image tower of {layers} layers, width {width}, {grid} x {grid} patches of {patch} pixels; text tower of "
+            f"{text_layers} layers, width {text_width}, {positions} positions; joint width {self.embed_dim}"
+        )
+
+
+def fit_weights(
+    tensors: dict[str, Tensor], clip: CLIP, *, arch: str, path: Path, interpolate_positions: bool = False
+) -> tuple[str, ...]:
+    """Check tensors and load them into a model.
+
+    Args:
+        tensors: from `read_weights`.
+        clip: a model of the architecture, on the CPU in float32.
+        arch: its name.
+        path: the file, for messages.
+        interpolate_positions: resize positional embeddings of another image grid or text length.
+
+    Returns:
+        Changes that were made to the weights, one sentence each.
+
+    Raises:
+        WeightsError: names or shapes of another architecture, NaN, infinity, an all-zero matrix, or an implausible
+            logit scale.
+    """
+    tensors = {name: value for name, value in tensors.items() if name not in OPENAI_FACTS}
+    expected = clip.state_dict()
+    _check_names(tensors, expected, arch, path)
+    notes = [*_fit_scale(tensors, expected["logit_scale"], path)]
+    if interpolate_positions:
+        notes += _interpolate(tensors, expected, clip, path)
+    _check_shapes(tensors, expected, arch, path)
+    unusable = [name for name, value in tensors.items() if not _is_usable(value)]
+    if unusable:
+        msg = f"{path} contains NaN, infinity or only zeros in {shortened(unusable)}. Download or save it again."
+        raise WeightsError(msg)
+    clip.load_state_dict(tensors)
+    return tuple(notes)
+
+
+def _check_names(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: str, path: Path) -> None:
+    missing, unused = [*(expected.keys() - tensors.keys())], [*(tensors.keys() - expected.keys())]
+    if not missing and not unused:
+        return
+    if any(name.startswith(("text_model.", "vision_model.")) for name in tensors):
+        msg = (
+            f"{path} has the layout of Hugging Face transformers, not open_clip's. Pass open_clip's tag or file of the "
+            "same weights; for openai/clip-vit-* use --pretrained openai."
+        )
+        raise WeightsError(msg)
+    problems = [f"{len(missing)} tensors are missing: {shortened(sorted(missing))}"] * bool(missing)
+    problems += [f"{len(unused)} are unknown: {shortened(sorted(unused))}"] * bool(unused)
+    msg = f"{path} does not fit {arch}: {'; '.join(problems)}.{_fitting(tensors, arch)}"
+    raise WeightsError(msg)
+
+
+def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: str, path: Path) -> None:
+    wrong = [name for name, value in expected.items() if tensors[name].shape != value.shape]
+    if not wrong:
+        return
+    shapes = shortened(f"{name} is {list(tensors[name].shape)}, not {list(expected[name].shape)}" for name in wrong)
+    msg = f"{path} does not fit {arch}: {shapes}."
+    found, needed = _size_of(tensors), _size_of(expected)
+    if found and needed:
+        msg += f" The file: {found}. {arch}: {needed}."
+    msg += _fitting(tensors, arch)
+    if {*wrong} <= {_IMAGE_POSITIONS, _TEXT_POSITIONS}:
+        msg += " To resize the positional embeddings, which changes the model, pass --interpolate-positions."
+    raise WeightsError(msg)
+
+
+def _fit_scale(tensors: dict[str, Tensor], expected: Tensor, path: Path) -> Iterator[str]:
+    """Give the logit scale its shape, and take the logarithm of one that was stored without."""
+    stored = tensors["logit_scale"]
+    if stored.numel() != 1:
+        return  # reported with the other shapes
+    low, high = _SCALES
+    value = float(stored)
+    if not math.log(low) <= value <= math.log(high):
+        if not math.log(high) < value <= high:
+            msg = (
+                f"{path}: logit_scale is {value:.4g}, expected the natural logarithm of the scale, between "
+                f"{math.log(low):.2f} and {math.log(high):.2f} (CLIP's is 4.6052 = ln 100). Correct it in the file."
+            )
+            raise WeightsError(msg)
+        yield (
+            f"{path.name} stores the logit scale {value:.4g} itself instead of its natural logarithm; "
+            f"using {math.log(value):.4f}."
+        )
+        value = math.log(value)
+    tensors["logit_scale"] = torch.full(expected.shape, value, dtype=torch.float32)
+
+
+def _interpolate(tensors: dict[str, Tensor], expected: dict[str, Tensor], clip: CLIP, path: Path) -> Iterator[str]:
+    resizing = {
+        _IMAGE_POSITIONS: ("image", resize_pos_embed),
+        _TEXT_POSITIONS: ("text", resize_text_pos_embed),
+    }
+    for name, (tower, resize) in resizing.items():
+        found, needed = tensors[name], expected[name]
+        if found.ndim != needed.ndim or found.shape[1:] != needed.shape[1:] or found.shape == needed.shape:
+            continue
+        tensors[name] = found.float()
+        resize(tensors, clip)
+        yield f"{path.name}: interpolated {len(found)} {tower} positions to {len(needed)}."
+
+
+def _is_usable(value: Tensor) -> bool:
+    """Finite, and no matrix of zeros, as in a file that was not written to its end."""
+    return bool(value.isfinite().all()) and (value.ndim < 2 or bool(value.any()))
+
+
+def _fitting(tensors: dict[str, Tensor], arch: str) -> str:
+    """The architectures whose sizes the tensors have, as advice."""
+    found = _size_of(tensors)
+    if found is None:
+        return ""
+    names = [name for name in open_clip.list_models() if name != arch and _size_of_config(name) == found]
+    return f" It has the size of {shortened(names, 3)}: pass that as --backbone." if names else ""
+
+
+def _size_of(tensors: dict[str, Tensor]) -> _Size | None:
+    try:
+        width, _, patch, _ = tensors["visual.conv1.weight"].shape
+        positions, text_width = tensors[_TEXT_POSITIONS].shape
+        return _Size(
+            tensors["text_projection"].shape[1],
+            (patch, math.isqrt(len(tensors[_IMAGE_POSITIONS]) - 1), _layers(tensors, "visual.transformer"), width),
+            (positions, _layers(tensors, "transformer"), text_width),
+        )
+    except (KeyError, ValueError, IndexError):
+        return None
+
+
+def _size_of_config(arch: str) -> _Size | None:
+    config: dict[str, Any] = open_clip.get_model_config(arch)
+    image, text = config["vision_cfg"], config["text_cfg"]
+    try:
+        grid = image["image_size"] // image["patch_size"]
+        return _Size(
+            config["embed_dim"],
+            (image["patch_size"], grid, image["layers"], image["width"]),
+            (text["context_length"], text["layers"], text["width"]),
+        )
+    except (KeyError, TypeError):
+        return None
+
+
+def _layers(tensors: dict[str, Tensor], tower: str) -> int:
+    start = f"{tower}.resblocks."
+    return len({name.removeprefix(start).split(".")[0] for name in tensors if name.startswith(start)})
