@@ -11,6 +11,8 @@ from fastapi import FastAPI
 from prometheus_client import ProcessCollector
 
 from prompt_store.store import Store
+from service.access.key_file import Key
+from service.access.keys import KeyRing
 from service.domains.backend import LabelSet, LocalBackend
 from service.domains.cache import LoadingCache
 from service.domains.live_table import LiveTable
@@ -19,10 +21,10 @@ from service.domains.publisher import Publisher
 from service.domains.watcher import StoreWatcher
 from service.engine.engine import Engine
 from service.http import problems
-from service.http.auth import Key, KeyRing
 from service.http.context import ServiceContext
 from service.http.middleware import install_middleware
-from service.http.routes import classify, domains, health, meta
+from service.http.openapi import Application
+from service.http.routes import classify, domains, health, meta, pages
 from service.images.decoder import Decoder
 from service.observability.device import DeviceMetrics, build_facts, package_version
 from service.observability.metrics import Metrics
@@ -39,7 +41,7 @@ def create_app(settings: Settings, model: PromptedClip, store: Store, keys: tupl
 
     Only the engine's threads may use `model` from now on. Without keys every request is allowed.
     """
-    context = build(settings, model, store, KeyRing(keys))
+    context = build(settings, model, store, KeyRing(keys, settings.keys_file))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,15 +59,17 @@ def create_app(settings: Settings, model: PromptedClip, store: Store, keys: tupl
 
 def create_routes(context: ServiceContext) -> FastAPI:
     """The routes without the middleware; the context is started elsewhere."""
-    app = FastAPI(
+    app = Application(
+        context.keys,
         title="CasPL Serve",
         summary="Image classification for many domains on one CLIP, with prompts that are swapped while it serves.",
         version=package_version(),
         exception_handlers={**problems.HANDLERS},
         separate_input_output_schemas=False,
+        servers=[{"url": context.settings.root_path}] if context.settings.root_path else None,
     )
     app.state.context = context
-    for part in (classify, domains, health, meta):
+    for part in (classify, domains, health, meta, pages):
         app.include_router(part.router, responses=problems.OPENAPI)
     return app
 

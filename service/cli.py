@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.text import Text
 
 from prompt_store.errors import PromptStoreError
+from prompt_store.tables import table
+from service.access import key_file
+from service.access.rules import SCOPES
 from service.demo.files import ASSETS, BACKBONE, seed_store
 from service.errors import ServiceError, SettingsError
-from service.http import auth
 from service.observability import logs
 from service.process import end_process, set_openmp_spinning
 from service.settings import Settings, load_settings
@@ -63,6 +65,9 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16  [auto]")] = None,
     preprocess: Annotated[str | None, typer.Option(help="exact, fast or gpu, see docs/images.md  [exact]")] = None,
     keys_file: Annotated[Path | None, typer.Option(help="API keys; `caspl keys new` creates them")] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="path prefix under which a reverse proxy serves the API, such as /caspl")
+    ] = None,
     web_workers: Annotated[
         int | None, typer.Option(help="processes for HTTP and decoding; 0 runs everything in one process  [0]")
     ] = None,
@@ -84,21 +89,55 @@ def serve(
 
 @keys_app.callback()
 def keys() -> None:
-    """Create API keys."""
+    """Create, list and revoke API keys; a running service follows the file within a second."""
+
+
+KeysFile = Annotated[Path, typer.Argument(help="key file")]
 
 
 @keys_app.command("new")
 def new_key(
     keys_file: Annotated[Path, typer.Argument(help="key file; created if missing")],
-    scope: Annotated[list[str], typer.Option(help=f"permission, may be repeated: {', '.join(auth.SCOPES)}")],
+    scope: Annotated[list[str], typer.Option(help=f"permission, may be repeated: {', '.join(SCOPES)}")],
     domain: Annotated[
         list[str] | None, typer.Option(help="limit the key to this domain, may be repeated  [all]")
     ] = None,
+    name: Annotated[str, typer.Option(help="description for `caspl keys ls`")] = "",
+    expires: Annotated[str | None, typer.Option(help="duration (90d, 12h) or UTC date (2027-03-31)  [never]")] = None,
+    not_before: Annotated[str | None, typer.Option(help="duration or UTC date when it becomes valid  [now]")] = None,
+    requests_per_s: Annotated[float | None, typer.Option(help="rate limit  [the service's default]")] = None,
+    bytes_per_s: Annotated[float | None, typer.Option(help="rate limit of bodies  [the service's default]")] = None,
 ) -> None:
     """Create an API key and print it once; the file stores its hash."""
     with _exit_on_error(_console()):
-        key = auth.add_key(keys_file, scope, domain or [])
+        fields = {
+            "name": name,
+            "expires": key_file.moment(expires) if expires else None,
+            "not_before": key_file.moment(not_before) if not_before else None,
+            "requests_per_s": requests_per_s,
+            "bytes_per_s": bytes_per_s,
+        }
+        key = key_file.add_key(keys_file, scope, domain or [], **fields)
     typer.echo(key)
+
+
+@keys_app.command("ls")
+def list_keys(keys_file: KeysFile) -> None:
+    """List the keys of a file: id, name, scopes, domains and validity; secrets are not stored."""
+    with _exit_on_error(_console()):
+        keys = key_file.read_keys(keys_file)
+    rows = [
+        (key.id, key.name, ", ".join(sorted(key.scopes)), ", ".join(sorted(key.domains)), key.not_before, key.expires)
+        for key in keys
+    ]
+    Console().print(table(f"{len(rows)} keys", ("id", "name", "scopes", "domains", "not before", "expires"), rows))
+
+
+@keys_app.command("revoke")
+def revoke_key(keys_file: KeysFile, key_id: Annotated[str, typer.Argument(help="id, the part after `pk_`")]) -> None:
+    """Remove a key from the file. Running services reject it within a second."""
+    with _exit_on_error(_console()):
+        key_file.revoke_key(keys_file, key_id)
 
 
 def _console() -> Console:

@@ -46,7 +46,7 @@ class MediaTypeError(RequestInvalidError, code="unsupported_media"):
 
 
 class UnauthorizedError(ServiceError, code="unauthorized"):
-    """Missing or unknown API key."""
+    """Missing, unknown or expired API key."""
 
 
 class DeniedError(ServiceError, code="denied"):
@@ -105,6 +105,10 @@ class OverloadedError(ServiceError, code="overloaded"):
 
 class CapacityError(OverloadedError):
     """A budget of bytes or pixels in memory is exhausted; retry after `retry_after_s`."""
+
+
+class RateLimitedError(OverloadedError, code="rate_limited"):
+    """The API key's rate limit, or the client address's limit of wrong keys, is reached."""
 
 
 class DeadlineExceededError(ServiceError, code="deadline_exceeded"):

@@ -18,10 +18,11 @@ import torch
 import uvicorn
 
 from prompt_store.store import Store
+from service.access.key_file import Key, read_keys
+from service.access.keys import KeyRing
 from service.app import build, create_app
 from service.engine.loading import load_model, with_gpu_limits
 from service.errors import SettingsError
-from service.http.auth import Key, KeyRing, read_keys
 from service.http.context import ServiceContext
 from service.http.server import DrainingServer, address_of, http_config, listen
 from service.images.gpu import nvimgcodec
@@ -124,7 +125,7 @@ def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, st
             announce(context, address)
 
         if settings.web_workers:
-            context = build(settings, model, store, KeyRing(keys))
+            context = build(settings, model, store, KeyRing(keys, settings.keys_file))
             context.watchdog.start(context.failed_because)
             asyncio.run(device_process.serve(context, keys, listener, started))
             has_started = True

@@ -12,10 +12,18 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    IPvAnyNetwork,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prompt_store.class_names import MAX_NAME_CHARS
 from prompt_store.manifest import is_domain
@@ -32,6 +40,26 @@ LINK_NAME: Final = re.compile(
 LINK_VALUE: Final = re.compile(r"(?:tcp|udp|sctp)://")
 """Kubernetes sets these variables in every container for a service named `caspl` or `caspl-...`; they are ignored."""
 
+PATH: Final = r"^(/[A-Za-z0-9_.~-]+)*/?$"
+ORIGIN: Final = r"^(\*|https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d+)?)$"
+
+
+def _listed(value: object) -> object:
+    """Split a comma-separated text; any other value is returned unchanged."""
+    if not isinstance(value, str):
+        return value
+    return [name for part in value.split(",") if (name := part.strip())]
+
+
+def _domain(name: str) -> str:
+    if not is_domain(name):
+        raise ValueError(f"{name!r} is not a valid domain name; separate names with commas")
+    return name
+
+
+T = TypeVar("T")
+CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_listed)]
+
 
 class Settings(BaseSettings):
     """Settings of `caspl serve`; sizes in bytes, pixels or counts, times in seconds."""
@@ -42,6 +70,27 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port")
     store: Path = Field(Path("store"), description="directory of the bundle store; created if missing")
     keys_file: Path | None = Field(None, description="JSON file with API keys, created by `caspl keys new`")
+    key_requests_per_s: float | None = Field(
+        None, gt=0, description="requests per second of each key without a limit of its own; beyond it 429"
+    )
+    key_bytes_per_s: float | None = Field(
+        None, gt=0, description="body bytes per second of each key without a limit of its own; beyond it 429"
+    )
+    max_failed_keys_per_minute: int = Field(
+        10, ge=1, description="maximum number of wrong keys per client address and minute; beyond it 429"
+    )
+    root_path: Annotated[str, AfterValidator(lambda path: path.rstrip("/"))] = Field(
+        "/", pattern=PATH, description="path prefix under which a reverse proxy serves the API, such as /caspl"
+    )
+    forwarded_allow_ips: CommaSeparated[IPvAnyNetwork] = Field(
+        (),
+        description="comma-separated addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto "
+        "headers are trusted",
+    )
+    cors_origins: CommaSeparated[Annotated[str, Field(pattern=ORIGIN)]] = Field(
+        (), description="comma-separated origins whose web pages may call the API, such as https://app.example, or *"
+    )
+    api_docs: bool = Field(True, description="serve the API documentation: /docs and /openapi.json")
 
     web_workers: int = Field(
         0,
@@ -91,8 +140,8 @@ class Settings(BaseSettings):
     bank_slots: int = Field(
         256, ge=1, le=65_536, description="domains resident in device memory; the rest stay in host memory"
     )
-    resident_domains: str | None = Field(
-        None,
+    resident_domains: CommaSeparated[Annotated[str, AfterValidator(_domain)]] = Field(
+        (),
         description="comma-separated domains that are never evicted from device memory; at most half of bank_slots",
     )
     max_queued_rows: int = Field(
@@ -188,14 +237,6 @@ class Settings(BaseSettings):
         """Ignore CASPL_PORT=tcp://10.0.0.7:8000, which Kubernetes sets for a service named `caspl`."""
         return cls.model_fields["port"].default if LINK_VALUE.match(str(value)) else value
 
-    @field_validator("resident_domains")
-    @classmethod
-    def _are_domains(cls, value: str | None) -> str | None:
-        for name in _listed(value):
-            if not is_domain(name):
-                raise ValueError(f"{name!r} is not a valid domain name; separate names with commas")
-        return value
-
     @model_validator(mode="after")
     def _limits_agree(self) -> Settings:
         if len(self.kept_domains) > self.kept_slots:
@@ -231,7 +272,7 @@ class Settings(BaseSettings):
     @property
     def kept_domains(self) -> frozenset[str]:
         """The names in `resident_domains`."""
-        return frozenset(_listed(self.resident_domains))
+        return frozenset(self.resident_domains)
 
     @property
     def kept_slots(self) -> int:
@@ -287,10 +328,6 @@ def load_settings(**given: object) -> Settings:
     except ValueError as error:
         problems = map(_explain, error.errors()) if isinstance(error, ValidationError) else [str(error)]
         raise SettingsError(f"Invalid settings: {'; '.join(problems)}.") from error
-
-
-def _listed(value: str | None) -> list[str]:
-    return [name for part in (value or "").split(",") if (name := part.strip())]
 
 
 def _explain(problem: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Final
 
 from fastapi import Request
@@ -39,7 +40,7 @@ class Row:
 
     Args:
         status: HTTP status.
-        title: the same for every error of the class.
+        title: the same for every error of the class whose code is not in `TITLES`.
         detail: replaces the error's message; None shows the message.
         retry_after_s: default for `Retry-After`; the error's own value takes precedence.
     """
@@ -70,6 +71,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     service.ImagesRejectedError: Row(422, "All images rejected"),
     service.OverloadedError: Row(429, "Server overloaded", retry_after_s=1),
     service.CapacityError: Row(503, "Server overloaded", retry_after_s=1),
+    service.RateLimitedError: Row(429, "Rate limit exceeded", retry_after_s=1),
     service.DeadlineExceededError: Row(504, "Deadline exceeded"),
     service.DrainingError: Row(503, "Shutting down", retry_after_s=1),
     service.ClientGoneError: Row(499, "Client closed request"),
@@ -85,12 +87,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     store.VersionExistsError: Row(409, "Version already exists"),
     store.VersionLiveError: Row(409, "Version is live"),
     store.ConflictError: Row(409, "Conflicting update"),
-    store.StoreReadOnlyError: Row(
-        503,
-        "Store not writable",
-        detail="The store is not writable. Classification still works; retry the upload later.",
-        retry_after_s=60,
-    ),
+    store.StoreReadOnlyError: Row(503, "Store not writable", retry_after_s=60),
     store.StorageFullError: Row(507, "Store full", detail="No space left in the store; nothing was changed."),
     store.StoreCorruptError: Row(
         503, "Store damaged", detail="Stored data of this domain is damaged. The operator can run `caspl store check`."
@@ -100,6 +97,26 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     model.StackMismatchError: Row(422, "Bundle does not fit the backbone"),
     model.TextTooLongError: Row(422, "Text too long"),
 }
+
+TITLES: Final[Mapping[str, str]] = {
+    "key_expired": "API key expired",
+    "key_not_yet_valid": "API key not yet valid",
+    "too_many_images": "Too many images",
+    "image_truncated": "Truncated image",
+    "image_animated": "Animated image",
+    "image_scans": "Too many JPEG scans",
+    "image_aspect": "Aspect ratio too large",
+    "label_invalid": "Invalid label",
+    "too_many_labels": "Too many labels",
+    "stack_unsupported": "Not supported by this bundle",
+    "nothing_to_roll_back": "No earlier live version",
+    "store_busy": "Store in use by another process",
+    "storage_busy": "Too many open files",
+    "storage_error": "Disk error",
+    "commit_unknown": "Commit not confirmed",
+    "version_corrupt": "Version damaged",
+}
+"""Titles of errors whose code is more specific than their class."""
 
 EXPECTED: Final = (service.ServiceError, store.PromptStoreError, model.PromptedClipError)
 """The base classes of all errors in `TABLE`."""
@@ -115,11 +132,12 @@ def row_of(error: BaseException) -> Row:
 def describe(error: BaseException) -> dict[str, object]:
     """The members of a problem body except the request id; also used for per-image errors."""
     row = row_of(error)
+    code = "internal" if row is UNEXPECTED else getattr(error, "code", "internal")
     body: dict[str, object] = {
         "type": "about:blank",
-        "title": row.title,
+        "title": TITLES.get(code, row.title),
         "status": row.status,
-        "code": "internal" if row is UNEXPECTED else getattr(error, "code", "internal"),
+        "code": code,
         "detail": row.detail if row.detail is not None else str(error),
     }
     if isinstance(error, service.ServiceError):
@@ -183,17 +201,21 @@ async def on_invalid(_: Request, error: Exception) -> Response:
 
 
 async def on_http_error(_: Request, error: Exception) -> Response:
-    """Handle the router's errors: unknown path or method."""
+    """Handle the router's and the form parser's errors."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    phrase = HTTPStatus(status).phrase
+    return http_problem(HTTPStatus(status), getattr(error, "headers", None) or {})
+
+
+def http_problem(status: HTTPStatus, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    """The response to a request for an unknown path or method, or with a malformed form."""
     body: dict[str, object] = {
         "type": "about:blank",
-        "title": phrase,
-        "status": status,
+        "title": status.phrase,
+        "status": status.value,
         "code": HTTP_CODES.get(status, "http_error"),
-        "detail": f"{phrase}. GET /openapi.json lists all routes.",
+        "detail": f"{status.phrase}. GET /openapi.json lists all routes.",
     }
-    return Problem(status, body, getattr(error, "headers", None) or {})
+    return Problem(status, body, headers)
 
 
 OPENAPI: Final[dict[int | str, dict[str, Any]]] = {

@@ -5,6 +5,8 @@ Each application has its own registry, so that two of them can live in one proce
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -12,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+DOMAIN_LABEL: Final = re.compile(rb'[{,]domain="([^"]*)"')
 RATIOS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
 
 
@@ -135,3 +138,10 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics, in the Prometheus text format."""
         return generate_latest(self.registry)
+
+
+def only_domains(text: bytes, is_visible: Callable[[str], bool]) -> bytes:
+    """Metrics in the Prometheus text format without the lines of domains that are not visible."""
+    lines = text.splitlines(keepends=True)
+    found = ((line, DOMAIN_LABEL.search(line)) for line in lines)
+    return b"".join(line for line, domain in found if domain is None or not domain[1] or is_visible(domain[1].decode()))

@@ -72,5 +72,4 @@ class WorkerConnection:
 
         await self._routes(scope, receive, send)
         answer = b"".join(message.get("body", b"") for message in sent[1:])
-        route = getattr(scope.get("route"), "path", "unmatched")
-        return HttpReply(sent[0]["status"], list(sent[0]["headers"]), answer, route, scope.get("caspl.code"))
+        return HttpReply(sent[0]["status"], list(sent[0]["headers"]), answer, scope.get("caspl.code"))

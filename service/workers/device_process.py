@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
+from service.access.key_file import Key
 from service.app import create_routes
 from service.errors import DeviceLostError, SettingsError
-from service.http.auth import Key
 from service.http.context import ServiceContext
 from service.images.preprocessing import decode_threads
 from service.observability.process_metrics import Sample, exposition, summed

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
@@ -46,12 +45,11 @@ class ScoreReply(NamedTuple):
 
 
 class HttpReply(NamedTuple):
-    """An HTTP response; `route` and `code` are for the web process's metrics."""
+    """An HTTP response; `code` is for the web process's metrics."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
-    route: str
     code: str | None
 
 
@@ -105,8 +103,7 @@ def forwarder(rpc: Rpc) -> ASGIApp:
                 reply = await rpc.call("http", forwarded, body, request_id.get(), returns=HttpReply)
         except TimeoutError as error:
             raise DeviceLostError("The device process does not respond.") from error
-        # For the middleware's metrics.
-        scope.update({"route": SimpleNamespace(path=reply.route), "caspl.code": reply.code})
+        scope["caspl.code"] = reply.code  # for the middleware's metrics
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": reply.body})
 

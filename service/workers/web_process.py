@@ -19,8 +19,9 @@ from typing import Final
 import msgspec
 from fastapi import FastAPI
 
+from service.access.key_file import Key
+from service.access.keys import KeyRing
 from service.http import problems
-from service.http.auth import Key, KeyRing
 from service.http.context import HttpContext
 from service.http.middleware import install_middleware
 from service.http.routes import classify
@@ -66,7 +67,7 @@ class WebProcess:
         self.context = HttpContext(
             settings=settings,
             metrics=Metrics(by_domain=settings.domain_metrics),
-            keys=KeyRing(tuple(Key.model_validate_json(key) for key in config.keys)),
+            keys=KeyRing(tuple(Key.model_validate_json(key) for key in config.keys), settings.keys_file),
             decoder=Decoder(settings, config.image_size, config.preprocess),
             backend=RemoteBackend(self.rpc, slots),
         )

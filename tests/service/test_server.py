@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from prompt_store.store import Store
+from service.access.key_file import add_key
 from service.demo.run import free_port, wait_until_ready
 from service.errors import SettingsError
-from service.http.auth import add_key
 from service.http.server import DrainingServer, http_config, listen
 from service.server import load_keys, require_gpu_decoding
 from service.settings import Settings

@@ -6,8 +6,8 @@ import socket
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+from service.access.keys import KeyRing
 from service.app import build, create_routes
-from service.http.auth import KeyRing
 from service.observability.process_metrics import exposition
 from service.workers.connection import WorkerConnection
 from service.workers.device_process import worker_config

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import OverloadedError
@@ -43,12 +41,12 @@ class LimitsMiddleware(Middleware):
             return
         is_classify, is_open = scope["path"].startswith(CLASSIFY), False
         if is_classify:
-            self._check_open(scope)
+            self._check_open()
 
         def count_open() -> None:
             nonlocal is_open
             if is_classify:
-                self._check_open(scope)
+                self._check_open()
                 self._n_open += 1
                 is_open = True
 
@@ -65,9 +63,8 @@ class LimitsMiddleware(Middleware):
             body.release()
             self._n_open -= is_open
 
-    def _check_open(self, scope: Scope) -> None:
+    def _check_open(self) -> None:
         if self._n_open >= self._max_open:
-            scope["route"] = SimpleNamespace(path=CLASSIFY if scope["path"] == CLASSIFY else f"{CLASSIFY}/{{domain}}")
             raise OverloadedError(
                 f"Server overloaded: {self._max_open} requests are open. Retry later.", retry_after_s=1.0
             )

@@ -46,10 +46,11 @@ Version = Annotated[int, Path(ge=1, le=2**53)]
 
 
 @router.get("/domains")
-async def list_domains(context: Context) -> DomainsOut:
-    """List all domains with their live versions."""
-    table = context.table.states
-    return DomainsOut(domains=[DomainOut(**_glance(domain, table[domain])) for domain in sorted(table)])
+async def list_domains(request: Request, context: Context) -> DomainsOut:
+    """List the domains that the key covers, with their live versions."""
+    states = sorted(context.table.states.items())
+    visible = [(name, state) for name, state in states if context.keys.allows(actor_of(request), "any", name)]
+    return DomainsOut(domains=[DomainOut(**_glance(name, state)) for name, state in visible])
 
 
 @router.get("/domains/{domain}")
@@ -84,7 +85,7 @@ async def publish(
     body = await read_body(request)
     added = await context.publisher.publish(domain, body, activate=activate, actor=actor_of(request))
     response.status_code = 201 if added.created else 200
-    response.headers["Location"] = f"/domains/{domain}/versions/{added.version}"
+    response.headers["Location"] = f"{context.settings.root_path}/domains/{domain}/versions/{added.version}"
     response.headers["ETag"] = _etag(added.digest)
     live = context.table.live(domain)
     return PublishedOut(

@@ -7,6 +7,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from service.http.context import Context, actor_of
 from service.http.schemas import ReadyOut
+from service.observability.metrics import only_domains
 
 router = APIRouter(tags=["health"])
 
@@ -20,17 +21,24 @@ async def livez(context: Context, response: Response) -> dict[str, bool]:
 
 @router.get("/readyz", response_model_exclude_unset=True)
 async def readyz(request: Request, context: Context, response: Response) -> ReadyOut:
-    """Readiness: 503 while draining or without a device. Authorized clients also get the state of each domain."""
+    """Readiness: 503 while draining or without a device. With a valid key also the state of the domains it covers."""
     reason = context.not_ready_because()
     response.status_code = 503 if reason else 200
     if not (context.keys.is_open or actor_of(request)):
         return ReadyOut(is_ready=reason is None, reason=reason)
-    states = {domain: state.name for domain, state in sorted(context.table.states.items())}
+    states = {
+        domain: state.name
+        for domain, state in sorted(context.table.states.items())
+        if context.keys.allows(actor_of(request), "any", domain)
+    }
     stuck = context.watchdog.stuck
     return ReadyOut(is_ready=reason is None, reason=reason, domains=states, **({"stuck": stuck} if stuck else {}))
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(context: Context) -> Response:
-    """Metrics in the Prometheus text format."""
-    return Response(await context.metrics_text(), media_type=CONTENT_TYPE_LATEST)
+async def metrics(request: Request, context: Context) -> Response:
+    """Metrics in the Prometheus text format; those of single domains only for domains that the key covers."""
+    text = only_domains(
+        await context.metrics_text(), lambda domain: context.keys.allows(actor_of(request), "metrics", domain)
+    )
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

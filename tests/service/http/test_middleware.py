@@ -4,7 +4,7 @@ import inspect
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from service.http.auth import add_key, read_keys
+from service.access.key_file import add_key, read_keys
 from service.http.body import body_limit
 from service.settings import Settings
 from tests.service.fakes import colour_bundle, picture

@@ -1,9 +1,11 @@
+import errno
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from prompt_store.durable import to_store_error
 from prompt_store.errors import PromptStoreError
 from prompted_clip.errors import PromptedClipError
 from service.demo.run import DemoError
@@ -78,3 +80,35 @@ def test_every_code_that_the_service_names_is_documented():
     }
     assert len(named) > 10
     assert {code for code in named if f"`{code}`" not in page} <= NEVER_SEEN
+
+
+def test_a_title_of_its_own_belongs_to_a_code_that_the_code_names_and_differs_from_its_class():
+    root = Path(__file__).parents[3]
+    sources = "".join(
+        path.read_text() for package in ("service", "prompt_store") for path in root.glob(f"{package}/**/*.py")
+    )
+    for code, title in problems.TITLES.items():
+        assert re.search(rf'code="{code}"|"{code}", ', sources), code
+        assert title not in {row.title for row in problems.TABLE.values()}
+
+
+@pytest.mark.anyio
+async def test_a_second_rollback_says_that_there_is_no_earlier_version(serve):
+    async with serve() as client:
+        answer = await client.post("/domains/paint/rollback")
+    assert (answer.status_code, answer.json()["title"]) == (409, "No earlier live version")
+
+
+@pytest.mark.parametrize(
+    ("error", "title"),
+    [
+        (OSError(errno.EMFILE, "x"), "Too many open files"),
+        (OSError(errno.EIO, "x"), "Disk error"),
+        (OSError(errno.EROFS, "x"), "Store not writable"),
+        (OSError(errno.ENOSPC, "x"), "Store full"),
+    ],
+)
+def test_a_failed_write_is_named_after_its_cause(error, title):
+    body = problems.describe(to_store_error(error))
+    assert body["title"] == title
+    assert body["status"] in {503, 507}

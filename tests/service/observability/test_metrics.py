@@ -2,8 +2,8 @@ import re
 
 import torch
 
+from service.access.keys import KeyRing
 from service.app import build
-from service.http.auth import KeyRing
 from service.observability.device import DeviceMetrics
 from service.observability.metrics import Metrics
 from service.settings import Settings

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from prompt_store.errors import DomainNotFoundError
+from service.access.keys import KeyRing
 from service.app import build
 from service.errors import DeviceLostError, OverloadedError
-from service.http.auth import KeyRing
 from service.inference import ImageResult, ScoringOptions
 from service.settings import Settings
 from service.workers.remote import ScoreReply

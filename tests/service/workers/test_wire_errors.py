@@ -22,7 +22,7 @@ KINDS = sorted(
 )
 ARGUMENTS = {
     "BackboneMismatchError": ((), {"expected": "sha256:a", "found": "sha256:b"}),
-    "OverloadedError": (("busy",), {"retry_after_s": 2.5}),
+    **dict.fromkeys(("OverloadedError", "CapacityError", "RateLimitedError"), (("busy",), {"retry_after_s": 2.5})),
     "VersionExistsError": (("there",), {"version": 7}),
     **dict.fromkeys(
         ("BundleInvalidError", "LimitExceededError", "DigestMismatchError"),

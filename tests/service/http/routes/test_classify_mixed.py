@@ -5,7 +5,7 @@ import base64
 
 import pytest
 
-from service.http.auth import add_key, read_keys
+from service.access.key_file import add_key, read_keys
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio

@@ -134,16 +134,6 @@ async def test_info_names_the_backbone_and_the_limits(serve):
     assert body["store_is_writable"] is True
 
 
-async def test_the_page_needs_nothing_from_elsewhere(serve):
-    async with serve() as client:
-        answer = await client.get("/")
-    assert answer.headers["content-type"].startswith("text/html")
-    assert "default-src 'none'" in answer.headers["content-security-policy"]
-    assert "http://" not in answer.text
-    assert "https://" not in answer.text
-    assert "innerHTML" not in answer.text
-
-
 async def test_the_openapi_document_describes_every_call_and_its_failures(serve):
     async with serve() as client:
         document = (await client.get("/openapi.json")).json()

@@ -1,0 +1,58 @@
+"""The web page and the API documentation; all their files are served from here, and scripts are never inline."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Final
+
+from fastapi import APIRouter, HTTPException, Response
+from fastapi.responses import HTMLResponse
+
+router = APIRouter(include_in_schema=False)
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript"}
+SWAGGER_UI: Final = frozenset({"swagger-ui.css", "swagger-ui-bundle.js"})
+OURS: Final = frozenset({"page.css", "page.js", "docs.js"})
+MAX_AGE_S: Final = 3600
+
+
+def _folder(name: str) -> Traversable:
+    if name in SWAGGER_UI:
+        return resources.files("fastapi_offline") / "static"
+    return resources.files("service") / "web"
+
+
+@cache
+def _read(name: str) -> bytes:
+    return (_folder(name) / name).read_bytes()
+
+
+@router.get("/")
+async def page() -> Response:
+    """The web page; it requests a key if the service requires one, and keeps it in memory."""
+    return _html("page.html")
+
+
+@router.get("/docs")
+async def docs() -> Response:
+    """The API documentation, Swagger UI."""
+    return _html("docs.html")
+
+
+@router.get("/assets/{name}")
+async def asset(name: str) -> Response:
+    """A script or style sheet of a page."""
+    if name not in SWAGGER_UI | OURS:
+        raise HTTPException(404)
+    media_type = MEDIA_TYPES[name[name.rindex(".") :]]
+    return Response(_read(name), media_type=media_type, headers={"Cache-Control": f"max-age={MAX_AGE_S}"})
+
+
+def _html(name: str) -> Response:
+    return HTMLResponse(_read(name), headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"})
