@@ -185,8 +185,13 @@ def _check_level(folder: Path, classes: Sequence[_ClassFolder]) -> None:
     else:
         example = f"{folder / splits[0] / outer[0].path.name}"
         advice = f"Pass one of them, such as {outer[0].path}, or move the split folders above the classes ({example})"
-    names = ", ".join(each.path.name for each in filled) if len(filled) <= 3 else "them"
-    msg = f"{found} {advice}; if the classes are {names}, list them in {CLASS_LIST_NAME} in the data set's folder."
+    if len(filled) > 1:
+        names = ", ".join(each.path.name for each in filled) if len(filled) <= 3 else "these folders"
+        advice += (
+            f"; if {names} are splits, name them {', '.join(SPLITS)}; if they are the classes, list them in "
+            f"{CLASS_LIST_NAME} in the data set's folder"
+        )
+    msg = f"{found} {advice}."
     raise DatasetError(msg)
 
 

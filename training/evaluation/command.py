@@ -269,6 +269,8 @@ def _bundle_table(content: dict[str, Any]) -> Table:
         "value",
         title=f"{content['domain'] or content['backbone']} on {content['dataset']}, {content['split']}",
     )
+    texts = {"own": "its own", "open": "the data set's, not its own", "plain": "the data set's"}
+    table.add_row("classes", f"{len(content['classes'])}, {texts[content['labels']]}")
     for name in ("n_images", "n_unreadable", "accuracy", "mean_class_accuracy"):
         value = content[name]
         table.add_row(name.replace("_", " "), f"{value:.2f} %" if isinstance(value, float) else str(value))

@@ -186,6 +186,7 @@ def test_evaluate_measures_the_plain_backbone_on_a_folder(workplace, tmp_path):
     assert (content["labels"], content["domain"], content["backbone"]) == ("plain", None, "tiny (random:0)")
     assert "tiny (random:0) on images, test" in plain_text(shown.stdout)
     assert f"{expected.accuracy:.2f} %" in shown.stdout
+    assert "4, the data set's" in shown.stdout
     assert content["unreadable"] == [str(folder / "grid" / "cut.jpg")]
     assert "1 file not read: 1 .txt" in shown.stderr.splitlines()
     assert f"skipped unreadable images (1): {folder / 'grid' / 'cut.jpg'}" in shown.stderr.splitlines()
