@@ -6,10 +6,14 @@ then read different values from one file, so all of these are rejected here.
 
 import json
 import math
+import re
 from typing import Any, Final, NoReturn
 
 MAX_DEPTH: Final = 8
 MAX_INTEGER: Final = 2**53
+MAX_VALUES: Final = 100_000
+"""Several times the values of the largest manifest; each takes up to a hundred bytes of memory, and two of JSON."""
+_STRING_OR_COMMA: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|,', re.DOTALL)
 _MAX_INTEGER_CHARS: Final = 17
 
 
@@ -70,6 +74,14 @@ def _check_tree(root: object, max_depth: int) -> None:
         level = [child for node in containers if isinstance(node, list) for child in node]
 
 
+def _check_count(text: str) -> None:
+    """Bound the memory of parsing: every value of an object or a list but the first follows a comma."""
+    if text.count(",") < MAX_VALUES:
+        return
+    if sum(found[0] == "," for found in _STRING_OR_COMMA.finditer(text)) >= MAX_VALUES:
+        raise StrictJsonError(f"more than {MAX_VALUES} values")
+
+
 def load_object(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """Parse one JSON object that starts at the first byte; trailing whitespace is allowed.
 
@@ -79,6 +91,7 @@ def load_object(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> dict[str, A
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
+        _check_count(text)
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float
         )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,19 @@ def with_entry(**changes):
 def header_text():
     header, data = header_and_data()
     return json.dumps(header), data
+
+
+@pytest.mark.parametrize("item", ["[]", "{}", "1000", '""', '{"a":1}'])
+@pytest.mark.parametrize("where", ["header", "manifest"])
+def test_a_header_of_many_values_takes_little_memory(item, where):
+    text = '{"a":[' + (item + ",") * (MAX_HEADER_BYTES // (2 * len(item) + 2)) + item + "]}"
+    data = raw_file(text if where == "header" else json.dumps({"__metadata__": {"manifest": text}}), b"")
+    tracemalloc.start()
+    with pytest.raises(BundleInvalidError):
+        read_bundle(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < len(data) + 16 * 2**20
 
 
 def duplicate_key():
