@@ -112,7 +112,7 @@ def read_class_folders(root: Path, *, single_split: Split = "train", template: s
 def _split_folders(
     root: Path, single_split: Split, listed: Sequence[str], left_out: Counter[str], notes: list[str]
 ) -> Mapping[Split, Path]:
-    """The folder of each split."""
+    """The folder of each split; counts what is left out next to them, and notes unusual spellings."""
     top = scan_folder(root)
     spelled = {name: split for name in top.folders if (split := split_of(name))}
     if not spelled or {comparison_key(name) for name in spelled} <= {comparison_key(name) for name in listed}:
@@ -140,7 +140,7 @@ def _split_folders(
 
 
 def _class_folders(folder: Path, left_out: Counter[str], notes: list[str]) -> list[_ClassFolder]:
-    """The class folders of one split; empty if the split is unlabelled."""
+    """The class folders of one split, none if it is unlabelled; counts what is left out, and notes unusual images."""
     top = scan_folder(folder)
     if top.folders and top.images:
         kinds = ", ".join(sorted(SUFFIXES))

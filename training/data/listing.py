@@ -90,7 +90,8 @@ def list_images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
     """
     found: list[str] = []
     left_out: Counter[str] = Counter()
-    seen = {(status.st_dev, status.st_ino) for status in map(Path.stat, folder.resolve().parents)}
+    around = {*folder.absolute().parents, *folder.resolve().parents}
+    seen = {(status.st_dev, status.st_ino) for status in map(Path.stat, around)}
     folders, links = [folder], list[Path]()
     while folders or links:
         # Links last: a folder is listed under its own path rather than under that of a link to it.

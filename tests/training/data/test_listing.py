@@ -94,6 +94,13 @@ def test_cycles_of_links_end_and_every_folder_is_read_once_under_its_own_path(tm
     assert describe_left_out(listing.left_out) == "3 folders not read: 3 repeated link"
 
 
+def test_a_class_folder_that_links_to_the_data_set_is_not_read(tmp_path):
+    draw_all(tmp_path, "fox/a.jpg")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert list_images(tmp_path / "loop").images == ()
+    assert names(tmp_path) == ["fox/a.jpg"]
+
+
 def test_missing_files_are_listed_in_order(tmp_path):
     draw_all(tmp_path, "fox/a.jpg", "wolf/b.jpg")
     names = ["wolf/x.jpg", "fox/a.jpg", "bear/c.jpg", "fox/z.jpg", "wolf/b.jpg"]
