@@ -34,6 +34,8 @@ def open_image(image: ImageInput) -> "Image":
     """
     from PIL import Image  # noqa: PLC0415  sending files needs no Pillow
 
+    from prompted_clip.preprocess import without_metadata  # noqa: PLC0415
+
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, str | PathLike | bytes):
@@ -42,7 +44,7 @@ def open_image(image: ImageInput) -> "Image":
         return Image.fromarray(image)
     data = image if isinstance(image, bytes) else Path(image).read_bytes()
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(without_metadata(data)))
     except Exception as error:
         raise undecodable() from error
 

@@ -7,7 +7,8 @@ and `to_pixels_on_device` have the same geometry and torch's resizing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 RESIZE_MODES: Final = ("shortest", "squash")
 """Resize the shorter side and crop the middle; resize both sides. `load_backbone` rejects others."""
+PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS: Final = frozenset({b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
+"""Optional chunks that are kept: transparency, orientation and animation."""
 _EXIF_ORIENTATION: Final = 0x0112
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,8 +33,37 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS: Final = {_TURNS[value] for value in (5, 6, 7, 8)}
+"""Rotations that swap width and height; those below reverse the rows or columns of the result."""
+_REVERSES_ROWS: Final = {_TURNS[value] for value in (3, 4, 7, 8)}
+_REVERSES_COLUMNS: Final = {_TURNS[value] for value in (2, 3, 6, 7)}
+_STRIP_PIXELS: Final = 2**20
 _EPSILON: Final = 1e-6
 """Added to a side, in pixels: torch rounds down sides computed from a scale factor, such as 223.999."""
+
+
+def without_metadata(data: bytes, max_chunks: int = sys.maxsize) -> bytes:
+    """A PNG with only the chunks that its pixels, orientation and animation need; other files unchanged.
+
+    Pillow would parse the others, and reject large or damaged ones, which libpng and browsers ignore. Whatever follows
+    an incomplete or invalid chunk is kept, and left to the decoder.
+
+    Raises:
+        ValueError: more than `max_chunks` chunks.
+    """
+    if not data.startswith(PNG_MAGIC):
+        return data
+    kept, at = [PNG_MAGIC], len(PNG_MAGIC)
+    for _ in range(max_chunks):
+        name, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data) or not name.isalpha():
+            return b"".join((*kept, data[at:]))
+        if name[:1].isupper() or name in _PNG_CHUNKS:
+            kept.append(data[at:end])
+        if name == b"IEND":
+            return b"".join(kept)
+        at = end
+    raise ValueError(f"more than {max_chunks} chunks")
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -43,7 +76,69 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """
     image.load()
     turn = exif_turn(image)
-    image = image if turn is None else image.transpose(turn)
+    if turn is None and image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    upright = Image.new("RGB", _upright_size(image, turn))
+    for left, top, strip in _upright_strips(image, turn):
+        upright.paste(strip, (left, top))
+    return upright
+
+
+def upright_array(image: Image.Image) -> NDArray[np.uint8]:
+    """`upright_rgb` as a writable array, uint8 [H, W, 3]."""
+    image.load()
+    turn = exif_turn(image)
+    width, height = _upright_size(image, turn)
+    rgb_HWC = np.empty((height, width, 3), np.uint8)
+    for left, top, strip in _upright_strips(image, turn):
+        rgb_HWC[top : top + strip.height, left : left + strip.width] = np.asarray(strip)
+    return rgb_HWC
+
+
+def exif_turn(image: Image.Image) -> Image.Transpose | None:
+    """The rotation of an image's EXIF orientation; None if it is upright or its metadata is damaged.
+
+    As in browsers, an orientation in XMP or text metadata has no effect.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        return _TURNS.get(exif.get(_EXIF_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  metadata is optional, and its parser fails in many ways
+        return None
+
+
+def turned(rgb_HWC: NDArray[np.uint8], turn: Image.Transpose) -> NDArray[np.uint8]:
+    """An array rotated as `Image.transpose` does it, as a copy."""
+    rgb = rgb_HWC.swapaxes(0, 1) if turn in _SIDEWAYS else rgb_HWC
+    row_step, column_step = -1 if turn in _REVERSES_ROWS else 1, -1 if turn in _REVERSES_COLUMNS else 1
+    return rgb[::row_step, ::column_step].copy()
+
+
+def _upright_size(image: Image.Image, turn: Image.Transpose | None) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if turn in _SIDEWAYS else (width, height)
+
+
+def _upright_strips(image: Image.Image, turn: Image.Transpose | None) -> Iterator[tuple[int, int, Image.Image]]:
+    """Left and top of each strip of the upright image, and the strip in RGB.
+
+    A strip has 2**20 pixels, which bounds the memory of the intermediate copies of a conversion.
+    """
+    width, height = image.size
+    n_rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, n_rows):
+        bottom = min(top + n_rows, height)
+        strip = _to_rgb(image if n_rows >= height else image.crop((0, top, width, bottom)))
+        strip = strip if turn is None else strip.transpose(turn)
+        if turn in _SIDEWAYS:
+            yield height - bottom if turn in _REVERSES_COLUMNS else top, 0, strip
+        else:
+            yield 0, height - bottom if turn in _REVERSES_ROWS else top, strip
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image in 8-bit RGB."""
     if image.mode.startswith("I"):
         # Differs from Pillow's convert("RGB"), which clips 16-bit grey to white.
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
@@ -51,14 +146,6 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy an RGB image
-
-
-def exif_turn(image: Image.Image) -> Image.Transpose | None:
-    """The rotation of an image's EXIF orientation; None if it is upright or its metadata is damaged."""
-    try:
-        return _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001  metadata is optional, and its parser fails in many ways
-        return None
 
 
 def to_pixels(image: Image.Image, image_size: int, preprocess: dict[str, Any]) -> NDArray[np.uint8]:

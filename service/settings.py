@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     )
     max_image_side_px: int = Field(16_384, ge=1, description="maximum width or height of an image")
     max_image_aspect: float = Field(20.0, ge=1, description="maximum ratio of the longer to the shorter side")
-    max_image_scans: int = Field(100, ge=1, description="maximum number of scans of a progressive JPEG")
+    max_image_scans: int = Field(100, ge=1, description="maximum number of scans of a JPEG; fewer for large ones")
     preprocess: Literal["exact", "fast", "gpu"] = Field(
         "exact",
         description="exact: bit-identical to open_clip's transform; fast: nearly identical and faster; gpu: "
@@ -194,7 +194,16 @@ class Settings(BaseSettings):
         0, ge=0, le=64, description="image decoding threads; 0 uses one per core, at most 8, or 64 with preprocess gpu"
     )
     max_decoding_images: int = Field(
-        64, ge=1, description="maximum number of images being decoded or waiting for it; beyond it 429"
+        64,
+        ge=1,
+        description="maximum number of images being decoded or waiting for it per tenant, and 1.5 times that in total; "
+        "beyond it 429",
+    )
+    max_decoding_bytes: int = Field(
+        0,
+        ge=0,
+        description="memory for large images being decoded at the same time; the others wait; 0 allows 160 MiB per "
+        "decoding thread, at most 1,280 MiB",
     )
 
     max_top_k: int = Field(100, ge=1, description="maximum top_k")

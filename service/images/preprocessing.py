@@ -19,7 +19,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from prompted_clip.preprocess import exif_turn, to_pixels, to_pixels_fast, upright_rgb
+from prompted_clip.preprocess import exif_turn, to_pixels, to_pixels_fast, turned, upright_array, upright_rgb
 from service.process import usable_cores
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Fast:
     def decode(self, image: Image.Image, data: bytes) -> Resize:
         """See `Exact.decode`."""
         decoded = self._decode_jpeg(image, data) if is_plain_jpeg(image) else None
-        rgb_hwc, extent_hw = decoded or (np.array(upright_rgb(image)), None)
+        rgb_hwc, extent_hw = decoded or (upright_array(image), None)
         return lambda: to_pixels_fast(rgb_hwc, self.image_size, self.values, extent_HW=extent_hw)
 
     def _decode_jpeg(self, image: Image.Image, data: bytes) -> tuple[Pixels, tuple[float, float] | None] | None:
@@ -81,7 +81,7 @@ class Fast:
         decoded = decode_jpeg(image, data, min_side_px=MIN_SCALE * self.image_size if may_reduce else 0)
         if decoded is None or turn is None:
             return decoded
-        return np.array(Image.fromarray(decoded[0]).transpose(turn)), None
+        return turned(decoded[0], turn), None
 
 
 @dataclass(frozen=True)

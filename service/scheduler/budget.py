@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-from service.errors import CapacityError
+from service.errors import CapacityError, OverloadedError
 
 
 class Budget:
@@ -20,8 +20,8 @@ class Budget:
         n_held: units that all tenants hold together.
     """
 
-    def __init__(self, limit: int, unit: str) -> None:
-        self._limit, self._unit = limit, unit
+    def __init__(self, limit: int, unit: str, error: type[OverloadedError] = CapacityError) -> None:
+        self._limit, self._unit, self._error = limit, unit, error
         self._held: Counter[Hashable] = Counter()
         self.n_held = 0
 
@@ -29,11 +29,11 @@ class Budget:
         """Check that a tenant may hold `amount` more; while nobody holds anything, up to the limit.
 
         Raises:
-            CapacityError: it may not.
+            OverloadedError: it may not; a CapacityError unless the budget has another `error`.
         """
         n_free = self._limit - self.n_held - amount
         if n_free < 0 or (self.n_held and self._held[tenant] + amount > 2 * n_free):
-            raise CapacityError(
+            raise self._error(
                 f"Server overloaded: {self.n_held} of {self._limit} {self._unit} are in use. Retry later.",
                 retry_after_s=1.0,
             )
@@ -42,7 +42,7 @@ class Budget:
         """Add `amount` to what a tenant holds.
 
         Raises:
-            CapacityError: see `check`; nothing is added.
+            OverloadedError: see `check`; nothing is added.
         """
         self.check(tenant, amount)
         self.n_held += amount
@@ -60,7 +60,7 @@ class Budget:
         """Reserve `amount` for the duration of a block.
 
         Raises:
-            CapacityError: see `check`; the block does not run.
+            OverloadedError: see `check`; the block does not run.
         """
         self.reserve(tenant, amount)
         try:

@@ -1,5 +1,7 @@
 """From image files of every mode to pixels: the same in training as in the service."""
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 
-from prompted_clip.preprocess import to_pixels, upright_rgb
+from prompted_clip import preprocess
+from prompted_clip.preprocess import to_pixels, upright_array, upright_rgb
 from service.images.decoder import open_image
 from service.images.preprocessing import Exact
 from service.settings import Settings
@@ -80,6 +83,38 @@ def test_every_orientation_is_undone(tmp_path, value):
     Image.fromarray(noise(3)).save(tmp_path / "image.png", exif=turned(value))
     with Image.open(tmp_path / "image.png") as image:
         np.testing.assert_array_equal(upright_rgb(image), ImageOps.exif_transpose(image))
+
+
+def in_one_piece(image):
+    """The whole image rotated, then converted."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I;16":
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("n_rows", [1, 7, 39, 40])
+def test_an_image_converted_in_strips_has_the_pixels_of_one_converted_whole(monkeypatch, name, n_rows):
+    make, kind, options = FILES[name]
+    file = io.BytesIO()
+    make().save(file, kind, **options)
+    with Image.open(file) as image:
+        expected = np.asarray(in_one_piece(image))
+    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", n_rows * image.width)
+    for convert in (upright_rgb, upright_array):
+        with Image.open(file) as image:
+            np.testing.assert_array_equal(np.asarray(convert(image)), expected)
+
+
+@pytest.mark.parametrize("value", range(2, 9))
+def test_an_array_is_rotated_as_an_image_is(value):
+    image = Image.fromarray(noise(3))
+    image.info["exif"] = turned(value).tobytes()
+    turn = preprocess.exif_turn(image)
+    np.testing.assert_array_equal(preprocess.turned(np.asarray(image), turn), np.asarray(image.transpose(turn)))
 
 
 def test_a_picture_that_is_upright_rgb_already_is_not_copied():

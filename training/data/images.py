@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from PIL import Image
 
+from prompted_clip.preprocess import without_metadata
 from training.data.listing import SUFFIXES, describe_left_out, list_images
 from training.data.split_names import split_of
 from training.errors import NoImagesError
@@ -106,13 +107,14 @@ def n_decoding_threads() -> int:
     return min(_MAX_THREADS, n_cpus)
 
 
-def is_decodable(source: Path | io.BytesIO) -> bool:
+def is_decodable(source: Path | bytes) -> bool:
     """Whether a file decodes completely to 8-bit RGB; opening alone does not detect truncation.
 
     TIFFs with several pages, or with floating-point or 32-bit pixels, have no one conversion and do not count.
     """
     try:
-        with Image.open(source) as image:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        with Image.open(io.BytesIO(without_metadata(data))) as image:
             if image.format == "TIFF" and (getattr(image, "n_frames", 1) > 1 or image.mode in {"F", "I"}):
                 return False
             image.load()
@@ -127,4 +129,4 @@ def _hash_readable(path: Path) -> str | None:
         data = path.read_bytes()
     except OSError:
         return None
-    return hashlib.sha256(data).hexdigest() if is_decodable(io.BytesIO(data)) else None
+    return hashlib.sha256(data).hexdigest() if is_decodable(data) else None

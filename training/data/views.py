@@ -5,6 +5,7 @@ of threads.
 """
 
 import hashlib
+import io
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from prompted_clip.preprocess import to_pixels, upright_rgb
+from prompted_clip.preprocess import to_pixels, upright_rgb, without_metadata
 from training.data.images import n_decoding_threads
 
 MAX_PREFETCHED: Final = 2
@@ -110,7 +111,7 @@ class Views:
         return torch.from_numpy(np.stack(list(self._pool.map(lambda index: self._view(index, epoch), indices))))
 
     def _view(self, index: int, epoch: int) -> NDArray[np.uint8]:
-        with Image.open(self._files[index]) as opened:
+        with Image.open(io.BytesIO(without_metadata(self._files[index].read_bytes()))) as opened:
             image = upright_rgb(opened)
         if self._is_random:
             rng = np.random.default_rng(_derive_seed(self._seed, epoch, index + 1))

@@ -26,6 +26,7 @@ from service.errors import (
     ImagesRejectedError,
     OverloadedError,
 )
+from service.http.body import tenant_of
 from service.http.context import HttpContext, actor_of
 from service.http.problems import EXPECTED, describe
 from service.http.routes.requests import (
@@ -75,7 +76,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
     deadline_s, priority = time.monotonic() + timeout_s, PRIORITIES[query.priority]
     async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
-        context.decoder.check_room(1)
+        context.decoder.check_room(tenant_of(request.scope))
         images = [(domain, image) for image in await read_images(request, context.settings)]
         began_s = time.monotonic()
         options = _options(query, labels, began_s + timeout_s)
@@ -102,7 +103,7 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
     """Classify images of several domains in one request, each among the classes of its domain."""
     context: HttpContext = request.app.state.context
     labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
-    context.decoder.check_room(1)
+    context.decoder.check_room(tenant_of(request.scope))
     images = await read_mixed(request, context.settings)
     began_s = time.monotonic()
     options = _options(query, labels, began_s + timeout_s)
@@ -165,7 +166,7 @@ async def _score_in_time(
         async with asyncio.timeout_at(options.deadline_s) as timeout:
             watching = asyncio.ensure_future(watch())
             try:
-                return await score_images(context, pins, images, options)
+                return await score_images(context, pins, images, options, tenant_of(request.scope)[0])
             finally:
                 watching.cancel()
     except TimeoutError as error:
@@ -218,16 +219,19 @@ async def score_images(
     pins: Mapping[str, PinOrError],
     images: Sequence[tuple[str, UploadedImage]],
     options: ScoringOptions,
+    client: str,
 ) -> Outcome:
     """Decode, queue and score the images of one request, each with its domain.
+
+    Decoding is shared fairly between pairs of client and domain.
 
     Raises:
         ImagesRejectedError: all of several images are invalid.
         Exception: the error of the only image, or the first one that is not an image's fault if all failed.
     """
     began_s = time.monotonic()
-    with context.decoder.places(len(images)):
-        decoding = [_decode(context, pins[domain], image) for domain, image in images]
+    with context.decoder.places([(client, domain) for domain, _ in images if not isinstance(pins[domain], Exception)]):
+        decoding = [_decode(context, pins[domain], image, (client, domain)) for domain, image in images]
         pictures = [await decoding[0]] if len(decoding) == 1 else await asyncio.gather(*decoding)
     decode_s = time.monotonic() - began_s
     pixels: dict[str, list[Pixels]] = {domain: [] for domain in pins}
@@ -250,14 +254,16 @@ async def score_images(
     return Outcome(domains, pictures, answers, decode_s, time.monotonic())
 
 
-async def _decode(context: HttpContext, pin: PinOrError, image: UploadedImage) -> Decoded | Exception:
+async def _decode(
+    context: HttpContext, pin: PinOrError, image: UploadedImage, tenant: tuple[str, str]
+) -> Decoded | Exception:
     """Pixels or the error; without a pinned version the image is not decoded."""
     if isinstance(pin, Exception):
         return pin
     if isinstance(image.data, ImageRejectedError):
         return image.data
     try:
-        return await context.decoder.decode(image.data)
+        return await context.decoder.decode(image.data, tenant)
     except ImageRejectedError as error:
         return error
 

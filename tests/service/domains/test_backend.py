@@ -15,9 +15,9 @@ async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model,
         decoded = []
         decode = client.context.decoder.decode
 
-        async def noted(data):
+        async def noted(data, tenant):
             decoded.append(data)
-            return await decode(data)
+            return await decode(data, tenant)
 
         monkeypatch.setattr(client.context.decoder, "decode", noted)
         model.gate.clear()

@@ -1,9 +1,11 @@
 """More work than there is time or room for: who is refused, who is late, and who is not affected."""
 
 import asyncio
+import io
 import threading
 
 import pytest
+from PIL import Image
 
 from service.images.decoder import open_image
 from tests.service.fakes import colour_bundle, picture
@@ -140,6 +142,29 @@ async def test_too_many_images_in_decoding_are_429(serve, monkeypatch):
         served = await first
     assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
     assert served.status_code == 200
+
+
+async def test_a_flood_of_large_images_in_one_domain_neither_refuses_nor_delays_another_domain(serve, monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (1_000, 1_000)).save(file, "WEBP", lossless=True)
+    flood = [("images", (f"{n}.webp", file.getvalue())) for n in range(16)]
+    entered, gate = threading.Event(), threading.Event()
+
+    def held_if_large(data, *given):
+        if data == file.getvalue():
+            entered.set()
+            gate.wait(30)
+        return open_image(data, *given)
+
+    monkeypatch.setattr("service.images.decoder.open_image", held_if_large)
+    async with serve(max_decoding_images=32, n_decode_threads=1, max_timeout_s=60, default_timeout_s=60) as client:
+        floods = [asyncio.ensure_future(client.post("/classify/ink", files=flood)) for _ in range(5)]
+        await asyncio.to_thread(entered.wait, 30)
+        answers = [await client.post("/classify/paint", content=picture()) for _ in range(10)]
+        gate.set()
+        flooded = await asyncio.gather(*floods)
+    assert {answer.status_code for answer in answers} == {200}
+    assert sorted(answer.status_code for answer in flooded) == [200, 200, 429, 429, 429]
 
 
 async def test_a_crowd_of_label_sets_is_refused_leaves_in_time_and_does_not_hold_up_the_others(serve, model):

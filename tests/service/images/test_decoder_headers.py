@@ -6,7 +6,8 @@ from PIL import Image, PngImagePlugin
 
 from prompted_clip.preprocess import upright_rgb
 from service.errors import ImageRejectedError
-from service.images.decoder import check_jpeg, open_image
+from service.images.decoder import open_image
+from service.images.headers import read_header
 from service.settings import Settings
 
 LIMITS = Settings(
@@ -46,9 +47,9 @@ def test_bytes_between_header_segments_are_bounded(junk):
     file = io.BytesIO()
     Image.new("RGB", (8, 6)).save(file, "JPEG")
     data = file.getvalue()
-    check_jpeg(data[:2] + junk * 100 + data[2:], max_scans=1)
+    assert read_header(data[:20] + junk * 100 + data[20:], 10**6).size == (8, 6)
     with pytest.raises(ImageRejectedError, match="damaged"):
-        check_jpeg(data[:2] + junk * 20_000 + data[2:], max_scans=1)
+        read_header(data[:20] + junk * 20_000 + data[20:], 10**6)
 
 
 def test_a_webp_that_declares_a_huge_canvas_is_refused_by_its_header():

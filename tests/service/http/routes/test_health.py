@@ -98,9 +98,9 @@ async def test_images_whose_time_is_up_while_they_are_decoded_are_counted_too(se
         front = client.app.state.context
         decode, is_over = front.decoder.decode, asyncio.Event()
 
-        async def slowly(data):
+        async def slowly(data, tenant):
             await is_over.wait()
-            return await decode(data)
+            return await decode(data, tenant)
 
         front.decoder.decode = slowly
         late = await client.post("/classify/paint?timeout_ms=50", content=picture())
