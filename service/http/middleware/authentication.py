@@ -20,7 +20,7 @@ from service.access.rules import Endpoint
 from service.errors import DeniedError, ForeignRequestError, UnauthorizedError
 from service.http import problems
 from service.http.context import HttpContext
-from service.http.middleware.base import Middleware
+from service.http.middleware.asgi import Middleware
 
 DOCUMENTATION = frozenset({"/docs", "/openapi.json"})
 

@@ -8,7 +8,7 @@ from service.errors import OverloadedError
 from service.http import problems
 from service.http.body import CLASSIFY, LimitedBody
 from service.http.context import HttpContext
-from service.http.middleware.base import Middleware
+from service.http.middleware.asgi import Middleware
 from service.scheduler.budget import Budget
 
 

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from service.access.rules import Endpoint, find_endpoint
 from service.errors import ClientGoneError, DrainingError
 from service.http import problems
-from service.http.middleware.base import Middleware
+from service.http.middleware.asgi import Middleware
 from service.observability.logs import request_id
 
 logger = logging.getLogger(__name__)
