@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +26,6 @@ from prompt_store.record_files import (
 from prompt_store.records import Record, State, decode_record
 
 _FAN_OUT: Final = re.compile(r"[0-9a-f]{2}")
-_TOP_LEVEL: Final = frozenset(
-    {"FORMAT", "LOCK", ".gitignore", "blobs", "blobs/sha256", "domains", "quarantine", "lost+found"}
-)
-"""A repair does not move these away: the store would be empty."""
 _NOT_SCANNED: Final = frozenset({"quarantine", "lost+found"})
 
 
@@ -42,7 +38,7 @@ class Finding:
         detail: the problem.
         is_damage: True if stored data is lost, unreadable or ignored; False for files that only take space.
         moves: paths that a repair moves to the quarantine, in this order.
-        keeps: paths of which a repair keeps a second name in the quarantine.
+        is_undone: True if the domain loses records, and with them knows some of its bundles no longer.
         restored: the original content of `path`, if it is known.
     """
 
@@ -50,7 +46,7 @@ class Finding:
     detail: str
     is_damage: bool = True
     moves: tuple[str, ...] = ()
-    keeps: tuple[str, ...] = ()
+    is_undone: bool = False
     restored: bytes | None = None
 
     @property
@@ -72,10 +68,11 @@ class DomainCheck:
 
 @dataclass(frozen=True)
 class StoreCheck:
-    """The domains, and findings that concern none of them."""
+    """The domains, findings that concern none of them, and the paths of bundles that belong to no version."""
 
     domains: tuple[DomainCheck, ...]
     findings: tuple[Finding, ...]
+    unreferenced: tuple[str, ...]
 
     def all_findings(self) -> list[Finding]:
         """Return the findings of the store and of all domains."""
@@ -94,7 +91,7 @@ def check_layout(layout: Layout) -> StoreCheck:
         StoreCorruptError: `not_a_store`.
         StoreReadOnlyError: `storage_busy`.
     """
-    stray = [*check_format(layout), *_scan(layout)]
+    stray = [*_scan(layout), *check_format(layout)]  # repairs take this order
     domains = []
     referenced: set[str] = set()
     for domain in Logs(layout, Disk()).names() if _is_readable(layout.domains) else []:
@@ -104,11 +101,12 @@ def check_layout(layout: Layout) -> StoreCheck:
         stray = [finding for finding in stray if finding not in own]
         domains.append(DomainCheck(domain, state.seq, len(state.available()), state.live, (*own, *findings)))
         referenced |= {version.digest for version in state.available()}
-    n_unreferenced = sum(digest not in referenced for digest, _ in layout.blob_files())
-    if n_unreferenced and all(not finding.is_damage for domain in domains for finding in domain.findings):
-        detail = f"Bundles that belong to no version: {n_unreferenced}. `caspl store gc` removes them."
-        stray.append(Finding("blobs", detail, is_damage=False))
-    return StoreCheck(tuple(domains), tuple(stray))
+    unreferenced = tuple(_relative(layout, path) for digest, path in layout.blob_files() if digest not in referenced)
+    found = StoreCheck(tuple(domains), tuple(stray), unreferenced)
+    if unreferenced and found.is_sound:
+        detail = f"Bundles that belong to no version: {len(unreferenced)}. `caspl store gc` removes them."
+        return replace(found, findings=(*stray, Finding("blobs", detail, is_damage=False)))
+    return found
 
 
 def _is_readable(directory: Path) -> bool:
@@ -157,6 +155,16 @@ def _expected_type(parts: tuple[str, ...]) -> EntryType | None:
             return None
 
 
+def _is_movable(parts: tuple[str, ...], found: EntryType) -> bool:
+    """Whether a repair moves something of the wrong type away.
+
+    Never what stands for a log: as long as a domain is known to be unreadable, no bundle counts as unreferenced.
+    """
+    if parts[0] == "blobs":
+        return found != "link" or len(parts) > 2  # a link may lead to all bundles
+    return parts[0] in {"FORMAT", "LOCK"} or len(parts) == 4
+
+
 def _scan(layout: Layout, *parts: str) -> Iterator[Finding]:
     """Find links, leftovers and foreign files below a directory of the store."""
     try:
@@ -166,9 +174,9 @@ def _scan(layout: Layout, *parts: str) -> Iterator[Finding]:
         return
     for name, found in entries.items():
         expected, path = _expected_type((*parts, name)), "/".join((*parts, name))
-        moves = (path,) if expected and path not in _TOP_LEVEL else ()
+        moves = (path,) if expected and _is_movable((*parts, name), found) else ()
         if found == "link":
-            detail = "A symbolic link, which is not followed. Replace it with the directory or file itself."
+            detail = "A symbolic link, which is not followed. Remove it, or put the directory or file itself there."
             yield Finding(path, detail, is_damage=bool(expected), moves=moves)
         elif name.startswith(TEMPORARY_PREFIX) and found == "file":
             yield Finding(path, "Left by an interrupted write.", is_damage=False, moves=(path,))
@@ -189,7 +197,7 @@ def _check_domain(layout: Layout, domain: str) -> tuple[State, list[Finding]]:
                 while following := next_state(log, state, scan_all=True):
                     state = following
             except StoreCorruptError as error:
-                findings.append(_broken_log(layout, domain, log, state, numbers, _problem(error)))
+                findings.append(_broken_log(domain, log, state, numbers, _problem(error)))
     except OSError as error:
         findings.append(Finding(f"domains/{domain}", _problem(unreadable_log(error))))
     for version in state.available():
@@ -213,7 +221,7 @@ def _relative(layout: Layout, path: Path) -> str:
     return path.relative_to(layout.root).as_posix()
 
 
-def _broken_log(layout: Layout, domain: str, log: int, state: State, numbers: list[int], problem: str) -> Finding:
+def _broken_log(domain: str, log: int, state: State, numbers: list[int], problem: str) -> Finding:
     """Describe a log that is intact up to `state`; a repair restores one record, or moves all later ones away."""
     folder = f"domains/{domain}/log"
     for number in (state.seq + 1, state.seq):  # a chain that breaks here may be damage of the record before
@@ -222,15 +230,12 @@ def _broken_log(layout: Layout, domain: str, log: int, state: State, numbers: li
             return Finding(f"{folder}/{record_name(number)}", f"{problem} One bit changed.", restored=restored)
     # The last record goes first, so that an interrupted repair leaves no gap.
     tail = [number for number in reversed(numbers) if number > state.seq]
-    kept = {version.digest for version in state.available()}
-    lost = {record.digest for number in tail if (record := _read(log, number)) and record.action == "publish"} - kept
-    blobs = [_relative(layout, layout.blob(digest)) for digest in sorted(lost)]
     detail = f"{problem} Intact records before it: {state.seq}; records that cannot be used: {len(tail)}."
     return Finding(
         f"{folder}/{record_name(state.seq + 1)}",
         detail,
         moves=tuple(f"{folder}/{record_name(number)}" for number in tail),
-        keeps=tuple(path for path in blobs if (layout.root / path).is_file()),
+        is_undone=True,
     )
 
 

@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 
 from prompt_store.bundle import Bundle, peek_manifest, read_bundle
 from prompt_store.digest import check_digest
-from prompt_store.errors import BundleInvalidError, PromptStoreError
+from prompt_store.errors import BundleInvalidError, PromptStoreError, StoreCorruptError
 from prompt_store.header import MAX_BUNDLE_BYTES
 from prompt_store.repair import check_store
 from prompt_store.store import Store
@@ -70,15 +70,19 @@ def _show(value: object, as_json: bool, *views: RenderableType) -> None:
         console.print(view, markup=False, soft_wrap=isinstance(view, str))
 
 
+def _show_error(error: PromptStoreError, as_json: bool, where: str = "") -> None:
+    facts = {"code": error.code, "detail": f"{where}{error}"}
+    line = json.dumps({"error": facts}, sort_keys=True) if as_json else f"{error.code}: {where}{error}"
+    typer.echo(line, err=True)
+
+
 @contextmanager
 def _report_errors(as_json: bool) -> Iterator[None]:
     """Print an error as one line on stderr and set the exit code."""
     try:
         yield
     except PromptStoreError as error:
-        facts = {"code": error.code, "detail": str(error)}
-        line = json.dumps({"error": facts}, sort_keys=True) if as_json else f"{error.code}: {error}"
-        typer.echo(line, err=True)
+        _show_error(error, as_json)
         raise typer.Exit(EXIT_INVALID if isinstance(error, BundleInvalidError) else EXIT_FAILURE) from error
     except OSError as error:
         typer.echo(str(error), err=True)
@@ -101,14 +105,23 @@ def list_versions(
     as_json: JsonOption = False,
 ) -> None:
     """List domains and versions; * marks the live version."""
+    n_errors = 0
     with _report_errors(as_json):
-        rows = store_rows(_open_store(store), domain)
+        opened, rows = _open_store(store), []
+        for name in opened.domains() if domain is None else [domain]:
+            try:
+                rows += store_rows(opened, name)
+            except StoreCorruptError as error:
+                _show_error(error, as_json, f"{name}: ")
+                n_errors += 1
         cells = [
             (row["domain"], row["version"], "*" if row["is_live"] else "", row["size_bytes"], row["created_at"])
             for row in rows
         ]
         columns = ("domain", "version", "live", "bytes", "created")
         _show(rows, as_json, table(f"{store}", columns, cells))
+    if n_errors:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 @store_app.command()

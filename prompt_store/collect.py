@@ -10,6 +10,7 @@ from typing import Final
 
 from prompt_store.disk import Disk
 from prompt_store.durable import to_store_error
+from prompt_store.errors import StoreCorruptError
 from prompt_store.layout import Layout
 from prompt_store.logs import Change, Logs
 from prompt_store.records import PublishedVersion, State
@@ -36,6 +37,13 @@ class GcReport:
     n_removed_temporary: int
     freed_bytes: int
     is_dry_run: bool
+
+
+def _state(logs: Logs, domain: str) -> State:
+    try:
+        return logs.state(domain)
+    except StoreCorruptError as error:
+        raise StoreCorruptError(f"Nothing was removed, because of domain {domain}: {error}") from error
 
 
 def _versions_to_retire(state: State, keep_versions: int) -> list[PublishedVersion]:
@@ -86,7 +94,7 @@ def collect(
         StorageFullError: not enough space for the log records.
     """
     now = time.time()
-    states = {domain: logs.state(domain) for domain in logs.names()}
+    states = {domain: _state(logs, domain) for domain in logs.names()}
     retiring = [
         (domain, entry) for domain, state in states.items() for entry in _versions_to_retire(state, keep_versions)
     ]

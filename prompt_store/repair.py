@@ -1,6 +1,7 @@
 """Repairs a store without deleting anything: damaged files move to the quarantine, under their path in the store."""
 
 import uuid
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,7 +52,8 @@ def check_store(root: Path, *, repair: bool = False, disk: Disk | None = None) -
                 raise
         found = check_layout(layout)
         while repair and (findings := _repairable(found, repairs)):
-            repairs += [_repair(layout, disk, finding) for finding in findings]
+            kept = found.unreferenced
+            repairs += [_repair(layout, disk, one, kept if one.is_undone else ()) for one in findings]
             found = check_layout(layout)
     return found, repairs
 
@@ -62,11 +64,12 @@ def _repairable(found: StoreCheck, repairs: list[Repair]) -> list[Finding]:
     return [one for one in findings if one.is_repairable and (one.path, one.detail) not in done]
 
 
-def _repair(layout: Layout, disk: Disk, finding: Finding) -> Repair:
+def _repair(layout: Layout, disk: Disk, finding: Finding, kept: Iterable[str]) -> Repair:
+    """Repair a finding, and give the bundles at `kept` a second name that garbage collection does not remove."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = f"quarantine/{now}-{uuid.uuid4().hex[:8]}"
     try:
-        for path in finding.keeps:
+        for path in kept:
             _keep(disk, layout.root / path, _place(layout, disk, folder, path))
         if finding.restored is None:
             for path in finding.moves:

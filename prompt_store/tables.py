@@ -124,10 +124,9 @@ def bundle_differences(first: Bundle, second: Bundle) -> dict[str, Any]:
     return {"is_equal": first.digest == second.digest, "fields": fields, "tensors": tensors}
 
 
-def store_rows(store: Store, domain: str | None) -> list[dict[str, Any]]:
-    """One row per version of one domain, or of all domains."""
-    names = [domain] if domain is not None else store.domains()
-    return [{"domain": name, **asdict(info)} for name in names for info in store.versions(name)]
+def store_rows(store: Store, domain: str) -> list[dict[str, Any]]:
+    """One row per version of a domain."""
+    return [{"domain": domain, **asdict(info)} for info in store.versions(domain)]
 
 
 def check_facts(check: StoreCheck, repairs: Sequence[Repair]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """`caspl store check`: damage and leftovers by name, and repairs that delete nothing."""
 
 import json
+import random
+import re
 import shutil
+from contextlib import suppress
 
 import pytest
 from typer.testing import CliRunner
@@ -92,6 +95,12 @@ DAMAGES = {
     ),
     "linked blobs": (lambda store: link_away(store, store.root / "blobs"), "blobs: a symbolic link", "version 1"),
     "file for a log": (lambda store: file_for(store, record(store, 1).parent), "expected a directory", "unreadable"),
+    "directory for the format": (
+        lambda store: ((store.root / "FORMAT").unlink(), (store.root / "FORMAT").mkdir()),
+        "format: expected a file",
+        "format: the file is damaged",
+    ),
+    "file for all domains": (lambda store: file_for(store, store.root / "domains"), "domains: expected a", "damaged"),
     "damaged format": (lambda store: overwrite(store.root / "FORMAT", b"{"), "format: the file is damaged", "format"),
     "lost format": (lambda store: (store.root / "FORMAT").unlink(), "format: the file is missing", "format"),
 }
@@ -236,6 +245,63 @@ def test_an_interrupted_repair_is_finished_by_the_next_one(quick_path, store, da
         found, _ = check_store(root, repair=True)
         assert found == expected
         assert contents(root) >= before
+
+
+@pytest.mark.parametrize("damage", ["linked domain", "file for a log", "file for all domains", "lost record"])
+def test_bundles_of_a_damaged_domain_survive_a_repair_and_garbage_collection(store, damage):
+    DAMAGES[damage][0](store)
+    before = contents(store.root / "blobs")
+    check_store(store.root, repair=True)
+    with suppress(StoreCorruptError):
+        Store.open(store.root).gc(grace_s=-1)
+
+    assert contents(store.root) >= before
+
+
+def damage_something(dice, root):
+    """Flip, cut, remove, replace or exchange something in a store."""
+    places = sorted(path for path in root.rglob("*") if path.parent != root and "quarantine" not in path.parts)
+    path = dice.choice(places)
+    kind = dice.choice(["flip", "cut", "remove", "replace", "link", "exchange"])
+    aside = root.parent / f"aside{dice.random()}"
+    if path.is_dir() or kind in {"remove", "replace", "link"}:
+        path.rename(aside)
+        if kind in {"replace", "flip"}:
+            path.write_bytes(b"") if aside.is_dir() else path.mkdir()
+        elif kind == "link":
+            path.symlink_to(aside)
+        return
+    data = path.read_bytes()
+    if kind == "exchange":
+        data = dice.choice([other for other in places if other.is_file()]).read_bytes()
+    elif kind == "cut":
+        data = data[: dice.randrange(len(data))] if data else b"x"
+    elif data:
+        index = dice.randrange(len(data))
+        data = bytes([*data[:index], data[index] ^ 1 << dice.randrange(8), *data[index + 1 :]])
+    overwrite(path, data)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_damaged_the_check_names_it_and_the_repaired_store_works(store, seed):
+    dice = random.Random(seed)  # noqa: S311 - choices, not secrets
+    for _ in range(dice.choice([1, 1, 3])):
+        damage_something(dice, store.root)
+    before = contents(store.root.parent)
+    check_store(store.root)
+    found, _ = check_store(store.root, repair=True)
+    assert contents(store.root.parent) >= before
+    damage = [one.detail for one in found.all_findings() if one.is_damage]
+    assert all(re.search("stored bundle|symbolic link|Expected a directory|log is unreadable", one) for one in damage)
+
+    reopened = Store.open(store.root)
+    for domain in found.domains:
+        if not any("unreadable" in one.detail for one in domain.findings):
+            assert [one.is_live for one in reopened.versions(domain.domain)].count(True) == bool(domain.live)
+            assert len(reopened.history(domain.domain)) == domain.n_records
+    if all("stored bundle" in one for one in damage):
+        reopened.gc()
+        assert reopened.activate("flowers", reopened.add("flowers", BUNDLES[4]).version).version
 
 
 def test_names_with_control_characters_are_shown_without_them(store):

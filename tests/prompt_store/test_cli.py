@@ -74,6 +74,19 @@ def test_failures_exit_with_1_and_print_their_code(run, files):
     assert json.loads(run("rollback", "flowers", "--json", code=1).stderr)["error"]["code"] == "nothing_to_roll_back"
 
 
+def test_a_damaged_domain_is_named_and_the_others_are_listed(run, files, tmp_path):
+    files[1].write_bytes(sample_bundle(0, "weeds"))
+    for file in files[:2]:
+        run("add", file)
+    (tmp_path / "store" / "domains" / "flowers" / "log" / "0000000001.json").rename(tmp_path / "away")
+    (tmp_path / "store" / "domains" / "flowers" / "log" / "0000000002.json").write_bytes(b"")
+    listed = run("ls", "--json", code=1)
+
+    assert [row["domain"] for row in json.loads(listed.stdout)] == ["weeds"]
+    assert json.loads(listed.stderr)["error"]["detail"].startswith("flowers: Commit record 1 is missing")
+    assert "domain flowers" in run("gc", code=1).stderr
+
+
 def test_listing_does_not_create_a_store(run, tmp_path):
     assert "not_a_store" in run("ls", code=1).stderr
     assert not (tmp_path / "store").exists()
