@@ -102,7 +102,8 @@ def seed_store(store: Store, folder: Path) -> None:
         except VersionExistsError:
             continue
         except PromptStoreError as error:
-            logger.error("demo.not_seeded", extra={"domain": bundle.domain, "code": error.code})  # noqa: TRY400
+            facts = {"domain": bundle.domain, "code": error.code, "detail": str(error)}
+            logger.error("demo.not_seeded", extra=facts)  # noqa: TRY400  no bug: the traceback is of no use
 
 
 def _plain(text: str) -> str:

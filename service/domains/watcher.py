@@ -132,7 +132,8 @@ class StoreWatcher:
         state = self._table.states.get(domain, DomainState(None))
         if state.error != code:
             is_expected = isinstance(error, ServiceError | PromptStoreError)
-            logger.error("domain.unavailable", extra={"domain": domain, "code": code}, exc_info=not is_expected)
+            facts = {"domain": domain, "code": code} | ({"detail": str(error)} if is_expected else {})
+            logger.error("domain.unavailable", extra=facts, exc_info=not is_expected)
             self._metrics.domain_activated(domain, "failed")
         self._table.swap(domain, DomainState(state.live, error=code))
 

@@ -113,6 +113,7 @@ TITLES: Final[Mapping[str, str]] = {
     "store_busy": "Store in use by another process",
     "storage_busy": "Too many open files",
     "storage_error": "Disk error",
+    "write_failed": "Write failed",
     "commit_unknown": "Commit not confirmed",
     "version_corrupt": "Version damaged",
 }

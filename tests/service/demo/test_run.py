@@ -189,6 +189,7 @@ def test_quick_gelu_is_an_option_of_the_start(tmp_path, monkeypatch, options, is
     seen = []
     monkeypatch.setattr("service.cli.logs.install", lambda *_: None)
     monkeypatch.setattr("service.server.run", lambda settings, *_: seen.append(settings.quick_gelu) or 0)
+    monkeypatch.setattr("service.cli.end_process", sys.exit)
     result = CliRunner().invoke(serve_app, ["--store", str(tmp_path / "store"), *options])
     assert result.exit_code == 0, result.output
     assert seen == [is_asked]

@@ -1,11 +1,13 @@
 import asyncio
+import errno
 import re
 import threading
 
 import pytest
 
 from prompt_store.bundle import read_bundle
-from prompt_store.errors import StorageFullError, StoreReadOnlyError
+from prompt_store.durable import to_store_error
+from prompt_store.errors import StorageFullError
 from prompt_store.manifest import BackboneSpec
 from tests.service.engine.engine_rows import until
 from tests.service.fakes import FINGERPRINT, PREPROCESS, colour_bundle, picture
@@ -167,9 +169,13 @@ async def test_an_upload_of_another_content_type_is_415(serve):
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")
 
 
+DISK_ERRORS = {errno.EIO: 503, errno.EROFS: 503, errno.EFBIG: 503, errno.ENOTDIR: 503, errno.ENOSPC: 507}
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(StoreReadOnlyError("disk /dev/sda said no"), 503), (StorageFullError("/store is full"), 507)],
+    [(to_store_error(OSError(number, "/dev/sda", "/store/x")), status) for number, status in DISK_ERRORS.items()],
+    ids=map(errno.errorcode.get, DISK_ERRORS),
 )
 async def test_a_store_that_cannot_write_fails_the_upload_and_nothing_else(serve, store, monkeypatch, error, status):
     def refuse(*_, **__):
