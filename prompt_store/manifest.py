@@ -93,6 +93,20 @@ class BackboneSpec(_ManifestModel):
     image_size: Annotated[int, Field(ge=1, le=4096)]
     preprocess: dict[str, Any] = Field(default_factory=dict)
 
+    def first_difference(self, other: "BackboneSpec") -> tuple[str, object, object] | None:
+        """The first fact in which two backbones differ, and both values; None if they are the same.
+
+        Preprocessing facts that only one of them has are ignored, and so is the activation in the name of an
+        architecture: open_clip's tags can override it, and the fingerprint covers it.
+        """
+        facts: dict[str, tuple[object, object]] = {
+            "fingerprint": (self.fingerprint, other.fingerprint),
+            "arch": (self.arch.removesuffix("-quickgelu"), other.arch.removesuffix("-quickgelu")),
+            "image_size": (self.image_size, other.image_size),
+        }
+        facts |= {name: (mine, other.preprocess.get(name, mine)) for name, mine in self.preprocess.items()}
+        return next(((fact, *values) for fact, values in facts.items() if values[0] != values[1]), None)
+
 
 class ClassSpec(_ManifestModel):
     """One class: the label in responses and the text encoded for it."""

@@ -187,11 +187,11 @@ class StackLoader:
 
     def _check_backbone(self, bundle: Bundle, kind: HeadKind) -> None:
         manifest, backbone = bundle.manifest, self.backbone
-        if manifest.backbone.fingerprint != backbone.fingerprint:
+        if difference := manifest.backbone.first_difference(backbone.spec()):
+            fact, found, expected = difference
             msg = (
-                f"The bundle for domain {manifest.domain!r} was made for {manifest.backbone.arch} with fingerprint "
-                f"{manifest.backbone.fingerprint}; this service runs {backbone.arch} with {backbone.fingerprint}. "
-                "Retrain it for this backbone, or serve that backbone."
+                f"The bundle for domain {manifest.domain!r} was made for {manifest.backbone.arch} with {fact} {found}; "
+                f"this backbone, {backbone.arch}, has {expected}. Retrain it for this backbone, or load that backbone."
             )
             raise StackMismatchError(msg)
         shapes = {name: array.shape for name, array in bundle.tensors.items()}

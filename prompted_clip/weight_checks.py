@@ -83,6 +83,9 @@ def _check_names(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: 
             "same weights; for openai/clip-vit-* use --pretrained openai."
         )
         raise WeightsError(msg)
+    if "text.features" in tensors or any(name.endswith((".boost", ".adapt")) for name in tensors):
+        msg = f"{path} is a bundle of prompts, not weights of a backbone. Pass the weights it was trained on."
+        raise WeightsError(msg)
     problems = [f"{len(missing)} tensors are missing: {shortened(sorted(missing))}"] * bool(missing)
     problems += [f"{len(unused)} are unknown: {shortened(sorted(unused))}"] * bool(unused)
     msg = f"{path} does not fit {arch}: {'; '.join(problems)}.{_fitting(tensors, arch)}"

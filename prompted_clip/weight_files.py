@@ -49,7 +49,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: missing, damaged, of another kind, or without tensors by name; says what the file is.
     """
-    check_kind(path)
     if path.suffix == ".safetensors" or _is_safetensors(_head(path)):
         loaded: object = read_safetensors(path)
     elif _is_torchscript(path):
@@ -103,6 +102,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: damaged or incomplete.
     """
+    check_kind(path)
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError, KeyError) as error:
@@ -120,6 +120,10 @@ def load_weights_only(path: Path, placeholders: Sequence[Callable[..., Any]] = (
     Raises:
         WeightsError: damaged, compressed, or contains objects other than tensors and containers.
     """
+    check_kind(path)
+    if _is_torchscript(path):
+        msg = f"{path} is a TorchScript archive, not a checkpoint. Save only its state_dict."
+        raise WeightsError(msg)
     is_archive = zipfile.is_zipfile(path)
     try:
         if is_archive:
@@ -173,6 +177,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    check_kind(path)
     with zipfile.ZipFile(path) as archive:
         code = [archive.read(name) for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
     if any(b"__setstate__" in text for text in code):

@@ -121,14 +121,14 @@ def boosted_backbone(backbone: Backbone, bundle: Bundle) -> PromptedBackbone:
     """Combine a backbone with the boosting prompts of a bundle.
 
     Raises:
-        BoostBundleError: the bundle was made for other weights, or contains no boosting prompts.
+        BoostBundleError: the bundle was made for another backbone, or contains no boosting prompts.
     """
     manifest = bundle.manifest
-    if manifest.backbone.fingerprint != backbone.fingerprint:
+    if difference := manifest.backbone.first_difference(backbone.spec()):
+        fact, found, expected = difference
         msg = (
-            f"The boosting bundle was made for {manifest.backbone.arch} with fingerprint "
-            f"{manifest.backbone.fingerprint}, but the backbone is {backbone.arch} with {backbone.fingerprint}. "
-            "Boost this backbone, or load the one the bundle was made for."
+            f"The boosting bundle was made for {manifest.backbone.arch} with {fact} {found}, but the backbone, "
+            f"{backbone.arch}, has {expected}. Boost this backbone, or load the one the bundle was made for."
         )
         raise BoostBundleError(msg)
     if any(name.startswith("head.") for name in bundle.tensors):

@@ -12,13 +12,12 @@ import weakref
 from typing import TYPE_CHECKING
 
 from prompt_store.bundle import Bundle, read_bundle
-from prompt_store.manifest import is_domain
+from prompt_store.manifest import BackboneSpec, is_domain
 from service.domains.cache import LoadingCache
 from service.domains.live_table import LoadedVersion, unknown_domain
 from service.errors import BackboneMismatchError
 
 if TYPE_CHECKING:
-    from prompt_store.manifest import BackboneSpec
     from prompt_store.store import Store
     from prompted_clip.backbone import Backbone
     from prompted_clip.stack import PromptStack
@@ -84,22 +83,17 @@ class VersionLoader:
 
 
 def _require_backbone(spec: BackboneSpec, backbone: Backbone) -> None:
-    """Compare a manifest's description with the backbone; preprocessing facts that only one of them has are ignored.
+    """Compare a manifest's description with the backbone.
 
     Raises:
         BackboneMismatchError: they differ.
     """
-    facts: dict[str, tuple[object, object]] = {
-        "fingerprint": (backbone.fingerprint, spec.fingerprint),
-        "arch": (_network(backbone.arch), _network(spec.arch)),
-        "image_size": (backbone.image_size, spec.image_size),
-    }
-    facts |= {name: (backbone.preprocess.get(name, found), found) for name, found in spec.preprocess.items()}
-    for fact, (expected, found) in facts.items():
-        if expected != found:
-            raise BackboneMismatchError(expected=expected, found=found, fact=fact)
-
-
-def _network(arch: str) -> str:
-    """The architecture without its activation, which open_clip's tags can override and the fingerprint covers."""
-    return arch.removesuffix("-quickgelu")
+    running = BackboneSpec(
+        arch=backbone.arch,
+        fingerprint=backbone.fingerprint,
+        image_size=backbone.image_size,
+        preprocess=backbone.preprocess,
+    )
+    if difference := spec.first_difference(running):
+        fact, found, expected = difference
+        raise BackboneMismatchError(expected=expected, found=found, fact=fact)

@@ -22,14 +22,14 @@ def model():
 
 
 def load(model, **options):
-    return model.load_stack(read_bundle(random_bundle(**options)), version=3)
+    return model.load_stack(read_bundle(random_bundle(**options)))
 
 
 def test_a_loaded_stack_carries_the_bundles_tensors_and_names(model):
     data = random_bundle(image_boost=(2, 3), text_boost=(1, 4))
     bundle = read_bundle(data)
-    stack = model.load_stack(bundle, version=7)
-    assert (stack.domain, stack.version, stack.digest) == ("demo", 7, bundle.digest)
+    stack = model.load_stack(bundle)
+    assert (stack.domain, stack.digest) == ("demo", bundle.digest)
     assert stack.class_names == ("cat", "dog", "bird")
     assert torch.equal(stack.image_boost, torch.from_numpy(bundle.tensors["image.boost"]))
     assert torch.equal(stack.text_features, torch.from_numpy(bundle.tensors["text.features"]))
@@ -107,7 +107,7 @@ def test_other_labels_are_encoded_with_the_domains_own_text_prompts(model):
         expected = encode_classes(model.backbone, ["sun", "moon"], stack.templates, grid)
     assert torch.equal(opened.text_features, expected)
     assert opened.class_names == ("sun", "moon")
-    assert (opened.digest, opened.version, opened.lane) == (stack.digest, stack.version, stack.lane)
+    assert (opened.digest, opened.lane) == (stack.digest, stack.lane)
 
 
 def test_class_specific_contexts_cannot_serve_other_labels(model):

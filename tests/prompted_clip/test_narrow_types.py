@@ -21,7 +21,7 @@ CONDITIONAL = {"head": "conditional", "text_boost": (2, 2), "text_adapt": (1, 2)
 
 
 def loaded(model, **options):
-    return model.load_stack(read_bundle(random_bundle(**options)), version=1)
+    return model.load_stack(read_bundle(random_bundle(**options)))
 
 
 STACKS = {

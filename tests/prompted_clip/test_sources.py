@@ -12,11 +12,16 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
+from prompt_store.bundle import read_bundle
 from prompted_clip import sources
 from prompted_clip.backbone import load_backbone
-from prompted_clip.errors import WeightsError
+from prompted_clip.errors import StackMismatchError, WeightsError
+from prompted_clip.model import PromptedClip
 from prompted_clip.sources import find_weights
+from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
+from training.errors import BoostBundleError
+from training.prompted_backbone import boosted_backbone
 
 INCEPTION = [0.5, 0.5, 0.5]
 
@@ -194,3 +199,13 @@ def test_the_first_file_that_the_repository_has_is_downloaded(weights, hub):
     hub.setattr(huggingface_hub, "hf_hub_download", lambda *names: downloads.append(names) or str(weights))
     assert find_weights("tiny", "half").path == weights
     assert downloads == [("org/half", "open_clip_pytorch_model.bin")]
+
+
+def test_a_bundle_made_with_other_preprocessing_is_refused(weights):
+    bundle = read_bundle(random_bundle(image_boost=(2, 3)))
+    half = load_backbone("tiny", pretrained=str(weights), preprocess_of="half")
+    assert half.fingerprint == bundle.manifest.backbone.fingerprint
+    with pytest.raises(StackMismatchError, match=r"with mean \[0\.48.*has \[0\.5, 0\.5, 0\.5\]"):
+        PromptedClip(half).load_stack(bundle)
+    with pytest.raises(BoostBundleError, match=r"with mean \[0\.48.*has \[0\.5, 0\.5, 0\.5\]"):
+        boosted_backbone(half, bundle)

@@ -30,7 +30,7 @@ def model():
 
 
 def load(model, **options):
-    return model.load_stack(read_bundle(random_bundle(**options)), version=3)
+    return model.load_stack(read_bundle(random_bundle(**options)))
 
 
 def score(model, pixels, rows):

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from prompted_clip.backbone import load_backbone
 from prompted_clip.errors import WeightsError
+from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
 
 
@@ -96,6 +97,12 @@ def test_the_layout_of_hugging_face_transformers_is_recognised(tmp_path):
     save_file({name: torch.ones(2) for name in names}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=r"layout of Hugging Face transformers.*--pretrained openai"):
         load_backbone("tiny", pretrained=str(tmp_path / "model.safetensors"))
+
+
+def test_a_bundle_of_prompts_is_recognised(tmp_path):
+    (tmp_path / "pets.safetensors").write_bytes(random_bundle())
+    with pytest.raises(WeightsError, match="is a bundle of prompts, not weights of a backbone"):
+        load_backbone("tiny", pretrained=str(tmp_path / "pets.safetensors"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

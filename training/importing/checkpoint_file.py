@@ -159,7 +159,6 @@ def load_weights_only(path: Path) -> object:
 
 def _load(path: Path) -> object:
     try:
-        weight_files.check_kind(path)
         if path.suffix == ".safetensors":
             return weight_files.read_safetensors(path)
     except WeightsError as error:

@@ -106,7 +106,10 @@ def test_files_that_are_not_checkpoints_are_rejected(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"<html></html>", "an HTML or XML page")],
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<html></html>", "an HTML or XML page"),
+    ],
 )
 def test_pointers_and_pages_in_place_of_a_checkpoint_are_named(tmp_path, content, says):
     (tmp_path / "file.pt").write_bytes(content)
@@ -177,3 +180,12 @@ def test_the_error_for_a_folder_without_checkpoint_lists_its_files(tmp_path):
     assert "VLPromptLearner/model.pth.tar-<epoch>" in message
     assert "found log.txt, seed1/" in message
     assert "does not exist" in refusal(find_checkpoint, tmp_path / "nowhere", "VLPromptLearner")
+
+
+def test_a_torchscript_archive_is_no_checkpoint(tmp_path):
+    with zipfile.ZipFile(tmp_path / "clip.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl"):
+            archive.writestr(f"clip/{name}", b"\x80\x02}.")
+    message = refusal(read_checkpoint, tmp_path / "clip.pt")
+    assert "is a TorchScript archive, not a checkpoint" in message
+    assert "weights_only" not in message

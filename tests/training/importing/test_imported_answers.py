@@ -90,6 +90,16 @@ def test_coop_contexts_precede_the_names(imported, base_model, per_class):
     assert bundle.manifest.stack.labels == ("own" if per_class else "any")
 
 
+def test_the_last_word_of_a_prograd_context_stays_before_the_names(imported, base_model):
+    words = "a type of pet, a photo of a"
+    state = Writer().coop(n_tokens=len(words.split(" "))) | Writer().words(8, "a")
+    assert len(base_model.backbone.tokenizer.encode(words)) == 9
+    bundle = imported(state, "coop")
+    assert bundle.manifest.templates == ["a {}."]
+    text = slow_text(base_model, "a {}.", state["ctx"].double()[None])
+    assert_close(torch.from_numpy(bundle.tensors["text.features"]), text)
+
+
 def test_a_shared_coop_context_supports_other_labels(imported, base_model):
     state = Writer().coop()
     model = PromptedClip(base_model.backbone)
