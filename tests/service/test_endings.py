@@ -13,7 +13,7 @@ from tests.service.fakes import picture
 from tests.service.processes import Crowd, children, client_of, command_of, environment, eventually, serving
 
 pytestmark = pytest.mark.slow
-in_both_forms = pytest.mark.parametrize("web_workers", [0, 2], ids=["one process", "web processes"])
+in_both_forms = pytest.mark.parametrize("web_workers", [0, 1], ids=["one process", "web process"])
 
 N_RESTARTS = 20
 FORKS = """
