@@ -1,4 +1,4 @@
-"""The base class of all middleware."""
+"""The base class of all ASGI middleware."""
 
 from __future__ import annotations
 
