@@ -126,11 +126,12 @@ def list_keys(keys_file: KeysFile) -> None:
     """List the keys of a file: id, name, scopes, domains and validity; secrets are not stored."""
     with _exit_on_error(_console()):
         keys = key_file.read_keys(keys_file)
+    columns = ("id", "name", "scopes", "domains", "not before", "expires")
     rows = [
-        (key.id, key.name, ", ".join(sorted(key.scopes)), ", ".join(sorted(key.domains)), key.not_before, key.expires)
+        (key.id, key.name, " ".join(sorted(key.scopes)), " ".join(sorted(key.domains)), key.not_before, key.expires)
         for key in keys
     ]
-    Console().print(table(f"{len(rows)} keys", ("id", "name", "scopes", "domains", "not before", "expires"), rows))
+    Console().print(table(f"API keys in {keys_file}", columns, rows))
 
 
 @keys_app.command("revoke")

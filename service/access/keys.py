@@ -66,6 +66,7 @@ class KeyRing:
         """Whether an authenticated key may do `scope` on `domain`; the empty id is a client without a key."""
         if self.is_open:
             return True
+        self._refresh()  # the device process authenticates no requests: its web workers do
         key = self._keys.get(key_id)
         return key is not None and key.allows(scope, domain)
 

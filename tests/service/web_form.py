@@ -45,7 +45,7 @@ async def joined(backend, routes=None, *, n_slots=64, image_size=16, create=None
 @asynccontextmanager
 async def web_form(settings, model, store, keys):
     """A web application, the context that it calls through a connection, and its far end, on one event loop."""
-    context = build(settings, model, store, KeyRing(keys))
+    context = build(settings, model, store, KeyRing(keys, settings.keys_file))
     await context.start()
     config = worker_config(context, keys)
     sizes = {"n_slots": config.n_slots, "image_size": config.image_size}

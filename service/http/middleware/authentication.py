@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -17,12 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access.rates import RateLimits
 from service.access.rules import Endpoint
-from service.errors import DeniedError, ForeignRequestError, UnauthorizedError
+from service.errors import ForeignRequestError, UnauthorizedError
 from service.http import problems
 from service.http.context import HttpContext
 from service.http.middleware.asgi import Middleware
 
-DOCUMENTATION = frozenset({"/docs", "/openapi.json"})
+DOCUMENTATION: Final = frozenset({"/docs", "/openapi.json"})
 
 
 class AuthMiddleware(Middleware):
@@ -72,10 +73,11 @@ class AuthMiddleware(Middleware):
         scope["caspl.actor"] = key.id
         if required == "none":
             return None
-        if endpoint and required and not key.allows(required, endpoint.domain):
-            raise DeniedError(f"Key {key.id} lacks the scope or the domain for this request.")
         length = headers.get("content-length", "")
-        return self._rates.admit(key, int(length) if length.isdecimal() else 0)
+        count_bytes = self._rates.admit(key, int(length) if length.isdecimal() else 0)
+        if endpoint and required:
+            self.context.keys.require(key.id, required, endpoint.domain)
+        return count_bytes
 
     def _refusal(self, method: str, endpoint: Endpoint | None) -> Response | None:
         """The response to an unknown path, a method that the path does not support, or OPTIONS."""

@@ -88,6 +88,7 @@ async def test_expired_and_revoked_keys_are_rejected_by_a_running_service(serve,
         added = await client.get("/domains", headers=bearer(new))
     assert (late.status_code, late.json()["code"], late.json()["title"]) == (401, "key_expired", "API key expired")
     assert [answer.status_code for answer in (before, after, added)] == [200, 401, 200]
+    assert added.json()["domains"] == before.json()["domains"] != []
 
 
 async def test_activating_with_an_upload_needs_both_scopes_and_history_names_the_key(serve, made):
