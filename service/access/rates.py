@@ -1,15 +1,16 @@
 """Rate limits: requests and bytes per second of each key, failed keys per minute of each client address.
 
 A token bucket refills at its rate and holds one second's worth (failed keys: one minute's). Each process counts for
-itself: with web workers the limits apply to each worker.
+itself: with web workers the limits apply to each worker. The libraries `limits` and `throttled-py` would reject every
+body larger than one second's bytes; here it waits for a full bucket and leaves a debt.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import time
-from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from service.access.key_file import Key
@@ -47,8 +48,12 @@ class RateLimits:
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
-        self._clock = clock
-        self._buckets: OrderedDict[tuple[str, str, float], TokenBucket] = OrderedDict()
+
+        def bucket(_: str, __: str, rate: float, capacity: float) -> TokenBucket:
+            return TokenBucket(rate, capacity, clock)
+
+        # Buckets by kind and name; a changed rate makes a new one.
+        self._key_bucket, self._address_bucket = lru_cache(MAX_BUCKETS)(bucket), lru_cache(MAX_BUCKETS)(bucket)
 
     def admit(self, key: Key, n_bytes: int) -> Callable[[int], None] | None:
         """Count a request whose body has `n_bytes`, 0 if unknown.
@@ -59,8 +64,10 @@ class RateLimits:
         Raises:
             RateLimitedError: the key's requests or bytes per second are used up.
         """
-        requests = self._bucket("requests", key.id, key.requests_per_s or self._settings.key_requests_per_s)
-        volume = self._bucket("bytes", key.id, key.bytes_per_s or self._settings.key_bytes_per_s)
+        request_rate = key.requests_per_s or self._settings.key_requests_per_s
+        byte_rate = key.bytes_per_s or self._settings.key_bytes_per_s
+        requests = self._key_bucket("requests", key.id, request_rate, max(1, request_rate)) if request_rate else None
+        volume = self._key_bucket("bytes", key.id, byte_rate, byte_rate) if byte_rate else None
         wait_s = max(requests.wait_s(1) if requests else 0.0, volume.wait_s(n_bytes) if volume else 0.0)
         if wait_s > 0:
             raise RateLimitedError(f"The rate limit of key {key.id} is reached.", retry_after_s=wait_s)
@@ -75,29 +82,15 @@ class RateLimits:
             RateLimitedError: the address has sent too many wrong keys in the last minute.
         """
         per_minute = self._settings.max_failed_keys_per_minute
-        bucket = self._bucket("failures", _network(address), per_minute / 60, capacity=per_minute)
-        if bucket and (wait_s := bucket.wait_s(1)) > 0:
+        bucket = self._address_bucket("failures", _network(address), per_minute / 60, per_minute)
+        if (wait_s := bucket.wait_s(1)) > 0:
             raise RateLimitedError("Too many wrong API keys from this address.", retry_after_s=wait_s)
-        if bucket:
-            bucket.spend(1)
-
-    def _bucket(self, kind: str, name: str, rate: float | None, capacity: float | None = None) -> TokenBucket | None:
-        """The bucket of a key or address, a new one if its rate has changed; None without a rate."""
-        if not rate:
-            return None
-        bucket = self._buckets.get((kind, name, rate))
-        if bucket is None:
-            bucket = self._buckets[kind, name, rate] = TokenBucket(rate, capacity or max(1.0, rate), self._clock)
-            if len(self._buckets) > MAX_BUCKETS:
-                self._buckets.popitem(last=False)
-        self._buckets.move_to_end((kind, name, rate))
-        return bucket
+        bucket.spend(1)
 
 
 def _network(address: str) -> str:
     """An IPv6 address's /64 network, which usually belongs to one client; any other address itself."""
     try:
-        found = ipaddress.ip_address(address)
+        return str(ipaddress.IPv6Network(f"{address}/64", strict=False))
     except ValueError:
         return address
-    return address if found.version == 4 else str(ipaddress.ip_network((found, 64), strict=False))

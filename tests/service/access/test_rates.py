@@ -122,4 +122,12 @@ def test_memory_is_bounded_however_many_addresses_there_are(clock):
     limits = RateLimits(Settings(), clock)
     for number in range(3 * MAX_BUCKETS):
         limits.count_failure(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-    assert len(limits._buckets) == MAX_BUCKETS
+    assert limits._address_bucket.cache_info().currsize == MAX_BUCKETS
+
+
+def test_many_addresses_do_not_reset_the_limit_of_a_key(clock):
+    limits = RateLimits(Settings(key_requests_per_s=1), clock)
+    limits.admit(key(), 0)
+    for number in range(2 * MAX_BUCKETS):
+        limits.count_failure(f"10.0.{number >> 8}.{number & 255}")
+    assert waits(limits, key(), 0) == 1
