@@ -104,7 +104,8 @@ def boost(
         unlabelled = read(Console(stderr=True))  # after the weights, which are found to be missing sooner
         if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
             chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
-        chosen = scale_rate(chosen, student_backbone)
+        console = _console(world.is_main)
+        chosen = scale_rate(chosen, student_backbone, console)
         bundle = out or Path(f"{domain}.safetensors")
         job = BoostJob(
             domain=domain,
@@ -119,7 +120,7 @@ def boost(
             holdout=holdout,
             keep_worse=keep_worse,
         )
-        result = run_boost(job, chosen, student_backbone, teacher_backbone, _console(world.is_main), world=world)
+        result = run_boost(job, chosen, student_backbone, teacher_backbone, console, world=world)
         if world.is_main:
             _print_result("boosted", result, as_json=json_)
 
@@ -212,7 +213,7 @@ def adapt(
             Console(stderr=True).print(message, style="yellow", markup=False, soft_wrap=True)
         if "val" not in dataset.splits:
             console.print(describe_held_out(0, len(dataset.split("train"))), soft_wrap=True)
-        chosen = scale_rate(chosen, base_model.backbone)
+        chosen = scale_rate(chosen, base_model.backbone, console)
         job = AdaptJob(
             domain=domain,
             dataset=dataset,

@@ -119,7 +119,8 @@ def test_missing_options_are_a_usage_error():
 def test_tensorboard_logs_the_loss_of_every_step(workplace):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = caspl_boost(workplace, "--set", "learning_rate=0.005", "--tensorboard", str(workplace / "events"))
+    settings = [*SETTINGS, "warmup_epochs=1", "learning_rate=0.005"]
+    result = caspl_boost(workplace, "--tensorboard", str(workplace / "events"), settings=settings)
     assert result.exit_code == 0, result.output
     events = EventAccumulator(str(workplace / "events")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]

@@ -68,7 +68,7 @@ def test_a_missing_class_list_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["epochs=1"], "warmup_epochs must be less than epochs, found 1 of 1"),
+        (["epochs=1", "warmup_epochs=1"], "warmup_epochs must be less than epochs, found 1 of 1"),
         (["image_tokens=0", "text_tokens=0"], "nothing to train"),
         (["image_tokens=0", "distillation=promptkd"], "nothing to train"),
     ],

@@ -109,3 +109,9 @@ def test_three_data_sets_use_a_lower_loss_weight_by_default(named):
     assert boost_recipe(named("ucf101")).loss_weight == 1000
     assert boost_recipe(named("dtd"), ["loss_weight=500"]).loss_weight == 500
     assert boost_recipe(named("dtd")).teacher_template == "{} texture."
+
+
+def test_boosting_for_a_table_uses_promptkds_optimizer_not_the_default(named):
+    recipe = boost_recipe(named("dtd"))
+    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("sgd", 0.005, 5e-4)
+    assert (recipe.warmup_epochs, recipe.text_tokens, recipe.text_rate_factor) == (1, 8, 1.0)
