@@ -65,7 +65,14 @@ def environment():
 
 
 def command_of(store, *, once_ready="pass", **settings):
-    return [sys.executable, "-c", SERVE, str(store.root), json.dumps({"drain_delay_s": 2} | settings), once_ready]
+    return [
+        sys.executable,
+        "-c",
+        SERVE,
+        str(store.root),
+        json.dumps({"drain_delay_s": 2, "log_level": "warning"} | settings),
+        once_ready,
+    ]
 
 
 @contextmanager

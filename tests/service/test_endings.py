@@ -102,7 +102,7 @@ def test_a_process_that_cannot_go_on_says_why_and_exits_with_70(store, tmp_path,
 
 @in_both_forms
 def test_a_graceful_stop_writes_json_lines_only(store, tmp_path, web_workers):
-    settings = {"web_workers": web_workers, "log_format": "json", "drain_delay_s": 0}
+    settings = {"web_workers": web_workers, "log_format": "json", "log_level": "info", "drain_delay_s": 0}
     warn = "import warnings; warnings.warn('from a library')"
     with (tmp_path / "log").open("wb") as log, serving(store, once_ready=warn, log=log, **settings) as (process, url):
         with client_of(url) as client:
