@@ -123,7 +123,8 @@ def load_backbone(
         pretrained: an open_clip tag (fetched once, then cached) or a local file: safetensors, a PyTorch state dict, or
             OpenAI's TorchScript archive.
         random_seed: take random weights from this seed instead; for tests and benchmarks.
-        quick_gelu: use QuickGELU with a local file of OpenAI's weights; tags and OpenAI's own archives enable it.
+        quick_gelu: use QuickGELU with a local file of OpenAI's weights, or random ones; tags, folders and OpenAI's own
+            archives record their activation.
         preprocess_of: the tag whose preprocessing and activation a local file needs, instead of open_clip's defaults
             and `quick_gelu`.
         interpolate_positions: resize positional embeddings of another image grid or text length.
@@ -136,17 +137,18 @@ def load_backbone(
     """
     source = find_weights(arch, pretrained, random_seed=random_seed, preprocess_of=preprocess_of)
     tensors = read_weights(source.path) if source.path is not None else {}
-    needs_quick_gelu = source.quick_gelu or not OPENAI_FACTS.isdisjoint(tensors)
-    needs_quick_gelu |= quick_gelu and preprocess_of is None
+    is_openai = not OPENAI_FACTS.isdisjoint(tensors)
+    is_known = source.is_recorded and source.path is not None
+    needs_quick_gelu = source.quick_gelu or is_openai or (quick_gelu and not is_known)
+    notes = [f"{source.name} uses GELU: --quick-gelu is ignored."] if quick_gelu and not needs_quick_gelu else []
     with _named_failure(source.arch, source.name), torch.random.fork_rng(enabled=random_seed is not None):
         if random_seed is not None:
             torch.manual_seed(random_seed)
         model = _create_model(source.arch, needs_quick_gelu, dict(source.preprocess))
     clip = internals.check_supported(model, source.arch)
-    notes: tuple[str, ...] = ()
     if source.path is not None:
         with _named_failure(source.arch, source.name):
-            notes = fit_weights(
+            notes += fit_weights(
                 tensors, clip, arch=source.arch, path=source.path, interpolate_positions=interpolate_positions
             )
     del tensors
@@ -177,7 +179,9 @@ def load_backbone(
         device=torch.device(device),
         dtype=dtype,
     )
-    _log_weights(backbone, notes, unrecorded_values(source, preprocess, quick_gelu=_is_quick_gelu(clip)))
+    if note := unrecorded_values(source, preprocess, quick_gelu=_is_quick_gelu(clip)):
+        notes.append(note)
+    _log_weights(backbone, notes)
     return backbone
 
 
@@ -224,8 +228,8 @@ def _is_quick_gelu(clip: CLIP) -> bool:
     return bool(internals.architecture_facts(clip)["quick_gelu"])
 
 
-def _log_weights(backbone: Backbone, notes: tuple[str, ...], unrecorded: str | None) -> None:
-    for note in [*notes, *([unrecorded] if unrecorded else [])]:
+def _log_weights(backbone: Backbone, notes: list[str]) -> None:
+    for note in notes:
         logger.warning(note)
     facts = {
         "arch": backbone.arch,

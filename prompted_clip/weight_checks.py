@@ -41,7 +41,7 @@ class _Size:
 
 def fit_weights(
     tensors: dict[str, Tensor], clip: CLIP, *, arch: str, path: Path, interpolate_positions: bool = False
-) -> tuple[str, ...]:
+) -> list[str]:
     """Check tensors and load them into a model.
 
     Args:
@@ -70,7 +70,7 @@ def fit_weights(
         msg = f"{path} contains NaN, infinity or only zeros in {shortened(unusable)}. Download or save it again."
         raise WeightsError(msg)
     clip.load_state_dict(tensors)
-    return tuple(notes)
+    return notes
 
 
 def _check_names(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: str, path: Path) -> None:
@@ -153,7 +153,8 @@ def _fitting(tensors: dict[str, Tensor], arch: str) -> str:
     found = _size_of(tensors)
     if found is None:
         return ""
-    names = [name for name in open_clip.list_models() if name != arch and _size_of_config(name) == found]
+    known = [name for name in open_clip.list_models() if name != arch and not name.endswith("-quickgelu")]
+    names = [name for name in known if _size_of_config(name) == found]
     return f" It has the size of {shortened(names, 3)}: pass that as --backbone." if names else ""
 
 

@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prompt_store.class_names import MAX_NAME_CHARS
 from prompt_store.manifest import is_domain
+from prompted_clip.errors import did_you_mean
 from service.errors import SettingsError
 
 PREFIX: Final = "CASPL_"
@@ -318,8 +319,9 @@ def refuse_unknown(environment: Mapping[str, str]) -> None:
         if name.upper().startswith(PREFIX) and name.upper() not in known and not _is_service_link(name, value)
     )
     if unknown:
+        near = "".join(did_you_mean(name, known) for name in unknown)
         raise SettingsError(
-            f"Unknown environment variables: {', '.join(unknown)}. Known: {', '.join(sorted(known))}.",
+            f"Unknown environment variables: {', '.join(unknown)}.{near} docs/configuration.md lists all.",
             code="unknown_variable",
         )
 

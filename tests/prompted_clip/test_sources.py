@@ -47,6 +47,14 @@ def weights(tmp_path):
     return path
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache, and a hub address that nothing answers; calls are counted."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_a, **_k: None)
+    return monkeypatch
+
+
 @pytest.mark.parametrize(
     ("arch", "near"), [("ViT-B-17", "ViT-B-16"), ("vit-b-16", "ViT-B-16"), ("ViT-B/32", "ViT-B-32"), ("Tiny", "tiny")]
 )
@@ -81,6 +89,15 @@ def test_a_local_file_with_a_tags_preprocessing_uses_its_values_and_activation(w
     assert quick.fingerprint == load_backbone("tiny", pretrained=str(weights), quick_gelu=True).fingerprint
     plain = load_backbone("tiny", pretrained=str(weights), preprocess_of="half", quick_gelu=True)
     assert plain.fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize("options", [{"preprocess_of": "half"}, {"tag": "plain"}])
+def test_quick_gelu_does_not_change_weights_that_are_known_to_use_gelu(weights, hub, caplog, options):
+    hub.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(weights))
+    pretrained = options.pop("tag", str(weights))
+    loaded = load_backbone("tiny", pretrained=pretrained, quick_gelu=True, **options)
+    assert loaded.fingerprint == tiny_backbone().fingerprint
+    assert "uses GELU: --quick-gelu is ignored" in caplog.text
 
 
 def test_a_local_file_warns_of_values_that_it_does_not_record(weights, caplog):
@@ -142,14 +159,6 @@ def test_a_folder_or_schema_as_weights_says_how_to_pass_it(tmp_path):
         find_weights("tiny", "hf-hub:org/name")
     with pytest.raises(WeightsError, match="pass no other weights"):
         find_weights("local-dir:x", "openai")
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty cache, and a hub address that nothing answers; calls are counted."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_a, **_k: None)
-    return monkeypatch
 
 
 def test_without_a_network_a_tag_fails_within_seconds_with_the_next_step(hub):

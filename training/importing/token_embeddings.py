@@ -22,10 +22,6 @@ from training.importing.layout import CheckpointTensors
 INITIAL_WORDS: Final = "a photo of a"
 """Initial words of short text prompts in these projects; words beyond the prompts stay in the text."""
 
-_UNKNOWN_BACKBONE: Final = (
-    "The checkpoint contains no embeddings of its training texts, so its backbone could not be verified."
-)
-
 
 def default_template(n_tokens: int) -> str:
     """The template after `n_tokens` prompts initialised from `INITIAL_WORDS`; "of a {}." for two."""
@@ -67,7 +63,9 @@ def check_token_embeddings(
     template = target.template or default
     if not all(name in tensors for name in names):
         tensors.take_raw(lambda name: name in names)
-        return template, (_UNKNOWN_BACKBONE,) * is_only_backbone_check
+        unverified = f"{'its backbone and ' * is_only_backbone_check}the text after the prompts, {template!r},"
+        note = f"The checkpoint contains no embeddings of its training texts, so {unverified} could not be verified."
+        return template, (note,)
     prefix_K1W = tensors.take(names[0], "classes", 1, backbone.text_width)
     suffix_KSW = tensors.take(names[1], "classes", "positions", backbone.text_width)
     texts = _TrainingTexts(backbone, suffix_KSW, tolerance)

@@ -235,7 +235,18 @@ def test_a_teacher_bundle_must_have_the_same_classes(attempt, tmp_path):
 @pytest.mark.parametrize(
     ("method", "state", "classes", "note"),
     [
-        ("coop", Writer().coop(words=False), CLASSES, "its backbone could not be verified"),
+        (
+            "coop",
+            Writer().coop(words=False),
+            CLASSES,
+            "its backbone and the text after the prompts, '{}.', could",
+        ),
+        (
+            "ivlp",
+            {"prompt_learner.ctx": torch.ones(4, WIDTH)},
+            CLASSES,
+            "so the text after the prompts, '{}.', could",
+        ),
         ("coop", Writer().coop(), ("a", "b"), "trained on 3 classes; this import has 2"),
         ("coop", Writer().coop(), ("cat", "cow", "owl"), "2 of 3 class texts differ from training, the first is 'cow'"),
         ("ivlp", {"prompt_learner.ctx": torch.ones(4, WIDTH)}, CLASSES, "contains no CLIP weights"),
