@@ -8,6 +8,7 @@ fails as a whole.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -46,6 +47,7 @@ from service.images.preprocessing import Pixels
 from service.inference import ImageResult, Pin, Scored, ScoringOptions
 from service.observability.logs import request_id
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["classify"])
 
 PinOrError: TypeAlias = Pin | Exception
@@ -265,6 +267,9 @@ async def _decode(
     try:
         return await context.decoder.decode(image.data, tenant)
     except ImageRejectedError as error:
+        return error
+    except Exception as error:
+        logger.exception("image.failed")  # a bug; it must not fail the other images
         return error
 
 

@@ -5,7 +5,6 @@ import io
 import threading
 
 import pytest
-import torch
 from PIL import Image
 
 from service.images.decoder import open_image
@@ -209,23 +208,3 @@ async def test_loading_an_older_version_counts_towards_the_deadline(serve, store
         fine = await client.post(f"/classify/paint?version={added.version}", content=picture())
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
     assert fine.json()["version"] == added.version
-
-
-async def test_a_picture_without_device_memory_is_503_with_retry_after_and_its_neighbours_are_answered(serve, model):
-    rank = model.rank
-
-    def full_of_blue(pixels, stacks, top_ks):
-        if (pixels[:, 2].float().mean(dim=(1, 2)) > 200).any():
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return rank(pixels, stacks, top_ks)
-
-    colours = ["red", "green", "blue", "red"]
-    files = [("images", (f"{n}.png", picture(colour))) for n, colour in enumerate(colours)]
-    async with serve() as client:
-        model.rank = full_of_blue
-        together = await client.post("/classify/paint?top_k=1", files=files)
-        alone = await client.post("/classify/paint", content=picture("blue"))
-    results = together.json()["results"]
-    assert [one["predictions"][0]["label"] for one in results if not one["error"]] == ["red", "green", "red"]
-    assert (results[2]["error"]["code"], results[2]["error"]["retry_after_s"]) == ("gpu_memory", 1)
-    assert (alone.status_code, alone.json()["code"], alone.headers["retry-after"]) == (503, "gpu_memory", "1")
