@@ -1,5 +1,6 @@
 """Middleware: proxy headers, CORS, request id, access log and metrics, access control, request and body limits.
 
+CORS preflights are answered by Starlette's middleware before there is a request id, and are not logged.
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides client disconnects.
 """
 
