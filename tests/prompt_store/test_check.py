@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import threading
 from contextlib import suppress
 
 import pytest
@@ -211,6 +212,16 @@ def test_a_store_in_use_is_checked_but_not_repaired(store):
         with pytest.raises(ConflictError) as caught:
             check_store(store.root, repair=True)
     assert caught.value.code == "store_busy"
+
+
+def test_a_check_beside_a_writer_finds_no_damage(store):
+    writer = threading.Thread(target=lambda: [store.add("weeds", sample_bundle(n, "weeds")) for n in range(1, 60)])
+    writer.start()
+    n_checks = 0
+    while writer.is_alive() or not n_checks:
+        assert check_store(store.root)[0].is_sound
+        n_checks += 1
+    writer.join()
 
 
 def test_a_directory_that_is_no_store_is_left_alone(tmp_path):

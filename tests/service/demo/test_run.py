@@ -158,6 +158,45 @@ def test_a_damaged_domain_does_not_keep_the_demo_from_starting(tmp_path, caplog)
     ]
 
 
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """`caspl serve` on `tmp_path/store` up to the model, and the stores that would have been served."""
+    served = []
+    monkeypatch.setattr("service.cli.logs.install", lambda *_: None)
+    monkeypatch.setattr("service.server.run", lambda _, store, *__: served.append(store) or 0)
+    monkeypatch.setattr("service.cli.end_process", sys.exit)
+
+    def run(*options):
+        return CliRunner().invoke(serve_app, ["--store", str(tmp_path / "store"), *options]), served
+
+    return run
+
+
+@pytest.mark.parametrize("options", [[], ["--demo"]], ids=["serve", "serve --demo"])
+@pytest.mark.parametrize("damage", ["record", "link"])
+def test_the_service_starts_on_a_store_with_a_damaged_domain(tmp_path, start, options, damage):
+    seed_store(Store.open(tmp_path / "store"), ASSETS / "bundles")
+    log = tmp_path / "store" / "domains" / "night" / "log"
+    if damage == "record":
+        (log / "0000000001.json").unlink()
+    else:
+        log.symlink_to(log.rename(tmp_path / "away"))
+    result, served = start(*options)
+    assert result.exit_code == 0, result.output
+    (store,) = served
+    assert "night" in store.domains()
+    assert store.live("thermal").version == 1
+
+
+def test_a_store_whose_domains_cannot_be_listed_ends_the_start_with_one_line(tmp_path, start):
+    Store.open(tmp_path / "store")
+    domains = tmp_path / "store" / "domains"
+    domains.symlink_to(domains.rename(tmp_path / "away"))
+    result, served = start()
+    assert (result.exit_code, served) == (1, [])
+    assert "symbolic link" in said(result)
+
+
 def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr("service.cli.logs.install", lambda *_: None)
     result = CliRunner().invoke(serve_app, ["--demo", "--demo-assets", str(tmp_path)])
