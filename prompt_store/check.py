@@ -10,7 +10,7 @@ from typing import Final
 from prompt_store.blobs import read_blob
 from prompt_store.digest import digest_bytes, is_digest
 from prompt_store.disk import Disk, EntryType, list_directory, open_directory, read_file
-from prompt_store.durable import TEMPORARY_PREFIX, error_name
+from prompt_store.durable import TEMPORARY_PREFIX, error_name, is_device_failure
 from prompt_store.errors import StoreCorruptError
 from prompt_store.layout import FORMAT_BYTES, Layout, is_store
 from prompt_store.logs import Logs
@@ -197,7 +197,7 @@ def _check_domain(layout: Layout, domain: str) -> tuple[State, list[Finding]]:
                 while following := next_state(log, state, scan_all=True):
                     state = following
             except StoreCorruptError as error:
-                findings.append(_broken_log(domain, log, state, numbers, _problem(error)))
+                findings.append(_broken_log(domain, log, state, numbers, error))
     except OSError as error:
         findings.append(Finding(f"domains/{domain}", _problem(unreadable_log(error))))
     for version in state.available():
@@ -221,9 +221,11 @@ def _relative(layout: Layout, path: Path) -> str:
     return path.relative_to(layout.root).as_posix()
 
 
-def _broken_log(domain: str, log: int, state: State, numbers: list[int], problem: str) -> Finding:
+def _broken_log(domain: str, log: int, state: State, numbers: list[int], error: StoreCorruptError) -> Finding:
     """Describe a log that is intact up to `state`; a repair restores one record, or moves all later ones away."""
-    folder = f"domains/{domain}/log"
+    folder, problem = f"domains/{domain}/log", _problem(error)
+    if isinstance(error.__cause__, PermissionError) or is_device_failure(error.__cause__):
+        return Finding(f"{folder}/{record_name(state.seq + 1)}", problem)  # it may be intact
     for number in (state.seq + 1, state.seq):  # a chain that breaks here may be damage of the record before
         restored = _without_flipped_bit(log, number)
         if restored is not None:

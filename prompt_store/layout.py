@@ -15,7 +15,7 @@ from typing import Final
 
 from prompt_store.digest import is_digest
 from prompt_store.disk import Disk, EntryType, list_directory, read_file
-from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file
+from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file, error_name
 from prompt_store.errors import DomainNotFoundError, StoreCorruptError
 from prompt_store.manifest import is_domain
 from prompt_store.strict_json import StrictJsonError, dump_canonical, load_object
@@ -92,8 +92,12 @@ def is_store(layout: Layout) -> bool:
         if data is None:
             return False
         fields = load_object(data.rstrip(b"\n"))
-    except (OSError, StrictJsonError) as error:
-        raise StoreCorruptError("The store's FORMAT file is unreadable. Run `caspl store check --repair`.") from error
+    except OSError as error:
+        raise StoreCorruptError(
+            f"The store's FORMAT file is unreadable ({error_name(error)}). Check its permissions and the disk."
+        ) from error
+    except StrictJsonError as error:
+        raise StoreCorruptError("The store's FORMAT file is damaged. Run `caspl store check --repair`.") from error
     if fields.get("format") != FORMAT:
         raise StoreCorruptError(
             "Unsupported store format. Use the release that created this store.", code="not_a_store"

@@ -1,5 +1,6 @@
 """`caspl store check`: damage and leftovers by name, and repairs that delete nothing."""
 
+import errno
 import json
 import random
 import re
@@ -10,7 +11,7 @@ from contextlib import suppress
 import pytest
 from typer.testing import CliRunner
 
-from prompt_store import ConflictError, Store, StoreCorruptError, VersionExistsError
+from prompt_store import ConflictError, Store, StoreCorruptError, VersionExistsError, record_files
 from prompt_store.cli import store_app
 from prompt_store.durable import locked
 from prompt_store.repair import check_store
@@ -157,6 +158,21 @@ def test_a_record_in_which_one_bit_changed_is_restored(store, number):
     assert "flowers: ok, 5 records" in shown
     assert record(store, number).read_bytes() == data
     assert Store.open(store.root).history("flowers") == before
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_record_that_cannot_be_read_now_is_named_and_stays(store, monkeypatch, number):
+    def fail_third(name, **options):
+        if name == "0000000003.json":
+            raise OSError(number, "no")
+        return read_file(name, **options)
+
+    read_file = record_files.read_file
+    before = tree(store.root)
+    monkeypatch.setattr(record_files, "read_file", fail_third)
+
+    assert f"record 3 is unreadable ({errno.errorcode[number]})" in run(store, "--repair", code=1)
+    assert tree(store.root) == before
 
 
 def test_a_broken_tail_moves_to_the_quarantine_with_the_bundles_it_names(store):
