@@ -16,6 +16,7 @@ from prompted_clip.weight_files import OPENAI_FACTS, shortened
 
 _IMAGE_POSITIONS: Final = "visual.positional_embedding"
 _TEXT_POSITIONS: Final = "positional_embedding"
+_DTYPES: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SCALES: Final = (2.0, 200.0)
 """Plausible logit scales s = exp(t): training starts at 14 and ends at 100, its upper bound."""
 
@@ -93,6 +94,10 @@ def _check_names(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: 
 
 
 def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: str, path: Path) -> None:
+    unknown = [f"{name} is {value.dtype}" for name, value in tensors.items() if value.dtype not in _DTYPES]
+    if unknown:
+        msg = f"{path} is quantised: {shortened(unknown)}. Pass weights in float32, float16 or bfloat16."
+        raise WeightsError(msg)
     wrong = [name for name, value in expected.items() if tensors[name].shape != value.shape]
     if not wrong:
         return

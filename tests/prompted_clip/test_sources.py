@@ -138,6 +138,14 @@ def test_a_local_folder_brings_architecture_activation_and_preprocessing(weights
     assert loaded.fingerprint == load_backbone("tiny", random_seed=0, quick_gelu=True).fingerprint
 
 
+def test_a_repository_of_the_hub_brings_the_same_as_a_folder(weights, tmp_path, hub):
+    folder = folder_of(weights, tmp_path / "snapshot", mean=INCEPTION)
+    hub.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(folder / name))
+    loaded = load_backbone("hf-hub:org/my-clip")
+    assert (loaded.arch, loaded.pretrained, loaded.preprocess["mean"]) == ("tiny", "hf-hub:org/my-clip", INCEPTION)
+    assert loaded.fingerprint == tiny_backbone().fingerprint
+
+
 def test_a_folder_of_an_architecture_that_open_clip_lacks_is_refused(weights, tmp_path):
     folder = folder_of(weights, tmp_path / "other", model={"embed_dim": 25})
     with pytest.raises(WeightsError, match="is none of open_clip's architectures"):
@@ -169,7 +177,7 @@ def test_without_a_network_a_tag_fails_within_seconds_with_the_next_step(hub):
         started = time.monotonic()
         with pytest.raises(WeightsError) as caught:
             find_weights("tiny", "plain")
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
     message = str(caught.value)
     assert "\n" not in message
     assert "Cannot download the weights 'plain' of tiny" in message
@@ -188,7 +196,7 @@ def test_a_silent_hub_fails_after_one_attempt(hub):
         started = time.monotonic()
         with pytest.raises(WeightsError, match="Cannot download"):
             find_weights("tiny", "plain")
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
 
 
 def test_cached_weights_need_no_network(weights, hub):

@@ -113,6 +113,18 @@ def test_values_that_are_not_finite_name_their_tensor(load, value, dtype):
     assert "NaN, infinity or only zeros in visual.conv1.weight" in refusal(load, {"visual.conv1.weight": damaged})
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(load, dtype):
+    message = refusal(load, {"visual.proj": torch.ones(32, 24).to(dtype)})
+    assert f"is quantised: visual.proj is {dtype}" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_float_types_are_converted(load, dtype):
+    proj = tiny_backbone().clip.state_dict()["visual.proj"].to(dtype)
+    assert torch.equal(load({"visual.proj": proj}).clip.visual.proj, proj.float())
+
+
 def test_a_matrix_of_zeros_is_refused(load):
     name = "transformer.resblocks.1.mlp.c_fc.weight"
     zeros = torch.zeros_like(tiny_backbone().clip.state_dict()[name])

@@ -19,6 +19,8 @@ from training.importing.clip_weights import Tolerance
 from training.importing.conversion import Target
 from training.importing.layout import CheckpointTensors
 
+MAX_PROBES: Final = 50
+"""Class names that are looked for among the training texts."""
 INITIAL_WORDS: Final = "a photo of a"
 """Initial words of short text prompts in these projects; words beyond the prompts stay in the text."""
 
@@ -88,17 +90,18 @@ class _TrainingTexts:
 
     def are_equal(self, found_TW: Tensor, ids: list[int]) -> bool:
         """Whether embeddings [..., T, W] equal those of the T ids, within the tolerance."""
-        ids_T = torch.tensor(ids, dtype=torch.long, device=self._table.device)
-        expected_TW = self._table[ids_T].to("cpu", torch.float32)
-        if found_TW.shape[-2] != len(ids):
-            return False
-        return len(ids) == 0 or bool(((found_TW - expected_TW).abs() <= self.tolerance.bound(expected_TW)).all())
+        return found_TW.shape[-2] == len(ids) and bool(self._is_close(found_TW, ids).all())
 
     def are_of(self, names: Sequence[str], template: str) -> list[bool]:
         """For each class, whether its suffix is the template with this name, up to the end token."""
-        tokenizer = self.backbone.tokenizer
-        ids = [[*tokenizer.encode(template.replace("{}", name)), tokenizer.eot_token_id] for name in names]
+        ids = [self._ids(name, template) for name in names]
         return [self.are_equal(self.suffix_KSW[index, : len(each)], each) for index, each in enumerate(ids)]
+
+    def include_any(self, names: Sequence[str], template: str) -> bool:
+        """Whether any suffix is the template with any of these names."""
+        longest = self.suffix_KSW.shape[1]
+        texts = [ids for name in names if len(ids := self._ids(name, template)) <= longest]
+        return any(bool(self._is_close(self.suffix_KSW[:, : len(ids)], ids).flatten(1).all(1).any()) for ids in texts)
 
     def shared_ids(self) -> list[int]:
         """Ids of the tokens that all suffixes begin with, without an end token."""
@@ -110,6 +113,18 @@ class _TrainingTexts:
         text: str = self.backbone.tokenizer.decode(self._decode(self.suffix_KSW[0]))
         return text.strip()
 
+    def _ids(self, name: str, template: str) -> list[int]:
+        tokenizer = self.backbone.tokenizer
+        return [*tokenizer.encode(template.replace("{}", name)), tokenizer.eot_token_id]
+
+    def _is_close(self, found_TW: Tensor, ids: list[int]) -> Tensor:
+        expected_TW = self._table[torch.tensor(ids, dtype=torch.long, device=self._table.device)].to(
+            "cpu", torch.float32
+        )
+        if len(ids) == 0:
+            return torch.ones_like(found_TW, dtype=torch.bool)
+        return (found_TW - expected_TW).abs() <= self.tolerance.bound(expected_TW)
+
     def _decode(self, found_TW: Tensor) -> list[int]:
         """Ids of the nearest token embeddings, up to the end token."""
         ids: list[int] = torch.cdist(found_TW.to(self._table.device), self._table.float()).argmin(1).tolist()
@@ -119,14 +134,14 @@ class _TrainingTexts:
 
 def _find_template(texts: _TrainingTexts, target: Target, template: str) -> tuple[str, tuple[str, ...]]:
     """The template of the training texts, and a note if it is not the expected one."""
-    names = target.class_names if len(target.class_names) == len(texts.suffix_KSW) else ()
-    if any(texts.are_of(names, template)):
+    names = target.class_names[:MAX_PROBES]
+    if texts.include_any(names, template):
         return template, ()
     tokenizer, shared_ids = texts.backbone.tokenizer, texts.shared_ids()
     after = template.partition("{}")[2]
     for n_ids in range(len(shared_ids) + 1):
         fitting = f"{tokenizer.decode(shared_ids[:n_ids])}{{}}{after}"
-        if any(texts.are_of(names, fitting)):
+        if texts.include_any(names, fitting):
             if target.template is None:
                 return fitting, (f"The text after the prompts is {fitting!r}, as in training.",)
             msg = f"The checkpoint was trained with --text {fitting!r}, found --text {template!r}. Omit --text."

@@ -166,6 +166,11 @@ def test_the_template_is_recognised_by_the_embeddings_of_the_training_texts(atte
     assert [note for note in result["notes"] if "class texts" in note] == []
 
 
+@pytest.mark.parametrize("classes", [("dog", "striped red tulip", "cat"), ("owl", "dog"), ("striped red tulip",)])
+def test_one_training_class_among_the_names_shows_the_template(attempt, classes):
+    assert attempt(trained_with("coop", "a"), "coop", classes=classes)["text"] == "a {}."
+
+
 @pytest.mark.parametrize("classes", [("cow", "owl", "red bird"), ("cow", "owl")])
 def test_words_before_new_class_names_must_be_named(attempt, classes):
     state = trained_with("coop", "a")
