@@ -86,7 +86,7 @@ class _TrainingTexts:
 
     def __init__(self, backbone: Backbone, suffix_KSW: Tensor, tolerance: Tolerance) -> None:
         self.backbone, self.suffix_KSW, self.tolerance = backbone, suffix_KSW, tolerance
-        self._table = backbone.clip.token_embedding.weight.detach()
+        self._table: Tensor = backbone.clip.token_embedding.weight.detach()
 
     def are_equal(self, found_TW: Tensor, ids: list[int]) -> bool:
         """Whether embeddings [..., T, W] equal those of the T ids, within the tolerance."""
