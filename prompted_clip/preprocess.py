@@ -78,7 +78,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     turn = exif_turn(image)
     if turn is None and image.mode == "RGB" and not image.has_transparency_data:
         return image
-    upright = Image.new("RGB", _upright_size(image, turn))
+    upright = Image.new("RGB", _upright_size(image, turn), None)  # every pixel is pasted
     for left, top, strip in _upright_strips(image, turn):
         upright.paste(strip, (left, top))
     return upright

@@ -148,5 +148,10 @@ class Decoder:
         self._threads.close()
 
     def _decode(self, data: bytes) -> Decoded:
-        resize, notes = open_image(data, self._settings, self._preprocessing.decode)
+        try:
+            resize, notes = open_image(data, self._settings, self._preprocessing.decode)
+        except ImageRejectedError as error:
+            # The frames of a traceback hold the image until the request is answered.
+            error.__cause__ = error.__context__ = None
+            raise error.with_traceback(None) from None
         return Decoded(resize(), notes)

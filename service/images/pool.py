@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from service.process import return_free_memory
+
 T = TypeVar("T")
 
 SMALL_BYTES: Final = 4 * 1024 * 1024
 """Jobs up to this size are not counted, and pass a large one that waits for memory."""
+HUGE_BYTES: Final = 64 * 1024 * 1024
+"""Jobs from this size on take 0.1 s or more; the memory that they leave free is returned."""
 
 
 @dataclass(eq=False, slots=True)
@@ -68,7 +72,7 @@ class FairThreadPool:
             self._waiting.remove(job)
             self._now = max(self._now, job.tag)
             self._count(job, 1)
-            self._threads.submit(job.run).add_done_callback(partial(self._ended, job, job.result.get_loop()))
+            self._threads.submit(_run, job).add_done_callback(partial(self._ended, job, job.result.get_loop()))
         self._next_tag = {of: tag for of, tag in self._next_tag.items() if self._n_running and tag > self._now}
 
     def _first(self) -> _Job | None:
@@ -106,3 +110,11 @@ class FairThreadPool:
         if job.n_bytes > SMALL_BYTES:
             self._n_large += change
             self._n_bytes += change * job.n_bytes
+
+
+def _run(job: _Job) -> Any:  # noqa: ANN401  whatever the job returns
+    try:
+        return job.run()
+    finally:
+        if job.n_bytes >= HUGE_BYTES:
+            return_free_memory()

@@ -4,6 +4,7 @@ import asyncio
 import io
 import struct
 import time
+import traceback
 import warnings
 import zlib
 
@@ -308,6 +309,22 @@ def test_a_full_decoder_refuses_images_and_has_room_again_afterwards():
     with decoder.places("aaa"), decoder.places("b"):
         pass
     decoder.close()
+
+
+def test_the_error_of_a_damaged_image_does_not_hold_its_pixels():
+    decoder = Decoder(Settings(), 16, PREPROCESS)
+    data = encode(noise(80, 60), "PNG")
+
+    async def decode():
+        with pytest.raises(ImageRejectedError) as refused:
+            await decoder.decode(data[: len(data) // 2], "a")
+        return refused.value
+
+    error = asyncio.run(decode())
+    decoder.close()
+    assert (error.__cause__, error.__context__) == (None, None)
+    held = [value for frame, _ in traceback.walk_tb(error.__traceback__) for value in frame.f_locals.values()]
+    assert not any(isinstance(value, Image.Image) for value in held)
 
 
 def test_the_decoder_returns_pixels_in_the_layout_of_the_model():
