@@ -141,7 +141,7 @@ async def test_a_key_over_its_rate_gets_429_with_retry_after_and_others_are_serv
         assert (await client.get("/domains", headers=bearer(other))).status_code == 200
     assert [answer.status_code for answer in answers] == [200, 429, 429]
     assert answers[1].json()["code"] == "rate_limited"
-    assert 90 <= int(answers[1].headers["retry-after"]) <= 100
+    assert 1 < int(answers[1].headers["retry-after"]) <= 100
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
@@ -162,12 +162,12 @@ async def test_a_key_over_its_bytes_per_second_gets_429(serve, made, is_chunked)
 
 async def test_wrong_keys_of_one_address_get_429_and_valid_ones_are_still_served(serve, made):
     keys, key = made(["classify"])
-    async with serve(keys, forwarded_allow_ips="127.0.0.1") as client:
+    async with serve(keys, forwarded_allow_ips="127.0.0.1", max_failed_keys_per_minute=1) as client:
 
         async def status(key, address):
             return (await client.get("/domains", headers=bearer(key) | {"x-forwarded-for": address})).status_code
 
-        assert [await status(WRONG_KEY, "10.0.0.1") for _ in range(12)] == [401] * 10 + [429] * 2
+        assert [await status(WRONG_KEY, "10.0.0.1") for _ in range(3)] == [401, 429, 429]
         assert await status(WRONG_KEY, "10.0.0.2") == 401
         assert await status(key, "10.0.0.1") == 200
 
