@@ -80,6 +80,7 @@ def _check_stack(manifest: Manifest, kind: HeadKind) -> None:
         _require(stack.head_share is not None, "stack.head_share", "must be set for a linear class head")
     else:
         _require(stack.head_share is None, "stack.head_share", f"must be null for a {kind} head")
+        _require(stack.head_input == "embedding", "stack.head_input", f"must be embedding for a {kind} head")
     if kind == "projector":
         _require(stack.labels == "own", "stack.labels", "must be own for a projector head")
     if kind == "conditional":

@@ -4,6 +4,7 @@ Unknown fields are preserved and otherwise ignored. Class names are validated in
 """
 
 import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
@@ -20,6 +21,7 @@ from pydantic import (
 from prompt_store.digest import DIGEST_PATTERN
 from prompt_store.errors import BundleInvalidError
 
+MAX_ABSTENTION_RATES: Final = 16
 MAX_CLASSES: Final = 10_000
 MAX_DEPTH: Final = 64
 MAX_DOMAIN_CHARS: Final = 64
@@ -137,6 +139,7 @@ class StackSpec(_ManifestModel):
         image, text: the prompt groups of each tower.
         labels: `own`, the bundle's classes only; `any`, open-vocabulary requests work too.
         head_share: weight of a linear class head in the logits, 0 to 1; None without such a head.
+        head_input: input of a linear class head: the image embedding, or the same normalized to length 1.
     """
 
     head: Literal["static", "conditional"]
@@ -144,13 +147,27 @@ class StackSpec(_ManifestModel):
     text: GroupsSpec
     labels: Literal["any", "own"] = "any"
     head_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    head_input: Literal["embedding", "unit"] = "embedding"
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit fields that were added later when they have their defaults, so that digests stay the same."""
-        fields: dict[str, Any] = dump(self)
-        absent = {"labels": "any", "head_share": None}
-        return {name: value for name, value in fields.items() if name not in absent or value != absent[name]}
+        return _without(dump(self), {"labels": "any", "head_share": None, "head_input": "embedding"})
+
+
+class Calibration(_ManifestModel):
+    """Calibration of the probabilities of the bundle's own classes.
+
+    Attributes:
+        temperature: the logits are divided by it.
+        abstain: by abstention rate, such as `0.05`: the probability below which the best class is too uncertain.
+    """
+
+    temperature: Annotated[float, Field(ge=0.001, le=1000)]
+    abstain: Annotated[
+        dict[Annotated[str, Field(pattern=r"^0\.[0-9]{1,4}$")], Annotated[float, Field(ge=0, le=1)]],
+        Field(max_length=MAX_ABSTENTION_RATES),
+    ] = Field(default_factory=dict)
 
 
 class Provenance(_ManifestModel):
@@ -180,3 +197,14 @@ class Manifest(_ManifestModel):
     logit_scale: Annotated[float, Field(gt=0, le=10_000)]
     stack: StackSpec
     provenance: Provenance
+    calibration: Calibration | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As in `StackSpec`."""
+        return _without(dump(self), {"calibration": None})
+
+
+def _without(fields: dict[str, Any], defaults: Mapping[str, object]) -> dict[str, Any]:
+    """The fields that differ from these defaults."""
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}

@@ -67,6 +67,7 @@ def bundle_tables(bundle: Bundle, n_bytes: int) -> list[Table]:
         ("templates", len(manifest.templates)),
         ("logit scale", manifest.logit_scale),
         ("head", _head(bundle)),
+        ("temperature", manifest.calibration and f"{manifest.calibration.temperature:g}"),
         ("labels", "any" if manifest.stack.labels == "any" else "its own classes only"),
         ("made by", f"{made.method}, phase {made.phase}, code {made.code_version}, {made.created}"),
     ]
@@ -85,7 +86,8 @@ def _head(bundle: Bundle) -> str:
         case "projector":
             return "static, with an image projector"
         case "class":
-            return f"static, plus a linear head with weight {stack.head_share:g}"
+            reads = "unit features" if stack.head_input == "unit" else "embeddings"
+            return f"static, plus a linear head with weight {stack.head_share:g} on {reads}"
         case "plain":
             return "static"
 

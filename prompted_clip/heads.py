@@ -52,15 +52,18 @@ class ClassHead:
     """A linear classifier over the bundle's own classes whose logits are blended with those of the text features.
 
     Source: DePT (arXiv 2309.07439) and the method's repository, its channel-wise affine map folded into the weight.
+    Few-shot heads (`few_shot.py`) read unit features.
     """
 
     weight_KE: Tensor
     bias_K: Tensor
     share: float
+    reads_unit: bool = False
 
-    def blend(self, logits_BK: Tensor, embeddings_BE: Tensor) -> Tensor:
-        """(1 - share) z + share (W v + b): [B, K]."""
-        return (1 - self.share) * logits_BK + self.share * linear(embeddings_BE, self.weight_KE, self.bias_K)
+    def blend(self, logits_BK: Tensor, images: ImageFeatures) -> Tensor:
+        """(1 - share) z + share (W x + b), x = f if it reads unit features, else v: [B, K]."""
+        x_BE = images.unit_BE if self.reads_unit else images.embeddings_BE
+        return (1 - self.share) * logits_BK + self.share * linear(x_BE, self.weight_KE, self.bias_K)
 
 
 @dataclass(frozen=True, eq=False)

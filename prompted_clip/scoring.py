@@ -1,6 +1,7 @@
 """Class scores of a batch in which every row has its own domain's classes.
 
-p(c | x) = softmax_c( s · <f(x), g_c> ). Source: CLIP (arXiv 2103.00020), figure 3. Heads are in `heads.py`.
+p(c | x) = softmax_c( s · <f(x), g_c> / T ), with temperature T = 1 unless a bundle is calibrated. Source: CLIP (arXiv
+2103.00020), figure 3. Heads are in `heads.py`.
 
 Legend: B rows, K most classes of a row, S classes of all stacks of the batch, E joint width.
 """
@@ -56,7 +57,8 @@ class Scorer:
 
     def _group_logits(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> Tensor:
         """Rows of one stack with a head, or of any stacks without."""
-        head, scale = stacks[0].head, stacks[0].logit_scale
+        stack = stacks[0]
+        head, scale = stack.head, stack.text_scale
         if head is None:
             return _text_logits(images.unit_BE, stacks)
         if isinstance(head, ConditionalHead):
@@ -64,8 +66,9 @@ class Scorer:
                 self._backbone, images.unit_BE, max_text_rows=self._max_text_rows, on_progress=self._on_progress
             )
         if isinstance(head, Projector):
-            return scale * head.features(images.embeddings_BE) @ _text_features(stacks[0]).T
-        return head.blend(scale * images.unit_BE @ _text_features(stacks[0]).T, images.embeddings_BE)
+            return scale * head.features(images.embeddings_BE) @ _text_features(stack).T
+        text_BK = stack.logit_scale * images.unit_BE @ _text_features(stack).T
+        return head.blend(text_BK, images) / stack.temperature
 
 
 def _text_logits(unit_BE: Tensor, stacks: Sequence[PromptStack]) -> Tensor:
@@ -73,10 +76,10 @@ def _text_logits(unit_BE: Tensor, stacks: Sequence[PromptStack]) -> Tensor:
     distinct = list(dict.fromkeys(stacks))
     features = [_text_features(stack) for stack in distinct]
     if len(distinct) == 1:
-        return stacks[0].logit_scale * unit_BE @ features[0].T
+        return stacks[0].text_scale * unit_BE @ features[0].T
     counts = [len(own) for own in features]
     starts = dict(zip(distinct, accumulate(counts, initial=0), strict=False))
-    facts = np.array([(starts[stack], len(stack.class_names), stack.logit_scale) for stack in stacks])
+    facts = np.array([(starts[stack], len(stack.class_names), stack.text_scale) for stack in stacks])
     start_B1, count_B1, scale_B1 = to_device(facts, unit_BE.device).unsqueeze(2).unbind(dim=1)
     positions_K = torch.arange(max(counts), device=unit_BE.device)
     columns_BK = (start_B1.long() + positions_K).clamp_(max=sum(counts) - 1)

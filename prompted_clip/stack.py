@@ -38,6 +38,7 @@ class PromptStack:
         class_texts: the text of each class inside a template.
         templates: the text around a class, behind the text prompts.
         logit_scale: s, the multiplier of cosine similarities.
+        temperature: divides the logits of the bundle's own classes.
         image_boost, image_adapt: [D, P, vision width] or None.
         text_boost, text_adapt: [D, P, text width] or None; `text_adapt` may be [K, D, P, W] (class-specific contexts),
             and is None with a conditional head, which holds its own context.
@@ -61,6 +62,7 @@ class PromptStack:
     image: PromptGrid | None = None
     labels: Literal["any", "own"] = "any"
     head: Head | None = None
+    temperature: float = 1.0
 
     @cached_property
     def lane(self) -> Lane:
@@ -72,6 +74,11 @@ class PromptStack:
     def n_text_rows(self) -> int:
         """Text forwards per image: one per class with a conditional head, otherwise 0."""
         return self.head.n_classes if isinstance(self.head, ConditionalHead) else 0
+
+    @property
+    def text_scale(self) -> float:
+        """The multiplier of cosine similarities, divided by the temperature."""
+        return self.logit_scale / self.temperature
 
     @property
     def text(self) -> PromptGrid | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prompt_store.bundle import Bundle
 from prompt_store.contents import HEAD_SHAPES, HeadKind, head_kind
+from prompt_store.manifest import StackSpec
 from prompted_clip.backbone import Backbone
 from prompted_clip.errors import StackMismatchError
 from prompted_clip.heads import ClassHead, ConditionalHead, Head, Projector, TwoLayers
@@ -66,8 +67,9 @@ class StackLoader:
             text_features=tensors.get("text.features"),
             image=join_groups([image_boost, image_adapt]),
             labels=manifest.stack.labels,
+            temperature=manifest.calibration.temperature if manifest.calibration is not None else 1.0,
         )
-        head = self._head(stack, kind, tensors, manifest.stack.head_share)
+        head = self._head(stack, kind, tensors, manifest.stack)
         return self._in_host_memory(replace(stack, head=head))
 
     @torch.inference_mode()
@@ -89,7 +91,9 @@ class StackLoader:
 
     @torch.inference_mode()
     def boost_only(self, stack: PromptStack) -> PromptStack:
-        """A stack with the boosting prompts only, without adapting prompts and heads; encodes the classes again.
+        """A stack with the boosting prompts only, without adapting prompts, heads and calibration.
+
+        The classes are encoded again, unless their text features are those of the boosting prompts.
 
         Raises:
             StackMismatchError: the stack has no boosting prompts, or no template to encode its classes with.
@@ -98,19 +102,24 @@ class StackLoader:
             msg = f"Domain {stack.domain!r} has no boosting prompts; stack=boost requires them."
             raise StackMismatchError(msg)
         if stack.image_adapt is None and stack.text_adapt is None:
-            is_plain = stack.head is None and stack.labels == "any"
+            is_plain = stack.head is None and stack.labels == "any" and stack.temperature == 1
             # A projector without adapting prompts was learned with the boosting prompts and belongs to them.
             if is_plain or isinstance(stack.head, Projector):
                 return stack
+            if stack.labels == "any" and isinstance(stack.head, ClassHead | None):
+                return replace(stack, head=None, temperature=1.0)
         image = join_groups([stack.image_boost])
-        boosted = replace(stack, image_adapt=None, text_adapt=None, image=image, labels="any", head=None)
+        boosted = replace(
+            stack, image_adapt=None, text_adapt=None, image=image, labels="any", head=None, temperature=1.0
+        )
         return self._with_text_features(boosted)
 
     @torch.inference_mode()
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
         """Open vocabulary: a stack with the same prompts and other classes, at least one.
 
-        A class head is dropped, as it was trained for the bundle's own classes only; a conditional head is kept.
+        A class head and the temperature are dropped, as they are for the bundle's own classes only; a conditional head
+        is kept.
 
         Raises:
             StackMismatchError: the stack can serve its own classes only, has no template, or `labels` are too many for
@@ -128,7 +137,7 @@ class StackLoader:
                 "other labels cannot be scored."
             )
             raise StackMismatchError(msg)
-        opened = replace(stack, class_names=tuple(labels), class_texts=tuple(labels))
+        opened = replace(stack, class_names=tuple(labels), class_texts=tuple(labels), temperature=1.0)
         if isinstance(stack.head, ConditionalHead):
             head = self._conditional_head(opened, stack.head.context_NW, stack.head.shift)
             return self._in_host_memory(replace(opened, head=head))
@@ -158,17 +167,16 @@ class StackLoader:
         )
         return self._in_host_memory(replace(stack, text_features=features_KE))
 
-    def _head(
-        self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], share: float | None
-    ) -> Head | None:
+    def _head(self, stack: PromptStack, kind: HeadKind, tensors: Mapping[str, Tensor], spec: StackSpec) -> Head | None:
         if kind == "conditional":
             shift = _two_layers(tensors, "conditional.linear1", "conditional.linear2")
             return self._conditional_head(stack, tensors["text.adapt"][0], shift)
         if kind == "projector":
             return Projector(_two_layers(tensors, "head.hidden", "head"))
-        if share is None:
+        if spec.head_share is None:
             return None
-        return ClassHead(weight_KE=tensors["head.weight"], bias_K=tensors["head.bias"], share=share)
+        weight_KE, bias_K = tensors["head.weight"], tensors["head.bias"]
+        return ClassHead(weight_KE, bias_K, spec.head_share, reads_unit=spec.head_input == "unit")
 
     def _conditional_head(self, stack: PromptStack, context_NW: Tensor, shift: TwoLayers) -> ConditionalHead:
         n_classes, limit = len(stack.class_texts), self._max_conditional_classes

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from prompt_store import digest_bytes
 from prompt_store.cli import bundle_app, store_app
+from prompt_store.manifest import Calibration
 from tests.prompt_store.samples import manifest_fields, sample_bundle
 from tests.stacks import random_bundle
 
@@ -182,7 +183,11 @@ def test_the_sample_bundles_are_valid():
     ("changes", "says"),
     [
         ({"head": "plain"}, ["static", "any"]),
-        ({"head": "class"}, ["linear head with weight"]),
+        ({"head": "class"}, ["linear head with weight 0.7 on embeddings"]),
+        (
+            {"head": "class", "head_input": "unit", "calibration": Calibration(temperature=2.5)},
+            ["on unit features", "temperature", "2.5"],
+        ),
         ({"head": "projector", "labels": "own"}, ["image projector", "its own classes only"]),
         ({"head": "conditional", "text_adapt": (1, 2)}, ["computed per image"]),
     ],

@@ -187,3 +187,57 @@ def test_a_bundle_without_head_fields_keeps_its_bytes():
 
     assert (manifest.stack.labels, manifest.stack.head_share) == ("any", None)
     assert dump_manifest(manifest) == dump_canonical(manifest_fields())
+
+
+@pytest.mark.parametrize("kind", ["plain", "projector", "conditional"])
+def test_only_a_class_head_may_read_unit_features(kind):
+    assert refused(*sample(kind, head_input="unit")).field == "stack.head_input"
+    fields, arrays = sample("class", head_input="unit")
+    assert read_bundle(handmade(fields, arrays)).manifest.stack.head_input == "unit"
+
+
+def calibrated(**calibration):
+    fields, arrays = sample("class")
+    return fields | {"calibration": calibration}, arrays
+
+
+def test_a_calibration_round_trips_and_keeps_unknown_fields():
+    fields, arrays = calibrated(temperature=2.5, abstain={"0.05": 0.31, "0.1": 0}, method="conformal")
+    data = write_bundle(Manifest.model_validate(fields), arrays)
+    found = read_bundle(data).manifest
+    assert found.calibration.model_dump() == fields["calibration"]
+    assert write_bundle(found, arrays) == data
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {},
+        {"temperature": 0},
+        {"temperature": -1.0},
+        {"temperature": 2000.0},
+        {"temperature": "1"},
+        {"temperature": 1.0, "abstain": {"5 %": 0.1}},
+        {"temperature": 1.0, "abstain": {"1.5": 0.1}},
+        {"temperature": 1.0, "abstain": {"0.05": 1.1}},
+        {"temperature": 1.0, "abstain": {"0.05": None}},
+        {"temperature": 1.0, "abstain": {f"0.{index:04}": 0.1 for index in range(17)}},
+    ],
+    ids=str,
+)
+def test_an_invalid_calibration_is_rejected(calibration):
+    with pytest.raises(BundleInvalidError) as caught:
+        read_bundle(handmade(*calibrated(**calibration)))
+    assert caught.value.code == "manifest_invalid"
+    assert caught.value.field.startswith("calibration")
+
+
+@KINDS
+def test_fields_at_their_defaults_do_not_change_the_digest(kind):
+    fields, arrays = sample(kind)
+    explicit = fields | {"calibration": None}
+    explicit["stack"] = fields["stack"] | {"head_input": "embedding"}
+    assert write_bundle(Manifest.model_validate(explicit), arrays) == write_bundle(
+        Manifest.model_validate(fields), arrays
+    )
+    assert b"head_input" not in dump_manifest(Manifest.model_validate(explicit))

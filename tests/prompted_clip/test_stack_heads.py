@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prompt_store.bundle import Bundle, read_bundle
+from prompt_store.manifest import Calibration
 from prompted_clip.backbone import load_backbone
 from prompted_clip.errors import StackMismatchError, TextTooLongError
 from prompted_clip.heads import ClassHead, ConditionalHead, ImageFeatures, Projector
@@ -226,3 +227,43 @@ def test_heads_in_bfloat16_stay_close_to_float32(options):
     assert logits[0].dtype == torch.float32
     spread = float((logits[1].max() - logits[1].min()).abs())
     assert float((logits[0] - logits[1]).abs().max()) < 0.1 * spread
+
+
+def calibrated(temperature=2.5, **options):
+    return {"calibration": Calibration(temperature=float(temperature), abstain={"0.05": 0.3}), **options}
+
+
+def test_a_class_head_may_read_unit_features(model):
+    stack = load(model, head_input="unit", **CLASS)
+    images = model.encode_images(random_pixels(3), [stack] * 3)
+    text = stack.logit_scale * images.unit_BE @ stack.text_features.T
+    expected = (1 - SHARE) * text + SHARE * (images.unit_BE @ stack.head.weight_KE.T + stack.head.bias_K)
+    torch.testing.assert_close(model.logits(images, stack), expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(model.logits(images, load(model, **CLASS)), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, CLASS, PROJECTOR, CONDITIONAL], ids=["plain", "class", "projector", "conditional"]
+)
+def test_the_temperature_divides_the_logits_of_every_kind_of_head(model, options):
+    plain, cool = load(model, **options), load(model, **calibrated(**options))
+    images = model.encode_images(random_pixels(3), [plain] * 3)
+    torch.testing.assert_close(model.logits(images, cool), model.logits(images, plain) / 2.5, rtol=1e-6, atol=1e-6)
+
+
+def test_stacks_of_different_temperatures_share_a_forward_and_answer_as_if_alone(model):
+    stacks = [load(model, domain=f"t{t}", **calibrated(t)) for t in (1, 3)]
+    classed = load(model, domain="classed", head_input="unit", **calibrated(4.0, **CLASS))
+    assert_rows_equal_each_alone(model, [*stacks, classed, load(model), *stacks], atol=1e-5)
+
+
+def test_other_labels_and_the_boost_stack_are_not_calibrated(model):
+    for options in ({}, CLASS | {"head_input": "unit"}):
+        stack = load(model, **calibrated(**options))
+        plain = load(model, **{key: value for key, value in options.items() if "head" not in key})
+        images = model.encode_images(random_pixels(3), [stack] * 3)
+        for change in (lambda one: model.with_labels(one, ["sun", "moon"]), model.boost_stack):
+            assert change(stack).head is None
+            torch.testing.assert_close(
+                model.logits(images, change(stack)), model.logits(images, change(plain)), rtol=0, atol=1e-4
+            )

@@ -1,0 +1,173 @@
+"""Closed-form few-shot heads: GDA, ridge regression and Tip-Adapter, without training steps.
+
+A head adds a linear term to the logits of the text features: z + alpha (W f + b), with z = s <f, g_k>. Every method
+gives W and b, and its scores for each example as if that example had not been seen (leave-one-out), in closed form.
+`fit.py` chooses method and alpha by the latter. float64 throughout.
+
+Legend: N examples, K classes, E joint width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+RIDGE: Final = 1.0
+SHARPNESS: Final = 5.5
+"""Tip-Adapter's beta (arXiv 2207.09519, section 3)."""
+MIN_DAMPING: Final = 1e-6
+"""Keeps GDA's covariance invertible if all examples of each class are the same image."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearTerm:
+    """W f + b."""
+
+    weight_KE: Floats
+    bias_K: Floats
+
+    def __call__(self, features_NE: Floats) -> Floats:
+        """[N, K]."""
+        scores_NK: Floats = features_NE @ self.weight_KE.T + self.bias_K
+        return scores_NK
+
+
+class FewShotMethod(Protocol):
+    """A closed form for W and b; labels are 0 to K - 1, K >= 2, and every class has at least two examples."""
+
+    def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
+        """The linear term for unit-norm features."""
+        ...
+
+    def leave_one_out(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> Floats:
+        """Scores of each example by the term that `fit` gives without it: [N, K]."""
+        ...
+
+
+class Gda:
+    """Gaussian discriminant analysis with one covariance for all classes.
+
+    S = sum_i (f_i - mu_y)(f_i - mu_y)^T,  P = E (S + tr(S)/(N - 1) I)^-1,
+    w_k = P mu_k,  b_k = log pi_k - mu_k^T P mu_k / 2.
+    Source: *A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation* (arXiv 2402.04087), equations 4 to 6.
+    """
+
+    def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
+        """See `FewShotMethod`."""
+        n, width = features_NE.shape
+        counts_K, means_KE = _means(features_NE, labels_N, n_classes)
+        spread_NE = features_NE - means_KE[labels_N]
+        scatter_EE = spread_NE.T @ spread_NE
+        damped_EE = scatter_EE + max(np.trace(scatter_EE) / (n - 1), MIN_DAMPING) * np.eye(width)
+        weight_KE = width * np.linalg.solve(damped_EE, means_KE.T).T
+        return LinearTerm(weight_KE, np.log(counts_K / n) - (weight_KE * means_KE).sum(axis=1) / 2)
+
+    def leave_one_out(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> Floats:
+        """See `FewShotMethod`.
+
+        Without example i of class c, S loses n_c/(n_c - 1) u u^T with u = f - mu_c (a rank-one downdate, inverted with
+        Sherman and Morrison), its trace and hence the damping r change, and mu_c becomes mu_c - u/(n_c - 1). In the
+        basis of S's eigenvectors the damped inverse is diagonal for every r.
+        """
+        n, width = features_NE.shape
+        counts_K, means_KE = _means(features_NE, labels_N, n_classes)
+        spread_NE = features_NE - means_KE[labels_N]
+        values_E, basis_EE = np.linalg.eigh(spread_NE.T @ spread_NE)
+        f_NE, mu_KE, u_NE = features_NE @ basis_EE, means_KE @ basis_EE, spread_NE @ basis_EE
+        own_N = counts_K[labels_N]
+        factor_N = own_N / (own_N - 1)
+        damping_N = np.maximum((values_E.sum() - factor_N * (u_NE**2).sum(axis=1)) / (n - 2), MIN_DAMPING)
+        inverse_NE = 1 / (np.maximum(values_E, 0) + damping_N[:, None])
+        du_NE = inverse_NE * u_NE
+        gain_N = factor_N / (1 - factor_N * (du_NE * u_NE).sum(axis=1))
+
+        def product(left_NE: Floats, right_NE: Floats) -> Floats:
+            """left^T P right / E, row by row."""
+            plain_N = (left_NE * inverse_NE * right_NE).sum(axis=1)
+            downdate_N: Floats = gain_N * (left_NE * du_NE).sum(axis=1) * (du_NE * right_NE).sum(axis=1)
+            result_N: Floats = plain_N + downdate_N
+            return result_N
+
+        along_NK = du_NE @ mu_KE.T
+        inner_NK = (inverse_NE * f_NE) @ mu_KE.T + (gain_N * (du_NE * f_NE).sum(axis=1))[:, None] * along_NK
+        norm_NK = inverse_NE @ (mu_KE**2).T + gain_N[:, None] * along_NK**2
+        mean_NE = mu_KE[labels_N] - u_NE / (own_N - 1)[:, None]
+        rows = np.arange(n)
+        inner_NK[rows, labels_N] = product(mean_NE, f_NE)
+        norm_NK[rows, labels_N] = product(mean_NE, mean_NE)
+        counts_NK = np.tile(counts_K, (n, 1))
+        counts_NK[rows, labels_N] -= 1
+        scores_NK: Floats = width * (inner_NK - norm_NK / 2) + np.log(counts_NK / (n - 1))
+        return scores_NK
+
+
+class Ridge:
+    """Ridge regression on one-hot targets: W = Y^T F (F^T F + lambda I)^-1, with a constant feature for the bias."""
+
+    def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
+        """See `FewShotMethod`."""
+        inputs_NE, targets_NK = _with_constant(features_NE), _one_hot(labels_N, n_classes)
+        weight_EK = np.asarray(np.linalg.solve(_damped_gram(inputs_NE), inputs_NE.T @ targets_NK), dtype=np.float64)
+        return LinearTerm(weight_EK[:-1].T, weight_EK[-1])
+
+    def leave_one_out(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> Floats:
+        """See `FewShotMethod`; the residual without an example is its residual over 1 - h, h its leverage."""
+        inputs_NE, targets_NK = _with_constant(features_NE), _one_hot(labels_N, n_classes)
+        solved_EN = np.linalg.solve(_damped_gram(inputs_NE), inputs_NE.T)
+        leverage_N = (inputs_NE * solved_EN.T).sum(axis=1)
+        residuals_NK = targets_NK - inputs_NE @ (solved_EN @ targets_NK)
+        scores_NK: Floats = targets_NK - residuals_NK / (1 - leverage_N)[:, None]
+        return scores_NK
+
+
+class TipAdapter:
+    """Tip-Adapter without training (arXiv 2207.09519), its cache folded into a linear term.
+
+    The cache adds sum_i exp(-beta (1 - <f, f_i>)) over the examples of a class. To first order around <f, f_i> = 1
+    that is 1 - beta + beta <f, f_i>, which a class head can express.
+    """
+
+    def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
+        """See `FewShotMethod`."""
+        counts_K, means_KE = _means(features_NE, labels_N, n_classes)
+        return LinearTerm(SHARPNESS * counts_K[:, None] * means_KE, (1 - SHARPNESS) * counts_K)
+
+    def leave_one_out(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> Floats:
+        """See `FewShotMethod`."""
+        scores_NK = self.fit(features_NE, labels_N, n_classes)(features_NE)
+        squares_N = (features_NE**2).sum(axis=1)
+        scores_NK[np.arange(len(labels_N)), labels_N] -= 1 - SHARPNESS + SHARPNESS * squares_N
+        return scores_NK
+
+
+FEW_SHOT_METHODS: Final[Mapping[str, FewShotMethod]] = MappingProxyType(
+    {"gda": Gda(), "ridge": Ridge(), "tip-adapter": TipAdapter()}
+)
+
+
+def _means(features_NE: Floats, labels_N: Ints, n_classes: int) -> tuple[Floats, Floats]:
+    """Number of examples and mean of each class."""
+    counts_K = np.bincount(labels_N, minlength=n_classes).astype(np.float64)
+    sums_KE = np.zeros((n_classes, features_NE.shape[1]))
+    np.add.at(sums_KE, labels_N, features_NE)
+    return counts_K, sums_KE / counts_K[:, None]
+
+
+def _one_hot(labels_N: Ints, n_classes: int) -> Floats:
+    return np.eye(n_classes, dtype=np.float64)[labels_N]
+
+
+def _with_constant(features_NE: Floats) -> Floats:
+    return np.hstack([features_NE, np.ones((len(features_NE), 1))])
+
+
+def _damped_gram(inputs_NE: Floats) -> Floats:
+    gram_EE: Floats = inputs_NE.T @ inputs_NE + RIDGE * np.eye(inputs_NE.shape[1])
+    return gram_EE

@@ -1,0 +1,163 @@
+"""Fits a few-shot head to labelled examples: method, weight, temperature, and thresholds for abstaining.
+
+Everything is chosen by leave-one-out scores, so no example is held back. `fit_report.py` reports them.
+
+Legend: N examples, K classes, E joint width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from prompted_clip.few_shot import FEW_SHOT_METHODS, Bools, FewShotMethod, Floats, Ints, LinearTerm
+
+TEXT: Final = "text"
+"""The method of a fit that keeps the text features alone."""
+MIN_EXAMPLES: Final = 4
+"""A class with fewer keeps its text features alone."""
+ALPHAS: Final = np.logspace(-1.5, 1.5, 13)
+"""Candidates besides 0, in units of the ratio of the logits' spreads."""
+RATES: Final = (0.01, 0.05, 0.1)
+"""Abstention rates with a stored threshold."""
+MAX_INVERSE_TEMPERATURE: Final = 30.0
+MAX_WEIGHT: Final = 1e4
+"""Largest value that a bundle may contain."""
+
+
+@dataclass(frozen=True, eq=False)
+class FewShotFit:
+    """A fitted head: logits = (z + alpha (W f + b)) / temperature.
+
+    Attributes:
+        method: a key of `FEW_SHOT_METHODS`, or `text` if none beats the text features.
+        alpha: 0 for `text`.
+        term: W and b, zero for classes with fewer than `MIN_EXAMPLES` examples.
+        temperature: minimises the leave-one-out log-loss.
+        labels_N: classes of the examples.
+        logits_NK: leave-one-out logits, before the temperature.
+        text_logits_NK: z of the examples.
+        is_fitted_K: classes that the term covers.
+    """
+
+    method: str
+    alpha: float
+    term: LinearTerm
+    temperature: float
+    labels_N: Ints
+    logits_NK: Floats
+    text_logits_NK: Floats
+    is_fitted_K: Bools
+
+    def logits(self, features_NE: Floats, text_logits_NK: Floats) -> Floats:
+        """Calibrated logits of unit-norm features: [N, K]."""
+        result: Floats = (text_logits_NK + self.alpha * self.term(features_NE)) / self.temperature
+        return result
+
+    def probabilities(self) -> Floats:
+        """Calibrated leave-one-out probabilities of the examples: [N, K]."""
+        return softmax(self.logits_NK / self.temperature)
+
+    def thresholds(self) -> dict[float, float]:
+        """By abstention rate, the probability below which the best class is too uncertain."""
+        return abstention_thresholds(self.probabilities())
+
+
+def fit_few_shot(
+    features_NE: Floats,
+    labels_N: Ints,
+    text_logits_NK: Floats,
+    methods: Mapping[str, FewShotMethod] = FEW_SHOT_METHODS,
+) -> FewShotFit:
+    """Choose the method and alpha with the least leave-one-out log-loss; the text features alone are a candidate.
+
+    Args:
+        features_NE: unit norm.
+        labels_N: 0 to K - 1; a class may have no examples.
+        text_logits_NK: z = s <f, g_k> of the same examples.
+        methods: candidates by name.
+    """
+    n_classes = text_logits_NK.shape[1]
+    is_fitted_K = np.bincount(labels_N, minlength=n_classes) >= MIN_EXAMPLES
+    best_loss, temperature = calibrate(text_logits_NK, labels_N)
+    method_name, alpha, term, logits_NK = TEXT, 0.0, _no_term(n_classes, features_NE.shape[1]), text_logits_NK
+    for name, method in methods.items() if is_fitted_K.sum() > 1 else ():
+        own_term, scores_NK = _term_and_scores(method, features_NE, labels_N, is_fitted_K)
+        unit = _spread(text_logits_NK[:, is_fitted_K]) / _spread(scores_NK[:, is_fitted_K])
+        largest = max(np.abs(own_term.weight_KE).max(), np.abs(own_term.bias_K).max())
+        for candidate in unit * ALPHAS:
+            candidate_NK = text_logits_NK + candidate * scores_NK
+            loss, own_temperature = calibrate(candidate_NK, labels_N)
+            if loss < best_loss and candidate * largest < MAX_WEIGHT:
+                best_loss, temperature = loss, own_temperature
+                method_name, alpha, term, logits_NK = name, float(candidate), own_term, candidate_NK
+    return FewShotFit(method_name, alpha, term, temperature, labels_N, logits_NK, text_logits_NK, is_fitted_K)
+
+
+def _term_and_scores(
+    method: FewShotMethod, features_NE: Floats, labels_N: Ints, is_fitted_K: Bools
+) -> tuple[LinearTerm, Floats]:
+    """The term over all classes, and its leave-one-out scores; both centred over the fitted classes."""
+    fitted, is_used_N = np.flatnonzero(is_fitted_K), is_fitted_K[labels_N]
+    used_NE, used_N = features_NE[is_used_N], np.searchsorted(fitted, labels_N[is_used_N])
+    own = method.fit(used_NE, used_N, len(fitted))
+    term = _no_term(len(is_fitted_K), features_NE.shape[1])
+    term.weight_KE[fitted] = own.weight_KE - own.weight_KE.mean(axis=0)
+    term.bias_K[fitted] = own.bias_K - own.bias_K.mean()
+    scores_NK = term(features_NE)
+    without_NK = method.leave_one_out(used_NE, used_N, len(fitted))
+    scores_NK[np.ix_(is_used_N, fitted)] = without_NK - without_NK.mean(axis=1, keepdims=True)
+    return term, scores_NK
+
+
+def _no_term(n_classes: int, width: int) -> LinearTerm:
+    return LinearTerm(np.zeros((n_classes, width)), np.zeros(n_classes))
+
+
+def _spread(scores_NK: Floats) -> float:
+    """Root mean square around each example's mean; 1 if there is none."""
+    return float((scores_NK - scores_NK.mean(axis=1, keepdims=True)).std()) or 1.0
+
+
+def softmax(logits_NK: Floats) -> Floats:
+    """Probabilities, row by row."""
+    powers_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+    result: Floats = powers_NK / powers_NK.sum(axis=1, keepdims=True)
+    return result
+
+
+def calibrate(logits_NK: Floats, labels_N: Ints) -> tuple[float, float]:
+    """The least mean log-loss over all temperatures, and that temperature.
+
+    The targets are smoothed by 1/(N + 1), as in Platt scaling, so that the temperature of separable classes is not 0.
+    The loss is convex in b = 1/T; Newton's method within a bracket.
+    """
+    margins_NK = logits_NK - np.take_along_axis(logits_NK, labels_N[:, None], axis=1)
+    smoothing = float(margins_NK.mean()) / (len(labels_N) + 1)
+    highest_N1 = margins_NK.max(axis=1, keepdims=True)
+    low, high, b = 1 / MAX_INVERSE_TEMPERATURE, MAX_INVERSE_TEMPERATURE, 1.0
+    while True:
+        powers_NK = np.exp(b * (margins_NK - highest_N1))
+        sums_N = powers_NK.sum(axis=1)
+        powers_NK *= margins_NK
+        mean_N = powers_NK.sum(axis=1) / sums_N
+        slope = float(mean_N.mean()) - smoothing
+        curvature = float(((powers_NK * margins_NK).sum(axis=1) / sums_N - mean_N**2).mean())
+        low, high = (low, b) if slope > 0 else (b, high)
+        step = b - slope / curvature if curvature > 0 else 0.0
+        following = step if low < step < high else (low * high) ** 0.5
+        if abs(following - b) <= 1e-6 * b:
+            return float((np.log(sums_N) + b * highest_N1[:, 0]).mean()) - b * smoothing, 1 / b
+        b = following
+
+
+def abstention_thresholds(probabilities_NK: Floats, rates: Sequence[float] = RATES) -> dict[float, float]:
+    """By rate, the probability below which the best class is too uncertain.
+
+    Split conformal (Vovk et al. 2005): of images of these classes, at most the stated share has a lower best
+    probability, as leave-one-out scores and those of new images are exchangeable up to one example.
+    """
+    sorted_N = np.sort(probabilities_NK.max(axis=1))
+    places = {rate: int(rate * (len(sorted_N) + 1)) for rate in rates}
+    return {rate: float(sorted_N[place - 1]) if place else 0.0 for rate, place in places.items()}

@@ -1,0 +1,194 @@
+"""Reports a few-shot fit: accuracy, confusion, suspicious labels, learning curve and calibration.
+
+All numbers are of leave-one-out predictions. Rates are 0 to 1.
+
+Legend: N examples, K classes, E joint width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Final
+
+import numpy as np
+
+from prompted_clip.few_shot import FEW_SHOT_METHODS, Floats, Ints
+from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, softmax
+
+SUSPECT_SHARE: Final = 0.13
+"""At most this share of the examples is suspected."""
+SUSPECT_RATIO: Final = 0.3
+"""A suspect's label is less than this times as probable as the predicted class."""
+N_BINS: Final = 15
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of examples with its 95 % Wilson interval."""
+
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassFit:
+    """One class.
+
+    Attributes:
+        name: label.
+        n_examples: labelled images.
+        is_fitted: False if there are too few examples and the text features alone score the class.
+        accuracy: None without examples.
+        text_accuracy: of the text features alone; None without examples.
+        half_accuracy: with half of the examples; None without examples.
+        mistaken_for: the most frequent wrong prediction, or None.
+    """
+
+    name: str
+    n_examples: int
+    is_fitted: bool
+    accuracy: Rate | None
+    text_accuracy: float | None
+    half_accuracy: float | None
+    mistaken_for: str | None
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An example whose label the other examples contradict.
+
+    Attributes:
+        index: position among the examples.
+        label, predicted: class names.
+        probability: of the label; the predicted class has a higher one.
+    """
+
+    index: int
+    label: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit is worth.
+
+    Attributes:
+        method: as in `FewShotFit`.
+        alpha, temperature: as in `FewShotFit`.
+        n_examples: labelled images of all classes.
+        accuracy: with all examples.
+        text_accuracy: of the text features alone.
+        half_accuracy: with half of the examples; the difference shows what as many again may bring.
+        classes: in class order.
+        confusion: counts; rows are labels, columns predictions.
+        suspects: worst first.
+        calibration_error_before, calibration_error_after: expected calibration error without and with the temperature.
+        abstain: by abstention rate, the least probability of an answer.
+    """
+
+    method: str
+    alpha: float
+    temperature: float
+    n_examples: int
+    accuracy: Rate
+    text_accuracy: float
+    half_accuracy: float
+    classes: tuple[ClassFit, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    suspects: tuple[Suspect, ...]
+    calibration_error_before: float
+    calibration_error_after: float
+    abstain: dict[str, float]
+
+
+def report_fit(fit: FewShotFit, features_NE: Floats, class_names: Sequence[str]) -> FitReport:
+    """Report a fit; `features_NE` are the features that it was made from."""
+    labels_N, probabilities_NK = fit.labels_N, fit.probabilities()
+    n_classes, named_N = len(class_names), fit.logits_NK.argmax(axis=1)
+    is_right_N, is_right_text_N = named_N == labels_N, fit.text_logits_NK.argmax(axis=1) == labels_N
+    is_right_half_N = _right_with_half(fit, features_NE)
+    confusion_KK = np.bincount(labels_N * n_classes + named_N, minlength=n_classes**2).reshape(n_classes, n_classes)
+    counts_K = confusion_KK.sum(axis=1)
+
+    def of_class(index: int) -> ClassFit:
+        is_own_N, n = labels_N == index, int(counts_K[index])
+        mistakes_K = np.where(np.arange(n_classes) == index, 0, confusion_KK[index])
+        return ClassFit(
+            name=class_names[index],
+            n_examples=n,
+            is_fitted=fit.method != TEXT and bool(fit.is_fitted_K[index]),
+            accuracy=wilson(int(confusion_KK[index, index]), n) if n else None,
+            text_accuracy=float(is_right_text_N[is_own_N].mean()) if n else None,
+            half_accuracy=float(is_right_half_N[is_own_N].mean()) if n else None,
+            mistaken_for=class_names[int(mistakes_K.argmax())] if mistakes_K.any() else None,
+        )
+
+    return FitReport(
+        method=fit.method,
+        alpha=fit.alpha,
+        temperature=fit.temperature,
+        n_examples=len(labels_N),
+        accuracy=wilson(int(is_right_N.sum()), len(labels_N)),
+        text_accuracy=float(is_right_text_N.mean()),
+        half_accuracy=float(is_right_half_N.mean()),
+        classes=tuple(of_class(index) for index in range(n_classes)),
+        confusion=tuple(tuple(row_K) for row_K in confusion_KK.tolist()),
+        suspects=tuple(
+            Suspect(
+                int(row), class_names[labels_N[row]], class_names[named_N[row]],
+                float(probabilities_NK[row, labels_N[row]]),
+            )
+            for row in suspects(probabilities_NK, labels_N)
+        ),
+        calibration_error_before=calibration_error(softmax(fit.logits_NK), labels_N),
+        calibration_error_after=calibration_error(probabilities_NK, labels_N),
+        abstain={f"{rate:g}": threshold for rate, threshold in fit.thresholds().items()},
+    )  # fmt: skip
+
+
+def suspects(probabilities_NK: Floats, labels_N: Ints) -> Ints:
+    """Rows whose labels look wrong, least probable label first.
+
+    Args:
+        probabilities_NK: of each example as if it had not been seen.
+        labels_N: their labels.
+    """
+    own_N = probabilities_NK[np.arange(len(labels_N)), labels_N]
+    contradicted = np.flatnonzero(own_N < SUSPECT_RATIO * probabilities_NK.max(axis=1))
+    n_most = int(np.ceil(SUSPECT_SHARE * len(labels_N)))
+    result: Ints = contradicted[np.argsort(own_N[contradicted], kind="stable")][:n_most]
+    return result
+
+
+def calibration_error(probabilities_NK: Floats, labels_N: Ints) -> float:
+    """Expected calibration error over `N_BINS` bins of equal width (Guo et al. 2017)."""
+    top_N, is_right_N = probabilities_NK.max(axis=1), probabilities_NK.argmax(axis=1) == labels_N
+    bins_N = np.minimum((top_N * N_BINS).astype(np.int64), N_BINS - 1)
+    return float(np.abs(np.bincount(bins_N, is_right_N - top_N, N_BINS)).sum() / len(labels_N))
+
+
+def wilson(n_right: int, n: int, z: float = 1.96) -> Rate:
+    """A share of n > 0 examples with its 95 % interval (Wilson 1927)."""
+    rate, square = n_right / n, z * z / n
+    middle, half = rate + square / 2, z * sqrt(rate * (1 - rate) / n + square / (4 * n))
+    return Rate(rate, (middle - half) / (1 + square), (middle + half) / (1 + square))
+
+
+def _right_with_half(fit: FewShotFit, features_NE: Floats) -> Floats:
+    """1 for each example that a fit of the same method on the other half of its examples gets right, otherwise 0."""
+    labels_N = fit.labels_N
+    place_N = np.empty_like(labels_N)
+    for label in np.unique(labels_N):
+        is_own_N = labels_N == label
+        place_N[is_own_N] = np.arange(is_own_N.sum())
+    methods = {name: method for name, method in FEW_SHOT_METHODS.items() if name == fit.method}
+    is_right_N = np.zeros(len(labels_N))
+    for half in (0, 1):
+        is_used_N, is_asked_N = place_N % 2 == half, place_N % 2 != half
+        if is_used_N.any() and is_asked_N.any():
+            part = fit_few_shot(features_NE[is_used_N], labels_N[is_used_N], fit.text_logits_NK[is_used_N], methods)
+            logits_NK = part.logits(features_NE[is_asked_N], fit.text_logits_NK[is_asked_N])
+            is_right_N[is_asked_N] = logits_NK.argmax(axis=1) == labels_N[is_asked_N]
+    return is_right_N

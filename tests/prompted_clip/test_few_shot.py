@@ -1,0 +1,239 @@
+"""Closed-form few-shot heads against refits without each example, and the whole fit against a slow reference."""
+
+import math
+
+import numpy as np
+import pytest
+
+from prompted_clip.few_shot import FEW_SHOT_METHODS, MIN_DAMPING, RIDGE, SHARPNESS
+from prompted_clip.fit import ALPHAS, MIN_EXAMPLES, abstention_thresholds, calibrate, fit_few_shot, softmax
+from prompted_clip.fit_report import calibration_error, report_fit, suspects, wilson
+
+METHODS = pytest.mark.parametrize("method", FEW_SHOT_METHODS.values(), ids=FEW_SHOT_METHODS)
+
+
+def examples(counts, width=16, noise=1.0, seed=0):
+    """Unit features around one centre per class, labels, and logits of noisy text features."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(len(counts), width))
+    labels = np.repeat(np.arange(len(counts)), counts)
+    features = centres[labels] + noise * rng.normal(size=(len(labels), width))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    texts = centres + 1.5 * rng.normal(size=centres.shape)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    return features, labels, 20 * features @ texts.T
+
+
+def without(row, *arrays):
+    return [np.delete(array, row, axis=0) for array in arrays]
+
+
+@METHODS
+@pytest.mark.parametrize("counts", [(4, 5, 6, 7, 8), (2, 2), (2, 30, 3)], ids=str)
+@pytest.mark.parametrize("width", [3, 16, 60], ids="width {}".format)
+def test_leave_one_out_equals_refits_without_each_example(method, counts, width):
+    features, labels, _ = examples(counts, width)
+    found = method.leave_one_out(features, labels, len(counts))
+    refits = [
+        method.fit(*without(row, features, labels), len(counts))(features[row : row + 1])[0]
+        for row in range(len(labels))
+    ]
+    np.testing.assert_allclose(found, refits, rtol=0, atol=1e-9 * np.abs(refits).max())
+
+
+@METHODS
+def test_identical_images_in_every_class_still_give_finite_scores(method):
+    features, labels, _ = examples((4, 4), noise=0.0)
+    assert np.isfinite(method.leave_one_out(features, labels, 2)).all()
+    assert (method.fit(features, labels, 2)(features).argmax(1) == labels).all()
+
+
+def slow_scores(name, features, labels, query):
+    """One query's scores by loops over the published equations."""
+    n, width = features.shape
+    classes = range(max(labels) + 1)
+    if name == "tip-adapter":
+        near = [SHARPNESS * float(np.dot(query, one)) + 1 - SHARPNESS for one in features]
+        return [sum(value for value, label in zip(near, labels, strict=True) if label == k) for k in classes]
+    if name == "ridge":
+        inputs = np.array([[*one, 1.0] for one in features])
+        gram = sum(np.outer(one, one) for one in inputs) + RIDGE * np.eye(width + 1)
+        return [float(np.linalg.inv(gram) @ inputs.T @ (labels == k) @ [*query, 1.0]) for k in classes]
+    means = [features[labels == k].mean(axis=0) for k in classes]
+    scatter = sum(np.outer(one - means[k], one - means[k]) for one, k in zip(features, labels, strict=True))
+    precision = width * np.linalg.inv(scatter + max(np.trace(scatter) / (n - 1), MIN_DAMPING) * np.eye(width))
+    return [
+        float(mean @ precision @ query - mean @ precision @ mean / 2 + math.log((labels == k).mean()))
+        for k, mean in enumerate(means)
+    ]
+
+
+def slow_fit(name, features, labels, text_logits, queries, query_text_logits):
+    """Loss, calibrated logits of the queries and leave-one-out logits of the best alpha of one method."""
+    kept = [k for k in range(text_logits.shape[1]) if (labels == k).sum() >= MIN_EXAMPLES]
+    used = np.isin(labels, kept)
+    own = np.searchsorted(kept, labels)
+
+    def added(query, row=None):
+        scores = np.zeros(text_logits.shape[1])
+        rows = used if row is None else used & (np.arange(len(labels)) != row)
+        found = np.array(slow_scores(name, features[rows], own[rows], query))
+        scores[kept] = found - found.mean()
+        return scores
+
+    left_out = np.array([added(features[row], row) for row in range(len(labels))])
+
+    def spread(scores):
+        return np.sqrt(((scores - scores.mean(1, keepdims=True)) ** 2).mean())
+
+    best = (*least_loss(text_logits, labels), query_text_logits, text_logits)
+    for alpha in ALPHAS * spread(text_logits[:, kept]) / spread(left_out[:, kept]):
+        logits = text_logits + alpha * left_out
+        loss, temperature = least_loss(logits, labels)
+        if loss < best[0]:
+            term = np.array([added(query) for query in queries])
+            best = loss, temperature, query_text_logits + alpha * term, logits
+    return best[0], best[2] / best[1], best[3]
+
+
+def least_loss(logits, labels):
+    """By a fine search over the temperature; targets smoothed by 1/(N + 1)."""
+    n, n_classes = logits.shape
+    targets = np.full(logits.shape, 1 / (n + 1) / n_classes)
+    targets[np.arange(n), labels] += 1 - 1 / (n + 1)
+
+    def loss(temperature):
+        return float(-(targets * np.log(softmax(logits / temperature) + 1e-300)).sum(1).mean())
+
+    low, high = math.log(1 / 30), math.log(30)
+    for _ in range(60):
+        third = (high - low) / 3
+        low, high = (low, high - third) if loss(math.exp(low + third)) < loss(math.exp(high - third)) else (
+            low + third, high)  # fmt: skip
+    return loss(math.exp(low)), math.exp(low)
+
+
+@pytest.mark.parametrize("name", FEW_SHOT_METHODS)
+def test_a_fit_equals_the_slow_reference(name):
+    features, labels, text_logits = examples((9, 6, 3, 0, 4), width=7)
+    queries, _, query_text_logits = examples((2, 2, 2, 2, 2), width=7, seed=5)
+    fit = fit_few_shot(features, labels, text_logits, {name: FEW_SHOT_METHODS[name]})
+    loss, logits, left_out = slow_fit(name, features, labels, text_logits, queries, query_text_logits)
+    assert fit.method == name
+    assert calibrate(fit.logits_NK, labels)[0] == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(fit.logits_NK, left_out, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(fit.logits(queries, query_text_logits), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fit_is_never_worse_than_the_text_features_on_its_own_loss(seed):
+    features, labels, text_logits = examples((4, 4, 5, 6), noise=3.0, seed=seed)
+    fit = fit_few_shot(features, labels, text_logits)
+    assert calibrate(fit.logits_NK, labels)[0] <= calibrate(text_logits, labels)[0]
+
+
+def test_the_text_features_stay_alone_where_no_method_helps():
+    features, labels, text_logits = examples((8, 8, 8), width=40, noise=30.0)
+    text_logits = 5 * np.eye(3)[labels] + 0 * text_logits
+    fit = fit_few_shot(features, labels, text_logits)
+    assert (fit.method, fit.alpha) == ("text", 0)
+    assert not fit.term.weight_KE.any()
+
+
+def test_the_order_of_examples_changes_nothing():
+    features, labels, text_logits = examples((6, 7, 8))
+    order = np.random.default_rng(1).permutation(len(labels))
+    one = fit_few_shot(features, labels, text_logits)
+    two = fit_few_shot(features[order], labels[order], text_logits[order])
+    assert (one.method, pytest.approx(one.alpha)) == (two.method, two.alpha)
+    np.testing.assert_allclose(one.logits_NK[order], two.logits_NK, atol=1e-9)
+
+
+def test_the_order_of_classes_only_reorders_the_logits():
+    features, labels, text_logits = examples((6, 3, 7, 8))
+    order = np.array([2, 0, 3, 1])
+    one = fit_few_shot(features, labels, text_logits)
+    two = fit_few_shot(features, np.argsort(order)[labels], text_logits[:, order])
+    np.testing.assert_allclose(one.logits(features, text_logits)[:, order],
+                               two.logits(features, text_logits[:, order]), atol=1e-6)  # fmt: skip
+
+
+def test_classes_with_few_examples_or_none_keep_their_text_features():
+    features, labels, text_logits = examples((8, MIN_EXAMPLES - 1, 0, MIN_EXAMPLES))
+    fit = fit_few_shot(features, labels, text_logits)
+    assert fit.method != "text"
+    assert fit.is_fitted_K.tolist() == [True, False, False, True]
+    assert not fit.term.weight_KE[1:3].any()
+    assert not fit.term.bias_K[1:3].any()
+
+
+@pytest.mark.parametrize("counts", [(9, 0), (9, 3), (3, 3), (1, 1), (1, 0)], ids=str)
+def test_with_fewer_than_two_fittable_classes_the_fit_is_the_text_features(counts):
+    features, labels, text_logits = examples(counts)
+    fit = fit_few_shot(features, labels, text_logits)
+    report = report_fit(fit, features, ["cat", "dog"])
+    assert (fit.method, report.method, report.n_examples) == ("text", "text", len(labels))
+
+
+def test_the_temperature_of_separable_examples_is_bounded():
+    labels = np.arange(8) % 2
+    assert calibrate(100.0 * np.eye(2)[labels], labels)[1] > 10
+
+
+def test_the_temperature_minimises_the_loss():
+    _, labels, logits = examples((20, 20, 20), noise=3.0)
+    loss, temperature = calibrate(logits, labels)
+    expected = least_loss(logits, labels)
+    assert loss == pytest.approx(expected[0], rel=1e-9)
+    assert temperature == pytest.approx(expected[1], rel=1e-4)
+
+
+def test_thresholds_leave_the_stated_share_below_them():
+    probabilities = softmax(np.random.default_rng(0).normal(size=(999, 5)))
+    for rate, threshold in abstention_thresholds(probabilities).items():
+        assert (probabilities.max(1) < threshold).sum() == round(rate * 1000) - 1
+    assert abstention_thresholds(probabilities[:50], [0.01]) == {0.01: 0.0}
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    probabilities = np.array([[0.9, 0.1]] * 10 + [[0.45, 0.55]] * 10)
+    labels = np.array([0] * 6 + [1] * 14)
+    assert calibration_error(probabilities, labels) == pytest.approx((10 * abs(0.9 - 0.6) + 10 * abs(0.55 - 1.0)) / 20)
+
+
+def test_wilsons_interval_matches_published_values():
+    found = wilson(81, 263)  # Newcombe 1998, table I
+    assert (found.rate, found.low, found.high) == pytest.approx((0.308, 0.2553, 0.3662), abs=1e-3)
+    assert wilson(0, 4).low == pytest.approx(0, abs=1e-12)
+
+
+def test_flipped_labels_are_suspects_worst_first_and_few_good_ones_are():
+    features, labels, text_logits = examples([16] * 10, width=32)
+    rng = np.random.default_rng(3)
+    flipped = rng.choice(len(labels), 8, replace=False)
+    wrong = labels.copy()
+    wrong[flipped] = (labels[flipped] + rng.integers(1, 10, 8)) % 10
+    fit = fit_few_shot(features, wrong, text_logits)
+    found = suspects(fit.probabilities(), wrong)
+    own = fit.probabilities()[found, wrong[found]]
+    assert set(flipped) <= set(found.tolist())
+    assert len(found) - 8 <= 0.1 * (len(labels) - 8)
+    assert (np.diff(own) >= 0).all()
+
+
+def test_the_report_counts_classes_mistakes_and_what_half_of_the_examples_give():
+    features, labels, text_logits = examples((12, 16, 3, 0), noise=2.0)
+    fit = fit_few_shot(features, labels, text_logits)
+    report = report_fit(fit, features, ("cat", "dog", "bird", "fish"))
+    named = fit.logits_NK.argmax(1)
+    assert report.accuracy.rate == pytest.approx((named == labels).mean())
+    assert report.accuracy.low < report.accuracy.rate < report.accuracy.high
+    assert [one.n_examples for one in report.classes] == [12, 16, 3, 0]
+    assert [one.is_fitted for one in report.classes] == [True, True, False, False]
+    assert report.classes[3].accuracy is None
+    assert np.array(report.confusion).sum() == 31
+    assert np.trace(report.confusion) == (named == labels).sum()
+    assert 0 <= report.half_accuracy <= 1
+    assert report.calibration_error_after <= report.calibration_error_before + 0.05
+    assert set(report.abstain) == {"0.01", "0.05", "0.1"}
+    assert all(one.label != one.predicted for one in report.suspects)
