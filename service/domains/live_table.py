@@ -94,6 +94,11 @@ class LiveTable:
         self._metrics.state_changed(before.name if before else None, state.name)
         self._metrics.live_version_changed(domain, _identity(before), _identity(state))
 
+    def remove(self, domain: str) -> None:
+        """Remove a domain that has no live version."""
+        self._metrics.state_changed(self.states[domain].name, None)
+        self.states = MappingProxyType({name: state for name, state in self.states.items() if name != domain})
+
 
 def unknown_domain(domain: str) -> DomainNotFoundError:
     """The error for an unknown domain; quotes the name only if it is a valid one."""

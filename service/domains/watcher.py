@@ -74,9 +74,13 @@ class StoreWatcher:
 
     async def refresh(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Apply changes by other processes; called every second. Reports progress at each domain."""
-        for domain, live in (await asyncio.to_thread(self._read_store)).items():
+        found = await asyncio.to_thread(self._read_store)
+        for domain, live in found.items():
             on_progress()
             await self._refresh(domain, live)
+        for domain, state in self._table.states.items():
+            if domain not in found and state.name == "broken":
+                self._table.remove(domain)
         for key in self._loader.recent.keys:
             if await asyncio.to_thread(self._is_retired, *key):
                 self._loader.recent.remove(key)

@@ -116,11 +116,12 @@ class Metrics:
         """Count a change of a live version by its result."""
         self.activations.labels(self._name(domain), result).inc()
 
-    def state_changed(self, before: str | None, after: str) -> None:
-        """Move a domain from one state to another."""
+    def state_changed(self, before: str | None, after: str | None) -> None:
+        """Move a domain from one state to another; None is a domain that is not in the table."""
         if before is not None:
             self.domains.labels(before).dec()
-        self.domains.labels(after).inc()
+        if after is not None:
+            self.domains.labels(after).inc()
 
     def live_version_changed(self, domain: str, before: tuple[int, str] | None, after: tuple[int, str] | None) -> None:
         """Set a domain's live version (number and digest)."""

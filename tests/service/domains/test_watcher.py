@@ -135,6 +135,20 @@ async def test_a_domain_with_a_damaged_log_is_listed_as_broken_and_the_others_ar
     ]
 
 
+async def test_a_broken_domain_that_is_removed_from_the_store_is_no_longer_listed(serve, store, tmp_path):
+    planted = store.root / "domains" / "planted"
+    planted.symlink_to(tmp_path)
+    async with serve() as client:
+        before = (await client.get("/domains/planted")).json()["state"]
+        planted.unlink()
+        await client.context.watcher.refresh()
+        after = await client.get("/domains/planted")
+        metrics = (await client.get("/metrics")).text
+    assert (before, after.status_code) == ("broken", 404)
+    assert 'caspl_domains{state="broken"} 0.0' in metrics
+    assert 'caspl_domains{state="live"} 2.0' in metrics
+
+
 async def test_a_service_without_a_domain_is_ready_and_takes_the_first_one(serve, store, monkeypatch):
     monkeypatch.setattr(store, "domains", list)
     async with serve() as client:
