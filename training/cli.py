@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error, print_notes
+from training.terminal import (
+    InterpolatePositions,
+    PreprocessOf,
+    QuickGelu,
+    TeacherPreprocessOf,
+    check_device,
+    exit_on_error,
+    print_notes,
+)
 
 boost_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 adapt_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -18,7 +26,7 @@ Domain = Annotated[str, typer.Option(help="domain name")]
 Pretrained = Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")]
 RecipeFile = Annotated[Path | None, typer.Option(help="TOML recipe")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="override a recipe value: key=value")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a recipe value")]
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="print the resulting recipe and exit")]
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
 TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard event files")]
@@ -47,7 +55,7 @@ def boost(
     teacher_bundle: Annotated[Path | None, typer.Option(help="prompts for the teacher, as in PromptKD")] = None,
     quick_gelu: QuickGelu = False,
     preprocess_of: PreprocessOf = None,
-    teacher_preprocess_of: PreprocessOf = None,
+    teacher_preprocess_of: TeacherPreprocessOf = None,
     interpolate_positions: InterpolatePositions = False,
     random_weights: RandomWeights = False,
     recipe: RecipeFile = None,

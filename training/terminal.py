@@ -20,6 +20,7 @@ QuickGelu = Annotated[
 PreprocessOf = Annotated[
     str | None, typer.Option(help="the open_clip tag whose preprocessing and activation a local weights file needs")
 ]
+TeacherPreprocessOf = Annotated[str | None, typer.Option(help="the same for the teacher's weights file")]
 InterpolatePositions = Annotated[
     bool,
     typer.Option(

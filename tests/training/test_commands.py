@@ -55,6 +55,7 @@ def test_missing_weights_are_noticed_before_an_image_is_read(workplace, monkeypa
     result = run(command, workplace, *weights)
     assert result.exit_code == 1, result.output
     assert says in one_line(result.stderr)
+    assert result.stderr.splitlines()[-1].startswith(f"caspl {command.split()[0]}: ")
 
 
 @pytest.mark.parametrize("command", ["boost", "adapt"])

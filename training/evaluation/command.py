@@ -10,7 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error
+from training.terminal import (
+    InterpolatePositions,
+    PreprocessOf,
+    QuickGelu,
+    TeacherPreprocessOf,
+    check_device,
+    exit_on_error,
+)
 
 if TYPE_CHECKING:
     from prompted_clip.backbone import Backbone
@@ -42,7 +49,8 @@ Arch = Annotated[str, typer.Option(help="open_clip architecture")]
 Pretrained = Annotated[str | None, typer.Option(help="weights: open_clip tag or local file")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="use random weights, for testing")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="override a recipe value: key=value or method.key=value")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a recipe value: key=value or method.key=value"),
 ]
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
@@ -146,13 +154,15 @@ def reproduce(
     random_weights: RandomWeights = False,
     quick_gelu: QuickGelu = False,
     preprocess_of: PreprocessOf = None,
-    teacher_preprocess_of: PreprocessOf = None,
+    teacher_preprocess_of: TeacherPreprocessOf = None,
     interpolate_positions: InterpolatePositions = False,
     out: Annotated[
         Path | None, typer.Option(help="folder for the report and finished results; default reproduce-<data set>")
     ] = None,
     set_: Overrides = None,
-    boost_set: Annotated[list[str] | None, typer.Option(help="override a boosting recipe value: key=value")] = None,
+    boost_set: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="override a boosting recipe value")
+    ] = None,
     checkpoint_every: CheckpointEvery = 100,
     device: Device = "auto",
     json_: AsJson = False,
