@@ -68,10 +68,10 @@ class Recipe(BaseModel):
 class BoostRecipe(Recipe):
     """Phase 1: distil boosting prompts from a teacher on unlabelled images.
 
-    Epochs, batch size, augmentation and loss weight follow PromptKD. The CasPL paper does not state token count, depth,
-    loss reduction and initialisation of phase 1; these are inferred. Optimizer, rates and text prompts were chosen on
+    Epochs, batch size and loss weight follow PromptKD. The CasPL paper does not state token count, depth, loss
+    reduction and initialisation of phase 1; these are inferred. Optimizer, rates, crops and text prompts were chosen on
     the demo world: PromptKD's SGD made its student worse, often by collapsing all classes to one text feature (see
-    docs/boosting.md). `caspl reproduce` uses PromptKD's (`training.evaluation.paper_recipes`).
+    docs/boosting.md). `caspl reproduce` uses PromptKD's values (`training.evaluation.paper_recipes`).
     """
 
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="AdamW, or SGD with momentum 0.9")
@@ -80,6 +80,7 @@ class BoostRecipe(Recipe):
     )
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_epochs: int = Field(default=0, ge=0, description="epochs at the constant warm-up learning rate")
+    crop_scale_min: float = Field(default=0.5, gt=0, le=1, description="minimum area of a random crop, as a fraction")
     distillation: Literal["caspl", "promptkd"] = Field(
         default="caspl",
         description="caspl: prompts in both towers; promptkd: image prompts and a projector to the teacher's text "

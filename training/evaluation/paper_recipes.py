@@ -26,6 +26,7 @@ _PROMPTKD: Final[Mapping[str, Any]] = {
     "learning_rate": 0.005,
     "weight_decay": 5e-4,
     "warmup_epochs": 1,
+    "crop_scale_min": 0.08,
     "text_tokens": 8,
     "text_init": "",
     "text_rate_factor": 1.0,
