@@ -18,7 +18,7 @@ from prompted_clip import internals
 from prompted_clip.errors import WeightsError
 from prompted_clip.preprocess import RESIZE_MODES
 from prompted_clip.sources import HF_HUB, LOCAL_DIR, find_weights, register_demo_models, unrecorded_values
-from prompted_clip.weight_checks import fit_weights
+from prompted_clip.weight_checks import load_weights
 from prompted_clip.weight_files import OPENAI_FACTS, read_weights
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def load_backbone(
     clip = internals.check_supported(model, source.arch)
     if source.path is not None:
         with _named_failure(source.arch, source.name):
-            notes += fit_weights(
+            notes += load_weights(
                 tensors, clip, arch=source.arch, path=source.path, interpolate_positions=interpolate_positions
             )
     del tensors

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import open_clip
 import torch
@@ -21,26 +20,27 @@ _SCALES: Final = (2.0, 200.0)
 """Plausible logit scales s = exp(t): training starts at 14 and ends at 100, its upper bound."""
 
 
-@dataclass(frozen=True)
-class _Size:
+class _Size(NamedTuple):
     """Sizes of a CLIP that its weights show."""
 
+    patch: int
+    grid: int
+    layers: int
+    width: int
+    positions: int
+    text_layers: int
+    text_width: int
     embed_dim: int
-    image: tuple[int, int, int, int]
-    """Patch size, grid, layers, width."""
-    text: tuple[int, int, int]
-    """Positions, layers, width."""
 
     def __str__(self) -> str:
-        patch, grid, layers, width = self.image
-        positions, text_layers, text_width = self.text
         return (
-            f"image tower of {layers} layers, width {width}, {grid} x {grid} patches of {patch} pixels; text tower of "
-            f"{text_layers} layers, width {text_width}, {positions} positions; joint width {self.embed_dim}"
+            f"image tower of {self.layers} layers, width {self.width}, {self.grid} x {self.grid} patches of "
+            f"{self.patch} pixels; text tower of {self.text_layers} layers, width {self.text_width}, "
+            f"{self.positions} positions; joint width {self.embed_dim}"
         )
 
 
-def fit_weights(
+def load_weights(
     tensors: dict[str, Tensor], clip: CLIP, *, arch: str, path: Path, interpolate_positions: bool = False
 ) -> list[str]:
     """Check tensors and load them into a model.
@@ -62,7 +62,7 @@ def fit_weights(
     tensors = {name: value for name, value in tensors.items() if name not in OPENAI_FACTS}
     expected = clip.state_dict()
     _check_names(tensors, expected, arch, path)
-    notes = [*_fit_scale(tensors, expected["logit_scale"], path)]
+    notes = [*_check_scale(tensors, expected["logit_scale"], path)]
     if interpolate_positions:
         notes += _interpolate(tensors, expected, clip, path)
     _check_shapes(tensors, expected, arch, path)
@@ -112,7 +112,7 @@ def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch:
     raise WeightsError(msg)
 
 
-def _fit_scale(tensors: dict[str, Tensor], expected: Tensor, path: Path) -> Iterator[str]:
+def _check_scale(tensors: dict[str, Tensor], expected: Tensor, path: Path) -> Iterator[str]:
     """Give the logit scale its shape, and take the logarithm of one that was stored without."""
     stored = tensors["logit_scale"]
     if stored.numel() != 1:
@@ -166,11 +166,10 @@ def _fitting(tensors: dict[str, Tensor], arch: str) -> str:
 def _size_of(tensors: dict[str, Tensor]) -> _Size | None:
     try:
         width, _, patch, _ = tensors["visual.conv1.weight"].shape
-        positions, text_width = tensors[_TEXT_POSITIONS].shape
+        grid = math.isqrt(len(tensors[_IMAGE_POSITIONS]) - 1)
+        text = (len(tensors[_TEXT_POSITIONS]), _layers(tensors, "transformer"), tensors[_TEXT_POSITIONS].shape[1])
         return _Size(
-            tensors["text_projection"].shape[1],
-            (patch, math.isqrt(len(tensors[_IMAGE_POSITIONS]) - 1), _layers(tensors, "visual.transformer"), width),
-            (positions, _layers(tensors, "transformer"), text_width),
+            patch, grid, _layers(tensors, "visual.transformer"), width, *text, tensors["text_projection"].shape[1]
         )
     except (KeyError, ValueError, IndexError):
         return None
@@ -180,12 +179,8 @@ def _size_of_config(arch: str) -> _Size | None:
     config: dict[str, Any] = open_clip.get_model_config(arch)
     image, text = config["vision_cfg"], config["text_cfg"]
     try:
-        grid = image["image_size"] // image["patch_size"]
-        return _Size(
-            config["embed_dim"],
-            (image["patch_size"], grid, image["layers"], image["width"]),
-            (text["context_length"], text["layers"], text["width"]),
-        )
+        image_tower = (image["patch_size"], image["image_size"] // image["patch_size"], image["layers"], image["width"])
+        return _Size(*image_tower, text["context_length"], text["layers"], text["width"], config["embed_dim"])
     except (KeyError, TypeError):
         return None
 
