@@ -91,7 +91,12 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     try:
         return KeyFile.model_validate_json(data).keys
     except ValidationError as error:
-        raise SettingsError(f"{path} is not a key file: {error}") from error
+        raise SettingsError(f"{path} is not a key file: {_explained(error)}.") from error
+
+
+def _explained(error: ValidationError) -> str:
+    """The problems in one line, without values, which may be hashes."""
+    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
 
 
 def moment(text: str) -> datetime:
@@ -131,7 +136,7 @@ def add_key(path: Path, scopes: Sequence[str], domains: Sequence[str], **fields:
     try:
         key = Key.model_validate(entry)
     except ValidationError as error:
-        raise SettingsError(f"Invalid key: {error}") from error
+        raise SettingsError(f"Invalid key: {_explained(error)}.") from error
     with _editing(path):
         _write(path, (*(read_keys(path) if path.exists() else ()), key))
     return f"pk_{key_id}_{secret}"
@@ -155,13 +160,13 @@ def _editing(path: Path) -> Iterator[None]:
     """Hold a lock on the file's folder, so that no concurrent edit is lost."""
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
     except OSError as error:
-        raise SettingsError(f"Cannot open the folder of {path}: {error.strerror}.") from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
+        raise SettingsError(f"Cannot write the key file {path}: {error.strerror}.") from error
 
 
 def _write(path: Path, keys: Sequence[Key]) -> None:

@@ -170,9 +170,13 @@ def test_a_missing_public_or_invalid_key_file_is_refused(path, tmp_path):
     with pytest.raises(SettingsError, match="chmod 600"):
         read_keys(path)
     path.chmod(0o600)
-    path.write_text('{"keys": [{"id": "x"}]}')
-    with pytest.raises(SettingsError, match="not a key file"):
+    path.write_text('{"keys": [{"id": "x", "sha256": "a-secret"}]}')
+    with pytest.raises(SettingsError, match=r"not a key file: keys\.0\.id") as refused:
         read_keys(path)
+    assert "\n" not in str(refused.value)
+    assert "a-secret" not in str(refused.value)
+    with pytest.raises(SettingsError, match="Cannot write"):
+        add_key(tmp_path / "missing" / "keys.json", ["classify"], [])
 
 
 @pytest.mark.parametrize(
