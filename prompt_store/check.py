@@ -37,8 +37,8 @@ class Finding:
         path: the file or directory, relative to the store.
         detail: the problem.
         is_damage: True if stored data is lost, unreadable or ignored; False for files that only take space.
-        moves: paths that a repair moves to the quarantine, in this order.
-        is_undone: True if the domain loses records, and with them knows some of its bundles no longer.
+        moves: paths that a repair moves to the quarantine.
+        is_undone: whether the repair takes records away, so that the domain may no longer refer to some bundles.
         restored: the original content of `path`, if it is known.
     """
 
@@ -230,8 +230,7 @@ def _broken_log(domain: str, log: int, state: State, numbers: list[int], error: 
         restored = _without_flipped_bit(log, number)
         if restored is not None:
             return Finding(f"{folder}/{record_name(number)}", f"{problem} One bit changed.", restored=restored)
-    # The last record goes first, so that an interrupted repair leaves no gap.
-    tail = [number for number in reversed(numbers) if number > state.seq]
+    tail = [number for number in numbers if number > state.seq]
     detail = f"{problem} Intact records before it: {state.seq}; records that cannot be used: {len(tail)}."
     return Finding(
         f"{folder}/{record_name(state.seq + 1)}",
