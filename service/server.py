@@ -133,7 +133,7 @@ def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, st
             app = create_app(settings, model, store, keys)
             context = app.state.context
             context.watchdog.start(context.failed_because)
-            server = GracefulServer(http_config(app, settings), context, started)
+            server = GracefulServer(http_config(app, settings, context=context), context, started)
             server.run(sockets=[listener])
             has_started = server.started
     if context.engine.activity.is_busy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +19,7 @@ from service.settings import Settings
 RATE_WINDOW_S: Final = 5.0
 """A body must keep its minimum rate in each window of this length, so a stalled one is noticed within two."""
 CLASSIFY: Final = "/classify"
+TIMEOUT: Final = re.compile(rb"(?:^|&)timeout_ms=(\d{1,9})(?=&|$)")
 
 
 class LimitedBody:
@@ -137,6 +139,12 @@ def tenant_of(scope: Scope) -> tuple[str, str]:
     """
     client = scope.get("caspl.actor") or (scope.get("client") or ("",))[0]
     return client, scope["path"].removeprefix(CLASSIFY + "/") if scope["path"].startswith(CLASSIFY + "/") else ""
+
+
+def timeout_of(query: bytes, settings: Settings) -> float:
+    """The timeout of a classify request in seconds, from its raw query."""
+    found = TIMEOUT.search(query)
+    return min(int(found[1]) / 1000, settings.max_timeout_s) if found else settings.default_timeout_s
 
 
 async def read_body(request: Request) -> bytes:

@@ -17,6 +17,7 @@ from service.images.decoder import Decoder
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
 from service.observability.watchdog import Heartbeat, Watchdog, keep_running
+from service.scheduler.open_requests import OpenRequests
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class HttpContext:
     decoder: Decoder
     backend: InferenceBackend
     is_draining: bool = False
+    open_requests: OpenRequests = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.open_requests = OpenRequests(self.settings.max_open_requests, self.settings.max_batch_rows)
 
 
 @dataclass(eq=False, kw_only=True)

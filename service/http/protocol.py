@@ -14,6 +14,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from service.http.body import RATE_WINDOW_S
+from service.http.middleware.early_refusal import EarlyRefusal
 
 MAX_HEAD_BYTES: Final = 16 * 1024
 HEAD_TIMEOUT_S: Final = 10.0
@@ -27,14 +28,23 @@ class TimeoutHttpProtocol(H11Protocol):
     Args:
         max_body_s: maximum time for the rest of a body after the response.
         min_body_rate: its minimum rate, in bytes per second.
+        refusal: rejects requests under overload before they are parsed.
     """
 
     _timer: asyncio.TimerHandle | None = None
     _is_stopping = False
     _n_received, _rest_end_s = 0, 0.0
 
-    def __init__(self, *args: Any, max_body_s: float, min_body_rate: int, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401  uvicorn's own
+        max_body_s: float,
+        min_body_rate: int,
+        refusal: EarlyRefusal | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._refusal = refusal
         self._max_body_s, self._min_window_bytes = max_body_s, min_body_rate * RATE_WINDOW_S
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -43,9 +53,19 @@ class TimeoutHttpProtocol(H11Protocol):
         self._start_timer(HEAD_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
-        """Count and handle bytes."""
+        """Count bytes, and handle them unless they are a request that is refused."""
         self._n_received += len(data)
-        super().data_received(data)
+        refused = self._refusal and self._is_idle() and self._refusal.respond(data, self.server_state.default_headers)
+        if not refused:
+            super().data_received(data)
+            return
+        response, must_close = refused
+        self.transport.write(response)
+        if must_close:
+            self.transport.close()
+        else:
+            self._unset_keepalive_if_required()
+            self._start_timer(HEAD_TIMEOUT_S)
 
     def handle_events(self) -> None:
         """Stop the timer while a request is being answered."""
@@ -86,6 +106,11 @@ class TimeoutHttpProtocol(H11Protocol):
             self._start_timer(LAST_HEAD_TIMEOUT_S)
         else:
             super().shutdown()
+
+    def _is_idle(self) -> bool:
+        """Whether the next byte begins a request."""
+        is_between = not self._is_answering() and self.conn.their_state is h11.IDLE
+        return is_between and not self.conn.trailing_data[0] and not self._is_stopping
 
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle

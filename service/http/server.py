@@ -12,6 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.errors import SettingsError
+from service.http.context import HttpContext
+from service.http.middleware.early_refusal import EarlyRefusal
 from service.http.protocol import MAX_HEAD_BYTES, TimeoutHttpProtocol
 from service.settings import Settings
 
@@ -70,9 +72,19 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def http_config(app: ASGIApp, settings: Settings, *, backlog: int = BACKLOG) -> uvicorn.Config:
-    """The uvicorn configuration of an application; it accepts up to `backlog` connections per event."""
-    protocol = partial(TimeoutHttpProtocol, max_body_s=settings.max_body_s, min_body_rate=settings.min_body_rate)
+def http_config(
+    app: ASGIApp, settings: Settings, *, context: HttpContext | None = None, backlog: int = BACKLOG
+) -> uvicorn.Config:
+    """The uvicorn configuration of an application; it accepts up to `backlog` connections per event.
+
+    With the application's `context`, classify requests are rejected early under overload.
+    """
+    protocol = partial(
+        TimeoutHttpProtocol,
+        max_body_s=settings.max_body_s,
+        min_body_rate=settings.min_body_rate,
+        refusal=EarlyRefusal(context) if context else None,
+    )
     return uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", protocol),

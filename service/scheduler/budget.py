@@ -25,14 +25,18 @@ class Budget:
         self._held: Counter[Hashable] = Counter()
         self.n_held = 0
 
+    def has_room(self, tenant: Hashable, amount: int, *, limit: int | None = None) -> bool:
+        """Whether a tenant may hold `amount` more, of a lower limit if one is given."""
+        n_free = (self._limit if limit is None else limit) - self.n_held - amount
+        return n_free >= 0 and (not self.n_held or self._held[tenant] + amount <= 2 * n_free)
+
     def check(self, tenant: Hashable, amount: int) -> None:
         """Check that a tenant may hold `amount` more; while nobody holds anything, up to the limit.
 
         Raises:
             OverloadedError: it may not; a CapacityError unless the budget has another `error`.
         """
-        n_free = self._limit - self.n_held - amount
-        if n_free < 0 or (self.n_held and self._held[tenant] + amount > 2 * n_free):
+        if not self.has_room(tenant, amount):
             raise self._error(
                 f"Server overloaded: {self.n_held} of {self._limit} {self._unit} are in use. Retry later.",
                 retry_after_s=1.0,

@@ -76,7 +76,7 @@ class WebProcess:
         self.app.include_router(classify.router)
         self.app.router.default = forwarder(self.rpc)
         install_middleware(self.app, self.context)
-        self.server = WebServer(http_config(self.app, settings, backlog=1))
+        self.server = WebServer(http_config(self.app, settings, context=self.context, backlog=1))
 
     async def count(self) -> list[Sample]:
         """All counters of this process since its start; also the heartbeat."""

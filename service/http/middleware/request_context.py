@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 import time
 from typing import Final
@@ -18,7 +17,7 @@ from service.access.rules import Endpoint, find_endpoint
 from service.errors import ClientGoneError, DrainingError
 from service.http import problems
 from service.http.middleware.asgi import Middleware
-from service.observability.logs import request_id
+from service.observability.logs import new_request_id, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class RequestContextMiddleware(Middleware):
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        token = request_id.set(given if REQUEST_ID.fullmatch(given) else f"req-{random.getrandbits(64):016x}")
+        token = request_id.set(given if REQUEST_ID.fullmatch(given) else new_request_id())
         started_s = time.monotonic()
         status, method, root = 0, scope["method"], self.context.settings.root_path
         path = scope["path"].removeprefix(root) if scope["path"].startswith(f"{root}/") else scope["path"]

@@ -1,0 +1,83 @@
+"""Rejects classify requests under overload before they are parsed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from typing import Final
+
+from service.errors import OverloadedError
+from service.http import problems
+from service.http.body import CLASSIFY, timeout_of
+from service.http.context import HttpContext
+from service.observability.logs import new_request_id
+
+logger = logging.getLogger(__name__)
+
+CLASSIFY_LINE: Final = re.compile(rb"POST /classify(?:/([a-z0-9-]{1,64}))?(?:\?([!-~]*))? HTTP/1\.1\r\n")
+LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length: *(\d{1,9}) *\r\n")
+OTHER_LINE: Final = re.compile(
+    rb"\r\n(?:transfer-encoding|expect|upgrade|origin|x-request-id|connection: *(?!close\r|keep-alive\r))"
+)
+"""Headers that need more than the short response."""
+CLOSE_LINE: Final = re.compile(rb"\r\nconnection: *close\r")
+LOG_EVERY_S: Final = 1.0
+
+
+class EarlyRefusal:
+    """Answers 429 to classify requests that would be rejected anyway, before they are parsed.
+
+    Under overload most requests are rejected. On a new connection this costs 200 us instead of 800, on an open one 70
+    instead of 400. The log has their number once a second.
+    """
+
+    def __init__(self, context: HttpContext) -> None:
+        self._context = context
+        error = OverloadedError("Server overloaded: too many requests are open. Retry later.", retry_after_s=1.0)
+        body = json.dumps(problems.describe(error) | {"request_id": "%s"}).replace("%", "%%").replace("%%s", "%s")
+        head = (
+            "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n"
+            "retry-after: 1\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\nx-request-id: %s\r\n"
+        )
+        self._head, self._body = head.format(len(body % new_request_id())).encode(), body.encode()
+        self._n_refused = 0
+
+    def respond(self, data: bytes, headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bool] | None:
+        """The response to `data` with additional `headers`, and whether to close the connection.
+
+        None if the data is not exactly one plain classify request, or the request has room.
+        """
+        line = CLASSIFY_LINE.match(data)
+        if line is None or self._context.is_draining:
+            return None
+        domain, timeout_s = (line[1] or b"").decode(), timeout_of(line[2] or b"", self._context.settings)
+        if self._context.open_requests.has_room(domain, timeout_s):
+            return None
+        end = data.find(b"\r\n\r\n")
+        head = data[: end + 2].lower()
+        lengths = LENGTH_LINE.findall(head)
+        is_whole = end > 0 and len(lengths) == 1 and len(data) == end + 4 + int(lengths[0])
+        if not is_whole or head.count(b"content-length") > 1 or OTHER_LINE.search(head):
+            return None
+        self._count(f"{CLASSIFY}/{{domain}}" if line[1] else CLASSIFY)
+        request_id = new_request_id().encode()
+        must_close = CLOSE_LINE.search(head) is not None
+        lines = [self._head % request_id, *(b"%s: %s\r\n" % header for header in headers)]
+        if must_close:
+            lines.append(b"connection: close\r\n")
+        return b"".join([*lines, b"\r\n", self._body % request_id]), must_close
+
+    def _count(self, route: str) -> None:
+        metrics = self._context.metrics
+        metrics.requests.labels(route, "POST", "429").inc()
+        metrics.request_s.labels(route).observe(0.0)
+        metrics.errors.labels(OverloadedError.default_code).inc()
+        if not self._n_refused:
+            asyncio.get_running_loop().call_later(LOG_EVERY_S, self._log)
+        self._n_refused += 1
+
+    def _log(self) -> None:
+        logger.info("requests.refused", extra={"n": self._n_refused, "code": OverloadedError.default_code})
+        self._n_refused = 0
