@@ -176,8 +176,8 @@ class Settings(BaseSettings):
     max_open_requests: int = Field(
         256,
         ge=1,
-        description="maximum number of classify requests per process whose body has arrived and that are not "
-        "answered; beyond it 429; default on a GPU: at least eight batches",
+        description="maximum number of classify requests per domain and process whose body has arrived and that are "
+        "not answered, and 1.5 times that in total; beyond it 429; default on a GPU: at least eight batches",
     )
     max_images: int = Field(16, ge=1, le=256, description="maximum number of images per request")
     max_image_pixels: int = Field(

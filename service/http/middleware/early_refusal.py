@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 CLASSIFY_LINE: Final = re.compile(rb"POST /classify(?:/([a-z0-9-]{1,64}))?(?:\?([!-~]*))? HTTP/1\.1\r\n")
 LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length: *(\d{1,9}) *\r\n")
 OTHER_LINE: Final = re.compile(
-    rb"\r\n(?:transfer-encoding|expect|upgrade|origin|x-request-id|connection: *(?!close\r|keep-alive\r))"
+    rb"\r\n(?:transfer-encoding|expect|upgrade|origin|x-request-id|connection: *+(?!close\r|keep-alive\r))"
 )
 """Headers that need more than the short response."""
 CLOSE_LINE: Final = re.compile(rb"\r\nconnection: *close\r")

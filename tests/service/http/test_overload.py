@@ -75,7 +75,6 @@ async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come
     [
         ({"max_queued_rows": 2, "max_images": 2}, "/classify/paint", "/classify/{domain}"),
         ({"max_open_requests": 3}, "/classify/paint", "/classify/{domain}"),
-        ({"max_open_requests": 3}, "/classify", "/classify"),
     ],
 )
 async def test_a_refusal_counts_with_its_route(serve, model, limits, path, route):
