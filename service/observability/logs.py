@@ -94,7 +94,7 @@ def install(log_format: str, level: str) -> None:
         logger.propagate = True
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("uvicorn.error").setLevel("WARNING")
-    for name in ("httpx", "httpcore", "PIL", "open_clip"):
+    for name in ("httpx", "httpcore", "PIL", "open_clip", "torch"):
         logging.getLogger(name).setLevel("WARNING")
     # These two warn about damaged client data, which would let clients flood the log.
     logging.getLogger("python_multipart").setLevel("ERROR")
