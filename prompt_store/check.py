@@ -38,7 +38,7 @@ class Finding:
         detail: the problem.
         is_damage: True if stored data is lost, unreadable or ignored; False for files that only take space.
         moves: paths that a repair moves to the quarantine.
-        is_undone: whether the repair takes records away, so that the domain may no longer refer to some bundles.
+        moves_records: whether these are records, without which the domain may no longer refer to some bundles.
         restored: the original content of `path`, if it is known.
     """
 
@@ -46,7 +46,7 @@ class Finding:
     detail: str
     is_damage: bool = True
     moves: tuple[str, ...] = ()
-    is_undone: bool = False
+    moves_records: bool = False
     restored: bytes | None = None
 
     @property
@@ -236,7 +236,7 @@ def _broken_log(domain: str, log: int, state: State, numbers: list[int], error: 
         f"{folder}/{record_name(state.seq + 1)}",
         detail,
         moves=tuple(f"{folder}/{record_name(number)}" for number in tail),
-        is_undone=True,
+        moves_records=True,
     )
 
 

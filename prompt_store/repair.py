@@ -53,7 +53,7 @@ def check_store(root: Path, *, repair: bool = False, disk: Disk | None = None) -
         found = check_layout(layout)
         while repair and (findings := _repairable(found, repairs)):
             kept = found.unreferenced
-            repairs += [_repair(layout, disk, one, kept if one.is_undone else ()) for one in findings]
+            repairs += [_repair(layout, disk, one, kept if one.moves_records else ()) for one in findings]
             found = check_layout(layout)
     return found, repairs
 
