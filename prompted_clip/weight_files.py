@@ -47,7 +47,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a file's tensors by name, on the CPU, in the stored dtype; wrappers' name prefixes are stripped.
 
     Raises:
-        WeightsError: missing, damaged, of another kind, or without tensors by name; says what the file is.
+        WeightsError: missing, damaged, of another kind, or without tensors by name; the message names the kind.
     """
     if path.suffix == ".safetensors" or _is_safetensors(_head(path)):
         loaded: object = read_safetensors(path)

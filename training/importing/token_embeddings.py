@@ -1,4 +1,4 @@
-"""Token embeddings of the training texts inside a checkpoint: they show the template and the classes, and are dropped.
+"""Token embeddings of the training texts inside a checkpoint: template and classes are read from them.
 
 `token_prefix` is the embedding of the start token; `token_suffix` is everything after the prompts: words, class name,
 full stop, end token. They are specific to the training classes, so bundles do not contain them, but they identify the
@@ -40,7 +40,7 @@ def check_token_embeddings(
     is_class_specific: bool = False,
     is_only_backbone_check: bool = False,
 ) -> tuple[str, tuple[str, ...]]:
-    """Take the embeddings of the training texts and find the template that they show.
+    """Take the embeddings of the training texts and find their template.
 
     Projects count the words of an initial text, not its tokens: of "a type of pet, a photo of a", eight words but nine
     tokens, the last one stays in the text, so that the template is "a {}.".
@@ -59,7 +59,7 @@ def check_token_embeddings(
 
     Raises:
         ImportFormatError: embeddings of another backbone, words before the class names that are not the template's or
-            cannot be told from the names, or class-specific prompts of other classes.
+            may be part of the names, or class-specific prompts of other classes.
     """
     backbone, names = target.base_model.backbone, (f"{prefix}token_prefix", f"{prefix}token_suffix")
     template = target.template or default
