@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from training.adapting.method import ExportedPrompts
-from training.initial_prompts import random_prompts, word_states
+from training.initial_prompts import check_words, random_prompts, word_states
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
@@ -27,6 +27,7 @@ class CasplStudent(nn.Module):
         recipe: token counts, depths, initial words and seed.
 
     Raises:
+        RecipeError: `text_init` has more tokens than the text prompts.
         TextTooLongError: a class name does not fit the text tower together with the prompts.
     """
 
@@ -41,8 +42,10 @@ class CasplStudent(nn.Module):
         image = random_prompts(
             min(recipe.image_depth, backbone.n_vision_layers), recipe.image_tokens, backbone.vision_width, generator
         )
-        words = word_states(backbone, recipe.text_init, len(text))[:, : recipe.text_tokens]
-        text[:, : words.shape[1]] = words
+        if recipe.text_tokens:
+            check_words(backbone, recipe.text_init, recipe.text_tokens)
+            words = word_states(backbone, recipe.text_init, len(text))
+            text[:, : words.shape[1]] = words
         self.image = nn.Parameter(image.to(backbone.device))
         self.text = nn.Parameter(text.to(backbone.device))
         self._tokens = PromptedBackbone(backbone).tokenize(class_names, recipe.template, n_prompts=recipe.text_tokens)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.internals import add_positions, causal_mask, embed_tokens, text_blocks
+from training.errors import RecipeError
 
 
 def random_prompts(depth: int, tokens: int, width: int, generator: torch.Generator) -> Tensor:
@@ -17,22 +18,35 @@ def random_prompts(depth: int, tokens: int, width: int, generator: torch.Generat
     return torch.randn(depth, tokens, width, generator=generator) * 0.02
 
 
-def init_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> bool:
-    """Set layer 0 to the token embeddings of `words`, in place, if they have exactly P tokens.
+def init_from_words(prompts_LPW: Tensor, backbone: Backbone, words: str) -> None:
+    """Set the first tokens of layer 0 to the token embeddings of `words`, in place; the others keep their values.
 
     Args:
         prompts_LPW: text prompts on the CPU.
         backbone: provides tokenizer and token embeddings.
-        words: such as "a photo of a".
+        words: such as "a photo of a"; may be empty.
 
-    Returns:
-        Whether the words had P tokens.
+    Raises:
+        RecipeError: the words have more than P tokens.
     """
+    check_words(backbone, words, prompts_LPW.shape[1])
     ids = torch.tensor(backbone.tokenizer.encode(words), dtype=torch.long, device=backbone.device)
-    if prompts_LPW.shape[1] == 0 or len(ids) != prompts_LPW.shape[1]:
-        return False
-    prompts_LPW[0] = embed_tokens(backbone.clip, ids).detach().float().cpu()
-    return True
+    prompts_LPW[0, : len(ids)] = embed_tokens(backbone.clip, ids).detach().float().cpu()
+
+
+def check_words(backbone: Backbone, words: str, n_tokens: int) -> None:
+    """Check that initial words fit.
+
+    Raises:
+        RecipeError: `words` have more than `n_tokens` tokens.
+    """
+    needed = len(backbone.tokenizer.encode(words))
+    if needed > n_tokens:
+        msg = (
+            f"The initial words {words!r} take {needed} tokens, but there are {n_tokens} text tokens. Use more tokens, "
+            "fewer words, or an empty text for random prompts."
+        )
+        raise RecipeError(msg)
 
 
 @torch.no_grad()

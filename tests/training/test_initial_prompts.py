@@ -8,6 +8,7 @@ from prompted_clip.prompts import join_groups
 from prompted_clip.text import encode_classes
 from tests.tiny import tiny_backbone
 from training.caspl_student import CasplStudent
+from training.errors import RecipeError
 from training.initial_prompts import word_states
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
@@ -45,5 +46,9 @@ def test_the_first_text_prompts_start_as_the_words_and_the_rest_at_random():
     text = CasplStudent(tiny_backbone(), NAMES, BoostRecipe(text_tokens=8, text_depth=3)).text
     assert torch.equal(text[:, :4], words)
     assert 0.01 < float(text[:, 4:].detach().std()) < 0.03
-    short = CasplStudent(tiny_backbone(), NAMES, BoostRecipe(text_tokens=2, text_depth=3)).text
-    assert torch.equal(short, words[:, :2])
+
+
+def test_words_of_more_tokens_than_there_are_prompts_are_an_error():
+    with pytest.raises(RecipeError, match="'a photo of a' take 4 tokens, but there are 2 text tokens"):
+        CasplStudent(tiny_backbone(), NAMES, BoostRecipe(text_tokens=2))
+    assert CasplStudent(tiny_backbone(), NAMES, BoostRecipe(text_tokens=0)).text.shape[1] == 0

@@ -39,8 +39,8 @@ def deep_text_prompts(
     """Text prompts initialised from words in layer 0, and the template after them.
 
     The first `tokens` words initialise the prompts; the remaining words stay in the template. With "a photo of a", four
-    tokens leave "{}.", and two leave "of a {}." (as in MaPLe's repository). With fewer words than tokens, or a word of
-    several tokens, all layers are random and the template is "{}.".
+    tokens leave "{}.", and two leave "of a {}." (as in MaPLe's repository). With fewer words than tokens, the other
+    tokens are random and the template is "{}.".
 
     Args:
         backbone: provides text tower and tokenizer.
@@ -51,9 +51,11 @@ def deep_text_prompts(
 
     Returns:
         Prompts [L, P, text width] float32 on the backbone's device, and the template with one `{}`.
+
+    Raises:
+        RecipeError: the first words have more than `tokens` tokens.
     """
     prompts = random_prompts(min(depth, backbone.n_text_layers), tokens, backbone.text_width, generator)
     split = words.split()
-    fitted = init_from_words(prompts, backbone, " ".join(split[:tokens]))
-    remaining = split[tokens:] if fitted else []
-    return nn.Parameter(prompts.to(backbone.device)), " ".join([*remaining, "{}."])
+    init_from_words(prompts, backbone, " ".join(split[:tokens]))
+    return nn.Parameter(prompts.to(backbone.device)), " ".join([*split[tokens:], "{}."])

@@ -1,10 +1,12 @@
 """Deep prompts: seeded initialisation and exported copies."""
 
+import pytest
 import torch
 
 from tests.tiny import tiny_backbone
 from training.adapting.deep_prompts import deep_image_prompts, deep_text_prompts
 from training.adapting.method import detached
+from training.errors import RecipeError
 from training.initial_prompts import seeded_linear
 
 CPU = torch.device("cpu")
@@ -37,14 +39,19 @@ def test_words_initialise_layer_0_and_deeper_layers_are_random():
     assert prompts[1:].std() > 0.015
 
 
-def test_with_a_word_of_several_tokens_all_layers_are_random():
+def test_with_fewer_words_than_tokens_the_other_tokens_are_random():
     backbone = tiny_backbone()
-    assert len(backbone.tokenizer.encode("zyxwv photo")) > 2
-
-    prompts, text = deep_text_prompts(backbone, 2, 2, "zyxwv photo", generator())
+    prompts, text = deep_text_prompts(backbone, 2, 4, "a photo", generator())
+    words = backbone.clip.token_embedding(torch.tensor(backbone.tokenizer.encode("a photo")))
 
     assert text == "{}."
-    assert torch.equal(prompts, deep_text_prompts(backbone, 2, 2, "", generator())[0])
+    assert torch.equal(prompts[0, :2].detach(), words.detach())
+    assert torch.equal(prompts[:, 2:], deep_text_prompts(backbone, 2, 4, "", generator())[0][:, 2:])
+
+
+def test_words_of_more_tokens_than_there_are_prompts_are_an_error():
+    with pytest.raises(RecipeError, match=r"'zyxwv photo' take \d+ tokens, but there are 2 text tokens"):
+        deep_text_prompts(tiny_backbone(), 2, 2, "zyxwv photo", generator())
 
 
 def test_exported_tensors_are_copies():
