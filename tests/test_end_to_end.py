@@ -150,7 +150,7 @@ def test_boost_add_activate_and_classify_from_the_command_line(tmp_path):
         "caspl", "boost", "--images", folder / "train", "--classes", folder / "classes.txt", "--domain", "thermal",
         "--out", bundle, "--backbone", "demo-student", "--teacher", "demo-teacher",
         "--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "batch_size=4",
-        "--set", "image_tokens=2", "--set", "text_tokens=4", "--json",
+        "--set", "image_tokens=2", "--set", "text_tokens=4", "--holdout", 0, "--json",
     )  # fmt: skip
     assert json.loads(result)["steps"] == 3
     assert "thermal" in run("caspl", "bundle", "inspect", bundle)
