@@ -40,6 +40,7 @@ class StoreWatcher:
         self._metrics = metrics
         self._trusts_after_s = float("inf")
         self._retry_after_s: dict[tuple[str, int], float] = {}
+        self._store_error = ""
 
     async def start(self, warmup_s: float) -> None:
         """Load every live version; after `warmup_s`, without smoke tests, which `test_in_background` runs later."""
@@ -74,7 +75,14 @@ class StoreWatcher:
 
     async def refresh(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Apply changes by other processes; called every second. Reports progress at each domain."""
-        found = await asyncio.to_thread(self._read_store)
+        try:
+            found = await asyncio.to_thread(self._read_store)
+        except PromptStoreError as error:  # all domains go on as they are
+            if self._store_error != str(error):
+                logger.error("store.unreadable", extra={"code": error.code, "detail": str(error)})  # noqa: TRY400
+            self._store_error = str(error)
+            return
+        self._store_error = ""
         for domain, live in found.items():
             on_progress()
             await self._refresh(domain, live)

@@ -149,6 +149,24 @@ async def test_a_broken_domain_that_is_removed_from_the_store_is_no_longer_liste
     assert 'caspl_domains{state="live"} 2.0' in metrics
 
 
+async def test_a_store_that_becomes_unreadable_is_logged_once_and_its_domains_go_on_serving(serve, store, caplog):
+    domains = store.root / "domains"
+    async with serve() as client:
+        away = domains.rename(store.root / "away")
+        domains.symlink_to(away)
+        for _ in range(3):
+            await client.context.watcher.refresh()
+        answer = await client.post("/classify/paint", content=picture())
+        domains.unlink()
+        away.rename(domains)
+        store.activate("paint", store.add("paint", colour_bundle(seed=1)).version)
+        await client.context.watcher.refresh()
+        followed = await client.post("/classify/paint", content=picture())
+    logged = [record for record in caplog.records if record.getMessage() == "store.unreadable"]
+    assert [(record.code, record.exc_info) for record in logged] == [("store_corrupt", None)]
+    assert (answer.status_code, answer.json()["version"], followed.json()["version"]) == (200, 1, 2)
+
+
 async def test_a_service_without_a_domain_is_ready_and_takes_the_first_one(serve, store, monkeypatch):
     monkeypatch.setattr(store, "domains", list)
     async with serve() as client:
