@@ -7,7 +7,7 @@ import socket
 import msgspec
 import pytest
 
-from service.errors import DeviceLostError, OverloadedError
+from service.errors import DeviceLostError, OverloadedError, ServiceError
 from service.workers.rpc import LENGTH_BYTES, Frame, Rpc
 
 pytestmark = pytest.mark.anyio
@@ -27,6 +27,9 @@ class Methods:
     async def refuse(self) -> None:
         raise OverloadedError("full", retry_after_s=2)
 
+    async def name(self) -> str:
+        return "\ud800"
+
     async def wait(self) -> None:
         self.has_begun.set()
         try:
@@ -40,7 +43,7 @@ async def ends():
     """A socket, a served end with its methods, and an event for when it has noticed the end."""
     one, other = socket.socketpair()
     methods = Methods()
-    served = Rpc((methods.echo, methods.refuse, methods.wait), max_bytes=2**22)
+    served = Rpc((methods.echo, methods.refuse, methods.name, methods.wait), max_bytes=2**22)
     await served.open(one)
     yield other, methods, served.lost
     other.close()
@@ -76,6 +79,11 @@ async def test_an_error_is_raised_at_the_caller(client):
     with pytest.raises(OverloadedError, match="full") as raised:
         await client.call("refuse", returns=type(None))
     assert raised.value.retry_after_s == 2
+
+
+async def test_a_result_that_cannot_be_encoded_is_an_error_at_the_caller(client):
+    with pytest.raises(ServiceError, match="Internal error"):
+        await asyncio.wait_for(client.call("name", returns=str), 10)
 
 
 async def test_a_notification_is_run_and_not_answered(ends, client):

@@ -70,6 +70,17 @@ async def test_a_store_that_hangs_is_named_while_the_service_stays_ready(serve, 
     assert answer.status_code == 200
 
 
+async def test_following_a_store_without_domains_is_progress(serve, store, monkeypatch):
+    polls = []
+    monkeypatch.setattr(store, "domains", lambda: polls.append(1) or [])
+    async with serve(store_poll_s=0.01) as client:
+        for _ in range(2):
+            n_polls = len(polls)
+            await until(lambda before=n_polls: len(polls) > before + 1)
+            client.context.watchdog.tick(40)
+        assert "store" not in client.context.watchdog.stuck
+
+
 async def test_an_empty_store_is_ready_to_be_filled(serve, store, monkeypatch):
     monkeypatch.setattr(store, "domains", list)
     async with serve() as client:
