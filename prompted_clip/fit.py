@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from prompted_clip.few_shot import FEW_SHOT_METHODS, Bools, FewShotMethod, Floats, Ints, LinearTerm
+from prompted_clip.few_shot import AUTO_METHODS, Bools, FewShotMethod, Floats, Ints, LinearTerm
 
 TEXT: Final = "text"
 """The method of a fit that keeps the text features alone."""
@@ -68,7 +68,7 @@ def fit_few_shot(
     features_NE: Floats,
     labels_N: Ints,
     text_logits_NK: Floats,
-    methods: Mapping[str, FewShotMethod] = FEW_SHOT_METHODS,
+    methods: Mapping[str, FewShotMethod] = AUTO_METHODS,
 ) -> FewShotFit:
     """Choose the method and alpha with the least leave-one-out log-loss; the text features alone are a candidate.
 

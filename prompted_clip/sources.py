@@ -249,6 +249,12 @@ def _unknown_tag(arch: str, tag: str) -> str:
     return f"{arch} has no weights {tag!r}, and there is no such file.{advice} Tags: {_tags(arch)}."
 
 
+def known_tag(arch: str, name: str | None) -> str | None:
+    """A manifest's name of weights if it is an open_clip tag of the architecture, else None."""
+    register_demo_models()
+    return name if name in open_clip.list_pretrained_tags_by_model(arch) else None
+
+
 def _tags(arch: str) -> str:
     return ", ".join(open_clip.list_pretrained_tags_by_model(arch)) or "none known for it"
 

@@ -41,6 +41,7 @@ def test_the_command_lines_load_without_torch():
         "prompt_store.cli",
         "service.cli",
         "training.cli",
+        "training.fit_command",
         "training.importing.command",
         "training.evaluation.command",
     ]

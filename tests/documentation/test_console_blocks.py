@@ -23,6 +23,7 @@ NOT_RUN = {
     r"\. \.venv/bin/activate": "the tests run in the environment already",
     r"make (demo|test|demo-train|PYTHON=)": "runs the tests themselves, or takes minutes",
     r"(\S*/)?caspl (boost|adapt|evaluate|reproduce)": "downloads pretrained weights and trains for minutes",
+    r"(\S*/)?caspl fit --data labelled/": "needs labelled images",
     r"caspl import": "needs checkpoints of other projects",
     r"(\S*/)?caspl serve .*(--pretrained|local-dir:)": "needs pretrained weights",
     r"hf download": "downloads pretrained weights",
@@ -34,7 +35,11 @@ NOT_RUN = {
     r"curl .*…": "contains a placeholder",
 }
 UsageError = typer.BadParameter.__base__  # click's, which typer does not export
-BUNDLES = {"retail-shelf.safetensors": "retail-shelf", "flowers.safetensors": "flowers"}
+BUNDLES = {
+    "retail-shelf.safetensors": "retail-shelf",
+    "flowers.safetensors": "flowers",
+    "flowers-fit.safetensors": "flowers",
+}
 """Bundles that the pages train, and their domains: made from a demo bundle."""
 
 

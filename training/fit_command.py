@@ -1,0 +1,128 @@
+"""`caspl fit`. Imports torch only after validating the arguments."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error, print_notes
+
+fit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@fit_app.command()
+def fit(
+    data: Annotated[
+        str, typer.Option(help="labelled images: a folder per class, a .csv or .jsonl file, or a data set's name")
+    ],
+    bundle: Annotated[Path, typer.Option(help="bundle whose prompts and text features to use")],
+    out: Annotated[Path, typer.Option(help="bundle to write")],
+    method: Annotated[str, typer.Option(help="auto, gda, ridge or tip-adapter")] = "auto",
+    root: Annotated[Path | None, typer.Option(help="folder that contains the data sets, if --data is a name")] = None,
+    shots: Annotated[int, typer.Option(min=0, help="labelled images per class; 0 uses all")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the sample, with --shots")] = 1,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="fail on unreadable images instead of skipping them")
+    ] = False,
+    backbone: Annotated[str, typer.Option(help="model, open_clip name (default: the bundle's)")] = "",
+    pretrained: Annotated[
+        str | None, typer.Option(help="its weights: an open_clip tag or a local file (default: the bundle's tag)")
+    ] = None,
+    quick_gelu: QuickGelu = False,
+    preprocess_of: PreprocessOf = None,
+    interpolate_positions: InterpolatePositions = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+) -> None:
+    """Fit a few-shot head to labelled images in closed form, without training, and report its accuracy."""
+    with exit_on_error("fit"):
+        from prompted_clip.backbone import load_backbone
+        from prompted_clip.errors import did_you_mean
+        from prompted_clip.few_shot import FEW_SHOT_METHODS
+        from prompted_clip.sources import known_tag
+        from training.data.catalog import open_dataset
+        from training.data.dataset import shorten
+        from training.data.few_shot import few_shot
+        from training.data.readable import drop_unreadable
+        from training.files import read_bundle_file
+        from training.fit_run import AUTO, FitJob, check_replaceable, run_fit
+        from training.hardware import resolve_device
+
+        methods = [AUTO, *FEW_SHOT_METHODS]
+        if method not in methods:
+            raise typer.BadParameter(
+                f"unknown method {method!r}.{did_you_mean(method, methods)} Known methods: {', '.join(methods)}",
+                param_hint="--method",
+            )
+        base = read_bundle_file(bundle)
+        check_replaceable(base)
+        console, made_for = Console(stderr=True), base.manifest.backbone
+        dataset = open_dataset(data, root)
+        print_notes(dataset.notes, console)
+        if shots:
+            dataset = few_shot(dataset, shots, seed=seed)
+        if not backbone and pretrained is None and not random_weights:
+            pretrained = known_tag(made_for.arch, made_for.pretrained)
+        model = load_backbone(
+            backbone or made_for.arch,
+            pretrained=pretrained,
+            random_seed=0 if random_weights else None,
+            quick_gelu=quick_gelu,
+            preprocess_of=preprocess_of,
+            interpolate_positions=interpolate_positions,
+            device=resolve_device(device),
+        )
+        dataset = drop_unreadable(dataset, ("train",), strict=strict)
+        if dataset.unreadable:
+            message = f"Skipped unreadable images ({len(dataset.unreadable)}): {shorten(dataset.unreadable)}"
+            console.print(message, style="yellow", markup=False, soft_wrap=True)
+        result = run_fit(FitJob(base, dataset, out, method), model, console)
+        if json_:
+            typer.echo(json.dumps(result))
+        else:
+            _print_report(result)
+
+
+def _print_report(result: Mapping[str, Any]) -> None:
+    console, accuracy = Console(), result["accuracy"]
+    summary = Table("measure", "value", title="fitted")
+    rows = {
+        "method": result["method"],
+        "images": result["n_examples"],
+        "accuracy (leave-one-out)": f"{accuracy['rate']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})",
+        "accuracy with half of the images": f"{result['half_accuracy']:.1%}",
+        "accuracy of the text features": f"{result['text_accuracy']:.1%}",
+        "calibration error": f"{result['calibration_error_after']:.3f} "
+        f"({result['calibration_error_before']:.3f} without temperature)",
+        "abstains below": ", ".join(f"{float(rate):.0%}: {least:.2f}" for rate, least in result["abstain"].items()),
+        "bundle": result["bundle"],
+        "digest": result["digest"],
+    }
+    for name, value in rows.items():
+        _add(summary, name, value)
+    console.print(summary)
+    classes = Table("class", "images", "accuracy", "with half", "text features", "mistaken for", title="classes")
+    for one in result["classes"]:
+        rates = [one["accuracy"] and one["accuracy"]["rate"], one["half_accuracy"], one["text_accuracy"]]
+        cells = ["-" if rate is None else f"{rate:.0%}" for rate in rates]
+        images = f"{one['n_examples']}{'' if one['is_fitted'] else ' (text features only)'}"
+        _add(classes, one["name"], images, *cells, one["mistaken_for"] or "-")
+    console.print(classes)
+    if result["suspects"]:
+        suspects = Table("file", "label", "predicted", "probability of the label", title="labels to check, worst first")
+        for one in result["suspects"]:
+            _add(suspects, one["file"], one["label"], one["predicted"], f"{one['probability']:.3f}")
+        console.print(suspects)
+
+
+def _add(table: Table, *cells: object) -> None:
+    """Add a row; class and file names are not markup."""
+    table.add_row(*(Text(str(cell), overflow="fold") for cell in cells))
