@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from PIL import Image, ImageFile
 
 from service.errors import ImageRejectedError, OverloadedError
-from service.images.headers import ANIMATED, DAMAGED, check_size, check_work, read_header
+from service.images.headers import DAMAGED, check_size, check_work, read_header
 from service.images.pool import FairThreadPool
 from service.images.preprocessing import MAX_THREADS, Pixels, decode_threads, preprocessing
 from service.process import use_one_torch_thread
@@ -79,7 +79,7 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
     """
     is_multi_picture = image.format == "MPO"
     if not is_multi_picture and getattr(image, "n_frames", 1) > 1:
-        raise ImageRejectedError(ANIMATED, code="image_animated")
+        raise ImageRejectedError("Animated images are not supported; send one frame.", code="image_animated")
     found = {"cmyk": image.mode == "CMYK", "first_frame": is_multi_picture}
     return tuple(note for note, is_so in found.items() if is_so)
 

@@ -27,12 +27,11 @@ FULL_SCANS: Final = 20
 ARITHMETIC_COST: Final = 100
 """A scan with arithmetic coding counts as this many: its data may be almost empty, and no browser reads such files."""
 MAX_CHUNKS: Final = 20_000
-"""PNG or WebP chunks. libpng writes 8 KiB of pixels per chunk; some encoders write a chunk per row."""
+"""PNG chunks. libpng writes 8 KiB of pixels per chunk; some encoders write a chunk per row."""
 CODES_BYTES: Final = 6 * 1024
 """libwebp's tables for one group of Huffman codes."""
 
 DAMAGED: Final = "The image file is damaged and cannot be decoded."
-ANIMATED: Final = "Animated images are not supported; send one frame."
 
 MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 """A JPEG marker with a length field, or the end of the image: not stuffing, padding, restart or start of image."""
@@ -147,11 +146,14 @@ def _png_header(data: bytes) -> Header:
 def _webp_header(data: bytes) -> Header:
     width = height = 0
     if data[12:16] == b"VP8 ":
-        width, height = _little(data, 26, 2) & 0x3FFF, _little(data, 28, 2) & 0x3FFF
+        width, height = _number(data, 26, 2, "little") & 0x3FFF, _number(data, 28, 2, "little") & 0x3FFF
     elif data[12:16] == b"VP8X":
-        width, height = _little(data, 24, 3) + 1, _little(data, 27, 3) + 1
+        width, height = _number(data, 24, 3, "little") + 1, _number(data, 27, 3, "little") + 1
     elif data[12:16] == b"VP8L":
-        width, height = (_little(data, 21, 4) & 0x3FFF) + 1, (_little(data, 21, 4) >> 14 & 0x3FFF) + 1
+        width, height = (
+            (_number(data, 21, 4, "little") & 0x3FFF) + 1,
+            (_number(data, 21, 4, "little") >> 14 & 0x3FFF) + 1,
+        )
     # Each 4 x 4 pixels of a lossless image may have their own Huffman codes, which take 4 bytes of the file.
     n_codes = 0 if data[12:16] == b"VP8 " else min(65_536, width * height // 16, len(data) // 4)
     # libwebp has the codes, a canvas and a copy of it; without the codes it has two canvases, and Pillow two copies.
@@ -159,12 +161,8 @@ def _webp_header(data: bytes) -> Header:
     return Header("WEBP", (width, height), n_bytes)
 
 
-def _number(data: bytes, at: int, n_bytes: int) -> int:
-    return int.from_bytes(data[at : at + n_bytes], "big")
-
-
-def _little(data: bytes, at: int, n_bytes: int) -> int:
-    return int.from_bytes(data[at : at + n_bytes], "little")
+def _number(data: bytes, at: int, n_bytes: int, order: Literal["big", "little"] = "big") -> int:
+    return int.from_bytes(data[at : at + n_bytes], order)
 
 
 def check_size(size: tuple[int, int], header: Header, settings: Settings) -> None:
@@ -197,8 +195,10 @@ def check_size(size: tuple[int, int], header: Header, settings: Settings) -> Non
 def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
     """Check that a file takes no more work than its size explains, and remove what need not be parsed.
 
+    The time that a WebP takes needs no other limits than those of its bytes and pixels.
+
     Raises:
-        ImageRejectedError: too many scans, chunks or frames.
+        ImageRejectedError: too many scans or chunks, or too many pixels for the kind of file.
     """
     cost, max_cost = header.n_pixels * header.pixel_cost, settings.max_image_pixels
     if header.kind == "PNG":
@@ -208,48 +208,19 @@ def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
         try:
             return without_metadata(data, MAX_CHUNKS)
         except ValueError as error:
-            raise _too_many_chunks() from error
-    if header.kind == "WEBP":
-        check_webp(data)
-        return data
-    max_scans = settings.max_image_scans
-    if 0 < header.n_pixels <= settings.max_image_pixels:
-        max_scans = min(max_scans, FULL_SCANS * max_cost // cost)
-    check_jpeg(data, max_scans)
+            raise ImageRejectedError(f"The PNG has more than {MAX_CHUNKS} chunks.", code="image_chunks") from error
+    if header.kind == "JPEG":
+        max_scans = settings.max_image_scans
+        if 0 < header.n_pixels <= settings.max_image_pixels:
+            max_scans = min(max_scans, FULL_SCANS * max_cost // cost)
+        _check_scans(data, max_scans)
     return data
 
 
-def check_jpeg(data: bytes, max_scans: int) -> None:
-    """Bound the work of decoding a JPEG.
-
-    Raises:
-        ImageRejectedError: too many scans, or segments between them.
-    """
+def _check_scans(data: bytes, max_scans: int) -> None:
     if data.count(bytes((0xFF, START_OF_SCAN))) <= max_scans:
         return
     scans = (at for marker, at in _jpeg_segments(data) if marker == START_OF_SCAN)
     if len(list(islice(scans, max_scans + 1))) > max_scans:
         message = f"The JPEG has more than {max_scans} scans, the limit for its size."
         raise ImageRejectedError(message, code="image_scans")
-
-
-def check_webp(data: bytes) -> None:
-    """Bound the work of parsing a WebP.
-
-    Raises:
-        ImageRejectedError: several frames, or too many chunks.
-    """
-    n_frames, at, end = 0, 12, min(len(data), 8 + _little(data, 4, 4))
-    for _ in range(MAX_CHUNKS):
-        if at >= end:
-            return
-        n_frames += data[at : at + 4] == b"ANMF"
-        if n_frames > 1:
-            raise ImageRejectedError(ANIMATED, code="image_animated")
-        n_bytes = _little(data, at + 4, 4)
-        at += 8 + n_bytes + n_bytes % 2
-    raise _too_many_chunks()
-
-
-def _too_many_chunks() -> ImageRejectedError:
-    return ImageRejectedError(f"The image file has more than {MAX_CHUNKS} chunks.", code="image_chunks")

@@ -14,7 +14,6 @@ from service.images.decoder import open_image
 from service.images.headers import (
     MAX_CHUNKS,
     MAX_HEADER_SEGMENTS,
-    check_webp,
     check_work,
     read_header,
 )
@@ -162,19 +161,6 @@ def test_chunks_are_limited_before_the_decoder_sees_them():
     np.testing.assert_array_equal(pixels(with_chunks(data, *empty)), pixels(data))
     assert code_of(with_chunks(data, *empty, empty[0])) == "image_chunks"
     assert code_of(with_chunks(data, *[chunk(b"tEXt", b"")] * 300_000)) == "image_chunks"
-
-
-def riff(*chunks):
-    body = b"WEBP" + b"".join(
-        name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for name, data in chunks
-    )
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def test_chunks_and_frames_of_a_webp_are_limited_before_the_decoder_sees_them():
-    check_webp(riff(*[(b"ABCD", b"x")] * (MAX_CHUNKS - 1)))
-    assert code_of(riff(*[(b"ABCD", b"")] * (MAX_CHUNKS + 1))) == "image_chunks"
-    assert code_of(riff(*[(b"ANMF", b"")] * 2)) == "image_animated"
 
 
 METADATA = {
