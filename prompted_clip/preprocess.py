@@ -37,7 +37,7 @@ _SIDEWAYS: Final = {_TURNS[value] for value in (5, 6, 7, 8)}
 """Rotations that swap width and height; those below reverse the rows or columns of the result."""
 _REVERSES_ROWS: Final = {_TURNS[value] for value in (3, 4, 7, 8)}
 _REVERSES_COLUMNS: Final = {_TURNS[value] for value in (2, 3, 6, 7)}
-_STRIP_PIXELS: Final = 2**20
+_STRIP_PIXELS: Final = 2**18
 _EPSILON: Final = 1e-6
 """Added to a side, in pixels: torch rounds down sides computed from a scale factor, such as 223.999."""
 
@@ -123,7 +123,7 @@ def _upright_size(image: Image.Image, turn: Image.Transpose | None) -> tuple[int
 def _upright_strips(image: Image.Image, turn: Image.Transpose | None) -> Iterator[tuple[int, int, Image.Image]]:
     """Left and top of each strip of the upright image, and the strip in RGB.
 
-    A strip has 2**20 pixels, which bounds the memory of the intermediate copies of a conversion.
+    A strip has 2**18 pixels, which bounds the memory of the intermediate copies of a conversion.
     """
     width, height = image.size
     n_rows = max(1, _STRIP_PIXELS // width)
