@@ -27,6 +27,7 @@ class LimitedBody:
 
     Args:
         scope: the request; its announced length is checked at once.
+        tenant: see `tenant_of`.
         receive: the ASGI channel.
         settings: the limits.
         budget: bytes in memory, shared between (client, domain).
@@ -41,10 +42,17 @@ class LimitedBody:
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, settings: Settings, budget: Budget, on_complete: Callable[[], None]
+        self,
+        scope: Scope,
+        receive: Receive,
+        *,
+        tenant: tuple[str, str],
+        settings: Settings,
+        budget: Budget,
+        on_complete: Callable[[], None],
     ) -> None:
         self._receive, self._budget, self._on_complete = receive, budget, on_complete
-        self._limit, self._tenant = body_limit(scope["path"], settings), tenant_of(scope)
+        self._limit, self._tenant = body_limit(scope["path"], settings), tenant
         self._min_bytes, self._max_body_s = settings.min_body_rate * RATE_WINDOW_S, settings.max_body_s
         self._n_bytes = self._n_in_window = 0
         self._is_complete = False

@@ -30,25 +30,25 @@ class Budget:
         n_free = (self._limit if limit is None else limit) - self.n_held - amount
         return n_free >= 0 and (not self.n_held or self._held[tenant] + amount <= 2 * n_free)
 
-    def check(self, tenant: Hashable, amount: int) -> None:
-        """Check that a tenant may hold `amount` more; while nobody holds anything, up to the limit.
+    def check(self, tenant: Hashable, amount: int, *, limit: int | None = None) -> None:
+        """Check that a tenant `has_room`; while nobody holds anything, up to the limit.
 
         Raises:
             OverloadedError: it may not; a CapacityError unless the budget has another `error`.
         """
-        if not self.has_room(tenant, amount):
+        if not self.has_room(tenant, amount, limit=limit):
             raise self._error(
                 f"Server overloaded: {self.n_held} of {self._limit} {self._unit} are in use. Retry later.",
                 retry_after_s=1.0,
             )
 
-    def reserve(self, tenant: Hashable, amount: int) -> None:
+    def reserve(self, tenant: Hashable, amount: int, *, limit: int | None = None) -> None:
         """Add `amount` to what a tenant holds.
 
         Raises:
             OverloadedError: see `check`; nothing is added.
         """
-        self.check(tenant, amount)
+        self.check(tenant, amount, limit=limit)
         self.n_held += amount
         self._held[tenant] += amount
 

@@ -26,18 +26,12 @@ class OpenRequests:
 
     def __init__(self, max_open: int, min_open: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_open, self._min_open, self._clock = max_open, min(min_open, max_open), clock
-        self._budget = Budget(_total(max_open), "requests")
+        self._budget = Budget((3 * max_open + 1) // 2, "places for requests", OverloadedError)
         self._since_s = self._interval_s = 0.0  # since the last answer, or since enough were open; 0: not measured
-
-    def limit(self, timeout_s: float) -> int:
-        """Most open requests of one domain alone, if the next one has this timeout."""
-        if not self._interval_s:
-            return self._max_open
-        return max(self._min_open, min(self._max_open, int(WAIT_SHARE * timeout_s / self._interval_s)))
 
     def has_room(self, domain: str, timeout_s: float) -> bool:
         """Whether a request with this timeout may be opened."""
-        return self._budget.has_room(domain, 1, limit=_total(self.limit(timeout_s)))
+        return self._budget.has_room(domain, 1, limit=self._limit(timeout_s))
 
     def check(self, domain: str, timeout_s: float) -> None:
         """Check that a request may be opened.
@@ -45,10 +39,7 @@ class OpenRequests:
         Raises:
             OverloadedError: too many are open.
         """
-        if not self.has_room(domain, timeout_s):
-            raise OverloadedError(
-                f"Server overloaded: {self._budget.n_held} requests are open. Retry later.", retry_after_s=1.0
-            )
+        self._budget.check(domain, 1, limit=self._limit(timeout_s))
 
     def open(self, domain: str, timeout_s: float) -> None:
         """Count a request as open.
@@ -56,8 +47,7 @@ class OpenRequests:
         Raises:
             OverloadedError: too many are open.
         """
-        self.check(domain, timeout_s)
-        self._budget.reserve(domain, 1)
+        self._budget.reserve(domain, 1, limit=self._limit(timeout_s))
         if self._budget.n_held == self._min_open:
             self._since_s = self._clock()
 
@@ -70,7 +60,9 @@ class OpenRequests:
             self._interval_s = known_s + SMOOTHING * (interval_s - known_s)
         self._budget.release(domain, 1)
 
-
-def _total(n_alone: int) -> int:
-    """The budget of which one tenant alone gets `n_alone`."""
-    return (3 * n_alone + 1) // 2
+    def _limit(self, timeout_s: float) -> int:
+        """Most requests of all domains; one domain alone gets two thirds."""
+        n_alone = self._max_open
+        if self._interval_s:
+            n_alone = max(self._min_open, min(n_alone, int(WAIT_SHARE * timeout_s / self._interval_s)))
+        return (3 * n_alone + 1) // 2

@@ -38,7 +38,8 @@ class LimitsMiddleware(Middleware):
             return
         settings, requests = self.context.settings, self.context.open_requests
         is_classify, is_open, status = scope["path"].startswith(CLASSIFY), False, 0
-        _, domain = tenant_of(scope)
+        tenant = tenant_of(scope)
+        domain = tenant[1]
         timeout_s = timeout_of(scope["query_string"], settings)
         if is_classify:
             requests.check(domain, timeout_s)
@@ -57,7 +58,9 @@ class LimitsMiddleware(Middleware):
             elif message["type"] == "http.response.start":
                 await problems.respond(body.failure)(scope, receive, send)
 
-        body = LimitedBody(scope, receive, settings, self._budget, count_open)
+        body = LimitedBody(
+            scope, receive, tenant=tenant, settings=settings, budget=self._budget, on_complete=count_open
+        )
         try:
             await self.app(scope, body.receive, send_unless_failed)
         finally:
