@@ -27,10 +27,11 @@ FULL_SCANS: Final = 20
 ARITHMETIC_COST: Final = 100
 """A scan with arithmetic coding counts as this many: its data may be almost empty, and no browser reads such files."""
 MAX_CHUNKS: Final = 20_000
-"""PNG chunks. libpng writes 8 KiB of pixels per chunk; some encoders write a chunk per row."""
+"""Chunks of a PNG or WebP. libpng writes 8 KiB of pixels per chunk; some encoders write a chunk per row."""
 CODES_BYTES: Final = 6 * 1024
 """libwebp's tables for one group of Huffman codes."""
 
+MANY_CHUNKS: Final = f"The image file has more than {MAX_CHUNKS} chunks."
 DAMAGED: Final = "The image file is damaged and cannot be decoded."
 
 MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
@@ -195,8 +196,6 @@ def check_size(size: tuple[int, int], header: Header, settings: Settings) -> Non
 def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
     """Check that a file takes no more work than its size explains, and remove what need not be parsed.
 
-    The time that a WebP takes needs no other limits than those of its bytes and pixels.
-
     Raises:
         ImageRejectedError: too many scans or chunks, or too many pixels for the kind of file.
     """
@@ -208,13 +207,25 @@ def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
         try:
             return without_metadata(data, MAX_CHUNKS)
         except ValueError as error:
-            raise ImageRejectedError(f"The PNG has more than {MAX_CHUNKS} chunks.", code="image_chunks") from error
-    if header.kind == "JPEG":
+            raise ImageRejectedError(MANY_CHUNKS, code="image_chunks") from error
+    if header.kind == "WEBP":
+        _check_chunks(data)
+    else:
         max_scans = settings.max_image_scans
         if 0 < header.n_pixels <= settings.max_image_pixels:
             max_scans = min(max_scans, FULL_SCANS * max_cost // cost)
         _check_scans(data, max_scans)
     return data
+
+
+def _check_chunks(data: bytes) -> None:
+    at, end = 12, min(len(data), 8 + _number(data, 4, 4, "little"))
+    for _ in range(MAX_CHUNKS):
+        n_bytes = _number(data, at + 4, 4, "little")
+        at += 8 + n_bytes + n_bytes % 2
+        if at >= end:
+            return
+    raise ImageRejectedError(MANY_CHUNKS, code="image_chunks")
 
 
 def _check_scans(data: bytes, max_scans: int) -> None:

@@ -167,15 +167,6 @@ def webp_of_codes(side=1_024):
     return b"RIFF" + struct.pack("<I", len(data) + 12) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
 
 
-def webp_of_chunks():
-    """A million empty chunks around a picture."""
-    data = encode(flat(), "WEBP", lossless=True)
-    size = (SIDE - 1).to_bytes(3, "little")
-    header = b"VP8X" + struct.pack("<I", 10) + bytes(4) + size + size
-    body = b"WEBP" + header + b"ABCD\0\0\0\0" * 600_000 + data[12:] + b"ABCD\0\0\0\0" * 600_000
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
 BOMBS = {
     "JPEG, 20 scans": lambda: jpeg_of_scans(20),
     "JPEG, 20 scans, grey": lambda: jpeg_of_scans(20, "L"),
@@ -198,7 +189,6 @@ BOMBS = {
     "WEBP, lossless, tiled noise": lambda: encode(tiled("RGBA"), "WEBP", lossless=True, method=0, quality=0),
     "WEBP, 65,536 groups of codes": webp_of_codes,
     "WEBP, 65,536 groups of codes, 25 million pixels": lambda: webp_of_codes(SIDE),
-    "WEBP, 1.2 million chunks": webp_of_chunks,
     "WEBP, lossy, noise": lambda: webp_noise(5),
     "WEBP, lossy, with alpha": lambda: encode(tiled("RGBA"), "WEBP", quality=5, method=0),
 }

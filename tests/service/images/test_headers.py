@@ -163,6 +163,16 @@ def test_chunks_are_limited_before_the_decoder_sees_them():
     assert code_of(with_chunks(data, *[chunk(b"tEXt", b"")] * 300_000)) == "image_chunks"
 
 
+def test_chunks_of_a_webp_are_limited_and_bytes_after_its_end_are_not_counted():
+    data = encode(noise(3), "WEBP", exif=turned(1))
+    few, many = (b"ABCD\1\0\0\0xx" * n_chunks for n_chunks in (MAX_CHUNKS - 3, MAX_CHUNKS))
+    expected = pixels(data)
+    for body in (data[8:] + few, data[8:]):
+        np.testing.assert_array_equal(pixels(b"RIFF" + struct.pack("<I", len(body)) + body + bytes(300_000)), expected)
+    body = data[8:] + many
+    assert code_of(b"RIFF" + struct.pack("<I", len(body)) + body) == "image_chunks"
+
+
 METADATA = {
     "compressed text": chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"x" * 5_000_000)),
     "compressed international text": chunk(b"iTXt", b"comment\0\1\0\0\0" + zlib.compress(b"x" * 5_000_000)),
