@@ -201,7 +201,7 @@ def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
     """
     cost, max_cost = header.n_pixels * header.pixel_cost, settings.max_image_pixels
     if header.kind == "PNG":
-        if cost > max_cost:
+        if header.n_pixels <= max_cost < cost:
             message = f"The limit is {max_cost // header.pixel_cost} pixels for a PNG of this kind. Scale it down."
             raise ImageTooLargeError(message, code="image_pixels", extra={"limit": max_cost // header.pixel_cost})
         try:
