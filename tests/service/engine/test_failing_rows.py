@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -157,6 +158,25 @@ async def test_a_batch_without_memory_frees_it_once_and_counts_once():
     assert type(answers[5]) is DeviceMemoryError
     assert model.n_forwards == 9
     assert engine.n_out_of_memory == 1
+
+
+async def test_the_cache_of_the_allocator_is_emptied_once_and_outside_the_handler_whose_traceback_holds_tensors(
+    monkeypatch,
+):
+    engine, calls = Engine(FakeModel()), []
+    engine.backbone = dataclasses.replace(engine.backbone, device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(("empty_cache", sys.exception())))
+
+    def forward(rows):
+        calls.append((len(rows), sys.exception()))
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [[] for _ in rows]
+
+    monkeypatch.setattr(engine, "_forward", forward)
+    assert await engine.run(rows_with()) == [[]] * N_ROWS
+    engine.close()
+    assert calls == [(call, None) for call in (16, "empty_cache", 8, 4, 4, 8, 4, 4)]
 
 
 async def test_three_batches_without_memory_within_a_minute_halve_the_batches_for_five_minutes():
