@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +17,10 @@ from training.terminal import (
     exit_on_error,
     print_notes,
 )
+
+if TYPE_CHECKING:
+    from training.data.dataset import Dataset
+    from training.prompted_backbone import PromptedBackbone
 
 boost_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 adapt_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -135,7 +139,10 @@ def boost(
 
 @adapt_app.command()
 def adapt(
-    method: Annotated[str, typer.Option(help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept or upt")],
+    method: Annotated[
+        str,
+        typer.Option(help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, gda, ridge or tip-adapter"),
+    ],
     data: Annotated[
         str, typer.Option(help="labelled images: a folder per class, a .csv or .jsonl file, or a data set's name")
     ] = "",
@@ -170,23 +177,21 @@ def adapt(
         from prompt_store.manifest import check_domain
         from prompted_clip.errors import did_you_mean
         from training.adapt_run import AdaptJob, run_adapt
-        from training.adapting.methods import METHODS
+        from training.adapting.methods import RECIPES
         from training.data.catalog import open_dataset
-        from training.data.dataset import shorten
-        from training.data.few_shot import few_shot
-        from training.data.hold_out import describe_held_out, hold_out_per_class
-        from training.data.readable import drop_unreadable
+        from training.data.hold_out import describe_held_out
+        from training.fit_command import drop_and_report
         from training.parallel import init_distributed
         from training.prompted_backbone import load_prompted_backbone
         from training.rates import scale_rate
-        from training.recipe import read_recipe
+        from training.recipe import FewShotRecipe, read_recipe
 
-        if method not in METHODS:
+        if method not in RECIPES:
             raise typer.BadParameter(
-                f"unknown method {method!r}.{did_you_mean(method, METHODS)} Known methods: {', '.join(METHODS)}",
+                f"unknown method {method!r}.{did_you_mean(method, RECIPES)} Known methods: {', '.join(RECIPES)}",
                 param_hint="--method",
             )
-        chosen = read_recipe(METHODS[method].recipe, recipe, set_ or [], table=method)
+        chosen = read_recipe(RECIPES[method], recipe, set_ or [], table=method)
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
             return
@@ -200,9 +205,7 @@ def adapt(
         print_notes(dataset.notes, Console(stderr=True))
         if "template" in type(chosen).model_fields.keys() - chosen.model_fields_set:
             chosen = chosen.model_copy(update={"template": dataset.template})
-        dataset = hold_out_per_class(dataset, holdout, chosen.seed)
-        if shots:
-            dataset = few_shot(dataset, shots, seed=chosen.seed)
+        dataset = _sample(dataset, shots, chosen.seed, holdout=0 if isinstance(chosen, FewShotRecipe) else holdout)
         world = init_distributed(device)
         console = _console(world.is_main)
         base_model = load_prompted_backbone(
@@ -215,10 +218,10 @@ def adapt(
             preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
         )
-        dataset = drop_unreadable(dataset, ("train", "val"), strict=strict)
-        if dataset.unreadable:
-            message = f"Skipped unreadable images ({len(dataset.unreadable)}): {shorten(dataset.unreadable)}"
-            Console(stderr=True).print(message, style="yellow", markup=False, soft_wrap=True)
+        dataset = drop_and_report(dataset, ("train", "val"), Console(stderr=True), strict=strict)
+        if isinstance(chosen, FewShotRecipe):
+            _fit(method, dataset, domain, bundle, base_model, console, as_json=json_)
+            return
         if "val" not in dataset.splits:
             console.print(describe_held_out(0, len(dataset.split("train"))), soft_wrap=True)
         chosen = scale_rate(chosen, base_model.backbone, console)
@@ -235,6 +238,38 @@ def adapt(
         result = run_adapt(job, method, chosen, base_model, console, world=world)
         if world.is_main:
             _print_result("adapted", {key: value for key, value in result.items() if key != "losses"}, as_json=json_)
+
+
+def _sample(dataset: "Dataset", shots: int, seed: int, *, holdout: float) -> "Dataset":
+    """Hold out a fraction of the train images, and draw the shots from the others; 0 shots for all."""
+    from training.data.few_shot import few_shot
+    from training.data.hold_out import hold_out_per_class
+
+    dataset = hold_out_per_class(dataset, holdout, seed)
+    return few_shot(dataset, shots, seed=seed) if shots else dataset
+
+
+def _fit(
+    method: str,
+    dataset: "Dataset",
+    domain: str,
+    out: Path,
+    base_model: "PromptedBackbone",
+    console: Console,
+    *,
+    as_json: bool,
+) -> None:
+    """Fit a few-shot head on a base model and print the report."""
+    from prompted_clip.model import PromptedClip
+    from training.fit_command import print_report
+    from training.fit_run import FitJob, run_fit, zero_shot_bundle
+
+    base = zero_shot_bundle(base_model, dataset, domain)
+    result = run_fit(FitJob(base, dataset, out, method), PromptedClip(base_model.backbone), console)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        print_report(result)
 
 
 def _checkpoint_path(bundle: Path) -> Path:

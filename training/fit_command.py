@@ -1,9 +1,9 @@
 """`caspl fit`. Imports torch only after validating the arguments."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error, print_notes
+
+if TYPE_CHECKING:
+    from training.data.dataset import Dataset, Split
 
 fit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -47,11 +50,10 @@ def fit(
         from prompted_clip.backbone import load_backbone
         from prompted_clip.errors import did_you_mean
         from prompted_clip.few_shot import FEW_SHOT_METHODS
+        from prompted_clip.model import PromptedClip
         from prompted_clip.sources import known_tag
         from training.data.catalog import open_dataset
-        from training.data.dataset import shorten
         from training.data.few_shot import few_shot
-        from training.data.readable import drop_unreadable
         from training.files import read_bundle_file
         from training.fit_run import AUTO, FitJob, check_replaceable, run_fit
         from training.hardware import resolve_device
@@ -71,7 +73,7 @@ def fit(
             dataset = few_shot(dataset, shots, seed=seed)
         if not backbone and pretrained is None and not random_weights:
             pretrained = known_tag(made_for.arch, made_for.pretrained)
-        model = load_backbone(
+        loaded = load_backbone(
             backbone or made_for.arch,
             pretrained=pretrained,
             random_seed=0 if random_weights else None,
@@ -80,18 +82,28 @@ def fit(
             interpolate_positions=interpolate_positions,
             device=resolve_device(device),
         )
-        dataset = drop_unreadable(dataset, ("train",), strict=strict)
-        if dataset.unreadable:
-            message = f"Skipped unreadable images ({len(dataset.unreadable)}): {shorten(dataset.unreadable)}"
-            console.print(message, style="yellow", markup=False, soft_wrap=True)
-        result = run_fit(FitJob(base, dataset, out, method), model, console)
+        dataset = drop_and_report(dataset, ("train",), console, strict=strict)
+        result = run_fit(FitJob(base, dataset, out, method), PromptedClip(loaded), console)
         if json_:
             typer.echo(json.dumps(result))
         else:
-            _print_report(result)
+            print_report(result)
 
 
-def _print_report(result: Mapping[str, Any]) -> None:
+def drop_and_report(dataset: "Dataset", splits: Sequence["Split"], console: Console, *, strict: bool) -> "Dataset":
+    """Drop unreadable images and print which, or fail on them if `strict`; see `drop_unreadable`."""
+    from training.data.dataset import shorten
+    from training.data.readable import drop_unreadable
+
+    dataset = drop_unreadable(dataset, splits, strict=strict)
+    if dataset.unreadable:
+        message = f"Skipped unreadable images ({len(dataset.unreadable)}): {shorten(dataset.unreadable)}"
+        console.print(message, style="yellow", markup=False, soft_wrap=True)
+    return dataset
+
+
+def print_report(result: Mapping[str, Any]) -> None:
+    """Print a result of `run_fit` as tables."""
     console, accuracy = Console(), result["accuracy"]
     summary = Table("measure", "value", title="fitted")
     rows = {

@@ -13,23 +13,24 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from prompt_store.bundle import Bundle, write_bundle
+from prompt_store.bundle import Bundle, read_bundle, write_bundle
 from prompt_store.class_names import comparison_key
 from prompt_store.contents import FEATURES, head_kind
 from prompt_store.manifest import Calibration, ClassSpec, Manifest
-from prompted_clip.backbone import Backbone
 from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats
 from prompted_clip.fit import FewShotFit, fit_few_shot
 from prompted_clip.fit_report import FitReport, report_fit
 from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
+from training.adapting.method import ExportedPrompts
 from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
 from training.data.views import Views
 from training.errors import FewShotError
-from training.export import adapt_provenance
+from training.export import adapt_provenance, export_bundle
 from training.files import digest_of, write_atomic
 from training.progress import progress_bars
+from training.prompted_backbone import PromptedBackbone
 
 AUTO: Final = "auto"
 BATCH_ROWS: Final = 64
@@ -52,12 +53,12 @@ class FitJob:
     method: str = AUTO
 
 
-def run_fit(job: FitJob, backbone: Backbone, console: Console) -> dict[str, Any]:
+def run_fit(job: FitJob, model: PromptedClip, console: Console) -> dict[str, Any]:
     """Fit a few-shot head and write the bundle; prompts and existing text features stay as they are.
 
     Args:
         job: inputs and outputs.
-        backbone: the one that the bundle was made for.
+        model: with the backbone that the bundle was made for.
         console: shows progress.
 
     Returns:
@@ -71,7 +72,6 @@ def run_fit(job: FitJob, backbone: Backbone, console: Console) -> dict[str, Any]
     check_replaceable(job.bundle)
     check_class_names(job.dataset.class_names, job.dataset.name)
     items = job.dataset.split("train")
-    model = PromptedClip(backbone)
     stack = model.load_stack(job.bundle)
     classes, text_KE = _with_new_classes(job.bundle, job.dataset.class_names, model, stack)
     features_NE = image_features(model, stack, [item.path for item in items], console)
@@ -94,6 +94,25 @@ def run_fit(job: FitJob, backbone: Backbone, console: Console) -> dict[str, Any]
     suspects = [asdict(one) | {"file": str(items[one.index].path)} for one in report.suspects]
     facts = {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data)}
     return asdict(report) | {"suspects": suspects} | facts
+
+
+def zero_shot_bundle(base_model: PromptedBackbone, dataset: Dataset, domain: str) -> Bundle:
+    """A bundle of a base model's boosting prompts, if any, and a data set's classes.
+
+    The text is the template of boosting; without boosting prompts, the data set's hand-written one.
+
+    Raises:
+        BundleInvalidError, TextTooLongError: as `export_bundle`.
+    """
+    data = export_bundle(
+        base_model,
+        ExportedPrompts(),
+        domain=domain,
+        class_names=dataset.class_names,
+        template=base_model.template or dataset.template,
+        provenance=adapt_provenance(method="zero-shot", recipe={}, data_digests={}, metrics={}),
+    )
+    return read_bundle(data)
 
 
 def check_replaceable(bundle: Bundle) -> None:

@@ -131,7 +131,7 @@ def boosted_backbone(backbone: Backbone, bundle: Bundle) -> PromptedBackbone:
             f"{backbone.arch}, has {expected}. Boost this backbone, or load the one the bundle was made for."
         )
         raise BoostBundleError(msg)
-    if any(name.startswith("head.") for name in bundle.tensors):
+    if any(name.startswith("head.hidden.") for name in bundle.tensors):
         msg = (
             f"The bundle for domain {manifest.domain!r} projects images to its teacher's embedding space, so it cannot "
             "be adapted. Boost with distillation=caspl to adapt on top."

@@ -16,10 +16,28 @@ from prompted_clip.errors import did_you_mean
 from training.errors import RecipeError
 
 
-class Recipe(BaseModel):
-    """Settings that all runs share: optimizer, schedule, augmentation, precision and seed."""
+class Settings(BaseModel):
+    """Keys and values that a TOML file can set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_toml(self) -> str:
+        """All keys with their values, as TOML, with descriptions as comments."""
+        lines = []
+        for name, field in type(self).model_fields.items():
+            first, *others = tomli_w.dumps({name: getattr(self, name)}).strip().splitlines()
+            lines += [f"{first}  # {field.description}" if field.description else first, *others]
+        return "\n".join(lines) + "\n"
+
+
+class FewShotRecipe(Settings):
+    """A few-shot head in closed form: nothing is trained, and the seed only draws the shots."""
+
+    seed: int = Field(default=1, ge=0, description="of the sample")
+
+
+class Recipe(Settings):
+    """Settings that all training runs share: optimizer, schedule, augmentation, precision and seed."""
 
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with momentum 0.9, or AdamW")
     learning_rate: float = Field(default=0.005, gt=0)
@@ -55,14 +73,6 @@ class Recipe(BaseModel):
                 "warmup_epochs=0 for such a short run"
             )
         return self
-
-    def to_toml(self) -> str:
-        """All keys with their values, as TOML, with descriptions as comments."""
-        lines = []
-        for name, field in type(self).model_fields.items():
-            first, *others = tomli_w.dumps({name: getattr(self, name)}).strip().splitlines()
-            lines += [f"{first}  # {field.description}" if field.description else first, *others]
-        return "\n".join(lines) + "\n"
 
 
 class BoostRecipe(Recipe):
@@ -128,7 +138,7 @@ class AdaptRecipe(Recipe):
     """
 
 
-R = TypeVar("R", bound=Recipe)
+R = TypeVar("R", bound=Settings)
 
 
 def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = (), *, table: str | None = None) -> R:
@@ -186,7 +196,7 @@ def _parse_override(entry: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _explain(kind: type[Recipe], error: ValidationError) -> str:
+def _explain(kind: type[Settings], error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])

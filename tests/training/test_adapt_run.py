@@ -293,3 +293,26 @@ def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path):
         assert run.returncode == 0, output
     one, two = (read_bundle((tmp_path / f"{name}.safetensors").read_bytes()) for name in ("whole", "killed"))
     assert all(np.array_equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+@pytest.mark.parametrize("is_boosted", [False, True], ids=["plain", "boosted"])
+def test_few_shot_heads_are_methods_too(data, tmp_path, is_boosted):
+    (tmp_path / "boost.safetensors").write_bytes(boosting_bundle())
+    register_tiny_models()
+    arguments = ["--method", "gda", "--data", str(data), "--domain", "pets", "--backbone", "tiny", "--random-weights"]
+    arguments += ["--device", "cpu", "--out", str(tmp_path / "pets.safetensors"), "--json"]
+    boost = ["--boost", str(tmp_path / "boost.safetensors")] if is_boosted else []
+    result = CliRunner().invoke(adapt_app, arguments + boost)
+    assert result.exit_code == 0, result.output
+    bundle, report = read_bundle((tmp_path / "pets.safetensors").read_bytes()), json.loads(result.stdout)
+    assert report["digest"] == bundle.digest
+    assert report["n_examples"] == 12  # nothing is held out
+    assert ("image.boost" in bundle.tensors) == is_boosted
+    assert bundle.manifest.templates == (["{}."] if is_boosted else ["a photo of a {}."])
+
+
+def test_the_recipe_of_a_few_shot_head_is_its_seed():
+    result = CliRunner().invoke(adapt_app, ["--method", "ridge", "--print-recipe"])
+    assert tomllib.loads(result.stdout) == {"seed": 1}
+    wrong = CliRunner().invoke(adapt_app, ["--method", "ridge", "--set", "epochs=3", "--print-recipe"])
+    assert "unknown recipe key 'epochs'" in wrong.output

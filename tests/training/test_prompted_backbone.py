@@ -53,6 +53,11 @@ def test_a_bundle_without_boosting_prompts_is_rejected():
         boosted_backbone(tiny_backbone(), read_bundle(random_bundle(image_boost=None)))
 
 
+def test_a_bundle_with_a_class_head_gives_its_boosting_prompts():
+    base_model = boosted_backbone(tiny_backbone(), bundle(head="class", head_input="unit"))
+    assert base_model.image_boost.shape[:2] == (2, 3)
+
+
 def test_a_missing_bundle_is_named(tmp_path):
     with pytest.raises(BoostBundleError, match=r"gone\.safetensors"):
         load_prompted_backbone("tiny", None, tmp_path / "gone.safetensors", is_random=True, device="cpu")

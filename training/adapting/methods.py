@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pydantic import model_validator
 
+from prompted_clip.few_shot import FEW_SHOT_METHODS
 from training.adapting.cocoop import CoCoOp, CoCoOpRecipe
 from training.adapting.coop import CoOp, CoOpRecipe
 from training.adapting.dept import DePT, DePTHost, DePTRecipe
@@ -17,7 +18,7 @@ from training.adapting.promptsrc import PromptSRC, PromptSRCRecipe
 from training.adapting.upt import UPT, UPTRecipe
 from training.adapting.vpt import VPT, VPTRecipe
 from training.prompted_backbone import PromptedBackbone
-from training.recipe import AdaptRecipe, validate_recipe
+from training.recipe import AdaptRecipe, FewShotRecipe, validate_recipe
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,9 @@ METHODS: Final[dict[str, MethodEntry]] = {
     "dept": MethodEntry(HostedDePTRecipe, _build_dept),
     "upt": MethodEntry(UPTRecipe, UPT),
 }
+
+RECIPES: Final[dict[str, type[AdaptRecipe] | type[FewShotRecipe]]] = {
+    **{name: entry.recipe for name, entry in METHODS.items()},
+    **dict.fromkeys(FEW_SHOT_METHODS, FewShotRecipe),
+}
+"""Recipe classes of all methods, those of few-shot heads included."""

@@ -19,9 +19,10 @@ from training.data.readable import drop_unreadable
 from training.evaluation.predict import Predictions, Predictor
 from training.evaluation.rows import ZERO_SHOT, Results, slug, training_name
 from training.files import digest_of, read_bundle_file
+from training.fit_run import FitJob, run_fit, zero_shot_bundle
 from training.progress import progress_bars
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
-from training.recipe import AdaptRecipe, Recipe
+from training.recipe import AdaptRecipe, FewShotRecipe, Settings
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,19 @@ class Trial:
     """One method with one seed, or the zero-shot base model.
 
     Attributes:
-        method: a key of `METHODS`, or `zero-shot`.
+        method: a key of `RECIPES`, or `zero-shot`.
         recipe: with the trial's seed; None for zero-shot.
         shots: training images per class; 0 for zero-shot.
         seed: seed of sampling and training; None for zero-shot.
     """
 
     method: str = ZERO_SHOT
-    recipe: AdaptRecipe | None = None
+    recipe: AdaptRecipe | FewShotRecipe | None = None
     shots: int = 0
     seed: int | None = None
 
     @classmethod
-    def of(cls, method: str, recipe: AdaptRecipe, *, shots: int, seed: int) -> "Trial":
+    def of(cls, method: str, recipe: AdaptRecipe | FewShotRecipe, *, shots: int, seed: int) -> "Trial":
         """Create a method's trial; sets the recipe's seed."""
         return cls(method, recipe.model_copy(update={"seed": seed}), shots, seed)
 
@@ -192,7 +193,7 @@ class Bench:
     def _boost_stack(self) -> PromptStack | None:
         return self._model.boost_stack(self._model.load_stack(self._boost)) if self._boost is not None else None
 
-    def _train(self, trial: Trial, recipe: AdaptRecipe, train: Dataset, name: str) -> str:
+    def _train(self, trial: Trial, recipe: AdaptRecipe | FewShotRecipe, train: Dataset, name: str) -> str:
         """Train, unless the bundle exists, resuming from a checkpoint; returns the name of the training."""
         identity = {
             "data": train.digest,
@@ -205,7 +206,12 @@ class Bench:
             train.name, trial.method, boosted=self.is_boosted, shots=trial.shots, seed=recipe.seed, identity=identity
         )
         out = self._bundle(training)
-        if not out.is_file():
+        if out.is_file():
+            return training
+        if isinstance(recipe, FewShotRecipe):
+            base = zero_shot_bundle(self.base_model, train, domain_name(name))
+            run_fit(FitJob(base, train, out, trial.method), self._model, self.console)
+        else:
             job = AdaptJob(domain_name(name), train, out, out.with_name("checkpoint"), self._checkpoint_every)
             result = run_adapt(job, trial.method, recipe, self.base_model, self.console)
             self.results.save_losses(training, result["losses"])
@@ -215,7 +221,7 @@ class Bench:
         return self.results.training_folder(training) / "bundle.safetensors"
 
 
-def recipe_digest(recipe: Recipe) -> str:
+def recipe_digest(recipe: Settings) -> str:
     """Digest of all values of a recipe."""
     return digest_of(recipe.model_dump_json().encode())
 

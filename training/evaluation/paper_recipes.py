@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from training.adapting.methods import METHODS
+from training.adapting.methods import RECIPES
 from training.data.catalog import CATALOG
 from training.data.dataset import DEFAULT_TEMPLATE, Dataset
 from training.errors import RecipeError
 from training.evaluation.rows import Protocol
-from training.recipe import AdaptRecipe, BoostRecipe, read_recipe
+from training.recipe import AdaptRecipe, BoostRecipe, FewShotRecipe, read_recipe
 
 _LATE_AVERAGE: Final = frozenset({"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"})
 _PROMPTKD: Final[Mapping[str, Any]] = {
@@ -49,11 +49,11 @@ _PROGRAD_TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
 
 def adapt_recipe(
     method: str, dataset: Dataset, protocol: Protocol, *, shots: int, overrides: Sequence[str] = ()
-) -> AdaptRecipe:
+) -> AdaptRecipe | FewShotRecipe:
     """The recipe of one method for one table, without the seed.
 
     Args:
-        method: a key of `METHODS`.
+        method: a key of `RECIPES`.
         dataset: the training data set.
         protocol: the table's protocol.
         shots: training images per class.
@@ -62,7 +62,9 @@ def adapt_recipe(
     Raises:
         RecipeError: a value is out of range.
     """
-    kind = METHODS[method].recipe
+    kind = RECIPES[method]
+    if issubclass(kind, FewShotRecipe):
+        return kind()
     values: dict[str, Any] = {"template": dataset.template} if "template" in kind.model_fields else {}
     values |= {"drop_last": True} | _differences(method, dataset.name, protocol, shots)
     entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -88,7 +90,7 @@ def check_overrides(methods: Sequence[str], overrides: Sequence[str]) -> None:
     Raises:
         RecipeError: not `key=value`, an unknown method or key, or `seed`, which is set per run.
     """
-    known = {method: METHODS[method].recipe.model_fields.keys() - {"seed"} for method in methods}
+    known = {method: RECIPES[method].model_fields.keys() - {"seed"} for method in methods}
     for entry in overrides:
         method, key = _split_key(entry)
         if key == "seed":
@@ -152,7 +154,7 @@ def _prograd(dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
 
 def _of_method(method: str, overrides: Sequence[str]) -> list[str]:
     """The overrides for one method, without the method prefix."""
-    fields = METHODS[method].recipe.model_fields
+    fields = RECIPES[method].model_fields
     entries = []
     for entry in overrides:
         named, key = _split_key(entry)

@@ -19,7 +19,7 @@ class Plan:
     Attributes:
         protocol: evaluation protocol.
         datasets: base-to-new and few-shot: each is trained and tested separately; else train on the first, test on all.
-        methods: keys of `METHODS`; the zero-shot base model is always included.
+        methods: keys of `RECIPES`; the zero-shot base model is always included.
         seeds: seeds of sampling and training.
         shots: training images per class.
         overrides: recipe values as `key=value` or `method.key=value`.

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from prompt_store.bundle import read_bundle
+from prompted_clip.few_shot import FEW_SHOT_METHODS
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import normalize_pixels, to_pixels
 from tests.stacks import random_bundle
@@ -24,7 +25,7 @@ from training.evaluation.metrics import harmonic_mean
 from training.evaluation.predict import Predictor
 from training.evaluation.protocols import across, all_classes, base_to_new, to_variant
 from training.evaluation.rows import Results
-from training.recipe import read_recipe
+from training.recipe import FewShotRecipe, read_recipe
 
 SETTINGS = ("epochs=2", "batch_size=2", "warmup_epochs=0", "learning_rate=0.05")
 
@@ -259,3 +260,22 @@ def test_the_predictions_of_a_row_are_saved(bench_at, dataset):
     assert row.new == 100 * float(np.mean((predictions.named_N == predictions.labels_N)[~is_base]))
     np.testing.assert_allclose(np.linalg.norm(predictions.features_ME, axis=1), 1, atol=1e-5)
     assert predictions.feature_labels_M.tolist() == predictions.labels_N.tolist()
+
+
+@pytest.mark.parametrize("is_boosted", [False, True])
+@pytest.mark.parametrize("method", FEW_SHOT_METHODS)
+def test_a_few_shot_head_is_measured_on_base_classes_and_left_out_for_new_ones(
+    bench_at, tmp_path_factory, method, is_boosted
+):
+    many = painted(tmp_path_factory.mktemp("many"), train=6)
+    bench = bench_at(is_boosted=is_boosted)
+    row = base_to_new(bench, many, Trial.of(method, FewShotRecipe(), shots=5, seed=1))
+    bundle, plain = read_bundle(bundle_path(bench, row).read_bytes()), base_to_new(bench, many, Trial())
+    base, _ = base_and_new(many)
+    predictor = Predictor(tiny_backbone())
+    answers = predictor.predict(predictor.model.load_stack(bundle), base)
+    assert bundle.manifest.provenance.metrics["n_images"] == 10
+    assert row.base == 100 * float(np.mean(answers.named_N == answers.labels_N))
+    assert row.new == plain.new
+    assert base_to_new(bench, many, Trial.of(method, FewShotRecipe(), shots=5, seed=1)) == row
+    assert bench.results.losses(row) == []
