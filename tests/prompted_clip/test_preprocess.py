@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
+from caspl.images import open_image as open_any
 from prompted_clip import preprocess
 from prompted_clip.preprocess import to_pixels, upright_array, upright_rgb
 from service.images.decoder import open_image
@@ -115,6 +116,14 @@ def test_an_array_is_rotated_as_an_image_is(value):
     image.info["exif"] = turned(value).tobytes()
     turn = preprocess.exif_turn(image)
     np.testing.assert_array_equal(preprocess.turned(np.asarray(image), turn), np.asarray(image.transpose(turn)))
+
+
+def test_the_classifier_opens_a_png_with_large_compressed_text():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 2_000_000, zip=True)
+    file = io.BytesIO()
+    Image.fromarray(noise(3)).save(file, "PNG", pnginfo=info)
+    np.testing.assert_array_equal(np.asarray(open_any(file.getvalue())), noise(3))
 
 
 def test_a_picture_that_is_upright_rgb_already_is_not_copied():

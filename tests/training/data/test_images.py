@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from prompted_clip.preprocess import to_pixels
 from training.data.images import find_images, is_decodable, n_decoding_threads, read_in_threads
@@ -101,6 +101,16 @@ def test_tiffs_are_read_unless_they_have_several_pages_or_no_one_conversion_to_8
     found = find_images(tmp_path)
     assert [path.name for path in found.files] == sound
     assert [path.name for path in found.unreadable] == ["float.tif", "pages.tif", "wide.tif"]
+
+
+def test_a_png_with_large_compressed_text_is_readable(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 2_000_000, zip=True)
+    path = tmp_path / "text.png"
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    assert is_decodable(path)
+    views = Views([path], image_size=8, preprocess={}, augmentation="none", crop_scale_min=1.0, seed=1)
+    assert views.load([0], epoch=0).shape == (1, 3, 8, 8)
 
 
 def test_a_hidden_root_folder_is_read(folder):
