@@ -182,6 +182,17 @@ async def test_a_slow_body_above_the_minimum_rate_is_read_to_its_end(serve, monk
         assert (await client.post("/classify/paint", content=slowly())).status_code == 200
 
 
+@pytest.mark.parametrize("version", ["true", '"2"', "2.0", "2e0", "[2]", "null", "0"])
+async def test_only_an_integer_is_a_version(serve, store, version):
+    store.add("paint", colour_bundle(seed=1))
+    async with serve() as client:
+        headers = {"content-type": "application/json"}
+        answer = await client.put("/domains/paint/live", content=f'{{"version": {version}}}', headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (422, "request_invalid")
+    assert "version" in answer.json()["detail"]
+    assert store.live("paint").version == 1
+
+
 def scope_of(path, headers=()):
     return {
         "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": list(headers),
