@@ -19,6 +19,8 @@ from service.settings import Settings
 
 KEEP_ALIVE_S: Final = 5
 BACKLOG: Final = 2048
+ACCEPTS_PER_EVENT: Final = 16
+"""A burst of new connections must not delay the requests that are being answered."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -50,6 +52,17 @@ def pending_connections(listener: socket.socket) -> Iterator[socket.socket]:
         yield connection
 
 
+class Listener(socket.socket):
+    """A listening socket whose backlog stays long.
+
+    asyncio passes the number of connections that it accepts per event as the backlog.
+    """
+
+    def listen(self, backlog: int = BACKLOG, /) -> None:
+        """Listen with a long backlog."""
+        super().listen(max(backlog, BACKLOG))
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Open the listening socket.
 
@@ -63,7 +76,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}.", code="cannot_listen") from error
     # Python leaves `proto` 0 in this socket and in accepted ones, and asyncio sets TCP_NODELAY only for IPPROTO_TCP:
     # the second packet of a response would wait 40 ms. A socket reopened from its descriptor has the right `proto`.
-    return socket.socket(fileno=listener.detach())
+    return Listener(fileno=listener.detach())
 
 
 def address_of(listener: socket.socket) -> str:
@@ -73,9 +86,9 @@ def address_of(listener: socket.socket) -> str:
 
 
 def http_config(
-    app: ASGIApp, settings: Settings, *, context: HttpContext | None = None, backlog: int = BACKLOG
+    app: ASGIApp, settings: Settings, *, context: HttpContext | None = None, n_accepts: int = ACCEPTS_PER_EVENT
 ) -> uvicorn.Config:
-    """The uvicorn configuration of an application; it accepts up to `backlog` connections per event.
+    """The uvicorn configuration of an application; it accepts up to `n_accepts` connections per event.
 
     With the application's `context`, classify requests are rejected early under overload.
     """
@@ -96,7 +109,7 @@ def http_config(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=backlog,
+        backlog=n_accepts,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )

@@ -25,7 +25,7 @@ from service.http import problems
 from service.http.context import HttpContext
 from service.http.middleware import install_middleware
 from service.http.routes import classify
-from service.http.server import BACKLOG, DrainingServer, http_config
+from service.http.server import DrainingServer, Listener, http_config
 from service.images.decoder import Decoder
 from service.observability import logs
 from service.observability.metrics import Metrics
@@ -37,17 +37,6 @@ from service.workers.remote import RemoteBackend, WorkerConfig, forwarder
 from service.workers.rpc import Rpc
 
 ORPHAN_KILL_S: Final = 5.0
-
-
-class SharedListener(socket.socket):
-    """A listening socket shared by several processes, which accept one connection at a time; the backlog stays long.
-
-    asyncio accepts up to `backlog` connections per event, so one process would take a whole burst while others idle.
-    """
-
-    def listen(self, backlog: int = BACKLOG, /) -> None:
-        """Listen with a long queue, whatever backlog asyncio passes."""
-        super().listen(max(backlog, BACKLOG))
 
 
 class WebServer(DrainingServer):
@@ -76,7 +65,7 @@ class WebProcess:
         self.app.include_router(classify.router)
         self.app.router.default = forwarder(self.rpc)
         install_middleware(self.app, self.context)
-        self.server = WebServer(http_config(self.app, settings, context=self.context, backlog=1))
+        self.server = WebServer(http_config(self.app, settings, context=self.context, n_accepts=1))
 
     async def count(self) -> list[Sample]:
         """All counters of this process since its start; also the heartbeat."""
@@ -116,7 +105,7 @@ async def main() -> None:
     os.close(memory)
     await web.rpc.open(connection)
     tune_interpreter()
-    await web.server.serve(sockets=[SharedListener(fileno=listener)])
+    await web.server.serve(sockets=[Listener(fileno=listener)])
     web.context.decoder.close()
     web.rpc.close()
 

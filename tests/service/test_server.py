@@ -20,7 +20,6 @@ from service.errors import SettingsError
 from service.http.server import DrainingServer, http_config, listen
 from service.server import load_keys, require_gpu_decoding
 from service.settings import Settings
-from service.workers.web_process import SharedListener
 from tests.service.demo.demo_assets import write_assets
 from tests.service.fakes import picture
 
@@ -180,8 +179,8 @@ async def _fine(scope, receive, send):
 
 @pytest.mark.anyio
 async def test_who_has_connected_when_the_service_stops_is_answered_all_the_same():
-    with SharedListener(fileno=listen("127.0.0.1", 0).detach()) as listener:
-        config = http_config(_fine, Settings(), backlog=1)
+    with listen("127.0.0.1", 0) as listener:
+        config = http_config(_fine, Settings(), n_accepts=1)
         config.lifespan = "off"
         server = DrainingServer(config)
         config.load()
