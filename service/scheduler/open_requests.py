@@ -29,9 +29,9 @@ class OpenRequests:
         self._budget = Budget((3 * max_open + 1) // 2, "places for requests", OverloadedError)
         self._since_s = self._interval_s = 0.0  # since the last answer, or since enough were open; 0: not measured
 
-    def has_room(self, domain: str, timeout_s: float) -> bool:
-        """Whether a request with this timeout may be opened."""
-        return self._budget.has_room(domain, 1, limit=self._limit(timeout_s))
+    def has_room(self, domain: str, timeout_s: float, n_more: int = 0) -> bool:
+        """Whether a request with this timeout, and `n_more` before it, may be opened."""
+        return self._budget.has_room(domain, 1 + n_more, limit=self._limit(timeout_s))
 
     def check(self, domain: str, timeout_s: float) -> None:
         """Check that a request may be opened.

@@ -42,7 +42,7 @@ class EarlyRefusal:
             "retry-after: 1\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\nx-request-id: %s\r\n"
         )
         self._head, self._body = head.format(len(body % new_request_id())).encode(), body.encode()
-        self._n_refused = 0
+        self._n_refused = self._n_passed = 0
 
     def respond(self, data: bytes, headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bool] | None:
         """The response to `data` with additional `headers`, and whether to close the connection.
@@ -53,7 +53,8 @@ class EarlyRefusal:
         if line is None or self._context.is_draining:
             return None
         domain, timeout_s = (line[1] or b"").decode(), timeout_of(line[2] or b"", self._context.settings)
-        if self._context.open_requests.has_room(domain, timeout_s):
+        if self._context.open_requests.has_room(domain, timeout_s, self._n_passed):
+            self._pass()
             return None
         end = data.find(b"\r\n\r\n")
         head = data[: end + 2].lower()
@@ -68,6 +69,15 @@ class EarlyRefusal:
         if must_close:
             lines.append(b"connection: close\r\n")
         return b"".join([*lines, b"\r\n", self._body % request_id]), must_close
+
+    def _pass(self) -> None:
+        """Note a request that counts as open in the next iteration of the event loop."""
+        if not self._n_passed:
+            asyncio.get_running_loop().call_soon(self._end_iteration)
+        self._n_passed += 1
+
+    def _end_iteration(self) -> None:
+        self._n_passed = 0
 
     def _count(self, route: str) -> None:
         metrics = self._context.metrics
