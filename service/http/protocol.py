@@ -55,7 +55,10 @@ class TimeoutHttpProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Count bytes, and handle them unless they are a request that is refused."""
         self._n_received += len(data)
-        refused = self._refusal and self._is_idle() and self._refusal.respond(data, self.server_state.default_headers)
+        refused = None
+        if self._refusal and self._is_idle():
+            client = self.client[0] if self.client else ""
+            refused = self._refusal.respond(data, self.server_state.default_headers, client)
         if not refused:
             super().data_received(data)
             return

@@ -112,6 +112,10 @@ class Decoder:
         max_bytes = settings.max_decoding_bytes or BYTES_PER_THREAD * min(n_threads, MAX_THREADS)
         self._threads = FairThreadPool(n_threads, max_bytes, prepare_thread)
 
+    def has_room(self, tenant: Hashable) -> bool:
+        """Whether there is room for one more image of a tenant."""
+        return self._places.has_room(tenant, 1)
+
     def check_room(self, tenant: Hashable) -> None:
         """Check that there is room for one more image of a tenant.
 

@@ -44,8 +44,8 @@ class EarlyRefusal:
         self._head, self._body = head.format(len(body % new_request_id())).encode(), body.encode()
         self._n_refused = self._n_passed = 0
 
-    def respond(self, data: bytes, headers: list[tuple[bytes, bytes]]) -> tuple[bytes, bool] | None:
-        """The response to `data` with additional `headers`, and whether to close the connection.
+    def respond(self, data: bytes, headers: list[tuple[bytes, bytes]], client: str) -> tuple[bytes, bool] | None:
+        """The response to `data` from an address with additional `headers`, and whether to close the connection.
 
         None if the data is not exactly one plain classify request, or the request has room.
         """
@@ -53,7 +53,8 @@ class EarlyRefusal:
         if line is None or self._context.is_draining:
             return None
         domain, timeout_s = (line[1] or b"").decode(), timeout_of(line[2] or b"", self._context.settings)
-        if self._context.open_requests.has_room(domain, timeout_s, self._n_passed):
+        has_room = self._context.open_requests.has_room(domain, timeout_s, self._n_passed)
+        if has_room and self._context.decoder.has_room((client, domain)):
             self._pass()
             return None
         end = data.find(b"\r\n\r\n")
