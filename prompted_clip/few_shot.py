@@ -102,9 +102,8 @@ class Gda:
         rows = np.arange(n)
         inner_NK[rows, labels_N] = product(mean_NE, f_NE)
         norm_NK[rows, labels_N] = product(mean_NE, mean_NE)
-        counts_NK = np.tile(counts_K, (n, 1))
-        counts_NK[rows, labels_N] -= 1
-        scores_NK: Floats = width * (inner_NK - norm_NK / 2) + np.log(counts_NK / (n - 1))
+        scores_NK: Floats = width * (inner_NK - norm_NK / 2) + np.log(counts_K / (n - 1))
+        scores_NK[rows, labels_N] += np.log((own_N - 1) / own_N)
         return scores_NK
 
 

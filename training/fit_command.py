@@ -64,6 +64,8 @@ def fit(
                 f"unknown method {method!r}.{did_you_mean(method, methods)} Known methods: {', '.join(methods)}",
                 param_hint="--method",
             )
+        if out.resolve() == bundle.resolve():
+            raise typer.BadParameter("would overwrite the given bundle; choose another file", param_hint="--out")
         base = read_bundle_file(bundle)
         check_replaceable(base)
         console, made_for = Console(stderr=True), base.manifest.backbone

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from prompt_store.bundle import Bundle, read_bundle, write_bundle
+from prompt_store.bundle import read_bundle, write_bundle
 from prompt_store.manifest import Calibration
 from prompted_clip.few_shot import FEW_SHOT_METHODS
 from prompted_clip.fit import fit_few_shot
@@ -192,9 +192,15 @@ def test_invalid_arguments_fail_and_write_nothing(data, tmp_path, extra, code, s
     assert not (tmp_path / "new.safetensors").exists()
 
 
+def test_the_given_bundle_is_never_overwritten(data, tmp_path):
+    given = random_bundle(**PROMPTS)
+    result = caspl_fit(data, tmp_path, given, "--out", str(tmp_path / "base.safetensors"))
+    assert result.exit_code == 2
+    assert (tmp_path / "base.safetensors").read_bytes() == given
+
+
 def test_an_earlier_calibration_does_not_affect_the_fit(data, tmp_path):
     base = read_bundle(random_bundle(class_names=("cat", "dog"), **PROMPTS))
     hot = base.manifest.model_copy(update={"calibration": Calibration(temperature=7.0)})
     reports = [fitted(data, tmp_path, write_bundle(one, base.tensors))[0] for one in (base.manifest, hot)]
     assert reports[0]["alpha"] == reports[1]["alpha"]
-    assert isinstance(base, Bundle)

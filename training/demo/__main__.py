@@ -16,6 +16,8 @@ from training.demo.boost_domains import boost_all, markdown_table, show_table
 from training.demo.crowding import crowding
 from training.demo.domain_pool import default_jobs
 from training.demo.evaluate import measure_all
+from training.demo.fit_domains import checks_table, fit_all
+from training.demo.fit_domains import markdown_table as fit_table
 from training.demo.folders import write_folders
 from training.demo.models import CONFIG_DIR, export_weights
 from training.demo.pages import fill_page
@@ -32,6 +34,8 @@ WORK_DIR: Final = Path("build/demo")
 RESULTS: Final = Path("docs/results/demo-backbones.json")
 BOOST_RESULTS: Final = Path("docs/results/demo-boost.json")
 ADAPT_RESULTS: Final = Path("docs/results/demo.json")
+FIT_RESULTS: Final = Path("docs/results/demo-fit.json")
+FIT_PAGE: Final = Path("docs/few-shot.md")
 DEMO_PAGE: Final = Path("docs/demo-world.md")
 SERVICE_DEMO: Final = Path("service/demo")
 OVERVIEW: Final = Path("docs/images/demo-world.png")
@@ -157,6 +161,15 @@ def adapt(
         fill_page(README, "demo-adapt", adapt_domains.markdown_table(rows))
         fill_page(DEMO_PAGE, "demo-adapt", adapt_domains.domain_table(rows))
     adapt_domains.show_table(rows, Console())
+
+
+@app.command()
+def fit(jobs: Jobs = None) -> None:
+    """Fit few-shot heads in all boosted domains over three seeds, and update the tables in the documentation."""
+    rows = fit_all(SERVICE_DEMO / "bundles", FIT_RESULTS, tuple(SHIFTED), jobs=jobs or default_jobs(), console=console)
+    fill_page(FIT_PAGE, "demo-fit", fit_table(rows))
+    fill_page(FIT_PAGE, "demo-fit-checks", checks_table(rows))
+    console.print(f"wrote {FIT_RESULTS} and the tables in {FIT_PAGE}", soft_wrap=True)
 
 
 @app.command()
