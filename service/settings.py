@@ -72,10 +72,10 @@ class Settings(BaseSettings):
     store: Path = Field(Path("store"), description="directory of the bundle store; created if missing")
     keys_file: Path | None = Field(None, description="JSON file with API keys, created by `caspl keys new`")
     key_requests_per_s: float | None = Field(
-        None, gt=0, description="requests per second of each key without a limit of its own; beyond it 429"
+        None, gt=0, description="default rate limit of a key in requests per second; beyond it 429"
     )
     key_bytes_per_s: float | None = Field(
-        None, gt=0, description="body bytes per second of each key without a limit of its own; beyond it 429"
+        None, gt=0, description="default rate limit of a key in bytes of request bodies per second; beyond it 429"
     )
     max_failed_keys_per_minute: int = Field(
         10, ge=1, description="maximum number of wrong keys per client address and minute; beyond it 429"
@@ -105,7 +105,9 @@ class Settings(BaseSettings):
         description="open_clip architecture, demo-student, or a folder with weights: local-dir:FOLDER, hf-hub:ORG/NAME",
     )
     pretrained: str | None = Field(None, description="open_clip tag, or path of a .safetensors or .pt file")
-    quick_gelu: bool = Field(False, description="use QuickGELU; required for a local file with OpenAI's weights")
+    quick_gelu: bool = Field(
+        False, description="use QuickGELU with a local weights file; tags and OpenAI's own .pt files need no option"
+    )
     preprocess_of: str | None = Field(
         None, description="open_clip tag whose preprocessing and activation a local weights file needs"
     )
@@ -156,8 +158,8 @@ class Settings(BaseSettings):
     stuck_after_s: float = Field(
         30.0,
         gt=0,
-        description="a single forward that takes longer counts as hung, and so does an event loop that stands still "
-        "for this long; the process exits so that its supervisor restarts it",
+        description="a forward or an event loop that is stuck for longer counts as hung; the process exits so that its "
+        "supervisor restarts it",
     )
 
     max_image_bytes: int = Field(10 * MIB, ge=1, description="maximum size of one image file")
@@ -165,19 +167,19 @@ class Settings(BaseSettings):
     max_bundle_bytes: int = Field(64 * MIB, ge=1, description="maximum size of an uploaded bundle")
     max_body_s: float = Field(30.0, gt=0, description="maximum time to receive a request body")
     min_body_rate: int = Field(
-        16 * 1024, ge=0, description="minimum rate of a request body in bytes per second, over 5 s; below it 408"
+        16 * 1024, ge=0, description="minimum rate of a request body in bytes per second over 5 s; below it 408"
     )
     max_admitted_bytes: int = Field(
         256 * MIB,
         ge=1,
-        description="maximum size of all request bodies in memory, uploads included, per process and shared between "
-        "clients; beyond it 503",
+        description="maximum size of all request bodies in memory, uploads included, per process, shared between "
+        "tenants; beyond it 503",
     )
     max_open_requests: int = Field(
         256,
         ge=1,
-        description="maximum number of classify requests per domain and process whose body has arrived and that are "
-        "not answered, and 1.5 times that in total; beyond it 429; default on a GPU: at least eight batches",
+        description="maximum number of open classify requests (body received, not yet answered) per domain and "
+        "process, and 1.5 times that in total; beyond it 429; default on a GPU: at least eight batches",
     )
     max_images: int = Field(16, ge=1, le=256, description="maximum number of images per request")
     max_image_pixels: int = Field(
@@ -197,14 +199,14 @@ class Settings(BaseSettings):
     max_decoding_images: int = Field(
         64,
         ge=1,
-        description="maximum number of images being decoded or waiting for it per tenant, and 1.5 times that in total; "
+        description="maximum number of images per tenant that are decoded or wait for it, and 1.5 times that in total; "
         "beyond it 429",
     )
     max_decoding_bytes: int = Field(
         0,
         ge=0,
-        description="memory for large images being decoded at the same time; the others wait; 0 allows 160 MiB per "
-        "decoding thread, at most 1,280 MiB",
+        description="maximum memory of large images that are decoded at the same time; the others wait; 0 allows "
+        "160 MiB per decoding thread, at most 1,280 MiB",
     )
 
     max_top_k: int = Field(100, ge=1, description="maximum top_k")
