@@ -87,6 +87,7 @@ class Selection:
         """
         learner.load_state_dict(self._best_state)
         if not self.is_worse:
+            self._report_small_gain()
             return
         message = (
             f"Training made the model worse: {self._name} on {self._n_images} held-out images was "
@@ -115,6 +116,15 @@ class Selection:
         """Restore `state_dict`."""
         self.best, self._after, self.best_step = state["best"], state["after"], state["best_step"]
         self._best_state = state["best_state"]
+
+    def _report_small_gain(self) -> None:
+        before = self._before[self._name]
+        gain, error = self.best[self._name] - before, math.sqrt(before * (1 - before) / self._n_images)
+        if gain < error:
+            self._report(
+                f"A gain of {gain:.1%} is within the standard error of {self._n_images} held-out images, {error:.1%}: "
+                "other images may show none."
+            )
 
     def _advice(self, recipe: Recipe, n_steps: int) -> str:
         if self.best_step == n_steps:

@@ -86,3 +86,10 @@ def test_the_metrics_name_the_moment_and_the_images_of_each_score():
     }
     assert lines[0] == "Held-out images, before training: agreement 50.0%"
     assert lines[2] == "Held-out images, step 2 of 3: agreement 90.0%"
+
+
+@pytest.mark.parametrize(("best", "is_small"), [(0.5, True), (0.55, True), (0.6, False)])
+def test_a_gain_within_the_standard_error_is_reported(tmp_path, best, is_small):
+    selection, learner, lines = run((best,))
+    selection.finish(learner, RECIPE, 1, tmp_path / "state", keep_worse=False)
+    assert ("within the standard error of 40 held-out images, 7.9%" in lines[-1]) == is_small

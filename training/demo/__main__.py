@@ -14,11 +14,13 @@ from rich.table import Table
 from training.demo import adapt_domains
 from training.demo.boost_domains import boost_all, markdown_table, show_table
 from training.demo.crowding import crowding
+from training.demo.default_recipes import markdown_table as defaults_table
+from training.demo.default_recipes import run_defaults
 from training.demo.domain_pool import default_jobs
 from training.demo.evaluate import measure_all
 from training.demo.fit_domains import checks_table, fit_all
 from training.demo.fit_domains import markdown_table as fit_table
-from training.demo.folders import write_folders
+from training.demo.folders import DRAWN, write_folders
 from training.demo.models import CONFIG_DIR, export_weights
 from training.demo.pages import fill_page
 from training.demo.picture import write_overview
@@ -36,6 +38,7 @@ BOOST_RESULTS: Final = Path("docs/results/demo-boost.json")
 ADAPT_RESULTS: Final = Path("docs/results/demo.json")
 FIT_RESULTS: Final = Path("docs/results/demo-fit.json")
 FIT_PAGE: Final = Path("docs/few-shot.md")
+DEFAULT_RESULTS: Final = Path("docs/results/demo-defaults.json")
 DEMO_PAGE: Final = Path("docs/demo-world.md")
 SERVICE_DEMO: Final = Path("service/demo")
 OVERVIEW: Final = Path("docs/images/demo-world.png")
@@ -110,7 +113,7 @@ def evaluate(
 
 @app.command()
 def write_folder(
-    domain: Annotated[str, typer.Argument(help="clean, sketch, thermal, night, blueprint, satellite or negative.")],
+    domain: Annotated[str, typer.Argument(help=", ".join(DRAWN))],
     out_dir: Annotated[Path, typer.Argument(help="An empty or missing folder.")],
     n_train: Annotated[int, typer.Option(min=0, help="Unlabelled images in train/.")] = 4000,
     n_test: Annotated[int, typer.Option(min=0, help="Labelled images in test/<class>/.")] = 1600,
@@ -170,6 +173,17 @@ def fit(jobs: Jobs = None) -> None:
     fill_page(FIT_PAGE, "demo-fit", fit_table(rows))
     fill_page(FIT_PAGE, "demo-fit-checks", checks_table(rows))
     console.print(f"wrote {FIT_RESULTS} and the tables in {FIT_PAGE}", soft_wrap=True)
+
+
+@app.command()
+def defaults(
+    methods: Annotated[str, typer.Option(help="Comma-separated methods of `caspl adapt`.")] = "coop",
+) -> None:
+    """Measure the default recipes before and after training, and update the table in the documentation."""
+    torch.set_num_threads(1)
+    for rows in run_defaults(methods.split(","), console):
+        DEFAULT_RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+        fill_page(DEMO_PAGE, "demo-defaults", defaults_table(rows))
 
 
 @app.command()
