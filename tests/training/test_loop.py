@@ -111,7 +111,7 @@ def test_a_run_interrupted_at_any_step_resumes_to_the_same_bits(tmp_path, stop_a
 @pytest.mark.parametrize("stop_at", [1, 4, 8])
 def test_a_resumed_run_selects_the_same_state_and_reports_its_step(tmp_path, stop_at):
     def selection(line):
-        return Selection(lambda: {"accuracy": -abs(line.w.item() - 2)}, {"accuracy": -2.0}, 10)
+        return Selection(lambda: {"accuracy": 1 / (1 + abs(line.w.item() - 2))}, {"accuracy": 0.1}, 10)
 
     class StoppedError(Exception):
         pass
