@@ -36,7 +36,7 @@ NOT_RUN = {
 }
 UsageError = typer.BadParameter.__base__  # click's, which typer does not export
 BUNDLES = {
-    "retail-shelf.safetensors": "retail-shelf",
+    "shelf-fit.safetensors": "shelf",
     "flowers.safetensors": "flowers",
     "flowers-fit.safetensors": "flowers",
 }
