@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from PIL import Image, ImageFile
 
 from service.errors import ImageRejectedError, OverloadedError
-from service.images.headers import DAMAGED, check_size, check_work, read_header
+from service.images.headers import DAMAGED, Header, check_size, check_work, read_header
 from service.images.pool import FairThreadPool
 from service.images.preprocessing import MAX_THREADS, Pixels, decode_threads, preprocessing
 from service.process import use_one_torch_thread
@@ -43,8 +43,10 @@ class Decoded:
     notes: tuple[str, ...]
 
 
-def open_image(data: bytes, settings: Settings, decode: Callable[[Image.Image, bytes], T]) -> tuple[T, tuple[str, ...]]:
-    """Check a file and `decode` it (see `Exact.decode`).
+def open_image(
+    data: bytes, settings: Settings, decode: Callable[[Image.Image, bytes], T], header: Header | None = None
+) -> tuple[T, tuple[str, ...]]:
+    """Check a file, whose `header` may have been read already, and `decode` it (see `Exact.decode`).
 
     Returns:
         The result of `decode`, and notes on conversions (`cmyk`, `first_frame`).
@@ -54,7 +56,7 @@ def open_image(data: bytes, settings: Settings, decode: Callable[[Image.Image, b
         ImageTooLargeError: beyond a limit.
         ImageRejectedError: damaged, animated, or beyond another limit.
     """
-    header = read_header(data, settings.max_image_bytes)
+    header = header or read_header(data, settings.max_image_bytes)
     data = check_work(data, header, settings)
     try:
         with Image.open(io.BytesIO(data), formats=(header.kind,)) as image:
@@ -145,15 +147,15 @@ class Decoder:
         header = read_header(data, self._settings.max_image_bytes)
         is_decoded = header.n_pixels <= self._settings.max_image_pixels
         n_bytes = len(data) + (header.n_bytes if is_decoded else 0)
-        return await self._threads.run(partial(self._decode, data), tenant=tenant, n_bytes=n_bytes)
+        return await self._threads.run(partial(self._decode, data, header), tenant=tenant, n_bytes=n_bytes)
 
     def close(self) -> None:
         """Cancel waiting images; running ones finish."""
         self._threads.close()
 
-    def _decode(self, data: bytes) -> Decoded:
+    def _decode(self, data: bytes, header: Header) -> Decoded:
         try:
-            resize, notes = open_image(data, self._settings, self._preprocessing.decode)
+            resize, notes = open_image(data, self._settings, self._preprocessing.decode, header)
         except ImageRejectedError as error:
             # The frames of a traceback hold the image until the request is answered.
             error.__cause__ = error.__context__ = None

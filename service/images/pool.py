@@ -32,12 +32,9 @@ class _Job:
     tag: int
     number: int
     n_bytes: int = field(compare=False)
+    is_large: bool = field(compare=False)
     run: Callable[[], Any] = field(compare=False)
     result: asyncio.Future[Any] = field(compare=False)
-
-    @property
-    def is_large(self) -> bool:
-        return self.n_bytes > SMALL_BYTES
 
 
 class FairThreadPool:
@@ -61,18 +58,22 @@ class FairThreadPool:
             self._next_tag = {of: tag for of, tag in self._next_tag.items() if tag > self._now}
         tag = max(self._now, self._next_tag.get(tenant, 0))
         self._next_tag[tenant] = tag + n_bytes
-        waiting = _Job(tag, next(self._numbers), n_bytes, job, asyncio.get_running_loop().create_future())
+        is_large, result = n_bytes > SMALL_BYTES, asyncio.get_running_loop().create_future()
+        waiting = _Job(tag, next(self._numbers), n_bytes, is_large, job, result)
         heap = self._heaps[waiting.is_large]
-        heapq.heappush(heap, waiting)
-        self._start()
+        if any(self._heaps.values()) or not self._has_room(waiting):
+            heapq.heappush(heap, waiting)
+            self._start_waiting()
+        else:
+            self._start(waiting)
         try:
-            result: T = await waiting.result
+            done: T = await waiting.result
         except asyncio.CancelledError:
             if waiting in heap:
                 heap.remove(waiting)
                 heapq.heapify(heap)
             raise
-        return result
+        return done
 
     def close(self) -> None:
         """Cancel waiting jobs; running ones finish."""
@@ -82,13 +83,16 @@ class FairThreadPool:
             heap.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self) -> None:
-        while (job := self._first()) is not None:
+    def _start(self, job: _Job) -> None:
+        self._now = max(self._now, job.tag)
+        self._count(job, 1)
+        running = job.result.get_loop().run_in_executor(self._threads, _run, job)
+        running.add_done_callback(partial(self._settle, job))
+
+    def _start_waiting(self) -> None:
+        while any(self._heaps.values()) and (job := self._first()) is not None:
             heapq.heappop(self._heaps[job.is_large])
-            self._now = max(self._now, job.tag)
-            self._count(job, 1)
-            running = job.result.get_loop().run_in_executor(self._threads, _run, job)
-            running.add_done_callback(partial(self._settle, job))
+            self._start(job)
         if not self._n_running:
             self._next_tag.clear()
 
@@ -106,7 +110,7 @@ class FairThreadPool:
 
     def _settle(self, job: _Job, outcome: asyncio.Future[Any]) -> None:
         self._count(job, -1)
-        self._start()
+        self._start_waiting()
         error = outcome.exception()
         if job.result.done():
             return
