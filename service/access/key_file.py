@@ -62,7 +62,8 @@ class Key(BaseModel):
         """
         now = datetime.now(UTC)
         if self.expires and now >= self.expires:
-            raise UnauthorizedError(f"API key {self.id} expired on {self.expires:%Y-%m-%d}.", code="key_expired")
+            message = f"API key {self.id} expired on {self.expires:%Y-%m-%d}. Use another key."
+            raise UnauthorizedError(message, code="key_expired")
         if self.not_before and now < self.not_before:
             raise UnauthorizedError(f"API key {self.id} is valid from {self.not_before}.", code="key_not_yet_valid")
 

@@ -58,7 +58,7 @@ class KeyRing:
         key = self._keys.get(match[1])
         digest = hashlib.sha256(match[2].encode()).hexdigest()
         if not hmac.compare_digest(digest, key.sha256 if key else NO_DIGEST) or key is None:
-            raise UnauthorizedError("Unknown API key.")
+            raise UnauthorizedError("Unknown API key: it is misspelled, or was revoked.")
         key.check_period()
         return key
 
@@ -77,7 +77,8 @@ class KeyRing:
             DeniedError: the key lacks the scope or the domain.
         """
         if not self.allows(key_id, scope, domain):
-            raise DeniedError(f"Key {key_id} lacks the scope or the domain for this request.")
+            needed = "this domain" if scope == "any" else f"the scope {scope}, or not for this domain"
+            raise DeniedError(f"API key {key_id} is not valid for {needed}. Use another key.")
 
     def _refresh(self) -> None:
         """Read the key file again if it has changed."""

@@ -70,7 +70,10 @@ class RateLimits:
         volume = self._key_bucket("bytes", key.id, byte_rate, byte_rate) if byte_rate else None
         wait_s = max(requests.wait_s(1) if requests else 0.0, volume.wait_s(n_bytes) if volume else 0.0)
         if wait_s > 0:
-            raise RateLimitedError(f"The rate limit of key {key.id} is reached.", retry_after_s=wait_s)
+            rates = ((request_rate, "requests"), (byte_rate, "bytes"))
+            limits = " and ".join(f"{rate:g} {unit}" for rate, unit in rates if rate)
+            message = f"API key {key.id} is limited to {limits} per second. Retry later."
+            raise RateLimitedError(message, retry_after_s=wait_s)
         if requests:
             requests.spend(1)
         return volume.spend if volume else None
@@ -84,7 +87,10 @@ class RateLimits:
         per_minute = self._settings.max_failed_keys_per_minute
         bucket = self._address_bucket("failures", _network(address), per_minute / 60, per_minute)
         if (wait_s := bucket.wait_s(1)) > 0:
-            raise RateLimitedError("Too many wrong API keys from this address.", retry_after_s=wait_s)
+            message = (
+                f"More than {per_minute} wrong API keys in a minute from this address. Correct the key, then retry."
+            )
+            raise RateLimitedError(message, retry_after_s=wait_s)
         bucket.spend(1)
 
 

@@ -98,10 +98,12 @@ class LimitedBody:
                 return await self._receive()
         except TimeoutError as error:
             if self._loop.time() >= self._end_s:
-                raise SlowBodyError(f"The body did not arrive within {self._max_body_s:g} s.") from error
+                raise SlowBodyError(
+                    f"The body did not arrive within {self._max_body_s:g} s. Send less, or use a faster connection."
+                ) from error
             raise SlowBodyError(
                 f"Expected at least {self._min_bytes:g} bytes of the body in {RATE_WINDOW_S:g} s, received "
-                f"{self._n_in_window}."
+                f"{self._n_in_window}. Send it without pauses, or use a faster connection."
             ) from error
         finally:
             self._waiting = None
@@ -127,7 +129,10 @@ class LimitedBody:
 
     def _check_size(self, n_bytes: int) -> None:
         if n_bytes > self._limit:
-            raise BodyTooLargeError(f"The body is larger than {self._limit} bytes.", extra={"limit": self._limit})
+            raise BodyTooLargeError(
+                f"The body is larger than {self._limit} bytes, the limit of this route. Send less in one request.",
+                extra={"limit": self._limit},
+            )
 
 
 def body_limit(path: str, settings: Settings) -> int:

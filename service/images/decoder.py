@@ -69,7 +69,8 @@ def open_image(
         # Pillow raises many kinds of errors, some with memory addresses in the text; clients must not see them.
         logger.info("image.rejected", extra={"kind": header.kind, "reason": type(error).__name__})
         if "truncated" in str(error).lower() or isinstance(error, EOFError):
-            raise ImageRejectedError(f"The {header.kind} file is truncated.", code="image_truncated") from error
+            message = f"The {header.kind} file is truncated. Send the whole file."
+            raise ImageRejectedError(message, code="image_truncated") from error
         raise ImageRejectedError(DAMAGED) from error
 
 

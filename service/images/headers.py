@@ -31,7 +31,7 @@ MAX_CHUNKS: Final = 20_000
 CODES_BYTES: Final = 6 * 1024
 """libwebp's tables for one group of Huffman codes."""
 
-MANY_CHUNKS: Final = f"The image file has more than {MAX_CHUNKS} chunks."
+MANY_CHUNKS: Final = f"The image file has more than {MAX_CHUNKS} chunks. Save it again with another program."
 DAMAGED: Final = "The image file is damaged and cannot be decoded."
 
 MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
@@ -76,7 +76,7 @@ def sniff(data: bytes) -> Format:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if len(data) < len(PNG_MAGIC) or not any(data[:64]):
-        raise ImageRejectedError("The image is empty or too short.")
+        raise ImageRejectedError("The image is empty or too short. Send a JPEG, PNG or WebP file.")
     raise ImageFormatError("The image is not a JPEG, PNG or WebP file.")
 
 
@@ -88,7 +88,7 @@ def read_header(data: bytes, max_bytes: int) -> Header:
         ImageRejectedError: see `sniff`.
     """
     if len(data) > max_bytes:
-        message = f"The image has {len(data)} bytes; the limit is {max_bytes}."
+        message = f"The image has {len(data)} bytes; the limit is {max_bytes}. Scale it down."
         raise ImageTooLargeError(message, extra={"limit": max_bytes})
     kind = sniff(data)
     if kind == "JPEG":
@@ -127,7 +127,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         has_scan |= marker == START_OF_SCAN
         n_segments += 1
         if n_segments > (MAX_SEGMENTS if has_scan else MAX_HEADER_SEGMENTS):
-            raise ImageRejectedError("The JPEG has too many segments.", code="image_scans")
+            raise ImageRejectedError("The JPEG has too many segments. Save it without metadata.", code="image_scans")
         yield marker, at
         n_junk += found.start() - end
         end = at + max(_number(data, at, 2), 2)
@@ -202,8 +202,11 @@ def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
     cost, max_cost = header.n_pixels * header.pixel_cost, settings.max_image_pixels
     if header.kind == "PNG":
         if header.n_pixels <= max_cost < cost:
-            message = f"The limit is {max_cost // header.pixel_cost} pixels for a PNG of this kind. Scale it down."
-            raise ImageTooLargeError(message, code="image_pixels", extra={"limit": max_cost // header.pixel_cost})
+            limit = max_cost // header.pixel_cost
+            message = (
+                f"The PNG has 16-bit colour and {header.n_pixels} pixels; the limit is {limit}. Save it with 8 bits."
+            )
+            raise ImageTooLargeError(message, code="image_pixels", extra={"limit": limit})
         try:
             return without_metadata(data, MAX_CHUNKS)
         except ValueError as error:
@@ -233,5 +236,5 @@ def _check_scans(data: bytes, max_scans: int) -> None:
         return
     scans = (at for marker, at in _jpeg_segments(data) if marker == START_OF_SCAN)
     if len(list(islice(scans, max_scans + 1))) > max_scans:
-        message = f"The JPEG has more than {max_scans} scans, the limit for its size."
+        message = f"The JPEG has more than {max_scans} scans, the limit for its size. Save it as a baseline JPEG."
         raise ImageRejectedError(message, code="image_scans")

@@ -192,7 +192,8 @@ class Batcher(Generic[Row, Result]):
                 self._observer.rows_dropped(1, "cancelled")
             elif now_s >= queued.deadline_s or (done_s > queued.deadline_s and not is_last):
                 self._observer.rows_dropped(1, "expired")
-                queued.future.set_exception(DeadlineExceededError("The image cannot be answered before its deadline."))
+                message = "The image cannot be answered before its deadline. Retry later, or with a longer timeout_ms."
+                queued.future.set_exception(DeadlineExceededError(message))
             else:
                 batch.append(queued)
                 cost += queued.cost

@@ -176,7 +176,9 @@ async def _score_in_time(
             raise ClientGoneError("The client disconnected before the response was ready.") from error
         if "version" not in request.query_params:  # the domain of a numbered version may not exist
             count_images(context, images, pins, [error] * len(images))
-        raise DeadlineExceededError("The request was not finished within its timeout.") from error
+        raise DeadlineExceededError(
+            "The request was not finished within its timeout. Retry later, or with a longer timeout_ms."
+        ) from error
 
 
 def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, threshold: float) -> list[dict[str, Any]]:

@@ -142,7 +142,7 @@ def _decode_leniently(text: bytes | memoryview, name: str) -> bytes:
 
 def too_large(n_bytes: int, max_bytes: int) -> ImageTooLargeError:
     """The error for an image file with too many bytes."""
-    message = f"The image has {n_bytes} bytes; the limit is {max_bytes}."
+    message = f"The image has {n_bytes} bytes; the limit is {max_bytes}. Scale it down."
     return ImageTooLargeError(message, extra={"limit": max_bytes})
 
 

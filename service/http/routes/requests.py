@@ -272,13 +272,14 @@ def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tupl
 def _check_labels(given: list[str], settings: Settings) -> tuple[str, ...]:
     parts = given[0].split(",") if len(given) == 1 else given
     if len(parts) > settings.max_labels:
-        raise RequestInvalidError(f"At most {settings.max_labels} labels are allowed.", code="too_many_labels")
+        message = f"Expected at most {settings.max_labels} labels, found {len(parts)}."
+        raise RequestInvalidError(message, code="too_many_labels", extra={"limit": settings.max_labels})
     try:
         labels = normalize_labels(parts)
     except BundleInvalidError as error:
         raise RequestInvalidError(str(error), code="label_invalid", extra={"field": error.field}) from error
     for index, label in enumerate(labels):
         if len(label) > settings.max_label_chars:
-            message = f"labels[{index}] must have at most {settings.max_label_chars} characters."
+            message = f"labels[{index}] has {len(label)} characters; the limit is {settings.max_label_chars}."
             raise RequestInvalidError(message, code="label_invalid", extra={"field": f"labels[{index}]"})
     return labels
