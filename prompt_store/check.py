@@ -12,7 +12,7 @@ from prompt_store.digest import digest_bytes, is_digest
 from prompt_store.disk import Disk, EntryType, list_directory, open_directory, read_file
 from prompt_store.durable import TEMPORARY_PREFIX, error_name, is_device_failure
 from prompt_store.errors import StoreCorruptError
-from prompt_store.layout import FORMAT_BYTES, Layout, is_store
+from prompt_store.layout import FORMAT_BYTES, NO_STORE, Layout, is_store
 from prompt_store.logs import Logs
 from prompt_store.manifest import is_domain
 from prompt_store.record_files import (
@@ -132,7 +132,7 @@ def check_format(layout: Layout) -> list[Finding]:
     if problem is None:
         return []
     if not _is_readable(layout.domains):
-        raise StoreCorruptError("No store at this path.", code="not_a_store")
+        raise StoreCorruptError(NO_STORE, code="not_a_store")
     return [Finding("FORMAT", f"The file is {problem}.", restored=FORMAT_BYTES)]
 
 

@@ -23,6 +23,7 @@ from prompt_store.strict_json import StrictJsonError, dump_canonical, load_objec
 FORMAT: Final = 1
 FORMAT_BYTES: Final = dump_canonical({"format": FORMAT, "minor": 1}) + b"\n"
 """Minor version 1: records carry a checksum. Every minor version can be read, and nothing is rewritten."""
+NO_STORE: Final = "No store at this path. Check the path; `caspl store add` creates a store."
 _OWN_NAMES: Final = frozenset({"FORMAT", "LOCK", "blobs", "domains", "quarantine", "lost+found", ".gitignore"})
 
 
@@ -117,7 +118,7 @@ def open_layout(root: Path, disk: Disk, *, create: bool) -> Layout:
     if is_store(layout):
         return layout
     if not create:
-        raise StoreCorruptError("No store at this path.", code="not_a_store")
+        raise StoreCorruptError(NO_STORE, code="not_a_store")
     missing = [path for path in (root, *root.parents) if not path.exists()]
     for path in reversed(missing):
         create_directory(disk, path)

@@ -70,7 +70,8 @@ class LiveTable:
         if state.live is not None:
             return state.live
         if state.error:
-            raise DomainUnavailableError(f"The live version of {domain} could not be loaded ({state.error}).")
+            message = f"The live version of {domain} could not be loaded ({state.error}). Activate another version."
+            raise DomainUnavailableError(message)
         raise DomainNotLiveError(f"No version of {domain} is live. Activate one with PUT /domains/{domain}/live.")
 
     def state(self, domain: str) -> DomainState:

@@ -86,7 +86,9 @@ class Publisher:
                 live = await asyncio.to_thread(self._store.live, domain)
                 if live is None or live.digest != expected:
                     found = live.digest if live else "no version"
-                    raise PreconditionFailedError(f"If-Match is {expected}, but {found} is live.")
+                    raise PreconditionFailedError(
+                        f"If-Match is {expected}, but {found} is live. Read the domain again."
+                    )
                 expected_live = live.version
             with self._counting_failures(domain):
                 loaded = await self._load(domain, version)
@@ -96,7 +98,8 @@ class Publisher:
                 except ConflictError as error:
                     if expected is None:
                         raise
-                    raise PreconditionFailedError("Another process changed the live version concurrently.") from error
+                    message = "Another process changed the live version concurrently. Read the domain again."
+                    raise PreconditionFailedError(message) from error
             self.go_live(loaded, started_s)
         return loaded
 

@@ -102,7 +102,7 @@ def forwarder(rpc: Rpc) -> ASGIApp:
             async with asyncio.timeout(PROBE_TIMEOUT_S if scope["path"] in PROBES else None):
                 reply = await rpc.call("http", forwarded, body, request_id.get(), returns=HttpReply)
         except TimeoutError as error:
-            raise DeviceLostError("The device process does not respond.") from error
+            raise DeviceLostError("The device process does not respond. Retry later.") from error
         scope["caspl.code"] = reply.code  # for the middleware's metrics
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": reply.body})
