@@ -37,7 +37,7 @@ class Budget:
             OverloadedError: it may not; a CapacityError unless the budget has another `error`.
         """
         if not self.has_room(tenant, amount, limit=limit):
-            used = f"{self.n_held} of {self._limit} {self._unit} are in use, {self._held[tenant]} of them by this client"
+            used = f"{self.n_held} of {self._limit} {self._unit} are in use, {self._held[tenant]} by this client"
             raise self._error(f"Server overloaded: {used} or domain. Retry later.", retry_after_s=1.0)
 
     def reserve(self, tenant: Hashable, amount: int, *, limit: int | None = None) -> None:

@@ -35,7 +35,7 @@ def test_a_new_tenant_is_admitted_beside_one_that_holds_all_it_may():
     budget = Budget(LIMIT, "units")
     held_by(budget, "greedy")
     budget.reserve("new", 10)
-    with pytest.raises(CapacityError, match=r"210 of 300 units are in use, 200 of them by this client or domain. Retry later."):
+    with pytest.raises(CapacityError, match=r"210 of 300 units are in use, 200 by this client or domain. Retry later."):
         budget.reserve("greedy", 1)
 
 
