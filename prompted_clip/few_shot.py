@@ -55,8 +55,12 @@ class Gda:
     """Gaussian discriminant analysis with one covariance for all classes.
 
     S = sum_i (f_i - mu_y)(f_i - mu_y)^T,  P = E (S + tr(S)/(N - 1) I)^-1,
-    w_k = P mu_k,  b_k = log pi_k - mu_k^T P mu_k / 2.
-    Source: *A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation* (arXiv 2402.04087), equations 4 to 6.
+    w_k = P mu_k,  b_k = -(mu_k^T P mu_k - tr(P S)/(N - K)/n_k) / 2.
+    Source: *A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation* (arXiv 2402.04087), equations 4 to 6, to
+    which it is equal if all classes have as many examples. Otherwise it has a uniform prior, because numbers of
+    examples are no frequencies, and subtracts the part of mu_k^T P mu_k that is the noise of the mean. Without that,
+    classes with fewer examples lose, and with them the class of each left-out example: in the demo world leave-one-out
+    accuracy was two points too low.
     """
 
     def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
@@ -66,8 +70,10 @@ class Gda:
         spread_NE = features_NE - means_KE[labels_N]
         scatter_EE = spread_NE.T @ spread_NE
         damped_EE = scatter_EE + max(np.trace(scatter_EE) / (n - 1), MIN_DAMPING) * np.eye(width)
-        weight_KE = width * np.linalg.solve(damped_EE, means_KE.T).T
-        return LinearTerm(weight_KE, np.log(counts_K / n) - (weight_KE * means_KE).sum(axis=1) / 2)
+        precision_EE = width * np.linalg.inv(damped_EE)
+        noise = float((precision_EE * scatter_EE).sum()) / (n - n_classes)
+        weight_KE = means_KE @ precision_EE
+        return LinearTerm(weight_KE, (noise / counts_K - (weight_KE * means_KE).sum(axis=1)) / 2)
 
     def leave_one_out(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> Floats:
         """See `FewShotMethod`.
@@ -102,8 +108,12 @@ class Gda:
         rows = np.arange(n)
         inner_NK[rows, labels_N] = product(mean_NE, f_NE)
         norm_NK[rows, labels_N] = product(mean_NE, mean_NE)
-        scores_NK: Floats = width * (inner_NK - norm_NK / 2) + np.log(counts_K / (n - 1))
-        scores_NK[rows, labels_N] += np.log((own_N - 1) / own_N)
+        # tr(P S) = E (E - r tr (S + r I)^-1), with S and r without the example
+        trace_N = inverse_NE.sum(axis=1) + gain_N * (du_NE**2).sum(axis=1)
+        noise_N = (width - damping_N * trace_N) / (n - 1 - n_classes)
+        norm_NK -= noise_N[:, None] / counts_K
+        norm_NK[rows, labels_N] -= noise_N * (1 / (own_N - 1) - 1 / own_N)
+        scores_NK: Floats = width * (inner_NK - norm_NK / 2)
         return scores_NK
 
 

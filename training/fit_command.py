@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, che
 
 if TYPE_CHECKING:
     from training.data.dataset import Dataset, Split
+
+MAX_PRINTED: Final = 20
+"""Suspects listed without --json."""
 
 fit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -105,8 +108,23 @@ def drop_and_report(dataset: "Dataset", splits: Sequence["Split"], console: Cons
 
 
 def print_report(result: Mapping[str, Any]) -> None:
-    """Print a result of `run_fit` as tables."""
+    """Print a result of `run_fit`: the classes, the worst suspects, and a summary at the end."""
     console, accuracy = Console(), result["accuracy"]
+    classes = Table("class", "images", "accuracy", "with half", "text features", "mistaken for", title="classes")
+    for one in result["classes"]:
+        rates = [one["accuracy"] and one["accuracy"]["rate"], one["half_accuracy"], one["text_accuracy"]]
+        cells = ["-" if rate is None else f"{rate:.0%}" for rate in rates]
+        images = f"{one['n_examples']}{'' if one['is_fitted'] else ' (text features only)'}"
+        _add(classes, one["name"], images, *cells, one["mistaken_for"] or "-")
+    console.print(classes)
+    if suspects := result["suspects"]:
+        n_more = len(suspects) - MAX_PRINTED
+        lines = ["Labels to check, worst first:"]
+        # Lines instead of a table, which would break long paths.
+        lines += [f"  {one['file']}: {one['label']}, predicted {one['predicted']}" for one in suspects[:MAX_PRINTED]]
+        lines += [f"  and {n_more} more, listed by --json"] if n_more > 0 else []
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     summary = Table("measure", "value", title="fitted")
     rows = {
         "method": result["method"],
@@ -123,18 +141,6 @@ def print_report(result: Mapping[str, Any]) -> None:
     for name, value in rows.items():
         _add(summary, name, value)
     console.print(summary)
-    classes = Table("class", "images", "accuracy", "with half", "text features", "mistaken for", title="classes")
-    for one in result["classes"]:
-        rates = [one["accuracy"] and one["accuracy"]["rate"], one["half_accuracy"], one["text_accuracy"]]
-        cells = ["-" if rate is None else f"{rate:.0%}" for rate in rates]
-        images = f"{one['n_examples']}{'' if one['is_fitted'] else ' (text features only)'}"
-        _add(classes, one["name"], images, *cells, one["mistaken_for"] or "-")
-    console.print(classes)
-    if result["suspects"]:
-        suspects = Table("file", "label", "predicted", "probability of the label", title="labels to check, worst first")
-        for one in result["suspects"]:
-            _add(suspects, one["file"], one["label"], one["predicted"], f"{one['probability']:.3f}")
-        console.print(suspects)
 
 
 def _add(table: Table, *cells: object) -> None:

@@ -62,10 +62,34 @@ def slow_scores(name, features, labels, query):
     means = [features[labels == k].mean(axis=0) for k in classes]
     scatter = sum(np.outer(one - means[k], one - means[k]) for one, k in zip(features, labels, strict=True))
     precision = width * np.linalg.inv(scatter + max(np.trace(scatter) / (n - 1), MIN_DAMPING) * np.eye(width))
+    noise = np.trace(precision @ scatter) / (n - len(means))
     return [
-        float(mean @ precision @ query - mean @ precision @ mean / 2 + math.log((labels == k).mean()))
+        float(mean @ precision @ query - (mean @ precision @ mean - noise / (labels == k).sum()) / 2)
         for k, mean in enumerate(means)
     ]
+
+
+def test_gda_with_equal_counts_is_the_published_one_up_to_a_constant():
+    features, labels, _ = examples((5, 5, 5), width=8)
+    means = np.array([features[labels == k].mean(axis=0) for k in range(3)])
+    spread = features - means[labels]
+    scatter = spread.T @ spread
+    precision = 8 * np.linalg.inv(scatter + np.trace(scatter) / 14 * np.eye(8))
+    published = features @ precision @ means.T - np.diag(means @ precision @ means.T) / 2 + math.log(1 / 3)
+    difference = FEW_SHOT_METHODS["gda"].fit(features, labels, 3)(features) - published
+    np.testing.assert_allclose(difference, difference[0, 0] * np.ones_like(difference), atol=1e-9)
+
+
+def test_leave_one_out_accuracy_of_gda_is_that_on_new_images():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(20, 40))
+    draw = [np.repeat(np.arange(20), n) for n in (6, 100)]
+    features = [centres[labels] + 3.5 * rng.normal(size=(len(labels), 40)) for labels in draw]
+    features = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in features]
+    gda = FEW_SHOT_METHODS["gda"]
+    left_out = (gda.leave_one_out(features[0], draw[0], 20).argmax(1) == draw[0]).mean()
+    new = (gda.fit(features[0], draw[0], 20)(features[1]).argmax(1) == draw[1]).mean()
+    assert left_out == pytest.approx(new, abs=0.03)
 
 
 def slow_fit(name, features, labels, text_logits, queries, query_text_logits):
