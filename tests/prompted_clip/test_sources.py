@@ -17,7 +17,7 @@ from prompted_clip import sources
 from prompted_clip.backbone import load_backbone
 from prompted_clip.errors import StackMismatchError, WeightsError
 from prompted_clip.model import PromptedClip
-from prompted_clip.sources import find_weights
+from prompted_clip.sources import find_weights, known_tag
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
 from training.errors import BoostBundleError
@@ -226,3 +226,16 @@ def test_a_bundle_made_with_other_preprocessing_is_refused(weights):
         PromptedClip(half).load_stack(bundle)
     with pytest.raises(BoostBundleError, match=r"with mean \[0\.48.*has \[0\.5, 0\.5, 0\.5\]"):
         boosted_backbone(half, bundle)
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "tag"),
+    [
+        ("ViT-B-16", "openai", "openai"),
+        ("ViT-B-16", "own.pt", None),
+        ("demo-student", "demo", None),
+        ("tiny", None, None),
+    ],
+)
+def test_a_manifests_name_of_weights_is_used_if_it_is_a_tag(arch, name, tag):
+    assert known_tag(arch, name) == tag
