@@ -39,7 +39,7 @@ def answer(requests, clock, *, n_open, interval_s, n=300):
 
 @pytest.mark.parametrize("max_open", [1, 2, 3, 10, 256])
 def test_one_domain_alone_gets_the_limit_and_another_still_finds_room(max_open):
-    requests = OpenRequests(max_open, 1)
+    requests = OpenRequests(max_open, 1, lambda: 0.0)
     assert fill(requests) == max_open
     assert requests.has_room("b", 1.0) == (max_open > 2)
     with pytest.raises(OverloadedError, match="places for requests are in use"):
