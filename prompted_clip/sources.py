@@ -167,7 +167,7 @@ def _from_tag_or_file(arch: str, pretrained: str, preprocess_of: str | None) -> 
     elif path.is_dir():
         msg = f"{pretrained} is a folder: pass its weights file, or use {LOCAL_DIR}{pretrained} as the backbone."
     elif pretrained.endswith(WEIGHT_SUFFIXES) or "/" in pretrained:
-        msg = f"No weights file at {pretrained!r} for backbone {arch!r}."
+        msg = f"No weights file at {pretrained!r} for backbone {arch!r}. Check the path."
     else:
         msg = _unknown_tag(arch, pretrained)
     raise WeightsError(msg)
@@ -229,7 +229,7 @@ def _fetch(repository: str, names: Sequence[str], what: str) -> Path:
                 f"connected machine, copy the folder, and use {LOCAL_DIR}weights as the backbone."
             )
             raise WeightsError(msg) from error
-    msg = f"The repository {repository} has no {' or '.join(names)}."
+    msg = f"The repository {repository} has no {' or '.join(names)}. Choose one that open_clip can load."
     raise WeightsError(msg)
 
 
