@@ -6,7 +6,6 @@ TrainingError
 ├── NoImagesError       no readable image
 ├── BackbonePairError   student and teacher are incompatible
 ├── BoostBundleError    boosting bundle incompatible with the backbone
-├── FewShotError        bundle that cannot get a few-shot head
 ├── DatasetError        missing or invalid labelled data set
 ├── ImportFormatError   invalid checkpoint of another project
 ├── CheckpointError     checkpoint belongs to another run
@@ -50,10 +49,6 @@ class NoGainError(TrainingError):
 
 class BoostBundleError(TrainingError):
     """A bundle is missing, or cannot be used as boosting prompts for this backbone."""
-
-
-class FewShotError(TrainingError):
-    """A bundle has a head that a few-shot head cannot replace."""
 
 
 class DatasetError(TrainingError):

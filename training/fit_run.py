@@ -3,30 +3,27 @@
 Legend: N images, K classes, E joint width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
 from prompt_store.bundle import Bundle, read_bundle, write_bundle
 from prompt_store.class_names import comparison_key
-from prompt_store.contents import FEATURES, head_kind
-from prompt_store.manifest import Calibration, ClassSpec, Manifest
 from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats
-from prompted_clip.fit import FewShotFit, fit_few_shot
+from prompted_clip.fit import fit_few_shot
 from prompted_clip.fit_report import FitReport, report_fit
+from prompted_clip.fitted_bundle import add_classes, check_replaceable, fitted_bundle
 from prompted_clip.model import PromptedClip
 from prompted_clip.stack import PromptStack
 from training.adapting.method import ExportedPrompts
 from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
 from training.data.views import Views
-from training.errors import FewShotError
 from training.export import adapt_provenance, export_bundle
 from training.files import digest_of, write_atomic
 from training.progress import progress_bars
@@ -65,15 +62,15 @@ def run_fit(job: FitJob, model: PromptedClip, console: Console) -> dict[str, Any
         The report as JSON values, each suspect with its file, and the bundle's path, digest and size.
 
     Raises:
-        FewShotError: the bundle has a head that cannot be replaced.
-        StackMismatchError: the bundle is for another backbone, or cannot encode new classes.
+        StackMismatchError: the bundle is for another backbone, has a head that cannot be replaced, or cannot encode new
+            classes.
         TrainingError: no train images, or invalid class names.
     """
     check_replaceable(job.bundle)
     check_class_names(job.dataset.class_names, job.dataset.name)
     items = job.dataset.split("train")
     stack = model.load_stack(job.bundle)
-    classes, text_KE = _with_new_classes(job.bundle, job.dataset.class_names, model, stack)
+    classes, text_KE = add_classes(job.bundle, job.dataset.class_names, model, stack)
     features_NE = image_features(model, stack, [item.path for item in items], console)
     place = {comparison_key(spec.name): index for index, spec in enumerate(classes)}
     index_of = [place[comparison_key(name)] for name in job.dataset.class_names]
@@ -115,24 +112,6 @@ def zero_shot_bundle(base_model: PromptedBackbone, dataset: Dataset, domain: str
     return read_bundle(data)
 
 
-def check_replaceable(bundle: Bundle) -> None:
-    """Check that a bundle's logits are those of its text features, or those of an earlier fit.
-
-    Raises:
-        FewShotError: they are not.
-    """
-    stack = bundle.manifest.stack
-    kind = head_kind(stack, bundle.tensors)
-    if kind == "plain" or (kind == "class" and stack.head_input == "unit"):
-        return
-    made = bundle.manifest.provenance.method
-    msg = (
-        f"The bundle for domain {bundle.manifest.domain!r}, made by {made}, has a {kind} head, which a few-shot head "
-        "cannot extend. Use a bundle with text features only, such as one from `caspl boost`."
-    )
-    raise FewShotError(msg)
-
-
 @torch.inference_mode()
 def image_features(model: PromptedClip, stack: PromptStack, files: Sequence[Path], console: Console) -> Floats:
     """Unit-norm features of image files under a stack's prompts, preprocessed as in the service: [N, E]."""
@@ -146,46 +125,6 @@ def image_features(model: PromptedClip, stack: PromptStack, files: Sequence[Path
             parts.append(images.unit_BE.cpu().numpy().astype(np.float64))
             progress.advance(task, len(rows))
     return np.concatenate(parts)
-
-
-def fitted_bundle(
-    bundle: Bundle, classes: Sequence[ClassSpec], text_KE: NDArray[Any], fit: FewShotFit
-) -> tuple[Manifest, Mapping[str, NDArray[Any]]]:
-    """Manifest and tensors of a bundle with a fit's head and calibration, with the provenance of the given bundle.
-
-    (z + alpha (W f + b)) / T as the format has it: with a head share of 1/2, weight alpha W and bias alpha b, the
-    logits are half of the sum, and T/2 is the temperature.
-    """
-    tensors = {name: array for name, array in bundle.tensors.items() if not name.startswith("head.")}
-    tensors[FEATURES] = text_KE
-    stack: dict[str, Any] = {"head_share": None, "head_input": "embedding"}
-    temperature = fit.temperature
-    if fit.alpha:
-        tensors["head.weight"] = (fit.alpha * fit.term.weight_KE).astype(np.float32)
-        tensors["head.bias"] = (fit.alpha * fit.term.bias_K).astype(np.float32)
-        stack, temperature = {"head_share": 0.5, "head_input": "unit"}, temperature / 2
-    abstain = {f"{rate:g}": threshold for rate, threshold in fit.thresholds().items()}
-    changes = {
-        "classes": list(classes),
-        "stack": bundle.manifest.stack.model_copy(update=stack),
-        "calibration": Calibration(temperature=temperature, abstain=abstain),
-    }
-    return bundle.manifest.model_copy(update=changes), tensors
-
-
-def _with_new_classes(
-    bundle: Bundle, names: Sequence[str], model: PromptedClip, stack: PromptStack
-) -> tuple[list[ClassSpec], NDArray[Any]]:
-    """The bundle's classes and those of `names` that it lacks, with their text features [K, E]."""
-    classes, text_KE = list(bundle.manifest.classes), bundle.tensors[FEATURES]
-    known = {comparison_key(spec.name) for spec in classes}
-    new = [name for name in names if comparison_key(name) not in known]
-    if not new:
-        return classes, text_KE
-    encoded = model.with_labels(stack, new).text_features
-    assert encoded is not None  # noqa: S101  a static head has text features
-    added_KE = encoded.float().numpy().astype(text_KE.dtype)
-    return [*classes, *(ClassSpec(name=name, text=name) for name in new)], np.concatenate([text_KE, added_KE])
 
 
 def _metrics(report: FitReport) -> dict[str, Any]:
