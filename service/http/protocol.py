@@ -7,12 +7,17 @@ h11 bounds the size of a head and rejects ambiguous `Host`, `Transfer-Encoding` 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from service.access.rates import TokenBucket
 from service.http.body import RATE_WINDOW_S
 from service.http.middleware.early_refusal import EarlyRefusal
 
@@ -20,18 +25,52 @@ MAX_HEAD_BYTES: Final = 16 * 1024
 HEAD_TIMEOUT_S: Final = 10.0
 LAST_HEAD_TIMEOUT_S: Final = 1.0
 """The same for a connection without a request when the server stops."""
+SMALL_CHUNK_BYTES: Final = 1024
+MAX_SMALL_CHUNKS: Final = 20_000
+SMALL_CHUNKS_PER_S: Final = 4_000
+"""Each chunk takes at least 10 us: four clients that send one byte per chunk would fill the event loop."""
+
+
+def small_chunks() -> TokenBucket:
+    """Bounds the small chunks of all connections of a process."""
+    return TokenBucket(SMALL_CHUNKS_PER_S, MAX_SMALL_CHUNKS, time.monotonic)
+
+
+class _Connection(h11.Connection):
+    """Rejects a body whose small chunks exceed their limit."""
+
+    def __init__(self, chunks: TokenBucket) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._chunks = chunks
+
+    def next_event(self) -> Any:  # noqa: ANN401  as h11 declares it
+        """The next event; raises h11.RemoteProtocolError for a small chunk beyond the limit."""
+        event = super().next_event()
+        if isinstance(event, h11.Data) and event.chunk_start and event.chunk_end:
+            self._count_chunk(len(event.data))
+        return event
+
+    def _count_chunk(self, n_bytes: int) -> None:
+        if n_bytes < SMALL_CHUNK_BYTES:
+            if self._chunks.wait_s(1) > 0:
+                raise h11.RemoteProtocolError("Too many small chunks.")
+            self._chunks.spend(1)
 
 
 class TimeoutHttpProtocol(H11Protocol):
     """Closes a connection whose next request head does not arrive in time; uvicorn would wait forever.
 
+    So it does with a client that does not read its response.
+
     Args:
         max_body_s: maximum time for the rest of a body after the response.
-        min_body_rate: its minimum rate, in bytes per second.
+        min_body_rate: its minimum rate, and that of a response that the client does not read, in bytes per second.
+        chunks: see `small_chunks`.
         refusal: rejects requests under overload before they are parsed.
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
     _is_stopping = False
     _n_received, _rest_end_s = 0, 0.0
 
@@ -40,10 +79,12 @@ class TimeoutHttpProtocol(H11Protocol):
         *args: Any,  # noqa: ANN401  uvicorn's own
         max_body_s: float,
         min_body_rate: int,
+        chunks: TokenBucket,
         refusal: EarlyRefusal | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = _Connection(chunks)
         self._refusal = refusal
         self._max_body_s, self._min_window_bytes = max_body_s, min_body_rate * RATE_WINDOW_S
 
@@ -96,9 +137,20 @@ class TimeoutHttpProtocol(H11Protocol):
         except h11.LocalProtocolError:
             self.transport.close()
 
+    def pause_writing(self) -> None:
+        """Start the timer for a client that does not read its response."""
+        super().pause_writing()
+        self._await_reader(self._n_unread())
+
+    def resume_writing(self) -> None:
+        """Stop that timer."""
+        super().resume_writing()
+        self._stop_write_timer()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
+        """Stop the timers."""
         self._stop_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -131,10 +183,38 @@ class TimeoutHttpProtocol(H11Protocol):
         else:
             self._await_rest()
 
+    def _n_unread(self) -> int:
+        """Bytes of responses that the client has not received; the kernel's buffer alone may hold megabytes."""
+        in_kernel = fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
+
+    def _await_reader(self, n_unread: int) -> None:
+        """Drop the connection unless the client receives enough of `n_unread` bytes in the next window."""
+
+        def end_window() -> None:
+            n_left = self._n_unread()
+            if n_unread - n_left < self._min_window_bytes:
+                self.transport.abort()  # `close` would wait for the client
+            else:
+                self._await_reader(n_left)
+
+        self._write_timer = self.loop.call_later(RATE_WINDOW_S, end_window)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+
+    def _close(self) -> None:
+        """Close the connection, without waiting for a client that does not read."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
     def _start_timer(self, timeout_s: float, then: Callable[[], None] | None = None) -> None:
         """Start or restart the timer; after it the connection is closed, unless there is something else to do."""
         self._stop_timer()
-        self._timer = self.loop.call_later(timeout_s, then or self.transport.close)
+        self._timer = self.loop.call_later(timeout_s, then or self._close)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

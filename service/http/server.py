@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from service.errors import SettingsError
 from service.http.context import HttpContext
 from service.http.middleware.early_refusal import EarlyRefusal
-from service.http.protocol import MAX_HEAD_BYTES, TimeoutHttpProtocol
+from service.http.protocol import MAX_HEAD_BYTES, TimeoutHttpProtocol, small_chunks
 from service.settings import Settings
 
 KEEP_ALIVE_S: Final = 5
@@ -96,6 +96,7 @@ def http_config(
         TimeoutHttpProtocol,
         max_body_s=settings.max_body_s,
         min_body_rate=settings.min_body_rate,
+        chunks=small_chunks(),
         refusal=EarlyRefusal(context) if context else None,
     )
     return uvicorn.Config(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import binascii
 import io
 import re
-from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ Image = TypeVar("Image", bound="Base64Image")
 
 BOM: Final = b"\xef\xbb\xbf"
 LONG_KEY: Final = re.compile(rb'"[^"]{1024,}+"\s*:')
+KEY: Final = re.compile(rb'"(?:images|b64|domain)"\s*+:')
 ESCAPED_QUOTE: Final = re.compile(rb'\\"')
 MAX_SHOWN_CHARS: Final = 200
 MAX_BASE64_GROWTH: Final = 1.5
@@ -54,7 +55,7 @@ def _decoder(image: type[Base64Image], max_images: int) -> msgspec.json.Decoder[
     return msgspec.json.Decoder(body)
 
 
-def parse_images(body: bytes, image: type[Image], max_images: int, form: str) -> Iterator[Image]:
+def parse_images(body: bytes, image: type[Image], max_images: int, form: str) -> list[Image]:
     """The images of a JSON body; one more than `max_images` if there are too many. `form` is for the message.
 
     Raises:
@@ -66,12 +67,17 @@ def parse_images(body: bytes, image: type[Image], max_images: int, form: str) ->
         # msgspec would copy a long key into its message. No valid body contains a quote inside a string.
         if key := ESCAPED_QUOTE.search(text) or LONG_KEY.search(text):
             raise msgspec.ValidationError(f"a long key or a quote at byte {key.start()}")
-        images = _decoder(image, max_images).decode(text).images
+        fields = msgspec.structs.astuple(_decoder(image, max_images).decode(text).images)
+        images = [one for one in fields if one is not UNSET]
+        n_keys = 1 + len(images) * len(image.__struct_fields__)
+        # Of equal keys msgspec keeps the last one, whose images would be all that is answered.
+        if len(images) <= max_images and next(islice(KEY.finditer(text), n_keys, None), None):
+            raise msgspec.ValidationError("a key that occurs more than once in its object")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         found = str(error)[:MAX_SHOWN_CHARS] if isinstance(error, msgspec.MsgspecError) else "invalid UTF-8 or nesting"
         reason = found if found.isprintable() else "unprintable key"
         raise RequestInvalidError(f"Expected JSON of the form {form}. Found: {reason}.") from error
-    return (one for one in msgspec.structs.astuple(images) if one is not UNSET)
+    return images
 
 
 def _refuse_early(text: bytes | memoryview, image: type[Base64Image], max_images: int) -> None:

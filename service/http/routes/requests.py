@@ -191,8 +191,8 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
     parser.spool_max_size = settings.max_request_bytes + 1
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
+    except (MultiPartException, UnicodeError) as error:  # some charsets reject names with the second
+        if str(getattr(error, "message", "")).startswith("Too many files"):
             raise _too_many(settings) from error
         raise RequestInvalidError("The multipart body is malformed or has too many parts.") from error
     images = []

@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 import httpx
@@ -24,11 +24,14 @@ IN_CHUNKS = b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n
 OFFER = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 MAX_READ_BYTES = 256 * 1024
 """asyncio's largest read: a head may exceed its limit by one."""
+LARGE_BYTES = 32 * 2**20
+"""More than the buffers of a connection."""
 handled = []
 
 
 async def application(scope, receive, send):
-    """Responds with 204 before it reads a body; under /echo with what it read; under /slow after 0.6 s.
+    """Responds with 204 before it reads a body; under /echo with what it read; under /slow after 0.6 s; under /large
+    with `LARGE_BYTES`.
 
     Notes paths in `handled`, and a disconnect under /wait.
     """
@@ -42,6 +45,12 @@ async def application(scope, receive, send):
             handled.append("disconnect")
             return
         body, more = body + message["body"], message["more_body"] or scope["path"] == "/wait"
+    if scope["path"] == "/large":
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE_BYTES)]}
+        )
+        await send({"type": "http.response.body", "body": bytes(LARGE_BYTES)})
+        return
     if scope["path"] != "/echo":
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -189,6 +198,38 @@ def test_the_rest_of_a_body_that_keeps_its_rate_may_take_several_windows(monkeyp
         assert statuses(connection.recv(4096)) == [200]
 
 
+def reading_large(address):
+    """A connection that has requested the large response."""
+    connection = socket.create_connection(address, timeout=10)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+    connection.sendall(b"GET /large HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+    return connection
+
+
+def test_a_client_that_does_not_read_its_response_is_disconnected(monkeypatch):
+    monkeypatch.setattr("service.http.protocol.RATE_WINDOW_S", 0.3)
+    with serving() as address, reading_large(address) as connection:
+        time.sleep(3)
+        n_received = 0
+        with suppress(ConnectionResetError):
+            while part := connection.recv(2**20):
+                n_received += len(part)
+    assert n_received < LARGE_BYTES
+
+
+def test_a_client_that_reads_its_response_slowly_gets_all_of_it(monkeypatch):
+    monkeypatch.setattr("service.http.protocol.RATE_WINDOW_S", 1.0)
+    with serving(min_body_rate=10) as address, reading_large(address) as connection:
+        n_received = 0
+        for pause_s in (*[0.25] * 10, *[0] * LARGE_BYTES):
+            time.sleep(pause_s)
+            part = connection.recv(2**20)
+            if not part:
+                break
+            n_received += len(part)
+    assert n_received > LARGE_BYTES
+
+
 def head_of(size):
     start = GET + b"X-A: "
     return start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
@@ -228,6 +269,15 @@ def test_a_body_in_the_smallest_chunks_is_a_body(server):
     pieces = [chunks[start : start + 5003] for start in range(0, len(chunks), 5003)]
     (got,) = echoed(server, IN_CHUNKS, *pieces, b"0\r\n\r\n")
     assert got["body"] == "x" * 20_000
+
+
+def test_small_chunks_of_all_connections_are_limited_together_and_large_ones_are_not(monkeypatch):
+    monkeypatch.setattr("service.http.protocol.MAX_SMALL_CHUNKS", 100)
+    monkeypatch.setattr("service.http.protocol.SMALL_CHUNKS_PER_S", 0.001)
+    small, large = b"1\r\nx\r\n" * 60, b"800\r\n" + b"x" * 2048 + b"\r\n"
+    with serving() as address:
+        found = [statuses(responses(address, IN_CHUNKS, part + b"0\r\n\r\n")) for part in (small, small, large * 200)]
+    assert found == [[200], [400], [200]]
 
 
 def test_trailers_become_no_headers(server):

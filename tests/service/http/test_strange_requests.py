@@ -58,3 +58,13 @@ async def test_no_request_gets_a_500_or_an_answer_in_another_shape(serve, seed):
                 assert answer.headers["content-type"] == "application/problem+json", sent
                 assert not any(mark in answer.text for mark in ("0x", "Traceback", "BytesIO")), sent
         assert (await client.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "unicode_escape", "utf-16", "zlib", "unknown"])
+@pytest.mark.parametrize("path", ["/classify", "/classify/paint"])
+async def test_a_charset_that_rejects_names_is_not_a_fault_of_the_service(serve, path, charset):
+    async with serve() as client:
+        kind = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+        answer = await client.post(path, content=PART.replace(b"images", b"images\\ud800"), headers=kind)
+    assert 400 <= answer.status_code < 500
+    assert answer.headers["content-type"] == "application/problem+json"

@@ -139,6 +139,8 @@ async def test_a_broken_base64_string_fails_alone_and_is_named(ask):
         ('{"images": [{"b64": ""}, "text"]}', "$.images[1]"),
         ('{"images": [{"b64": 1}]}', "images[0].b64"),
         ('{"images": [{"b64": ""} {', "byte 24"),
+        ('{"images": [{"b64": ""}, {"b64": ""}], "images" : [{"b64": ""}]}', "more than once"),
+        ('{"images": [{"b64": "", "b64": ""}]}', "more than once"),
     ],
 )
 async def test_json_that_is_not_understood_names_the_key_the_index_or_the_byte(ask, body, named):
