@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -78,6 +79,8 @@ MIXED_BODY_DOCS: Final[dict[str, Any]] = {
 """For the OpenAPI document: FastAPI does not parse these bodies."""
 
 
+MAX_BOUNDARIES: Final = 1_000
+"""Boundaries in a multipart body; the parser takes microseconds for each, also if it does not end a part."""
 PRIORITIES: Final = {"high": 1, "normal": 0, "low": -1}
 
 
@@ -182,11 +185,16 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
     """Parse the files of a multipart body, each with its field name."""
 
     async def complete_stream() -> AsyncGenerator[bytes, None]:
+        n_boundaries = 0
         async for part in request.stream():
+            n_boundaries += part.count(delimiter)
+            if n_boundaries > MAX_BOUNDARIES:
+                raise _too_many(settings)
             yield part
         if not parser.is_complete:
             raise RequestInvalidError("The multipart body is incomplete: it ends before its closing boundary.")
 
+    delimiter = b"--" + parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
     parser = _MultipartParser(request.headers, complete_stream(), max_files=settings.max_images + 1, max_fields=8)
     parser.spool_max_size = settings.max_request_bytes + 1
     try:

@@ -149,6 +149,13 @@ async def test_json_that_is_not_understood_names_the_key_the_index_or_the_byte(a
     assert named in answer.json()["detail"]
 
 
+async def test_boundaries_that_end_no_part_are_limited_too(ask):
+    part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    body = part + b"\r\n--x-" * 5_000 + b"\r\n--x--"
+    answer = await ask("/classify/paint", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_many_images")
+
+
 @pytest.mark.parametrize(
     ("options", "status", "code"),
     [
