@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from prompt_store.blobs import read_blob
+from prompt_store.bundle import read_bundle
 from prompt_store.digest import digest_bytes, is_digest
 from prompt_store.disk import Disk, EntryType, list_directory, open_directory, read_file
 from prompt_store.durable import TEMPORARY_PREFIX, error_name, is_device_failure
-from prompt_store.errors import StoreCorruptError
+from prompt_store.errors import BundleInvalidError, StoreCorruptError
 from prompt_store.layout import FORMAT_BYTES, NO_STORE, Layout, is_store
 from prompt_store.logs import Logs
 from prompt_store.manifest import is_domain
@@ -202,7 +203,10 @@ def _check_domain(layout: Layout, domain: str) -> tuple[State, list[Finding]]:
         findings.append(Finding(f"domains/{domain}", _problem(unreadable_log(error))))
     for version in state.available():
         try:
-            read_blob(layout, version.digest)
+            owner = _owner(read_blob(layout, version.digest))
+            if owner not in {domain, None}:
+                detail = f"Version {version.version} is a bundle for {owner}. Was the directory renamed or copied?"
+                findings.append(Finding(f"domains/{domain}", detail))
         except StoreCorruptError as error:
             path = _relative(layout, layout.blob(version.digest))
             live = ", which is live" if version.version == state.live else ""
@@ -210,6 +214,14 @@ def _check_domain(layout: Layout, domain: str) -> tuple[State, list[Finding]]:
             moves = (path,) if is_damaged_file else ()
             findings.append(Finding(path, f"Version {version.version}{live}: {error}", moves=moves))
     return state, findings
+
+
+def _owner(data: bytes) -> str | None:
+    """The domain that a bundle is for; None if this release cannot read it."""
+    try:
+        return read_bundle(data).manifest.domain
+    except BundleInvalidError:
+        return None
 
 
 def _problem(error: Exception) -> str:

@@ -12,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from prompt_store.bundle import Bundle, read_bundle
+from prompt_store.errors import StoreCorruptError
 from prompt_store.manifest import BackboneSpec, is_domain
 from service.domains.cache import LoadingCache
 from service.domains.live_table import LoadedVersion, unknown_domain
@@ -56,10 +57,16 @@ class VersionLoader:
 
         Raises:
             DomainNotFoundError, VersionNotFoundError: it is not in the store.
+            StoreCorruptError: `version_corrupt`, it is damaged or another domain's.
         """
         loaded = self.recent.find((domain, version))
         if loaded is None:
             bundle = await asyncio.to_thread(lambda: read_bundle(self.store.read(domain, version)))
+            if bundle.manifest.domain != domain:  # a directory of the store was renamed or copied
+                raise StoreCorruptError(
+                    f"Version {version} of {domain} is a bundle for {bundle.manifest.domain}. Rename the directory.",
+                    code="version_corrupt",
+                )
             stack = await self.load_bundle(bundle, is_trusted=is_trusted)
             return LoadedVersion(domain, version, bundle.digest, stack)
         await self.smoke_test(loaded.stack)

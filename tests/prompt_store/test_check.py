@@ -334,3 +334,11 @@ def test_whatever_is_damaged_the_check_names_it_and_the_repaired_store_works(sto
 def test_names_with_control_characters_are_shown_without_them(store):
     (store.root / "evil\x1b[31m").write_bytes(b"")
     assert "\x1b" not in run(store, code=0)
+
+
+def test_a_directory_with_the_versions_of_another_domain_is_damage(store):
+    (store.root / "domains" / "weeds").rename(store.root / "domains" / "trees")
+    found = run(store, code=1)
+    assert "domains/trees: Version 1 is a bundle for weeds" in " ".join(found.split())
+    run(store, "--repair", code=1)
+    assert len(store.versions("trees")) == 1

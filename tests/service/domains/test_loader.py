@@ -135,3 +135,12 @@ async def test_a_version_whose_bytes_rot_while_it_is_live_serves_until_the_resta
     assert (restarted.status_code, restarted.json()["code"]) == (503, "domain_unavailable")
     assert (ready.status_code, ready.json()["domains"]["paint"]) == (200, "broken")
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_directory_with_the_versions_of_another_domain_is_not_served(serve, store):
+    (store.root / "domains" / "paint").rename(store.root / "domains" / "other")
+    async with serve() as client:
+        answer = await client.post("/classify/other", content=picture())
+        ready = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "domain_unavailable")
+    assert ready.json()["domains"]["other"] == "broken"
