@@ -24,7 +24,7 @@ endef
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
-demo: $(VENV)/.installed-serve ## set up, serve the demo domains, classify, swap a bundle in while serving, stop
+demo: $(VENV)/.installed-serve ## set up, serve two demo domains, measure them plain, boosted and fitted, swap under load
 	@$(BIN)/python -P -m service.demo.run
 
 test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)

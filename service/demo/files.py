@@ -1,14 +1,13 @@
 """The packaged demo files.
 
 demo/bundles/*.safetensors             initial versions, one or more per domain
-demo/upload/*.safetensors              a new version of one domain, uploaded by the demo
-demo/images/<domain>/<class>-<n>.jpg   sample images (or .png, .webp); the file name contains the true class
+demo/upload/*.safetensors              a new version of one domain, to try uploads
+demo/images/<domain>/<class>-<n>.jpg   sample images (or .png), to try requests
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 ASSETS: Final = Path(__file__).parent
 BACKBONE: Final = "demo-student"
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-COUNTER: Final = re.compile(r"[-_ ]*\d+$")
-SEPARATORS: Final = re.compile(r"[-_ ]+")
 
 
 @dataclass(frozen=True)
@@ -36,19 +32,6 @@ class SampleBundle:
     path: Path
     domain: str
     data: bytes
-
-
-@dataclass(frozen=True)
-class SampleImage:
-    """A packaged image of one domain with its true class."""
-
-    path: Path
-    domain: str
-    true_class: str
-
-    def is_of(self, label: str) -> bool:
-        """Whether the label is the image's true class."""
-        return _plain(label) == self.true_class
 
 
 def read_bundles(folder: Path) -> list[SampleBundle]:
@@ -66,22 +49,6 @@ def read_bundles(folder: Path) -> list[SampleBundle]:
             raise SettingsError(f"{path} is not a valid bundle: {error}", code="demo_files") from error
     if not found:
         raise SettingsError(f"No demo bundles in {folder}. Run `make demo-train` to create them.", code="demo_files")
-    return found
-
-
-def read_images(folder: Path) -> list[SampleImage]:
-    """List the sample images of a folder with one subfolder per domain, sorted by name.
-
-    Raises:
-        SettingsError: there are none.
-    """
-    found = [
-        SampleImage(path, path.parent.name, _plain(COUNTER.sub("", path.stem)))
-        for path in sorted(folder.glob("*/*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not found:
-        raise SettingsError(f"No demo images in {folder}/<domain>/.", code="demo_files")
     return found
 
 
@@ -104,7 +71,3 @@ def seed_store(store: Store, folder: Path) -> None:
         except PromptStoreError as error:
             facts = {"domain": bundle.domain, "code": error.code, "detail": str(error)}
             logger.error("demo.not_seeded", extra=facts)  # noqa: TRY400  no bug: the traceback is of no use
-
-
-def _plain(text: str) -> str:
-    return SEPARATORS.sub(" ", text).strip().lower()

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.demo.run import free_port, stop, wait_until_ready
+from service.demo.process import free_port, stop, wait_until_ready
 from tests.architecture.repository import ROOT, repository_files
 
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

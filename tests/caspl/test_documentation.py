@@ -7,7 +7,7 @@ import pytest
 import caspl
 from caspl.errors import CasplError
 from service.demo.files import ASSETS
-from service.demo.run import running
+from service.demo.process import running
 from tests.architecture.repository import ROOT
 
 GUIDE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

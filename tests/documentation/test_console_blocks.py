@@ -14,7 +14,7 @@ import typer
 
 from prompt_store import read_bundle, write_bundle
 from service.demo.files import ASSETS
-from service.demo.run import running
+from service.demo.process import running
 from tests.architecture.repository import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,7 +15,7 @@ import torch
 
 from prompt_store.store import Store
 from service.access.key_file import add_key
-from service.demo.run import free_port, wait_until_ready
+from service.demo.process import free_port, wait_until_ready
 from service.errors import SettingsError
 from service.http.server import DrainingServer, http_config, listen
 from service.server import load_keys, require_gpu_decoding

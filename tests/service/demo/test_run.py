@@ -2,10 +2,12 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -14,11 +16,14 @@ from caspl.classify_command import classify_app
 from prompt_store.bundle import read_bundle
 from prompt_store.store import Store
 from service.cli import keys_app, serve_app
-from service.demo.files import ASSETS, SampleImage, read_bundles, read_images, seed_store
-from service.demo.run import Answer, show
+from service.demo.accuracy import LabelledImage, Measured, measure, read_labelled
+from service.demo.files import ASSETS, read_bundles, seed_store
+from service.demo.process import DemoError
+from service.demo.run import DOMAINS as DEMO_DOMAINS
+from service.demo.run import finish, start_command
+from service.demo.screen import Step, show_accuracy, show_first_images
 from service.errors import SettingsError
 from tests.prompt_store.faults import CountingDisk, CrashingDisk, ProcessCrash
-from tests.service.demo.demo_assets import DOMAINS, write_assets
 from tests.service.fakes import colour_bundle, picture
 
 
@@ -27,50 +32,98 @@ def said(result):
     return " ".join(result.output.split())
 
 
-def run_demo(*options):
-    """Everything `make demo` printed; it swapped version 2 in under requests and ended well."""
-    command = [sys.executable, "-P", "-m", "service.demo.run", *options]
+@pytest.mark.slow
+def test_the_demo_shows_rising_accuracy_and_swaps_under_traffic():
+    command = [sys.executable, "-P", "-m", "service.demo.run", "--shots", "4", "--n-test", "100"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "140"}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
-    found = re.search(r"version 2 is live; (\d+) requests ran during the swap, 0 failed", run.stdout)
-    assert int(found[1]) > 5
-    assert "exited with 0" in run.stdout
-    return run.stdout
+    rows = {
+        name: [float(number) for number in re.findall(r"([\d.]+)%", line)[: len(DEMO_DOMAINS)]]
+        for name, line in re.findall(r"│ (plain student|\+ boosting prompts|\+ caspl fit) +(│ +[\d.]+%.*)", run.stdout)
+    }
+    plain, boosted, fitted = rows.values()
+    for place in range(len(DEMO_DOMAINS)):
+        assert plain[place] < boosted[place]
+        assert fitted[place] >= boosted[place] - 2
+    swap = "sketch version 3, satellite version 3 went live; (\\d+) requests ran meanwhile, 0 failed"
+    assert int(re.search(swap, run.stdout)[1]) > 5
+    assert "http://localhost:8000/" in run.stdout
+    assert len(run.stdout.splitlines()) <= 40
 
 
 @pytest.mark.slow
-def test_the_packaged_demo_runs_and_names_its_pictures_far_above_chance():
-    shown = run_demo()
-    for bundle in read_bundles(ASSETS / "bundles"):
-        assert f"{bundle.domain}: version 1, 80 classes" in shown
-    first, again = (
-        (int(right), int(total)) for right, total in re.findall(r"(\d+) of (\d+) images classified correctly", shown)
-    )
-    (upload,) = read_bundles(ASSETS / "upload")
-    images = read_images(ASSETS / "images")
-    assert first[1] == len(images)
-    assert again[1] == sum(image.domain == upload.domain for image in images)
-    assert again[1] > 0
-    assert first[0] / first[1] > 10 / 80
+def test_a_kept_demo_serves_until_it_is_interrupted():
+    command = [sys.executable, "-P", "-m", "service.demo.run", "--shots", "1", "--n-test", "16", "--keep"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            url = next(found[1] for line in process.stdout if (found := re.search(r"running at (http\S+)", line)))
+            assert [httpx.get(f"{url}domains/{name}").json()["version"] for name in DEMO_DOMAINS] == [3, 3]
+            os.killpg(process.pid, signal.SIGINT)
+            assert "caspl serve --demo" in process.stdout.read()
+            assert process.wait() == 0
+        finally:
+            process.kill()
 
 
-@pytest.mark.slow
-def test_the_demo_runs_from_start_to_stop_and_swaps_under_traffic(tmp_path):
-    assets = write_assets(tmp_path / "demo")
-    shown = run_demo("--assets", str(assets), "--random-weights")
-    for domain, classes in DOMAINS.items():
-        assert f"{domain}: version 1, {len(classes)} classes" in shown
-    assert "red_cup-1.jpg" in shown
+def test_a_failed_command_of_the_demo_is_reported_with_its_output():
+    with pytest.raises(DemoError, match=r"Drawing failed:\s+unknown domain 'nowhere'"):
+        finish(start_command("training.demo.labelled", "unused", "nowhere"), "Drawing")
 
 
-def test_the_demo_shows_labels_and_file_names_as_they_are(tmp_path):
-    image = SampleImage(tmp_path / "[bold]a-1.png", "paint", "[/x]")
-    found = [{"label": "[/x]", "probability": 0.75}, {"label": ":dog:", "probability": 0.25}]
+def measured(version, labels):
+    predictions = [[{"label": label, "probability": 0.75}] for label in labels]
+    return Measured("paint", version, 0.5, predictions, 1.0)
+
+
+def test_the_demo_shows_labels_as_they_are(tmp_path):
     console = Console(file=io.StringIO(), width=120)
-    show(console, "asked", [Answer(image, 1.0, {"version": 1, "results": [{"predictions": found}]})])
-    text = console.file.getvalue()
-    assert all(shown in text for shown in ("[bold]a-1.png ✓", "[/x] 75%", ":dog: 25%", "1 of 1"))
+    steps = [Step("plain", "none", [measured(1, ["[/x]"])]), Step("fitted", "few", [measured(2, [":dog:"])])]
+    show_accuracy(console, steps, 100)
+    show_first_images(console, steps, {"paint": LabelledImage(tmp_path / "1.png", "[/x]")})
+    shown = console.file.getvalue()
+    for text in ("50.0%", "at most 5.0 points", "paint: [/x]", "[/x] 75% ✓", ":dog: 75%"):
+        assert text in shown
+
+
+def test_labelled_images_are_read_in_the_order_of_drawing(tmp_path):
+    for name in ("red_cup/00002.png", "blue_cup/00001.png", "red_cup/00000.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    assert [image.true_class for image in read_labelled(tmp_path)] == ["red cup", "blue cup", "red cup"]
+    with pytest.raises(DemoError, match="No images in"):
+        read_labelled(tmp_path / "red_cup")
+
+
+def paint_service(handle):
+    return httpx.Client(transport=httpx.MockTransport(handle), base_url="http://demo")
+
+
+def test_accuracy_is_measured_on_every_image_with_the_given_version(tmp_path):
+    (tmp_path / "1.png").write_bytes(picture())
+    images = [LabelledImage(tmp_path / "1.png", label) for label in ["cup"] * 15 + ["pan"] * 5]
+    sizes = []
+
+    def handle(request):
+        n_images = request.read().count(b'name="images"')
+        sizes.append((request.url.params["version"], n_images))
+        result = {"error": None, "predictions": [{"label": "cup", "probability": 1.0}]}
+        return httpx.Response(200, json={"version": 2, "results": [result] * n_images})
+
+    found = measure(paint_service(handle), "paint", images, 2)
+    assert sorted(sizes) == [("2", 4), ("2", 16)]
+    assert (found.accuracy, len(found.predictions)) == (0.75, 20)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [httpx.Response(503, text="busy"), httpx.Response(200, json={"version": 1, "results": [{"error": "busy"}]})],
+    ids=["request", "image"],
+)
+def test_a_failed_image_fails_the_demo(tmp_path, reply):
+    (tmp_path / "1.png").write_bytes(picture())
+    with pytest.raises(DemoError, match=r"paint failed: .*busy"):
+        measure(paint_service(lambda _: reply), "paint", [LabelledImage(tmp_path / "1.png", "cup")], 2)
 
 
 def test_the_answer_in_the_readme_is_from_the_packaged_bundle():
@@ -78,34 +131,19 @@ def test_the_answer_in_the_readme_is_from_the_packaged_bundle():
     answer = json.loads(re.search(r"```json\n(.*?)```", readme, re.DOTALL)[1])
     bundle = read_bundle((ASSETS / "bundles" / f"{answer['domain']}.safetensors").read_bytes())
     asked = re.search(r"@(service/demo/images/\S+)", readme)[1]
-    (image,) = (image for image in read_images(ASSETS / "images") if str(image.path).endswith(asked))
+    image = Path(__file__).parents[3] / asked
     found = answer["results"][0]["predictions"]
-    assert (answer["digest"], image.domain) == (bundle.digest, answer["domain"])
+    assert (answer["digest"], image.parent.name) == (bundle.digest, answer["domain"])
     assert [one["label"] for one in found] == [bundle.manifest.classes[one["class_id"]].name for one in found]
-    assert image.is_of(found[0]["label"])
+    assert image.stem.startswith(found[0]["label"].replace(" ", "-"))
 
 
-def test_missing_demo_files_are_told_by_their_folder(tmp_path):
-    for read, folder in ((read_bundles, "bundles"), (read_images, "images")):
-        with pytest.raises(SettingsError, match=str(tmp_path / folder)):
-            read(tmp_path / folder)
+def test_missing_demo_files_are_reported_by_their_folder(tmp_path):
+    with pytest.raises(SettingsError, match=str(tmp_path / "bundles")):
+        read_bundles(tmp_path / "bundles")
     (tmp_path / "x.safetensors").write_bytes(b"no bundle")
     with pytest.raises(SettingsError, match="is not a valid bundle"):
         read_bundles(tmp_path)
-
-
-def test_a_sample_knows_its_class_from_its_name(tmp_path):
-    (tmp_path / "shelf").mkdir()
-    for name in ("red_cup-1.jpg", "red-cup-02.png", "blue cup 3.webp", "notes.txt"):
-        (tmp_path / "shelf" / name).write_bytes(picture())
-    images = read_images(tmp_path)
-    assert [(image.domain, image.true_class) for image in images] == [
-        ("shelf", "blue cup"),
-        ("shelf", "red cup"),
-        ("shelf", "red cup"),
-    ]
-    assert images[1].is_of("Red Cup")
-    assert not images[0].is_of("red cup")
 
 
 def test_seeding_a_store_twice_changes_nothing(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from prompt_store.durable import to_store_error
 from prompt_store.errors import PromptStoreError
 from prompted_clip.errors import PromptedClipError
-from service.demo.run import DemoError
+from service.demo.process import DemoError
 from service.errors import BackboneMismatchError, OverloadedError, ServiceError
 from service.http import problems
 
@@ -75,7 +75,7 @@ def test_every_code_that_the_service_names_is_documented():
     named = {
         code
         for path in (Path(__file__).parents[3] / "service").glob("**/*.py")
-        if path.stem not in {"server", "listening", "device_process", "files", "run", "settings", "client"}
+        if path.stem not in {"server", "listening", "device_process", "files", "process", "settings", "client"}
         for code in re.findall(r'\bcode="(\w+)"', path.read_text(encoding="utf-8"))
     }
     assert len(named) > 10
