@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prompted_clip.errors import did_you_mean
@@ -23,6 +22,8 @@ class Settings(BaseModel):
 
     def to_toml(self) -> str:
         """All keys with their values, as TOML, with descriptions as comments."""
+        import tomli_w  # noqa: PLC0415  `caspl fit` and the demo run without the extra that has it
+
         lines = []
         for name, field in type(self).model_fields.items():
             first, *others = tomli_w.dumps({name: getattr(self, name)}).strip().splitlines()

@@ -69,6 +69,14 @@ def test_a_web_process_loads_no_torch():
     assert not loaded & {"torch", "torchvision", "open_clip", "service.engine.engine"}
 
 
+def test_fits_and_the_demo_need_no_package_that_only_training_installs():
+    loaded = modules_after(
+        "import training.fit_command, training.data.catalog, training.fit_run, training.demo.labelled"
+    )
+
+    assert not loaded & {"accelerate", "matplotlib", "sklearn", "tensorboard", "tomli_w"}
+
+
 def test_the_help_page_loads_nothing_heavy():
     loaded = modules_after(
         "import caspl.__main__\nsys.argv = ['caspl', '--help']\n"
