@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
@@ -22,7 +21,6 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Test series of the first domain; the next follow.")] = 600,
 ) -> None:
     """Draw labelled images of domains, and write `<domain>-plain.safetensors` with the student without prompts."""
-    torch.set_num_threads(1)
     student = load_prompted_backbone("demo-student", None, None, is_random=False, device="cpu")
     for place, domain in enumerate(domains):
         try:

@@ -1,0 +1,14 @@
+from prompt_store.bundle import read_bundle
+from training.demo.labelled import main
+from training.demo.world import CLASS_NAMES
+
+
+def test_the_drawn_domain_has_its_images_and_a_bundle_of_the_plain_student(tmp_path):
+    main(tmp_path, ["satellite"], shots=1, n_test=5, seed=600)
+    bundle = read_bundle((tmp_path / "satellite-plain.safetensors").read_bytes())
+    assert set(bundle.tensors) == {"text.features"}
+    assert bundle.manifest.domain == "satellite"
+    assert {spec.name for spec in bundle.manifest.classes} == set(CLASS_NAMES)
+    assert bundle.manifest.templates == ["a photo of a {}."]
+    assert len(list(tmp_path.glob("satellite/train/*/*.png"))) == len(CLASS_NAMES)
+    assert len(list(tmp_path.glob("satellite/test/*/*.png"))) == 5
