@@ -156,11 +156,10 @@ class TimeoutHttpProtocol(H11Protocol):
     def shutdown(self) -> None:
         """Finish the current request; a connection without one gets a second to send it, as closing would reset it."""
         self._is_stopping = True
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None:
-            self._start_timer(LAST_HEAD_TIMEOUT_S)
-        else:
+        if self._is_answering():
             super().shutdown()
+        else:
+            self._start_timer(LAST_HEAD_TIMEOUT_S)
 
     def _is_idle(self) -> bool:
         """Whether the next byte begins a request."""

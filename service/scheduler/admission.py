@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 SMOOTHING: Final = 0.2  # weight of the newest batch in a moving average
-MARGIN: Final = 1.2  # batches may take this much longer than predicted
+MARGIN: Final = 1.5  # answers may take this much longer than predicted
 
 
 class Admission:

@@ -15,6 +15,7 @@ from service.http.middleware.early_refusal import LOG_EVERY_S
 from service.http.server import http_config, listen
 from service.settings import Settings
 from tests.service.fakes import picture
+from tests.service.processes import eventually
 
 BODY = picture()
 
@@ -24,12 +25,17 @@ class Served:
 
     def __init__(self, app, address):
         self.context, self.address = app.state.context, address
+        self._n_open = 0
 
     def fill(self):
+        requests = self.context.open_requests
+        eventually(lambda: requests._budget.n_held == self._n_open)  # a request is closed after its response
         while self.context.open_requests.has_room("paint", 5.0):
             self.context.open_requests.open("paint", 5.0)
+        self._n_open = requests._budget.n_held
 
     def free(self):
+        self._n_open -= 1
         self.context.open_requests.close("paint", is_answered=True)
 
     def exchange(self, *pieces):

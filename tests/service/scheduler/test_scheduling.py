@@ -170,7 +170,7 @@ async def test_at_three_times_its_capacity_the_service_does_nine_tenths_of_its_b
     assert all(0 <= row.error.retry_after_s <= max(9, 1.5 * patience) * full_s for row in refused)
     admitted = [row for row in service.sent if not row.is_refused]
     in_time = sum(row.is_good for row in admitted) / len(admitted)
-    assert in_time >= (0.7 if patience == 3 else 0.88), "what is late after all never reaches the device"
+    assert in_time >= (0.8 if patience == 3 else 0.93), "what is late after all never reaches the device"
     assert all(row.began_s is None or row.began_s < row.deadline_s for row in service.sent)
 
 
