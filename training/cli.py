@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from training.terminal import (
-    InterpolatePositions,
-    PreprocessOf,
-    QuickGelu,
-    TeacherPreprocessOf,
-    check_device,
-    exit_on_error,
-    print_notes,
-)
+from training import options
+from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
     from training.data.dataset import Dataset
@@ -27,19 +20,14 @@ adapt_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 Out = Annotated[Path | None, typer.Option(help="bundle to write (default: <domain>.safetensors)")]
 Domain = Annotated[str, typer.Option(help="domain name")]
-Pretrained = Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")]
-RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")]
 RecipeFile = Annotated[Path | None, typer.Option(help="TOML recipe")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a recipe value")]
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="print the resulting recipe and exit")]
-CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
 TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard event files")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
 Holdout = Annotated[
     float, typer.Option(min=0, max=0.5, help="fraction of the images held out to select the best step; 0: last step")
 ]
 KeepWorse = Annotated[bool, typer.Option("--keep-worse", help="write the bundle even if training made the model worse")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 
 
 @boost_app.command()
@@ -49,28 +37,28 @@ def boost(
     data: Annotated[
         str, typer.Option(help="instead of --images and --classes: a data set; its train labels are ignored")
     ] = "",
-    root: Annotated[Path | None, typer.Option(help="folder that contains the data sets, if --data is a name")] = None,
+    root: options.Root = None,
     domain: Domain = "",
     out: Out = None,
     backbone: Annotated[str, typer.Option(help="student model, open_clip name")] = "ViT-B-16",
-    pretrained: Pretrained = None,
+    pretrained: options.Pretrained = None,
     teacher: Annotated[str, typer.Option(help="teacher model, open_clip name")] = "ViT-L-14",
-    teacher_pretrained: Pretrained = None,
+    teacher_pretrained: options.Pretrained = None,
     teacher_bundle: Annotated[Path | None, typer.Option(help="prompts for the teacher, as in PromptKD")] = None,
-    quick_gelu: QuickGelu = False,
-    preprocess_of: PreprocessOf = None,
-    teacher_preprocess_of: TeacherPreprocessOf = None,
-    interpolate_positions: InterpolatePositions = False,
-    random_weights: RandomWeights = False,
+    quick_gelu: options.QuickGelu = False,
+    preprocess_of: options.PreprocessOf = None,
+    teacher_preprocess_of: options.TeacherPreprocessOf = None,
+    interpolate_positions: options.InterpolatePositions = False,
+    random_weights: options.RandomWeights = False,
     recipe: RecipeFile = None,
     set_: Overrides = None,
     print_recipe: PrintRecipe = False,
     holdout: Holdout = 0.1,
     keep_worse: KeepWorse = False,
-    checkpoint_every: CheckpointEvery = 100,
+    checkpoint_every: options.CheckpointEvery = 100,
     tensorboard: TensorBoard = None,
-    device: Device = "auto",
-    json_: AsJson = False,
+    device: options.Device = "auto",
+    json_: options.AsJson = False,
 ) -> None:
     """Train boosting prompts for a domain on unlabelled images, with a larger CLIP as teacher (CasPL phase 1)."""
     from prompt_store.manifest import check_domain
@@ -143,34 +131,30 @@ def adapt(
         str,
         typer.Option(help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, gda, ridge or tip-adapter"),
     ],
-    data: Annotated[
-        str, typer.Option(help="labelled images: a folder per class, a .csv or .jsonl file, or a data set's name")
-    ] = "",
-    root: Annotated[Path | None, typer.Option(help="folder that contains the data sets, if --data is a name")] = None,
-    shots: Annotated[int, typer.Option(min=0, help="labelled images per class; 0 uses all")] = 16,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="fail on unreadable images instead of skipping them")
-    ] = False,
+    data: options.LabelledData = "",
+    root: options.Root = None,
+    shots: options.Shots = 16,
+    strict: options.Strict = False,
     domain: Domain = "",
     out: Annotated[Path | None, typer.Option(help="bundle to write (default: <domain>-<method>.safetensors)")] = None,
     boost: Annotated[
         Path | None, typer.Option(help="boosting bundle to adapt on (default: the plain backbone)")
     ] = None,
     backbone: Annotated[str, typer.Option(help="model, open_clip name")] = "ViT-B-16",
-    pretrained: Pretrained = None,
-    quick_gelu: QuickGelu = False,
-    preprocess_of: PreprocessOf = None,
-    interpolate_positions: InterpolatePositions = False,
-    random_weights: RandomWeights = False,
+    pretrained: options.Pretrained = None,
+    quick_gelu: options.QuickGelu = False,
+    preprocess_of: options.PreprocessOf = None,
+    interpolate_positions: options.InterpolatePositions = False,
+    random_weights: options.RandomWeights = False,
     recipe: RecipeFile = None,
     set_: Overrides = None,
     print_recipe: PrintRecipe = False,
     holdout: Holdout = 0.1,
     keep_worse: KeepWorse = False,
-    checkpoint_every: CheckpointEvery = 100,
+    checkpoint_every: options.CheckpointEvery = 100,
     tensorboard: TensorBoard = None,
-    device: Device = "auto",
-    json_: AsJson = False,
+    device: options.Device = "auto",
+    json_: options.AsJson = False,
 ) -> None:
     """Train adapting prompts on a few labelled images, on top of frozen boosting prompts if given (CasPL phase 2)."""
     with exit_on_error("adapt"):

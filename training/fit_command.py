@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error, print_notes
+from training import options
+from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
     from training.data.dataset import Dataset, Split
@@ -23,30 +24,24 @@ fit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @fit_app.command()
 def fit(
-    data: Annotated[
-        str, typer.Option(help="labelled images: a folder per class, a .csv or .jsonl file, or a data set's name")
-    ],
+    data: options.LabelledData,
     bundle: Annotated[Path, typer.Option(help="bundle whose prompts and text features to use")],
     out: Annotated[Path, typer.Option(help="bundle to write")],
     method: Annotated[str, typer.Option(help="auto, gda, ridge or tip-adapter")] = "auto",
-    root: Annotated[Path | None, typer.Option(help="folder that contains the data sets, if --data is a name")] = None,
-    shots: Annotated[int, typer.Option(min=0, help="labelled images per class; 0 uses all")] = 0,
+    root: options.Root = None,
+    shots: options.Shots = 0,
     seed: Annotated[int, typer.Option(min=0, help="of the sample, with --shots")] = 1,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="fail on unreadable images instead of skipping them")
-    ] = False,
+    strict: options.Strict = False,
     backbone: Annotated[str, typer.Option(help="model, open_clip name (default: the bundle's)")] = "",
     pretrained: Annotated[
         str | None, typer.Option(help="its weights: an open_clip tag or a local file (default: the bundle's tag)")
     ] = None,
-    quick_gelu: QuickGelu = False,
-    preprocess_of: PreprocessOf = None,
-    interpolate_positions: InterpolatePositions = False,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)] = "auto",
-    json_: Annotated[bool, typer.Option("--json", help="print the report as one JSON object")] = False,
+    quick_gelu: options.QuickGelu = False,
+    preprocess_of: options.PreprocessOf = None,
+    interpolate_positions: options.InterpolatePositions = False,
+    random_weights: options.RandomWeights = False,
+    device: options.Device = "auto",
+    json_: options.AsJson = False,
 ) -> None:
     """Fit a few-shot head to labelled images in closed form, without training, and report its accuracy."""
     with exit_on_error("fit"):

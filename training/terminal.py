@@ -1,32 +1,15 @@
-"""Options, error output and argument checks shared by the training commands."""
+"""Notes and errors of the training commands on the terminal."""
 
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from prompt_store.errors import PromptStoreError
 from training.errors import TrainingError
-
-QuickGelu = Annotated[
-    bool,
-    typer.Option("--quick-gelu", help="use QuickGELU, for local files of OpenAI's weights"),
-]
-PreprocessOf = Annotated[
-    str | None, typer.Option(help="the open_clip tag whose preprocessing and activation a local weights file needs")
-]
-TeacherPreprocessOf = Annotated[str | None, typer.Option(help="the same for the teacher's weights file")]
-InterpolatePositions = Annotated[
-    bool,
-    typer.Option(
-        "--interpolate-positions", help="resize a file's positional embeddings of another image grid or text length"
-    ),
-]
 
 
 @contextmanager
@@ -58,19 +41,8 @@ def exit_on_error(command: str) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def check_device(name: str) -> str:
-    """Return `name` if it is a valid device name.
-
-    Raises:
-        BadParameter: it is not.
-    """
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
-        raise typer.BadParameter(f"expected auto, cpu, cuda or cuda:<n>, found {name!r}")
-    return name
-
-
 def print_notes(notes: Iterable[str], console: Console) -> None:
-    """Print what was read differently from what may be expected, one line each."""
+    """Print notes about the input, one line each."""
     for note in notes:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -81,7 +53,7 @@ def _print_error(command: str, message: str) -> None:
 
 
 class _WeightsLines(logging.Handler):
-    """Prints the model's log records for a person."""
+    """Prints the log records of `prompted_clip` as plain lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a warning as it is, and the facts of loaded weights in one line."""

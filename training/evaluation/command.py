@@ -10,14 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.terminal import (
-    InterpolatePositions,
-    PreprocessOf,
-    QuickGelu,
-    TeacherPreprocessOf,
-    check_device,
-    exit_on_error,
-)
+from training import options
+from training.terminal import exit_on_error
 
 if TYPE_CHECKING:
     from prompted_clip.backbone import Backbone
@@ -46,15 +40,10 @@ class SplitName(StrEnum):
 Methods = Annotated[str, typer.Option(help="comma-separated adapting methods; empty for the base model only")]
 Seeds = Annotated[str, typer.Option(help="comma-separated seeds of sampling and training")]
 Arch = Annotated[str, typer.Option(help="open_clip architecture")]
-Pretrained = Annotated[str | None, typer.Option(help="weights: open_clip tag or local file")]
-RandomWeights = Annotated[bool, typer.Option("--random-weights", help="use random weights, for testing")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a recipe value: key=value or method.key=value"),
 ]
-CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
-AsJson = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
 
 
 @evaluate_app.command()
@@ -79,18 +68,18 @@ def evaluate(
         str | None, typer.Option(help="text of the plain backbone, {} for the class name; default: the data set's")
     ] = None,
     backbone: Arch = "ViT-B-16",
-    pretrained: Pretrained = None,
-    random_weights: RandomWeights = False,
-    quick_gelu: QuickGelu = False,
-    preprocess_of: PreprocessOf = None,
-    interpolate_positions: InterpolatePositions = False,
+    pretrained: options.Pretrained = None,
+    random_weights: options.RandomWeights = False,
+    quick_gelu: options.QuickGelu = False,
+    preprocess_of: options.PreprocessOf = None,
+    interpolate_positions: options.InterpolatePositions = False,
     out: Annotated[Path, typer.Option(help="folder for the report and finished results, which are reused")] = Path(
         "evaluation"
     ),
     set_: Overrides = None,
-    checkpoint_every: CheckpointEvery = 100,
-    device: Device = "auto",
-    json_: AsJson = False,
+    checkpoint_every: options.CheckpointEvery = 100,
+    device: options.Device = "auto",
+    json_: options.AsJson = False,
 ) -> None:
     """Measure the accuracy of a backbone or of a bundle on labelled images, or run a protocol of the papers."""
     if protocol is not None and (bundle is not None or template is not None):
@@ -145,17 +134,17 @@ def reproduce(
     dataset: Annotated[str, typer.Argument(help="name or path of a data set, such as dtd")],
     root: Annotated[Path | None, typer.Option("--root", "--data", help="folder with the published data sets")] = None,
     backbone: Arch = "ViT-B-16",
-    pretrained: Pretrained = None,
+    pretrained: options.Pretrained = None,
     teacher: Annotated[str, typer.Option(help="teacher: open_clip architecture")] = "ViT-L-14",
-    teacher_pretrained: Pretrained = None,
+    teacher_pretrained: options.Pretrained = None,
     methods: Methods = "coop,cocoop,maple,promptsrc",
     seeds: Seeds = "1,2,3",
     shots: Annotated[int, typer.Option(min=1, help="labelled images per class")] = 16,
-    random_weights: RandomWeights = False,
-    quick_gelu: QuickGelu = False,
-    preprocess_of: PreprocessOf = None,
-    teacher_preprocess_of: TeacherPreprocessOf = None,
-    interpolate_positions: InterpolatePositions = False,
+    random_weights: options.RandomWeights = False,
+    quick_gelu: options.QuickGelu = False,
+    preprocess_of: options.PreprocessOf = None,
+    teacher_preprocess_of: options.TeacherPreprocessOf = None,
+    interpolate_positions: options.InterpolatePositions = False,
     out: Annotated[
         Path | None, typer.Option(help="folder for the report and finished results; default reproduce-<data set>")
     ] = None,
@@ -163,9 +152,9 @@ def reproduce(
     boost_set: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="override a boosting recipe value")
     ] = None,
-    checkpoint_every: CheckpointEvery = 100,
-    device: Device = "auto",
-    json_: AsJson = False,
+    checkpoint_every: options.CheckpointEvery = 100,
+    device: options.Device = "auto",
+    json_: options.AsJson = False,
 ) -> None:
     """Boost a data set, evaluate methods with and without boosting, and compare with the published numbers."""
     seed_list = _numbers(seeds, "--seeds", least=0)

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from prompt_store.manifest import check_domain
+from training import options
 from training.data.class_list import read_classes
 from training.data.dataset import normalize_names
-from training.terminal import InterpolatePositions, PreprocessOf, QuickGelu, check_device, exit_on_error
+from training.terminal import exit_on_error
 
 import_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -51,13 +52,11 @@ def import_checkpoint(
     class_: Annotated[list[str] | None, typer.Option("--class", help="class name; repeat the option for each")] = None,
     out: Annotated[Path | None, typer.Option(help="bundle to write (default: <domain>.safetensors)")] = None,
     backbone: Annotated[str, typer.Option(help="model it was trained on, open_clip name")] = "ViT-B-16",
-    pretrained: Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")] = None,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")
-    ] = False,
-    quick_gelu: QuickGelu = False,
-    preprocess_of: PreprocessOf = None,
-    interpolate_positions: InterpolatePositions = False,
+    pretrained: options.Pretrained = None,
+    random_weights: options.RandomWeights = False,
+    quick_gelu: options.QuickGelu = False,
+    preprocess_of: options.PreprocessOf = None,
+    interpolate_positions: options.InterpolatePositions = False,
     boost: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="boosting bundle the prompts were trained on")
     ] = None,
@@ -73,8 +72,8 @@ def import_checkpoint(
             help="PromptKD: the teacher's text features, from a bundle or a file with one tensor",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)] = "auto",
-    json_: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
+    device: options.Device = "auto",
+    json_: options.AsJson = False,
 ) -> None:
     """Convert a checkpoint of CoOp, CoCoOp, MaPLe, PromptSRC, IVLP or PromptKD to a bundle."""
     if (classes is None) == (class_ is None):

@@ -1,0 +1,45 @@
+"""Options that several training commands share."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check_device(name: str) -> str:
+    """Return `name` if it is a valid device name.
+
+    Raises:
+        BadParameter: it is not.
+    """
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is None:
+        raise typer.BadParameter(f"expected auto, cpu, cuda or cuda:<n>, found {name!r}")
+    return name
+
+
+LabelledData = Annotated[
+    str, typer.Option(help="labelled images: a folder per class, a .csv or .jsonl file, or a data set's name")
+]
+Root = Annotated[Path | None, typer.Option(help="folder that contains the data sets, if --data is a name")]
+Shots = Annotated[int, typer.Option(min=0, help="labelled images per class; 0 uses all")]
+Strict = Annotated[bool, typer.Option("--strict", help="fail on unreadable images instead of skipping them")]
+Pretrained = Annotated[str | None, typer.Option(help="its weights: an open_clip tag or a local file")]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random weights, for testing a pipeline")]
+CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
+QuickGelu = Annotated[
+    bool,
+    typer.Option("--quick-gelu", help="use QuickGELU, for local files of OpenAI's weights"),
+]
+PreprocessOf = Annotated[
+    str | None, typer.Option(help="the open_clip tag whose preprocessing and activation a local weights file needs")
+]
+TeacherPreprocessOf = Annotated[str | None, typer.Option(help="the same for the teacher's weights file")]
+InterpolatePositions = Annotated[
+    bool,
+    typer.Option(
+        "--interpolate-positions", help="resize a file's positional embeddings of another image grid or text length"
+    ),
+]
