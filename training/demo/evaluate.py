@@ -16,6 +16,7 @@ from training.demo.models import create, normalise_pixels
 from training.demo.render import draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import BASE_LABELS, CLASS_NAMES, HELD_OUT_LABELS, NEW_LABELS
+from training.evaluation.metrics import harmonic_mean
 
 TEST_SEED: Final = 900
 TEMPLATE: Final = "a photo of a {}."
@@ -38,7 +39,7 @@ class Accuracy:
     @property
     def harmonic_mean(self) -> float:
         """H of base and new."""
-        return 2 * self.base * self.new / max(self.base + self.new, 1e-9)
+        return harmonic_mean(self.base, self.new)
 
 
 @torch.inference_mode()

@@ -4,7 +4,6 @@ During training the token embedding only has rows for tokens in the captions. `e
 full table (other rows are zero) and writes float16 safetensors that `open_clip.create_model` loads.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -14,6 +13,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from training.files import write_atomic
 
 Arch = Literal["demo-student", "demo-teacher"]
 
@@ -100,17 +101,6 @@ def grow(small: Mapping[str, Tensor], large: open_clip.CLIP) -> dict[str, Tensor
     return grown
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with staged.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
-
-
 def export_weights(model: open_clip.CLIP, vocabulary_V: Tensor, path: Path) -> int:
     """Write a trained model as float16 safetensors with open_clip's names.
 
@@ -123,5 +113,5 @@ def export_weights(model: open_clip.CLIP, vocabulary_V: Tensor, path: Path) -> i
     table[vocabulary_V] = rows_VD
     state[EMBEDDING] = table
     data = save(state)
-    write_atomically(path, data)
+    write_atomic(path, data)
     return len(data)

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from training.demo.augment import augment_broadly
 from training.demo.captions import KINDS, TEMPLATES, CaptionBook, Kind, targets
-from training.demo.models import create, encode_text, grow, keep_rows, normalise_pixels, write_atomically
+from training.demo.models import create, encode_text, grow, keep_rows, normalise_pixels
 from training.demo.render import Pictures, draw_series, seeded_generator
 from training.demo.world import N_COLOURS, N_SHAPES, N_TEXTURES, SEEN_PAIRS
+from training.files import write_atomic
 
 MAX_LOGIT_SCALE: Final = 100.0
 HEAD_SCALE: Final = 10.0
@@ -169,7 +170,7 @@ class Pretraining:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_atomic(path, buffer.getvalue())
 
     def resume(self, path: Path) -> None:
         """Load a checkpoint.
