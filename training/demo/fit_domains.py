@@ -4,7 +4,7 @@ Legend: N images, K classes, E joint width.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.console import Console
 from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import load_backbone
 from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats, Ints
-from prompted_clip.fit import FewShotFit, fit_few_shot, softmax
+from prompted_clip.fit import RATES, FewShotFit, fit_few_shot, softmax
 from prompted_clip.fit_report import suspects
 from prompted_clip.model import PromptedClip
 from training.demo.domain_pool import map_domains
@@ -37,8 +37,7 @@ N_LABELLED: Final = 40 * N_CLASSES
 """Labelled images to sample the shots from."""
 N_TEST: Final = 2000
 FLIPPED_SHARE: Final = 0.05
-MEASURES: Final = ("base", "new", "h", "all")
-CHECKS: Final = ("suspects_found", "suspects_good", "abstained_0.01", "abstained_0.05", "abstained_0.1")
+CHECKS: Final = ("suspects_found", "suspects_good", *(f"abstained_{rate:g}" for rate in RATES))
 _BATCH: Final = 250
 
 Row = dict[str, Any]
@@ -53,7 +52,7 @@ class Encoded:
     text_logits_NK: Floats
 
     def among(self, classes: Sequence[int]) -> "Encoded":
-        """The images of some classes, which are the first ones or are numbered from the first of them."""
+        """The images of consecutive classes, with labels from 0."""
         is_own_N = np.isin(self.labels_N, classes)
         own_NK = self.text_logits_NK[is_own_N][:, classes]
         return Encoded(self.features_NE[is_own_N], self.labels_N[is_own_N] - classes[0], own_NK)
@@ -112,10 +111,9 @@ def fit_all(bundles: Path, results: Path, domains: Sequence[str], *, jobs: int, 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Base accuracy by method and shots, mean over domains and seeds; then H and all classes with the most shots."""
-    zero_shot = {measure: _mean(rows, ZERO_SHOT, 0, measure) for measure in MEASURES}
     header = [*(f"{shots}" for shots in SHOTS), f"H, {max(SHOTS)}", f"all 80 classes, {max(SHOTS)}"]
     lines = [f"| images per class | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
-    cells = [zero_shot["base"]] * len(SHOTS) + [zero_shot["h"], zero_shot["all"]]
+    cells = [_mean(rows, ZERO_SHOT, 0, measure) for measure in (*["base"] * len(SHOTS), "h", "all")]
     lines.append(f"| text features | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
     for method in METHODS:
         cells = [_mean(rows, method, shots, "base") for shots in SHOTS]
@@ -127,7 +125,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def checks_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """`CHECKS` by domain, mean over seeds, and over all domains."""
     checked = [row for row in rows if CHECKS[0] in row]
-    names = ["changed labels found", "correct labels suspected", *(f"abstained, {rate} %" for rate in (1, 5, 10))]
+    names = ["changed labels found", "correct labels suspected", *(f"abstained, {100 * rate:g} %" for rate in RATES)]
     lines = [f"| domain | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for domain in [*dict.fromkeys(row["domain"] for row in checked), "mean"]:
         own = [row for row in checked if domain in {row["domain"], "mean"}]
@@ -138,11 +136,12 @@ def checks_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 @torch.inference_mode()
 def _encode(model: PromptedClip, data: bytes, pictures: Pictures) -> Encoded:
-    stack = model.load_stack(read_bundle(data))
+    bundle = read_bundle(data)
+    stack = model.load_stack(bundle)
     batches = torch.split(pictures.pixels, _BATCH)
     units = [model.encode_images(batch, [stack] * len(batch)).unit_BE.numpy() for batch in batches]
     features_NE = np.concatenate(units).astype(np.float64)
-    text_KE = read_bundle(data).tensors["text.features"].astype(np.float64)
+    text_KE = bundle.tensors["text.features"].astype(np.float64)
     return Encoded(features_NE, pictures.labels.numpy(), stack.logit_scale * features_NE @ text_KE.T)
 
 
@@ -178,8 +177,4 @@ def _checks(fit: FewShotFit, images: Encoded, test: Encoded, seed: int) -> Row:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], method: str, shots: int, measure: str) -> float:
-    return spread(list(_values(rows, method, shots, measure))).mean
-
-
-def _values(rows: Sequence[Mapping[str, Any]], method: str, shots: int, measure: str) -> Iterator[float]:
-    return (row[measure] for row in rows if (row["method"], row["shots"]) == (method, shots))
+    return spread([row[measure] for row in rows if (row["method"], row["shots"]) == (method, shots)]).mean
