@@ -19,7 +19,7 @@ class Answer:
     """The end of one request. Times are readings of the monotonic clock in seconds; status 0 is a failed connection.
 
     Attributes:
-        asked: requested domain; `domain`, `version` and `digest` are those that the answer names.
+        requested: domain of the request; `domain`, `version` and `digest` are those of the answer.
         n_errors: images of the request with an error instead of predictions.
         server_ms: the answer's own timing, milliseconds by stage.
     """
@@ -28,7 +28,7 @@ class Answer:
     sent_s: float
     done_s: float
     status: int
-    asked: str
+    requested: str
     domain: str = ""
     version: int = 0
     digest: str = ""
@@ -61,11 +61,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Swap:
-    """An activation of a domain's version: requested at `asked_s`, confirmed at `done_s`."""
+    """An activation of a domain's version: requested at `requested_s`, confirmed at `done_s`."""
 
     domain: str
     version: int
-    asked_s: float
+    requested_s: float
     done_s: float
 
 
@@ -93,7 +93,7 @@ def is_mixed(answer: Answer, digests: Mapping[tuple[str, int], str]) -> bool:
         digests: of all versions in the store, by domain and version.
     """
     source = (answer.domain, answer.version)
-    if answer.domain != answer.asked or digests.get(source) != answer.digest:
+    if answer.domain != answer.requested or digests.get(source) != answer.digest:
         return True
     return any(source_of(label) != source for label in answer.labels)
 
@@ -110,7 +110,7 @@ def is_stale(answer: Answer, swaps: Sequence[Swap]) -> bool:
     live = {
         swap.version
         for swap, end_s in zip(own, ends_s, strict=False)
-        if swap.asked_s <= answer.done_s and end_s >= answer.sent_s
+        if swap.requested_s <= answer.done_s and end_s >= answer.sent_s
     }
     return bool(own) and answer.version not in live
 

@@ -1,11 +1,13 @@
-"""Attacks: hostile clients of one domain, and the answers that a good client of another domain gets meanwhile.
+"""Attacks: hostile clients send to one domain while a good client sends to another.
 
-Phases without attackers come first and last. In each phase the good client sends small photographs, and another one
+Phases without attackers come first and last. In each phase the good client sends small photographs, and another client
 probes `/livez`.
 """
 
 import asyncio
 import io
+import math
+import mmap
 import struct
 import threading
 import time
@@ -19,7 +21,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from benchmarks.answers import percentile_ms, summarize
+from benchmarks.answers import summarize
 from benchmarks.load import arrival_times, send
 from benchmarks.report import Report, Table, Target
 from benchmarks.server import FORM, Server
@@ -28,11 +30,12 @@ PER_S, PROBES_PER_S = 10.0, 10.0
 CLASSIFY, UPLOAD = "/classify/{domain}", "/domains/{domain}/versions"
 JSON, BUNDLE = "application/json", "application/octet-stream"
 MIB = 1 << 20
+MAX_STALLED_S = 10.5
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Clients that send one body again and again.
+    """Clients that send one body repeatedly.
 
     Attributes:
         name: in the table.
@@ -40,7 +43,7 @@ class Attack:
         path: with `{domain}` for the attacked domain.
         content_type: of the body.
         body: bytes that each client sends.
-        n_missing: bytes that the head announces and the client never sends; it waits until the server closes.
+        n_missing: bytes of the content length that are never sent; the client waits until the server closes.
     """
 
     name: str
@@ -53,7 +56,7 @@ class Attack:
 
 @dataclass
 class Phase:
-    """What was seen in one phase; `stalled_s` are the lives of connections that the server closed."""
+    """Measurements of one phase; `stalled_s` are the durations of unfinished requests until they were closed."""
 
     name: str
     p50_ms: float = 0.0
@@ -103,7 +106,7 @@ def pixel_flood(side: int, n_images: int) -> bytes:
 
 
 async def attack_once(server: Server, attack: Attack, phase: Phase) -> None:
-    """Send one request and read until the server ends it."""
+    """Send one request and read until the server closes the connection."""
     parts, domain = urlsplit(server.url), server.domains[1]
     head = f"POST {attack.path.format(domain=domain)} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: "
     head += f"{attack.content_type}\r\nContent-Length: {len(attack.body) + attack.n_missing}\r\nConnection: close\r\n"
@@ -123,7 +126,7 @@ async def attack_once(server: Server, attack: Attack, phase: Phase) -> None:
 
 
 def attacker(server: Server, attack: Attack, phase: Phase, duration_s: float) -> Callable[[], None]:
-    """A function that attacks for a while; connections that are open at its end are closed."""
+    """A function that attacks for `duration_s`, then waits long enough to see whether the server closes the rest."""
 
     async def client(end_s: float) -> None:
         while time.monotonic() < end_s:
@@ -135,7 +138,7 @@ def attacker(server: Server, attack: Attack, phase: Phase, duration_s: float) ->
         clients = [client(time.monotonic() + duration_s) for _ in range(attack.n_clients)]
         gathered: Awaitable[object] = asyncio.gather(*clients)
         with suppress(TimeoutError):
-            await asyncio.wait_for(gathered, duration_s + 5)
+            await asyncio.wait_for(gathered, duration_s + MAX_STALLED_S + 1)
 
     return lambda: asyncio.run(run())
 
@@ -163,7 +166,7 @@ def resident_mib(pid: int) -> float:
     total = 0
     for one in [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]:
         with suppress(OSError):
-            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * 4096
+            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * mmap.PAGESIZE
     return total / MIB
 
 
@@ -180,12 +183,12 @@ def observe(server: Server, name: str, duration_s: float, attack: Attack | None)
     found = summarize(answers, duration_s=duration_s)
     phase.p50_ms, phase.p99_ms, phase.n_sent = found.p50_ms, found.p99_ms, len(answers)
     phase.n_bad = sum(not answer.is_good for answer in answers)
-    phase.probe_max_ms = percentile_ms([one.latency_s for one in probes], 100)
+    phase.probe_max_ms = 1000 * max(one.latency_s if one.is_good else math.inf for one in probes)
     return phase
 
 
 def attack_server(server: Server, report: Report, *, seconds: float) -> None:
-    """Run all attacks and add what was seen to a report."""
+    """Run all attacks and add the results to a report."""
     phases = [observe(server, "no attack", seconds, None)]
     base_mib = resident_mib(server.pid)
     phases += [observe(server, attack.name, seconds, attack) for attack in attacks()]
@@ -203,7 +206,9 @@ def attack_server(server: Server, report: Report, *, seconds: float) -> None:
     longest_ms = max(phase.probe_max_ms for phase in attacked)
     report.add("attacks_probe_ms", longest_ms, "slowest probe of `/livez`, ms", Target("<=", 250))
     if stalled_s:
-        report.add("attacks_stalled_s", max(stalled_s), "longest life of an unfinished request, s", Target("<=", 10.5))
+        report.add(
+            "attacks_stalled_s", max(stalled_s), "longest life of an unfinished request, s", Target("<=", MAX_STALLED_S)
+        )
     rows = [
         (
             phase.name,

@@ -197,7 +197,7 @@ def parse(exchange: Exchange, n_images: int) -> Answer:
         sent_s=exchange.sent_s,
         done_s=exchange.done_s,
         status=status,
-        asked=exchange.domain,
+        requested=exchange.domain,
         domain=str(body.get("domain", "")),
         version=int(body.get("version") or 0),
         digest=str(body.get("digest", "")),

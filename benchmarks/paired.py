@@ -97,8 +97,8 @@ def compare(options: ServerOptions, checkouts: Mapping[str, Path], rounds: int, 
             console.print(f"{backbone}: round {index + 1} of {rounds}")
             for measure in measurements(backbone, capacity_per_s, seconds, folder):
                 for checkout in sorted(servers, reverse=bool(index % 2)):
-                    for what, value in measure(servers[checkout]).items():
-                        found[f"{backbone}: {what}"][checkout].append(value)
+                    for measurement, value in measure(servers[checkout]).items():
+                        found[f"{backbone}: {measurement}"][checkout].append(value)
     return found
 
 
@@ -119,11 +119,13 @@ def starts(options: ServerOptions, checkouts: Mapping[str, Path]) -> Found:
 def table(found: Found) -> Table:
     """Medians and the ratio of every measurement."""
     rows = []
-    for what, values in found.items():
+    for measurement, values in found.items():
         spread = ratio(values["new"], values["old"])
         medians = [f"{statistics.median(values[checkout]):.4g}" for checkout in ("old", "new")]
-        better = "higher" if what.endswith("/s") else "lower"
-        rows.append((what, better, *medians, f"**{spread.value:.3f}**", f"{spread.low:.3f} .. {spread.high:.3f}"))
+        better = "higher" if measurement.endswith("/s") else "lower"
+        rows.append(
+            (measurement, better, *medians, f"**{spread.value:.3f}**", f"{spread.low:.3f} .. {spread.high:.3f}")
+        )
     return Table(("measurement", "better", "old", "new", "new / old", "quartiles of the rounds"), rows)
 
 

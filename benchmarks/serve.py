@@ -50,6 +50,8 @@ def measure(options: ServeOptions, console: Console) -> Report:
     if unknown := set(options.only) - set(PARTS):
         msg = f"unknown parts: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}"
         raise BenchError(msg)
+    if "attacks" in options.only and options.n_domains < 2:
+        raise BenchError("the attacks need a domain of their own: --domains 2 or more")
     report = Report("-".join(part for part in ("serve", options.label) if part), asdict(options), device=options.device)
     n_stored = n_versions(options.seconds) if "swaps" in options.only else 1
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:

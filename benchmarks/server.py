@@ -125,9 +125,9 @@ class Server:
         Raises:
             httpx.HTTPStatusError: the server refuses.
         """
-        asked_s = time.monotonic()
+        requested_s = time.monotonic()
         self.client.put(f"/domains/{domain}/live", json={"version": version}).raise_for_status()
-        return Swap(domain, version, asked_s, time.monotonic())
+        return Swap(domain, version, requested_s, time.monotonic())
 
     def metrics(self) -> dict[str, float]:
         """All samples of `/metrics` without labels, by name."""

@@ -44,7 +44,7 @@ class Phase:
 
 
 def n_versions(seconds: float) -> int:
-    """Versions of the first domain that a measurement of so many seconds needs."""
+    """Versions of the first domain that a measurement of this length needs."""
     return 2 + math.ceil(PER_S * (seconds / 2 + N_PAIRS * (AFTER_LOAD_S + 1)))
 
 
@@ -93,7 +93,7 @@ def add_swap_load(report: Report, phases: list[Phase], domain: str, server: Serv
     report.add("swap_stale", stale, "answers of a version that was live at no moment of the request", none)
     mixed = sum(is_mixed(answer, server.digests) for answer in good)
     report.add("swap_mixed", mixed, "answers that mix versions", none)
-    busy_s = sum(phase.swaps[-1].done_s - phase.swaps[0].asked_s for phase in swapping)
+    busy_s = sum(phase.swaps[-1].done_s - phase.swaps[0].requested_s for phase in swapping)
     report.add("swaps_per_s", (len(swaps) - 1) / busy_s, "confirmed activations of new versions per second")
     before, after = (value / 2**20 for value in memory)
     report.add("swap_memory_mib", after - before, f"growth of resident memory over {len(swaps) - 1} swaps, MiB")
@@ -104,7 +104,7 @@ def add_swap_load(report: Report, phases: list[Phase], domain: str, server: Serv
             f"{percentile_ms(phase.latencies_s, 50):.1f}",
             f"{phase.p99_ms:.1f}",
             len(phase.swaps),
-            f"{1000 * max(swap.done_s - swap.asked_s for swap in phase.swaps):.1f}" if phase.swaps else "",
+            f"{1000 * max(swap.done_s - swap.requested_s for swap in phase.swaps):.1f}" if phase.swaps else "",
         )
         for phase in phases
     ]

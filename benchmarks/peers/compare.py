@@ -48,7 +48,7 @@ class PeerOptions:
 
 
 def measure(options: PeerOptions, console: Console) -> Report:
-    """Install, start and measure each peer; the result says why one could not run.
+    """Install, start and measure each peer; the result gives the reason if one cannot run.
 
     Raises:
         BenchError: an unknown peer.

@@ -27,13 +27,13 @@ def create_app() -> FastAPI:
 
 
 if __name__ == "__main__":
-    asked = arguments.read()
+    options = arguments.read()
     uvicorn.run(
         "benchmarks.peers.naive_fastapi:create_app",
         factory=True,
         host="127.0.0.1",
-        port=asked.port,
-        workers=asked.workers,
+        port=options.port,
+        workers=options.workers,
         timeout_worker_healthcheck=120,  # loading the model takes longer than the default of 5 s
         log_level="warning",
     )

@@ -1,6 +1,6 @@
 """The peers' model: open_clip's own model and transform, random weights, class features per domain.
 
-It knows no prompts, so each forward is slightly less work than ours. Imports nothing of the project.
+It has no prompts, so each forward is slightly less work than ours. Imports nothing of the project.
 """
 
 import io

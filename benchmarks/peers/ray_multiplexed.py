@@ -15,7 +15,7 @@ from benchmarks.peers import arguments
 from benchmarks.peers.plain_clip import N_DOMAINS, PlainClip
 
 MAX_BATCH, TIMEOUT_S = 16, 0.005
-ASKED = arguments.read() if __name__ == "__main__" else None
+OPTIONS = arguments.read() if __name__ == "__main__" else None
 
 
 @serve.deployment(max_ongoing_requests=64)
@@ -41,12 +41,12 @@ class Clip:
         return await self.answer(await request.body())
 
 
-if __name__ == "__main__" and ASKED is not None:
-    ray.init(num_cpus=ASKED.workers + 1, include_dashboard=False, logging_level="warning", log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": ASKED.port})
+if __name__ == "__main__" and OPTIONS is not None:
+    ray.init(num_cpus=OPTIONS.workers + 1, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": OPTIONS.port})
     serve.run(
-        Clip.options(num_replicas=ASKED.workers).bind(  # type: ignore[attr-defined]  # the decorator's own
-            ASKED.backbone, ASKED.dtype, ASKED.threads
+        Clip.options(num_replicas=OPTIONS.workers).bind(  # type: ignore[attr-defined]  # the decorator's own
+            OPTIONS.backbone, OPTIONS.dtype, OPTIONS.threads
         ),
         route_prefix="/",
     )

@@ -124,7 +124,7 @@ def started(peer: Peer, command: Sequence[str], *, workers: int, threads: int, p
 
 
 def _becomes_ready(process: subprocess.Popen[bytes], url: str, n_answers: int) -> bool:
-    """Wait until so many different answers with status 200 have come, one per worker."""
+    """Wait for `n_answers` different answers with status 200, one per worker."""
     deadline_s = time.monotonic() + READY_WITHIN_S
     answers = set()
     while process.poll() is None and time.monotonic() < deadline_s:

@@ -1,9 +1,12 @@
+import asyncio
 import io
 import zlib
+from types import SimpleNamespace
 
+import pytest
 from PIL import Image
 
-from benchmarks.attacks import attacks, chunk_bomb, pixel_flood, scan_bomb
+from benchmarks.attacks import CLASSIFY, JSON, MIB, Attack, Phase, attack_once, chunk_bomb, pixel_flood, scan_bomb
 
 
 def test_the_scan_bomb_is_a_jpeg_with_that_many_scans():
@@ -30,8 +33,26 @@ def test_the_pixel_flood_is_a_small_body_of_large_pictures():
         assert image.size == (500, 500)
 
 
-def test_every_attack_has_a_body_and_clients():
-    for attack in attacks():
-        assert attack.body
-        assert attack.n_clients > 1
-        assert attack.n_missing == 0 or attack.name.startswith(("256", "40"))
+@pytest.mark.parametrize("n_missing", [0, 7])
+def test_an_attack_sends_its_body_and_waits_until_the_server_closes(n_missing):
+    received, phase = [], Phase("test")
+
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        received.extend((head.decode(), await reader.readexactly(3 * MIB)))
+        await asyncio.sleep(0.1)
+        writer.close()
+
+    async def run():
+        async with await asyncio.start_server(answer, "127.0.0.1") as listening:
+            host, port = listening.sockets[0].getsockname()
+            attack = Attack("test", 1, CLASSIFY, JSON, bytes(3 * MIB), n_missing)
+            await attack_once(SimpleNamespace(url=f"http://{host}:{port}", domains=["good", "attacked"]), attack, phase)
+
+    asyncio.run(run())
+    head, body = received
+    assert head.startswith("POST /classify/attacked HTTP/1.1\r\n")
+    assert f"Content-Length: {3 * MIB + n_missing}\r\n" in head
+    assert body == bytes(3 * MIB)
+    assert phase.n_attacks == 1
+    assert [stalled_s >= 0.1 for stalled_s in phase.stalled_s] == [True] * bool(n_missing)

@@ -27,7 +27,7 @@ def answer(due_s, latency_s=0.01, status=200, version=1, digest=None):
         sent_s=due_s,
         done_s=due_s + latency_s,
         status=status,
-        asked=HOT,
+        requested=HOT,
         domain=HOT,
         version=version,
         digest=digest or f"sha256:{version}",
