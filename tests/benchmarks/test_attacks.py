@@ -6,7 +6,20 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from benchmarks.attacks import CLASSIFY, JSON, MIB, Attack, Phase, attack_once, chunk_bomb, pixel_flood, scan_bomb
+from benchmarks.attacks import (
+    CLASSIFY,
+    JSON,
+    MIB,
+    UPLOAD,
+    Attack,
+    Phase,
+    attack_once,
+    attacks,
+    chunk_bomb,
+    pixel_flood,
+    scan_bomb,
+)
+from service.settings import Settings
 
 
 def test_the_scan_bomb_is_a_jpeg_with_that_many_scans():
@@ -56,3 +69,9 @@ def test_an_attack_sends_its_body_and_waits_until_the_server_closes(n_missing):
     assert body == bytes(3 * MIB)
     assert phase.n_attacks == 1
     assert [stalled_s >= 0.1 for stalled_s in phase.stalled_s] == [True] * bool(n_missing)
+
+
+def test_every_attack_is_within_the_size_limits_of_the_server():
+    limits = {CLASSIFY: Settings().max_request_bytes, UPLOAD: Settings().max_bundle_bytes}
+    for attack in attacks():
+        assert 0 < len(attack.body) + attack.n_missing <= limits[attack.path], attack.name
