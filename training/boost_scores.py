@@ -36,11 +36,11 @@ class HeldOutScores:
             logits: maps uint8 images [B, 3, H, W] to class scores [B, K].
         """
         predicted_N = self._predict(logits)
-        scores = {"agreement": _share_equal(predicted_N, self._of_teacher)}
+        scores = {"agreement": _share_equal(predicted_N, self._teacher_classes)}
         return scores if self._labels_N is None else scores | {"accuracy": _share_equal(predicted_N, self._labels_N)}
 
     @cached_property
-    def _of_teacher(self) -> Tensor:
+    def _teacher_classes(self) -> Tensor:
         """The classes that the teacher predicts, [N]."""
         return self._predict(self._teacher_logits)
 

@@ -128,7 +128,7 @@ def image_features(model: PromptedClip, stack: PromptStack, files: Sequence[Path
 
 
 def _metrics(report: FitReport) -> dict[str, Any]:
-    """What provenance keeps of a report."""
+    """The numbers of a report that the provenance records."""
     return {
         "n_images": report.n_examples,
         "n_images_by_class": {one.name: one.n_examples for one in report.classes if one.n_examples},

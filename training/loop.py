@@ -100,7 +100,7 @@ class CheckpointConfig:
 
 
 def steps_per_epoch(recipe: Recipe, n_images: int) -> int:
-    """Steps per epoch. The last batch may be smaller, or is dropped if the recipe says so and another one is full.
+    """Steps per epoch. The last batch may be smaller; with `drop_last` it is dropped if another one is full.
 
     Source: Dassl's `build_data_loader`, which drops it if there are at least as many images as a batch has.
     """

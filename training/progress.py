@@ -112,7 +112,7 @@ def train_with_progress(
             write("loss", state.losses[-1], state.step)
             write("learning_rate", learning_rate(recipe, (state.step - 1) // n_per_epoch), state.step)
 
-        def tell(state: TrainState) -> None:
+        def report_resume(state: TrainState) -> None:
             line = f"{title}: resuming after step {state.step} of {n_steps}"
             progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -121,7 +121,7 @@ def train_with_progress(
             recipe,
             checkpoint=checkpoint,
             on_step=show,
-            on_resume=tell,
+            on_resume=report_resume,
             selection=selection,
             world=world,
         )

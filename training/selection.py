@@ -14,7 +14,7 @@ from training.errors import NoGainError
 from training.recipe import Recipe
 
 N_MEASUREMENTS: Final = 8
-"""Measurements per run, spread evenly; the last one follows the last step."""
+"""At most this many measurements per run, spread evenly; the last one follows the last step."""
 
 Scores = Mapping[str, float]
 
@@ -55,7 +55,7 @@ class Selection:
         self._measure = measure
         self._report = report
         self._best_state: dict[str, Any] = {}
-        report(f"Held-out images, before training: {_in_words(before)}")
+        report(f"Held-out images, before training: {_describe(before)}")
 
     @property
     def is_worse(self) -> bool:
@@ -70,7 +70,7 @@ class Selection:
         if not self.best or self._after[self._name] >= self.best[self._name]:
             self.best, self.best_step = self._after, step
             self._best_state = copy.deepcopy(dict(learner.state_dict()))
-        self._report(f"Held-out images, step {step} of {n_steps}: {_in_words(self._after)}")
+        self._report(f"Held-out images, step {step} of {n_steps}: {_describe(self._after)}")
 
     def finish(self, learner: Stateful, recipe: Recipe, n_steps: int, checkpoint: Path, *, keep_worse: bool) -> None:
         """Load the best state into the learner.
@@ -83,7 +83,7 @@ class Selection:
             keep_worse: accept a best state that is worse than the model was before.
 
         Raises:
-            NoGainError: it is worse; says by how much and which setting to change.
+            NoGainError: it is worse; names both scores and the setting to change.
         """
         learner.load_state_dict(self._best_state)
         if not self.is_worse:
@@ -135,5 +135,5 @@ class Selection:
         )
 
 
-def _in_words(scores: Scores) -> str:
+def _describe(scores: Scores) -> str:
     return ", ".join(f"{name} {value:.1%}" for name, value in scores.items())

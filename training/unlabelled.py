@@ -58,10 +58,10 @@ def read_data_set(name_or_path: str, root: Path | None, console: Console) -> Unl
     dataset = open_dataset(name_or_path, root)
     print_notes(dataset.notes, console)
     console.print(f"Reading {len(dataset.split('train'))} train images of {dataset.name}", markup=False)
-    return unlabelled(dataset)
+    return unlabelled_data(dataset)
 
 
-def unlabelled(dataset: Dataset) -> UnlabelledData:
+def unlabelled_data(dataset: Dataset) -> UnlabelledData:
     """The train images of a data set; their labels only serve to measure accuracy.
 
     Raises:

@@ -113,11 +113,11 @@ def test_caching_frozen_features_does_not_change_the_run(data, name, augmentatio
     recipe = read_recipe(METHODS[name].recipe, None, [*QUICK, f"augmentation={augmentation}", "fixed_views=2"])
     once, each = (adapter_for(name, dataset, model, recipe) for _ in range(2))
 
-    def ask(indices, epoch, pixels=None):
+    def compute(indices, epoch, pixels=None):
         with torch.no_grad():
             return model.encode_images(each._images(each._views.load(indices.tolist(), epoch)))
 
-    each._feature_cache.get = each._reference_cache.get = ask
+    each._feature_cache.get = each._reference_cache.get = compute
     assert train(once, recipe).losses == pytest.approx(train(each, recipe).losses, rel=1e-4)
 
 
@@ -221,7 +221,7 @@ def test_before_training_is_the_zero_shot_accuracy_of_the_base_model(data):
     assert adapter.zero_shot_accuracy(text) == pytest.approx(expected)
 
 
-def test_without_hold_out_the_last_step_is_written_and_that_is_said(data, tmp_path):
+def test_without_hold_out_the_last_step_is_written_and_that_is_reported(data, tmp_path):
     result = caspl_adapt(data, tmp_path, "--holdout", "0", "--json")
     assert result.exit_code == 0, result.output
     assert "nothing checks" in " ".join(result.stderr.split())

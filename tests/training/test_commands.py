@@ -1,4 +1,4 @@
-"""What the training commands check first, and the lines they print about weights and mistakes."""
+"""Checks of the training commands before they read images, and their lines about weights and mistakes."""
 
 import pytest
 from PIL import Image

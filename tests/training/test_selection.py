@@ -1,4 +1,4 @@
-"""Selection by held-out scores: what is kept, what is an error, and what is reported."""
+"""Selection by held-out scores: the kept state, errors and reports."""
 
 import pytest
 from torch import nn, tensor

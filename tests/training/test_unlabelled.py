@@ -1,4 +1,4 @@
-"""Commands say which files they do not read."""
+"""Commands report the files that they do not read."""
 
 import io
 

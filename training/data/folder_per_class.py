@@ -3,8 +3,8 @@
     <root>/<class>/*.jpg                     one split
     <root>/{train,val,test}/<class>/*.jpg    up to three splits, spelled as in `split_names`
 
-`classes.txt` in the root gives the label order; without it, classes are sorted by folder name. Layouts that are
-something else, such as a root one level too high, are errors: reading them would make classes of other folders.
+`classes.txt` in the root gives the label order; without it, classes are sorted by folder name. Other layouts, such as a
+root one level too high, are errors, because their folders would be read as classes.
 """
 
 from collections import Counter
@@ -48,7 +48,7 @@ class _ClassFolder:
         return sum(image.parent != self.path for image in self.images)
 
     @property
-    def holds_only_folders(self) -> bool:
+    def has_only_subfolders(self) -> bool:
         return 0 < len(self.images) == self.n_nested
 
 
@@ -56,7 +56,7 @@ def read_class_folders(root: Path, *, single_split: Split = "train", template: s
     """Read a folder of class folders; images may be nested inside a class folder.
 
     A split folder with images but without class folders is unlabelled and left out, if another split is labelled.
-    `Dataset.notes` says so, and counts the files that are not read.
+    `Dataset.notes` lists it, and counts the files that are not read.
 
     Args:
         root: contains class folders, or split folders with class folders.
@@ -112,7 +112,7 @@ def read_class_folders(root: Path, *, single_split: Split = "train", template: s
 def _split_folders(
     root: Path, single_split: Split, listed: Sequence[str], left_out: Counter[str], notes: list[str]
 ) -> Mapping[Split, Path]:
-    """The folder of each split; counts what is left out next to them, and notes unusual spellings."""
+    """The folder of each split; counts files left out next to them, and notes unusual spellings."""
     top = scan_folder(root)
     spelled = {name: split for name in top.folders if (split := split_of(name))}
     if not spelled or {comparison_key(name) for name in spelled} <= {comparison_key(name) for name in listed}:
@@ -140,7 +140,7 @@ def _split_folders(
 
 
 def _class_folders(folder: Path, left_out: Counter[str], notes: list[str]) -> list[_ClassFolder]:
-    """The class folders of one split, none if it is unlabelled; counts what is left out, and notes unusual images."""
+    """The class folders of one split, none if it is unlabelled; counts files left out, and notes unusual images."""
     top = scan_folder(folder)
     if top.folders and top.images:
         kinds = ", ".join(sorted(SUFFIXES))
@@ -170,7 +170,7 @@ def _check_level(folder: Path, classes: Sequence[_ClassFolder]) -> None:
         DatasetError: no class folder contains images of its own, or several share the names of their subfolders.
     """
     filled = [each for each in classes if each.images]
-    outer = [each for each in filled if each.holds_only_folders]
+    outer = [each for each in filled if each.has_only_subfolders]
     inner = Counter(name for each in outer for name in each.subfolders)
     if not outer or (len(outer) < len(filled) and max(inner.values()) == 1):
         return

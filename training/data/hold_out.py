@@ -9,7 +9,7 @@ from typing import Final
 from training.data.dataset import Dataset, shorten
 
 MAX_HELD_OUT: Final = 1000
-"""Limit on held-out images without regard to classes: more cost time and hardly change the scores."""
+"""Limit of `hold_out`: more images take longer to score and hardly change the result."""
 
 
 def hold_out(n_images: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -41,7 +41,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class FolderContents:
-    """Direct contents of a folder: names of images and subfolders, sorted, and what is left out, as in `Listing`.
+    """Direct contents of a folder: sorted names of images and subfolders, and `left_out` as in `Listing`.
 
     Attributes:
         links: the subfolders that are symbolic links.
@@ -83,15 +83,15 @@ def scan_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> FolderCon
 def list_images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
     """The images in a folder and its subfolders.
 
-    Links to folders are followed, except to folders around this one; every folder is read once.
+    Links to folders are followed, except to those that contain this one; every folder is read once.
 
     Raises:
         OSError: a folder cannot be read.
     """
     found: list[str] = []
     left_out: Counter[str] = Counter()
-    around = {*folder.absolute().parents, *folder.resolve().parents}
-    seen = {(status.st_dev, status.st_ino) for status in map(Path.stat, around)}
+    ancestors = {*folder.absolute().parents, *folder.resolve().parents}
+    seen = {(status.st_dev, status.st_ino) for status in map(Path.stat, ancestors)}
     folders, links = [folder], list[Path]()
     while folders or links:
         # Links last: a folder is listed under its own path rather than under that of a link to it.

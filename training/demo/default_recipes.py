@@ -1,4 +1,4 @@
-"""Measures the default recipes of `caspl boost` and `caspl adapt` on domains that none of them was chosen on.
+"""Measures the default recipes of `caspl boost` and `caspl adapt` on domains that were not used to choose them.
 
 Each run holds out a tenth of the images as the commands do. The rows compare accuracy on other images, which neither
 training nor selection uses.
@@ -31,7 +31,7 @@ from training.files import read_bundle_file
 from training.prompted_backbone import boosted_backbone
 from training.rates import scale_rate
 from training.recipe import BoostRecipe, Recipe
-from training.unlabelled import unlabelled
+from training.unlabelled import unlabelled_data
 
 HOLDOUT: Final = 0.1
 SHOTS: Final = 16
@@ -83,7 +83,7 @@ class DefaultRuns:
     def boost(self, teacher: Backbone) -> Bundle:
         """Boost the plain backbone."""
         recipe = scale_rate(BoostRecipe(teacher_template=self._dataset.template), self._backbone, self._console)
-        source = unlabelled(self._dataset)
+        source = unlabelled_data(self._dataset)
         job = BoostJob(
             domain=self._domain,
             images=source.images,

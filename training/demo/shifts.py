@@ -1,4 +1,4 @@
-"""The six shifted domains, and two on which nothing was chosen.
+"""The six shifted domains, and two that were not used to choose recipes.
 
 A domain restyles clean images without changing class, pose or pattern. Pre-training does not use these functions.
 Shapes: N images, C=3, H=W=64.
@@ -129,4 +129,4 @@ SHIFTED: Final[dict[str, Restyle]] = {
 }
 DOMAINS: Final[dict[str, Restyle]] = {"clean": clean, **SHIFTED}
 UNSEEN: Final[dict[str, Restyle]] = {"dusk": dusk, "sepia": sepia}
-"""Drawn to measure the default recipes, which were chosen on the six others."""
+"""Domains to measure the default recipes, which were chosen on the other six."""

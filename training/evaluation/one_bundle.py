@@ -97,11 +97,11 @@ def measure_bundle(
             labels = "own"
         else:
             stack = model.with_labels(stack, dataset.class_names)
-    answers = predictor.predict(stack, dataset, split, on_progress=on_progress)
+    predictions = predictor.predict(stack, dataset, split, on_progress=on_progress)
     # Predictions are indices into the stack's classes; labels are indices into the data set's.
-    position_of = {own[key]: label for label, key in enumerate(keys)} if labels == "own" else {}
-    named_N = np.array([position_of.get(named, named) for named in answers.named_N.tolist()], dtype=np.int64)
-    confusion_KK = confusion_matrix(answers.labels_N, named_N, len(keys))
+    label_of = {own[key]: label for label, key in enumerate(keys)} if labels == "own" else {}
+    named_N = np.array([label_of.get(named, named) for named in predictions.named_N.tolist()], dtype=np.int64)
+    confusion_KK = confusion_matrix(predictions.labels_N, named_N, len(keys))
     rates = class_accuracies(confusion_KK)
     return BundleResult(
         backbone=f"{model.backbone.arch} ({model.backbone.pretrained})",
@@ -111,9 +111,9 @@ def measure_bundle(
         split=split,
         labels=labels,
         n_images=len(named_N),
-        n_unreadable=len(answers.unreadable),
-        unreadable=tuple(map(str, answers.unreadable)),
-        accuracy=accuracy(answers.labels_N, named_N),
+        n_unreadable=len(predictions.unreadable),
+        unreadable=tuple(map(str, predictions.unreadable)),
+        accuracy=accuracy(predictions.labels_N, named_N),
         mean_class_accuracy=float(np.mean([rate for rate in rates if rate is not None])),
         classes=tuple(
             ClassResult(name, int(row_K.sum()), rate, _mistaken(row_K, label, dataset.class_names))

@@ -2,9 +2,10 @@
 
 Sources: the methods' repositories. CoOp outside few-shot: `scripts/cocoop` (`vit_b16_ctxv1`, for ImageNet
 `vit_b16_ep50_ctxv1`). MaPLe and PromptSRC: their cross-dataset and few-shot configurations. ProGrad: templates of
-`trainers/prograd.py`, epochs of `configs/trainers/ProGrad` and lambda as in its README, made for ResNet-50. Weight of
-the distillation loss: PromptKD. Other templates: each data set's hand-written prompt. All are based on Dassl, which
-drops the last, incomplete batch of an epoch.
+`trainers/prograd.py`, epochs of `configs/trainers/ProGrad` and lambda as in its README, made for ResNet-50. Boosting:
+optimizer, crops and weight of the distillation loss of PromptKD, which trains no text prompts; `text_*` is inferred.
+Other templates: each data set's hand-written prompt. All are based on Dassl, which drops the last, incomplete batch of
+an epoch.
 """
 
 import json
@@ -20,7 +21,7 @@ from training.evaluation.rows import Protocol
 from training.recipe import AdaptRecipe, BoostRecipe, FewShotRecipe, read_recipe
 
 _LATE_AVERAGE: Final = frozenset({"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"})
-_PROMPTKD: Final[Mapping[str, Any]] = {
+_BOOST: Final[Mapping[str, Any]] = {
     "optimizer": "sgd",
     "drop_last": True,
     "learning_rate": 0.005,
@@ -72,12 +73,12 @@ def adapt_recipe(
 
 
 def boost_recipe(dataset: Dataset, overrides: Sequence[str] = ()) -> BoostRecipe:
-    """The phase 1 recipe for a data set: PromptKD's values, and the data set's hand-written prompt.
+    """The phase 1 recipe for a data set: PromptKD's optimizer and loss weight, and the hand-written prompt.
 
     Raises:
         RecipeError: an unknown key or a value out of range.
     """
-    values: dict[str, Any] = {**_PROMPTKD, "teacher_template": dataset.template}
+    values: dict[str, Any] = {**_BOOST, "teacher_template": dataset.template}
     if dataset.name in _LIGHT_DISTILLATION:
         values["loss_weight"] = 200.0
     entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]

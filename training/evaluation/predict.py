@@ -23,7 +23,7 @@ from training.data.views import Views
 from training.errors import OutOfMemoryError
 
 BATCH_ROWS: Final = 64
-MAX_KEPT_SPLITS: Final = 2
+MAX_CACHED_SPLITS: Final = 2
 """Splits whose pixels stay in memory: the base and new halves, which all methods and seeds use."""
 
 
@@ -91,7 +91,7 @@ class Predictor:
         features = []
         for start in range(0, len(images), self._batch_rows):
             rows = range(start, min(start + self._batch_rows, len(images)))
-            for part_B, part_BE in self._answer(stack, views.load(rows, 0)):
+            for part_B, part_BE in self._classify(stack, views.load(rows, 0)):
                 named += part_B.tolist()
                 features.append(part_BE.float().cpu())
             on_progress(len(rows))
@@ -103,19 +103,19 @@ class Predictor:
             unreadable=tuple(image.path for image in key if image not in kept),
         )
 
-    def _answer(self, stack: PromptStack, pixels_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _classify(self, stack: PromptStack, pixels_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Predicted classes [B] and unit features [B, E]; the batch is split if the device runs out of memory."""
         stacks = [stack] * len(pixels_BCHW)
         try:
-            seen = self.model.encode_images(pixels_BCHW, stacks)
-            return [(torch.stack(self.model.score(seen, stacks)).argmax(dim=1), seen.unit_BE)]
+            encoded = self.model.encode_images(pixels_BCHW, stacks)
+            return [(torch.stack(self.model.score(encoded, stacks)).argmax(dim=1), encoded.unit_BE)]
         except torch.OutOfMemoryError as error:
             if len(stacks) == 1:
                 msg = f"Out of device memory for a single image of {stack.domain!r}. Free memory or use the CPU."
                 raise OutOfMemoryError(msg) from error
         # Outside the except block, whose traceback keeps the failed batch's tensors alive.
         halves = pixels_BCHW.tensor_split(2)
-        return [part for half in halves for part in self._answer(stack, half)]
+        return [part for half in halves for part in self._classify(stack, half)]
 
     def _views_of(self, images: tuple[LabelledImage, ...]) -> Views:
         """The preprocessed images of a split; recently used splits are cached."""
@@ -124,6 +124,6 @@ class Predictor:
             [image.path for image in images], backbone.image_size, backbone.preprocess
         )
         self._views[images] = views
-        if len(self._views) > MAX_KEPT_SPLITS:
+        if len(self._views) > MAX_CACHED_SPLITS:
             del self._views[next(iter(self._views))]
         return views

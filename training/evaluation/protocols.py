@@ -37,7 +37,7 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
         trial: the method, or the zero-shot base model.
 
     Returns:
-        A row with `base`. For prompts that support their own classes only, `new` and `h` are None and `note` says why.
+        A row with `base`. `new` and `h` are None for prompts that support their own classes only; `note` has the reason.
 
     Raises:
         DatasetError: fewer than two classes, or no train or test images.
@@ -129,7 +129,6 @@ def _transfer(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset
 
 
 def _row_key(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset, trial: Trial) -> RowKey:
-    decides_text = digest_of(target.template.encode())
     return RowKey(
         protocol=protocol,
         dataset=source.name,
@@ -139,7 +138,7 @@ def _row_key(bench: Bench, protocol: Protocol, source: Dataset, target: Dataset,
         shots=trial.shots,
         seed=trial.seed,
         data=(source.digest, target.digest),
-        recipe=recipe_digest(trial.recipe) if trial.recipe is not None else decides_text,
+        recipe=recipe_digest(trial.recipe) if trial.recipe is not None else digest_of(target.template.encode()),
         backbone=bench.base_model.backbone.fingerprint,
         boost=bench.base_model.boost_digest,
     )
