@@ -21,6 +21,7 @@ from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
+from tests.training.data.tiny_images import draw_pets
 from training.adapt_run import AdaptJob, run_adapt
 from training.adapting.adapter import Adapter
 from training.adapting.methods import METHODS
@@ -37,21 +38,13 @@ from training.loop import train
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.recipe import read_recipe
 
-CLASSES = ("cat", "striped_circle", "dog")
 QUICK = ["epochs=2", "batch_size=3", "augmentation=none", "warmup_epochs=0"]
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pets")
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(CLASSES):
-        (root / name).mkdir()
-        for index in range(4):
-            pixels = (rng.integers(0, 60, (36, 40, 3)) + 60 * label).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{index}.png")
-    return root
+    return draw_pets(tmp_path_factory.mktemp("pets"), 4)
 
 
 def boosting_bundle():

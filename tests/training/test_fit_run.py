@@ -17,23 +17,16 @@ from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
+from tests.training.data.tiny_images import draw_pets
 from training.data.catalog import open_dataset
 from training.fit_command import fit_app
 
-CLASSES = ("cat", "striped_circle", "dog")
 PROMPTS = {"image_boost": (2, 3), "text_boost": (2, 2)}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pets")
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(CLASSES):
-        (root / name).mkdir()
-        for index in range(6):
-            pixels = (rng.integers(0, 60, (36, 40, 3)) + 60 * label).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{index}.png")
-    return root
+    return draw_pets(tmp_path_factory.mktemp("pets"), 6)
 
 
 def caspl_fit(data, folder, bundle, *extra):
