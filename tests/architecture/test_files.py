@@ -43,7 +43,7 @@ def test_no_file_or_folder_has_a_generic_name():
     assert generic == []
 
 
-def test_the_service_knows_no_learning_method():
+def test_the_service_names_no_learning_method():
     found = [
         f"{path}: {match.group()}"
         for path in python_files("service")

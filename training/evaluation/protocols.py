@@ -37,7 +37,7 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
         trial: the method, or the zero-shot base model.
 
     Returns:
-        A row with `base`. `new` and `h` are None for prompts that support their own classes only; `note` has the reason.
+        A row with `base`. For prompts that support only their own classes, `new` and `h` are None; see `note`.
 
     Raises:
         DatasetError: fewer than two classes, or no train or test images.

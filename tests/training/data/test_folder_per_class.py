@@ -94,7 +94,7 @@ def test_a_class_named_train_is_ambiguous(tmp_path):
         ("train_set", "test-images", "test-images, train_set: read as the splits test, train"),
     ],
 )
-def test_split_folders_are_recognized_in_any_spelling_and_a_note_says_so(tmp_path, train, test, note):
+def test_split_folders_are_recognized_in_any_spelling_and_noted(tmp_path, train, test, note):
     draw_all(tmp_path, *(f"{split}/{name}/a.jpg" for split in (train, test) for name in ("fox", "wolf")))
     dataset = read_class_folders(tmp_path)
     assert dataset.class_names == ("fox", "wolf")

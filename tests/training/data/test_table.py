@@ -55,7 +55,7 @@ def test_rows_without_a_split_are_train_rows(folder, split):
         assert [len(images) for images in read_table(write(folder / name, text)).splits.values()] == [3]
 
 
-def test_splits_are_recognized_in_any_spelling_and_a_note_says_so(folder):
+def test_splits_are_recognized_in_any_spelling_and_noted(folder):
     text = "path,label,split\nc.jpg,wolf,Validation\nshots/a.jpg,fox,\nshots/b.jpg,wolf,TRAIN\n"
     dataset = read_table(write(folder / "a.csv", text))
     assert {split: len(images) for split, images in dataset.splits.items()} == {"train": 2, "val": 1}
