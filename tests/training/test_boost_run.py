@@ -204,7 +204,7 @@ def test_a_student_made_worse_is_an_error_and_writes_nothing(workplace, monkeypa
     assert (workplace / "demo.safetensors").exists()
 
 
-def test_without_hold_out_the_last_step_is_written_and_that_is_said(workplace):
+def test_without_hold_out_the_last_step_is_written_and_that_is_reported(workplace):
     result = caspl_boost(workplace, "--holdout", "0", "--json", keep_worse=False)
     assert result.exit_code == 0, result.output
     assert "nothing checks" in " ".join(result.stderr.split())

@@ -122,11 +122,11 @@ def write_folder(
 ) -> None:
     """Write a domain's images as image folders."""
     try:
-        sizes = write_folders(domain, out_dir, n_train=n_train, n_test=n_test, suffix=suffix, seed=seed)
+        write_folders(domain, out_dir, n_train=n_train, n_test=n_test, suffix=suffix, seed=seed)
     except (ValueError, FileExistsError) as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
-    console.print(f"wrote {sizes.n_train} train and {sizes.n_test} test images to {out_dir}", soft_wrap=True)
+    console.print(f"wrote {n_train} train and {n_test} test images to {out_dir}", soft_wrap=True)
 
 
 @app.command()

@@ -4,7 +4,6 @@
 labelled data set also has class folders in `train/`. All splits use different series.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,21 +13,13 @@ from training.demo.render import BLOCK, Pictures, draw_series
 from training.demo.shifts import DOMAINS, UNSEEN
 from training.demo.world import CLASS_NAMES, PAIRS
 
-TRAIN_SEED: Final = 500
-TEST_SEED: Final = 600
+FOLDER_TRAIN_SEED: Final = 500
+FOLDER_TEST_SEED: Final = 600
 LABELLED_SEED: Final = 800
 DRAWN: Final = DOMAINS | UNSEEN
 _JPEG_QUALITY: Final = 95
 
 Suffix = Literal["png", "jpg"]
-
-
-@dataclass(frozen=True)
-class FolderSizes:
-    """Numbers of written images."""
-
-    n_train: int
-    n_test: int
 
 
 def class_folder(name: str) -> str:
@@ -42,9 +33,14 @@ def _save(pictures: Pictures, index: int, path: Path) -> None:
     Image.fromarray(pixels_HWC).save(path, quality=_JPEG_QUALITY)
 
 
+def _save_by_class(pictures: Pictures, folder: Path, suffix: Suffix = "png") -> None:
+    for index, label in enumerate(pictures.labels.tolist()):
+        _save(pictures, index, folder / class_folder(CLASS_NAMES[label]) / f"{index:05d}.{suffix}")
+
+
 def write_folders(
     domain: str, out_dir: Path, *, n_train: int = 4000, n_test: int = 1600, suffix: Suffix = "png", seed: int = 0
-) -> FolderSizes:
+) -> None:
     """Write a domain's images to `out_dir`.
 
     Args:
@@ -61,18 +57,15 @@ def write_folders(
     """
     _begin(domain, out_dir)
     if n_train:
-        pictures = draw_series(TRAIN_SEED + seed, n_train, restyle=DRAWN[domain])
+        pictures = draw_series(FOLDER_TRAIN_SEED + seed, n_train, restyle=DRAWN[domain])
         for index in range(n_train):
             _save(pictures, index, out_dir / "train" / f"{index:05d}.{suffix}")
     if n_test:
-        pictures = draw_series(TEST_SEED + seed, n_test, restyle=DRAWN[domain])
-        for index, label in enumerate(pictures.labels.tolist()):
-            folder = out_dir / "test" / class_folder(CLASS_NAMES[label])
-            _save(pictures, index, folder / f"{index:05d}.{suffix}")
-    return FolderSizes(n_train, n_test)
+        pictures = draw_series(FOLDER_TEST_SEED + seed, n_test, restyle=DRAWN[domain])
+        _save_by_class(pictures, out_dir / "test", suffix)
 
 
-def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_seed: int) -> FolderSizes:
+def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_seed: int) -> None:
     """Write a domain as a few-shot data set: `train/<class>/` and `test/<class>/`.
 
     Args:
@@ -87,7 +80,6 @@ def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_
         FileExistsError: the folder is not empty.
     """
     _begin(domain, out_dir)
-    folders = [class_folder(name) for name in CLASS_NAMES]
     n_left = dict.fromkeys(range(len(CLASS_NAMES)), shots)
     start = 0
     while any(n_left.values()):
@@ -95,15 +87,13 @@ def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_
         for index, label in enumerate(pictures.labels.tolist()):
             if n_left[label]:
                 n_left[label] -= 1
-                _save(pictures, index, out_dir / "train" / folders[label] / f"{start + index:05d}.png")
+                folder = out_dir / "train" / class_folder(CLASS_NAMES[label])
+                _save(pictures, index, folder / f"{start + index:05d}.png")
         start += BLOCK
-    pictures = draw_series(test_seed, n_test, restyle=DRAWN[domain])
-    for index, label in enumerate(pictures.labels.tolist()):
-        _save(pictures, index, out_dir / "test" / folders[label] / f"{index:05d}.png")
-    return FolderSizes(shots * len(CLASS_NAMES), n_test)
+    _save_by_class(draw_series(test_seed, n_test, restyle=DRAWN[domain]), out_dir / "test")
 
 
-def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int, n_classes: int) -> FolderSizes:
+def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int, n_classes: int) -> None:
     """Write `train/<class>/` and `test/<class>/` with images of the first `n_classes` classes.
 
     Raises:
@@ -111,11 +101,9 @@ def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int
         FileExistsError: the folder is not empty.
     """
     _begin(domain, out_dir, n_classes)
-    for split, n_images, seed in (("train", n_train, TRAIN_SEED), ("test", n_test, TEST_SEED)):
+    for split, n_images, seed in (("train", n_train, FOLDER_TRAIN_SEED), ("test", n_test, FOLDER_TEST_SEED)):
         pictures = draw_series(seed, n_images, pairs=PAIRS[:n_classes], restyle=DRAWN[domain])
-        for index, label in enumerate(pictures.labels.tolist()):
-            _save(pictures, index, out_dir / split / class_folder(CLASS_NAMES[label]) / f"{index:05d}.png")
-    return FolderSizes(n_train, n_test)
+        _save_by_class(pictures, out_dir / split)
 
 
 def _begin(domain: str, out_dir: Path, n_classes: int = len(CLASS_NAMES)) -> None:

@@ -5,7 +5,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from training.demo.__main__ import app
-from training.demo.folders import TEST_SEED, write_folders
+from training.demo.folders import FOLDER_TEST_SEED, write_folders
 from training.demo.render import draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
@@ -13,7 +13,7 @@ from training.demo.world import CLASS_NAMES
 
 def test_png_folders_contain_the_series_exactly(tmp_path):
     write_folders("thermal", tmp_path / "thermal", n_train=3, n_test=5)
-    pictures = draw_series(TEST_SEED, 5, restyle=DOMAINS["thermal"])
+    pictures = draw_series(FOLDER_TEST_SEED, 5, restyle=DOMAINS["thermal"])
     for index, label in enumerate(pictures.labels.tolist()):
         path = tmp_path / "thermal" / "test" / CLASS_NAMES[label].replace(" ", "_") / f"{index:05d}.png"
         pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
