@@ -93,7 +93,7 @@ class KeyRing:
         try:
             self._keys = {key.id: key for key in read_keys(self._path)}
         except SettingsError as error:
-            logger.error("keys.unreadable", extra={"error": str(error)})  # noqa: TRY400  the message says it all
+            logger.error("keys.unreadable", extra={"error": str(error)})  # noqa: TRY400  the message is complete
         else:
             logger.info("keys.loaded", extra={"n_keys": len(self._keys)})
 

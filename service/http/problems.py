@@ -242,4 +242,4 @@ HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[A
     RequestValidationError: on_invalid,
     HTTPException: on_http_error,
 }
-"""For `FastAPI(exception_handlers=...)`; unexpected errors are handled in `middleware.py`."""
+"""For `FastAPI(exception_handlers=...)`; unexpected errors are handled in `middleware/request_context.py`."""

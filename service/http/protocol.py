@@ -58,9 +58,7 @@ class _Connection(h11.Connection):
 
 
 class TimeoutHttpProtocol(H11Protocol):
-    """Closes a connection whose next request head does not arrive in time; uvicorn would wait forever.
-
-    So it does with a client that does not read its response.
+    """Closes connections whose next request head is late, or whose client does not read; uvicorn would wait forever.
 
     Args:
         max_body_s: maximum time for the rest of a body after the response.
@@ -94,7 +92,7 @@ class TimeoutHttpProtocol(H11Protocol):
         self._start_timer(HEAD_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes, and handle them unless they are a request that is refused."""
+        """Count bytes, and handle them unless they are a request that is refused early."""
         self._n_received += len(data)
         refused = None
         if self._refusal and self._is_idle():
@@ -211,7 +209,7 @@ class TimeoutHttpProtocol(H11Protocol):
             self.transport.close()
 
     def _start_timer(self, timeout_s: float, then: Callable[[], None] | None = None) -> None:
-        """Start or restart the timer; after it the connection is closed, unless there is something else to do."""
+        """Start or restart the timer, which calls `then`, or closes the connection."""
         self._stop_timer()
         self._timer = self.loop.call_later(timeout_s, then or self._close)
 

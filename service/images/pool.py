@@ -126,7 +126,7 @@ class FairThreadPool:
             self._n_bytes += change * job.n_bytes
 
 
-def _run(job: _Job) -> Any:  # noqa: ANN401  whatever the job returns
+def _run(job: _Job) -> Any:  # noqa: ANN401  the job's result
     try:
         return job.run()
     finally:

@@ -1,7 +1,7 @@
 """Admission control: predicts waits from the queue's length and what batches of each size took.
 
 Sizes are grouped by powers of two, each with a moving average; others are predicted in proportion to the nearest. A
-row's own batch is taken to be as large as the last one: rows that arrive later ride along and end with it.
+row's own batch is assumed to be as large as the last one, since later rows join it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Bounds the requests that are being worked on by what can be answered in time, and shares them between domains.
+"""Limits open requests to the number that can be answered in time, and shares them between domains.
 
 With a small model HTTP is the bottleneck, and requests accumulate before the queue, whose prediction does not see them.
-At three times the capacity every answer would be late.
+Without a limit, most of them would miss their deadlines under overload.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ WAIT_SHARE: Final = 0.5  # of a request's timeout; the rest is for answers that 
 class OpenRequests:
     """Counts open requests per domain: at most `max_open` of one domain alone, 1.5 times as many in total.
 
-    The limit falls to what is answered within half of a request's timeout, but not below `min_open`, which a batch
-    needs. The rate is measured while at least that many are open.
+    The limit falls to the number answered within half of a request's timeout, but not below `min_open`, which a
+    batch needs. The rate is measured while at least that many are open.
     """
 
     def __init__(self, max_open: int, min_open: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -41,7 +41,7 @@ class TimedResult(Generic[Result]):
 class QueuedRow(Generic[Row, Result]):
     """One row that waits for the device; times are readings of the batcher's clock.
 
-    Rows with equal keys can share a batch. Cancelling the future discards the queued.
+    Rows with equal keys can share a batch. Cancelling the future removes the row from the queue.
     """
 
     row: Row

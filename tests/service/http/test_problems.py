@@ -93,7 +93,7 @@ def test_a_title_of_its_own_belongs_to_a_code_that_the_code_names_and_differs_fr
 
 
 @pytest.mark.anyio
-async def test_a_second_rollback_says_that_there_is_no_earlier_version(serve):
+async def test_a_second_rollback_reports_that_there_is_no_earlier_version(serve):
     async with serve() as client:
         answer = await client.post("/domains/paint/rollback")
     assert (answer.status_code, answer.json()["title"]) == (409, "No earlier live version")

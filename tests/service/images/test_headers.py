@@ -1,4 +1,4 @@
-"""What headers say, what is refused before a decoder sees the file, and what is removed from it."""
+"""Headers of image files, limits that are checked before a decoder runs, and PNG metadata that is removed."""
 
 import io
 import struct
