@@ -34,11 +34,11 @@ class LimitedBody:
         on_complete: called when the last byte has arrived; may raise a `ServiceError`.
 
     Attributes:
-        failure: the error that `receive` has raised.
+        failure: the error that `receive` raised.
 
     Raises:
         MediaTypeError: a compressed body.
-        BodyTooLargeError, CapacityError: the announced length exceeds the limit, or what is left of the budget.
+        BodyTooLargeError, CapacityError: the announced length exceeds the limit, or the rest of the budget.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LimitedBody:
         self._waiting: asyncio.Timeout | None = None
 
     async def receive(self) -> Message:
-        """Receive the next part; after the last one, whatever the channel has.
+        """Receive the next part; after the last one, the channel's next message.
 
         Raises:
             BodyTooLargeError, SlowBodyError, CapacityError: beyond a limit, see `failure`.
@@ -109,7 +109,7 @@ class LimitedBody:
             self._waiting = None
 
     def _end_window(self) -> None:
-        """Fail if too little came although the reader waits; otherwise start the next window."""
+        """Fail if too little arrived while the reader was waiting; otherwise start the next window."""
         if self._waiting and self._n_in_window < self._min_bytes:
             if not self._waiting.expired():
                 self._waiting.reschedule(self._loop.time())
@@ -118,10 +118,11 @@ class LimitedBody:
             self._timer = self._loop.call_later(RATE_WINDOW_S, self._end_window)
 
     def _count(self, n_new: int, *, is_last: bool) -> None:
-        self._check_size(self._n_bytes + n_new)
-        self._budget.reserve(self._tenant, n_new)
-        self._n_bytes += n_new
-        self._n_in_window += n_new
+        if n_new:
+            self._check_size(self._n_bytes + n_new)
+            self._budget.reserve(self._tenant, n_new)
+            self._n_bytes += n_new
+            self._n_in_window += n_new
         if is_last:
             self._is_complete = True
             self._timer.cancel()
@@ -158,6 +159,11 @@ def timeout_of(query: bytes, settings: Settings) -> float:
     """The timeout of a classify request in seconds, from its raw query."""
     found = TIMEOUT.search(query)
     return min(int(found[1]) / 1000, settings.max_timeout_s) if found else settings.default_timeout_s
+
+
+def media_type_of(request: Request) -> str:
+    """The content type without parameters."""
+    return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request) -> bytes:

@@ -1,4 +1,4 @@
-"""What a file's header says, and limits on the work of decoding it, before any decoder sees the file.
+"""Reads the headers of image files and limits the work of decoding them, before any decoder runs.
 
 The number of pixels alone does not bound the work: a decoder processes all pixels of a JPEG once per scan, and Pillow
 runs Python for every PNG chunk. Metadata that does not affect the pixels is removed from PNGs rather than parsed.
@@ -80,6 +80,12 @@ def sniff(data: bytes) -> Format:
     raise ImageFormatError("The image is not a JPEG, PNG or WebP file.")
 
 
+def too_large(n_bytes: int, max_bytes: int) -> ImageTooLargeError:
+    """The error for an image file with too many bytes."""
+    message = f"The image has {n_bytes} bytes; the limit is {max_bytes}. Scale it down."
+    return ImageTooLargeError(message, extra={"limit": max_bytes})
+
+
 def read_header(data: bytes, max_bytes: int) -> Header:
     """Read the format and the size, in less than a millisecond.
 
@@ -88,8 +94,7 @@ def read_header(data: bytes, max_bytes: int) -> Header:
         ImageRejectedError: see `sniff`.
     """
     if len(data) > max_bytes:
-        message = f"The image has {len(data)} bytes; the limit is {max_bytes}. Scale it down."
-        raise ImageTooLargeError(message, extra={"limit": max_bytes})
+        raise too_large(len(data), max_bytes)
     kind = sniff(data)
     if kind == "JPEG":
         return _jpeg_header(data)
@@ -194,7 +199,7 @@ def check_size(size: tuple[int, int], header: Header, settings: Settings) -> Non
 
 
 def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
-    """Check that a file takes no more work than its size explains, and remove what need not be parsed.
+    """Check that a file takes no more work than usual for its size, and remove metadata that need not be parsed.
 
     Raises:
         ImageRejectedError: too many scans or chunks, or too many pixels for the kind of file.

@@ -12,7 +12,7 @@ from prompt_store.errors import VersionNotFoundError
 from prompt_store.store import VersionInfo
 from service.domains.live_table import DomainState, LoadedVersion
 from service.errors import DrainingError, MediaTypeError, RequestInvalidError
-from service.http.body import read_body
+from service.http.body import media_type_of, read_body
 from service.http.context import Context, ServiceContext, actor_of
 from service.http.schemas import (
     DomainDetailOut,
@@ -50,7 +50,7 @@ async def list_domains(request: Request, context: Context) -> DomainsOut:
     """List the domains that the key covers, with their live versions."""
     states = sorted(context.table.states.items())
     visible = [(name, state) for name, state in states if context.keys.allows(actor_of(request), "any", name)]
-    return DomainsOut(domains=[DomainOut(**_glance(name, state)) for name, state in visible])
+    return DomainsOut(domains=[DomainOut(**_summary(name, state)) for name, state in visible])
 
 
 @router.get("/domains/{domain}")
@@ -61,7 +61,7 @@ async def show_domain(domain: str, context: Context, response: Response) -> Doma
     if live is not None:
         response.headers["ETag"] = _etag(live.digest)
     return DomainDetailOut(
-        **_glance(domain, state),
+        **_summary(domain, state),
         classes=list(live.stack.class_names) if live else [],
         nbytes=live.stack.nbytes if live else None,
     )
@@ -76,8 +76,7 @@ async def publish(
     activate: Annotated[bool, Query(description="also make it live; requires the scope `activate`")] = False,
 ) -> PublishedOut:
     """Upload a bundle, validated and warmed up before it is stored; 200 if the newest version has this content."""
-    kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
-    if kind not in UPLOAD_TYPES:
+    if media_type_of(request) not in UPLOAD_TYPES:
         raise MediaTypeError("Send the bundle's bytes as application/octet-stream.")
     if activate:
         context.keys.require(actor_of(request), "activate", domain)
@@ -167,7 +166,7 @@ async def retire(request: Request, domain: str, version: Version, context: Conte
     await context.publisher.retire(domain, version, actor=actor_of(request))
 
 
-def _glance(domain: str, state: DomainState) -> dict[str, Any]:
+def _summary(domain: str, state: DomainState) -> dict[str, Any]:
     live = state.live
     return {
         "domain": domain,

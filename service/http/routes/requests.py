@@ -20,15 +20,15 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from prompt_store.class_names import normalize_labels
 from prompt_store.errors import BundleInvalidError
 from service.errors import BodyTooLargeError, ImageRejectedError, MediaTypeError, RequestInvalidError
-from service.http.body import read_body
+from service.http.body import media_type_of, read_body
 from service.http.routes.json_images import (
     Base64Image,
     MixedImage,
     decode_base64,
     decode_string,
     parse_images,
-    too_large,
 )
+from service.images.headers import too_large
 from service.inference import StackKind
 from service.settings import Settings
 
@@ -80,7 +80,7 @@ MIXED_BODY_DOCS: Final[dict[str, Any]] = {
 
 
 MAX_BOUNDARIES: Final = 1_000
-"""Boundaries in a multipart body; the parser takes microseconds for each, also if it does not end a part."""
+"""Boundaries in a multipart body; the parser takes microseconds for each, even if it does not end a part."""
 PRIORITIES: Final = {"high": 1, "normal": 0, "low": -1}
 
 
@@ -119,7 +119,7 @@ async def read_images(request: Request, settings: Settings) -> list[UploadedImag
         RequestInvalidError: malformed or incomplete multipart or JSON, or no images.
         BodyTooLargeError: too many images.
     """
-    kind = _kind(request)
+    kind = media_type_of(request)
     if kind == "multipart/form-data":
         parts = await _read_multipart(request, settings)
         if any(field != "images" for field, _ in parts):
@@ -145,7 +145,7 @@ async def read_mixed(request: Request, settings: Settings) -> list[tuple[str, Up
         RequestInvalidError: malformed or incomplete multipart or JSON, or no images.
         BodyTooLargeError: too many images.
     """
-    kind = _kind(request)
+    kind = media_type_of(request)
     if kind == "multipart/form-data":
         images = await _read_multipart(request, settings)
     elif kind == "application/json":
@@ -156,11 +156,6 @@ async def read_mixed(request: Request, settings: Settings) -> list[tuple[str, Up
             '{"images": [{"domain": "...", "b64": "..."}]}. A raw image goes to /classify/{domain}.'
         )
     return _bounded(images, settings, "name multipart fields after the image's domain")
-
-
-def _kind(request: Request) -> str:
-    """The content type without parameters."""
-    return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
 
 
 def _bounded(images: list[Uploaded], settings: Settings, hint: str) -> list[Uploaded]:

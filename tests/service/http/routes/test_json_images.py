@@ -51,6 +51,12 @@ def test_a_bomb_takes_little_more_memory_than_its_body(bomb):
     assert peak < 2 * MIB
 
 
+def test_many_strings_behind_the_allowed_images_are_refused_before_keys_are_searched():
+    body = b'{"images":[' + b'{"b64":""},' * 16 + b'"",' * 100_000 + b'""]}'
+    with pytest.raises(RequestInvalidError, match="more than 100000 quotes"):
+        decoded(body)
+
+
 def test_the_message_of_a_refused_body_is_short_and_printable():
     for key in (b"\\u0000", b"k" * 900, "\u202e".encode()):
         with pytest.raises(RequestInvalidError) as refused:
