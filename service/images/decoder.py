@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -84,7 +82,7 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
     if not is_multi_picture and getattr(image, "n_frames", 1) > 1:
         raise ImageRejectedError("Animated images are not supported; send one frame.", code="image_animated")
     found = {"cmyk": image.mode == "CMYK", "first_frame": is_multi_picture}
-    return tuple(note for note, is_so in found.items() if is_so)
+    return tuple(note for note, is_present in found.items() if is_present)
 
 
 class Decoder:
@@ -96,6 +94,9 @@ class Decoder:
         values: the backbone's preprocessing values.
         device: decodes with `preprocess=gpu`.
 
+    Attributes:
+        places: for images that wait or are decoded; held by the caller.
+
     Raises:
         SettingsError: `preprocess=gpu` without nvImageCodec.
     """
@@ -104,7 +105,7 @@ class Decoder:
         self._settings = settings
         self._preprocessing = preprocessing(settings.preprocess, image_size, values, device=device)
         # A single tenant may hold two thirds of a budget.
-        self._places = Budget(
+        self.places = Budget(
             (3 * settings.max_decoding_images + 1) // 2, "places for images in decoding", OverloadedError
         )
         # Threads wait while the GPU decodes; more threads make larger batches.
@@ -115,39 +116,15 @@ class Decoder:
         max_bytes = settings.max_decoding_bytes or BYTES_PER_THREAD * min(n_threads, MAX_THREADS)
         self._threads = FairThreadPool(n_threads, max_bytes, prepare_thread)
 
-    def has_room(self, tenant: Hashable) -> bool:
-        """Whether there is room for one more image of a tenant."""
-        return self._places.has_room(tenant, 1)
-
-    def check_room(self, tenant: Hashable) -> None:
-        """Check that there is room for one more image of a tenant.
-
-        Raises:
-            OverloadedError: too many images are waiting.
-        """
-        self._places.check(tenant, 1)
-
-    @contextmanager
-    def places(self, tenants: Sequence[Hashable]) -> Iterator[None]:
-        """Reserve room for images, one of each tenant in the list, all or none.
-
-        Raises:
-            OverloadedError: too many images are waiting.
-        """
-        with ExitStack() as held:
-            for tenant, n_images in Counter(tenants).items():
-                held.enter_context(self._places.holding(tenant, n_images))
-            yield
-
     async def decode(self, data: bytes, tenant: Hashable) -> Decoded:
-        """Decode one file on a thread in its tenant's turn, inside `places`.
+        """Decode one file on a thread in its tenant's turn.
 
         Raises:
             ImageRejectedError: see `open_image`.
         """
         header = read_header(data, self._settings.max_image_bytes)
-        is_decoded = header.n_pixels <= self._settings.max_image_pixels
-        n_bytes = len(data) + (header.n_bytes if is_decoded else 0)
+        is_within_limit = header.n_pixels <= self._settings.max_image_pixels
+        n_bytes = len(data) + (header.n_bytes if is_within_limit else 0)
         return await self._threads.run(partial(self._decode, data, header), tenant=tenant, n_bytes=n_bytes)
 
     def close(self) -> None:

@@ -7,8 +7,8 @@ limit alone, two fifths of it beside another busy tenant, and so on. Something a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from service.errors import CapacityError, OverloadedError
 
@@ -26,27 +26,27 @@ class Budget:
         self.n_held = 0
 
     def has_room(self, tenant: Hashable, amount: int, *, limit: int | None = None) -> bool:
-        """Whether a tenant may hold `amount` more, of a lower limit if one is given."""
+        """Whether a tenant may hold `amount` more: up to the limit, or a lower one, if no tenant holds anything."""
         n_free = (self._limit if limit is None else limit) - self.n_held - amount
         return n_free >= 0 and (not self.n_held or self._held[tenant] + amount <= 2 * n_free)
 
     def check(self, tenant: Hashable, amount: int, *, limit: int | None = None) -> None:
-        """Check that a tenant `has_room`; while nobody holds anything, up to the limit.
+        """Check that a tenant `has_room`.
 
         Raises:
-            OverloadedError: it may not; a CapacityError unless the budget has another `error`.
+            OverloadedError: it has none; a CapacityError unless the budget has another `error`.
         """
         if not self.has_room(tenant, amount, limit=limit):
-            used = f"{self.n_held} of {self._limit} {self._unit} are in use, {self._held[tenant]} by this client"
-            raise self._error(f"Server overloaded: {used} or domain. Retry later.", retry_after_s=1.0)
+            raise self._full(tenant)
 
     def reserve(self, tenant: Hashable, amount: int, *, limit: int | None = None) -> None:
-        """Add `amount` to what a tenant holds.
+        """Reserve `amount` for a tenant.
 
         Raises:
-            OverloadedError: see `check`; nothing is added.
+            OverloadedError: see `check`; nothing is reserved.
         """
-        self.check(tenant, amount, limit=limit)
+        if not self.has_room(tenant, amount, limit=limit):
+            raise self._full(tenant)
         self.n_held += amount
         self._held[tenant] += amount
 
@@ -58,14 +58,18 @@ class Budget:
             del self._held[tenant]
 
     @contextmanager
-    def holding(self, tenant: Hashable, amount: int) -> Iterator[None]:
-        """Reserve `amount` for the duration of a block.
+    def holding(self, tenants: Iterable[Hashable]) -> Iterator[None]:
+        """Reserve a unit of each tenant in the list for the duration of a block, all or none.
 
         Raises:
             OverloadedError: see `check`; the block does not run.
         """
-        self.reserve(tenant, amount)
-        try:
+        with ExitStack() as held:
+            for tenant, amount in Counter(tenants).items():
+                self.reserve(tenant, amount)
+                held.callback(self.release, tenant, amount)
             yield
-        finally:
-            self.release(tenant, amount)
+
+    def _full(self, tenant: Hashable) -> OverloadedError:
+        used = f"{self.n_held} of {self._limit} {self._unit} are in use, {self._held[tenant]} by this client"
+        return self._error(f"Server overloaded: {used} or domain. Retry later.", retry_after_s=1.0)

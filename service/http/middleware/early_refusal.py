@@ -29,8 +29,9 @@ LOG_EVERY_S: Final = 1.0
 class EarlyRefusal:
     """Answers 429 to classify requests that would be rejected anyway, before they are parsed.
 
-    Under overload most requests are rejected. On a new connection this costs 250 us instead of 800, on an open one 40
-    instead of 400. The log has their number once a second.
+    Under overload most requests are rejected. On an open connection this takes less than a quarter of the CPU time of
+    the normal path (`tests/service/http/test_early_refusal.py`). An outermost ASGI middleware would take more, since
+    uvicorn has parsed the request by then. The log has the number of rejected requests once a second.
     """
 
     def __init__(self, context: HttpContext) -> None:
@@ -47,14 +48,14 @@ class EarlyRefusal:
     def respond(self, data: bytes, headers: list[tuple[bytes, bytes]], client: str) -> tuple[bytes, bool] | None:
         """The response to `data` from an address with additional `headers`, and whether to close the connection.
 
-        None if the data is not exactly one plain classify request, or the request has room.
+        None if there is room for the request, or the data is not exactly one plain classify request.
         """
         line = CLASSIFY_LINE.match(data)
         if line is None or self._context.is_draining:
             return None
         domain, timeout_s = (line[1] or b"").decode(), timeout_of(line[2] or b"", self._context.settings)
         has_room = self._context.open_requests.has_room(domain, timeout_s, self._n_passed)
-        if has_room and self._context.decoder.has_room((client, domain)):
+        if has_room and self._context.decoder.places.has_room((client, domain), 1):
             self._pass()
             return None
         end = data.find(b"\r\n\r\n")

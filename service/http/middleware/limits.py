@@ -38,7 +38,7 @@ class LimitsMiddleware(Middleware):
             return
         settings, requests = self.context.settings, self.context.open_requests
         is_classify, is_open, status = scope["path"].startswith(CLASSIFY), False, 0
-        tenant = tenant_of(scope)
+        tenant = scope["caspl.tenant"] = tenant_of(scope)
         domain = tenant[1]
         timeout_s = timeout_of(scope["query_string"], settings)
         if is_classify:

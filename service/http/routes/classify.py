@@ -27,7 +27,6 @@ from service.errors import (
     ImagesRejectedError,
     OverloadedError,
 )
-from service.http.body import tenant_of
 from service.http.context import HttpContext, actor_of
 from service.http.problems import EXPECTED, describe
 from service.http.routes.requests import (
@@ -78,7 +77,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
     deadline_s, priority = time.monotonic() + timeout_s, PRIORITIES[query.priority]
     async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
-        context.decoder.check_room(tenant_of(request.scope))
+        context.decoder.places.check(request.scope["caspl.tenant"], 1)
         images = [(domain, image) for image in await read_images(request, context.settings)]
         began_s = time.monotonic()
         options = _options(query, labels, began_s + timeout_s)
@@ -105,7 +104,7 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
     """Classify images of several domains in one request, each among the classes of its domain."""
     context: HttpContext = request.app.state.context
     labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
-    context.decoder.check_room(tenant_of(request.scope))
+    context.decoder.places.check(request.scope["caspl.tenant"], 1)
     images = await read_mixed(request, context.settings)
     began_s = time.monotonic()
     options = _options(query, labels, began_s + timeout_s)
@@ -168,7 +167,7 @@ async def _score_in_time(
         async with asyncio.timeout_at(options.deadline_s) as timeout:
             watching = asyncio.ensure_future(watch())
             try:
-                return await score_images(context, pins, images, options, tenant_of(request.scope)[0])
+                return await score_images(context, pins, images, options, request.scope["caspl.tenant"][0])
             finally:
                 watching.cancel()
     except TimeoutError as error:
@@ -234,7 +233,8 @@ async def score_images(
         Exception: the error of the only image, or the first one that is not an image's fault if all failed.
     """
     began_s = time.monotonic()
-    with context.decoder.places([(client, domain) for domain, _ in images if not isinstance(pins[domain], Exception)]):
+    tenants = [(client, domain) for domain, _ in images if not isinstance(pins[domain], Exception)]
+    with context.decoder.places.holding(tenants):
         decoding = [_decode(context, pins[domain], image, (client, domain)) for domain, image in images]
         pictures = [await decoding[0]] if len(decoding) == 1 else await asyncio.gather(*decoding)
     decode_s = time.monotonic() - began_s

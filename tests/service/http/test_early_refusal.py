@@ -1,4 +1,4 @@
-"""Requests that are refused before they are parsed get what the application would answer."""
+"""Requests that are refused before they are parsed get the response that the application would send."""
 
 import http.client
 import json
@@ -23,8 +23,8 @@ BODY = picture()
 class Served:
     """A running service and its context; `fill` opens as many requests of `paint` as fit."""
 
-    def __init__(self, app, address):
-        self.context, self.address = app.state.context, address
+    def __init__(self, app, address, thread):
+        self.context, self.address, self._thread = app.state.context, address, thread
         self._n_open = 0
 
     def fill(self):
@@ -37,6 +37,10 @@ class Served:
     def free(self):
         self._n_open -= 1
         self.context.open_requests.close("paint", is_answered=True)
+
+    def cpu_s(self):
+        """CPU time of the event loop's thread."""
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def exchange(self, *pieces):
         """All bytes that come back until the connection is closed."""
@@ -57,7 +61,7 @@ def served(model, store):
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield Served(app, listener.getsockname())
+        yield Served(app, listener.getsockname(), thread)
         server.should_exit = True
         thread.join(30)
 
@@ -90,6 +94,24 @@ def test_the_response_is_that_of_the_application_and_the_request_is_not_parsed(s
     normal[2]["detail"] = early[2]["detail"]
     assert early == normal
     assert early[0].startswith("HTTP/1.1 429")
+
+
+def test_a_refusal_takes_less_than_a_quarter_of_the_cpu_time(served):
+    served.fill()
+
+    def cpu_s(sent):
+        began_s = served.cpu_s()
+        for _ in range(200):
+            connection.sendall(sent)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert (response.status, json.loads(response.read())["code"]) == (429, "overloaded")
+        return served.cpu_s() - began_s
+
+    with socket.create_connection(served.address, timeout=20) as connection:
+        early, parsed = request(lines=""), request(lines="X-Request-Id: a\r\n")
+        cpu_s(parsed)
+        assert cpu_s(early) < cpu_s(parsed) / 4
 
 
 def test_a_connection_stays_open_and_is_served_once_there_is_room(served):

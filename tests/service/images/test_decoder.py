@@ -300,13 +300,14 @@ def test_the_format_is_detected_from_the_first_bytes():
 
 def test_a_full_decoder_refuses_images_and_has_room_again_afterwards():
     decoder = Decoder(Settings(max_images=3, max_decoding_images=3), 16, PREPROCESS)
-    with decoder.places("aa"):
-        decoder.check_room("a")
-        with pytest.raises(OverloadedError), decoder.places("aa"):
+    places = decoder.places
+    with places.holding("aa"):
+        places.check("a", 1)
+        with pytest.raises(OverloadedError), places.holding("aa"):
             pass
-    with decoder.places("aaa"), pytest.raises(OverloadedError):
-        decoder.check_room("a")
-    with decoder.places("aaa"), decoder.places("b"):
+    with places.holding("aaa"), pytest.raises(OverloadedError):
+        places.check("a", 1)
+    with places.holding("aaa"), places.holding("b"):
         pass
     decoder.close()
 

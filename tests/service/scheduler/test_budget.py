@@ -11,7 +11,7 @@ LIMIT = 300
 
 
 def held_by(budget, *tenants):
-    """What each tenant gets when all of them ask for one unit more in turns until each is refused."""
+    """Units of each tenant when all reserve one at a time, in turns, until each is refused."""
     got, asking = Counter(), list(tenants)
     while asking:
         for tenant in list(asking):
@@ -59,14 +59,14 @@ def test_a_block_holds_its_share_and_gives_it_back_when_it_fails():
         assert budget.n_held == 50
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), budget.holding("a", 50):
+    with pytest.raises(RuntimeError), budget.holding("a" * 20 + "b" * 30):
         fail()
     assert budget.n_held == 0
 
 
-def test_a_refused_block_does_not_run():
+def test_a_block_with_a_refused_tenant_does_not_run_and_holds_nothing():
     budget, ran = Budget(LIMIT, "units"), False
-    with pytest.raises(CapacityError), budget.holding("a", LIMIT + 1):
+    with pytest.raises(CapacityError), budget.holding("a" + "b" * LIMIT):
         ran = True
     assert (ran, budget.n_held) == (False, 0)
 
