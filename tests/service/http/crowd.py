@@ -1,4 +1,4 @@
-"""More requests than run: those that a small service keeps, and bodies that know whether anybody read them."""
+"""As many requests as a small service accepts at once, and bodies that count how often they are read."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""More work than there is time or room for: who is refused, who is late, and who is not affected."""
+"""Overload: requests that are refused or late, and requests that are not affected."""
 
 import asyncio
 import io
