@@ -12,16 +12,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import httpx
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from prompt_store.bundle import read_bundle
 from service.demo.accuracy import LabelledImage, Measured, measure, read_labelled
 from service.demo.files import ASSETS, read_bundles
 from service.demo.process import DemoError, running, stop
@@ -36,6 +38,11 @@ ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
 """Two commands run at a time, and more threads than cores make both slow."""
 PLAIN_WIDTH: Final = 120
 """Width of the output when it is not a terminal."""
+
+
+def packaged(domain: str) -> Path:
+    """The packaged bundle of a domain."""
+    return ASSETS / "bundles" / f"{domain}.safetensors"
 
 
 def start_command(*arguments: str) -> subprocess.Popen[str]:
@@ -67,10 +74,16 @@ def fit(domain: str, folder: Path) -> float:
         DemoError: the command failed.
     """
     started_s = time.perf_counter()
-    bundle, out = ASSETS / "bundles" / f"{domain}.safetensors", folder / f"{domain}-fit.safetensors"
-    arguments = ("--data", str(folder / domain), "--bundle", str(bundle), "--out", str(out), "--json")
+    out = folder / f"{domain}-fit.safetensors"
+    arguments = ("--data", str(folder / domain), "--bundle", str(packaged(domain)), "--out", str(out), "--json")
     finish(start_command("caspl", "fit", *arguments), f"caspl fit for {domain}")
     return time.perf_counter() - started_s
+
+
+def boosting_training(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """The training of packaged boosting prompts, from the metrics in their bundles."""
+    n_images, n_steps = (max(one[name] for one in metrics) for name in ("n_images", "steps"))
+    return f"{n_images:,} unlabelled images, {n_steps:,} steps, packaged"
 
 
 class Demo:
@@ -80,6 +93,7 @@ class Demo:
         """Read the images that `training.demo.labelled` wrote to `folder`."""
         self._client, self._console, self._folder = client, console, folder
         self._images: dict[str, list[LabelledImage]] = {name: read_labelled(folder / name / "test") for name in DOMAINS}
+        self._manifests = [read_bundle(packaged(name).read_bytes()).manifest for name in DOMAINS]
 
     def run(self, shots: int) -> None:
         """Measure, fit, swap and print.
@@ -92,7 +106,7 @@ class Demo:
         plain = Step("plain student", "none", self._measure("plain student", versions))
         boosted = Step(
             "+ boosting prompts",
-            "4,000 unlabelled images, 5 minutes, packaged",
+            boosting_training([manifest.provenance.metrics for manifest in self._manifests]),
             self._measure("boosted student", dict.fromkeys(DOMAINS, 1)),
         )
         say(f"caspl fit: {shots} labelled images per class ...")
@@ -104,7 +118,8 @@ class Demo:
         live, n_requests = swap_under_traffic(self._client, bundles, load)
         seconds = f"{shots} labelled images per class, {max(fit_s):.0f} seconds"
         fitted = Step("+ caspl fit", seconds, self._measure("fitted student", live))
-        show_accuracy(self._console, [plain, boosted, fitted], len(next(iter(self._images.values()))))
+        n_images, n_classes = len(self._images[DOMAINS[0]]), len(self._manifests[0].classes)
+        show_accuracy(self._console, [plain, boosted, fitted], n_images=n_images, n_classes=n_classes)
         show_first_images(self._console, [plain, boosted, fitted], {name: self._images[name][0] for name in DOMAINS})
         changes = ", ".join(f"{name} version {version}" for name, version in live.items())
         say(f"Swap under load: {changes} went live; {n_requests} requests ran meanwhile, 0 failed.")

@@ -22,9 +22,9 @@ class Step:
     results: Sequence[Measured]
 
 
-def show_accuracy(console: Console, steps: Sequence[Step], n_images: int) -> None:
+def show_accuracy(console: Console, steps: Sequence[Step], *, n_images: int, n_classes: int) -> None:
     """Print the accuracy of each step per domain, and the seconds that classification took."""
-    title = f"Accuracy over HTTP: {n_images} test images per domain, 80 classes (chance 1.3 %)"
+    title = f"Accuracy over HTTP: {n_images} test images per domain, {n_classes} classes (chance {1 / n_classes:.2%})"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("model", no_wrap=True)
     for result in steps[0].results:

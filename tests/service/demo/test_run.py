@@ -20,7 +20,7 @@ from service.demo.accuracy import LabelledImage, Measured, measure, read_labelle
 from service.demo.files import ASSETS, read_bundles, seed_store
 from service.demo.process import DemoError
 from service.demo.run import DOMAINS as DEMO_DOMAINS
-from service.demo.run import finish, start_command
+from service.demo.run import boosting_training, finish, packaged, start_command
 from service.demo.screen import Step, show_accuracy, show_first_images
 from service.errors import SettingsError
 from tests.prompt_store.faults import CountingDisk, CrashingDisk, ProcessCrash
@@ -79,11 +79,17 @@ def measured(version, labels):
 def test_the_demo_shows_labels_as_they_are(tmp_path):
     console = Console(file=io.StringIO(), width=120)
     steps = [Step("plain", "none", [measured(1, ["[/x]"])]), Step("fitted", "few", [measured(2, [":dog:"])])]
-    show_accuracy(console, steps, 100)
+    show_accuracy(console, steps, n_images=100, n_classes=2)
     show_first_images(console, steps, {"paint": LabelledImage(tmp_path / "1.png", "[/x]")})
     shown = console.file.getvalue()
+    assert "100 test images per domain, 2 classes (chance 50.00%)" in shown
     for text in ("50.0%", "at most 5.0 points", "paint: [/x]", "[/x] 75% ✓", ":dog: 75%"):
         assert text in shown
+
+
+def test_the_training_of_the_packaged_prompts_is_read_from_their_bundles():
+    metrics = [read_bundle(packaged(name).read_bytes()).manifest.provenance.metrics for name in DEMO_DOMAINS]
+    assert boosting_training(metrics) == "4,000 unlabelled images, 2,250 steps, packaged"
 
 
 def test_labelled_images_are_read_in_the_order_of_drawing(tmp_path):
