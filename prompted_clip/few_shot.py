@@ -57,10 +57,9 @@ class Gda:
     S = sum_i (f_i - mu_y)(f_i - mu_y)^T,  P = E (S + tr(S)/(N - 1) I)^-1,
     w_k = P mu_k,  b_k = -(mu_k^T P mu_k - tr(P S)/(N - K)/n_k) / 2.
     Source: *A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation* (arXiv 2402.04087), equations 4 to 6, to
-    which it is equal if all classes have as many examples. Otherwise it has a uniform prior, because numbers of
-    examples are no frequencies, and subtracts the part of mu_k^T P mu_k that is the noise of the mean. Without that,
-    classes with fewer examples lose, and with them the class of each left-out example: in the demo world leave-one-out
-    accuracy was two points too low.
+    which it is equal if all classes have the same number of examples. Differs from it otherwise: the prior is uniform,
+    as the number of examples does not show how frequent a class is, and the expected noise of the mean is subtracted
+    from mu_k^T P mu_k, which lowers the scores of classes with fewer examples, and of each left-out example's class.
     """
 
     def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
@@ -160,10 +159,8 @@ FEW_SHOT_METHODS: Final[Mapping[str, FewShotMethod]] = MappingProxyType(
     {"gda": Gda(), "ridge": Ridge(), "tip-adapter": TipAdapter()}
 )
 
-
 AUTO_METHODS: Final = MappingProxyType({name: FEW_SHOT_METHODS[name] for name in ("gda", "ridge")})
-"""The candidates of `auto`. With few examples, Tip-Adapter's leave-one-out loss does not predict its accuracy: in the
-demo world it was chosen with four images per class and lost up to 5 points."""
+"""The candidates of `auto`. With few examples, Tip-Adapter's leave-one-out loss does not predict its accuracy."""
 
 
 def _means(features_NE: Floats, labels_N: Ints, n_classes: int) -> tuple[Floats, Floats]:

@@ -59,9 +59,9 @@ class FewShotFit:
         """Calibrated leave-one-out probabilities of the examples: [N, K]."""
         return softmax(self.logits_NK / self.temperature)
 
-    def thresholds(self) -> dict[float, float]:
-        """By abstention rate, the probability below which the best class is too uncertain."""
-        return abstention_thresholds(self.probabilities())
+    def thresholds(self) -> dict[str, float]:
+        """Abstention thresholds by rate, as in a bundle's manifest."""
+        return {f"{rate:g}": threshold for rate, threshold in abstention_thresholds(self.probabilities()).items()}
 
 
 def fit_few_shot(
@@ -155,8 +155,8 @@ def calibrate(logits_NK: Floats, labels_N: Ints) -> tuple[float, float]:
 def abstention_thresholds(probabilities_NK: Floats, rates: Sequence[float] = RATES) -> dict[float, float]:
     """By rate, the probability below which the best class is too uncertain.
 
-    Split conformal (Vovk et al. 2005): of images of these classes, at most the stated share has a lower best
-    probability, as leave-one-out scores and those of new images are exchangeable up to one example.
+    Conformal prediction (Vovk et al. 2005): at most this share of new images of these classes has a lower best
+    probability. This holds approximately, as leave-one-out scores come from heads with one example less.
     """
     sorted_N = np.sort(probabilities_NK.max(axis=1))
     places = {rate: int(rate * (len(sorted_N) + 1)) for rate in rates}

@@ -72,7 +72,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a fit is worth.
+    """Accuracy and calibration of a fit.
 
     Attributes:
         method: as in `FewShotFit`.
@@ -80,7 +80,7 @@ class FitReport:
         n_examples: labelled images of all classes.
         accuracy: with all examples.
         text_accuracy: of the text features alone.
-        half_accuracy: with half of the examples; the difference shows what as many again may bring.
+        half_accuracy: with half of the examples; well below `accuracy` if more examples are likely to help.
         classes: in class order.
         confusion: counts; rows are labels, columns predictions.
         suspects: worst first.
@@ -106,10 +106,10 @@ class FitReport:
 def report_fit(fit: FewShotFit, features_NE: Floats, class_names: Sequence[str]) -> FitReport:
     """Report a fit; `features_NE` are the features that it was made from."""
     labels_N, probabilities_NK = fit.labels_N, fit.probabilities()
-    n_classes, named_N = len(class_names), fit.logits_NK.argmax(axis=1)
-    is_right_N, is_right_text_N = named_N == labels_N, fit.text_logits_NK.argmax(axis=1) == labels_N
+    n_classes, predicted_N = len(class_names), fit.logits_NK.argmax(axis=1)
+    is_right_N, is_right_text_N = predicted_N == labels_N, fit.text_logits_NK.argmax(axis=1) == labels_N
     is_right_half_N = _right_with_half(fit, features_NE)
-    confusion_KK = np.bincount(labels_N * n_classes + named_N, minlength=n_classes**2).reshape(n_classes, n_classes)
+    confusion_KK = np.bincount(labels_N * n_classes + predicted_N, minlength=n_classes**2).reshape(n_classes, n_classes)
     counts_K = confusion_KK.sum(axis=1)
 
     def of_class(index: int) -> ClassFit:
@@ -137,14 +137,14 @@ def report_fit(fit: FewShotFit, features_NE: Floats, class_names: Sequence[str])
         confusion=tuple(tuple(row_K) for row_K in confusion_KK.tolist()),
         suspects=tuple(
             Suspect(
-                int(row), class_names[labels_N[row]], class_names[named_N[row]],
+                int(row), class_names[labels_N[row]], class_names[predicted_N[row]],
                 float(probabilities_NK[row, labels_N[row]]),
             )
             for row in suspects(probabilities_NK, labels_N)
         ),
         calibration_error_before=calibration_error(softmax(fit.logits_NK), labels_N),
         calibration_error_after=calibration_error(probabilities_NK, labels_N),
-        abstain={f"{rate:g}": threshold for rate, threshold in fit.thresholds().items()},
+        abstain=fit.thresholds(),
     )  # fmt: skip
 
 
@@ -186,9 +186,9 @@ def _right_with_half(fit: FewShotFit, features_NE: Floats) -> Floats:
     methods = {name: method for name, method in FEW_SHOT_METHODS.items() if name == fit.method}
     is_right_N = np.zeros(len(labels_N))
     for half in (0, 1):
-        is_used_N, is_asked_N = place_N % 2 == half, place_N % 2 != half
-        if is_used_N.any() and is_asked_N.any():
-            part = fit_few_shot(features_NE[is_used_N], labels_N[is_used_N], fit.text_logits_NK[is_used_N], methods)
-            logits_NK = part.logits(features_NE[is_asked_N], fit.text_logits_NK[is_asked_N])
-            is_right_N[is_asked_N] = logits_NK.argmax(axis=1) == labels_N[is_asked_N]
+        is_train_N, is_test_N = place_N % 2 == half, place_N % 2 != half
+        if is_train_N.any() and is_test_N.any():
+            part = fit_few_shot(features_NE[is_train_N], labels_N[is_train_N], fit.text_logits_NK[is_train_N], methods)
+            logits_NK = part.logits(features_NE[is_test_N], fit.text_logits_NK[is_test_N])
+            is_right_N[is_test_N] = logits_NK.argmax(axis=1) == labels_N[is_test_N]
     return is_right_N

@@ -72,10 +72,9 @@ def fitted_bundle(
         tensors["head.weight"] = (fit.alpha * fit.term.weight_KE).astype(np.float32)
         tensors["head.bias"] = (fit.alpha * fit.term.bias_K).astype(np.float32)
         stack, temperature = {"head_share": 0.5, "head_input": "unit"}, temperature / 2
-    abstain = {f"{rate:g}": threshold for rate, threshold in fit.thresholds().items()}
     changes = {
         "classes": list(classes),
         "stack": bundle.manifest.stack.model_copy(update=stack),
-        "calibration": Calibration(temperature=temperature, abstain=abstain),
+        "calibration": Calibration(temperature=temperature, abstain=fit.thresholds()),
     }
     return bundle.manifest.model_copy(update=changes), tensors
