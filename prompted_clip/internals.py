@@ -1,4 +1,4 @@
-"""The modules of open_clip that a prompted forward uses; else only the fused tower reads open_clip's internals.
+"""The modules of open_clip that a prompted forward uses; only `fused_tower.py` also reads open_clip's internals.
 
 When open_clip moves one of them, `tests/prompted_clip/test_internals.py` fails with its name.
 
@@ -81,7 +81,7 @@ class BlockWeights(NamedTuple):
     activation_kind: Literal["gelu", "quick_gelu", "other"]
 
 
-def block_weights(block: Any) -> BlockWeights:  # noqa: ANN401  torch's types know no parts of a module
+def block_weights(block: Any) -> BlockWeights:  # noqa: ANN401  torch does not type a module's parts
     """A block's weights, for another implementation of its forward."""
     attention, mlp = block.attn, block.mlp
     is_gelu = isinstance(mlp.gelu, nn.GELU) and mlp.gelu.approximate == "none"

@@ -12,23 +12,19 @@ from typing import Any, Final
 import huggingface_hub
 import open_clip
 from huggingface_hub.errors import EntryNotFoundError
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
 from prompted_clip.errors import WeightsError, did_you_mean
 from prompted_clip.weight_files import check_kind
 
 DEMO_FOLDER: Final = Path(__file__).parent / "demo"
 PREPROCESS_KEYS: Final = ("mean", "std", "interpolation", "resize_mode")
-CONFIG_FILE: Final = "open_clip_config.json"
-WEIGHTS_FILES: Final = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
+WEIGHTS_FILES: Final = (HF_SAFE_WEIGHTS_NAME, "open_clip_pytorch_model.safetensors", HF_WEIGHTS_NAME)
 LOCAL_DIR: Final = "local-dir:"
 HF_HUB: Final = "hf-hub:"
 WEIGHT_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin")
-REACH_HUB_S: Final = 5.0
-"""Time for the hub to answer a first small request, without retries."""
+HUB_TIMEOUT_S: Final = 5.0
+"""Timeout of the first request to the hub, which is not retried."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +89,12 @@ def find_weights(
 
 
 def check_architecture(arch: str) -> None:
-    """Check that open_clip has an architecture, without towers of other libraries, whose weights it would download.
+    """Check that open_clip has an architecture, and that both towers are open_clip's own.
+
+    open_clip would download the weights of other libraries' towers.
 
     Raises:
-        WeightsError: it has not, and which names are similar; or the towers are of another library.
+        WeightsError: an unknown name, with similar ones, or a tower of another library.
     """
     register_demo_models()
     known = open_clip.list_models()
@@ -177,12 +175,12 @@ def _from_folder(name: str) -> WeightsSource:
     """The weights of `local-dir:` or `hf-hub:`, with the built-in architecture that its configuration describes."""
     if name.startswith(HF_HUB):
         repository = name.removeprefix(HF_HUB)
-        config_path = _fetch(repository, [CONFIG_FILE], f"the configuration of {repository}")
+        config_path = _fetch(repository, [HF_CONFIG_NAME], f"the configuration of {repository}")
         path: Path | None = _fetch(repository, WEIGHTS_FILES, f"the weights of {repository}")
         source_name = name
     else:
         folder = Path(name.removeprefix(LOCAL_DIR)).resolve()
-        config_path = folder / CONFIG_FILE
+        config_path = folder / HF_CONFIG_NAME
         candidates = [folder / file for file in WEIGHTS_FILES] + sorted(folder.glob("*.safetensors"))
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         source_name = folder.name
@@ -190,7 +188,10 @@ def _from_folder(name: str) -> WeightsSource:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         model = config["model_cfg"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"{name} needs {CONFIG_FILE} with 'model_cfg', as open_clip writes it: {error}. Or pass the weights file."
+        msg = (
+            f"{name} needs {HF_CONFIG_NAME} with 'model_cfg', as open_clip writes it: {error}. "
+            "Or pass the weights file."
+        )
         raise WeightsError(msg) from error
     if path is None:
         msg = f"{name} contains no weights: expected {', '.join(WEIGHTS_FILES)}."
@@ -207,7 +208,7 @@ def _from_folder(name: str) -> WeightsSource:
     )
 
 
-def _fetch(repository: str, names: Sequence[str], what: str) -> Path:
+def _fetch(repository: str, names: Sequence[str], content: str) -> Path:
     """The first of these files that a hub repository has, from the cache or downloaded.
 
     Raises:
@@ -221,10 +222,10 @@ def _fetch(repository: str, names: Sequence[str], what: str) -> Path:
         try:
             if _has_file(repository, name):
                 return Path(huggingface_hub.hf_hub_download(repository, name))
-        except Exception as error:  # its HTTP library's errors, and the hub's own
+        except Exception as error:  # errors of the hub and of its HTTP library
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             msg = (
-                f"Cannot download {what} from the Hugging Face Hub: {reason.rstrip('.')}. Without a network, pass a "
+                f"Cannot download {content} from the Hugging Face Hub: {reason.rstrip('.')}. Without a network, pass a "
                 f"local file, or run `hf download {repository} --include 'open_clip*' --local-dir weights` on a "
                 f"connected machine, copy the folder, and use {LOCAL_DIR}weights as the backbone."
             )
@@ -234,9 +235,12 @@ def _fetch(repository: str, names: Sequence[str], what: str) -> Path:
 
 
 def _has_file(repository: str, name: str) -> bool:
-    """Whether a repository has a file: one short request, as hf_hub_download retries for minutes without a network."""
+    """Whether a repository has a file.
+
+    Differs from huggingface_hub's own functions: without a network, this fails after `HUB_TIMEOUT_S`, not minutes.
+    """
     try:
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, name), timeout=REACH_HUB_S)
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, name), timeout=HUB_TIMEOUT_S)
     except EntryNotFoundError:
         return False
     return True

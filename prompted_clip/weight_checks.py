@@ -21,7 +21,7 @@ _SCALES: Final = (2.0, 200.0)
 
 
 class _Size(NamedTuple):
-    """Sizes of a CLIP that its weights show."""
+    """Sizes of a CLIP, from its weights or its configuration."""
 
     patch: int
     grid: int
@@ -89,7 +89,7 @@ def _check_names(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: 
         raise WeightsError(msg)
     problems = [f"{len(missing)} tensors are missing: {shortened(sorted(missing))}"] * bool(missing)
     problems += [f"{len(unused)} are unknown: {shortened(sorted(unused))}"] * bool(unused)
-    msg = f"{path} does not fit {arch}: {'; '.join(problems)}.{_fitting(tensors, arch)}"
+    msg = f"{path} does not fit {arch}: {'; '.join(problems)}.{_advice(tensors, arch)}"
     raise WeightsError(msg)
 
 
@@ -106,14 +106,14 @@ def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch:
     found, needed = _size_of(tensors), _size_of(expected)
     if found and needed:
         msg += f" The file: {found}. {arch}: {needed}."
-    msg += _fitting(tensors, arch)
+    msg += _advice(tensors, arch)
     if {*wrong} <= {_IMAGE_POSITIONS, _TEXT_POSITIONS}:
         msg += " To resize the positional embeddings, which changes the model, pass --interpolate-positions."
     raise WeightsError(msg)
 
 
 def _check_scale(tensors: dict[str, Tensor], expected: Tensor, path: Path) -> Iterator[str]:
-    """Give the logit scale its shape, and take the logarithm of one that was stored without."""
+    """Reshape the logit scale to a scalar, and replace a scale s stored as it is by t = ln s."""
     stored = tensors["logit_scale"]
     if stored.numel() != 1:
         return  # reported with the other shapes
@@ -149,12 +149,12 @@ def _interpolate(tensors: dict[str, Tensor], expected: dict[str, Tensor], clip: 
 
 
 def _is_usable(value: Tensor) -> bool:
-    """Finite, and no matrix of zeros, as in a file that was not written to its end."""
+    """Finite, and no matrix of zeros, as in an incompletely written file."""
     return bool(value.isfinite().all()) and (value.ndim < 2 or bool(value.any()))
 
 
-def _fitting(tensors: dict[str, Tensor], arch: str) -> str:
-    """The architectures whose sizes the tensors have, as advice."""
+def _advice(tensors: dict[str, Tensor], arch: str) -> str:
+    """A sentence with the architectures of the tensors' sizes, after a space; empty if there are none."""
     found = _size_of(tensors)
     if found is None:
         return ""

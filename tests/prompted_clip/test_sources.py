@@ -187,7 +187,7 @@ def test_without_a_network_a_tag_fails_within_seconds_with_the_next_step(hub):
 
 
 def test_a_silent_hub_fails_after_one_attempt(hub):
-    hub.setattr(sources, "REACH_HUB_S", 0.2)
+    hub.setattr(sources, "HUB_TIMEOUT_S", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()  # accepts into the backlog and never answers
