@@ -38,7 +38,7 @@ def _read(layout: Layout, digest: str) -> bytes | None:
     """Return the bytes of a blob, None if it does not exist.
 
     Raises:
-        StoreReadOnlyError: `storage_busy`, which says nothing about the blob.
+        StoreReadOnlyError: `storage_busy`; the blob may be intact.
         OSError: it is unreadable.
     """
     path = layout.blob(digest)

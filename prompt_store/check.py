@@ -1,7 +1,6 @@
 """Checks a whole store: every record, chain, checksum and bundle, and every file that does not belong there."""
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,24 +8,15 @@ from typing import Final
 
 from prompt_store.blobs import read_blob
 from prompt_store.bundle import read_bundle
-from prompt_store.digest import digest_bytes, is_digest
+from prompt_store.digest import digest_bytes
 from prompt_store.disk import Disk, EntryType, list_directory, open_directory, read_file
 from prompt_store.durable import TEMPORARY_PREFIX, error_name, is_device_failure
 from prompt_store.errors import BundleInvalidError, StoreCorruptError
-from prompt_store.layout import FORMAT_BYTES, NO_STORE, Layout, is_store
+from prompt_store.layout import FORMAT_BYTES, NO_STORE, Layout, expected_type, is_store, record_name
 from prompt_store.logs import Logs
-from prompt_store.manifest import is_domain
-from prompt_store.record_files import (
-    MAX_RECORD_BYTES,
-    is_record_name,
-    next_state,
-    record_name,
-    record_numbers,
-    unreadable_log,
-)
+from prompt_store.record_files import MAX_RECORD_BYTES, next_state, record_numbers, unreadable_log
 from prompt_store.records import Record, State, decode_record
 
-_FAN_OUT: Final = re.compile(r"[0-9a-f]{2}")
 _NOT_SCANNED: Final = frozenset({"quarantine", "lost+found"})
 
 
@@ -137,29 +127,10 @@ def check_format(layout: Layout) -> list[Finding]:
     return [Finding("FORMAT", f"The file is {problem}.", restored=FORMAT_BYTES)]
 
 
-def _expected_type(parts: tuple[str, ...]) -> EntryType | None:
-    """The type of a file of the store; None if the store has no such file."""
-    match parts:
-        case ("FORMAT" | "LOCK" | ".gitignore",):
-            return "file"
-        case ("blobs" | "domains" | "quarantine" | "lost+found",) | ("blobs", "sha256"):
-            return "directory"
-        case ("blobs", "sha256", folder):
-            return "directory" if _FAN_OUT.fullmatch(folder) else None
-        case ("blobs", "sha256", folder, name):
-            return "file" if is_digest(f"sha256:{name}") and name.startswith(folder) else None
-        case ("domains", domain) | ("domains", domain, "log"):
-            return "directory" if is_domain(domain) else None
-        case ("domains", _, "log", name):
-            return "file" if is_record_name(name) else None
-        case _:
-            return None
-
-
 def _is_movable(parts: tuple[str, ...], found: EntryType) -> bool:
-    """Whether a repair moves something of the wrong type away.
+    """Whether a repair moves an entry of the wrong type away.
 
-    Never what stands for a log: as long as a domain is known to be unreadable, no bundle counts as unreferenced.
+    A domain's directories are never moved: the domain would disappear, and its bundles would count as unreferenced.
     """
     if parts[0] == "blobs":
         return found != "link" or len(parts) > 2  # a link may lead to all bundles
@@ -174,7 +145,7 @@ def _scan(layout: Layout, *parts: str) -> Iterator[Finding]:
         yield Finding("/".join(parts), f"The directory is unreadable ({error_name(error)}).")
         return
     for name, found in entries.items():
-        expected, path = _expected_type((*parts, name)), "/".join((*parts, name))
+        expected, path = expected_type(*parts, name), "/".join((*parts, name))
         moves = (path,) if expected and _is_movable((*parts, name), found) else ()
         if found == "link":
             detail = "A symbolic link, which is not followed. Remove it, or put the directory or file itself there."
@@ -269,7 +240,7 @@ def _read(log: int, number: int) -> Record | None:
 def _without_flipped_bit(log: int, number: int) -> bytes | None:
     """The original bytes of a record in which one bit changed; None if the damage is another.
 
-    They are proved by the digest in the next record, or by the record's own checksum.
+    They are verified with the digest in the next record, or with the record's own checksum.
     """
     damaged, following = _bytes(log, number), _read(log, number + 1)
     for index in range(8 * len(damaged)):

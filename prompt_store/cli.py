@@ -219,7 +219,7 @@ def remove(
 @store_app.command()
 def check(
     is_repaired: Annotated[
-        bool, typer.Option("--repair", help="repair what can be repaired; damaged files move to quarantine/")
+        bool, typer.Option("--repair", help="repair the store where possible; damaged files move to quarantine/")
     ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,

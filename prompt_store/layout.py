@@ -9,6 +9,7 @@ Paths are built from validated parts only::
     quarantine/                         damaged files, never served
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,8 @@ FORMAT: Final = 1
 FORMAT_BYTES: Final = dump_canonical({"format": FORMAT, "minor": 1}) + b"\n"
 """Minor version 1: records carry a checksum. Every minor version can be read, and nothing is rewritten."""
 NO_STORE: Final = "No store at this path. Check the path; `caspl store add` creates a store."
-_OWN_NAMES: Final = frozenset({"FORMAT", "LOCK", "blobs", "domains", "quarantine", "lost+found", ".gitignore"})
+_FAN_OUT: Final = re.compile(r"[0-9a-f]{2}")
+_RECORD: Final = re.compile(r"[0-9]{10}\.json")
 
 
 class Layout:
@@ -69,9 +71,37 @@ class Layout:
         """Yield (digest, path) of every blob on disk."""
         for directory in _paths(self.blobs, "directory"):
             for path in _paths(directory, "file"):
-                digest = f"sha256:{path.name}"
-                if is_digest(digest) and path.parent.name == path.name[:2]:
-                    yield digest, path
+                if expected_type("blobs", "sha256", directory.name, path.name):
+                    yield f"sha256:{path.name}", path
+
+
+def record_name(seq: int) -> str:
+    """Return the file name of a record."""
+    return f"{seq:010d}.json"
+
+
+def is_record_name(name: str) -> bool:
+    """Whether a file name is that of a record."""
+    return _RECORD.fullmatch(name) is not None
+
+
+def expected_type(*parts: str) -> EntryType | None:
+    """Return the type of an entry by the components of its path in a store; None if a store has no such entry."""
+    match parts:
+        case ("FORMAT" | "LOCK" | ".gitignore",):
+            return "file"
+        case ("blobs" | "domains" | "quarantine" | "lost+found",) | ("blobs", "sha256"):
+            return "directory"
+        case ("blobs", "sha256", folder):
+            return "directory" if _FAN_OUT.fullmatch(folder) else None
+        case ("blobs", "sha256", folder, name):
+            return "file" if is_digest(f"sha256:{name}") and name[:2] == folder else None
+        case ("domains", domain) | ("domains", domain, "log"):
+            return "directory" if is_domain(domain) else None
+        case ("domains", _, "log", name):
+            return "file" if is_record_name(name) else None
+        case _:
+            return None
 
 
 def _paths(directory: Path, entry_type: EntryType) -> list[Path]:
@@ -123,7 +153,7 @@ def open_layout(root: Path, disk: Disk, *, create: bool) -> Layout:
     for path in reversed(missing):
         create_directory(disk, path)
     # Leftovers of an interrupted creation are fine; other files are not.
-    foreign = [path for path in root.iterdir() if path.name not in _OWN_NAMES and TEMPORARY_PREFIX not in path.name]
+    foreign = [path for path in root.iterdir() if not expected_type(path.name) and TEMPORARY_PREFIX not in path.name]
     if foreign:
         raise StoreCorruptError("The directory is neither a store nor empty. Choose another path.", code="not_a_store")
     for path in (layout.blobs.parent, layout.blobs, layout.domains, layout.quarantine):

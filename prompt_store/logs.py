@@ -13,14 +13,13 @@ from datetime import UTC, datetime
 from prompt_store.disk import Disk, Identity, identity, list_directory, open_directory
 from prompt_store.durable import create_directory, error_name, is_transient, sync_directory
 from prompt_store.errors import DomainNotFoundError, StoreCorruptError, StoreReadOnlyError
-from prompt_store.layout import Layout
+from prompt_store.layout import Layout, record_name
 from prompt_store.manifest import is_domain
 from prompt_store.record_files import (
     check_chain,
     commit_record,
     read_log,
     read_records,
-    record_name,
     record_numbers,
     unreadable_log,
 )
@@ -57,7 +56,7 @@ class Logs:
     def names(self) -> list[str]:
         """Return all domains, sorted.
 
-        A directory without records is none; a link or a file with the name of a domain is one that cannot be read.
+        A directory without records is not a domain; a link or a file with a domain's name is an unreadable domain.
 
         Raises:
             StoreCorruptError: the directory of all domains cannot be read.

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from pathlib import Path
 from typing import Final
 
@@ -10,20 +9,10 @@ from prompt_store.digest import digest_bytes
 from prompt_store.disk import Disk, read_file
 from prompt_store.durable import create_file, error_name, is_transient, to_store_error
 from prompt_store.errors import PromptStoreError, StoreCorruptError
+from prompt_store.layout import is_record_name, record_name
 from prompt_store.records import Record, State, decode_record, encode_record
 
 MAX_RECORD_BYTES: Final = 64 * 1024
-_FILE_NAME: Final = re.compile(r"[0-9]{10}\.json")
-
-
-def record_name(seq: int) -> str:
-    """Return the file name of a record."""
-    return f"{seq:010d}.json"
-
-
-def is_record_name(name: str) -> bool:
-    """Whether a file name is that of a record."""
-    return _FILE_NAME.fullmatch(name) is not None
 
 
 def record_numbers(log: int) -> list[int]:

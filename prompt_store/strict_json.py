@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 MAX_DEPTH: Final = 8
 MAX_INTEGER: Final = 2**53
 MAX_VALUES: Final = 100_000
-"""Several times the values of the largest manifest; each takes up to a hundred bytes of memory, and two of JSON."""
+"""Several times as many as in the largest manifest. A value of two bytes of JSON may take a hundred bytes of memory."""
 _STRING_OR_COMMA: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|,', re.DOTALL)
 _MAX_INTEGER_CHARS: Final = 17
 
