@@ -58,7 +58,7 @@ def end_process(status: int) -> NoReturn:
 
 
 def return_free_memory() -> None:
-    """Return freed memory to the system, in about 2 ms; a no-op without glibc.
+    """Return freed memory to the system; a no-op without glibc.
 
     glibc keeps freed blocks of up to 32 MiB for each thread.
     """

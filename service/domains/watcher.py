@@ -38,7 +38,7 @@ class StoreWatcher:
         self._loader = loader
         self._publisher = publisher
         self._metrics = metrics
-        self._trusts_after_s = float("inf")
+        self._skip_tests_after_s = float("inf")
         self._retry_after_s: dict[tuple[str, int], float] = {}
         self._store_error = ""
 
@@ -50,11 +50,11 @@ class StoreWatcher:
             for domain, live in lives:
                 await self._refresh(domain, live)
 
-        self._trusts_after_s = time.monotonic() + warmup_s
+        self._skip_tests_after_s = time.monotonic() + warmup_s
         async with asyncio.TaskGroup() as tasks:
             for _ in range(CONCURRENCY):
                 tasks.create_task(load_next())
-        self._trusts_after_s = float("inf")
+        self._skip_tests_after_s = float("inf")
 
     async def test_in_background(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Run the smoke tests that `start` skipped, at half load; a version that fails is taken offline."""
@@ -134,7 +134,7 @@ class StoreWatcher:
             self._table.swap(domain, DomainState(None))
         elif not self._is_current(domain, live):
             started_s = time.monotonic()
-            is_trusted = started_s >= self._trusts_after_s
+            is_trusted = started_s >= self._skip_tests_after_s
             loaded = await self._loader.load(domain, live.version, is_trusted=is_trusted)
             self._publisher.go_live(loaded, started_s)
 

@@ -240,7 +240,7 @@ class Engine:
         return [answer for part in parts for answer in self._run(part)]
 
     def _run(self, rows: Sequence[EngineRow], *, was_full: bool = False) -> list[list[Prediction] | Exception]:
-        """Run one batch; one that fails is run again in halves. `was_full`: it is a part of one without memory."""
+        """Run one batch, and again in halves if it fails; `was_full`: it is part of a batch that ran out of memory."""
         self._raise_if_lost()
         self.activity.report_progress()
         try:

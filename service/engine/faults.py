@@ -31,7 +31,7 @@ REDUCED_FOR_S: Final = 300.0
 
 
 class Fault(Enum):
-    """What an exception says about the device."""
+    """The kinds of device fault."""
 
     LOST = auto()
     OUT_OF_MEMORY = auto()

@@ -1,6 +1,6 @@
 """Detects loops that make no progress: the event loop, the device's threads, background tasks.
 
-A thread of its own counts seconds in its turns. It counts nothing while the process is stopped or its machine is
+A separate thread counts seconds, one per iteration. None are counted while the process is stopped or the machine is
 suspended, so that a process that resumes is not mistaken for one that hangs.
 """
 
@@ -43,7 +43,7 @@ class Loop(Protocol):
 
 
 class Heartbeat:
-    """The progress of one loop, which calls `beat` in every turn; it is stuck `stuck_after_s` after the last one."""
+    """The progress of one loop, which calls `beat` in every iteration; stuck `stuck_after_s` after the last call."""
 
     def __init__(self, name: str, stuck_after_s: float) -> None:
         self.name = name
@@ -65,7 +65,7 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Watches loops; logs when one is stuck, with the stack of every thread, and when it goes on."""
+    """Watches loops; logs when one is stuck, with the stack of every thread, and when it resumes."""
 
     def __init__(self) -> None:
         self._loops: list[Loop] = []

@@ -145,9 +145,9 @@ class WebPool:
 
 
 async def _watch(worker: WorkerConnection, process: Process) -> None:
-    """Fetch a web process's counts every second; kill it when it does not respond, or responds with nonsense.
+    """Fetch a web process's counts every second; kill it when it does not respond or sends invalid ones.
 
-    Silence is counted in turns of this loop: its own pauses are not the web process's.
+    Silence is counted in iterations of this loop, so that pauses of the device process do not count.
     """
     silent_s, counting = 0, asyncio.ensure_future(worker.refresh_counts())
     try:
