@@ -105,7 +105,7 @@ class Engine:
         # A batch on all cores counts as one: no batch starts without a free core.
         self._free = threading.Semaphore(model.num_streams + model.pipeline_depth)
         self._n_calls = 0
-        self._had_company = False
+        self._was_concurrent = False
 
     def max_batch_rows(self, n_allowed: int) -> int:
         """Most rows per batch, at least one, so that concurrent batches have `n_allowed` together."""
@@ -191,9 +191,9 @@ class Engine:
         try:
             if self.num_streams > 1:
                 await asyncio.sleep(0)  # let concurrent calls be counted
-            has_company = self._n_calls > 1
-            takes_all = not has_company and not self._had_company and n_rows < self.num_streams
-            self._had_company = has_company
+            is_concurrent = self._n_calls > 1
+            takes_all = not is_concurrent and not self._was_concurrent and n_rows < self.num_streams
+            self._was_concurrent = is_concurrent
             executor = self._all_cores if takes_all else self._per_core
             running = asyncio.get_running_loop().run_in_executor(executor, self._on_device, work)
         except BaseException:

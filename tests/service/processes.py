@@ -1,4 +1,4 @@
-"""Services in processes of their own, and clients that keep them busy."""
+"""Services in separate processes, and concurrent clients."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def command_of(store, *, once_ready="pass", **settings):
 
 @contextmanager
 def serving(store, *, once_ready="pass", log=None, **settings):
-    """A service in processes of its own: the process that was started, and where it answers; `log` gets its stderr."""
+    """A service in separate processes: its first process and its URL; `log` receives stderr."""
     command = command_of(store, once_ready=once_ready, **settings)
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True) as process:
         started = [process.pid]
@@ -98,18 +98,18 @@ def client_of(url):
     return httpx.Client(base_url=url, timeout=20, trust_env=False, limits=limits)
 
 
-class Crowd:
-    """Clients that send requests without a pause until the block ends or nobody listens any more.
+class ConcurrentClients:
+    """Clients that send requests without a pause until the block ends or connections are refused.
 
-    Half of them keep their connections. `answers` has the statuses, `broken` the requests that got no answer.
+    Half of them keep their connections. `answers` has the statuses, `broken` the errors of requests without a response.
     """
 
     def __init__(self, url):
         self.answers, self.broken = [], []
         self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask_on, args=(url, n % 2)) for n in range(N_CLIENTS)]
+        self._threads = [threading.Thread(target=self._send_requests, args=(url, n % 2)) for n in range(N_CLIENTS)]
 
-    def _ask_on(self, url, keeps_connections):
+    def _send_requests(self, url, keeps_connections):
         body = picture()
         client = httpx.Client(base_url=url, timeout=20, trust_env=False) if keeps_connections else client_of(url)
         with client:

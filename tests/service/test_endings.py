@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.service.fakes import picture
-from tests.service.processes import Crowd, children, client_of, command_of, environment, eventually, serving
+from tests.service.processes import ConcurrentClients, children, client_of, command_of, environment, eventually, serving
 
 pytestmark = pytest.mark.slow
 in_both_forms = pytest.mark.parametrize("web_workers", [0, 1], ids=["one process", "web process"])
@@ -43,13 +43,13 @@ def test_no_request_that_was_accepted_is_lost_in_20_restarts_under_load(store, w
             parent.stdin.flush()
             url = parent.stdout.readline().strip()
             (pid,) = children(parent.pid)
-            with Crowd(url) as crowd:
-                eventually(lambda: len(crowd.answers) > 10)
+            with ConcurrentClients(url) as clients:
+                eventually(lambda: len(clients.answers) > 10)
                 time.sleep(n / 200)
                 os.kill(pid, signal.SIGTERM)
                 assert parent.stdout.readline() == "0\n", f"exit status of restart {n}"
-            assert set(crowd.answers) == {200}, f"restart {n}"
-            assert crowd.broken == [], f"restart {n}"
+            assert set(clients.answers) == {200}, f"restart {n}"
+            assert clients.broken == [], f"restart {n}"
         parent.stdin.close()
 
 

@@ -79,7 +79,7 @@ async def test_a_single_batch_uses_all_cores_and_concurrent_batches_one_each(cor
     assert cores.seen[1:] == [("device", 1, 3), ("core", 1, 1)]
     await cores.start()
     await cores.start()
-    assert cores.seen[3:] == [("core", 1, 1), ("device", 1, 3)], "the next may have company again, the one after not"
+    assert cores.seen[3:] == [("core", 1, 1), ("device", 1, 3)], "only the call after concurrent ones stays on one core"
 
 
 async def test_simultaneous_batches_use_one_core_each_and_never_more_than_there_are(cores_of):
@@ -127,7 +127,7 @@ async def test_a_call_cancelled_before_it_starts_does_not_count(cores_of):
     with pytest.raises(asyncio.CancelledError):
         await given_up
     await cores.start()
-    assert cores.seen == [("device", 1, 3)], "it has no company"
+    assert cores.seen == [("device", 1, 3)], "it runs alone"
 
 
 async def test_a_batch_with_a_row_per_core_uses_one_core(cores_of):

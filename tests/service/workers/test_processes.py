@@ -15,7 +15,7 @@ from prompt_store.store import Store
 from tests.service.fakes import COLOURS, colour_bundle, picture
 from tests.service.processes import (
     N_CLIENTS,
-    Crowd,
+    ConcurrentClients,
     children,
     client_of,
     command_of,
@@ -113,17 +113,17 @@ def test_a_killed_web_process_takes_only_its_own_connections_with_it(service):
     process, url, client = service
     before = number(client.get("/metrics").text, "caspl_images_total")
     old = children(process.pid)
-    with Crowd(url) as crowd:
-        eventually(lambda: len(crowd.answers) > 20)
+    with ConcurrentClients(url) as clients:
+        eventually(lambda: len(clients.answers) > 20)
         os.kill(old[0], signal.SIGKILL)
         eventually(lambda: len(set(children(process.pid)) - {old[0]}) == N_WORKERS)
         assert client.get("/readyz").status_code == 200
-        n_answers = len(crowd.answers)
-        eventually(lambda: len(crowd.answers) > n_answers + 20)
-    assert set(crowd.answers) == {200}
-    assert len(crowd.broken) <= N_CLIENTS
+        n_answers = len(clients.answers)
+        eventually(lambda: len(clients.answers) > n_answers + 20)
+    assert set(clients.answers) == {200}
+    assert len(clients.broken) <= N_CLIENTS
     after = number(client.get("/metrics").text, "caspl_images_total")
-    assert after - before >= len(crowd.answers) / 2, "what the dead one had counted is not forgotten"
+    assert after - before >= len(clients.answers) / 2, "what the dead one had counted is not forgotten"
 
 
 def holder_of(connection, pids):
@@ -166,12 +166,12 @@ def test_without_its_device_process_nothing_is_left(store):
     with serving(store, web_workers=N_WORKERS, once_ready=SLOWLY.format(0.05)) as (process, url):
         workers = children(process.pid)
         assert len(workers) == N_WORKERS
-        with Crowd(url) as crowd:
-            eventually(lambda: len(crowd.answers) > 5)
+        with ConcurrentClients(url) as clients:
+            eventually(lambda: len(clients.answers) > 5)
             killed_s = time.monotonic()
             process.kill()
             eventually(lambda: not any(is_alive(pid) for pid in workers))
-        assert set(crowd.answers) <= {200, 503}
+        assert set(clients.answers) <= {200, 503}
         with pytest.raises(httpx.ConnectError), client_of(url) as client:
             client.get("/readyz")
         assert time.monotonic() - killed_s < 10
@@ -181,29 +181,29 @@ def test_without_its_device_process_nothing_is_left(store):
 def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
     slowly = SLOWLY.format(0.02)
     with serving(store, web_workers=n_workers, once_ready=slowly) as (process, url), client_of(url) as client:
-        with Crowd(url) as crowd:
-            eventually(lambda: len(crowd.answers) > 10)
+        with ConcurrentClients(url) as clients:
+            eventually(lambda: len(clients.answers) > 10)
             process.send_signal(signal.SIGTERM)
             eventually(lambda: client.get("/readyz").status_code == 503, within_s=1.8)
             assert process.wait(15) == 0
-        assert set(crowd.answers) == {200}
-        assert crowd.broken == []
+        assert set(clients.answers) == {200}
+        assert clients.broken == []
 
 
 def test_a_stopped_web_process_is_killed_and_replaced_and_takes_only_its_own_connections_with_it(store):
     with serving(store, web_workers=N_WORKERS) as (process, url), client_of(url) as client:
         stopped, other = children(process.pid)
-        with Crowd(url) as crowd:
-            eventually(lambda: len(crowd.answers) > 20)
+        with ConcurrentClients(url) as clients:
+            eventually(lambda: len(clients.answers) > 20)
             os.kill(stopped, signal.SIGSTOP)
             eventually(lambda: not is_alive(stopped))
             eventually(lambda: len(children(process.pid)) == N_WORKERS)
-            n_answers = len(crowd.answers)
-            eventually(lambda: len(crowd.answers) > n_answers + 20)
+            n_answers = len(clients.answers)
+            eventually(lambda: len(clients.answers) > n_answers + 20)
         assert other in children(process.pid)
-        assert set(crowd.answers) == {200}
-        assert len(crowd.broken) <= N_CLIENTS, "requests that it had accepted"
-        assert not any(isinstance(error, httpx.TimeoutException) for error in crowd.broken)
+        assert set(clients.answers) == {200}
+        assert len(clients.broken) <= N_CLIENTS, "requests that it had accepted"
+        assert not any(isinstance(error, httpx.TimeoutException) for error in clients.broken)
         assert client.get("/readyz").status_code == 200
 
 

@@ -17,11 +17,11 @@ class Worker:
 
     def __init__(self, *responses, samples=("count",)):
         self.samples = list(samples)
-        self.n_asked = 0
+        self.n_calls = 0
         self._responses = list(responses)
 
     async def refresh_counts(self):
-        self.n_asked += 1
+        self.n_calls += 1
         if not self._responses:
             await asyncio.Event().wait()
         if isinstance(response := self._responses.pop(0), Exception):
@@ -66,7 +66,7 @@ async def test_a_silent_web_process_is_killed_later_while_it_starts(turns, sampl
 async def test_a_response_ends_the_silence(turns):
     process, worker = Process(), Worker("fine", "fine", "fine")
     await asyncio.wait_for(_watch(worker, process), 20)
-    assert worker.n_asked == 4
+    assert worker.n_calls == 4
     assert turns.n_waits >= 3 + SILENT_S
     assert process.is_killed
 
