@@ -189,7 +189,7 @@ def _open_store(settings: Settings, options: dict[str, Any], demo_assets: Path |
 
     if demo_assets is None:
         store = Store.open(settings.store)
-        store.domains()  # one unreadable domain is no reason not to start, unreadable domains are
+        store.domains()  # fails if they cannot be listed; a single unreadable domain does not prevent the start
         yield store
         return
     with tempfile.TemporaryDirectory(prefix="caspl-demo-") as folder:
@@ -199,7 +199,7 @@ def _open_store(settings: Settings, options: dict[str, Any], demo_assets: Path |
 
 
 def _announce(console: Console, context: ServiceContext, address: str) -> None:
-    """Say that the service accepts requests: a banner, or one line of JSON among others."""
+    """Report that the service accepts requests: as a banner, or as a log line in JSON."""
     backbone = context.engine.backbone
     kind = str(backbone.dtype).removeprefix("torch.")
     if context.settings.log_format == "json":

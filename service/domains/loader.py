@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from prompt_store.bundle import Bundle, read_bundle
 from prompt_store.errors import StoreCorruptError
-from prompt_store.manifest import BackboneSpec, is_domain
+from prompt_store.manifest import is_domain
 from service.domains.cache import LoadingCache
 from service.domains.live_table import LoadedVersion, unknown_domain
 from service.errors import BackboneMismatchError
 
 if TYPE_CHECKING:
     from prompt_store.store import Store
-    from prompted_clip.backbone import Backbone
     from prompted_clip.stack import PromptStack
     from service.engine.engine import Engine
 
@@ -45,7 +44,9 @@ class VersionLoader:
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
             DeviceMemoryError, DeviceLostError: the device cannot run the smoke test now.
         """
-        _require_backbone(bundle.manifest.backbone, self._engine.backbone)
+        if difference := bundle.manifest.backbone.first_difference(self._engine.backbone.spec()):
+            fact, found, expected = difference
+            raise BackboneMismatchError(expected=expected, found=found, fact=fact)
         stack = await self._engine.load(bundle)
         if not is_trusted:
             await self.smoke_test(stack)
@@ -87,20 +88,3 @@ class VersionLoader:
         if stack not in self._tested:
             await self._engine.smoke_test(stack)
             self._tested.add(stack)
-
-
-def _require_backbone(spec: BackboneSpec, backbone: Backbone) -> None:
-    """Compare a manifest's description with the backbone.
-
-    Raises:
-        BackboneMismatchError: they differ.
-    """
-    running = BackboneSpec(
-        arch=backbone.arch,
-        fingerprint=backbone.fingerprint,
-        image_size=backbone.image_size,
-        preprocess=backbone.preprocess,
-    )
-    if difference := spec.first_difference(running):
-        fact, found, expected = difference
-        raise BackboneMismatchError(expected=expected, found=found, fact=fact)

@@ -22,6 +22,7 @@ from prompt_store.manifest import (
     Provenance,
     StackSpec,
 )
+from prompted_clip.backbone import Backbone
 from prompted_clip.errors import StackMismatchError, TextTooLongError
 from prompted_clip.heads import ImageFeatures
 from prompted_clip.scoring import Ranked
@@ -41,6 +42,7 @@ class FakeBackbone:
     preprocess: dict = dataclasses.field(default_factory=lambda: dict(PREPROCESS))
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    spec = Backbone.spec
 
 
 class FakeBank:
