@@ -38,7 +38,7 @@ _DEVICE: Final = frozenset(
         errno.ENOTCONN,
     }
 )
-"""The disk failed, whatever was written. Every other error concerns one operation or one path."""
+"""The disk or its file system failed. Every other error concerns one operation or one path."""
 
 
 def error_name(error: OSError) -> str:

@@ -186,7 +186,7 @@ def load_backbone(
 
 
 def fingerprint_weights(clip: CLIP) -> str:
-    """`sha256:` and 64 digits over weights and architecture, whatever the weights' order and dtype (as float32)."""
+    """`sha256:` and 64 digits over weights (as float32, in the order of their names) and architecture."""
     digest = hashlib.sha256(json.dumps(internals.architecture_facts(clip), sort_keys=True).encode())
     for name, tensor in sorted(clip.state_dict().items()):
         weights = tensor.to("cpu", torch.float32).contiguous()

@@ -45,8 +45,8 @@ _EPSILON: Final = 1e-6
 def without_metadata(data: bytes, max_chunks: int = sys.maxsize) -> bytes:
     """A PNG with only the chunks that its pixels, orientation and animation need; other files unchanged.
 
-    Pillow would parse the others, and reject large or damaged ones, which libpng and browsers ignore. Whatever follows
-    an incomplete or invalid chunk is kept, and left to the decoder.
+    Pillow would parse the others, and reject large or damaged ones, which libpng and browsers ignore. From an
+    incomplete or invalid chunk on, everything is kept for the decoder.
 
     Raises:
         ValueError: more than `max_chunks` chunks.

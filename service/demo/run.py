@@ -101,7 +101,7 @@ class Demo:
         Raises:
             DemoError, httpx.HTTPError: a step failed.
         """
-        say = self._console.print
+        show = self._console.print
         versions = {name: self._upload_plain(name) for name in DOMAINS}
         plain = Step("plain student", "none", self._measure("plain student", versions))
         boosted = Step(
@@ -109,10 +109,10 @@ class Demo:
             boosting_training([manifest.provenance.metrics for manifest in self._manifests]),
             self._measure("boosted student", dict.fromkeys(DOMAINS, 1)),
         )
-        say(f"caspl fit: {shots} labelled images per class ...")
+        show(f"caspl fit: {shots} labelled images per class ...")
         with ThreadPoolExecutor(len(DOMAINS)) as threads:
             fit_s = list(threads.map(lambda name: fit(name, self._folder), DOMAINS))
-        say("uploading the fitted bundles with ?activate=true while requests run ...")
+        show("uploading the fitted bundles with ?activate=true while requests run ...")
         bundles = {name: (self._folder / f"{name}-fit.safetensors").read_bytes() for name in DOMAINS}
         load = {name: images[:N_LOAD_IMAGES] for name, images in self._images.items()}
         live, n_requests = swap_under_traffic(self._client, bundles, load)
@@ -122,7 +122,7 @@ class Demo:
         show_accuracy(self._console, [plain, boosted, fitted], n_images=n_images, n_classes=n_classes)
         show_first_images(self._console, [plain, boosted, fitted], {name: self._images[name][0] for name in DOMAINS})
         changes = ", ".join(f"{name} version {version}" for name, version in live.items())
-        say(f"Swap under load: {changes} went live; {n_requests} requests ran meanwhile, 0 failed.")
+        show(f"Swap under load: {changes} went live; {n_requests} requests ran meanwhile, 0 failed.")
 
     def _upload_plain(self, domain: str) -> int:
         data = (self._folder / f"{domain}-plain.safetensors").read_bytes()

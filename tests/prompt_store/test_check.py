@@ -310,7 +310,7 @@ def damage_something(dice, root):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_is_damaged_the_check_names_it_and_the_repaired_store_works(store, seed):
+def test_random_damage_is_found_and_the_repaired_store_works(store, seed):
     dice = random.Random(seed)  # noqa: S311 - choices, not secrets
     for _ in range(dice.choice([1, 1, 3])):
         damage_something(dice, store.root)

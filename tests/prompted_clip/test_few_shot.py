@@ -247,7 +247,7 @@ def test_flipped_labels_are_suspects_worst_first_and_few_good_ones_are():
     assert (np.diff(own) >= 0).all()
 
 
-def test_the_report_counts_classes_mistakes_and_what_half_of_the_examples_give():
+def test_the_report_has_counts_per_class_and_the_accuracy_with_half_of_the_examples():
     features, labels, text_logits = examples((12, 16, 3, 0), noise=2.0)
     fit = fit_few_shot(features, labels, text_logits)
     report = report_fit(fit, features, ("cat", "dog", "bird", "fish"))

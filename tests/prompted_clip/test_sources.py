@@ -64,15 +64,15 @@ def test_an_unknown_architecture_suggests_similar_ones(arch, near):
 
 
 @pytest.mark.parametrize(
-    ("arch", "tag", "says"),
+    ("arch", "tag", "message"),
     [
         ("ViT-B-16", "opnai", "Did you mean openai"),
         ("ViT-B-16", "laion2b_s32b_b82k", "It is a tag of ViT-L-14"),
         ("tiny", "zzz", "Tags: plain, half, quick"),
     ],
 )
-def test_an_unknown_tag_suggests_similar_ones(arch, tag, says):
-    with pytest.raises(WeightsError, match=f"has no weights {tag!r}.*{says}"):
+def test_an_unknown_tag_suggests_similar_ones(arch, tag, message):
+    with pytest.raises(WeightsError, match=f"has no weights {tag!r}.*{message}"):
         find_weights(arch, tag)
 
 
@@ -153,14 +153,14 @@ def test_a_folder_of_an_architecture_that_open_clip_lacks_is_refused(weights, tm
 
 
 @pytest.mark.parametrize("missing", ["open_clip_config.json", "open_clip_model.safetensors"])
-def test_an_incomplete_folder_names_what_is_missing(weights, tmp_path, missing):
+def test_an_incomplete_folder_names_the_missing_file(weights, tmp_path, missing):
     folder = folder_of(weights, tmp_path / "folder")
     (folder / missing).unlink()
     with pytest.raises(WeightsError, match=missing):
         load_backbone(f"local-dir:{folder}")
 
 
-def test_a_folder_or_schema_as_weights_says_how_to_pass_it(tmp_path):
+def test_a_folder_or_address_as_weights_is_an_error_with_the_right_option(tmp_path):
     with pytest.raises(WeightsError, match=f"is a folder: .*local-dir:{tmp_path} as the backbone"):
         find_weights("tiny", str(tmp_path))
     with pytest.raises(WeightsError, match="pass it as the backbone, without other weights"):

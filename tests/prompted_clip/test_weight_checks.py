@@ -57,18 +57,18 @@ def test_another_image_grid_is_an_error_that_names_both(load):
 
 
 @pytest.mark.parametrize(
-    ("name", "n_positions", "says"),
+    ("name", "n_positions", "message"),
     [
         ("positional_embedding", 154, "interpolated 154 text positions to 77"),
         ("visual.positional_embedding", 37, "interpolated 37 image positions to 17"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_positions_are_interpolated_when_asked_with_a_warning(load, caplog, name, n_positions, says, dtype):
+def test_positions_are_interpolated_on_request_with_a_warning(load, caplog, name, n_positions, message, dtype):
     positions = {key: value.to(dtype) for key, value in longer(name, n_positions).items()}
     loaded = load(positions, interpolate_positions=True)
     assert loaded.clip.state_dict()[name].shape == tiny_backbone().clip.state_dict()[name].shape
-    assert any(says in record.getMessage() and record.levelno == logging.WARNING for record in caplog.records)
+    assert any(message in record.getMessage() and record.levelno == logging.WARNING for record in caplog.records)
 
 
 def test_weights_of_another_architecture_name_the_one_that_fits(tmp_path):

@@ -1,4 +1,4 @@
-"""Weights files: which are read, and what is said of those that are not."""
+"""Weights files: those that are read, and the errors for others."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ def tiny_state():
 
 
 def scripted(state):
-    """A scripted module with these tensors, in modules nested as their names say, and OpenAI's three integers."""
+    """A scripted module with these tensors, in modules nested by their names, and OpenAI's three integers."""
     root = nn.Module()
     for name, tensor in (state | {key: torch.tensor(1) for key in ("input_resolution", "context_length")}).items():
         *modules, last = name.split(".")
@@ -94,7 +94,7 @@ def zip_bytes():
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "a Git LFS pointer.*git lfs pull"),
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "an HTML or XML page.*download the file itself"),
@@ -111,10 +111,10 @@ def zip_bytes():
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
-def test_a_file_of_another_kind_is_named_with_the_next_step(tmp_path, content, says, suffix):
+def test_a_file_of_another_kind_is_named_with_the_next_step(tmp_path, content, message, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=says) as caught:
+    with pytest.raises(WeightsError, match=message) as caught:
         load_backbone("tiny", pretrained=str(path))
     assert str(path) in str(caught.value)
     assert "weights_only" not in str(caught.value)
@@ -138,7 +138,7 @@ def test_a_truncated_download_is_named(tmp_path, suffix, share):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ({"epoch": 1, "model": {}, "optimizer": {}}, "a dict with epoch, model, optimizer; expected tensors by name"),
         ([torch.ones(1)], "contains list; expected tensors by name"),
@@ -146,9 +146,9 @@ def test_a_truncated_download_is_named(tmp_path, suffix, share):
         (torch.ones(3), "contains Tensor"),
     ],
 )
-def test_a_checkpoint_without_tensors_by_name_says_what_it_contains(tmp_path, content, says):
+def test_a_checkpoint_without_tensors_by_name_is_an_error_with_its_content(tmp_path, content, message):
     torch.save(content, tmp_path / "file.pt")
-    with pytest.raises(WeightsError, match=says):
+    with pytest.raises(WeightsError, match=message):
         read_weights(tmp_path / "file.pt")
 
 

@@ -81,7 +81,7 @@ FAILURES = {
 
 @in_both_forms
 @pytest.mark.parametrize("reason", FAILURES)
-def test_a_process_that_cannot_go_on_says_why_and_exits_with_70(store, tmp_path, reason, web_workers):
+def test_a_process_that_cannot_go_on_logs_the_reason_and_exits_with_70(store, tmp_path, reason, web_workers):
     settings = {"web_workers": web_workers, "stuck_after_s": 5, "log_format": "json"}
     with (
         (tmp_path / "log").open("wb") as log,

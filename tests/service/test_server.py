@@ -81,7 +81,7 @@ def test_a_terminated_service_says_so_answers_what_it_accepted_and_exits_with_ze
 
 
 @pytest.mark.slow
-def test_a_start_that_fails_says_why_in_json_too(tmp_path):
+def test_a_failed_start_logs_the_reason_in_json(tmp_path):
     command = [sys.executable, "-P", "-m", "caspl", "serve", "--host", "0.0.0.0", "--store", str(tmp_path / "store")]  # noqa: S104
     ended = subprocess.run(
         [*command, "--log-format", "json"], env=environment(), capture_output=True, timeout=60, check=False

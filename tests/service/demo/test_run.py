@@ -136,8 +136,8 @@ def test_the_answer_in_the_readme_is_from_the_packaged_bundle():
     readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     answer = json.loads(re.search(r"```json\n(.*?)```", readme, re.DOTALL)[1])
     bundle = read_bundle((ASSETS / "bundles" / f"{answer['domain']}.safetensors").read_bytes())
-    asked = re.search(r"@(service/demo/images/\S+)", readme)[1]
-    image = Path(__file__).parents[3] / asked
+    path = re.search(r"@(service/demo/images/\S+)", readme)[1]
+    image = Path(__file__).parents[3] / path
     found = answer["results"][0]["predictions"]
     assert (answer["digest"], image.parent.name) == (bundle.digest, answer["domain"])
     assert [one["label"] for one in found] == [bundle.manifest.classes[one["class_id"]].name for one in found]

@@ -42,5 +42,5 @@ def test_errors_that_mean_out_of_memory(error):
 @pytest.mark.parametrize(
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("device-side assert"), KeyError(1)]
 )
-def test_other_errors_say_nothing_about_the_device(error):
+def test_other_errors_are_no_device_fault(error):
     assert fault_of(error) is Fault.NONE

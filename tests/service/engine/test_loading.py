@@ -122,7 +122,7 @@ def test_the_backbone_is_built_as_the_settings_say(quick_gelu):
     assert kinds == {"QuickGELU" if quick_gelu else "GELU"}
 
 
-def test_a_local_file_takes_the_settings_for_what_it_does_not_record(tmp_path, monkeypatch):
+def test_a_local_file_uses_the_settings_for_facts_that_it_does_not_record(tmp_path, monkeypatch):
     register_tiny_models()
     values = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"half": values})
