@@ -28,7 +28,7 @@ from service.demo.accuracy import LabelledImage, Measured, measure, read_labelle
 from service.demo.files import ASSETS, read_bundles
 from service.demo.process import DemoError, running, stop
 from service.demo.screen import Step, show_accuracy, show_first_images, show_next_commands
-from service.demo.swap import swap_under_traffic, upload
+from service.demo.swap import live_version, swap_under_traffic, upload
 from service.errors import SettingsError
 
 DOMAINS: Final = ("sketch", "satellite")
@@ -107,7 +107,7 @@ class Demo:
         boosted = Step(
             "+ boosting prompts",
             boosting_training([manifest.provenance.metrics for manifest in self._manifests]),
-            self._measure("boosted student", dict.fromkeys(DOMAINS, 1)),
+            self._measure("boosted student", {name: live_version(self._client, name) for name in DOMAINS}),
         )
         show(f"caspl fit: {shots} labelled images per class ...")
         with ThreadPoolExecutor(len(DOMAINS)) as threads:

@@ -17,13 +17,18 @@ AROUND_SWAP_S: Final = 1.0
 N_BACKGROUND: Final = 2
 
 
+def live_version(client: httpx.Client, domain: str) -> int:
+    """The live version of a domain."""
+    return int(client.get(f"/domains/{domain}").json()["version"])
+
+
 def upload(client: httpx.Client, domain: str, data: bytes, *, is_live: bool) -> int:
     """Upload a bundle as a new version, and activate it if `is_live`; returns the version.
 
     Raises:
         DemoError: the request failed, or the live version is not the expected one.
     """
-    before = client.get(f"/domains/{domain}").json()["version"]
+    before = live_version(client, domain)
     answer = client.post(
         f"/domains/{domain}/versions",
         params={"activate": is_live},
@@ -33,7 +38,7 @@ def upload(client: httpx.Client, domain: str, data: bytes, *, is_live: bool) -> 
     if not answer.is_success:
         raise DemoError(f"Uploading a bundle of {domain} failed: {answer.text}")
     version = int(answer.json()["version"])
-    live, expected = client.get(f"/domains/{domain}").json()["version"], version if is_live else before
+    live, expected = live_version(client, domain), version if is_live else before
     if live != expected:
         raise DemoError(f"Version {live} of {domain} is live, expected {expected}.")
     return version
