@@ -30,7 +30,7 @@ demo: $(VENV)/.installed-serve ## set up, serve two demo domains, measure them p
 test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)
 	$(BIN)/python -P -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-dev ## style, types, who imports whom, spelling
+lint: $(VENV)/.installed-dev ## check style, types, import contracts and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -41,7 +41,7 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers from nothing (70 minutes on two cores)
+demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers from nothing (more than an hour on two cores)
 	$(BIN)/python -P -m training.demo all
 
 clean: ## remove the virtual environment and everything built
