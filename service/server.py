@@ -138,6 +138,6 @@ def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, st
             has_started = server.started
     if context.engine.activity.is_busy:
         # Python joins its threads at exit, and the device thread may hang forever.
-        logger.critical("server.device_left_behind")
+        logger.critical("device.abandoned")
         end_process(0 if context.is_drained else STATUS)
     return 0 if has_started else 1

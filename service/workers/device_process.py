@@ -110,7 +110,7 @@ class WebPool:
                 )
             is_healthy = loop.time() - began_s > HEALTHY_AFTER_S
             backoff_s = FIRST_BACKOFF_S if is_healthy else min(2 * backoff_s, MAX_BACKOFF_S)
-            logger.error("web.ended", extra={"status": status, "again_in_s": backoff_s})
+            logger.error("web.exited", extra={"status": status, "again_in_s": backoff_s})
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff_s)
 
@@ -159,7 +159,7 @@ async def _watch(worker: WorkerConnection, process: Process) -> None:
                 silent_s = 0
                 await asyncio.sleep(TURN_S)
                 counting = asyncio.ensure_future(worker.refresh_counts())
-        logger.error("web.silent", extra={"pid": process.pid, "for_s": silent_s})
+        logger.error("web.unresponsive", extra={"pid": process.pid, "for_s": silent_s})
     except DeviceLostError:  # disconnected: it is exiting, or sent an invalid message
         await asyncio.sleep(DISCONNECTED_KILL_S)
     except Exception:

@@ -42,7 +42,7 @@ def to_wire(error: Any) -> WireError:  # noqa: ANN401  msgspec passes every valu
     """Serialize an error. One without a row in the problem table is a bug: it is logged, and its text is not sent."""
     kind = next((kind for kind in type(error).__mro__ if ERRORS.get(kind.__name__) is kind), None)
     if kind is None:
-        logger.error("call.failed", exc_info=error)
+        logger.error("rpc.failed", exc_info=error)
         return WireError(ServiceError.__name__, INTERNAL_DETAIL, {"code": "internal", "extra": {}})
     return WireError(kind.__name__, str(error), vars(error))
 

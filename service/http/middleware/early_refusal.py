@@ -91,5 +91,5 @@ class EarlyRefusal:
         self._n_refused += 1
 
     def _log(self) -> None:
-        logger.info("requests.refused", extra={"n": self._n_refused, "code": OverloadedError.default_code})
+        logger.info("requests.rejected", extra={"n": self._n_refused, "code": OverloadedError.default_code})
         self._n_refused = 0

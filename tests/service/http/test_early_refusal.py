@@ -162,7 +162,7 @@ def test_refusals_are_counted_and_logged_together(served, caplog):
     for path in ("/classify/paint", "/classify/paint?top_k=1"):
         served.exchange(request(path))
     deadline_s = time.monotonic() + 20 * LOG_EVERY_S
-    while "requests.refused" not in caplog.text:
+    while "requests.rejected" not in caplog.text:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     metrics = served.context.metrics.text().decode()

@@ -60,7 +60,7 @@ async def test_a_silent_web_process_is_killed_later_while_it_starts(turns, sampl
     await asyncio.wait_for(_watch(Worker(samples=samples), process), 20)
     assert process.is_killed
     assert turns.n_waits == n_turns
-    assert [record.getMessage() for record in caplog.records] == ["web.silent"]
+    assert [record.getMessage() for record in caplog.records] == ["web.unresponsive"]
 
 
 async def test_a_response_ends_the_silence(turns):
