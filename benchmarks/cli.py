@@ -49,7 +49,7 @@ def engine(
     out: Out = RESULTS,
     as_json: AsJson = False,
 ) -> None:
-    """Engine rate without HTTP: one domain, many domains, against open_clip in the same dtype."""
+    """Measure the engine without HTTP: one domain, many domains, against open_clip in the same dtype."""
 
     def measure(console: Console) -> Report:
         from benchmarks.engine import EngineOptions, measure
@@ -80,7 +80,7 @@ def serve(
     out: Out = RESULTS,
     as_json: AsJson = False,
 ) -> None:
-    """The server over HTTP: start, idle latency, closed and open loops, overload, swap load."""
+    """Measure the server over HTTP: start, idle latency, closed and open loops, overload, swap load."""
 
     def measure(console: Console) -> Report:
         from benchmarks.serve import ServeOptions, measure
@@ -109,7 +109,7 @@ def peers(
     dtypes: Annotated[str, typer.Option(help="separated by commas")] = "bfloat16,float32",
     backbone: Annotated[str, typer.Option(help="open_clip architecture")] = "ViT-B-16",
     threads: Annotated[int, typer.Option(min=1, help="threads in all, for every server")] = 2,
-    clients: Annotated[int, typer.Option(min=1, help="of the closed loop")] = 4,
+    clients: Annotated[int, typer.Option(min=1, help="clients of the closed loop")] = 4,
     seconds: Seconds = 15.0,
     side: Annotated[int, typer.Option(min=0, help="photographs' side in pixels; 0 leaves their size")] = 0,
     folder: Annotated[Path, typer.Option(help="virtual environments of the peers")] = Path("build/peers"),
@@ -117,7 +117,7 @@ def peers(
     out: Out = RESULTS,
     as_json: AsJson = False,
 ) -> None:
-    """Other servers with the same photographs, clients and threads, one at a time."""
+    """Measure other servers with the same photographs, clients and threads, one at a time."""
 
     def measure(console: Console) -> Report:
         from benchmarks.peers.compare import PeerOptions, measure
@@ -142,15 +142,15 @@ def peers(
 def train(
     backbone: BackboneName = "ViT-B-16",
     teacher: Annotated[str, typer.Option(help="open_clip architecture")] = "ViT-L-14",
-    images: Annotated[int, typer.Option(min=1, help="per epoch")] = 16,
-    classes: Annotated[int, typer.Option(min=2, help="of the domain; DTD has 47")] = 47,
-    epochs: Annotated[int, typer.Option(min=2, help="of each run; the first one fills the caches")] = 2,
+    images: Annotated[int, typer.Option(min=1, help="images per epoch")] = 16,
+    classes: Annotated[int, typer.Option(min=2, help="classes of the domain; DTD has 47")] = 47,
+    epochs: Annotated[int, typer.Option(min=2, help="epochs of each run; the first one fills the caches")] = 2,
     methods: Annotated[str, typer.Option(help="separated by commas; all by default")] = "",
     threads: Annotated[int, typer.Option(min=1, help="torch threads")] = 2,
     out: Out = RESULTS,
     as_json: AsJson = False,
 ) -> None:
-    """Training speed against a transcription of the reference recipe, with equal losses."""
+    """Measure training speed against a transcription of the reference recipe, with equal losses."""
 
     def measure(console: Console) -> Report:
         from benchmarks.training_speed import TrainOptions, measure

@@ -132,9 +132,9 @@ def table(found: Found) -> Table:
 def main(
     old: Annotated[Path, typer.Option(help="checkout with a .venv")],
     new: Annotated[Path, typer.Option(help="checkout with a .venv")],
-    rounds: Annotated[int, typer.Option(min=1, help="of every measurement")] = 5,
-    seconds: Annotated[float, typer.Option(min=1, help="of every measurement")] = 8.0,
-    dtype: Annotated[str, typer.Option(help="of ViT-B-16; auto may differ between two starts")] = "bfloat16",
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of every measurement")] = 5,
+    seconds: Annotated[float, typer.Option(min=1, help="length of each measurement")] = 8.0,
+    dtype: Annotated[str, typer.Option(help="dtype of ViT-B-16; auto may differ between two starts")] = "bfloat16",
     only: Annotated[str, typer.Option(help="cases, separated by commas")] = "ViT-B-16,demo-student,start",
     out: Annotated[Path, typer.Option(help="JSON file; the table goes beside it")] = Path("build/bench/paired.json"),
 ) -> None:

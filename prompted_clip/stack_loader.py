@@ -128,13 +128,13 @@ class StackLoader:
         """
         reason = ""
         if stack.text_adapt is not None and stack.text_adapt.ndim == 4:
-            reason = "class-specific text prompts, which exist only"
+            reason = "class-specific text prompts"
         elif stack.labels == "own":
-            reason = "text features that its prompts alone do not give, made"
+            reason = "text features that its prompts cannot compute"
         if reason:
             msg = (
-                f"Domain {stack.domain!r} has {reason} for its own {len(stack.class_names)} classes; "
-                "other labels cannot be scored."
+                f"Domain {stack.domain!r} supports only its own {len(stack.class_names)} classes, because it has "
+                f"{reason}; other labels cannot be scored."
             )
             raise StackMismatchError(msg)
         opened = replace(stack, class_names=tuple(labels), class_texts=tuple(labels), temperature=1.0)

@@ -30,7 +30,7 @@ def fit(
     method: Annotated[str, typer.Option(help="auto, gda, ridge or tip-adapter")] = "auto",
     root: options.Root = None,
     shots: options.Shots = 0,
-    seed: Annotated[int, typer.Option(min=0, help="of the sample, with --shots")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the sample, with --shots")] = 1,
     strict: options.Strict = False,
     backbone: Annotated[str, typer.Option(help="model, open_clip name (default: the bundle's)")] = "",
     pretrained: Annotated[

@@ -34,7 +34,7 @@ class Settings(BaseModel):
 class FewShotRecipe(Settings):
     """A few-shot head in closed form: nothing is trained, and the seed only draws the shots."""
 
-    seed: int = Field(default=1, ge=0, description="of the sample")
+    seed: int = Field(default=1, ge=0, description="random seed of the sample")
 
 
 class Recipe(Settings):
@@ -62,7 +62,7 @@ class Recipe(Settings):
         "0 draws new views every epoch, as in the papers",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the forward pass; auto is bfloat16 on CUDA, float32 elsewhere"
+        default="auto", description="dtype of the forward pass; auto is bfloat16 on CUDA, float32 elsewhere"
     )
     seed: int = Field(default=1, ge=0)
 

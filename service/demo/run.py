@@ -165,7 +165,7 @@ def run(console: Console, *, shots: int, n_test: int, seed: int, keep: bool) -> 
 def main(
     shots: Annotated[int, typer.Option(min=1, help="labelled images per class for the fit")] = 8,
     n_test: Annotated[int, typer.Option(min=1, help="test images per domain")] = 600,
-    seed: Annotated[int, typer.Option(min=0, help="of the test images")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the test images")] = 600,
     keep: Annotated[bool, typer.Option("--keep", help="keep the service running until Ctrl-C")] = False,
 ) -> None:
     """Measure plain, boosted and fitted versions of two domains over HTTP; the last goes live under load."""

@@ -43,7 +43,7 @@ class CoOpRecipe(AdaptRecipe):
     )
     position: Position = Field(
         default="end",
-        description="of the class name: at the end, in the middle or in front of the context; boosting prompts "
+        description="place of the class name: at the end, in the middle or in front of the context; boosting prompts "
         "directly precede the name (inferred for middle and front)",
     )
 

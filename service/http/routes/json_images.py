@@ -134,7 +134,7 @@ def _decode_leniently(text: bytes | memoryview, name: str) -> bytes:
         image.write(binascii.a2b_base64(digits[:n_whole]))
         digits = digits[n_whole:]
     if len(digits) == 1:
-        raise _rejected(f"{name}: expected base64, whose length is never one more than a multiple of 4.")
+        raise _rejected(f"{name}: expected base64, found an incomplete group of 4 characters at the end.")
     image.write(binascii.a2b_base64(digits + b"=" * (-len(digits) % 4)))
     return image.getvalue()
 
