@@ -31,7 +31,7 @@ NOT_RUN = {
     r"(\S*/)?caspl serve --host": "listens on all addresses",
     r"(\S*/)?caspl bench": "measures for minutes",
     r"python (-P )?-m benchmarks": "measures for minutes",
-    r"python (-P )?-m training\.demo": "draws thousands of pictures or trains for minutes",
+    r"python (-P )?-m training\.demo( |.* --n-test 600)": "draws thousands of pictures or trains for minutes",
     r"curl .*…": "contains a placeholder",
 }
 UsageError = typer.BadParameter.__base__  # click's, which typer does not export

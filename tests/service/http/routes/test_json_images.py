@@ -113,7 +113,7 @@ def test_a_byte_order_mark_before_the_json_is_skipped():
         ("data:text/plain;base64,AAAA", "found ':' at position 4"),
         ("data:image/png,AAAA", "found ':' at position 4"),
         ("data:image/png;base64,AA?A", "found '\\?' at position 24"),
-        ("AAAAA", "one more than a multiple of 4"),
+        ("AAAAA", "an incomplete group of 4 characters"),
     ],
 )
 def test_what_is_not_base64_is_named_with_its_image_and_position(text, message):
