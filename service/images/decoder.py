@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from PIL import Image, ImageFile
 
-from service.errors import ImageRejectedError, OverloadedError
+from service.errors import CapacityError, ImageRejectedError, OverloadedError
 from service.images.headers import DAMAGED, Header, check_size, check_work, read_header
 from service.images.pool import FairThreadPool
 from service.images.preprocessing import MAX_THREADS, Pixels, decode_threads, preprocessing
@@ -53,6 +53,7 @@ def open_image(
         ImageFormatError: not JPEG, PNG or WebP.
         ImageTooLargeError: beyond a limit.
         ImageRejectedError: damaged, animated, or beyond another limit.
+        CapacityError: out of memory.
     """
     header = header or read_header(data, settings.max_image_bytes)
     data = check_work(data, header, settings)
@@ -63,6 +64,10 @@ def open_image(
             return decode(image, data), notes
     except ImageRejectedError:
         raise
+    except MemoryError as error:
+        logger.error("image.out_of_memory", extra={"kind": header.kind, "n_pixels": header.n_pixels})  # noqa: TRY400
+        message = "Out of memory while decoding this image. Retry later, or send a smaller one."
+        raise CapacityError(message, retry_after_s=1.0) from error
     except Exception as error:
         # Pillow raises many kinds of errors, some with memory addresses in the text; clients must not see them.
         logger.info("image.rejected", extra={"kind": header.kind, "reason": type(error).__name__})
@@ -120,7 +125,7 @@ class Decoder:
         """Decode one file on a thread in its tenant's turn.
 
         Raises:
-            ImageRejectedError: see `open_image`.
+            ImageRejectedError, CapacityError: see `open_image`.
         """
         header = read_header(data, self._settings.max_image_bytes)
         is_within_limit = header.n_pixels <= self._settings.max_image_pixels
@@ -134,7 +139,7 @@ class Decoder:
     def _decode(self, data: bytes, header: Header) -> Decoded:
         try:
             resize, notes = open_image(data, self._settings, self._preprocessing.decode, header)
-        except ImageRejectedError as error:
+        except (ImageRejectedError, CapacityError) as error:
             # The frames of a traceback hold the image until the request is answered.
             error.__cause__ = error.__context__ = None
             raise error.with_traceback(None) from None

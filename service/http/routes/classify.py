@@ -20,6 +20,7 @@ from fastapi import APIRouter, Query, Request, Response
 from prompt_store.manifest import is_domain
 from service.domains.live_table import unknown_domain
 from service.errors import (
+    CapacityError,
     ClientGoneError,
     DeadlineExceededError,
     DrainingError,
@@ -268,7 +269,7 @@ async def _decode(
         return image.data
     try:
         return await context.decoder.decode(image.data, tenant)
-    except ImageRejectedError as error:
+    except (ImageRejectedError, CapacityError) as error:
         return error
     except Exception as error:
         logger.exception("image.failed")  # a bug; it must not fail the other images
