@@ -1,0 +1,187 @@
+"""Decodes, queues and scores the images of one request, which may be for several domains.
+
+One bad image or version leaves the others alone; a request without a single answer fails as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from fastapi import Request
+
+from service.errors import (
+    CapacityError,
+    ClientGoneError,
+    DeadlineExceededError,
+    DrainingError,
+    ImageRejectedError,
+    ImagesRejectedError,
+    OverloadedError,
+)
+from service.http.context import HttpContext
+from service.http.problems import EXPECTED, describe
+from service.http.routes.requests import UploadedImage
+from service.images.decoder import Decoded
+from service.images.preprocessing import Pixels
+from service.inference import ImageResult, Pin, Scored, ScoringOptions
+
+logger = logging.getLogger(__name__)
+
+PinOrError: TypeAlias = Pin | Exception
+
+
+class Outcome(NamedTuple):
+    """The results of one request.
+
+    Args:
+        domains: version and answers of each domain, or its error.
+        pictures: each image decoded, or its error.
+        answers: answer or error of each image.
+        decode_s: seconds until all images were decoded.
+        ended_s: monotonic time when the last answer was ready.
+    """
+
+    domains: Mapping[str, Scored | Exception]
+    pictures: Sequence[Decoded | Exception]
+    answers: Sequence[ImageResult | Exception]
+    decode_s: float
+    ended_s: float
+
+
+async def score_in_time(
+    request: Request,
+    context: HttpContext,
+    pins: Mapping[str, PinOrError],
+    images: Sequence[tuple[str, UploadedImage]],
+    options: ScoringOptions,
+) -> Outcome:
+    """Run `score_images` until the deadline, or until the client disconnects.
+
+    Raises:
+        ClientGoneError: the client disconnected.
+        DeadlineExceededError: the deadline passed.
+        Exception: see `score_images`.
+    """
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        timeout.reschedule(0)
+
+    try:
+        async with asyncio.timeout_at(options.deadline_s) as timeout:
+            watching = asyncio.ensure_future(watch())
+            try:
+                return await score_images(context, pins, images, options, request.scope["caspl.tenant"][0])
+            finally:
+                watching.cancel()
+    except TimeoutError as error:
+        if is_gone:
+            raise ClientGoneError("The client disconnected before the response was ready.") from error
+        if "version" not in request.query_params:  # the domain of a numbered version may not exist
+            count_images(context, images, pins, [error] * len(images))
+        raise DeadlineExceededError(
+            "The request was not finished within its timeout. Retry later, or with a longer timeout_ms."
+        ) from error
+
+
+async def score_images(
+    context: HttpContext,
+    pins: Mapping[str, PinOrError],
+    images: Sequence[tuple[str, UploadedImage]],
+    options: ScoringOptions,
+    client: str,
+) -> Outcome:
+    """Decode, queue and score the images of one request, each with its domain.
+
+    Decoding is shared fairly between pairs of client and domain.
+
+    Raises:
+        ImagesRejectedError: all of several images are invalid.
+        Exception: the error of the only image, or the first one that is not an image's fault if all failed.
+    """
+    began_s = time.monotonic()
+    tenants = [(client, domain) for domain, _ in images if not isinstance(pins[domain], Exception)]
+    with context.decoder.places.holding(tenants):
+        decoding = [_decode(context, pins[domain], image, (client, domain)) for domain, image in images]
+        pictures = [await decoding[0]] if len(decoding) == 1 else await asyncio.gather(*decoding)
+    decode_s = time.monotonic() - began_s
+    pixels: dict[str, list[Pixels]] = {domain: [] for domain in pins}
+    for (domain, _), picture in zip(images, pictures, strict=True):
+        if isinstance(picture, Decoded):
+            pixels[domain].append(picture.pixels)
+    scoring = [_score(pin, pixels[domain], options) for domain, pin in pins.items()]
+    scored = [await scoring[0]] if len(scoring) == 1 else await asyncio.gather(*scoring)
+    domains = dict(zip(pins, scored, strict=True))
+    remaining = {domain: iter(one.answers) for domain, one in domains.items() if isinstance(one, Scored)}
+    answers: list[ImageResult | Exception] = []
+    for (domain, _), picture in zip(images, pictures, strict=True):
+        of_domain = domains[domain]
+        if isinstance(of_domain, Exception):
+            answers.append(of_domain)
+        else:
+            answers.append(next(remaining[domain]) if isinstance(picture, Decoded) else picture)
+    count_images(context, images, domains, answers)
+    _fail_if_none(answers)
+    return Outcome(domains, pictures, answers, decode_s, time.monotonic())
+
+
+async def _decode(
+    context: HttpContext, pin: PinOrError, image: UploadedImage, tenant: tuple[str, str]
+) -> Decoded | Exception:
+    """Pixels or the error; without a pinned version the image is not decoded."""
+    if isinstance(pin, Exception):
+        return pin
+    if isinstance(image.data, ImageRejectedError):
+        return image.data
+    try:
+        return await context.decoder.decode(image.data, tenant)
+    except (ImageRejectedError, CapacityError) as error:
+        return error
+    except Exception as error:
+        logger.exception("image.failed")  # a bug; it must not fail the other images
+        return error
+
+
+async def _score(pin: PinOrError, pixels: Sequence[Pixels], options: ScoringOptions) -> Scored | Exception:
+    if isinstance(pin, Exception):
+        return pin
+    try:
+        return await pin.score(pixels, options)
+    except EXPECTED as error:
+        return error
+
+
+def count_images(
+    context: HttpContext,
+    images: Sequence[tuple[str, UploadedImage]],
+    domains: Mapping[str, object],
+    answers: Sequence[ImageResult | Exception],
+) -> None:
+    """Count images by domain, except rejected requests, which the scheduler counts, and names of unknown domains."""
+    for (domain, _), answer in zip(images, answers, strict=True):
+        if isinstance(domains[domain], Exception) or isinstance(answer, OverloadedError | DrainingError):
+            continue
+        result = "answered"
+        if isinstance(answer, Exception):
+            result = "rejected" if isinstance(answer, ImageRejectedError) else "failed"
+        context.metrics.image_counted(domain, result)
+
+
+def _fail_if_none(answers: Sequence[ImageResult | Exception]) -> None:
+    """Raise an error for the whole request if no image has an answer."""
+    failures = [answer for answer in answers if isinstance(answer, Exception)]
+    if len(failures) < len(answers):
+        return
+    ours = [error for error in failures if not isinstance(error, ImageRejectedError)]
+    if ours or len(failures) == 1:
+        raise [*ours, *failures][0]
+    errors = [{"index": index, **describe(error)} for index, error in enumerate(failures)]
+    raise ImagesRejectedError("All images are invalid; see `errors`.", extra={"errors": errors})
