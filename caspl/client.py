@@ -4,7 +4,9 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
@@ -12,11 +14,13 @@ import httpx
 
 from caspl import operations
 from caspl.errors import TransportError
-from caspl.operations import Operation, Request
+from caspl.requests import Concurrently, Operation, Request
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 BUSY: Final = frozenset({429, 503})
 MAX_PAUSE_S: Final = 10.0
+MAX_CONCURRENT: Final = 4
+"""Requests at a time, of operations with many."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,11 +36,7 @@ def _document(method: Callable[..., Any], operation: Callable[..., Any]) -> None
 
 def _blocking(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[Client, P], T]":
     def method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        steps = operation(*args, **kwargs)
-        request, result = _advance(steps, None)
-        while request is not None:
-            request, result = _advance(steps, client.send(request))
-        return cast("T", result)
+        return client.run(operation(*args, **kwargs))
 
     _document(method, operation)
     return method
@@ -44,11 +44,7 @@ def _blocking(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[Cli
 
 def _awaitable(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]":
     async def method(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        steps = operation(*args, **kwargs)
-        request, result = await asyncio.to_thread(_advance, steps, None)
-        while request is not None:
-            request, result = await asyncio.to_thread(_advance, steps, await client.send(request))
-        return cast("T", result)
+        return await client.run(operation(*args, **kwargs))
 
     _document(method, operation)
     return method
@@ -94,6 +90,19 @@ class Client:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def run(self, operation: Operation[T]) -> T:
+        """Run an operation to its end; see `caspl.requests`."""
+        step = _advance(operation, None)
+        while step.next is not None:
+            asked = step.next
+            reply = self.send(asked) if isinstance(asked, Request) else self._run_all(asked.operations)
+            step = _advance(operation, reply)
+        return cast("T", step.result)
+
+    def _run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
+            return list(pool.map(self.run, operations))
 
     def send(self, request: Request) -> httpx.Response:
         """Send one request, with retries.
@@ -151,6 +160,29 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
+    async def run(self, operation: Operation[T]) -> T:
+        """Run an operation to its end; see `caspl.requests`."""
+        step = await asyncio.to_thread(_advance, operation, None)
+        while step.next is not None:
+            asked = step.next
+            reply = await (self.send(asked) if isinstance(asked, Request) else self._run_all(asked.operations))
+            step = await asyncio.to_thread(_advance, operation, reply)
+        return cast("T", step.result)
+
+    async def _run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        turn = asyncio.Semaphore(MAX_CONCURRENT)
+
+        async def run(operation: Operation[Any]) -> Any:  # noqa: ANN401  of operations of any kind
+            async with turn:
+                return await self.run(operation)
+
+        tasks = [asyncio.create_task(run(operation)) for operation in operations]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
     async def send(self, request: Request) -> httpx.Response:
         """Send one request; see `Client.send`."""
         for _ in range(self._max_attempts - 1):
@@ -172,12 +204,19 @@ def _http_options(base_url: str, api_key: str | None, timeout_s: float) -> dict[
     return {"base_url": base_url, "headers": headers, "timeout": httpx.Timeout(timeout_s, connect=5.0)}
 
 
-def _advance(operation: Operation[T], response: httpx.Response | None) -> tuple[Request | None, T | None]:
-    """The operation's next request, or its result."""
+@dataclass(frozen=True)
+class _Step:
+    """What an operation needs next; None at its end, when it has a result."""
+
+    next: Request | Concurrently | None
+    result: Any = None
+
+
+def _advance(operation: Operation[Any], reply: httpx.Response | list[Any] | None) -> _Step:
     try:
-        return (next(operation) if response is None else operation.send(response)), None
+        return _Step(next(operation) if reply is None else operation.send(reply))
     except StopIteration as end:
-        return None, end.value
+        return _Step(None, end.value)
 
 
 def _pause_s(response: httpx.Response) -> float:

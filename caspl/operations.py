@@ -1,40 +1,22 @@
-"""The operations of a CasPL server's clients: generators that yield HTTP requests and receive the responses.
+"""The operations of a CasPL server's clients: classify images, and change versions."""
 
-They do no network I/O, so the synchronous and the asynchronous client share them.
-"""
-
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
 
-from caspl.errors import TransportError, from_problem
+from caspl.errors import from_problem
 from caspl.images import ImageInput, ImagesInput, as_list, encode, n_bytes
+from caspl.requests import TOO_LARGE, Operation, Request, accepted, chunks, domain_path, response_body
 from caspl.results import Classification, Domain, Prediction, Version
 from prompt_store.bundle import peek_manifest
 
 IMAGES_PER_REQUEST: Final = 16
 BYTES_PER_REQUEST: Final = 30 * 2**20
 """Of the 32 MiB that a server accepts by default; the rest is for multipart headers."""
-TOO_LARGE: Final = 413
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Request:
-    """An HTTP request; `options` are httpx's."""
-
-    method: str
-    path: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-Operation: TypeAlias = Generator[Request, httpx.Response, T]
 
 
 def classify(
@@ -71,7 +53,7 @@ def classify(
         path, fields = f"/classify/{quote(domain, safe='')}", ["images"] * len(all_images)
     parts = list(zip(fields, all_images, strict=True))
     results = []
-    for chunk in _chunks(parts, [n_bytes(image) for image in all_images]):
+    for chunk in chunks(parts, [n_bytes(image) for image in all_images], IMAGES_PER_REQUEST, BYTES_PER_REQUEST):
         results += yield from _classify_chunk(path, chunk, params)
     return results
 
@@ -82,7 +64,7 @@ def domains() -> Operation[list[Domain]]:
     Raises:
         CasplError: the server cannot be reached or rejects the request.
     """
-    body = _accepted((yield Request("GET", "/domains")), "domains")
+    body = accepted((yield Request("GET", "/domains")), "domains")
     return [
         Domain(found["domain"], found["state"], found["version"], found["digest"], found["n_classes"])
         for found in body["domains"]
@@ -105,9 +87,9 @@ def publish(
         OSError: the file cannot be read.
     """
     data = bundle if isinstance(bundle, bytes) else Path(bundle).read_bytes()
-    path = f"/domains/{quote(domain or peek_manifest(data).domain, safe='')}/versions"
+    path = domain_path(domain or peek_manifest(data).domain, "versions")
     options = {"content": data, "params": {"activate": True} if activate else {}}
-    body = _accepted((yield Request("POST", path, options)), "version")
+    body = accepted((yield Request("POST", path, options)), "version")
     return Version(body["domain"], body["version"], body["digest"], body["is_live"], body["is_new"])
 
 
@@ -124,8 +106,8 @@ def activate(domain: str, version: int, *, expected_digest: str | None = None) -
         CasplError: no such domain or version, or the server cannot be reached or fails.
     """
     headers = {"If-Match": f'"{expected_digest}"'} if expected_digest else {}
-    path = f"/domains/{quote(domain, safe='')}/live"
-    body = _accepted((yield Request("PUT", path, {"json": {"version": version}, "headers": headers})), "version")
+    path = domain_path(domain, "live")
+    body = accepted((yield Request("PUT", path, {"json": {"version": version}, "headers": headers})), "version")
     return Version(body["domain"], body["version"], body["digest"])
 
 
@@ -135,20 +117,8 @@ def rollback(domain: str) -> Operation[Version]:
     Raises:
         CasplError: no such domain, no earlier version, or the server cannot be reached or fails.
     """
-    body = _accepted((yield Request("POST", f"/domains/{quote(domain, safe='')}/rollback")), "version")
+    body = accepted((yield Request("POST", domain_path(domain, "rollback"))), "version")
     return Version(body["domain"], body["version"], body["digest"])
-
-
-def _chunks(parts: Sequence[T], sizes: Sequence[int]) -> Iterator[Sequence[T]]:
-    """Split parts into requests within the limits; a part larger than the limit is sent alone."""
-    start, total = 0, 0
-    for index, size in enumerate(sizes):
-        if index > start and (index - start == IMAGES_PER_REQUEST or total + size > BYTES_PER_REQUEST):
-            yield parts[start:index]
-            start, total = index, 0
-        total += size
-    if parts:
-        yield parts[start:]
 
 
 def _classify_chunk(
@@ -156,12 +126,12 @@ def _classify_chunk(
 ) -> Operation[list[Classification]]:
     """One request, or one for each half of the images if the server's limit is lower than the default."""
     files = [(name, encode(image)) for name, image in parts]
-    response = yield Request("POST", path, {"files": files, "params": params})
+    response: httpx.Response = yield Request("POST", path, {"files": files, "params": params})
     if response.status_code == TOO_LARGE and len(parts) > 1:
         middle = len(parts) // 2
         first = yield from _classify_chunk(path, parts[:middle], params)
         return first + (yield from _classify_chunk(path, parts[middle:], params))
-    body, status = _body(response, "results"), response.status_code
+    body, status = response_body(response, "results"), response.status_code
     if response.is_success:
         return [_classification({**body, **result}) for result in body["results"]]
     error = from_problem(body, status)
@@ -185,27 +155,3 @@ def _classification(result: dict[str, Any]) -> Classification:
         tuple(result.get("notes", ())),
         from_problem(problem, problem.get("status", 422)) if problem else None,
     )
-
-
-def _body(response: httpx.Response, member: str) -> dict[str, Any]:
-    """The JSON object of a response.
-
-    Raises:
-        TransportError: a successful response without this member.
-    """
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    if response.is_success and not (isinstance(body, dict) and member in body):
-        detail = f"{response.url} is not a CasPL Serve response."
-        raise TransportError("Unexpected response", detail, code="not_caspl")
-    return body if isinstance(body, dict) else {}
-
-
-def _accepted(response: httpx.Response, member: str) -> dict[str, Any]:
-    """The same, of a response that must be successful."""
-    body = _body(response, member)
-    if not response.is_success:
-        raise from_problem(body, response.status_code)
-    return body

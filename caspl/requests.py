@@ -1,0 +1,82 @@
+"""HTTP requests as values, and checks of their responses.
+
+An operation of the clients is a generator: it yields requests and receives responses. It does no network I/O, so the
+synchronous and the asynchronous client share it.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from caspl.errors import TransportError, from_problem
+
+TOO_LARGE: Final = 413
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """An HTTP request; `options` are httpx's. The operation receives its `httpx.Response`."""
+
+    method: str
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Concurrently:
+    """Independent operations, of which a client runs several at a time. The operation receives their results."""
+
+    operations: Sequence["Operation[Any]"]
+
+
+Operation: TypeAlias = Generator[Request | Concurrently, Any, T]
+
+
+def domain_path(domain: str, *rest: str) -> str:
+    """The path of a domain, or of a resource below it."""
+    return "/".join(["/domains", quote(domain, safe=""), *rest])
+
+
+def chunks(parts: Sequence[T], sizes: Sequence[int], max_parts: int, max_bytes: int) -> Iterator[Sequence[T]]:
+    """Split parts into requests within the limits; a part larger than the limit is sent alone."""
+    start, total = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and (index - start == max_parts or total + size > max_bytes):
+            yield parts[start:index]
+            start, total = index, 0
+        total += size
+    if parts:
+        yield parts[start:]
+
+
+def response_body(response: httpx.Response, member: str) -> dict[str, Any]:
+    """The JSON object of a response.
+
+    Raises:
+        TransportError: a successful response without this member.
+    """
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if response.is_success and not (isinstance(body, dict) and member in body):
+        detail = f"{response.url} is not a CasPL Serve response."
+        raise TransportError("Unexpected response", detail, code="not_caspl")
+    return body if isinstance(body, dict) else {}
+
+
+def accepted(response: httpx.Response, member: str) -> dict[str, Any]:
+    """The same, of a response that must be successful.
+
+    Raises:
+        CasplError: it is not; or as `response_body`.
+    """
+    body = response_body(response, member)
+    if not response.is_success:
+        raise from_problem(body, response.status_code)
+    return body
