@@ -16,8 +16,9 @@ from training.data.views import Views
 from training.export import adapt_provenance, export_bundle
 from training.files import digest_of, write_atomic
 from training.loop import SINGLE_PROCESS, CheckpointConfig
+from training.loop_progress import train_with_progress
 from training.parallel import World
-from training.progress import progress_bars, train_with_progress
+from training.progress import progress_bars
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 from training.selection import Selection

@@ -75,8 +75,8 @@ def boost(
         from training.boost_run import BoostJob, run_boost
         from training.files import read_bundle_file
         from training.hardware import load_backbones
+        from training.loop_progress import check_tensorboard
         from training.parallel import init_distributed
-        from training.progress import check_tensorboard
         from training.rates import scale_rate
         from training.unlabelled import read_data_set, read_folder
 
@@ -245,15 +245,15 @@ def _fit(
 ) -> None:
     """Fit a few-shot head on a base model and print the report."""
     from prompted_clip.model import PromptedClip
-    from training.fit_command import print_report
     from training.fit_run import FitJob, run_fit, zero_shot_bundle
+    from training.fit_table import print_report
 
     base = zero_shot_bundle(base_model, dataset, domain)
     result = run_fit(FitJob(base, dataset, out, method), PromptedClip(base_model.backbone), console)
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        print_report(result)
+        print_report(result, {name: result[name] for name in ("bundle", "digest")})
 
 
 def _checkpoint_path(bundle: Path) -> Path:

@@ -1,23 +1,19 @@
 """`caspl fit`. Imports torch only after validating the arguments."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from training import options
+from training.fit_table import print_report
 from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
     from training.data.dataset import Dataset, Split
-
-MAX_PRINTED: Final = 20
-"""Suspects listed without --json."""
 
 fit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -88,7 +84,7 @@ def fit(
         if json_:
             typer.echo(json.dumps(result))
         else:
-            print_report(result)
+            print_report(result, {name: result[name] for name in ("bundle", "digest")})
 
 
 def drop_and_report(dataset: "Dataset", splits: Sequence["Split"], console: Console, *, strict: bool) -> "Dataset":
@@ -101,44 +97,3 @@ def drop_and_report(dataset: "Dataset", splits: Sequence["Split"], console: Cons
         message = f"Skipped unreadable images ({len(dataset.unreadable)}): {shorten(dataset.unreadable)}"
         console.print(message, style="yellow", markup=False, soft_wrap=True)
     return dataset
-
-
-def print_report(result: Mapping[str, Any]) -> None:
-    """Print a result of `run_fit`: the classes, the worst suspects, and a summary at the end."""
-    console, accuracy = Console(), result["accuracy"]
-    classes = Table("class", "images", "accuracy", "with half", "text features", "mistaken for", title="classes")
-    for one in result["classes"]:
-        rates = [one["accuracy"] and one["accuracy"]["rate"], one["half_accuracy"], one["text_accuracy"]]
-        cells = ["-" if rate is None else f"{rate:.0%}" for rate in rates]
-        images = f"{one['n_examples']}{'' if one['is_fitted'] else ' (text features only)'}"
-        _add(classes, one["name"], images, *cells, one["mistaken_for"] or "-")
-    console.print(classes)
-    if suspects := result["suspects"]:
-        n_more = len(suspects) - MAX_PRINTED
-        lines = ["Labels to check, worst first:"]
-        # Lines instead of a table, which would break long paths.
-        lines += [f"  {one['file']}: {one['label']}, predicted {one['predicted']}" for one in suspects[:MAX_PRINTED]]
-        lines += [f"  and {n_more} more, listed by --json"] if n_more > 0 else []
-        for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-    summary = Table("measure", "value", title="fitted")
-    rows = {
-        "method": result["method"],
-        "images": result["n_examples"],
-        "accuracy (leave-one-out)": f"{accuracy['rate']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})",
-        "accuracy with half of the images": f"{result['half_accuracy']:.1%}",
-        "accuracy of the text features": f"{result['text_accuracy']:.1%}",
-        "calibration error": f"{result['calibration_error_after']:.3f} "
-        f"({result['calibration_error_before']:.3f} without temperature)",
-        "abstains below": ", ".join(f"{float(rate):.0%}: {least:.2f}" for rate, least in result["abstain"].items()),
-        "bundle": result["bundle"],
-        "digest": result["digest"],
-    }
-    for name, value in rows.items():
-        _add(summary, name, value)
-    console.print(summary)
-
-
-def _add(table: Table, *cells: object) -> None:
-    """Add a row; class and file names are not markup."""
-    table.add_row(*(Text(str(cell), overflow="fold") for cell in cells))
