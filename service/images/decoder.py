@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from PIL import Image, ImageFile
 
+from prompted_clip.preprocess import upright_rgb
 from service.errors import CapacityError, ImageRejectedError, OverloadedError
 from service.images.headers import DAMAGED, Header, check_size, check_work, read_header
 from service.images.pool import FairThreadPool
@@ -31,14 +32,23 @@ T = TypeVar("T")
 
 BYTES_PER_THREAD: Final = 160 * MIB
 """Default of `max_decoding_bytes`, per thread: a photograph of 20 million pixels that is rotated."""
+THUMBNAIL_SIDE_PX: Final = 320
+THUMBNAIL_QUALITY: Final = 80
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image ready for the model: `pixels` uint8 [3, H, W], and notes for the answer, such as `cmyk`."""
+    """An image ready for the model.
+
+    Attributes:
+        pixels: uint8 [3, H, W].
+        notes: for the answer, such as `cmyk`.
+        thumbnail: see `thumbnail_of`; None unless requested.
+    """
 
     pixels: Pixels
     notes: tuple[str, ...]
+    thumbnail: bytes | None = None
 
 
 def open_image(
@@ -75,6 +85,16 @@ def open_image(
             message = f"The {header.kind} file is truncated. Send the whole file."
             raise ImageRejectedError(message, code="image_truncated") from error
         raise ImageRejectedError(DAMAGED) from error
+
+
+def thumbnail_of(image: Image.Image, data: bytes) -> bytes:  # noqa: ARG001  Pillow has the data
+    """A WebP of at most `THUMBNAIL_SIDE_PX` per side, upright and without metadata; for `open_image`."""
+    image.draft(None, (2 * THUMBNAIL_SIDE_PX, 2 * THUMBNAIL_SIDE_PX))  # scales a JPEG down while it is decoded
+    upright = upright_rgb(image)
+    upright.thumbnail((THUMBNAIL_SIDE_PX, THUMBNAIL_SIDE_PX))
+    file = io.BytesIO()
+    upright.save(file, "WEBP", quality=THUMBNAIL_QUALITY, icc_profile="")
+    return file.getvalue()
 
 
 def _notes(image: Image.Image) -> tuple[str, ...]:
@@ -121,7 +141,7 @@ class Decoder:
         max_bytes = settings.max_decoding_bytes or BYTES_PER_THREAD * min(n_threads, MAX_THREADS)
         self._threads = FairThreadPool(n_threads, max_bytes, prepare_thread)
 
-    async def decode(self, data: bytes, tenant: Hashable) -> Decoded:
+    async def decode(self, data: bytes, tenant: Hashable, *, with_thumbnail: bool = False) -> Decoded:
         """Decode one file on a thread in its tenant's turn.
 
         Raises:
@@ -130,17 +150,23 @@ class Decoder:
         header = read_header(data, self._settings.max_image_bytes)
         is_within_limit = header.n_pixels <= self._settings.max_image_pixels
         n_bytes = len(data) + (header.n_bytes if is_within_limit else 0)
-        return await self._threads.run(partial(self._decode, data, header), tenant=tenant, n_bytes=n_bytes)
+        job = partial(self._decode, data, header, with_thumbnail=with_thumbnail)
+        return await self._threads.run(job, tenant=tenant, n_bytes=n_bytes)
 
     def close(self) -> None:
         """Cancel waiting images; running ones finish."""
         self._threads.close()
 
-    def _decode(self, data: bytes, header: Header) -> Decoded:
+    def _decode(self, data: bytes, header: Header, *, with_thumbnail: bool) -> Decoded:
         try:
             resize, notes = open_image(data, self._settings, self._preprocessing.decode, header)
+            pixels = resize()
+            if not with_thumbnail:
+                return Decoded(pixels, notes)
+            del resize  # holds the decoded image
+            # The model's pixels are cropped, and with `fast` may be decoded at a smaller size.
+            return Decoded(pixels, notes, open_image(data, self._settings, thumbnail_of, header)[0])
         except (ImageRejectedError, CapacityError) as error:
             # The frames of a traceback hold the image until the request is answered.
             error.__cause__ = error.__context__ = None
             raise error.with_traceback(None) from None
-        return Decoded(resize(), notes)
