@@ -12,17 +12,20 @@ if TYPE_CHECKING:
     from caspl.classifier import Classifier
     from caspl.client import AsyncClient, Client
     from caspl.errors import CasplError
-    from caspl.results import Classification, Domain, Prediction, Version
+    from caspl.results import AddedExample, Classification, Domain, Example, Fit, Prediction, Version
 
     __version__: str
 
 __all__ = [
+    "AddedExample",
     "AsyncClient",
     "CasplError",
     "Classification",
     "Classifier",
     "Client",
     "Domain",
+    "Example",
+    "Fit",
     "Prediction",
     "Version",
     "__version__",
@@ -30,12 +33,15 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "AddedExample": "results",
     "AsyncClient": "client",
     "CasplError": "errors",
     "Classification": "results",
     "Classifier": "classifier",
     "Client": "client",
     "Domain": "results",
+    "Example": "results",
+    "Fit": "results",
     "Prediction": "results",
     "Version": "results",
 }

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 import httpx
 
-from caspl import operations
+from caspl import operations, teaching
 from caspl.errors import TransportError
 from caspl.requests import Concurrently, Operation, Request
 
@@ -68,6 +68,13 @@ class Client:
     publish = _blocking(operations.publish)
     activate = _blocking(operations.activate)
     rollback = _blocking(operations.rollback)
+    create_domain = _blocking(teaching.create_domain)
+    add_examples = _blocking(teaching.add_examples)
+    examples = _blocking(teaching.examples)
+    relabel = _blocking(teaching.relabel)
+    remove_examples = _blocking(teaching.remove_examples)
+    fit = _blocking(teaching.fit)
+    fit_report = _blocking(teaching.fit_report)
 
     def __init__(
         self,
@@ -135,6 +142,13 @@ class AsyncClient:
     publish = _awaitable(operations.publish)
     activate = _awaitable(operations.activate)
     rollback = _awaitable(operations.rollback)
+    create_domain = _awaitable(teaching.create_domain)
+    add_examples = _awaitable(teaching.add_examples)
+    examples = _awaitable(teaching.examples)
+    relabel = _awaitable(teaching.relabel)
+    remove_examples = _awaitable(teaching.remove_examples)
+    fit = _awaitable(teaching.fit)
+    fit_report = _awaitable(teaching.fit_report)
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Results of the public API."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from caspl.errors import CasplError
 
@@ -85,3 +86,68 @@ class Version:
     digest: str
     is_live: bool = True
     is_new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddedExample:
+    """A picture after it was added to a domain's examples, or its error.
+
+    Attributes:
+        id: the example's number.
+        status: `added`, `exists` (the domain has this picture already) or `relabelled`.
+        label: its label, None without one.
+        prediction: the most probable class of the live version.
+        error: why the picture was rejected.
+    """
+
+    id: int | None = None
+    status: str | None = None
+    label: str | None = None
+    prediction: Prediction | None = None
+    error: CasplError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A picture that is kept for a domain.
+
+    Attributes:
+        id: its number.
+        label: None without one.
+        predicted: class that the current fit predicts as if the example had not been seen; None without a fit.
+        margin: how much more probable the predicted class is than the next; None likewise.
+        source: `upload` or `traffic`.
+        added_by: the API key's id, or `local`.
+        added_at: ISO 8601, UTC.
+    """
+
+    id: int
+    label: str | None
+    predicted: str | None
+    margin: float | None
+    source: str
+    added_by: str
+    added_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A head fitted to a domain's examples.
+
+    Attributes:
+        report: accuracy, suspects and calibration, as documented in docs/few-shot.md.
+        version: the published version; None for a report only.
+        digest: `sha256:...` of its bundle.
+        is_live: whether it is live.
+    """
+
+    domain: str
+    report: dict[str, Any]
+    version: int | None = None
+    digest: str | None = None
+    is_live: bool = False
+
+    @property
+    def accuracy(self) -> float:
+        """Leave-one-out accuracy, 0 to 1."""
+        return float(self.report["accuracy"]["rate"])

@@ -1,0 +1,253 @@
+"""The operations of a CasPL server's clients that teach a domain: create it, keep examples, fit a head to them."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Final, Literal
+
+import httpx
+
+from caspl.errors import CasplError, from_problem
+from caspl.images import ImageInput, encode, n_bytes
+from caspl.requests import (
+    TOO_LARGE,
+    Concurrently,
+    Operation,
+    Request,
+    accepted,
+    chunks,
+    domain_path,
+    response_body,
+)
+from caspl.results import AddedExample, Example, Fit, Prediction, Version
+
+TEMPLATE: Final = "a photo of a {}."
+UNLABELLED: Final = "unlabelled"
+"""Field name of a picture without a label."""
+PAGE: Final = 1000
+IDS_PER_REQUEST: Final = 1000
+BYTES_FOR_HEADERS: Final = 2**20
+"""Of a request's limit, kept for the multipart headers of its images."""
+
+
+def create_domain(
+    domain: str, classes: Sequence[str], *, templates: Sequence[str] = (TEMPLATE,), boosted_by: str | None = None
+) -> Operation[Version]:
+    """Create a domain from class names alone and make it live: it classifies by its text features (zero-shot).
+
+    Args:
+        domain: its name.
+        classes: class names.
+        templates: prompts with one `{}` for the class name; the text features are their mean.
+        boosted_by: another domain, whose boosting prompts are used.
+
+    Raises:
+        ConflictError: the domain exists.
+        CasplError: a name is not accepted, or the server cannot be reached or fails.
+    """
+    body = {"classes": list(classes), "templates": list(templates), "boosted_by": boosted_by}
+    made = accepted((yield Request("PUT", domain_path(domain), {"json": body})), "version")
+    return Version(made["domain"], made["version"], made["digest"], is_new=True)
+
+
+def add_examples(
+    domain: str,
+    examples: Iterable[tuple[str | None, ImageInput]],
+    *,
+    on_added: Callable[[int], object] | None = None,
+) -> Operation[list[AddedExample]]:
+    """Add pictures to a domain's examples, in requests within the server's limits, four at a time.
+
+    A picture that the domain has already is not added again; another label for it replaces the earlier one. If a
+    request fails, the examples of the others are kept, and the same call adds the rest.
+
+    Args:
+        domain: its name.
+        examples: labels (None for a picture without one) and images as in `classify`.
+        on_added: called with the number of pictures of each finished request, possibly from another thread.
+
+    Returns:
+        One result per picture, in order; a rejected picture has `error` set and does not affect others.
+
+    Raises:
+        NotFoundError: no such domain, or it has no live version.
+        ConflictError: the domain would have more examples than the server's limit.
+        CasplError: the server cannot be reached or rejects a request.
+        OSError: a file cannot be read.
+    """
+    parts = list(examples)
+    limits = accepted((yield Request("GET", "/info")), "limits")["limits"]
+    sizes = [n_bytes(image) for _, image in parts]
+    max_bytes = limits["max_request_bytes"] - BYTES_FOR_HEADERS
+    lock = threading.Lock()
+
+    def report(n_added: int) -> None:
+        if on_added is not None:
+            with lock:
+                on_added(n_added)
+
+    requests = [_add_chunk(domain, chunk, report) for chunk in chunks(parts, sizes, limits["max_images"], max_bytes)]
+    results: list[list[AddedExample]] = yield Concurrently(requests)
+    return [one for chunk in results for one in chunk]
+
+
+def examples(
+    domain: str,
+    *,
+    label: str | None = None,
+    is_labelled: bool | None = None,
+    suspect: bool = False,
+    order: Literal["id", "uncertain"] = "id",
+    limit: int | None = None,
+) -> Operation[list[Example]]:
+    """The examples of a domain.
+
+    Args:
+        domain: its name.
+        label: only those with this label.
+        is_labelled: only those with a label, or without one.
+        suspect: only those whose label the others contradict, worst first.
+        order: `id`, or `uncertain` for the smallest margin first.
+        limit: at most this many; all by default.
+
+    Raises:
+        CasplError: no such domain, a parameter is not accepted, or the server cannot be reached or fails.
+    """
+    query = {
+        "label": label,
+        "labelled": is_labelled,
+        "suspect": suspect or None,
+        "order": order if order != "id" else None,
+    }
+    params = {name: value for name, value in query.items() if value is not None}
+    found: list[Example] = []
+    after: int | None = 0
+    while after is not None and (limit is None or len(found) < limit):
+        n_wanted = PAGE if limit is None else min(PAGE, limit - len(found))
+        options = {"params": params | {"after": after, "limit": n_wanted}}
+        body = accepted((yield Request("GET", domain_path(domain, "examples"), options)), "examples")
+        found += [_example(one) for one in body["examples"]]
+        after = body["next"]
+    return found
+
+
+def relabel(domain: str, ids: Sequence[int], label: str | None) -> Operation[None]:
+    """Give examples a label; None removes their label. All change, or none.
+
+    Raises:
+        NotFoundError: no such domain, or it lacks some of the examples.
+        CasplError: the label is not accepted, or the server cannot be reached or fails.
+    """
+    body = {"label": label, "ids": list(ids)}
+    _check((yield Request("PATCH", domain_path(domain, "examples"), {"json": body})))
+
+
+def remove_examples(domain: str, ids: Sequence[int] = (), *, remove_all: bool = False) -> Operation[None]:
+    """Remove examples: these, or with `remove_all` all of the domain.
+
+    At most 1,000 ids are sent per request; those of one request are removed together, or none.
+
+    Raises:
+        ValueError: both or neither were given.
+        NotFoundError: no such domain, or it lacks some of the examples.
+        CasplError: the server cannot be reached or fails.
+    """
+    if bool(ids) == remove_all:
+        raise ValueError("Pass ids, or remove_all=True.")
+    rest = iter(ids)
+    queries = [{"all": "true"}] if remove_all else []
+    while batch := list(islice(rest, IDS_PER_REQUEST)):
+        queries.append({"ids": ",".join(map(str, batch))})
+    for params in queries:
+        _check((yield Request("DELETE", domain_path(domain, "examples"), {"params": params})))
+
+
+def fit(
+    domain: str,
+    *,
+    activate: bool = True,
+    based_on: int | Literal["live"] = "live",
+    classes: Literal["own", "examples"] = "own",
+    method: str = "auto",
+) -> Operation[Fit]:
+    """Fit a head to a domain's labelled examples and publish it as a version.
+
+    Args:
+        domain: its name.
+        activate: also make the version live; returns once it serves.
+        based_on: the version whose prompts and text features are used.
+        classes: `own` for the classes of that version and new labels, `examples` for the labels of the examples only.
+        method: `auto`, `gda`, `ridge` or `tip-adapter`.
+
+    Raises:
+        ConflictError: too few examples, or examples without features for the version's prompts.
+        CasplError: the server cannot be reached or rejects the request.
+    """
+    body = {"activate": activate, "based_on": based_on, "classes": classes, "method": method}
+    return _fit(accepted((yield Request("POST", domain_path(domain, "fit"), {"json": body})), "report"))
+
+
+def fit_report(
+    domain: str,
+    *,
+    based_on: int | Literal["live"] = "live",
+    classes: Literal["own", "examples"] = "own",
+    method: str = "auto",
+) -> Operation[Fit]:
+    """The report of the fit to a domain's labelled examples, without making a version; arguments as for `fit`.
+
+    Raises:
+        CasplError: as for `fit`.
+    """
+    params = {"based_on": based_on, "classes": classes, "method": method}
+    return _fit(accepted((yield Request("GET", domain_path(domain, "fit"), {"params": params})), "report"))
+
+
+def _add_chunk(
+    domain: str, parts: Sequence[tuple[str | None, ImageInput]], on_added: Callable[[int], None]
+) -> Operation[list[AddedExample]]:
+    """One request, or one for each half of the pictures if a limit on the way is lower than the server's."""
+    files = [(UNLABELLED if label is None else label, encode(image)) for label, image in parts]
+    response: httpx.Response = yield Request("POST", domain_path(domain, "examples"), {"files": files})
+    if response.status_code == TOO_LARGE and len(parts) > 1:
+        middle = len(parts) // 2
+        first = yield from _add_chunk(domain, parts[:middle], on_added)
+        return first + (yield from _add_chunk(domain, parts[middle:], on_added))
+    body, status = response_body(response, "examples"), response.status_code
+    if response.is_success:
+        added = [_added(one) for one in body["examples"]]
+    else:
+        error = from_problem(body, status)
+        if error.code == "images_rejected":
+            added = [AddedExample(error=_problem(problem)) for problem in body["errors"]]
+        elif len(parts) == 1 and (error.code.startswith("image_") or status == TOO_LARGE):
+            added = [AddedExample(error=error)]
+        else:
+            raise error
+    on_added(len(parts))
+    return added
+
+
+def _added(found: dict[str, Any]) -> AddedExample:
+    if found["error"]:
+        return AddedExample(error=_problem(found["error"]))
+    best = found["prediction"]
+    prediction = Prediction(best["label"], best["class_id"], best["probability"]) if best else None
+    return AddedExample(found["id"], found["status"], found["label"], prediction)
+
+
+def _example(found: dict[str, Any]) -> Example:
+    return Example(**{name: found[name] for name in Example.__slots__})
+
+
+def _fit(body: dict[str, Any]) -> Fit:
+    return Fit(body["domain"], body["report"], body.get("version"), body.get("digest"), body.get("is_live", False))
+
+
+def _problem(problem: dict[str, Any]) -> CasplError:
+    return from_problem(problem, problem.get("status", 422))
+
+
+def _check(response: httpx.Response) -> None:
+    if not response.is_success:
+        raise from_problem(response_body(response, ""), response.status_code)
