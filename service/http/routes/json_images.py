@@ -1,4 +1,4 @@
-"""JSON bodies of classify requests. Memory is bounded by the body: nothing is built beyond the allowed images."""
+"""JSON bodies with images. Memory is bounded by the body: nothing is built beyond the allowed images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from service.errors import ImageRejectedError, RequestInvalidError
 from service.images.headers import too_large
 
+UNLABELLED: Final = "unlabelled"
+"""The name of images without a label."""
 Image = TypeVar("Image", bound="Base64Image")
 
 BOM: Final = b"\xef\xbb\xbf"
 LONG_KEY: Final = re.compile(rb'"[^"]{1024,}+"\s*:')
-KEY: Final = re.compile(rb'"(?:images|b64|domain)"\s*+:')
+KEY: Final = re.compile(rb'"(?:images|b64|domain|label)"\s*+:')
 ESCAPED_QUOTE: Final = re.compile(rb'\\"')
 MAX_SHOWN_CHARS: Final = 200
 MAX_QUOTES: Final = 100_000
@@ -43,6 +45,20 @@ class MixedImage(Base64Image):
     """One image, and its domain as JSON."""
 
     domain: Raw
+
+    def name(self, index: int) -> str:
+        """The domain; raises as `decode_string` does."""
+        return decode_string(self.domain, f"images[{index}].domain")
+
+
+class LabelledImage(Base64Image):
+    """One image, and its label as JSON, which may be null."""
+
+    label: Raw
+
+    def name(self, index: int) -> str:
+        """The label, or `unlabelled`; raises as `decode_string` does."""
+        return UNLABELLED if bytes(self.label) == b"null" else decode_string(self.label, f"images[{index}].label")
 
 
 @lru_cache(maxsize=8)

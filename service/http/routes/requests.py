@@ -1,4 +1,4 @@
-"""Classify requests: the query, and images as raw, multipart or JSON bodies, for one or several domains.
+"""Requests with images: the query, and raw, multipart or JSON bodies, for one or several domains or with labels.
 
 All forms are parsed into a list of images or per-image errors, in memory.
 """
@@ -17,15 +17,16 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from prompt_store.class_names import normalize_labels
+from prompt_store.class_names import check_name, normalize_labels, normalize_name
 from prompt_store.errors import BundleInvalidError
 from service.errors import BodyTooLargeError, ImageRejectedError, MediaTypeError, RequestInvalidError
 from service.http.body import media_type_of, read_body
 from service.http.routes.json_images import (
+    UNLABELLED,
     Base64Image,
+    LabelledImage,
     MixedImage,
     decode_base64,
-    decode_string,
     parse_images,
 )
 from service.images.headers import too_large
@@ -61,21 +62,19 @@ BODY_DOCS: Final[dict[str, Any]] = {
         },
     }
 }
-MIXED_BODY_DOCS: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "description": "each file in a field named after its domain",
-                    "additionalProperties": {"type": "array", "items": FILE},
-                }
-            },
-            "application/json": _json_docs(domain={"type": "string"}, b64=BASE64),
-        },
-    }
-}
+
+
+def _named_docs(description: str, **fields: object) -> dict[str, Any]:
+    """OpenAPI request body with a name for each image: in multipart its field, in JSON another member."""
+    files = {"type": "object", "description": description, "additionalProperties": {"type": "array", "items": FILE}}
+    content = {"multipart/form-data": {"schema": files}, "application/json": _json_docs(**fields, b64=BASE64)}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+MIXED_BODY_DOCS: Final = _named_docs("each file in a field named after its domain", domain={"type": "string"})
+LABELLED_BODY_DOCS: Final = _named_docs(
+    "each file in a field named after its class, or `unlabelled`", label={"type": ["string", "null"]}
+)
 """For the OpenAPI document: FastAPI does not parse these bodies."""
 
 
@@ -138,24 +137,58 @@ async def read_images(request: Request, settings: Settings) -> list[UploadedImag
 
 
 async def read_mixed(request: Request, settings: Settings) -> list[tuple[str, UploadedImage]]:
-    """Read the images of a request for several domains, each with its domain.
+    """Read the images of a request for several domains, each with its domain; raises as `read_labelled` does."""
+    return await _read_named(request, settings, MixedImage, "domain", "A raw image goes to /classify/{domain}.")
+
+
+async def read_labelled(request: Request, settings: Settings) -> list[tuple[str | None, UploadedImage]]:
+    """Read the images of a request, each with its label, or None.
 
     Raises:
         MediaTypeError: neither multipart nor JSON.
-        RequestInvalidError: malformed or incomplete multipart or JSON, or no images.
+        RequestInvalidError: malformed or incomplete multipart or JSON, no images, or an invalid label.
         BodyTooLargeError: too many images.
     """
-    kind = media_type_of(request)
-    if kind == "multipart/form-data":
+    hint = "An image without a label has the field name `unlabelled`, in JSON the label null."
+    images = await _read_named(request, settings, LabelledImage, "label", hint)
+    return [(check_label(label, f"images[{index}].label"), image) for index, (label, image) in enumerate(images)]
+
+
+async def _read_named(
+    request: Request, settings: Settings, kind: type[MixedImage | LabelledImage], name: str, hint: str
+) -> list[tuple[str, UploadedImage]]:
+    """Read images that have a name each: in multipart the field's, in JSON a member called `name`."""
+    form = f'{{"images": [{{"{name}": "...", "b64": "..."}}]}}'
+
+    def parse(body: bytes) -> list[tuple[str, UploadedImage]]:
+        images = parse_images(body, kind, settings.max_images, form)
+        return [(image.name(index), _decode(image, index, settings)) for index, image in enumerate(images)]
+
+    media_type = media_type_of(request)
+    if media_type == "multipart/form-data":
         images = await _read_multipart(request, settings)
-    elif kind == "application/json":
-        images = await asyncio.to_thread(_parse_mixed, await read_body(request), settings)
+    elif media_type == "application/json":
+        images = await asyncio.to_thread(parse, await read_body(request))
     else:
         raise MediaTypeError(
-            "Send a domain per image: multipart/form-data with the domain as each field name, or application/json "
-            '{"images": [{"domain": "...", "b64": "..."}]}. A raw image goes to /classify/{domain}.'
+            f"Send a {name} per image: multipart/form-data with the {name} as each field name, or "
+            f"application/json {form}. {hint}"
         )
-    return _bounded(images, settings, "name multipart fields after the image's domain")
+    return _bounded(images, settings, f"name multipart fields after the image's {name}")
+
+
+def check_label(label: str, field: str) -> str | None:
+    """Normalize and validate a label as a class name; None for `unlabelled`. `field` is for the message.
+
+    Raises:
+        RequestInvalidError: empty, too long or unprintable.
+    """
+    name = normalize_name(label)
+    try:
+        check_name(name, field=field)
+    except BundleInvalidError as error:
+        raise _label_invalid(error) from error
+    return None if name == UNLABELLED else name
 
 
 def _bounded(images: list[Uploaded], settings: Settings, hint: str) -> list[Uploaded]:
@@ -225,14 +258,6 @@ def _parse_images(body: bytes, settings: Settings) -> list[UploadedImage]:
     return [_decode(image, index, settings) for index, image in enumerate(images)]
 
 
-def _parse_mixed(body: bytes, settings: Settings) -> list[tuple[str, UploadedImage]]:
-    images = parse_images(body, MixedImage, settings.max_images, '{"images": [{"domain": "...", "b64": "..."}]}')
-    return [
-        (decode_string(image.domain, f"images[{index}].domain"), _decode(image, index, settings))
-        for index, image in enumerate(images)
-    ]
-
-
 def _decode(image: Base64Image, index: int, settings: Settings) -> UploadedImage:
     try:
         return UploadedImage(decode_base64(image.b64, f"images[{index}].b64", settings.max_image_bytes))
@@ -280,9 +305,13 @@ def _check_labels(given: list[str], settings: Settings) -> tuple[str, ...]:
     try:
         labels = normalize_labels(parts)
     except BundleInvalidError as error:
-        raise RequestInvalidError(str(error), code="label_invalid", extra={"field": error.field}) from error
+        raise _label_invalid(error) from error
     for index, label in enumerate(labels):
         if len(label) > settings.max_label_chars:
             message = f"labels[{index}] has {len(label)} characters; the limit is {settings.max_label_chars}."
             raise RequestInvalidError(message, code="label_invalid", extra={"field": f"labels[{index}]"})
     return labels
+
+
+def _label_invalid(error: BundleInvalidError) -> RequestInvalidError:
+    return RequestInvalidError(str(error), code="label_invalid", extra={"field": error.field})
