@@ -33,7 +33,9 @@ _MAX_SIBLINGS: Final = 100  # folders opened for a hint in an error message
 
 
 @dataclass(frozen=True)
-class _ClassFolder:
+class ClassFolder:
+    """A class folder and the images in it, at any depth."""
+
     path: Path
     images: tuple[Path, ...]
 
@@ -45,10 +47,12 @@ class _ClassFolder:
 
     @property
     def n_nested(self) -> int:
+        """Number of images in subfolders."""
         return sum(image.parent != self.path for image in self.images)
 
     @property
     def has_only_subfolders(self) -> bool:
+        """Whether all images are in subfolders."""
         return 0 < len(self.images) == self.n_nested
 
 
@@ -74,17 +78,17 @@ def read_class_folders(root: Path, *, single_split: Split = "train", template: s
         msg = f"No such folder: {root}."
         raise DatasetError(msg)
     name, left_out, notes = root.resolve().name, Counter[str](), list[str]()
-    listed = _listed_classes(root, name)
-    classes: dict[Split, list[_ClassFolder]] = {}
+    listed = listed_classes(root / CLASS_LIST_NAME, name)
+    classes: dict[Split, list[ClassFolder]] = {}
     for split, folder in _split_folders(root, single_split, listed, left_out, notes).items():
         classes[split] = _class_folders(folder, left_out, notes)
         if not listed:
-            _check_level(folder, classes[split])
+            check_level(folder, classes[split])
     spelled = sorted({each.path.name for folders in classes.values() for each in folders})
     if not spelled:
         msg = f"{name}: no class folders in {root} or its {', '.join(SPLITS)}. A flat folder of images has no labels."
         raise DatasetError(msg + _suggest_parent(root))
-    class_names = _label_order(root, spelled, listed, name)
+    class_names = label_order(root / CLASS_LIST_NAME, spelled, listed, name)
     if len(class_names) == 1:
         msg = f"{name}: {root} has one class folder only, {spelled[0]}; at least two classes are needed."
         raise DatasetError(msg + _suggest_parent(root))
@@ -139,7 +143,7 @@ def _split_folders(
     return {split: root / names[split] for split in SPLITS if split in names}
 
 
-def _class_folders(folder: Path, left_out: Counter[str], notes: list[str]) -> list[_ClassFolder]:
+def _class_folders(folder: Path, left_out: Counter[str], notes: list[str]) -> list[ClassFolder]:
     """The class folders of one split, none if it is unlabelled; counts files left out, and notes unusual images."""
     top = scan_folder(folder)
     if top.folders and top.images:
@@ -156,14 +160,14 @@ def _class_folders(folder: Path, left_out: Counter[str], notes: list[str]) -> li
     for name in top.folders:
         listing = list_images(folder / name)
         left_out += listing.left_out
-        classes.append(_ClassFolder(folder / name, listing.images))
+        classes.append(ClassFolder(folder / name, listing.images))
     if n_nested := sum(each.n_nested for each in classes):
         names = shorten(sorted({name for each in classes for name in each.subfolders}))
         notes.append(f"images in subfolders of class folders are read as images of the class ({n_nested}, in {names})")
     return classes
 
 
-def _check_level(folder: Path, classes: Sequence[_ClassFolder]) -> None:
+def check_level(folder: Path, classes: Sequence[ClassFolder]) -> None:
     """Reject folders that are not classes but a level of another layout.
 
     Raises:
@@ -217,14 +221,17 @@ def _suggest_parent(root: Path) -> str:
     return f" If {root} is one class of several ({shorten(siblings)}), pass {whole}."
 
 
-def _listed_classes(root: Path, name: str) -> tuple[str, ...]:
+def listed_classes(path: Path, name: str) -> tuple[str, ...]:
     """The class list's names, in label order; none without a class list."""
-    path = root / CLASS_LIST_NAME
     return normalize_names(read_classes(path), of=name) if path.is_file() else ()
 
 
-def _label_order(root: Path, spelled: list[str], listed: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """Class names in label order, from the class list if it exists."""
+def label_order(class_list: Path, spelled: list[str], listed: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Class names in label order, those of the class list if there are any.
+
+    Raises:
+        DatasetError: duplicate names, or a folder that the list lacks.
+    """
     sorted_names = normalize_names(spelled, of=name)
     if not listed:
         return sorted_names
@@ -232,8 +239,7 @@ def _label_order(root: Path, spelled: list[str], listed: tuple[str, ...], name: 
     unlisted = [folder for folder in spelled if comparison_key(folder) not in known]
     if unlisted:
         msg = (
-            f"{name}: {root / CLASS_LIST_NAME} does not list the class folders {shorten(unlisted)}. "
-            "Add them or remove the folders."
+            f"{name}: {class_list} does not list the class folders {shorten(unlisted)}. Add them or remove the folders."
         )
         raise DatasetError(msg)
     return listed
