@@ -47,7 +47,7 @@ def serve() -> None:
     def load(settings: Settings) -> PromptedClip:
         model = load_model(settings)
 
-        def rank(_pixels: object, stacks: Sequence[PromptStack], _top_ks: object) -> list[Ranked]:
+        def rank(_pixels: object, stacks: Sequence[PromptStack], _top_ks: object, **_: object) -> list[Ranked]:
             time.sleep(BATCH_S)
             return [Ranked([0], [1.0])] * len(stacks)
 

@@ -166,7 +166,7 @@ class Classifier:
             rows = [row for row in decoded if stacks[row].lane == lane]
             pixels_BCHW = torch.from_numpy(np.stack([decoded[row][0] for row in rows]))
             ranked = self._model.rank(pixels_BCHW, [stacks[row] for row in rows], [top_k] * len(rows))
-            for row, (class_ids, probabilities) in zip(rows, ranked, strict=True):
+            for row, (class_ids, probabilities, _) in zip(rows, ranked, strict=True):
                 names = stacks[row].class_names
                 best = tuple(Prediction(names[i], i, p) for i, p in zip(class_ids, probabilities, strict=True))
                 results[row] = Classification(

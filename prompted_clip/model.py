@@ -4,6 +4,7 @@ Legend: B rows, C/H/W image, K classes, E joint width, D prompt layers, P prompt
 """
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Final
 
 import torch
@@ -76,24 +77,36 @@ class PromptedClip:
         self.with_labels = loader.with_labels
 
     @torch.inference_mode()
-    def rank(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack], top_ks: Sequence[int]) -> list[Ranked]:
+    def rank(
+        self,
+        pixels_BCHW: Tensor,
+        stacks: Sequence[PromptStack],
+        top_ks: Sequence[int],
+        *,
+        with_embeddings: bool = False,
+    ) -> list[Ranked]:
         """Each row's most probable classes; returns when they are in host memory.
 
         Args:
             pixels_BCHW: uint8 from `to_pixels`, on any device; pinned memory is copied asynchronously.
             stacks: one per row, all of one lane; domains and depths may differ.
             top_ks: number of classes per row; a row whose stack has fewer gets all of them.
+            with_embeddings: return the rows' embeddings, too.
 
         Raises:
             ValueError: rows with different numbers of prompt tokens.
         """
         pixels_BCHW = self._copy_stream.copy(pixels_BCHW)
         on_device = self.bank.get(stacks)  # held until the answers are back
-        logits_BK = self._scorer.logits(self._embed(pixels_BCHW, on_device), on_device)
+        images = self._embed(pixels_BCHW, on_device)
+        logits_BK = self._scorer.logits(images, on_device)
         best = logits_BK.softmax(dim=-1).topk(min(max(top_ks), logits_BK.shape[1]), dim=-1)
-        ids, probabilities = (tensor.tolist() for tensor in to_host(best.indices, best.values))
+        asked = (images.unit_BE.float(),) if with_embeddings else ()
+        ids_BK, probabilities_BK, *embeddings = to_host(best.indices, best.values, *asked)
+        ids, probabilities = ids_BK.tolist(), probabilities_BK.tolist()
         n_ranked = [min(top_k, len(stack.class_names)) for top_k, stack in zip(top_ks, stacks, strict=True)]
-        return [Ranked(i[:n], p[:n]) for i, p, n in zip(ids, probabilities, n_ranked, strict=True)]
+        units = embeddings[0].numpy() if embeddings else repeat(None, len(ids))
+        return [Ranked(i[:n], p[:n], f) for i, p, n, f in zip(ids, probabilities, n_ranked, units, strict=True)]
 
     @torch.inference_mode()
     def encode_images(self, pixels_BCHW: Tensor, stacks: Sequence[PromptStack]) -> ImageFeatures:

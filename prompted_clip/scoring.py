@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prompted_clip.backbone import Backbone
@@ -21,10 +22,17 @@ from prompted_clip.transfers import to_device
 
 
 class Ranked(NamedTuple):
-    """One image's most probable classes, best first: indices into its stack's class names, and probabilities 0 to 1."""
+    """One image's most probable classes, best first.
+
+    Args:
+        class_ids: indices into its stack's class names.
+        probabilities: 0 to 1.
+        embedding_E: if requested, f(x): float32, unit norm.
+    """
 
     class_ids: list[int]
     probabilities: list[float]
+    embedding_E: NDArray[np.float32] | None = None
 
 
 class Scorer:

@@ -6,13 +6,15 @@ Legend: D prompt layers, P prompt tokens, W tower width, K classes, F width of t
 for a projector's.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from prompted_clip.errors import StackMismatchError
 from prompted_clip.heads import ConditionalHead, Head
 from prompted_clip.prompts import PromptGrid, join_groups
 from prompted_clip.transfers import map_tensors, nbytes
@@ -46,6 +48,9 @@ class PromptStack:
         image: the joint image prompts, boosting before adapting; None for the plain tower.
         labels: `own`: text features cannot be computed for other classes.
         head: scores classes instead of or besides the text features; None for text features alone.
+        abstain: abstention thresholds of the bundle's own classes, by rate.
+        image_digest: SHA-256 (hex) of the image prompts as float32, on which image embeddings depend; empty without
+            image prompts.
     """
 
     domain: str
@@ -63,6 +68,8 @@ class PromptStack:
     labels: Literal["any", "own"] = "any"
     head: Head | None = None
     temperature: float = 1.0
+    abstain: Mapping[str, float] = field(default_factory=dict)
+    image_digest: str = ""
 
     @cached_property
     def lane(self) -> Lane:
@@ -89,6 +96,20 @@ class PromptStack:
     def nbytes(self) -> int:
         """Bytes of the stack's tensors."""
         return nbytes(self)
+
+    def abstain_below(self, rate: float) -> float:
+        """The probability below which the most probable class is too uncertain, at this abstention rate.
+
+        Raises:
+            StackMismatchError: the bundle has no threshold for this rate.
+        """
+        for known, threshold in self.abstain.items():
+            if float(known) == rate:
+                return threshold
+        msg = f"The bundle for domain {self.domain!r} has no abstention threshold for the rate {rate:g}; "
+        if self.abstain:
+            raise StackMismatchError(f"{msg}use one of {', '.join(self.abstain)}.")
+        raise StackMismatchError(f"{msg}it is not calibrated. Fit a few-shot head to get thresholds.")
 
     def without_groups(self) -> "PromptStack":
         """A copy without the separate prompt groups, which no forward reads."""

@@ -3,10 +3,15 @@
 Stacks are loaded into host memory, pinned if the device is a GPU. Only text encoding runs on the device.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prompt_store.bundle import Bundle
@@ -67,8 +72,10 @@ class StackLoader:
             text_features=tensors.get("text.features"),
             image=join_groups([image_boost, image_adapt]),
             labels=manifest.stack.labels,
-            temperature=manifest.calibration.temperature if manifest.calibration is not None else 1.0,
+            image_digest=_image_digest(bundle.tensors),
         )
+        if (calibration := manifest.calibration) is not None:
+            stack = replace(stack, temperature=calibration.temperature, abstain=calibration.abstain)
         head = self._head(stack, kind, tensors, manifest.stack)
         return self._in_host_memory(replace(stack, head=head))
 
@@ -102,24 +109,34 @@ class StackLoader:
             msg = f"Domain {stack.domain!r} has no boosting prompts; stack=boost requires them."
             raise StackMismatchError(msg)
         if stack.image_adapt is None and stack.text_adapt is None:
-            is_plain = stack.head is None and stack.labels == "any" and stack.temperature == 1
+            is_calibrated = stack.temperature != 1 or stack.abstain
+            is_plain = stack.head is None and stack.labels == "any" and not is_calibrated
             # A projector without adapting prompts was learned with the boosting prompts and belongs to them.
             if is_plain or isinstance(stack.head, Projector):
                 return stack
             if stack.labels == "any" and isinstance(stack.head, ClassHead | None):
-                return replace(stack, head=None, temperature=1.0)
-        image = join_groups([stack.image_boost])
+                return replace(stack, head=None, temperature=1.0, abstain={})
         boosted = replace(
-            stack, image_adapt=None, text_adapt=None, image=image, labels="any", head=None, temperature=1.0
+            stack,
+            image_adapt=None,
+            text_adapt=None,
+            image=join_groups([stack.image_boost]),
+            labels="any",
+            head=None,
+            temperature=1.0,
+            abstain={},
         )
+        if stack.image_adapt is not None:
+            boost = {} if stack.image_boost is None else {"image.boost": stack.image_boost.float().cpu().numpy()}
+            boosted = replace(boosted, image_digest=_image_digest(boost))
         return self._with_text_features(boosted)
 
     @torch.inference_mode()
     def with_labels(self, stack: PromptStack, labels: Sequence[str]) -> PromptStack:
         """Open vocabulary: a stack with the same prompts and other classes, at least one.
 
-        A class head and the temperature are dropped, as they are for the bundle's own classes only; a conditional head
-        is kept.
+        A class head, the temperature and the abstention thresholds are dropped, as they are for the bundle's own
+        classes only; a conditional head is kept.
 
         Raises:
             StackMismatchError: the stack can serve its own classes only, has no template, or `labels` are too many for
@@ -137,7 +154,8 @@ class StackLoader:
                 f"{reason}; other labels cannot be scored."
             )
             raise StackMismatchError(msg)
-        opened = replace(stack, class_names=tuple(labels), class_texts=tuple(labels), temperature=1.0)
+        names = tuple(labels)
+        opened = replace(stack, class_names=names, class_texts=names, temperature=1.0, abstain={})
         if isinstance(stack.head, ConditionalHead):
             head = self._conditional_head(opened, stack.head.context_NW, stack.head.shift)
             return self._in_host_memory(replace(opened, head=head))
@@ -219,6 +237,17 @@ class StackLoader:
             if letters.endswith("E") and found != backbone.embed_dim:
                 msg = f"{name} has {found} columns; the backbone's joint space has {backbone.embed_dim}."
                 raise StackMismatchError(msg)
+
+
+def _image_digest(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """See `PromptStack.image_digest`."""
+    digest = hashlib.sha256()
+    names = sorted({"image.boost", "image.adapt"} & tensors.keys())
+    for name in names:
+        values = np.ascontiguousarray(tensors[name], dtype="<f4")
+        digest.update(json.dumps([name, values.shape]).encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest() if names else ""
 
 
 def _two_layers(tensors: Mapping[str, Tensor], hidden: str, output: str) -> TwoLayers:

@@ -33,19 +33,30 @@ class ImageResult(NamedTuple):
         predictions: most probable class first.
         queued_s: seconds in the queue.
         ran_s: seconds its batch took on the device.
+        embedding: if requested, the unit-norm image embedding: [E] float32, little endian.
     """
 
     predictions: list[Prediction]
     queued_s: float
     ran_s: float
+    embedding: bytes | None = None
 
 
 class Scored(NamedTuple):
-    """The results of one request for one domain: the version used, and an answer or an error per image."""
+    """The results of one request for one domain.
+
+    Args:
+        version, digest: the version used.
+        answers: an answer or an error per image.
+        abstain_below: if a rate was given, the probability below which the most probable class is too uncertain.
+        feature_key: identifies everything that embeddings depend on: `<backbone fingerprint>/<image prompt digest>`.
+    """
 
     version: int
     digest: str
     answers: Sequence[ImageResult | Exception]
+    abstain_below: float | None = None
+    feature_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,8 @@ class ScoringOptions:
         deadline_s: monotonic time; the clock is the same in all processes of a machine.
         priority: -1 (low), 0 (normal) or 1 (high).
         request_id: for log lines of the device process.
+        abstain: abstention rate, one of the version's.
+        embedding: return image embeddings.
     """
 
     stack: StackKind
@@ -67,6 +80,8 @@ class ScoringOptions:
     deadline_s: float
     priority: int = 0
     request_id: str = ""
+    abstain: float | None = None
+    embedding: bool = False
 
 
 class Pin(Protocol):

@@ -15,9 +15,9 @@ from prompted_clip.errors import StackMismatchError
 from service.domains.cache import LoadingCache
 from service.domains.live_table import LiveTable, LoadedVersion
 from service.domains.loader import VersionLoader
-from service.engine.engine import Engine, EngineRow
+from service.engine.engine import Engine, EngineRow, RowResult
 from service.errors import RequestInvalidError, ServiceError
-from service.inference import ImageResult, Prediction, Scored, ScoringOptions, StackKind
+from service.inference import ImageResult, Scored, ScoringOptions, StackKind
 from service.scheduler.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class LocalBackend:
     table: LiveTable
     loader: VersionLoader
     engine: Engine
-    batcher: Batcher[EngineRow, list[Prediction]]
+    batcher: Batcher[EngineRow, RowResult]
     label_sets: LoadingCache[LabelSet, PromptStack]
 
     @asynccontextmanager
@@ -70,8 +70,9 @@ class LocalPin:
         if options.stack == "boost" or options.labels:
             key = (served.digest, options.stack, options.labels)
             stack = await backend.label_sets.get(key, lambda: self._with_options(served.stack, options))
+        below = None if options.abstain is None else _abstain_below(stack, options.abstain)
         futures = backend.batcher.submit(
-            [EngineRow(image, stack, options.top_k) for image in pixels],
+            [EngineRow(image, stack, options.top_k, options.embedding) for image in pixels],
             key=stack.lane,
             deadline_s=options.deadline_s,
             tenant=self.domain,
@@ -89,8 +90,10 @@ class LocalPin:
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:
-                answers.append(ImageResult(outcome.result, outcome.queued_s, outcome.ran_s))
-        return Scored(served.version, served.digest, answers)
+                predictions, embedding = outcome.result
+                answers.append(ImageResult(predictions, outcome.queued_s, outcome.ran_s, embedding))
+        feature_key = f"{backend.engine.backbone.fingerprint}/{stack.image_digest}"
+        return Scored(served.version, served.digest, answers, below, feature_key)
 
     async def _with_options(self, stack: PromptStack, options: ScoringOptions) -> PromptStack:
         """The stack without adapting prompts, or with other labels.
@@ -105,3 +108,15 @@ class LocalPin:
             return await engine.with_labels(stack, options.labels) if options.labels else stack
         except StackMismatchError as error:
             raise RequestInvalidError(str(error), code="stack_unsupported") from error
+
+
+def _abstain_below(stack: PromptStack, rate: float) -> float:
+    """See `PromptStack.abstain_below`.
+
+    Raises:
+        RequestInvalidError: the version has no threshold for this rate.
+    """
+    try:
+        return stack.abstain_below(rate)
+    except StackMismatchError as error:
+        raise RequestInvalidError(str(error), code="abstain_unsupported") from error

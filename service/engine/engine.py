@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STUCK_AFTER_S: Final = 30.0
+NEEDS_EMBEDDING: Final = attrgetter("embedding")
 LOST: Final = "The device failed and this process is restarting. Retry later."
 
 
@@ -52,11 +54,19 @@ class EngineObserver(BankObserver, Protocol):
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One image: uint8 [3, H, W] pixels, its domain's stack, and the number of classes to return."""
+    """One image: uint8 [3, H, W] pixels, its domain's stack, the number of classes and whether to embed it."""
 
     pixels: NDArray[np.uint8]
     stack: PromptStack
     top_k: int
+    embedding: bool = False
+
+
+class RowResult(NamedTuple):
+    """The result for one row: classes, most probable first, and as in `ImageResult` its embedding."""
+
+    predictions: list[Prediction]
+    embedding: bytes | None
 
 
 class Engine:
@@ -112,8 +122,8 @@ class Engine:
         n_own = max(1, n_allowed // self.num_streams)
         return min(n_own, self._model.max_microbatch or n_own)
 
-    async def run(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
-        """Answer a batch of rows of one lane, most probable class first; a failed row gets its exception.
+    async def run(self, rows: Sequence[EngineRow]) -> list[RowResult | Exception]:
+        """Answer a batch of rows of one lane; a failed row gets its exception.
 
         A batch that fails is bisected, so that only the rows at fault fail: at most log2(n) extra forwards per row.
 
@@ -233,13 +243,13 @@ class Engine:
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _run_limited(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
+    def _run_limited(self, rows: Sequence[EngineRow]) -> list[RowResult | Exception]:
         """Run one batch, in parts of `batch_limit`."""
         n_most = self.batch_limit.max_rows or len(rows)
         parts = (rows[start : start + n_most] for start in range(0, len(rows), n_most))
         return [answer for part in parts for answer in self._run(part)]
 
-    def _run(self, rows: Sequence[EngineRow], *, was_full: bool = False) -> list[list[Prediction] | Exception]:
+    def _run(self, rows: Sequence[EngineRow], *, was_full: bool = False) -> list[RowResult | Exception]:
         """Run one batch, and again in halves if it fails; `was_full`: it is part of a batch that ran out of memory."""
         self._raise_if_lost()
         self.activity.report_progress()
@@ -268,21 +278,26 @@ class Engine:
             for answer in self._run(half, was_full=was_full or is_full)
         ]
 
-    def _forward(self, rows: Sequence[EngineRow]) -> list[list[Prediction] | Exception]:
+    def _forward(self, rows: Sequence[EngineRow]) -> list[RowResult | Exception]:
         side, is_gpu = self.backbone.image_size, self.backbone.device.type == "cuda"
         pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8, pin_memory=is_gpu)
         np.stack([row.pixels for row in rows], out=pixels.numpy())
-        ranked = self._model.rank(pixels, [row.stack for row in rows], [row.top_k for row in rows])
-        return [_predictions(row.stack.class_names, one) for row, one in zip(rows, ranked, strict=True)]
+        stacks, top_ks = [row.stack for row in rows], [row.top_k for row in rows]
+        ranked = self._model.rank(pixels, stacks, top_ks, with_embeddings=any(map(NEEDS_EMBEDDING, rows)))
+        return [_result(row, one) for row, one in zip(rows, ranked, strict=True)]
 
 
-def _predictions(names: Sequence[str], ranked: Ranked) -> list[Prediction] | Exception:
+def _result(row: EngineRow, ranked: Ranked) -> RowResult | Exception:
     if not all(map(math.isfinite, ranked.probabilities)):
         return InferenceFailedError("The model returned NaN or infinity for this image.")
-    return [
+    names = row.stack.class_names
+    predictions = [
         Prediction(class_id, names[class_id], probability)
         for class_id, probability in zip(ranked.class_ids, ranked.probabilities, strict=True)
     ]
+    if not row.embedding or ranked.embedding_E is None:
+        return RowResult(predictions, None)
+    return RowResult(predictions, ranked.embedding_E.astype("<f4").tobytes())
 
 
 def _executor(name: str, n_threads: int, *, n_torch_threads: int) -> ThreadPoolExecutor:

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from service.domains.live_table import LiveTable
     from service.domains.publisher import Publisher
     from service.domains.watcher import StoreWatcher
-    from service.engine.engine import Engine, EngineRow
-    from service.inference import Prediction
+    from service.engine.engine import Engine, EngineRow, RowResult
     from service.scheduler.batcher import Batcher
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class ServiceContext(HttpContext):
 
     backend: LocalBackend
     engine: Engine
-    batcher: Batcher[EngineRow, list[Prediction]]
+    batcher: Batcher[EngineRow, RowResult]
     store: Store
     table: LiveTable
     publisher: Publisher

@@ -42,6 +42,8 @@ class ScoreReply(NamedTuple):
     version: int
     digest: str
     answers: list[ImageResult | WireError]
+    abstain_below: float | None
+    feature_key: str
 
 
 class HttpReply(NamedTuple):
@@ -89,7 +91,7 @@ class RemotePin:
             "score", self._number, filled, options, returns=ScoreReply, on_done=lambda: slots.free.extend(filled)
         )
         answers = [from_wire(one) if isinstance(one, WireError) else one for one in reply.answers]
-        return Scored(reply.version, reply.digest, answers)
+        return Scored(reply.version, reply.digest, answers, reply.abstain_below, reply.feature_key)
 
 
 def forwarder(rpc: Rpc) -> ASGIApp:

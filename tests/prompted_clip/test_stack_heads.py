@@ -140,7 +140,7 @@ def test_a_conditional_head_goes_on_with_other_labels(model):
 
 @pytest.mark.parametrize("options", [PROJECTOR, {"labels": "own"}, CONDITIONAL | {"labels": "own"}])
 def test_a_stack_made_for_its_own_labels_refuses_others_with_the_reason(model, options):
-    with pytest.raises(StackMismatchError, match="made for its own 3 classes; other labels"):
+    with pytest.raises(StackMismatchError, match="supports only its own 3 classes, because"):
         model.with_labels(load(model, **options), ["sun"])
 
 
@@ -264,6 +264,37 @@ def test_other_labels_and_the_boost_stack_are_not_calibrated(model):
         images = model.encode_images(random_pixels(3), [stack] * 3)
         for change in (lambda one: model.with_labels(one, ["sun", "moon"]), model.boost_stack):
             assert change(stack).head is None
+            assert not change(stack).abstain
             torch.testing.assert_close(
                 model.logits(images, change(stack)), model.logits(images, change(plain)), rtol=0, atol=1e-4
             )
+
+
+def test_an_abstention_threshold_is_found_by_its_rate(model):
+    stack = load(model, calibration=Calibration(temperature=1.0, abstain={"0.01": 0.2, "0.10": 0.4}))
+    assert (stack.abstain_below(0.01), stack.abstain_below(0.1)) == (0.2, 0.4)
+    with pytest.raises(
+        StackMismatchError, match=r"no abstention threshold for the rate 0\.05; use one of 0\.01, 0\.10\."
+    ):
+        stack.abstain_below(0.05)
+    with pytest.raises(StackMismatchError, match="not calibrated"):
+        load(model).abstain_below(0.05)
+    assert not model.boost_stack(stack).abstain, "even if the temperature is 1"
+
+
+def test_stacks_have_the_same_image_digest_if_their_image_prompts_are_the_same(model):
+    prompts = {"image_boost": (2, 3), "image_adapt": (1, 2)}
+    stack = load(model, **prompts)
+    assert load(model, domain="other", class_names=("sun", "moon"), **prompts).image_digest == stack.image_digest
+    others = [{"image_boost": (2, 3)}, {"image_boost": (2, 3), "image_adapt": (1, 1)}, prompts | {"seed": 1}]
+    digests = [load(model, **options).image_digest for options in others]
+    assert len({stack.image_digest, *digests}) == 4
+    assert model.boost_stack(stack).image_digest == digests[0]
+    assert model.with_labels(stack, ["sun"]).image_digest == stack.image_digest
+    assert load(model, image_boost=None, text_boost=(1, 2)).image_digest == ""
+    assert model.boost_stack(load(model, image_boost=None, text_boost=(1, 2), image_adapt=(1, 2))).image_digest == ""
+
+
+def test_an_image_digest_does_not_depend_on_the_dtype_of_the_backbone(model):
+    narrow = PromptedClip(load_backbone("tiny", random_seed=0, dtype=torch.bfloat16))
+    assert load(narrow, image_adapt=(1, 2)).image_digest == load(model, image_adapt=(1, 2)).image_digest

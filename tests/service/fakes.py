@@ -94,6 +94,7 @@ class FakeModel:
             text_adapt=None,
             text_features=torch.from_numpy(bundle.tensors["text.features"].copy()),
             image=None,
+            abstain=manifest.calibration.abstain if manifest.calibration else {},
         )
 
     def boost_stack(self, stack):
@@ -106,7 +107,11 @@ class FakeModel:
         if any(len(label) > 60 for label in labels):
             raise TextTooLongError("a label is too long")
         return dataclasses.replace(
-            stack, class_names=tuple(labels), class_texts=tuple(labels), text_features=colour_features(labels)
+            stack,
+            class_names=tuple(labels),
+            class_texts=tuple(labels),
+            text_features=colour_features(labels),
+            abstain={},
         )
 
     def encode_images(self, pixels_BCHW, stacks):
@@ -129,10 +134,12 @@ class FakeModel:
     def padded_batch_size(self, n_rows):
         return n_rows
 
-    def rank(self, pixels_BCHW, stacks, top_ks):
-        scores = self.score(self.encode_images(pixels_BCHW, stacks), stacks)
+    def rank(self, pixels_BCHW, stacks, top_ks, *, with_embeddings=False):
+        images = self.encode_images(pixels_BCHW, stacks)
+        scores = self.score(images, stacks)
         best = [row.topk(min(top_k, len(row))) for row, top_k in zip(scores, top_ks, strict=True)]
-        return [Ranked(one.indices.tolist(), one.values.tolist()) for one in best]
+        units = images.unit_BE.numpy() if with_embeddings else [None] * len(best)
+        return [Ranked(one.indices.tolist(), one.values.tolist(), f) for one, f in zip(best, units, strict=True)]
 
     def score(self, images, stacks):
         return [

@@ -11,6 +11,11 @@ def rows_of(stacks, top_k=10):
     return [EngineRow(image, stack, top_k) for image, stack in zip(pixels, stacks, strict=True)]
 
 
+async def predictions(engine, rows):
+    """The classes of each row, most probable first."""
+    return [result.predictions for result in await engine.run(rows)]
+
+
 async def until(happened):
     for _ in range(2000):
         if happened():

@@ -16,7 +16,7 @@ from service.engine.engine import Engine, EngineRow
 from service.engine.loading import image_tower
 from service.errors import DeviceLostError, DeviceMemoryError, InferenceFailedError
 from service.settings import Settings
-from tests.service.engine.engine_rows import rows_of, until
+from tests.service.engine.engine_rows import predictions, rows_of, until
 from tests.service.fakes import FakeModel, colour_bundle
 from tests.stacks import random_bundle
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
@@ -65,8 +65,8 @@ async def test_a_mixed_batch_answers_each_row_as_if_it_were_alone(engine):
     stacks = [await engine.load(read_bundle(data)) for data in bundles]
     assert len({stack.lane for stack in stacks}) == 1
     rows = rows_of([stacks[n % 3] for n in range(7)])
-    together = await engine.run(rows)
-    alone = [(await engine.run([row]))[0] for row in rows]
+    together = await predictions(engine, rows)
+    alone = [(await predictions(engine, [row]))[0] for row in rows]
     for row, mixed, single in zip(rows, together, alone, strict=True):
         assert [one.label for one in mixed] == [one.label for one in single]
         assert {one.label for one in mixed} == set(row.stack.class_names)
@@ -82,8 +82,8 @@ async def test_heads_answer_in_one_batch_with_plain_stacks_as_if_they_were_alone
     stacks = [await engine.load(read_bundle(data)) for data in bundles]
     assert len({stack.lane for stack in stacks}) == 1
     rows = rows_of([stacks[n % 3] for n in range(6)])
-    together = await engine.run(rows)
-    alone = [(await engine.run([row]))[0] for row in rows]
+    together = await predictions(engine, rows)
+    alone = [(await predictions(engine, [row]))[0] for row in rows]
     for mixed, single in zip(together, alone, strict=True):
         assert [one.label for one in mixed] == [one.label for one in single]
         np.testing.assert_allclose([one.probability for one in mixed], [one.probability for one in single], atol=1e-5)
@@ -95,7 +95,7 @@ async def test_a_conditional_stack_passes_its_smoke_test_answers_and_counts_its_
     await engine.smoke_test(stack)
     rows = rows_of([stack, await engine.with_labels(stack, ["heron", "kettle"]), await engine.boost_stack(stack)])
     assert [row.stack.n_text_rows for row in rows] == [3, 2, 0]
-    answers = await engine.run(rows[:2]) + await engine.run(rows[2:])
+    answers = await predictions(engine, rows[:2]) + await predictions(engine, rows[2:])
     labels = [{one.label for one in answer} for answer in answers]
     assert labels == [{"rex", "ace", "pug"}, {"heron", "kettle"}, {"rex", "ace", "pug"}]
     broken = torch.full_like(stack.head.shift.bias_O, float("nan"))
@@ -108,9 +108,8 @@ async def test_top_k_is_the_row_s_own_and_never_reaches_into_the_padding(engine)
     small = await engine.load(read_bundle(random_bundle("a", ("x", "y"))))
     large = await engine.load(read_bundle(random_bundle("b", tuple("klmnopq"))))
     pixels = random_pixels(3).numpy()
-    answers = await engine.run(
-        [EngineRow(pixels[0], small, 5), EngineRow(pixels[1], large, 3), EngineRow(pixels[2], large, 1)]
-    )
+    rows = [EngineRow(pixels[0], small, 5), EngineRow(pixels[1], large, 3), EngineRow(pixels[2], large, 1)]
+    answers = await predictions(engine, rows)
     assert [len(answer) for answer in answers] == [2, 3, 1]
     for answer in answers:
         assert [one.probability for one in answer] == sorted((one.probability for one in answer), reverse=True)
@@ -131,7 +130,7 @@ async def test_other_labels_and_boost_only_go_through_the_real_text_tower(engine
     )
     labelled = await engine.with_labels(stack, ["heron", "kettle"])
     boosted = await engine.boost_stack(stack)
-    answers = [(await engine.run(rows_of([one])))[0] for one in (labelled, boosted)]
+    answers = [(await predictions(engine, rows_of([one])))[0] for one in (labelled, boosted)]
     assert {one.label for one in answers[0]} == {"heron", "kettle"}
     assert {one.label for one in answers[1]} == set(stack.class_names)
 
@@ -148,7 +147,7 @@ async def test_rows_that_fail_for_memory_are_split_until_they_fit():
     engine = Engine(model)
     stack = await engine.load(read_bundle(colour_bundle()))
     pixels = np.zeros((3, 16, 16), dtype=np.uint8)
-    answers = await engine.run([EngineRow(pixels, stack, 1)] * 7)
+    answers = await predictions(engine, [EngineRow(pixels, stack, 1)] * 7)
     assert [len(answer) for answer in answers] == [1] * 7
     assert max(len(batch) for batch in model.batches) == 2
     largest = 0
@@ -173,7 +172,7 @@ async def test_a_stack_is_loaded_while_the_device_runs_batches(monkeypatch):
 
     monkeypatch.setattr(model, "load_stack", load_later)
     loading = asyncio.ensure_future(engine.load(read_bundle(colour_bundle(seed=1))))
-    assert [len(answer) for _ in range(3) for answer in await engine.run([row])] == [1, 1, 1]
+    assert [len(answer) for _ in range(3) for answer in await predictions(engine, [row])] == [1, 1, 1]
     assert not loading.done()
     may_load.set()
     assert (await loading).digest == read_bundle(colour_bundle(seed=1)).digest
@@ -188,7 +187,7 @@ async def test_no_more_batches_are_submitted_than_the_pipeline_depth_allows(pipe
     stack = await engine.load(read_bundle(colour_bundle()))
     row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
     model.gate.clear()
-    running = [asyncio.ensure_future(engine.run([row])) for _ in range(3)]
+    running = [asyncio.ensure_future(predictions(engine, [row])) for _ in range(3)]
     await until(lambda: model.n_begun == 1 + pipeline_depth)
     await asyncio.sleep(0.05)
     assert model.n_begun == 1 + pipeline_depth
@@ -329,7 +328,13 @@ async def test_pipelined_batches_on_the_gpu_give_the_cpus_answers(options):
         await engine.smoke_test(stack)
         await engine.capture_graphs(stack)
         batches = [rows_of([stack] * n_rows) for n_rows in (4, 1, 8, 3, 5, 2) * 4]
-        found.append([answer for answers in await asyncio.gather(*map(engine.run, batches)) for answer in answers])
+        found.append(
+            [
+                answer
+                for answers in await asyncio.gather(*(predictions(engine, one) for one in batches))
+                for answer in answers
+            ]
+        )
         engine.close()
     for cpu, gpu in zip(*found, strict=True):
         by_label = {one.label: one.probability for one in gpu}

@@ -10,7 +10,7 @@ import torch
 from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
 from service.engine.engine import Engine
-from tests.service.engine.engine_rows import rows_of, until
+from tests.service.engine.engine_rows import predictions, rows_of, until
 from tests.stacks import random_bundle
 from tests.tiny import tiny_backbone
 
@@ -27,11 +27,11 @@ class Cores:
         self.gate.set()
         self.rank = rank = self.model.rank
 
-        def noted(pixels, stacks, top_ks):
+        def noted(pixels, stacks, top_ks, **options):
             name = threading.current_thread().name.split("_")[0]
             self.seen.append((name, len(stacks), torch.get_num_threads()))
             assert self.gate.wait(20)
-            return rank(pixels, stacks, top_ks)
+            return rank(pixels, stacks, top_ks, **options)
 
         self.model.rank = noted
         self.engine = Engine(self.model, **options)
@@ -145,8 +145,8 @@ async def test_concurrent_batches_give_the_answers_of_single_ones_with_a_bank_of
     ]
     stacks = [await engine.load(read_bundle(data)) for data in bundles]
     batches = [rows_of([stacks[(n + row) % 3] for row in range(4)]) for n in range(12)]
-    alone = [await engine.run(batch) for batch in batches]
-    together = await asyncio.gather(*(engine.run(batch) for batch in batches))
+    alone = [await predictions(engine, batch) for batch in batches]
+    together = await asyncio.gather(*(predictions(engine, batch) for batch in batches))
     engine.close()
     for one, other in zip(alone, together, strict=True):
         for mixed, single in zip(one, other, strict=True):

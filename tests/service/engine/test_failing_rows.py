@@ -32,9 +32,9 @@ class FaultyModel(FakeModel):
         self.fault = fault
         self.n_forwards = 0
 
-    def rank(self, pixels_BCHW, stacks, top_ks):
+    def rank(self, pixels_BCHW, stacks, top_ks, **options):
         self.n_forwards += 1
-        ranked = super().rank(pixels_BCHW, stacks, top_ks)
+        ranked = super().rank(pixels_BCHW, stacks, top_ks, **options)
         domains = [stack.domain for stack in stacks]
         return self.fault(ranked, domains.index(AT_FAULT)) if AT_FAULT in domains else ranked
 
@@ -115,7 +115,7 @@ async def test_a_row_at_fault_fails_alone(kind, position):
         if at == position and error is not None:
             assert type(outcome) is error
         else:
-            assert len(outcome.result) == 1
+            assert len(outcome.result.predictions) == 1
     assert model.n_forwards <= 1 + 2 * math.log2(N_ROWS)
 
 
@@ -189,7 +189,7 @@ async def test_three_batches_without_memory_within_a_minute_halve_the_batches_fo
         await engine.run(rows_with(0))
     assert engine.batch_limit.max_rows == 8
     model.batches.clear()
-    assert all(len(answer) == 1 for answer in await engine.run(rows_with()))
+    assert all(len(result.predictions) == 1 for result in await engine.run(rows_with()))
     assert [len(batch) for batch in model.batches] == [8, 8]
     now_s[0] += 300.0
     assert engine.batch_limit.max_rows == 0

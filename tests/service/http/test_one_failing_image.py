@@ -13,10 +13,10 @@ IN_BOTH_FORMS = True
 async def test_a_picture_without_device_memory_is_503_with_retry_after_and_its_neighbours_are_answered(serve, model):
     rank = model.rank
 
-    def full_of_blue(pixels, stacks, top_ks):
+    def full_of_blue(pixels, stacks, top_ks, **options):
         if (pixels[:, 2].float().mean(dim=(1, 2)) > 200).any():
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return rank(pixels, stacks, top_ks)
+        return rank(pixels, stacks, top_ks, **options)
 
     colours = ["red", "green", "blue", "red"]
     files = [("images", (f"{n}.png", picture(colour))) for n, colour in enumerate(colours)]

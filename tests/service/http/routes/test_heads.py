@@ -101,9 +101,9 @@ async def test_too_many_labels_for_a_conditional_head_are_refused_with_the_limit
 async def test_conditional_batches_stay_within_max_text_rows(serve, model):
     batches, rank = [], model.rank
 
-    def rank_and_tell(pixels, stacks, top_ks):
+    def rank_and_tell(pixels, stacks, top_ks, **options):
         batches.append([stack.domain for stack in stacks])
-        return rank(pixels, stacks, top_ks)
+        return rank(pixels, stacks, top_ks, **options)
 
     model.rank = rank_and_tell
     async with serve(max_text_rows=6) as client:
