@@ -110,6 +110,7 @@ TITLES: Final[Mapping[str, str]] = {
     "image_aspect": "Aspect ratio too large",
     "label_invalid": "Invalid label",
     "too_many_labels": "Too many labels",
+    "abstain_unsupported": "No such abstention threshold",
     "stack_unsupported": "Not supported by this bundle",
     "nothing_to_roll_back": "No earlier live version",
     "store_busy": "Store in use by another process",
