@@ -19,6 +19,9 @@ from service.settings import Settings
 RATE_WINDOW_S: Final = 5.0
 """A body must keep its minimum rate in each window of this length, so a stalled one is noticed within two."""
 CLASSIFY: Final = "/classify"
+EXAMPLES: Final = re.compile(r"/domains/([^/]+)/examples")
+MAX_JSON_BYTES: Final = 256 * 1024
+"""For bodies without images or bundles: more than 10,000 ids, or 5,000 class names."""
 TIMEOUT: Final = re.compile(rb"(?:^|&)timeout_ms=(\d{1,9})(?=&|$)")
 
 
@@ -52,7 +55,7 @@ class LimitedBody:
         on_complete: Callable[[], None],
     ) -> None:
         self._receive, self._budget, self._on_complete = receive, budget, on_complete
-        self._limit, self._tenant = body_limit(scope["path"], settings), tenant
+        self._limit, self._tenant = body_limit(scope, settings), tenant
         self._min_bytes, self._max_body_s = settings.min_body_rate * RATE_WINDOW_S, settings.max_body_s
         self._n_bytes = self._n_in_window = 0
         self._is_complete = False
@@ -136,27 +139,36 @@ class LimitedBody:
             )
 
 
-def body_limit(path: str, settings: Settings) -> int:
-    """Most bytes in the body of a request to `path`."""
-    if path.startswith(CLASSIFY):
+def has_images(scope: Scope) -> bool:
+    """Whether the body of a request has images, which are classified or added to a domain's examples."""
+    path = scope["path"]
+    return path.startswith(CLASSIFY) or (scope["method"] == "POST" and EXAMPLES.fullmatch(path) is not None)
+
+
+def body_limit(scope: Scope, settings: Settings) -> int:
+    """Most bytes in the body of a request."""
+    if has_images(scope):
         return settings.max_request_bytes
-    if path.startswith("/domains/") and path.endswith("/versions"):
+    if scope["path"].startswith("/domains/") and scope["path"].endswith("/versions"):
         return settings.max_bundle_bytes
-    return 64 * 1024
+    return MAX_JSON_BYTES
 
 
 def tenant_of(scope: Scope) -> tuple[str, str]:
     """The client and the domain of a request: budgets are shared between these pairs.
 
-    The client is the key's id, or without keys the address. Only requests to `/classify/{domain}` have a domain:
+    The client is the key's id, or without keys the address. Only requests with images for one domain have a domain:
     `/classify` is for several, and an upload may name any.
     """
-    client = scope.get("caspl.actor") or (scope.get("client") or ("",))[0]
-    return client, scope["path"].removeprefix(CLASSIFY + "/") if scope["path"].startswith(CLASSIFY + "/") else ""
+    client, path = scope.get("caspl.actor") or (scope.get("client") or ("",))[0], scope["path"]
+    if path.startswith(CLASSIFY):
+        return client, path.removeprefix(CLASSIFY).removeprefix("/")
+    found = EXAMPLES.fullmatch(path)
+    return client, found[1] if found else ""
 
 
 def timeout_of(query: bytes, settings: Settings) -> float:
-    """The timeout of a classify request in seconds, from its raw query."""
+    """The timeout of a request with images in seconds, from its raw query."""
     found = TIMEOUT.search(query)
     return min(int(found[1]) / 1000, settings.max_timeout_s) if found else settings.default_timeout_s
 

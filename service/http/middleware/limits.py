@@ -1,4 +1,4 @@
-"""Limits for all requests of this process: open classify requests, and bodies (see `service/http/body.py`)."""
+"""Limits for all requests of this process: open requests with images, and bodies (see `service/http/body.py`)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http import problems
-from service.http.body import CLASSIFY, LimitedBody, tenant_of, timeout_of
+from service.http.body import LimitedBody, has_images, tenant_of, timeout_of
 from service.http.context import HttpContext
 from service.http.middleware.asgi import Middleware
 from service.scheduler.budget import Budget
 
 
 class LimitsMiddleware(Middleware):
-    """Bounds the memory of all requests together, and the number of classify requests that are being worked on.
+    """Bounds the memory of all requests together, and the number of requests with images that are being worked on.
 
     A request counts as open once its body is complete, so slow clients do not use up the places of the others. Most
     requests beyond the limit are rejected earlier, by `EarlyRefusal`.
@@ -30,23 +30,23 @@ class LimitsMiddleware(Middleware):
         The response is the body's error even if its reader handles the exception and reports a malformed body.
 
         Raises:
-            OverloadedError: too many classify requests are open.
+            OverloadedError: too many requests with images are open.
             MediaTypeError, BodyTooLargeError, SlowBodyError, CapacityError: see `LimitedBody`.
         """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         settings, requests = self.context.settings, self.context.open_requests
-        is_classify, is_open, status = scope["path"].startswith(CLASSIFY), False, 0
+        counts_as_open, is_open, status = has_images(scope), False, 0
         tenant = scope["caspl.tenant"] = tenant_of(scope)
         domain = tenant[1]
         timeout_s = timeout_of(scope["query_string"], settings)
-        if is_classify:
+        if counts_as_open:
             requests.check(domain, timeout_s)
 
         def count_open() -> None:
             nonlocal is_open
-            if is_classify:
+            if counts_as_open:
                 requests.open(domain, timeout_s)
                 is_open = True
 

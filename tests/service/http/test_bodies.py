@@ -239,6 +239,7 @@ async def test_a_request_takes_at_most_16_mib_more_than_its_body(serve, kind, bo
         ({"caspl.actor": "k3v9x2ab"}, ("k3v9x2ab", "paint")),
         ({"client": None}, ("", "paint")),
         ({"path": "/classify"}, ("192.0.2.1", "")),
+        ({"path": "/domains/paint/examples"}, ("192.0.2.1", "paint")),
         ({"path": "/domains/paint/versions"}, ("192.0.2.1", "")),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from service.access.key_file import add_key, read_keys
-from service.http.body import body_limit
+from service.http.body import MAX_JSON_BYTES, body_limit
 from service.settings import Settings
 from tests.service.fakes import colour_bundle, picture
 
@@ -170,9 +170,16 @@ async def test_with_keys_any_name_and_page_will_do(serve, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "limit"),
-    [("/classify/a", "max_request_bytes"), ("/domains/a/versions", "max_bundle_bytes"), ("/domains/a/live", None)],
+    ("method", "path", "limit"),
+    [
+        ("POST", "/classify/a", "max_request_bytes"),
+        ("POST", "/domains/a/examples", "max_request_bytes"),
+        ("PATCH", "/domains/a/examples", None),
+        ("POST", "/domains/a/versions", "max_bundle_bytes"),
+        ("PUT", "/domains/a/live", None),
+    ],
 )
-def test_bodies_are_bounded_by_what_they_are_for(path, limit):
+def test_bodies_are_bounded_by_what_they_are_for(method, path, limit):
     settings = Settings()
-    assert body_limit(path, settings) == (getattr(settings, limit) if limit else 64 * 1024)
+    found = body_limit({"method": method, "path": path}, settings)
+    assert found == (getattr(settings, limit) if limit else MAX_JSON_BYTES)
