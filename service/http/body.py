@@ -12,7 +12,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from service.errors import BodyTooLargeError, MediaTypeError, ServiceError, SlowBodyError
+from service.errors import BodyTooLargeError, MediaTypeError, SlowBodyError
+from service.http.context import HttpContext
 from service.scheduler.budget import Budget
 from service.settings import Settings
 
@@ -26,20 +27,20 @@ TIMEOUT: Final = re.compile(rb"(?:^|&)timeout_ms=(\d{1,9})(?=&|$)")
 
 
 class LimitedBody:
-    """The body of one request; its bytes are in the budget until `release`.
+    """The body of one request. Until `release` its bytes are in the budget, and a request with images counts as open.
+
+    It counts as open once its body is complete, so slow clients do not use up the places of the others. Most
+    requests beyond the limit are rejected earlier, by `EarlyRefusal`.
 
     Args:
-        scope: the request; its announced length is checked at once.
-        tenant: see `tenant_of`.
+        scope: the request, with its `caspl.tenant`; its announced length is checked at once.
         receive: the ASGI channel.
-        settings: the limits.
-        budget: bytes in memory, shared between (client, domain).
-        on_complete: called when the last byte has arrived; may raise a `ServiceError`.
-
-    Attributes:
-        failure: the error that `receive` raised.
+        context: settings and open requests.
+        budget: bytes in memory, shared between tenants.
+        count_bytes: is called with the bytes as they arrive.
 
     Raises:
+        OverloadedError: too many requests with images are open.
         MediaTypeError: a compressed body.
         BodyTooLargeError, CapacityError: the announced length exceeds the limit, or the rest of the budget.
     """
@@ -48,19 +49,21 @@ class LimitedBody:
         self,
         scope: Scope,
         receive: Receive,
-        *,
-        tenant: tuple[str, str],
-        settings: Settings,
+        context: HttpContext,
         budget: Budget,
-        on_complete: Callable[[], None],
+        count_bytes: Callable[[int], None] | None = None,
     ) -> None:
-        self._receive, self._budget, self._on_complete = receive, budget, on_complete
-        self._limit, self._tenant = body_limit(scope, settings), tenant
+        settings, headers = context.settings, Headers(scope=scope)
+        self._tenant: tuple[str, str] = scope["caspl.tenant"]
+        self._open_requests = context.open_requests if has_images(scope) else None
+        self._timeout_s = timeout_of(scope["query_string"], settings)
+        if self._open_requests:
+            self._open_requests.check(self._tenant[1], self._timeout_s)
+        self._receive, self._budget, self._count_bytes = receive, budget, count_bytes
+        self._limit = body_limit(scope, settings)
         self._min_bytes, self._max_body_s = settings.min_body_rate * RATE_WINDOW_S, settings.max_body_s
         self._n_bytes = self._n_in_window = 0
-        self._is_complete = False
-        self.failure: ServiceError | None = None
-        headers = Headers(scope=scope)
+        self._is_complete = self._is_open = False
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise MediaTypeError("Compressed bodies are not supported. Send the body without Content-Encoding.")
         announced = headers.get("content-length", "")
@@ -76,40 +79,38 @@ class LimitedBody:
         """Receive the next part; after the last one, the channel's next message.
 
         Raises:
-            BodyTooLargeError, SlowBodyError, CapacityError: beyond a limit, see `failure`.
-            ServiceError: from `on_complete`.
+            BodyTooLargeError, SlowBodyError, CapacityError: beyond a limit.
+            OverloadedError: the body is complete, but too many requests with images are open.
         """
         if self._is_complete:
             return await self._receive()
         try:
-            message = await self._receive_in_time()
-            if message["type"] == "http.request":
-                self._count(len(message.get("body", b"")), is_last=not message.get("more_body", False))
-        except ServiceError as error:
-            self.failure = error
-            raise
-        return message
-
-    def release(self) -> None:
-        """Give the bytes back to the budget."""
-        self._timer.cancel()
-        self._budget.release(self._tenant, self._n_bytes)
-
-    async def _receive_in_time(self) -> Message:
-        try:
             async with asyncio.timeout_at(self._end_s) as self._waiting:
-                return await self._receive()
+                message = await self._receive()
         except TimeoutError as error:
-            if self._loop.time() >= self._end_s:
-                raise SlowBodyError(
-                    f"The body did not arrive within {self._max_body_s:g} s. Send less, or use a faster connection."
-                ) from error
-            raise SlowBodyError(
-                f"Expected at least {self._min_bytes:g} bytes of the body in {RATE_WINDOW_S:g} s, received "
-                f"{self._n_in_window}. Send it without pauses, or use a faster connection."
-            ) from error
+            raise self._too_slow() from error
         finally:
             self._waiting = None
+        if message["type"] == "http.request":
+            self._count(len(message.get("body", b"")), is_last=not message.get("more_body", False))
+        return message
+
+    def release(self, *, is_answered: bool) -> None:
+        """Give the bytes back to the budget, and close the request."""
+        self._timer.cancel()
+        self._budget.release(self._tenant, self._n_bytes)
+        if self._open_requests and self._is_open:
+            self._open_requests.close(self._tenant[1], is_answered=is_answered)
+
+    def _too_slow(self) -> SlowBodyError:
+        if self._loop.time() >= self._end_s:
+            return SlowBodyError(
+                f"The body did not arrive within {self._max_body_s:g} s. Send less, or use a faster connection."
+            )
+        return SlowBodyError(
+            f"Expected at least {self._min_bytes:g} bytes of the body in {RATE_WINDOW_S:g} s, received "
+            f"{self._n_in_window}. Send it without pauses, or use a faster connection."
+        )
 
     def _end_window(self) -> None:
         """Fail if too little arrived while the reader was waiting; otherwise start the next window."""
@@ -122,6 +123,8 @@ class LimitedBody:
 
     def _count(self, n_new: int, *, is_last: bool) -> None:
         if n_new:
+            if self._count_bytes:
+                self._count_bytes(n_new)
             self._check_size(self._n_bytes + n_new)
             self._budget.reserve(self._tenant, n_new)
             self._n_bytes += n_new
@@ -129,7 +132,9 @@ class LimitedBody:
         if is_last:
             self._is_complete = True
             self._timer.cancel()
-            self._on_complete()
+            if self._open_requests:
+                self._open_requests.open(self._tenant[1], self._timeout_s)
+                self._is_open = True
 
     def _check_size(self, n_bytes: int) -> None:
         if n_bytes > self._limit:

@@ -205,7 +205,9 @@ async def on_invalid(_: Request, error: Exception) -> Response:
 
 
 async def on_http_error(_: Request, error: Exception) -> Response:
-    """Handle the router's and the form parser's errors."""
+    """Handle the errors of the router, and of FastAPI for any exception while it reads a body."""
+    if isinstance(error.__cause__, EXPECTED):
+        return respond(error.__cause__)
     status = error.status_code if isinstance(error, HTTPException) else 500
     return http_problem(HTTPStatus(status), getattr(error, "headers", None) or {})
 
@@ -243,4 +245,4 @@ HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[A
     RequestValidationError: on_invalid,
     HTTPException: on_http_error,
 }
-"""For `FastAPI(exception_handlers=...)`; unexpected errors are handled in `middleware/request_context.py`."""
+"""For `FastAPI(exception_handlers=...)`; unexpected errors are handled in `middleware/request.py`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import sys
 import threading
 import warnings
@@ -18,11 +17,6 @@ from typing import Final
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
 """Id of the current request; empty outside requests."""
-
-
-def new_request_id() -> str:
-    """A random id, always of the same length."""
-    return f"req-{random.getrandbits(64):016x}"
 
 
 STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

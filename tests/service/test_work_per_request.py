@@ -15,8 +15,8 @@ from tests.architecture.repository import PACKAGES, ROOT
 
 pytestmark = pytest.mark.anyio
 
-MAX_FILES_PER_IMAGE = 33
-MAX_CALLS_PER_IMAGE = 230
+MAX_FILES_PER_IMAGE = 31
+MAX_CALLS_PER_IMAGE = 220
 OURS = tuple(str(ROOT / package) for package in (*PACKAGES, "caspl"))
 
 

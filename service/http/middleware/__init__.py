@@ -1,7 +1,6 @@
-"""Middleware: proxy headers, CORS, request id, access log and metrics, access control, request and body limits.
+"""Middleware: proxy headers, CORS, and `RequestMiddleware` for everything else.
 
 CORS preflights are answered by Starlette's middleware before there is a request id, and are not logged.
-Plain ASGI, because Starlette's `BaseHTTPMiddleware` hides client disconnects.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service.http.context import HttpContext
-from service.http.middleware.authentication import AuthMiddleware
-from service.http.middleware.limits import LimitsMiddleware
-from service.http.middleware.request_context import RequestContextMiddleware
+from service.http.middleware.request import RequestMiddleware
 
 EXPOSED_HEADERS: Final = (
     "ETag", "Location", "Retry-After", "Server-Timing", "X-Bundle-Digest", "X-Bundle-Version", "X-Request-Id",
@@ -25,9 +22,7 @@ EXPOSED_HEADERS: Final = (
 
 def install_middleware(app: FastAPI, context: HttpContext) -> None:
     """Add all middleware to an application, the innermost first."""
-    app.add_middleware(LimitsMiddleware, context=context)
-    app.add_middleware(AuthMiddleware, context=context)
-    app.add_middleware(RequestContextMiddleware, context=context)
+    app.add_middleware(RequestMiddleware, context=context)
     settings = context.settings
     if settings.cors_origins:
         app.add_middleware(

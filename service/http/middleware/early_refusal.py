@@ -12,7 +12,7 @@ from service.errors import OverloadedError
 from service.http import problems
 from service.http.body import CLASSIFY, timeout_of
 from service.http.context import HttpContext
-from service.observability.logs import new_request_id
+from service.http.middleware.request import new_request_id
 
 logger = logging.getLogger(__name__)
 

@@ -14,27 +14,30 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from service.access.rates import RateLimits
 from service.access.rules import Endpoint
 from service.errors import ForeignRequestError, UnauthorizedError
 from service.http import problems
 from service.http.context import HttpContext
-from service.http.middleware.asgi import Middleware
+from service.settings import Settings
 
 DOCUMENTATION: Final = frozenset({"/docs", "/openapi.json"})
 
 
-class AuthMiddleware(Middleware):
-    """Checks path, method, API key and rate limits; without keys, rejects foreign hosts and cross-site requests."""
+class AccessControl:
+    """Checks API keys and rate limits; without keys, rejects foreign hosts and cross-site requests."""
 
-    def __init__(self, app: ASGIApp, context: HttpContext) -> None:
-        super().__init__(app, context)
+    def __init__(self, context: HttpContext) -> None:
+        self._keys, self._settings = context.keys, context.settings
         self._rates = RateLimits(context.settings)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI connection.
+    def check(self, scope: Scope, endpoint: Endpoint | None) -> Callable[[int], None] | None:
+        """Check a request; `scope` gets its key's id as `caspl.actor`.
+
+        Returns:
+            Counts the bytes of the body as they arrive; None if they are not limited.
 
         Raises:
             UnauthorizedError: missing, unknown or expired key.
@@ -42,28 +45,15 @@ class AuthMiddleware(Middleware):
             RateLimitedError: the key, or wrong keys of the client's address, exceed their rate.
             ForeignRequestError: without keys: a foreign host or a cross-site request.
         """
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        endpoint: Endpoint | None = scope["caspl.endpoint"]
-        headers = Headers(scope=scope)
-        count_bytes = None
-        if self.context.keys.is_open:
-            reject_foreign(scope["method"], headers, self.context.settings.cors_origins)
-        else:
-            count_bytes = self._check_key(scope, endpoint, headers)
-        if (refusal := self._refusal(scope["method"], endpoint)) is not None:
-            await refusal(scope, receive, send)
-        else:
-            await self.app(scope, _counted(receive, count_bytes) if count_bytes else receive, send)
-
-    def _check_key(self, scope: Scope, endpoint: Endpoint | None, headers: Headers) -> Callable[[int], None] | None:
-        """Check key, scope and rates; returns a function that counts the bytes of the body, if they are limited."""
-        is_preflight = endpoint is not None and scope["method"] == "OPTIONS"  # browsers send it without a key
-        required = endpoint.scopes.get(scope["method"]) if endpoint else None
+        method, headers = scope["method"], Headers(scope=scope)
+        if self._keys.is_open:
+            reject_foreign(method, headers, self._settings.cors_origins)
+            return None
+        is_preflight = endpoint is not None and method == "OPTIONS"  # browsers send it without a key
+        required = endpoint.scopes.get(method) if endpoint else None
         authorization = headers.get("authorization", "")
         try:
-            key = self.context.keys.authenticate(authorization)
+            key = self._keys.authenticate(authorization)
         except UnauthorizedError as error:
             if required == "none" or is_preflight:
                 return None
@@ -76,27 +66,19 @@ class AuthMiddleware(Middleware):
         length = headers.get("content-length", "")
         count_bytes = self._rates.admit(key, int(length) if length.isdecimal() else 0)
         if endpoint and required:
-            self.context.keys.require(key.id, required, endpoint.domain)
+            self._keys.require(key.id, required, endpoint.domain)
         return count_bytes
 
-    def _refusal(self, method: str, endpoint: Endpoint | None) -> Response | None:
-        """The response to an unknown path, a method that the path does not support, or OPTIONS."""
-        if endpoint is None or (endpoint.template in DOCUMENTATION and not self.context.settings.api_docs):
-            return problems.http_problem(HTTPStatus.NOT_FOUND)
-        if method == "OPTIONS":
-            return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": endpoint.allow})
-        if method not in endpoint.scopes:
-            return problems.http_problem(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": endpoint.allow})
-        return None
 
-
-def _counted(receive: Receive, count_bytes: Callable[[int], None]) -> Receive:
-    async def receive_counted() -> Message:
-        message = await receive()
-        count_bytes(len(message.get("body", b"")))
-        return message
-
-    return receive_counted
+def refusal(method: str, endpoint: Endpoint | None, settings: Settings) -> Response | None:
+    """The response to an unknown path, a method that the path does not support, or OPTIONS."""
+    if endpoint is None or (endpoint.template in DOCUMENTATION and not settings.api_docs):
+        return problems.http_problem(HTTPStatus.NOT_FOUND)
+    if method == "OPTIONS":
+        return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": endpoint.allow})
+    if method not in endpoint.scopes:
+        return problems.http_problem(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": endpoint.allow})
+    return None
 
 
 def reject_foreign(method: str, headers: Headers, allowed_origins: tuple[str, ...]) -> None:
