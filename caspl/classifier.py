@@ -16,12 +16,12 @@ from caspl.results import Classification, Prediction
 from prompt_store.bundle import read_bundle
 from prompt_store.class_names import normalize_labels
 from prompt_store.errors import BundleInvalidError
+from prompt_store.manifest import DEFAULT_TEMPLATE
 from prompted_clip.backbone import load_backbone
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels, upright_rgb
 from prompted_clip.stack import PromptStack
 
-PLAIN_TEMPLATE: Final = "a photo of a {}."
 LABEL_SETS: Final = 32
 """Label sets whose text features are cached."""
 
@@ -76,7 +76,7 @@ class Classifier:
         self._batch_size = batch_size
         self._stacks: dict[str, PromptStack] = {}
         self._with_labels = lru_cache(LABEL_SETS)(self._model.with_labels)
-        self._plain = lru_cache(LABEL_SETS)(lambda labels: self._model.plain_stack("", labels, [PLAIN_TEMPLATE]))
+        self._plain = lru_cache(LABEL_SETS)(lambda labels: self._model.plain_stack("", labels, [DEFAULT_TEMPLATE]))
         for bundle in bundles:
             self.load(bundle)
 

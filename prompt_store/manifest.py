@@ -21,6 +21,8 @@ from pydantic import (
 from prompt_store.digest import DIGEST_PATTERN
 from prompt_store.errors import BundleInvalidError
 
+DEFAULT_TEMPLATE: Final = "a photo of a {}."
+"""The text around a class name if no other template is given."""
 MAX_ABSTENTION_RATES: Final = 16
 MAX_CLASSES: Final = 10_000
 MAX_DEPTH: Final = 64
@@ -66,6 +68,10 @@ def _template(text: str) -> str:
     if text.count("{}") != 1 or text.count("{") != 1 or text.count("}") != 1:
         raise ValueError("a template must contain {} exactly once and no other braces")
     return text
+
+
+Template = Annotated[str, Field(max_length=512), AfterValidator(_template)]
+"""Text with one `{}`, which the class text replaces."""
 
 
 def _plain_integer(value: object) -> object:
@@ -191,9 +197,7 @@ class Manifest(_ManifestModel):
     domain: Annotated[str, AfterValidator(_domain)]
     backbone: BackboneSpec
     classes: Annotated[list[ClassSpec], Field(min_length=1, max_length=MAX_CLASSES)]
-    templates: Annotated[
-        list[Annotated[str, Field(max_length=512), AfterValidator(_template)]], Field(max_length=MAX_TEMPLATES)
-    ]
+    templates: Annotated[list[Template], Field(max_length=MAX_TEMPLATES)]
     logit_scale: Annotated[float, Field(gt=0, le=10_000)]
     stack: StackSpec
     provenance: Provenance

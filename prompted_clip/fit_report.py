@@ -12,9 +12,11 @@ from typing import Final
 
 import numpy as np
 
-from prompted_clip.few_shot import FEW_SHOT_METHODS, Floats, Ints
+from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats, Ints
 from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, softmax
 
+AUTO: Final = "auto"
+"""The method that stands for the best of `AUTO_METHODS`."""
 SUSPECT_SHARE: Final = 0.13
 """At most this share of the examples is suspected."""
 SUSPECT_RATIO: Final = 0.3
@@ -101,6 +103,18 @@ class FitReport:
     calibration_error_before: float
     calibration_error_after: float
     abstain: dict[str, float]
+
+
+def fit_and_report(
+    features_NE: Floats, labels_N: Ints, text_logits_NK: Floats, class_names: Sequence[str], method: str = AUTO
+) -> tuple[FewShotFit, FitReport]:
+    """Fit a head with a method of `FEW_SHOT_METHODS`, or with the best of `AUTO_METHODS`, and report it.
+
+    The other arguments are those of `fit_few_shot`.
+    """
+    methods = AUTO_METHODS if method == AUTO else {method: FEW_SHOT_METHODS[method]}
+    fit = fit_few_shot(features_NE, labels_N, text_logits_NK, methods)
+    return fit, report_fit(fit, features_NE, class_names)
 
 
 def report_fit(fit: FewShotFit, features_NE: Floats, class_names: Sequence[str]) -> FitReport:

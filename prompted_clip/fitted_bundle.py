@@ -1,22 +1,24 @@
 """Bundles with a few-shot head: which bundles can get one, added classes, and the tensors and calibration of a fit.
 
-Legend: K classes, E joint width.
+Legend: N examples, K classes, E joint width.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_store.bundle import Bundle
+from prompt_store.bundle import Bundle, write_bundle
 from prompt_store.class_names import comparison_key
 from prompt_store.contents import FEATURES, head_kind
-from prompt_store.manifest import Calibration, ClassSpec, Manifest
+from prompt_store.manifest import Calibration, ClassSpec
 from prompted_clip.errors import StackMismatchError
+from prompted_clip.few_shot import Floats, Ints
 from prompted_clip.fit import FewShotFit
-from prompted_clip.model import PromptedClip
-from prompted_clip.stack import PromptStack
+from prompted_clip.fit_report import FitReport
+from prompted_clip.provenance import new_provenance
 
 
 def check_replaceable(bundle: Bundle) -> None:
@@ -37,35 +39,79 @@ def check_replaceable(bundle: Bundle) -> None:
     raise StackMismatchError(msg)
 
 
-def add_classes(
-    bundle: Bundle, names: Sequence[str], model: PromptedClip, stack: PromptStack
-) -> tuple[list[ClassSpec], NDArray[Any]]:
-    """The bundle's classes and those of `names` that it lacks, with their text features [K, E].
+@dataclass(frozen=True, eq=False)
+class FitClasses:
+    """The classes of a fit.
 
-    Raises:
-        StackMismatchError, TextTooLongError: as `PromptedClip.with_labels`.
+    Attributes:
+        specs: names and texts.
+        text_KE: their unit text features, in the bundle's dtype.
     """
-    classes, text_KE = list(bundle.manifest.classes), bundle.tensors[FEATURES]
-    known = {comparison_key(spec.name) for spec in classes}
-    new = [name for name in names if comparison_key(name) not in known]
-    if not new:
-        return classes, text_KE
-    encoded = model.with_labels(stack, new).text_features
-    assert encoded is not None  # noqa: S101  a static head has text features
-    added_KE = encoded.float().numpy().astype(text_KE.dtype)
-    return [*classes, *(ClassSpec(name=name, text=name) for name in new)], np.concatenate([text_KE, added_KE])
+
+    specs: tuple[ClassSpec, ...]
+    text_KE: NDArray[Any]
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Self:
+        """The bundle's own classes."""
+        return cls(tuple(bundle.manifest.classes), bundle.tensors[FEATURES])
+
+    @property
+    def names(self) -> list[str]:
+        """Labels in class order."""
+        return [spec.name for spec in self.specs]
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """The names that are not among the classes."""
+        known = {comparison_key(name) for name in self.names}
+        return [name for name in names if comparison_key(name) not in known]
+
+    def extended(self, names: Sequence[str], text_NE: NDArray[Any]) -> "FitClasses":
+        """The classes, followed by new ones with these text features."""
+        added = tuple(ClassSpec(name=name, text=name) for name in names)
+        return FitClasses(self.specs + added, np.concatenate([self.text_KE, text_NE.astype(self.text_KE.dtype)]))
+
+    def restricted(self, names: Iterable[str]) -> "FitClasses":
+        """The classes with these names, in class order."""
+        kept = {comparison_key(name) for name in names}
+        rows = [row for row, name in enumerate(self.names) if comparison_key(name) in kept]
+        return FitClasses(tuple(self.specs[row] for row in rows), self.text_KE[rows])
+
+    def indices(self, names: Sequence[str]) -> Ints:
+        """The class index of each name; KeyError if it is not among the classes."""
+        place = {comparison_key(name): index for index, name in enumerate(self.names)}
+        return np.array([place[comparison_key(name)] for name in names], dtype=np.int64)
+
+    def logits(self, features_NE: Floats, logit_scale: float) -> Floats:
+        """Z = s <f, g_k> of unit features: [N, K]."""
+        result: Floats = logit_scale * features_NE @ self.text_KE.T.astype(np.float64)
+        return result
 
 
-def fitted_bundle(
-    bundle: Bundle, classes: Sequence[ClassSpec], text_KE: NDArray[Any], fit: FewShotFit
-) -> tuple[Manifest, Mapping[str, NDArray[Any]]]:
-    """Manifest and tensors of a bundle with a fit's head and calibration, with the provenance of the given bundle.
+def write_fit(
+    bundle: Bundle,
+    classes: FitClasses,
+    fit: FewShotFit,
+    report: FitReport,
+    *,
+    method: str,
+    data_digests: Mapping[str, str],
+) -> bytes:
+    """A bundle with a fit's head and calibration instead of those of the given bundle.
 
     (z + alpha (W f + b)) / T as the format has it: with a head share of 1/2, weight alpha W and bias alpha b, the
     logits are half of the sum, and T/2 is the temperature.
+
+    Args:
+        bundle: its prompts and, unless `classes` has others, its text features are kept.
+        classes: those of the fit.
+        fit: the fit.
+        report: of the fit; the provenance records its main numbers.
+        method: the requested one, such as `auto`.
+        data_digests: of the examples, by name; the digest of `bundle` is added.
     """
     tensors = {name: array for name, array in bundle.tensors.items() if not name.startswith("head.")}
-    tensors[FEATURES] = text_KE
+    tensors[FEATURES] = classes.text_KE
     stack: dict[str, Any] = {"head_share": None, "head_input": "embedding"}
     temperature = fit.temperature
     if fit.alpha:
@@ -73,8 +119,21 @@ def fitted_bundle(
         tensors["head.bias"] = (fit.alpha * fit.term.bias_K).astype(np.float32)
         stack, temperature = {"head_share": 0.5, "head_input": "unit"}, temperature / 2
     changes = {
-        "classes": list(classes),
+        "classes": list(classes.specs),
         "stack": bundle.manifest.stack.model_copy(update=stack),
         "calibration": Calibration(temperature=temperature, abstain=fit.thresholds()),
+        "provenance": new_provenance(
+            method=fit.method,
+            phase="adapt",
+            recipe={"method": method, "alpha": fit.alpha},
+            data_digests={**data_digests, "bundle": bundle.digest},
+            metrics={
+                "n_images": report.n_examples,
+                "n_images_by_class": {one.name: one.n_examples for one in report.classes if one.n_examples},
+                "leave_one_out_accuracy": report.accuracy.rate,
+                "text_accuracy": report.text_accuracy,
+                "calibration_error": report.calibration_error_after,
+            },
+        ),
     }
-    return bundle.manifest.model_copy(update=changes), tensors
+    return write_bundle(bundle.manifest.model_copy(update=changes), tensors)

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from prompted_clip.provenance import new_provenance
 from training.adapting.adapter import Adapter
 from training.adapting.methods import METHODS
 from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
 from training.data.hold_out import describe_held_out
 from training.data.views import Views
-from training.export import adapt_provenance, export_bundle
+from training.export import export_bundle
 from training.files import digest_of, write_atomic
 from training.loop import SINGLE_PROCESS, CheckpointConfig
 from training.loop_progress import train_with_progress
@@ -128,8 +129,13 @@ def run_adapt(
         domain=job.domain,
         class_names=job.dataset.class_names,
         template=method.template,
-        provenance=adapt_provenance(
-            method=method_name, recipe=recipe.model_dump(), data_digests=data_digests, metrics=metrics
+        provenance=new_provenance(
+            method=method_name,
+            phase="adapt",
+            recipe=recipe.model_dump(),
+            data_digests=data_digests,
+            metrics=metrics,
+            seed=recipe.seed,
         ),
     )
     if world.is_main:

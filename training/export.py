@@ -1,8 +1,6 @@
 """Write trained prompts as a bundle of plain tensors, with text features computed once."""
 
-import datetime
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from prompt_store.manifest import (
     StackSpec,
 )
 from prompted_clip.prompts import join_groups
+from prompted_clip.provenance import new_provenance
 from prompted_clip.text import encode_classes
 from training.adapting.method import ExportedPrompts
 from training.prompted_backbone import PromptedBackbone
@@ -83,38 +82,20 @@ def export_bundle(
     return write_bundle(manifest, {name: _array(tensor) for name, tensor in tensors.items()})
 
 
-def adapt_provenance(
-    *, method: str, recipe: Mapping[str, Any], data_digests: Mapping[str, str], metrics: Mapping[str, Any]
-) -> Provenance:
-    """Provenance of an adapted bundle."""
-    return Provenance(
-        method=method,
-        phase="adapt",
-        recipe=dict(recipe),
-        data_digests=dict(data_digests),
-        seed=recipe.get("seed"),
-        metrics=dict(metrics),
-        code_version=_code_version(),
-        created=_now(),
-    )
-
-
 def boost_provenance(
     *, recipe: BoostRecipe, data_digests: Mapping[str, str], teacher: Teacher, metrics: Mapping[str, Any]
 ) -> Provenance:
     """Provenance of a boosting bundle."""
     large = teacher.backbone
     facts = {"arch": large.arch, "pretrained": large.pretrained, "fingerprint": large.fingerprint}
-    return Provenance(
+    return new_provenance(
         method={"caspl": "caspl-boost", "promptkd": "promptkd"}[recipe.distillation],
         phase="boost",
         recipe=recipe.model_dump(),
-        data_digests=dict(data_digests),
+        data_digests=data_digests,
+        metrics=metrics,
         teacher=facts | ({"bundle": teacher.digest} if teacher.digest else {}),
         seed=recipe.seed,
-        metrics=dict(metrics),
-        code_version=_code_version(),
-        created=_now(),
     )
 
 
@@ -137,20 +118,9 @@ def _heads(exported: ExportedPrompts) -> dict[str, Tensor]:
     return tensors
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def _array(tensor: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.detach().float().cpu().numpy())
 
 
 def _spec(group: Tensor | None) -> GroupSpec | None:
     return GroupSpec(depth=group.shape[-3], tokens=group.shape[-2]) if group is not None else None
-
-
-def _code_version() -> str:
-    try:
-        return version("caspl-serve")
-    except PackageNotFoundError:
-        return "unknown"

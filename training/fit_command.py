@@ -44,13 +44,14 @@ def fit(
         from prompted_clip.backbone import load_backbone
         from prompted_clip.errors import did_you_mean
         from prompted_clip.few_shot import FEW_SHOT_METHODS
+        from prompted_clip.fit_report import AUTO
         from prompted_clip.fitted_bundle import check_replaceable
         from prompted_clip.model import PromptedClip
         from prompted_clip.sources import known_tag
         from training.data.catalog import open_dataset
         from training.data.few_shot import few_shot
         from training.files import read_bundle_file
-        from training.fit_run import AUTO, FitJob, run_fit
+        from training.fit_run import FitJob, run_fit
         from training.hardware import resolve_device
 
         methods = [AUTO, *FEW_SHOT_METHODS]

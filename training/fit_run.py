@@ -1,6 +1,6 @@
 """`caspl fit` as a function: fit a few-shot head to labelled images and write a bundle.
 
-Legend: N images, K classes, E joint width.
+Legend: N images, E joint width.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,22 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from prompt_store.bundle import Bundle, read_bundle, write_bundle
-from prompt_store.class_names import comparison_key
-from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats
-from prompted_clip.fit import fit_few_shot
-from prompted_clip.fit_report import FitReport, report_fit
-from prompted_clip.fitted_bundle import add_classes, check_replaceable, fitted_bundle
+from prompt_store.bundle import Bundle, read_bundle
+from prompted_clip.few_shot import Floats
+from prompted_clip.fit_report import AUTO, fit_and_report
+from prompted_clip.fitted_bundle import FitClasses, check_replaceable, write_fit
 from prompted_clip.model import PromptedClip
+from prompted_clip.provenance import new_provenance
 from prompted_clip.stack import PromptStack
 from training.adapting.method import ExportedPrompts
 from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
 from training.data.views import Views
-from training.export import adapt_provenance, export_bundle
+from training.export import export_bundle
 from training.files import digest_of, write_atomic
 from training.progress import progress_bars
 from training.prompted_backbone import PromptedBackbone
 
-AUTO: Final = "auto"
 BATCH_ROWS: Final = 64
 
 
@@ -70,23 +68,18 @@ def run_fit(job: FitJob, model: PromptedClip, console: Console) -> dict[str, Any
     check_class_names(job.dataset.class_names, job.dataset.name)
     items = job.dataset.split("train")
     stack = model.load_stack(job.bundle)
-    classes, text_KE = add_classes(job.bundle, job.dataset.class_names, model, stack)
+    classes = FitClasses.of_bundle(job.bundle)
+    if new := classes.missing(job.dataset.class_names):
+        encoded = model.with_labels(stack, new).text_features
+        assert encoded is not None  # noqa: S101  a static head has text features
+        classes = classes.extended(new, encoded.float().numpy())
     features_NE = image_features(model, stack, [item.path for item in items], console)
-    place = {comparison_key(spec.name): index for index, spec in enumerate(classes)}
-    index_of = [place[comparison_key(name)] for name in job.dataset.class_names]
-    labels_N = np.array([index_of[item.label] for item in items], dtype=np.int64)
-    text_logits_NK = stack.logit_scale * features_NE @ text_KE.T.astype(np.float64)
-    methods = AUTO_METHODS if job.method == AUTO else {job.method: FEW_SHOT_METHODS[job.method]}
-    fit = fit_few_shot(features_NE, labels_N, text_logits_NK, methods)
-    report = report_fit(fit, features_NE, [spec.name for spec in classes])
-    manifest, tensors = fitted_bundle(job.bundle, classes, text_KE, fit)
-    provenance = adapt_provenance(
-        method=fit.method,
-        recipe={"method": job.method, "alpha": fit.alpha},
-        data_digests={"train": job.dataset.digest, "bundle": job.bundle.digest},
-        metrics=_metrics(report),
+    labels_N = classes.indices(job.dataset.class_names)[[item.label for item in items]]
+    fit, report = fit_and_report(
+        features_NE, labels_N, classes.logits(features_NE, stack.logit_scale), classes.names, job.method
     )
-    data = write_bundle(manifest.model_copy(update={"provenance": provenance}), tensors)
+    digests = {"train": job.dataset.digest}
+    data = write_fit(job.bundle, classes, fit, report, method=job.method, data_digests=digests)
     write_atomic(job.out, data)
     suspects = [asdict(one) | {"file": str(items[one.index].path)} for one in report.suspects]
     facts = {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data)}
@@ -107,7 +100,7 @@ def zero_shot_bundle(base_model: PromptedBackbone, dataset: Dataset, domain: str
         domain=domain,
         class_names=dataset.class_names,
         template=base_model.template or dataset.template,
-        provenance=adapt_provenance(method="zero-shot", recipe={}, data_digests={}, metrics={}),
+        provenance=new_provenance(method="zero-shot", phase="adapt", recipe={}, data_digests={}, metrics={}),
     )
     return read_bundle(data)
 
@@ -125,14 +118,3 @@ def image_features(model: PromptedClip, stack: PromptStack, files: Sequence[Path
             parts.append(images.unit_BE.cpu().numpy().astype(np.float64))
             progress.advance(task, len(rows))
     return np.concatenate(parts)
-
-
-def _metrics(report: FitReport) -> dict[str, Any]:
-    """The numbers of a report that the provenance records."""
-    return {
-        "n_images": report.n_examples,
-        "n_images_by_class": {one.name: one.n_examples for one in report.classes if one.n_examples},
-        "leave_one_out_accuracy": report.accuracy.rate,
-        "text_accuracy": report.text_accuracy,
-        "calibration_error": report.calibration_error_after,
-    }

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from prompt_store.manifest import DEFAULT_TEMPLATE
 from training.data.class_rewrites import CALTECH_NAMES, EUROSAT_NAMES
 from training.data.coop_layout import AircraftLists, Layout, Part, SplitFile
-from training.data.dataset import DEFAULT_TEMPLATE, Dataset, Split
+from training.data.dataset import Dataset, Split
 from training.data.folder_per_class import read_class_folders
 from training.data.imagenet_layout import NumberedFolders, WordNetFolders
 from training.data.table import read_table

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
-from training.data.dataset import DEFAULT_TEMPLATE, SPLITS, Dataset, LabelledImage, Split, shorten
+from prompt_store.manifest import DEFAULT_TEMPLATE
+from training.data.dataset import SPLITS, Dataset, LabelledImage, Split, shorten
 from training.data.listing import require_files, suggest_root
 from training.errors import DatasetError
 

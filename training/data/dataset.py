@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from prompt_store.class_names import comparison_key, normalize_name
+from prompt_store.manifest import DEFAULT_TEMPLATE
 from training.errors import DatasetError
 
 Split = Literal["train", "val", "test"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val", "test")
-DEFAULT_TEMPLATE: Final = "a photo of a {}."
 _MAX_LISTED: Final = 5  # entries of a long list in an error message
 
 

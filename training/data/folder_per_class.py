@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from prompt_store.class_names import comparison_key
+from prompt_store.manifest import DEFAULT_TEMPLATE
 from training.data.class_list import read_classes
 from training.data.dataset import (
-    DEFAULT_TEMPLATE,
     SPLITS,
     Dataset,
     LabelledImage,

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from prompt_store.manifest import DEFAULT_TEMPLATE
 from training.data.coop_layout import Part, read_lines, require_parts
-from training.data.dataset import DEFAULT_TEMPLATE, Dataset, LabelledImage, Split, shorten
+from training.data.dataset import Dataset, LabelledImage, Split, shorten
 from training.data.listing import describe_left_out, list_folders, list_images
 from training.errors import DatasetError
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from training.data.dataset import DEFAULT_TEMPLATE, SPLITS, Dataset, LabelledImage, Split, normalize_names
+from prompt_store.manifest import DEFAULT_TEMPLATE
+from training.data.dataset import SPLITS, Dataset, LabelledImage, Split, normalize_names
 from training.data.listing import find_missing
 from training.data.split_names import describe_spellings, split_of
 from training.errors import DatasetError

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from prompt_store.manifest import DEFAULT_TEMPLATE
 from training.data.class_rewrites import EUROSAT_NAMES
-from training.data.dataset import DEFAULT_TEMPLATE, Dataset, LabelledImage, Split, shorten
+from training.data.dataset import Dataset, LabelledImage, Split, shorten
 from training.data.listing import require_files, suggest_root
 from training.errors import DatasetError
 

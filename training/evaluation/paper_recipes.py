@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
+from prompt_store.manifest import DEFAULT_TEMPLATE
 from training.adapting.methods import RECIPES
 from training.data.catalog import CATALOG
-from training.data.dataset import DEFAULT_TEMPLATE, Dataset
+from training.data.dataset import Dataset
 from training.errors import RecipeError
 from training.evaluation.rows import Protocol
 from training.recipe import AdaptRecipe, BoostRecipe, FewShotRecipe, read_recipe

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from prompt_store.manifest import check_domain
+from prompted_clip.provenance import new_provenance
 from training.adapting.text_context import Position
-from training.export import adapt_provenance, export_bundle
+from training.export import export_bundle
 from training.files import digest_of, write_atomic
 from training.importing.checkpoint_file import Checkpoint, find_checkpoint, read_checkpoint
 from training.importing.clip_weights import check_activation
@@ -75,8 +76,9 @@ def run_import(job: ImportJob, base_model: PromptedBackbone) -> dict[str, Any]:
         domain=job.domain,
         class_names=job.class_names,
         template=converted.template,
-        provenance=adapt_provenance(
+        provenance=new_provenance(
             method=job.method,
+            phase="adapt",
             recipe={"imported_from": checkpoint.path.name, "epoch": checkpoint.epoch, "position": job.position},
             data_digests=data_digests,
             metrics={},
