@@ -15,6 +15,7 @@ from service.access.key_file import Key
 from service.access.keys import KeyRing
 from service.domains.backend import LabelSet, LocalBackend
 from service.domains.cache import LoadingCache
+from service.domains.creator import DomainCreator
 from service.domains.live_table import LiveTable
 from service.domains.loader import VersionLoader
 from service.domains.publisher import Publisher
@@ -117,5 +118,6 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         store=store,
         table=table,
         publisher=publisher,
+        creator=DomainCreator(table, loader, publisher, engine),
         watcher=StoreWatcher(table, loader, publisher, metrics),
     )

@@ -75,6 +75,10 @@ class BackboneMismatchError(ServiceError, code="backbone_mismatch"):
         )
 
 
+class DomainExistsError(ServiceError, code="domain_exists"):
+    """A domain to create exists."""
+
+
 class PreconditionFailedError(ServiceError, code="precondition_failed"):
     """If-Match does not match the live version's digest."""
 

@@ -20,7 +20,7 @@ RULES: Final[Mapping[str, Mapping[str, Scope]]] = {
     "/classify/{domain}": {"POST": "classify"},
     "/classify": {"POST": "classify"},  # the route checks each image's domain
     "/domains": {"GET": "any"},
-    "/domains/{domain}": {"GET": "any"},
+    "/domains/{domain}": {"GET": "any", "PUT": "publish"},  # the route requires the scope `activate` as well
     "/domains/{domain}/versions": {"GET": "any", "POST": "publish"},
     "/domains/{domain}/versions/{version}": {"GET": "any", "DELETE": "publish"},
     "/domains/{domain}/versions/{version}/content": {"GET": "publish"},

@@ -90,7 +90,7 @@ class DomainCreator:
                 raise RequestInvalidError(message, extra={"limit": MAX_TEXTS})
             backbone = self._engine.backbone
             scale = bundle.manifest.logit_scale if bundle else backbone.logit_scale
-            stack = text_stack(domain, texts, scale, source and source.stack)
+            stack = text_stack(domain, texts, scale, source.stack if source else None)
             data = zero_shot_bundle(
                 domain,
                 names,

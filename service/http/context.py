@@ -23,6 +23,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from prompt_store.store import Store
     from service.domains.backend import LocalBackend
+    from service.domains.creator import DomainCreator
     from service.domains.live_table import LiveTable
     from service.domains.publisher import Publisher
     from service.domains.watcher import StoreWatcher
@@ -64,6 +65,7 @@ class ServiceContext(HttpContext):
     store: Store
     table: LiveTable
     publisher: Publisher
+    creator: DomainCreator
     watcher: StoreWatcher
     is_drained: bool = False
     gather_metrics: Callable[[], Awaitable[bytes]] | None = None

@@ -64,6 +64,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     service.DomainNotLiveError: Row(404, "No live version"),
     service.DomainUnavailableError: Row(503, "Domain unavailable", retry_after_s=30),
     service.BackboneMismatchError: Row(409, "Backbone mismatch"),
+    service.DomainExistsError: Row(409, "Domain exists"),
     service.PreconditionFailedError: Row(412, "Precondition failed"),
     service.ImageRejectedError: Row(422, "Invalid image"),
     service.ImageFormatError: Row(415, "Unsupported image format"),

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prompt_store.manifest import DEFAULT_TEMPLATE, MAX_CLASSES, MAX_TEMPLATES, Template
+
 
 class LiveBody(BaseModel):
     """The body of `PUT /domains/{domain}/live`; unknown fields are rejected."""
@@ -16,6 +18,21 @@ class LiveBody(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int = Field(ge=1, strict=True)
+
+
+class NewDomainBody(BaseModel):
+    """The body of `PUT /domains/{domain}`; unknown fields are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    classes: list[str] = Field(min_length=1, max_length=MAX_CLASSES, description="class names, normalized")
+    templates: list[Template] = Field(
+        [],
+        max_length=MAX_TEMPLATES,
+        description=f"text around the class names, each with one `{{}}`; default: those of `boosted_by`, or "
+        f"`{DEFAULT_TEMPLATE}`",
+    )
+    boosted_by: str | None = Field(None, description="domain whose boosting prompts are copied; null for none")
 
 
 class PredictionOut(BaseModel):
@@ -130,6 +147,22 @@ class PublishedOut(BaseModel):
     digest: str
     is_new: bool = Field(description="false if the newest version already has this content")
     is_live: bool
+
+
+class BaseVersionOut(BaseModel):
+    """The version that another one was made from."""
+
+    domain: str
+    version: int
+    digest: str
+
+
+class NewDomainOut(PublishedOut):
+    """Response of `PUT /domains/{domain}`: its first version, which is live."""
+
+    classes: list[str] = Field(description="class names, normalized")
+    templates: list[str]
+    boosted_by: BaseVersionOut | None = Field(description="the version whose boosting prompts were copied")
 
 
 class LiveOut(BaseModel):

@@ -42,6 +42,7 @@ class FakeBackbone:
     preprocess: dict = dataclasses.field(default_factory=lambda: dict(PREPROCESS))
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    logit_scale: float = 10.0
     spec = Backbone.spec
 
 

@@ -11,10 +11,12 @@ from prompt_store.bundle import read_bundle
 from prompt_store.errors import VersionNotFoundError
 from prompt_store.store import VersionInfo
 from service.domains.live_table import DomainState, LoadedVersion
-from service.errors import DrainingError, MediaTypeError, RequestInvalidError
+from service.errors import MediaTypeError, RequestInvalidError
 from service.http.body import media_type_of, read_body
 from service.http.context import Context, ServiceContext, actor_of
+from service.http.routes.responses import etag, published, refuse_when_draining
 from service.http.schemas import (
+    BaseVersionOut,
     DomainDetailOut,
     DomainOut,
     DomainsOut,
@@ -22,6 +24,8 @@ from service.http.schemas import (
     HistoryOut,
     LiveBody,
     LiveOut,
+    NewDomainBody,
+    NewDomainOut,
     PublishedOut,
     VersionDetailOut,
     VersionOut,
@@ -59,11 +63,31 @@ async def show_domain(domain: str, context: Context, response: Response) -> Doma
     state = context.table.state(domain)
     live = state.live
     if live is not None:
-        response.headers["ETag"] = _etag(live.digest)
+        response.headers["ETag"] = etag(live.digest)
     return DomainDetailOut(
         **_summary(domain, state),
         classes=list(live.stack.class_names) if live else [],
         nbytes=live.stack.nbytes if live else None,
+    )
+
+
+@router.put("/domains/{domain}", status_code=201)
+async def create(
+    request: Request, response: Response, domain: str, body: NewDomainBody, context: Context
+) -> NewDomainOut:
+    """Create a domain from class names alone, live at once; requires the scope `activate` as well."""
+    actor = actor_of(request)
+    context.keys.require(actor, "activate", domain)
+    if body.boosted_by is not None:
+        context.keys.require(actor, "any", body.boosted_by)
+    refuse_when_draining(context)
+    new = await context.creator.create(domain, body.classes, body.templates, body.boosted_by, actor=actor)
+    source = new.boosted_by
+    return NewDomainOut(
+        **published(response, context, domain, new.added),
+        classes=list(new.classes),
+        templates=list(new.templates),
+        boosted_by=BaseVersionOut.model_validate(source, from_attributes=True) if source else None,
     )
 
 
@@ -80,20 +104,11 @@ async def publish(
         raise MediaTypeError("Send the bundle's bytes as application/octet-stream.")
     if activate:
         context.keys.require(actor_of(request), "activate", domain)
-    _refuse_when_draining(context)
+    refuse_when_draining(context)
     body = await read_body(request)
     added = await context.publisher.publish(domain, body, activate=activate, actor=actor_of(request))
     response.status_code = 201 if added.created else 200
-    response.headers["Location"] = f"{context.settings.root_path}/domains/{domain}/versions/{added.version}"
-    response.headers["ETag"] = _etag(added.digest)
-    live = context.table.live(domain)
-    return PublishedOut(
-        domain=domain,
-        version=added.version,
-        digest=added.digest,
-        is_new=added.created,
-        is_live=live is not None and live.version == added.version,
-    )
+    return PublishedOut(**published(response, context, domain, added))
 
 
 @router.get("/domains/{domain}/versions")
@@ -110,7 +125,7 @@ async def show_version(domain: str, version: Version, context: Context, response
     info = await _info(context, domain, version)
     data = await asyncio.to_thread(context.store.read, domain, version)
     bundle = await asyncio.to_thread(read_bundle, data)
-    response.headers["ETag"] = _etag(info.digest)
+    response.headers["ETag"] = etag(info.digest)
     return VersionDetailOut(domain=domain, **vars(info), manifest=bundle.manifest.model_dump(mode="json"))
 
 
@@ -120,7 +135,7 @@ async def download(domain: str, version: Version, context: Context) -> Response:
     info = await _info(context, domain, version)
     data = await asyncio.to_thread(context.store.read, domain, version)
     name = f'attachment; filename="{domain}-{version}.safetensors"'
-    return Response(data, media_type=BUNDLE_TYPE, headers={"ETag": _etag(info.digest), "Content-Disposition": name})
+    return Response(data, media_type=BUNDLE_TYPE, headers={"ETag": etag(info.digest), "Content-Disposition": name})
 
 
 @router.put("/domains/{domain}/live")
@@ -135,7 +150,7 @@ async def activate(
     ] = None,
 ) -> LiveOut:
     """Make a version live; responds once it serves."""
-    _refuse_when_draining(context)
+    refuse_when_draining(context)
     live = await context.publisher.activate(domain, body.version, expected=_expected(if_match), actor=actor_of(request))
     return _live(live, response)
 
@@ -143,7 +158,7 @@ async def activate(
 @router.post("/domains/{domain}/rollback")
 async def rollback(request: Request, response: Response, domain: str, context: Context) -> LiveOut:
     """Make the previously live version live; responds once it serves."""
-    _refuse_when_draining(context)
+    refuse_when_draining(context)
     return _live(await context.publisher.rollback(domain, actor=actor_of(request)), response)
 
 
@@ -191,12 +206,8 @@ async def _info(context: ServiceContext, domain: str, version: int) -> VersionIn
 
 
 def _live(live: LoadedVersion, response: Response) -> LiveOut:
-    response.headers["ETag"] = _etag(live.digest)
+    response.headers["ETag"] = etag(live.digest)
     return LiveOut(domain=live.domain, version=live.version, digest=live.digest)
-
-
-def _etag(digest: str) -> str:
-    return f'"{digest}"'
 
 
 def _expected(if_match: str | None) -> str | None:
@@ -211,8 +222,3 @@ def _expected(if_match: str | None) -> str | None:
     if len(text) < 2 or not (text[0] == text[-1] == '"') or '"' in text[1:-1]:
         raise RequestInvalidError('If-Match must be a single ETag in quotes, such as "sha256:...".')
     return text[1:-1]
-
-
-def _refuse_when_draining(context: ServiceContext) -> None:
-    if context.is_draining:
-        raise DrainingError("The service is shutting down; retry after the restart.")
