@@ -7,6 +7,7 @@ Paths are built from validated parts only::
     blobs/sha256/<aa>/<64 hex digits>   immutable bundles, named by their digest
     domains/<domain>/log/0000000042.json   immutable commit records, numbered from 1
     quarantine/                         damaged files, never served
+    examples.sqlite3                    the service's examples; SQLite keeps -wal and -shm beside it while it is open
 """
 
 import re
@@ -25,6 +26,7 @@ FORMAT: Final = 1
 FORMAT_BYTES: Final = dump_canonical({"format": FORMAT, "minor": 1}) + b"\n"
 """Minor version 1: records carry a checksum. Every minor version can be read, and nothing is rewritten."""
 NO_STORE: Final = "No store at this path. Check the path; `caspl store add` creates a store."
+EXAMPLES: Final = "examples.sqlite3"
 _FAN_OUT: Final = re.compile(r"[0-9a-f]{2}")
 _RECORD: Final = re.compile(r"[0-9]{10}\.json")
 
@@ -88,7 +90,7 @@ def is_record_name(name: str) -> bool:
 def expected_type(*parts: str) -> EntryType | None:
     """Return the type of an entry by the components of its path in a store; None if a store has no such entry."""
     match parts:
-        case ("FORMAT" | "LOCK" | ".gitignore",):
+        case ("FORMAT" | "LOCK" | ".gitignore" | "examples.sqlite3" | "examples.sqlite3-wal" | "examples.sqlite3-shm",):
             return "file"
         case ("blobs" | "domains" | "quarantine" | "lost+found",) | ("blobs", "sha256"):
             return "directory"

@@ -21,6 +21,7 @@ from service.domains.loader import VersionLoader
 from service.domains.publisher import Publisher
 from service.domains.watcher import StoreWatcher
 from service.engine.engine import Engine
+from service.examples.database import open_examples
 from service.http import problems
 from service.http.context import ServiceContext
 from service.http.middleware import install_middleware
@@ -113,6 +114,7 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
             settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device)
         ),
         backend=LocalBackend(table, loader, engine, batcher, label_sets),
+        examples=open_examples(store.root, settings),
         engine=engine,
         batcher=batcher,
         store=store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -137,3 +138,23 @@ class DeviceMemoryError(ServiceError, code="gpu_memory"):
 
 class DeviceLostError(InferenceFailedError, code="device_lost"):
     """The device is unusable until the process restarts."""
+
+
+class ExampleNotFoundError(ServiceError, code="example_not_found"):
+    """The domain has no example with one of these ids."""
+
+    def __init__(self, message: str, *, ids: Sequence[int]) -> None:
+        super().__init__(message, extra={"ids": list(ids)})
+        self.ids = ids
+
+
+class ExamplesFullError(ServiceError, code="examples_full"):
+    """The examples would exceed `limit`, a number per domain or bytes of all domains; nothing was stored."""
+
+    def __init__(self, message: str, *, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class ExamplesStaleError(ServiceError, code="examples_stale"):
+    """Examples have no features for this version's image prompts."""

@@ -225,6 +225,20 @@ class Settings(BaseSettings):
         "beyond it 429",
     )
 
+    max_examples: int = Field(
+        20_000, ge=1, description="maximum number of examples per domain; beyond it 409"
+    )
+    max_example_bytes: int = Field(
+        2048 * MIB,
+        ge=1,
+        description="maximum size of the thumbnails, pictures and features of all examples; beyond it 409",
+    )
+    keep_examples: Literal["thumbnails", "pictures"] = Field(
+        "thumbnails",
+        description="what to keep of an example besides its features; pictures: also the uploaded file, so that "
+        "features can be computed again for other image prompts",
+    )
+
     warmup_s: float = Field(
         5.0,
         ge=0,

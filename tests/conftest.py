@@ -1,10 +1,14 @@
-"""What every test shares: one thread per operation, and GPU tests only where there is a GPU."""
+"""What every test shares: one thread per operation, GPU tests only where there is a GPU, a directory in memory."""
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny models are slower on many threads
 
 import pytest
+
+MEMORY = Path("/dev/shm")  # noqa: S108 - only used as the parent of a fresh private directory
 
 
 def pytest_collection_modifyitems(items):
@@ -16,3 +20,13 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture
+def quick_path(tmp_path):
+    """A directory in memory, where fsync is fast."""
+    if not (MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and os.statvfs(MEMORY).f_bavail * 4096 > 2**28):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="caspl-test-", dir=MEMORY) as directory:
+        yield Path(directory)

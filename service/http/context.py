@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from fastapi import Depends, Request
 
 from service.access.keys import KeyRing
+from service.examples.database import ExampleDatabase
 from service.images.decoder import Decoder
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
@@ -41,13 +42,14 @@ LAST_BATCH_S: Final = 2.0
 
 @dataclass(eq=False, kw_only=True)
 class HttpContext:
-    """Settings, keys, decoder and inference backend of one process."""
+    """Settings, keys, decoder, inference backend and examples of one process."""
 
     settings: Settings
     metrics: Metrics
     keys: KeyRing
     decoder: Decoder
     backend: InferenceBackend
+    examples: ExampleDatabase
     is_draining: bool = False
     open_requests: OpenRequests = field(init=False)
 
@@ -99,6 +101,7 @@ class ServiceContext(HttpContext):
             logger.critical("server.drain_timed_out", extra={"after_s": timeout_s})
         self.decoder.close()
         self.engine.close()
+        self.examples.close()
 
     async def metrics_text(self) -> bytes:
         """All metrics, in the Prometheus text format."""

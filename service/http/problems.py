@@ -78,6 +78,9 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     service.ClientGoneError: Row(499, "Client closed request"),
     service.InferenceFailedError: Row(500, "Inference failed"),
     service.DeviceMemoryError: Row(503, "Out of device memory", retry_after_s=1),
+    service.ExampleNotFoundError: Row(404, "Example not found"),
+    service.ExamplesFullError: Row(409, "Too many examples"),
+    service.ExamplesStaleError: Row(409, "Examples without features"),
     service.DeviceLostError: Row(503, "Device lost", retry_after_s=10),
     store.PromptStoreError: Row(500, "Store error", detail=INTERNAL_DETAIL),
     store.BundleInvalidError: Row(422, "Invalid bundle"),
@@ -120,6 +123,7 @@ TITLES: Final[Mapping[str, str]] = {
     "write_failed": "Write failed",
     "commit_unknown": "Commit not confirmed",
     "version_corrupt": "Version damaged",
+    "database_corrupt": "Example database damaged",
 }
 """Titles of errors whose code is more specific than their class."""
 

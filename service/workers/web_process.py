@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from service.access.key_file import Key
 from service.access.keys import KeyRing
+from service.examples.database import open_examples
 from service.http import problems
 from service.http.context import HttpContext
 from service.http.middleware import install_middleware
@@ -59,6 +60,7 @@ class WebProcess:
             keys=KeyRing(tuple(Key.model_validate_json(key) for key in config.keys), settings.keys_file),
             decoder=Decoder(settings, config.image_size, config.preprocess),
             backend=RemoteBackend(self.rpc, slots),
+            examples=open_examples(settings.store, settings),
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, exception_handlers={**problems.HANDLERS})
         self.app.state.context = self.context
@@ -107,6 +109,7 @@ async def main() -> None:
     tune_interpreter()
     await web.server.serve(sockets=[Listener(fileno=listener)])
     web.context.decoder.close()
+    web.context.examples.close()
     web.rpc.close()
 
 

@@ -1,0 +1,194 @@
+"""SQLite databases in a store's directory: creating, opening and checking them, and their errors.
+
+They use write-ahead logging, so several processes may read while one writes, and every commit is synced.
+"""
+
+import os
+import sqlite3
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from prompt_store.durable import TEMPORARY_PREFIX, error_name, to_store_error
+from prompt_store.errors import PromptStoreError, StorageFullError, StoreCorruptError, StoreReadOnlyError
+
+SIDE_FILES: Final = ("-wal", "-shm")
+"""Suffixes of the files that SQLite keeps beside an open database."""
+BUSY_TIMEOUT_S: Final = 10.0
+MAX_WAL_BYTES: Final = 32 * 1024 * 1024
+PAGE_BYTES: Final = 8192  # holds three feature vectors of 512 floats; the default of 4096 holds one and wastes half
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_READ_ONLY: Final = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM})
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+
+
+def to_database_error(error: sqlite3.Error) -> PromptStoreError:
+    """Convert an error of SQLite; the message contains no paths and no system text."""
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code = extended & 0xFF
+    if code in _DAMAGED:
+        return StoreCorruptError("The database is damaged. Run `caspl store check`.", code="database_corrupt")
+    if code in _FULL or extended in _FULL:
+        return StorageFullError("No space left on the store's disk.")
+    if code in _BUSY:
+        return StoreReadOnlyError(
+            "Another process is writing to the database; nothing was changed. Retry later.", code="store_busy"
+        )
+    if code in _READ_ONLY:
+        return StoreReadOnlyError("The database is not writable. Check the mount and the permissions of the store.")
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return StoreReadOnlyError(f"A disk operation failed ({name}); nothing was changed.", code="write_failed")
+
+
+@contextmanager
+def converted_errors() -> Iterator[None]:
+    """Raise the store's errors instead of SQLite's.
+
+    Raises:
+        StoreCorruptError: `database_corrupt`.
+        StorageFullError: not enough space.
+        StoreReadOnlyError: `store_read_only`, `store_busy` or `write_failed`.
+    """
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # bugs of the caller
+        raise
+    except sqlite3.DatabaseError as error:
+        raise to_database_error(error) from error
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a database; None if there is no file.
+
+    Raises:
+        StoreCorruptError: `database_corrupt`, it is a symbolic link or a directory.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise to_store_error(error) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise StoreCorruptError(
+            "A symbolic link or a directory is in the place of the database. Run `caspl store check`.",
+            code="database_corrupt",
+        )
+    return found.st_dev, found.st_ino
+
+
+def create_database(path: Path, schema: str, *, version: int) -> None:
+    """Create a database durably unless the file exists; the directory exists. `version` is its `user_version`.
+
+    It is built under a temporary name and linked to its own, so no process ever opens an incomplete one.
+
+    Raises:
+        StorageFullError: not enough space.
+        StoreReadOnlyError: the directory is not writable.
+        StoreCorruptError: `database_corrupt`, the file is missing, but not its write-ahead log.
+    """
+    # In this order: another process creates the log after the file.
+    if (path.with_name(path.name + "-wal")).exists() and not path.exists():
+        raise StoreCorruptError(
+            "The database is missing, but its write-ahead log is there. Restore the database, or remove the log.",
+            code="database_corrupt",
+        )
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        with converted_errors(), closing(_open(temporary, "mode=rw")) as connection:
+            connection.executescript(
+                f"PRAGMA page_size={PAGE_BYTES}; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; "
+                f"BEGIN; PRAGMA user_version={version}; {schema} COMMIT;"
+            )
+        with suppress(FileExistsError):
+            os.link(temporary, path, follow_symlinks=False)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise to_store_error(error) from error
+    finally:
+        for suffix in ("", *SIDE_FILES):
+            with suppress(OSError):
+                temporary.with_name(temporary.name + suffix).unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path, option: str) -> sqlite3.Connection:
+    """Open an existing database and read its header, so that every error shows here."""
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{option}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        # FULL: a commit is on disk when it returns. Removed pictures are overwritten with zeros.
+        connection.executescript(
+            "PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA secure_delete=ON; "
+            f"PRAGMA journal_size_limit={MAX_WAL_BYTES};"
+        )
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """Open an existing database; connections may move between threads, and commit only what `BEGIN` began.
+
+    Returns:
+        the connection, and whether it may be kept: not on read-only media, where changes by other processes would
+        not be seen.
+
+    Raises:
+        StoreCorruptError: `database_corrupt`.
+        StoreReadOnlyError: the file is unreadable, or a process that wrote to it on read-only media did not close it.
+    """
+    with converted_errors():
+        try:
+            return _open(path, "mode=rw"), True
+        except sqlite3.OperationalError as error:
+            # Without a writable directory SQLite cannot create its side files. It needs none if all is in the database.
+            if error.sqlite_errorcode & 0xFF not in _READ_ONLY or _has_content(path.with_name(path.name + "-wal")):
+                raise
+            return _open(path, "immutable=1"), False
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def database_problem(path: Path) -> str | None:
+    """Check a whole database; return the damage, None if it is sound or does not exist.
+
+    Raises:
+        StoreReadOnlyError: it cannot be read, or another process holds it.
+    """
+    if file_identity(path) is None:
+        return None
+    try:
+        connection, _ = open_database(path)
+        with closing(connection), converted_errors():
+            lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(3)")]
+            broken = connection.execute("PRAGMA foreign_key_check").fetchone()
+    except StoreCorruptError as error:
+        cause = error.__cause__
+        return str(cause or error)
+    except OSError as error:
+        return f"unreadable ({error_name(error)})"
+    if lines != ["ok"]:
+        return "; ".join(lines)
+    return f"a row of table {broken[0]} refers to a missing one" if broken else None

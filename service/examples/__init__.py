@@ -1,0 +1,1 @@
+"""Examples: pictures kept for a domain, from which a head is fitted."""

@@ -1,0 +1,91 @@
+"""Connections to the example database: kept between calls, one per call at a time."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prompt_store.errors import StoreCorruptError
+from prompt_store.sqlite_files import converted_errors, create_database, file_identity, open_database
+from service.examples.schema import SCHEMA, SCHEMA_VERSION
+
+
+class Connections:
+    """Reads and changes of one file; the first change creates it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity: tuple[int, int] | None = None
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()  # between two attempts SQLite waits for longer than a change takes
+
+    def exists(self) -> bool:
+        """Whether the file exists."""
+        return file_identity(self._path) is not None
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection | None]:
+        """Run queries on one state of the database; None if there is no file."""
+        if not self.exists():
+            yield None
+            return
+        with self._borrowed() as connection:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("ROLLBACK")
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """Run statements and commit them at the end; an exception undoes all of them."""
+        if not self.exists():
+            create_database(self._path, SCHEMA, version=SCHEMA_VERSION)
+        with self._writing, self._borrowed() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the idle connections; the last process to close its own merges the write-ahead log into the file."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection; after an exception it is closed, which undoes an open transaction."""
+        identity = file_identity(self._path)
+        with self._lock:
+            if identity != self._identity:  # the file was removed or replaced
+                self._identity = identity
+                while self._idle:
+                    self._idle.pop().close()
+            connection, is_kept = (self._idle.pop(), True) if self._idle else (None, False)
+        if connection is None:
+            connection, is_kept = open_database(self._path)
+        try:
+            with converted_errors():
+                _check_version(connection)
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            if is_kept and identity == self._identity:
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+
+def _check_version(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise StoreCorruptError(
+            f"The example database has format {version}; this release supports {SCHEMA_VERSION}. Use the release that "
+            "created it.",
+            code="database_corrupt",
+        )

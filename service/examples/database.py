@@ -1,0 +1,346 @@
+"""The examples of all domains, in one SQLite database beside the bundles.
+
+Calls block on the disk, so coroutines run them in `asyncio.to_thread`. They are thread-safe, and several processes may
+use one file. Every change is atomic, and on disk when its call returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from prompt_store.layout import EXAMPLES
+from prompt_store.logs import utc_now
+from service.errors import ExampleNotFoundError, ExamplesFullError
+from service.examples.connections import Connections
+from service.examples.records import Added, Counts, Example, FeatureSet, NewExample, Source
+from service.settings import Settings
+
+MAX_ID: Final = 2**63 - 1
+MAX_SHOWN_IDS: Final = 20
+_PAGE: Final = """
+SELECT e.id, :name, e.label, e.sha256, e.source, e.added_by, e.added_at, e.n_bytes, p.picture IS NOT NULL
+FROM examples AS e JOIN pictures AS p ON p.example = e.id
+WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND e.id > :after
+    AND (:label IS NULL OR e.label = :label)
+    AND (:is_labelled IS NULL OR (e.label IS NOT NULL) = :is_labelled)
+    AND (:ids IS NULL OR e.id IN (SELECT value FROM json_each(:ids)))
+ORDER BY e.id LIMIT :limit
+"""
+_FEATURES: Final = """
+SELECT e.id, e.sha256, e.label, f.feature
+FROM examples AS e LEFT JOIN features AS f
+    ON f.example = e.id AND f.key = (SELECT id FROM feature_keys WHERE name = :key)
+WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND (e.label IS NOT NULL) = :is_labelled
+ORDER BY e.id
+"""
+_PICTURES: Final = """
+SELECT p.thumbnail, p.picture
+FROM pictures AS p JOIN examples AS e ON e.id = p.example JOIN domains AS d ON d.id = e.domain
+WHERE e.id = ? AND d.name = ?
+"""
+
+
+class ExampleDatabase:
+    """The examples of all domains.
+
+    Every method raises:
+        StoreCorruptError: `database_corrupt`, the file is damaged or of a later release.
+        StoreReadOnlyError: the file cannot be read; when changing something, `store_read_only`, the directory is not
+            writable, or `store_busy` or `write_failed`.
+
+    Args:
+        path: the file; created by the first change.
+        max_per_domain: maximum number of examples of a domain.
+        max_bytes: maximum size of all pictures, thumbnails and features.
+    """
+
+    def __init__(self, path: Path, *, max_per_domain: int, max_bytes: int) -> None:
+        self._connections = Connections(path)
+        self._max_per_domain = max_per_domain
+        self._max_bytes = max_bytes
+
+    def add(self, domain: str, examples: Sequence[NewExample], *, actor: str, source: Source) -> list[Added]:
+        """Add examples, all or none.
+
+        A picture that the domain has already remains one example: another label relabels it, no label changes nothing,
+        and a feature or a picture that the example lacks is added to it.
+
+        Raises:
+            ExamplesFullError: `max_per_domain` or `max_bytes` would be exceeded; nothing was stored.
+            StorageFullError: not enough disk space; nothing was stored.
+        """
+        if not examples:
+            return []
+        with self._connections.changing() as connection:
+            connection.execute("INSERT OR IGNORE INTO domains (name) VALUES (?)", (domain,))
+            before = self._totals(connection, domain)
+            added = [_add(connection, domain, example, actor, source) for example in examples]
+            self._require_space(before, self._totals(connection, domain))
+        return added
+
+    def page(
+        self,
+        domain: str,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        label: str | None = None,
+        is_labelled: bool | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> list[Example]:
+        """Return the examples of a domain by ascending id.
+
+        Args:
+            domain: the domain.
+            after: only greater ids; for paging.
+            limit: maximum number of examples.
+            label: only this label.
+            is_labelled: only labelled or only unlabelled examples.
+            ids: only these; unknown ones are ignored.
+        """
+        chosen = {
+            "name": domain,
+            "after": min(after, MAX_ID),
+            "limit": limit,
+            "label": label,
+            "is_labelled": is_labelled,
+            "ids": None if ids is None else json.dumps(list(ids)),
+        }
+        with self._connections.reading() as connection:
+            rows = connection.execute(_PAGE, chosen).fetchall() if connection else []
+        return [Example(*row[:8], has_picture=bool(row[8])) for row in rows]
+
+    def thumbnail(self, domain: str, example_id: int) -> bytes:
+        """Return an example's thumbnail, WebP.
+
+        Raises:
+            ExampleNotFoundError: the domain has no such example.
+        """
+        return self._pictures(domain, example_id)[0]
+
+    def picture(self, domain: str, example_id: int) -> bytes | None:
+        """Return an example's picture file; None if only the thumbnail is kept.
+
+        Raises:
+            ExampleNotFoundError: the domain has no such example.
+        """
+        return self._pictures(domain, example_id)[1]
+
+    def relabel(self, domain: str, ids: Collection[int], label: str | None) -> int:
+        """Label examples, or remove their label; all or none.
+
+        Returns:
+            the number of examples that had another label.
+
+        Raises:
+            ExampleNotFoundError: names the ids that the domain does not have; nothing was changed.
+        """
+        if not ids:
+            return 0
+        if not self._connections.exists():
+            raise _unknown(ids)
+        listed = json.dumps(list(ids))
+        with self._connections.changing() as connection:
+            rows = connection.execute(
+                "SELECT e.id FROM examples AS e JOIN domains AS d ON d.id = e.domain "
+                "WHERE d.name = ? AND e.id IN (SELECT value FROM json_each(?))",
+                (domain, listed),
+            )
+            unknown = set(ids) - {row[0] for row in rows}
+            if unknown:
+                raise _unknown(unknown)
+            changed = connection.execute(
+                "UPDATE examples SET label = :label "
+                "WHERE id IN (SELECT value FROM json_each(:ids)) AND label IS NOT :label",
+                {"label": label, "ids": listed},
+            )
+            return changed.rowcount
+
+    def remove(self, domain: str, ids: Collection[int] | None) -> int:
+        """Remove examples, or all of the domain if `ids` is None; unknown ids are ignored.
+
+        The space is overwritten and returned to the disk.
+
+        Returns:
+            the number of removed examples.
+        """
+        if not self._connections.exists():
+            return 0
+        with self._connections.changing() as connection:
+            removed = connection.execute(
+                "DELETE FROM examples WHERE domain = (SELECT id FROM domains WHERE name = :name) "
+                "AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))",
+                {"name": domain, "ids": None if ids is None else json.dumps(list(ids))},
+            )
+            connection.execute("PRAGMA incremental_vacuum").fetchall()
+            return removed.rowcount
+
+    def put_features(self, domain: str, key: str, features: Mapping[int, bytes]) -> None:
+        """Store features that were computed again, by id; examples that were removed meanwhile are ignored."""
+        if not features or not self._connections.exists():
+            return
+        with self._connections.changing() as connection:
+            for example_id, feature in features.items():
+                if connection.execute(_PICTURES, (example_id, domain)).fetchone():
+                    _add_feature(connection, example_id, key, feature)
+
+    def revision(self, domain: str) -> int:
+        """Return a number that rises with every change of a domain's examples, made by any process.
+
+        `put_features` leaves it as it is.
+        """
+        with self._connections.reading() as connection:
+            return _revision(connection, domain) if connection else 0
+
+    def labelled(self, domain: str, key: str) -> FeatureSet:
+        """Return the features of all labelled examples for one feature key."""
+        return self._features(domain, key, is_labelled=True)
+
+    def unlabelled(self, domain: str, key: str) -> FeatureSet:
+        """Return the features of all unlabelled examples for one feature key."""
+        return self._features(domain, key, is_labelled=False)
+
+    def counts(self, domain: str) -> Counts:
+        """Return the numbers of a domain's examples."""
+        with self._connections.reading() as connection:
+            if connection is None:
+                return Counts(0, 0, {}, 0)
+            rows = connection.execute(
+                "SELECT e.label, count(*) FROM examples AS e JOIN domains AS d ON d.id = e.domain WHERE d.name = ? "
+                "GROUP BY e.label ORDER BY e.label",
+                (domain,),
+            )
+            by_label: dict[str | None, int] = dict(rows.fetchall())
+            n_bytes = connection.execute("SELECT n_bytes FROM domains WHERE name = ?", (domain,)).fetchone()
+        unlabelled = by_label.pop(None, 0)
+        named = {label: n for label, n in by_label.items() if label is not None}
+        return Counts(sum(named.values()), unlabelled, named, n_bytes[0] if n_bytes else 0)
+
+    def close(self) -> None:
+        """Close all connections that no thread uses."""
+        self._connections.close()
+
+    def _pictures(self, domain: str, example_id: int) -> tuple[bytes, bytes | None]:
+        with self._connections.reading() as connection:
+            row = None
+            if connection and example_id <= MAX_ID:
+                row = connection.execute(_PICTURES, (example_id, domain)).fetchone()
+        if row is None:
+            raise _unknown([example_id])
+        return row[0], row[1]
+
+    def _features(self, domain: str, key: str, *, is_labelled: bool) -> FeatureSet:
+        with self._connections.reading() as connection:
+            rows, revision = [], 0
+            if connection:
+                chosen = {"name": domain, "key": key, "is_labelled": is_labelled}
+                rows, revision = connection.execute(_FEATURES, chosen).fetchall(), _revision(connection, domain)
+        known = [row for row in rows if row[3] is not None]
+        features = np.frombuffer(b"".join(row[3] for row in known), np.dtype("<f4"))
+        content = sorted((sha256, label or "") for _, sha256, label, _ in known)
+        return FeatureSet(
+            ids_N=[row[0] for row in known],
+            labels_N=[row[2] or "" for row in known],
+            features_NE=features.astype(np.float32, copy=False).reshape(len(known), -1 if known else 0),
+            stale_ids=[row[0] for row in rows if row[3] is None],
+            digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            revision=revision,
+        )
+
+    def _totals(self, connection: sqlite3.Connection, domain: str) -> tuple[int, int]:
+        """Number of the domain's examples, and bytes of all domains."""
+        (n_examples,) = connection.execute("SELECT n_examples FROM domains WHERE name = ?", (domain,)).fetchone()
+        (n_bytes,) = connection.execute("SELECT sum(n_bytes) FROM domains").fetchone()
+        return n_examples, n_bytes
+
+    def _require_space(self, before: tuple[int, int], after: tuple[int, int]) -> None:
+        if before[0] < after[0] > self._max_per_domain:
+            raise ExamplesFullError(
+                f"The domain would have {after[0]} examples; the maximum is {self._max_per_domain}. "
+                "Remove examples, or raise max_examples.",
+                limit=self._max_per_domain,
+            )
+        if before[1] < after[1] > self._max_bytes:
+            raise ExamplesFullError(
+                f"The examples of all domains would take {after[1]} bytes; the maximum is {self._max_bytes}. "
+                "Remove examples, or raise max_example_bytes.",
+                limit=self._max_bytes,
+            )
+
+
+def open_examples(store: Path, settings: Settings) -> ExampleDatabase:
+    """The examples in a store's directory, which must be resolved."""
+    path, limits = store / EXAMPLES, settings
+    return ExampleDatabase(path, max_per_domain=limits.max_examples, max_bytes=limits.max_example_bytes)
+
+
+def _unknown(ids: Collection[int]) -> ExampleNotFoundError:
+    shown = sorted(ids)
+    more = f" and {len(shown) - MAX_SHOWN_IDS} more" if len(shown) > MAX_SHOWN_IDS else ""
+    listed = ", ".join(map(str, shown[:MAX_SHOWN_IDS]))
+    return ExampleNotFoundError(f"The domain has no examples with these ids: {listed}{more}.", ids=shown)
+
+
+def _revision(connection: sqlite3.Connection, domain: str) -> int:
+    row = connection.execute("SELECT revision FROM domains WHERE name = ?", (domain,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _add(connection: sqlite3.Connection, domain: str, example: NewExample, actor: str, source: Source) -> Added:
+    known = connection.execute(
+        "SELECT e.id, e.label FROM examples AS e JOIN domains AS d ON d.id = e.domain "
+        "WHERE d.name = ? AND e.sha256 = ?",
+        (domain, example.sha256),
+    ).fetchone()
+    if known is None:
+        return Added(_insert(connection, domain, example, actor, source), "added")
+    example_id, label = known
+    n_before = connection.total_changes
+    for key, feature in example.features.items():
+        _add_feature(connection, example_id, key, feature)
+    if example.picture is not None:
+        kept = "UPDATE pictures SET picture = ? WHERE example = ? AND picture IS NULL"
+        connection.execute(kept, (example.picture, example_id))
+    if connection.total_changes > n_before:
+        connection.execute("UPDATE domains SET revision = revision + 1 WHERE name = ?", (domain,))
+    if source == "upload":  # it stays, unlike one from traffic
+        connection.execute("UPDATE examples SET source = ? WHERE id = ?", (source, example_id))
+    if example.label is None or example.label == label:
+        return Added(example_id, "exists")
+    connection.execute("UPDATE examples SET label = ? WHERE id = ?", (example.label, example_id))
+    return Added(example_id, "relabelled")
+
+
+def _insert(connection: sqlite3.Connection, domain: str, example: NewExample, actor: str, source: Source) -> int:
+    row = connection.execute(
+        "INSERT INTO examples (domain, sha256, label, source, added_by, added_at, margin) "
+        "VALUES ((SELECT id FROM domains WHERE name = ?), ?, ?, ?, ?, ?, ?) RETURNING id",
+        (domain, example.sha256, example.label, source, actor, utc_now(), example.margin),
+    ).fetchone()
+    example_id = int(row[0])
+    pictures = (example_id, example.thumbnail, example.picture)
+    connection.execute("INSERT INTO pictures (example, thumbnail, picture) VALUES (?, ?, ?)", pictures)
+    for key, feature in example.features.items():
+        _add_feature(connection, example_id, key, feature)
+    return example_id
+
+
+def _add_feature(connection: sqlite3.Connection, example_id: int, key: str, feature: bytes) -> None:
+    """Store a feature of an existing example unless it has one for this key.
+
+    Raises:
+        ValueError: other features of this key have another width.
+    """
+    connection.execute("INSERT OR IGNORE INTO feature_keys (name, n_bytes) VALUES (?, ?)", (key, len(feature)))
+    known = connection.execute("SELECT id, n_bytes FROM feature_keys WHERE name = ?", (key,)).fetchone()
+    if known[1] != len(feature) or len(feature) % 4:
+        raise ValueError(f"a feature has {len(feature)} bytes, others of its key have {known[1]}; float32 is expected")
+    row = (example_id, known[0], feature)
+    connection.execute("INSERT OR IGNORE INTO features (example, key, feature) VALUES (?, ?, ?)", row)
