@@ -36,7 +36,7 @@ def to_database_error(error: sqlite3.Error) -> PromptStoreError:
         return StorageFullError("No space left on the store's disk.")
     if code in _BUSY:
         return StoreReadOnlyError(
-            "Another process is writing to the database; nothing was changed. Retry later.", code="store_busy"
+            "Another process is writing to the database; nothing was changed. Retry later.", code="database_busy"
         )
     if code in _READ_ONLY:
         return StoreReadOnlyError("The database is not writable. Check the mount and the permissions of the store.")
@@ -51,7 +51,7 @@ def converted_errors() -> Iterator[None]:
     Raises:
         StoreCorruptError: `database_corrupt`.
         StorageFullError: not enough space.
-        StoreReadOnlyError: `store_read_only`, `store_busy` or `write_failed`.
+        StoreReadOnlyError: `store_read_only`, `database_busy` or `write_failed`.
     """
     try:
         yield

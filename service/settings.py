@@ -225,9 +225,7 @@ class Settings(BaseSettings):
         "beyond it 429",
     )
 
-    max_examples: int = Field(
-        20_000, ge=1, description="maximum number of examples per domain; beyond it 409"
-    )
+    max_examples: int = Field(20_000, ge=1, description="maximum number of examples per domain; beyond it 409")
     max_example_bytes: int = Field(
         2048 * MIB,
         ge=1,

@@ -53,7 +53,7 @@ class ExampleDatabase:
     Every method raises:
         StoreCorruptError: `database_corrupt`, the file is damaged or of a later release.
         StoreReadOnlyError: the file cannot be read; when changing something, `store_read_only`, the directory is not
-            writable, or `store_busy` or `write_failed`.
+            writable, or `database_busy` or `write_failed`.
 
     Args:
         path: the file; created by the first change.
@@ -115,7 +115,7 @@ class ExampleDatabase:
         }
         with self._connections.reading() as connection:
             rows = connection.execute(_PAGE, chosen).fetchall() if connection else []
-        return [Example(*row[:8], has_picture=bool(row[8])) for row in rows]
+        return [Example(*(*row[:8], bool(row[8]))) for row in rows]
 
     def thumbnail(self, domain: str, example_id: int) -> bytes:
         """Return an example's thumbnail, WebP.

@@ -123,6 +123,7 @@ TITLES: Final[Mapping[str, str]] = {
     "write_failed": "Write failed",
     "commit_unknown": "Commit not confirmed",
     "version_corrupt": "Version damaged",
+    "database_busy": "Example database in use",
     "database_corrupt": "Example database damaged",
 }
 """Titles of errors whose code is more specific than their class."""

@@ -64,4 +64,5 @@ async def web_form(settings, model, store, keys):
         async with web.app.router.lifespan_context(web.app):
             yield web.app, context, worker
         web.context.decoder.close()
+        web.context.examples.close()
     await context.stop()

@@ -1,6 +1,5 @@
 """The example database: what one process sees."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
