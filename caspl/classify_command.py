@@ -1,7 +1,4 @@
-"""The command `caspl classify`.
-
-Text from outside (file names, labels, problems) is printed as it is; it cannot carry markup or control sequences.
-"""
+"""The command `caspl classify`."""
 
 import json
 from collections.abc import Sequence
@@ -11,15 +8,13 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from caspl.client import DEFAULT_URL, Client
 from caspl.errors import CasplError
 from caspl.operations import IMAGES_PER_REQUEST
 from caspl.results import Classification
+from caspl.terminal import FAILURE, exit_on_error, plain
 from training.data.listing import SERVED_SUFFIXES, describe_left_out, list_images
-
-FAILURE: Final = 1
 
 classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -36,17 +31,12 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Classify image files with a running server."""
-    try:
+    with exit_on_error():
         files = find_files(images, Console(stderr=True, highlight=False))
         if not files:
             raise typer.BadParameter(f"no {', '.join(sorted(SERVED_SUFFIXES))} file in these folders")
         with Client(url, api_key=key) as client:
             results = classify_files(client, files, domain, top_k, labels.split(",") if labels else None, version)
-    except (CasplError, OSError) as error:
-        reason = f"Cannot read {error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
-        console = Console(stderr=True, highlight=False)
-        console.print(Text.assemble(("error:", "red"), f" {reason}"), soft_wrap=True)
-        raise typer.Exit(FAILURE) from error
     if as_json:
         rows = [as_dict(path, result) for path, result in zip(files, results, strict=True)]
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -72,7 +62,7 @@ def find_files(paths: Sequence[Path], console: Console) -> list[Path]:
         if not listing.images or listing.left_out:
             not_read = describe_left_out(listing.left_out)
             line = f"{path}: {len(listing.images)} images" + (f"; {not_read}" if not_read else "")
-            console.print(_cell(line), soft_wrap=True)
+            console.print(plain(line), soft_wrap=True)
     return files
 
 
@@ -118,13 +108,9 @@ def show(files: Sequence[Path], results: Sequence[Classification], console: Cons
         table.add_column(column)
     for path, result in zip(files, results, strict=True):
         texts = [f"{found.label} {found.probability:.1%}" for found in result.predictions]
-        first = _cell(result.error.title, "red") if result.error else _cell(texts[0])
+        first = plain(result.error.title, "red") if result.error else plain(texts[0])
         cells = (path.name, result.domain or "-", str(result.version or "-"))
-        table.add_row(*map(_cell, cells), first, _cell(", ".join(texts[1:])))
+        table.add_row(*map(plain, cells), first, plain(", ".join(texts[1:])))
     console.print(table)
     for detail in sorted({result.error.detail for result in results if result.error}):
-        console.print(_cell(detail), soft_wrap=True)
-
-
-def _cell(text: str, style: str = "") -> Text:
-    return Text("".join(char if char.isprintable() else "?" for char in text), style)
+        console.print(plain(detail), soft_wrap=True)

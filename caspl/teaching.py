@@ -20,6 +20,7 @@ from caspl.requests import (
     response_body,
 )
 from caspl.results import AddedExample, Example, Fit, Prediction, Version
+from prompt_store.class_names import normalize_name
 
 TEMPLATE: Final = "a photo of a {}."
 UNLABELLED: Final = "unlabelled"
@@ -73,9 +74,12 @@ def add_examples(
         NotFoundError: no such domain, or it has no live version.
         ConflictError: the domain would have more examples than the server's limit.
         CasplError: the server cannot be reached or rejects a request.
+        ValueError: the label `unlabelled`, which the server does not distinguish from None.
         OSError: a file cannot be read.
     """
     parts = list(examples)
+    if any(label is not None and normalize_name(label) == UNLABELLED for label, _ in parts):
+        raise ValueError(f"{UNLABELLED!r} is not a label; pass None for pictures without one.")
     limits = accepted((yield Request("GET", "/info")), "limits")["limits"]
     sizes = [n_bytes(image) for _, image in parts]
     max_bytes = limits["max_request_bytes"] - BYTES_FOR_HEADERS

@@ -1,0 +1,182 @@
+"""The command `caspl teach`: from a folder of class folders to a live domain of a running server."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from rich.console import Console
+
+from caspl.client import DEFAULT_URL, Client
+from caspl.errors import InvalidRequestError
+from caspl.results import AddedExample, Fit
+from caspl.terminal import exit_on_error, plain
+from training.data.teaching_folder import TeachingFolder, read_teaching_folder
+from training.fit_table import print_report
+from training.progress import progress_bars
+
+MAX_ATTEMPTS: Final = 10
+"""Of each request: an upload has low priority, and waits for a busy server."""
+MAX_PRINTED: Final = 20
+"""Rejected pictures that are listed without --json."""
+
+teach_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The pictures of a folder and their results, in the same order."""
+
+    files: Sequence[Path]
+    added: Sequence[AddedExample]
+
+    @property
+    def rejected(self) -> list[dict[str, Any]]:
+        """Rejected files with their problems, as JSON values."""
+        return [
+            {"file": str(file), "title": one.error.title, "code": one.error.code, "detail": one.error.detail}
+            for file, one in zip(self.files, self.added, strict=True)
+            if one.error
+        ]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Pictures that were `added`, `exists` or `relabelled`."""
+        return Counter(one.status for one in self.added if one.status)
+
+    def file_of(self, example_id: int) -> str:
+        """The file of an example, or its number if it was not in the folder."""
+        own = (str(file) for file, one in zip(self.files, self.added, strict=True) if one.id == example_id)
+        return next(own, f"example {example_id}")
+
+    def contradictions(self) -> list[str]:
+        """Pairs of files with the same picture and different labels."""
+        first: dict[int, tuple[str | None, Path]] = {}
+        pairs = []
+        for file, one in zip(self.files, self.added, strict=True):
+            if one.id is not None and one.label is not None:
+                label, other = first.setdefault(one.id, (one.label, file))
+                pairs += [f"{other} and {file}"] if label != one.label else []
+        return pairs
+
+
+@teach_app.command()
+def teach(
+    folder: Annotated[Path, typer.Argument(help="folder with a folder of pictures per class")],
+    domain: Annotated[str, typer.Option(help="domain to teach; it is created if it does not exist")],
+    url: Annotated[str, typer.Option(envvar="CASPL_URL", help="address of the server")] = DEFAULT_URL,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="text file with the class names of a new domain (default: classes.txt, or the folders)"),
+    ] = None,
+    boosted_by: Annotated[str | None, typer.Option(help="domain whose boosting prompts a new domain uses")] = None,
+    method: Annotated[Literal["auto", "gda", "ridge", "tip-adapter"], typer.Option(help="few-shot head")] = "auto",
+    activate: Annotated[bool, typer.Option(help="make the new version live")] = True,
+    key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
+) -> None:
+    """Teach a domain of a running server from labelled pictures, and make it live.
+
+    Pictures outside class folders, and in a folder `unlabelled`, are added without a label. Running the command again
+    adds only new pictures.
+    """
+    console = Console(stderr=True, highlight=False)
+    with exit_on_error():
+        found = read_teaching_folder(folder, classes)
+        for note in found.notes:
+            console.print(plain(note, "yellow"), soft_wrap=True)
+        with Client(url, api_key=key, max_attempts=MAX_ATTEMPTS) as client:
+            is_new = create_missing(client, domain, found, boosted_by, console)
+            upload = add_pictures(client, domain, found, console)
+            has_labels = any(one.label is not None for one in upload.added)
+            fit = client.fit(domain, activate=activate, method=method) if has_labels else None
+    if fit is None:
+        console.print(plain(f"{folder} has no labelled pictures: no version was made.", "yellow"), soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(as_dict(domain, upload, fit, is_new=is_new), ensure_ascii=False))
+    elif fit is not None:
+        show(upload, fit, url, console)
+
+
+def create_missing(
+    client: Client, domain: str, found: TeachingFolder, boosted_by: str | None, console: Console
+) -> bool:
+    """Create the domain if it does not exist, and print that; otherwise the domain keeps its classes and prompts.
+
+    Raises:
+        InvalidRequestError: it does not exist, and there are no class names.
+        CasplError: the server cannot be reached or rejects the request.
+    """
+    if domain in {one.name for one in client.domains()}:
+        if boosted_by:
+            note = f"The domain {domain} exists: --boosted-by is not used."
+            console.print(plain(note, "yellow"), soft_wrap=True)
+        return False
+    if not found.class_names:
+        detail = "the folder has no class folders. Name the classes in a file, and pass it as --classes."
+        raise InvalidRequestError(f"The domain {domain} does not exist", detail, code="no_classes")
+    client.create_domain(domain, found.class_names, boosted_by=boosted_by)
+    classes = f"Created the domain {domain} with {len(found.class_names)} classes: {', '.join(found.class_names)}"
+    console.print(plain(classes), soft_wrap=True)
+    return True
+
+
+def add_pictures(client: Client, domain: str, found: TeachingFolder, console: Console) -> Upload:
+    """Add the pictures of a folder to a domain's examples, with progress; prints what was not added.
+
+    Raises:
+        CasplError: the server cannot be reached or fails, or all pictures are rejected.
+        OSError: a file cannot be read.
+    """
+    with progress_bars(console) as progress:
+        task = progress.add_task("adding pictures", total=len(found.pictures), note="")
+        added = client.add_examples(domain, found.pictures, on_added=lambda n_added: progress.advance(task, n_added))
+    upload = Upload([file for _, file in found.pictures], added)
+    rejected, counts = upload.rejected, upload.counts
+    line = f"Pictures: {counts['added']} added, {counts['exists']} present, {counts['relabelled']} relabelled"
+    console.print(plain(f"{line}, {len(rejected)} rejected."), soft_wrap=True)
+    lines = [f"{one['file']}: {one['title']}: {one['detail']}" for one in rejected[:MAX_PRINTED]]
+    lines += [f"and {len(rejected) - MAX_PRINTED} more, listed by --json"] if len(rejected) > MAX_PRINTED else []
+    lines += [f"The same picture with different labels; one is used: {pair}" for pair in upload.contradictions()]
+    for line in lines:
+        console.print(plain(line, "yellow"), soft_wrap=True)
+    if len(rejected) == len(added):
+        raise InvalidRequestError("All pictures were rejected", code="images_rejected")
+    return upload
+
+
+def as_dict(domain: str, upload: Upload, fit: Fit | None, *, is_new: bool) -> dict[str, Any]:
+    """The result as JSON values."""
+    return {
+        "domain": domain,
+        "is_new_domain": is_new,
+        "version": fit and fit.version,
+        "digest": fit and fit.digest,
+        "is_live": fit is not None and fit.is_live,
+        "pictures": {name: upload.counts[name] for name in ("added", "exists", "relabelled")},
+        "rejected": upload.rejected,
+        "report": fit and with_files(fit, upload),
+    }
+
+
+def with_files(fit: Fit, upload: Upload) -> dict[str, Any]:
+    """The report, each suspect with its `file`."""
+    suspects = [one | {"file": upload.file_of(one["id"])} for one in fit.report["suspects"]]
+    return fit.report | {"suspects": suspects}
+
+
+def show(upload: Upload, fit: Fit, url: str, console: Console) -> None:
+    """Print the report as tables, and how to use the version."""
+    state = "live" if fit.is_live else "not live"
+    print_report(with_files(fit, upload), {"domain": fit.domain, "version": f"{fit.version} ({state})"})
+    if fit.report["method"] == "text":
+        console.print("No head was better than the text features: add pictures, at least four per class.")
+    server = "" if url == DEFAULT_URL else f" --url {url}"
+    if fit.is_live:
+        console.print(plain(f"Try it: caspl classify {fit.domain} PICTURE{server}"), soft_wrap=True)
+    else:
+        line = f"Try it: caspl classify {fit.domain} PICTURE --version {fit.version}{server}"
+        console.print(plain(line), soft_wrap=True)
