@@ -65,7 +65,9 @@ def write_folders(
         _save_by_class(pictures, out_dir / "test", suffix)
 
 
-def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_seed: int) -> None:
+def write_labelled(
+    domain: str, out_dir: Path, *, shots: int, n_test: int, test_seed: int, n_classes: int = len(CLASS_NAMES)
+) -> None:
     """Write a domain as a few-shot data set: `train/<class>/` and `test/<class>/`.
 
     Args:
@@ -74,23 +76,25 @@ def write_labelled(domain: str, out_dir: Path, *, shots: int, n_test: int, test_
         shots: train images per class, the first ones of their series.
         n_test: total number of test images.
         test_seed: series of the test images.
+        n_classes: the first classes; all by default.
 
     Raises:
         ValueError: no such domain.
         FileExistsError: the folder is not empty.
     """
-    _begin(domain, out_dir)
-    n_left = dict.fromkeys(range(len(CLASS_NAMES)), shots)
+    _begin(domain, out_dir, n_classes)
+    pairs = PAIRS[:n_classes]
+    n_left = dict.fromkeys(range(n_classes), shots)
     start = 0
     while any(n_left.values()):
-        pictures = draw_series(LABELLED_SEED, BLOCK, restyle=DRAWN[domain], start=start)
+        pictures = draw_series(LABELLED_SEED, BLOCK, pairs=pairs, restyle=DRAWN[domain], start=start)
         for index, label in enumerate(pictures.labels.tolist()):
             if n_left[label]:
                 n_left[label] -= 1
                 folder = out_dir / "train" / class_folder(CLASS_NAMES[label])
                 _save(pictures, index, folder / f"{start + index:05d}.png")
         start += BLOCK
-    _save_by_class(draw_series(test_seed, n_test, restyle=DRAWN[domain]), out_dir / "test")
+    _save_by_class(draw_series(test_seed, n_test, pairs=pairs, restyle=DRAWN[domain]), out_dir / "test")
 
 
 def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int, n_classes: int) -> None:

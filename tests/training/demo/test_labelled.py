@@ -12,3 +12,13 @@ def test_the_drawn_domain_has_its_images_and_a_bundle_of_the_plain_student(tmp_p
     assert bundle.manifest.templates == ["a photo of a {}."]
     assert len(list(tmp_path.glob("satellite/train/*/*.png"))) == len(CLASS_NAMES)
     assert len(list(tmp_path.glob("satellite/test/*/*.png"))) == 5
+
+
+def test_the_first_classes_alone_can_be_drawn(tmp_path):
+    main(tmp_path, ["thermal"], shots=2, n_test=8, classes=3)
+    names = sorted(name.replace(" ", "_") for name in CLASS_NAMES[:3])
+    assert sorted(folder.name for folder in (tmp_path / "thermal" / "train").iterdir()) == names
+    assert [len(list((tmp_path / "thermal" / "train" / name).iterdir())) for name in names] == [2, 2, 2]
+    assert {path.parent.name for path in tmp_path.glob("thermal/test/*/*.png")} <= set(names)
+    bundle = read_bundle((tmp_path / "thermal-plain.safetensors").read_bytes())
+    assert [spec.name for spec in bundle.manifest.classes] == list(CLASS_NAMES[:3])
