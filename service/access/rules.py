@@ -59,12 +59,16 @@ class Endpoint(NamedTuple):
         return ", ".join(sorted({*self.scopes, "OPTIONS"} | ({"HEAD"} if "GET" in self.scopes else set())))
 
 
-def find_endpoint(path: str) -> Endpoint | None:
-    """The endpoint of a path without root path; None if there is no such route."""
+UNMATCHED: Final = Endpoint("unmatched", {}, None)
+"""For a path without a route."""
+
+
+def find_endpoint(path: str) -> Endpoint:
+    """The endpoint of a path without root path."""
     for template, pattern in PATTERNS:
         if match := pattern.fullmatch(path):
             return Endpoint(template, RULES[template], match.groupdict().get("domain"))
-    return None
+    return UNMATCHED
 
 
 def _pattern(template: str) -> re.Pattern[str]:

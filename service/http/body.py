@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
+from service.access.rules import Endpoint
 from service.errors import BodyTooLargeError, MediaTypeError, SlowBodyError
 from service.http.context import HttpContext
 from service.scheduler.budget import Budget
@@ -19,8 +20,9 @@ from service.settings import Settings
 
 RATE_WINDOW_S: Final = 5.0
 """A body must keep its minimum rate in each window of this length, so a stalled one is noticed within two."""
-CLASSIFY: Final = "/classify"
-EXAMPLES: Final = re.compile(r"/domains/([^/]+)/examples")
+IMAGES: Final = frozenset({"/classify/{domain}", "/classify", "/domains/{domain}/examples"})
+"""The routes whose POST has images, which are classified or added to a domain's examples."""
+BUNDLES: Final = "/domains/{domain}/versions"
 MAX_JSON_BYTES: Final = 256 * 1024
 """For bodies without images or bundles: more than 10,000 ids, or 5,000 class names."""
 TIMEOUT: Final = re.compile(rb"(?:^|&)timeout_ms=(\d{1,9})(?=&|$)")
@@ -35,6 +37,7 @@ class LimitedBody:
     Args:
         scope: the request, with its `caspl.tenant`; its announced length is checked at once.
         receive: the ASGI channel.
+        endpoint: its route, which supports its method.
         context: settings and open requests.
         budget: bytes in memory, shared between tenants.
         count_bytes: is called with the bytes as they arrive.
@@ -49,18 +52,20 @@ class LimitedBody:
         self,
         scope: Scope,
         receive: Receive,
+        endpoint: Endpoint,
         context: HttpContext,
         budget: Budget,
         count_bytes: Callable[[int], None] | None = None,
     ) -> None:
         settings, headers = context.settings, Headers(scope=scope)
         self._tenant: tuple[str, str] = scope["caspl.tenant"]
-        self._open_requests = context.open_requests if has_images(scope) else None
+        has_images = scope["method"] == "POST" and endpoint.template in IMAGES
+        self._open_requests = context.open_requests if has_images else None
         self._timeout_s = timeout_of(scope["query_string"], settings)
         if self._open_requests:
             self._open_requests.check(self._tenant[1], self._timeout_s)
         self._receive, self._budget, self._count_bytes = receive, budget, count_bytes
-        self._limit = body_limit(scope, settings)
+        self._limit = body_limit(scope["method"], endpoint.template, settings)
         self._min_bytes, self._max_body_s = settings.min_body_rate * RATE_WINDOW_S, settings.max_body_s
         self._n_bytes = self._n_in_window = 0
         self._is_complete = self._is_open = False
@@ -144,32 +149,23 @@ class LimitedBody:
             )
 
 
-def has_images(scope: Scope) -> bool:
-    """Whether the body of a request has images, which are classified or added to a domain's examples."""
-    path = scope["path"]
-    return path.startswith(CLASSIFY) or (scope["method"] == "POST" and EXAMPLES.fullmatch(path) is not None)
-
-
-def body_limit(scope: Scope, settings: Settings) -> int:
-    """Most bytes in the body of a request."""
-    if has_images(scope):
+def body_limit(method: str, template: str, settings: Settings) -> int:
+    """Most bytes in the body of a request to a route."""
+    if method != "POST":
+        return MAX_JSON_BYTES
+    if template in IMAGES:
         return settings.max_request_bytes
-    if scope["path"].startswith("/domains/") and scope["path"].endswith("/versions"):
-        return settings.max_bundle_bytes
-    return MAX_JSON_BYTES
+    return settings.max_bundle_bytes if template == BUNDLES else MAX_JSON_BYTES
 
 
-def tenant_of(scope: Scope) -> tuple[str, str]:
+def tenant_of(scope: Scope, endpoint: Endpoint) -> tuple[str, str]:
     """The client and the domain of a request: budgets are shared between these pairs.
 
     The client is the key's id, or without keys the address. Only requests with images for one domain have a domain:
     `/classify` is for several, and an upload may name any.
     """
-    client, path = scope.get("caspl.actor") or (scope.get("client") or ("",))[0], scope["path"]
-    if path.startswith(CLASSIFY):
-        return client, path.removeprefix(CLASSIFY).removeprefix("/")
-    found = EXAMPLES.fullmatch(path)
-    return client, found[1] if found else ""
+    client = scope.get("caspl.actor") or (scope.get("client") or ("",))[0]
+    return client, (endpoint.domain or "") if endpoint.template in IMAGES else ""
 
 
 def timeout_of(query: bytes, settings: Settings) -> float:

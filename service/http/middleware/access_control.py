@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from service.access.rates import RateLimits
-from service.access.rules import Endpoint
+from service.access.rules import UNMATCHED, Endpoint
 from service.errors import ForeignRequestError, UnauthorizedError
 from service.http import problems
 from service.http.context import HttpContext
@@ -33,7 +33,7 @@ class AccessControl:
         self._keys, self._settings = context.keys, context.settings
         self._rates = RateLimits(context.settings)
 
-    def check(self, scope: Scope, endpoint: Endpoint | None) -> Callable[[int], None] | None:
+    def check(self, scope: Scope, endpoint: Endpoint) -> Callable[[int], None] | None:
         """Check a request; `scope` gets its key's id as `caspl.actor`.
 
         Returns:
@@ -49,8 +49,8 @@ class AccessControl:
         if self._keys.is_open:
             reject_foreign(method, headers, self._settings.cors_origins)
             return None
-        is_preflight = endpoint is not None and method == "OPTIONS"  # browsers send it without a key
-        required = endpoint.scopes.get(method) if endpoint else None
+        is_preflight = endpoint is not UNMATCHED and method == "OPTIONS"  # browsers send it without a key
+        required = endpoint.scopes.get(method)
         authorization = headers.get("authorization", "")
         try:
             key = self._keys.authenticate(authorization)
@@ -65,14 +65,14 @@ class AccessControl:
             return None
         length = headers.get("content-length", "")
         count_bytes = self._rates.admit(key, int(length) if length.isdecimal() else 0)
-        if endpoint and required:
+        if required:
             self._keys.require(key.id, required, endpoint.domain)
         return count_bytes
 
 
-def refusal(method: str, endpoint: Endpoint | None, settings: Settings) -> Response | None:
+def refusal(method: str, endpoint: Endpoint, settings: Settings) -> Response | None:
     """The response to an unknown path, a method that the path does not support, or OPTIONS."""
-    if endpoint is None or (endpoint.template in DOCUMENTATION and not settings.api_docs):
+    if endpoint is UNMATCHED or (endpoint.template in DOCUMENTATION and not settings.api_docs):
         return problems.http_problem(HTTPStatus.NOT_FOUND)
     if method == "OPTIONS":
         return Response(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": endpoint.allow})

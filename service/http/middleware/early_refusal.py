@@ -10,7 +10,7 @@ from typing import Final
 
 from service.errors import OverloadedError
 from service.http import problems
-from service.http.body import CLASSIFY, timeout_of
+from service.http.body import timeout_of
 from service.http.context import HttpContext
 from service.http.middleware.request import new_request_id
 
@@ -64,7 +64,7 @@ class EarlyRefusal:
         is_whole = end > 0 and len(lengths) == 1 and len(data) == end + 4 + int(lengths[0])
         if not is_whole or head.count(b"content-length") > 1 or OTHER_LINE.search(head):
             return None
-        self._count(f"{CLASSIFY}/{{domain}}" if line[1] else CLASSIFY)
+        self._count("/classify/{domain}" if line[1] else "/classify")
         request_id = new_request_id().encode()
         must_close = CLOSE_LINE.search(head) is not None
         lines = [self._head % request_id, *(b"%s: %s\r\n" % header for header in headers)]

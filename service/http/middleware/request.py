@@ -66,8 +66,8 @@ class RequestMiddleware:
                     if refused := refusal(scope["method"], endpoint, self.context.settings):
                         await refused(scope, receive, response.send)
                     else:
-                        scope["caspl.tenant"] = tenant_of(scope)
-                        body = LimitedBody(scope, receive, self.context, self._budget, count_bytes)
+                        scope["caspl.tenant"] = tenant_of(scope, endpoint)
+                        body = LimitedBody(scope, receive, endpoint, self.context, self._budget, count_bytes)
                         await self.app(scope, body.receive, response.send)
             except (Exception, asyncio.CancelledError) as error:
                 problem = self._problem(error, has_begun=response.status != 0)
@@ -91,8 +91,8 @@ class RequestMiddleware:
         is_gone = isinstance(error, ClientDisconnect)
         return problems.respond(ClientGoneError("The client disconnected.") if is_gone else error)
 
-    def _record(self, scope: Scope, endpoint: Endpoint | None, method: str, status: int, took_s: float) -> None:
-        route = endpoint.template if endpoint else "unmatched"
+    def _record(self, scope: Scope, endpoint: Endpoint, method: str, status: int, took_s: float) -> None:
+        route = endpoint.template
         metrics = self.context.metrics
         metrics.requests.labels(route, method if method in METHODS else "other", str(status)).inc()
         metrics.request_s.labels(route).observe(took_s)

@@ -1,6 +1,6 @@
 import pytest
 
-from service.access.rules import RULES, SCOPES, find_endpoint
+from service.access.rules import RULES, SCOPES, UNMATCHED, find_endpoint
 
 ENDPOINT_OF_PATH = {
     "/classify": ("/classify", None),
@@ -44,7 +44,7 @@ def test_a_path_has_the_endpoint_of_its_template(path, expected):
     ["", "//", "/secret", "/domains/", "/domains/paint/", "/domains/a/b", "/openapixjson", "/classify/a/b", "/redoc"],
 )
 def test_any_other_path_has_none(path):
-    assert find_endpoint(path) is None
+    assert find_endpoint(path) is UNMATCHED
 
 
 def test_allow_names_every_method_that_works():

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from service.access.rules import Endpoint, find_endpoint
 from service.http.body import tenant_of
 from tests.service.fakes import colour_bundle, picture
 from tests.service.http.crowd import crowd
@@ -233,15 +234,18 @@ async def test_a_request_takes_at_most_16_mib_more_than_its_body(serve, kind, bo
 
 
 @pytest.mark.parametrize(
-    ("changes", "tenant"),
+    ("template", "changes", "tenant"),
     [
-        ({}, ("192.0.2.1", "paint")),
-        ({"caspl.actor": "k3v9x2ab"}, ("k3v9x2ab", "paint")),
-        ({"client": None}, ("", "paint")),
-        ({"path": "/classify"}, ("192.0.2.1", "")),
-        ({"path": "/domains/paint/examples"}, ("192.0.2.1", "paint")),
-        ({"path": "/domains/paint/versions"}, ("192.0.2.1", "")),
+        ("/classify/{domain}", {}, ("192.0.2.1", "paint")),
+        ("/classify/{domain}", {"caspl.actor": "k3v9x2ab"}, ("k3v9x2ab", "paint")),
+        ("/classify/{domain}", {"client": None}, ("", "paint")),
+        ("/domains/{domain}/examples", {}, ("192.0.2.1", "paint")),
+        ("/domains/{domain}/versions", {}, ("192.0.2.1", "")),
     ],
 )
-def test_memory_is_shared_between_pairs_of_client_and_domain(changes, tenant):
-    assert tenant_of(scope_of("/classify/paint") | changes) == tenant
+def test_memory_is_shared_between_pairs_of_client_and_domain(template, changes, tenant):
+    assert tenant_of(scope_of("/any") | changes, Endpoint(template, {}, "paint")) == tenant
+
+
+def test_a_request_for_several_domains_belongs_to_none():
+    assert tenant_of(scope_of("/classify"), find_endpoint("/classify")) == ("192.0.2.1", "")

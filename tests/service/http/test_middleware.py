@@ -170,16 +170,16 @@ async def test_with_keys_any_name_and_page_will_do(serve, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "limit"),
+    ("method", "template", "limit"),
     [
-        ("POST", "/classify/a", "max_request_bytes"),
-        ("POST", "/domains/a/examples", "max_request_bytes"),
-        ("PATCH", "/domains/a/examples", None),
-        ("POST", "/domains/a/versions", "max_bundle_bytes"),
-        ("PUT", "/domains/a/live", None),
+        ("POST", "/classify/{domain}", "max_request_bytes"),
+        ("POST", "/domains/{domain}/examples", "max_request_bytes"),
+        ("PATCH", "/domains/{domain}/examples", None),
+        ("POST", "/domains/{domain}/versions", "max_bundle_bytes"),
+        ("PUT", "/domains/{domain}/live", None),
     ],
 )
-def test_bodies_are_bounded_by_what_they_are_for(method, path, limit):
+def test_bodies_are_bounded_by_what_they_are_for(method, template, limit):
     settings = Settings()
-    found = body_limit({"method": method, "path": path}, settings)
+    found = body_limit(method, template, settings)
     assert found == (getattr(settings, limit) if limit else MAX_JSON_BYTES)
