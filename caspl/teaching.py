@@ -22,7 +22,6 @@ from caspl.requests import (
 from caspl.results import AddedExample, Example, Fit, Prediction, Version
 from prompt_store.class_names import normalize_name
 
-TEMPLATE: Final = "a photo of a {}."
 UNLABELLED: Final = "unlabelled"
 """Field name of a picture without a label."""
 PAGE: Final = 1000
@@ -32,15 +31,15 @@ BYTES_FOR_HEADERS: Final = 2**20
 
 
 def create_domain(
-    domain: str, classes: Sequence[str], *, templates: Sequence[str] = (TEMPLATE,), boosted_by: str | None = None
+    domain: str, classes: Sequence[str], *, templates: Sequence[str] = (), boosted_by: str | None = None
 ) -> Operation[Version]:
     """Create a domain from class names alone and make it live: it classifies by its text features (zero-shot).
 
     Args:
         domain: its name.
         classes: class names.
-        templates: prompts with one `{}` for the class name; the text features are their mean.
-        boosted_by: another domain, whose boosting prompts are used.
+        templates: texts with one `{}` for the class name; by default those of `boosted_by`, or `a photo of a {}.`.
+        boosted_by: another domain, whose boosting prompts are copied.
 
     Raises:
         ConflictError: the domain exists.
@@ -135,26 +134,30 @@ def examples(
     return found
 
 
-def relabel(domain: str, ids: Sequence[int], label: str | None) -> Operation[None]:
+def relabel(domain: str, ids: Sequence[int], label: str | None) -> Operation[int]:
     """Give examples a label; None removes their label. All change, or none.
+
+    Returns:
+        How many had another label.
 
     Raises:
         NotFoundError: no such domain, or it lacks some of the examples.
         CasplError: the label is not accepted, or the server cannot be reached or fails.
     """
     body = {"label": label, "ids": list(ids)}
-    _check((yield Request("PATCH", domain_path(domain, "examples"), {"json": body})))
+    changed = accepted((yield Request("PATCH", domain_path(domain, "examples"), {"json": body})), "changed")
+    return int(changed["changed"])
 
 
-def remove_examples(domain: str, ids: Sequence[int] = (), *, remove_all: bool = False) -> Operation[None]:
-    """Remove examples: these, or with `remove_all` all of the domain.
+def remove_examples(domain: str, ids: Sequence[int] = (), *, remove_all: bool = False) -> Operation[int]:
+    """Remove examples: these, or with `remove_all` all of the domain. Ids that do not exist are ignored.
 
-    At most 1,000 ids are sent per request; those of one request are removed together, or none.
+    Returns:
+        How many were removed.
 
     Raises:
         ValueError: both or neither were given.
-        NotFoundError: no such domain, or it lacks some of the examples.
-        CasplError: the server cannot be reached or fails.
+        CasplError: no such domain, or the server cannot be reached or fails.
     """
     if bool(ids) == remove_all:
         raise ValueError("Pass ids, or remove_all=True.")
@@ -162,8 +165,11 @@ def remove_examples(domain: str, ids: Sequence[int] = (), *, remove_all: bool = 
     queries = [{"all": "true"}] if remove_all else []
     while batch := list(islice(rest, IDS_PER_REQUEST)):
         queries.append({"ids": ",".join(map(str, batch))})
+    n_removed = 0
     for params in queries:
-        _check((yield Request("DELETE", domain_path(domain, "examples"), {"params": params})))
+        removed = accepted((yield Request("DELETE", domain_path(domain, "examples"), {"params": params})), "removed")
+        n_removed += removed["removed"]
+    return n_removed
 
 
 def fit(
@@ -250,8 +256,3 @@ def _fit(body: dict[str, Any]) -> Fit:
 
 def _problem(problem: dict[str, Any]) -> CasplError:
     return from_problem(problem, problem.get("status", 422))
-
-
-def _check(response: httpx.Response) -> None:
-    if not response.is_success:
-        raise from_problem(response_body(response, ""), response.status_code)

@@ -103,7 +103,7 @@ def test_a_missing_domain_is_created_from_the_folders_taught_and_live(teach, pet
     result = teach(server)
 
     assert result.exit_code == 0, result.output
-    assert server.created == [{"classes": ["cat", "dog"], "templates": ["a photo of a {}."], "boosted_by": None}]
+    assert server.created == [{"classes": ["cat", "dog"], "templates": [], "boosted_by": None}]
     assert sorted(label or "-" for _, label in server.examples.values()) == ["-", "-", "cat", "cat", "dog"]
     assert server.fits == [{"activate": True, "based_on": "live", "classes": "own", "method": "auto"}]
     assert "Created the domain pets with 2 classes: cat, dog" in result.stderr

@@ -192,11 +192,12 @@ def test_pages_of_examples_are_joined():
 
 def test_labels_are_changed_and_examples_removed():
     seen = []
-    client = answering(200, {}, seen)
-    client.relabel("paint", [3, 4], None)
-    client.remove_examples("paint", [3, 4])
-    client.remove_examples("paint", remove_all=True)
-    client.remove_examples("paint", range(1, 2502))
+    client = answering(200, {"changed": 1, "removed": 2}, seen)
+
+    assert client.relabel("paint", [3, 4], None) == 1
+    assert client.remove_examples("paint", [3, 4]) == 2
+    assert client.remove_examples("paint", remove_all=True) == 2
+    assert client.remove_examples("paint", range(1, 2502)) == 6
 
     assert json.loads(seen[0].content) == {"label": None, "ids": [3, 4]}
     assert [request.method for request in seen] == ["PATCH"] + ["DELETE"] * 5
@@ -224,7 +225,7 @@ def test_a_domain_is_created_from_class_names():
 
     assert client.create_domain("pets", ["cat", "dog"]) == Version("pets", 1, "sha256:x", is_live=True, is_new=True)
     assert (seen[0].method, seen[0].url.path) == ("PUT", "/domains/pets")
-    expected = {"classes": ["cat", "dog"], "templates": ["a photo of a {}."], "boosted_by": None}
+    expected = {"classes": ["cat", "dog"], "templates": [], "boosted_by": None}
     assert json.loads(seen[0].content) == expected
 
 
