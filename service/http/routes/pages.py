@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -18,19 +19,21 @@ POLICY: Final = (
 )
 MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript"}
 SWAGGER_UI: Final = frozenset({"swagger-ui.css", "swagger-ui-bundle.js"})
-OURS: Final = frozenset({"page.css", "page.js", "docs.js"})
+WEB: Final = resources.files("service") / "web"
 MAX_AGE_S: Final = 3600
 
 
-def _folder(name: str) -> Traversable:
-    if name in SWAGGER_UI:
-        return resources.files("fastapi_offline") / "static"
-    return resources.files("service") / "web"
+@cache
+def _assets() -> Mapping[str, Traversable]:
+    """The scripts and style sheets by name: the page's own, vendored libraries, Swagger UI."""
+    own = [file for folder in (WEB, WEB / "vendor") for file in folder.iterdir()]
+    swagger_ui = [resources.files("fastapi_offline") / "static" / name for name in SWAGGER_UI]
+    return {file.name: file for file in (*own, *swagger_ui) if file.name.endswith((".css", ".js"))}
 
 
 @cache
-def _read(name: str) -> bytes:
-    return (_folder(name) / name).read_bytes()
+def _read(file: Traversable) -> bytes:
+    return file.read_bytes()
 
 
 @router.get("/")
@@ -48,11 +51,14 @@ async def docs() -> Response:
 @router.get("/assets/{name}")
 async def asset(name: str) -> Response:
     """A script or style sheet of a page."""
-    if name not in SWAGGER_UI | OURS:
+    file = _assets().get(name)
+    if file is None:
         raise HTTPException(404)
     media_type = MEDIA_TYPES[name[name.rindex(".") :]]
-    return Response(_read(name), media_type=media_type, headers={"Cache-Control": f"max-age={MAX_AGE_S}"})
+    return Response(_read(file), media_type=media_type, headers={"Cache-Control": f"max-age={MAX_AGE_S}"})
 
 
 def _html(name: str) -> Response:
-    return HTMLResponse(_read(name), headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"})
+    return HTMLResponse(
+        _read(WEB / name), headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+    )

@@ -1,0 +1,83 @@
+// Elements that several tabs use.
+import { html, useEffect, useRef, useState } from "./preact.js";
+import { call } from "./api.js";
+
+export const percent = (share, digits = 1) => (share == null ? "-" : `${(100 * share).toFixed(digits)} %`);
+export const shortDigest = (digest) => (digest ? digest.replace("sha256:", "").slice(0, 12) : "-");
+export const when = (iso) => new Date(iso).toLocaleString();
+export const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+
+export function ErrorNote({ error }) {
+  return error ? html`<p role="alert" class="error">${error.message || String(error)}</p>` : null;
+}
+
+// The first predictions of an image, as bars.
+export function Predictions({ predictions }) {
+  return html`<ol class="predictions">
+    ${predictions.map((one) => html`<li key=${one.label}>
+      <span>${one.label}</span><span class="number">${percent(one.probability)}</span>
+      <progress max="1" value=${one.probability} aria-label=${`probability of ${one.label}`}></progress>
+    </li>`)}
+  </ol>`;
+}
+
+// Files from a click, a drop anywhere on the area, or the clipboard.
+export function DropArea({ onFiles, children, accept = "image/jpeg,image/png,image/webp", isMultiple = true, id }) {
+  const [isOver, setOver] = useState(false);
+  const drop = (event) => {
+    event.preventDefault();
+    setOver(false);
+    onFiles([...event.dataTransfer.files]);
+  };
+  return html`<label class=${`drop ${isOver ? "over" : ""}`} for=${id}
+      onDragOver=${(event) => { event.preventDefault(); setOver(true); }}
+      onDragLeave=${() => setOver(false)} onDrop=${drop}>
+    ${children}
+    <input type="file" id=${id} accept=${accept} multiple=${isMultiple}
+      onChange=${(event) => { onFiles([...event.target.files]); event.target.value = ""; }} />
+  </label>`;
+}
+
+export function usePaste(onFiles) {
+  const latest = useRef(onFiles);
+  latest.current = onFiles;
+  useEffect(() => {
+    const paste = (event) => {
+      const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+      if (files.length) latest.current(files);
+    };
+    document.addEventListener("paste", paste);
+    return () => document.removeEventListener("paste", paste);
+  }, []);
+}
+
+// Images behind an API key: an <img> sends no Authorization header.
+const thumbnails = new Map();
+
+export function Thumbnail({ path, alt }) {
+  const [url, setUrl] = useState("");
+  useEffect(() => {
+    let isGone = false;
+    if (!thumbnails.has(path)) {
+      const loading = call(path).then((response) => response.blob()).then((blob) => URL.createObjectURL(blob));
+      thumbnails.set(path, loading);
+      loading.catch(() => thumbnails.delete(path));
+    }
+    thumbnails.get(path).then((found) => { if (!isGone) setUrl(found); }, () => {});
+    return () => { isGone = true; };
+  }, [path]);
+  return html`<img src=${url || "data:,"} alt=${alt} loading="lazy" />`;
+}
+
+export function Confirm({ label, question, onConfirm, kind = "secondary" }) {
+  const dialog = useRef();
+  return html`
+    <button type="button" class=${`${kind} small`} onClick=${() => dialog.current.showModal()}>${label}</button>
+    <dialog ref=${dialog}><article>
+      <p>${question}</p>
+      <footer>
+        <button type="button" class="secondary" onClick=${() => dialog.current.close()}>Cancel</button>
+        <button type="button" onClick=${() => { dialog.current.close(); onConfirm(); }}>${label}</button>
+      </footer>
+    </article></dialog>`;
+}

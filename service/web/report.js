@@ -1,0 +1,62 @@
+// The report of a fit: accuracy per class, confusion matrix, learning curve, suspicious labels.
+import { html } from "./preact.js";
+import { domainPath } from "./api.js";
+import { percent, Thumbnail } from "./parts.js";
+
+const MAX_SUSPECTS = 12;
+
+function Classes({ report }) {
+  return html`<div class="overflow-auto"><table>
+    <caption>Accuracy of each class, each picture left out in turn</caption>
+    <thead><tr><th scope="col">class</th><th scope="col">pictures</th><th scope="col">accuracy</th>
+      <th scope="col">with half of them</th><th scope="col">class name alone</th><th scope="col">mistaken for</th></tr></thead>
+    <tbody>${report.classes.map((one) => html`<tr key=${one.name}>
+      <th scope="row">${one.name}</th>
+      <td>${one.n_examples}${one.n_examples > 0 && !one.is_fitted ? " (too few: class name alone)" : ""}</td>
+      <td>${one.accuracy ? `${percent(one.accuracy.rate, 0)} (${percent(one.accuracy.low, 0)} to ${percent(one.accuracy.high, 0)})` : "-"}</td>
+      <td>${percent(one.half_accuracy, 0)}</td>
+      <td>${percent(one.text_accuracy, 0)}</td>
+      <td>${one.mistaken_for ?? "-"}</td>
+    </tr>`)}</tbody>
+  </table></div>`;
+}
+
+function Confusion({ report }) {
+  const most = Math.max(1, ...report.confusion.flat());
+  const names = report.classes.map((one) => one.name);
+  return html`<details><summary>Confusion matrix</summary><div class="overflow-auto"><table class="confusion">
+    <caption>Rows: labels. Columns: predictions.</caption>
+    <thead><tr><td></td>${names.map((name) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
+    <tbody>${report.confusion.map((row, at) => html`<tr key=${names[at]}><th scope="row">${names[at]}</th>
+      ${row.map((n) => html`<td style=${{ "--share": n / most }}>${n || ""}</td>`)}</tr>`)}</tbody>
+  </table></div></details>`;
+}
+
+function Curve({ report }) {
+  const gain = report.accuracy.rate - report.half_accuracy;
+  const points = 100 * gain;
+  return html`<p>With half of the pictures the accuracy is ${percent(report.half_accuracy)}:
+    the other half ${points >= 0.05 ? `added ${points.toFixed(1)} points, so more pictures are likely to help` : "added nothing, so more pictures are unlikely to help"}.
+    </p>`;
+}
+
+function Suspects({ report, domain, onRelabel }) {
+  const suspects = report.suspects.slice(0, MAX_SUSPECTS);
+  if (!suspects.length) return html`<p>No label looks wrong.</p>`;
+  return html`<section aria-label="labels to check"><h4>Labels to check (${report.suspects.length})</h4>
+    <div class="tiles">${suspects.map((one) => html`<figure key=${one.id}>
+      <${Thumbnail} path=${domainPath(domain, `/examples/${one.id}/thumbnail`)} alt=${`picture ${one.id}, labelled ${one.label}`} />
+      <figcaption>labelled ${one.label}<br />
+        <button type="button" class="small" onClick=${() => onRelabel([one.id], one.predicted)}>Change to ${one.predicted}</button>
+      </figcaption>
+    </figure>`)}</div></section>`;
+}
+
+export function Report({ report, domain, onRelabel }) {
+  return html`<div>
+    <${Curve} report=${report} />
+    <${Classes} report=${report} />
+    <${Confusion} report=${report} />
+    <${Suspects} ...${{ report, domain, onRelabel }} />
+  </div>`;
+}

@@ -1,0 +1,201 @@
+// The tab "Teach": upload pictures, label many at once, watch the report, make the fit live.
+import { html, useEffect, useRef, useState } from "./preact.js";
+import { call, domainPath, getJson, withRetries } from "./api.js";
+import { Groups, LabelledExamples } from "./examples.js";
+import { DropArea, ErrorNote, percent, plural, usePaste } from "./parts.js";
+import { Report } from "./report.js";
+
+const BATCH = 16;
+const REFRESH_MS = 400;
+
+const linesOf = (text) => text.split(/[\n,]/).map((one) => one.trim()).filter(Boolean);
+
+function NewDomain({ domains, onCreated }) {
+  const [name, setName] = useState("");
+  const [classes, setClasses] = useState("");
+  const [boostedBy, setBoostedBy] = useState("");
+  const [error, setError] = useState(null);
+  const create = async (event) => {
+    event.preventDefault();
+    setError(null);
+    try {
+      const json = { classes: linesOf(classes), boosted_by: boostedBy || null };
+      await call(domainPath(name), { method: "PUT", json });
+      onCreated(name);
+    } catch (problem) { setError(problem); }
+  };
+  return html`<form onSubmit=${create}>
+    <div class="grid">
+      <label>Name <input required value=${name} onInput=${(event) => setName(event.target.value)}
+        pattern="[a-z][a-z0-9]*(-[a-z0-9]+)*" maxlength="64" aria-describedby="name-note" />
+        <small id="name-note">Lower-case letters, digits and hyphens, such as screws-line-2.</small></label>
+      <label>Prompts <select value=${boostedBy} onChange=${(event) => setBoostedBy(event.target.value)}>
+        <option value="">none: the plain backbone</option>
+        ${domains.filter((one) => one.version).map((one) => html`<option value=${one.domain}>boosting prompts of ${one.domain}</option>`)}
+      </select></label>
+    </div>
+    <label>Classes <textarea required rows="3" value=${classes} onInput=${(event) => setClasses(event.target.value)}
+      placeholder="hex bolt, wood screw, washer" aria-describedby="classes-note"></textarea>
+      <small id="classes-note">Separated by commas or lines. The domain is live at once with these names alone; more classes can follow.</small></label>
+    <${ErrorNote} error=${error} />
+    <button type="submit">Create the domain</button>
+  </form>`;
+}
+
+function Upload({ domain, classes, onAdded }) {
+  const [label, setLabel] = useState("");
+  const [progress, setProgress] = useState(null);
+  const [rejected, setRejected] = useState([]);
+  const [error, setError] = useState(null);
+  const add = async (files) => {
+    setError(null);
+    setRejected([]);
+    setProgress([0, files.length]);
+    try {
+      for (let start = 0; start < files.length; start += BATCH) {
+        const part = files.slice(start, start + BATCH);
+        const answer = await withRetries(() => {
+          const body = new FormData();
+          for (const file of part) body.append(label || "unlabelled", file, file.name);
+          return getJson(domainPath(domain, "/examples"), { method: "POST", body });
+        }).catch((problem) => {
+          if (problem.code !== "images_rejected") throw problem;
+          return { examples: problem.body.errors.map((one) => ({ index: one.index, error: one })) };
+        });
+        const bad = answer.examples.filter((one) => one.error).map((one) => `${part[one.index].name}: ${one.error.title}`);
+        if (bad.length) setRejected((before) => [...before, ...bad]);
+        setProgress([Math.min(start + BATCH, files.length), files.length]);
+        await onAdded();
+      }
+    } catch (problem) { setError(problem); }
+    setProgress(null);
+  };
+  usePaste(add);
+  return html`<section aria-label="add pictures">
+    <label>New pictures are
+      <select value=${label} onChange=${(event) => setLabel(event.target.value)}>
+        <option value="">not labelled yet</option>
+        ${classes.map((name) => html`<option value=${name}>${name}</option>`)}
+      </select></label>
+    <${DropArea} onFiles=${add} id="teach-files">
+      <strong>Drop or paste pictures of ${domain} here, or click to choose</strong> <small>JPEG, PNG or WebP</small>
+    <//>
+    ${progress && html`<label>${progress[0]} of ${plural(progress[1], "picture")} added
+      <progress value=${progress[0]} max=${progress[1]}></progress></label>`}
+    ${rejected.length > 0 && html`<details open role="alert"><summary>${plural(rejected.length, "picture")} not added</summary>
+      <ul>${rejected.map((one) => html`<li>${one}</li>`)}</ul></details>`}
+    <${ErrorNote} error=${error} />
+  </section>`;
+}
+
+function LabelBar({ n, classes, onLabel, onClear }) {
+  const [name, setName] = useState("");
+  const submit = (event) => {
+    event.preventDefault();
+    if (name.trim()) onLabel(name.trim());
+    setName("");
+  };
+  return html`<form class="label-bar" aria-label="label the selected pictures" onSubmit=${submit}>
+    <span aria-live="polite"><strong>${n}</strong> selected</span>
+    ${classes.map((one) => html`<button type="button" class="small" key=${one} disabled=${!n} onClick=${() => onLabel(one)}>${one}</button>`)}
+    <input value=${name} onInput=${(event) => setName(event.target.value)} placeholder="new class" aria-label="new class" />
+    <button type="submit" class="small secondary" disabled=${!n || !name.trim()}>Label as new class</button>
+    <button type="button" class="small secondary" disabled=${!n} onClick=${onClear}>Clear selection</button>
+  </form>`;
+}
+
+function MakeLive({ domain, isReady, onLive }) {
+  const [state, setState] = useState({});
+  const fit = async () => {
+    setState({ isBusy: true });
+    try {
+      const made = await getJson(domainPath(domain, "/fit"), { method: "POST", json: { activate: true } });
+      setState({ made });
+      await onLive();
+    } catch (error) { setState({ error }); }
+  };
+  return html`<div>
+    <button type="button" aria-busy=${state.isBusy} disabled=${!isReady || state.isBusy} onClick=${fit}>Make live</button>
+    ${state.made && html`<p role="status">Version ${state.made.version} of ${domain} is live. <a href="#classify">Classify with it</a></p>`}
+    <${ErrorNote} error=${state.error} />
+  </div>`;
+}
+
+function TeachDomain({ domain, refreshDomains }) {
+  const [classes, setClasses] = useState([]);
+  const [unlabelled, setUnlabelled] = useState([]);
+  const [selected, setSelected] = useState(new Set());
+  const [fit, setFit] = useState(null);
+  const [error, setError] = useState(null);
+  const [changes, setChanges] = useState(0);
+  const timer = useRef();
+
+  const loadExamples = async () => {
+    try {
+      const [detail, page] = await Promise.all([
+        getJson(domainPath(domain)),
+        getJson(domainPath(domain, "/examples"), { query: { labelled: "false", order: "similar", limit: "500" } }),
+      ]);
+      setClasses((before) => [...new Set([...detail.classes, ...before])]);
+      setUnlabelled(page.examples);
+      setError(null);
+    } catch (problem) { setError(problem); }
+  };
+  const loadReport = async () => {
+    try {
+      setFit(await getJson(domainPath(domain, "/fit")));
+    } catch (problem) {
+      setFit(null);
+      if (![409, 422].includes(problem.status)) setError(problem);
+    }
+  };
+  const changed = async () => {
+    setChanges((n) => n + 1);
+    clearTimeout(timer.current);
+    timer.current = setTimeout(loadReport, REFRESH_MS);
+    await loadExamples();
+  };
+  useEffect(() => { loadExamples(); loadReport(); return () => clearTimeout(timer.current); }, [domain]);
+
+  const relabel = async (ids, label) => {
+    try {
+      await call(domainPath(domain, "/examples"), { method: "PATCH", json: { ids, label } });
+      if (label && !classes.includes(label)) setClasses([...classes, label]);
+      setSelected(new Set());
+      await changed();
+    } catch (problem) { setError(problem); }
+  };
+  const report = fit?.report;
+  return html`
+    <${Upload} domain=${domain} classes=${classes} onAdded=${changed} />
+    <${ErrorNote} error=${error} />
+    ${unlabelled.length > 0 && html`<section aria-label="pictures without a label">
+      <h3>${plural(unlabelled.length, "picture")} to label</h3>
+      <p>Similar pictures are grouped. Select pictures or whole groups, then click a class.</p>
+      <${LabelBar} n=${selected.size} classes=${classes} onLabel=${(label) => relabel([...selected], label)} onClear=${() => setSelected(new Set())} />
+      <${Groups} domain=${domain} examples=${unlabelled} selected=${selected} onSelect=${setSelected} />
+    </section>`}
+    <section aria-label="report">
+      <h3>Report</h3>
+      ${report
+        ? html`<p>${plural(report.n_examples, "labelled picture")}: <strong>${percent(report.accuracy.rate)}</strong> right when left out
+          (class names alone: ${percent(report.text_accuracy)}).</p>
+          <${Report} report=${report} domain=${domain} onRelabel=${relabel} />`
+        : html`<p>Label pictures of at least two classes to see how good the domain is.</p>`}
+      <${MakeLive} domain=${domain} isReady=${Boolean(report)} onLive=${async () => { await refreshDomains(); await loadReport(); }} />
+    </section>
+    <${LabelledExamples} key=${changes} domain=${domain} classes=${classes} onRelabel=${relabel} onRemoved=${changed} />`;
+}
+
+export function Teach({ domains, refreshDomains }) {
+  const [domain, setDomain] = useState("");
+  const created = async (name) => { await refreshDomains(); setDomain(name); };
+  return html`
+    <label>Domain <select value=${domain} onChange=${(event) => setDomain(event.target.value)}>
+      <option value="">New domain</option>
+      ${domains.map((one) => html`<option value=${one.domain}>${one.domain}</option>`)}
+    </select></label>
+    ${domain === ""
+      ? html`<${NewDomain} domains=${domains} onCreated=${created} />`
+      : html`<${TeachDomain} key=${domain} domain=${domain} refreshDomains=${refreshDomains} />`}`;
+}
