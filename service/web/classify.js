@@ -54,11 +54,12 @@ function Picture({ file, chosen, options }) {
 
 function Camera({ onPicture }) {
   const [stream, setStream] = useState(null);
+  const [isReady, setReady] = useState(false);
   const [error, setError] = useState(null);
   const video = useRef();
   useEffect(() => {
     if (stream) video.current.srcObject = stream;
-    return () => stream?.getTracks().forEach((track) => track.stop());
+    return () => { setReady(false); stream?.getTracks().forEach((track) => track.stop()); };
   }, [stream]);
   const start = async () => {
     try {
@@ -77,8 +78,8 @@ function Camera({ onPicture }) {
   };
   return html`<div>
     ${stream
-      ? html`<video ref=${video} autoplay muted playsinline></video>
-        <div role="group"><button type="button" onClick=${take}>Take a picture</button>
+      ? html`<video ref=${video} autoplay muted playsinline onLoadedData=${() => setReady(true)}></video>
+        <div role="group"><button type="button" disabled=${!isReady} onClick=${take}>Take a picture</button>
         <button type="button" class="secondary" onClick=${() => setStream(null)}>Stop the camera</button></div>`
       : html`<button type="button" class="secondary" onClick=${start}>Use a camera</button>`}
     <${ErrorNote} error=${error} />
