@@ -207,3 +207,14 @@ async def test_loading_an_older_version_counts_towards_the_deadline(serve, store
         fine = await client.post(f"/classify/paint?version={added.version}", content=picture())
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
     assert fine.json()["version"] == added.version
+
+
+async def test_running_out_of_memory_while_decoding_is_not_the_images_fault(serve, monkeypatch):
+    def out_of_memory(*_args, **_kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("service.images.decoder.Image.open", out_of_memory)
+    async with serve() as client:
+        answer = await client.post("/classify/paint", content=picture("red"))
+    assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+    assert answer.headers["retry-after"]

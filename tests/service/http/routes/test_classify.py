@@ -96,16 +96,6 @@ async def test_a_request_whose_only_image_is_bad_fails_as_a_whole(ask, data, sta
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_running_out_of_memory_while_decoding_is_not_the_images_fault(ask, monkeypatch):
-    def out_of_memory(*_args, **_kwargs):
-        raise MemoryError
-
-    monkeypatch.setattr("service.images.decoder.Image.open", out_of_memory)
-    answer = await ask("/classify/paint", content=picture("red"), headers=PNG)
-    assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
-    assert answer.headers["retry-after"]
-
-
 async def test_several_bad_images_fail_as_a_whole_with_a_reason_each(ask):
     answer = await ask("/classify/paint", json={"images": [{"b64": "no base64!"}, {"b64": "aHR0cDovL3g="}]})
     body = answer.json()
