@@ -24,16 +24,16 @@ MAX_AGE_S: Final = 3600
 
 
 @cache
-def _assets() -> Mapping[str, Traversable]:
-    """The scripts and style sheets by name: the page's own, vendored libraries, Swagger UI."""
+def _files() -> Mapping[str, Traversable]:
+    """The files of the pages by name: the project's own, vendored libraries, Swagger UI."""
     own = [file for folder in (WEB, WEB / "vendor") for file in folder.iterdir()]
     swagger_ui = [resources.files("fastapi_offline") / "static" / name for name in SWAGGER_UI]
-    return {file.name: file for file in (*own, *swagger_ui) if file.name.endswith((".css", ".js"))}
+    return {file.name: file for file in (*own, *swagger_ui) if file.name.endswith((".css", ".js", ".html"))}
 
 
 @cache
-def _read(file: Traversable) -> bytes:
-    return file.read_bytes()
+def _read(name: str) -> bytes:
+    return _files()[name].read_bytes()
 
 
 @router.get("/")
@@ -51,14 +51,11 @@ async def docs() -> Response:
 @router.get("/assets/{name}")
 async def asset(name: str) -> Response:
     """A script or style sheet of a page."""
-    file = _assets().get(name)
-    if file is None:
+    media_type = MEDIA_TYPES.get(name[name.rfind(".") :])
+    if media_type is None or name not in _files():
         raise HTTPException(404)
-    media_type = MEDIA_TYPES[name[name.rindex(".") :]]
-    return Response(_read(file), media_type=media_type, headers={"Cache-Control": f"max-age={MAX_AGE_S}"})
+    return Response(_read(name), media_type=media_type, headers={"Cache-Control": f"max-age={MAX_AGE_S}"})
 
 
 def _html(name: str) -> Response:
-    return HTMLResponse(
-        _read(WEB / name), headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
-    )
+    return HTMLResponse(_read(name), headers={"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"})
