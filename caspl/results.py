@@ -139,6 +139,7 @@ class Fit:
         version: the published version; None for a report only.
         digest: `sha256:...` of its bundle.
         is_live: whether it is live.
+        new_classes: classes that the base version lacks.
     """
 
     domain: str
@@ -146,6 +147,7 @@ class Fit:
     version: int | None = None
     digest: str | None = None
     is_live: bool = False
+    new_classes: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:

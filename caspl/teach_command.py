@@ -170,6 +170,8 @@ def with_files(fit: Fit, upload: Upload) -> dict[str, Any]:
 
 def show(upload: Upload, fit: Fit, url: str, console: Console) -> None:
     """Print the report as tables, and how to use the version."""
+    if fit.new_classes:
+        console.print(plain(f"New classes of the domain: {', '.join(fit.new_classes)}"), soft_wrap=True)
     state = "live" if fit.is_live else "not live"
     print_report(with_files(fit, upload), {"domain": fit.domain, "version": f"{fit.version} ({state})"})
     if fit.report["method"] == "text":

@@ -251,7 +251,14 @@ def _example(found: dict[str, Any]) -> Example:
 
 
 def _fit(body: dict[str, Any]) -> Fit:
-    return Fit(body["domain"], body["report"], body.get("version"), body.get("digest"), body.get("is_live", False))
+    return Fit(
+        body["domain"],
+        body["report"],
+        body.get("version"),
+        body.get("digest"),
+        body.get("is_live", False),
+        tuple(body["new_classes"]),
+    )
 
 
 def _problem(problem: dict[str, Any]) -> CasplError:

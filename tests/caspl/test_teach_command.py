@@ -42,7 +42,14 @@ class Server:
         if self.fit_error:
             return httpx.Response(409, json=self.fit_error)
         is_live = self.fits[-1]["activate"]
-        body = {"domain": "pets", "version": 2, "digest": "sha256:b", "is_live": is_live, "report": self.report()}
+        body = {
+            "new_classes": ["dog"],
+            "domain": "pets",
+            "version": 2,
+            "digest": "sha256:b",
+            "is_live": is_live,
+            "report": self.report(),
+        }
         return httpx.Response(201, json=body)
 
     def add(self, content):
@@ -124,6 +131,7 @@ def test_running_again_adds_new_pictures_only_and_a_moved_one_gets_its_new_label
 
     assert result.exit_code == 0
     assert server.created == []
+    assert "New classes of the domain: dog" in result.stderr
     assert "Pictures: 1 added, 4 present, 1 relabelled, 0 rejected." in result.stderr
 
 

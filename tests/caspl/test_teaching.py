@@ -231,17 +231,24 @@ def test_a_domain_is_created_from_class_names():
 
 def test_a_fit_gives_the_version_and_its_report():
     seen = []
-    body = {"domain": "paint", "version": 4, "digest": "sha256:y", "is_live": True, "report": REPORT}
+    body = {
+        "domain": "paint",
+        "version": 4,
+        "digest": "sha256:y",
+        "is_live": True,
+        "report": REPORT,
+        "new_classes": ["pink"],
+    }
     made = answering(201, body, seen).fit("paint", based_on=2, classes="examples", method="gda")
 
-    assert made == Fit("paint", REPORT, 4, "sha256:y", is_live=True)
+    assert made == Fit("paint", REPORT, 4, "sha256:y", is_live=True, new_classes=("pink",))
     assert made.accuracy == 0.9
     assert json.loads(seen[0].content) == {"activate": True, "based_on": 2, "classes": "examples", "method": "gda"}
 
 
 def test_a_report_makes_no_version():
     seen = []
-    found = answering(200, {"domain": "paint", "report": REPORT}, seen).fit_report("paint")
+    found = answering(200, {"domain": "paint", "report": REPORT, "new_classes": []}, seen).fit_report("paint")
 
     assert found == Fit("paint", REPORT)
     assert seen[0].method == "GET"
