@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
-Granted = Literal["classify", "publish", "activate", "rollback", "metrics"]
+Granted = Literal["classify", "publish", "activate", "rollback", "teach", "metrics"]
 Scope = Granted | Literal["any", "none"]
 """The scope that a route requires; `any` accepts every valid key, `none` requires no key."""
 
@@ -27,6 +27,9 @@ RULES: Final[Mapping[str, Mapping[str, Scope]]] = {
     "/domains/{domain}/live": {"PUT": "activate"},
     "/domains/{domain}/rollback": {"POST": "rollback"},
     "/domains/{domain}/history": {"GET": "any"},
+    "/domains/{domain}/examples": {"GET": "teach", "POST": "teach", "PATCH": "teach", "DELETE": "teach"},
+    "/domains/{domain}/examples/{example}": {"DELETE": "teach"},
+    "/domains/{domain}/examples/{example}/thumbnail": {"GET": "teach"},
     "/metrics": {"GET": "metrics"},
     "/info": {"GET": "any"},
     # Probes, and pages without data: the page and the documentation send the key that is entered in them.

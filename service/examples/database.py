@@ -300,7 +300,7 @@ def _add(connection: sqlite3.Connection, domain: str, example: NewExample, actor
         (domain, example.sha256),
     ).fetchone()
     if known is None:
-        return Added(_insert(connection, domain, example, actor, source), "added")
+        return Added(_insert(connection, domain, example, actor, source), "added", example.label)
     example_id, label = known
     n_before = connection.total_changes
     for key, feature in example.features.items():
@@ -313,9 +313,9 @@ def _add(connection: sqlite3.Connection, domain: str, example: NewExample, actor
     if source == "upload":  # it stays, unlike one from traffic
         connection.execute("UPDATE examples SET source = ? WHERE id = ?", (source, example_id))
     if example.label is None or example.label == label:
-        return Added(example_id, "exists")
+        return Added(example_id, "exists", label)
     connection.execute("UPDATE examples SET label = ? WHERE id = ?", (example.label, example_id))
-    return Added(example_id, "relabelled")
+    return Added(example_id, "relabelled", example.label)
 
 
 def _insert(connection: sqlite3.Connection, domain: str, example: NewExample, actor: str, source: Source) -> int:

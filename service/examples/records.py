@@ -36,10 +36,14 @@ class NewExample:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """Result for one picture: `exists` if the domain had it with this label, or if it was added without a label."""
+    """Result for one picture: `exists` if the domain had it with this label, or if it was added without a label.
+
+    `label` is the example's label now.
+    """
 
     id: int
     status: Literal["added", "exists", "relabelled"]
+    label: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,11 @@ class Metrics:
         self.images = counter(
             "caspl_images", "Images by result: answered, rejected (invalid image), failed.", ["domain", "result"]
         )
+        self.examples = counter(
+            "caspl_examples",
+            "Examples by result: added, exists (the domain had this image already), relabelled, removed.",
+            ["domain", "result"],
+        )
         self.batch_rows = histogram("caspl_batch_rows", "Images per batch.", buckets=ROWS)
         self.batch_domains = histogram("caspl_batch_domains", "Distinct domains per batch.", buckets=ROWS)
         self.batches = counter(
@@ -111,6 +116,10 @@ class Metrics:
     def image_counted(self, domain: str, result: str) -> None:
         """Count an image by its result."""
         self.images.labels(self._name(domain), result).inc()
+
+    def examples_counted(self, domain: str, result: str, n: int) -> None:
+        """Count examples by what was done with them."""
+        self.examples.labels(self._name(domain), result).inc(n)
 
     def domain_activated(self, domain: str, result: str) -> None:
         """Count a change of a live version by its result."""

@@ -28,7 +28,7 @@ def install_middleware(app: FastAPI, context: HttpContext) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("DELETE", "GET", "HEAD", "POST", "PUT"),
+            allow_methods=("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"),
             allow_headers=("Authorization", "Content-Type", "If-Match", "X-Request-Id"),
             expose_headers=EXPOSED_HEADERS,
         )

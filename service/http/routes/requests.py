@@ -290,11 +290,20 @@ def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tupl
         raise RequestInvalidError(f"The query must be percent-encoded UTF-8; found the byte %{byte:02X}.") from error
     if query.top_k > settings.max_top_k:
         raise RequestInvalidError(f"top_k must be at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
-    timeout_s = settings.default_timeout_s if query.timeout_ms is None else query.timeout_ms / 1000
+    return _check_labels(query.labels, settings) if query.labels else (), check_timeout(query.timeout_ms, settings)
+
+
+def check_timeout(timeout_ms: int | None, settings: Settings) -> float:
+    """The timeout in seconds.
+
+    Raises:
+        RequestInvalidError: beyond the limit.
+    """
+    timeout_s = settings.default_timeout_s if timeout_ms is None else timeout_ms / 1000
     if timeout_s > settings.max_timeout_s:
         limit = int(settings.max_timeout_s * 1000)
         raise RequestInvalidError(f"timeout_ms must be at most {limit}.", extra={"limit": limit})
-    return _check_labels(query.labels, settings) if query.labels else (), timeout_s
+    return timeout_s
 
 
 def _check_labels(given: list[str], settings: Settings) -> tuple[str, ...]:

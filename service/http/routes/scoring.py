@@ -58,6 +58,8 @@ async def score_in_time(
     pins: Mapping[str, PinOrError],
     images: Sequence[tuple[str, UploadedImage]],
     options: ScoringOptions,
+    *,
+    with_thumbnails: bool = False,
 ) -> Outcome:
     """Run `score_images` until the deadline, or until the client disconnects.
 
@@ -79,7 +81,8 @@ async def score_in_time(
         async with asyncio.timeout_at(options.deadline_s) as timeout:
             watching = asyncio.ensure_future(watch())
             try:
-                return await score_images(context, pins, images, options, request.scope["caspl.tenant"][0])
+                client = request.scope["caspl.tenant"][0]
+                return await score_images(context, pins, images, options, client, with_thumbnails=with_thumbnails)
             finally:
                 watching.cancel()
     except TimeoutError as error:
@@ -98,8 +101,10 @@ async def score_images(
     images: Sequence[tuple[str, UploadedImage]],
     options: ScoringOptions,
     client: str,
+    *,
+    with_thumbnails: bool = False,
 ) -> Outcome:
-    """Decode, queue and score the images of one request, each with its domain.
+    """Decode, queue and score the images of one request, each with its domain; `with_thumbnails` as in `Decoder`.
 
     Decoding is shared fairly between pairs of client and domain.
 
@@ -110,7 +115,10 @@ async def score_images(
     began_s = time.monotonic()
     tenants = [(client, domain) for domain, _ in images if not isinstance(pins[domain], Exception)]
     with context.decoder.places.holding(tenants):
-        decoding = [_decode(context, pins[domain], image, (client, domain)) for domain, image in images]
+        decoding = [
+            _decode(context, pins[domain], image, (client, domain), with_thumbnail=with_thumbnails)
+            for domain, image in images
+        ]
         pictures = [await decoding[0]] if len(decoding) == 1 else await asyncio.gather(*decoding)
     decode_s = time.monotonic() - began_s
     pixels: dict[str, list[Pixels]] = {domain: [] for domain in pins}
@@ -134,7 +142,7 @@ async def score_images(
 
 
 async def _decode(
-    context: HttpContext, pin: PinOrError, image: UploadedImage, tenant: tuple[str, str]
+    context: HttpContext, pin: PinOrError, image: UploadedImage, tenant: tuple[str, str], *, with_thumbnail: bool
 ) -> Decoded | Exception:
     """Pixels or the error; without a pinned version the image is not decoded."""
     if isinstance(pin, Exception):
@@ -142,7 +150,7 @@ async def _decode(
     if isinstance(image.data, ImageRejectedError):
         return image.data
     try:
-        return await context.decoder.decode(image.data, tenant)
+        return await context.decoder.decode(image.data, tenant, with_thumbnail=with_thumbnail)
     except (ImageRejectedError, CapacityError) as error:
         return error
     except Exception as error:

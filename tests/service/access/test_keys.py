@@ -12,7 +12,7 @@ from service.access.keys import KeyRing
 from service.cli import keys_app
 from service.errors import DeniedError, SettingsError, UnauthorizedError
 
-ALL_SCOPES = ("classify", "publish", "activate", "rollback", "metrics")
+ALL_SCOPES = ("classify", "publish", "activate", "rollback", "teach", "metrics")
 
 
 @pytest.fixture

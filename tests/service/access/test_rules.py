@@ -8,6 +8,8 @@ ENDPOINT_OF_PATH = {
     "/domains/paint": ("/domains/{domain}", "paint"),
     "/domains/paint/versions/3": ("/domains/{domain}/versions/{version}", "paint"),
     "/domains/paint/versions/3/content": ("/domains/{domain}/versions/{version}/content", "paint"),
+    "/domains/paint/examples": ("/domains/{domain}/examples", "paint"),
+    "/domains/paint/examples/3/thumbnail": ("/domains/{domain}/examples/{example}/thumbnail", "paint"),
     "/domains/paint/live": ("/domains/{domain}/live", "paint"),
     "/openapi.json": ("/openapi.json", None),
     "/": ("/", None),

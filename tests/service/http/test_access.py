@@ -7,7 +7,7 @@ import pytest
 
 from service.access import keys as ring_module
 from service.access.key_file import add_key, read_keys, revoke_key
-from service.access.rules import RULES
+from service.access.rules import RULES, SCOPES
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +58,7 @@ async def test_a_key_is_required_before_a_body_is_read(serve, made):
     assert hidden == [401] * 4
 
 
-@pytest.mark.parametrize("held", ["classify", "publish", "activate", "rollback", "metrics"])
+@pytest.mark.parametrize("held", SCOPES)
 async def test_every_route_serves_exactly_the_keys_with_its_scope_and_domain(serve, made, held):
     made([held], ["paint"])
     keys, key = made([held], ["paint"])
@@ -66,7 +66,7 @@ async def test_every_route_serves_exactly_the_keys_with_its_scope_and_domain(ser
         for template, methods in RULES.items():
             for method, scope in methods.items():
                 for domain in ("paint", "ink", "nowhere"):
-                    path = template.format(domain=domain, version=9, name="page.js")
+                    path = template.format(domain=domain, version=9, example=9, name="page.js")
                     status = (await client.request(method, path, headers=bearer(key))).status_code
                     is_covered = domain == "paint" or "{domain}" not in template
                     is_allowed = scope == "none" or (scope in {held, "any"} and is_covered)

@@ -109,9 +109,9 @@ async def test_images_whose_time_is_up_while_they_are_decoded_are_counted_too(se
         front = client.app.state.context
         decode, is_over = front.decoder.decode, asyncio.Event()
 
-        async def slowly(data, tenant):
+        async def slowly(*arguments, **options):
             await is_over.wait()
-            return await decode(data, tenant)
+            return await decode(*arguments, **options)
 
         front.decoder.decode = slowly
         late = await client.post("/classify/paint?timeout_ms=50", content=picture())
@@ -159,6 +159,9 @@ async def test_the_openapi_document_describes_every_call_and_its_failures(serve)
         "/domains/{domain}/live",
         "/domains/{domain}/rollback",
         "/domains/{domain}/history",
+        "/domains/{domain}/examples",
+        "/domains/{domain}/examples/{example}",
+        "/domains/{domain}/examples/{example}/thumbnail",
         "/livez",
         "/readyz",
         "/metrics",
@@ -166,6 +169,9 @@ async def test_the_openapi_document_describes_every_call_and_its_failures(serve)
     }
     body = document["paths"]["/classify/{domain}"]["post"]["requestBody"]["content"]
     assert set(body) == {"image/jpeg", "image/png", "image/webp", "multipart/form-data", "application/json"}
+    assert set(document["paths"]["/domains/{domain}/examples"]) == {"get", "post", "patch", "delete"}
+    body = document["paths"]["/domains/{domain}/examples"]["post"]["requestBody"]["content"]
+    assert set(body) == {"multipart/form-data", "application/json"}
     for calls in document["paths"].values():
         for call in calls.values():
             assert "application/problem+json" in call["responses"]["default"]["content"]

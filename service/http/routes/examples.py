@@ -1,0 +1,125 @@
+"""`POST /domains/{domain}/examples`: from images to a domain's examples. Web processes have this route, too.
+
+The features of the images are computed with the live version, at low priority: the images queue behind classify
+requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.examples.records import Added, NewExample
+from service.http.context import HttpContext, actor_of
+from service.http.problems import describe
+from service.http.routes.requests import (
+    LABELLED_BODY_DOCS,
+    PRIORITIES,
+    UploadedImage,
+    check_timeout,
+    read_labelled,
+)
+from service.http.routes.scoring import Outcome, score_in_time
+from service.http.schemas import AddedExampleOut, AddedExamplesOut, PredictionOut
+from service.images.decoder import Decoded
+from service.inference import ImageResult, ScoringOptions
+from service.observability.logs import request_id
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["examples"])
+
+LOW: Final = PRIORITIES["low"]
+
+
+class AddQuery(BaseModel):
+    """The query of `POST /domains/{domain}/examples`; unknown parameters are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    timeout_ms: int | None = Field(None, ge=1, description="timeout from the last byte of the body")
+
+
+@router.post("/domains/{domain}/examples", status_code=201, openapi_extra=LABELLED_BODY_DOCS)
+async def add(request: Request, domain: str, query: Annotated[AddQuery, Query()]) -> AddedExamplesOut:
+    """Add images to a domain's examples, labelled or not; an image that the domain has already is one example."""
+    context: HttpContext = request.app.state.context
+    timeout_s = check_timeout(query.timeout_ms, context.settings)
+    async with context.backend.pin(domain, None, deadline_s=time.monotonic() + timeout_s, priority=LOW) as pin:
+        context.decoder.places.check(request.scope["caspl.tenant"], 1)
+        labelled = await read_labelled(request, context.settings)
+        images = [(domain, image) for _, image in labelled]
+        deadline_s = time.monotonic() + timeout_s
+        options = ScoringOptions("cascade", (), 1, deadline_s, LOW, request_id.get(), embedding=True)
+        outcome = await score_in_time(request, context, {domain: pin}, images, options, with_thumbnails=True)
+    scored = outcome.domains[domain]
+    if isinstance(scored, Exception):
+        raise scored
+    actor = actor_of(request)
+    added = await asyncio.to_thread(_store, context, domain, labelled, outcome, scored.feature_key, actor)
+    counts = Counter(one.status for one in added)
+    for status, n in counts.items():
+        context.metrics.examples_counted(domain, status, n)
+    logger.info(
+        "example.added", extra={"domain": domain, "actor": actor, **{f"n_{name}": n for name, n in counts.items()}}
+    )
+    return AddedExamplesOut(
+        domain=domain, version=scored.version, digest=scored.digest, examples=_results(labelled, outcome, added)
+    )
+
+
+def _store(
+    context: HttpContext,
+    domain: str,
+    labelled: Sequence[tuple[str | None, UploadedImage]],
+    outcome: Outcome,
+    feature_key: str,
+    actor: str,
+) -> list[Added]:
+    """Add the images that have an answer to the database."""
+    keeps_pictures = context.settings.keep_examples == "pictures"
+    new = []
+    for (label, image), picture, answer in zip(labelled, outcome.pictures, outcome.answers, strict=True):
+        if isinstance(answer, ImageResult) and isinstance(picture, Decoded) and isinstance(image.data, bytes):
+            new.append(
+                NewExample(
+                    label=label,
+                    sha256=hashlib.sha256(image.data).hexdigest(),
+                    thumbnail=picture.thumbnail or b"",
+                    picture=image.data if keeps_pictures else None,
+                    features={feature_key: answer.embedding or b""},
+                )
+            )
+    return context.examples.add(domain, new, actor=actor, source="upload")
+
+
+def _results(
+    labelled: Sequence[tuple[str | None, UploadedImage]], outcome: Outcome, added: Sequence[Added]
+) -> list[AddedExampleOut]:
+    """An entry per image, in order."""
+    results, kept = [], iter(added)
+    for index, ((_, image), answer) in enumerate(zip(labelled, outcome.answers, strict=True)):
+        example = None if isinstance(answer, Exception) else next(kept)
+        results.append(
+            AddedExampleOut(
+                index=index,
+                name=image.name,
+                id=example.id if example else None,
+                status=example.status if example else None,
+                label=example.label if example else None,
+                prediction=_most_probable(answer) if isinstance(answer, ImageResult) else None,
+                error=describe(answer) if isinstance(answer, Exception) else None,
+            )
+        )
+    return results
+
+
+def _most_probable(answer: ImageResult) -> PredictionOut:
+    return PredictionOut(**answer.predictions[0]._asdict())

@@ -1,0 +1,145 @@
+"""Routes for a domain's examples: list, thumbnails, label, remove. `examples.py` adds them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import ExampleNotFoundError, RequestInvalidError
+from service.examples.records import Example
+from service.http.context import Context, ServiceContext, actor_of
+from service.http.routes.requests import check_label
+from service.http.schemas import ExampleCountsOut, ExampleOut, ExamplesOut, RelabelBody, RelabelledOut, RemovedOut
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["examples"])
+
+MAX_ID: Final = 2**53
+MAX_PAGE: Final = 1000
+THUMBNAIL_TYPE: Final = "image/webp"
+THUMBNAIL_DOCS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {THUMBNAIL_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+}
+THUMBNAIL_CACHE: Final = "private, max-age=3600"
+"""The image of an id never changes."""
+
+ExampleId = Annotated[int, Path(ge=1, le=MAX_ID)]
+
+
+class ExamplesQuery(BaseModel):
+    """The query of `GET /domains/{domain}/examples`; unknown parameters are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    after: int = Field(0, ge=0, le=MAX_ID, description="`next` of the previous page")
+    limit: int = Field(100, ge=1, le=MAX_PAGE, description="maximum number of examples")
+    label: str | None = Field(None, description="only examples with this label; `unlabelled` for those without one")
+    labelled: bool | None = Field(None, description="only examples with a label, or only those without one")
+
+
+class RemoveQuery(BaseModel):
+    """The query of `DELETE /domains/{domain}/examples`; unknown parameters are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ids: str | None = Field(None, pattern=r"^[0-9]{1,15}(,[0-9]{1,15})*$", description="separated by commas")
+    all: bool = Field(False, description="remove all examples of the domain")
+
+
+@router.get("/domains/{domain}/examples")
+async def list_examples(domain: str, query: Annotated[ExamplesQuery, Query()], context: Context) -> ExamplesOut:
+    """List a domain's examples by ascending id."""
+    context.table.state(domain)
+    label, is_labelled = _chosen(query)
+    found = await asyncio.to_thread(
+        context.examples.page, domain, after=query.after, limit=query.limit + 1, label=label, is_labelled=is_labelled
+    )
+    shown = found[: query.limit]
+    counts = await asyncio.to_thread(context.examples.counts, domain)
+    return ExamplesOut(
+        domain=domain,
+        examples=[_shown(example) for example in shown],
+        next=shown[-1].id if len(found) > query.limit else None,
+        counts=ExampleCountsOut(
+            labelled=counts.labelled, unlabelled=counts.unlabelled, by_label=counts.by_label, n_bytes=counts.n_bytes
+        ),
+        based_on=None,
+    )
+
+
+@router.get("/domains/{domain}/examples/{example}/thumbnail", response_class=Response, responses=THUMBNAIL_DOCS)
+async def show_thumbnail(domain: str, example: ExampleId, context: Context) -> Response:
+    """Show an example as a WebP of at most 320 pixels per side."""
+    context.table.state(domain)
+    data = await asyncio.to_thread(context.examples.thumbnail, domain, example)
+    return Response(data, media_type=THUMBNAIL_TYPE, headers={"Cache-Control": THUMBNAIL_CACHE})
+
+
+@router.patch("/domains/{domain}/examples")
+async def relabel(request: Request, domain: str, body: RelabelBody, context: Context) -> RelabelledOut:
+    """Label examples, or remove their labels: all or none."""
+    context.table.state(domain)
+    label = None if body.label is None else check_label(body.label, "label")
+    n_changed = await asyncio.to_thread(context.examples.relabel, domain, body.ids, label)
+    _record(context, request, domain, "relabelled", n_changed)
+    return RelabelledOut(domain=domain, changed=n_changed)
+
+
+@router.delete("/domains/{domain}/examples")
+async def remove_examples(
+    request: Request, domain: str, query: Annotated[RemoveQuery, Query()], context: Context
+) -> RemovedOut:
+    """Remove some examples or all; ids that do not exist are ignored, so that the call can be repeated."""
+    context.table.state(domain)
+    if (query.ids is None) is not query.all:
+        raise RequestInvalidError("Send either ids=1,2,3 or all=true.")
+    ids = None if query.ids is None else [int(one) for one in query.ids.split(",")]
+    n_removed = await asyncio.to_thread(context.examples.remove, domain, ids)
+    _record(context, request, domain, "removed", n_removed)
+    return RemovedOut(domain=domain, removed=n_removed)
+
+
+@router.delete("/domains/{domain}/examples/{example}", status_code=204)
+async def remove_example(request: Request, domain: str, example: ExampleId, context: Context) -> None:
+    """Remove one example."""
+    context.table.state(domain)
+    if not await asyncio.to_thread(context.examples.remove, domain, [example]):
+        raise ExampleNotFoundError(f"{domain} has no example {example}.", ids=[example])
+    _record(context, request, domain, "removed", 1)
+
+
+def _chosen(query: ExamplesQuery) -> tuple[str | None, bool | None]:
+    """The label and whether examples are labelled; None for any.
+
+    Raises:
+        RequestInvalidError: an invalid label, or parameters that contradict each other.
+    """
+    if query.label is None:
+        return None, query.labelled
+    label = check_label(query.label, "label")
+    if query.labelled is (label is None):
+        raise RequestInvalidError("label and labelled contradict each other; send one of them.")
+    return label, label is not None
+
+
+def _shown(example: Example) -> ExampleOut:
+    return ExampleOut(
+        id=example.id,
+        label=example.label,
+        predicted=None,
+        margin=None,
+        source=example.source,
+        added_by=example.added_by,
+        added_at=example.added_at,
+    )
+
+
+def _record(
+    context: ServiceContext, request: Request, domain: str, result: Literal["relabelled", "removed"], n: int
+) -> None:
+    context.metrics.examples_counted(domain, result, n)
+    logger.info("example.%s", result, extra={"domain": domain, "actor": actor_of(request), "n": n})
