@@ -24,6 +24,8 @@ ARGUMENTS = {
     "BackboneMismatchError": ((), {"expected": "sha256:a", "found": "sha256:b"}),
     **dict.fromkeys(("OverloadedError", "CapacityError", "RateLimitedError"), (("busy",), {"retry_after_s": 2.5})),
     "VersionExistsError": (("there",), {"version": 7}),
+    "ExampleNotFoundError": (("not there",), {"ids": [3]}),
+    "ExamplesFullError": (("full",), {"limit": 4}),
     **dict.fromkeys(
         ("BundleInvalidError", "LimitExceededError", "DigestMismatchError"),
         (("a_rule", "what is wrong"), {"field": "classes[3].name", "limit": 4}),
