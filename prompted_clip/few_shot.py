@@ -4,7 +4,7 @@ A head adds a linear term to the logits of the text features: z + alpha (W f + b
 gives W and b, and its scores for each example as if that example had not been seen (leave-one-out), in closed form.
 `fit.py` chooses method and alpha by the latter. float64 throughout.
 
-Legend: N examples, K classes, E joint width.
+Legend: N examples, U images with soft labels, K classes, E joint width.
 """
 
 from collections.abc import Mapping
@@ -51,6 +51,19 @@ class FewShotMethod(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class SoftLabelled:
+    """Images with soft labels, added to the examples of a fit.
+
+    Attributes:
+        features_UE: unit norm.
+        weights_UK: number of examples of each class that an image counts as, at least 0.
+    """
+
+    features_UE: Floats
+    weights_UK: Floats
+
+
 class Gda:
     """Gaussian discriminant analysis with one covariance for all classes.
 
@@ -60,19 +73,23 @@ class Gda:
     which it is equal if all classes have the same number of examples. Differs from it otherwise: the prior is uniform,
     as the number of examples does not show how frequent a class is, and the expected noise of the mean is subtracted
     from mu_k^T P mu_k, which lowers the scores of classes with fewer examples, and of each left-out example's class.
+
+    With soft labels, means and S are weighted, n_k is the sum of a class's weights v, and N the sum of n_k. The noise
+    of a weighted mean is sum v^2/n_k^2 instead of 1/n_k, and N - K becomes sum over k of n_k - sum v^2/n_k.
     """
+
+    def __init__(self, soft: SoftLabelled | None = None) -> None:
+        self.soft = soft
 
     def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
         """See `FewShotMethod`."""
-        n, width = features_NE.shape
-        counts_K, means_KE = _means(features_NE, labels_N, n_classes)
-        spread_NE = features_NE - means_KE[labels_N]
-        scatter_EE = spread_NE.T @ spread_NE
-        damped_EE = scatter_EE + max(np.trace(scatter_EE) / (n - 1), MIN_DAMPING) * np.eye(width)
-        precision_EE = width * np.linalg.inv(damped_EE)
-        noise = float((precision_EE * scatter_EE).sum()) / (n - n_classes)
-        weight_KE = means_KE @ precision_EE
-        return LinearTerm(weight_KE, (noise / counts_K - (weight_KE * means_KE).sum(axis=1)) / 2)
+        width = features_NE.shape[1]
+        found = self._moments(features_NE, labels_N, n_classes)
+        damping = max(np.trace(found.scatter_EE) / (found.counts_K.sum() - 1), MIN_DAMPING)
+        precision_EE = width * np.linalg.inv(found.scatter_EE + damping * np.eye(width))
+        noise = float((precision_EE * found.scatter_EE).sum()) / found.n_free
+        weight_KE = found.means_KE @ precision_EE
+        return LinearTerm(weight_KE, (noise * found.noise() - (weight_KE * found.means_KE).sum(axis=1)) / 2)
 
     def leave_one_out(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> Floats:
         """See `FewShotMethod`.
@@ -82,13 +99,13 @@ class Gda:
         basis of S's eigenvectors the damped inverse is diagonal for every r.
         """
         n, width = features_NE.shape
-        counts_K, means_KE = _means(features_NE, labels_N, n_classes)
-        spread_NE = features_NE - means_KE[labels_N]
-        values_E, basis_EE = np.linalg.eigh(spread_NE.T @ spread_NE)
-        f_NE, mu_KE, u_NE = features_NE @ basis_EE, means_KE @ basis_EE, spread_NE @ basis_EE
-        own_N = counts_K[labels_N]
+        found = self._moments(features_NE, labels_N, n_classes)
+        values_E, basis_EE = np.linalg.eigh(found.scatter_EE)
+        f_NE, mu_KE = features_NE @ basis_EE, found.means_KE @ basis_EE
+        u_NE = (features_NE - found.means_KE[labels_N]) @ basis_EE
+        own_N, total = found.counts_K[labels_N], found.counts_K.sum()
         factor_N = own_N / (own_N - 1)
-        damping_N = np.maximum((values_E.sum() - factor_N * (u_NE**2).sum(axis=1)) / (n - 2), MIN_DAMPING)
+        damping_N = np.maximum((values_E.sum() - factor_N * (u_NE**2).sum(axis=1)) / (total - 2), MIN_DAMPING)
         inverse_NE = 1 / (np.maximum(values_E, 0) + damping_N[:, None])
         du_NE = inverse_NE * u_NE
         gain_N = factor_N / (1 - factor_N * (du_NE * u_NE).sum(axis=1))
@@ -109,11 +126,48 @@ class Gda:
         norm_NK[rows, labels_N] = product(mean_NE, mean_NE)
         # tr(P S) = E (E - r tr (S + r I)^-1), with S and r without the example
         trace_N = inverse_NE.sum(axis=1) + gain_N * (du_NE**2).sum(axis=1)
-        noise_N = (width - damping_N * trace_N) / (n - 1 - n_classes)
-        norm_NK -= noise_N[:, None] / counts_K
-        norm_NK[rows, labels_N] -= noise_N * (1 / (own_N - 1) - 1 / own_N)
+        squares_N = found.squares_K[labels_N]
+        n_free_N = found.n_free - 1 + squares_N / own_N - (squares_N - 1) / (own_N - 1)
+        noise_N = (width - damping_N * trace_N) / n_free_N
+        norm_NK -= noise_N[:, None] * found.noise()
+        norm_NK[rows, labels_N] -= noise_N * ((squares_N - 1) / (own_N - 1) ** 2 - found.noise()[labels_N])
         scores_NK: Floats = width * (inner_NK - norm_NK / 2)
         return scores_NK
+
+    def _moments(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> "_Moments":
+        counts_K, sums_KE = _sums(features_NE, labels_N, n_classes)
+        squares_K = counts_K
+        if self.soft is not None:
+            soft_UE, weights_UK = self.soft.features_UE, self.soft.weights_UK
+            counts_K = counts_K + weights_UK.sum(axis=0)
+            squares_K = squares_K + (weights_UK**2).sum(axis=0)
+            sums_KE = sums_KE + weights_UK.T @ soft_UE
+        means_KE = sums_KE / counts_K[:, None]
+        spread_NE = features_NE - means_KE[labels_N]
+        scatter_EE = spread_NE.T @ spread_NE
+        if self.soft is not None:
+            scatter_EE += _soft_scatter(self.soft, means_KE)
+        return _Moments(counts_K, squares_K, means_KE, scatter_EE)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """Weighted examples of each class: sum of the weights and of their squares, means, and S of all classes."""
+
+    counts_K: Floats
+    squares_K: Floats
+    means_KE: Floats
+    scatter_EE: Floats
+
+    def noise(self) -> Floats:
+        """Variance of each mean in units of the examples' variance: [K]."""
+        result: Floats = self.squares_K / self.counts_K**2
+        return result
+
+    @property
+    def n_free(self) -> float:
+        """Degrees of freedom of S."""
+        return float(self.counts_K.sum() - (self.squares_K / self.counts_K).sum())
 
 
 class Ridge:
@@ -144,8 +198,8 @@ class TipAdapter:
 
     def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
         """See `FewShotMethod`."""
-        counts_K, means_KE = _means(features_NE, labels_N, n_classes)
-        return LinearTerm(SHARPNESS * counts_K[:, None] * means_KE, (1 - SHARPNESS) * counts_K)
+        counts_K, sums_KE = _sums(features_NE, labels_N, n_classes)
+        return LinearTerm(SHARPNESS * sums_KE, (1 - SHARPNESS) * counts_K)
 
     def leave_one_out(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> Floats:
         """See `FewShotMethod`."""
@@ -163,12 +217,22 @@ AUTO_METHODS: Final = MappingProxyType({name: FEW_SHOT_METHODS[name] for name in
 """The candidates of `auto`. With few examples, Tip-Adapter's leave-one-out loss does not predict its accuracy."""
 
 
-def _means(features_NE: Floats, labels_N: Ints, n_classes: int) -> tuple[Floats, Floats]:
-    """Number of examples and mean of each class."""
+def _sums(features_NE: Floats, labels_N: Ints, n_classes: int) -> tuple[Floats, Floats]:
+    """Number of examples of each class, and the sum of their features."""
     counts_K = np.bincount(labels_N, minlength=n_classes).astype(np.float64)
     sums_KE = np.zeros((n_classes, features_NE.shape[1]))
     np.add.at(sums_KE, labels_N, features_NE)
-    return counts_K, sums_KE / counts_K[:, None]
+    return counts_K, sums_KE
+
+
+def _soft_scatter(soft: SoftLabelled, means_KE: Floats) -> Floats:
+    """Sum of v_k (f - mu_k)(f - mu_k)^T over images and classes, multiplied out: [E, E]."""
+    features_UE, weights_UK = soft.features_UE, soft.weights_UK
+    cross_EE = features_UE.T @ (weights_UK @ means_KE)
+    plain_EE = (features_UE * weights_UK.sum(axis=1, keepdims=True)).T @ features_UE
+    means_EE = (means_KE * weights_UK.sum(axis=0)[:, None]).T @ means_KE
+    scatter_EE: Floats = plain_EE - cross_EE - cross_EE.T + means_EE
+    return scatter_EE
 
 
 def _one_hot(labels_N: Ints, n_classes: int) -> Floats:

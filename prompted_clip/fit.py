@@ -2,7 +2,7 @@
 
 Everything is chosen by leave-one-out scores, so no example is held back. `fit_report.py` reports them.
 
-Legend: N examples, K classes, E joint width.
+Legend: N examples, U unlabelled images, K classes, E joint width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from prompted_clip.few_shot import AUTO_METHODS, Bools, FewShotMethod, Floats, Ints, LinearTerm
+from prompted_clip.semi_supervised import GDA_UNLABELLED, UnlabelledImages, semi_supervised_gda
 
 TEXT: Final = "text"
 """The method of a fit that keeps the text features alone."""
@@ -31,9 +32,9 @@ class FewShotFit:
     """A fitted head: logits = (z + alpha (W f + b)) / temperature.
 
     Attributes:
-        method: a key of `FEW_SHOT_METHODS`, or `text` if none beats the text features.
+        method: a key of `FEW_SHOT_METHODS`, `gda-unlabelled`, or `text` if none beats the text features.
         alpha: 0 for `text`.
-        term: W and b, zero for classes with fewer than `MIN_EXAMPLES` examples.
+        term: W and b, zero for the classes that it does not cover.
         temperature: minimises the leave-one-out log-loss.
         labels_N: classes of the examples.
         logits_NK: leave-one-out logits, before the temperature.
@@ -69,6 +70,7 @@ def fit_few_shot(
     labels_N: Ints,
     text_logits_NK: Floats,
     methods: Mapping[str, FewShotMethod] = AUTO_METHODS,
+    unlabelled: UnlabelledImages | None = None,
 ) -> FewShotFit:
     """Choose the method and alpha with the least leave-one-out log-loss; the text features alone are a candidate.
 
@@ -77,14 +79,23 @@ def fit_few_shot(
         labels_N: 0 to K - 1; a class may have no examples.
         text_logits_NK: z = s <f, g_k> of the same examples.
         methods: candidates by name.
+        unlabelled: adds the candidate `gda-unlabelled`.
     """
     n_classes = text_logits_NK.shape[1]
-    is_fitted_K = np.bincount(labels_N, minlength=n_classes) >= MIN_EXAMPLES
+    counts_K = np.bincount(labels_N, minlength=n_classes)
+    is_fitted_K = counts_K >= MIN_EXAMPLES
     best_loss, temperature = calibrate(text_logits_NK, labels_N)
+    candidates = [(name, method, is_fitted_K) for name, method in methods.items()]
+    if unlabelled is not None:
+        soft_labels_UK = softmax(unlabelled.text_logits_UK / temperature)
+        semi_supervised = semi_supervised_gda(unlabelled.features_UE, soft_labels_UK, counts_K)
+        candidates.append((GDA_UNLABELLED, *semi_supervised))
     method_name, alpha, term, logits_NK = TEXT, 0.0, _no_term(n_classes, features_NE.shape[1]), text_logits_NK
-    for name, method in methods.items() if is_fitted_K.sum() > 1 else ():
-        own_term, scores_NK = _term_and_scores(method, features_NE, labels_N, is_fitted_K)
-        unit = _spread(text_logits_NK[:, is_fitted_K]) / _spread(scores_NK[:, is_fitted_K])
+    for name, method, is_own_K in candidates:
+        if is_own_K.sum() < 2:
+            continue
+        own_term, scores_NK = _term_and_scores(method, features_NE, labels_N, is_own_K)
+        unit = _spread(text_logits_NK[:, is_own_K]) / _spread(scores_NK[:, is_own_K])
         largest = max(np.abs(own_term.weight_KE).max(), np.abs(own_term.bias_K).max())
         for candidate in unit * ALPHAS:
             candidate_NK = text_logits_NK + candidate * scores_NK
@@ -92,6 +103,7 @@ def fit_few_shot(
             if loss < best_loss and candidate * largest < MAX_WEIGHT:
                 best_loss, temperature = loss, own_temperature
                 method_name, alpha, term, logits_NK = name, float(candidate), own_term, candidate_NK
+                is_fitted_K = is_own_K
     return FewShotFit(method_name, alpha, term, temperature, labels_N, logits_NK, text_logits_NK, is_fitted_K)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats, Ints
 from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, softmax
+from prompted_clip.semi_supervised import GDA_UNLABELLED, UnlabelledImages
 
 AUTO: Final = "auto"
 """The method that stands for the best of `AUTO_METHODS`."""
@@ -80,6 +81,7 @@ class FitReport:
         method: as in `FewShotFit`.
         alpha, temperature: as in `FewShotFit`.
         n_examples: labelled images of all classes.
+        n_unlabelled: unlabelled images; only a fit with the method `gda-unlabelled` uses them.
         accuracy: with all examples.
         text_accuracy: of the text features alone.
         half_accuracy: with half of the examples; well below `accuracy` if more examples are likely to help.
@@ -94,6 +96,7 @@ class FitReport:
     alpha: float
     temperature: float
     n_examples: int
+    n_unlabelled: int
     accuracy: Rate
     text_accuracy: float
     half_accuracy: float
@@ -106,23 +109,30 @@ class FitReport:
 
 
 def fit_and_report(
-    features_NE: Floats, labels_N: Ints, text_logits_NK: Floats, class_names: Sequence[str], method: str = AUTO
+    features_NE: Floats,
+    labels_N: Ints,
+    text_logits_NK: Floats,
+    class_names: Sequence[str],
+    method: str = AUTO,
+    unlabelled: UnlabelledImages | None = None,
 ) -> tuple[FewShotFit, FitReport]:
     """Fit a head with a method of `FEW_SHOT_METHODS`, or with the best of `AUTO_METHODS`, and report it.
 
     The other arguments are those of `fit_few_shot`.
     """
     methods = AUTO_METHODS if method == AUTO else {method: FEW_SHOT_METHODS[method]}
-    fit = fit_few_shot(features_NE, labels_N, text_logits_NK, methods)
-    return fit, report_fit(fit, features_NE, class_names)
+    fit = fit_few_shot(features_NE, labels_N, text_logits_NK, methods, unlabelled)
+    return fit, report_fit(fit, features_NE, class_names, unlabelled)
 
 
-def report_fit(fit: FewShotFit, features_NE: Floats, class_names: Sequence[str]) -> FitReport:
-    """Report a fit; `features_NE` are the features that it was made from."""
+def report_fit(
+    fit: FewShotFit, features_NE: Floats, class_names: Sequence[str], unlabelled: UnlabelledImages | None = None
+) -> FitReport:
+    """Report a fit; `features_NE` and `unlabelled` are those that it was made from."""
     labels_N, probabilities_NK = fit.labels_N, fit.probabilities()
     n_classes, predicted_N = len(class_names), fit.logits_NK.argmax(axis=1)
     is_right_N, is_right_text_N = predicted_N == labels_N, fit.text_logits_NK.argmax(axis=1) == labels_N
-    is_right_half_N = _right_with_half(fit, features_NE)
+    is_right_half_N = _right_with_half(fit, features_NE, unlabelled)
     confusion_KK = np.bincount(labels_N * n_classes + predicted_N, minlength=n_classes**2).reshape(n_classes, n_classes)
     counts_K = confusion_KK.sum(axis=1)
 
@@ -144,6 +154,7 @@ def report_fit(fit: FewShotFit, features_NE: Floats, class_names: Sequence[str])
         alpha=fit.alpha,
         temperature=fit.temperature,
         n_examples=len(labels_N),
+        n_unlabelled=0 if unlabelled is None else len(unlabelled.features_UE),
         accuracy=wilson(int(is_right_N.sum()), len(labels_N)),
         text_accuracy=float(is_right_text_N.mean()),
         half_accuracy=float(is_right_half_N.mean()),
@@ -190,7 +201,7 @@ def wilson(n_right: int, n: int, z: float = 1.96) -> Rate:
     return Rate(rate, (middle - half) / (1 + square), (middle + half) / (1 + square))
 
 
-def _right_with_half(fit: FewShotFit, features_NE: Floats) -> Floats:
+def _right_with_half(fit: FewShotFit, features_NE: Floats, unlabelled: UnlabelledImages | None) -> Floats:
     """1 for each example that a fit of the same method on the other half of its examples gets right, otherwise 0."""
     labels_N = fit.labels_N
     place_N = np.empty_like(labels_N)
@@ -198,11 +209,14 @@ def _right_with_half(fit: FewShotFit, features_NE: Floats) -> Floats:
         is_own_N = labels_N == label
         place_N[is_own_N] = np.arange(is_own_N.sum())
     methods = {name: method for name, method in FEW_SHOT_METHODS.items() if name == fit.method}
+    used = unlabelled if fit.method == GDA_UNLABELLED else None
     is_right_N = np.zeros(len(labels_N))
     for half in (0, 1):
         is_train_N, is_test_N = place_N % 2 == half, place_N % 2 != half
         if is_train_N.any() and is_test_N.any():
-            part = fit_few_shot(features_NE[is_train_N], labels_N[is_train_N], fit.text_logits_NK[is_train_N], methods)
+            part = fit_few_shot(
+                features_NE[is_train_N], labels_N[is_train_N], fit.text_logits_NK[is_train_N], methods, used
+            )
             logits_NK = part.logits(features_NE[is_test_N], fit.text_logits_NK[is_test_N])
             is_right_N[is_test_N] = logits_NK.argmax(axis=1) == labels_N[is_test_N]
     return is_right_N

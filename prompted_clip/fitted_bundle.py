@@ -130,6 +130,7 @@ def write_fit(
             metrics={
                 "n_images": report.n_examples,
                 "n_images_by_class": {one.name: one.n_examples for one in report.classes if one.n_examples},
+                "n_unlabelled_images": report.n_unlabelled,
                 "leave_one_out_accuracy": report.accuracy.rate,
                 "text_accuracy": report.text_accuracy,
                 "calibration_error": report.calibration_error_after,

@@ -14,7 +14,6 @@ from training.boost_scores import HeldOutScores
 from training.boosting import Booster, Student
 from training.caspl_student import CasplStudent
 from training.data.class_list import check_class_names
-from training.data.dataset import shorten
 from training.data.hold_out import describe_held_out, hold_out
 from training.data.images import ImageFolder
 from training.data.views import Views
@@ -28,6 +27,7 @@ from training.promptkd_student import PromptKDStudent
 from training.recipe import BoostRecipe
 from training.selection import Selection
 from training.teacher import Teacher
+from training.unlabelled import report_folder
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def run_boost(
     """
     class_names, folder = job.class_names, job.images
     check_class_names(class_names, job.domain)
-    _report_folder(folder, console)
+    report_folder(folder, console)
     trained, held_out = hold_out(len(folder.files), job.holdout, recipe.seed)
     views = Views(
         [folder.files[index] for index in trained],
@@ -165,12 +165,3 @@ def _selection(
     plain = Teacher(student, job.class_names, recipe.teacher_template)
     report = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     return Selection(lambda: scores.of(booster.served_logits), scores.of(plain.logits), len(held_out), report)
-
-
-def _report_folder(folder: ImageFolder, console: Console) -> None:
-    # markup=False: rich would interpret brackets in file names as styles.
-    console.print(f"{len(folder.files)} images in {folder.root}", markup=False, highlight=False, soft_wrap=True)
-    if folder.unreadable:
-        skipped = shorten(path.relative_to(folder.root) for path in folder.unreadable)
-        line = f"Skipped unreadable images ({len(folder.unreadable)}): {skipped}"
-        console.print(line, style="yellow", markup=False, soft_wrap=True)

@@ -24,6 +24,9 @@ def fit(
     bundle: Annotated[Path, typer.Option(help="bundle whose prompts and text features to use")],
     out: Annotated[Path, typer.Option(help="bundle to write")],
     method: Annotated[str, typer.Option(help="auto, gda, ridge or tip-adapter")] = "auto",
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="folder of unlabelled images, used if they improve the fit (auto and gda)")
+    ] = None,
     root: options.Root = None,
     shots: options.Shots = 0,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the sample, with --shots")] = 1,
@@ -53,12 +56,18 @@ def fit(
         from training.files import read_bundle_file
         from training.fit_run import FitJob, run_fit
         from training.hardware import resolve_device
+        from training.unlabelled import read_further_images
 
         methods = [AUTO, *FEW_SHOT_METHODS]
         if method not in methods:
             raise typer.BadParameter(
                 f"unknown method {method!r}.{did_you_mean(method, methods)} Known methods: {', '.join(methods)}",
                 param_hint="--method",
+            )
+        if unlabelled is not None and method not in {AUTO, "gda"}:
+            raise typer.BadParameter(
+                f"only auto and gda can use unlabelled images, not {method}; leave out --unlabelled or --method",
+                param_hint="--unlabelled",
             )
         if out.resolve() == bundle.resolve():
             raise typer.BadParameter("would overwrite the given bundle; choose another file", param_hint="--out")
@@ -81,7 +90,11 @@ def fit(
             device=resolve_device(device),
         )
         dataset = drop_and_report(dataset, ("train",), console, strict=strict)
-        result = run_fit(FitJob(base, dataset, out, method), PromptedClip(loaded), console)
+        further = None
+        if unlabelled is not None:
+            labelled = [image.path for image in dataset.split("train")]
+            further = read_further_images(unlabelled, labelled, console, strict=strict)
+        result = run_fit(FitJob(base, dataset, out, method, further), PromptedClip(loaded), console)
         if json_:
             typer.echo(json.dumps(result))
         else:

@@ -1,6 +1,6 @@
 """`caspl fit` as a function: fit a few-shot head to labelled images and write a bundle.
 
-Legend: N images, E joint width.
+Legend: N labelled and U unlabelled images, K classes, E joint width.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,12 @@ from prompted_clip.fit_report import AUTO, fit_and_report
 from prompted_clip.fitted_bundle import FitClasses, check_replaceable, write_fit
 from prompted_clip.model import PromptedClip
 from prompted_clip.provenance import new_provenance
+from prompted_clip.semi_supervised import UnlabelledImages
 from prompted_clip.stack import PromptStack
 from training.adapting.method import ExportedPrompts
 from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
+from training.data.images import ImageFolder
 from training.data.views import Views
 from training.export import export_bundle
 from training.files import digest_of, write_atomic
@@ -40,12 +42,14 @@ class FitJob:
         dataset: labelled images; the `train` split is used.
         out: bundle to write.
         method: a key of `FEW_SHOT_METHODS`, or `auto` for the best of `AUTO_METHODS`.
+        unlabelled: further images; adds the candidate `gda-unlabelled`.
     """
 
     bundle: Bundle
     dataset: Dataset
     out: Path
     method: str = AUTO
+    unlabelled: ImageFolder | None = None
 
 
 def run_fit(job: FitJob, model: PromptedClip, console: Console) -> dict[str, Any]:
@@ -75,10 +79,13 @@ def run_fit(job: FitJob, model: PromptedClip, console: Console) -> dict[str, Any
         classes = classes.extended(new, encoded.float().numpy())
     features_NE = image_features(model, stack, [item.path for item in items], console)
     labels_N = classes.indices(job.dataset.class_names)[[item.label for item in items]]
-    fit, report = fit_and_report(
-        features_NE, labels_N, classes.logits(features_NE, stack.logit_scale), classes.names, job.method
-    )
-    digests = {"train": job.dataset.digest}
+    unlabelled, digests = None, {"train": job.dataset.digest}
+    if job.unlabelled is not None:
+        features_UE = image_features(model, stack, job.unlabelled.files, console)
+        unlabelled = UnlabelledImages(features_UE, classes.logits(features_UE, stack.logit_scale))
+        digests["unlabelled"] = job.unlabelled.digest
+    text_logits_NK = classes.logits(features_NE, stack.logit_scale)
+    fit, report = fit_and_report(features_NE, labels_N, text_logits_NK, classes.names, job.method, unlabelled)
     data = write_fit(job.bundle, classes, fit, report, method=job.method, data_digests=digests)
     write_atomic(job.out, data)
     suspects = [asdict(one) | {"file": str(items[one.index].path)} for one in report.suspects]

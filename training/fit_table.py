@@ -38,6 +38,7 @@ def print_report(report: Mapping[str, Any], facts: Mapping[str, object]) -> None
     rows = {
         "method": report["method"],
         "images": report["n_examples"],
+        **_unlabelled(report),
         "accuracy (leave-one-out)": f"{accuracy['rate']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})",
         "accuracy with half of the images": f"{report['half_accuracy']:.1%}",
         "accuracy of the text features": f"{report['text_accuracy']:.1%}",
@@ -48,6 +49,14 @@ def print_report(report: Mapping[str, Any], facts: Mapping[str, object]) -> None
     for name, value in (rows | dict(facts)).items():
         _add(summary, name, value)
     console.print(summary)
+
+
+def _unlabelled(report: Mapping[str, Any]) -> dict[str, str]:
+    """The row about unlabelled images, if there were any."""
+    if not report["n_unlabelled"]:
+        return {}
+    is_used = report["method"] == "gda-unlabelled"
+    return {"unlabelled images": f"{report['n_unlabelled']}{'' if is_used else ' (no improvement, not used)'}"}
 
 
 def _add(table: Table, *cells: object) -> None:

@@ -1,18 +1,19 @@
-"""Input of boosting: unlabelled images and the names of all classes."""
+"""Unlabelled images: the input of boosting with the names of all classes, and further images for a few-shot fit."""
 
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from training.data.catalog import open_dataset
 from training.data.class_list import read_classes
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, shorten
 from training.data.images import ImageFolder, find_images, read_in_threads
 from training.data.readable import drop_unreadable
+from training.errors import NoImagesError
 from training.progress import progress_bars
 from training.terminal import print_notes
 
@@ -42,11 +43,59 @@ def read_folder(images: Path, classes: Path, console: Console) -> UnlabelledData
         NoImagesError: no readable image.
     """
     names = read_classes(classes)
+    return UnlabelledData(read_images(images, console), names)
+
+
+def read_images(root: Path, console: Console) -> ImageFolder:
+    """Find all readable images in a folder and its subfolders, and print which other files are not read.
+
+    Raises:
+        NoImagesError: no readable image.
+    """
     with progress_bars(console) as progress:
         task = progress.add_task("reading images", total=None, note="")
-        folder = find_images(images, lambda done, total: progress.update(task, completed=done, total=total))
+        folder = find_images(root, lambda done, total: progress.update(task, completed=done, total=total))
     print_notes(folder.notes, console)
-    return UnlabelledData(folder, names)
+    return folder
+
+
+def read_further_images(root: Path, labelled: Sequence[Path], console: Console, *, strict: bool) -> ImageFolder:
+    """Find the images of a folder that are not among the labelled ones, by content, and print what is left out.
+
+    Args:
+        root: searched recursively.
+        labelled: readable files.
+        console: shows progress.
+        strict: raise for unreadable images instead of leaving them out.
+
+    Raises:
+        NoImagesError: no such folder, no further images in it, or `strict` and an image is unreadable.
+    """
+    folder = read_images(root, console)
+    report_folder(folder, console)
+    if strict and folder.unreadable:
+        msg = f"{len(folder.unreadable)} images in {root} are unreadable. Replace or remove them."
+        raise NoImagesError(msg)
+    known = set(read_in_threads(_hash, labelled))
+    hashes = read_in_threads(_hash, folder.files)
+    files = tuple(path for path, found in zip(folder.files, hashes, strict=True) if found not in known)
+    if not files:
+        msg = f"All images in {root} are labelled images as well. Give a folder of further images."
+        raise NoImagesError(msg)
+    if n_known := len(folder.files) - len(files):
+        line = f"{n_known} of these are labelled images as well and are not used a second time"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return replace(folder, files=files, digest=_digest(root, files))
+
+
+def report_folder(folder: ImageFolder, console: Console) -> None:
+    """Print the number of images and the unreadable ones."""
+    # markup=False: rich would interpret brackets in file names as styles.
+    console.print(f"{len(folder.files)} images in {folder.root}", markup=False, highlight=False, soft_wrap=True)
+    if folder.unreadable:
+        skipped = shorten(path.relative_to(folder.root) for path in folder.unreadable)
+        line = f"Skipped unreadable images ({len(folder.unreadable)}): {skipped}"
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def read_data_set(name_or_path: str, root: Path | None, console: Console) -> UnlabelledData:
@@ -83,10 +132,15 @@ def train_images_of(dataset: Dataset) -> ImageFolder:
     files = tuple(sorted({image.path for image in kept.split("train")}))
     unreadable = tuple(sorted(set(kept.unreadable) - set(dataset.unreadable)))
     root = Path(os.path.commonpath([path.parent for path in (*files, *unreadable)]))
+    return ImageFolder(root, files, unreadable, _digest(root, files))
+
+
+def _digest(root: Path, files: Sequence[Path]) -> str:
+    """As in `ImageFolder`."""
     digest = hashlib.sha256()
     for path, file_digest in zip(files, read_in_threads(_hash, files), strict=True):
         digest.update(f"{path.relative_to(root).as_posix()}\0{file_digest}\n".encode("utf-8", "surrogateescape"))
-    return ImageFolder(root, files, unreadable, f"sha256:{digest.hexdigest()}")
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _hash(path: Path) -> str:

@@ -15,6 +15,7 @@ from prompted_clip.few_shot import FEW_SHOT_METHODS
 from prompted_clip.fit import fit_few_shot
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels
+from prompted_clip.semi_supervised import UnlabelledImages
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
 from tests.training.data.tiny_images import draw_pets
@@ -169,9 +170,76 @@ def test_unreadable_images_and_skipped_files_are_reported_as_in_adapting(data, t
     assert caspl_fit(folder, tmp_path, random_bundle(**PROMPTS), "--strict").exit_code == 1
 
 
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    """24 unlabelled images; 12 of them are among those of `data`."""
+    return draw_pets(tmp_path_factory.mktemp("further"), 8)
+
+
+def test_unlabelled_images_lift_a_fit_with_two_images_per_class(data, further, tmp_path):
+    base = random_bundle(class_names=("cat", "dog", "striped circle"), **PROMPTS)
+    plain, _ = fitted(data, tmp_path, base, "--shots", "2")
+    report, bundle = fitted(data, tmp_path, base, "--shots", "2", "--unlabelled", str(further))
+    assert (plain["method"], report["method"]) == ("text", "gda-unlabelled")
+    assert report["accuracy"]["rate"] > plain["accuracy"]["rate"]
+    made = bundle.manifest.provenance
+    assert made.method == "gda-unlabelled"
+    assert made.data_digests.keys() == {"train", "unlabelled", "bundle"}
+    assert made.metrics["n_unlabelled_images"] == report["n_unlabelled"]
+
+
+def test_the_served_logits_with_unlabelled_images_equal_the_numpy_reference(data, further, tmp_path):
+    base = random_bundle(class_names=("cat", "dog", "striped circle"), **PROMPTS)
+    report, bundle = fitted(data, tmp_path, base, "--method", "gda", "--unlabelled", str(further))
+    model, stack, images = encode(data, bundle)
+    texts, scale = bundle.tensors["text.features"].astype(np.float64), bundle.manifest.logit_scale
+    features, others = (one.unit_BE.double().numpy() for one in (images, encode(further, bundle)[2]))
+    known = {path.read_bytes() for path in data.glob("*/*.png")}
+    is_new = [path.read_bytes() not in known for path in sorted(further.glob("*/*.png"))]
+    others = others[is_new]
+    fit = fit_few_shot(
+        features, np.repeat([0, 1, 2], 6), scale * features @ texts.T, {"gda": FEW_SHOT_METHODS["gda"]},
+        UnlabelledImages(others, scale * others @ texts.T),
+    )  # fmt: skip
+    assert (fit.method, report["method"], report["n_unlabelled"]) == ("gda-unlabelled", "gda-unlabelled", 12)
+    expected = fit.logits(features, scale * features @ texts.T)
+    np.testing.assert_allclose(model.logits(images, stack).numpy(), expected, atol=1e-5)
+
+
+def test_what_is_left_out_of_the_unlabelled_images_is_printed(data, further, tmp_path):
+    folder = tmp_path / "further"
+    shutil.copytree(further, folder)
+    (folder / "torn.png").write_bytes((further / "dog" / "7.png").read_bytes()[:200])
+    base = random_bundle(class_names=("cat", "dog"), **PROMPTS)
+    result = caspl_fit(data, tmp_path, base, "--unlabelled", str(folder))
+    assert result.exit_code == 0, result.output
+    assert f"24 images in {folder}" in result.output
+    assert "12 of these are labelled images as well" in result.output
+    assert "Skipped unreadable images (1): torn.png" in result.output
+    assert "unlabelled images" in result.stdout
+    result = caspl_fit(data, tmp_path, base, "--unlabelled", str(folder), "--strict")
+    assert result.exit_code == 1
+    assert "1 images in" in result.output
+
+
+def test_unlabelled_images_that_do_not_improve_the_fit_are_not_used_and_the_table_says_so(data, further, tmp_path):
+    base = random_bundle(class_names=("cat", "dog"), **PROMPTS)
+    _, plain = fitted(data, tmp_path, base, "--shots", "1")
+    result = caspl_fit(data, tmp_path, base, "--shots", "1", "--unlabelled", str(further / "dog"))
+    assert result.exit_code == 0, result.output
+    assert "(no improvement, not used)" in result.stdout
+    bundle = read_bundle((tmp_path / "new.safetensors").read_bytes())
+    assert bundle.manifest.provenance.method == plain.manifest.provenance.method
+    assert bundle.manifest.calibration == plain.manifest.calibration
+    assert bundle.tensors.keys() == plain.tensors.keys()
+
+
 @pytest.mark.parametrize(
     ("extra", "code", "says"),
     [
+        (["--method", "ridge", "--unlabelled", "."], 2, "only auto and gda can use unlabelled images"),
+        (["--unlabelled", "/nowhere/at/all"], 1, "No such folder: /nowhere/at/all"),
+        (["--unlabelled", "DATA"], 1, "are labelled images as well"),
         (["--method", "gdo"], 2, "Known methods: auto, gda, ridge, tip-adapter"),
         (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["--bundle", "gone.safetensors"], 1, "gone.safetensors"),
@@ -179,6 +247,7 @@ def test_unreadable_images_and_skipped_files_are_reported_as_in_adapting(data, t
     ],
 )
 def test_invalid_arguments_fail_and_write_nothing(data, tmp_path, extra, code, says):
+    extra = [str(data) if each == "DATA" else each for each in extra]
     result = caspl_fit(data, tmp_path, random_bundle(**PROMPTS), *extra)
     assert result.exit_code == code
     assert says in " ".join(result.output.split())
