@@ -51,6 +51,9 @@ class ResultOut(BaseModel):
     predictions: list[PredictionOut] = []
     notes: list[str] = Field([], description="conversions of the image, such as `cmyk`")
     error: dict[str, Any] | None = Field(None, description="a problem (RFC 9457) if this image failed")
+    abstained: bool = Field(False, description="only with `abstain`: even the most probable class is too uncertain")
+    label: str | None = Field(None, description="only with `abstain`: the most probable class; null if abstained")
+    embedding: list[float] | None = Field(None, description="only with `return=embedding`: unit norm")
 
 
 class TimingOut(BaseModel):

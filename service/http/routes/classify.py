@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from prompt_store.manifest import is_domain
@@ -33,7 +34,7 @@ from service.http.routes.requests import (
 from service.http.routes.scoring import Outcome, PinOrError, score_in_time
 from service.http.schemas import ClassifyOut, MixedOut
 from service.images.decoder import Decoded
-from service.inference import ImageResult, ScoringOptions
+from service.inference import ImageResult, Scored, ScoringOptions
 from service.observability.logs import request_id
 
 router = APIRouter(tags=["classify"])
@@ -60,7 +61,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
         "version": scored.version,
         "digest": scored.digest,
         "stack": query.stack,
-        "results": _results(images, outcome, query.threshold),
+        "results": _results(images, outcome, query),
     }
     response = _respond(context, body, outcome, began_s)
     response.headers["X-Bundle-Version"] = str(scored.version)
@@ -82,7 +83,7 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
         pinning = (_pin(held, context, actor_of(request), domain, options) for domain in domains)
         pins = dict(zip(domains, await asyncio.gather(*pinning), strict=True))
         outcome = await score_in_time(request, context, pins, images, options)
-    results = _results(images, outcome, query.threshold)
+    results = _results(images, outcome, query)
     for (domain, _), result in zip(images, results, strict=True):
         scored = outcome.domains[domain]
         version, digest = (None, None) if isinstance(scored, Exception) else (scored.version, scored.digest)
@@ -106,18 +107,29 @@ async def _pin(
 
 
 def _options(query: MixedQuery, labels: tuple[str, ...], deadline_s: float) -> ScoringOptions:
-    return ScoringOptions(query.stack, labels, query.top_k, deadline_s, PRIORITIES[query.priority], request_id.get())
+    return ScoringOptions(
+        stack=query.stack,
+        labels=labels,
+        top_k=query.top_k,
+        deadline_s=deadline_s,
+        priority=PRIORITIES[query.priority],
+        request_id=request_id.get(),
+        abstain=query.abstain,
+        embedding=query.returns == "embedding",
+    )
 
 
-def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, threshold: float) -> list[dict[str, Any]]:
+def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, query: MixedQuery) -> list[dict[str, Any]]:
     """A `ResultOut` per image, as JSON values."""
     results = []
-    for index, ((_, image), picture, answer) in enumerate(zip(images, outcome.pictures, outcome.answers, strict=True)):
+    for index, ((domain, image), picture, answer) in enumerate(
+        zip(images, outcome.pictures, outcome.answers, strict=True)
+    ):
         error, predictions = None, []
         if isinstance(answer, Exception):
             error = describe(answer)
         else:
-            predictions = [one._asdict() for one in answer.predictions if one.probability >= threshold]
+            predictions = [one._asdict() for one in answer.predictions if one.probability >= query.threshold]
         results.append(
             {
                 "index": index,
@@ -127,7 +139,25 @@ def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, thre
                 "error": error,
             }
         )
+        if query.abstain is not None or query.returns is not None:
+            results[-1] |= _requested_fields(query, outcome.domains[domain], answer)
     return results
+
+
+def _requested_fields(query: MixedQuery, scored: Scored | Exception, answer: ImageResult | Exception) -> dict[str, Any]:
+    """The fields of a `ResultOut` that only requests with `abstain` or `return` get."""
+    fields: dict[str, Any] = {"abstained": False, "label": None} if query.abstain is not None else {}
+    if query.returns == "embedding":
+        fields["embedding"] = None
+    if isinstance(scored, Exception) or isinstance(answer, Exception):
+        return fields
+    if scored.abstain_below is not None:
+        best = answer.predictions[0]
+        is_uncertain = best.probability < scored.abstain_below
+        fields |= {"abstained": is_uncertain, "label": None if is_uncertain else best.label}
+    if answer.embedding is not None:
+        fields["embedding"] = np.frombuffer(answer.embedding, dtype="<f4").tolist()
+    return fields
 
 
 def _respond(context: HttpContext, body: dict[str, Any], outcome: Outcome, began_s: float) -> Response:

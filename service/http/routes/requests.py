@@ -94,6 +94,10 @@ class MixedQuery(BaseModel):
     stack: StackKind = Field("cascade", description="`boost` ignores the adapting prompts")
     timeout_ms: int | None = Field(None, ge=1, description="timeout from the last byte of the body")
     priority: Literal["high", "normal", "low"] = Field("normal", description="order in the queue")
+    abstain: float | None = Field(
+        None, gt=0, lt=1, description="answer no label where even the best one is too uncertain"
+    )
+    returns: Literal["embedding"] | None = Field(None, alias="return", description="add each image's embedding")
 
 
 class ClassifyQuery(MixedQuery):
@@ -281,7 +285,7 @@ def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tupl
 
     Raises:
         RequestInvalidError: not UTF-8; a number beyond its limit; too many labels, or a label that is too long, empty,
-            duplicate or unprintable.
+            duplicate or unprintable; `abstain` with other classes or prompts than those it was calibrated for.
     """
     try:
         unquote_to_bytes(raw).decode()
@@ -290,6 +294,11 @@ def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tupl
         raise RequestInvalidError(f"The query must be percent-encoded UTF-8; found the byte %{byte:02X}.") from error
     if query.top_k > settings.max_top_k:
         raise RequestInvalidError(f"top_k must be at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
+    if query.abstain is not None and (query.labels or query.stack == "boost"):
+        raise RequestInvalidError(
+            "abstain is calibrated for the bundle's own classes and all of its prompts; omit labels and stack=boost.",
+            code="abstain_unsupported",
+        )
     return _check_labels(query.labels, settings) if query.labels else (), check_timeout(query.timeout_ms, settings)
 
 
