@@ -28,6 +28,7 @@ RULES: Final[Mapping[str, Mapping[str, Scope]]] = {
     "/domains/{domain}/rollback": {"POST": "rollback"},
     "/domains/{domain}/history": {"GET": "any"},
     "/domains/{domain}/examples": {"GET": "teach", "POST": "teach", "PATCH": "teach", "DELETE": "teach"},
+    "/domains/{domain}/examples/groups": {"GET": "teach"},
     "/domains/{domain}/examples/{example}": {"DELETE": "teach"},
     "/domains/{domain}/examples/{example}/thumbnail": {"GET": "teach"},
     "/metrics": {"GET": "metrics"},

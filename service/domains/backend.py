@@ -50,6 +50,10 @@ class LocalBackend:
         self.batcher.check(tenant=domain, deadline_s=deadline_s, priority=priority)
         return LocalPin(self, domain, pinned)
 
+    def feature_key(self, stack: PromptStack) -> str:
+        """Identifies everything that a stack's embeddings depend on, see `Scored`."""
+        return f"{self.engine.backbone.fingerprint}/{stack.image_digest}"
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LocalPin:
@@ -92,7 +96,7 @@ class LocalPin:
             else:
                 predictions, embedding = outcome.result
                 answers.append(ImageResult(predictions, outcome.queued_s, outcome.ran_s, embedding))
-        feature_key = f"{backend.engine.backbone.fingerprint}/{stack.image_digest}"
+        feature_key = backend.feature_key(stack) if options.embedding else ""
         return Scored(served.version, served.digest, answers, below, feature_key)
 
     async def _with_options(self, stack: PromptStack, options: ScoringOptions) -> PromptStack:

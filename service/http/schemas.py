@@ -228,6 +228,14 @@ class ExamplesOut(BaseModel):
     based_on: int | None = Field(description="the version that `predicted` is based on; null without a current fit")
 
 
+class GroupsOut(BaseModel):
+    """Response of `GET /domains/{domain}/examples/groups`: ids of unlabelled examples."""
+
+    domain: str
+    groups: list[list[int]] = Field(description="similar images; the largest group and the most typical image first")
+    not_grouped: list[int] = Field(description="beyond `limit`, or without an embedding under the live version")
+
+
 class RelabelBody(BaseModel):
     """The body of `PATCH /domains/{domain}/examples`; unknown fields are rejected."""
 

@@ -5,20 +5,16 @@ import { Confirm, ErrorNote, percent, plural, Thumbnail } from "./parts.js";
 
 const pathOf = (domain, id) => domainPath(domain, `/examples/${id}/thumbnail`);
 
-function Tile({ domain, example, isSelected, onToggle }) {
-  const text = example.label ?? example.prediction?.label ?? "not labelled";
-  return html`<button type="button" class="tile" aria-pressed=${isSelected} onClick=${onToggle}
-      title=${`picture ${example.id}: ${text}`}>
-    <${Thumbnail} path=${pathOf(domain, example.id)} alt=${`picture ${example.id}`} />
+function Tile({ domain, id, isSelected, onToggle }) {
+  return html`<button type="button" class="tile" aria-pressed=${isSelected} onClick=${onToggle}>
+    <${Thumbnail} path=${pathOf(domain, id)} alt=${`picture ${id}`} />
   </button>`;
 }
 
-// A click toggles a picture; with shift, all between the last clicked one and this one are selected.
-export function Groups({ domain, examples, selected, onSelect }) {
+// Groups of ids. A click toggles a picture; with shift, all between the last clicked one and this one are selected.
+export function Groups({ domain, groups, selected, onSelect }) {
   const last = useRef(null);
-  const groups = new Map();
-  for (const one of examples) groups.set(one.group, [...(groups.get(one.group) ?? []), one]);
-  const order = [...groups.values()].flat().map((one) => one.id);
+  const order = groups.flat();
   const toggle = (id, event) => {
     const next = new Set(selected);
     if (event.shiftKey && last.current !== null) {
@@ -29,30 +25,29 @@ export function Groups({ domain, examples, selected, onSelect }) {
     last.current = id;
     onSelect(next);
   };
-  const toggleAll = (members) => {
+  const toggleAll = (ids) => {
     const next = new Set(selected);
-    const isAll = members.every((one) => next.has(one.id));
-    members.forEach((one) => (isAll ? next.delete(one.id) : next.add(one.id)));
+    const isAll = ids.every((id) => next.has(id));
+    ids.forEach((id) => (isAll ? next.delete(id) : next.add(id)));
     onSelect(next);
   };
-  return html`${[...groups.entries()].map(([group, members]) => html`<div class="group" key=${group} role="group"
-      aria-label=${`group ${group + 1}`}>
-    <button type="button" class="small outline" aria-pressed=${members.every((one) => selected.has(one.id))}
-      onClick=${() => toggleAll(members)}>Group ${group + 1}: ${plural(members.length, "picture")}</button>
-    <div class="tiles">${members.map((one) => html`<${Tile} key=${one.id} domain=${domain} example=${one}
-      isSelected=${selected.has(one.id)} onToggle=${(event) => toggle(one.id, event)} />`)}</div>
+  return html`${groups.map((ids, at) => html`<div class="group" key=${ids[0]} role="group" aria-label=${`group ${at + 1}`}>
+    <button type="button" class="small outline" aria-pressed=${ids.every((id) => selected.has(id))}
+      onClick=${() => toggleAll(ids)}>Group ${at + 1}: ${plural(ids.length, "picture")}</button>
+    <div class="tiles">${ids.map((id) => html`<${Tile} key=${id} domain=${domain} id=${id}
+      isSelected=${selected.has(id)} onToggle=${(event) => toggle(id, event)} />`)}</div>
   </div>`)}`;
 }
 
 // Labelled examples of one class at a time, in pages.
-export function LabelledExamples({ domain, classes, onRelabel, onRemoved }) {
-  const [label, setLabel] = useState(classes[0] ?? "");
+export function LabelledExamples({ domain, classes, counts, onRelabel, onRemoved }) {
+  const [label, setLabel] = useState("");
   const [page, setPage] = useState({ examples: [], next: null });
   const [selected, setSelected] = useState(new Set());
   const [error, setError] = useState(null);
   const load = async (after) => {
     try {
-      const found = await getJson(domainPath(domain, "/examples"), { query: { label, labelled: "true", limit: "100", ...(after ? { after } : {}) } });
+      const found = await getJson(domainPath(domain, "/examples"), { query: { label, limit: "100", ...(after ? { after } : {}) } });
       setPage(after ? { ...found, examples: [...page.examples, ...found.examples] } : found);
     } catch (problem) { setError(problem); }
   };
@@ -69,12 +64,14 @@ export function LabelledExamples({ domain, classes, onRelabel, onRemoved }) {
       await onRemoved();
     } catch (problem) { setError(problem); }
   };
-  if (!classes.length) return null;
+  const labels = classes.filter((one) => counts[one]);
+  if (!labels.length) return null;
   return html`<details><summary>Labelled pictures</summary>
     <label>Class <select value=${label} onChange=${(event) => setLabel(event.target.value)}>
-      ${classes.map((one) => html`<option value=${one}>${one}</option>`)}</select></label>
+      <option value="">choose a class</option>
+      ${labels.map((one) => html`<option value=${one}>${one} (${counts[one]})</option>`)}</select></label>
     <div class="tiles">${page.examples.map((one) => html`<figure key=${one.id}>
-      <${Tile} domain=${domain} example=${one} isSelected=${selected.has(one.id)} onToggle=${() => toggle(one.id)} />
+      <${Tile} domain=${domain} id=${one.id} isSelected=${selected.has(one.id)} onToggle=${() => toggle(one.id)} />
       <figcaption>${one.predicted && one.predicted !== one.label ? `predicted ${one.predicted}` : percent(one.margin, 0)}</figcaption>
     </figure>`)}</div>
     ${page.next && html`<button type="button" class="small secondary" onClick=${() => load(page.next)}>Show more</button>`}

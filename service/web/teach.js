@@ -6,6 +6,7 @@ import { DropArea, ErrorNote, percent, plural, usePaste } from "./parts.js";
 import { Report } from "./report.js";
 
 const BATCH = 16;
+const MAX_UNGROUPED = 100;
 const REFRESH_MS = 400;
 
 const linesOf = (text) => text.split(/[\n,]/).map((one) => one.trim()).filter(Boolean);
@@ -88,7 +89,7 @@ function Upload({ domain, classes, onAdded }) {
   </section>`;
 }
 
-function LabelBar({ n, classes, onLabel, onClear }) {
+function LabelBar({ n, classes, counts, onLabel, onClear }) {
   const [name, setName] = useState("");
   const submit = (event) => {
     event.preventDefault();
@@ -97,7 +98,7 @@ function LabelBar({ n, classes, onLabel, onClear }) {
   };
   return html`<form class="label-bar" aria-label="label the selected pictures" onSubmit=${submit}>
     <span aria-live="polite"><strong>${n}</strong> selected</span>
-    ${classes.map((one) => html`<button type="button" class="small" key=${one} disabled=${!n} onClick=${() => onLabel(one)}>${one}</button>`)}
+    ${classes.map((one) => html`<button type="button" class="small" key=${one} disabled=${!n} onClick=${() => onLabel(one)}>${one} (${counts[one] ?? 0})</button>`)}
     <input value=${name} onInput=${(event) => setName(event.target.value)} placeholder="new class" aria-label="new class" />
     <button type="submit" class="small secondary" disabled=${!n || !name.trim()}>Label as new class</button>
     <button type="button" class="small secondary" disabled=${!n} onClick=${onClear}>Clear selection</button>
@@ -124,6 +125,7 @@ function MakeLive({ domain, isReady, onLive }) {
 function TeachDomain({ domain, refreshDomains }) {
   const [classes, setClasses] = useState([]);
   const [unlabelled, setUnlabelled] = useState([]);
+  const [counts, setCounts] = useState({ labelled: 0, unlabelled: 0, by_label: {} });
   const [selected, setSelected] = useState(new Set());
   const [fit, setFit] = useState(null);
   const [error, setError] = useState(null);
@@ -132,12 +134,14 @@ function TeachDomain({ domain, refreshDomains }) {
 
   const loadExamples = async () => {
     try {
-      const [detail, page] = await Promise.all([
+      const [detail, page, grouped] = await Promise.all([
         getJson(domainPath(domain)),
-        getJson(domainPath(domain, "/examples"), { query: { labelled: "false", order: "similar", limit: "500" } }),
+        getJson(domainPath(domain, "/examples"), { query: { limit: "1" } }),
+        getJson(domainPath(domain, "/examples/groups")),
       ]);
-      setClasses((before) => [...new Set([...detail.classes, ...before])]);
-      setUnlabelled(page.examples);
+      setClasses([...new Set([...detail.classes, ...Object.keys(page.counts.by_label)])]);
+      setUnlabelled([...grouped.groups, ...grouped.not_grouped.slice(0, MAX_UNGROUPED).map((id) => [id])]);
+      setCounts(page.counts);
       setError(null);
     } catch (problem) { setError(problem); }
   };
@@ -160,7 +164,6 @@ function TeachDomain({ domain, refreshDomains }) {
   const relabel = async (ids, label) => {
     try {
       await call(domainPath(domain, "/examples"), { method: "PATCH", json: { ids, label } });
-      if (label && !classes.includes(label)) setClasses([...classes, label]);
       setSelected(new Set());
       await changed();
     } catch (problem) { setError(problem); }
@@ -170,10 +173,11 @@ function TeachDomain({ domain, refreshDomains }) {
     <${Upload} domain=${domain} classes=${classes} onAdded=${changed} />
     <${ErrorNote} error=${error} />
     ${unlabelled.length > 0 && html`<section aria-label="pictures without a label">
-      <h3>${plural(unlabelled.length, "picture")} to label</h3>
+      <h3>${plural(counts.unlabelled, "picture")} to label</h3>
       <p>Similar pictures are grouped. Select pictures or whole groups, then click a class.</p>
-      <${LabelBar} n=${selected.size} classes=${classes} onLabel=${(label) => relabel([...selected], label)} onClear=${() => setSelected(new Set())} />
-      <${Groups} domain=${domain} examples=${unlabelled} selected=${selected} onSelect=${setSelected} />
+      <${LabelBar} n=${selected.size} classes=${classes} counts=${counts.by_label}
+        onLabel=${(label) => relabel([...selected], label)} onClear=${() => setSelected(new Set())} />
+      <${Groups} domain=${domain} groups=${unlabelled} selected=${selected} onSelect=${setSelected} />
     </section>`}
     <section aria-label="report">
       <h3>Report</h3>
@@ -184,7 +188,7 @@ function TeachDomain({ domain, refreshDomains }) {
         : html`<p>Label pictures of at least two classes to see how good the domain is.</p>`}
       <${MakeLive} domain=${domain} isReady=${Boolean(report)} onLive=${async () => { await refreshDomains(); await loadReport(); }} />
     </section>
-    <${LabelledExamples} key=${changes} domain=${domain} classes=${classes} onRelabel=${relabel} onRemoved=${changed} />`;
+    <${LabelledExamples} key=${changes} counts=${counts.by_label} domain=${domain} classes=${classes} onRelabel=${relabel} onRemoved=${changed} />`;
 }
 
 export function Teach({ domains, refreshDomains }) {
