@@ -21,7 +21,7 @@ MAX_GROUPED: Final = 2000
 async def list_groups(
     domain: str,
     context: Context,
-    limit: Annotated[int, Query(ge=1, le=MAX_GROUPED, description="maximum number of examples, the oldest first")] = 500,
+    limit: Annotated[int, Query(ge=1, le=MAX_GROUPED, description="maximum number, the oldest examples first")] = 500,
 ) -> GroupsOut:
     """Group a domain's unlabelled examples by the similarity of their embeddings under the live version."""
     live = context.table.state(domain).live
