@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import httpx
 
-from caspl.errors import CasplError, from_problem
+from caspl.errors import CasplError, InvalidRequestError, from_problem
 from caspl.images import ImageInput, encode, n_bytes
 from caspl.requests import (
     TOO_LARGE,
@@ -73,12 +73,14 @@ def add_examples(
         NotFoundError: no such domain, or it has no live version.
         ConflictError: the domain would have more examples than the server's limit.
         CasplError: the server cannot be reached or rejects a request.
-        ValueError: the label `unlabelled`, which the server does not distinguish from None.
+        InvalidRequestError: a label is `unlabelled` or contains `%22`: in a form they mean no label, and a quote.
         OSError: a file cannot be read.
     """
     parts = list(examples)
-    if any(label is not None and normalize_name(label) == UNLABELLED for label, _ in parts):
-        raise ValueError(f"{UNLABELLED!r} is not a label; pass None for pictures without one.")
+    for label in {label for label, _ in parts if label is not None}:
+        if normalize_name(label) == UNLABELLED or "%22" in label:
+            detail = f"{label!r} cannot be sent as a label; for pictures without one pass None."
+            raise InvalidRequestError("Invalid label", detail, code="label_invalid")
     limits = accepted((yield Request("GET", "/info")), "limits")["limits"]
     sizes = [n_bytes(image) for _, image in parts]
     max_bytes = limits["max_request_bytes"] - BYTES_FOR_HEADERS

@@ -150,6 +150,15 @@ def test_a_request_of_rejected_pictures_only_gives_each_its_error(body, status):
     assert (added.id, added.error.code) == (None, "image_format")
 
 
+@pytest.mark.parametrize("label", ["unlabelled", " unlabelled", "100%22"])
+def test_labels_that_a_form_cannot_carry_are_refused_before_anything_is_sent(label):
+    server = Server()
+
+    with pytest.raises(InvalidRequestError, match="cannot be sent as a label"):
+        connect(server).add_examples("paint", [("red", picture()), (label, picture())])
+    assert server.requests == []
+
+
 def test_no_pictures_are_no_examples():
     assert connect(Server()).add_examples("paint", []) == []
 

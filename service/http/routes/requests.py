@@ -242,7 +242,9 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
                 raise RequestInvalidError("Every part of the multipart body must be a file.")
             # With some charsets, names may contain lone surrogates, which a JSON response cannot contain.
             name = value.filename and value.filename.encode(errors="replace").decode()
-            images.append((field, UploadedImage(await _read_file(value, settings.max_image_bytes), name)))
+            image = UploadedImage(await _read_file(value, settings.max_image_bytes), name)
+            # Browsers, curl and httpx escape a quote in a name, and only that, as the HTML standard has it.
+            images.append((field.replace("%22", '"'), image))
     finally:
         await form.close()
     return images
