@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypedDict
 
 import open_clip
@@ -55,7 +56,7 @@ class Backbone:
     device: torch.device
     dtype: torch.dtype
 
-    @property
+    @cached_property
     def image_size(self) -> int:
         """Side of the square input, in pixels."""
         return int(self.clip.visual.image_size[0])

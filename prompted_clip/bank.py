@@ -82,13 +82,13 @@ class PromptBank:
         """Drop the copies of collected stacks, then evict what exceeds the slots, and report."""
         while self._collected:
             self._copies.pop(self._collected.popleft(), None)
-        pinned = {weakref.ref(stack) for stack in self._pinned.values()}
+        pinned = set(map(weakref.ref, self._pinned.values()))
         n_surplus = len(self._copies) - self._n_slots
         evicted = [key for key in self._copies if key not in pinned][:n_surplus] if n_surplus > 0 else []
         for key in evicted:
             del self._copies[key]
         if self.observer is not None:
-            n_kept = sum(key in self._copies for key in pinned)
+            n_kept = len(pinned & self._copies.keys())
             self.observer.bank_changed(
                 n_used=len(self._copies) - n_kept,
                 n_free=max(0, self._n_slots - len(self._copies)),

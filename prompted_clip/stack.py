@@ -82,7 +82,7 @@ class PromptStack:
         """Text forwards per image: one per class with a conditional head, otherwise 0."""
         return self.head.n_classes if isinstance(self.head, ConditionalHead) else 0
 
-    @property
+    @cached_property
     def text_scale(self) -> float:
         """The multiplier of cosine similarities, divided by the temperature."""
         return self.logit_scale / self.temperature

@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from prompted_clip.bank import BankObserver
-from service.engine.activity import Activity
-from service.engine.faults import BatchLimit, Fault, fault_of
+from service.engine.device_health import Activity, BatchLimit, Fault, fault_of
 from service.errors import DeviceLostError, DeviceMemoryError, InferenceFailedError, ServiceError
 from service.inference import Prediction
 
@@ -246,8 +245,8 @@ class Engine:
     def _run_limited(self, rows: Sequence[EngineRow]) -> list[RowResult | Exception]:
         """Run one batch, in parts of `batch_limit`."""
         n_most = self.batch_limit.max_rows or len(rows)
-        parts = (rows[start : start + n_most] for start in range(0, len(rows), n_most))
-        return [answer for part in parts for answer in self._run(part)]
+        starts = range(0, len(rows), n_most)
+        return [answer for start in starts for answer in self._run(rows[start : start + n_most])]
 
     def _run(self, rows: Sequence[EngineRow], *, was_full: bool = False) -> list[RowResult | Exception]:
         """Run one batch, and again in halves if it fails; `was_full`: it is part of a batch that ran out of memory."""

@@ -18,7 +18,7 @@ from service.images.decoder import Decoder
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
 from service.observability.watchdog import Heartbeat, Watchdog, keep_running
-from service.scheduler.open_requests import OpenRequests
+from service.scheduler.budget import OpenRequests
 from service.settings import Settings
 
 if TYPE_CHECKING:

@@ -204,13 +204,12 @@ def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
     Raises:
         ImageRejectedError: too many scans or chunks, or too many pixels for the kind of file.
     """
-    cost, max_cost = header.n_pixels * header.pixel_cost, settings.max_image_pixels
+    n_pixels, max_cost = header.n_pixels, settings.max_image_pixels
+    cost = n_pixels * header.pixel_cost
     if header.kind == "PNG":
-        if header.n_pixels <= max_cost < cost:
+        if n_pixels <= max_cost < cost:
             limit = max_cost // header.pixel_cost
-            message = (
-                f"The PNG has 16-bit colour and {header.n_pixels} pixels; the limit is {limit}. Save it with 8 bits."
-            )
+            message = f"The PNG has 16-bit colour and {n_pixels} pixels; the limit is {limit}. Save it with 8 bits."
             raise ImageTooLargeError(message, code="image_pixels", extra={"limit": limit})
         try:
             return without_metadata(data, MAX_CHUNKS)
@@ -220,7 +219,7 @@ def check_work(data: bytes, header: Header, settings: Settings) -> bytes:
         _check_chunks(data)
     else:
         max_scans = settings.max_image_scans
-        if 0 < header.n_pixels <= settings.max_image_pixels:
+        if 0 < n_pixels <= max_cost:
             max_scans = min(max_scans, FULL_SCANS * max_cost // cost)
         _check_scans(data, max_scans)
     return data

@@ -215,7 +215,13 @@ class Batcher(Generic[Row, Result]):
 
     async def _run_batch(self, batch: Sequence[QueuedRow[Row, Result]], now_s: float) -> None:
         """Run one batch, resolve its futures and dispatch the next; never raises."""
-        results = await self._results([queued.row for queued in batch])
+        results: Sequence[Result | Exception]
+        try:
+            results = await self._run([queued.row for queued in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} rows")  # noqa: TRY301  one way to fail
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  each row gets it
+            results = [_failure(error, len(batch))] * len(batch)
         done_s = self._clock()
         n_failed = sum([isinstance(result, Exception) for result in results])
         self._admission.finish(id(batch), done_s, is_typical=n_failed < len(batch))
@@ -230,18 +236,12 @@ class Batcher(Generic[Row, Result]):
                 queued.future.set_result(TimedResult(result, now_s - queued.arrival_s, done_s - now_s))
         self._dispatch()
 
-    async def _results(self, rows: Sequence[Row]) -> Sequence[Result | Exception]:
-        try:
-            results = await self._run(rows)
-            if len(results) != len(rows):
-                raise RuntimeError(f"{len(results)} results for {len(rows)} rows")  # noqa: TRY301  one way to fail
-        except ServiceError as error:
-            return [error] * len(rows)
-        except asyncio.CancelledError:
-            return [DrainingError("The server is shutting down. Send the request to another replica.")] * len(rows)
-        except Exception as error:
-            logger.exception("batch.failed", extra={"n_rows": len(rows)})
-            failure = InferenceFailedError("The model failed on this batch.")
-            failure.__cause__ = error
-            return [failure] * len(rows)
-        return results
+
+def _failure(error: BaseException, n_rows: int) -> ServiceError:
+    """The error of every row of a batch that failed."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return DrainingError("The server is shutting down. Send the request to another replica.")
+    logger.error("batch.failed", extra={"n_rows": n_rows}, exc_info=error)
+    return InferenceFailedError("The model failed on this batch.")

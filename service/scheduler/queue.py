@@ -83,10 +83,7 @@ class TenantQueue(Generic[Row, Result]):
     def n_ahead(self, tenant: Hashable, priority: Priority) -> int:
         """Rows served before a new one: higher priorities, the tenant's own, and the other tenants' turns."""
         n_turns = self._n_of[tenant, priority] + 1
-        n_ahead = 0
-        for other, level in self._levels.items():
-            if other > priority:
-                n_ahead += level.n_rows
+        n_ahead = sum([level.n_rows for other, level in self._levels.items() if other > priority])
         for (_, of), line in self._levels[priority].lines.items():
             n_ahead += len(line) if of == tenant else min(len(line), n_turns)
         return n_ahead
@@ -125,10 +122,12 @@ class TenantQueue(Generic[Row, Result]):
 
     def batch_formed(self, priorities: set[Priority]) -> None:
         """Record which priorities a batch contains, and which it passed over."""
+        starving: list[_Level[Row, Result]] = []
+        others: list[_Level[Row, Result]] = []
         for priority, level in self._levels.items():
             level.n_passed = level.n_passed + 1 if level.n_rows and priority not in priorities else 0
-        starving = [level for level in self._levels.values() if level.n_passed >= MAX_PASSED]
-        self._order = starving + [level for level in self._levels.values() if level not in starving]
+            (starving if level.n_passed >= MAX_PASSED else others).append(level)
+        self._order = starving + others
 
     def _count(self, queued: QueuedRow[Row, Result], n_more: int) -> None:
         self.n_rows += n_more
