@@ -11,11 +11,12 @@ from prompt_store.bundle import read_bundle
 from prompt_store.digest import digest_bytes
 from prompt_store.disk import Disk, EntryType, list_directory, open_directory, read_file
 from prompt_store.durable import TEMPORARY_PREFIX, error_name, is_device_failure
-from prompt_store.errors import BundleInvalidError, StoreCorruptError
-from prompt_store.layout import FORMAT_BYTES, NO_STORE, Layout, expected_type, is_store, record_name
+from prompt_store.errors import BundleInvalidError, StoreCorruptError, StoreReadOnlyError
+from prompt_store.layout import EXAMPLES, FORMAT_BYTES, NO_STORE, Layout, expected_type, is_store, record_name
 from prompt_store.logs import Logs
 from prompt_store.record_files import MAX_RECORD_BYTES, next_state, record_numbers, unreadable_log
 from prompt_store.records import Record, State, decode_record
+from prompt_store.sqlite_files import SIDE_FILES, database_problem
 
 _NOT_SCANNED: Final = frozenset({"quarantine", "lost+found"})
 
@@ -82,7 +83,7 @@ def check_layout(layout: Layout) -> StoreCheck:
         StoreCorruptError: `not_a_store`.
         StoreReadOnlyError: `storage_busy`.
     """
-    stray = [*_scan(layout), *check_format(layout)]  # repairs take this order
+    stray = [*_scan(layout), *check_format(layout), *_check_examples(layout)]  # repairs take this order
     domains = []
     referenced: set[str] = set()
     for domain in Logs(layout, Disk()).names() if _is_readable(layout.domains) else []:
@@ -125,6 +126,21 @@ def check_format(layout: Layout) -> list[Finding]:
     if not _is_readable(layout.domains):
         raise StoreCorruptError(NO_STORE, code="not_a_store")
     return [Finding("FORMAT", f"The file is {problem}.", restored=FORMAT_BYTES)]
+
+
+def _check_examples(layout: Layout) -> list[Finding]:
+    """Check the database of the service's examples; links and directories in its place are found by `_scan`."""
+    entries = list_directory(layout.root) if _is_readable(layout.root) else {}
+    files = [f"{EXAMPLES}{suffix}" for suffix in ("", *SIDE_FILES) if entries.get(f"{EXAMPLES}{suffix}") == "file"]
+    if EXAMPLES not in entries and f"{EXAMPLES}-wal" in files:
+        return [Finding(EXAMPLES, "The examples are missing; only their write-ahead log is there.", moves=tuple(files))]
+    if EXAMPLES not in files:
+        return []
+    try:
+        problem = database_problem(layout.examples)
+    except StoreReadOnlyError as error:
+        return [Finding(EXAMPLES, f"The examples cannot be checked: {error}")]
+    return [] if problem is None else [Finding(EXAMPLES, f"The examples are damaged: {problem}.", moves=tuple(files))]
 
 
 def _is_movable(parts: tuple[str, ...], found: EntryType) -> bool:

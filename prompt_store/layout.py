@@ -41,6 +41,7 @@ class Layout:
         self.blobs = root / "blobs" / "sha256"
         self.domains = root / "domains"
         self.quarantine = root / "quarantine"
+        self.examples = root / EXAMPLES
 
     def blob(self, digest: str) -> Path:
         """Return the path of a blob.

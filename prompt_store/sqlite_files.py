@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from prompt_store.durable import TEMPORARY_PREFIX, error_name, to_store_error
+from prompt_store.durable import TEMPORARY_PREFIX, to_store_error
 from prompt_store.errors import PromptStoreError, StorageFullError, StoreCorruptError, StoreReadOnlyError
 
 SIDE_FILES: Final = ("-wal", "-shm")
@@ -159,12 +159,16 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
     """
     with converted_errors():
         try:
-            return _open(path, "mode=rw"), True
+            connection, is_kept = _open(path, "mode=rw"), True
         except sqlite3.OperationalError as error:
             # Without a writable directory SQLite cannot create its side files. It needs none if all is in the database.
             if error.sqlite_errorcode & 0xFF not in _READ_ONLY or _has_content(path.with_name(path.name + "-wal")):
                 raise
-            return _open(path, "immutable=1"), False
+            connection, is_kept = _open(path, "immutable=1"), False
+        if connection.execute("PRAGMA user_version").fetchone() == (0,):  # SQLite takes an empty file for a new one
+            connection.close()
+            raise StoreCorruptError("The database is empty. Run `caspl store check`.", code="database_corrupt")
+    return connection, is_kept
 
 
 def _has_content(path: Path) -> bool:
@@ -185,10 +189,7 @@ def database_problem(path: Path) -> str | None:
             lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(3)")]
             broken = connection.execute("PRAGMA foreign_key_check").fetchone()
     except StoreCorruptError as error:
-        cause = error.__cause__
-        return str(cause or error)
-    except OSError as error:
-        return f"unreadable ({error_name(error)})"
+        return str(error.__cause__ or error)
     if lines != ["ok"]:
         return "; ".join(lines)
     return f"a row of table {broken[0]} refers to a missing one" if broken else None

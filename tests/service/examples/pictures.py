@@ -24,3 +24,7 @@ def new_example(n, label=None, *, key=KEY, picture=None):
 def open_database(directory, *, max_per_domain=1000, max_bytes=2**30):
     directory.mkdir(exist_ok=True)
     return ExampleDatabase(directory / "examples.sqlite3", max_per_domain=max_per_domain, max_bytes=max_bytes)
+
+
+def add(database, *examples, domain="flowers", source="upload"):
+    return database.add(domain, examples, actor="anna", source=source)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from service.errors import ExampleNotFoundError, ExamplesFullError
 from service.examples.records import Counts
-from tests.service.examples.pictures import KEY, feature, new_example, open_database
+from tests.service.examples.pictures import KEY, add, feature, new_example, open_database
 
 
 @pytest.fixture
@@ -15,10 +15,6 @@ def database(quick_path):
     database = open_database(quick_path)
     yield database
     database.close()
-
-
-def add(database, *examples, domain="flowers", source="upload"):
-    return database.add(domain, examples, actor="anna", source=source)
 
 
 def labels(database, domain="flowers"):
