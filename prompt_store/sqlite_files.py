@@ -102,7 +102,7 @@ def create_database(path: Path, schema: str, *, version: int) -> None:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         with converted_errors(), closing(_open(temporary, "mode=rw")) as connection:
             connection.executescript(
-                f"PRAGMA page_size={PAGE_BYTES}; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; "
+                f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; "
                 f"BEGIN; PRAGMA user_version={version}; {schema} COMMIT;"
             )
         with suppress(FileExistsError):
@@ -134,9 +134,10 @@ def _open(path: Path, option: str) -> sqlite3.Connection:
         check_same_thread=False,
     )
     try:
-        # FULL: a commit is on disk when it returns. Removed pictures are overwritten with zeros.
+        # FULL: a commit is on disk when it returns. FAST: removed rows are overwritten, except in pages that are free
+        # as a whole; overwriting those would need as much space as they have.
         connection.executescript(
-            "PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA secure_delete=ON; "
+            "PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA secure_delete=FAST; "
             f"PRAGMA journal_size_limit={MAX_WAL_BYTES};"
         )
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -169,6 +170,28 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
             connection.close()
             raise StoreCorruptError("The database is empty. Run `caspl store check`.", code="database_corrupt")
     return connection, is_kept
+
+
+def reclaim_space(path: Path, *, is_dry_run: bool = False) -> int:
+    """Rewrite a database without the space of removed rows, and return the number of bytes that this frees.
+
+    Other processes can read meanwhile, but not write.
+
+    Raises:
+        StoreCorruptError: `database_corrupt`.
+        StorageFullError: no space for a second copy.
+        StoreReadOnlyError: the file is not writable, or another process is writing to it.
+    """
+    if file_identity(path) is None:
+        return 0
+    connection, _ = open_database(path)
+    with closing(connection), converted_errors():
+        (n_free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        if n_free and not is_dry_run:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return int(n_free * page_bytes)
 
 
 def _has_content(path: Path) -> bool:

@@ -6,7 +6,7 @@ Thread-safe, and safe for several processes on one machine.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from prompt_store.layout import Layout, open_layout
 from prompt_store.logs import Decide, Logs
 from prompt_store.manifest import check_domain
 from prompt_store.records import State
+from prompt_store.sqlite_files import reclaim_space
 
 MAX_HISTORY: Final = 1000
 _FATAL_CODES: Final = frozenset({"storage_error", "commit_unknown"})
@@ -263,7 +264,8 @@ class Store:
     ) -> GcReport:
         """Retire all but the newest versions of each domain and remove unreferenced files.
 
-        The live version and the rollback target are always kept.
+        The live version and the rollback target are always kept. The database of examples is rewritten without the
+        space of removed ones.
 
         Args:
             keep_versions: versions to keep per domain, at least 1.
@@ -274,7 +276,7 @@ class Store:
 
         Raises:
             ConflictError: `store_busy`, another process is publishing or collecting.
-            StoreCorruptError: a log is damaged; nothing was removed.
+            StoreCorruptError: a log is damaged, and nothing was removed; or the examples are damaged.
             StoreReadOnlyError: the store is not writable or the disk failed.
             ValueError: `keep_versions` is below 1.
         """
@@ -282,7 +284,7 @@ class Store:
             raise ValueError("keep_versions must be at least 1")
         try:
             with self._write_lock(exclusive=True):
-                return collect(
+                report = collect(
                     self._layout,
                     self._disk,
                     self._logs,
@@ -292,6 +294,8 @@ class Store:
                     is_dry_run=dry_run,
                     actor=actor,
                 )
+                n_bytes = reclaim_space(self._layout.examples, is_dry_run=dry_run)
+                return replace(report, freed_bytes=report.freed_bytes + n_bytes)
         except BlockingIOError as error:
             raise ConflictError(
                 "Another process is writing to the store. Try again later.", code="store_busy"

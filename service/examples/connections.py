@@ -8,10 +8,19 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from prompt_store.errors import StoreCorruptError
-from prompt_store.sqlite_files import converted_errors, create_database, file_identity, open_database
+from prompt_store.disk import Disk
+from prompt_store.errors import StorageFullError, StoreCorruptError
+from prompt_store.sqlite_files import (
+    converted_errors,
+    create_database,
+    file_identity,
+    open_database,
+)
 from service.examples.schema import SCHEMA, SCHEMA_VERSION
+
+MIN_FREE_BYTES: Final = 64 * 1024 * 1024
 
 
 class Connections:
@@ -48,6 +57,15 @@ class Connections:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
+
+    def require_free_space(self) -> None:
+        """Keep enough disk space to remove examples again, and for the versions of the store.
+
+        Raises:
+            StorageFullError: less than `MIN_FREE_BYTES` are free.
+        """
+        if Disk().free_bytes(self._path.parent) < MIN_FREE_BYTES:
+            raise StorageFullError("No space left on the store's disk.")
 
     def close(self) -> None:
         """Close the idle connections; the last process to close its own merges the write-ahead log into the file."""

@@ -78,6 +78,7 @@ class ExampleDatabase:
         """
         if not examples:
             return []
+        self._connections.require_free_space()
         with self._connections.changing() as connection:
             connection.execute("INSERT OR IGNORE INTO domains (name) VALUES (?)", (domain,))
             before = self._totals(connection, domain)
@@ -166,7 +167,7 @@ class ExampleDatabase:
     def remove(self, domain: str, ids: Collection[int] | None) -> int:
         """Remove examples, or all of the domain if `ids` is None; unknown ids are ignored.
 
-        The space is overwritten and returned to the disk.
+        Their space is used again; `caspl store gc` returns it to the disk.
 
         Returns:
             the number of removed examples.
@@ -179,7 +180,6 @@ class ExampleDatabase:
                 "AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))",
                 {"name": domain, "ids": None if ids is None else json.dumps(list(ids))},
             )
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
             return removed.rowcount
 
     def put_features(self, domain: str, key: str, features: Mapping[int, bytes]) -> None:

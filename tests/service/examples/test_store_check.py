@@ -81,6 +81,23 @@ def test_garbage_collection_leaves_the_examples_alone(store):
     assert (store.root / NAME).read_bytes() == before
 
 
+def test_garbage_collection_returns_the_space_of_removed_examples_while_a_service_runs(store):
+    marker = b"PICTURE" * 10_000
+    database = open_database(store.root)
+    added = add(database, *(new_example(100 + n, "rose", picture=marker) for n in range(9)))
+    database.remove("flowers", [one.id for one in added])
+    expected = run(store, "gc", "--dry-run")["freed_bytes"]
+    assert expected >= 9 * len(marker)
+    assert run(store, "gc")["freed_bytes"] == expected
+
+    assert database.counts("flowers").labelled == 30
+    assert add(database, new_example(99, "rose"))[0].status == "added"
+    database.close()
+    assert marker[:100] not in (store.root / NAME).read_bytes()
+    assert (store.root / NAME).stat().st_size < 9 * len(marker)
+    assert run(store, "gc")["freed_bytes"] == 0
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_examples_are_found_and_a_repair_moves_them_to_the_quarantine(store, damage):
     damage(store.root / NAME)
