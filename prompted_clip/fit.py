@@ -7,9 +7,10 @@ Legend: N examples, U unlabelled images, K classes, E joint width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prompted_clip.few_shot import AUTO_METHODS, Bools, FewShotMethod, Floats, Ints, LinearTerm
 from prompted_clip.semi_supervised import GDA_UNLABELLED, UnlabelledImages, semi_supervised_gda
@@ -105,6 +106,12 @@ def fit_few_shot(
                 method_name, alpha, term, logits_NK = name, float(candidate), own_term, candidate_NK
                 is_fitted_K = is_own_K
     return FewShotFit(method_name, alpha, term, temperature, labels_N, logits_NK, text_logits_NK, is_fitted_K)
+
+
+def text_logits(features_NE: Floats, text_KE: NDArray[Any], logit_scale: float) -> Floats:
+    """The logits of the text features, z = s <f, g_k>, for unit features: [N, K]."""
+    result: Floats = logit_scale * features_NE @ text_KE.T.astype(np.float64)
+    return result
 
 
 def _term_and_scores(

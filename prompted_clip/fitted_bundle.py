@@ -1,6 +1,6 @@
 """Bundles with a few-shot head: which bundles can get one, added classes, and the tensors and calibration of a fit.
 
-Legend: N examples, K classes, E joint width.
+Legend: N names, K classes, E joint width.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from prompt_store.bundle import Bundle, write_bundle
 from prompt_store.class_names import comparison_key
-from prompt_store.contents import FEATURES, head_kind
+from prompt_store.contents import CONTEXT, FEATURES, head_kind
 from prompt_store.manifest import Calibration, ClassSpec
 from prompted_clip.errors import StackMismatchError
-from prompted_clip.few_shot import Floats, Ints
-from prompted_clip.fit import FewShotFit
+from prompted_clip.few_shot import Ints, LinearTerm
 from prompted_clip.fit_report import FitReport
 from prompted_clip.provenance import new_provenance
 
@@ -37,6 +36,18 @@ def check_replaceable(bundle: Bundle) -> None:
         "cannot extend. Use a bundle with text features only, such as one from `caspl boost`."
     )
     raise StackMismatchError(msg)
+
+
+def check_restrictable(bundle: Bundle) -> None:
+    """Check that a bundle's prompts do not depend on its classes, so that some of them can be left out.
+
+    Raises:
+        StackMismatchError: they do.
+    """
+    context = bundle.tensors.get(CONTEXT)
+    if context is not None and context.ndim == 4:
+        msg = f"The bundle for domain {bundle.manifest.domain!r} has class-specific prompts: keep all of its classes."
+        raise StackMismatchError(msg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +93,11 @@ class FitClasses:
         place = {comparison_key(name): index for index, name in enumerate(self.names)}
         return np.array([place[comparison_key(name)] for name in names], dtype=np.int64)
 
-    def logits(self, features_NE: Floats, logit_scale: float) -> Floats:
-        """Z = s <f, g_k> of unit features: [N, K]."""
-        result: Floats = logit_scale * features_NE @ self.text_KE.T.astype(np.float64)
-        return result
-
 
 def write_fit(
     bundle: Bundle,
     classes: FitClasses,
-    fit: FewShotFit,
+    term: LinearTerm,
     report: FitReport,
     *,
     method: str,
@@ -105,7 +111,7 @@ def write_fit(
     Args:
         bundle: its prompts and, unless `classes` has others, its text features are kept.
         classes: those of the fit.
-        fit: the fit.
+        term: of the fit, see `FewShotFit`.
         report: of the fit; the provenance records its main numbers.
         method: the requested one, such as `auto`.
         data_digests: of the examples, by name; the digest of `bundle` is added.
@@ -113,19 +119,19 @@ def write_fit(
     tensors = {name: array for name, array in bundle.tensors.items() if not name.startswith("head.")}
     tensors[FEATURES] = classes.text_KE
     stack: dict[str, Any] = {"head_share": None, "head_input": "embedding"}
-    temperature = fit.temperature
-    if fit.alpha:
-        tensors["head.weight"] = (fit.alpha * fit.term.weight_KE).astype(np.float32)
-        tensors["head.bias"] = (fit.alpha * fit.term.bias_K).astype(np.float32)
+    temperature = report.temperature
+    if report.alpha:
+        tensors["head.weight"] = (report.alpha * term.weight_KE).astype(np.float32)
+        tensors["head.bias"] = (report.alpha * term.bias_K).astype(np.float32)
         stack, temperature = {"head_share": 0.5, "head_input": "unit"}, temperature / 2
     changes = {
         "classes": list(classes.specs),
         "stack": bundle.manifest.stack.model_copy(update=stack),
-        "calibration": Calibration(temperature=temperature, abstain=fit.thresholds()),
+        "calibration": Calibration(temperature=temperature, abstain=report.abstain),
         "provenance": new_provenance(
-            method=fit.method,
+            method=report.method,
             phase="adapt",
-            recipe={"method": method, "alpha": fit.alpha},
+            recipe={"method": method, "alpha": report.alpha},
             data_digests={**data_digests, "bundle": bundle.digest},
             metrics={
                 "n_images": report.n_examples,

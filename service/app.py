@@ -22,11 +22,12 @@ from service.domains.publisher import Publisher
 from service.domains.watcher import StoreWatcher
 from service.engine.engine import Engine
 from service.examples.database import open_examples
+from service.examples.fitter import Fitter
 from service.http import problems
 from service.http.context import ServiceContext
 from service.http.middleware import install_middleware
 from service.http.openapi import Application
-from service.http.routes import classify, domains, examples, groups, health, labelling, meta, pages
+from service.http.routes import classify, domains, examples, fit, groups, health, labelling, meta, pages
 from service.images.decoder import Decoder
 from service.observability.device import DeviceMetrics, build_facts, package_version
 from service.observability.metrics import Metrics
@@ -71,7 +72,7 @@ def create_routes(context: ServiceContext) -> FastAPI:
         servers=[{"url": context.settings.root_path}] if context.settings.root_path else None,
     )
     app.state.context = context
-    for part in (classify, domains, examples, groups, labelling, health, meta, pages):
+    for part in (classify, domains, examples, fit, groups, labelling, health, meta, pages):
         app.include_router(part.router, responses=problems.OPENAPI)
     return app
 
@@ -106,20 +107,22 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     label_sets: LoadingCache[LabelSet, PromptStack] = LoadingCache(
         settings.max_label_sets, max_waiting=settings.max_waiting_stacks
     )
+    decoder = Decoder(settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device))
+    backend = LocalBackend(table, loader, engine, batcher, label_sets)
+    examples = open_examples(store.root, settings)
     return ServiceContext(
         settings=settings,
         metrics=metrics,
         keys=keys,
-        decoder=Decoder(
-            settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device)
-        ),
-        backend=LocalBackend(table, loader, engine, batcher, label_sets),
-        examples=open_examples(store.root, settings),
+        decoder=decoder,
+        backend=backend,
+        examples=examples,
         engine=engine,
         batcher=batcher,
         store=store,
         table=table,
         publisher=publisher,
         creator=DomainCreator(table, loader, publisher, engine),
+        fitter=Fitter(examples, backend, publisher, decoder, metrics, max_waiting=settings.max_waiting_stacks),
         watcher=StoreWatcher(table, loader, publisher, metrics),
     )

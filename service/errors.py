@@ -156,5 +156,13 @@ class ExamplesFullError(ServiceError, code="examples_full"):
         self.limit = limit
 
 
+class TooFewExamplesError(ServiceError, code="too_few_examples"):
+    """Too few labelled examples or classes for a fit."""
+
+
+class FitFailedError(ServiceError, code="fit_failed"):
+    """A fit could not be computed."""
+
+
 class ExamplesStaleError(ServiceError, code="examples_stale"):
     """Examples have no features for this version's image prompts."""

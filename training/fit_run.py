@@ -14,6 +14,7 @@ from rich.console import Console
 
 from prompt_store.bundle import Bundle, read_bundle
 from prompted_clip.few_shot import Floats
+from prompted_clip.fit import text_logits
 from prompted_clip.fit_report import AUTO, fit_and_report
 from prompted_clip.fitted_bundle import FitClasses, check_replaceable, write_fit
 from prompted_clip.model import PromptedClip
@@ -82,11 +83,11 @@ def run_fit(job: FitJob, model: PromptedClip, console: Console) -> dict[str, Any
     unlabelled, digests = None, {"train": job.dataset.digest}
     if job.unlabelled is not None:
         features_UE = image_features(model, stack, job.unlabelled.files, console)
-        unlabelled = UnlabelledImages(features_UE, classes.logits(features_UE, stack.logit_scale))
+        unlabelled = UnlabelledImages(features_UE, text_logits(features_UE, classes.text_KE, stack.logit_scale))
         digests["unlabelled"] = job.unlabelled.digest
-    text_logits_NK = classes.logits(features_NE, stack.logit_scale)
+    text_logits_NK = text_logits(features_NE, classes.text_KE, stack.logit_scale)
     fit, report = fit_and_report(features_NE, labels_N, text_logits_NK, classes.names, job.method, unlabelled)
-    data = write_fit(job.bundle, classes, fit, report, method=job.method, data_digests=digests)
+    data = write_fit(job.bundle, classes, fit.term, report, method=job.method, data_digests=digests)
     write_atomic(job.out, data)
     suspects = [asdict(one) | {"file": str(items[one.index].path)} for one in report.suspects]
     facts = {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data)}

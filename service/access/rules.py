@@ -31,6 +31,7 @@ RULES: Final[Mapping[str, Mapping[str, Scope]]] = {
     "/domains/{domain}/examples/groups": {"GET": "teach"},
     "/domains/{domain}/examples/{example}": {"DELETE": "teach"},
     "/domains/{domain}/examples/{example}/thumbnail": {"GET": "teach"},
+    "/domains/{domain}/fit": {"GET": "teach", "POST": "teach"},
     "/metrics": {"GET": "metrics"},
     "/info": {"GET": "any"},
     # Probes, and pages without data: the page and the documentation send the key that is entered in them.

@@ -22,11 +22,13 @@ class LoadingCache(Generic[Key, Value]):
     Args:
         max_values: size of the cache.
         max_waiting: maximum number of loads waiting for the running one.
+        kind: the values, in error messages.
     """
 
-    def __init__(self, max_values: int, *, max_waiting: int) -> None:
+    def __init__(self, max_values: int, *, max_waiting: int, kind: str = "versions or label sets") -> None:
         self._max_values = max_values
         self._max_waiting = max_waiting
+        self._kind = kind
         self._values: OrderedDict[Key, Value] = OrderedDict()
         self._loads: dict[Key, asyncio.Task[Value]] = {}
         self._n_callers: Counter[Key] = Counter()
@@ -76,7 +78,7 @@ class LoadingCache(Generic[Key, Value]):
 
     def _start(self, key: Key, load: Callable[[], Awaitable[Value]]) -> asyncio.Task[Value]:
         if len(self._loads) > self._max_waiting:
-            message = f"Server overloaded: {len(self._loads)} versions or label sets are waiting to be loaded."
+            message = f"Server overloaded: {len(self._loads)} {self._kind} are waiting to be loaded."
             raise OverloadedError(f"{message} Retry later.", retry_after_s=1.0)
         task = self._loads[key] = asyncio.create_task(self._load(key, load))
         task.add_done_callback(lambda done: self._finish(key, done))

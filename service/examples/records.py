@@ -80,9 +80,9 @@ class FeatureSet:
         revision: of the domain when the set was read.
     """
 
-    ids_N: list[int]  # noqa: N815 - shape suffix
-    labels_N: list[str]  # noqa: N815
-    features_NE: NDArray[np.float32]  # noqa: N815
+    ids_N: list[int]
+    labels_N: list[str]
+    features_NE: NDArray[np.float32]
     stale_ids: list[int]
     digest: str
     revision: int

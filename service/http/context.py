@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from service.domains.publisher import Publisher
     from service.domains.watcher import StoreWatcher
     from service.engine.engine import Engine, EngineRow, RowResult
+    from service.examples.fitter import Fitter
     from service.scheduler.batcher import Batcher
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class ServiceContext(HttpContext):
     table: LiveTable
     publisher: Publisher
     creator: DomainCreator
+    fitter: Fitter
     watcher: StoreWatcher
     is_drained: bool = False
     gather_metrics: Callable[[], Awaitable[bytes]] | None = None
@@ -101,6 +103,7 @@ class ServiceContext(HttpContext):
             logger.critical("server.drain_timed_out", extra={"after_s": timeout_s})
         self.decoder.close()
         self.engine.close()
+        self.fitter.close()
         self.examples.close()
 
     async def metrics_text(self) -> bytes:

@@ -80,6 +80,8 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     service.DeviceMemoryError: Row(503, "Out of device memory", retry_after_s=1),
     service.ExampleNotFoundError: Row(404, "Example not found"),
     service.ExamplesFullError: Row(409, "Too many examples"),
+    service.TooFewExamplesError: Row(409, "Too few examples"),
+    service.FitFailedError: Row(503, "Fit failed", retry_after_s=1),
     service.ExamplesStaleError: Row(409, "Examples without features"),
     service.DeviceLostError: Row(503, "Device lost", retry_after_s=10),
     store.PromptStoreError: Row(500, "Store error", detail=INTERNAL_DETAIL),

@@ -5,7 +5,7 @@ Times are in milliseconds, probabilities between 0 and 1.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +33,27 @@ class NewDomainBody(BaseModel):
         f"`{DEFAULT_TEMPLATE}`",
     )
     boosted_by: str | None = Field(None, description="domain whose boosting prompts are copied; null for none")
+
+
+class FitQuery(BaseModel):
+    """What to fit, as the query of `GET /domains/{domain}/fit`; unknown parameters are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    based_on: Annotated[int, Field(ge=1, le=2**53)] | Literal["live"] = Field(
+        "live", description="the version whose prompts and text features are used"
+    )
+    classes: Literal["own", "examples"] = Field(
+        "own",
+        description="`own`: the version's classes, then new labels; `examples`: only classes with examples",
+    )
+    method: Literal["auto", "gda", "ridge", "tip-adapter"] = Field("auto", description="see few-shot heads")
+
+
+class FitBody(FitQuery):
+    """The body of `POST /domains/{domain}/fit`; unknown fields are rejected."""
+
+    activate: bool = Field(True, strict=True, description="also make it live; requires the scope `activate`")
 
 
 class PredictionOut(BaseModel):
@@ -158,6 +179,23 @@ class BaseVersionOut(BaseModel):
     domain: str
     version: int
     digest: str
+
+
+class FitOut(BaseModel):
+    """Response of `GET /domains/{domain}/fit`."""
+
+    domain: str
+    based_on: BaseVersionOut
+    revision: int = Field(description="of the domain's examples; rises with every change")
+    examples_digest: str = Field(description="SHA-256 over the labelled examples")
+    classes: str = Field(description="as requested")
+    method: str = Field(description="as requested; the report has the chosen one")
+    new_classes: list[str] = Field(description="classes that the base version lacks")
+    report: dict[str, Any] = Field(description="as of `caspl fit --json`; suspects have the `id` of their example")
+
+
+class FittedOut(PublishedOut, FitOut):
+    """Response of `POST /domains/{domain}/fit`: the published version, and the report."""
 
 
 class NewDomainOut(PublishedOut):

@@ -76,6 +76,8 @@ class Metrics:
         self.activation_s = histogram(
             "caspl_activation_duration_seconds", "Time to load, test and activate a version.", buckets=SECONDS
         )
+        self.fits = counter("caspl_fits", "Fits to examples by result: computed, failed.", ["domain", "result"])
+        self.fit_s = histogram("caspl_fit_duration_seconds", "Time to compute a fit.", buckets=SECONDS)
         self.live = gauge("caspl_live_version", "Number of the live version; 0 without one.", ["domain"])
         self.bundles = gauge("caspl_bundle_info", "1 for each live bundle.", ["domain", "version", "digest"])
         self.domains = gauge(
@@ -124,6 +126,10 @@ class Metrics:
     def domain_activated(self, domain: str, result: str) -> None:
         """Count a change of a live version by its result."""
         self.activations.labels(self._name(domain), result).inc()
+
+    def fit_counted(self, domain: str, result: str) -> None:
+        """Count a fit by its result."""
+        self.fits.labels(self._name(domain), result).inc()
 
     def state_changed(self, before: str | None, after: str | None) -> None:
         """Move a domain from one state to another; None is a domain that is not in the table."""

@@ -96,6 +96,7 @@ class FakeModel:
             text_features=torch.from_numpy(bundle.tensors["text.features"].copy()),
             image=None,
             abstain=manifest.calibration.abstain if manifest.calibration else {},
+            image_digest=f"{bundle.tensors['image.boost'].sum():g}" if has_boost else "",
         )
 
     def boost_stack(self, stack):

@@ -1,0 +1,157 @@
+"""A process that computes fits on one core at low priority, so that requests are hardly slower meanwhile.
+
+In the service's own process, numpy would run on all cores and hold the interpreter lock at times. The process starts
+with the first fit and ends with its parent.
+
+Legend: N labelled examples, M unlabelled examples, K classes, E joint width.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prompted_clip.few_shot import Floats, Ints, LinearTerm
+from prompted_clip.fit import softmax, text_logits
+from prompted_clip.fit_report import FitReport, fit_and_report
+from service.errors import FitFailedError
+
+logger = logging.getLogger(__name__)
+
+CODE: Final = f"from {__name__} import main; main()"
+ONE_THREAD: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+NICENESS: Final = 10
+ROWS: Final = 1024
+"""Unlabelled examples that are scored at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitJob:
+    """The input of a fit; features have unit norm.
+
+    Attributes:
+        features_NE, labels_N: labelled examples and their class indices.
+        others_ME: unlabelled examples.
+        text_KE: text features of the classes.
+        logit_scale: multiplier of cosine similarities.
+        class_names: K names.
+        method: a key of `FEW_SHOT_METHODS`, or `auto`.
+    """
+
+    features_NE: NDArray[np.float32]
+    labels_N: Ints
+    others_ME: NDArray[np.float32]
+    text_KE: NDArray[Any]
+    logit_scale: float
+    class_names: Sequence[str]
+    method: str
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """The output of a fit.
+
+    Attributes:
+        term: see `FewShotFit`.
+        report: of the labelled examples.
+        predicted, margins: class index and difference of the two highest probabilities of each labelled example as if
+            it had not been seen, then of each unlabelled example: N + M.
+    """
+
+    term: LinearTerm
+    report: FitReport
+    predicted: Ints
+    margins: Floats
+
+
+def compute(job: FitJob) -> FitResult:
+    """Fit a head in this process."""
+    features_NE = job.features_NE.astype(np.float64)
+    text_logits_NK = text_logits(features_NE, job.text_KE, job.logit_scale)
+    fit, report = fit_and_report(features_NE, job.labels_N, text_logits_NK, job.class_names, job.method)
+    tops = [_top(fit.probabilities())]
+    for start in range(0, len(job.others_ME), ROWS):
+        rows_NE = job.others_ME[start : start + ROWS].astype(np.float64)
+        tops.append(_top(softmax(fit.logits(rows_NE, text_logits(rows_NE, job.text_KE, job.logit_scale)))))
+    predicted, margins = (np.concatenate(parts) for parts in zip(*tops, strict=True))
+    return FitResult(fit.term, report, predicted, margins)
+
+
+def _top(probabilities_NK: Floats) -> tuple[Ints, Floats]:
+    """The most probable class of each row, and by how much."""
+    highest_N2 = np.partition(probabilities_NK, -2, axis=1)[:, -2:]
+    margins_N: Floats = highest_N2[:, 1] - highest_N2[:, 0]
+    return probabilities_NK.argmax(axis=1), margins_N
+
+
+class FitProcess:
+    """Runs fits in a process of its own; `run` blocks, and is called by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    def run(self, job: FitJob) -> FitResult:
+        """Compute a fit.
+
+        Raises:
+            FitFailedError: the process ended, for example for lack of memory, or the computation failed.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        connection = self._connection or self._start()
+        try:
+            connection.send(job)
+            result = connection.recv()
+        except (EOFError, OSError) as error:
+            self.close()
+            raise FitFailedError("The process of the fit ended. Retry; it may have run out of memory.") from error
+        if isinstance(result, FitResult):
+            return result
+        logger.error("fit.failed", extra={"detail": str(result)})
+        raise FitFailedError("The fit could not be computed. The server log has the details.")
+
+    def close(self) -> None:
+        """End the process, if it runs."""
+        process, connection = self._process, self._connection
+        self._process = self._connection = None
+        if process is not None and connection is not None:
+            process.kill()
+            process.wait()
+            connection.close()
+
+    def _start(self) -> Connection:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            descriptor = theirs.fileno()
+            command = (sys.executable, "-P", "-c", CODE, str(descriptor))  # -P: no import from the current directory
+            environment = os.environ | ONE_THREAD
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[descriptor], env=environment)  # noqa: S603
+        self._connection = Connection(ours.detach())
+        return self._connection
+
+
+def main() -> None:
+    """Compute the fits that arrive on the connection of the command line, until its other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
+    os.nice(NICENESS)
+    with Connection(int(sys.argv[1])) as connection, suppress(EOFError, OSError):
+        while True:
+            job = connection.recv()
+            try:
+                connection.send(compute(job))
+            except Exception:  # noqa: BLE001  the parent logs it
+                connection.send(traceback.format_exc())

@@ -1,0 +1,366 @@
+"""Fits few-shot heads to the examples of domains, with the same code as `caspl fit`.
+
+Legend: N labelled examples, M unlabelled examples, K classes, E joint width.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prompt_store.bundle import Bundle, read_bundle
+from prompt_store.class_names import comparison_key
+from prompted_clip.errors import StackMismatchError
+from prompted_clip.fit_report import AUTO, FitReport
+from prompted_clip.fitted_bundle import FitClasses, check_replaceable, check_restrictable, write_fit
+from service.domains.cache import LoadingCache
+from service.domains.creator import encode_names
+from service.errors import (
+    ExampleNotFoundError,
+    ExamplesStaleError,
+    FitFailedError,
+    RequestInvalidError,
+    TooFewExamplesError,
+)
+from service.examples.fit_process import FitJob, FitProcess
+from service.inference import ImageResult, ScoringOptions
+
+if TYPE_CHECKING:
+    from prompt_store.store import Added
+    from prompted_clip.few_shot import LinearTerm
+    from service.domains.backend import LocalBackend
+    from service.domains.live_table import LoadedVersion
+    from service.domains.publisher import Publisher
+    from service.examples.database import ExampleDatabase
+    from service.images.decoder import Decoder
+    from service.observability.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+MAX_FITS: Final = 8
+"""Cached reports."""
+MAX_SCORES: Final = 20_000_000
+"""Maximum number of examples, or of classes, times classes."""
+EMBEDDED_AT_ONCE: Final = 16
+EMBEDDING_TIMEOUT_S: Final = 60.0
+ClassChoice = Literal["own", "examples"]
+
+
+class Guess(NamedTuple):
+    """The most probable class of an example, as if the example had not been seen, and by how much, 0 to 1."""
+
+    predicted: str
+    margin: float
+
+
+@dataclass(frozen=True, eq=False)
+class DomainFit:
+    """A fit to the examples of a domain.
+
+    Attributes:
+        base: the bundle whose prompts and text features are used.
+        base_version: its number.
+        revision, examples_digest: of the labelled examples.
+        method, choice: the requested method and classes.
+        classes: of the fit.
+        new_classes: those that the base version lacks.
+        term: see `FewShotFit`.
+        report: the positions of its suspects are those of `ids_N`.
+        ids_N: the labelled examples.
+        guesses: of labelled and unlabelled examples, by id.
+    """
+
+    base: Bundle
+    base_version: int
+    revision: int
+    examples_digest: str
+    method: str
+    choice: ClassChoice
+    classes: FitClasses
+    new_classes: tuple[str, ...]
+    term: LinearTerm
+    report: FitReport
+    ids_N: Sequence[int]
+    guesses: Mapping[int, Guess]
+
+    @property
+    def suspect_ids(self) -> list[int]:
+        """Examples with a suspicious label, the most suspicious one first."""
+        return [self.ids_N[suspect.index] for suspect in self.report.suspects]
+
+    @property
+    def uncertain_ids(self) -> list[int]:
+        """Unlabelled examples, the smallest margin first."""
+        unlabelled = self.guesses.keys() - set(self.ids_N)
+        return sorted(unlabelled, key=lambda number: (self.guesses[number].margin, number))
+
+
+class FitKey(NamedTuple):
+    """Everything that a fit depends on."""
+
+    domain: str
+    revision: int
+    base_digest: str
+    method: str
+    choice: ClassChoice
+
+
+class StaleFeaturesError(Exception):
+    """Examples have no features for the base version's image prompts."""
+
+
+class Fitter:
+    """Computes fits, one at a time, and publishes them; `metrics` counts them."""
+
+    def __init__(
+        self,
+        examples: ExampleDatabase,
+        backend: LocalBackend,
+        publisher: Publisher,
+        decoder: Decoder,
+        metrics: Metrics,
+        *,
+        max_waiting: int,
+    ) -> None:
+        self._examples = examples
+        self._backend = backend
+        self._publisher = publisher
+        self._decoder = decoder
+        self._metrics = metrics
+        self._process = FitProcess()
+        self._fits: LoadingCache[FitKey, DomainFit] = LoadingCache(MAX_FITS, max_waiting=max_waiting, kind="fits")
+        self._bases: LoadingCache[str, Bundle] = LoadingCache(MAX_FITS, max_waiting=1)
+        self._texts: LoadingCache[tuple[str, tuple[str, ...]], NDArray[np.float32]] = LoadingCache(
+            MAX_FITS, max_waiting=1
+        )
+        self._embedding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def report(
+        self, domain: str, *, based_on: int | None = None, method: str = AUTO, classes: ClassChoice = "own"
+    ) -> DomainFit:
+        """The fit to a domain's current examples; cached, and shared by concurrent callers.
+
+        Args:
+            domain: the domain.
+            based_on: number of the base version; None for the live one.
+            method: a key of `FEW_SHOT_METHODS`, or `auto`.
+            classes: `own`, those of the base version followed by new ones; `examples`, those of the examples.
+
+        Raises:
+            DomainNotFoundError, DomainNotLiveError, DomainUnavailableError, VersionNotFoundError: no base version.
+            TooFewExamplesError: no labelled examples, or fewer than two classes.
+            ExamplesStaleError: examples have no features for the base version's image prompts, nor pictures.
+            RequestInvalidError: the base version has a head that cannot be replaced, or cannot encode new classes;
+                too many examples times classes.
+            TextTooLongError: a new class does not fit the text tower.
+            OverloadedError: too many fits are waiting, or the queue of images is full.
+            FitFailedError: the computation failed.
+        """
+        base = await self._base(domain, based_on)
+        revision = await asyncio.to_thread(self._examples.revision, domain)
+        key = FitKey(domain, revision, base.digest, method, classes)
+        try:
+            return await self._fits.get(key, lambda: self._compute(key, base, is_complete=False))
+        except StaleFeaturesError:
+            async with self._embedding[domain]:
+                await self._embed(base)
+            return await self._fits.get(key, lambda: self._compute(key, base, is_complete=True))
+
+    async def current(self, domain: str) -> DomainFit | None:
+        """The cached fit with the default options to the current examples and the live version; None without one."""
+        live = self._backend.table.live(domain)
+        if live is None:
+            return None
+        revision = await asyncio.to_thread(self._examples.revision, domain)
+        return self._fits.find(FitKey(domain, revision, live.digest, AUTO, "own"))
+
+    async def fit(
+        self,
+        domain: str,
+        *,
+        based_on: int | None = None,
+        method: str = AUTO,
+        classes: ClassChoice = "own",
+        activate: bool,
+        actor: str,
+    ) -> tuple[Added, DomainFit]:
+        """Publish the fit to a domain's current examples as a version, and optionally make it live.
+
+        Raises:
+            ServiceError, PromptStoreError, PromptedClipError: as `report` and `Publisher.publish`; nothing was changed.
+        """
+        fit = await self.report(domain, based_on=based_on, method=method, classes=classes)
+        digests = {"examples": fit.examples_digest}
+        data = await asyncio.to_thread(
+            write_fit, fit.base, fit.classes, fit.term, fit.report, method=method, data_digests=digests
+        )
+        added = await self._publisher.publish(domain, data, activate=activate, actor=actor)
+        facts = {"method": fit.report.method, "n_examples": fit.report.n_examples, "based_on": fit.base_version}
+        logger.info("domain.fitted", extra={"domain": domain, "version": added.version, "actor": actor} | facts)
+        return added, fit
+
+    def close(self) -> None:
+        """End the fit in progress."""
+        self._process.close()
+
+    async def _base(self, domain: str, version: int | None) -> LoadedVersion:
+        if version is None:
+            return self._backend.table.pin(domain)
+        live = self._backend.table.state(domain).live
+        if live is not None and live.version == version:
+            return live
+        return await self._backend.loader.load_cached(domain, version)
+
+    async def _compute(self, key: FitKey, base: LoadedVersion, *, is_complete: bool) -> DomainFit:
+        """Fit now; `is_complete`: features that can be made again have been."""
+        started_s, domain = time.monotonic(), key.domain
+        feature_key = self._backend.feature_key(base.stack)
+        labelled = await asyncio.to_thread(self._examples.labelled, domain, feature_key)
+        others = await asyncio.to_thread(self._examples.unlabelled, domain, feature_key)
+        if not is_complete and (labelled.stale_ids or others.stale_ids):
+            raise StaleFeaturesError
+        if labelled.stale_ids:
+            raise _stale(len(labelled.stale_ids), base)
+        if not labelled.ids_N:
+            raise TooFewExamplesError(f"{domain} has no labelled examples. Add pictures, or label those it has.")
+        bundle = await self._bases.get(base.digest, lambda: self._read(base))
+        classes, new = await self._classes(base, bundle, labelled.labels_N, key.choice)
+        _check_size(len(labelled.ids_N), classes)
+        others_ME = others.features_NE if others.ids_N else labelled.features_NE[:0]
+        job = FitJob(
+            features_NE=labelled.features_NE,
+            labels_N=classes.indices(labelled.labels_N),
+            others_ME=others_ME,
+            text_KE=classes.text_KE,
+            logit_scale=bundle.manifest.logit_scale,
+            class_names=classes.names,
+            method=key.method,
+        )
+        try:
+            result = await asyncio.to_thread(self._process.run, job)
+        except FitFailedError:
+            self._metrics.fit_counted(domain, "failed")
+            raise
+        names, ids = classes.names, [*labelled.ids_N, *others.ids_N]
+        predicted = [names[index] for index in result.predicted.tolist()]
+        self._metrics.fit_counted(domain, "computed")
+        self._metrics.fit_s.observe(time.monotonic() - started_s)
+        return DomainFit(
+            base=bundle,
+            base_version=base.version,
+            revision=labelled.revision,
+            examples_digest=labelled.digest,
+            method=key.method,
+            choice=key.choice,
+            classes=classes,
+            new_classes=tuple(new),
+            term=result.term,
+            report=result.report,
+            ids_N=labelled.ids_N,
+            guesses=dict(zip(ids, map(Guess, predicted, result.margins.tolist()), strict=True)),
+        )
+
+    async def _read(self, base: LoadedVersion) -> Bundle:
+        store = self._backend.loader.store
+        bundle = await asyncio.to_thread(lambda: read_bundle(store.read(base.domain, base.version)))
+        try:
+            check_replaceable(bundle)
+        except StackMismatchError as error:
+            raise RequestInvalidError(str(error), code="stack_unsupported") from error
+        return bundle
+
+    async def _classes(
+        self, base: LoadedVersion, bundle: Bundle, labels: Sequence[str], choice: ClassChoice
+    ) -> tuple[FitClasses, list[str]]:
+        """The classes of a fit, and those that the base version lacks."""
+        classes = FitClasses.of_bundle(bundle)
+        new = _new_classes(classes, labels)
+        try:
+            if new:
+                key = (base.digest, tuple(new))
+                text_NE = await self._texts.get(key, lambda: encode_names(self._backend.engine, base.stack, new))
+                classes = classes.extended(new, text_NE)
+            if choice == "examples":
+                check_restrictable(bundle)
+                classes = classes.restricted(labels)
+        except StackMismatchError as error:
+            raise RequestInvalidError(str(error), code="stack_unsupported") from error
+        if len(classes.specs) < 2:
+            message = f"A fit needs at least two classes; {base.domain} has {len(classes.specs)}. Label other examples."
+            raise TooFewExamplesError(message)
+        return classes, new
+
+    async def _embed(self, base: LoadedVersion) -> None:
+        """Make the missing features again from the pictures that are kept.
+
+        Raises:
+            ExamplesStaleError: labelled examples have neither features nor pictures.
+            OverloadedError: the queue is full. Features that were made are kept.
+        """
+        domain, key = base.domain, self._backend.feature_key(base.stack)
+        labelled = await asyncio.to_thread(self._examples.labelled, domain, key)
+        others = await asyncio.to_thread(self._examples.unlabelled, domain, key)
+        stale = [*labelled.stale_ids, *others.stale_ids]
+        found = await asyncio.to_thread(self._examples.page, domain, limit=len(stale), ids=stale)
+        kept = {example.id for example in found if example.has_picture}
+        if lacking := [number for number in labelled.stale_ids if number not in kept]:
+            raise _stale(len(lacking), base)
+        ids = [number for number in stale if number in kept]
+        for start in range(0, len(ids), EMBEDDED_AT_ONCE):
+            await self._embed_some(base, key, ids[start : start + EMBEDDED_AT_ONCE])
+
+    async def _embed_some(self, base: LoadedVersion, key: str, ids: Iterable[int]) -> None:
+        deadline_s = time.monotonic() + EMBEDDING_TIMEOUT_S
+        pin = self._backend.hold(base.domain, base.version, deadline_s=deadline_s, priority=-1)
+        pixels = {}
+        for number in ids:
+            try:
+                picture = await asyncio.to_thread(self._examples.picture, base.domain, number)
+            except ExampleNotFoundError:  # removed meanwhile
+                continue
+            if picture is not None:
+                pixels[number] = (await self._decoder.decode(picture, ("", base.domain))).pixels
+        options = ScoringOptions("cascade", (), 1, deadline_s, priority=-1, embedding=True)
+        scored = await pin.score(list(pixels.values()), options)
+        features = {}
+        for number, answer in zip(pixels, scored.answers, strict=True):
+            if not isinstance(answer, ImageResult):
+                raise answer
+            if answer.embedding is not None:
+                features[number] = answer.embedding
+        await asyncio.to_thread(self._examples.put_features, base.domain, key, features)
+
+
+def _new_classes(classes: FitClasses, labels: Iterable[str]) -> list[str]:
+    """The labels that are not among the classes, sorted; of several spellings the most frequent one."""
+    counts = Counter(labels)
+    missing = classes.missing(sorted(counts, key=lambda name: (counts[name], name)))
+    return sorted({comparison_key(name): name for name in missing}.values())
+
+
+def _check_size(n_examples: int, classes: FitClasses) -> None:
+    n_classes = len(classes.specs)
+    if max(n_examples, n_classes) * n_classes > MAX_SCORES:
+        raise RequestInvalidError(
+            f"{n_examples} examples and {n_classes} classes are too many for one fit: their product, and the square of "
+            f'the number of classes, may be at most {MAX_SCORES}. With "classes": "examples" only the classes of the '
+            "examples count.",
+            extra={"limit": MAX_SCORES},
+        )
+
+
+def _stale(n_stale: int, base: LoadedVersion) -> ExamplesStaleError:
+    return ExamplesStaleError(
+        f"{n_stale} labelled examples have no features for the image prompts of version {base.version} of "
+        f"{base.domain}, and their pictures were not kept. Add the pictures again, or use `based_on` with a version "
+        "that has the image prompts they were added under.",
+        extra={"n_stale": n_stale},
+    )

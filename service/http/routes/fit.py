@@ -1,0 +1,78 @@
+"""Routes that fit a few-shot head to a domain's examples: report it, or publish it as a version."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from service.examples.fitter import DomainFit
+from service.http.context import Context, actor_of
+from service.http.routes.responses import etag, published, refuse_when_draining
+from service.http.schemas import FitBody, FitOut, FitQuery, FittedOut
+
+router = APIRouter(tags=["fit"])
+
+
+@router.get(
+    "/domains/{domain}/fit", response_model=FitOut, responses={304: {"description": "the report is that of the ETag"}}
+)
+async def report(
+    domain: str,
+    query: Annotated[FitQuery, Query()],
+    context: Context,
+    if_none_match: Annotated[str | None, Header(description="ETag of a known report; 304 if it is current")] = None,
+) -> Response:
+    """Report the fit to the labelled examples without making a version."""
+    fit = await context.fitter.report(domain, **_options(query))
+    headers = {"ETag": etag(_digest(fit))}
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    return Response(msgspec.json.encode(_shown(domain, fit)), headers=headers, media_type="application/json")
+
+
+@router.post("/domains/{domain}/fit", status_code=201, response_model=FittedOut)
+async def fit(request: Request, response: Response, domain: str, body: FitBody, context: Context) -> Response:
+    """Fit a head to the labelled examples and publish it as a version; responds once it serves."""
+    actor = actor_of(request)
+    if body.activate:
+        context.keys.require(actor, "activate", domain)
+    refuse_when_draining(context)
+    added, fitted = await context.fitter.fit(domain, **_options(body), activate=body.activate, actor=actor)
+    content = msgspec.json.encode(published(response, context, domain, added) | _shown(domain, fitted))
+    headers = dict(response.headers)
+    return Response(content, 201 if added.created else 200, headers, media_type="application/json")
+
+
+def _options(query: FitQuery) -> dict[str, Any]:
+    based_on = None if query.based_on == "live" else query.based_on
+    return {"based_on": based_on, "classes": query.classes, "method": query.method}
+
+
+def _shown(domain: str, fit: DomainFit) -> dict[str, Any]:
+    """The fields of `FitOut`; the report may be large, so it is encoded without validation."""
+    found = {field.name: getattr(fit.report, field.name) for field in fields(fit.report)}
+    suspects = zip(fit.suspect_ids, fit.report.suspects, strict=True)
+    found["suspects"] = [
+        {"id": number, "label": one.label, "predicted": one.predicted, "probability": one.probability}
+        for number, one in suspects
+    ]
+    return {
+        "domain": domain,
+        "based_on": {"domain": domain, "version": fit.base_version, "digest": fit.base.digest},
+        "revision": fit.revision,
+        "examples_digest": fit.examples_digest,
+        "classes": fit.choice,
+        "method": fit.method,
+        "new_classes": fit.new_classes,
+        "report": found,
+    }
+
+
+def _digest(fit: DomainFit) -> str:
+    """Of everything that a report depends on."""
+    parts = (fit.revision, fit.examples_digest, fit.base.digest, fit.method, fit.choice)
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
