@@ -12,16 +12,14 @@ import tomllib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
-from prompted_clip.preprocess import to_pixels
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
-from tests.training.data.tiny_images import draw_pets
+from tests.training.data.tiny_images import draw_pets, pixels_of
 from training.adapt_run import AdaptJob, run_adapt
 from training.adapting.adapter import Adapter
 from training.adapting.methods import METHODS
@@ -90,10 +88,9 @@ def test_the_service_predicts_the_same_as_training(data, tmp_path, name, is_boos
 
     server = PromptedClip(tiny_backbone())
     stack = server.load_stack(read_bundle((tmp_path / "pets.safetensors").read_bytes()))
-    files = [item.path for item in dataset.split("train")]
-    pixels = [to_pixels(Image.open(path).convert("RGB"), 32, tiny_backbone().preprocess) for path in files]
-    rows = [stack] * len(files)
-    served = server.score(server.encode_images(torch.from_numpy(np.stack(pixels)), rows), rows)
+    pixels = pixels_of([item.path for item in dataset.split("train")], tiny_backbone().preprocess)
+    rows = [stack] * len(pixels)
+    served = server.score(server.encode_images(pixels, rows), rows)
     torch.testing.assert_close(torch.stack(served), predicted, atol=1e-5, rtol=1e-4)
     assert stack.class_names == ("cat", "dog", "striped circle")
     assert (stack.image_boost is not None) == is_boosted

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from prompt_store.bundle import read_bundle, write_bundle
@@ -14,11 +13,10 @@ from prompt_store.manifest import Calibration
 from prompted_clip.few_shot import FEW_SHOT_METHODS
 from prompted_clip.fit import fit_few_shot
 from prompted_clip.model import PromptedClip
-from prompted_clip.preprocess import to_pixels
 from prompted_clip.semi_supervised import UnlabelledImages
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
-from tests.training.data.tiny_images import draw_pets
+from tests.training.data.tiny_images import draw_pets, pixels_of
 from training.data.catalog import open_dataset
 from training.fit_command import fit_app
 
@@ -49,9 +47,8 @@ def encode(data, bundle):
     """Images of a data set, encoded under a bundle's prompts: the model, its stack and the features."""
     model = PromptedClip(tiny_backbone())
     stack = model.load_stack(bundle)
-    paths = [item.path for item in open_dataset(str(data)).split("train")]
-    pixels = [to_pixels(Image.open(path).convert("RGB"), 32, tiny_backbone().preprocess) for path in paths]
-    return model, stack, model.encode_images(torch.from_numpy(np.stack(pixels)), [stack] * len(paths))
+    pixels = pixels_of([item.path for item in open_dataset(str(data)).split("train")], tiny_backbone().preprocess)
+    return model, stack, model.encode_images(pixels, [stack] * len(pixels))
 
 
 @pytest.mark.parametrize("method", ["auto", *FEW_SHOT_METHODS])

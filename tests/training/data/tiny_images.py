@@ -4,8 +4,10 @@ import json
 import zlib
 
 import numpy as np
+import torch
 from PIL import Image
 
+from prompted_clip.preprocess import to_pixels
 from training.data.dataset import Dataset, LabelledImage
 
 
@@ -33,6 +35,12 @@ def draw_pets(root, n_images):
             pixels = (rng.integers(0, 60, (36, 40, 3)) + 60 * label).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{index}.png")
     return root
+
+
+def pixels_of(paths, preprocess):
+    """Images as a backbone of side 32 sees them, uint8 [N, 3, 32, 32]."""
+    images = [Image.open(path).convert("RGB") for path in paths]
+    return torch.from_numpy(np.stack([to_pixels(image, 32, preprocess) for image in images]))
 
 
 def write(path, text):

@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
-from prompted_clip.preprocess import to_pixels
 from tests.stacks import random_bundle
 from tests.tiny import tiny_backbone
+from tests.training.data.tiny_images import pixels_of
 from tests.training.evaluation.tiny_sets import CLASS_NAMES, painted
 from training.errors import DatasetError
 from training.evaluation.predict import Predictor
@@ -42,8 +41,7 @@ def test_batched_and_single_predictions_are_equal(dataset, stack):
     answers = Predictor(tiny_backbone(), batch_rows=3).predict(stack, dataset)
     model = PromptedClip(tiny_backbone())
     for row, item in enumerate(dataset.split("test")):
-        pixels = to_pixels(Image.open(item.path).convert("RGB"), 32, model.backbone.preprocess)
-        seen = model.encode_images(torch.from_numpy(pixels[None]), [stack])
+        seen = model.encode_images(pixels_of([item.path], model.backbone.preprocess), [stack])
         (scores,) = model.score(seen, [stack])
         assert answers.named_N[row] == int(scores.argmax())
         assert answers.labels_N[row] == item.label

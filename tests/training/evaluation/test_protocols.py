@@ -7,15 +7,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
 from prompt_store.bundle import read_bundle
 from prompted_clip.few_shot import FEW_SHOT_METHODS
 from prompted_clip.model import PromptedClip
-from prompted_clip.preprocess import normalize_pixels, to_pixels
+from prompted_clip.preprocess import normalize_pixels
 from tests.stacks import random_bundle
 from tests.tiny import tiny_backbone
+from tests.training.data.tiny_images import pixels_of
 from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, painted
 from training.adapting.methods import METHODS
 from training.data.few_shot import base_and_new, few_shot
@@ -100,8 +100,7 @@ def test_zero_shot_is_the_base_model_with_its_own_text(bench_at, dataset, is_boo
     row = base_to_new(bench, dataset, Trial())
     base_model, preprocess = bench.base_model, bench.base_model.backbone.preprocess
     for half, rate in zip(base_and_new(dataset), (row.base, row.new), strict=True):
-        pictures = [to_pixels(Image.open(item.path), 32, preprocess) for item in half.split("test")]
-        pixels = torch.from_numpy(np.stack(pictures))
+        pixels = pixels_of([item.path for item in half.split("test")], preprocess)
         texts = base_model.zero_shot_text(half.class_names, ["{}."] if is_boosted else [dataset.template])
         named = (base_model.encode_images(normalize_pixels(pixels, preprocess)) @ texts.T).argmax(1)
         assert rate == 100 * float(np.mean(named.numpy() == [item.label for item in half.split("test")]))
