@@ -18,6 +18,7 @@ from prompt_store.class_names import normalize_labels
 from prompt_store.errors import BundleInvalidError
 from prompt_store.manifest import DEFAULT_TEMPLATE
 from prompted_clip.backbone import load_backbone
+from prompted_clip.errors import StackMismatchError
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels, upright_rgb
 from prompted_clip.stack import PromptStack
@@ -106,6 +107,8 @@ class Classifier:
         *,
         top_k: int = 5,
         labels: Sequence[str] | None = None,
+        abstain: float | None = None,
+        embedding: bool = False,
     ) -> list[Classification]:
         """Classify images among the classes of their domains.
 
@@ -118,22 +121,26 @@ class Classifier:
             top_k: maximum number of classes per image.
             labels: open vocabulary: classify among these instead of the bundle's classes; a list, or one string with
                 commas.
+            abstain: abstention rate, such as 0.05: images that are classified less reliably have `abstained` set and
+                no label. The bundles need a threshold for it, see `caspl fit`; without `labels` only.
+            embedding: return image embeddings.
 
         Returns:
             One result per image, in order; an image that cannot be decoded has `error` set and does not affect others.
 
         Raises:
             NotFoundError: no bundle of such a domain is loaded.
-            InvalidRequestError: a label is empty, unprintable, too long or a duplicate.
+            InvalidRequestError: a label is empty, unprintable, too long or a duplicate; no threshold for `abstain`.
             OSError: a file cannot be read.
             StackMismatchError, TextTooLongError: the domain's prompts cannot score these labels.
         """
         all_images = as_list(images)
         stacks = self._stacks_of(len(all_images), domain, _names(labels or ()))
+        thresholds = [0.0] * len(stacks) if abstain is None else _thresholds(stacks, abstain, has_labels=bool(labels))
         results: list[Classification] = []
         for start in range(0, len(all_images), self._batch_size):
             batch = slice(start, start + self._batch_size)
-            results += self._classify_batch(all_images[batch], stacks[batch], top_k)
+            results += self._classify_batch(all_images[batch], stacks[batch], thresholds[batch], top_k, embedding)
         return results
 
     def _stacks_of(
@@ -153,7 +160,12 @@ class Classifier:
         return [self._with_labels(stack, labels) for stack in stacks] if labels else stacks
 
     def _classify_batch(
-        self, images: Sequence[ImageInput], stacks: Sequence[PromptStack], top_k: int
+        self,
+        images: Sequence[ImageInput],
+        stacks: Sequence[PromptStack],
+        thresholds: Sequence[float],
+        top_k: int,
+        with_embeddings: bool,
     ) -> list[Classification]:
         results: dict[int, Classification] = {}
         decoded: dict[int, tuple[NDArray[np.uint8], tuple[str, ...]]] = {}
@@ -165,12 +177,19 @@ class Classifier:
         for lane in {stacks[row].lane for row in decoded}:
             rows = [row for row in decoded if stacks[row].lane == lane]
             pixels_BCHW = torch.from_numpy(np.stack([decoded[row][0] for row in rows]))
-            ranked = self._model.rank(pixels_BCHW, [stacks[row] for row in rows], [top_k] * len(rows))
-            for row, (class_ids, probabilities, _) in zip(rows, ranked, strict=True):
-                names = stacks[row].class_names
-                best = tuple(Prediction(names[i], i, p) for i, p in zip(class_ids, probabilities, strict=True))
+            of_lane = [stacks[row] for row in rows]
+            ranked = self._model.rank(pixels_BCHW, of_lane, [top_k] * len(rows), with_embeddings=with_embeddings)
+            for row, stack, (class_ids, probabilities, embedding_E) in zip(rows, of_lane, ranked, strict=True):
+                names = stack.class_names
                 results[row] = Classification(
-                    stacks[row].domain or None, digest=stacks[row].digest, predictions=best, notes=decoded[row][1]
+                    stack.domain or None,
+                    digest=stack.digest,
+                    predictions=tuple(
+                        Prediction(names[i], i, p) for i, p in zip(class_ids, probabilities, strict=True)
+                    ),
+                    notes=decoded[row][1],
+                    abstained=probabilities[0] < thresholds[row],
+                    embedding=embedding_E,
                 )
         return [results[row] for row in range(len(images))]
 
@@ -182,6 +201,17 @@ class Classifier:
             return to_pixels(upright_rgb(opened), backbone.image_size, backbone.preprocess), notes
         except Exception as error:  # Pillow raises a dozen kinds for damaged files
             raise undecodable() from error
+
+
+def _thresholds(stacks: Sequence[PromptStack], abstain: float, *, has_labels: bool) -> list[float]:
+    """The abstention threshold of each image's stack."""
+    title, code = "No such abstention threshold", "abstain_unsupported"
+    if has_labels:
+        raise InvalidRequestError(title, "abstain is calibrated for the bundle's own classes; omit labels.", code=code)
+    try:
+        return [stack.abstain_below(abstain) for stack in stacks]
+    except StackMismatchError as error:
+        raise InvalidRequestError(title, str(error), code=code) from error
 
 
 def _names(labels: Sequence[str]) -> tuple[str, ...]:

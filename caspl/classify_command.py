@@ -1,7 +1,7 @@
 """The command `caspl classify`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -27,6 +27,9 @@ def classify(
     top_k: Annotated[int, typer.Option(help="classes per image")] = 3,
     labels: Annotated[str | None, typer.Option(help="classify among these labels instead, comma-separated")] = None,
     version: Annotated[int | None, typer.Option(help="use this version instead of the live one")] = None,
+    abstain: Annotated[
+        float | None, typer.Option(help="abstention rate, such as 0.05: no label for the least reliable images")
+    ] = None,
     key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -36,7 +39,13 @@ def classify(
         if not files:
             raise typer.BadParameter(f"no {', '.join(sorted(SERVED_SUFFIXES))} file in these folders")
         with Client(url, api_key=key) as client:
-            results = classify_files(client, files, domain, top_k, labels.split(",") if labels else None, version)
+            options = {
+                "top_k": top_k,
+                "labels": labels.split(",") if labels else None,
+                "version": version,
+                "abstain": abstain,
+            }
+            results = classify_files(client, files, domain, options)
     if as_json:
         rows = [as_dict(path, result) for path, result in zip(files, results, strict=True)]
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -67,14 +76,17 @@ def find_files(paths: Sequence[Path], console: Console) -> list[Path]:
 
 
 def classify_files(
-    client: Client, files: Sequence[Path], domain: str, top_k: int, labels: list[str] | None, version: int | None
+    client: Client, files: Sequence[Path], domain: str, options: Mapping[str, Any]
 ) -> list[Classification]:
-    """Classify files in order; once there are results, a failure marks the remaining files instead of being raised."""
+    """Classify files in order; once there are results, a failure marks the remaining files instead of being raised.
+
+    `options` are those of `Client.classify`.
+    """
     results: list[Classification] = []
     for start in range(0, len(files), IMAGES_PER_REQUEST):
         batch = files[start : start + IMAGES_PER_REQUEST]
         try:
-            results += client.classify(batch, domain, top_k=top_k, labels=labels, version=version)
+            results += client.classify(batch, domain, **options)
         except CasplError as error:
             if not results:
                 raise
@@ -95,6 +107,8 @@ def as_dict(path: Path, result: Classification) -> dict[str, Any]:
         "domain": result.domain,
         "version": result.version,
         "digest": result.digest,
+        "label": None if error else result.label,
+        "abstained": result.abstained,
         "predictions": predictions,
         "error": {"title": error.title, "code": error.code, "detail": error.detail} if error else None,
     }
@@ -108,6 +122,8 @@ def show(files: Sequence[Path], results: Sequence[Classification], console: Cons
         table.add_column(column)
     for path, result in zip(files, results, strict=True):
         texts = [f"{found.label} {found.probability:.1%}" for found in result.predictions]
+        if result.abstained:
+            texts.insert(0, "abstained")
         first = plain(result.error.title, "red") if result.error else plain(texts[0])
         cells = (path.name, result.domain or "-", str(result.version or "-"))
         table.add_row(*map(plain, cells), first, plain(", ".join(texts[1:])))

@@ -7,6 +7,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 
 from caspl.errors import from_problem
 from caspl.images import ImageInput, ImagesInput, as_list, encode, n_bytes
@@ -26,6 +27,8 @@ def classify(
     top_k: int = 5,
     labels: Sequence[str] | None = None,
     version: int | None = None,
+    abstain: float | None = None,
+    embedding: bool = False,
 ) -> Operation[list[Classification]]:
     """Classify images, at most 16 and 30 MiB per request.
 
@@ -37,6 +40,9 @@ def classify(
         labels: open vocabulary: classify among these instead of the domain's classes; a list, or one string with
             commas.
         version: use this version instead of the live one; only with one domain.
+        abstain: abstention rate, such as 0.05: images that are classified less reliably have `abstained` set and no
+            label. The version needs a threshold for it; without `labels` only.
+        embedding: return image embeddings.
 
     Returns:
         One result per image, in order; a rejected image has `error` set and does not affect others.
@@ -45,7 +51,13 @@ def classify(
         CasplError: the server cannot be reached or rejects a request; see `caspl.errors`.
         OSError: a file cannot be read.
     """
-    query = {"top_k": top_k, "labels": labels or None, "version": version}
+    query = {
+        "top_k": top_k,
+        "labels": labels or None,
+        "version": version,
+        "abstain": abstain,
+        "return": "embedding" if embedding else None,
+    }
     params = {name: value for name, value in query.items() if value is not None}
     all_images = as_list(images)
     path, fields = "/classify", domain
@@ -143,7 +155,7 @@ def _classify_chunk(
 
 
 def _classification(result: dict[str, Any]) -> Classification:
-    problem = result.get("error")
+    problem, embedding = result.get("error"), result.get("embedding")
     return Classification(
         result.get("domain"),
         result.get("version"),
@@ -154,4 +166,6 @@ def _classification(result: dict[str, Any]) -> Classification:
         ),
         tuple(result.get("notes", ())),
         from_problem(problem, problem.get("status", 422)) if problem else None,
+        result.get("abstained", False),
+        None if embedding is None else np.array(embedding, dtype=np.float32),
     )

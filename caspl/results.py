@@ -1,9 +1,13 @@
 """Results of the public API."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from caspl.errors import CasplError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Classification:
         predictions: most probable first; empty if `error` is set.
         notes: how the image was converted, such as `cmyk`.
         error: why this image has no predictions.
+        abstained: with `abstain`, whether even the most probable class is too uncertain.
+        embedding: if requested, the unit-norm image embedding, [E] float32.
     """
 
     domain: str | None
@@ -40,11 +46,14 @@ class Classification:
     predictions: tuple[Prediction, ...] = ()
     notes: tuple[str, ...] = ()
     error: CasplError | None = None
+    abstained: bool = False
+    embedding: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
 
     @property
-    def label(self) -> str:
-        """The most probable class; raises `error` if it is set."""
-        return self._best.label
+    def label(self) -> str | None:
+        """The most probable class, None if `abstained`; raises `error` if it is set."""
+        best = self._best
+        return None if self.abstained else best.label
 
     @property
     def probability(self) -> float:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ from safetensors.torch import save_file
 
 import caspl
 from caspl.errors import ImageError, InvalidRequestError, NotFoundError
+from prompt_store.bundle import read_bundle, write_bundle
+from prompt_store.manifest import Calibration
 from prompted_clip.errors import StackMismatchError, WeightsError
 from tests.architecture.repository import ROOT
 from tests.stacks import random_bundle
@@ -79,6 +82,52 @@ def test_labels_that_are_no_class_names_are_an_error(classifier, labels):
     with pytest.raises(InvalidRequestError, match=r"labels\[1\]") as failed:
         classifier.classify(DONUT, "satellite", labels=labels)
     assert failed.value.code == "label_invalid"
+
+
+@pytest.fixture
+def calibrated(classifier):
+    """A classifier with thresholds at the probability of DONUT's best class, and above."""
+    (result,) = classifier.classify(DONUT, "satellite")
+    bundle = read_bundle((DEMO / "bundles" / "satellite.safetensors").read_bytes())
+    thresholds = {"0.01": result.probability, "0.05": math.nextafter(result.probability, 1)}
+    calibration = Calibration(temperature=1.0, abstain=thresholds)
+    data = write_bundle(bundle.manifest.model_copy(update={"calibration": calibration}), bundle.tensors)
+    return caspl.Classifier("demo-student", bundles=[data], device="cpu")
+
+
+def test_an_image_below_the_threshold_has_no_label(calibrated):
+    found = [calibrated.classify([DONUT, b"no image"], abstain=rate) for rate in (None, 0.01, 0.05)]
+
+    assert [(result.abstained, result.label) for result, _ in found] == [
+        (False, "striped donut"),
+        (False, "striped donut"),
+        (True, None),
+    ]
+    assert [failed.abstained for _, failed in found] == [False] * 3
+    assert len({result.predictions for result, _ in found}) == 1
+
+
+def test_abstention_needs_a_threshold_and_the_bundle_s_own_classes(calibrated, classifier):
+    with pytest.raises(InvalidRequestError, match=r"rate 0\.2; use one of 0\.01, 0\.05\.") as failed:
+        calibrated.classify(DONUT, abstain=0.2)
+    assert failed.value.code == "abstain_unsupported"
+    with pytest.raises(InvalidRequestError, match="omit labels"):
+        calibrated.classify(DONUT, abstain=0.05, labels=["cross", "donut"])
+    with pytest.raises(InvalidRequestError, match=r"'thermal'.*not calibrated"):
+        classifier.classify(CRESCENT, "thermal", abstain=0.05)
+
+
+def test_embeddings_are_returned_if_requested(classifier):
+    images, domains = [DONUT, CRESCENT, b"no image"], ["satellite", "thermal", "satellite"]
+    together = classifier.classify(images, domains, embedding=True)
+
+    for image, domain, result in zip(images[:2], domains, together, strict=False):
+        (alone,) = classifier.classify(image, domain, embedding=True)
+        assert result.embedding.dtype == np.float32
+        assert np.linalg.norm(result.embedding) == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(result.embedding, alone.embedding, atol=1e-5)
+    assert together[2].embedding is None
+    assert classifier.classify(DONUT, "satellite")[0].embedding is None
 
 
 def test_without_bundles_the_plain_backbone_scores_the_labels():

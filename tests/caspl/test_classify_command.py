@@ -15,6 +15,7 @@ class FakeClient:
     """Stands for `caspl.Client`; fails from call number `fails_at` on."""
 
     calls = ()
+    result = Classification("paint", 3, "sha256:x", (Prediction("red", 0, 0.9),))
     fails_at = 99
     error = ServerError("Model failure", "try again", code="inference_failed")
 
@@ -31,7 +32,7 @@ class FakeClient:
         self.calls.append((len(images), domain, options))
         if len(self.calls) >= self.fails_at:
             raise self.error
-        return [Classification(domain, 3, "sha256:x", (Prediction("red", 0, 0.9),))] * len(images)
+        return [self.result] * len(images)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_results_are_printed_as_a_table(run):
 
     assert result.exit_code == 0
     assert "red 90.0%" in result.stdout
-    assert FakeClient.calls == [(2, "paint", {"top_k": 2, "labels": ["red", "blue"], "version": 3})]
+    assert FakeClient.calls == [(2, "paint", {"top_k": 2, "labels": ["red", "blue"], "version": 3, "abstain": None})]
 
 
 def test_results_are_printed_as_json(run):
@@ -64,6 +65,18 @@ def test_results_are_printed_as_json(run):
     assert row["file"].endswith("0.png")
     assert (row["domain"], row["version"], row["digest"], row["error"]) == ("paint", 3, "sha256:x", None)
     assert row["predictions"] == [{"label": "red", "class_id": 0, "probability": 0.9}]
+    assert (row["label"], row["abstained"]) == ("red", False)
+
+
+def test_an_image_that_is_too_uncertain_has_no_label_but_all_predictions(run, monkeypatch):
+    guesses = (Prediction("red", 0, 0.4), Prediction("blue", 1, 0.3))
+    unsure = Classification("paint", 3, "sha256:x", guesses, abstained=True)
+    monkeypatch.setattr(FakeClient, "result", unsure)
+
+    (row,) = json.loads(run(1, "--json", "--abstain", "0.05").stdout)
+    assert FakeClient.calls[0][2]["abstain"] == 0.05
+    assert (row["label"], row["abstained"], len(row["predictions"])) == (None, True, 2)
+    assert " ".join(run(1, "--abstain", "0.05").stdout.split()).count("abstained │ red 40.0%, blue 30.0%") == 1
 
 
 def test_a_late_failure_keeps_earlier_results_and_stops(run):

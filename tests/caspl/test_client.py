@@ -64,6 +64,25 @@ def test_sixteen_images_are_sent_per_request_and_results_keep_their_order(connec
     )
 
 
+def test_abstention_and_embeddings_are_requested_and_read(connect):
+    def unsure(_, request):
+        one = {"predictions": [{"label": "red", "class_id": 0, "probability": 0.4}], "error": None, "notes": []}
+        one |= {"abstained": True, "label": None, "embedding": [0.6, 0.8]}
+        failed = {"predictions": [], "abstained": False, "label": None, "embedding": None}
+        failed |= {"error": {"title": "Damaged image", "code": "image_undecodable", "status": 422}}
+        body = {"domain": "paint", "version": 3, "digest": "sha256:x", "results": [one, failed]}
+        return httpx.Response(200, json=body)
+
+    client = connect(unsure)
+    result, failed = client.classify([picture()] * 2, "paint", abstain=0.05, embedding=True)
+
+    assert str(client.seen[0].url) == "http://test/classify/paint?top_k=5&abstain=0.05&return=embedding"
+    assert (result.label, result.abstained, result.probability) == (None, True, 0.4)
+    assert result.embedding.dtype == np.float32
+    np.testing.assert_allclose(result.embedding, [0.6, 0.8])
+    assert (failed.abstained, failed.embedding, failed.error.code) == (False, None, "image_undecodable")
+
+
 def test_large_images_are_spread_over_requests_within_the_default_limit(connect):
     client = connect(answer)
     client.classify([bytes(9 * 2**20)] * 6 + [picture()], "paint")
