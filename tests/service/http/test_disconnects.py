@@ -17,15 +17,15 @@ N_BATCH_ROWS = 16
 
 
 class Visitor:
-    """A client that sends one picture and can leave."""
+    """A client that sends one picture, or another body, and can leave."""
 
-    def __init__(self, app, path="/classify/paint"):
+    def __init__(self, app, path="/classify/paint", *, body=None, headers=()):
         self.status = None
         self._messages = asyncio.Queue()
-        self._messages.put_nowait({"type": "http.request", "body": picture(), "more_body": False})
+        self._messages.put_nowait({"type": "http.request", "body": body or picture(), "more_body": False})
         scope = {
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(),
-            "headers": [], "http_version": "1.1", "scheme": "http", "server": ("test", 80), "client": ("127.0.0.1", 1),
+            "headers": list(headers), "http_version": "1.1", "scheme": "http", "server": ("test", 80), "client": ("127.0.0.1", 1),
             "root_path": "", "asgi": {"version": "3.0"}, "query_string": b"timeout_ms=30000",
         }  # fmt: skip
         self.call = asyncio.ensure_future(app(scope, self._messages.get, self._send))
