@@ -25,7 +25,8 @@ class Visitor:
         self._messages.put_nowait({"type": "http.request", "body": body or picture(), "more_body": False})
         scope = {
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(),
-            "headers": list(headers), "http_version": "1.1", "scheme": "http", "server": ("test", 80), "client": ("127.0.0.1", 1),
+            "headers": list(headers), "http_version": "1.1", "scheme": "http", "server": ("test", 80),
+            "client": ("127.0.0.1", 1),
             "root_path": "", "asgi": {"version": "3.0"}, "query_string": b"timeout_ms=30000",
         }  # fmt: skip
         self.call = asyncio.ensure_future(app(scope, self._messages.get, self._send))

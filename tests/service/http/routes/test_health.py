@@ -160,6 +160,7 @@ async def test_the_openapi_document_describes_every_call_and_its_failures(serve)
         "/domains/{domain}/rollback",
         "/domains/{domain}/history",
         "/domains/{domain}/examples",
+        "/domains/{domain}/examples/groups",
         "/domains/{domain}/examples/{example}",
         "/domains/{domain}/examples/{example}/thumbnail",
         "/livez",
