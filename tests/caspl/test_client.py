@@ -18,6 +18,7 @@ from caspl.errors import (
     ServerError,
     TransportError,
 )
+from prompt_store.manifest import Calibration
 from tests.service.fakes import colour_bundle, picture
 
 
@@ -222,3 +223,21 @@ def test_a_domain_is_published_activated_classified_with_and_rolled_back(serve, 
             assert (await client.publish(colour_bundle(seed=2), activate=True)).is_live
 
     asyncio.run(life())
+
+
+def test_the_asynchronous_client_gets_abstentions_and_embeddings_from_a_running_service(serve):
+    async def ask():
+        async with serve() as http, caspl.AsyncClient("http://localhost", transport=http._transport) as client:
+            calibration = Calibration(temperature=1.0, abstain={"0.05": 0.9})
+            await client.publish(colour_bundle(calibration=calibration), activate=True)
+            images = [picture("red"), picture((255, 200, 0))]
+            sure, unsure = await client.classify(images, "paint", abstain=0.05, embedding=True)
+            assert (sure.label, sure.abstained) == ("red", False)
+            assert (unsure.label, unsure.abstained, unsure.predictions[0].label) == (None, True, "red")
+            np.testing.assert_allclose(sure.embedding, [1, 0, 0], atol=1e-4)
+            for options in ({"abstain": 0.01}, {"abstain": 0.05, "labels": ["red", "blue"]}):
+                with pytest.raises(InvalidRequestError) as failed:
+                    await client.classify(images, "paint", **options)
+                assert failed.value.code == "abstain_unsupported"
+
+    asyncio.run(ask())

@@ -1,5 +1,6 @@
 """Embeddings of an engine's rows: who asks gets them, and they are open_clip's features."""
 
+import asyncio
 import dataclasses
 
 import numpy as np
@@ -7,11 +8,16 @@ import pytest
 import torch
 
 from prompt_store.bundle import read_bundle
+from prompted_clip import model
+from prompted_clip.backbone import load_backbone
 from prompted_clip.model import PromptedClip
+from prompted_clip.transfers import to_host
 from service.engine.engine import Engine, EngineRow
+from service.engine.loading import image_tower
 from service.errors import InferenceFailedError
+from service.settings import Settings
 from tests.stacks import random_bundle
-from tests.tiny import random_pixels, tiny_backbone
+from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 
 pytestmark = pytest.mark.anyio
 
@@ -66,3 +72,34 @@ async def test_a_row_whose_embedding_is_nan_fails_alone(engine):
     good, bad = await engine.run([EngineRow(pixels[0], stack, 1, True), EngineRow(pixels[1], broken, 1, True)])
     assert np.isfinite(unit(good)).all()
     assert isinstance(bad, InferenceFailedError)
+
+
+async def test_a_batch_waits_for_the_device_once_and_copies_embeddings_only_if_a_row_needs_one(engine, monkeypatch):
+    copied = []
+
+    def noted(*tensors):
+        copied.append([tuple(tensor.shape) for tensor in tensors])
+        return to_host(*tensors)
+
+    monkeypatch.setattr(model, "to_host", noted)
+    stack = await engine.load(read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))))
+    rows = [EngineRow(image, stack, 2) for image in random_pixels(3).numpy()]
+    await engine.run(rows)
+    await engine.run([dataclasses.replace(rows[0], embedding=True), *rows[1:]])
+    assert copied == [[(3, 2), (3, 2)], [(3, 2), (3, 2), (3, engine.backbone.embed_dim)]]
+
+
+@pytest.mark.gpu
+async def test_embeddings_from_the_gpu_are_those_from_the_cpu():
+    register_tiny_models()
+    backbone = load_backbone("tiny", random_seed=0, device="cuda")
+    served = PromptedClip(backbone, image_tower=image_tower(backbone, Settings(max_batch_rows=8)))
+    bundle, found = read_bundle(random_bundle("cats", ("tom", "kit"), image_boost=(2, 3))), []
+    for engine in (Engine(PromptedClip(tiny_backbone())), Engine(served)):
+        stack = await engine.load(bundle)
+        rows = [EngineRow(image, stack, 1, embedding=True) for image in random_pixels(16).numpy()]
+        batches = [rows[start : start + 4] for start in range(0, 16, 4)]
+        results = await asyncio.gather(*map(engine.run, batches))
+        found.append([unit(result) for batch in results for result in batch])
+        engine.close()
+    np.testing.assert_allclose(*found, atol=1e-3)
