@@ -251,7 +251,8 @@ def _published_table(content: dict[str, Any]) -> Table:
     """Published numbers of the measured methods, averaged over eleven data sets."""
     printed = {(each["method"], each["boosted"]): each.get("by_shots", each) for each in content["published_means"]}
     is_by_shots = "by_shots" in content["published_means"][0]
-    measures = list(next(iter(printed.values()))) if is_by_shots else list(content["summaries"][0]["change"])
+    by_shots = sorted({shots for side in printed.values() for shots in side}) if is_by_shots else []
+    measures = by_shots or list(content["summaries"][0]["change"])
     of = f"accuracy with {' / '.join(map(str, measures))} shots" if is_by_shots else " / ".join(measures)
     table = Table(title=f"published for CLIP ViT-B/16 (OpenAI), mean over eleven data sets: {of}, %")
     for column in ("method", "without boosting", "with boosting"):

@@ -123,9 +123,9 @@ def _printed_table(report: Report, printed: Sequence[Mapping[str, Any]]) -> list
         titles = ["method", *map(_title, report.measures)]
         cells = [[_rate_text(each[name]) for name in report.measures] for each in printed]
     else:
-        shots = list(printed[0]["by_shots"])
+        shots = sorted({n for each in printed for n in each["by_shots"]})
         titles = ["method", *(f"{n} shots" if n > 1 else "1 shot" for n in shots)]
-        cells = [[_rate_text(each["by_shots"][n]) for n in shots] for each in printed]
+        cells = [[_rate_text(each["by_shots"].get(n)) for n in shots] for each in printed]
     sources = "; ".join(dict.fromkeys(str(each["source"]) for each in printed))
     grid = _grid(titles, [[name, *row] for name, row in zip(names, cells, strict=True)])
     return [f"Mean over eleven data sets with {BACKBONE}. Source: {sources}.", "", *grid]

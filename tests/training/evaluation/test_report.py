@@ -151,6 +151,13 @@ def test_few_shot_rows_are_listed_by_shots_above_the_published_ones():
     assert (printed["1 shot"], printed["16 shots"]) == ("67.56", "79.89")
 
 
+def test_published_few_shot_results_may_be_for_some_shots_only():
+    report = report_of(overall(50.0, shots=16), overall(60.0, method="gda", shots=16), protocol="few-shot")
+    coop, gda = table(to_markdown(report), "Published")
+    assert (coop["1 shot"], coop["16 shots"]) == ("67.56", "79.89")
+    assert (gda["1 shot"], gda["16 shots"]) == ("-", "81.85")
+
+
 def test_across_data_sets_the_mean_excludes_the_source():
     rates = {"imagenet": 70.0, "dtd": 45.0, "eurosat": 50.0}
     rows = [overall(rate, protocol="cross-dataset", dataset="imagenet", target=name) for name, rate in rates.items()]
