@@ -133,7 +133,7 @@ class Engine:
             n_domains = len({row.stack.domain for row in rows})
             n_padded = self._model.padded_batch_size(len(rows)) if self._model.pipeline_depth else len(rows)
             self._observer.batch_running(n_domains, len(rows), n_padded)
-        return await self._call(lambda: self._run_limited(rows), n_rows=len(rows))
+        return await self._call(partial(self._run, rows), n_rows=len(rows))
 
     async def load(self, bundle: Bundle) -> PromptStack:
         """Load a bundle into host memory, on a thread of its own.
@@ -242,16 +242,15 @@ class Engine:
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _run_limited(self, rows: Sequence[EngineRow]) -> list[RowResult | Exception]:
-        """Run one batch, in parts of `batch_limit`."""
-        n_most = self.batch_limit.max_rows or len(rows)
-        starts = range(0, len(rows), n_most)
-        return [answer for start in starts for answer in self._run(rows[start : start + n_most])]
-
     def _run(self, rows: Sequence[EngineRow], *, was_full: bool = False) -> list[RowResult | Exception]:
-        """Run one batch, and again in halves if it fails; `was_full`: it is part of a batch that ran out of memory."""
+        """Run one batch, in halves if it exceeds `batch_limit`, and again in halves if it fails.
+
+        With `was_full` it is part of a batch that ran out of memory.
+        """
         self._raise_if_lost()
         self.activity.report_progress()
+        if len(rows) > (self.batch_limit.max_rows or len(rows)):
+            return self._run_halves(rows, was_full=was_full)
         try:
             return self._forward(rows)
         except Exception as error:
@@ -268,14 +267,11 @@ class Engine:
         if is_full and not was_full:
             self._free_memory()
             self.batch_limit.out_of_memory(len(rows))
-        if len(rows) == 1:
-            return [failure]
+        return [failure] if len(rows) == 1 else self._run_halves(rows, was_full=was_full or is_full)
+
+    def _run_halves(self, rows: Sequence[EngineRow], *, was_full: bool) -> list[RowResult | Exception]:
         middle = len(rows) // 2
-        return [
-            answer
-            for half in (rows[:middle], rows[middle:])
-            for answer in self._run(half, was_full=was_full or is_full)
-        ]
+        return [*self._run(rows[:middle], was_full=was_full), *self._run(rows[middle:], was_full=was_full)]
 
     def _forward(self, rows: Sequence[EngineRow]) -> list[RowResult | Exception]:
         side, is_gpu = self.backbone.image_size, self.backbone.device.type == "cuda"

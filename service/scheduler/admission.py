@@ -55,10 +55,8 @@ class Admission:
         """Seconds until a batch that is handed over now starts."""
         if self.is_idle:
             return 0.0
-        ends_s = [
-            started_s + self.seconds(n_rows) for started_s, n_rows in self._running.values() if started_s is not None
-        ]
-        behind_s = sum([self.seconds(n_rows) for started_s, n_rows in self._running.values() if started_s is None])
+        ends_s = [since_s + self.seconds(n) for since_s, n in self._running.values() if since_s is not None]
+        behind_s = sum([self.seconds(n) for since_s, n in self._running.values() if since_s is None])
         return max(0.0, min(ends_s, default=now_s) - now_s) + behind_s / self._max_running
 
     def predict(self, n_ahead: int, now_s: float) -> tuple[float, float]:
