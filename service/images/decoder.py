@@ -106,8 +106,8 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
     is_multi_picture = image.format == "MPO"
     if not is_multi_picture and getattr(image, "n_frames", 1) > 1:
         raise ImageRejectedError("Animated images are not supported; send one frame.", code="image_animated")
-    found = {"cmyk": image.mode == "CMYK", "first_frame": is_multi_picture}
-    return tuple(note for note, is_present in found.items() if is_present)
+    notes = ("cmyk",) if image.mode == "CMYK" else ()
+    return (*notes, "first_frame") if is_multi_picture else notes
 
 
 class Decoder:
