@@ -49,7 +49,7 @@ class Scored(NamedTuple):
         version, digest: the version used.
         answers: an answer or an error per image.
         abstain_below: if a rate was given, the probability below which the most probable class is too uncertain.
-        feature_key: identifies everything that embeddings depend on: `<backbone fingerprint>/<image prompt digest>`.
+        feature_key: with embeddings, all that they depend on: `<backbone fingerprint>/<digest of the image prompts>`.
     """
 
     version: int
