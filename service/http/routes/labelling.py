@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import ExampleNotFoundError, RequestInvalidError
+from service.examples.fitter import DomainFit
 from service.examples.records import Example
 from service.http.context import Context, ServiceContext, actor_of
 from service.http.routes.requests import check_label
@@ -39,6 +42,10 @@ class ExamplesQuery(BaseModel):
     limit: int = Field(100, ge=1, le=MAX_PAGE, description="maximum number of examples")
     label: str | None = Field(None, description="only examples with this label; `unlabelled` for those without one")
     labelled: bool | None = Field(None, description="only examples with a label, or only those without one")
+    suspect: bool = Field(False, description="only examples whose label the others contradict, worst first")
+    order: Literal["id", "uncertain"] = Field(
+        "id", description="`uncertain` lists unlabelled examples, the smallest margin first"
+    )
 
 
 class RemoveQuery(BaseModel):
@@ -52,23 +59,41 @@ class RemoveQuery(BaseModel):
 
 @router.get("/domains/{domain}/examples")
 async def list_examples(domain: str, query: Annotated[ExamplesQuery, Query()], context: Context) -> ExamplesOut:
-    """List a domain's examples by ascending id."""
+    """List a domain's examples by ascending id, or as a fit sees them, which waits for the fit."""
     context.table.state(domain)
     label, is_labelled = _chosen(query)
-    found = await asyncio.to_thread(
-        context.examples.page, domain, after=query.after, limit=query.limit + 1, label=label, is_labelled=is_labelled
-    )
-    shown = found[: query.limit]
+    is_ordered = query.suspect or query.order == "uncertain"
+    fit = await (context.fitter.report(domain) if is_ordered else context.fitter.current(domain))
+    by_fit = fit if is_ordered else None
+    found, following = await asyncio.to_thread(_page, context, domain, query, label, is_labelled, by_fit)
     counts = await asyncio.to_thread(context.examples.counts, domain)
     return ExamplesOut(
         domain=domain,
-        examples=[_shown(example) for example in shown],
-        next=shown[-1].id if len(found) > query.limit else None,
-        counts=ExampleCountsOut(
-            labelled=counts.labelled, unlabelled=counts.unlabelled, by_label=counts.by_label, n_bytes=counts.n_bytes
-        ),
-        based_on=None,
+        examples=[_shown(example, fit) for example in found],
+        next=following,
+        counts=ExampleCountsOut(**asdict(counts)),
+        based_on=fit.base_version if fit else None,
     )
+
+
+def _page(
+    context: ServiceContext,
+    domain: str,
+    query: ExamplesQuery,
+    label: str | None,
+    is_labelled: bool | None,
+    by_fit: DomainFit | None,
+) -> tuple[list[Example], int | None]:
+    """A page, and what the next one begins after: by ascending id an id, in the order of a fit a number of examples."""
+    page = partial(context.examples.page, domain, label=label, is_labelled=is_labelled)
+    if by_fit is None:
+        found = page(after=query.after, limit=query.limit + 1)
+        shown = found[: query.limit]
+        return shown, shown[-1].id if len(found) > query.limit else None
+    order = by_fit.suspect_ids if query.suspect else by_fit.uncertain_ids
+    by_id = {example.id: example for example in page(limit=len(order), ids=order)}
+    kept, end = [by_id[number] for number in order if number in by_id], query.after + query.limit
+    return kept[query.after : end], end if len(kept) > end else None
 
 
 @router.get("/domains/{domain}/examples/{example}/thumbnail", response_class=Response, responses=THUMBNAIL_DOCS)
@@ -118,20 +143,26 @@ def _chosen(query: ExamplesQuery) -> tuple[str | None, bool | None]:
     Raises:
         RequestInvalidError: an invalid label, or parameters that contradict each other.
     """
-    if query.label is None:
-        return None, query.labelled
-    label = check_label(query.label, "label")
-    if query.labelled is (label is None):
-        raise RequestInvalidError("label and labelled contradict each other; send one of them.")
-    return label, label is not None
+    label = None if query.label is None else check_label(query.label, "label")
+    wanted = {
+        "label": None if query.label is None else label is not None,
+        "labelled": query.labelled,
+        "suspect": query.suspect or None,
+        "order": False if query.order == "uncertain" else None,
+    }
+    chosen = {name: is_labelled for name, is_labelled in wanted.items() if is_labelled is not None}
+    if len(set(chosen.values())) > 1:
+        raise RequestInvalidError(f"{' and '.join(chosen)} contradict each other: no example has and lacks a label.")
+    return label, next(iter(chosen.values()), None)
 
 
-def _shown(example: Example) -> ExampleOut:
+def _shown(example: Example, fit: DomainFit | None) -> ExampleOut:
+    guess = fit.guesses.get(example.id) if fit else None
     return ExampleOut(
         id=example.id,
         label=example.label,
-        predicted=None,
-        margin=None,
+        predicted=guess.predicted if guess else None,
+        margin=guess.margin if guess else None,
         source=example.source,
         added_by=example.added_by,
         added_at=example.added_at,
