@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def metrics_in(text):
 
 def documented():
     """Metrics and their labels, from the table in docs/scheduling.md, which a test compares with the service."""
-    rows = re.findall(r"^\| `(caspl_\w+)` \| ([^|]*) \|", DOCUMENTED, re.MULTILINE)
+    rows = re.findall(r"^\| `(caspl_\w+)` \|([^|]*)\|", DOCUMENTED, re.MULTILINE)
     return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
 
 
@@ -44,11 +45,8 @@ def test_panels_neither_overlap_nor_leave_the_grid():
     taken = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
+        columns, rows = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        cells = set(product(columns, rows))
         assert not cells & taken, panel["title"]
         assert place["x"] + place["w"] <= 24
         taken |= cells

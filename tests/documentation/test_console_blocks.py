@@ -32,6 +32,8 @@ NOT_RUN = {
     r"(\S*/)?caspl bench": "measures for minutes",
     r"python (-P )?-m benchmarks": "measures for minutes",
     r"python (-P )?-m training\.demo( |.* --n-test 600)": "draws thousands of pictures or trains for minutes",
+    r"sudo ": "changes the machine",
+    r"cd deploy && docker": "needs a Docker daemon",
     r"curl .*…": "contains a placeholder",
 }
 UsageError = typer.BadParameter.__base__  # click's, which typer does not export
