@@ -20,6 +20,7 @@ from training.progress import progress_bars
 
 MAX_ATTEMPTS: Final = 10
 """Of each request: an upload has low priority, and waits for a busy server."""
+MIN_CLASSES: Final = 2
 MAX_PRINTED: Final = 20
 """Rejected pictures that are listed without --json."""
 
@@ -107,7 +108,7 @@ def create_missing(
     """Create the domain if it does not exist, and print that; otherwise the domain keeps its classes and prompts.
 
     Raises:
-        InvalidRequestError: it does not exist, and there are no class names.
+        InvalidRequestError: it does not exist, and there are too few class names.
         CasplError: the server cannot be reached or rejects the request.
     """
     if domain in {one.name for one in client.domains()}:
@@ -115,9 +116,12 @@ def create_missing(
             note = f"The domain {domain} exists: --boosted-by is not used."
             console.print(plain(note, "yellow"), soft_wrap=True)
         return False
-    if not found.class_names:
-        detail = "the folder has no class folders. Name the classes in a file, and pass it as --classes."
-        raise InvalidRequestError(f"The domain {domain} does not exist", detail, code="no_classes")
+    if len(found.class_names) < MIN_CLASSES:
+        detail = (
+            f"a new one needs at least {MIN_CLASSES} classes, the folder has {len(found.class_names)}. Make a folder "
+            "per class, or name the classes in a file and pass it as --classes."
+        )
+        raise InvalidRequestError(f"The domain {domain} does not exist", detail, code="too_few_classes")
     client.create_domain(domain, found.class_names, boosted_by=boosted_by)
     classes = f"Created the domain {domain} with {len(found.class_names)} classes: {', '.join(found.class_names)}"
     console.print(plain(classes), soft_wrap=True)

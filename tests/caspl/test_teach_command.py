@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 import caspl
 from caspl import teach_command
 from caspl.teach_command import teach_app
+from prompted_clip.fit_report import ClassFit, FitReport, Rate
 from tests.training.data.tiny_images import draw_all
 
 PROBLEM = {"title": "Unsupported image format", "code": "image_format", "detail": "not a JPEG", "status": 415}
@@ -74,16 +76,11 @@ class Server:
         return {"id": number, "status": status, "label": label, "error": None}
 
     def report(self):
-        rate = {"rate": 0.75, "low": 0.6, "high": 0.85}
-        one = {"name": "cat", "n_examples": 4, "is_fitted": True, "accuracy": rate, "half_accuracy": 0.7}
-        return {
-            "method": self.method, "n_examples": 4, "accuracy": rate, "half_accuracy": 0.7, "text_accuracy": 0.5,
-            "calibration_error_before": 0.2, "calibration_error_after": 0.1, "abstain": {"0.05": 0.3},
-            "classes": [one | {"text_accuracy": 0.5, "mistaken_for": "dog"}],
-            "suspects": [
-                {"id": number, "label": "cat", "predicted": "dog", "probability": 0.1} for number in (1, 99)
-            ],
-        }  # fmt: skip
+        rate = Rate(0.75, 0.6, 0.85)
+        classes = (ClassFit("cat", 4, True, rate, 0.5, 0.7, "dog"),)
+        report = FitReport(self.method, 1.0, 2.0, 4, 0, rate, 0.5, 0.7, classes, ((4,),), (), 0.2, 0.1, {"0.05": 0.3})
+        suspects = [{"id": one, "label": "cat", "predicted": "dog", "probability": 0.1} for one in (1, 99)]
+        return asdict(report) | {"suspects": suspects}
 
 
 @pytest.fixture
@@ -215,12 +212,14 @@ def test_pictures_without_labels_make_no_version(teach, tmp_path):
     assert (answer["pictures"]["added"], answer["version"], answer["report"]) == (1, None, None)
 
 
-def test_a_new_domain_needs_class_names(teach, tmp_path):
+@pytest.mark.parametrize(("name", "n_classes"), [("a.png", 0), ("cat/a.png", 1)])
+def test_a_new_domain_needs_two_classes(teach, tmp_path, name, n_classes):
     server = Server()
-    result = teach(server, folder=draw_all(tmp_path / "flat", "a.png"))
+    result = teach(server, folder=draw_all(tmp_path / "few", name))
 
     assert result.exit_code == 1
-    assert "The domain pets does not exist: the folder has no class folders. Name the classes" in result.stderr
+    line = f"The domain pets does not exist: a new one needs at least 2 classes, the folder has {n_classes}. Make"
+    assert line in result.stderr
     assert (server.created, server.examples) == ([], {})
 
 

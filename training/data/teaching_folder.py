@@ -93,8 +93,9 @@ def _check_layout(root: Path, folders: list[ClassFolder], listed: tuple[str, ...
     known = {comparison_key(class_name) for class_name in listed}
     splits = [each.path.name for each in folders if split_of(each.path.name)]
     if unknown := [split for split in splits if comparison_key(split) not in known]:
+        chosen = next((split for split in unknown if split_of(split) == "train"), unknown[0])
         msg = (
             f"{root}: expected class folders, found the split folders {shorten(unknown)}. Pass one of them, such as "
-            f"{root / unknown[0]}; if they are classes, list all classes in {root / CLASS_LIST_NAME}."
+            f"{root / chosen}; if they are classes, list all classes in {root / CLASS_LIST_NAME}."
         )
         raise DatasetError(msg)

@@ -81,9 +81,9 @@ def test_a_level_of_another_layout_is_an_error_with_the_folder_to_pass(tmp_path)
 
 
 def test_split_folders_are_an_error_with_the_folder_to_pass(tmp_path):
-    draw_all(tmp_path, "train/fox/a.jpg", "train/b.jpg", "cat/c.jpg")
+    draw_all(tmp_path, "train/fox/a.jpg", "train/b.jpg", "cat/c.jpg", "test/fox/d.jpg", "test/e.jpg")
 
-    with pytest.raises(DatasetError, match=rf"split folders train\. Pass one of them, such as {tmp_path}/train"):
+    with pytest.raises(DatasetError, match=rf"split folders test, train\. Pass one of them, such as {tmp_path}/train"):
         read_teaching_folder(tmp_path)
 
 
