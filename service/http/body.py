@@ -38,12 +38,12 @@ class LimitedBody:
         scope: the request, with its `caspl.tenant`; its announced length is checked at once.
         receive: the ASGI channel.
         endpoint: its route, which supports its method.
-        context: settings and open requests.
+        context: settings, open requests and decoder.
         budget: bytes in memory, shared between tenants.
         count_bytes: is called with the bytes as they arrive.
 
     Raises:
-        OverloadedError: too many requests with images are open.
+        OverloadedError: too many requests with images are open, or too many images are being decoded.
         MediaTypeError: a compressed body.
         BodyTooLargeError, CapacityError: the announced length exceeds the limit, or the rest of the budget.
     """
@@ -64,6 +64,7 @@ class LimitedBody:
         self._timeout_s = timeout_of(scope["query_string"], settings)
         if self._open_requests:
             self._open_requests.check(self._tenant[1], self._timeout_s)
+            context.decoder.places.check(self._tenant, 1)
         self._receive, self._budget, self._count_bytes = receive, budget, count_bytes
         self._limit = body_limit(scope["method"], endpoint.template, settings)
         self._min_bytes, self._max_body_s = settings.min_body_rate * RATE_WINDOW_S, settings.max_body_s

@@ -47,7 +47,6 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
     deadline_s, priority = time.monotonic() + timeout_s, PRIORITIES[query.priority]
     async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
-        context.decoder.places.check(request.scope["caspl.tenant"], 1)
         images = [(domain, image) for image in await read_images(request, context.settings)]
         began_s = time.monotonic()
         options = _options(query, labels, began_s + timeout_s)
@@ -74,7 +73,6 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
     """Classify images of several domains in one request, each among the classes of its domain."""
     context: HttpContext = request.app.state.context
     labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
-    context.decoder.places.check(request.scope["caspl.tenant"], 1)
     images = await read_mixed(request, context.settings)
     began_s = time.monotonic()
     options = _options(query, labels, began_s + timeout_s)

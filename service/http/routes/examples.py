@@ -53,7 +53,6 @@ async def add(request: Request, domain: str, query: Annotated[AddQuery, Query()]
     context: HttpContext = request.app.state.context
     timeout_s = check_timeout(query.timeout_ms, context.settings)
     async with context.backend.pin(domain, None, deadline_s=time.monotonic() + timeout_s, priority=LOW) as pin:
-        context.decoder.places.check(request.scope["caspl.tenant"], 1)
         labelled = await read_labelled(request, context.settings)
         images = [(domain, image) for _, image in labelled]
         deadline_s = time.monotonic() + timeout_s
