@@ -126,7 +126,7 @@ class Example:
         predicted: class that the current fit predicts as if the example had not been seen; None without a fit.
         margin: how much more probable the predicted class is than the next; None likewise.
         source: `upload` or `traffic`.
-        added_by: the API key's id, or `local`.
+        added_by: the API key's id; empty without one.
         added_at: ISO 8601, UTC.
     """
 

@@ -17,6 +17,7 @@ from service.images.headers import too_large
 
 UNLABELLED: Final = "unlabelled"
 """The name of images without a label."""
+NULL: Final = Raw(b"null")
 Image = TypeVar("Image", bound="Base64Image")
 
 BOM: Final = b"\xef\xbb\xbf"
@@ -24,6 +25,8 @@ LONG_KEY: Final = re.compile(rb'"[^"]{1024,}+"\s*:')
 KEY: Final = re.compile(rb'"(?:images|b64|domain|label)"\s*+:')
 ESCAPED_QUOTE: Final = re.compile(rb'\\"')
 MAX_SHOWN_CHARS: Final = 200
+MAX_NAME_BYTES: Final = 4096
+"""Of a domain or label as JSON; with escapes, the longest valid name has about 1,600."""
 MAX_QUOTES: Final = 100_000
 """The expressions that find keys take time for every quote."""
 MAX_BASE64_GROWTH: Final = 1.5
@@ -48,7 +51,7 @@ class MixedImage(Base64Image):
 
     def name(self, index: int) -> str:
         """The domain; raises as `decode_string` does."""
-        return decode_string(self.domain, f"images[{index}].domain")
+        return _decode_name(self.domain, f"images[{index}].domain")
 
 
 class LabelledImage(Base64Image):
@@ -58,7 +61,7 @@ class LabelledImage(Base64Image):
 
     def name(self, index: int) -> str:
         """The label, or `unlabelled`; raises as `decode_string` does."""
-        return UNLABELLED if bytes(self.label) == b"null" else decode_string(self.label, f"images[{index}].label")
+        return UNLABELLED if self.label == NULL else _decode_name(self.label, f"images[{index}].label")
 
 
 @lru_cache(maxsize=8)
@@ -110,6 +113,13 @@ def decode_string(raw: Raw, name: str) -> str:
         return msgspec.json.decode(raw, type=str)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RequestInvalidError(f"{name} must be a string of UTF-8 text.") from error
+
+
+def _decode_name(raw: Raw, name: str) -> str:
+    """Decode a domain or label; raises as `decode_string` does, also if it is too long."""
+    if (n_bytes := len(memoryview(raw))) > MAX_NAME_BYTES:
+        raise RequestInvalidError(f"{name} has {n_bytes} bytes; the limit is {MAX_NAME_BYTES}.")
+    return decode_string(raw, name)
 
 
 def decode_base64(raw: Raw, name: str, max_bytes: int) -> bytes:

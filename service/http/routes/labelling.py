@@ -15,7 +15,7 @@ from service.errors import ExampleNotFoundError, RequestInvalidError
 from service.examples.fitter import DomainFit
 from service.examples.records import Example
 from service.http.context import Context, ServiceContext, actor_of
-from service.http.routes.requests import check_label
+from service.http.routes.requests import check_label, check_utf8
 from service.http.schemas import ExampleCountsOut, ExampleOut, ExamplesOut, RelabelBody, RelabelledOut, RemovedOut
 
 logger = logging.getLogger(__name__)
@@ -58,9 +58,12 @@ class RemoveQuery(BaseModel):
 
 
 @router.get("/domains/{domain}/examples")
-async def list_examples(domain: str, query: Annotated[ExamplesQuery, Query()], context: Context) -> ExamplesOut:
+async def list_examples(
+    request: Request, domain: str, query: Annotated[ExamplesQuery, Query()], context: Context
+) -> ExamplesOut:
     """List a domain's examples by ascending id, or as a fit sees them, which waits for the fit."""
     context.table.state(domain)
+    check_utf8(request.scope["query_string"])
     label, is_labelled = _chosen(query)
     is_ordered = query.suspect or query.order == "uncertain"
     fit = await (context.fitter.report(domain) if is_ordered else context.fitter.current(domain))

@@ -289,11 +289,7 @@ def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tupl
         RequestInvalidError: not UTF-8; a number beyond its limit; too many labels, or a label that is too long, empty,
             duplicate or unprintable; `abstain` with other classes or prompts than those it was calibrated for.
     """
-    try:
-        unquote_to_bytes(raw).decode()
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise RequestInvalidError(f"The query must be percent-encoded UTF-8; found the byte %{byte:02X}.") from error
+    check_utf8(raw)
     if query.top_k > settings.max_top_k:
         raise RequestInvalidError(f"top_k must be at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
     if query.abstain is not None and (query.labels or query.stack == "boost"):
@@ -302,6 +298,19 @@ def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tupl
             code="abstain_unsupported",
         )
     return _check_labels(query.labels, settings) if query.labels else (), check_timeout(query.timeout_ms, settings)
+
+
+def check_utf8(raw: bytes) -> None:
+    """Check a query as sent, since invalid bytes are replaced when it is parsed.
+
+    Raises:
+        RequestInvalidError: not UTF-8.
+    """
+    try:
+        unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise RequestInvalidError(f"The query must be percent-encoded UTF-8; found the byte %{byte:02X}.") from error
 
 
 def check_timeout(timeout_ms: int | None, settings: Settings) -> float:

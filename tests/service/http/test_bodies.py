@@ -209,11 +209,21 @@ BODIES = {
     "JSON of strings": (b"application/json", b'{"images":[' + b'"",' * (8 * MIB) + b'""]}'),
     "JSON of numbers": (b"application/json", b'{"images":[' + b"1," * (12 * MIB) + b"1]}"),
     "JSON with an image": (b"application/json", b'{"images":[{"b64":"' + b"A" * (12 * MIB) + b'"}]}'),
+    "JSON with a labelled image": (
+        b"application/json",
+        b'{"images":[{"label":null,"b64":"' + b"A" * (12 * MIB) + b'"}]}',
+    ),
+    "multipart with a long name": (
+        MULTIPART["content-type"].encode(),
+        b'--x\r\nContent-Disposition: form-data; name="' + b"A" * (24 * MIB) + b'"; filename="a"\r\n\r\nx\r\n--x--',
+    ),
+    "JSON with a long label": (b"application/json", b'{"images":[{"label":"' + b"A" * (24 * MIB) + b'","b64":""}]}'),
 }
 
 
+@pytest.mark.parametrize("path", ["/classify/paint", "/domains/paint/examples"])
 @pytest.mark.parametrize(("kind", "body"), BODIES.values(), ids=BODIES)
-async def test_a_request_takes_at_most_16_mib_more_than_its_body(serve, kind, body):
+async def test_a_request_takes_at_most_16_mib_more_than_its_body(serve, path, kind, body):
     async with serve() as client:
         parts = [body[begin : begin + 65_536] for begin in range(0, len(body), 65_536)]
         messages = iter([*({"type": "http.request", "body": one, "more_body": True} for one in parts),
@@ -227,7 +237,7 @@ async def test_a_request_takes_at_most_16_mib_more_than_its_body(serve, kind, bo
             pass
 
         tracemalloc.start()
-        await client.app(scope_of("/classify/paint", [(b"host", b"localhost"), (b"content-type", kind)]), receive, send)
+        await client.app(scope_of(path, [(b"host", b"localhost"), (b"content-type", kind)]), receive, send)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < len(body) + 16 * MIB

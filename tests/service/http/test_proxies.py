@@ -8,6 +8,7 @@ from service.access.key_file import add_key, read_keys
 from service.access.rules import RULES
 from service.errors import SettingsError
 from service.settings import load_settings
+from tests.service.examples.colours import add_colours
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +19,7 @@ PAGE = "https://app.example"
 
 @pytest.fixture
 def key(tmp_path):
-    return add_key(tmp_path / "keys.json", ["classify", "publish", "metrics"], [])
+    return add_key(tmp_path / "keys.json", ["classify", "publish", "teach", "metrics"], [])
 
 
 @pytest.fixture
@@ -27,12 +28,13 @@ def keys(key, tmp_path):
 
 
 def path_of(template):
-    return template.format(domain="paint", version=1, name="page.css")
+    return template.format(domain="paint", version=1, example=1, name="page.css")
 
 
 @pytest.mark.parametrize("template", [template for template, methods in RULES.items() if "GET" in methods])
 async def test_head_is_get_without_a_body(serve, template):
     async with serve() as client:
+        add_colours(client.context.examples)
         get, head = await client.get(path_of(template)), await client.head(path_of(template))
     assert (head.status_code, head.content) == (200, b"")
     for name in ("content-type", "etag", "cache-control"):
@@ -46,7 +48,8 @@ async def test_options_and_405_name_every_method_of_a_path(serve, keys, key, tem
     expected = {*RULES[template], "OPTIONS"} | ({"HEAD"} if "GET" in RULES[template] else set())
     async with serve(keys) as client:
         options = await client.options(path_of(template))
-        refused = await client.request("PATCH", path_of(template), headers={"authorization": f"Bearer {key}"})
+        other = min({"PUT", "PATCH"} - RULES[template].keys())
+        refused = await client.request(other, path_of(template), headers={"authorization": f"Bearer {key}"})
     assert (options.status_code, options.content) == (204, b"")
     assert set(options.headers["allow"].split(", ")) == expected
     assert (refused.status_code, refused.json()["code"]) == (405, "method_not_allowed")
@@ -112,6 +115,13 @@ def preflight(method="POST", origin=PAGE):
         "access-control-request-method": method,
         "access-control-request-headers": "authorization,content-type",
     }
+
+
+@pytest.mark.parametrize("method", sorted({method for methods in RULES.values() for method in methods}))
+async def test_a_preflight_allows_every_method_of_a_route(serve, method):
+    async with serve(cors_origins=PAGE) as client:
+        asked = await client.options("/domains/paint/examples", headers=preflight(method))
+    assert asked.status_code == 200
 
 
 async def test_a_preflight_needs_no_key_and_its_page_can_read_answers_and_errors(serve, keys, key):

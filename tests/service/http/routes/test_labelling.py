@@ -131,6 +131,7 @@ async def test_a_list_can_be_narrowed(serve, query, expected):
         ("unknown=1", "request_invalid"),
         ("label=", "label_invalid"),
         ("label=a%07b", "label_invalid"),
+        ("label=%FF", "request_invalid"),
         ("label=red&labelled=false", "request_invalid"),
         ("label=unlabelled&labelled=true", "request_invalid"),
     ],
