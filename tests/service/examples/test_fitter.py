@@ -1,0 +1,143 @@
+"""Fits of a domain: features of other prompts, guesses, and what is cached."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from tests.service.examples.colours import KEY, add_colours, colour_example
+from tests.service.examples.pictures import open_database
+from tests.service.fakes import colour_bundle, picture
+
+pytestmark = pytest.mark.anyio
+FIT = "/domains/paint/fit"
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture
+def other_prompts(store):
+    """Make a version without image prompts live, as version 2."""
+    store.activate("paint", store.add("paint", colour_bundle(boost=False)).version)
+
+
+def add_pictures(database, n_each, labelled=True):
+    """Add examples with pictures of one colour each, of a different shade."""
+    examples = [
+        colour_example(colour, n, colour if labelled else None, picture=picture(_shade(colour, n)))
+        for colour in COLOURS
+        for n in range(n_each)
+    ]
+    return database.add("paint", examples, actor="", source="upload")
+
+
+def _shade(colour, n):
+    rgb = [10 + 9 * n] * 3
+    rgb[COLOURS.index(colour)] = 250
+    return tuple(rgb)
+
+
+async def test_features_of_other_prompts_are_never_used(serve, other_prompts):
+    async with serve() as client:
+        add_colours(client.context.examples)
+        for answer in (await client.get(FIT), await client.post(FIT, json={})):
+            assert (answer.status_code, answer.json()["code"], answer.json()["n_stale"]) == (409, "examples_stale", 24)
+        before = await client.post(FIT, json={"based_on": 1})
+        assert (before.status_code, before.json()["is_live"]) == (201, True)
+        assert len((await client.get("/domains/paint/versions")).json()["versions"]) == 3
+
+
+async def test_features_are_made_again_from_pictures_once(serve, model, other_prompts):
+    async with serve() as client:
+        database = client.context.examples
+        add_pictures(database, 8)
+        client.context.examples.add("paint", [colour_example("red", 99)], actor="", source="upload")
+        model.batches.clear()
+        answer = await client.get(FIT)
+        assert answer.status_code == 200, answer.text
+        assert sum(map(len, model.batches)) == 24
+        feature_set = database.labelled("paint", KEY.rpartition("/")[0] + "/")
+        assert (len(feature_set.ids_N), feature_set.stale_ids) == (24, [])
+        colour = np.array(_shade("red", 3)) / 255
+        np.testing.assert_allclose(feature_set.features_NE[3], colour / np.linalg.norm(colour), atol=1e-2)
+        database.relabel("paint", feature_set.ids_N[:1], "green")
+        assert (await client.get(FIT)).json()["report"]["n_examples"] == 24
+        assert sum(map(len, model.batches)) == 24, "not once more"
+
+
+async def test_one_labelled_example_without_picture_or_feature_is_an_error_before_any_work(serve, model, other_prompts):
+    async with serve() as client:
+        add_pictures(client.context.examples, 2)
+        client.context.examples.add("paint", [colour_example("red", 99, "red")], actor="", source="upload")
+        model.batches.clear()
+        answer = await client.get(FIT)
+    assert (answer.status_code, answer.json()["n_stale"], model.batches) == (409, 1, [])
+
+
+async def test_labelled_and_unlabelled_examples_have_guesses_and_the_uncertain_ones_come_first(serve):
+    async with serve() as client:
+        database, fitter = client.context.examples, client.context.fitter
+        labelled = [one.id for one in add_colours(database)]
+        flipped = database.add("paint", [colour_example("blue", 70, "red")], actor="", source="upload")[0].id
+        new = [colour_example("red", 50), colour_example("white", 51)]
+        unlabelled = {one.id for one in database.add("paint", new, actor="", source="upload")}
+        fit = await fitter.report("paint")
+    assert fit.guesses.keys() == {*labelled, flipped} | unlabelled
+    assert fit.suspect_ids[0] == flipped
+    assert fit.guesses[flipped].predicted == "blue"
+    assert set(fit.uncertain_ids) == unlabelled
+    margins = [fit.guesses[number].margin for number in fit.uncertain_ids]
+    assert margins == sorted(margins)
+
+
+async def test_the_current_fit_is_the_last_report_while_it_holds(serve, store):
+    async with serve() as client:
+        database, fitter = client.context.examples, client.context.fitter
+        (first, *_) = add_colours(database)
+        assert await fitter.current("paint") is None
+        assert await fitter.current("nowhere") is None
+        fit = await fitter.report("paint")
+        assert await fitter.current("paint") is fit
+        assert await fitter.report("paint") is fit
+        database.relabel("paint", [first.id], "blue")
+        assert await fitter.current("paint") is None
+        fit = await fitter.report("paint")
+        await client.post("/domains/paint/versions?activate=true", content=colour_bundle(seed=5))
+        assert await fitter.current("paint") is None
+
+
+async def test_changes_by_another_process_are_seen(serve, store):
+    async with serve() as client:
+        add_colours(client.context.examples)
+        before = (await client.get(FIT)).json()
+        other = open_database(store.root)
+        other.remove("paint", [1, 2])
+        other.close()
+        after = (await client.get(FIT)).json()
+    assert (before["report"]["n_examples"], after["report"]["n_examples"]) == (24, 22)
+    assert before["examples_digest"] != after["examples_digest"]
+
+
+async def test_a_fit_that_is_too_large_is_refused_with_a_way_out(serve, monkeypatch):
+    monkeypatch.setattr("service.examples.fitter.MAX_SCORES", 24 * 3)
+    async with serve() as client:
+        add_colours(client.context.examples)
+        assert (await client.get(FIT)).status_code == 200
+        client.context.examples.add("paint", [colour_example("red", 99, "red")], actor="", source="upload")
+        answer = await client.get(FIT)
+    assert (answer.status_code, answer.json()["limit"]) == (422, 72)
+    assert '"classes": "examples"' in answer.json()["detail"]
+
+
+async def test_images_are_classified_while_a_fit_runs(serve, monkeypatch):
+    async with serve() as client:
+        add_colours(client.context.examples)
+        fitter, may_end = client.context.fitter, threading.Event()
+        compute = fitter._process.run
+        monkeypatch.setattr(fitter._process, "run", lambda job: may_end.wait(20) and compute(job))
+        fitting = asyncio.ensure_future(client.post(FIT, json={}))
+        await asyncio.sleep(0.05)
+        answer = await client.post("/classify/paint", content=picture())
+        assert (answer.status_code, answer.json()["version"], fitting.done()) == (200, 1, False)
+        may_end.set()
+        assert (await fitting).status_code == 201
