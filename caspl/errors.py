@@ -47,11 +47,11 @@ class AccessError(CasplError):
 
 
 class NotFoundError(CasplError):
-    """No such domain or version."""
+    """No such domain, version or example."""
 
 
 class ConflictError(CasplError):
-    """Another version is live, or the bundle was made for another backbone."""
+    """Another version is live, the bundle is for another backbone, the domain exists, or examples are too few or many."""
 
 
 class OverloadedError(CasplError):

@@ -27,7 +27,7 @@ NOT_RUN = {
     r"caspl import": "needs checkpoints of other projects",
     r"(\S*/)?caspl serve .*(--pretrained|local-dir:)": "needs pretrained weights",
     r"hf download": "downloads pretrained weights",
-    r"(\S*/)?caspl serve --demo": "the fixture `server` runs it",
+    r"(CASPL_\w+=\S+ |\S*/)?caspl serve --demo": "the fixture `server` runs it",
     r"(\S*/)?caspl serve --host": "listens on all addresses",
     r"(\S*/)?caspl bench": "measures for minutes",
     r"python (-P )?-m benchmarks": "measures for minutes",
@@ -85,6 +85,10 @@ def workplace(tmp_path):
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     shutil.copy(min((ASSETS / "images").glob("*/*.jpg")), tmp_path / "photo.jpg")
+    for image in (ASSETS / "images").glob("*/*.*"):
+        folder = tmp_path / "pictures" / image.stem[:-2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, folder / f"{image.parent.name}{image.suffix}")
     demo = read_bundle((ASSETS / "bundles" / "satellite.safetensors").read_bytes())
     for name, domain in BUNDLES.items():
         manifest = demo.manifest.model_copy(update={"domain": domain})
@@ -105,10 +109,15 @@ def test_every_command_of_a_page_succeeds(page, server, workplace):
     run = subprocess.run(
         ["bash", "-o", "pipefail", "-c", "\n".join(script)],
         cwd=workplace,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "no_proxy": "localhost"},
+        env=os.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "no_proxy": "localhost",
+            "CASPL_URL": f"http://localhost:{server}",
+        },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
 
