@@ -38,11 +38,6 @@ class Bundle:
     tensors: Mapping[str, NDArray[Any]]
     digest: str
 
-    @property
-    def n_tensor_bytes(self) -> int:
-        """Total size of all tensors in bytes."""
-        return sum(array.nbytes for array in self.tensors.values())
-
 
 def _safe_location(location: tuple[int | str, ...]) -> str:
     """Format a field's path without unknown keys, which are client input."""

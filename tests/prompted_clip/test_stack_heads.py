@@ -71,7 +71,9 @@ def test_a_stacks_memory_counts_its_head(model, options):
     bundle, stack = read_bundle(data), model.load_stack(read_bundle(data))
     head = stack.head
     parts = [head.ids_KT, head.eot_K, head.boost] if isinstance(head, ConditionalHead) else []
-    assert stack.nbytes == bundle.n_tensor_bytes + sum(map(nbytes, [stack.image, *parts]))
+    assert stack.nbytes == sum(array.nbytes for array in bundle.tensors.values()) + sum(
+        map(nbytes, [stack.image, *parts])
+    )
 
 
 def test_plain_class_head_and_projector_rows_share_a_forward_and_answer_as_if_alone(model):
