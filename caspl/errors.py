@@ -51,7 +51,7 @@ class NotFoundError(CasplError):
 
 
 class ConflictError(CasplError):
-    """Another version is live, the bundle is for another backbone, the domain exists, or examples are too few or many."""
+    """Another version is live or backbone served, the domain exists, or its examples are too few or too many."""
 
 
 class OverloadedError(CasplError):
