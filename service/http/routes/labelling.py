@@ -94,9 +94,13 @@ def _page(
         shown = found[: query.limit]
         return shown, shown[-1].id if len(found) > query.limit else None
     order = by_fit.suspect_ids if query.suspect else by_fit.uncertain_ids
-    by_id = {example.id: example for example in page(limit=len(order), ids=order)}
-    kept, end = [by_id[number] for number in order if number in by_id], query.after + query.limit
-    return kept[query.after : end], end if len(kept) > end else None
+    if label is not None:
+        known = {example.id for example in page(limit=len(order), ids=order)}
+        order = [number for number in order if number in known]
+    end = query.after + query.limit
+    chosen = order[query.after : end]
+    by_id = {example.id: example for example in page(limit=len(chosen), ids=chosen)}
+    return [by_id[number] for number in chosen if number in by_id], end if len(order) > end else None
 
 
 @router.get("/domains/{domain}/examples/{example}/thumbnail", response_class=Response, responses=THUMBNAIL_DOCS)
