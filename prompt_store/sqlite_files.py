@@ -26,8 +26,8 @@ _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 
-def to_database_error(error: sqlite3.Error) -> PromptStoreError:
-    """Convert an error of SQLite; the message contains no paths and no system text."""
+def to_database_error(error: sqlite3.Error) -> PromptStoreError | None:
+    """Convert an error of the file or the disk, None for any other; messages contain no paths and no system text."""
     extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     code = extended & 0xFF
     if code in _DAMAGED:
@@ -40,8 +40,11 @@ def to_database_error(error: sqlite3.Error) -> PromptStoreError:
         )
     if code in _READ_ONLY:
         return StoreReadOnlyError("The database is not writable. Check the mount and the permissions of the store.")
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return StoreReadOnlyError(f"A disk operation failed ({name}); nothing was changed.", code="write_failed")
+    if code == sqlite3.SQLITE_IOERR:
+        return StoreReadOnlyError(
+            f"A disk operation failed ({error.sqlite_errorname}); nothing was changed.", code="write_failed"
+        )
+    return None
 
 
 @contextmanager
@@ -55,10 +58,11 @@ def converted_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # bugs of the caller
-        raise
     except sqlite3.DatabaseError as error:
-        raise to_database_error(error) from error
+        converted = to_database_error(error)
+        if converted is None:  # a bug
+            raise
+        raise converted from error
 
 
 def file_identity(path: Path) -> tuple[int, int] | None:

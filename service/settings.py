@@ -236,6 +236,13 @@ class Settings(BaseSettings):
         description="what to keep of an example besides its features; pictures: also the uploaded file, so that "
         "features can be computed again for other image prompts",
     )
+    keep_uncertain: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="keep images of classify requests on disk, as unlabelled examples: this many per domain, the ones "
+        "that the domain's live version is least certain about; 0 keeps none",
+    )
 
     warmup_s: float = Field(
         5.0,

@@ -18,7 +18,7 @@ from prompt_store.sqlite_files import (
     file_identity,
     open_database,
 )
-from service.examples.schema import SCHEMA, SCHEMA_VERSION
+from service.examples.tables import SCHEMA, SCHEMA_VERSION
 
 MIN_FREE_BYTES: Final = 64 * 1024 * 1024
 

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from prompt_store.layout import EXAMPLES
-from prompt_store.logs import utc_now
 from service.errors import ExampleNotFoundError, ExamplesFullError
 from service.examples.connections import Connections
 from service.examples.records import Added, Counts, Example, FeatureSet, NewExample, Source
+from service.examples.tables import (
+    add_example,
+    add_feature,
+    find_example,
+    insert_example,
+    read_revision,
+    uncertain_bound,
+    uncertain_examples,
+)
 from service.settings import Settings
 
 MAX_ID: Final = 2**63 - 1
@@ -82,9 +92,57 @@ class ExampleDatabase:
         with self._connections.changing() as connection:
             connection.execute("INSERT OR IGNORE INTO domains (name) VALUES (?)", (domain,))
             before = self._totals(connection, domain)
-            added = [_add(connection, domain, example, actor, source) for example in examples]
+            added = [add_example(connection, domain, example, actor, source) for example in examples]
             self._require_space(before, self._totals(connection, domain))
         return added
+
+    def uncertain_bound(self, domain: str, *, digest: str, n_kept: int) -> float:
+        """Return the margin below which `keep_uncertain` keeps an image; infinite while there are fewer than `n_kept`.
+
+        Args:
+            domain: the domain.
+            digest: of the version that scores the image.
+            n_kept: as in `keep_uncertain`.
+        """
+        with self._connections.reading() as connection:
+            return uncertain_bound(connection, domain, digest, n_kept) if connection else math.inf
+
+    def keep_uncertain(
+        self, domain: str, example: NewExample, *, margin: float, digest: str, n_kept: int, actor: str
+    ) -> bool:
+        """Keep an image from traffic as an unlabelled example if it is among the `n_kept` least certain ones.
+
+        It replaces the most certain unlabelled example from traffic, and first one that another version scored: their
+        margins are not comparable. Examples that a person labelled or added stay.
+
+        Args:
+            domain: the domain.
+            example: the image; its label is ignored.
+            margin: difference of the two highest probabilities.
+            digest: of the version that scored it.
+            n_kept: maximum number of unlabelled examples from traffic.
+            actor: the client that sent the image.
+
+        Returns:
+            whether it was added; False if the domain has it already.
+
+        Raises:
+            ExamplesFullError, StorageFullError: as for `add`.
+        """
+        self._connections.require_free_space()
+        with self._connections.changing() as connection:
+            connection.execute("INSERT OR IGNORE INTO domains (name) VALUES (?)", (domain,))
+            if margin >= uncertain_bound(connection, domain, digest, n_kept):
+                return False
+            if find_example(connection, domain, example.sha256):
+                return False
+            before = self._totals(connection, domain)
+            unlabelled = replace(example, label=None)
+            insert_example(connection, domain, unlabelled, actor, "traffic", margin=margin, scored_by=digest)
+            for example_id, _, _ in uncertain_examples(connection, domain, digest)[n_kept:]:
+                connection.execute("DELETE FROM examples WHERE id = ?", (example_id,))
+            self._require_space(before, self._totals(connection, domain))
+        return True
 
     def page(
         self,
@@ -189,7 +247,7 @@ class ExampleDatabase:
         with self._connections.changing() as connection:
             for example_id, feature in features.items():
                 if connection.execute(_PICTURES, (example_id, domain)).fetchone():
-                    _add_feature(connection, example_id, key, feature)
+                    add_feature(connection, example_id, key, feature)
 
     def revision(self, domain: str) -> int:
         """Return a number that rises with every change of a domain's examples, made by any process.
@@ -197,7 +255,7 @@ class ExampleDatabase:
         `put_features` leaves it as it is.
         """
         with self._connections.reading() as connection:
-            return _revision(connection, domain) if connection else 0
+            return read_revision(connection, domain) if connection else 0
 
     def labelled(self, domain: str, key: str) -> FeatureSet:
         """Return the features of all labelled examples for one feature key."""
@@ -241,7 +299,7 @@ class ExampleDatabase:
             rows, revision = [], 0
             if connection:
                 chosen = {"name": domain, "key": key, "is_labelled": is_labelled}
-                rows, revision = connection.execute(_FEATURES, chosen).fetchall(), _revision(connection, domain)
+                rows, revision = connection.execute(_FEATURES, chosen).fetchall(), read_revision(connection, domain)
         known = [row for row in rows if row[3] is not None]
         features = np.frombuffer(b"".join(row[3] for row in known), np.dtype("<f4"))
         content = sorted((sha256, label or "") for _, sha256, label, _ in known)
@@ -286,61 +344,3 @@ def _unknown(ids: Collection[int]) -> ExampleNotFoundError:
     more = f" and {len(shown) - MAX_SHOWN_IDS} more" if len(shown) > MAX_SHOWN_IDS else ""
     listed = ", ".join(map(str, shown[:MAX_SHOWN_IDS]))
     return ExampleNotFoundError(f"The domain has no examples with these ids: {listed}{more}.", ids=shown)
-
-
-def _revision(connection: sqlite3.Connection, domain: str) -> int:
-    row = connection.execute("SELECT revision FROM domains WHERE name = ?", (domain,)).fetchone()
-    return int(row[0]) if row else 0
-
-
-def _add(connection: sqlite3.Connection, domain: str, example: NewExample, actor: str, source: Source) -> Added:
-    known = connection.execute(
-        "SELECT e.id, e.label FROM examples AS e JOIN domains AS d ON d.id = e.domain "
-        "WHERE d.name = ? AND e.sha256 = ?",
-        (domain, example.sha256),
-    ).fetchone()
-    if known is None:
-        return Added(_insert(connection, domain, example, actor, source), "added", example.label)
-    example_id, label = known
-    n_before = connection.total_changes
-    for key, feature in example.features.items():
-        _add_feature(connection, example_id, key, feature)
-    if example.picture is not None:
-        kept = "UPDATE pictures SET picture = ? WHERE example = ? AND picture IS NULL"
-        connection.execute(kept, (example.picture, example_id))
-    if connection.total_changes > n_before:
-        connection.execute("UPDATE domains SET revision = revision + 1 WHERE name = ?", (domain,))
-    if source == "upload":  # it stays, unlike one from traffic
-        connection.execute("UPDATE examples SET source = ? WHERE id = ?", (source, example_id))
-    if example.label is None or example.label == label:
-        return Added(example_id, "exists", label)
-    connection.execute("UPDATE examples SET label = ? WHERE id = ?", (example.label, example_id))
-    return Added(example_id, "relabelled", example.label)
-
-
-def _insert(connection: sqlite3.Connection, domain: str, example: NewExample, actor: str, source: Source) -> int:
-    row = connection.execute(
-        "INSERT INTO examples (domain, sha256, label, source, added_by, added_at, margin) "
-        "VALUES ((SELECT id FROM domains WHERE name = ?), ?, ?, ?, ?, ?, ?) RETURNING id",
-        (domain, example.sha256, example.label, source, actor, utc_now(), example.margin),
-    ).fetchone()
-    example_id = int(row[0])
-    pictures = (example_id, example.thumbnail, example.picture)
-    connection.execute("INSERT INTO pictures (example, thumbnail, picture) VALUES (?, ?, ?)", pictures)
-    for key, feature in example.features.items():
-        _add_feature(connection, example_id, key, feature)
-    return example_id
-
-
-def _add_feature(connection: sqlite3.Connection, example_id: int, key: str, feature: bytes) -> None:
-    """Store a feature of an existing example unless it has one for this key.
-
-    Raises:
-        ValueError: other features of this key have another width.
-    """
-    connection.execute("INSERT OR IGNORE INTO feature_keys (name, n_bytes) VALUES (?, ?)", (key, len(feature)))
-    known = connection.execute("SELECT id, n_bytes FROM feature_keys WHERE name = ?", (key,)).fetchone()
-    if known[1] != len(feature) or len(feature) % 4:
-        raise ValueError(f"a feature has {len(feature)} bytes, others of its key have {known[1]}; float32 is expected")
-    row = (example_id, known[0], feature)
-    connection.execute("INSERT OR IGNORE INTO features (example, key, feature) VALUES (?, ?, ?)", row)

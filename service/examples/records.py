@@ -23,7 +23,6 @@ class NewExample:
         thumbnail: WebP.
         picture: the file itself, if it is kept.
         features: unit-norm float32, little endian, by feature key.
-        margin: difference of the two highest probabilities, for examples from traffic.
     """
 
     label: str | None
@@ -31,7 +30,6 @@ class NewExample:
     thumbnail: bytes
     picture: bytes | None = None
     features: Mapping[str, bytes] = field(default_factory=dict)
-    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from service.access.keys import KeyRing
 from service.examples.database import ExampleDatabase
+from service.examples.uncertain import UncertainImages
 from service.images.decoder import Decoder
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
@@ -53,9 +54,20 @@ class HttpContext:
     examples: ExampleDatabase
     is_draining: bool = False
     open_requests: OpenRequests = field(init=False)
+    uncertain: UncertainImages | None = field(init=False, default=None)
+    """Keeps images of classify requests; None unless the settings say so."""
 
     def __post_init__(self) -> None:
         self.open_requests = OpenRequests(self.settings.max_open_requests, self.settings.max_batch_rows)
+        if self.settings.keep_uncertain:
+            self.uncertain = UncertainImages(self.examples, self.settings, self.metrics)
+
+    def close(self) -> None:
+        """Shut down the threads that decode and keep images, and close the examples."""
+        self.decoder.close()
+        if self.uncertain:
+            self.uncertain.close()
+        self.examples.close()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -84,6 +96,8 @@ class ServiceContext(HttpContext):
         self._watched.enter_context(self.watchdog.watching(self.engine.activity, self._event_loop))
         self._in_background("event_loop", self._beat)
         await self.watcher.start(self.settings.warmup_s)
+        if self.uncertain:
+            logger.warning("examples.kept_from_requests", extra={"per_domain": self.settings.keep_uncertain})
         self._in_background("smoke_tests", self._test_domains)
         if self.settings.store_poll_s:
             self._in_background("store", self._follow_store)
@@ -101,10 +115,9 @@ class ServiceContext(HttpContext):
             self.is_drained = True
         except TimeoutError:
             logger.critical("server.drain_timed_out", extra={"after_s": timeout_s})
-        self.decoder.close()
         self.engine.close()
         self.fitter.close()
-        self.examples.close()
+        self.close()
 
     async def metrics_text(self) -> bytes:
         """All metrics, in the Prometheus text format."""

@@ -109,8 +109,7 @@ async def main() -> None:
     await web.rpc.open(connection)
     tune_interpreter()
     await web.server.serve(sockets=[Listener(fileno=listener)])
-    web.context.decoder.close()
-    web.context.examples.close()
+    web.context.close()
     web.rpc.close()
 
 

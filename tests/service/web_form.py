@@ -63,6 +63,5 @@ async def web_form(settings, model, store, keys):
         context.gather_metrics = metrics_text
         async with web.app.router.lifespan_context(web.app):
             yield web.app, context, worker
-        web.context.decoder.close()
-        web.context.examples.close()
+        web.context.close()
     await context.stop()

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from prompt_store.manifest import is_domain
 from service.domains.live_table import unknown_domain
+from service.examples.uncertain import UncertainImages
 from service.http.context import HttpContext, actor_of
 from service.http.problems import EXPECTED, describe
 from service.http.routes.requests import (
@@ -46,10 +47,13 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     context: HttpContext = request.app.state.context
     labels, timeout_s = check_query(query, request.scope["query_string"], context.settings)
     deadline_s, priority = time.monotonic() + timeout_s, PRIORITIES[query.priority]
+    uncertain = context.uncertain if query.version is None else None
     async with context.backend.pin(domain, query.version, deadline_s=deadline_s, priority=priority) as pin:
         images = [(domain, image) for image in await read_images(request, context.settings)]
         began_s = time.monotonic()
         options = _options(query, labels, began_s + timeout_s)
+        if uncertain:
+            options = uncertain.widened(options)
         outcome = await score_in_time(request, context, {domain: pin}, images, options)
     scored = outcome.domains[domain]
     if isinstance(scored, Exception):
@@ -65,6 +69,8 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     response = _respond(context, body, outcome, began_s)
     response.headers["X-Bundle-Version"] = str(scored.version)
     response.headers["X-Bundle-Digest"] = scored.digest
+    if uncertain:
+        _offer(uncertain, options, images, outcome, actor_of(request))
     return response
 
 
@@ -76,6 +82,8 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
     images = await read_mixed(request, context.settings)
     began_s = time.monotonic()
     options = _options(query, labels, began_s + timeout_s)
+    if context.uncertain:
+        options = context.uncertain.widened(options)
     async with AsyncExitStack() as held:
         domains = list(dict.fromkeys(domain for domain, _ in images))
         pinning = (_pin(held, context, actor_of(request), domain, options) for domain in domains)
@@ -86,6 +94,8 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
         scored = outcome.domains[domain]
         version, digest = (None, None) if isinstance(scored, Exception) else (scored.version, scored.digest)
         result |= {"domain": domain if is_domain(domain) else None, "version": version, "digest": digest}
+    if context.uncertain:
+        _offer(context.uncertain, options, images, outcome, actor_of(request))
     body = {"request_id": request_id.get(), "stack": query.stack, "results": results}
     return _respond(context, body, outcome, began_s)
 
@@ -117,6 +127,22 @@ def _options(query: MixedQuery, labels: tuple[str, ...], deadline_s: float) -> S
     )
 
 
+def _offer(
+    uncertain: UncertainImages,
+    options: ScoringOptions,
+    images: Sequence[tuple[str, UploadedImage]],
+    outcome: Outcome,
+    actor: str,
+) -> None:
+    """Offer the images that have an answer; a live version scored them."""
+    if not uncertain.is_watched(options):
+        return
+    for (domain, image), answer in zip(images, outcome.answers, strict=True):
+        scored = outcome.domains[domain]
+        if isinstance(scored, Scored) and isinstance(answer, ImageResult) and isinstance(image.data, bytes):
+            uncertain.offer(domain, image.data, answer, scored, actor)
+
+
 def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, query: MixedQuery) -> list[dict[str, Any]]:
     """A `ResultOut` per image, as JSON values."""
     results = []
@@ -127,7 +153,9 @@ def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, quer
         if isinstance(answer, Exception):
             error = describe(answer)
         else:
-            predictions = [one._asdict() for one in answer.predictions if one.probability >= query.threshold]
+            predictions = [
+                one._asdict() for one in answer.predictions[: query.top_k] if one.probability >= query.threshold
+            ]
         results.append(
             {
                 "index": index,
@@ -153,7 +181,7 @@ def _requested_fields(query: MixedQuery, scored: Scored | Exception, answer: Ima
         best = answer.predictions[0]
         is_uncertain = best.probability < scored.abstain_below
         fields |= {"abstained": is_uncertain, "label": None if is_uncertain else best.label}
-    if answer.embedding is not None:
+    if query.returns == "embedding" and answer.embedding is not None:
         fields["embedding"] = np.frombuffer(answer.embedding, dtype="<f4").tolist()
     return fields
 

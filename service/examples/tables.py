@@ -1,0 +1,186 @@
+"""The tables of the example database, and statements on single rows.
+
+Triggers keep the totals of a domain, so they agree with the rows after every commit. Pictures and features have tables
+of their own, so that a list of examples reads none of them.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from typing import Final
+
+from prompt_store.logs import utc_now
+from service.examples.records import Added, NewExample, Source
+
+SCHEMA_VERSION: Final = 1
+SCHEMA: Final = """
+CREATE TABLE domains (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    revision INTEGER NOT NULL DEFAULT 0,
+    n_examples INTEGER NOT NULL DEFAULT 0,
+    n_bytes INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE TABLE examples (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    domain INTEGER NOT NULL REFERENCES domains,
+    sha256 TEXT NOT NULL,
+    label TEXT,
+    source TEXT NOT NULL CHECK (source IN ('upload', 'traffic')),
+    added_by TEXT NOT NULL,
+    added_at TEXT NOT NULL,
+    margin REAL,
+    scored_by TEXT,
+    n_bytes INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (domain, sha256)
+) STRICT;
+CREATE INDEX examples_by_domain ON examples (domain);
+CREATE INDEX examples_by_label ON examples (domain, label);
+
+CREATE TABLE pictures (
+    example INTEGER PRIMARY KEY REFERENCES examples ON DELETE CASCADE,
+    thumbnail BLOB NOT NULL,
+    picture BLOB
+) STRICT;
+
+CREATE TABLE feature_keys (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    n_bytes INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE features (
+    id INTEGER PRIMARY KEY,
+    example INTEGER NOT NULL REFERENCES examples ON DELETE CASCADE,
+    key INTEGER NOT NULL REFERENCES feature_keys,
+    feature BLOB NOT NULL,
+    UNIQUE (example, key)
+) STRICT;
+
+CREATE TRIGGER example_added AFTER INSERT ON examples BEGIN
+    UPDATE domains SET revision = revision + 1, n_examples = n_examples + 1, n_bytes = n_bytes + NEW.n_bytes
+    WHERE id = NEW.domain;
+END;
+CREATE TRIGGER example_removed AFTER DELETE ON examples BEGIN
+    UPDATE domains SET revision = revision + 1, n_examples = n_examples - 1, n_bytes = n_bytes - OLD.n_bytes
+    WHERE id = OLD.domain;
+END;
+CREATE TRIGGER example_relabelled AFTER UPDATE OF label ON examples WHEN OLD.label IS NOT NEW.label BEGIN
+    UPDATE domains SET revision = revision + 1 WHERE id = NEW.domain;
+END;
+CREATE TRIGGER example_resized AFTER UPDATE OF n_bytes ON examples BEGIN
+    UPDATE domains SET n_bytes = n_bytes + NEW.n_bytes - OLD.n_bytes WHERE id = NEW.domain;
+END;
+CREATE TRIGGER pictures_added AFTER INSERT ON pictures BEGIN
+    UPDATE examples SET n_bytes = n_bytes + length(NEW.thumbnail) + coalesce(length(NEW.picture), 0)
+    WHERE id = NEW.example;
+END;
+CREATE TRIGGER picture_kept AFTER UPDATE OF picture ON pictures BEGIN
+    UPDATE examples SET n_bytes = n_bytes + coalesce(length(NEW.picture), 0) - coalesce(length(OLD.picture), 0)
+    WHERE id = NEW.example;
+END;
+CREATE TRIGGER feature_added AFTER INSERT ON features BEGIN
+    UPDATE examples SET n_bytes = n_bytes + length(NEW.feature) WHERE id = NEW.example;
+END;
+"""
+
+
+def read_revision(connection: sqlite3.Connection, domain: str) -> int:
+    """Return a domain's revision; 0 for an unknown domain."""
+    row = connection.execute("SELECT revision FROM domains WHERE name = ?", (domain,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def find_example(connection: sqlite3.Connection, domain: str, sha256: str) -> tuple[int, str | None] | None:
+    """Return id and label of a domain's example; None if it has none with this picture."""
+    row: tuple[int, str | None] | None = connection.execute(
+        "SELECT e.id, e.label FROM examples AS e JOIN domains AS d ON d.id = e.domain "
+        "WHERE d.name = ? AND e.sha256 = ?",
+        (domain, sha256),
+    ).fetchone()
+    return row
+
+
+def add_example(connection: sqlite3.Connection, domain: str, example: NewExample, actor: str, source: Source) -> Added:
+    """Add an example, or what a known one lacks, see `ExampleDatabase.add`; the domain has a row."""
+    known = find_example(connection, domain, example.sha256)
+    if known is None:
+        return Added(insert_example(connection, domain, example, actor, source), "added", example.label)
+    example_id, label = known
+    n_before = connection.total_changes
+    for key, feature in example.features.items():
+        add_feature(connection, example_id, key, feature)
+    if example.picture is not None:
+        kept = "UPDATE pictures SET picture = ? WHERE example = ? AND picture IS NULL"
+        connection.execute(kept, (example.picture, example_id))
+    if connection.total_changes > n_before:
+        connection.execute("UPDATE domains SET revision = revision + 1 WHERE name = ?", (domain,))
+    if source == "upload":  # it stays, unlike one from traffic
+        connection.execute("UPDATE examples SET source = ? WHERE id = ?", (source, example_id))
+    if example.label is None or example.label == label:
+        return Added(example_id, "exists", label)
+    connection.execute("UPDATE examples SET label = ? WHERE id = ?", (example.label, example_id))
+    return Added(example_id, "relabelled", example.label)
+
+
+def insert_example(
+    connection: sqlite3.Connection,
+    domain: str,
+    example: NewExample,
+    actor: str,
+    source: Source,
+    *,
+    margin: float | None = None,
+    scored_by: str | None = None,
+) -> int:
+    """Insert an example that the domain does not have, with its pictures and features; return its id."""
+    row = connection.execute(
+        "INSERT INTO examples (domain, sha256, label, source, added_by, added_at, margin, scored_by) "
+        "VALUES ((SELECT id FROM domains WHERE name = ?), ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        (domain, example.sha256, example.label, source, actor, utc_now(), margin, scored_by),
+    ).fetchone()
+    example_id = int(row[0])
+    pictures = (example_id, example.thumbnail, example.picture)
+    connection.execute("INSERT INTO pictures (example, thumbnail, picture) VALUES (?, ?, ?)", pictures)
+    for key, feature in example.features.items():
+        add_feature(connection, example_id, key, feature)
+    return example_id
+
+
+def add_feature(connection: sqlite3.Connection, example_id: int, key: str, feature: bytes) -> None:
+    """Store a feature of an existing example unless it has one for this key.
+
+    Raises:
+        ValueError: other features of this key have another width.
+    """
+    connection.execute("INSERT OR IGNORE INTO feature_keys (name, n_bytes) VALUES (?, ?)", (key, len(feature)))
+    known = connection.execute("SELECT id, n_bytes FROM feature_keys WHERE name = ?", (key,)).fetchone()
+    if known[1] != len(feature) or len(feature) % 4:
+        raise ValueError(f"a feature has {len(feature)} bytes, others of its key have {known[1]}; float32 is expected")
+    row = (example_id, known[0], feature)
+    connection.execute("INSERT OR IGNORE INTO features (example, key, feature) VALUES (?, ?, ?)", row)
+
+
+def uncertain_examples(connection: sqlite3.Connection, domain: str, digest: str) -> list[tuple[int, float, bool]]:
+    """Return a domain's unlabelled examples from traffic, the least certain first.
+
+    Those that other versions than `digest` scored come last: their margins are not comparable.
+
+    Returns:
+        id, margin, and whether this version scored it.
+    """
+    rows = connection.execute(
+        "SELECT id, margin, scored_by = :digest FROM examples "
+        "WHERE domain = (SELECT id FROM domains WHERE name = :name) AND label IS NULL AND source = 'traffic' "
+        "ORDER BY scored_by = :digest DESC, margin, id",
+        {"name": domain, "digest": digest},
+    )
+    return [(example_id, margin, bool(is_own)) for example_id, margin, is_own in rows]
+
+
+def uncertain_bound(connection: sqlite3.Connection, domain: str, digest: str, n_kept: int) -> float:
+    """Return the margin below which an image that this version scored is among the `n_kept` least certain ones."""
+    rows = uncertain_examples(connection, domain, digest)
+    return rows[n_kept - 1][1] if len(rows) >= n_kept and rows[n_kept - 1][2] else math.inf
