@@ -48,7 +48,8 @@ class Metrics:
         )
         self.examples = counter(
             "caspl_examples",
-            "Examples by result: added, exists (the domain had this image already), relabelled, removed.",
+            "Examples by result: added, exists (the domain had this image already), relabelled, removed; kept and "
+            "dropped of classify requests.",
             ["domain", "result"],
         )
         self.batch_rows = histogram("caspl_batch_rows", "Images per batch.", buckets=ROWS)
