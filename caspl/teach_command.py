@@ -122,9 +122,9 @@ def create_missing(
             "per class, or name the classes in a file and pass it as --classes."
         )
         raise InvalidRequestError(f"The domain {domain} does not exist", detail, code="too_few_classes")
+    line = f"Creating the domain {domain} with {len(found.class_names)} classes: {', '.join(found.class_names)}"
+    console.print(plain(line), soft_wrap=True)
     client.create_domain(domain, found.class_names, boosted_by=boosted_by)
-    classes = f"Created the domain {domain} with {len(found.class_names)} classes: {', '.join(found.class_names)}"
-    console.print(plain(classes), soft_wrap=True)
     return True
 
 

@@ -110,7 +110,7 @@ def test_a_missing_domain_is_created_from_the_folders_taught_and_live(teach, pet
     assert server.created == [{"classes": ["cat", "dog"], "templates": [], "boosted_by": None}]
     assert sorted(label or "-" for _, label in server.examples.values()) == ["-", "-", "cat", "cat", "dog"]
     assert server.fits == [{"activate": True, "based_on": "live", "classes": "own", "method": "auto"}]
-    assert "Created the domain pets with 2 classes: cat, dog" in result.stderr
+    assert "Creating the domain pets with 2 classes: cat, dog" in result.stderr
     assert "Pictures: 5 added, 0 present, 0 relabelled, 0 rejected." in result.stderr
     assert "75.0% (60.0% to 85.0%)" in result.stdout
     assert "2 (live)" in result.stdout
@@ -156,6 +156,29 @@ def test_options_reach_the_server(teach, tmp_path):
     assert server.fits == [{"activate": False, "based_on": "live", "classes": "own", "method": "ridge"}]
     assert "2 (not live)" in result.stdout
     assert "Try it: caspl classify pets PICTURE --version 2 --url http://elsewhere" in result.stderr
+
+
+def test_the_api_key_is_sent(teach):
+    keys = []
+
+    class Guarded(Server):
+        def __call__(self, request):
+            keys.append(request.headers.get("authorization"))
+            return super().__call__(request)
+
+    assert teach(Guarded(), "--key", "pk_x").exit_code == 0
+    assert set(keys) == {"Bearer pk_x"}
+
+
+def test_a_domain_that_may_not_be_created_is_named_before_the_error(teach):
+    class Forbidding(Server):
+        def __call__(self, request):
+            denied = {"title": "Permission denied", "code": "denied", "detail": "no scope"}
+            return httpx.Response(403, json=denied) if request.method == "PUT" else super().__call__(request)
+
+    lines = teach(Forbidding()).stderr.splitlines()
+    expected = ["Creating the domain pets with 2 classes: cat, dog", "error: Permission denied: no scope"]
+    assert lines == expected
 
 
 def test_options_of_a_new_domain_are_named_when_the_domain_exists(teach):

@@ -68,7 +68,7 @@ def test_folders_become_a_live_domain_that_is_better_than_its_class_names(url, d
     result, stderr = teach(url, pictures, "drawings")
     classes = sorted(folder.name.replace("_", " ") for folder in pictures.iterdir())
 
-    assert f"Created the domain drawings with 5 classes: {', '.join(classes)}" in stderr
+    assert f"Creating the domain drawings with 5 classes: {', '.join(classes)}" in stderr
     assert (result["is_new_domain"], result["version"], result["is_live"]) == (True, 2, True)
     assert result["pictures"] == {"added": N_CLASSES * SHOTS, "exists": 0, "relabelled": 0}
     assert result["report"]["n_examples"] == N_CLASSES * SHOTS
