@@ -26,6 +26,9 @@ def group_similar(features_NE: NDArray[np.float32]) -> list[list[int]]:
     """
     if not len(features_NE):
         return []
+    # All images of a domain have a large component in common, which would hide their differences.
+    features_NE = features_NE - features_NE.mean(axis=0)
+    features_NE /= np.maximum(np.linalg.norm(features_NE, axis=1, keepdims=True), 1e-6)
     centres_GE = features_NE[_farthest_first(features_NE, min(MAX_GROUPS, math.ceil(math.sqrt(len(features_NE)))))]
     for _ in range(MAX_ITERATIONS):
         nearest_N = (features_NE @ centres_GE.T).argmax(axis=1)

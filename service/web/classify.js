@@ -106,16 +106,16 @@ export function Classify({ domains }) {
         <input type="checkbox" checked=${chosen.includes(name)} onChange=${() => toggle(name)} /> ${name}</label>`)}
     </fieldset>
     <div class="grid">
-      <label>Other labels
-        <input value=${labels} onInput=${(event) => setLabels(event.target.value)} placeholder="cat, dog" aria-describedby="labels-note" />
+      <div><label>Other labels
+        <input value=${labels} onInput=${(event) => setLabels(event.target.value)} placeholder="cat, dog" aria-describedby="labels-note" /></label>
         <small id="labels-note">Optional, separated by commas: classify among these instead of the domain's classes.</small>
-      </label>
-      <label>Abstain
+      </div>
+      <div><label>Abstain
         <select value=${rate} disabled=${labels.trim() !== ""} onChange=${(event) => setRate(event.target.value)}>
           ${RATES.map((one) => html`<option value=${one}>${one ? `least certain ${100 * one} %` : "never"}</option>`)}
-        </select>
+        </select></label>
         <small>For domains that were fitted to examples.</small>
-      </label>
+      </div>
     </div>
     <${DropArea} onFiles=${add} id="classify-files">
       <strong>Drop or paste pictures here, or click to choose</strong> <small>JPEG, PNG or WebP</small>

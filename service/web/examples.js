@@ -31,12 +31,12 @@ export function Groups({ domain, groups, selected, onSelect }) {
     ids.forEach((id) => (isAll ? next.delete(id) : next.add(id)));
     onSelect(next);
   };
-  return html`${groups.map((ids, at) => html`<div class="group" key=${ids[0]} role="group" aria-label=${`group ${at + 1}`}>
+  return html`${groups.map((ids, at) => html`<section class="group" key=${ids[0]} aria-label=${`group ${at + 1}`}>
     <button type="button" class="small outline" aria-pressed=${ids.every((id) => selected.has(id))}
       onClick=${() => toggleAll(ids)}>Group ${at + 1}: ${plural(ids.length, "picture")}</button>
     <div class="tiles">${ids.map((id) => html`<${Tile} key=${id} domain=${domain} id=${id}
       isSelected=${selected.has(id)} onToggle=${(event) => toggle(id, event)} />`)}</div>
-  </div>`)}`;
+  </section>`)}`;
 }
 
 // Labelled examples of one class at a time, in pages.

@@ -27,17 +27,17 @@ function NewDomain({ domains, onCreated }) {
   };
   return html`<form onSubmit=${create}>
     <div class="grid">
-      <label>Name <input required value=${name} onInput=${(event) => setName(event.target.value)}
-        pattern="[a-z][a-z0-9]*(-[a-z0-9]+)*" maxlength="64" aria-describedby="name-note" />
-        <small id="name-note">Lower-case letters, digits and hyphens, such as screws-line-2.</small></label>
+      <div><label>Name <input required value=${name} onInput=${(event) => setName(event.target.value)}
+        pattern="[a-z][a-z0-9]*(-[a-z0-9]+)*" maxlength="64" aria-describedby="name-note" /></label>
+        <small id="name-note">Lower-case letters, digits and hyphens, such as screws-line-2.</small></div>
       <label>Prompts <select value=${boostedBy} onChange=${(event) => setBoostedBy(event.target.value)}>
         <option value="">none: the plain backbone</option>
         ${domains.filter((one) => one.version).map((one) => html`<option value=${one.domain}>boosting prompts of ${one.domain}</option>`)}
       </select></label>
     </div>
     <label>Classes <textarea required rows="3" value=${classes} onInput=${(event) => setClasses(event.target.value)}
-      placeholder="hex bolt, wood screw, washer" aria-describedby="classes-note"></textarea>
-      <small id="classes-note">Separated by commas or lines. The domain is live at once with these names alone; more classes can follow.</small></label>
+      placeholder="hex bolt, wood screw, washer" aria-describedby="classes-note"></textarea></label>
+      <small id="classes-note">Separated by commas or lines. The domain is live at once with these names alone; more classes can follow.</small>
     <${ErrorNote} error=${error} />
     <button type="submit">Create the domain</button>
   </form>`;
@@ -124,7 +124,7 @@ function MakeLive({ domain, isReady, onLive }) {
 
 function TeachDomain({ domain, refreshDomains }) {
   const [classes, setClasses] = useState([]);
-  const [unlabelled, setUnlabelled] = useState([]);
+  const [groups, setGroups] = useState([]);
   const [counts, setCounts] = useState({ labelled: 0, unlabelled: 0, by_label: {} });
   const [selected, setSelected] = useState(new Set());
   const [fit, setFit] = useState(null);
@@ -132,17 +132,19 @@ function TeachDomain({ domain, refreshDomains }) {
   const [changes, setChanges] = useState(0);
   const timer = useRef();
 
-  const loadExamples = async () => {
+  const loadCounts = async () => {
     try {
-      const [detail, page, grouped] = await Promise.all([
-        getJson(domainPath(domain)),
-        getJson(domainPath(domain, "/examples"), { query: { limit: "1" } }),
-        getJson(domainPath(domain, "/examples/groups")),
-      ]);
+      const [detail, page] = await Promise.all([
+        getJson(domainPath(domain)), getJson(domainPath(domain, "/examples"), { query: { limit: "1" } })]);
       setClasses([...new Set([...detail.classes, ...Object.keys(page.counts.by_label)])]);
-      setUnlabelled([...grouped.groups, ...grouped.not_grouped.slice(0, MAX_UNGROUPED).map((id) => [id])]);
       setCounts(page.counts);
       setError(null);
+    } catch (problem) { setError(problem); }
+  };
+  const loadGroups = async () => {
+    try {
+      const found = await getJson(domainPath(domain, "/examples/groups"));
+      setGroups([...found.groups, ...found.not_grouped.slice(0, MAX_UNGROUPED).map((id) => [id])]);
     } catch (problem) { setError(problem); }
   };
   const loadReport = async () => {
@@ -157,27 +159,31 @@ function TeachDomain({ domain, refreshDomains }) {
     setChanges((n) => n + 1);
     clearTimeout(timer.current);
     timer.current = setTimeout(loadReport, REFRESH_MS);
-    await loadExamples();
+    await loadCounts();
   };
-  useEffect(() => { loadExamples(); loadReport(); return () => clearTimeout(timer.current); }, [domain]);
+  const added = () => Promise.all([changed(), loadGroups()]);
+  useEffect(() => { added(); return () => clearTimeout(timer.current); }, [domain]);
 
   const relabel = async (ids, label) => {
     try {
       await call(domainPath(domain, "/examples"), { method: "PATCH", json: { ids, label } });
       setSelected(new Set());
-      await changed();
+      // Groups stay as they are while one labels, without the labelled pictures.
+      setGroups((all) => all.map((group) => group.filter((id) => !ids.includes(id))).filter((group) => group.length));
+      await (label === null ? added() : changed());
     } catch (problem) { setError(problem); }
   };
   const report = fit?.report;
   return html`
-    <${Upload} domain=${domain} classes=${classes} onAdded=${changed} />
+    <${Upload} domain=${domain} classes=${classes} onAdded=${added} />
     <${ErrorNote} error=${error} />
-    ${unlabelled.length > 0 && html`<section aria-label="pictures without a label">
+    ${groups.length > 0 && html`<section aria-label="pictures without a label">
       <h3>${plural(counts.unlabelled, "picture")} to label</h3>
-      <p>Similar pictures are grouped. Select pictures or whole groups, then click a class.</p>
+      <p>Similar pictures are grouped. Select pictures or whole groups, then click a class.
+        <button type="button" class="small secondary" onClick=${loadGroups}>Group again</button></p>
       <${LabelBar} n=${selected.size} classes=${classes} counts=${counts.by_label}
         onLabel=${(label) => relabel([...selected], label)} onClear=${() => setSelected(new Set())} />
-      <${Groups} domain=${domain} groups=${unlabelled} selected=${selected} onSelect=${setSelected} />
+      <${Groups} domain=${domain} groups=${groups} selected=${selected} onSelect=${setSelected} />
     </section>`}
     <section aria-label="report">
       <h3>Report</h3>
@@ -188,7 +194,7 @@ function TeachDomain({ domain, refreshDomains }) {
         : html`<p>Label pictures of at least two classes to see how good the domain is.</p>`}
       <${MakeLive} domain=${domain} isReady=${Boolean(report)} onLive=${async () => { await refreshDomains(); await loadReport(); }} />
     </section>
-    <${LabelledExamples} key=${changes} counts=${counts.by_label} domain=${domain} classes=${classes} onRelabel=${relabel} onRemoved=${changed} />`;
+    <${LabelledExamples} key=${changes} counts=${counts.by_label} domain=${domain} classes=${classes} onRelabel=${relabel} onRemoved=${added} />`;
 }
 
 export function Teach({ domains, refreshDomains }) {

@@ -46,7 +46,7 @@ def test_the_largest_group_and_the_most_typical_image_come_first():
     features_NE, _ = clusters(np.random.default_rng(2), [40, 20, 10], noise=0.3)
     groups = group_similar(features_NE)
     assert [len(rows) for rows in groups] == sorted((len(rows) for rows in groups), reverse=True)
+    centred_NE = unit(features_NE - features_NE.mean(axis=0))
     for rows in groups:
-        centre = features_NE[rows].sum(axis=0)
-        similarity = features_NE[rows] @ centre
+        similarity = centred_NE[rows] @ centred_NE[rows].sum(axis=0)
         assert np.all(np.diff(similarity) <= 1e-4 * abs(similarity[0]))
