@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks.answers import percentile_ms, summarize
 from benchmarks.attacks import attack_server
 from benchmarks.errors import BenchError
+from benchmarks.fits import add_domain, fit_load
 from benchmarks.overload import overload
 from benchmarks.photographs import write_photographs
 from benchmarks.ratios import Spread
@@ -19,7 +20,7 @@ from benchmarks.report import Report, Table, Target
 from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, serving
 from benchmarks.swaps import LOAD, n_versions, swap_load
 
-PARTS = ("start", "idle", "closed", "open", "overload", "swaps", "attacks")
+PARTS = ("start", "idle", "closed", "open", "overload", "swaps", "fits", "attacks")
 OPEN = 0.7
 """Offered rate of the open loop as a share of the capacity."""
 OVERLOAD = 3.0
@@ -59,7 +60,10 @@ def measure(options: ServeOptions, console: Console) -> Report:
         photographs = write_photographs(folder / "photographs", side=options.side or None)
         console.print(f"making {options.n_domains} domains for {options.backbone}")
         store = folder / "store"
-        digests = fill_store(store, backbone_of(options), n_domains=options.n_domains, n_versions=n_stored)
+        backbone = backbone_of(options)
+        digests = fill_store(store, backbone, n_domains=options.n_domains, n_versions=n_stored)
+        if "fits" in options.only:
+            add_domain(store, backbone)
         console.print("starting caspl serve")
         with serving(options, store, digests, photographs) as server:
             measure_parts(server, options, report, console)
@@ -84,7 +88,7 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
     if "attacks" in options.only:
         console.print("attacks")
         attack_server(server, report, seconds=options.seconds)
-    if not {"open", "swaps", "overload"} & set(options.only):
+    if not {"open", "swaps", "fits", "overload"} & set(options.only):
         return
     console.print(f"capacity: closed loop, {CAPACITY_CLIENTS} clients")
     capacity_per_s = server.closed_rate(CAPACITY_CLIENTS, options.seconds / 2)
@@ -99,6 +103,9 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
     if "swaps" in options.only:
         console.print("swap load")
         swap_load(server, report, rate_per_s=LOAD * capacity_per_s, seconds=options.seconds)
+    if "fits" in options.only:
+        console.print("fit load")
+        fit_load(server, report, rate_per_s=LOAD * capacity_per_s, seconds=options.seconds)
 
 
 def idle(server: Server, options: ServeOptions, report: Report) -> None:

@@ -8,6 +8,8 @@ from PIL import Image
 from benchmarks.answers import Answer, Swap
 from benchmarks.bundles import domain_name, label
 from benchmarks.errors import BenchError
+from benchmarks.fits import Phase as FitPhase
+from benchmarks.fits import add_fit_load
 from benchmarks.overload import Round, add_overload
 from benchmarks.photographs import write_photographs
 from benchmarks.report import Report
@@ -146,3 +148,15 @@ def test_a_closed_loop_that_was_too_short_is_repeated_at_four_times_the_length(m
 
     assert fake_server().closed_rate(1, 5.0) == pytest.approx(1.0)
     assert durations_s == [5.0, 20.0]
+
+
+def test_fit_load_compares_the_latencies_of_phases_with_and_without_fits():
+    report = Report("serve", {}, device="cpu")
+    calm = [answer(index, 0.010) for index in range(100)]
+    slower = [answer(index, 0.012) for index in range(100)]
+    add_fit_load(report, [FitPhase(calm), FitPhase([*slower, answer(100, status=429)], [0.5, 0.7])] * 3)
+    found = values(report)
+    assert found["fit_p99_ratio"] == pytest.approx(1.2)
+    assert found["fit_p99_ratio_by_pair"] == pytest.approx(1.2)
+    assert found["fit_failed"] == 3
+    assert report.tables["Fit load"].rows[1][4:] == (2, "0.70")

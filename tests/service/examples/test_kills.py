@@ -59,7 +59,7 @@ def check(store, examples):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_kill_at_any_call_that_modifies_the_store(store, examples, tmp_path):
     n_calls = n_calls_of_publishing(tmp_path / "counted")
     assert n_calls > 10
