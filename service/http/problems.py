@@ -221,13 +221,16 @@ async def on_http_error(_: Request, error: Exception) -> Response:
 
 
 def http_problem(status: HTTPStatus, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
-    """The response to a request for an unknown path or method, or with a malformed form."""
+    """The response to a request for an unknown path or method, or with a body that cannot be parsed."""
+    is_unparsed = status == HTTPStatus.BAD_REQUEST
     body: dict[str, object] = {
         "type": "about:blank",
         "title": status.phrase,
         "status": status.value,
         "code": HTTP_CODES.get(status, "http_error"),
-        "detail": f"{status.phrase}. GET /openapi.json lists all routes.",
+        "detail": "The body cannot be parsed; send JSON in UTF-8."
+        if is_unparsed
+        else f"{status.phrase}. GET /openapi.json lists all routes.",
     }
     return Problem(status, body, headers)
 

@@ -9,6 +9,7 @@ MAX_CPU_S = 10
 MAX_MEBIBYTES = 400
 
 
+@pytest.mark.parametrize("form", ["exact", "thumbnail"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -20,8 +21,8 @@ MAX_MEBIBYTES = 400
         "WEBP, lossless, flat",
     ],
 )
-def test_an_image_within_the_limits_takes_bounded_time_and_memory(name):
-    cpu_s, mebibytes, outcome = measure_apart(BOMBS[name]())
+def test_an_image_within_the_limits_takes_bounded_time_and_memory(name, form):
+    cpu_s, mebibytes, outcome = measure_apart(BOMBS[name](), form)
     assert outcome == "decoded"
     assert cpu_s < MAX_CPU_S
     assert mebibytes < MAX_MEBIBYTES

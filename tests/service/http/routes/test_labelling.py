@@ -238,6 +238,27 @@ async def test_a_change_of_another_form_is_refused(serve, body, status, code):
 
 
 @pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b'{"label": "\xff", "ids": [1]}', "application/json", 400),
+        (b'{"label": "red", "ids": [1', "application/json", 422),
+        (b"", "application/json", 422),
+        (b'{"label": "red", "ids": [1]}', "text/plain", 422),
+        (b"[" * 100_000, "application/json", 400),
+        (b'{"label": "red", "ids": [' + b"9" * 100_000 + b"]}", "application/json", 400),
+    ],
+    ids=range(6),
+)
+async def test_a_change_that_is_not_json_is_refused(serve, content, kind, status):
+    async with serve() as client:
+        fill(client, "blue")
+        answer = await client.patch(URL, content=content, headers={"content-type": kind})
+        assert labels(client) == {1: "blue"}
+    assert (answer.status_code, answer.json()["code"]) == (status, "request_invalid")
+    assert "JSON" in answer.json()["detail"] or status == 422
+
+
+@pytest.mark.parametrize(
     ("query", "removed"), [("ids=2", [2]), ("ids=1,3", [1, 3]), ("ids=1,99,1", [1]), ("all=true", [1, 2, 3])]
 )
 async def test_examples_are_removed_together_and_others_stay(serve, query, removed):
