@@ -91,7 +91,10 @@ def add_examples(
             with lock:
                 on_added(n_added)
 
-    requests = [_add_chunk(domain, chunk, report) for chunk in chunks(parts, sizes, limits["max_images"], max_bytes)]
+    timeout_ms = int(1000 * limits["max_timeout_s"])  # low priority: on a busy server other requests go first
+    requests = [
+        _add_chunk(domain, chunk, timeout_ms, report) for chunk in chunks(parts, sizes, limits["max_images"], max_bytes)
+    ]
     results: list[list[AddedExample]] = yield Concurrently(requests)
     return [one for chunk in results for one in chunk]
 
@@ -216,15 +219,16 @@ def fit_report(
 
 
 def _add_chunk(
-    domain: str, parts: Sequence[tuple[str | None, ImageInput]], on_added: Callable[[int], None]
+    domain: str, parts: Sequence[tuple[str | None, ImageInput]], timeout_ms: int, on_added: Callable[[int], None]
 ) -> Operation[list[AddedExample]]:
     """One request, or one for each half of the pictures if a limit on the way is lower than the server's."""
     files = [(UNLABELLED if label is None else label, encode(image)) for label, image in parts]
-    response: httpx.Response = yield Request("POST", domain_path(domain, "examples"), {"files": files})
+    options = {"files": files, "params": {"timeout_ms": timeout_ms}}
+    response: httpx.Response = yield Request("POST", domain_path(domain, "examples"), options)
     if response.status_code == TOO_LARGE and len(parts) > 1:
         middle = len(parts) // 2
-        first = yield from _add_chunk(domain, parts[:middle], on_added)
-        return first + (yield from _add_chunk(domain, parts[middle:], on_added))
+        first = yield from _add_chunk(domain, parts[:middle], timeout_ms, on_added)
+        return first + (yield from _add_chunk(domain, parts[middle:], timeout_ms, on_added))
     body, status = response_body(response, "examples"), response.status_code
     if response.is_success:
         added = [_added(one) for one in body["examples"]]

@@ -28,7 +28,9 @@ class Server:
     def __call__(self, request):
         path = request.url.path
         if path == "/info":
-            return httpx.Response(200, json={"limits": {"max_images": 99, "max_request_bytes": 2**25}})
+            return httpx.Response(
+                200, json={"limits": {"max_images": 99, "max_request_bytes": 2**25, "max_timeout_s": 30.0}}
+            )
         if path == "/domains":
             rows = [
                 {"domain": name, "state": "live", "version": 1, "digest": "d", "n_classes": 2} for name in self.domains

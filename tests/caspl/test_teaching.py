@@ -18,7 +18,7 @@ class Server:
     """Answers as a server with these limits; the pictures of each request are in `sizes`."""
 
     def __init__(self, max_images=16, max_request_bytes=32 * 2**20, max_images_of_proxy=99):
-        self.limits = {"max_images": max_images, "max_request_bytes": max_request_bytes}
+        self.limits = {"max_images": max_images, "max_request_bytes": max_request_bytes, "max_timeout_s": 30.0}
         self.max_images_of_proxy = max_images_of_proxy
         self.requests, self.sizes = [], []
         self._n_open, self.most_open = 0, 0
@@ -70,6 +70,9 @@ def test_examples_are_sent_under_their_labels_in_requests_within_the_servers_lim
     added = connect(server).add_examples("paint", pictures, on_added=counted.append)
 
     assert server.sizes == [3, 3, 3]
+    assert {str(request.url) for request in server.requests[1:]} == {
+        "http://test/domains/paint/examples?timeout_ms=30000"
+    }
     assert sum(counted) == 9
     assert [one.label for one in added] == ["red", "light blue", None] * 3
     assert added[0] == AddedExample(7, "added", "red", Prediction("red", 0, 0.9))
