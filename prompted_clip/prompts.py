@@ -83,7 +83,7 @@ def collate_grids(grids: Sequence[PromptGrid | None]) -> PromptGrid | None:
         ValueError: rows with different numbers of prompt positions.
     """
     first = grids[0]
-    if all(grid is first for grid in grids):
+    if grids.count(first) == len(grids):
         return first
     rows = [grid for grid in grids if grid is not None]
     counts = {grid.n_tokens if grid is not None else 0 for grid in grids}

@@ -137,7 +137,9 @@ async def score_images(
         else:
             answers.append(next(remaining[domain]) if isinstance(picture, Decoded) else picture)
     count_images(context, images, domains, answers)
-    _fail_if_none(answers)
+    failures = [answer for answer in answers if isinstance(answer, Exception)]
+    if len(failures) == len(answers):
+        raise _failure(failures)
     return Outcome(domains, pictures, answers, decode_s, time.monotonic())
 
 
@@ -183,13 +185,10 @@ def count_images(
         context.metrics.image_counted(domain, result)
 
 
-def _fail_if_none(answers: Sequence[ImageResult | Exception]) -> None:
-    """Raise an error for the whole request if no image has an answer."""
-    failures = [answer for answer in answers if isinstance(answer, Exception)]
-    if len(failures) < len(answers):
-        return
+def _failure(failures: Sequence[Exception]) -> Exception:
+    """The error of a request without an answer, from those of its images."""
     ours = [error for error in failures if not isinstance(error, ImageRejectedError)]
     if ours or len(failures) == 1:
-        raise [*ours, *failures][0]
+        return [*ours, *failures][0]
     errors = [{"index": index, **describe(error)} for index, error in enumerate(failures)]
-    raise ImagesRejectedError("All images are invalid; see `errors`.", extra={"errors": errors})
+    return ImagesRejectedError("All images are invalid; see `errors`.", extra={"errors": errors})
