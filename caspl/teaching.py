@@ -115,7 +115,7 @@ def examples(
         label: only those with this label.
         is_labelled: only those with a label, or without one.
         suspect: only those whose label the others contradict, worst first.
-        order: `id`, or `uncertain` for the smallest margin first.
+        order: `id`, or `uncertain` for those without a label, the smallest margin first.
         limit: at most this many; all by default.
 
     Raises:
