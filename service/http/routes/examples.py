@@ -44,16 +44,19 @@ class AddQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    timeout_ms: int | None = Field(None, ge=1, description="timeout from the last byte of the body")
+    timeout_ms: int | None = Field(
+        None, ge=1, description="timeout from the last byte of the body; by default the longest that is allowed"
+    )
 
 
 @router.post("/domains/{domain}/examples", status_code=201, openapi_extra=LABELLED_BODY_DOCS)
 async def add(request: Request, domain: str, query: Annotated[AddQuery, Query()]) -> AddedExamplesOut:
     """Add images to a domain's examples, labelled or not; an image that the domain has already is one example."""
     context: HttpContext = request.app.state.context
-    timeout_s = check_timeout(query.timeout_ms, context.settings)
+    settings = context.settings
+    timeout_s = settings.max_timeout_s if query.timeout_ms is None else check_timeout(query.timeout_ms, settings)
     async with context.backend.pin(domain, None, deadline_s=time.monotonic() + timeout_s, priority=LOW) as pin:
-        labelled = await read_labelled(request, context.settings)
+        labelled = await read_labelled(request, settings)
         images = [(domain, image) for _, image in labelled]
         deadline_s = time.monotonic() + timeout_s
         options = ScoringOptions("cascade", (), 1, deadline_s, LOW, request_id.get(), embedding=True)

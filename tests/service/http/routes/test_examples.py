@@ -304,6 +304,15 @@ async def test_a_request_that_is_late_or_abandoned_stores_nothing(serve, model):
     assert labels == {}
 
 
+async def test_by_default_adding_may_take_longer_than_classifying(serve, model):
+    async with serve(default_timeout_s=0.1) as client:
+        model.forward_s = 0.3
+        added = await client.post(URL, files=files(("red", "red")))
+        classified = await client.post("/classify/paint", content=picture())
+    assert added.status_code == 201
+    assert classified.status_code in {429, 504}
+
+
 async def test_images_queue_behind_those_of_classify_requests(serve):
     async with serve() as client:
         await client.post(URL, files=files(("red", "red"), ("blue", "blue")))
