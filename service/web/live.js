@@ -37,21 +37,21 @@ export function quantile(before, now, name, share) {
 }
 
 const CHARTS = [
-  ["requests", "requests per second", [
+  ["Requests per second", [
     ["answered", (a, b, s) => rate(a, b, s, "caspl_http_requests_total") - rate(a, b, s, "caspl_errors_total")],
     ["errors", (a, b, s) => rate(a, b, s, "caspl_errors_total")]]],
-  ["images", "images per second", [["images", (a, b, s) => rate(a, b, s, "caspl_images_total{result=answered}")]]],
-  ["queue", "images in the queue", [["queue", (a, b) => b.get("caspl_queue_rows") ?? 0]]],
-  ["latency", "latency in ms", [
+  ["Images per second", [["images", (a, b, s) => rate(a, b, s, "caspl_images_total{result=answered}")]]],
+  ["Images in the queue", [["queue", (a, b) => b.get("caspl_queue_rows") ?? 0]]],
+  ["Latency in ms", [
     ["p50", (a, b) => milliseconds(quantile(a, b, "caspl_request_duration_seconds", 0.5))],
     ["p99", (a, b) => milliseconds(quantile(a, b, "caspl_request_duration_seconds", 0.99))]]],
-  ["device", "device busy in %", [["busy", (a, b, s) => 100 * rate(a, b, s, "caspl_device_busy_seconds_total")]]],
+  ["Device busy in %", [["busy", (a, b, s) => 100 * rate(a, b, s, "caspl_device_busy_seconds_total")]]],
 ];
 
 const rate = (before, now, seconds, name) => Math.max(0, (now.get(name) ?? 0) - (before.get(name) ?? 0)) / seconds;
 const milliseconds = (seconds) => (seconds === null ? null : 1000 * seconds);
 
-function Chart({ title, unit, names, data }) {
+function Chart({ title, names, data }) {
   const box = useRef();
   const plot = useRef();
   useEffect(() => {
@@ -60,6 +60,7 @@ function Chart({ title, unit, names, data }) {
     const size = () => ({ width: box.current.clientWidth, height: 180 });
     plot.current = new window.uPlot({
       ...size(),
+      legend: { show: names.length > 1 },
       axes: [axis, axis],
       scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
       series: [{}, ...names.map((label, index) => ({ label, stroke: COLOURS[index], width: 2 }))],
@@ -70,7 +71,7 @@ function Chart({ title, unit, names, data }) {
   }, []);
   useEffect(() => plot.current?.setData(data), [data]);
   const last = names.map((name, index) => `${name} ${format(data[index + 1].at(-1))}`).join(", ");
-  return html`<figure class="chart"><figcaption>${title}: ${unit} <small>(${last})</small></figcaption><div ref=${box}></div></figure>`;
+  return html`<figure class="chart"><figcaption>${title} <small>(${last})</small></figcaption><div ref=${box}></div></figure>`;
 }
 
 const format = (value) => (value == null ? "-" : value.toFixed(value < 10 ? 1 : 0));
@@ -89,7 +90,7 @@ export function Live() {
         const seconds = (nowMs - beforeMs) / 1000;
         const earlier = before;
         if (earlier) {
-          const values = CHARTS.flatMap(([, , series]) => series.map(([, measure]) => measure(earlier, now, seconds)));
+          const values = CHARTS.flatMap(([, series]) => series.map(([, measure]) => measure(earlier, now, seconds)));
           setPoints((all) => [...all, [Date.now() / 1000, ...values]].slice(-N_POINTS));
         }
         before = now;
@@ -104,11 +105,11 @@ export function Live() {
   const column = (index) => points.map((point) => point[index]);
   let at = 1;
   return html`<${ErrorNote} error=${error} />
-    ${points.length === 0 && !error && html`<p aria-busy="true">Measuring</p>`}
-    ${points.length > 0 && html`<div class="charts">${CHARTS.map(([title, unit, series]) => {
+    ${points.length < 2 && !error && html`<p aria-busy="true">Measuring</p>`}
+    ${points.length > 1 && html`<div class="charts">${CHARTS.map(([title, series]) => {
       const first = at;
       at += series.length;
       const data = [column(0), ...series.map((_, index) => column(first + index))];
-      return html`<${Chart} key=${title} title=${title} unit=${unit} names=${series.map(([name]) => name)} data=${data} />`;
+      return html`<${Chart} key=${title} title=${title} names=${series.map(([name]) => name)} data=${data} />`;
     })}</div>`}`;
 }

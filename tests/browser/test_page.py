@@ -132,7 +132,7 @@ def test_the_charts_follow_the_traffic(page, server):
     page.locator(".chart canvas").first.wait_for()
     for _ in range(5):
         server.post("/classify/satellite", content=SATELLITE[0].read_bytes())
-    caption = page.locator(".chart figcaption", has_text="images per second").first
+    caption = page.locator(".chart figcaption", has_text="Images per second").first
     caption.get_by_text(re.compile(r"images (0\.[1-9]|[1-9])")).wait_for()
 
 
@@ -157,7 +157,7 @@ def test_a_service_with_keys_requests_one_and_explains_a_wrong_one(browser, tmp_
 def test_no_tab_has_a_serious_accessibility_violation(browser, server, name, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with opened(browser, f"{server.base_url}#{name}", color_scheme=scheme) as page:
-        page.locator("main").get_by_text(re.compile("satellite|requests per second|New domain")).first.wait_for(
+        page.locator("main").get_by_text(re.compile("satellite|Requests per second|New domain")).first.wait_for(
             state="attached"
         )
         if name == "classify":
@@ -171,7 +171,7 @@ def test_no_tab_has_a_serious_accessibility_violation(browser, server, name, sch
 @pytest.mark.parametrize("name", TABS)
 def test_no_tab_scrolls_sideways_on_a_phone(browser, server, name):
     with opened(browser, f"{server.base_url}#{name}", viewport={"width": 400, "height": 800}) as page:
-        page.locator("main").get_by_text(re.compile("satellite|requests per second|New domain")).first.wait_for(
+        page.locator("main").get_by_text(re.compile("satellite|Requests per second|New domain")).first.wait_for(
             state="attached"
         )
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
