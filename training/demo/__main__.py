@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 import typer
@@ -18,8 +18,9 @@ from training.demo.default_recipes import markdown_table as defaults_table
 from training.demo.default_recipes import run_defaults
 from training.demo.domain_pool import default_jobs
 from training.demo.evaluate import measure_all
-from training.demo.fit_domains import checks_table, fit_all
-from training.demo.fit_domains import markdown_table as fit_table
+from training.demo.fit_domains import fit_domains
+from training.demo.fit_tables import adapt_lines, checks_table, unlabelled_table
+from training.demo.fit_tables import markdown_table as fit_table
 from training.demo.folders import DRAWN, write_folders
 from training.demo.models import CONFIG_DIR, export_weights
 from training.demo.pages import fill_page
@@ -161,18 +162,32 @@ def adapt(
     rows = adapt_domains.adapt_all(bundles, work_dir / "adapted", names, jobs=n_jobs, console=console)
     if not domains:
         adapt_domains.report(rows, ADAPT_RESULTS)
-        fill_page(README, "demo-adapt", adapt_domains.markdown_table(rows))
+        _fill_readme()
         fill_page(DEMO_PAGE, "demo-adapt", adapt_domains.domain_table(rows))
     adapt_domains.show_table(rows, Console())
 
 
 @app.command()
 def fit(jobs: Jobs = None) -> None:
-    """Fit few-shot heads in all boosted domains over three seeds, and update the tables in the documentation."""
-    rows = fit_all(SERVICE_DEMO / "bundles", FIT_RESULTS, tuple(SHIFTED), jobs=jobs or default_jobs(), console=console)
-    fill_page(FIT_PAGE, "demo-fit", fit_table(rows))
-    fill_page(FIT_PAGE, "demo-fit-checks", checks_table(rows))
-    console.print(f"wrote {FIT_RESULTS} and the tables in {FIT_PAGE}", soft_wrap=True)
+    """Fit few-shot heads in all domains with and without boosting, and update the tables in the documentation."""
+    fit_domains(SERVICE_DEMO / "bundles", FIT_RESULTS, tuple(SHIFTED), jobs=jobs or default_jobs(), console=console)
+    results = _read(FIT_RESULTS)
+    fill_page(FIT_PAGE, "demo-fit", fit_table(results["rows"]))
+    fill_page(FIT_PAGE, "demo-fit-unlabelled", unlabelled_table(results["rows"]))
+    fill_page(FIT_PAGE, "demo-fit-checks", checks_table(results["checks"]))
+    _fill_readme()
+    console.print(f"wrote {FIT_RESULTS} and the tables in {FIT_PAGE} and {README}", soft_wrap=True)
+
+
+def _fill_readme() -> None:
+    """README's table of adapting methods and few-shot heads, from the results of `adapt` and `fit`."""
+    adapted, fitted = (_read(path)["rows"] for path in (ADAPT_RESULTS, FIT_RESULTS))
+    fill_page(README, "demo-adapt", f"{adapt_domains.markdown_table(adapted)}\n{adapt_lines(fitted)}")
+
+
+def _read(results: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    return found
 
 
 @app.command()

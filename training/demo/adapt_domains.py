@@ -91,11 +91,15 @@ def markdown_table(rows: Sequence[Row]) -> str:
     Mean over domains of the mean over seeds; ± is the standard deviation over seeds, averaged over domains.
     """
     lines = ["| method | alone: base / new / H | with boosting: base / new / H | H gained |", "|---|---|---|---|"]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        plain, boosted = (_cells(rows, method, boosted=boosted) for boosted in (False, True))
-        gained = _mean(rows, method, "h", boosted=True) - _mean(rows, method, "h", boosted=False)
-        lines.append(f"| {method} | {plain} | {boosted} | {gained:+.1f} |")
+    lines += [table_line(rows, method, method) for method in dict.fromkeys(row["method"] for row in rows)]
     return "\n".join(lines)
+
+
+def table_line(rows: Sequence[Mapping[str, Any]], method: str, label: str) -> str:
+    """One method's line of `markdown_table`."""
+    plain, boosted = (_cells(rows, method, boosted=boosted) for boosted in (False, True))
+    gained = _mean(rows, method, "h", boosted=True) - _mean(rows, method, "h", boosted=False)
+    return f"| {label} | {plain} | {boosted} | {gained:+.1f} |"
 
 
 def domain_table(rows: Sequence[Row]) -> str:
@@ -141,11 +145,11 @@ def _values(rows: Sequence[Mapping[str, Any]], method: str, measure: str, *, boo
     return found
 
 
-def _mean(rows: Sequence[Row], method: str, measure: str, *, boosted: bool) -> float:
+def _mean(rows: Sequence[Mapping[str, Any]], method: str, measure: str, *, boosted: bool) -> float:
     return spread([spread(values).mean for values in _values(rows, method, measure, boosted=boosted).values()]).mean
 
 
-def _cells(rows: Sequence[Row], method: str, *, boosted: bool) -> str:
+def _cells(rows: Sequence[Mapping[str, Any]], method: str, *, boosted: bool) -> str:
     cells = []
     for measure in MEASURES:
         spreads = [spread(values) for values in _values(rows, method, measure, boosted=boosted).values()]

@@ -1,11 +1,11 @@
-"""Fits few-shot heads in every boosted demo domain and evaluates them on unseen images.
+"""Fits few-shot heads in every demo domain, with and without boosting, and evaluates them on unseen images.
 
 Legend: N images, K classes, E joint width.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,21 +21,31 @@ from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats, Ints
 from prompted_clip.fit import RATES, FewShotFit, fit_few_shot, softmax
 from prompted_clip.fit_report import suspects
 from prompted_clip.model import PromptedClip
+from prompted_clip.semi_supervised import UnlabelledImages
+from prompted_clip.stack import PromptStack
+from training.demo.boost_domains import N_UNLABELLED
 from training.demo.domain_pool import map_domains
-from training.demo.evaluate import TEST_SEED
-from training.demo.folders import LABELLED_SEED
+from training.demo.evaluate import TEMPLATE, TEST_SEED
+from training.demo.folders import FOLDER_TRAIN_SEED, LABELLED_SEED
 from training.demo.render import Pictures, draw_series
 from training.demo.shifts import DOMAINS
-from training.demo.world import BASE_LABELS, N_CLASSES, NEW_LABELS
-from training.evaluation.metrics import harmonic_mean, spread
+from training.demo.world import BASE_LABELS, CLASS_NAMES, N_CLASSES, NEW_LABELS
+from training.evaluation.metrics import harmonic_mean
+from training.evaluation.rows import ZERO_SHOT
 
-ZERO_SHOT: Final = "zero-shot"
-METHODS: Final = {name: {name: method} for name, method in FEW_SHOT_METHODS.items()} | {"auto": dict(AUTO_METHODS)}
+AUTO: Final = "auto"
+AUTO_UNLABELLED: Final = "auto-unlabelled"
+"""`auto` with unlabelled images."""
+METHODS: Final = (*FEW_SHOT_METHODS, AUTO, AUTO_UNLABELLED)
 SHOTS: Final = (1, 2, 4, 8, 16)
 SEEDS: Final = (1, 2, 3)
 N_LABELLED: Final = 40 * N_CLASSES
 """Labelled images to sample the shots from."""
 N_TEST: Final = 2000
+CHECK_SHOTS: Final = max(SHOTS)
+CHECK_SEEDS: Final = tuple(range(1, 11))
+N_CHECK_LABELLED: Final = 60 * N_CLASSES
+N_CHECK_TEST: Final = 8000
 FLIPPED_SHARE: Final = 0.05
 CHECKS: Final = ("suspects_found", "suspects_good", *(f"abstained_{rate:g}" for rate in RATES))
 _BATCH: Final = 250
@@ -65,84 +75,81 @@ class Encoded:
         return Encoded(self.features_NE[rows], self.labels_N[rows], self.text_logits_NK[rows])
 
 
-def fit_domain(domain: str, bundles: Path) -> list[Row]:
-    """Fit every method, number of shots and seed in one domain.
+def fit_domain(domain: str, bundles: Path) -> tuple[list[Row], list[Row]]:
+    """Fit every method, number of shots and seed in one domain, and check suspects and thresholds.
+
+    The unlabelled images are those that boosting was trained on: of all classes, also for fits of the base classes.
 
     Args:
         domain: a name of `shifts.DOMAINS`.
         bundles: folder of the boosting bundles, `<domain>.safetensors`.
 
     Returns:
-        Rows with `domain`, `method` (`zero-shot` for boosting alone), `shots`, `seed`, and `base`, `new`, `h` and `all`
-        in per cent; those of `auto` with 16 shots also with `CHECKS`, over the base classes.
+        Rows with `domain`, `method` (`zero-shot` for the text features alone), `boosted`, `shots`, `seed`, and `base`,
+        `new`, `h` and `all` in per cent; and rows with `domain`, `seed` and `CHECKS` of `auto` with boosting and
+        `CHECK_SHOTS` images of each base class.
     """
     model = PromptedClip(load_backbone("demo-student"))
-    data = (bundles / f"{domain}.safetensors").read_bytes()
-    series = ((LABELLED_SEED, N_LABELLED), (TEST_SEED, N_TEST))
-    labelled, test = (_encode(model, data, draw_series(seed, n, restyle=DOMAINS[domain])) for seed, n in series)
-    new = _accuracy(test.among(NEW_LABELS))
-    rows = [_row(domain, ZERO_SHOT, 0, None, _accuracy(test.among(BASE_LABELS)), new, _accuracy(test))]
-    for shots, seed in ((shots, seed) for shots in SHOTS for seed in SEEDS):
-        base_images, all_images = labelled.among(BASE_LABELS).sample(shots, seed), labelled.sample(shots, seed)
-        for name, methods in METHODS.items():
-            of_base, of_all = (
-                fit_few_shot(images.features_NE, images.labels_N, images.text_logits_NK, methods)
-                for images in (base_images, all_images)
-            )
-            rates = _accuracy(test.among(BASE_LABELS), of_base), new, _accuracy(test, of_all)
-            row = _row(domain, name, shots, seed, *rates)
-            if name == "auto" and shots == max(SHOTS):
-                row |= _checks(of_base, base_images, test.among(BASE_LABELS), seed)
-            rows.append(row)
-    return rows
+    labelled = draw_series(LABELLED_SEED, N_LABELLED, restyle=DOMAINS[domain])
+    unlabelled = draw_series(FOLDER_TRAIN_SEED, N_UNLABELLED, restyle=DOMAINS[domain])
+    test = draw_series(TEST_SEED, N_TEST, restyle=DOMAINS[domain])
+    boosted = model.load_stack(read_bundle((bundles / f"{domain}.safetensors").read_bytes()))
+    rows: list[Row] = []
+    for stack in (model.plain_stack(domain, CLASS_NAMES, [TEMPLATE]), boosted):
+        sets = [_encode(model, stack, pictures) for pictures in (labelled, unlabelled, test)]
+        rows += [{"domain": domain, "boosted": stack is boosted} | row for row in _fit_all(*sets)]
+    examples = draw_series(LABELLED_SEED, N_CHECK_LABELLED, start=N_LABELLED, restyle=DOMAINS[domain])
+    unseen = draw_series(TEST_SEED, N_CHECK_TEST, start=N_TEST, restyle=DOMAINS[domain])
+    pool, new = (_encode(model, boosted, pictures).among(BASE_LABELS) for pictures in (examples, unseen))
+    checks = [{"domain": domain, "seed": seed} | _check(pool, new, seed) for seed in CHECK_SEEDS]
+    return rows, checks
 
 
-def fit_all(bundles: Path, results: Path, domains: Sequence[str], *, jobs: int, console: Console) -> list[Row]:
+def fit_domains(bundles: Path, results: Path, domains: Sequence[str], *, jobs: int, console: Console) -> None:
     """Run `fit_domain` for several domains in parallel and write all rows as JSON."""
     found = dict(
         map_domains(partial(fit_domain, bundles=bundles), domains, jobs=jobs, title="fitting", console=console)
     )
-    rows = [row for domain in domains for row in found[domain]]
-    facts = {"n_labelled": N_LABELLED, "n_test": N_TEST, "seeds": list(SEEDS), "flipped_share": FLIPPED_SHARE}
+    facts = {
+        "n_labelled": N_LABELLED, "n_unlabelled": N_UNLABELLED, "n_test": N_TEST, "seeds": list(SEEDS),
+        "n_check_labelled": N_CHECK_LABELLED, "n_check_test": N_CHECK_TEST, "check_seeds": list(CHECK_SEEDS),
+        "flipped_share": FLIPPED_SHARE,
+        "rows": [row for domain in domains for row in found[domain][0]],
+        "checks": [row for domain in domains for row in found[domain][1]],
+    }  # fmt: skip
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
-    return rows
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Base accuracy by method and shots, mean over domains and seeds; then H and all classes with the most shots."""
-    header = [*(f"{shots}" for shots in SHOTS), f"H, {max(SHOTS)}", f"all 80 classes, {max(SHOTS)}"]
-    lines = [f"| images per class | {' | '.join(header)} |", "|---" * (len(header) + 1) + "|"]
-    cells = [_mean(rows, ZERO_SHOT, 0, measure) for measure in (*["base"] * len(SHOTS), "h", "all")]
-    lines.append(f"| text features | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
-    for method in METHODS:
-        cells = [_mean(rows, method, shots, "base") for shots in SHOTS]
-        cells += [_mean(rows, method, max(SHOTS), measure) for measure in ("h", "all")]
-        lines.append(f"| `{method}` | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
-    return "\n".join(lines)
-
-
-def checks_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`CHECKS` by domain, mean over seeds, and over all domains."""
-    checked = [row for row in rows if CHECKS[0] in row]
-    names = ["changed labels found", "correct labels suspected", *(f"abstained, {100 * rate:g} %" for rate in RATES)]
-    lines = [f"| domain | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for domain in [*dict.fromkeys(row["domain"] for row in checked), "mean"]:
-        own = [row for row in checked if domain in {row["domain"], "mean"}]
-        means = [spread([row[check] for row in own]).mean for check in CHECKS]
-        lines.append(f"| {domain} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
-    return "\n".join(lines)
+    results.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 @torch.inference_mode()
-def _encode(model: PromptedClip, data: bytes, pictures: Pictures) -> Encoded:
-    bundle = read_bundle(data)
-    stack = model.load_stack(bundle)
+def _encode(model: PromptedClip, stack: PromptStack, pictures: Pictures) -> Encoded:
+    assert stack.text_features is not None  # noqa: S101  neither stack has a conditional head
     batches = torch.split(pictures.pixels, _BATCH)
     units = [model.encode_images(batch, [stack] * len(batch)).unit_BE.numpy() for batch in batches]
     features_NE = np.concatenate(units).astype(np.float64)
-    text_KE = bundle.tensors["text.features"].astype(np.float64)
+    text_KE = stack.text_features.double().numpy()
     return Encoded(features_NE, pictures.labels.numpy(), stack.logit_scale * features_NE @ text_KE.T)
+
+
+def _fit_all(labelled: Encoded, unlabelled: Encoded, test: Encoded) -> list[Row]:
+    """The text features alone, then every number of shots, seed and method."""
+    base_test, new = test.among(BASE_LABELS), _accuracy(test.among(NEW_LABELS))
+    base_unlabelled = UnlabelledImages(unlabelled.features_NE, unlabelled.text_logits_NK[:, BASE_LABELS])
+    all_unlabelled = UnlabelledImages(unlabelled.features_NE, unlabelled.text_logits_NK)
+    rows = [_row(ZERO_SHOT, 0, None, _accuracy(base_test), new, _accuracy(test))]
+    for shots, seed in ((shots, seed) for shots in SHOTS for seed in SEEDS):
+        base_images, all_images = labelled.among(BASE_LABELS).sample(shots, seed), labelled.sample(shots, seed)
+        for name in METHODS:
+            is_used = name == AUTO_UNLABELLED
+            of_base = _fit(base_images, name, base_unlabelled if is_used else None)
+            of_all = _fit(all_images, name, all_unlabelled if is_used else None)
+            rows.append(_row(name, shots, seed, _accuracy(base_test, of_base), new, _accuracy(test, of_all)))
+    return rows
+
+
+def _fit(images: Encoded, name: str, unlabelled: UnlabelledImages | None = None) -> FewShotFit:
+    methods = {name: FEW_SHOT_METHODS[name]} if name in FEW_SHOT_METHODS else AUTO_METHODS
+    return fit_few_shot(images.features_NE, images.labels_N, images.text_logits_NK, methods, unlabelled)
 
 
 def _logits(images: Encoded, fit: FewShotFit | None) -> Floats:
@@ -154,27 +161,24 @@ def _accuracy(images: Encoded, fit: FewShotFit | None = None) -> float:
     return 100 * float((_logits(images, fit).argmax(axis=1) == images.labels_N).mean())
 
 
-def _row(domain: str, method: str, shots: int, seed: int | None, base: float, new: float, every: float) -> Row:
+def _row(method: str, shots: int, seed: int | None, base: float, new: float, every: float) -> Row:
     rates = {"base": base, "new": new, "h": harmonic_mean(base, new), "all": every}
-    facts = {"domain": domain, "method": method, "shots": shots, "seed": seed}
-    return facts | {name: round(rate, 2) for name, rate in rates.items()}
+    return {"method": method, "shots": shots, "seed": seed} | {name: round(rate, 2) for name, rate in rates.items()}
 
 
-def _checks(fit: FewShotFit, images: Encoded, test: Encoded, seed: int) -> Row:
-    """In per cent: suspects among labels that were changed at random and among the others; abstentions on the test."""
+def _check(pool: Encoded, new: Encoded, seed: int) -> Row:
+    """In per cent: suspects among changed and among correct labels, and abstentions on new images."""
+    images = pool.sample(CHECK_SHOTS, seed)
     rng = np.random.default_rng(seed)
     n_classes = images.text_logits_NK.shape[1]
     is_flipped_N: NDArray[np.bool_] = rng.random(len(images.labels_N)) < FLIPPED_SHARE
     shift_N = np.where(is_flipped_N, rng.integers(1, n_classes, len(is_flipped_N)), 0)
     changed_N = (images.labels_N + shift_N) % n_classes
-    changed = fit_few_shot(images.features_NE, changed_N, images.text_logits_NK)
+    changed = _fit(replace(images, labels_N=changed_N), AUTO)
     is_suspect_N = np.zeros(len(changed_N), dtype=np.bool_)
     is_suspect_N[suspects(changed.probabilities(), changed_N)] = True
-    best_N = softmax(_logits(test, fit)).max(axis=1)
+    fit = _fit(images, AUTO)
+    best_N = softmax(_logits(new, fit)).max(axis=1)
     rates = [is_suspect_N[is_flipped_N].mean(), is_suspect_N[~is_flipped_N].mean()]
     rates += [(best_N < threshold).mean() for threshold in fit.thresholds().values()]
     return {name: round(100 * float(rate), 2) for name, rate in zip(CHECKS, rates, strict=True)}
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], method: str, shots: int, measure: str) -> float:
-    return spread([row[measure] for row in rows if (row["method"], row["shots"]) == (method, shots)]).mean
