@@ -124,7 +124,7 @@ for line in sys.stdin:
         print(pid, flush=True)
         continue
     with open(output, "w", buffering=1) as sys.stdout:
-        write(open_database(Path(directory)), int(first), 2000)
+        write(open_database(Path(directory)), int(first), 100_000)
     os._exit(0)
 """
 
@@ -134,55 +134,71 @@ class KilledWriters:
 
     def __init__(self, directory):
         self.directory = directory
+
+    def __enter__(self):
         command = [sys.executable, "-c", WRITE + FORKER]
         self.forker = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_):
+        self.forker.communicate(timeout=20)
 
     def tell(self, line):
         self.forker.stdin.write(f"{line}\n")
         self.forker.stdin.flush()
         return int(self.forker.stdout.readline())
 
-    def run(self, numbers, seconds):
-        """Start a writer per first number and kill all after that time; returns their output and exit codes."""
+    def run(self, numbers, n_lines, seconds):
+        """Start a writer per number; when one has written `n_lines`, wait that long and kill all.
+
+        Returns their output and their exit codes.
+        """
         outputs = [self.directory.parent / f"output-{first}" for first in numbers]
         pids = [self.tell(f"{self.directory} {output} {first}") for first, output in zip(numbers, outputs, strict=True)]
+        deadline_s = time.monotonic() + 30
+        while max(read(output).count("\n") for output in outputs) < n_lines and time.monotonic() < deadline_s:
+            time.sleep(0.001)
         time.sleep(seconds)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         codes = [self.tell(f"wait {pid}") for pid in pids]
-        return [output.read_text() if output.exists() else "" for output in outputs], codes
+        return [read(output) for output in outputs], codes
+
+
+def read(output):
+    return output.read_text() if output.exists() else ""
 
 
 def test_writers_killed_at_random_moments_lose_nothing_acknowledged(quick_path):
     dice = random.Random(7)  # noqa: S311 - moments, not secrets
     directory = quick_path / "store"
     directory.mkdir()
-    writers = KilledWriters(directory)
-    n_kills, actions = 0, {}
+    codes, actions = [], {}
     database = open_database(directory)
-    for batch in range(25):
-        numbers = [10_000 * (2 * batch + index) for index in range(2)]
-        outputs, codes = writers.run(numbers, dice.uniform(0.001, 0.08))
-        n_kills += codes.count(-signal.SIGKILL)
-        for output in outputs:
-            actions |= acknowledged(output)
-        if batch % 2:  # a process that was connected all the time, and one that recovers the file
-            database.close()
-        seen = check_whole(database, directory)
-        for n, done in actions.items():
-            first, second = seen.get(new_example(n).sha256), seen[new_example(n + 1).sha256]
-            assert second.has_picture
-            assert second.label == "tulip" or "label" not in done
-            assert (first is None) if "remove" in done else (first is not None or n % 8 == 0)
-        # Each writer was in the middle of at most one call, of two pictures.
-        known = {new_example(n + offset).sha256 for n in actions for offset in (0, 1)}
-        assert len(seen.keys() - known) <= 4 * (batch + 1)
+    with KilledWriters(directory) as writers:
+        for batch in range(25):
+            numbers = [1_000_000 * (2 * batch + index) for index in range(2)]
+            outputs, ended = writers.run(numbers, dice.randrange(20), dice.uniform(0, 0.01))
+            codes += ended
+            for output in outputs:
+                actions |= acknowledged(output)
+            if batch % 2:  # a process that was connected all the time, and one that recovers the file
+                database.close()
+            seen = check_whole(database, directory)
+            for n, done in actions.items():
+                first, second = seen.get(new_example(n).sha256), seen[new_example(n + 1).sha256]
+                assert second.has_picture
+                assert second.label == "tulip" or "label" not in done
+                assert (first is None) if "remove" in done else (first is not None or n % 8 == 0)
+            # Each writer was in the middle of at most one call, of two pictures.
+            known = {new_example(n + offset).sha256 for n in actions for offset in (0, 1)}
+            assert len(seen.keys() - known) <= 4 * (batch + 1)
 
-    assert n_kills >= 45
-    assert len(actions) > 5
+    assert set(codes) == {-signal.SIGKILL}
+    assert len(codes) == 50
+    assert len(actions) > 50
     assert add(database, new_example(10**9, "rose"))[0].status == "added"
     database.close()
-    writers.forker.communicate(timeout=10)
 
 
 def fill(database, picture):
