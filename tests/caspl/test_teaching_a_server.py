@@ -91,27 +91,32 @@ def test_running_again_adds_only_what_is_new_and_moves_labels(url, pictures):
     assert str(moved) in [one["file"] for one in result["report"]["suspects"]]
 
 
-def test_a_killed_command_is_finished_by_running_it_again(url, pictures):
-    command = [*COMMAND, str(pictures), "--domain", "killed"]
+@pytest.mark.parametrize(("sent", "status", "line"), [("SIGKILL", -9, ""), ("SIGINT", 130, "Interrupted\n")])
+def test_an_interrupted_command_is_finished_by_running_it_again(url, pictures, sent, status, line):
+    domain = f"interrupted-by-{sent.lower()}"
+    command = [*COMMAND, str(pictures), "--domain", domain]
     for number in range(200):
         Image.new("RGB", (64, 64), (number, 0, 0)).save(pictures / "plain_circle" / f"{number}.png")
-    with subprocess.Popen(
-        command, env=environment(url), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        with caspl.Client(url) as client:
-            ends_s = time.monotonic() + 60
-            while "killed" not in {one.name for one in client.domains()} or not client.examples("killed"):
-                assert process.poll() is None
-                assert time.monotonic() < ends_s
-                time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    result, _ = teach(url, pictures, "killed")
+    with (
+        subprocess.Popen(command, env=environment(url), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
+        caspl.Client(url) as client,
+    ):
+        ends_s = time.monotonic() + 60
+        while domain not in {one.name for one in client.domains()} or not client.examples(domain):
+            assert process.poll() is None
+            assert time.monotonic() < ends_s
+            time.sleep(0.01)
+        process.send_signal(signal.Signals[sent])
+        stderr = process.communicate()[1].decode()
+    result, _ = teach(url, pictures, domain)
 
     n_pictures = 200 + N_CLASSES * SHOTS
+    assert process.returncode == status
+    assert stderr.endswith(line)
     assert result["pictures"]["exists"] > 0
     assert result["pictures"]["added"] + result["pictures"]["exists"] == n_pictures
     with caspl.Client(url) as client:
-        assert len(client.examples("killed")) == n_pictures
+        assert len(client.examples(domain)) == n_pictures
 
 
 def test_a_terminal_gets_a_bar_and_tables(url, pictures):
