@@ -73,6 +73,15 @@ def comparison_key(name: str) -> str:
     return _folded(normalize_name(name))
 
 
+def spellings(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """The first known name for each of `names` that differs from one in case or character width at most."""
+    by_key: dict[str, str] = {}
+    for name in known:
+        by_key.setdefault(comparison_key(name), name)
+    keys = ((name, comparison_key(name)) for name in names)
+    return {name: by_key[key] for name, key in keys if key in by_key}
+
+
 def normalize_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """Normalize the labels of an open-vocabulary request as class names, and validate them.
 

@@ -100,6 +100,13 @@ class Pin(Protocol):
             DrainingError: the process is shutting down.
         """
 
+    async def spellings(self, labels: Sequence[str]) -> dict[str, str]:
+        """The version's class for each label that differs from one in case or character width at most.
+
+        Raises:
+            DomainNotFoundError, VersionNotFoundError, StackMismatchError, BackboneMismatchError: see `score`.
+        """
+
 
 class InferenceBackend(Protocol):
     """Pins versions and admits requests."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from prompt_store.class_names import spellings
 from prompted_clip.errors import StackMismatchError
 from service.domains.cache import LoadingCache
 from service.domains.live_table import LiveTable, LoadedVersion
@@ -98,6 +99,13 @@ class LocalPin:
                 answers.append(ImageResult(predictions, outcome.queued_s, outcome.ran_s, embedding))
         feature_key = backend.feature_key(stack) if options.embedding else ""
         return Scored(served.version, served.digest, answers, below, feature_key)
+
+    async def spellings(self, labels: Sequence[str]) -> dict[str, str]:
+        """See `Pin.spellings`."""
+        served = self.version
+        if isinstance(served, int):
+            served = await self.backend.loader.load_cached(self.domain, served)
+        return await asyncio.to_thread(spellings, labels, served.stack.class_names)
 
     async def _with_options(self, stack: PromptStack, options: ScoringOptions) -> PromptStack:
         """The stack without adapting prompts, or with other labels.

@@ -287,6 +287,7 @@ class RelabelledOut(BaseModel):
     """Response of `PATCH /domains/{domain}/examples`."""
 
     domain: str
+    label: str | None = Field(description="as it was stored")
     changed: int = Field(description="number of examples that had another label")
 
 

@@ -33,7 +33,7 @@ class WorkerConnection:
         self._routes = routes
         self._pixels = pixels
         self._pins: dict[int, LocalPin] = {}
-        self.rpc = Rpc((self.pin, self.unpin, self.score, self.http), max_bytes=max_bytes)
+        self.rpc = Rpc((self.pin, self.unpin, self.score, self.spellings, self.http), max_bytes=max_bytes)
 
     async def refresh_counts(self) -> None:
         """Fetch the web process's counts; the last ones stay if that raises DeviceLostError or MsgspecError."""
@@ -55,6 +55,10 @@ class WorkerConnection:
         if len(set(slots)) != len(slots) or max(slots, default=0) >= len(self._pixels):
             raise ValueError("invalid or duplicate slots")
         return await self._pins[pin].score([self._pixels[slot] for slot in slots], options)
+
+    async def spellings(self, pin: int, labels: list[str]) -> dict[str, str]:
+        """See `Pin.spellings`."""
+        return await self._pins[pin].spellings(labels)
 
     async def http(self, scope: dict[str, Any], body: bytes, request: str) -> HttpReply:
         """Answer an HTTP request; the web process has checked key and limits."""

@@ -93,6 +93,10 @@ class RemotePin:
         answers = [from_wire(one) if isinstance(one, WireError) else one for one in reply.answers]
         return Scored(reply.version, reply.digest, answers, reply.abstain_below, reply.feature_key)
 
+    async def spellings(self, labels: Sequence[str]) -> dict[str, str]:
+        """See `Pin.spellings`."""
+        return await self._backend.rpc.call("spellings", self._number, list(labels), returns=dict[str, str])
+
 
 def forwarder(rpc: Rpc) -> ASGIApp:
     """An ASGI application that forwards requests to the device process."""

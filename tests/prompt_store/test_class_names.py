@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from prompt_store.class_names import normalize_labels
+from prompt_store.class_names import normalize_labels, spellings
 from prompt_store.errors import BundleInvalidError
 
 
@@ -34,3 +34,9 @@ def test_an_invalid_label_is_named_by_its_position(label):
     with pytest.raises(BundleInvalidError, match=r"labels\[1\] must") as failed:
         normalize_labels(["wolf", label])
     assert failed.value.code == "class_name"
+
+
+def test_a_name_is_spelled_as_the_first_known_one_that_reads_alike():
+    names = ["Wolf", "\uff46\uff4f\uff58", "deer"]
+    assert spellings(names, ["wolf", "WOLF", "fox"]) == {"Wolf": "wolf", "\uff46\uff4f\uff58": "fox"}
+    assert spellings([], ["wolf"]) == spellings(names, []) == {}

@@ -11,12 +11,13 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from prompt_store.class_names import spellings
 from service.examples.records import Added, NewExample
 from service.http.context import HttpContext, actor_of
 from service.http.problems import describe
@@ -61,11 +62,14 @@ async def add(request: Request, domain: str, query: Annotated[AddQuery, Query()]
         deadline_s = time.monotonic() + timeout_s
         options = ScoringOptions("cascade", (), 1, deadline_s, LOW, request_id.get(), embedding=True)
         outcome = await score_in_time(request, context, {domain: pin}, images, options, with_thumbnails=True)
+        labels = [label for label, _ in labelled if label is not None]
+        classes = await pin.spellings(labels) if labels else {}
     scored = outcome.domains[domain]
     if isinstance(scored, Exception):
         raise scored
     actor = actor_of(request)
-    added = await asyncio.to_thread(_store, context, domain, labelled, outcome, scored.feature_key, actor)
+    feature_key = scored.feature_key
+    added = await asyncio.to_thread(_store, context, domain, labelled, classes, outcome, feature_key, actor)
     counts = Counter(one.status for one in added)
     for status, n in counts.items():
         context.metrics.examples_counted(domain, status, n)
@@ -81,18 +85,22 @@ def _store(
     context: HttpContext,
     domain: str,
     labelled: Sequence[tuple[str | None, UploadedImage]],
+    classes: Mapping[str, str],
     outcome: Outcome,
     feature_key: str,
     actor: str,
 ) -> list[Added]:
-    """Add the images that have an answer to the database."""
+    """Add the images that have an answer to the database, labelled as `classes` or else other examples spell it."""
+    others = [label for label, _ in labelled if label is not None and label not in classes]
+    known = context.examples.counts(domain).by_label if others else {}
+    spelled = {**classes, **spellings(others, [*known, *others])}
     keeps_pictures = context.settings.keep_examples == "pictures"
     new = []
     for (label, image), picture, answer in zip(labelled, outcome.pictures, outcome.answers, strict=True):
         if isinstance(answer, ImageResult) and isinstance(picture, Decoded) and isinstance(image.data, bytes):
             new.append(
                 NewExample(
-                    label=label,
+                    label=None if label is None else spelled[label],
                     sha256=hashlib.sha256(image.data).hexdigest(),
                     thumbnail=picture.thumbnail or b"",
                     picture=image.data if keeps_pictures else None,

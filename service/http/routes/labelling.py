@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from prompt_store.class_names import spellings
 from service.errors import ExampleNotFoundError, RequestInvalidError
 from service.examples.fitter import DomainFit
 from service.examples.records import Example
@@ -116,9 +117,11 @@ async def relabel(request: Request, domain: str, body: RelabelBody, context: Con
     """Label examples, or remove their labels: all or none."""
     context.table.state(domain)
     label = None if body.label is None else check_label(body.label, "label")
+    if label is not None:
+        label = await asyncio.to_thread(_spelled, context, domain, label)
     n_changed = await asyncio.to_thread(context.examples.relabel, domain, body.ids, label)
     _record(context, request, domain, "relabelled", n_changed)
-    return RelabelledOut(domain=domain, changed=n_changed)
+    return RelabelledOut(domain=domain, label=label, changed=n_changed)
 
 
 @router.delete("/domains/{domain}/examples")
@@ -161,6 +164,15 @@ def _chosen(query: ExamplesQuery) -> tuple[str | None, bool | None]:
     if len(set(chosen.values())) > 1:
         raise RequestInvalidError(f"{' and '.join(chosen)} contradict each other: no example has and lacks a label.")
     return label, next(iter(chosen.values()), None)
+
+
+def _spelled(context: ServiceContext, domain: str, label: str) -> str:
+    """A label as a class of the live version or another example spells it."""
+    live = context.table.live(domain)
+    for known in (live.stack.class_names if live else (), context.examples.counts(domain).by_label):
+        if found := spellings([label], known):
+            return found[label]
+    return label
 
 
 def _shown(example: Example, fit: DomainFit | None) -> ExampleOut:

@@ -84,6 +84,23 @@ async def test_an_image_is_one_example_however_often_it_is_added(serve):
         assert other.json()["examples"][0]["status"] == "added"
 
 
+async def test_a_label_is_spelled_as_the_class_or_as_earlier_examples_spell_it(serve):
+    async with serve() as client:
+
+        async def add(*parts):
+            answer = await client.post(URL, files=files(*parts))
+            return [one["label"] for one in answer.json()["examples"]]
+
+        assert await add(("RED", "red"), ("\uff42lue", "blue"), ("unlabelled", "white")) == ["red", "blue", None]
+        assert await add(("Navy", (0, 0, 128)), ("navy", (0, 0, 127))) == ["Navy", "Navy"]
+        assert await add(("NAVY", (0, 0, 126)), ("Green", "green")) == ["Navy", "green"]
+        renamed = await client.patch(URL, json={"label": "Blue", "ids": [1]})
+        assert renamed.json() == {"domain": "paint", "label": "blue", "changed": 1}
+        renamed = await client.patch(URL, json={"label": "navy", "ids": [1]})
+        assert renamed.json()["label"] == "Navy"
+        assert set(stored(client).values()) == {"Navy", "blue", "green", None}
+
+
 async def test_an_example_has_its_digest_its_feature_and_its_thumbnail(serve):
     data = picture((200, 40, 10), (640, 480), "JPEG")
     async with serve() as client:

@@ -185,7 +185,7 @@ async def test_examples_are_relabelled_together(serve, label, stored):
         fill(client, "red", "red", None)
         answer = await client.patch(URL, json={"label": label, "ids": [1, 3]})
         assert labels(client) == {1: stored, 2: "red", 3: stored}
-    assert answer.json() == {"domain": "paint", "changed": 1 if stored is None else 2}
+    assert answer.json() == {"domain": "paint", "label": stored, "changed": 1 if stored is None else 2}
 
 
 async def test_10000_examples_are_relabelled_and_removed_in_one_call(serve):
@@ -194,7 +194,7 @@ async def test_10000_examples_are_relabelled_and_removed_in_one_call(serve):
         relabelled = await client.patch(URL, json={"label": "blue", "ids": ids})
         counts = (await client.get(URL)).json()["counts"]
         removed = await client.delete(f"{URL}?all=true")
-    assert relabelled.json() == {"domain": "paint", "changed": 10_000}
+    assert relabelled.json() == {"domain": "paint", "label": "blue", "changed": 10_000}
     assert counts["by_label"] == {"blue": 10_000}
     assert removed.json() == {"domain": "paint", "removed": 10_000}
 
