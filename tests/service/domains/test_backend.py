@@ -15,9 +15,9 @@ async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model,
         decoded = []
         decode = client.context.decoder.decode
 
-        async def noted(data, tenant):
+        async def noted(data, tenant, **options):
             decoded.append(data)
-            return await decode(data, tenant)
+            return await decode(data, tenant, **options)
 
         monkeypatch.setattr(client.context.decoder, "decode", noted)
         model.gate.clear()
