@@ -21,7 +21,7 @@ CREATE TABLE domains (
     revision INTEGER NOT NULL DEFAULT 0,
     n_examples INTEGER NOT NULL DEFAULT 0,
     n_bytes INTEGER NOT NULL DEFAULT 0
-) STRICT;
+);
 
 CREATE TABLE examples (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -35,7 +35,7 @@ CREATE TABLE examples (
     scored_by TEXT,
     n_bytes INTEGER NOT NULL DEFAULT 0,
     UNIQUE (domain, sha256)
-) STRICT;
+);
 CREATE INDEX examples_by_domain ON examples (domain);
 CREATE INDEX examples_by_label ON examples (domain, label);
 
@@ -43,13 +43,13 @@ CREATE TABLE pictures (
     example INTEGER PRIMARY KEY REFERENCES examples ON DELETE CASCADE,
     thumbnail BLOB NOT NULL,
     picture BLOB
-) STRICT;
+);
 
 CREATE TABLE feature_keys (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     n_bytes INTEGER NOT NULL
-) STRICT;
+);
 
 CREATE TABLE features (
     id INTEGER PRIMARY KEY,
@@ -57,7 +57,7 @@ CREATE TABLE features (
     key INTEGER NOT NULL REFERENCES feature_keys,
     feature BLOB NOT NULL,
     UNIQUE (example, key)
-) STRICT;
+);
 
 CREATE TRIGGER example_added AFTER INSERT ON examples BEGIN
     UPDATE domains SET revision = revision + 1, n_examples = n_examples + 1, n_bytes = n_bytes + NEW.n_bytes
@@ -136,12 +136,12 @@ def insert_example(
     scored_by: str | None = None,
 ) -> int:
     """Insert an example that the domain does not have, with its pictures and features; return its id."""
-    row = connection.execute(
+    inserted = connection.execute(
         "INSERT INTO examples (domain, sha256, label, source, added_by, added_at, margin, scored_by) "
-        "VALUES ((SELECT id FROM domains WHERE name = ?), ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        "VALUES ((SELECT id FROM domains WHERE name = ?), ?, ?, ?, ?, ?, ?, ?)",
         (domain, example.sha256, example.label, source, actor, utc_now(), margin, scored_by),
-    ).fetchone()
-    example_id = int(row[0])
+    )
+    example_id = inserted.lastrowid or 0
     pictures = (example_id, example.thumbnail, example.picture)
     connection.execute("INSERT INTO pictures (example, thumbnail, picture) VALUES (?, ?, ?)", pictures)
     for key, feature in example.features.items():
