@@ -259,6 +259,10 @@ class Settings(BaseSettings):
         5.0, ge=0, description="after SIGTERM, keep serving this long while /readyz returns 503"
     )
     drain_timeout_s: float = Field(20.0, gt=0, description="then wait this long for open requests to finish")
+    traces: bool = Field(
+        False,
+        description="export OpenTelemetry traces as the OTEL_* variables configure; requires the extra traces",
+    )
     log_format: Literal["text", "json"] = Field("text", description="format of log lines on stderr")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level to log")
 

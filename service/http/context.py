@@ -18,6 +18,7 @@ from service.examples.uncertain import UncertainImages
 from service.images.decoder import Decoder
 from service.inference import InferenceBackend
 from service.observability.metrics import Metrics
+from service.observability.traces import Traces
 from service.observability.watchdog import Heartbeat, Watchdog, keep_running
 from service.scheduler.budget import OpenRequests
 from service.settings import Settings
@@ -56,17 +57,22 @@ class HttpContext:
     open_requests: OpenRequests = field(init=False)
     uncertain: UncertainImages | None = field(init=False, default=None)
     """Keeps images of classify requests; None unless the settings say so."""
+    traces: Traces | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.open_requests = OpenRequests(self.settings.max_open_requests, self.settings.max_batch_rows)
         if self.settings.keep_uncertain:
             self.uncertain = UncertainImages(self.examples, self.settings, self.metrics)
+        if self.settings.traces:
+            self.traces = Traces()
 
     def close(self) -> None:
-        """Shut down the threads that decode and keep images, and close the examples."""
+        """Shut down the threads that decode and keep images, export the last traces, and close the examples."""
         self.decoder.close()
         if self.uncertain:
             self.uncertain.close()
+        if self.traces:
+            self.traces.close()
         self.examples.close()
 
 

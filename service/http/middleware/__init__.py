@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from service.access.rules import find_endpoint
 from service.http.context import HttpContext
 from service.http.middleware.request import RequestMiddleware
 
@@ -32,5 +33,7 @@ def install_middleware(app: FastAPI, context: HttpContext) -> None:
             allow_headers=("Authorization", "Content-Type", "If-Match", "X-Request-Id"),
             expose_headers=EXPOSED_HEADERS,
         )
+    if context.traces:
+        context.traces.install(app, lambda path: find_endpoint(path.removeprefix(settings.root_path)).template)
     if settings.forwarded_allow_ips:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(proxy) for proxy in settings.forwarded_allow_ips])

@@ -196,6 +196,9 @@ def _respond(context: HttpContext, body: dict[str, Any], outcome: Outcome, began
     for stage, stage_s in (("decode", outcome.decode_s), ("device", ran_s), ("shape", now_s - outcome.ended_s)):
         context.metrics.stage_s.labels(stage).observe(stage_s)
     seconds = {"decode": outcome.decode_s, "queue": queued_s, "device": ran_s, "total": now_s - began_s}
+    if context.traces:
+        stages = {"decode": outcome.decode_s, "queue": queued_s, "device": ran_s}
+        context.traces.add_stages(stages, began_s)
     timing_ms = {stage: round(one * 1000, 3) for stage, one in seconds.items()}
     response = Response(msgspec.json.encode({**body, "timing_ms": timing_ms}), media_type="application/json")
     response.headers["Server-Timing"] = ", ".join([f"{stage};dur={one}" for stage, one in timing_ms.items()])
