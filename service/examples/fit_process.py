@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from prompted_clip.few_shot import Floats, Ints, LinearTerm
 from prompted_clip.fit import softmax, text_logits
 from prompted_clip.fit_report import FitReport, fit_and_report
+from prompted_clip.semi_supervised import UnlabelledImages
 from service.errors import FitFailedError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class FitJob:
         logit_scale: multiplier of cosine similarities.
         class_names: K names.
         method: a key of `FEW_SHOT_METHODS`, or `auto`.
+        uses_others: the unlabelled examples add the candidate `gda-unlabelled`.
     """
 
     features_NE: NDArray[np.float32]
@@ -58,6 +60,7 @@ class FitJob:
     logit_scale: float
     class_names: Sequence[str]
     method: str
+    uses_others: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,11 @@ def compute(job: FitJob) -> FitResult:
     """Fit a head in this process."""
     features_NE = job.features_NE.astype(np.float64)
     text_logits_NK = text_logits(features_NE, job.text_KE, job.logit_scale)
-    fit, report = fit_and_report(features_NE, job.labels_N, text_logits_NK, job.class_names, job.method)
+    others = None
+    if job.uses_others and len(job.others_ME):
+        others_ME = job.others_ME.astype(np.float64)
+        others = UnlabelledImages(others_ME, text_logits(others_ME, job.text_KE, job.logit_scale))
+    fit, report = fit_and_report(features_NE, job.labels_N, text_logits_NK, job.class_names, job.method, others)
     tops = [_top(fit.probabilities())]
     for start in range(0, len(job.others_ME), ROWS):
         rows_NE = job.others_ME[start : start + ROWS].astype(np.float64)
@@ -112,8 +119,8 @@ class FitProcess:
         """
         if self._process is not None and self._process.poll() is not None:
             self.close()
-        connection = self._connection or self._start()
         try:
+            connection = self._connection or self._start()
             connection.send(job)
             result = connection.recv()
         except (EOFError, OSError) as error:

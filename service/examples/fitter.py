@@ -10,7 +10,8 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from prompt_store.bundle import Bundle, read_bundle
 from prompt_store.class_names import comparison_key
+from prompt_store.errors import VersionExistsError
+from prompt_store.store import Added
 from prompted_clip.errors import StackMismatchError
 from prompted_clip.fit_report import AUTO, FitReport
 from prompted_clip.fitted_bundle import FitClasses, check_replaceable, check_restrictable, write_fit
@@ -34,7 +37,6 @@ from service.examples.fit_process import FitJob, FitProcess
 from service.inference import ImageResult, ScoringOptions
 
 if TYPE_CHECKING:
-    from prompt_store.store import Added
     from prompted_clip.few_shot import LinearTerm
     from service.domains.backend import LocalBackend
     from service.domains.live_table import LoadedVersion
@@ -47,8 +49,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FITS: Final = 8
 """Cached reports."""
-MAX_SCORES: Final = 20_000_000
-"""Maximum number of examples, or of classes, times classes."""
+MAX_SCORES: Final = 10_000_000
+"""Maximum number of examples, or of classes, times classes; the fit's process takes some 80 bytes for each."""
+METHODS_WITH_UNLABELLED: Final = (AUTO, "gda")
 EMBEDDED_AT_ONCE: Final = 16
 EMBEDDING_TIMEOUT_S: Final = 60.0
 ClassChoice = Literal["own", "examples"]
@@ -61,6 +64,26 @@ class Guess(NamedTuple):
     margin: float
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """What to fit.
+
+    Attributes:
+        based_on: number of the base version; None for the live one.
+        method: a key of `FEW_SHOT_METHODS`, or `auto`.
+        classes: `own`, those of the base version followed by new ones; `examples`, those of the examples.
+        unlabelled: use the unlabelled examples, if that improves the fit.
+    """
+
+    based_on: int | None = None
+    method: str = AUTO
+    classes: ClassChoice = "own"
+    unlabelled: bool = False
+
+
+DEFAULTS: Final = FitOptions()
+
+
 @dataclass(frozen=True, eq=False)
 class DomainFit:
     """A fit to the examples of a domain.
@@ -68,8 +91,9 @@ class DomainFit:
     Attributes:
         base: the bundle whose prompts and text features are used.
         base_version: its number.
-        revision, examples_digest: of the labelled examples.
-        method, choice: the requested method and classes.
+        revision: of the examples.
+        digests: of the labelled examples and, if the fit could use them, of the unlabelled ones.
+        options: as requested.
         classes: of the fit.
         new_classes: those that the base version lacks.
         term: see `FewShotFit`.
@@ -81,9 +105,8 @@ class DomainFit:
     base: Bundle
     base_version: int
     revision: int
-    examples_digest: str
-    method: str
-    choice: ClassChoice
+    digests: Mapping[str, str]
+    options: FitOptions
     classes: FitClasses
     new_classes: tuple[str, ...]
     term: LinearTerm
@@ -104,13 +127,12 @@ class DomainFit:
 
 
 class FitKey(NamedTuple):
-    """Everything that a fit depends on."""
+    """Everything that a fit depends on; `based_on` is None in `options`."""
 
     domain: str
     revision: int
     base_digest: str
-    method: str
-    choice: ClassChoice
+    options: FitOptions = DEFAULTS
 
 
 class StaleFeaturesError(Exception):
@@ -143,16 +165,8 @@ class Fitter:
         )
         self._embedding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def report(
-        self, domain: str, *, based_on: int | None = None, method: str = AUTO, classes: ClassChoice = "own"
-    ) -> DomainFit:
+    async def report(self, domain: str, options: FitOptions = DEFAULTS) -> DomainFit:
         """The fit to a domain's current examples; cached, and shared by concurrent callers.
-
-        Args:
-            domain: the domain.
-            based_on: number of the base version; None for the live one.
-            method: a key of `FEW_SHOT_METHODS`, or `auto`.
-            classes: `own`, those of the base version followed by new ones; `examples`, those of the examples.
 
         Raises:
             DomainNotFoundError, DomainNotLiveError, DomainUnavailableError, VersionNotFoundError: no base version.
@@ -164,9 +178,12 @@ class Fitter:
             OverloadedError: too many fits are waiting, or the queue of images is full.
             FitFailedError: the computation failed.
         """
-        base = await self._base(domain, based_on)
+        if options.unlabelled and options.method not in METHODS_WITH_UNLABELLED:
+            known = " and ".join(METHODS_WITH_UNLABELLED)
+            raise RequestInvalidError(f"Only the methods {known} can use unlabelled examples, not {options.method}.")
+        base = await self._base(domain, options.based_on)
         revision = await asyncio.to_thread(self._examples.revision, domain)
-        key = FitKey(domain, revision, base.digest, method, classes)
+        key = FitKey(domain, revision, base.digest, replace(options, based_on=None))
         try:
             return await self._fits.get(key, lambda: self._compute(key, base, is_complete=False))
         except StaleFeaturesError:
@@ -180,32 +197,36 @@ class Fitter:
         if live is None:
             return None
         revision = await asyncio.to_thread(self._examples.revision, domain)
-        return self._fits.find(FitKey(domain, revision, live.digest, AUTO, "own"))
+        return self._fits.find(FitKey(domain, revision, live.digest))
 
     async def fit(
-        self,
-        domain: str,
-        *,
-        based_on: int | None = None,
-        method: str = AUTO,
-        classes: ClassChoice = "own",
-        activate: bool,
-        actor: str,
+        self, domain: str, options: FitOptions = DEFAULTS, *, activate: bool, actor: str
     ) -> tuple[Added, DomainFit]:
         """Publish the fit to a domain's current examples as a version, and optionally make it live.
 
         Raises:
             ServiceError, PromptStoreError, PromptedClipError: as `report` and `Publisher.publish`; nothing was changed.
         """
-        fit = await self.report(domain, based_on=based_on, method=method, classes=classes)
-        digests = {"examples": fit.examples_digest}
-        data = await asyncio.to_thread(
-            write_fit, fit.base, fit.classes, fit.term, fit.report, method=method, data_digests=digests
-        )
-        added = await self._publisher.publish(domain, data, activate=activate, actor=actor)
+        fit = await self.report(domain, options)
+        write = partial(write_fit, method=options.method, data_digests=fit.digests)
+        data = await asyncio.to_thread(write, fit.base, fit.classes, fit.term, fit.report)
+        bundle = await asyncio.to_thread(read_bundle, data)
+        try:
+            added = await self._publisher.publish(domain, data, activate=activate, actor=actor)
+        except VersionExistsError as error:  # a concurrent fit of the same content, and another one after it
+            added = Added(error.version, bundle.digest, created=False)
+            if activate:
+                await self._publisher.activate(domain, added.version, expected=None, actor=actor)
+        self._keep(domain, fit, bundle, added.version)
         facts = {"method": fit.report.method, "n_examples": fit.report.n_examples, "based_on": fit.base_version}
         logger.info("domain.fitted", extra={"domain": domain, "version": added.version, "actor": actor} | facts)
         return added, fit
+
+    def _keep(self, domain: str, fit: DomainFit, bundle: Bundle, version: int) -> None:
+        """Cache a fit as that based on the version that it became: prompts, text features and classes are the same."""
+        options = replace(fit.options, classes="own")
+        same = replace(fit, base=bundle, base_version=version, options=options, new_classes=())
+        self._fits.put(FitKey(domain, fit.revision, bundle.digest, options), same)
 
     def close(self) -> None:
         """End the fit in progress."""
@@ -229,10 +250,13 @@ class Fitter:
             raise StaleFeaturesError
         if labelled.stale_ids:
             raise _stale(len(labelled.stale_ids), base)
+        options, digests = key.options, {"examples": labelled.digest}
+        if options.unlabelled:
+            digests["unlabelled"] = others.digest
         if not labelled.ids_N:
             raise TooFewExamplesError(f"{domain} has no labelled examples. Add pictures, or label those it has.")
         bundle = await self._bases.get(base.digest, lambda: self._read(base))
-        classes, new = await self._classes(base, bundle, labelled.labels_N, key.choice)
+        classes, new = await self._classes(base, bundle, labelled.labels_N, options.classes)
         _check_size(len(labelled.ids_N), classes)
         others_ME = others.features_NE if others.ids_N else labelled.features_NE[:0]
         job = FitJob(
@@ -242,7 +266,8 @@ class Fitter:
             text_KE=classes.text_KE,
             logit_scale=bundle.manifest.logit_scale,
             class_names=classes.names,
-            method=key.method,
+            method=options.method,
+            uses_others=options.unlabelled,
         )
         try:
             result = await asyncio.to_thread(self._process.run, job)
@@ -257,9 +282,8 @@ class Fitter:
             base=bundle,
             base_version=base.version,
             revision=labelled.revision,
-            examples_digest=labelled.digest,
-            method=key.method,
-            choice=key.choice,
+            digests=digests,
+            options=options,
             classes=classes,
             new_classes=tuple(new),
             term=result.term,

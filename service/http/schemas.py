@@ -48,6 +48,7 @@ class FitQuery(BaseModel):
         description="`own`: the version's classes, then new labels; `examples`: only classes with examples",
     )
     method: Literal["auto", "gda", "ridge", "tip-adapter"] = Field("auto", description="see few-shot heads")
+    unlabelled: bool = Field(False, description="use the unlabelled examples, if that improves the fit (auto and gda)")
 
 
 class FitBody(FitQuery):
@@ -190,6 +191,7 @@ class FitOut(BaseModel):
     examples_digest: str = Field(description="SHA-256 over the labelled examples")
     classes: str = Field(description="as requested")
     method: str = Field(description="as requested; the report has the chosen one")
+    unlabelled: bool = Field(description="as requested")
     new_classes: list[str] = Field(description="classes that the base version lacks")
     report: dict[str, Any] = Field(description="as of `caspl fit --json`; suspects have the `id` of their example")
 

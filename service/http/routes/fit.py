@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from service.examples.fitter import DomainFit
+from service.examples.fitter import DomainFit, FitOptions
 from service.http.context import Context, actor_of
 from service.http.routes.responses import etag, published, refuse_when_draining
 from service.http.schemas import FitBody, FitOut, FitQuery, FittedOut
@@ -27,7 +27,7 @@ async def report(
     if_none_match: Annotated[str | None, Header(description="ETag of a known report; 304 if it is current")] = None,
 ) -> Response:
     """Report the fit to the labelled examples without making a version."""
-    fit = await context.fitter.report(domain, **_options(query))
+    fit = await context.fitter.report(domain, _options(query))
     headers = {"ETag": etag(_digest(fit))}
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
@@ -41,15 +41,15 @@ async def fit(request: Request, response: Response, domain: str, body: FitBody, 
     if body.activate:
         context.keys.require(actor, "activate", domain)
     refuse_when_draining(context)
-    added, fitted = await context.fitter.fit(domain, **_options(body), activate=body.activate, actor=actor)
+    added, fitted = await context.fitter.fit(domain, _options(body), activate=body.activate, actor=actor)
     content = msgspec.json.encode(published(response, context, domain, added) | _shown(domain, fitted))
     headers = dict(response.headers)
     return Response(content, 201 if added.created else 200, headers, media_type="application/json")
 
 
-def _options(query: FitQuery) -> dict[str, Any]:
+def _options(query: FitQuery) -> FitOptions:
     based_on = None if query.based_on == "live" else query.based_on
-    return {"based_on": based_on, "classes": query.classes, "method": query.method}
+    return FitOptions(based_on, query.method, query.classes, query.unlabelled)
 
 
 def _shown(domain: str, fit: DomainFit) -> dict[str, Any]:
@@ -64,9 +64,10 @@ def _shown(domain: str, fit: DomainFit) -> dict[str, Any]:
         "domain": domain,
         "based_on": {"domain": domain, "version": fit.base_version, "digest": fit.base.digest},
         "revision": fit.revision,
-        "examples_digest": fit.examples_digest,
-        "classes": fit.choice,
-        "method": fit.method,
+        "examples_digest": fit.digests["examples"],
+        "classes": fit.options.classes,
+        "method": fit.options.method,
+        "unlabelled": fit.options.unlabelled,
         "new_classes": fit.new_classes,
         "report": found,
     }
@@ -74,5 +75,5 @@ def _shown(domain: str, fit: DomainFit) -> dict[str, Any]:
 
 def _digest(fit: DomainFit) -> str:
     """Of everything that a report depends on."""
-    parts = (fit.revision, fit.examples_digest, fit.base.digest, fit.method, fit.choice)
+    parts = (fit.revision, fit.digests, fit.base.digest, fit.options)
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()

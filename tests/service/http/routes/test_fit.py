@@ -1,6 +1,7 @@
 """`/domains/{domain}/fit` with the model that knows colours."""
 
 import asyncio
+import datetime
 
 import pytest
 
@@ -143,6 +144,55 @@ async def test_concurrent_fits_leave_one_live_version_and_no_gaps(serve, store):
     assert all(answer.is_success for answer in answers)
     assert sorted({answer.json()["version"] for answer in answers} | {1}) == versions
     assert store.live("paint").version in versions[1:]
+
+
+async def test_a_published_fit_is_also_the_report_of_its_version_without_a_computation(serve, store):
+    async with serve() as client:
+        add_colours(client.context.examples, names={"red": "red", "white": "white", "blue": "blue"})
+        fitted = (await client.post(FIT, json={"classes": "examples"})).json()
+        cached = (await client.get(FIT)).json()
+        assert 'caspl_fits_total{domain="paint",result="computed"} 1.0' in (await client.get("/metrics")).text
+    async with serve() as client:
+        computed = (await client.get(FIT)).json()
+    assert cached == computed
+    assert (cached["based_on"]["version"], cached["based_on"]["digest"]) == (2, fitted["digest"])
+    assert (cached["report"], cached["classes"], cached["new_classes"]) == (fitted["report"], "own", [])
+
+
+async def test_a_fit_that_exists_already_is_made_live_again(serve, monkeypatch):
+    class StoppedClock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("prompted_clip.provenance.datetime.datetime", StoppedClock)
+    async with serve() as client:
+        add_colours(client.context.examples)
+        bodies = [{"based_on": 1, "method": method} for method in ("gda", "ridge", "gda")]
+        answers = [await client.post(FIT, json=body) for body in bodies]
+    assert [answer.status_code for answer in answers] == [201, 201, 200]
+    assert [answer.json()["version"] for answer in answers] == [2, 3, 2]
+    assert [(answer.json()["is_new"], answer.json()["is_live"]) for answer in answers[1:]] == [
+        (True, True),
+        (False, True),
+    ]
+
+
+async def test_unlabelled_examples_are_used_on_request(serve, store):
+    async with serve() as client:
+        database = client.context.examples
+        add_colours(database, n_each=2)
+        others = [colour_example(colour, n) for colour in ("red", "green", "blue") for n in range(50, 70)]
+        database.add("paint", others, actor="", source="upload")
+        plain = (await client.get(FIT)).json()
+        body = (await client.post(FIT, json={"unlabelled": True})).json()
+        refused = await client.get(FIT, params={"unlabelled": True, "method": "ridge"})
+    assert (plain["unlabelled"], plain["report"]["n_unlabelled"]) == (False, 0)
+    assert (body["unlabelled"], body["report"]["n_unlabelled"]) == (True, 60)
+    made = read_bundle(store.read("paint", 2)).manifest.provenance
+    assert made.data_digests.keys() == {"examples", "unlabelled", "bundle"}
+    assert (refused.status_code, refused.json()["code"]) == (422, "request_invalid")
+    assert "auto and gda" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(
