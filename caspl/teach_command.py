@@ -75,6 +75,10 @@ def teach(
     ] = None,
     boosted_by: Annotated[str | None, typer.Option(help="domain whose boosting prompts a new domain uses")] = None,
     method: Annotated[Literal["auto", "gda", "ridge", "tip-adapter"], typer.Option(help="few-shot head")] = "auto",
+    use_unlabelled: Annotated[
+        bool,
+        typer.Option("--use-unlabelled", help="use unlabelled pictures too, if that improves the fit (auto and gda)"),
+    ] = False,
     activate: Annotated[bool, typer.Option(help="make the new version live")] = True,
     key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
@@ -93,7 +97,9 @@ def teach(
             is_new = create_missing(client, domain, found, boosted_by, console)
             upload = add_pictures(client, domain, found, console)
             has_labels = any(one.label is not None for one in upload.added)
-            fit = client.fit(domain, activate=activate, method=method) if has_labels else None
+            fit = (
+                client.fit(domain, activate=activate, method=method, unlabelled=use_unlabelled) if has_labels else None
+            )
     if fit is None:
         console.print(plain(f"{folder} has no labelled pictures: no version was made.", "yellow"), soft_wrap=True)
     if as_json:

@@ -184,6 +184,7 @@ def fit(
     based_on: int | Literal["live"] = "live",
     classes: Literal["own", "examples"] = "own",
     method: str = "auto",
+    unlabelled: bool = False,
 ) -> Operation[Fit]:
     """Fit a head to a domain's labelled examples and publish it as a version.
 
@@ -193,12 +194,14 @@ def fit(
         based_on: the version whose prompts and text features are used.
         classes: `own` for the classes of that version and new labels, `examples` for the labels of the examples only.
         method: `auto`, `gda`, `ridge` or `tip-adapter`.
+        unlabelled: use the unlabelled examples too, if that improves the fit (`auto` and `gda`).
 
     Raises:
         ConflictError: too few examples, or examples without features for the version's prompts.
         CasplError: the server cannot be reached or rejects the request.
     """
-    body = {"activate": activate, "based_on": based_on, "classes": classes, "method": method}
+    options = {"based_on": based_on, "classes": classes, "method": method, "unlabelled": unlabelled}
+    body = {"activate": activate, **options}
     return _fit(accepted((yield Request("POST", domain_path(domain, "fit"), {"json": body})), "report"))
 
 
@@ -208,13 +211,14 @@ def fit_report(
     based_on: int | Literal["live"] = "live",
     classes: Literal["own", "examples"] = "own",
     method: str = "auto",
+    unlabelled: bool = False,
 ) -> Operation[Fit]:
     """The report of the fit to a domain's labelled examples, without making a version; arguments as for `fit`.
 
     Raises:
         CasplError: as for `fit`.
     """
-    params = {"based_on": based_on, "classes": classes, "method": method}
+    params = {"based_on": based_on, "classes": classes, "method": method, "unlabelled": unlabelled}
     return _fit(accepted((yield Request("GET", domain_path(domain, "fit"), {"params": params})), "report"))
 
 

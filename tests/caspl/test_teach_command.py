@@ -111,7 +111,9 @@ def test_a_missing_domain_is_created_from_the_folders_taught_and_live(teach, pet
     assert result.exit_code == 0, result.output
     assert server.created == [{"classes": ["cat", "dog"], "templates": [], "boosted_by": None}]
     assert sorted(label or "-" for _, label in server.examples.values()) == ["-", "-", "cat", "cat", "dog"]
-    assert server.fits == [{"activate": True, "based_on": "live", "classes": "own", "method": "auto"}]
+    assert server.fits == [
+        {"activate": True, "based_on": "live", "classes": "own", "method": "auto", "unlabelled": False}
+    ]
     assert "Creating the domain pets with 2 classes: cat, dog" in result.stderr
     assert "Pictures: 5 added, 0 present, 0 relabelled, 0 rejected." in result.stderr
     assert "75.0% (60.0% to 85.0%)" in result.stdout
@@ -150,12 +152,14 @@ def test_the_result_is_one_json_object(teach, pets):
 def test_options_reach_the_server(teach, tmp_path):
     (tmp_path / "names.txt").write_text("dog\ncat\nbird\n")
     server = Server()
-    options = ["--classes", str(tmp_path / "names.txt"), "--boosted-by", "other", "--method", "ridge", "--no-activate"]
+    options = ["--classes", str(tmp_path / "names.txt"), "--boosted-by", "other", "--method", "gda", "--no-activate"]
+    options += ["--use-unlabelled"]
     result = teach(server, *options, "--url", "http://elsewhere")
 
     assert server.created[0]["classes"] == ["dog", "cat", "bird"]
     assert server.created[0]["boosted_by"] == "other"
-    assert server.fits == [{"activate": False, "based_on": "live", "classes": "own", "method": "ridge"}]
+    options = {"based_on": "live", "classes": "own", "method": "gda", "unlabelled": True}
+    assert server.fits == [{"activate": False, **options}]
     assert "2 (not live)" in result.stdout
     assert "Try it: caspl classify pets PICTURE --version 2 --url http://elsewhere" in result.stderr
 

@@ -251,11 +251,12 @@ def test_a_fit_gives_the_version_and_its_report():
         "report": REPORT,
         "new_classes": ["pink"],
     }
-    made = answering(201, body, seen).fit("paint", based_on=2, classes="examples", method="gda")
+    made = answering(201, body, seen).fit("paint", based_on=2, classes="examples", method="gda", unlabelled=True)
 
     assert made == Fit("paint", REPORT, 4, "sha256:y", is_live=True, new_classes=("pink",))
     assert made.accuracy == 0.9
-    assert json.loads(seen[0].content) == {"activate": True, "based_on": 2, "classes": "examples", "method": "gda"}
+    chosen = {"based_on": 2, "classes": "examples", "method": "gda", "unlabelled": True}
+    assert json.loads(seen[0].content) == {"activate": True, **chosen}
 
 
 def test_a_report_makes_no_version():
@@ -264,7 +265,7 @@ def test_a_report_makes_no_version():
 
     assert found == Fit("paint", REPORT)
     assert seen[0].method == "GET"
-    assert dict(seen[0].url.params) == {"based_on": "live", "classes": "own", "method": "auto"}
+    assert dict(seen[0].url.params) == {"based_on": "live", "classes": "own", "method": "auto", "unlabelled": "false"}
 
 
 @pytest.mark.parametrize(("status", "kind"), [(409, ConflictError), (422, InvalidRequestError), (500, ServerError)])
