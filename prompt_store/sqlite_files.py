@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from prompt_store.disk import Disk
 from prompt_store.durable import TEMPORARY_PREFIX, to_store_error
 from prompt_store.errors import PromptStoreError, StorageFullError, StoreCorruptError, StoreReadOnlyError
 
@@ -183,19 +184,29 @@ def reclaim_space(path: Path, *, is_dry_run: bool = False) -> int:
 
     Raises:
         StoreCorruptError: `database_corrupt`.
-        StorageFullError: no space for a second copy.
+        StorageFullError: no space for a second copy; nothing was changed.
         StoreReadOnlyError: the file is not writable, or another process is writing to it.
     """
     if file_identity(path) is None:
         return 0
     connection, _ = open_database(path)
     with closing(connection), converted_errors():
-        (n_free,) = connection.execute("PRAGMA freelist_count").fetchone()
-        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        names = ("freelist_count", "page_count", "page_size")
+        n_free, n_pages, page_bytes = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
         if n_free and not is_dry_run:
+            _require_free_bytes(path, 2 * (n_pages - n_free) * page_bytes)  # a copy, and the log of writing it back
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     return int(n_free * page_bytes)
+
+
+def _require_free_bytes(path: Path, n_bytes: int) -> None:
+    free_bytes = Disk().free_bytes(path.parent)
+    if free_bytes < n_bytes:
+        raise StorageFullError(
+            f"Rewriting the database of examples needs {n_bytes} bytes of free space, {free_bytes} are free. "
+            "It was left as it is."
+        )
 
 
 def _has_content(path: Path) -> bool:

@@ -277,6 +277,7 @@ class Store:
         Raises:
             ConflictError: `store_busy`, another process is publishing or collecting.
             StoreCorruptError: a log is damaged, and nothing was removed; or the examples are damaged.
+            StorageFullError: no space to rewrite the examples; everything else was done.
             StoreReadOnlyError: the store is not writable or the disk failed.
             ValueError: `keep_versions` is below 1.
         """

@@ -302,13 +302,13 @@ class ExampleDatabase:
                 rows, revision = connection.execute(_FEATURES, chosen).fetchall(), read_revision(connection, domain)
         known = [row for row in rows if row[3] is not None]
         features = np.frombuffer(b"".join(row[3] for row in known), np.dtype("<f4"))
-        content = sorted((sha256, label or "") for _, sha256, label, _ in known)
+        content = sorted(f"{sha256} {label or ''}" for _, sha256, label, _ in known)
         return FeatureSet(
             ids_N=[row[0] for row in known],
             labels_N=[row[2] or "" for row in known],
             features_NE=features.astype(np.float32, copy=False).reshape(len(known), -1 if known else 0),
             stale_ids=[row[0] for row in rows if row[3] is None],
-            digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            digest=hashlib.sha256("\n".join(content).encode()).hexdigest(),
             revision=revision,
         )
 

@@ -1,5 +1,7 @@
 """The example database: what one process sees."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -248,6 +250,22 @@ def test_the_limit_of_bytes_counts_all_domains_and_removing_frees_it(quick_path)
     database.remove("weeds", None)
     assert add(database, new_example(2, "rose"))[0].status == "added"
     database.close()
+
+
+def test_threads_share_a_database(database):
+    def work(first):
+        for n in range(first, first + 30, 3):
+            added = add(database, *(new_example(n + k, "rose") for k in range(3)))
+            database.relabel("flowers", [added[0].id], "tulip")
+            database.remove("flowers", [added[2].id])
+            assert {one.id for one in database.page("flowers", limit=1000)} >= {one.id for one in added[:2]}
+            assert added[0].id in database.labelled("flowers", KEY).ids_N
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(work, 100 * n) for n in range(8)]:
+            done.result()
+    assert database.counts("flowers").by_label == {"rose": 80, "tulip": 80}
+    assert database.revision("flowers") == 8 * 10 * 5
 
 
 @given(

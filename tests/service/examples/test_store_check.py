@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prompt_store.cli import store_app
+from prompt_store.disk import Disk
 from prompt_store.errors import StoreCorruptError
 from prompt_store.store import Store
 from tests.prompt_store.samples import sample_bundle
@@ -96,6 +97,21 @@ def test_garbage_collection_returns_the_space_of_removed_examples_while_a_servic
     assert marker[:100] not in (store.root / NAME).read_bytes()
     assert (store.root / NAME).stat().st_size < 9 * len(marker)
     assert run(store, "gc")["freed_bytes"] == 0
+
+
+def test_garbage_collection_without_room_for_a_copy_says_so_and_does_everything_else(store, monkeypatch):
+    database = open_database(store.root)
+    added = add(database, new_example(99, "rose", picture=b"x" * 100_000))
+    database.remove("flowers", [added[0].id])
+    database.close()
+    monkeypatch.setattr(Disk, "free_bytes", lambda *_: 1000)
+    result = CliRunner().invoke(store_app, ["gc", "--store", str(store.root), "--grace-h", "0"])
+
+    assert result.exit_code == 1
+    assert "insufficient_storage: Rewriting the database of examples needs" in result.stderr
+    assert "1000 are free" in result.stderr
+    assert len([path for path in (store.root / "blobs").rglob("*") if path.is_file()]) == 1
+    assert open_database(store.root).counts("flowers").labelled == 30
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
