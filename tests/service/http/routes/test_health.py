@@ -163,6 +163,7 @@ async def test_the_openapi_document_describes_every_call_and_its_failures(serve)
         "/domains/{domain}/examples/groups",
         "/domains/{domain}/examples/{example}",
         "/domains/{domain}/examples/{example}/thumbnail",
+        "/domains/{domain}/fit",
         "/livez",
         "/readyz",
         "/metrics",
