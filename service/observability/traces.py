@@ -7,15 +7,16 @@ Exporter, service name and sampling are set by OpenTelemetry's own environment v
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from service.errors import SettingsError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from opentelemetry.sdk.trace import TracerProvider
+
+Application = Callable[[Any, Any, Any], Awaitable[None]]  # ASGI
 
 NAME: Final = "caspl-serve"
 UNTRACED: Final = "livez,readyz,metrics"
@@ -46,22 +47,22 @@ class Traces:
             at_ns += round(duration_s * 1e9)
             span.end(at_ns)
 
-    def install(self, app: FastAPI, route_of: Callable[[str], str]) -> None:
-        """Add the middleware that creates a server span per request; `route_of` gives the route of a path."""
+    def wrap(self, app: Application, *, route_of: Callable[[str], str]) -> Application:
+        """Wrap an ASGI application, so that every request has a server span; `route_of` gives the route of a path."""
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415  an extra
 
         def details(scope: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             route = route_of(scope["path"])
             return f"{scope['method']} {route}", {"http.route": route}
 
-        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415  an extra
-
-        app.add_middleware(
-            OpenTelemetryMiddleware,
+        wrapped: Application = OpenTelemetryMiddleware(
+            app,
             excluded_urls=UNTRACED,
             tracer_provider=self.provider,
             default_span_details=details,
             exclude_spans=["receive", "send"],
         )
+        return wrapped
 
     def close(self) -> None:
         """Export the remaining spans."""

@@ -137,9 +137,9 @@ def test_every_imported_package_is_a_declared_dependency():
     extras_by_folders = {
         ("prompt_store",): (),
         ("caspl",): ("serve",),
-        ("service", "prompted_clip"): ("serve",),
+        ("service", "prompted_clip"): ("serve", "traces"),
         ("training", "prompted_clip"): ("train", "evaluate"),
-        ("tests",): ("serve", "train", "evaluate", "dev"),
+        ("tests",): ("serve", "traces", "train", "evaluate", "dev"),
     }
     for folders, extras in extras_by_folders.items():
         assert imported_distributions(*folders) <= declared(*extras), folders

@@ -69,7 +69,7 @@ async def test_an_image_passes_few_files_and_calls(serve, calls):
         calls.is_on = True
         await classify()
         calls.is_on = False
-    assert len(calls.files) <= MAX_FILES_PER_IMAGE, sorted(calls.files)
+    assert len(calls.files) <= MAX_FILES_PER_IMAGE, "\n".join(sorted(calls.files))
     assert calls.total() <= MAX_CALLS_PER_IMAGE, calls.most_common(10)
 
 

@@ -34,6 +34,8 @@ def install_middleware(app: FastAPI, context: HttpContext) -> None:
             expose_headers=EXPOSED_HEADERS,
         )
     if context.traces:
-        context.traces.install(app, lambda path: find_endpoint(path.removeprefix(settings.root_path)).template)
+        app.add_middleware(
+            context.traces.wrap, route_of=lambda path: find_endpoint(path.removeprefix(settings.root_path)).template
+        )
     if settings.forwarded_allow_ips:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(proxy) for proxy in settings.forwarded_allow_ips])
