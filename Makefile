@@ -25,7 +25,7 @@ help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(VENV)/.installed-serve ## set up, serve two demo domains, measure them plain, boosted and fitted, swap under load
-	@$(BIN)/python -P -m service.demo.run
+	@$(BIN)/python -P -m benchmarks.demo.run
 
 test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)
 	$(BIN)/python -P -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)

@@ -1,1 +1,1 @@
-"""The packaged demo: its files and its run."""
+"""The packaged demo: its files and its process."""

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.demo.accuracy import TOP_K, LabelledImage, Measured
+from benchmarks.demo.accuracy import TOP_K, LabelledImage, Measured
+from caspl import Prediction
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def show_next_commands(console: Console) -> None:
     console.print("  .venv/bin/caspl boost --help", style="bold")
 
 
-def _cell(prediction: Mapping[str, object], image: LabelledImage) -> Text:
-    label, probability = str(prediction["label"]), prediction["probability"]
-    is_right = label == image.true_class
-    return Text(f"{label} {probability:.0%}{' ✓' if is_right else ''}", style="green" if is_right else "")
+def _cell(prediction: Prediction, image: LabelledImage) -> Text:
+    is_right = prediction.label == image.true_class
+    text = f"{prediction.label} {prediction.probability:.0%}{' ✓' if is_right else ''}"
+    return Text(text, style="green" if is_right else "")

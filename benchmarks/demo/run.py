@@ -23,12 +23,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from benchmarks.demo.accuracy import LabelledImage, Measured, measure, read_labelled
+from benchmarks.demo.screen import Step, show_accuracy, show_first_images, show_next_commands
+from benchmarks.demo.swap import swap_under_traffic
+from caspl import CasplError, Client
 from prompt_store.bundle import read_bundle
-from service.demo.accuracy import LabelledImage, Measured, measure, read_labelled
 from service.demo.files import ASSETS, read_bundles
 from service.demo.process import DemoError, running, stop
-from service.demo.screen import Step, show_accuracy, show_first_images, show_next_commands
-from service.demo.swap import live_version, swap_under_traffic, upload
 from service.errors import SettingsError
 
 DOMAINS: Final = ("sketch", "satellite")
@@ -38,6 +39,11 @@ ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
 """Two commands run at a time, and more threads than cores make both slow."""
 PLAIN_WIDTH: Final = 120
 """Width of the output when it is not a terminal."""
+
+
+def own_client(url: str) -> Client:
+    """A client that uses no proxy of the environment, and does not repeat a request that is refused."""
+    return Client(url, max_attempts=1, transport=httpx.HTTPTransport())
 
 
 def packaged(domain: str) -> Path:
@@ -89,7 +95,7 @@ def boosting_training(metrics: Sequence[Mapping[str, Any]]) -> str:
 class Demo:
     """The steps of the demo, on a running service."""
 
-    def __init__(self, client: httpx.Client, console: Console, folder: Path) -> None:
+    def __init__(self, client: Client, console: Console, folder: Path) -> None:
         """Read the images that `training.demo.labelled` wrote to `folder`."""
         self._client, self._console, self._folder = client, console, folder
         self._images: dict[str, list[LabelledImage]] = {name: read_labelled(folder / name / "test") for name in DOMAINS}
@@ -99,39 +105,33 @@ class Demo:
         """Measure, fit, swap and print.
 
         Raises:
-            DemoError, httpx.HTTPError: a step failed.
+            DemoError, CasplError: a step failed.
         """
         show = self._console.print
-        versions = {name: self._upload_plain(name) for name in DOMAINS}
+        live = {domain.name: domain.version or 0 for domain in self._client.domains()}
+        versions = {name: self._client.publish(self._folder / f"{name}-plain.safetensors").version for name in DOMAINS}
         plain = Step("plain student", "none", self._measure("plain student", versions))
-        boosted = Step(
-            "+ boosting prompts",
-            boosting_training([manifest.provenance.metrics for manifest in self._manifests]),
-            self._measure("boosted student", {name: live_version(self._client, name) for name in DOMAINS}),
-        )
+        training = boosting_training([manifest.provenance.metrics for manifest in self._manifests])
+        boosted = Step("+ boosting prompts", training, self._measure("boosted student", live))
         show(f"caspl fit: {shots} labelled images per class ...")
         with ThreadPoolExecutor(len(DOMAINS)) as threads:
             fit_s = list(threads.map(lambda name: fit(name, self._folder), DOMAINS))
         show("uploading the fitted bundles with ?activate=true while requests run ...")
-        bundles = {name: (self._folder / f"{name}-fit.safetensors").read_bytes() for name in DOMAINS}
+        bundles = {name: self._folder / f"{name}-fit.safetensors" for name in DOMAINS}
         load = {name: images[:N_LOAD_IMAGES] for name, images in self._images.items()}
-        live, n_requests = swap_under_traffic(self._client, bundles, load)
+        fitted_versions, n_requests = swap_under_traffic(self._client, bundles, load)
         seconds = f"{shots} labelled images per class, {max(fit_s):.0f} seconds"
-        fitted = Step("+ caspl fit", seconds, self._measure("fitted student", live))
+        fitted = Step("+ caspl fit", seconds, self._measure("fitted student", fitted_versions))
         n_images, n_classes = len(self._images[DOMAINS[0]]), len(self._manifests[0].classes)
         show_accuracy(self._console, [plain, boosted, fitted], n_images=n_images, n_classes=n_classes)
         show_first_images(self._console, [plain, boosted, fitted], {name: self._images[name][0] for name in DOMAINS})
-        changes = ", ".join(f"{name} version {version}" for name, version in live.items())
+        changes = ", ".join(f"{name} version {version}" for name, version in fitted_versions.items())
         show(f"Swap under load: {changes} went live; {n_requests} requests ran meanwhile, 0 failed.")
-
-    def _upload_plain(self, domain: str) -> int:
-        data = (self._folder / f"{domain}-plain.safetensors").read_bytes()
-        return upload(self._client, domain, data, is_live=False)
 
     def _measure(self, name: str, versions: dict[str, int]) -> list[Measured]:
         n_images = sum(map(len, self._images.values()))
         self._console.print(f"classifying {n_images} test images with the {name} ...")
-        return [measure(self._client, domain, self._images[domain], version) for domain, version in versions.items()]
+        return [measure(self._client, domain, self._images[domain], versions[domain]) for domain in DOMAINS]
 
 
 def run(console: Console, *, shots: int, n_test: int, seed: int, keep: bool) -> None:
@@ -139,7 +139,7 @@ def run(console: Console, *, shots: int, n_test: int, seed: int, keep: bool) -> 
 
     Raises:
         SettingsError: the demo files are missing.
-        DemoError, httpx.HTTPError: a step failed.
+        DemoError, CasplError: a step failed.
     """
     read_bundles(ASSETS / "bundles")
     with tempfile.TemporaryDirectory(prefix="caspl-demo-images-") as name:
@@ -148,11 +148,11 @@ def run(console: Console, *, shots: int, n_test: int, seed: int, keep: bool) -> 
         options = ("--shots", str(shots), "--n-test", str(n_test), "--seed", str(seed))
         drawing = start_command("training.demo.labelled", name, *DOMAINS, *options)
         try:
-            with running(ASSETS, []) as (process, client):
+            with running(ASSETS, []) as (process, http), own_client(str(http.base_url)) as client:
                 finish(drawing, "Drawing images")
                 Demo(client, console, folder).run(shots)
                 if keep:
-                    console.print(f"The service keeps running at {client.base_url}/ (Ctrl-C stops it).")
+                    console.print(f"The service keeps running at {http.base_url}/ (Ctrl-C stops it).")
                     with suppress(KeyboardInterrupt):
                         process.wait()
                 else:
@@ -172,7 +172,7 @@ def main(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     try:
         run(console, shots=shots, n_test=n_test, seed=seed, keep=keep)
-    except (DemoError, SettingsError, httpx.HTTPError) as error:
+    except (DemoError, SettingsError, CasplError) as error:
         console.print(Text.assemble(("The demo failed:", "red"), f" {error}"), soft_wrap=True)
         raise typer.Exit(1) from error
 
