@@ -27,7 +27,7 @@ from service.http import problems
 from service.http.context import ServiceContext
 from service.http.middleware import install_middleware
 from service.http.openapi import Application
-from service.http.routes import classify, domains, examples, fit, groups, health, labelling, meta, pages
+from service.http.routes import classify, domains, examples, fit, groups, health, infer, labelling, meta, models, pages
 from service.images.decoder import Decoder
 from service.observability.device import DeviceMetrics, build_facts, package_version
 from service.observability.metrics import Metrics
@@ -72,7 +72,7 @@ def create_routes(context: ServiceContext) -> FastAPI:
         servers=[{"url": context.settings.root_path}] if context.settings.root_path else None,
     )
     app.state.context = context
-    for part in (classify, domains, examples, fit, groups, labelling, health, meta, pages):
+    for part in (classify, domains, examples, fit, groups, labelling, health, meta, pages, infer, models):
         app.include_router(part.router, responses=problems.OPENAPI)
     return app
 

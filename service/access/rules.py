@@ -32,6 +32,16 @@ RULES: Final[Mapping[str, Mapping[str, Scope]]] = {
     "/domains/{domain}/examples/{example}": {"DELETE": "teach"},
     "/domains/{domain}/examples/{example}/thumbnail": {"GET": "teach"},
     "/domains/{domain}/fit": {"GET": "teach", "POST": "teach"},
+    # The Open Inference Protocol; a domain is a model.
+    "/v2": {"GET": "any"},
+    "/v2/health/live": {"GET": "none"},
+    "/v2/health/ready": {"GET": "none"},
+    "/v2/models/{domain}": {"GET": "any"},
+    "/v2/models/{domain}/ready": {"GET": "any"},
+    "/v2/models/{domain}/infer": {"POST": "classify"},
+    "/v2/models/{domain}/versions/{version}": {"GET": "any"},
+    "/v2/models/{domain}/versions/{version}/ready": {"GET": "any"},
+    "/v2/models/{domain}/versions/{version}/infer": {"POST": "classify"},
     "/metrics": {"GET": "metrics"},
     "/info": {"GET": "any"},
     # Probes, and pages without data: the page and the documentation send the key that is entered in them.

@@ -20,7 +20,15 @@ from service.settings import Settings
 
 RATE_WINDOW_S: Final = 5.0
 """A body must keep its minimum rate in each window of this length, so a stalled one is noticed within two."""
-IMAGES: Final = frozenset({"/classify/{domain}", "/classify", "/domains/{domain}/examples"})
+IMAGES: Final = frozenset(
+    {
+        "/classify/{domain}",
+        "/classify",
+        "/domains/{domain}/examples",
+        "/v2/models/{domain}/infer",
+        "/v2/models/{domain}/versions/{version}/infer",
+    }
+)
 """The routes whose POST has images, which are classified or added to a domain's examples."""
 BUNDLES: Final = "/domains/{domain}/versions"
 MAX_JSON_BYTES: Final = 256 * 1024

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
 MEMBERS: Final = ("type", "title", "status", "code", "detail", "request_id")
 """Every problem has these; `status` is an integer, the others are strings."""
+INFERENCE_PATH: Final = re.compile(r"/v2(?:/|$)")
 INTERNAL_DETAIL: Final = "Internal error. The server log has the details under this request id."
 
 
@@ -189,14 +191,29 @@ class Problem(Response):
     media_type = MEDIA_TYPE
 
     def __init__(self, status: int, body: Mapping[str, object], headers: Mapping[str, str]) -> None:
-        content = json.dumps({**body, "request_id": request_id.get()}, ensure_ascii=False)
-        super().__init__(content, status, headers)
+        self.problem = {**body, "request_id": request_id.get()}
         self.code = str(body["code"])
+        super().__init__(encode(self.problem)[0], status, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
         scope["caspl.code"] = self.code
+        if INFERENCE_PATH.match(scope["path"]):
+            self.body, self.headers["Content-Type"] = encode(self.problem, scope["path"])
+            self.headers["Content-Length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
+
+
+def encode(problem: Mapping[str, object], path: str = "") -> tuple[bytes, str]:
+    """The body of a problem in response to a request for `path`, and its content type.
+
+    Below `/v2` it has the form of the Open Inference Protocol, `{"error": detail}`, with the other members that are not
+    in the response's head.
+    """
+    if not INFERENCE_PATH.match(path):
+        return json.dumps(problem, ensure_ascii=False).encode(), MEDIA_TYPE
+    others = {name: value for name, value in problem.items() if name not in {"type", "title", "status", "detail"}}
+    return json.dumps({"error": problem["detail"], **others}, ensure_ascii=False).encode(), "application/json"
 
 
 async def on_error(_: Request, error: Exception) -> Response:

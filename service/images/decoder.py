@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 BYTES_PER_THREAD: Final = 160 * MIB
 """Default of `max_decoding_bytes`, per thread: a photograph of 20 million pixels that is rotated."""
+COPIED_PIXEL_BYTES: Final = 4
+"""Pillow's copy of an image that arrives as pixels."""
 THUMBNAIL_SIDE_PX: Final = 320
 THUMBNAIL_QUALITY: Final = 80
 
@@ -69,7 +71,9 @@ def open_image(
     data = check_work(data, header, settings)
     try:
         with Image.open(io.BytesIO(data), formats=(header.kind,)) as image:
-            check_size(image.size, header, settings)
+            check_size(image.size, settings)
+            if image.size != header.size:
+                raise ImageRejectedError(DAMAGED)  # noqa: TRY301  the handlers below are for the decoders
             notes = _notes(image)
             return decode(image, data), notes
     except ImageRejectedError:
@@ -152,6 +156,18 @@ class Decoder:
         n_bytes = len(data) + (header.n_bytes if is_within_limit else 0)
         job = partial(self._decode, data, header, with_thumbnail=with_thumbnail)
         return await self._threads.run(job, tenant=tenant, n_bytes=n_bytes)
+
+    async def resize(self, rgb_hwc: Pixels, tenant: Hashable) -> Decoded:
+        """Resize and crop an image that is decoded already, uint8 [H, W, 3], as `decode` does with files.
+
+        Raises:
+            ImageRejectedError: its size is beyond a limit.
+        """
+        height, width = rgb_hwc.shape[:2]
+        check_size((width, height), self._settings)
+        job = partial(self._preprocessing.resize, rgb_hwc)
+        pixels = await self._threads.run(job, tenant=tenant, n_bytes=COPIED_PIXEL_BYTES * width * height)
+        return Decoded(pixels, ())
 
     def close(self) -> None:
         """Cancel waiting images; running ones finish."""

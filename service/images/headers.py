@@ -171,12 +171,12 @@ def _number(data: bytes, at: int, n_bytes: int, order: Literal["big", "little"] 
     return int.from_bytes(data[at : at + n_bytes], order)
 
 
-def check_size(size: tuple[int, int], header: Header, settings: Settings) -> None:
-    """Reject an image whose size, as the decoder reads it, is beyond the limits or not that of the header.
+def check_size(size: tuple[int, int], settings: Settings) -> None:
+    """Reject an image whose width and height in pixels are beyond the limits.
 
     Raises:
         ImageTooLargeError: too many pixels or too long a side.
-        ImageRejectedError: no pixels, an aspect ratio beyond the limit, or another size.
+        ImageRejectedError: no pixels, or an aspect ratio beyond the limit.
     """
     width, height = size
     if width < 1 or height < 1:
@@ -194,8 +194,6 @@ def check_size(size: tuple[int, int], header: Header, settings: Settings) -> Non
             "Crop it.",
             code="image_aspect",
         )
-    if size != header.size:
-        raise ImageRejectedError(DAMAGED)
 
 
 def check_work(data: bytes, header: Header, settings: Settings) -> bytes:

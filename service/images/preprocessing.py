@@ -60,6 +60,10 @@ class Exact:
         rgb = upright_rgb(image)
         return lambda: to_pixels(rgb, self.image_size, self.values)
 
+    def resize(self, rgb_hwc: Pixels) -> Pixels:
+        """Resize and crop an image that is decoded already, uint8 [H, W, 3]; the input is not changed."""
+        return to_pixels(Image.fromarray(rgb_hwc), self.image_size, self.values)
+
 
 @dataclass(frozen=True)
 class Fast:
@@ -73,6 +77,10 @@ class Fast:
         decoded = self._decode_jpeg(image, data) if is_plain_jpeg(image) else None
         rgb_hwc, extent_hw = decoded or (upright_array(image), None)
         return lambda: to_pixels_fast(rgb_hwc, self.image_size, self.values, extent_HW=extent_hw)
+
+    def resize(self, rgb_hwc: Pixels) -> Pixels:
+        """See `Exact.resize`."""
+        return to_pixels_fast(rgb_hwc.copy(), self.image_size, self.values)  # a copy, because it may be read-only
 
     def _decode_jpeg(self, image: Image.Image, data: bytes) -> tuple[Pixels, tuple[float, float] | None] | None:
         turn = exif_turn(image)
@@ -108,6 +116,11 @@ class Gpu:
                 return lambda: pixels
         with self.cpu_slots:
             return self.fast.decode(image, data)
+
+    def resize(self, rgb_hwc: Pixels) -> Pixels:
+        """See `Exact.resize`; on the CPU."""
+        with self.cpu_slots:
+            return self.fast.resize(rgb_hwc)
 
 
 Preprocessing: TypeAlias = Exact | Fast | Gpu

@@ -22,7 +22,7 @@ from service.workers.rpc import Rpc, WireError, from_wire
 SCOPE: Final = (
     "type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "server", "caspl.actor",
 )  # fmt: skip
-PROBES: Final = frozenset({"/livez", "/readyz"})
+PROBES: Final = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 PROBE_TIMEOUT_S: Final = 2.0
 
 

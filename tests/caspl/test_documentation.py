@@ -1,4 +1,4 @@
-"""The Python code blocks of README and docs/python.md run, against the packaged demo."""
+"""The Python code blocks of README, docs/python.md and docs/http-api.md run, against the packaged demo."""
 
 import re
 
@@ -11,11 +11,8 @@ from service.demo.process import running
 from tests.architecture.repository import ROOT
 
 GUIDE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-BLOCKS = [
-    block
-    for page in (GUIDE, (ROOT / "README.md").read_text(encoding="utf-8"))
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-]
+OTHERS = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/http-api.md")]
+BLOCKS = [block for page in (GUIDE, *OTHERS) for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +24,7 @@ def server_url():
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_a_documented_example_runs(block, server_url, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    exec(block.replace("http://127.0.0.1:8000", server_url), {})  # noqa: S102  our own documentation
+    exec(block.replace("127.0.0.1:8000", server_url.removeprefix("http://")), {})  # noqa: S102  our own documentation
 
     assert "donut" in capsys.readouterr().out
 

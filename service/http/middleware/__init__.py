@@ -16,9 +16,18 @@ from service.http.context import HttpContext
 from service.http.middleware.request import RequestMiddleware
 
 EXPOSED_HEADERS: Final = (
-    "ETag", "Location", "Retry-After", "Server-Timing", "X-Bundle-Digest", "X-Bundle-Version", "X-Request-Id",
+    "ETag", "Inference-Header-Content-Length", "Location", "Retry-After", "Server-Timing", "X-Bundle-Digest",
+    "X-Bundle-Version", "X-Request-Id",
 )  # fmt: skip
 """What web pages of `cors_origins` may read."""
+ALLOWED_HEADERS: Final = (
+    "Authorization",
+    "Content-Type",
+    "If-Match",
+    "Inference-Header-Content-Length",
+    "X-Request-Id",
+)
+"""What they may send."""
 
 
 def install_middleware(app: FastAPI, context: HttpContext) -> None:
@@ -30,7 +39,7 @@ def install_middleware(app: FastAPI, context: HttpContext) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"),
-            allow_headers=("Authorization", "Content-Type", "If-Match", "X-Request-Id"),
+            allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
         )
     if context.traces:

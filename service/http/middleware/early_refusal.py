@@ -1,13 +1,13 @@
-"""Rejects classify requests under overload before they are parsed."""
+"""Rejects classify and inference requests under overload before they are parsed."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 from typing import Final
 
+from service.access.rules import find_endpoint
 from service.errors import OverloadedError
 from service.http import problems
 from service.http.body import timeout_of
@@ -16,7 +16,10 @@ from service.http.middleware.request import new_request_id
 
 logger = logging.getLogger(__name__)
 
-CLASSIFY_LINE: Final = re.compile(rb"POST /classify(?:/([a-z0-9-]{1,64}))?(?:\?([!-~]*))? HTTP/1\.1\r\n")
+CLASSIFY_LINE: Final = re.compile(
+    rb"POST (?P<path>/classify(?:/(?P<domain>[a-z0-9-]{1,64}))?"
+    rb"|/v2/models/(?P<model>[a-z0-9-]{1,64})(?:/versions/[1-9]\d{0,9})?/infer)(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
+)
 LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length: *(\d{1,9}) *\r\n")
 OTHER_LINE: Final = re.compile(
     rb"\r\n(?:transfer-encoding|expect|upgrade|origin|x-request-id|connection: *+(?!close\r|keep-alive\r))"
@@ -37,12 +40,8 @@ class EarlyRefusal:
     def __init__(self, context: HttpContext) -> None:
         self._context = context
         error = OverloadedError("Server overloaded: too many requests are open. Retry later.", retry_after_s=1.0)
-        body = json.dumps(problems.describe(error) | {"request_id": "%s"}).replace("%", "%%").replace("%%s", "%s")
-        head = (
-            "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n"
-            "retry-after: 1\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\nx-request-id: %s\r\n"
-        )
-        self._head, self._body = head.format(len(body % new_request_id())).encode(), body.encode()
+        problem = problems.describe(error) | {"request_id": "%s"}
+        self._templates, self._model_templates = (_templates(*problems.encode(problem, path)) for path in ("", "/v2"))
         self._n_refused = self._n_passed = 0
 
     def respond(self, data: bytes, headers: list[tuple[bytes, bytes]], client: str) -> tuple[bytes, bool] | None:
@@ -53,7 +52,8 @@ class EarlyRefusal:
         line = CLASSIFY_LINE.match(data)
         if line is None or self._context.is_draining:
             return None
-        domain, timeout_s = (line[1] or b"").decode(), timeout_of(line[2] or b"", self._context.settings)
+        domain = (line["domain"] or line["model"] or b"").decode()
+        timeout_s = timeout_of(line["query"] or b"", self._context.settings)
         has_room = self._context.open_requests.has_room(domain, timeout_s, self._n_passed)
         if has_room and self._context.decoder.places.has_room((client, domain), 1):
             self._pass()
@@ -64,13 +64,14 @@ class EarlyRefusal:
         is_whole = end > 0 and len(lengths) == 1 and len(data) == end + 4 + int(lengths[0])
         if not is_whole or head.count(b"content-length") > 1 or OTHER_LINE.search(head):
             return None
-        self._count("/classify/{domain}" if line[1] else "/classify")
+        self._count(find_endpoint(line["path"].decode()).template)
         request_id = new_request_id().encode()
         must_close = CLOSE_LINE.search(head) is not None
-        lines = [self._head % request_id, *(b"%s: %s\r\n" % header for header in headers)]
+        template, body = self._model_templates if line["model"] else self._templates
+        lines = [template % request_id, *(b"%s: %s\r\n" % header for header in headers)]
         if must_close:
             lines.append(b"connection: close\r\n")
-        return b"".join([*lines, b"\r\n", self._body % request_id]), must_close
+        return b"".join([*lines, b"\r\n", body % request_id]), must_close
 
     def _pass(self) -> None:
         """Note a request that counts as open in the next iteration of the event loop."""
@@ -93,3 +94,14 @@ class EarlyRefusal:
     def _log(self) -> None:
         logger.info("requests.rejected", extra={"n": self._n_refused, "code": OverloadedError.default_code})
         self._n_refused = 0
+
+
+def _templates(body: bytes, media_type: str) -> tuple[bytes, bytes]:
+    """Head and body of the response, each with `%s` for the request id; `body` has it once."""
+    body = body.replace(b"%", b"%%").replace(b"%%s", b"%s")
+    head = (
+        f"HTTP/1.1 429 Too Many Requests\r\ncontent-type: {media_type}\r\n"
+        f"content-length: {len(body % new_request_id().encode())}\r\nretry-after: 1\r\n"
+        "x-content-type-options: nosniff\r\ncache-control: no-store\r\nx-request-id: %s\r\n"
+    )
+    return head.encode(), body

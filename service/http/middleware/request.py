@@ -30,7 +30,7 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 """Methods that become metric labels; others are client input."""
 LATE: Final = "The server shut down before the response was ready. Send the request to another replica."
-QUIET_ROUTES: Final = frozenset({"/livez", "/readyz", "/metrics"})
+QUIET_ROUTES: Final = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"})
 
 
 class RequestMiddleware:

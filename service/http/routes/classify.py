@@ -18,7 +18,6 @@ from fastapi import APIRouter, Query, Request, Response
 
 from prompt_store.manifest import is_domain
 from service.domains.live_table import unknown_domain
-from service.examples.uncertain import UncertainImages
 from service.http.context import HttpContext, actor_of
 from service.http.problems import EXPECTED, describe
 from service.http.routes.requests import (
@@ -32,7 +31,7 @@ from service.http.routes.requests import (
     read_images,
     read_mixed,
 )
-from service.http.routes.scoring import Outcome, PinOrError, score_in_time
+from service.http.routes.scoring import Outcome, PinOrError, offer_uncertain, score_in_time
 from service.http.schemas import ClassifyOut, MixedOut
 from service.images.decoder import Decoded
 from service.inference import ImageResult, Scored, ScoringOptions
@@ -70,7 +69,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     response.headers["X-Bundle-Version"] = str(scored.version)
     response.headers["X-Bundle-Digest"] = scored.digest
     if uncertain:
-        _offer(uncertain, options, images, outcome, actor_of(request))
+        offer_uncertain(uncertain, options, images, outcome, actor_of(request))
     return response
 
 
@@ -95,7 +94,7 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
         version, digest = (None, None) if isinstance(scored, Exception) else (scored.version, scored.digest)
         result |= {"domain": domain if is_domain(domain) else None, "version": version, "digest": digest}
     if context.uncertain:
-        _offer(context.uncertain, options, images, outcome, actor_of(request))
+        offer_uncertain(context.uncertain, options, images, outcome, actor_of(request))
     body = {"request_id": request_id.get(), "stack": query.stack, "results": results}
     return _respond(context, body, outcome, began_s)
 
@@ -125,22 +124,6 @@ def _options(query: MixedQuery, labels: tuple[str, ...], deadline_s: float) -> S
         abstain=query.abstain,
         embedding=query.returns == "embedding",
     )
-
-
-def _offer(
-    uncertain: UncertainImages,
-    options: ScoringOptions,
-    images: Sequence[tuple[str, UploadedImage]],
-    outcome: Outcome,
-    actor: str,
-) -> None:
-    """Offer the images that have an answer; a live version scored them."""
-    if not uncertain.is_watched(options):
-        return
-    for (domain, image), answer in zip(images, outcome.answers, strict=True):
-        scored = outcome.domains[domain]
-        if isinstance(scored, Scored) and isinstance(answer, ImageResult) and isinstance(image.data, bytes):
-            uncertain.offer(domain, image.data, answer, scored, actor)
 
 
 def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, query: MixedQuery) -> list[dict[str, Any]]:
@@ -188,18 +171,7 @@ def _requested_fields(query: MixedQuery, scored: Scored | Exception, answer: Ima
 
 def _respond(context: HttpContext, body: dict[str, Any], outcome: Outcome, began_s: float) -> Response:
     """The response with its timing, also as a header; not validated against the schema again, which would be slower."""
-    queued_s = ran_s = 0.0
-    for answer in outcome.answers:
-        if isinstance(answer, ImageResult):
-            queued_s, ran_s = max(queued_s, answer.queued_s), max(ran_s, answer.ran_s)
-    now_s = time.monotonic()
-    for stage, stage_s in (("decode", outcome.decode_s), ("device", ran_s), ("shape", now_s - outcome.ended_s)):
-        context.metrics.stage_s.labels(stage).observe(stage_s)
-    seconds = {"decode": outcome.decode_s, "queue": queued_s, "device": ran_s, "total": now_s - began_s}
-    if context.traces:
-        stages = {"decode": outcome.decode_s, "queue": queued_s, "device": ran_s}
-        context.traces.add_stages(stages, began_s)
-    timing_ms = {stage: round(one * 1000, 3) for stage, one in seconds.items()}
+    timing_ms, server_timing = outcome.timing(context, began_s)
     response = Response(msgspec.json.encode({**body, "timing_ms": timing_ms}), media_type="application/json")
-    response.headers["Server-Timing"] = ", ".join([f"{stage};dur={one}" for stage, one in timing_ms.items()])
+    response.headers["Server-Timing"] = server_timing
     return response

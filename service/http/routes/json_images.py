@@ -29,6 +29,8 @@ MAX_NAME_BYTES: Final = 4096
 """Of a domain or label as JSON; with escapes, the longest valid name has about 1,600."""
 MAX_QUOTES: Final = 100_000
 """The expressions that find keys take time for every quote."""
+MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bodies that are not JSON, or not of the expected form."""
 MAX_BASE64_GROWTH: Final = 1.5
 """A longer string, with line breaks and escapes, is not decoded; base64 alone takes 1.33 times the image."""
 DATA_URL: Final = re.compile(rb"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,", re.IGNORECASE)
@@ -96,11 +98,16 @@ def parse_images(body: bytes, image: type[Image], max_images: int, form: str) ->
         # Of equal keys msgspec keeps the last one, whose images would be all that is answered.
         if len(images) <= max_images and next(islice(KEY.finditer(text), n_keys, None), None):
             raise msgspec.ValidationError("a key that occurs more than once in its object")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        found = str(error)[:MAX_SHOWN_CHARS] if isinstance(error, msgspec.MsgspecError) else "invalid UTF-8 or nesting"
-        reason = found if found.isprintable() else "unprintable key"
-        raise RequestInvalidError(f"Expected JSON of the form {form}. Found: {reason}.") from error
+    except MALFORMED as error:
+        raise malformed(error, form) from error
     return images
+
+
+def malformed(error: Exception, form: str) -> RequestInvalidError:
+    """The error for JSON that is not of a `form`; `error` is one of `MALFORMED`."""
+    found = str(error)[:MAX_SHOWN_CHARS] if isinstance(error, msgspec.MsgspecError) else "invalid UTF-8 or nesting"
+    reason = found if found.isprintable() else "unprintable key"
+    return RequestInvalidError(f"Expected JSON of the form {form}. Found: {reason}.")
 
 
 def decode_string(raw: Raw, name: str) -> str:

@@ -199,7 +199,7 @@ def _bounded(images: list[Uploaded], settings: Settings, hint: str) -> list[Uplo
     if not images:
         raise RequestInvalidError(f"The request contains no images; {hint}.")
     if len(images) > settings.max_images:
-        raise _too_many(settings)
+        raise too_many_images(settings)
     return images
 
 
@@ -221,7 +221,7 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
         async for part in request.stream():
             n_boundaries += part.count(delimiter)
             if n_boundaries > MAX_BOUNDARIES:
-                raise _too_many(settings)
+                raise too_many_images(settings)
             yield part
         if not parser.is_complete:
             raise RequestInvalidError("The multipart body is incomplete: it ends before its closing boundary.")
@@ -233,7 +233,7 @@ async def _read_multipart(request: Request, settings: Settings) -> list[tuple[st
         form = await parser.parse()
     except (MultiPartException, UnicodeError) as error:  # some charsets reject names with the second
         if str(getattr(error, "message", "")).startswith("Too many files"):
-            raise _too_many(settings) from error
+            raise too_many_images(settings) from error
         raise RequestInvalidError("The multipart body is malformed or has too many parts.") from error
     images = []
     try:
@@ -271,7 +271,8 @@ def _decode(image: Base64Image, index: int, settings: Settings) -> UploadedImage
         return UploadedImage(error)
 
 
-def _too_many(settings: Settings) -> BodyTooLargeError:
+def too_many_images(settings: Settings) -> BodyTooLargeError:
+    """The error for a request with more images than allowed."""
     return BodyTooLargeError(
         f"A request may contain at most {settings.max_images} images.",
         code="too_many_images",

@@ -22,6 +22,7 @@ from service.errors import (
     ImagesRejectedError,
     OverloadedError,
 )
+from service.examples.uncertain import UncertainImages
 from service.http.context import HttpContext
 from service.http.problems import EXPECTED, describe
 from service.http.routes.requests import UploadedImage
@@ -32,6 +33,8 @@ from service.inference import ImageResult, Pin, Scored, ScoringOptions
 logger = logging.getLogger(__name__)
 
 PinOrError: TypeAlias = Pin | Exception
+Picture: TypeAlias = UploadedImage | Pixels
+"""A file, or an image that is decoded already: uint8 [H, W, 3]."""
 
 
 class Outcome(NamedTuple):
@@ -51,12 +54,28 @@ class Outcome(NamedTuple):
     decode_s: float
     ended_s: float
 
+    def timing(self, context: HttpContext, began_s: float) -> tuple[dict[str, float], str]:
+        """Milliseconds of each stage for its slowest image, and as `Server-Timing`; metrics and traces get them."""
+        queued_s = ran_s = 0.0
+        for answer in self.answers:
+            if isinstance(answer, ImageResult):
+                queued_s, ran_s = max(queued_s, answer.queued_s), max(ran_s, answer.ran_s)
+        now_s = time.monotonic()
+        for stage, stage_s in (("decode", self.decode_s), ("device", ran_s), ("shape", now_s - self.ended_s)):
+            context.metrics.stage_s.labels(stage).observe(stage_s)
+        seconds = {"decode": self.decode_s, "queue": queued_s, "device": ran_s, "total": now_s - began_s}
+        if context.traces:
+            stages = {"decode": self.decode_s, "queue": queued_s, "device": ran_s}
+            context.traces.add_stages(stages, began_s)
+        timing_ms = {stage: round(one * 1000, 3) for stage, one in seconds.items()}
+        return timing_ms, ", ".join([f"{stage};dur={one}" for stage, one in timing_ms.items()])
+
 
 async def score_in_time(
     request: Request,
     context: HttpContext,
     pins: Mapping[str, PinOrError],
-    images: Sequence[tuple[str, UploadedImage]],
+    images: Sequence[tuple[str, Picture]],
     options: ScoringOptions,
     *,
     with_thumbnails: bool = False,
@@ -88,7 +107,7 @@ async def score_in_time(
     except TimeoutError as error:
         if is_gone:
             raise ClientGoneError("The client disconnected before the response was ready.") from error
-        if "version" not in request.query_params:  # the domain of a numbered version may not exist
+        if "version" not in {*request.query_params, *request.path_params}:  # a numbered version's domain may not exist
             count_images(context, images, pins, [error] * len(images))
         raise DeadlineExceededError(
             "The request was not finished within its timeout. Retry later, or with a longer timeout_ms."
@@ -98,7 +117,7 @@ async def score_in_time(
 async def score_images(
     context: HttpContext,
     pins: Mapping[str, PinOrError],
-    images: Sequence[tuple[str, UploadedImage]],
+    images: Sequence[tuple[str, Picture]],
     options: ScoringOptions,
     client: str,
     *,
@@ -144,14 +163,16 @@ async def score_images(
 
 
 async def _decode(
-    context: HttpContext, pin: PinOrError, image: UploadedImage, tenant: tuple[str, str], *, with_thumbnail: bool
+    context: HttpContext, pin: PinOrError, image: Picture, tenant: tuple[str, str], *, with_thumbnail: bool
 ) -> Decoded | Exception:
     """Pixels or the error; without a pinned version the image is not decoded."""
     if isinstance(pin, Exception):
         return pin
-    if isinstance(image.data, ImageRejectedError):
-        return image.data
     try:
+        if not isinstance(image, UploadedImage):
+            return await context.decoder.resize(image, tenant)
+        if isinstance(image.data, ImageRejectedError):
+            return image.data
         return await context.decoder.decode(image.data, tenant, with_thumbnail=with_thumbnail)
     except (ImageRejectedError, CapacityError) as error:
         return error
@@ -169,9 +190,27 @@ async def _score(pin: PinOrError, pixels: Sequence[Pixels], options: ScoringOpti
         return error
 
 
+def offer_uncertain(
+    uncertain: UncertainImages,
+    options: ScoringOptions,
+    images: Sequence[tuple[str, Picture]],
+    outcome: Outcome,
+    actor: str,
+) -> None:
+    """Offer the files that have an answer as examples; a live version scored them."""
+    if not uncertain.is_watched(options):
+        return
+    for (domain, image), answer in zip(images, outcome.answers, strict=True):
+        scored = outcome.domains[domain]
+        if not isinstance(scored, Scored) or not isinstance(answer, ImageResult):
+            continue
+        if isinstance(image, UploadedImage) and isinstance(image.data, bytes):
+            uncertain.offer(domain, image.data, answer, scored, actor)
+
+
 def count_images(
     context: HttpContext,
-    images: Sequence[tuple[str, UploadedImage]],
+    images: Sequence[tuple[str, Picture]],
     domains: Mapping[str, object],
     answers: Sequence[ImageResult | Exception],
 ) -> None:

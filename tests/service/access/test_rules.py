@@ -2,6 +2,7 @@ import pytest
 
 from service.access.rules import RULES, SCOPES, UNMATCHED, find_endpoint
 
+PROBES = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 ENDPOINT_OF_PATH = {
     "/classify": ("/classify", None),
     "/classify/paint": ("/classify/{domain}", "paint"),
@@ -11,6 +12,10 @@ ENDPOINT_OF_PATH = {
     "/domains/paint/examples": ("/domains/{domain}/examples", "paint"),
     "/domains/paint/examples/3/thumbnail": ("/domains/{domain}/examples/{example}/thumbnail", "paint"),
     "/domains/paint/live": ("/domains/{domain}/live", "paint"),
+    "/v2": ("/v2", None),
+    "/v2/models/paint": ("/v2/models/{domain}", "paint"),
+    "/v2/models/paint/infer": ("/v2/models/{domain}/infer", "paint"),
+    "/v2/models/paint/versions/3/infer": ("/v2/models/{domain}/versions/{version}/infer", "paint"),
     "/openapi.json": ("/openapi.json", None),
     "/": ("/", None),
 }
@@ -58,4 +63,4 @@ def test_only_pages_and_probes_need_no_key_and_every_other_scope_can_be_granted(
     scopes = {scope for methods in RULES.values() for scope in methods.values()}
     assert scopes == {*SCOPES, "any", "none"}
     open_routes = {path for path, methods in RULES.items() if "none" in methods.values()}
-    assert open_routes == {"/", "/docs", "/openapi.json", "/assets/{name}", "/livez", "/readyz"}
+    assert open_routes == {"/", "/docs", "/openapi.json", "/assets/{name}", *PROBES}

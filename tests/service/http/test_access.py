@@ -13,7 +13,7 @@ from tests.service.fakes import colour_bundle, picture
 pytestmark = pytest.mark.anyio
 IN_BOTH_FORMS = True
 
-OPEN_PATHS = ("/", "/livez", "/readyz", "/docs", "/openapi.json", "/assets/page.js")
+OPEN_PATHS = ("/", "/livez", "/readyz", "/docs", "/openapi.json", "/assets/app.js")
 WRONG_KEY = "pk_aaaaaaaa_" + "A" * 43
 
 

