@@ -72,8 +72,10 @@ def create_routes(context: ServiceContext) -> FastAPI:
         servers=[{"url": context.settings.root_path}] if context.settings.root_path else None,
     )
     app.state.context = context
-    for part in (classify, domains, examples, fit, groups, labelling, health, meta, pages, infer, models):
+    for part in (classify, domains, examples, fit, groups, labelling, health, meta, pages):
         app.include_router(part.router, responses=problems.OPENAPI)
+    for part in (infer, models):
+        app.include_router(part.router, responses=problems.INFERENCE_OPENAPI)
     return app
 
 

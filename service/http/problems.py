@@ -266,7 +266,22 @@ OPENAPI: Final[dict[int | str, dict[str, Any]]] = {
         },
     }
 }
-"""The error response of all routes, for the OpenAPI document."""
+"""The error response of all routes but those below `/v2`, for the OpenAPI document."""
+INFERENCE_MEMBERS: Final = ("error", "code", "request_id")
+INFERENCE_OPENAPI: Final[dict[int | str, dict[str, Any]]] = {
+    "default": {
+        "description": "An error of the Open Inference Protocol, with the `code` of the problem.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": INFERENCE_MEMBERS,
+                    "properties": {name: {"type": "string"} for name in INFERENCE_MEMBERS},
+                }
+            }
+        },
+    }
+}
 
 HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]] = {
     **dict.fromkeys(EXPECTED, on_error),
