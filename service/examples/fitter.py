@@ -9,10 +9,10 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from prompt_store.class_names import comparison_key
 from prompt_store.errors import VersionExistsError
 from prompt_store.store import Added
 from prompted_clip.errors import StackMismatchError
-from prompted_clip.fit_report import AUTO, FitReport
+from prompted_clip.fit_report import AUTO
 from prompted_clip.fitted_bundle import FitClasses, check_replaceable, check_restrictable, write_fit
 from service.domains.cache import LoadingCache
 from service.domains.creator import encode_names
@@ -34,10 +34,10 @@ from service.errors import (
     TooFewExamplesError,
 )
 from service.examples.fit_process import FitJob, FitProcess
+from service.examples.records import ClassChoice, DomainFit, FitOptions, Guess
 from service.inference import ImageResult, ScoringOptions
 
 if TYPE_CHECKING:
-    from prompted_clip.few_shot import LinearTerm
     from service.domains.backend import LocalBackend
     from service.domains.live_table import LoadedVersion
     from service.domains.publisher import Publisher
@@ -54,76 +54,9 @@ MAX_SCORES: Final = 10_000_000
 METHODS_WITH_UNLABELLED: Final = (AUTO, "gda")
 EMBEDDED_AT_ONCE: Final = 16
 EMBEDDING_TIMEOUT_S: Final = 60.0
-ClassChoice = Literal["own", "examples"]
-
-
-class Guess(NamedTuple):
-    """The most probable class of an example, as if the example had not been seen, and by how much, 0 to 1."""
-
-    predicted: str
-    margin: float
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """What to fit.
-
-    Attributes:
-        based_on: number of the base version; None for the live one.
-        method: a key of `FEW_SHOT_METHODS`, or `auto`.
-        classes: `own`, those of the base version followed by new ones; `examples`, those of the examples.
-        unlabelled: use the unlabelled examples, if that improves the fit.
-    """
-
-    based_on: int | None = None
-    method: str = AUTO
-    classes: ClassChoice = "own"
-    unlabelled: bool = False
 
 
 DEFAULTS: Final = FitOptions()
-
-
-@dataclass(frozen=True, eq=False)
-class DomainFit:
-    """A fit to the examples of a domain.
-
-    Attributes:
-        base: the bundle whose prompts and text features are used.
-        base_version: its number.
-        revision: of the examples.
-        digests: of the labelled examples and, if the fit could use them, of the unlabelled ones.
-        options: as requested.
-        classes: of the fit.
-        new_classes: those that the base version lacks.
-        term: see `FewShotFit`.
-        report: the positions of its suspects are those of `ids_N`.
-        ids_N: the labelled examples.
-        guesses: of labelled and unlabelled examples, by id.
-    """
-
-    base: Bundle
-    base_version: int
-    revision: int
-    digests: Mapping[str, str]
-    options: FitOptions
-    classes: FitClasses
-    new_classes: tuple[str, ...]
-    term: LinearTerm
-    report: FitReport
-    ids_N: Sequence[int]
-    guesses: Mapping[int, Guess]
-
-    @property
-    def suspect_ids(self) -> list[int]:
-        """Examples with a suspicious label, the most suspicious one first."""
-        return [self.ids_N[suspect.index] for suspect in self.report.suspects]
-
-    @property
-    def uncertain_ids(self) -> list[int]:
-        """Unlabelled examples, the smallest margin first."""
-        unlabelled = self.guesses.keys() - set(self.ids_N)
-        return sorted(unlabelled, key=lambda number: (self.guesses[number].margin, number))
 
 
 class FitKey(NamedTuple):

@@ -1,14 +1,23 @@
-"""The values that the example database stores and returns."""
+"""The values that the example database stores and returns, and fits to them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prompted_clip.fit_report import AUTO
+
+if TYPE_CHECKING:
+    from prompt_store.bundle import Bundle
+    from prompted_clip.few_shot import LinearTerm
+    from prompted_clip.fit_report import FitReport
+    from prompted_clip.fitted_bundle import FitClasses
+
+ClassChoice = Literal["own", "examples"]
 Source = Literal["upload", "traffic"]
 """Added by a person, or kept from classify requests because of `keep_uncertain`."""
 
@@ -94,3 +103,69 @@ class Counts:
     unlabelled: int
     by_label: dict[str, int]
     n_bytes: int
+
+
+class Guess(NamedTuple):
+    """The most probable class of an example, as if the example had not been seen, and by how much, 0 to 1."""
+
+    predicted: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What to fit.
+
+    Attributes:
+        based_on: number of the base version; None for the live one.
+        method: a key of `FEW_SHOT_METHODS`, or `auto`.
+        classes: `own`, those of the base version followed by new ones; `examples`, those of the examples.
+        unlabelled: use the unlabelled examples, if that improves the fit.
+    """
+
+    based_on: int | None = None
+    method: str = AUTO
+    classes: ClassChoice = "own"
+    unlabelled: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class DomainFit:
+    """A fit to the examples of a domain.
+
+    Attributes:
+        base: the bundle whose prompts and text features are used.
+        base_version: its number.
+        revision: of the examples.
+        digests: of the labelled examples and, if the fit could use them, of the unlabelled ones.
+        options: as requested.
+        classes: of the fit.
+        new_classes: those that the base version lacks.
+        term: see `FewShotFit`.
+        report: the positions of its suspects are those of `ids_N`.
+        ids_N: the labelled examples.
+        guesses: of labelled and unlabelled examples, by id.
+    """
+
+    base: Bundle
+    base_version: int
+    revision: int
+    digests: Mapping[str, str]
+    options: FitOptions
+    classes: FitClasses
+    new_classes: tuple[str, ...]
+    term: LinearTerm
+    report: FitReport
+    ids_N: Sequence[int]
+    guesses: Mapping[int, Guess]
+
+    @property
+    def suspect_ids(self) -> list[int]:
+        """Examples with a suspicious label, the most suspicious one first."""
+        return [self.ids_N[suspect.index] for suspect in self.report.suspects]
+
+    @property
+    def uncertain_ids(self) -> list[int]:
+        """Unlabelled examples, the smallest margin first."""
+        unlabelled = self.guesses.keys() - set(self.ids_N)
+        return sorted(unlabelled, key=lambda number: (self.guesses[number].margin, number))

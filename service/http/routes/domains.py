@@ -79,7 +79,7 @@ async def create(
     actor = actor_of(request)
     context.keys.require(actor, "activate", domain)
     if body.boosted_by is not None:
-        context.keys.require(actor, "any", body.boosted_by)
+        context.keys.require(actor, "publish", body.boosted_by)
     refuse_when_draining(context)
     new = await context.creator.create(domain, body.classes, body.templates, body.boosted_by, actor=actor)
     source = new.boosted_by

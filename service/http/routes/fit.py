@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from service.examples.fitter import DomainFit, FitOptions
+from service.examples.records import DomainFit, FitOptions
 from service.http.context import Context, actor_of
 from service.http.routes.responses import etag, published, refuse_when_draining
 from service.http.schemas import FitBody, FitOut, FitQuery, FittedOut

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prompt_store.class_names import spellings
 from service.errors import ExampleNotFoundError, RequestInvalidError
-from service.examples.fitter import DomainFit
-from service.examples.records import Example
+from service.examples.records import DomainFit, Example
 from service.http.context import Context, ServiceContext, actor_of
 from service.http.routes.requests import check_label, check_utf8
 from service.http.schemas import ExampleCountsOut, ExampleOut, ExamplesOut, RelabelBody, RelabelledOut, RemovedOut

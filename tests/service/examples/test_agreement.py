@@ -95,3 +95,25 @@ async def test_all_three_have_the_same_logits(serve, model, store, tmp_path, met
     for name in bundle.tensors:
         np.testing.assert_allclose(served.tensors[name], bundle.tensors[name], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(centred(np.array(found)), centred(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"head": "class"}, "has a class head"),
+        ({"labels": "own"}, "other labels cannot be scored"),
+    ],
+)
+async def test_a_version_that_cannot_be_extended_is_an_error_with_the_reason(serve, store, tmp_path, options, says):
+    base = random_bundle("pets", ("dog", "cat"), **options)
+    (tmp_path / "data").mkdir()
+    (picture, *_) = draw_pets(tmp_path / "data", 1).rglob("*circle/*.png")
+    async with serve() as client:
+        uploaded = await client.post("/domains/pets/versions?activate=true", content=base)
+        assert uploaded.status_code == 201, uploaded.text
+        files = [("circle", (picture.name, picture.read_bytes()))]
+        assert (await client.post("/domains/pets/examples", files=files)).status_code == 201
+        for answer in (await client.get("/domains/pets/fit"), await client.post("/domains/pets/fit", json={})):
+            assert (answer.status_code, answer.json()["code"]) == (422, "stack_unsupported")
+            assert says in answer.json()["detail"]
+    assert len(store.versions("pets")) == 2
