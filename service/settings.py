@@ -221,8 +221,8 @@ class Settings(BaseSettings):
     max_waiting_stacks: int = Field(
         16,
         ge=1,
-        description="maximum number of waiting loads: of label sets and boost-only stacks, and separately of versions; "
-        "beyond it 429",
+        description="maximum number of waiting loads: of label sets and boost-only stacks, and separately of versions "
+        "and of fits; beyond it 429",
     )
 
     max_examples: int = Field(20_000, ge=1, description="maximum number of examples per domain; beyond it 409")

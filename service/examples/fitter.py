@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 MAX_FITS: Final = 8
 """Cached reports."""
 MAX_SCORES: Final = 10_000_000
-"""Maximum number of examples, or of classes, times classes; the fit's process takes some 80 bytes for each."""
+"""Maximum number of examples, or of classes, times classes; the fit's process takes some 95 bytes for each."""
 METHODS_WITH_UNLABELLED: Final = (AUTO, "gda")
 EMBEDDED_AT_ONCE: Final = 16
 EMBEDDING_TIMEOUT_S: Final = 60.0
