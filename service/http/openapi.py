@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -123,7 +123,7 @@ def _curl(method: str, sample: Sample) -> str:
 
 
 def _python(method: str, sample: Sample) -> str:
-    arguments, lines = [f'"{method}", "{URL}{sample.path}"'], ["import httpx", ""]
+    arguments, lines = [f'"{method}"', f'"{URL}{sample.path}"'], ["import httpx", ""]
     if sample.file or sample.form or sample.saved_as:
         lines.insert(0, "from pathlib import Path\n")
     if sample.file:
@@ -134,12 +134,16 @@ def _python(method: str, sample: Sample) -> str:
     elif sample.form:
         files = ", ".join(f'"{field}": Path("{file}").read_bytes()' for field, file in sample.form.items())
         arguments.append(f"files={{{files}}}")
-    lines += [f"response = httpx.request({', '.join(arguments)}, timeout=60)", "response.raise_for_status()"]
+    lines += [_call("response = httpx.request(", [*arguments, "timeout=60"], ")"), "response.raise_for_status()"]
     if sample.saved_as:
         lines.append(f'Path("{sample.saved_as}").write_bytes(response.content)')
     elif sample.has_content:
         lines.append("print(response.json())")
     return "\n".join(lines)
+
+
+def _call(begin: str, arguments: Sequence[str], end: str) -> str:
+    return "\n".join([begin, *(f"    {argument}," for argument in arguments), end])
 
 
 def _js(method: str, sample: Sample) -> str:
@@ -156,7 +160,7 @@ def _js(method: str, sample: Sample) -> str:
             lines.append(f'form.append("{field}", new Blob([await readFile("{file}")]), "{file}");')
         options.append("body: form")
     lines += [
-        f'const response = await fetch("{URL}{sample.path}", {{ {", ".join(options)} }});',
+        _call(f'const response = await fetch("{URL}{sample.path}", {{', options, "});"),
         "if (!response.ok) throw new Error(await response.text());",
     ]
     if sample.saved_as:
