@@ -19,7 +19,7 @@ define install
 	    || { tail -n 25 $(LOG); echo "Installation failed; the whole log is $(LOG)"; exit 1; }
 endef
 
-.PHONY: help demo test lint format demo-train clean
+.PHONY: help demo test lint format docs demo-train clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,22 +30,27 @@ demo: $(VENV)/.installed-serve ## set up, serve two demo domains, measure them p
 test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)
 	$(BIN)/python -P -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-dev ## check style, types, import contracts and spelling
+lint: $(VENV)/.installed-dev ## check style, types, import contracts, spelling and the links of docs/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/zensical build --strict
 
 format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-dev ## rewrite docs/reference/ from the code and build the site in site/
+	$(BIN)/python -P -m tests.documentation.reference
+	$(BIN)/zensical build --strict
+
 demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers from nothing (more than an hour on two cores)
 	$(BIN)/python -P -m training.demo all
 
 clean: ## remove the virtual environment and everything built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
