@@ -11,10 +11,10 @@ function Tile({ domain, id, isSelected, onToggle }) {
   </button>`;
 }
 
-// Groups of ids. A click toggles a picture; with shift, all between the last clicked one and this one are selected.
+// Groups, each { name, ids }. A click toggles a picture; with shift, all between the last clicked one and this one are selected.
 export function Groups({ domain, groups, selected, onSelect }) {
   const last = useRef(null);
-  const order = groups.flat();
+  const order = groups.flatMap((group) => group.ids);
   const toggle = (id, event) => {
     const next = new Set(selected);
     if (event.shiftKey && last.current !== null) {
@@ -31,9 +31,9 @@ export function Groups({ domain, groups, selected, onSelect }) {
     ids.forEach((id) => (isAll ? next.delete(id) : next.add(id)));
     onSelect(next);
   };
-  return html`${groups.map((ids, at) => html`<section class="group" key=${ids[0]} aria-label=${`group ${at + 1}`}>
+  return html`${groups.map(({ name, ids }) => html`<section class="group" key=${name} aria-label=${name}>
     <button type="button" class="small outline" aria-pressed=${ids.every((id) => selected.has(id))}
-      onClick=${() => toggleAll(ids)}>Group ${at + 1}: ${plural(ids.length, "picture")}</button>
+      onClick=${() => toggleAll(ids)}>${name}: ${plural(ids.length, "picture")}</button>
     <div class="tiles">${ids.map((id) => html`<${Tile} key=${id} domain=${domain} id=${id}
       isSelected=${selected.has(id)} onToggle=${(event) => toggle(id, event)} />`)}</div>
   </section>`)}`;

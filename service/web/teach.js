@@ -7,6 +7,7 @@ import { Report } from "./report.js";
 
 const BATCH = 16;
 const MAX_UNGROUPED = 100;
+const MAX_UNCERTAIN = 200;
 const REFRESH_MS = 400;
 
 const linesOf = (text) => text.split(/[\n,]/).map((one) => one.trim()).filter(Boolean);
@@ -122,9 +123,25 @@ function MakeLive({ domain, isReady, onLive }) {
   </div>`;
 }
 
+async function similarGroups(domain) {
+  const found = await getJson(domainPath(domain, "/examples/groups"));
+  const singles = found.not_grouped.slice(0, MAX_UNGROUPED).map((id) => [id]);
+  return [...found.groups, ...singles].map((ids, at) => ({ name: `Group ${at + 1}`, ids }));
+}
+
+// By the predicted class; the least certain pictures first.
+async function uncertainGroups(domain) {
+  const query = { labelled: "false", order: "uncertain", limit: String(MAX_UNCERTAIN) };
+  const { examples } = await getJson(domainPath(domain, "/examples"), { query });
+  const byClass = new Map();
+  for (const one of examples) byClass.set(one.predicted, [...(byClass.get(one.predicted) ?? []), one.id]);
+  return [...byClass.entries()].map(([name, ids]) => ({ name: `Predicted as ${name}`, ids }));
+}
+
 function TeachDomain({ domain, refreshDomains }) {
   const [classes, setClasses] = useState([]);
   const [groups, setGroups] = useState([]);
+  const [order, setOrder] = useState("similar");
   const [counts, setCounts] = useState({ labelled: 0, unlabelled: 0, by_label: {} });
   const [selected, setSelected] = useState(new Set());
   const [fit, setFit] = useState(null);
@@ -143,8 +160,7 @@ function TeachDomain({ domain, refreshDomains }) {
   };
   const loadGroups = async () => {
     try {
-      const found = await getJson(domainPath(domain, "/examples/groups"));
-      setGroups([...found.groups, ...found.not_grouped.slice(0, MAX_UNGROUPED).map((id) => [id])]);
+      setGroups(order === "similar" ? await similarGroups(domain) : await uncertainGroups(domain));
     } catch (problem) { setError(problem); }
   };
   const loadReport = async () => {
@@ -162,14 +178,16 @@ function TeachDomain({ domain, refreshDomains }) {
     await loadCounts();
   };
   const added = () => Promise.all([changed(), loadGroups()]);
-  useEffect(() => { added(); return () => clearTimeout(timer.current); }, [domain]);
+  useEffect(() => { changed(); return () => clearTimeout(timer.current); }, [domain]);
+  useEffect(() => { loadGroups(); }, [domain, order]);
 
   const relabel = async (ids, label) => {
     try {
       await call(domainPath(domain, "/examples"), { method: "PATCH", json: { ids, label } });
       setSelected(new Set());
       // Groups stay as they are while one labels, without the labelled pictures.
-      setGroups((all) => all.map((group) => group.filter((id) => !ids.includes(id))).filter((group) => group.length));
+      setGroups((all) => all.map((group) => ({ ...group, ids: group.ids.filter((id) => !ids.includes(id)) }))
+        .filter((group) => group.ids.length));
       await (label === null ? added() : changed());
     } catch (problem) { setError(problem); }
   };
@@ -179,8 +197,14 @@ function TeachDomain({ domain, refreshDomains }) {
     <${ErrorNote} error=${error} />
     ${groups.length > 0 && html`<section aria-label="pictures without a label">
       <h3>${plural(counts.unlabelled, "picture")} to label</h3>
-      <p>Similar pictures are grouped. Select pictures or whole groups, then click a class.
-        <button type="button" class="small secondary" onClick=${loadGroups}>Group again</button></p>
+      <p>Select pictures or whole groups, then click a class. Labelled pictures leave their group.</p>
+      <div role="group">
+        <select aria-label="order of the pictures" value=${order} onChange=${(event) => setOrder(event.target.value)}>
+          <option value="similar">groups of similar pictures</option>
+          <option value="uncertain" disabled=${!fit}>least certain first, by predicted class</option>
+        </select>
+        <button type="button" class="secondary" onClick=${loadGroups}>Refresh</button>
+      </div>
       <${LabelBar} n=${selected.size} classes=${classes} counts=${counts.by_label}
         onLabel=${(label) => relabel([...selected], label)} onClear=${() => setSelected(new Set())} />
       <${Groups} domain=${domain} groups=${groups} selected=${selected} onSelect=${setSelected} />

@@ -155,3 +155,19 @@ def test_pictures_that_cannot_be_added_are_named(browser, server, folder, tmp_pa
         page.get_by_text("1 picture not added").wait_for()
         assert "broken.jpg: Unsupported image format" in page.get_by_role("alert").inner_text()
         page.get_by_role("heading", name="1 picture to label").wait_for()
+
+
+def test_unlabelled_pictures_are_shown_by_predicted_class_with_the_least_certain_first(browser, server, folder):
+    server.put("/domains/sorted", json={"classes": list(CLASSES), "boosted_by": "satellite"}).raise_for_status()
+    paths = sorted(folder.glob("train/*/*"))
+    add_examples(server, "sorted", folder, None, paths[::2])
+    add_examples(server, "sorted", folder, "unlabelled", paths[1::2])
+    listed = server.get("/domains/sorted/examples?labelled=false&order=uncertain&limit=200").json()["examples"]
+    with opened(browser, f"{server.base_url}#teach") as page:
+        page.get_by_label("Domain").select_option("sorted")
+        page.get_by_text("right when left out").wait_for()
+        page.get_by_label("order of the pictures").select_option("uncertain")
+        page.get_by_role("region", name=f"Predicted as {listed[0]['predicted']}").wait_for()
+        for group in page.locator(".group").all():
+            label = group.get_attribute("aria-label").removeprefix("Predicted as ")
+            assert shown_ids(group) == [one["id"] for one in listed if one["predicted"] == label]
