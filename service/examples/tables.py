@@ -14,7 +14,9 @@ from prompt_store.logs import utc_now
 from service.examples.records import Added, NewExample, Source
 
 SCHEMA_VERSION: Final = 1
-SCHEMA: Final = """
+NEXT_REVISION: Final = "max(revision + 1, CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"
+"""Milliseconds since 1970: a counter would repeat the numbers of other examples after a backup was restored."""
+SCHEMA: Final = f"""
 CREATE TABLE domains (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -60,15 +62,15 @@ CREATE TABLE features (
 );
 
 CREATE TRIGGER example_added AFTER INSERT ON examples BEGIN
-    UPDATE domains SET revision = revision + 1, n_examples = n_examples + 1, n_bytes = n_bytes + NEW.n_bytes
+    UPDATE domains SET revision = {NEXT_REVISION}, n_examples = n_examples + 1, n_bytes = n_bytes + NEW.n_bytes
     WHERE id = NEW.domain;
 END;
 CREATE TRIGGER example_removed AFTER DELETE ON examples BEGIN
-    UPDATE domains SET revision = revision + 1, n_examples = n_examples - 1, n_bytes = n_bytes - OLD.n_bytes
+    UPDATE domains SET revision = {NEXT_REVISION}, n_examples = n_examples - 1, n_bytes = n_bytes - OLD.n_bytes
     WHERE id = OLD.domain;
 END;
 CREATE TRIGGER example_relabelled AFTER UPDATE OF label ON examples WHEN OLD.label IS NOT NEW.label BEGIN
-    UPDATE domains SET revision = revision + 1 WHERE id = NEW.domain;
+    UPDATE domains SET revision = {NEXT_REVISION} WHERE id = NEW.domain;
 END;
 CREATE TRIGGER example_resized AFTER UPDATE OF n_bytes ON examples BEGIN
     UPDATE domains SET n_bytes = n_bytes + NEW.n_bytes - OLD.n_bytes WHERE id = NEW.domain;
@@ -84,7 +86,7 @@ END;
 CREATE TRIGGER feature_added AFTER INSERT ON features BEGIN
     UPDATE examples SET n_bytes = n_bytes + length(NEW.feature) WHERE id = NEW.example;
 END;
-"""
+"""  # noqa: S608  a constant
 
 
 def read_revision(connection: sqlite3.Connection, domain: str) -> int:
@@ -116,7 +118,7 @@ def add_example(connection: sqlite3.Connection, domain: str, example: NewExample
         kept = "UPDATE pictures SET picture = ? WHERE example = ? AND picture IS NULL"
         connection.execute(kept, (example.picture, example_id))
     if connection.total_changes > n_before:
-        connection.execute("UPDATE domains SET revision = revision + 1 WHERE name = ?", (domain,))
+        connection.execute(f"UPDATE domains SET revision = {NEXT_REVISION} WHERE name = ?", (domain,))  # noqa: S608
     if source == "upload":  # it stays, unlike one from traffic
         connection.execute("UPDATE examples SET source = ? WHERE id = ?", (source, example_id))
     if example.label is None or example.label == label:

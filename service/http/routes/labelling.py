@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from prompt_store.class_names import spellings
@@ -16,6 +17,7 @@ from service.errors import ExampleNotFoundError, RequestInvalidError
 from service.examples.records import DomainFit, Example
 from service.http.context import Context, ServiceContext, actor_of
 from service.http.routes.requests import check_label, check_utf8
+from service.http.routes.responses import etag
 from service.http.schemas import ExampleCountsOut, ExampleOut, ExamplesOut, RelabelBody, RelabelledOut, RemovedOut
 
 logger = logging.getLogger(__name__)
@@ -25,10 +27,11 @@ MAX_ID: Final = 2**53
 MAX_PAGE: Final = 1000
 THUMBNAIL_TYPE: Final = "image/webp"
 THUMBNAIL_DOCS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {THUMBNAIL_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+    200: {"content": {THUMBNAIL_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "the image is that of the ETag"},
 }
-THUMBNAIL_CACHE: Final = "private, max-age=3600"
-"""The image of an id never changes."""
+THUMBNAIL_CACHE: Final = "private, no-cache"
+"""Browsers compare the ETag: after another database was put in place, an id may be that of another image."""
 
 ExampleId = Annotated[int, Path(ge=1, le=MAX_ID)]
 
@@ -104,11 +107,19 @@ def _page(
 
 
 @router.get("/domains/{domain}/examples/{example}/thumbnail", response_class=Response, responses=THUMBNAIL_DOCS)
-async def show_thumbnail(domain: str, example: ExampleId, context: Context) -> Response:
+async def show_thumbnail(
+    domain: str,
+    example: ExampleId,
+    context: Context,
+    if_none_match: Annotated[str | None, Header(description="ETag of a known thumbnail; 304 if it is the same")] = None,
+) -> Response:
     """Show an example as a WebP of at most 320 pixels per side."""
     context.table.state(domain)
     data = await asyncio.to_thread(context.examples.thumbnail, domain, example)
-    return Response(data, media_type=THUMBNAIL_TYPE, headers={"Cache-Control": THUMBNAIL_CACHE})
+    headers = {"Cache-Control": THUMBNAIL_CACHE, "ETag": etag(hashlib.sha256(data).hexdigest())}
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=THUMBNAIL_TYPE, headers=headers)
 
 
 @router.patch("/domains/{domain}/examples")

@@ -1,7 +1,9 @@
 """Fits of a domain: features of other prompts, guesses, and what is cached."""
 
 import asyncio
+import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +143,27 @@ async def test_images_are_classified_while_a_fit_runs(serve, monkeypatch):
         assert (answer.status_code, answer.json()["version"], fitting.done()) == (200, 1, False)
         may_end.set()
         assert (await fitting).status_code == 201
+
+
+@pytest.mark.parametrize("is_back", [False, True], ids=["removed", "an older copy"])
+async def test_a_fit_is_not_that_of_a_database_that_was_replaced_meanwhile(serve, store, tmp_path, is_back):
+    path, copy = store.root / "examples.sqlite3", tmp_path / "copy"
+    async with serve() as client:
+        database = client.context.examples
+        if is_back:
+            add_colours(database, names={"green": "green"}, n_each=4)
+            shutil.copy(path, copy)
+            shutil.copy(f"{path}-wal", f"{copy}-wal")
+        add_colours(database)
+        before = (await client.get(FIT)).json()
+        database.close()
+        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            name.unlink(missing_ok=True)
+        if is_back:
+            shutil.move(f"{copy}-wal", f"{path}-wal")
+            shutil.move(copy, path)
+        add_colours(database, names={"red": "blue", "green": "green", "blue": "red"})  # as many changes as before
+        after = (await client.get(FIT)).json()
+        expected = database.labelled("paint", KEY).digest
+    assert before["examples_digest"] != expected
+    assert after["examples_digest"] == expected
