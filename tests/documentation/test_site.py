@@ -107,3 +107,16 @@ def test_the_search_finds_a_setting(site, browser):  # noqa: F811
     page.keyboard.type("keep_uncertain")
     page.get_by_text("Images of requests on disk").first.wait_for(timeout=30_000)
     page.close()
+
+
+def test_copied_commands_have_no_prompt(site, browser):  # noqa: F811
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"{site}/tutorial/", wait_until="networkidle")
+
+    page.locator("article .highlight button").first.click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    context.close()
+
+    assert copied.splitlines() == ["make demo", ". .venv/bin/activate"]
