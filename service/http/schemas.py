@@ -216,88 +216,12 @@ class LiveOut(BaseModel):
     digest: str
 
 
-class AddedExampleOut(BaseModel):
-    """The example made from one image, or an error."""
-
-    index: int
-    name: str | None = Field(description="file name of a multipart image")
-    id: int | None = Field(description="null if this image failed")
-    status: str | None = Field(description="`added`, `exists` (the domain had this image already) or `relabelled`")
-    label: str | None = Field(description="null for an unlabelled example")
-    prediction: PredictionOut | None = Field(description="the live version's most probable class")
-    error: dict[str, Any] | None = Field(description="a problem (RFC 9457) if this image failed")
-
-
-class AddedExamplesOut(BaseModel):
-    """Response of `POST /domains/{domain}/examples`."""
-
-    domain: str
-    version: int = Field(description="the live version, whose image prompts the features depend on")
-    digest: str
-    examples: list[AddedExampleOut]
-
-
-class ExampleOut(BaseModel):
-    """One example of a domain."""
-
-    id: int
-    label: str | None
-    predicted: str | None = Field(description="class, if this example had not been seen; null without a current fit")
-    margin: float | None = Field(description="by how much `predicted` is more probable than the next class")
-    source: str = Field(description="`upload`, or `traffic` if it was kept from a classify request")
-    added_by: str = Field(description="id of the API key; empty without one")
-    added_at: str
-
-
-class ExampleCountsOut(BaseModel):
-    """Numbers of a domain's examples."""
-
-    labelled: int
-    unlabelled: int
-    by_label: dict[str, int]
-    n_bytes: int
-
-
-class ExamplesOut(BaseModel):
-    """Response of `GET /domains/{domain}/examples`."""
-
-    domain: str
-    examples: list[ExampleOut]
-    next: int | None = Field(description="`after` of the next page; null on the last one")
-    counts: ExampleCountsOut
-    based_on: int | None = Field(description="the version that `predicted` is based on; null without a current fit")
-
-
 class GroupsOut(BaseModel):
     """Response of `GET /domains/{domain}/examples/groups`: ids of unlabelled examples."""
 
     domain: str
     groups: list[list[int]] = Field(description="similar images; the largest group and the most typical image first")
     not_grouped: list[int] = Field(description="beyond `limit`, or without an embedding under the live version")
-
-
-class RelabelBody(BaseModel):
-    """The body of `PATCH /domains/{domain}/examples`; unknown fields are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    label: str | None = Field(description="null removes the label")
-    ids: list[Annotated[int, Field(ge=1, le=2**53, strict=True)]] = Field(min_length=1)
-
-
-class RelabelledOut(BaseModel):
-    """Response of `PATCH /domains/{domain}/examples`."""
-
-    domain: str
-    label: str | None = Field(description="as it was stored")
-    changed: int = Field(description="number of examples that had another label")
-
-
-class RemovedOut(BaseModel):
-    """Response of `DELETE /domains/{domain}/examples`."""
-
-    domain: str
-    removed: int
 
 
 class HistoryEntryOut(BaseModel):

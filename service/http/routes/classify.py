@@ -20,13 +20,13 @@ from prompt_store.manifest import is_domain
 from service.domains.live_table import unknown_domain
 from service.http.context import HttpContext, actor_of
 from service.http.problems import EXPECTED, describe
+from service.http.routes.multipart_images import UploadedImage
 from service.http.routes.requests import (
     BODY_DOCS,
     MIXED_BODY_DOCS,
     PRIORITIES,
     ClassifyQuery,
     MixedQuery,
-    UploadedImage,
     check_query,
     read_images,
     read_mixed,

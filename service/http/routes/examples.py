@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,15 +21,15 @@ from prompt_store.class_names import spellings
 from service.examples.records import Added, NewExample
 from service.http.context import HttpContext, actor_of
 from service.http.problems import describe
+from service.http.routes.multipart_images import UploadedImage
 from service.http.routes.requests import (
     LABELLED_BODY_DOCS,
     PRIORITIES,
-    UploadedImage,
     check_timeout,
     read_labelled,
 )
 from service.http.routes.scoring import Outcome, score_in_time
-from service.http.schemas import AddedExampleOut, AddedExamplesOut, PredictionOut
+from service.http.schemas import PredictionOut
 from service.images.decoder import Decoded
 from service.inference import ImageResult, ScoringOptions
 from service.observability.logs import request_id
@@ -48,6 +48,27 @@ class AddQuery(BaseModel):
     timeout_ms: int | None = Field(
         None, ge=1, description="timeout from the last byte of the body; by default the longest that is allowed"
     )
+
+
+class AddedExampleOut(BaseModel):
+    """The example made from one image, or an error."""
+
+    index: int
+    name: str | None = Field(description="file name of a multipart image")
+    id: int | None = Field(description="null if this image failed")
+    status: str | None = Field(description="`added`, `exists` (the domain had this image already) or `relabelled`")
+    label: str | None = Field(description="null for an unlabelled example")
+    prediction: PredictionOut | None = Field(description="the live version's most probable class")
+    error: dict[str, Any] | None = Field(description="a problem (RFC 9457) if this image failed")
+
+
+class AddedExamplesOut(BaseModel):
+    """Response of `POST /domains/{domain}/examples`."""
+
+    domain: str
+    version: int = Field(description="the live version, whose image prompts the features depend on")
+    digest: str
+    examples: list[AddedExampleOut]
 
 
 @router.post("/domains/{domain}/examples", status_code=201, openapi_extra=LABELLED_BODY_DOCS)

@@ -18,7 +18,7 @@ from prompt_store.strict_json import StrictJsonError, load_object
 from service.errors import ImageRejectedError, MediaTypeError, RequestInvalidError
 from service.http.body import media_type_of, read_body
 from service.http.routes.json_images import BOM, LONG_KEY, MALFORMED, MAX_QUOTES, decode_base64, malformed
-from service.http.routes.requests import UploadedImage, too_many_images
+from service.http.routes.multipart_images import UploadedImage, too_many_images
 from service.http.routes.tensors import binary_elements, binary_pixels, json_elements, json_pixels
 from service.images.preprocessing import Pixels
 from service.inference import StackKind

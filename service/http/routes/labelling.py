@@ -18,7 +18,6 @@ from service.examples.records import DomainFit, Example
 from service.http.context import Context, ServiceContext, actor_of
 from service.http.routes.requests import check_label, check_utf8
 from service.http.routes.responses import etag
-from service.http.schemas import ExampleCountsOut, ExampleOut, ExamplesOut, RelabelBody, RelabelledOut, RemovedOut
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["examples"])
@@ -58,6 +57,61 @@ class RemoveQuery(BaseModel):
 
     ids: str | None = Field(None, pattern=r"^[0-9]{1,15}(,[0-9]{1,15})*$", description="separated by commas")
     all: bool = Field(False, description="remove all examples of the domain")
+
+
+class ExampleOut(BaseModel):
+    """One example of a domain."""
+
+    id: int
+    label: str | None
+    predicted: str | None = Field(description="class, if this example had not been seen; null without a current fit")
+    margin: float | None = Field(description="by how much `predicted` is more probable than the next class")
+    source: str = Field(description="`upload`, or `traffic` if it was kept from a classify request")
+    added_by: str = Field(description="id of the API key; empty without one")
+    added_at: str
+
+
+class ExampleCountsOut(BaseModel):
+    """Numbers of a domain's examples."""
+
+    labelled: int
+    unlabelled: int
+    by_label: dict[str, int]
+    n_bytes: int
+
+
+class ExamplesOut(BaseModel):
+    """Response of `GET /domains/{domain}/examples`."""
+
+    domain: str
+    examples: list[ExampleOut]
+    next: int | None = Field(description="`after` of the next page; null on the last one")
+    counts: ExampleCountsOut
+    based_on: int | None = Field(description="the version that `predicted` is based on; null without a current fit")
+
+
+class RelabelBody(BaseModel):
+    """The body of `PATCH /domains/{domain}/examples`; unknown fields are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str | None = Field(description="null removes the label")
+    ids: list[Annotated[int, Field(ge=1, le=2**53, strict=True)]] = Field(min_length=1)
+
+
+class RelabelledOut(BaseModel):
+    """Response of `PATCH /domains/{domain}/examples`."""
+
+    domain: str
+    label: str | None = Field(description="as it was stored")
+    changed: int = Field(description="number of examples that had another label")
+
+
+class RemovedOut(BaseModel):
+    """Response of `DELETE /domains/{domain}/examples`."""
+
+    domain: str
+    removed: int
 
 
 @router.get("/domains/{domain}/examples")

@@ -6,20 +6,15 @@ All forms are parsed into a list of images or per-image errors, in memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from prompt_store.class_names import check_name, normalize_labels, normalize_name
 from prompt_store.errors import BundleInvalidError
-from service.errors import BodyTooLargeError, ImageRejectedError, MediaTypeError, RequestInvalidError
+from service.errors import ImageRejectedError, MediaTypeError, RequestInvalidError
 from service.http.body import media_type_of, read_body
 from service.http.routes.json_images import (
     UNLABELLED,
@@ -29,7 +24,7 @@ from service.http.routes.json_images import (
     decode_base64,
     parse_images,
 )
-from service.images.headers import too_large
+from service.http.routes.multipart_images import UploadedImage, read_multipart, too_many_images
 from service.inference import StackKind
 from service.settings import Settings
 
@@ -78,8 +73,6 @@ LABELLED_BODY_DOCS: Final = _named_docs(
 """For the OpenAPI document: FastAPI does not parse these bodies."""
 
 
-MAX_BOUNDARIES: Final = 1_000
-"""Boundaries in a multipart body; the parser takes microseconds for each, even if it does not end a part."""
 PRIORITIES: Final = {"high": 1, "normal": 0, "low": -1}
 
 
@@ -106,14 +99,6 @@ class ClassifyQuery(MixedQuery):
     version: int | None = Field(None, ge=1, le=2**53, description="use this version instead of the live one")
 
 
-@dataclass(frozen=True)
-class UploadedImage:
-    """One uploaded image: its bytes or an error, and its multipart file name."""
-
-    data: bytes | ImageRejectedError
-    name: str | None = None
-
-
 async def read_images(request: Request, settings: Settings) -> list[UploadedImage]:
     """Read the images of a request for one domain.
 
@@ -124,7 +109,7 @@ async def read_images(request: Request, settings: Settings) -> list[UploadedImag
     """
     kind = media_type_of(request)
     if kind == "multipart/form-data":
-        parts = await _read_multipart(request, settings)
+        parts = await read_multipart(request, settings)
         if any(field != "images" for field, _ in parts):
             raise RequestInvalidError("Every part of the multipart body must be a file in the field `images`.")
         images = [image for _, image in parts]
@@ -170,7 +155,7 @@ async def _read_named(
 
     media_type = media_type_of(request)
     if media_type == "multipart/form-data":
-        images = await _read_multipart(request, settings)
+        images = await read_multipart(request, settings)
     elif media_type == "application/json":
         images = await asyncio.to_thread(parse, await read_body(request))
     else:
@@ -203,62 +188,6 @@ def _bounded(images: list[Uploaded], settings: Settings, hint: str) -> list[Uplo
     return images
 
 
-class _MultipartParser(MultiPartParser):
-    """Notes whether the closing boundary came; Starlette's parser also accepts a body that ends before it."""
-
-    is_complete = False
-
-    def on_end(self) -> None:
-        """Called at the closing boundary."""
-        self.is_complete = True
-
-
-async def _read_multipart(request: Request, settings: Settings) -> list[tuple[str, UploadedImage]]:
-    """Parse the files of a multipart body, each with its field name."""
-
-    async def complete_stream() -> AsyncGenerator[bytes, None]:
-        n_boundaries = 0
-        async for part in request.stream():
-            n_boundaries += part.count(delimiter)
-            if n_boundaries > MAX_BOUNDARIES:
-                raise too_many_images(settings)
-            yield part
-        if not parser.is_complete:
-            raise RequestInvalidError("The multipart body is incomplete: it ends before its closing boundary.")
-
-    delimiter = b"--" + parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
-    parser = _MultipartParser(request.headers, complete_stream(), max_files=settings.max_images + 1, max_fields=8)
-    parser.spool_max_size = settings.max_request_bytes + 1
-    try:
-        form = await parser.parse()
-    except (MultiPartException, UnicodeError) as error:  # some charsets reject names with the second
-        if str(getattr(error, "message", "")).startswith("Too many files"):
-            raise too_many_images(settings) from error
-        raise RequestInvalidError("The multipart body is malformed or has too many parts.") from error
-    images = []
-    try:
-        for field, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                raise RequestInvalidError("Every part of the multipart body must be a file.")
-            # With some charsets, names may contain lone surrogates, which a JSON response cannot contain.
-            name = value.filename and value.filename.encode(errors="replace").decode()
-            image = UploadedImage(await _read_file(value, settings.max_image_bytes), name)
-            # Browsers, curl and httpx escape a quote in a name, and only that, as the HTML standard has it.
-            images.append((field.replace("%22", '"'), image))
-    finally:
-        await form.close()
-    return images
-
-
-async def _read_file(file: UploadFile, max_bytes: int) -> bytes | ImageRejectedError:
-    """A part's bytes, which are then no longer in the form: at most one file is twice in memory."""
-    if file.size and file.size > max_bytes:
-        return too_large(file.size, max_bytes)
-    data = await file.read()
-    await file.close()
-    return data
-
-
 def _parse_images(body: bytes, settings: Settings) -> list[UploadedImage]:
     images = parse_images(body, Base64Image, settings.max_images, '{"images": [{"b64": "..."}]}')
     return [_decode(image, index, settings) for index, image in enumerate(images)]
@@ -269,15 +198,6 @@ def _decode(image: Base64Image, index: int, settings: Settings) -> UploadedImage
         return UploadedImage(decode_base64(image.b64, f"images[{index}].b64", settings.max_image_bytes))
     except ImageRejectedError as error:
         return UploadedImage(error)
-
-
-def too_many_images(settings: Settings) -> BodyTooLargeError:
-    """The error for a request with more images than allowed."""
-    return BodyTooLargeError(
-        f"A request may contain at most {settings.max_images} images.",
-        code="too_many_images",
-        extra={"limit": settings.max_images},
-    )
 
 
 def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tuple[str, ...], float]:

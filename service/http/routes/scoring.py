@@ -25,7 +25,7 @@ from service.errors import (
 from service.examples.uncertain import UncertainImages
 from service.http.context import HttpContext
 from service.http.problems import EXPECTED, describe
-from service.http.routes.requests import UploadedImage
+from service.http.routes.multipart_images import UploadedImage
 from service.images.decoder import Decoded
 from service.images.preprocessing import Pixels
 from service.inference import ImageResult, Pin, Scored, ScoringOptions
