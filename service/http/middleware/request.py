@@ -124,7 +124,7 @@ class _Response:
     async def send(self, message: Message) -> None:
         """Send an ASGI message; a response to HEAD has no body."""
         if message["type"] == "http.response.start":
-            self.status, headers = message["status"], MutableHeaders(scope=message)
+            self.status, headers = int(message["status"]), MutableHeaders(scope=message)
             headers["X-Request-Id"] = request_id.get()
             headers.setdefault("X-Content-Type-Options", "nosniff")
             headers.setdefault("Cache-Control", "no-store")

@@ -199,7 +199,9 @@ async def test_the_access_log_has_client_key_and_route_template_whatever_the_out
         for method, path, sent in expected:
             await client.request(method, path, content=picture(), headers=bearer(sent))
     records = answered(caplog)
-    assert [(record.status, record.route) for record in records] == list(expected.values())
+    assert [(repr(record.status), record.route) for record in records] == [
+        (str(status), route) for status, route in expected.values()
+    ]  # numbers, not members of an enumeration
     for (_, _, sent), record in zip(expected, records, strict=True):
         assert record.client == "127.0.0.1"
         assert getattr(record, "key", None) == (None if sent == WRONG_KEY else sent.split("_")[1])
