@@ -42,7 +42,8 @@ format: $(VENV)/.installed-dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.installed-dev ## rewrite docs/reference/ from the code and build the site in site/
+docs: $(VENV)/.installed-dev ## rewrite docs/reference/ and the frozen OpenAPI document from the code, build the site in site/
+	$(BIN)/python -P -m tests.service.http.test_openapi
 	$(BIN)/python -P -m tests.documentation.reference
 	$(BIN)/zensical build --strict
 

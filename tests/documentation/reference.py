@@ -9,9 +9,8 @@ import sys
 import caspl
 from caspl.errors import CasplError
 from service.access.rules import RULES
-from service.demo.files import ASSETS
-from service.demo.process import running
 from tests.architecture.repository import ROOT
+from tests.service.http.test_openapi import document as openapi_document
 from training.adapting.methods import METHODS
 from training.recipe import BoostRecipe
 
@@ -32,12 +31,12 @@ def cli():
 
 def http():
     """Every call of the OpenAPI document with its parameters, and the scope that it requires."""
-    with running(ASSETS, []) as (_, client):
-        document = client.get("/openapi.json").json()
+    document = json.loads(openapi_document())
     lines = [
         "# HTTP calls",
         "",
-        f"{NOTE} The same and the types of all bodies are in `GET /openapi.json`, and interactively in `/docs`.",
+        f"{NOTE} The types of all bodies, and the examples in Python and JavaScript, are in",
+        "`GET /openapi.json` and on the page `/docs` of a running service.",
         "[http-api.md](../http-api.md) explains the calls and lists the errors.",
     ]
     for path, operations in document["paths"].items():
@@ -47,6 +46,12 @@ def http():
             lines += parameter_table(operation.get("parameters", []), document)
             if "requestBody" in operation:
                 lines += ["", f"Body: {', '.join(f'`{kind}`' for kind in operation['requestBody']['content'])}."]
+            lines += [
+                "",
+                "```sh",
+                next(one["source"] for one in operation["x-codeSamples"] if one["lang"] == "Shell"),
+                "```",
+            ]
     return "\n".join(lines) + "\n"
 
 
