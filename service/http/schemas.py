@@ -12,18 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from prompt_store.manifest import DEFAULT_TEMPLATE, MAX_CLASSES, MAX_TEMPLATES, Template
 
 
-class LiveBody(BaseModel):
-    """The body of `PUT /domains/{domain}/live`; unknown fields are rejected."""
+class Input(BaseModel):
+    """A query or a body of a request; unknown parameters and fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LiveBody(Input):
+    """The body of `PUT /domains/{domain}/live`."""
 
     version: int = Field(ge=1, strict=True)
 
 
-class NewDomainBody(BaseModel):
-    """The body of `PUT /domains/{domain}`; unknown fields are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class NewDomainBody(Input):
+    """The body of `PUT /domains/{domain}`."""
 
     classes: list[str] = Field(min_length=1, max_length=MAX_CLASSES, description="class names, normalized")
     templates: list[Template] = Field(
@@ -35,10 +37,8 @@ class NewDomainBody(BaseModel):
     boosted_by: str | None = Field(None, description="domain whose boosting prompts are copied; null for none")
 
 
-class FitQuery(BaseModel):
-    """What to fit, as the query of `GET /domains/{domain}/fit`; unknown parameters are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class FitQuery(Input):
+    """What to fit, as the query of `GET /domains/{domain}/fit`."""
 
     based_on: Annotated[int, Field(ge=1, le=2**53)] | Literal["live"] = Field(
         "live", description="the version whose prompts and text features are used"

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from prompt_store.class_names import spellings
 from service.examples.records import Added, NewExample
@@ -29,7 +29,7 @@ from service.http.routes.requests import (
     read_labelled,
 )
 from service.http.routes.scoring import Outcome, score_in_time
-from service.http.schemas import PredictionOut
+from service.http.schemas import Input, PredictionOut
 from service.images.decoder import Decoded
 from service.inference import ImageResult, ScoringOptions
 from service.observability.logs import request_id
@@ -40,10 +40,8 @@ router = APIRouter(tags=["examples"])
 LOW: Final = PRIORITIES["low"]
 
 
-class AddQuery(BaseModel):
-    """The query of `POST /domains/{domain}/examples`; unknown parameters are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class AddQuery(Input):
+    """The query of `POST /domains/{domain}/examples`."""
 
     timeout_ms: int | None = Field(
         None, ge=1, description="timeout from the last byte of the body; by default the longest that is allowed"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from service.errors import ImageRejectedError, RequestInvalidError
 from service.http.context import HttpContext, actor_of
@@ -26,6 +26,7 @@ from service.http.routes.infer_requests import (
 from service.http.routes.requests import PRIORITIES, MixedQuery, check_query
 from service.http.routes.scoring import Outcome, offer_uncertain, score_in_time
 from service.http.routes.tensors import Tensor, encode_response
+from service.http.schemas import Input
 from service.images.decoder import Decoded
 from service.inference import ImageResult, ScoringOptions
 from service.observability.logs import request_id
@@ -35,10 +36,8 @@ router = APIRouter(tags=["inference protocol"])
 Version = Annotated[int, Path(ge=1, le=2**53)]
 
 
-class InferQuery(BaseModel):
+class InferQuery(Input):
     """The query of an inference request: none, since its parameters are in the body."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class TensorOut(BaseModel):

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from prompt_store.class_names import spellings
 from service.errors import ExampleNotFoundError, RequestInvalidError
@@ -18,6 +18,7 @@ from service.examples.records import DomainFit, Example
 from service.http.context import Context, ServiceContext, actor_of
 from service.http.routes.requests import check_label, check_utf8
 from service.http.routes.responses import etag
+from service.http.schemas import Input
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["examples"])
@@ -35,10 +36,8 @@ THUMBNAIL_CACHE: Final = "private, no-cache"
 ExampleId = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 
-class ExamplesQuery(BaseModel):
-    """The query of `GET /domains/{domain}/examples`; unknown parameters are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ExamplesQuery(Input):
+    """The query of `GET /domains/{domain}/examples`."""
 
     after: int = Field(0, ge=0, le=MAX_ID, description="`next` of the previous page")
     limit: int = Field(100, ge=1, le=MAX_PAGE, description="maximum number of examples")
@@ -50,10 +49,8 @@ class ExamplesQuery(BaseModel):
     )
 
 
-class RemoveQuery(BaseModel):
-    """The query of `DELETE /domains/{domain}/examples`; unknown parameters are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class RemoveQuery(Input):
+    """The query of `DELETE /domains/{domain}/examples`."""
 
     ids: str | None = Field(None, pattern=r"^[0-9]{1,15}(,[0-9]{1,15})*$", description="separated by commas")
     all: bool = Field(False, description="remove all examples of the domain")
@@ -90,10 +87,8 @@ class ExamplesOut(BaseModel):
     based_on: int | None = Field(description="the version that `predicted` is based on; null without a current fit")
 
 
-class RelabelBody(BaseModel):
-    """The body of `PATCH /domains/{domain}/examples`; unknown fields are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class RelabelBody(Input):
+    """The body of `PATCH /domains/{domain}/examples`."""
 
     label: str | None = Field(description="null removes the label")
     ids: list[Annotated[int, Field(ge=1, le=2**53, strict=True)]] = Field(min_length=1)

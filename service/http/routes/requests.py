@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from prompt_store.class_names import check_name, normalize_labels, normalize_name
 from prompt_store.errors import BundleInvalidError
@@ -25,6 +25,7 @@ from service.http.routes.json_images import (
     parse_images,
 )
 from service.http.routes.multipart_images import UploadedImage, read_multipart, too_many_images
+from service.http.schemas import Input
 from service.inference import StackKind
 from service.settings import Settings
 
@@ -76,10 +77,8 @@ LABELLED_BODY_DOCS: Final = _named_docs(
 PRIORITIES: Final = {"high": 1, "normal": 0, "low": -1}
 
 
-class MixedQuery(BaseModel):
-    """The query of `POST /classify`; unknown parameters are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class MixedQuery(Input):
+    """The query of `POST /classify`."""
 
     top_k: int = Field(5, ge=1, description="maximum number of classes per image, most probable first")
     threshold: float = Field(0.0, ge=0, le=1, description="minimum probability; less probable classes are omitted")
