@@ -1,7 +1,7 @@
 """A process that computes fits on one core at low priority, so that requests are hardly slower meanwhile.
 
-In the service's own process, numpy would run on all cores and hold the interpreter lock at times. The process starts
-with the first fit and ends with its parent.
+On a thread of the service, fits made p99 of requests four times as high (docs/decisions/0031). The process starts with
+the first fit and ends with its parent.
 
 Legend: N labelled examples, M unlabelled examples, K classes, E joint width.
 """
