@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import sqlite3
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from prompt_store.disk import Disk
-from prompt_store.errors import StorageFullError, StoreCorruptError
+from prompt_store.errors import StorageFullError, StoreCorruptError, StoreReadOnlyError
 from prompt_store.sqlite_files import (
+    BUSY_TIMEOUT_S,
     converted_errors,
     create_database,
     file_identity,
     open_database,
 )
+from service.errors import OverloadedError
 from service.examples.tables import SCHEMA, SCHEMA_VERSION
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MIN_FREE_BYTES: Final = 64 * 1024 * 1024
+_THREADS: Final = ThreadPoolExecutor(4, "examples")
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run work with the database in one of its threads.
+
+    While another process locks the database, calls wait for seconds. In the threads of `asyncio.to_thread` they would
+    delay classification.
+
+    Raises:
+        OverloadedError: no thread was free for `BUSY_TIMEOUT_S`.
+    """
+    context, began_s = contextvars.copy_context(), time.monotonic()
+
+    def run() -> T:
+        if time.monotonic() - began_s > BUSY_TIMEOUT_S:
+            raise OverloadedError("The database of examples is busy. Retry later.", retry_after_s=1.0)
+        return context.run(work, *args, **kwargs)
+
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, run)
 
 
 class Connections:
@@ -53,10 +82,15 @@ class Connections:
         """Run statements and commit them at the end; an exception undoes all of them."""
         if not self.exists():
             create_database(self._path, SCHEMA, version=SCHEMA_VERSION)
-        with self._writing, self._borrowed() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
+        if not self._writing.acquire(timeout=BUSY_TIMEOUT_S):  # another thread waits for another process
+            raise StoreReadOnlyError("The database is busy; nothing was changed. Retry later.", code="database_busy")
+        try:
+            with self._borrowed() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+        finally:
+            self._writing.release()
 
     def require_free_space(self) -> None:
         """Keep enough disk space to remove examples again, and for the versions of the store.

@@ -1,6 +1,6 @@
 """The examples of all domains, in one SQLite database beside the bundles.
 
-Calls block on the disk, so coroutines run them in `asyncio.to_thread`. They are thread-safe, and several processes may
+Calls block on the disk, so coroutines run them with `in_thread`. They are thread-safe, and several processes may
 use one file. Every change is atomic, and on disk when its call returns.
 """
 

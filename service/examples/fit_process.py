@@ -14,11 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +37,9 @@ logger = logging.getLogger(__name__)
 CODE: Final = f"from {__name__} import main; main()"
 ONE_THREAD: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 NICENESS: Final = 10
+OUT_OF_MEMORY_SCORE: Final = "1000"
+"""Without memory the kernel ends this process, not the service."""
+MAX_FIT_S: Final = 600.0
 ROWS: Final = 1024
 """Unlabelled examples that are scored at a time."""
 
@@ -115,17 +120,25 @@ class FitProcess:
         """Compute a fit.
 
         Raises:
-            FitFailedError: the process ended, for example for lack of memory, or the computation failed.
+            FitFailedError: the process ended, for example for lack of memory or after `MAX_FIT_S`, or the computation
+                failed.
         """
         if self._process is not None and self._process.poll() is not None:
             self.close()
+        limit = None
         try:
             connection = self._connection or self._start()
+            limit = threading.Timer(MAX_FIT_S, self._kill)
+            limit.start()
             connection.send(job)
             result = connection.recv()
         except (EOFError, OSError) as error:
             self.close()
-            raise FitFailedError("The process of the fit ended. Retry; it may have run out of memory.") from error
+            message = f"The process of the fit ended. It may have run out of memory, or of time ({MAX_FIT_S:.0f} s)."
+            raise FitFailedError(f"{message} Retry, or with fewer classes.") from error
+        finally:
+            if limit:
+                limit.cancel()
         if isinstance(result, FitResult):
             return result
         logger.error("fit.failed", extra={"detail": str(result)})
@@ -139,6 +152,10 @@ class FitProcess:
             process.kill()
             process.wait()
             connection.close()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
@@ -155,6 +172,8 @@ def main() -> None:
     """Compute the fits that arrive on the connection of the command line, until its other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OUT_OF_MEMORY_SCORE)
     with Connection(int(sys.argv[1])) as connection, suppress(EOFError, OSError):
         while True:
             job = connection.recv()

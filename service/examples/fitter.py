@@ -33,6 +33,7 @@ from service.errors import (
     RequestInvalidError,
     TooFewExamplesError,
 )
+from service.examples.connections import in_thread
 from service.examples.fit_process import FitJob, FitProcess
 from service.examples.records import ClassChoice, DomainFit, FitOptions, Guess
 from service.inference import ImageResult, ScoringOptions
@@ -96,7 +97,7 @@ class Fitter:
         self._texts: LoadingCache[tuple[str, tuple[str, ...]], NDArray[np.float32]] = LoadingCache(
             MAX_FITS, max_waiting=1
         )
-        self._embedding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def report(self, domain: str, options: FitOptions = DEFAULTS) -> DomainFit:
         """The fit to a domain's current examples; cached, and shared by concurrent callers.
@@ -115,21 +116,22 @@ class Fitter:
             known = " and ".join(METHODS_WITH_UNLABELLED)
             raise RequestInvalidError(f"Only the methods {known} can use unlabelled examples, not {options.method}.")
         base = await self._base(domain, options.based_on)
-        revision = await asyncio.to_thread(self._examples.revision, domain)
-        key = FitKey(domain, revision, base.digest, replace(options, based_on=None))
-        try:
-            return await self._fits.get(key, lambda: self._compute(key, base, is_complete=False))
-        except StaleFeaturesError:
-            async with self._embedding[domain]:
+        if (fit := self._fits.find(await self._key(domain, base, options))) is not None:
+            return fit
+        async with self._turns[domain]:  # a domain has one fit at a time among those that wait
+            key = await self._key(domain, base, options)
+            try:
+                return await self._fits.get(key, lambda: self._compute(key, base, is_complete=False))
+            except StaleFeaturesError:
                 await self._embed(base)
-            return await self._fits.get(key, lambda: self._compute(key, base, is_complete=True))
+                return await self._fits.get(key, lambda: self._compute(key, base, is_complete=True))
 
     async def current(self, domain: str) -> DomainFit | None:
         """The cached fit with the default options to the current examples and the live version; None without one."""
         live = self._backend.table.live(domain)
         if live is None:
             return None
-        revision = await asyncio.to_thread(self._examples.revision, domain)
+        revision = await in_thread(self._examples.revision, domain)
         return self._fits.find(FitKey(domain, revision, live.digest))
 
     async def fit(
@@ -165,6 +167,10 @@ class Fitter:
         """End the fit in progress."""
         self._process.close()
 
+    async def _key(self, domain: str, base: LoadedVersion, options: FitOptions) -> FitKey:
+        revision = await in_thread(self._examples.revision, domain)
+        return FitKey(domain, revision, base.digest, replace(options, based_on=None))
+
     async def _base(self, domain: str, version: int | None) -> LoadedVersion:
         if version is None:
             return self._backend.table.pin(domain)
@@ -177,8 +183,8 @@ class Fitter:
         """Fit now; `is_complete`: features that can be made again have been."""
         started_s, domain = time.monotonic(), key.domain
         feature_key = self._backend.feature_key(base.stack)
-        labelled = await asyncio.to_thread(self._examples.labelled, domain, feature_key)
-        others = await asyncio.to_thread(self._examples.unlabelled, domain, feature_key)
+        labelled = await in_thread(self._examples.labelled, domain, feature_key)
+        others = await in_thread(self._examples.unlabelled, domain, feature_key)
         if not is_complete and (labelled.stale_ids or others.stale_ids):
             raise StaleFeaturesError
         if labelled.stale_ids:
@@ -190,7 +196,6 @@ class Fitter:
             raise TooFewExamplesError(f"{domain} has no labelled examples. Add pictures, or label those it has.")
         bundle = await self._bases.get(base.digest, lambda: self._read(base))
         classes, new = await self._classes(base, bundle, labelled.labels_N, options.classes)
-        _check_size(len(labelled.ids_N), classes)
         others_ME = others.features_NE if others.ids_N else labelled.features_NE[:0]
         job = FitJob(
             features_NE=labelled.features_NE,
@@ -240,6 +245,8 @@ class Fitter:
         """The classes of a fit, and those that the base version lacks."""
         classes = FitClasses.of_bundle(bundle)
         new = _new_classes(classes, labels)
+        n_own = len(set(map(comparison_key, labels))) - len(new) if choice == "examples" else len(classes.specs)
+        _check_size(len(labels), n_own + len(new))  # before their names are encoded
         try:
             if new:
                 key = (base.digest, tuple(new))
@@ -263,10 +270,10 @@ class Fitter:
             OverloadedError: the queue is full. Features that were made are kept.
         """
         domain, key = base.domain, self._backend.feature_key(base.stack)
-        labelled = await asyncio.to_thread(self._examples.labelled, domain, key)
-        others = await asyncio.to_thread(self._examples.unlabelled, domain, key)
+        labelled = await in_thread(self._examples.labelled, domain, key)
+        others = await in_thread(self._examples.unlabelled, domain, key)
         stale = [*labelled.stale_ids, *others.stale_ids]
-        found = await asyncio.to_thread(self._examples.page, domain, limit=len(stale), ids=stale)
+        found = await in_thread(self._examples.page, domain, limit=len(stale), ids=stale)
         kept = {example.id for example in found if example.has_picture}
         if lacking := [number for number in labelled.stale_ids if number not in kept]:
             raise _stale(len(lacking), base)
@@ -280,7 +287,7 @@ class Fitter:
         pixels = {}
         for number in ids:
             try:
-                picture = await asyncio.to_thread(self._examples.picture, base.domain, number)
+                picture = await in_thread(self._examples.picture, base.domain, number)
             except ExampleNotFoundError:  # removed meanwhile
                 continue
             if picture is not None:
@@ -293,7 +300,7 @@ class Fitter:
                 raise answer
             if answer.embedding is not None:
                 features[number] = answer.embedding
-        await asyncio.to_thread(self._examples.put_features, base.domain, key, features)
+        await in_thread(self._examples.put_features, base.domain, key, features)
 
 
 def _new_classes(classes: FitClasses, labels: Iterable[str]) -> list[str]:
@@ -303,8 +310,7 @@ def _new_classes(classes: FitClasses, labels: Iterable[str]) -> list[str]:
     return sorted({comparison_key(name): name for name in missing}.values())
 
 
-def _check_size(n_examples: int, classes: FitClasses) -> None:
-    n_classes = len(classes.specs)
+def _check_size(n_examples: int, n_classes: int) -> None:
     if max(n_examples, n_classes) * n_classes > MAX_SCORES:
         raise RequestInvalidError(
             f"{n_examples} examples and {n_classes} classes are too many for one fit: their product, and the square of "

@@ -6,7 +6,6 @@ requests.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import time
@@ -18,6 +17,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from prompt_store.class_names import spellings
+from service.examples.connections import in_thread
 from service.examples.records import Added, NewExample
 from service.http.context import HttpContext, actor_of
 from service.http.problems import describe
@@ -88,7 +88,7 @@ async def add(request: Request, domain: str, query: Annotated[AddQuery, Query()]
         raise scored
     actor = actor_of(request)
     feature_key = scored.feature_key
-    added = await asyncio.to_thread(_store, context, domain, labelled, classes, outcome, feature_key, actor)
+    added = await in_thread(_store, context, domain, labelled, classes, outcome, feature_key, actor)
     counts = Counter(one.status for one in added)
     for status, n in counts.items():
         context.metrics.examples_counted(domain, status, n)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 
 from prompted_clip.groups import group_similar
 from service.errors import DomainNotLiveError
+from service.examples.connections import in_thread
 from service.http.context import Context, ServiceContext
 from service.http.schemas import GroupsOut
 
@@ -27,7 +27,7 @@ async def list_groups(
     live = context.table.state(domain).live
     if live is None:
         raise DomainNotLiveError(f"{domain} has no live version. Activate one first.")
-    return await asyncio.to_thread(_grouped, context, domain, context.backend.feature_key(live.stack), limit)
+    return await in_thread(_grouped, context, domain, context.backend.feature_key(live.stack), limit)
 
 
 def _grouped(context: ServiceContext, domain: str, feature_key: str, limit: int) -> GroupsOut:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from prompt_store.class_names import spellings
 from service.errors import ExampleNotFoundError, RequestInvalidError
+from service.examples.connections import in_thread
 from service.examples.records import DomainFit, Example
 from service.http.context import Context, ServiceContext, actor_of
 from service.http.routes.requests import check_label, check_utf8
@@ -120,8 +120,8 @@ async def list_examples(
     is_ordered = query.suspect or query.order == "uncertain"
     fit = await (context.fitter.report(domain) if is_ordered else context.fitter.current(domain))
     by_fit = fit if is_ordered else None
-    found, following = await asyncio.to_thread(_page, context, domain, query, label, is_labelled, by_fit)
-    counts = await asyncio.to_thread(context.examples.counts, domain)
+    found, following = await in_thread(_page, context, domain, query, label, is_labelled, by_fit)
+    counts = await in_thread(context.examples.counts, domain)
     return ExamplesOut(
         domain=domain,
         examples=[_shown(example, fit) for example in found],
@@ -164,7 +164,7 @@ async def show_thumbnail(
 ) -> Response:
     """Show an example as a WebP of at most 320 pixels per side."""
     context.table.state(domain)
-    data = await asyncio.to_thread(context.examples.thumbnail, domain, example)
+    data = await in_thread(context.examples.thumbnail, domain, example)
     headers = {"Cache-Control": THUMBNAIL_CACHE, "ETag": etag(hashlib.sha256(data).hexdigest())}
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
@@ -177,8 +177,8 @@ async def relabel(request: Request, domain: str, body: RelabelBody, context: Con
     context.table.state(domain)
     label = None if body.label is None else check_label(body.label, "label")
     if label is not None:
-        label = await asyncio.to_thread(_spelled, context, domain, label)
-    n_changed = await asyncio.to_thread(context.examples.relabel, domain, body.ids, label)
+        label = await in_thread(_spelled, context, domain, label)
+    n_changed = await in_thread(context.examples.relabel, domain, body.ids, label)
     _record(context, request, domain, "relabelled", n_changed)
     return RelabelledOut(domain=domain, label=label, changed=n_changed)
 
@@ -192,7 +192,7 @@ async def remove_examples(
     if (query.ids is None) is not query.all:
         raise RequestInvalidError("Send either ids=1,2,3 or all=true.")
     ids = None if query.ids is None else [int(one) for one in query.ids.split(",")]
-    n_removed = await asyncio.to_thread(context.examples.remove, domain, ids)
+    n_removed = await in_thread(context.examples.remove, domain, ids)
     _record(context, request, domain, "removed", n_removed)
     return RemovedOut(domain=domain, removed=n_removed)
 
@@ -201,7 +201,7 @@ async def remove_examples(
 async def remove_example(request: Request, domain: str, example: ExampleId, context: Context) -> None:
     """Remove one example."""
     context.table.state(domain)
-    if not await asyncio.to_thread(context.examples.remove, domain, [example]):
+    if not await in_thread(context.examples.remove, domain, [example]):
         raise ExampleNotFoundError(f"{domain} has no example {example}.", ids=[example])
     _record(context, request, domain, "removed", 1)
 

@@ -75,6 +75,7 @@ def test_one_process_with_one_thread_at_low_priority_and_without_torch_serves_al
     assert int(fields[16]) == NICENESS + os.nice(0)
     assert int(fields[17]) == 1, "one thread"
     assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
 
 
 def test_after_it_was_killed_the_next_fit_starts_another(process):
@@ -84,6 +85,18 @@ def test_after_it_was_killed_the_next_fit_starts_another(process):
     eventually(lambda: not is_alive(pid))
     process.run(job())
     assert fit_processes() != [pid]
+
+
+def test_a_fit_without_end_is_ended_and_the_next_one_works(process, monkeypatch):
+    process.run(job())
+    (pid,) = fit_processes()
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr("service.examples.fit_process.MAX_FIT_S", 0.2)
+    with pytest.raises(FitFailedError, match="of time"):
+        process.run(job(n_each=2000, width=400))  # more than the pipe holds
+    monkeypatch.undo()
+    assert not is_alive(pid)
+    process.run(job())
 
 
 def test_a_fit_that_cannot_be_computed_is_an_error_and_the_next_one_works(process, caplog):

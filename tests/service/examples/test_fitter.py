@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.service.engine.engine_rows import until
 from tests.service.examples.colours import KEY, add_colours, colour_example
 from tests.service.examples.pictures import open_database
 from tests.service.fakes import colour_bundle, picture
@@ -129,6 +130,42 @@ async def test_a_fit_that_is_too_large_is_refused_with_a_way_out(serve, monkeypa
         answer = await client.get(FIT)
     assert (answer.status_code, answer.json()["limit"]) == (422, 72)
     assert '"classes": "examples"' in answer.json()["detail"]
+
+
+async def test_the_names_of_too_many_classes_are_not_encoded(serve, model, monkeypatch):
+    monkeypatch.setattr("service.examples.fitter.MAX_SCORES", 24 * 3)
+    async with serve() as client:
+        add_colours(client.context.examples, names={"red": "rose", "blue": "sky"})
+        before = model.n_encoded_texts
+        answer = await client.get(FIT)
+    assert (answer.status_code, answer.json()["limit"]) == (422, 72)
+    assert model.n_encoded_texts == before
+
+
+async def test_the_fits_of_one_domain_delay_another_one_by_one_fit_at_most(serve, monkeypatch):
+    computed = []
+    async with serve() as client:
+        for domain in ("paint", "ink"):
+            add_colours(client.context.examples, domain)
+        fitter, may_end = client.context.fitter, threading.Event()
+        compute = fitter._process.run
+
+        def slow(job):
+            computed.append((len(job.class_names), job.method))
+            assert may_end.wait(20)
+            return compute(job)
+
+        monkeypatch.setattr(fitter._process, "run", slow)
+        methods = ("auto", "gda", "ridge", "tip-adapter")
+        of_paint = [asyncio.ensure_future(client.get(f"{FIT}?method={one}")) for one in methods]
+        await until(lambda: computed)
+        of_ink = asyncio.ensure_future(client.get("/domains/ink/fit?method=ridge&classes=examples"))
+        await asyncio.sleep(0.1)
+        may_end.set()
+        answers = [await one for one in (*of_paint, of_ink)]
+    assert [one.status_code for one in answers] == [200] * 5
+    assert [method for _, method in computed][:2] == ["auto", "ridge"]
+    assert len(computed) == 5
 
 
 async def test_images_are_classified_while_a_fit_runs(serve, monkeypatch):

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import logging
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -384,3 +386,19 @@ async def test_examples_are_counted_by_what_became_of_them(serve):
     for result, n in (("added", 2), ("relabelled", 5), ("removed", 2)):
         assert f'caspl_examples_total{{domain="paint",result="{result}"}} {n}.0' in text
     assert 'caspl_images_total{domain="paint",result="answered"} 5.0' in text
+
+
+async def test_a_database_that_another_process_locks_does_not_delay_classification(serve, store):
+    async with serve() as client:
+        await client.post(URL, files=[("red", ("a.png", picture("red")))])
+        with closing(sqlite3.connect(store.root / "examples.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            changes = [
+                asyncio.create_task(client.patch(URL, json={"label": f"class {n}", "ids": [1]})) for n in range(40)
+            ]
+            await asyncio.sleep(0.5)
+            body = {"images": [{"b64": base64_of(picture("red"))}]}
+            async with asyncio.timeout(5):
+                assert (await client.post("/classify/paint", json=body)).status_code == 200
+            other.execute("ROLLBACK")
+        assert {one.status_code for one in await asyncio.gather(*changes)} == {200}
