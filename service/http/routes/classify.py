@@ -31,7 +31,7 @@ from service.http.routes.requests import (
     read_images,
     read_mixed,
 )
-from service.http.routes.scoring import Outcome, PinOrError, offer_uncertain, score_in_time
+from service.http.routes.scoring import Outcome, PinOrError, score_in_time
 from service.http.schemas import ClassifyOut, MixedOut
 from service.images.decoder import Decoded
 from service.inference import ImageResult, Scored, ScoringOptions
@@ -51,9 +51,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
         images = [(domain, image) for image in await read_images(request, context.settings)]
         began_s = time.monotonic()
         options = _options(query, labels, began_s + timeout_s)
-        if uncertain:
-            options = uncertain.widened(options)
-        outcome = await score_in_time(request, context, {domain: pin}, images, options)
+        outcome = await score_in_time(request, context, {domain: pin}, images, options, uncertain=uncertain)
     scored = outcome.domains[domain]
     if isinstance(scored, Exception):
         raise scored
@@ -68,8 +66,6 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     response = _respond(context, body, outcome, began_s)
     response.headers["X-Bundle-Version"] = str(scored.version)
     response.headers["X-Bundle-Digest"] = scored.digest
-    if uncertain:
-        offer_uncertain(uncertain, options, images, outcome, actor_of(request))
     return response
 
 
@@ -81,20 +77,16 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
     images = await read_mixed(request, context.settings)
     began_s = time.monotonic()
     options = _options(query, labels, began_s + timeout_s)
-    if context.uncertain:
-        options = context.uncertain.widened(options)
     async with AsyncExitStack() as held:
         domains = list(dict.fromkeys(domain for domain, _ in images))
         pinning = (_pin(held, context, actor_of(request), domain, options) for domain in domains)
         pins = dict(zip(domains, await asyncio.gather(*pinning), strict=True))
-        outcome = await score_in_time(request, context, pins, images, options)
+        outcome = await score_in_time(request, context, pins, images, options, uncertain=context.uncertain)
     results = _results(images, outcome, query)
     for (domain, _), result in zip(images, results, strict=True):
         scored = outcome.domains[domain]
         version, digest = (None, None) if isinstance(scored, Exception) else (scored.version, scored.digest)
         result |= {"domain": domain if is_domain(domain) else None, "version": version, "digest": digest}
-    if context.uncertain:
-        offer_uncertain(context.uncertain, options, images, outcome, actor_of(request))
     body = {"request_id": request_id.get(), "stack": query.stack, "results": results}
     return _respond(context, body, outcome, began_s)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from service.errors import ImageRejectedError, RequestInvalidError
-from service.http.context import HttpContext, actor_of
+from service.http.context import HttpContext
 from service.http.routes.infer_requests import (
     HEADER_LENGTH,
     REQUEST_CONTENT,
@@ -24,7 +24,7 @@ from service.http.routes.infer_requests import (
     read_inference,
 )
 from service.http.routes.requests import PRIORITIES, MixedQuery, check_query
-from service.http.routes.scoring import Outcome, offer_uncertain, score_in_time
+from service.http.routes.scoring import Outcome, score_in_time
 from service.http.routes.tensors import Tensor, encode_response
 from service.http.schemas import Input
 from service.images.decoder import Decoded
@@ -85,10 +85,8 @@ async def _infer(request: Request, domain: str, version: int | None) -> Response
         inference = await read_inference(request, context.settings)
         began_s = time.monotonic()
         options = _options(inference, context, began_s)
-        if uncertain:
-            options = uncertain.widened(options)
         images = [(domain, image) for image in inference.images]
-        outcome = await score_in_time(request, context, {domain: pin}, images, options)
+        outcome = await score_in_time(request, context, {domain: pin}, images, options, uncertain=uncertain)
     scored = outcome.domains[domain]
     if isinstance(scored, Exception):
         raise scored
@@ -104,8 +102,6 @@ async def _infer(request: Request, domain: str, version: int | None) -> Response
         response.headers[HEADER_LENGTH] = str(n_json)
     response.headers["X-Bundle-Version"] = str(scored.version)
     response.headers["X-Bundle-Digest"] = scored.digest
-    if uncertain:
-        offer_uncertain(uncertain, options, images, outcome, actor_of(request))
     _, response.headers["Server-Timing"] = outcome.timing(context, began_s)
     return response
 

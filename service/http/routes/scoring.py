@@ -23,7 +23,7 @@ from service.errors import (
     OverloadedError,
 )
 from service.examples.uncertain import UncertainImages
-from service.http.context import HttpContext
+from service.http.context import HttpContext, actor_of
 from service.http.problems import EXPECTED, describe
 from service.http.routes.multipart_images import UploadedImage
 from service.images.decoder import Decoded
@@ -79,8 +79,9 @@ async def score_in_time(
     options: ScoringOptions,
     *,
     with_thumbnails: bool = False,
+    uncertain: UncertainImages | None = None,
 ) -> Outcome:
-    """Run `score_images` until the deadline, or until the client disconnects.
+    """Run `score_images` until the deadline, or until the client disconnects; offer its images to `uncertain`.
 
     Raises:
         ClientGoneError: the client disconnected.
@@ -88,6 +89,8 @@ async def score_in_time(
         Exception: see `score_images`.
     """
     is_gone = False
+    if uncertain:
+        options = uncertain.widened(options)
 
     async def watch() -> None:
         nonlocal is_gone
@@ -101,7 +104,7 @@ async def score_in_time(
             watching = asyncio.ensure_future(watch())
             try:
                 client = request.scope["caspl.tenant"][0]
-                return await score_images(context, pins, images, options, client, with_thumbnails=with_thumbnails)
+                outcome = await score_images(context, pins, images, options, client, with_thumbnails=with_thumbnails)
             finally:
                 watching.cancel()
     except TimeoutError as error:
@@ -112,6 +115,9 @@ async def score_in_time(
         raise DeadlineExceededError(
             "The request was not finished within its timeout. Retry later, or with a longer timeout_ms."
         ) from error
+    if uncertain:
+        _offer(uncertain, options, images, outcome, actor_of(request))
+    return outcome
 
 
 async def score_images(
@@ -190,7 +196,7 @@ async def _score(pin: PinOrError, pixels: Sequence[Pixels], options: ScoringOpti
         return error
 
 
-def offer_uncertain(
+def _offer(
     uncertain: UncertainImages,
     options: ScoringOptions,
     images: Sequence[tuple[str, Picture]],
