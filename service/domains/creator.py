@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from service.domains.loader import VersionLoader
     from service.domains.publisher import Publisher
     from service.engine.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 TEXTS_PER_CALL: Final = 64
 """Texts encoded between two batches of images."""
@@ -101,6 +104,8 @@ class DomainCreator:
                 boosted=bundle,
             )
             added = await self._publisher.publish(domain, data, activate=True, actor=actor)
+        facts = {"n_classes": len(names), "boosted_by": boosted_by, "actor": actor}
+        logger.info("domain.created", extra={"domain": domain, **facts})
         return NewDomain(added, names, texts, source)
 
     async def _check_new(self, domain: str) -> None:

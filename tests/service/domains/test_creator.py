@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from prompt_store.bundle import read_bundle
+from service.access.key_file import add_key, read_keys
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +36,26 @@ async def test_boosting_prompts_are_copied_with_their_template(serve, store):
     made = bundle.manifest.provenance
     assert (made.method, made.phase) == ("zero-shot", "boost")
     assert made.data_digests == {"bundle": source.digest}
+
+
+async def test_the_log_has_who_created_a_domain(serve, caplog):
+    caplog.set_level("INFO")
+    async with serve() as client:
+        await client.put("/domains/signals", json={"classes": ["red", "green"], "boosted_by": "paint"})
+    (record,) = [one for one in caplog.records if one.getMessage() == "domain.created"]
+    assert (record.domain, record.n_classes, record.boosted_by, record.actor) == ("signals", 2, "paint", "")
+
+
+async def test_prompts_are_copied_only_from_domains_of_the_key(serve, tmp_path):
+    file = tmp_path / "keys.json"
+    key = add_key(file, ["publish", "activate"], ["signals"])
+    async with serve(keys=read_keys(file)) as client:
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"classes": ["red", "green"]}
+        denied = await client.put("/domains/signals", json=body | {"boosted_by": "paint"}, headers=headers)
+        assert (denied.status_code, denied.json()["code"]) == (403, "denied")
+        assert (await client.put("/domains/other", json=body, headers=headers)).status_code == 403
+        assert (await client.put("/domains/signals", json=body, headers=headers)).status_code == 201
 
 
 async def test_the_answer_shows_names_and_templates_as_they_are_kept(serve, store):

@@ -66,6 +66,16 @@ async def test_a_fit_is_a_version_that_is_live_when_the_answer_arrives(serve, st
     assert bundle.manifest.calibration.abstain == body["report"]["abstain"]
 
 
+async def test_the_log_has_who_fitted_what(serve, caplog):
+    caplog.set_level("INFO")
+    async with serve() as client:
+        add_colours(client.context.examples)
+        body = (await client.post(FIT, json={})).json()
+    (record,) = [one for one in caplog.records if one.getMessage() == "domain.fitted"]
+    found = (record.domain, record.version, record.based_on, record.method, record.n_examples, record.actor)
+    assert found == ("paint", 2, 1, body["report"]["method"], 24, "")
+
+
 async def test_without_activation_the_live_version_stays(serve, store):
     async with serve() as client:
         add_colours(client.context.examples)
