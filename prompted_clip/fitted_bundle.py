@@ -91,7 +91,8 @@ class FitClasses:
     def indices(self, names: Sequence[str]) -> Ints:
         """The class index of each name; KeyError if it is not among the classes."""
         place = {comparison_key(name): index for index, name in enumerate(self.names)}
-        return np.array([place[comparison_key(name)] for name in names], dtype=np.int64)
+        place_of = {name: place[comparison_key(name)] for name in set(names)}
+        return np.array([place_of[name] for name in names], dtype=np.int64)
 
 
 def write_fit(
