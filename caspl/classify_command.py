@@ -1,7 +1,10 @@
 """The command `caspl classify`."""
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -9,90 +12,159 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from caspl.client import DEFAULT_URL, Client
+from caspl.client import DEFAULT_URL, AsyncClient, FileResult
+from caspl.csv_results import CsvResults
 from caspl.errors import CasplError
-from caspl.operations import IMAGES_PER_REQUEST
+from caspl.folders import find_pictures
+from caspl.operations import IMAGES_PER_REQUEST, ClassifyOptions
 from caspl.results import Classification
-from caspl.terminal import FAILURE, exit_on_error, plain
-from training.data.listing import SERVED_SUFFIXES, describe_left_out, list_images
+from caspl.terminal import FAILURE, Quiet, exit_on_error, plain, print_error
+from training.data.listing import SERVED_SUFFIXES
+from training.progress import progress_bars
+
+RETRY_FOR_S: Final = 120.0
+"""Long enough for a restart of the server with a large backbone."""
+MAX_PRINTED: Final = 20
+"""Pictures with errors that are listed without a table."""
 
 classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@classify_app.command()
+@classify_app.command(
+    epilog="\b\nExample:\n  caspl classify photos/ --domain shelf --recursive --csv results.csv",
+)
 def classify(
-    domain: Annotated[str, typer.Argument(help="domain")],
     images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
+    domain: Annotated[str, typer.Option(help="domain")],
     url: Annotated[str, typer.Option(envvar="CASPL_URL", help="address of the server")] = DEFAULT_URL,
-    top_k: Annotated[int, typer.Option(help="classes per image")] = 3,
+    recursive: Annotated[bool, typer.Option("--recursive", help="include the images in subfolders")] = False,
+    top_k: Annotated[int, typer.Option(min=1, help="classes per image")] = 3,
     labels: Annotated[str | None, typer.Option(help="classify among these labels instead, comma-separated")] = None,
     version: Annotated[int | None, typer.Option(help="use this version instead of the live one")] = None,
     abstain: Annotated[
         float | None, typer.Option(help="abstention rate, such as 0.05: no label for the least reliable images")
     ] = None,
-    key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="write a CSV file; if it exists, only files without a row are classified")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    retry_for: Annotated[
+        float, typer.Option(min=0, help="seconds to retry while the server restarts or is busy")
+    ] = RETRY_FOR_S,
+    key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Classify image files with a running server."""
+    """Classify image files with a running server.
+
+    Exit code 1 if an image has an error or no result. An interrupted run with --csv is continued by the same command.
+    """
+    if csv is not None and as_json:
+        raise typer.BadParameter("--csv and --json exclude each other")
+    console = Console(stderr=True, highlight=False, quiet=quiet)
     with exit_on_error():
-        files = find_files(images, Console(stderr=True, highlight=False))
-        if not files:
+        found = find_pictures(images, recursive=recursive)
+        for note in found.notes:
+            console.print(plain(note), soft_wrap=True)
+        if not found.files:
             raise typer.BadParameter(f"no {', '.join(sorted(SERVED_SUFFIXES))} file in these folders")
-        with Client(url, api_key=key) as client:
-            options = {
-                "top_k": top_k,
-                "labels": labels.split(",") if labels else None,
-                "version": version,
-                "abstain": abstain,
-            }
-            results = classify_files(client, files, domain, options)
+        options: ClassifyOptions = {
+            "top_k": top_k,
+            "labels": labels.split(",") if labels else None,
+            "version": version,
+            "abstain": abstain,
+        }
+        client = AsyncClient(url, api_key=key, retry_for_s=retry_for)
+        with CsvResults(csv, domain, top_k) if csv is not None else nullcontext() as file:
+            done = file.files if file is not None else frozenset()
+            run = Run([path for path in found.files if str(path) not in done], domain, file)
+            if file is not None and len(run.files) < len(found.files):
+                n_skipped = len(found.files) - len(run.files)
+                line = f"{n_skipped} pictures have a row in {csv} and are skipped; {file.n_errors} rows have an error."
+                console.print(plain(line), soft_wrap=True)
+            asyncio.run(run.classify(client, options, console))
     if as_json:
-        rows = [as_dict(path, result) for path, result in zip(files, results, strict=True)]
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
-    else:
-        show(files, results, Console(highlight=False))
-    raise typer.Exit(FAILURE if any(result.error for result in results) else 0)
+        typer.echo(
+            json.dumps([as_dict(path, result) for path, result in run.all_results], indent=1, ensure_ascii=False)
+        )
+    elif file is None:
+        show(run.all_results, Console(highlight=False))
+    run.print_summary(console)
+    has_earlier_errors = file is not None and file.n_errors > 0
+    raise typer.Exit(FAILURE if run.failure or run.errors or has_earlier_errors else 0)
 
 
-def find_files(paths: Sequence[Path], console: Console) -> list[Path]:
-    """Replace folders by the images in them; prints how many other files they contain.
+@dataclass
+class Run:
+    """One run of the command.
 
-    Raises:
-        OSError: a path does not exist or cannot be read.
+    Attributes:
+        files: the files to classify.
+        domain: their domain.
+        csv: where results are written.
+        results: those of the first files, in order.
+        failure: why the run ended before the last file.
     """
-    files: list[Path] = []
-    for path in paths:
-        path.stat()
-        if not path.is_dir():
-            files.append(path)
-            continue
-        listing = list_images(path, SERVED_SUFFIXES)
-        files += listing.images
-        if not listing.images or listing.left_out:
-            not_read = describe_left_out(listing.left_out)
-            line = f"{path}: {len(listing.images)} images" + (f"; {not_read}" if not_read else "")
-            console.print(plain(line), soft_wrap=True)
-    return files
 
+    files: Sequence[Path]
+    domain: str
+    csv: CsvResults | None = None
+    results: list[FileResult] = field(default_factory=list)
+    failure: CasplError | None = None
+    _n_saved: int = 0
 
-def classify_files(
-    client: Client, files: Sequence[Path], domain: str, options: Mapping[str, Any]
-) -> list[Classification]:
-    """Classify files in order; once there are results, a failure marks the remaining files instead of being raised.
+    async def classify(self, client: AsyncClient, options: ClassifyOptions, console: Console) -> None:
+        """Classify the files, with progress.
 
-    `options` are those of `Client.classify`.
-    """
-    results: list[Classification] = []
-    for start in range(0, len(files), IMAGES_PER_REQUEST):
-        batch = files[start : start + IMAGES_PER_REQUEST]
-        try:
-            results += client.classify(batch, domain, **options)
-        except CasplError as error:
-            if not results:
-                raise
-            results += [Classification(domain, error=error)] * (len(files) - len(results))
-            break
-    return results
+        Raises:
+            CasplError: there is no result at all.
+            OSError: the CSV file cannot be written.
+        """
+        async with client:
+            with progress_bars(console) as progress:
+                task = progress.add_task("classifying", total=len(self.files), note="")
+                try:
+                    async for result in client.classify_files(self.files, self.domain, **options):
+                        self.results.append(result)
+                        if len(self.results) % IMAGES_PER_REQUEST == 0:
+                            self._save()
+                        progress.advance(task)
+                except CasplError as error:
+                    if not self.results:
+                        raise
+                    self.failure = error
+                finally:
+                    self._save()
+
+    def _save(self) -> None:
+        if self.csv is not None:
+            self.csv.append(self.results[self._n_saved :])
+            self._n_saved = len(self.results)
+
+    @property
+    def errors(self) -> list[tuple[Path, CasplError]]:
+        """Files with an error."""
+        return [(path, result.error) for path, result in self.results if result.error]
+
+    @property
+    def all_results(self) -> list[FileResult]:
+        """One result per file; those without one have the failure as their error."""
+        rest = self.files[len(self.results) :]
+        return self.results + [(path, Classification(self.domain, error=self.failure)) for path in rest]
+
+    def print_summary(self, console: Console) -> None:
+        """Print counts, the files with errors if there is no table of them, and the failure."""
+        if self.csv is not None:
+            for path, error in self.errors[:MAX_PRINTED]:
+                console.print(plain(f"{path}: {error}", "yellow"), soft_wrap=True)
+            if len(self.errors) > MAX_PRINTED:
+                console.print(plain(f"and {len(self.errors) - MAX_PRINTED} more in the CSV file", "yellow"))
+        n_good, n_rest = len(self.results) - len(self.errors), len(self.files) - len(self.results)
+        parts = [f"{n_good} pictures classified", f"{len(self.errors)} with an error"]
+        parts += [f"{n_rest} without a result"] if n_rest else []
+        console.print(plain(", ".join(parts)), soft_wrap=True)
+        if self.failure is not None:
+            advice = " Run the same command again to continue." if self.csv is not None else ""
+            print_error(f"{self.failure}{advice}")
 
 
 def as_dict(path: Path, result: Classification) -> dict[str, Any]:
@@ -114,13 +186,13 @@ def as_dict(path: Path, result: Classification) -> dict[str, Any]:
     }
 
 
-def show(files: Sequence[Path], results: Sequence[Classification], console: Console) -> None:
+def show(results: Sequence[FileResult], console: Console) -> None:
     """Print a table."""
     table = Table()
     table.add_column("image", no_wrap=True)
     for column in ("domain", "version", "prediction", "next"):
         table.add_column(column)
-    for path, result in zip(files, results, strict=True):
+    for path, result in results:
         texts = [f"{found.label} {found.probability:.1%}" for found in result.predictions]
         if result.abstained:
             texts.insert(0, "abstained")
@@ -128,5 +200,5 @@ def show(files: Sequence[Path], results: Sequence[Classification], console: Cons
         cells = (path.name, result.domain or "-", str(result.version or "-"))
         table.add_row(*map(plain, cells), first, plain(", ".join(texts[1:])))
     console.print(table)
-    for detail in sorted({result.error.detail for result in results if result.error}):
+    for detail in sorted({result.error.detail for _, result in results if result.error}):
         console.print(plain(detail), soft_wrap=True)

@@ -3,27 +3,37 @@
 import asyncio
 import functools
 import inspect
-import time
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias, TypeVar, Unpack, cast
 
 import httpx
 
 from caspl import operations, teaching
 from caspl.errors import TransportError
+from caspl.folders import find_pictures, pictures_per_request
+from caspl.operations import ClassifyOptions
 from caspl.requests import Concurrently, Operation, Request
+from caspl.results import Classification
+from caspl.retries import RETRY_FOR_S, Attempts
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
-BUSY: Final = frozenset({429, 503})
-MAX_PAUSE_S: Final = 10.0
 MAX_CONCURRENT: Final = 4
 """Requests at a time, of operations with many."""
+MAX_AHEAD: Final = 2 * MAX_CONCURRENT
+"""Requests of `classify_files` whose results have not been taken yet."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Paths: TypeAlias = "str | PathLike[str] | Iterable[str | PathLike[str]]"
+FileResult: TypeAlias = tuple[Path, Classification]
 
 
 def _document(method: Callable[..., Any], operation: Callable[..., Any]) -> None:
@@ -53,13 +63,15 @@ def _awaitable(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[As
 class Client:
     """A synchronous client; as a context manager it closes its connections.
 
-    A request that the server answers with 429 or 503 is repeated after `Retry-After`, at most 10 s.
+    A request that the server answers with 429 or 503 is sent again after `Retry-After`. Once the server has answered a
+    first request, so is one whose connection fails, unless the server may have executed it and a repetition would have
+    another effect (`rollback`, `fit`): clients survive a restart of the server.
 
     Args:
         base_url: where the server is.
         api_key: needed unless the server is open.
         timeout_s: longest wait for each response; connecting may take 5 s.
-        max_attempts: how often a request is sent to a busy server.
+        retry_for_s: how long after its first failure a request is retried.
         transport: httpx transport to use instead of a network connection.
     """
 
@@ -82,10 +94,12 @@ class Client:
         *,
         api_key: str | None = None,
         timeout_s: float = 60.0,
-        max_attempts: int = 3,
+        retry_for_s: float = RETRY_FOR_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._max_attempts = max_attempts
+        self._retry_for_s = retry_for_s
+        self._was_reached = False
+        self._is_interrupted = threading.Event()
         self._http = httpx.Client(transport=transport, **_http_options(base_url, api_key, timeout_s))
 
     def __enter__(self) -> Self:
@@ -108,8 +122,49 @@ class Client:
         return cast("T", step.result)
 
     def _run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
-        with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
+        with self._threads() as pool:
             return list(pool.map(self.run, operations))
+
+    @contextmanager
+    def _threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for requests; on an error or Ctrl-C, those that wait to retry give up."""
+        pool = ThreadPoolExecutor(MAX_CONCURRENT)
+        try:
+            yield pool
+        except BaseException:
+            self._is_interrupted.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            self._is_interrupted.clear()
+
+    def classify_files(
+        self, paths: Paths, domain: str, *, recursive: bool = False, **options: Unpack[ClassifyOptions]
+    ) -> Iterator[FileResult]:
+        """Classify any number of files, in constant memory.
+
+        Args:
+            paths: files, or folders of pictures.
+            domain: their domain.
+            recursive: include the pictures in subfolders.
+            options: those of `classify`.
+
+        Yields:
+            Each file and its result, in order; a file that cannot be read or is rejected has `error` set.
+
+        Raises:
+            CasplError: the server cannot be reached or rejects a request.
+            OSError: a path does not exist, or a folder cannot be read.
+        """
+        requests = pictures_per_request(find_pictures(paths, recursive=recursive).files)
+        waiting: deque[Future[list[FileResult]]] = deque()
+        with self._threads() as pool:
+            for files in requests:
+                waiting.append(pool.submit(self.run, operations.classify_files(files, domain, options)))
+                if len(waiting) == MAX_AHEAD:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
 
     def send(self, request: Request) -> httpx.Response:
         """Send one request, with retries.
@@ -117,18 +172,17 @@ class Client:
         Raises:
             TransportError: the server cannot be reached or does not answer in time.
         """
-        for _ in range(self._max_attempts - 1):
-            response = self._send_once(request)
-            if response.status_code not in BUSY:
-                return response
-            time.sleep(_pause_s(response))
-        return self._send_once(request)
-
-    def _send_once(self, request: Request) -> httpx.Response:
-        try:
-            return self._http.request(request.method, request.path, **request.options)
-        except httpx.HTTPError as error:
-            raise _unreachable(self._http.base_url, error) from error
+        attempts = Attempts(request, self._retry_for_s)
+        while True:
+            outcome: httpx.Response | httpx.HTTPError
+            try:
+                outcome = self._http.request(request.method, request.path, **request.options)
+            except httpx.HTTPError as error:
+                outcome = error
+            pause_s = attempts.pause_s(outcome, was_reached=self._was_reached)
+            self._was_reached |= isinstance(outcome, httpx.Response)
+            if pause_s is None or self._is_interrupted.wait(pause_s):
+                return _response(outcome, self._http.base_url)
 
 
 class AsyncClient:
@@ -156,10 +210,11 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         timeout_s: float = 60.0,
-        max_attempts: int = 3,
+        retry_for_s: float = RETRY_FOR_S,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._max_attempts = max_attempts
+        self._retry_for_s = retry_for_s
+        self._was_reached = False
         self._http = httpx.AsyncClient(transport=transport, **_http_options(base_url, api_key, timeout_s))
 
     async def __aenter__(self) -> Self:
@@ -197,20 +252,45 @@ class AsyncClient:
             for task in tasks:
                 task.cancel()
 
+    async def classify_files(
+        self, paths: Paths, domain: str, *, recursive: bool = False, **options: Unpack[ClassifyOptions]
+    ) -> AsyncIterator[FileResult]:
+        """Classify any number of files; see `Client.classify_files`."""
+        found = await asyncio.to_thread(find_pictures, paths, recursive=recursive)
+        waiting: deque[asyncio.Task[list[FileResult]]] = deque()
+        turn = asyncio.Semaphore(MAX_CONCURRENT)
+
+        async def run(files: Sequence[Path]) -> list[FileResult]:
+            async with turn:
+                return await self.run(operations.classify_files(files, domain, options))
+
+        try:
+            for files in pictures_per_request(found.files):
+                waiting.append(asyncio.create_task(run(files)))
+                if len(waiting) == MAX_AHEAD:
+                    for result in await waiting.popleft():
+                        yield result
+            while waiting:
+                for result in await waiting.popleft():
+                    yield result
+        finally:
+            for task in waiting:
+                task.cancel()
+
     async def send(self, request: Request) -> httpx.Response:
         """Send one request; see `Client.send`."""
-        for _ in range(self._max_attempts - 1):
-            response = await self._send_once(request)
-            if response.status_code not in BUSY:
-                return response
-            await asyncio.sleep(_pause_s(response))
-        return await self._send_once(request)
-
-    async def _send_once(self, request: Request) -> httpx.Response:
-        try:
-            return await self._http.request(request.method, request.path, **request.options)
-        except httpx.HTTPError as error:
-            raise _unreachable(self._http.base_url, error) from error
+        attempts = Attempts(request, self._retry_for_s)
+        while True:
+            outcome: httpx.Response | httpx.HTTPError
+            try:
+                outcome = await self._http.request(request.method, request.path, **request.options)
+            except httpx.HTTPError as error:
+                outcome = error
+            pause_s = attempts.pause_s(outcome, was_reached=self._was_reached)
+            self._was_reached |= isinstance(outcome, httpx.Response)
+            if pause_s is None:
+                return _response(outcome, self._http.base_url)
+            await asyncio.sleep(pause_s)
 
 
 def _http_options(base_url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
@@ -233,10 +313,9 @@ def _advance(operation: Operation[Any], reply: httpx.Response | list[Any] | None
         return _Step(None, end.value)
 
 
-def _pause_s(response: httpx.Response) -> float:
-    retry_after = response.headers.get("retry-after", "")
-    return min(float(retry_after) if retry_after.isdecimal() else 1.0, MAX_PAUSE_S)
-
-
-def _unreachable(url: httpx.URL, error: httpx.HTTPError) -> TransportError:
-    return TransportError(f"Cannot reach {url}", str(error) or type(error).__name__, code="server_unreachable")
+def _response(outcome: httpx.Response | httpx.HTTPError, url: httpx.URL) -> httpx.Response:
+    """The last attempt's response, or its error raised as ours."""
+    if isinstance(outcome, httpx.Response):
+        return outcome
+    detail = str(outcome) or type(outcome).__name__
+    raise TransportError(f"Cannot reach {url}", detail, code="server_unreachable") from outcome

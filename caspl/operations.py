@@ -3,21 +3,31 @@
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 
-from caspl.errors import from_problem
+from caspl.errors import ImageError, from_problem
 from caspl.images import ImageInput, ImagesInput, as_list, encode, n_bytes
-from caspl.requests import TOO_LARGE, Operation, Request, accepted, chunks, domain_path, response_body
+from caspl.requests import TOO_LARGE, Concurrently, Operation, Request, accepted, chunks, domain_path, response_body
 from caspl.results import Classification, Domain, Prediction, Version
 from prompt_store.bundle import peek_manifest
 
 IMAGES_PER_REQUEST: Final = 16
 BYTES_PER_REQUEST: Final = 30 * 2**20
 """Of the 32 MiB that a server accepts by default; the rest is for multipart headers."""
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """Keyword arguments of `classify`."""
+
+    top_k: int
+    labels: Sequence[str] | None
+    version: int | None
+    abstain: float | None
+    embedding: bool
 
 
 def classify(
@@ -30,7 +40,7 @@ def classify(
     abstain: float | None = None,
     embedding: bool = False,
 ) -> Operation[list[Classification]]:
-    """Classify images, at most 16 and 30 MiB per request.
+    """Classify images, at most 16 and 30 MiB per request, four requests at a time.
 
     Args:
         images: one or several: file paths, encoded bytes, PIL images, or uint8 arrays [H, W, 3] (RGB) or [H, W]. Files
@@ -64,10 +74,35 @@ def classify(
     if isinstance(domain, str):
         path, fields = f"/classify/{quote(domain, safe='')}", ["images"] * len(all_images)
     parts = list(zip(fields, all_images, strict=True))
-    results = []
-    for chunk in chunks(parts, [n_bytes(image) for image in all_images], IMAGES_PER_REQUEST, BYTES_PER_REQUEST):
-        results += yield from _classify_chunk(path, chunk, params)
-    return results
+    sizes = [n_bytes(image) for image in all_images]
+    requests = [
+        _classify_chunk(path, chunk, params) for chunk in chunks(parts, sizes, IMAGES_PER_REQUEST, BYTES_PER_REQUEST)
+    ]
+    if len(requests) == 1:
+        return (yield from requests[0])
+    results: list[list[Classification]] = yield Concurrently(requests)
+    return [result for chunk in results for result in chunk]
+
+
+def classify_files(
+    files: Sequence[Path], domain: str, options: ClassifyOptions
+) -> Operation[list[tuple[Path, Classification]]]:
+    """Classify files like `classify`; a file that cannot be read has `error` set.
+
+    Raises:
+        CasplError: the server cannot be reached or rejects a request.
+    """
+    read: dict[Path, bytes] = {}
+    results: dict[Path, Classification] = {}
+    for file in files:
+        try:
+            read[file] = file.read_bytes()
+        except OSError as error:
+            problem = ImageError("Cannot read the file", f"{error.strerror}.", code="file_unreadable")
+            results[file] = Classification(domain, error=problem)
+    classified = yield from classify(list(read.values()), domain, **options)
+    results |= dict(zip(read, classified, strict=True))
+    return [(file, results[file]) for file in files]
 
 
 def domains() -> Operation[list[Domain]]:
@@ -101,7 +136,7 @@ def publish(
     data = bundle if isinstance(bundle, bytes) else Path(bundle).read_bytes()
     path = domain_path(domain or peek_manifest(data).domain, "versions")
     options = {"content": data, "params": {"activate": True} if activate else {}}
-    body = accepted((yield Request("POST", path, options)), "version")
+    body = accepted((yield Request("POST", path, options, is_repeatable=True)), "version")
     return Version(body["domain"], body["version"], body["digest"], body["is_live"], body["is_new"])
 
 
@@ -138,7 +173,7 @@ def _classify_chunk(
 ) -> Operation[list[Classification]]:
     """One request, or one for each half of the images if the server's limit is lower than the default."""
     files = [(name, encode(image)) for name, image in parts]
-    response: httpx.Response = yield Request("POST", path, {"files": files, "params": params})
+    response: httpx.Response = yield Request("POST", path, {"files": files, "params": params}, is_repeatable=True)
     if response.status_code == TOO_LARGE and len(parts) > 1:
         middle = len(parts) // 2
         first = yield from _classify_chunk(path, parts[:middle], params)

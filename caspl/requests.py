@@ -20,11 +20,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """An HTTP request; `options` are httpx's. The operation receives its `httpx.Response`."""
+    """An HTTP request. The operation receives its `httpx.Response`.
+
+    Attributes:
+        options: httpx's.
+        is_repeatable: whether it has the same effect if the server executes it twice, as when the connection breaks
+            before the response arrives. A GET always is.
+    """
 
     method: str
     path: str
     options: dict[str, Any] = field(default_factory=dict)
+    is_repeatable: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from rich.console import Console
 from caspl.client import DEFAULT_URL, Client
 from caspl.errors import InvalidRequestError
 from caspl.results import AddedExample, Fit
-from caspl.terminal import exit_on_error, plain
+from caspl.terminal import Quiet, exit_on_error, plain
 from training.data.teaching_folder import TeachingFolder, read_teaching_folder
 from training.fit_table import print_report
 from training.progress import progress_bars
 
-MAX_ATTEMPTS: Final = 10
-"""Of each request: an upload has low priority, and waits for a busy server."""
+RETRY_FOR_S: Final = 120.0
+"""An upload has low priority, and waits for a busy server."""
 MIN_CLASSES: Final = 2
 MAX_PRINTED: Final = 20
 """Rejected pictures that are listed without --json."""
@@ -64,7 +64,7 @@ class Upload:
         return pairs
 
 
-@teach_app.command()
+@teach_app.command(epilog="\b\nExample:\n  caspl teach pictures/ --domain shelf")
 def teach(
     folder: Annotated[Path, typer.Argument(help="folder with a folder of pictures per class")],
     domain: Annotated[str, typer.Option(help="domain to teach; it is created if it does not exist")],
@@ -82,18 +82,19 @@ def teach(
     activate: Annotated[bool, typer.Option(help="make the new version live")] = True,
     key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Teach a domain of a running server from labelled pictures, and make it live.
 
     Pictures outside class folders, and in a folder `unlabelled`, are added without a label. Running the command again
     adds only new pictures.
     """
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, quiet=quiet)
     with exit_on_error():
         found = read_teaching_folder(folder, classes)
         for note in found.notes:
             console.print(plain(note, "yellow"), soft_wrap=True)
-        with Client(url, api_key=key, max_attempts=MAX_ATTEMPTS) as client:
+        with Client(url, api_key=key, retry_for_s=RETRY_FOR_S) as client:
             is_new = create_missing(client, domain, found, boosted_by, console)
             upload = add_pictures(client, domain, found, console)
             has_labels = any(one.label is not None for one in upload.added)
@@ -188,7 +189,7 @@ def show(upload: Upload, fit: Fit, url: str, console: Console) -> None:
         console.print("No head was better than the text features: add pictures, at least four per class.")
     server = "" if url == DEFAULT_URL else f" --url {url}"
     if fit.is_live:
-        console.print(plain(f"Try it: caspl classify {fit.domain} PICTURE{server}"), soft_wrap=True)
+        console.print(plain(f"Try it: caspl classify PICTURE --domain {fit.domain}{server}"), soft_wrap=True)
     else:
-        line = f"Try it: caspl classify {fit.domain} PICTURE --version {fit.version}{server}"
+        line = f"Try it: caspl classify PICTURE --domain {fit.domain} --version {fit.version}{server}"
         console.print(plain(line), soft_wrap=True)

@@ -228,7 +228,7 @@ def _add_chunk(
     """One request, or one for each half of the pictures if a limit on the way is lower than the server's."""
     files = [(UNLABELLED if label is None else label, encode(image)) for label, image in parts]
     options = {"files": files, "params": {"timeout_ms": timeout_ms}}
-    response: httpx.Response = yield Request("POST", domain_path(domain, "examples"), options)
+    response: httpx.Response = yield Request("POST", domain_path(domain, "examples"), options, is_repeatable=True)
     if response.status_code == TOO_LARGE and len(parts) > 1:
         middle = len(parts) // 2
         first = yield from _add_chunk(domain, parts[:middle], timeout_ms, on_added)

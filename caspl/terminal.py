@@ -5,7 +5,7 @@ Text from outside (file names, labels, problems) is printed as it is; it cannot 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from caspl.errors import CasplError
 from training.errors import TrainingError
 
 FAILURE: Final = 1
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no notes, only errors")]
 
 
 @contextmanager
@@ -24,9 +25,14 @@ def exit_on_error() -> Iterator[None]:
         yield
     except (CasplError, TrainingError, OSError) as error:
         reason = f"Cannot read {error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
-        console = Console(stderr=True, highlight=False)
-        console.print(Text.assemble(("error:", "red"), f" {reason}"), soft_wrap=True)
+        print_error(reason)
         raise typer.Exit(FAILURE) from error
+
+
+def print_error(reason: str) -> None:
+    """Print an error as one line on stderr."""
+    console = Console(stderr=True, highlight=False)
+    console.print(Text.assemble(("error:", "red"), " ", plain(reason)), soft_wrap=True)
 
 
 def plain(text: str, style: str = "") -> Text:

@@ -43,7 +43,7 @@ PLAIN_WIDTH: Final = 120
 
 def own_client(url: str) -> Client:
     """A client that uses no proxy of the environment, and does not repeat a request that is refused."""
-    return Client(url, max_attempts=1, transport=httpx.HTTPTransport())
+    return Client(url, retry_for_s=0, transport=httpx.HTTPTransport())
 
 
 def packaged(domain: str) -> Path:

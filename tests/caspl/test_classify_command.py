@@ -1,139 +1,237 @@
+"""`caspl classify` with a server in memory; `test_classifying_through_restarts.py` has a real one."""
+
+import csv
+import functools
 import json
 
+import httpx
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+import caspl
 from caspl import classify_command
 from caspl.classify_command import classify_app, show
-from caspl.errors import NotFoundError, ServerError
+from caspl.errors import NotFoundError
 from caspl.results import Classification, Prediction
 from tests.service.fakes import picture
 
+RED = {"predictions": [{"label": "red", "class_id": 0, "probability": 0.9}], "error": None, "notes": []}
+DAMAGED = {"title": "Invalid image", "detail": "It is damaged.", "code": "image_undecodable", "status": 422}
+NO_DOMAIN = httpx.Response(404, json={"title": "No such domain", "detail": "see /domains", "code": "domain_not_found"})
+FAILED = httpx.Response(500, json={"title": "Model failure", "code": "inference_failed", "detail": "try again"})
 
-class FakeClient:
-    """Stands for `caspl.Client`; fails from call number `fails_at` on."""
 
-    calls = ()
-    result = Classification("paint", 3, "sha256:x", (Prediction("red", 0, 0.9),))
-    fails_at = 99
-    error = ServerError("Model failure", "try again", code="inference_failed")
+class Server:
+    """A server in memory: every PNG is red; from request number `fails_at` on it answers with `failure`."""
 
-    def __init__(self, url, *, api_key):
-        assert (url, api_key) == ("http://127.0.0.1:8000", None)
+    def __init__(self, fails_at=999, failure=FAILED, result=RED):
+        self.fails_at, self.failure, self.result = fails_at, failure, result
+        self.requests, self.n_images = [], 0
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def classify(self, images, domain, **options):
-        self.calls.append((len(images), domain, options))
-        if len(self.calls) >= self.fails_at:
-            raise self.error
-        return [self.result] * len(images)
+    def __call__(self, request):
+        self.requests.append(request)
+        if len(self.requests) >= self.fails_at:
+            return self.failure
+        boundary = request.content.split(b"\r\n", 1)[0]
+        parts = request.content.split(boundary)[1:-1]
+        self.n_images += len(parts)
+        errors = [None if b"PNG" in part else DAMAGED for part in parts]
+        if all(errors):
+            return httpx.Response(422, json={"code": "images_rejected", "errors": errors})
+        results = [{"predictions": [], "error": error, "notes": []} if error else self.result for error in errors]
+        body = {"domain": "paint", "version": 3, "digest": "sha256:x", "results": results}
+        return httpx.Response(200, json=body)
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    def invoke(n_files, *options, fails_at=99, error=FakeClient.error):
-        monkeypatch.setattr(FakeClient, "calls", [])
-        monkeypatch.setattr(FakeClient, "fails_at", fails_at)
-        monkeypatch.setattr(FakeClient, "error", error)
-        monkeypatch.setattr(classify_command, "Client", FakeClient)
-        files = [tmp_path / f"{number}.png" for number in range(n_files)]
-        for path in files:
-            path.write_bytes(picture())
-        return CliRunner().invoke(classify_app, ["paint", *map(str, files), *options])
+    def invoke(server, *arguments):
+        client = functools.partial(caspl.AsyncClient, transport=httpx.MockTransport(server))
+        monkeypatch.setattr(classify_command, "AsyncClient", client)
+        monkeypatch.chdir(tmp_path)
+        return CliRunner().invoke(
+            classify_app, [*map(str, arguments), "--domain", "paint"], env={"COLUMNS": "200"}, catch_exceptions=False
+        )
 
     return invoke
 
 
-def test_results_are_printed_as_a_table(run):
-    result = run(2, "--labels", "red,blue", "--top-k", "2", "--version", "3")
+@pytest.fixture
+def files(tmp_path):
+    """Forty pictures."""
+    paths = [tmp_path / f"{number:02}.png" for number in range(40)]
+    for path in paths:
+        path.write_bytes(picture())
+    return paths
+
+
+def csv_rows(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results_are_printed_as_a_table(run, files):
+    server = Server()
+    result = run(server, *files[:2], "--labels", "red,blue", "--top-k", "2", "--version", "3")
 
     assert result.exit_code == 0
     assert "red 90.0%" in result.stdout
-    assert FakeClient.calls == [(2, "paint", {"top_k": 2, "labels": ["red", "blue"], "version": 3, "abstain": None})]
+    assert str(server.requests[0].url.query, "ascii") == "top_k=2&labels=red&labels=blue&version=3"
+    assert result.stderr == "2 pictures classified, 0 with an error\n"
 
 
-def test_results_are_printed_as_json(run):
-    result = run(1, "--json")
+def test_results_are_printed_as_json(run, files):
+    result = run(Server(), files[0], "--json")
 
     (row,) = json.loads(result.stdout)
-    assert row["file"].endswith("0.png")
+    assert row["file"].endswith("00.png")
     assert (row["domain"], row["version"], row["digest"], row["error"]) == ("paint", 3, "sha256:x", None)
     assert row["predictions"] == [{"label": "red", "class_id": 0, "probability": 0.9}]
     assert (row["label"], row["abstained"]) == ("red", False)
 
 
-def test_an_image_that_is_too_uncertain_has_no_label_but_all_predictions(run, monkeypatch):
-    guesses = (Prediction("red", 0, 0.4), Prediction("blue", 1, 0.3))
-    unsure = Classification("paint", 3, "sha256:x", guesses, abstained=True)
-    monkeypatch.setattr(FakeClient, "result", unsure)
+def test_an_image_that_is_too_uncertain_has_no_label_but_all_predictions(run, files):
+    guesses = [{"label": name, "class_id": 0, "probability": share} for name, share in (("red", 0.4), ("blue", 0.3))]
+    server = Server(result={"predictions": guesses, "error": None, "notes": [], "abstained": True})
 
-    (row,) = json.loads(run(1, "--json", "--abstain", "0.05").stdout)
-    assert FakeClient.calls[0][2]["abstain"] == 0.05
+    (row,) = json.loads(run(server, files[0], "--json", "--abstain", "0.05").stdout)
+    assert server.requests[0].url.params["abstain"] == "0.05"
     assert (row["label"], row["abstained"], len(row["predictions"])) == (None, True, 2)
-    assert " ".join(run(1, "--abstain", "0.05").stdout.split()).count("abstained │ red 40.0%, blue 30.0%") == 1
+    table = run(server, files[0], "--abstain", "0.05").stdout
+    assert " ".join(table.split()).count("abstained │ red 40.0%, blue 30.0%") == 1
 
 
-def test_a_late_failure_keeps_earlier_results_and_stops(run):
-    result = run(40, "--json", fails_at=2)
+def test_a_late_failure_keeps_earlier_results_and_stops(run, files):
+    result = run(Server(fails_at=2), *files, "--json")
 
     rows = json.loads(result.stdout)
     assert result.exit_code == 1
     assert [bool(row["error"]) for row in rows] == [False] * 16 + [True] * 24
     assert rows[39]["error"] == {"title": "Model failure", "code": "inference_failed", "detail": "try again"}
-    assert len(FakeClient.calls) == 2
+    assert "16 pictures classified, 0 with an error, 24 without a result\n" in result.stderr
+    assert "error: Model failure: try again\n" in result.stderr
 
 
-def test_a_refused_request_is_one_line(run):
-    result = run(1, fails_at=1, error=NotFoundError("No such domain", "see /domains", code="domain_not_found"))
+def test_a_refused_request_is_one_line(run, files):
+    result = run(Server(fails_at=1, failure=NO_DOMAIN), files[0])
 
     assert result.exit_code == 1
     assert result.stderr == "error: No such domain: see /domains\n"
 
 
-def test_a_file_that_cannot_be_read_is_named_before_any_is_sent(run, tmp_path):
-    result = run(20, str(tmp_path / "missing.png"))
+def test_a_path_that_does_not_exist_is_named_before_any_picture_is_sent(run, files, tmp_path):
+    server = Server()
+    result = run(server, *files, tmp_path / "missing.png")
 
     assert result.exit_code == 1
     assert f"Cannot read {tmp_path}/missing.png: No such file" in result.stderr
-    assert FakeClient.calls == []
+    assert server.requests == []
 
 
-def test_a_folder_stands_for_its_images_and_other_files_are_counted(run, tmp_path):
+@pytest.fixture
+def photos(tmp_path):
     folder = tmp_path / "photos"
     for name in ("b.png", "sub/a.JFIF", "c.gif", "d.tif", "notes.txt", "@eaDir/e.jpg"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(picture())
-    result = run(1, str(folder), "--json")
+    return folder
+
+
+def test_a_folder_stands_for_its_own_pictures_and_what_is_not_read_is_counted(run, photos):
+    result = run(Server(), "photos", "--json")
+
+    assert [row["file"] for row in json.loads(result.stdout)] == ["photos/b.png"]
+    line = "3 files not read: 1 .gif, 1 .tif, 1 .txt; 1 folder not read: 1 @eaDir"
+    line = f"photos: 1 pictures; {line}; 1 subfolder not read without --recursive"
+    assert result.stderr.splitlines()[0] == line
+
+
+def test_recursive_includes_subfolders_and_a_file_that_is_named_twice_is_read_once(run, photos):
+    result = run(Server(), "photos/b.png", "photos", "--recursive", "--json")
 
     assert result.exit_code == 0
-    files = [row["file"] for row in json.loads(result.stdout)]
-    assert files == [str(tmp_path / "0.png"), str(folder / "b.png"), str(folder / "sub/a.JFIF")]
-    line = "2 images; 3 files not read: 1 .gif, 1 .tif, 1 .txt; 1 folder not read: 1 @eaDir"
-    assert result.stderr == f"{folder}: {line}\n"
+    assert [row["file"] for row in json.loads(result.stdout)] == ["photos/b.png", "photos/sub/a.JFIF"]
+    assert "1 files are named more than once and read once." in result.stderr
 
 
 def test_a_folder_without_images_is_a_usage_error(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    result = run(0, str(tmp_path / "empty"))
+    result = run(Server(), "empty")
 
     assert result.exit_code == 2
     assert "no .jfif, .jpe" in result.stderr
 
 
+def test_files_that_are_no_pictures_are_listed_counted_and_tell_in_the_exit_code(run, files, tmp_path):
+    files[3].write_bytes(b"?")
+    files[20].write_bytes(b"?")
+    result = run(Server(), *files, "--csv", "out.csv")
+
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert f"{files[3]}: Invalid image: It is damaged.\n" in result.stderr
+    assert "38 pictures classified, 2 with an error\n" in result.stderr
+    rows = csv_rows(tmp_path / "out.csv")
+    assert [row["file"] for row in rows] == [str(path) for path in files]
+    assert [row["label"] for row in rows if row["error"]] == ["", ""]
+
+
+def test_a_csv_file_is_continued_after_a_failure(run, files, tmp_path):
+    first = run(Server(fails_at=2), *files, "--csv", "out.csv")
+    assert first.exit_code == 1
+    assert "error: Model failure: try again Run the same command again to continue.\n" in first.stderr
+    assert len(csv_rows(tmp_path / "out.csv")) == 16
+
+    server = Server()
+    second = run(server, *files, "--csv", "out.csv")
+    assert second.exit_code == 0
+    assert second.stderr.startswith("16 pictures have a row in out.csv and are skipped; 0 rows have an error.\n")
+    assert server.n_images == 24
+    assert [row["file"] for row in csv_rows(tmp_path / "out.csv")] == [str(path) for path in files]
+
+    third = run(server, *files, "--csv", "out.csv")
+    assert (third.exit_code, server.n_images) == (0, 24)
+    assert "40 pictures have a row in out.csv and are skipped" in third.stderr
+
+
+def test_errors_of_an_earlier_run_tell_in_the_exit_code(run, files):
+    files[3].write_bytes(b"?")
+    run(Server(), *files, "--csv", "out.csv")
+    result = run(Server(), *files, "--csv", "out.csv")
+
+    assert result.exit_code == 1
+    assert "40 pictures have a row in out.csv and are skipped; 1 rows have an error.\n" in result.stderr
+
+
+def test_another_file_is_not_overwritten(run, files, tmp_path):
+    (tmp_path / "notes.txt").write_text("my notes")
+    server = Server()
+    result = run(server, *files, "--csv", "notes.txt")
+
+    assert result.exit_code == 1
+    assert "Cannot continue notes.txt" in result.stderr
+    assert server.requests == []
+
+
+def test_csv_and_json_exclude_each_other(run, files):
+    assert run(Server(), files[0], "--csv", "out.csv", "--json").exit_code == 2
+
+
+def test_quiet_prints_results_and_errors_only(run, photos):
+    assert run(Server(), "photos", "--json", "--quiet").stderr == ""
+    failed = run(Server(fails_at=1, failure=NO_DOMAIN), "photos", "--quiet")
+    assert failed.stderr == "error: No such domain: see /domains\n"
+
+
 def test_text_from_outside_is_shown_as_it_is(tmp_path):
     labels = [Prediction(label, 0, 0.5) for label in ("[/x]", ":dog:", "a\x1b[2Jb")]
     results = [
-        Classification("paint", 1, "sha256:x", tuple(labels)),
-        Classification("paint", error=NotFoundError("[/y]", "[bold] :cat:", code="x")),
+        (tmp_path / "[bold]nope.png", Classification("paint", 1, "sha256:x", tuple(labels))),
+        (tmp_path / "b.png", Classification("paint", error=NotFoundError("[/y]", "[bold] :cat:", code="x"))),
     ]
     console = Console(record=True, width=160)
-    show([tmp_path / "[bold]nope.png", tmp_path / "b.png"], results, console)
+    show(results, console)
 
     text = console.export_text()
     for shown in ("[bold]nope.png", "[/x] 50.0%", ":dog: 50.0%", "a?[2Jb", "[/y]", "[bold] :cat:"):

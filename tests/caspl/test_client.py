@@ -1,5 +1,7 @@
 import asyncio
+import errno
 import io
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 import caspl
-from caspl import client as client_module
+from caspl import retries
 from caspl.errors import (
     AccessError,
     ConflictError,
@@ -22,11 +24,25 @@ from prompt_store.manifest import Calibration
 from tests.service.fakes import colour_bundle, picture
 
 
+class Clock:
+    """Time that passes only in pauses."""
+
+    def __init__(self):
+        self.pauses = []
+
+    def monotonic(self):
+        return sum(self.pauses)
+
+    def wait(self, pause_s):
+        self.pauses.append(pause_s)
+        return False
+
+
 @pytest.fixture
 def connect(monkeypatch):
     """A client of a function that stands for the server, and the requests the function received."""
-    pauses = []
-    monkeypatch.setattr(client_module.time, "sleep", pauses.append)
+    clock = Clock()
+    monkeypatch.setattr(retries, "time", clock)
 
     def connected(handler, **options):
         seen = []
@@ -36,7 +52,8 @@ def connect(monkeypatch):
             return handler(len(seen), request)
 
         made = caspl.Client("http://test", transport=httpx.MockTransport(record), **options)
-        made.seen, made.pauses = seen, pauses
+        monkeypatch.setattr(made._is_interrupted, "wait", clock.wait)
+        made.seen, made.pauses = seen, clock.pauses
         return made
 
     return connected
@@ -56,7 +73,7 @@ def test_sixteen_images_are_sent_per_request_and_results_keep_their_order(connec
     client = connect(answer, api_key="pk_x")
     results = client.classify([picture()] * 20, "paint", top_k=3, labels=["red", "blue"], version=3)
 
-    assert [n_images(request) for request in client.seen] == [16, 4]
+    assert sorted(n_images(request) for request in client.seen) == [4, 16]
     assert client.seen[0].headers["authorization"] == "Bearer pk_x"
     assert str(client.seen[0].url) == "http://test/classify/paint?top_k=3&labels=red&labels=blue&version=3"
     assert (
@@ -88,7 +105,7 @@ def test_large_images_are_spread_over_requests_within_the_default_limit(connect)
     client = connect(answer)
     client.classify([bytes(9 * 2**20)] * 6 + [picture()], "paint")
 
-    assert [n_images(request) for request in client.seen] == [3, 4]
+    assert sorted(n_images(request) for request in client.seen) == [3, 4]
     assert all(len(request.content) < 32 * 2**20 for request in client.seen)
 
 
@@ -170,12 +187,85 @@ def test_a_busy_server_gets_the_request_again_after_its_pause(connect):
     assert client.pauses == [7.0, 7.0]
 
 
-def test_an_overloaded_server_is_an_error_after_all_attempts(connect):
-    client = connect(lambda *_: httpx.Response(503, headers={"retry-after": "999"}), max_attempts=2)
+def test_a_server_that_stays_busy_is_an_error_after_the_stated_time(connect):
+    client = connect(lambda *_: httpx.Response(503, headers={"retry-after": "4"}), retry_for_s=10)
 
     with pytest.raises(OverloadedError):
         client.domains()
-    assert client.pauses == [10.0]
+    assert client.pauses == [4.0, 4.0]
+
+
+def test_a_pause_that_ends_after_the_stated_time_is_not_begun(connect):
+    client = connect(lambda *_: httpx.Response(503, headers={"retry-after": "999"}), retry_for_s=10)
+
+    with pytest.raises(OverloadedError):
+        client.domains()
+    assert client.pauses == []
+
+
+def failing_once_reached(error, n_failures):
+    """A server that answers the first request, then fails `n_failures` times with an error or a status."""
+
+    def handle(number, request):
+        if not 1 < number <= 1 + n_failures:
+            return answer(number, request) if request.method == "POST" else httpx.Response(200, json={"domains": []})
+        if isinstance(error, int):
+            return httpx.Response(error, json={"title": "Bad gateway"})
+        raise error
+
+    return handle
+
+
+BROKEN = [httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), 502, 504]
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=str)
+def test_a_restart_of_the_server_is_survived_with_growing_pauses(connect, error):
+    client = connect(failing_once_reached(error, 6))
+    client.domains()
+
+    assert client.classify([picture()], "paint")[0].label == "red"
+    assert client.pauses == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0]
+
+
+def test_a_server_that_stays_away_is_an_error_after_the_stated_time(connect):
+    client = connect(failing_once_reached(httpx.ConnectError("refused"), 999), retry_for_s=60)
+    client.domains()
+
+    with pytest.raises(TransportError, match="Cannot reach http://test: refused"):
+        client.classify([picture()], "paint")
+    assert 55 < sum(client.pauses) <= 60
+
+
+@pytest.mark.parametrize("error", [httpx.ReadError("reset"), 502, 504], ids=str)
+@pytest.mark.parametrize("call", [lambda client: client.rollback("paint"), lambda client: client.fit("paint")])
+def test_what_may_have_been_executed_and_would_have_another_effect_is_not_repeated(connect, call, error):
+    client = connect(failing_once_reached(error, 999))
+    client.domains()
+
+    with pytest.raises(caspl.CasplError):
+        call(client)
+    assert client.pauses == []
+
+
+def test_what_was_not_sent_is_always_repeated(connect):
+    client = connect(failing_once_reached(httpx.ConnectError("refused"), 1))
+    client.domains()
+
+    assert client.rollback("paint").version == 3
+    assert client.pauses == [0.25]
+
+
+def test_ctrl_c_ends_the_pauses_of_other_requests(monkeypatch):
+    def busy(request):
+        if b"raise" in request.content:
+            raise KeyboardInterrupt
+        return httpx.Response(503, headers={"retry-after": "100"})
+
+    with caspl.Client("http://test", transport=httpx.MockTransport(busy), retry_for_s=1000) as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.classify([b"raise"] * 16 + [b"?"] * 32, "paint")
+        assert not client._is_interrupted.is_set()
 
 
 @pytest.mark.parametrize("text", ["<html>", "[]", '{"hello": 1}'])
@@ -184,12 +274,73 @@ def test_an_answer_from_something_else_is_reported_as_such(connect, text):
         connect(lambda *_: httpx.Response(200, text=text)).classify([picture()], "paint")
 
 
-def test_an_unreachable_server_is_named(connect):
+def test_an_unreachable_server_is_named_at_once_as_its_address_may_be_wrong(connect):
     def refuse(*_):
         raise httpx.ConnectError("refused")
 
+    client = connect(refuse)
     with pytest.raises(TransportError, match="Cannot reach http://test: refused"):
-        connect(refuse).domains()
+        client.domains()
+    assert client.pauses == []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.png", "a.png", "notes.txt", "sub/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    return tmp_path
+
+
+@pytest.mark.parametrize(("recursive", "names"), [(False, ["a.png", "b.png"]), (True, ["a.png", "b.png", "sub/c.png"])])
+def test_the_pictures_of_a_folder_are_classified_in_order(connect, folder, recursive, names):
+    client = connect(answer)
+    results = list(client.classify_files(folder, "paint", recursive=recursive, top_k=1))
+
+    assert [path for path, _ in results] == [folder / name for name in names]
+    assert {result.label for _, result in results} == {"red"}
+    assert client.seen[0].url.params["top_k"] == "1"
+
+
+def test_a_file_that_cannot_be_read_has_an_error_and_the_others_have_results(connect, folder, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", refuse_a(Path.read_bytes))
+    results = dict(connect(answer).classify_files(folder, "paint"))
+
+    assert results[folder / "b.png"].label == "red"
+    assert results[folder / "a.png"].error.code == "file_unreadable"
+    assert str(results[folder / "a.png"].error) == "Cannot read the file: Permission denied."
+
+
+def refuse_a(read_bytes):
+    def read(path):
+        if path.name == "a.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read_bytes(path)
+
+    return read
+
+
+def test_files_are_read_as_their_results_are_taken(connect, folder):
+    files = [folder / f"{number}.png" for number in range(1000)]
+    for path in files:
+        path.write_bytes(b"?")
+    client = connect(answer)
+    results = client.classify_files(files, "paint")
+    first = next(results)
+
+    assert first[0] == files[0]
+    assert len(client.seen) <= 8
+    assert [path for path, _ in results] == files[1:]
+    assert len(client.seen) == 63
+
+
+def test_the_asynchronous_client_classifies_folders_in_order(folder):
+    async def classify():
+        transport = httpx.MockTransport(lambda request: answer(0, request))
+        async with caspl.AsyncClient("http://test", transport=transport) as client:
+            return [path async for path, _ in client.classify_files([folder], "paint", recursive=True)]
+
+    assert asyncio.run(classify()) == [folder / name for name in ("a.png", "b.png", "sub/c.png")]
 
 
 def test_names_are_quoted_in_paths(connect):

@@ -120,7 +120,7 @@ def test_a_missing_domain_is_created_from_the_folders_taught_and_live(teach, pet
     assert "2 (live)" in result.stdout
     assert f"{pets}/cat/a.png: cat, predicted dog" in result.stdout
     assert "example 99: cat, predicted dog" in result.stdout
-    assert "Try it: caspl classify pets PICTURE" in result.stderr
+    assert "Try it: caspl classify PICTURE --domain pets" in result.stderr
 
 
 def test_running_again_adds_new_pictures_only_and_a_moved_one_gets_its_new_label(teach, pets):
@@ -161,7 +161,7 @@ def test_options_reach_the_server(teach, tmp_path):
     options = {"based_on": "live", "classes": "own", "method": "gda", "unlabelled": True}
     assert server.fits == [{"activate": False, **options}]
     assert "2 (not live)" in result.stdout
-    assert "Try it: caspl classify pets PICTURE --version 2 --url http://elsewhere" in result.stderr
+    assert "Try it: caspl classify PICTURE --domain pets --version 2 --url http://elsewhere" in result.stderr
 
 
 def test_the_api_key_is_sent(teach):

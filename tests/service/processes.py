@@ -24,7 +24,7 @@ from tests.service.fakes import FakeModel
 
 model = FakeModel()
 server.load_model = lambda settings: model
-settings = Settings(port=0, store=sys.argv[1], store_poll_s=0, **json.loads(sys.argv[2]))
+settings = Settings(**{"port": 0, "store": sys.argv[1], "store_poll_s": 0} | json.loads(sys.argv[2]))
 logs.install(settings.log_format, settings.log_level)
 
 def announce(context, address):

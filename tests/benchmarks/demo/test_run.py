@@ -91,7 +91,7 @@ def test_labelled_images_are_read_in_the_order_of_drawing(tmp_path):
 
 
 def paint_service(handle):
-    return Client("http://demo", max_attempts=1, transport=httpx.MockTransport(handle))
+    return Client("http://demo", retry_for_s=0, transport=httpx.MockTransport(handle))
 
 
 def result_of(**changes):
