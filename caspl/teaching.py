@@ -20,9 +20,8 @@ from caspl.requests import (
     response_body,
 )
 from caspl.results import AddedExample, Example, Fit, Prediction, Version
-from prompt_store.class_names import normalize_name
+from prompt_store.class_names import UNLABELLED, comparison_key
 
-UNLABELLED: Final = "unlabelled"
 """Field name of a picture without a label."""
 PAGE: Final = 1000
 IDS_PER_REQUEST: Final = 1000
@@ -78,7 +77,7 @@ def add_examples(
     """
     parts = list(examples)
     for label in {label for label, _ in parts if label is not None}:
-        if normalize_name(label) == UNLABELLED or "%22" in label:
+        if comparison_key(label) == UNLABELLED or "%22" in label:
             detail = f"{label!r} cannot be sent as a label; for pictures without one pass None."
             raise InvalidRequestError("Invalid label", detail, code="label_invalid")
     limits = accepted((yield Request("GET", "/info")), "limits")["limits"]

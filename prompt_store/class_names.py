@@ -11,6 +11,8 @@ from prompt_store.errors import BundleInvalidError
 
 MAX_NAME_CHARS: Final = 128
 MAX_NAME_BYTES: Final = 512
+UNLABELLED: Final = "unlabelled"
+"""The name of pictures without a label, in every spelling."""
 _ZERO_WIDTH_JOINERS: Final = frozenset("\u200c\u200d")  # needed by several scripts and by emoji
 _FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompt_store.bundle import read_bundle
-from prompt_store.class_names import normalize_labels
+from prompt_store.class_names import UNLABELLED, comparison_key, normalize_labels
 from prompt_store.errors import BundleInvalidError
 from prompt_store.manifest import DEFAULT_TEMPLATE, MAX_CLASSES, check_domain
 from prompted_clip.errors import StackMismatchError
@@ -83,6 +83,10 @@ class DomainCreator:
             field = error.field and error.field.replace("labels", "classes")
             message = str(error).replace("labels[", "classes[")
             raise RequestInvalidError(message, code="class_name", extra={"field": field}) from error
+        for index, name in enumerate(names):
+            if comparison_key(name) == UNLABELLED:
+                message = f"classes[{index}] is the name of examples without a label. Choose another name."
+                raise RequestInvalidError(message, code="class_name", extra={"field": f"classes[{index}]"})
         async with self._creating:
             await self._check_new(domain)
             source, bundle = await self._boosting(boosted_by)

@@ -9,17 +9,14 @@ Formats are those of the service. `classes.txt` in the root lists the class name
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from prompt_store.class_names import comparison_key
+from prompt_store.class_names import UNLABELLED, comparison_key
 from training.data.class_list import check_class_names, read_classes
 from training.data.dataset import shorten
 from training.data.folder_per_class import CLASS_LIST_NAME, ClassFolder, check_level, label_order, listed_classes
 from training.data.listing import SERVED_SUFFIXES, describe_left_out, list_images, scan_folder
 from training.data.split_names import split_of
 from training.errors import DatasetError
-
-UNLABELLED: Final = "unlabelled"
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from prompt_store.class_names import UNLABELLED
 from service.errors import ImageRejectedError, RequestInvalidError
 from service.images.headers import too_large
 
-UNLABELLED: Final = "unlabelled"
-"""The name of images without a label."""
 NULL: Final = Raw(b"null")
 Image = TypeVar("Image", bound="Base64Image")
 

@@ -52,7 +52,9 @@ class ExamplesQuery(Input):
 class RemoveQuery(Input):
     """The query of `DELETE /domains/{domain}/examples`."""
 
-    ids: str | None = Field(None, pattern=r"^[0-9]{1,15}(,[0-9]{1,15})*$", description="separated by commas")
+    ids: list[Annotated[str, Field(pattern=r"^[0-9]{1,15}(,[0-9]{1,15})*$")]] = Field(
+        [], description="separated by commas, or repeated"
+    )
     all: bool = Field(False, description="remove all examples of the domain")
 
 
@@ -117,6 +119,8 @@ async def list_examples(
     context.table.state(domain)
     check_utf8(request.scope["query_string"])
     label, is_labelled = _chosen(query)
+    if label is not None:
+        label = await in_thread(_stored, context, domain, label)
     is_ordered = query.suspect or query.order == "uncertain"
     fit = await (context.fitter.report(domain) if is_ordered else context.fitter.current(domain))
     by_fit = fit if is_ordered else None
@@ -189,9 +193,9 @@ async def remove_examples(
 ) -> RemovedOut:
     """Remove some examples or all; ids that do not exist are ignored, so that the call can be repeated."""
     context.table.state(domain)
-    if (query.ids is None) is not query.all:
+    if bool(query.ids) is query.all:
         raise RequestInvalidError("Send either ids=1,2,3 or all=true.")
-    ids = None if query.ids is None else [int(one) for one in query.ids.split(",")]
+    ids = None if query.all else [int(one) for some in query.ids for one in some.split(",")]
     n_removed = await in_thread(context.examples.remove, domain, ids)
     _record(context, request, domain, "removed", n_removed)
     return RemovedOut(domain=domain, removed=n_removed)
@@ -232,6 +236,12 @@ def _spelled(context: ServiceContext, domain: str, label: str) -> str:
         if found := spellings([label], known):
             return found[label]
     return label
+
+
+def _stored(context: ServiceContext, domain: str, label: str) -> str:
+    """A label as examples spell it."""
+    known = context.examples.counts(domain).by_label
+    return label if label in known else spellings([label], known).get(label, label)
 
 
 def _shown(example: Example, fit: DomainFit | None) -> ExampleOut:

@@ -12,12 +12,11 @@ from urllib.parse import unquote_to_bytes
 from fastapi import Request
 from pydantic import Field
 
-from prompt_store.class_names import check_name, normalize_labels, normalize_name
+from prompt_store.class_names import UNLABELLED, check_name, comparison_key, normalize_labels, normalize_name
 from prompt_store.errors import BundleInvalidError
 from service.errors import ImageRejectedError, MediaTypeError, RequestInvalidError
 from service.http.body import media_type_of, read_body
 from service.http.routes.json_images import (
-    UNLABELLED,
     Base64Image,
     LabelledImage,
     MixedImage,
@@ -166,7 +165,7 @@ async def _read_named(
 
 
 def check_label(label: str, field: str) -> str | None:
-    """Normalize and validate a label as a class name; None for `unlabelled`. `field` is for the message.
+    """Normalize and validate a label as a class name; None for `unlabelled` in any case. `field` is for the message.
 
     Raises:
         RequestInvalidError: empty, too long or unprintable.
@@ -176,7 +175,7 @@ def check_label(label: str, field: str) -> str | None:
         check_name(name, field=field)
     except BundleInvalidError as error:
         raise _label_invalid(error) from error
-    return None if name == UNLABELLED else name
+    return None if comparison_key(name) == UNLABELLED else name
 
 
 def _bounded(images: list[Uploaded], settings: Settings, hint: str) -> list[Uploaded]:

@@ -91,6 +91,7 @@ async def test_of_concurrent_requests_for_one_name_one_creates_it(serve, store):
         ("signals", {"classes": []}, 422, "request_invalid"),
         ("signals", {"classes": ["red", "RED"]}, 422, "class_name"),
         ("signals", {"classes": ["red", " "]}, 422, "class_name"),
+        ("signals", {"classes": ["red", "Unlabelled"]}, 422, "class_name"),
         ("signals", {"classes": ["red"], "templates": ["no braces"]}, 422, "request_invalid"),
         ("signals", {"classes": ["red"], "template": "a {}"}, 422, "request_invalid"),
         (

@@ -376,3 +376,28 @@ async def test_another_method_is_405_with_the_methods_that_work(serve, path):
         options = await client.options(path)
     assert (answer.status_code, answer.headers["allow"]) == (405, expected[path])
     assert (options.status_code, options.headers["allow"]) == (204, expected[path])
+
+
+async def test_a_label_is_found_in_every_spelling(serve):
+    async with serve() as client:
+        first, second = fill(client, "White", "red")
+        assert await pages(client, label="white") == [[first]]
+        assert await pages(client, label="RED") == [[second]]
+
+
+@pytest.mark.parametrize("label", ["unlabelled", "Unlabelled", "\uff35nlabelled"])
+async def test_unlabelled_in_every_spelling_is_no_label(serve, label):
+    async with serve() as client:
+        (example,) = fill(client, "red")
+        assert (await client.patch(URL, json={"label": label, "ids": [example]})).json()["label"] is None
+        body = (await client.post(URL, files=[(label, ("a.png", picture("red")))])).json()
+        assert body["examples"][0]["label"] is None
+        assert labels(client) == {example: None, body["examples"][0]["id"]: None}
+
+
+async def test_repeated_ids_are_all_removed(serve):
+    async with serve() as client:
+        ids = fill(client, "red", "red", "blue", "blue")
+        answer = await client.delete(f"{URL}?ids={ids[0]}&ids={ids[1]},{ids[3]}")
+        assert answer.json() == {"domain": "paint", "removed": 3}
+        assert list(labels(client)) == [ids[2]]
