@@ -27,7 +27,20 @@ from service.http import problems
 from service.http.context import ServiceContext
 from service.http.middleware import install_middleware
 from service.http.openapi import Application
-from service.http.routes import classify, domains, examples, fit, groups, health, infer, labelling, meta, models, pages
+from service.http.routes import (
+    classify,
+    domains,
+    embeddings,
+    examples,
+    fit,
+    groups,
+    health,
+    infer,
+    labelling,
+    meta,
+    models,
+    pages,
+)
 from service.images.decoder import Decoder
 from service.observability.device import DeviceMetrics, build_facts, package_version
 from service.observability.metrics import Metrics
@@ -76,6 +89,7 @@ def create_routes(context: ServiceContext) -> FastAPI:
         app.include_router(part.router, responses=problems.OPENAPI)
     for part in (infer, models):
         app.include_router(part.router, responses=problems.INFERENCE_OPENAPI)
+    app.include_router(embeddings.router, responses=problems.OPENAI_OPENAPI)
     return app
 
 

@@ -32,6 +32,7 @@ RULES: Final[Mapping[str, Mapping[str, Scope]]] = {
     "/domains/{domain}/examples/{example}": {"DELETE": "teach"},
     "/domains/{domain}/examples/{example}/thumbnail": {"GET": "teach"},
     "/domains/{domain}/fit": {"GET": "teach", "POST": "teach"},
+    "/v1/embeddings": {"POST": "classify"},  # the route checks the domain
     # The Open Inference Protocol; a domain is a model.
     "/v2": {"GET": "any"},
     "/v2/health/live": {"GET": "none"},

@@ -25,6 +25,7 @@ IMAGES: Final = frozenset(
         "/classify/{domain}",
         "/classify",
         "/domains/{domain}/examples",
+        "/v1/embeddings",
         "/v2/models/{domain}/infer",
         "/v2/models/{domain}/versions/{version}/infer",
     }

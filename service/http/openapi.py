@@ -48,6 +48,10 @@ class Sample(NamedTuple):
 _INFERENCE: Final = (
     '{"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 2, 3], "data": [255, 0, 0, 0, 0, 255]}]}'
 )
+_EMBEDDING: Final = (
+    '{"model": "satellite", "input": ["data:image/png;base64,'
+    'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"]}'
+)
 SAMPLES: Final[Mapping[tuple[str, str], Sample]] = {
     ("POST", "/classify/{domain}"): Sample("/classify/satellite?top_k=3", "photo.jpg", "image/jpeg"),
     ("POST", "/classify"): Sample("/classify", form={"satellite": "photo.jpg", "thermal": "photo-2.png"}),
@@ -86,6 +90,7 @@ SAMPLES: Final[Mapping[tuple[str, str], Sample]] = {
     ("GET", "/readyz"): Sample("/readyz"),
     ("GET", "/metrics"): Sample("/metrics", saved_as="metrics.txt"),
     ("GET", "/info"): Sample("/info"),
+    ("POST", "/v1/embeddings"): Sample("/v1/embeddings", json=_EMBEDDING),
     ("GET", "/v2"): Sample("/v2"),
     ("GET", "/v2/health/live"): Sample("/v2/health/live"),
     ("GET", "/v2/health/ready"): Sample("/v2/health/ready"),

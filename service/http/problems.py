@@ -33,6 +33,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 MEMBERS: Final = ("type", "title", "status", "code", "detail", "request_id")
 """Every problem has these; `status` is an integer, the others are strings."""
 INFERENCE_PATH: Final = re.compile(r"/v2(?:/|$)")
+OTHER_FORMS: Final = re.compile(r"/v1/|/v2(?:/|$)")
 INTERNAL_DETAIL: Final = "Internal error. The server log has the details under this request id."
 
 
@@ -198,7 +199,7 @@ class Problem(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
         scope["caspl.code"] = self.code
-        if INFERENCE_PATH.match(scope["path"]):
+        if OTHER_FORMS.match(scope["path"]):
             self.body, self.headers["Content-Type"] = encode(self.problem, scope["path"])
             self.headers["Content-Length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
@@ -207,13 +208,18 @@ class Problem(Response):
 def encode(problem: Mapping[str, object], path: str = "") -> tuple[bytes, str]:
     """The body of a problem in response to a request for `path`, and its content type.
 
-    Below `/v2` it has the form of the Open Inference Protocol, `{"error": detail}`, with the other members that are not
-    in the response's head.
+    Below `/v2` it has the form of the Open Inference Protocol, `{"error": detail}`, below `/v1` that of OpenAI's API,
+    each with the other members that are not in the response's head.
     """
-    if not INFERENCE_PATH.match(path):
-        return json.dumps(problem, ensure_ascii=False).encode(), MEDIA_TYPE
     others = {name: value for name, value in problem.items() if name not in {"type", "title", "status", "detail"}}
-    return json.dumps({"error": problem["detail"], **others}, ensure_ascii=False).encode(), "application/json"
+    if path.startswith("/v1/"):
+        is_ours = int(str(problem["status"])) >= HTTPStatus.INTERNAL_SERVER_ERROR
+        kind = "server_error" if is_ours else "invalid_request_error"
+        inner = {"message": problem["detail"], "type": kind, "param": problem.get("field"), "code": problem["code"]}
+        return json.dumps({**others, "error": inner}, ensure_ascii=False).encode(), "application/json"
+    if INFERENCE_PATH.match(path):
+        return json.dumps({"error": problem["detail"], **others}, ensure_ascii=False).encode(), "application/json"
+    return json.dumps(problem, ensure_ascii=False).encode(), MEDIA_TYPE
 
 
 async def on_error(_: Request, error: Exception) -> Response:
@@ -267,21 +273,28 @@ OPENAPI: Final[dict[int | str, dict[str, Any]]] = {
     }
 }
 """The error response of all routes but those below `/v2`, for the OpenAPI document."""
-INFERENCE_MEMBERS: Final = ("error", "code", "request_id")
-INFERENCE_OPENAPI: Final[dict[int | str, dict[str, Any]]] = {
-    "default": {
-        "description": "An error of the Open Inference Protocol, with the `code` of the problem.",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": INFERENCE_MEMBERS,
-                    "properties": {name: {"type": "string"} for name in INFERENCE_MEMBERS},
-                }
-            }
+
+
+def _error_docs(description: str, error: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    properties = {"error": error, "code": {"type": "string"}, "request_id": {"type": "string"}}
+    schema = {"type": "object", "required": list(properties), "properties": properties}
+    return {"default": {"description": description, "content": {"application/json": {"schema": schema}}}}
+
+
+INFERENCE_OPENAPI: Final = _error_docs(
+    "An error of the Open Inference Protocol, with the `code` of the problem.", {"type": "string"}
+)
+OPENAI_OPENAPI: Final = _error_docs(
+    "An error in the form of OpenAI's API, with the `code` of the problem.",
+    {
+        "type": "object",
+        "required": ["message", "type", "param", "code"],
+        "properties": {
+            **{name: {"type": "string"} for name in ("message", "type", "code")},
+            "param": {"type": ["string", "null"]},
         },
-    }
-}
+    },
+)
 
 HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]] = {
     **dict.fromkeys(EXPECTED, on_error),

@@ -25,7 +25,7 @@ from service.examples.database import open_examples
 from service.http import problems
 from service.http.context import HttpContext
 from service.http.middleware import install_middleware
-from service.http.routes import classify, examples, infer
+from service.http.routes import classify, embeddings, examples, infer
 from service.http.server import DrainingServer, Listener, http_config
 from service.images.decoder import Decoder
 from service.observability import logs
@@ -64,7 +64,7 @@ class WebProcess:
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, exception_handlers={**problems.HANDLERS})
         self.app.state.context = self.context
-        for part in (classify, examples, infer):
+        for part in (classify, embeddings, examples, infer):
             self.app.include_router(part.router)
         self.app.mount("", forwarder(self.rpc))  # not as the default: their paths have other methods, too
         install_middleware(self.app, self.context)

@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 CLASSIFY_LINE: Final = re.compile(
     rb"POST (?P<path>/classify(?:/(?P<domain>[a-z0-9-]{1,64}))?"
-    rb"|/v2/models/(?P<model>[a-z0-9-]{1,64})(?:/versions/[1-9]\d{0,9})?/infer)(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
+    rb"|/v2/models/(?P<model>[a-z0-9-]{1,64})(?:/versions/[1-9]\d{0,9})?/infer"
+    rb"|/v1/embeddings)(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
 )
 LENGTH_LINE: Final = re.compile(rb"\r\ncontent-length: *(\d{1,9}) *\r\n")
 OTHER_LINE: Final = re.compile(
@@ -41,7 +42,7 @@ class EarlyRefusal:
         self._context = context
         error = OverloadedError("Server overloaded: too many requests are open. Retry later.", retry_after_s=1.0)
         problem = problems.describe(error) | {"request_id": "%s"}
-        self._templates, self._model_templates = (_templates(*problems.encode(problem, path)) for path in ("", "/v2"))
+        self._templates = {form: _templates(*problems.encode(problem, form)) for form in ("/classify/", "/v1/", "/v2/")}
         self._n_refused = self._n_passed = 0
 
     def respond(self, data: bytes, headers: list[tuple[bytes, bytes]], client: str) -> tuple[bytes, bool] | None:
@@ -67,7 +68,8 @@ class EarlyRefusal:
         self._count(find_endpoint(line["path"].decode()).template)
         request_id = new_request_id().encode()
         must_close = CLOSE_LINE.search(head) is not None
-        template, body = self._model_templates if line["model"] else self._templates
+        form = "/v2/" if line["model"] else "/v1/" if line["path"].startswith(b"/v1/") else "/classify/"
+        template, body = self._templates[form]
         lines = [template % request_id, *(b"%s: %s\r\n" % header for header in headers)]
         if must_close:
             lines.append(b"connection: close\r\n")

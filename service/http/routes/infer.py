@@ -15,7 +15,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from service.errors import ImageRejectedError, RequestInvalidError
+from service.errors import RequestInvalidError
 from service.http.context import HttpContext
 from service.http.routes.infer_requests import (
     HEADER_LENGTH,
@@ -23,10 +23,9 @@ from service.http.routes.infer_requests import (
     InferRequest,
     read_inference,
 )
-from service.http.routes.requests import PRIORITIES, MixedQuery, check_query
-from service.http.routes.scoring import Outcome, score_in_time
+from service.http.routes.requests import PRIORITIES, MixedQuery, NoParameters, check_query
+from service.http.routes.scoring import Outcome, answer_or_raise, score_in_time
 from service.http.routes.tensors import Tensor, encode_response
-from service.http.schemas import Input
 from service.images.decoder import Decoded
 from service.inference import ImageResult, ScoringOptions
 from service.observability.logs import request_id
@@ -34,10 +33,6 @@ from service.observability.logs import request_id
 router = APIRouter(tags=["inference protocol"])
 
 Version = Annotated[int, Path(ge=1, le=2**53)]
-
-
-class InferQuery(Input):
-    """The query of an inference request: none, since its parameters are in the body."""
 
 
 class TensorOut(BaseModel):
@@ -60,7 +55,7 @@ class InferOut(BaseModel):
     outputs: list[TensorOut]
 
 
-NoQuery = Annotated[InferQuery, Query()]
+NoQuery = Annotated[NoParameters, Query()]
 INFER_DOCS: Final[dict[str, Any]] = {"requestBody": {"required": True, "content": REQUEST_CONTENT}}
 
 
@@ -90,7 +85,7 @@ async def _infer(request: Request, domain: str, version: int | None) -> Response
     scored = outcome.domains[domain]
     if isinstance(scored, Exception):
         raise scored
-    answers = [_answer(index, answer) for index, answer in enumerate(outcome.answers)]
+    answers = [answer_or_raise(index, answer) for index, answer in enumerate(outcome.answers)]
     head: dict[str, Any] = {"model_name": domain, "model_version": str(scored.version)}
     if inference.id is not None:
         head["id"] = inference.id
@@ -124,15 +119,6 @@ def _options(inference: InferRequest, context: HttpContext, began_s: float) -> S
         request_id=request_id.get(),
         embedding="embeddings" in inference.outputs,
     )
-
-
-def _answer(index: int, answer: ImageResult | Exception) -> ImageResult:
-    """The answer; raises an error, with the index of the image if the image is the cause."""
-    if isinstance(answer, ImageRejectedError):
-        raise type(answer)(f"Image {index}: {answer}", code=answer.code, extra=answer.extra)
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
 
 
 def _notes(outcome: Outcome) -> dict[str, str]:

@@ -91,6 +91,10 @@ class MixedQuery(Input):
     returns: Literal["embedding"] | None = Field(None, alias="return", description="add each image's embedding")
 
 
+class NoParameters(Input):
+    """The query of requests whose parameters are in the body; any parameter is rejected."""
+
+
 class ClassifyQuery(MixedQuery):
     """The query of `POST /classify/{domain}`."""
 

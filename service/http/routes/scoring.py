@@ -196,6 +196,15 @@ async def _score(pin: PinOrError, pixels: Sequence[Pixels], options: ScoringOpti
         return error
 
 
+def answer_or_raise(index: int, answer: ImageResult | Exception) -> ImageResult:
+    """The answer; raises an error, with the index of the image if the image is the cause."""
+    if isinstance(answer, ImageRejectedError):
+        raise type(answer)(f"Image {index}: {answer}", code=answer.code, extra=answer.extra)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
 def _offer(
     uncertain: UncertainImages,
     options: ScoringOptions,

@@ -45,6 +45,11 @@ def json_elements(raw: Raw, shape: Sequence[int]) -> Iterator[Raw]:
         yield _list(one, 1, f"inputs[0].data[{row}]")[0] if is_nested else one
 
 
+def list_items(raw: Raw, max_items: int) -> list[Raw]:
+    """The first `max_items` elements of a JSON list; raises one of `MALFORMED` if it is none."""
+    return [one for one in msgspec.structs.astuple(_list_decoder(max_items).decode(raw)) if one is not UNSET]
+
+
 @lru_cache(maxsize=32)
 def _list_decoder(max_elements: int) -> msgspec.json.Decoder[Any]:
     """Decodes a list, and skips the elements after the first `max_elements`."""
@@ -55,10 +60,9 @@ def _list_decoder(max_elements: int) -> msgspec.json.Decoder[Any]:
 def _list(raw: Raw, n_expected: int, field: str) -> list[Raw]:
     """The elements of a JSON list; builds at most one more than `n_expected`."""
     try:
-        found = _list_decoder(n_expected + 1).decode(raw)
+        rows = list_items(raw, n_expected + 1)
     except MALFORMED as error:
         raise RequestInvalidError(f"{field} must be a list.") from error
-    rows = [one for one in msgspec.structs.astuple(found) if one is not UNSET]
     if len(rows) != n_expected:
         n_found = f"{len(rows)}" if len(rows) < n_expected else "more"
         raise RequestInvalidError(f"{field}: expected {n_expected} elements, as in the shape; found {n_found}.")

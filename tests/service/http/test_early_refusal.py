@@ -27,11 +27,11 @@ class Served:
         self.context, self.address, self._thread = app.state.context, address, thread
         self._n_open = 0
 
-    def fill(self):
+    def fill(self, domain="paint"):
         requests = self.context.open_requests
         eventually(lambda: requests._budget.n_held == self._n_open)  # a request is closed after its response
-        while self.context.open_requests.has_room("paint", 5.0):
-            self.context.open_requests.open("paint", 5.0)
+        while self.context.open_requests.has_room(domain, 5.0):
+            self.context.open_requests.open(domain, 5.0)
         self._n_open = requests._budget.n_held
 
     def free(self):
@@ -92,10 +92,11 @@ def head_and_problem(response):
         ("/classify/paint", "detail"),
         ("/v2/models/paint/infer", "error"),
         ("/v2/models/paint/versions/1/infer", "error"),
+        ("/v1/embeddings", "error"),
     ],
 )
 def test_the_response_is_that_of_the_application_and_the_request_is_not_parsed(served, monkeypatch, path, text):
-    served.fill()
+    served.fill("paint" if "paint" in path else "")
     normal = head_and_problem(served.exchange(request(path, lines="X-Request-Id: a\r\n" + CLOSE)))
     monkeypatch.setattr("service.http.protocol.H11Protocol.data_received", None)
     early = head_and_problem(served.exchange(request(path)))

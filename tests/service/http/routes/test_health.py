@@ -155,6 +155,6 @@ async def test_the_openapi_document_describes_every_call_and_its_failures(serve)
     assert set(body) == {"multipart/form-data", "application/json"}
     for path, calls in document["paths"].items():
         for call in calls.values():
-            kind = "application/json" if path.startswith("/v2") else "application/problem+json"
+            kind = "application/json" if path.startswith(("/v1", "/v2")) else "application/problem+json"
             assert list(call["responses"]["default"]["content"]) == [kind]
             assert "422" not in call["responses"]
