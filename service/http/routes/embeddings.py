@@ -25,7 +25,8 @@ from service.errors import ImageRejectedError, MediaTypeError, RequestInvalidErr
 from service.http.body import media_type_of, read_body
 from service.http.context import HttpContext, actor_of
 from service.http.routes.json_images import BOM, DATA_URL, LONG_KEY, MALFORMED, MAX_QUOTES, decode_base64, malformed
-from service.http.routes.requests import NoParameters, UploadedImage, too_many_images
+from service.http.routes.multipart_images import UploadedImage, too_many_images
+from service.http.routes.requests import NoParameters
 from service.http.routes.scoring import answer_or_raise, score_in_time
 from service.http.routes.tensors import list_items
 from service.inference import ScoringOptions
