@@ -109,6 +109,7 @@ def test_every_make_target_in_the_documentation_exists():
     shown = set(re.findall(r"(?:^\$ |`)make (?:PYTHON=\S+ )?([a-z-]+)", "\n".join(texts), re.MULTILINE))
 
     assert shown >= {"demo", "test"}
+    assert {"demo", "test"} <= set(re.findall(r"^\$ make ([a-z-]+)", README, re.MULTILINE))
     assert shown <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
@@ -142,3 +143,7 @@ def test_every_decision_is_listed():
     pages = {path.name for path in repository_files() if path.parent == Path("docs/decisions")} - {"README.md"}
 
     assert set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index)) == pages
+
+
+def test_readme_is_shorter_than_150_lines():
+    assert len(README.splitlines()) < 150

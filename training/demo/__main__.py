@@ -142,11 +142,11 @@ def boost(
     work_dir: WorkDir = WORK_DIR,
     jobs: Jobs = None,
 ) -> None:
-    """Boost domains, evaluate them, and update the table in README; existing bundles are only evaluated."""
+    """Boost domains, evaluate them, and update the table in the documentation; existing bundles are only evaluated."""
     names = domains or tuple(SHIFTED)
     n_jobs = jobs or default_jobs()
     rows = boost_all(SERVICE_DEMO / "bundles", BOOST_RESULTS, work_dir, names, jobs=n_jobs, console=console)
-    fill_page(README, "demo-table", markdown_table(rows))
+    fill_page(DEMO_PAGE, "demo-table", markdown_table(rows))
     show_table(rows, Console())
 
 

@@ -118,7 +118,7 @@ def boost_all(
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table in README: base / new / H per model, and the share of the gap that boosting closes."""
+    """The table in docs/demo-world.md: base / new / H per model, and the share of the gap that boosting closes."""
     lines = [
         "| domain | student | teacher | student + boosting | gap closed, base / new |",
         "|---|---|---|---|---|",
