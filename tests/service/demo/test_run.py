@@ -189,7 +189,7 @@ def test_a_new_key_is_shown_once(tmp_path):
 def test_the_client_says_when_nobody_answers(tmp_path):
     image = tmp_path / "a.png"
     image.write_bytes(picture())
-    result = CliRunner().invoke(classify_app, ["paint", str(image), "--url", "http://127.0.0.1:9"])
+    result = CliRunner().invoke(classify_app, [str(image), "--domain", "paint", "--url", "http://127.0.0.1:9"])
     assert result.exit_code == 1
     assert "Cannot reach" in said(result)
 
