@@ -17,9 +17,23 @@ def pytest_collection_modifyitems(items):
         return
     import torch
 
-    if not torch.cuda.is_available():
-        for item in gpu_items:
-            item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+    if torch.cuda.is_available():
+        return
+    for item in gpu_items:
+        item.fixturenames.insert(0, "simulated_gpu")
+        for marker in item.iter_markers("gpu"):
+            if (reason := marker.kwargs.get("real_only")) is not None:
+                item.add_marker(pytest.mark.skip(reason=f"needs CUDA: {reason}"))
+
+
+@pytest.fixture
+def simulated_gpu():
+    """The simulated device on which tests marked `gpu` run where there is no GPU; a race fails the test."""
+    from tests.fakecuda.simulation import simulated_cuda
+
+    with simulated_cuda(seed=0, eagerness=0.3) as simulated:
+        yield simulated
+    assert simulated.violations == []
 
 
 @pytest.fixture

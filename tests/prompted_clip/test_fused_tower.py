@@ -27,6 +27,7 @@ COSINE_BOUNDS = {torch.float32: 1e-6, torch.float16: 5e-6, torch.bfloat16: 1e-4}
 DTYPES = list(COSINE_BOUNDS)
 GRIDS = ["none", "shared", "per row", "mixed depths"]
 N_ROWS = 5
+REAL_ONLY = pytest.mark.gpu(real_only="slow, and the tiny architecture has the same operations")
 
 
 @functools.cache
@@ -259,7 +260,7 @@ def test_with_plain_layers_float32_features_are_open_clips_too(quick_gelu, name)
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
-@pytest.mark.parametrize("arch", ["tiny", pytest.param("ViT-B-16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", ["tiny", pytest.param("ViT-B-16", marks=[pytest.mark.slow, REAL_ONLY])])
 def test_on_cuda_features_are_within_the_same_bounds_with_and_without_graphs(arch, quick_gelu, dtype, name):
     register_tiny_models()
     precise = backbone_of(arch, quick_gelu)

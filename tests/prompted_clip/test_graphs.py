@@ -193,7 +193,7 @@ def test_on_cuda_replays_in_any_order_give_the_towers_own_answers(dtype):
         torch.testing.assert_close(answer, tower(*batch), rtol=0, atol=1e-5 if dtype == torch.float32 else 5e-2)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(real_only="a second one")
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
 def test_a_tower_on_another_gpu_is_captured_there():
     register_tiny_models()

@@ -31,7 +31,7 @@ from tests.service.images.test_preprocessing import (
 
 pytest.importorskip("nvidia.nvimgcodec")
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(real_only="nvImageCodec"))]
 LEVELS = {"cpu": 1, "cuda": 16}
 """Largest difference of a value: by rounding; by another decoder's rounding before that."""
 
