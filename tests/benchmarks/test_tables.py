@@ -1,6 +1,7 @@
 """Pages and generated tables agree with the results on file."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def test_the_page_shows_the_summary_of_the_results_on_file():
     relative = RESULTS.relative_to(page.parent).as_posix()
 
     assert summary(RESULTS).replace("](RESULTS/", f"]({relative}/") in page.read_text(encoding="utf-8")
+
+
+def test_the_comparison_shows_the_ratios_on_file():
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    numbers = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))["numbers"]
+    shown = re.findall(r"\d\.\d\d", page.split("## Measured")[1])
+
+    assert sorted(shown) == sorted(f"{one['value']:.2f}" for name, one in numbers.items() if name.startswith("vs_"))
 
 
 def test_a_summary_leaves_out_what_was_not_measured(tmp_path):
