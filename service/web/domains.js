@@ -19,7 +19,7 @@ function Metrics({ manifest }) {
   const metrics = Object.entries(provenance.metrics).filter(([, value]) => typeof value === "number");
   return html`<dl>
     <dt>method</dt><dd>${provenance.method} (${provenance.phase}), made ${when(provenance.created)} by version ${provenance.code_version}</dd>
-    <dt>classes</dt><dd>${plural(manifest.classes.length, "class").replace("classs", "classes")}</dd>
+    <dt>classes</dt><dd>${manifest.classes.length}</dd>
     ${metrics.map(([name, value]) => html`<dt>${name}</dt><dd>${Number.isInteger(value) ? value : value.toFixed(4)}</dd>`)}
   </dl>`;
 }

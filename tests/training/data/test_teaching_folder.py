@@ -99,7 +99,7 @@ def test_a_class_may_have_the_name_of_a_split_if_the_class_list_has_it(tmp_path)
     [
         ((), "found no pictures"),
         (("fox/a.jpg", "Fox/b.jpg"), "Fox"),
-        (("fo\u202ex/a.jpg",), "must not contain control"),
+        (("fox\u202e/a.jpg",), "must not contain control"),
     ],
 )
 def test_other_folders_are_errors(tmp_path, names, message):
