@@ -229,7 +229,8 @@ class Settings(BaseSettings):
     max_example_bytes: int = Field(
         2048 * MIB,
         ge=1,
-        description="maximum size of the thumbnails, pictures and features of all examples; beyond it 409",
+        description="maximum size of the thumbnails, pictures and features of all examples, half of it for one domain; "
+        "beyond it 409",
     )
     keep_examples: Literal["thumbnails", "pictures"] = Field(
         "thumbnails",

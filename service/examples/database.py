@@ -34,6 +34,8 @@ from service.settings import Settings
 
 MAX_ID: Final = 2**63 - 1
 MAX_SHOWN_IDS: Final = 20
+DOMAIN_SHARE: Final = 0.5
+"""Of `max_bytes`, for one domain."""
 _PAGE: Final = """
 SELECT e.id, :name, e.label, e.sha256, e.source, e.added_by, e.added_at, e.n_bytes, p.picture IS NOT NULL
 FROM examples AS e JOIN pictures AS p ON p.example = e.id
@@ -68,7 +70,7 @@ class ExampleDatabase:
     Args:
         path: the file; created by the first change.
         max_per_domain: maximum number of examples of a domain.
-        max_bytes: maximum size of all pictures, thumbnails and features.
+        max_bytes: maximum size of all pictures, thumbnails and features; of one domain, `DOMAIN_SHARE` of it.
     """
 
     def __init__(self, path: Path, *, max_per_domain: int, max_bytes: int) -> None:
@@ -83,7 +85,8 @@ class ExampleDatabase:
         and a feature or a picture that the example lacks is added to it.
 
         Raises:
-            ExamplesFullError: `max_per_domain` or `max_bytes` would be exceeded; nothing was stored.
+            ExamplesFullError: `max_per_domain`, `max_bytes` or a domain's share of it would be exceeded; nothing was
+                stored.
             StorageFullError: not enough disk space; nothing was stored.
         """
         if not examples:
@@ -312,24 +315,31 @@ class ExampleDatabase:
             revision=revision,
         )
 
-    def _totals(self, connection: sqlite3.Connection, domain: str) -> tuple[int, int]:
-        """Number of the domain's examples, and bytes of all domains."""
-        (n_examples,) = connection.execute("SELECT n_examples FROM domains WHERE name = ?", (domain,)).fetchone()
-        (n_bytes,) = connection.execute("SELECT sum(n_bytes) FROM domains").fetchone()
-        return n_examples, n_bytes
+    def _totals(self, connection: sqlite3.Connection, domain: str) -> tuple[int, int, int]:
+        """Number of the domain's examples, their bytes, and bytes of all domains."""
+        query = "SELECT n_examples, n_bytes, (SELECT sum(n_bytes) FROM domains) FROM domains WHERE name = ?"
+        n_examples, n_own_bytes, n_bytes = connection.execute(query, (domain,)).fetchone()
+        return n_examples, n_own_bytes, n_bytes
 
-    def _require_space(self, before: tuple[int, int], after: tuple[int, int]) -> None:
+    def _require_space(self, before: tuple[int, int, int], after: tuple[int, int, int]) -> None:
         if before[0] < after[0] > self._max_per_domain:
             raise ExamplesFullError(
                 f"The domain would have {after[0]} examples; the maximum is {self._max_per_domain}. "
                 "Remove examples, or raise max_examples.",
                 limit=self._max_per_domain,
             )
-        if before[1] < after[1] > self._max_bytes:
+        if before[2] < after[2] > self._max_bytes:
             raise ExamplesFullError(
-                f"The examples of all domains would take {after[1]} bytes; the maximum is {self._max_bytes}. "
+                f"The examples of all domains would take {after[2]} bytes; the maximum is {self._max_bytes}. "
                 "Remove examples, or raise max_example_bytes.",
                 limit=self._max_bytes,
+            )
+        if before[1] < after[1] > self._max_bytes * DOMAIN_SHARE:
+            limit = int(self._max_bytes * DOMAIN_SHARE)
+            raise ExamplesFullError(
+                f"The examples of the domain would take {after[1]} bytes; the maximum is {limit}, half of "
+                "max_example_bytes, so that one domain leaves space for others. Remove examples, or raise it.",
+                limit=limit,
             )
 
 

@@ -4,6 +4,7 @@ import { domainPath } from "./api.js";
 import { percent, Thumbnail } from "./parts.js";
 
 const MAX_SUSPECTS = 12;
+const MAX_CONFUSION = 60;
 
 function Classes({ report }) {
   return html`<div class="overflow-auto"><table>
@@ -22,12 +23,17 @@ function Classes({ report }) {
 }
 
 function Confusion({ report }) {
-  const most = Math.max(1, ...report.confusion.flat());
-  const names = report.classes.map((one) => one.name);
+  const { classes, confusion } = report;
+  const isPredicted = new Set(confusion.flatMap((row) => row.flatMap((n, at) => (n ? [at] : []))));
+  const shown = [...classes.keys()].filter((at) => classes[at].n_examples || isPredicted.has(at));
+  if (shown.length > MAX_CONFUSION) return html`<p>The confusion matrix is shown for up to ${MAX_CONFUSION} classes.</p>`;
+  const rows = shown.map((row) => shown.map((column) => confusion[row][column]));
+  const most = Math.max(1, ...rows.flat());
+  const names = shown.map((at) => classes[at].name);
   return html`<details><summary>Confusion matrix</summary><div class="overflow-auto"><table class="confusion">
-    <caption>Rows: labels. Columns: predictions.</caption>
+    <caption>Rows: labels. Columns: predictions. Classes without either are left out.</caption>
     <thead><tr><td></td>${names.map((name) => html`<th scope="col" key=${name}>${name}</th>`)}</tr></thead>
-    <tbody>${report.confusion.map((row, at) => html`<tr key=${names[at]}><th scope="row">${names[at]}</th>
+    <tbody>${rows.map((row, at) => html`<tr key=${names[at]}><th scope="row">${names[at]}</th>
       ${row.map((n) => html`<td style=${{ "--share": n / most }}>${n || ""}</td>`)}</tr>`)}</tbody>
   </table></div></details>`;
 }

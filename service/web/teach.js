@@ -154,7 +154,7 @@ function TeachDomain({ domain, refreshDomains }) {
       const [detail, page] = await Promise.all([
         getJson(domainPath(domain)), getJson(domainPath(domain, "/examples"), { query: { limit: "1" } })]);
       setClasses([...new Set([...detail.classes, ...Object.keys(page.counts.by_label)])]);
-      setCounts(page.counts);
+      setCounts({ ...page.counts, by_label: Object.assign(Object.create(null), page.counts.by_label) });  // a class may be named "constructor"
       setError(null);
     } catch (problem) { setError(problem); }
   };
@@ -168,7 +168,7 @@ function TeachDomain({ domain, refreshDomains }) {
       setFit(await getJson(domainPath(domain, "/fit")));
     } catch (problem) {
       setFit(null);
-      if (![409, 422].includes(problem.status)) setError(problem);
+      if (problem.code !== "too_few_examples") setError(problem);
     }
   };
   const changed = async () => {

@@ -171,3 +171,27 @@ def test_unlabelled_pictures_are_shown_by_predicted_class_with_the_least_certain
         for group in page.locator(".group").all():
             label = group.get_attribute("aria-label").removeprefix("Predicted as ")
             assert shown_ids(group) == [one["id"] for one in listed if one["predicted"] == label]
+
+
+def test_hundreds_of_classes_with_strange_names_have_a_report(browser, server, folder):
+    strange = ["constructor", "<img src=x onerror=alert(1)>", "hasOwnProperty", "__proto__ x"]
+    names = [*strange, *(f"class {n}" for n in range(400))]
+    assert server.put("/domains/many", json={"classes": names}).status_code == 201
+    paths = sorted(folder.glob("train/*/*"))[:8]
+    files = [(strange[n % 2], (path.name, path.read_bytes())) for n, path in enumerate(paths)]
+    assert server.post("/domains/many/examples", files=files).status_code == 201
+    with opened(browser, f"{server.base_url}#teach") as page:
+        page.get_by_role("combobox", name="Domain").select_option("many")
+        page.get_by_role("region", name="report").get_by_text("8 labelled pictures").wait_for()
+        page.get_by_text("Labelled pictures", exact=True).click()
+        options = page.get_by_role("combobox", name="Class").locator("option").all_text_contents()
+    assert options == ["choose a class", "constructor (4)", "<img src=x onerror=alert(1)> (4)"]
+
+
+def test_why_there_is_no_report_is_shown(browser, server, folder):
+    server.put("/domains/long", json={"classes": ["one", "two"]})
+    path = min(folder.glob("train/*/*"))
+    server.post("/domains/long/examples", files=[("\u6f22" * 100, (path.name, path.read_bytes()))])
+    with opened(browser, f"{server.base_url}#teach", statuses=(422,)) as page:
+        page.get_by_role("combobox", name="Domain").select_option("long")
+        page.get_by_role("alert").get_by_text("Text too long").wait_for()

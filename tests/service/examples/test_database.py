@@ -244,11 +244,24 @@ def test_the_limit_of_bytes_counts_all_domains_and_removing_frees_it(quick_path)
     add(database, new_example(1, "rose"))
     add(database, new_example(1, "rose"), domain="weeds")
     with pytest.raises(ExamplesFullError, match="max_example_bytes") as caught:
-        add(database, new_example(2, "rose"))
+        add(database, new_example(2, "rose"), domain="trees")
     assert caught.value.limit == 2 * size + 10
     assert database.counts("flowers").n_bytes == size
     database.remove("weeds", None)
-    assert add(database, new_example(2, "rose"))[0].status == "added"
+    assert add(database, new_example(2, "rose"), domain="trees")[0].status == "added"
+    database.close()
+
+
+def test_one_domain_leaves_half_of_the_bytes_to_others(quick_path):
+    size = len(new_example(1).thumbnail) + len(feature(1))
+    database = open_database(quick_path, max_bytes=4 * size)
+    add(database, new_example(1, "rose"), new_example(2, "rose"))
+    with pytest.raises(ExamplesFullError, match="half of max_example_bytes") as caught:
+        add(database, new_example(3, "rose"))
+    assert caught.value.limit == 2 * size
+    assert database.counts("flowers").n_bytes == 2 * size
+    assert add(database, new_example(2, "tulip"))[0].status == "relabelled"
+    assert add(database, new_example(1, "rose"), new_example(2, "rose"), domain="weeds")[1].status == "added"
     database.close()
 
 
