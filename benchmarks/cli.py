@@ -25,6 +25,7 @@ bench_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None, no_a
 RESULTS: Final = Path("build/bench")
 
 Out = Annotated[Path, typer.Option(help="folder of the JSON and Markdown files")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no notes, only errors")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the JSON instead of the table")]
 BackboneName = Annotated[str, typer.Option(help="open_clip architecture with random weights, or demo-student")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
@@ -33,12 +34,12 @@ Extra = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of a 
 Seconds = Annotated[float, typer.Option(min=1, help="length of each measurement")]
 
 
-@bench_app.callback()
+@bench_app.callback(epilog="\b\nExample:\n  caspl bench engine --seconds 30")
 def bench() -> None:
     """Measure the engine, the server under load, other servers on the same work, and training."""
 
 
-@bench_app.command()
+@bench_app.command(epilog="\b\nExample:\n  caspl bench engine --seconds 30")
 def engine(
     backbone: BackboneName = "ViT-B-16",
     device: Device = "auto",
@@ -48,6 +49,7 @@ def engine(
     extra: Extra = None,
     out: Out = RESULTS,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the engine without HTTP: one domain, many domains, against open_clip in the same dtype."""
 
@@ -59,10 +61,10 @@ def engine(
         )
         return measure(options, console)
 
-    _run(measure, out, as_json)
+    _run(measure, out, as_json, quiet)
 
 
-@bench_app.command()
+@bench_app.command(epilog="\b\nExample:\n  caspl bench serve")
 def serve(
     backbone: BackboneName = "ViT-B-16",
     device: Device = "auto",
@@ -79,6 +81,7 @@ def serve(
     extra: Extra = None,
     out: Out = RESULTS,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the server over HTTP: start, idle latency, closed and open loops, overload, swap load."""
 
@@ -100,10 +103,10 @@ def serve(
         )
         return measure(options, console)
 
-    _run(measure, out, as_json)
+    _run(measure, out, as_json, quiet)
 
 
-@bench_app.command()
+@bench_app.command(epilog="\b\nExample:\n  caspl bench peers")
 def peers(
     names: Annotated[str, typer.Option("--peers", help="separated by commas; all by default")] = "",
     dtypes: Annotated[str, typer.Option(help="separated by commas")] = "bfloat16,float32",
@@ -116,6 +119,7 @@ def peers(
     add: Annotated[bool, typer.Option("--add", help="keep the other rows of the result in --out")] = False,
     out: Out = RESULTS,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure other servers with the same photographs, clients and threads, one at a time."""
 
@@ -135,10 +139,10 @@ def peers(
         )
         return measure(options, console)
 
-    _run(measure, out, as_json)
+    _run(measure, out, as_json, quiet)
 
 
-@bench_app.command()
+@bench_app.command(epilog="\b\nExample:\n  caspl bench train")
 def train(
     backbone: BackboneName = "ViT-B-16",
     teacher: Annotated[str, typer.Option(help="open_clip architecture")] = "ViT-L-14",
@@ -149,6 +153,7 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="torch threads")] = 2,
     out: Out = RESULTS,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure training speed against a transcription of the reference recipe, with equal losses."""
 
@@ -157,10 +162,10 @@ def train(
 
         return measure(TrainOptions(backbone, teacher, images, classes, epochs, _words(methods), threads), console)
 
-    _run(measure, out, as_json)
+    _run(measure, out, as_json, quiet)
 
 
-@bench_app.command()
+@bench_app.command(epilog="\b\nExample:\n  caspl bench table serve.json")
 def table(
     results: Annotated[Path, typer.Argument(help="folder of the JSON files")] = Path("docs/results"),
     pages: Annotated[list[Path] | None, typer.Option("--page", help="page whose summary to fill; repeatable")] = None,
@@ -186,9 +191,9 @@ def _pairs(words: list[str] | None) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, _, value in (word.partition("=") for word in words or []))
 
 
-def _run(measure: Callable[[Console], Report], out: Path, as_json: bool) -> None:
+def _run(measure: Callable[[Console], Report], out: Path, as_json: bool, quiet: bool) -> None:
     """Measure, write the files, print the result; expected errors are one line and status 1."""
-    console = Console(stderr=True, highlight=False)
+    console, errors = (Console(stderr=True, highlight=False, quiet=hidden) for hidden in (quiet, False))
     signal.signal(signal.SIGTERM, _exit)  # an exception, so that started servers are stopped
     try:
         from benchmarks.errors import BenchError
@@ -200,10 +205,10 @@ def _run(measure: Callable[[Console], Report], out: Path, as_json: bool) -> None
         try:
             result = measure(console).write(out)
         except (BenchError, ServiceError, PromptStoreError, PromptedClipError) as error:
-            raise _fail(console, str(error)) from error
+            raise _fail(errors, str(error)) from error
     except ModuleNotFoundError as error:
         install = 'pip install -e ".[bench]"'
-        raise _fail(console, f"the package {error.name} is not installed: {install}") from error
+        raise _fail(errors, f"the package {error.name} is not installed: {install}") from error
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:

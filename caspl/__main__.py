@@ -87,7 +87,7 @@ class LazyGroup(TyperGroup):
         return load_command(entry) if entry is not None else None
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode=None)
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -96,7 +96,7 @@ def _print_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog="\b\nExample:\n  caspl serve --demo")
 def caspl(
     _: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")

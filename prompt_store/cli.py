@@ -36,12 +36,17 @@ EXIT_INVALID: Final = 3
 
 store_app = typer.Typer(
     help="Manage a bundle store: versions, activation, rollback.",
+    epilog="\b\nExample:\n  caspl store ls --store store/",
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
 )
 bundle_app = typer.Typer(
-    help="Inspect and verify bundle files.", add_completion=False, rich_markup_mode=None, no_args_is_help=True
+    help="Inspect and verify bundle files.",
+    epilog="\b\nExample:\n  caspl bundle inspect shelf.safetensors",
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
 )
 
 StoreOption = Annotated[
@@ -98,7 +103,7 @@ def _open_store(root: Path) -> Store:
     return Store.open(root, create=False)
 
 
-@store_app.command("ls")
+@store_app.command("ls", epilog="\b\nExample:\n  caspl store ls --store store/")
 def list_versions(
     domain: Annotated[str | None, typer.Argument(help="only this domain")] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -124,7 +129,7 @@ def list_versions(
         raise typer.Exit(EXIT_FAILURE)
 
 
-@store_app.command()
+@store_app.command(epilog="\b\nExample:\n  caspl store add shelf.safetensors --activate --store store/")
 def add(
     file: FileArgument,
     domain: Annotated[str | None, typer.Option(help="domain; default: the domain in the bundle")] = None,
@@ -147,7 +152,7 @@ def add(
         _show(facts, as_json, f"{name} version {added.version} {what}{live} ({added.digest})")
 
 
-@store_app.command()
+@store_app.command(epilog="\b\nExample:\n  caspl store activate shelf 2 --store store/")
 def activate(
     domain: DomainArgument,
     version: VersionArgument,
@@ -163,7 +168,7 @@ def activate(
         _show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live")
 
 
-@store_app.command()
+@store_app.command(epilog="\b\nExample:\n  caspl store rollback shelf --store store/")
 def rollback(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Make the previously live version live; repeat to go further back."""
     with _report_errors(as_json):
@@ -171,7 +176,7 @@ def rollback(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json
         _show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live again")
 
 
-@store_app.command()
+@store_app.command(epilog="\b\nExample:\n  caspl store history shelf --store store/")
 def history(
     domain: DomainArgument,
     limit: Annotated[int, typer.Option(min=1, help="maximum number of changes; the newest are shown")] = 100,
@@ -187,7 +192,7 @@ def history(
         _show([asdict(entry) for entry in entries], as_json, table(domain, columns, cells))
 
 
-@store_app.command()
+@store_app.command(epilog="\b\nExample:\n  caspl store gc --keep 5 --dry-run --store store/")
 def gc(
     keep: Annotated[int, typer.Option(min=1, help="number of versions to keep per domain")] = 20,
     grace_h: Annotated[
@@ -206,7 +211,7 @@ def gc(
         _show(asdict(report), as_json, line)
 
 
-@store_app.command("rm")
+@store_app.command("rm", epilog="\b\nExample:\n  caspl store rm shelf 1 --store store/")
 def remove(
     domain: DomainArgument, version: VersionArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
@@ -216,7 +221,7 @@ def remove(
         _show({"domain": domain, "version": version}, as_json, f"{domain} version {version} is retired")
 
 
-@store_app.command()
+@store_app.command(epilog="\b\nExample:\n  caspl store check --store store/")
 def check(
     is_repaired: Annotated[
         bool, typer.Option("--repair", help="repair the store where possible; damaged files move to quarantine/")
@@ -243,7 +248,7 @@ def _check_file(path: Path, digest: str | None) -> tuple[dict[str, object], bool
     return {"file": str(path), "is_valid": True, "digest": bundle.digest, "domain": bundle.manifest.domain}, True
 
 
-@bundle_app.command()
+@bundle_app.command(epilog="\b\nExample:\n  caspl bundle inspect shelf.safetensors")
 def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
     """Show a bundle's manifest and tensors."""
     with _report_errors(as_json):
@@ -252,7 +257,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
         _show(bundle_facts(bundle, len(data)), as_json, *bundle_tables(bundle, len(data)))
 
 
-@bundle_app.command()
+@bundle_app.command(epilog="\b\nExample:\n  caspl bundle verify shelf.safetensors")
 def verify(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="bundle files")],
     digest: Annotated[str | None, typer.Option(help="expected digest of the file")] = None,
@@ -276,7 +281,7 @@ def _result_lines(facts: Sequence[dict[str, object]]) -> list[str]:
     ]
 
 
-@bundle_app.command()
+@bundle_app.command(epilog="\b\nExample:\n  caspl bundle diff old.safetensors new.safetensors")
 def diff(first: FileArgument, second: FileArgument, as_json: JsonOption = False) -> None:
     """Show the differences between two bundles."""
     with _report_errors(as_json):

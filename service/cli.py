@@ -39,7 +39,7 @@ RANDOM_SEED: Final = 0
 """Seed of `--random-weights`; CASPL_RANDOM_WEIGHTS sets another."""
 
 
-@serve_app.command()
+@serve_app.command(epilog="\b\nExample:\n  caspl serve --pretrained openai --store store/")
 def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on; any but loopback requires keys")] = None,
     port: Annotated[int | None, typer.Option(help="port; 0 picks a free one  [8000]")] = None,
@@ -87,7 +87,7 @@ def serve(
     end_process(status)
 
 
-@keys_app.callback()
+@keys_app.callback(epilog="\b\nExample:\n  caspl keys ls keys.json")
 def keys() -> None:
     """Create, list and revoke API keys; a running service follows the file within a second."""
 
@@ -95,7 +95,9 @@ def keys() -> None:
 KeysFile = Annotated[Path, typer.Argument(help="key file")]
 
 
-@keys_app.command("new")
+@keys_app.command(
+    "new", epilog="\b\nExample:\n  caspl keys new keys.json --scope classify --domain shelf --expires 90d"
+)
 def new_key(
     keys_file: Annotated[Path, typer.Argument(help="key file; created if missing")],
     scope: Annotated[list[str], typer.Option(help=f"permission, may be repeated: {', '.join(SCOPES)}")],
@@ -121,7 +123,7 @@ def new_key(
     typer.echo(key)
 
 
-@keys_app.command("ls")
+@keys_app.command("ls", epilog="\b\nExample:\n  caspl keys ls keys.json")
 def list_keys(keys_file: KeysFile) -> None:
     """List the keys of a file: id, name, scopes, domains and validity; secrets are not stored."""
     with _exit_on_error(_console()):
@@ -134,7 +136,7 @@ def list_keys(keys_file: KeysFile) -> None:
     Console().print(table(f"API keys in {keys_file}", columns, rows))
 
 
-@keys_app.command("revoke")
+@keys_app.command("revoke", epilog="\b\nExample:\n  caspl keys revoke keys.json 1a2b3c4d")
 def revoke_key(keys_file: KeysFile, key_id: Annotated[str, typer.Argument(help="id, the part after `pk_`")]) -> None:
     """Remove a key from the file. Running services reject it within a second."""
     with _exit_on_error(_console()):

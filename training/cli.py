@@ -30,7 +30,11 @@ Holdout = Annotated[
 KeepWorse = Annotated[bool, typer.Option("--keep-worse", help="write the bundle even if training made the model worse")]
 
 
-@boost_app.command()
+@boost_app.command(
+    epilog="\b\nExample:\n"
+    "  caspl boost --images photos/ --classes classes.txt --domain shelf --pretrained openai"
+    " --teacher-pretrained openai"
+)
 def boost(
     images: Annotated[Path | None, typer.Option(exists=True, help="folder of unlabelled images of the domain")] = None,
     classes: Annotated[Path | None, typer.Option(exists=True, help="text file, one class name per line")] = None,
@@ -59,12 +63,13 @@ def boost(
     tensorboard: TensorBoard = None,
     device: options.Device = "auto",
     json_: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train boosting prompts for a domain on unlabelled images, with a larger CLIP as teacher (CasPL phase 1)."""
     from prompt_store.manifest import check_domain
     from training.recipe import BoostRecipe, read_recipe
 
-    with exit_on_error("boost"):
+    with exit_on_error("boost", quiet=quiet):
         chosen = read_recipe(BoostRecipe, recipe, set_ or [])
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
@@ -101,10 +106,10 @@ def boost(
             preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
         )
-        unlabelled = read(Console(stderr=True))  # after the weights, which are found to be missing sooner
+        unlabelled = read(Console(stderr=True, quiet=quiet))  # after the weights, which are found to be missing sooner
         if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
             chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
-        console = _console(world.is_main)
+        console = _console(is_shown=world.is_main and not quiet)
         chosen = scale_rate(chosen, student_backbone, console)
         bundle = out or Path(f"{domain}.safetensors")
         job = BoostJob(
@@ -125,7 +130,10 @@ def boost(
             _print_result("boosted", result, as_json=json_)
 
 
-@adapt_app.command()
+@adapt_app.command(
+    epilog="\b\nExample:\n"
+    "  caspl adapt --method promptsrc --data labelled/ --domain shelf --pretrained openai --boost shelf.safetensors"
+)
 def adapt(
     method: Annotated[
         str,
@@ -155,9 +163,10 @@ def adapt(
     tensorboard: TensorBoard = None,
     device: options.Device = "auto",
     json_: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train adapting prompts on a few labelled images, on top of frozen boosting prompts if given (CasPL phase 2)."""
-    with exit_on_error("adapt"):
+    with exit_on_error("adapt", quiet=quiet):
         from prompt_store.manifest import check_domain
         from prompted_clip.errors import did_you_mean
         from training.adapt_run import AdaptJob, run_adapt
@@ -186,12 +195,12 @@ def adapt(
         if boost is not None and boost.resolve() == bundle.resolve():
             raise typer.BadParameter("would overwrite the boosting bundle; choose another file", param_hint="--out")
         dataset = open_dataset(data, root)
-        print_notes(dataset.notes, Console(stderr=True))
+        print_notes(dataset.notes, Console(stderr=True, quiet=quiet))
         if "template" in type(chosen).model_fields.keys() - chosen.model_fields_set:
             chosen = chosen.model_copy(update={"template": dataset.template})
         dataset = _sample(dataset, shots, chosen.seed, holdout=0 if isinstance(chosen, FewShotRecipe) else holdout)
         world = init_distributed(device)
-        console = _console(world.is_main)
+        console = _console(is_shown=world.is_main and not quiet)
         base_model = load_prompted_backbone(
             backbone,
             pretrained,
@@ -202,7 +211,7 @@ def adapt(
             preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
         )
-        dataset = drop_and_report(dataset, ("train", "val"), Console(stderr=True), strict=strict)
+        dataset = drop_and_report(dataset, ("train", "val"), Console(stderr=True, quiet=quiet), strict=strict)
         if isinstance(chosen, FewShotRecipe):
             _fit(method, dataset, domain, bundle, base_model, console, as_json=json_)
             return
@@ -261,9 +270,9 @@ def _checkpoint_path(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.checkpoint")
 
 
-def _console(is_main: bool) -> Console:
-    """A console on stderr; silent except in the main process."""
-    return Console(stderr=True, quiet=not is_main)
+def _console(*, is_shown: bool) -> Console:
+    """A console on stderr."""
+    return Console(stderr=True, quiet=not is_shown)
 
 
 def _print_result(title: str, result: dict[str, object], *, as_json: bool) -> None:

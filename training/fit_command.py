@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 fit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@fit_app.command()
+@fit_app.command(
+    epilog="\b\nExample:\n  caspl fit --data labelled/ --bundle shelf.safetensors --out shelf-fit.safetensors"
+)
 def fit(
     data: options.LabelledData,
     bundle: Annotated[Path, typer.Option(help="bundle whose prompts and text features to use")],
@@ -41,9 +43,10 @@ def fit(
     random_weights: options.RandomWeights = False,
     device: options.Device = "auto",
     json_: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit a few-shot head to labelled images in closed form, without training, and report its accuracy."""
-    with exit_on_error("fit"):
+    with exit_on_error("fit", quiet=quiet):
         from prompted_clip.backbone import load_backbone
         from prompted_clip.errors import did_you_mean
         from prompted_clip.few_shot import FEW_SHOT_METHODS
@@ -73,7 +76,7 @@ def fit(
             raise typer.BadParameter("would overwrite the given bundle; choose another file", param_hint="--out")
         base = read_bundle_file(bundle)
         check_replaceable(base)
-        console, made_for = Console(stderr=True), base.manifest.backbone
+        console, made_for = Console(stderr=True, quiet=quiet), base.manifest.backbone
         dataset = open_dataset(data, root)
         print_notes(dataset.notes, console)
         if shots:

@@ -29,6 +29,7 @@ RandomWeights = Annotated[bool, typer.Option("--random-weights", help="random we
 CheckpointEvery = Annotated[int, typer.Option(min=1, help="steps between checkpoints")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>", callback=check_device)]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no notes, only errors")]
 QuickGelu = Annotated[
     bool,
     typer.Option("--quick-gelu", help="use QuickGELU, for local files of OpenAI's weights"),

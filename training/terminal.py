@@ -13,18 +13,19 @@ from training.errors import TrainingError
 
 
 @contextmanager
-def exit_on_error(command: str) -> Iterator[None]:
+def exit_on_error(command: str, *, quiet: bool = False) -> Iterator[None]:
     """Print expected errors in one line and exit with code 1; unexpected errors keep their traceback.
 
     The weights in use are printed, too.
 
     Args:
         command: name of the `caspl` subcommand.
+        quiet: do not print the weights in use, only warnings about them.
     """
     from prompted_clip.errors import PromptedClipError  # noqa: PLC0415  loads torch
 
     try:
-        with _weights_shown():
+        with _weights_shown(logging.WARNING if quiet else logging.INFO):
             yield
     except (TrainingError, PromptStoreError, PromptedClipError, OSError) as error:
         _print_error(command, str(error))
@@ -69,13 +70,13 @@ class _WeightsLines(logging.Handler):
 
 
 @contextmanager
-def _weights_shown() -> Iterator[None]:
+def _weights_shown(level: int) -> Iterator[None]:
     """Show the model's log on stderr, in the first process only under torchrun."""
     log, handler = logging.getLogger("prompted_clip"), _WeightsLines()
     before = log.level, log.propagate
     if os.environ.get("RANK", "0") == "0":
         log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     log.propagate = False
     try:
         yield

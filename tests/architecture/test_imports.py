@@ -38,6 +38,7 @@ def test_bundles_are_read_without_torch():
 def test_the_command_lines_load_without_torch():
     modules = [
         "caspl.classify_command",
+        "caspl.doctor_command",
         "caspl.teach_command",
         "prompt_store.cli",
         "service.cli",

@@ -1,5 +1,9 @@
 """The `caspl` command finds and loads its subcommands late."""
 
+import os
+import shlex
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -8,6 +12,7 @@ from typer.testing import CliRunner
 
 import caspl
 from caspl import __main__ as command
+from tests.documentation.test_console_blocks import parse_error
 
 greeting_app = typer.Typer()
 
@@ -117,3 +122,88 @@ def test_bench_exists_only_where_its_package_does(monkeypatch):
     monkeypatch.setattr(command, "entry_points", lambda **_: [entry("bench", "no_such_package.cli:app")])
 
     assert command.installed_commands() == {}
+
+
+def every_command():
+    """Each command and subcommand with its words, such as `store ls`."""
+    pending = [(name, command.load_command(entry)) for name, entry in sorted(command.installed_commands().items())]
+    while pending:
+        words, parsed = pending.pop()
+        yield words, parsed
+        pending += [(f"{words} {name}", inner) for name, inner in getattr(parsed, "commands", {}).items()]
+
+
+COMMANDS = dict(every_command())
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_help_ends_with_an_example_that_parses(words):
+    text = COMMANDS[words].get_help(typer.Context(COMMANDS[words], info_name=f"caspl {words}"))
+    _, _, example = text.rpartition("Example:\n")
+
+    assert f"{example.strip()} ".startswith(f"caspl {words} ")
+    assert len(example.strip().splitlines()) == 1
+    assert parse_error(example.strip()) is None
+    assert missing_parameters(example.strip()) == set()
+
+
+def missing_parameters(example):
+    """Required parameters that an example lacks."""
+    name, *arguments = shlex.split(example)[1:]
+    parsed = COMMANDS[name]
+    while arguments and arguments[0] in getattr(parsed, "commands", {}):
+        parsed, arguments = parsed.commands[arguments[0]], arguments[1:]
+    given, _, _ = parsed.make_parser(typer.Context(parsed)).parse_args(arguments)
+    return {one.name for one in parsed.params if one.required and given.get(one.name) in (None, ())}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_texts_are_phrases_and_commands_are_sentences(words):
+    parsed = COMMANDS[words]
+    texts = [one.help for one in parsed.params if getattr(one, "help", None) and one.name != "help"]
+
+    assert parsed.help.split("\n\n")[0].endswith(".")
+    assert [text for text in texts if text.endswith(".") or text.startswith("The ")] == []
+
+
+@pytest.mark.parametrize(
+    "words", ["classify", "teach", "boost", "adapt", "fit", "evaluate", "reproduce", "bench serve"]
+)
+def test_commands_with_progress_can_be_quiet(words):
+    assert "--quiet" in {option for parameter in COMMANDS[words].params for option in parameter.opts}
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("--domian", "--domain"), ("--recursiv", "--recursive")])
+def test_a_mistyped_option_suggests_the_right_one(typed, meant):
+    result = CliRunner().invoke(command.app, ["classify", typed])
+
+    assert result.exit_code == 2
+    assert meant in result.stderr
+
+
+def complete(words):
+    """What bash is offered for a line that ends in an incomplete word."""
+    variables = {"_CASPL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    run = [sys.executable, "-P", "-c", "import sys; sys.argv = ['caspl']; from caspl.__main__ import main; main()"]
+    return subprocess.run(run, env=os.environ | variables, capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("caspl cla", ["classify"]),
+        ("caspl bo", ["boost"]),
+        ("caspl store ro", ["rollback"]),
+        ("caspl classify --rec", ["--recursive"]),
+        ("caspl store gc --dry", ["--dry-run"]),
+    ],
+)
+def test_commands_and_options_are_completed(words, offered):
+    assert complete(words) == offered
+
+
+def test_the_completion_script_can_be_shown(run):
+    result = CliRunner().invoke(command.app, ["--show-completion", "bash"], prog_name="caspl")
+
+    assert result.exit_code == 0
+    assert "_CASPL_COMPLETE" in result.stdout

@@ -46,7 +46,9 @@ Overrides = Annotated[
 ]
 
 
-@evaluate_app.command()
+@evaluate_app.command(
+    epilog="\b\nExample:\n  caspl evaluate --data test-images/ --pretrained openai --bundle shelf.safetensors"
+)
 def evaluate(
     data: Annotated[
         list[str], typer.Option(help="data set: a name, a folder of class folders, a .csv or .jsonl file; repeatable")
@@ -80,6 +82,7 @@ def evaluate(
     checkpoint_every: options.CheckpointEvery = 100,
     device: options.Device = "auto",
     json_: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure the accuracy of a backbone or of a bundle on labelled images, or run a protocol of the papers."""
     if protocol is not None and (bundle is not None or template is not None):
@@ -92,7 +95,7 @@ def evaluate(
         raise typer.BadParameter("--methods, --boost and --set require --protocol")
     usual_shots = "1,2,4,8,16" if protocol is ProtocolName.FEW_SHOT else "16"
     seed_list, shot_list = _numbers(seeds, "--seeds", least=0), _numbers(shots or usual_shots, "--shots", least=1)
-    with exit_on_error("evaluate"):
+    with exit_on_error("evaluate", quiet=quiet):
         from training.evaluation.runs import EvaluateJob, run_bundle, run_evaluate  # noqa: PLC0415  torch
         from training.prompted_backbone import load_prompted_backbone  # noqa: PLC0415  torch
 
@@ -109,7 +112,7 @@ def evaluate(
             )
             return base_model.backbone
 
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=quiet)
         if protocol is None:
             _show(run_bundle(bundle, data[0], root, split.value, template, load, out, console), out, as_json=json_)
         else:
@@ -129,7 +132,7 @@ def evaluate(
             _show(run_evaluate(job, load, console), out, as_json=json_)
 
 
-@reproduce_app.command()
+@reproduce_app.command(epilog="\b\nExample:\n  caspl reproduce dtd --root data/")
 def reproduce(
     dataset: Annotated[str, typer.Argument(help="name or path of a data set, such as dtd")],
     root: Annotated[Path | None, typer.Option("--root", "--data", help="folder with the published data sets")] = None,
@@ -155,10 +158,11 @@ def reproduce(
     checkpoint_every: options.CheckpointEvery = 100,
     device: options.Device = "auto",
     json_: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Boost a data set, evaluate methods with and without boosting, and compare with the published numbers."""
     seed_list = _numbers(seeds, "--seeds", least=0)
-    with exit_on_error("reproduce"):
+    with exit_on_error("reproduce", quiet=quiet):
         from training.evaluation.runs import ReproduceJob, run_reproduce  # noqa: PLC0415  torch
         from training.hardware import load_backbones  # noqa: PLC0415  torch
 
@@ -187,7 +191,7 @@ def reproduce(
             out=out or Path(f"reproduce-{Path(dataset).name}"),
             checkpoint_every=checkpoint_every,
         )
-        _show(run_reproduce(job, load, Console(stderr=True)), job.out, as_json=json_)
+        _show(run_reproduce(job, load, Console(stderr=True, quiet=quiet)), job.out, as_json=json_)
 
 
 def _numbers(text: str, option: str, *, least: int) -> tuple[int, ...]:

@@ -38,7 +38,10 @@ class NamePosition(StrEnum):
     FRONT = "front"
 
 
-@import_app.command()
+@import_app.command(
+    epilog="\b\nExample:\n"
+    "  caspl import model.pth.tar-50 --method coop --domain shelf --classes classes.txt --pretrained openai"
+)
 def import_checkpoint(
     checkpoint: Annotated[
         Path,
