@@ -9,6 +9,7 @@ import pytest
 
 from service.access.key_file import add_key, read_keys
 from service.examples.records import NewExample
+from service.http.routes.labelling import ExamplesOut
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -401,3 +402,10 @@ async def test_repeated_ids_are_all_removed(serve):
         answer = await client.delete(f"{URL}?ids={ids[0]}&ids={ids[1]},{ids[3]}")
         assert answer.json() == {"domain": "paint", "removed": 3}
         assert list(labels(client)) == [ids[2]]
+
+
+async def test_a_page_has_the_fields_of_its_schema(serve):
+    async with serve() as client:
+        fill(client, "red", None)
+        text = (await client.get(URL)).text
+    assert ExamplesOut.model_validate_json(text).model_dump(mode="json") == json.loads(text)
