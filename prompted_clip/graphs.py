@@ -121,10 +121,12 @@ class GraphedTower(ImageTower):
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             stream = self._stream = self._stream or torch.cuda.Stream(self._backbone.device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(N_WARM_UPS):
-                    work()
-            torch.cuda.current_stream().wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(N_WARM_UPS):
+                        work()
+            finally:  # kernels of a failed warm-up still read the inputs
+                torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads may copy to the device meanwhile: only this thread's work is captured.
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
