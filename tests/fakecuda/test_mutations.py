@@ -1,4 +1,4 @@
-"""The simulated device finds every wait, event, copy and `record_stream` that is left out of the project's CUDA code."""
+"""Every wait, event, copy and `record_stream` that is left out of the CUDA code is found by the simulated device."""
 
 import pytest
 import torch
