@@ -27,7 +27,7 @@ help: ## list these commands
 demo: $(VENV)/.installed-serve ## set up, serve two demo domains, measure them plain, boosted and fitted, swap under load
 	@$(BIN)/python -P -m benchmarks.demo.run
 
-test: $(VENV)/.installed-dev ## run the tests (CPU; GPU tests are skipped without CUDA)
+test: $(VENV)/.installed-dev ## run the tests (without a GPU, GPU tests run on a simulated one)
 	$(BIN)/python -P -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## check style, types, import contracts, spelling and the links of docs/

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from prompted_clip.backbone import Backbone
+from prompted_clip.device_errors import is_out_of_memory
 from prompted_clip.prompts import PromptGrid
 from prompted_clip.vision import ImageTower
 
@@ -108,7 +109,8 @@ class GraphedTower(ImageTower):
             self._graphs[shape] = _Graph(self._tower, inputs, shape, self.capture)
         except RuntimeError as error:  # slower, not wrong; a lost device fails again in the tower
             logger.warning("graph.not_captured", extra=shape._asdict(), exc_info=True)
-            is_full = isinstance(error, torch.OutOfMemoryError)
+            # Out of memory during a capture also makes its end fail, with another error.
+            is_full = is_out_of_memory(error) or (error.__context__ is not None and is_out_of_memory(error.__context__))
             self._retry_at_s[shape] = time.monotonic() + RETRY_S if is_full else math.inf
 
     def capture(self, work: Work) -> Work:

@@ -128,6 +128,17 @@ class PromptedClip:
         scores_BK = self._scorer.logits(images, self.bank.get(stacks)).softmax(dim=-1)
         return [row_K[: len(stack.class_names)] for row_K, stack in zip(scores_BK, stacks, strict=True)]
 
+    def synchronize(self) -> None:
+        """Wait for the current stream of the device; no effect on a CPU.
+
+        It does not wait for the whole device, which would invalidate a CUDA graph capture of another thread.
+
+        Raises:
+            RuntimeError: a kernel failed, or the device failed earlier.
+        """
+        if self.backbone.device.type == "cuda":
+            torch.cuda.current_stream(self.backbone.device).synchronize()
+
     def capture_steps(self, stack: PromptStack) -> list[Callable[[], object]]:
         """CUDA graph captures that the first batches of such a stack need, one call each; none on a CPU."""
         return self.image_tower.capture_steps(stack.image)

@@ -6,6 +6,8 @@ from typing import Unpack
 import torch
 
 from prompted_clip.backbone import Backbone, WeightOptions, load_backbone
+from prompted_clip.device_errors import unsupported_gpu
+from prompted_clip.precision import fastest_dtype
 from training.errors import BackbonePairError
 from training.recipe import Recipe
 
@@ -61,19 +63,24 @@ def resolve_device(device: str) -> str:
     """Resolve `auto` to `cuda` or `cpu`; return other names unchanged.
 
     Raises:
-        BackbonePairError: CUDA is not available.
+        BackbonePairError: CUDA is not available, or torch has no code for the GPU.
     """
     has_cuda = torch.cuda.is_available()
     if device.startswith("cuda") and not has_cuda:
         msg = "CUDA is not available; use --device cpu."
         raise BackbonePairError(msg)
-    return ("cuda" if has_cuda else "cpu") if device == "auto" else device
+    device = ("cuda" if has_cuda else "cpu") if device == "auto" else device
+    if device.startswith("cuda") and (reason := unsupported_gpu(device)) is not None:
+        raise BackbonePairError(reason)
+    return device
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
     """Autocast context of a forward pass; prompts and optimizer state stay float32.
 
-    float16 is not supported: prompts trained in it become NaN on some GPUs.
+    `auto` is bfloat16 on GPUs with matrix units for it, otherwise float32: older GPUs emulate it. float16 is not
+    supported: prompts trained in it become NaN on some GPUs.
     """
-    is_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and device.type == "cuda")
+    is_fast = device.type == "cuda" and fastest_dtype("", str(device)) == torch.bfloat16
+    is_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and is_fast)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bfloat16)

@@ -9,23 +9,7 @@ from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Final
 
-import torch
-
-LOST_MARKS: Final = (
-    "illegal memory access",
-    "launch failure",
-    "launch timed out",
-    "illegal instruction",
-    "invalid program counter",
-    "global/shared address space",
-    "misaligned address",
-    "hardware stack error",
-    "uncorrectable ecc",
-    "device-side assert",
-)
-"""CUDA errors after which the device is unusable until the process restarts."""
-MEMORY_MARKS: Final = ("out of memory", "can't allocate memory", "alloc_failed")
-"""Of the CUDA runtime, torch's CPU allocator and cuBLAS, which do not raise `torch.OutOfMemoryError`."""
+from prompted_clip.device_errors import is_out_of_memory
 
 N_ERRORS: Final = 3
 WITHIN_S: Final = 60.0
@@ -40,14 +24,22 @@ class Fault(Enum):
     NONE = auto()
 
 
-def fault_of(error: Exception) -> Fault:
-    """Classify an exception of a forward."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return Fault.OUT_OF_MEMORY
-    text = str(error).lower() if isinstance(error, RuntimeError) else ""
-    if any(mark in text for mark in LOST_MARKS):
-        return Fault.LOST
-    return Fault.OUT_OF_MEMORY if any(mark in text for mark in MEMORY_MARKS) else Fault.NONE
+def fault_of(error: Exception, synchronize: Callable[[], object]) -> Fault:
+    """Classify an exception of a forward.
+
+    After some CUDA errors every later call fails until the process restarts. Their list grows with CUDA, so any runtime
+    error is followed by a call that shows whether the device still works.
+
+    Args:
+        error: the exception.
+        synchronize: waits for the device; raises RuntimeError if it is lost.
+    """
+    if isinstance(error, RuntimeError):
+        try:
+            synchronize()
+        except RuntimeError:
+            return Fault.LOST
+    return Fault.OUT_OF_MEMORY if is_out_of_memory(error) else Fault.NONE
 
 
 class BatchLimit:

@@ -225,7 +225,7 @@ class Engine:
             with self._free, self.activity.call():
                 return work()
         except Exception as error:
-            fault = fault_of(error)
+            fault = fault_of(error, self._model.synchronize)
             if fault is Fault.LOST:
                 self.is_lost = True
                 logger.critical("device.lost", exc_info=True)
@@ -254,7 +254,7 @@ class Engine:
         try:
             return self._forward(rows)
         except Exception as error:
-            fault = fault_of(error)
+            fault = fault_of(error, self._model.synchronize)
             if fault is Fault.LOST:
                 raise
             failure: ServiceError = DeviceMemoryError("Out of device memory for this image. Retry later.")

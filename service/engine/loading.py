@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from prompted_clip.backbone import Backbone, load_backbone
+from prompted_clip.device_errors import unsupported_gpu
 from prompted_clip.fused_tower import FusedImageTower
 from prompted_clip.graphs import GraphedTower
 from prompted_clip.model import PromptedClip
@@ -22,7 +23,7 @@ def load_model(settings: Settings) -> PromptedClip:
 
     Raises:
         WeightsError: unknown architecture, or weights that cannot be loaded.
-        SettingsError: CUDA was requested and is not available.
+        SettingsError: CUDA was requested and is not available, or torch has no code for the GPU.
     """
     torch.set_num_threads(settings.n_torch_threads or num_threads(settings.backbone, settings.device))
     # Every thread that runs torch gets an OpenMP pool of its own until it ends, and the pools spin only while they have
@@ -58,16 +59,17 @@ def select_device(settings: Settings) -> str:
     """The device to run on; `auto` takes CUDA if it is available.
 
     Raises:
-        SettingsError: CUDA was requested and is not available.
+        SettingsError: CUDA was requested and is not available, or torch has no code for the GPU.
     """
     has_cuda = torch.cuda.is_available()
-    if settings.device == "auto":
-        return "cuda" if has_cuda else "cpu"
-    if settings.device.startswith("cuda") and not has_cuda:
+    device = ("cuda" if has_cuda else "cpu") if settings.device == "auto" else settings.device
+    if device.startswith("cuda") and not has_cuda:
         raise SettingsError(
             f"Device {settings.device} was requested, but torch finds no CUDA device. Use --device cpu."
         )
-    return settings.device
+    if device.startswith("cuda") and (reason := unsupported_gpu(device)) is not None:
+        raise SettingsError(reason)
+    return device
 
 
 def select_dtype(settings: Settings, device: str) -> torch.dtype:

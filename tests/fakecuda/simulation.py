@@ -63,6 +63,7 @@ def _runtime(simulated):
         "get_rng_state": lambda device=None: torch.get_rng_state(),  # kernels draw from the CPU's generator
         "set_rng_state": lambda state, device=None: None,
         "manual_seed_all": lambda seed: None,
+        "get_arch_list": lambda: ["sm_75", "sm_80", "sm_90"],
         "get_device_name": lambda device=None: PROPERTIES.name,
     }
 

@@ -70,6 +70,7 @@ class FakeModel:
         self.max_microbatch = None
         self.forward_s = 0.0
         self.fail_with = None
+        self.lost_with = None
         self.fail_load = False
         self.batches = []
         self.n_begun = 0
@@ -98,6 +99,10 @@ class FakeModel:
             abstain=manifest.calibration.abstain if manifest.calibration else {},
             image_digest=f"{bundle.tensors['image.boost'].sum():g}" if has_boost else "",
         )
+
+    def synchronize(self):
+        if self.lost_with is not None:
+            raise self.lost_with
 
     def boost_stack(self, stack):
         if stack.image_boost is None:

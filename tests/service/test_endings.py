@@ -73,7 +73,7 @@ def test_requests_that_the_drain_timeout_cuts_off_are_503(store, web_workers):
 
 
 FAILURES = {
-    "device_lost": "model.fail_with = RuntimeError('CUDA error: device-side assert triggered')",
+    "device_lost": "model.lost_with = model.fail_with = RuntimeError('CUDA error: device-side assert triggered')",
     "device_stuck": "model.gate.clear()",
     "event_loop_stuck": "asyncio.get_running_loop().call_later(0.2, time.sleep, 600)",
 }

@@ -8,6 +8,8 @@ import torch
 
 from service.engine.device_health import Activity, Fault, fault_of
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
 
 class Clock:
     now_s = 0.0
@@ -89,41 +91,42 @@ def test_the_slowest_of_several_calls_counts_and_threads_outside_calls_do_not(ac
         assert not activity.is_stuck
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        "CUDA error: an illegal memory access was encountered",
-        "CUDA error: unspecified launch failure",
-        "CUDA error: the launch timed out and was terminated",
-        "CUDA error: an illegal instruction was encountered",
-        "CUDA error: invalid program counter",
-        "CUDA error: operation not supported on global/shared address space",
-        "CUDA error: misaligned address",
-        "CUDA error: hardware stack error",
-        "CUDA error: uncorrectable ECC error encountered",
-        "CUDA error: device-side assert triggered",
-    ],
-)
-def test_errors_after_which_the_device_is_unusable(message):
-    assert fault_of(RuntimeError(message)) is Fault.LOST
+def works():
+    """The device synchronizes."""
+
+
+def lost():
+    raise torch.AcceleratorError("CUDA error: unknown error")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("any text"), torch.AcceleratorError("CUDA error: 721"), OUT_OF_MEMORY])
+def test_a_device_that_does_not_synchronize_after_an_error_is_lost(error):
+    assert fault_of(error, lost) is Fault.LOST
+
+
+def test_an_error_of_python_does_not_wait_for_the_device():
+    assert fault_of(ValueError("device-side assert"), lost) is Fault.NONE
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OUT_OF_MEMORY,
         RuntimeError("CUDA error: out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
         MemoryError(),
     ],
 )
 def test_errors_that_mean_out_of_memory(error):
-    assert fault_of(error) is Fault.OUT_OF_MEMORY
+    assert fault_of(error, works) is Fault.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("device-side assert"), KeyError(1)]
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError("CUDA error: invalid argument")]
 )
-def test_other_errors_are_no_device_fault(error):
-    assert fault_of(error) is Fault.NONE
+def test_other_errors_of_a_device_that_works_are_no_device_fault(error):
+    assert fault_of(error, works) is Fault.NONE

@@ -244,7 +244,7 @@ async def test_a_lost_device_is_not_used_again():
     model = FakeModel()
     engine = Engine(model)
     stack = await engine.load(read_bundle(colour_bundle()))
-    model.fail_with = RuntimeError("CUDA error: device-side assert triggered")
+    model.lost_with = model.fail_with = RuntimeError("CUDA error: device-side assert triggered")
     row = EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)
     with pytest.raises(DeviceLostError):
         await engine.run([row])

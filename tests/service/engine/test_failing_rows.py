@@ -142,7 +142,9 @@ async def test_a_lost_device_is_not_used_for_the_halves_of_a_failed_batch():
     errors = [RuntimeError("a kernel failed"), RuntimeError("CUDA error: an illegal memory access was encountered")]
 
     def fault(ranked, _):
-        raise errors.pop(0)
+        error = errors.pop(0)
+        model.lost_with = error if not errors else None
+        raise error
 
     model = FaultyModel(fault)
     found = await outcomes(model, rows_with(0))

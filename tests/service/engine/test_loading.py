@@ -34,8 +34,17 @@ def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
         assert select_dtype(Settings(), "cpu") == "measured for ('ViT-B-16', 'cpu')"
     assert select_dtype(Settings(dtype="bfloat16"), "cpu") == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("service.engine.loading.unsupported_gpu", lambda _: None)
     assert select_device(Settings()) == "cuda"
     assert select_device(Settings(device="cuda:1")) == "cuda:1"
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda:1"])
+def test_a_gpu_that_torch_has_no_code_for_is_refused(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("service.engine.loading.unsupported_gpu", lambda _: "Install another torch build.")
+    with pytest.raises(SettingsError, match="Install another torch build"):
+        select_device(Settings(device=device))
 
 
 def test_every_card_gets_the_type_that_it_is_good_at_unless_another_is_asked_for(monkeypatch):
@@ -51,6 +60,7 @@ def test_on_a_gpu_batches_are_as_large_as_it_is_and_queues_in_proportion(monkeyp
     facts = SimpleNamespace(multi_processor_count=n_multiprocessors)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    monkeypatch.setattr("service.engine.loading.unsupported_gpu", lambda _: None)
     found = with_gpu_limits(Settings())
     assert (found.max_batch_rows, found.max_queued_rows, found.max_open_requests) == (n_rows, 4 * n_rows, 8 * n_rows)
     asked = with_gpu_limits(Settings(max_batch_rows=64, max_open_requests=9))

@@ -319,7 +319,7 @@ async def test_a_failing_forward_fails_its_batch_only_and_tells_nothing(serve, m
 
 async def test_a_lost_device_makes_the_service_unready(serve, model):
     async with serve() as client:
-        model.fail_with = RuntimeError("CUDA error: an illegal memory access was encountered")
+        model.lost_with = model.fail_with = RuntimeError("CUDA error: an illegal memory access was encountered")
         failed = await client.post("/classify/paint", content=picture())
         after = await client.post("/classify/paint", content=picture())
         probes = [(await client.get(path)).status_code for path in ("/livez", "/readyz")]
