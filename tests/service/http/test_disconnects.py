@@ -39,7 +39,7 @@ class Visitor:
 
 
 async def test_of_1000_queued_requests_the_500_whose_clients_leave_never_reach_the_device(serve, model):
-    limits = {"max_queued_rows": 1100, "max_open_requests": 1100, "max_decoding_images": 1100}
+    limits = {"max_queued_rows": 1100, "max_open_requests": 1100, "max_decoding_images": 1100, "default_timeout_s": 30}
     async with serve(max_batch_rows=N_BATCH_ROWS, **limits) as client:
         batcher = client.context.batcher
         model.gate.clear()

@@ -17,7 +17,7 @@ from service.access.key_file import add_key, read_keys
 from tests.service.engine.engine_rows import until
 from tests.service.fakes import colour_bundle, picture
 from tests.service.http.test_disconnects import Visitor
-from tests.service.images.test_decoder import animated, encode, jpeg_of_size, png_of_size, scan_bomb
+from tests.service.images.test_decoder import animated, jpeg_of_size, png_of_size, scan_bomb
 
 pytestmark = pytest.mark.anyio
 IN_BOTH_FORMS = True
@@ -171,15 +171,6 @@ async def test_a_request_whose_images_are_all_bad_fails_as_a_whole_and_stores_no
     reasons = [(error["index"], error["code"]) for error in several.json()["errors"]]
     assert reasons == [(0, "image_undecodable"), (1, "image_truncated")]
     assert labels == {}
-
-
-async def test_a_rotated_photograph_has_an_upright_thumbnail(serve):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    async with serve() as client:
-        await client.post(URL, files=files(("red", encode(Image.new("RGB", (64, 32)), "JPEG", exif=exif))))
-        thumbnail = Image.open(io.BytesIO(client.context.examples.thumbnail("paint", 1)))
-    assert thumbnail.size == (32, 64)
 
 
 @pytest.mark.parametrize(

@@ -143,33 +143,6 @@ async def test_a_query_that_makes_no_sense_is_422(serve, query, code):
     assert (answer.status_code, answer.json()["code"]) == (422, code)
 
 
-async def test_a_thumbnail_is_an_image_that_only_the_client_may_cache(serve):
-    async with serve() as client:
-        await client.post(URL, files=[("red", ("a.png", picture("red", (640, 480))))])
-        answer = await client.get(f"{URL}/1/thumbnail")
-        head = await client.head(f"{URL}/1/thumbnail")
-    assert answer.headers["content-type"] == "image/webp"
-    assert answer.content[8:12] == b"WEBP"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["cache-control"] == "private, no-cache"
-    assert (head.status_code, head.content) == (200, b"")
-
-
-async def test_a_cached_thumbnail_is_valid_until_the_id_is_another_image(serve):
-    async with serve() as client:
-        await client.post(URL, files=[("red", ("a.png", picture("red", (640, 480))))])
-        known = {"If-None-Match": (await client.get(f"{URL}/1/thumbnail")).headers["etag"]}
-        unchanged = await client.get(f"{URL}/1/thumbnail", headers=known)
-        client.context.examples.close()
-        for path in client.context.store.root.glob("examples.sqlite3*"):
-            path.unlink()
-        await client.post(URL, files=[("red", ("a.png", picture("blue", (640, 480))))])
-        changed = await client.get(f"{URL}/1/thumbnail", headers=known)
-    assert (unchanged.status_code, unchanged.content) == (304, b"")
-    assert changed.status_code == 200
-    assert changed.content
-
-
 async def test_an_example_is_found_under_its_own_domain_only(serve):
     async with serve() as client:
         fill(client, "red")
