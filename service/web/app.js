@@ -10,7 +10,11 @@ import { Teach } from "./teach.js";
 const POLL_MS = 5000;
 const TABS = { classify: ["Classify", Classify], teach: ["Teach", Teach], domains: ["Domains", Domains], live: ["Live", Live] };
 
-const tabOfHash = () => (window.location.hash.slice(1) in TABS ? window.location.hash.slice(1) : "classify");
+// `#classify/shelf` is the tab Classify with the domain shelf chosen.
+const placeOfHash = () => {
+  const [tab, domain = ""] = window.location.hash.slice(1).split("/");
+  return tab in TABS ? [tab, domain] : ["classify", ""];
+};
 
 function KeyForm({ note, onKey }) {
   const input = useRef();
@@ -30,7 +34,7 @@ function KeyForm({ note, onKey }) {
 }
 
 function App() {
-  const [tab, setTab] = useState(tabOfHash());
+  const [[tab, domain], setPlace] = useState(placeOfHash());
   const [domains, setDomains] = useState(null);
   const [error, setError] = useState(null);
   const [keyNote, setKeyNote] = useState(null);
@@ -48,7 +52,7 @@ function App() {
   useEffect(() => {
     // A rejected key is not sent again until it is changed: the service limits wrong keys.
     whenKeyNeeded((note) => { isKeyNeeded.current = true; setKeyNote(note); });
-    const followHash = () => setTab(tabOfHash());
+    const followHash = () => setPlace(placeOfHash());
     window.addEventListener("hashchange", followHash);
     refresh();
     const timer = setInterval(() => { if (!isKeyNeeded.current && !document.hidden) refresh(); }, POLL_MS);
@@ -75,7 +79,7 @@ function App() {
     <main>
       ${keyNote !== null && html`<${KeyForm} note=${keyNote} onKey=${useKey} />`}
       <${ErrorNote} error=${error} />
-      ${domains && keyNote === null && html`<${Tab} domains=${domains} refreshDomains=${refresh} />`}
+      ${domains && keyNote === null && html`<${Tab} key=${domain} initialDomain=${domain} domains=${domains} refreshDomains=${refresh} />`}
     </main>`;
 }
 

@@ -86,9 +86,9 @@ function Camera({ onPicture }) {
   </div>`;
 }
 
-export function Classify({ domains }) {
+export function Classify({ domains, initialDomain }) {
   const live = domains.filter((one) => one.version).map((one) => one.domain);
-  const [chosen, setChosen] = useState(live.slice(0, 1));
+  const [chosen, setChosen] = useState(live.includes(initialDomain) ? [initialDomain] : live.slice(0, 1));
   const [labels, setLabels] = useState("");
   const [rate, setRate] = useState("");
   const [pictures, setPictures] = useState([]);
@@ -114,7 +114,7 @@ export function Classify({ domains }) {
         <select value=${rate} disabled=${labels.trim() !== ""} onChange=${(event) => setRate(event.target.value)}>
           ${RATES.map((one) => html`<option value=${one}>${one ? `least certain ${100 * one} %` : "never"}</option>`)}
         </select></label>
-        <small>For domains that were fitted to examples.</small>
+        <small>For domains that were fitted to examples. Pictures shown already keep their results.</small>
       </div>
     </div>
     <${DropArea} onFiles=${add} id="classify-files">

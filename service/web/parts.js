@@ -2,7 +2,7 @@
 import { html, useEffect, useRef, useState } from "./preact.js";
 import { call } from "./api.js";
 
-export const percent = (share, digits = 1) => (share == null ? "-" : `${(100 * share).toFixed(digits)} %`);
+export const percent = (share, digits = 1) => (share == null ? "-" : `${(100 * share).toFixed(digits)}\u00a0%`);
 export const shortDigest = (digest) => (digest ? digest.replace("sha256:", "").slice(0, 12) : "-");
 export const when = (iso) => new Date(iso).toLocaleString();
 export const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;

@@ -8,12 +8,12 @@ const MAX_CONFUSION = 60;
 
 function Classes({ report }) {
   return html`<div class="overflow-auto"><table>
-    <caption>Accuracy of each class, each picture left out in turn</caption>
+    <caption>Accuracy of each class (leave-one-out)</caption>
     <thead><tr><th scope="col">class</th><th scope="col">pictures</th><th scope="col">accuracy</th>
       <th scope="col">with half of them</th><th scope="col">class name alone</th><th scope="col">mistaken for</th></tr></thead>
     <tbody>${report.classes.map((one) => html`<tr key=${one.name}>
       <th scope="row">${one.name}</th>
-      <td>${one.n_examples}${one.n_examples > 0 && !one.is_fitted ? " (too few: class name alone)" : ""}</td>
+      <td>${one.n_examples}${one.n_examples > 0 && !one.is_fitted ? " (class name alone)" : ""}</td>
       <td>${one.accuracy ? `${percent(one.accuracy.rate, 0)} (${percent(one.accuracy.low, 0)} to ${percent(one.accuracy.high, 0)})` : "-"}</td>
       <td>${percent(one.half_accuracy, 0)}</td>
       <td>${percent(one.text_accuracy, 0)}</td>
@@ -39,6 +39,7 @@ function Confusion({ report }) {
 }
 
 function Curve({ report }) {
+  if (report.method === "text") return html`<p>No fit is better than the class names alone yet: add pictures, at least four of two or more classes.</p>`;
   const gain = report.accuracy.rate - report.half_accuracy;
   const points = 100 * gain;
   return html`<p>With half of the pictures the accuracy is ${percent(report.half_accuracy)}:

@@ -61,10 +61,11 @@ function Upload({ domain, classes, onAdded }) {
           for (const file of part) body.append(label || "unlabelled", file, file.name);
           return getJson(domainPath(domain, "/examples"), { method: "POST", body });
         }).catch((problem) => {
-          if (problem.code !== "images_rejected") throw problem;
-          return { examples: problem.body.errors.map((one) => ({ index: one.index, error: one })) };
+          if (problem.code === "images_rejected") return { examples: problem.body.errors.map((one) => ({ index: one.index, error: one })) };
+          if (part.length === 1 && problem.code?.startsWith("image_")) return { examples: [{ index: 0, error: problem.body }] };
+          throw problem;
         });
-        const bad = answer.examples.filter((one) => one.error).map((one) => `${part[one.index].name}: ${one.error.title}`);
+        const bad = answer.examples.filter((one) => one.error).map((one) => `${part[one.index].name}: ${one.error.title}: ${one.error.detail}`);
         if (bad.length) setRejected((before) => [...before, ...bad]);
         setProgress([Math.min(start + BATCH, files.length), files.length]);
         await onAdded();
@@ -118,7 +119,7 @@ function MakeLive({ domain, isReady, onLive }) {
   };
   return html`<div>
     <button type="button" aria-busy=${state.isBusy} disabled=${!isReady || state.isBusy} onClick=${fit}>Make live</button>
-    ${state.made && html`<p role="status">Version ${state.made.version} of ${domain} is live. <a href="#classify">Classify with it</a></p>`}
+    ${state.made && html`<p role="status">Version ${state.made.version} of ${domain} is live. <a href=${`#classify/${domain}`}>Classify with it</a></p>`}
     <${ErrorNote} error=${state.error} />
   </div>`;
 }

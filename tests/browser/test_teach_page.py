@@ -88,6 +88,32 @@ def test_five_classes_from_a_hundred_unlabelled_pictures_are_live_within_thirty_
         assert person.n_clicks <= MAX_CLICKS
         assert accuracy(server, "shapes", folder) > 0.8
 
+        page.get_by_role("link", name="Classify with it").click()
+        page.get_by_role("button", name="Use a camera").wait_for()
+        assert page.get_by_role("checkbox", checked=True).count() == 1
+        assert page.get_by_role("checkbox", name="shapes", exact=True).is_checked()
+
+
+def test_pictures_of_one_class_alone_get_no_advice_that_more_pictures_are_unlikely_to_help(browser, server, folder):
+    server.put("/domains/one-class", json={"classes": list(CLASSES), "boosted_by": "satellite"}).raise_for_status()
+    paths = [path for path in sorted(folder.glob("train/*/*")) if label_of(path) == CLASSES[0]]
+    add_examples(server, "one-class", folder, None, paths)
+    with opened(browser, f"{server.base_url}#teach") as page:
+        page.get_by_label("Domain").select_option("one-class")
+        report = page.get_by_role("region", name="report")
+        report.get_by_text("at least four of two or more classes").wait_for()
+        assert "unlikely" not in report.inner_text()
+
+
+def test_a_file_that_is_not_an_image_is_named_with_the_reason(browser, server, folder, tmp_path):
+    server.put("/domains/files", json={"classes": list(CLASSES)}).raise_for_status()
+    text = tmp_path / "notes.jpg"
+    text.write_text("Not a picture. " * 20)
+    with opened(browser, f"{server.base_url}#teach", statuses=(422,)) as page:
+        page.get_by_label("Domain").select_option("files")
+        page.set_input_files("#teach-files", [text])
+        page.get_by_text("notes.jpg: Unsupported image format: The image is not a JPEG, PNG or WebP file.").wait_for()
+
 
 def add_examples(server, domain, folder, field, paths):
     for start in range(0, len(paths), 16):
