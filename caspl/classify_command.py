@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ RETRY_FOR_S: Final = 120.0
 """Long enough for a restart of the server with a large backbone."""
 MAX_PRINTED: Final = 20
 """Pictures with errors that are listed without a table."""
+MAX_NAMED: Final = 3
+"""Pictures with the same error that are named."""
 
 classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -189,16 +192,28 @@ def as_dict(path: Path, result: Classification) -> dict[str, Any]:
 def show(results: Sequence[FileResult], console: Console) -> None:
     """Print a table."""
     table = Table()
-    table.add_column("image", no_wrap=True)
+    table.add_column("image", overflow="fold")
     for column in ("domain", "version", "prediction", "next"):
         table.add_column(column)
-    for path, result in results:
+    names = _short_names([path for path, _ in results])
+    details: dict[str, list[str]] = {}
+    for name, (_, result) in zip(names, results, strict=True):
         texts = [f"{found.label} {found.probability:.1%}" for found in result.predictions]
         if result.abstained:
             texts.insert(0, "abstained")
         first = plain(result.error.title, "red") if result.error else plain(texts[0])
-        cells = (path.name, result.domain or "-", str(result.version or "-"))
+        if result.error:
+            details.setdefault(result.error.detail, []).append(name)
+        cells = (name, result.domain or "-", str(result.version or "-"))
         table.add_row(*map(plain, cells), first, plain(", ".join(texts[1:])))
     console.print(table)
-    for detail in sorted({result.error.detail for _, result in results if result.error}):
-        console.print(plain(detail), soft_wrap=True)
+    for detail, of in details.items():
+        more = f" and {len(of) - MAX_NAMED} more" if len(of) > MAX_NAMED else ""
+        console.print(plain(f"{', '.join(of[:MAX_NAMED])}{more}: {detail}"), soft_wrap=True)
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Paths below the folder that contains all of them."""
+    parents = [path.absolute().parent for path in paths]
+    common = os.path.commonpath(parents) if parents else ""
+    return [path.absolute().relative_to(common).as_posix() for path in paths]

@@ -317,5 +317,6 @@ def _response(outcome: httpx.Response | httpx.HTTPError, url: httpx.URL) -> http
     """The last attempt's response, or its error raised as ours."""
     if isinstance(outcome, httpx.Response):
         return outcome
-    detail = str(outcome) or type(outcome).__name__
+    is_bare = isinstance(outcome, httpx.UnsupportedProtocol)
+    detail = "the address must start with http:// or https://" if is_bare else str(outcome) or type(outcome).__name__
     raise TransportError(f"Cannot reach {url}", detail, code="server_unreachable") from outcome

@@ -186,7 +186,7 @@ def show(upload: Upload, fit: Fit, url: str, console: Console) -> None:
     state = "live" if fit.is_live else "not live"
     print_report(with_files(fit, upload), {"domain": fit.domain, "version": f"{fit.version} ({state})"})
     if fit.report["method"] == "text":
-        console.print("No head was better than the text features: add pictures, at least four per class.")
+        console.print("No head was better than the text features: add pictures, at least four of two or more classes.")
     server = "" if url == DEFAULT_URL else f" --url {url}"
     if fit.is_live:
         console.print(plain(f"Try it: caspl classify PICTURE --domain {fit.domain}{server}"), soft_wrap=True)

@@ -15,6 +15,11 @@ from caspl.errors import CasplError
 from training.errors import TrainingError
 
 FAILURE: Final = 1
+ADVICE: Final = {
+    "server_unreachable": "Start it with `caspl serve`, or pass another address as --url.",
+    "unauthorized": "Pass the key as --key, or set CASPL_API_KEY.",
+}
+"""By the `code` of an error: its remedy on the command line."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no notes, only errors")]
 
 
@@ -25,6 +30,8 @@ def exit_on_error() -> Iterator[None]:
         yield
     except (CasplError, TrainingError, OSError) as error:
         reason = f"Cannot read {error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
+        if isinstance(error, CasplError) and error.code in ADVICE:
+            reason = f"{reason.removesuffix('.')}. {ADVICE[error.code]}"
         print_error(reason)
         raise typer.Exit(FAILURE) from error
 

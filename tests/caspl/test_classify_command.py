@@ -236,3 +236,36 @@ def test_text_from_outside_is_shown_as_it_is(tmp_path):
     text = console.export_text()
     for shown in ("[bold]nope.png", "[/x] 50.0%", ":dog: 50.0%", "a?[2Jb", "[/y]", "[bold] :cat:"):
         assert shown in text
+
+
+def test_pictures_of_a_table_are_named_by_their_path_below_the_common_folder(tmp_path):
+    found = Classification("paint", 1, "sha256:x", (Prediction("red", 0, 0.5),))
+    damaged = Classification("paint", error=NotFoundError("Invalid image", "It is damaged.", code="x"))
+    of_one = [(tmp_path / "red" / "1.png", found), (tmp_path / "red" / "2.png", found)]
+    of_two = [*of_one, *((tmp_path / "blue" / f"{n}.png", damaged) for n in range(1, 6))]
+    console = Console(record=True, width=160)
+    show(of_one, console)
+    assert "│ 1.png " in console.export_text()
+
+    show(of_two, console)
+
+    text = console.export_text()
+    assert "│ red/1.png " in text
+    assert "blue/1.png, blue/2.png, blue/3.png and 2 more: It is damaged." in text
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("http://127.0.0.1:9", "Start it with `caspl serve`, or pass another address as --url."),
+        ("localhost:8000", "the address must start with http:// or https://"),
+    ],
+)
+def test_an_address_without_a_server_gets_a_remedy(files, url, advice):
+    result = CliRunner().invoke(
+        classify_app, [str(files[0]), "--domain", "paint", "--url", url, "--retry-for", "0"], env={"COLUMNS": "200"}
+    )
+
+    assert result.exit_code == 1
+    assert f"error: Cannot reach {url}" in result.stderr
+    assert advice in result.stderr
