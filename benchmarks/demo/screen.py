@@ -61,8 +61,8 @@ def show_next_commands(console: Console) -> None:
     """Print how to start the service for good, and the next command."""
     console.print("Start the service, then open the web page http://localhost:8000/ :")
     console.print("  .venv/bin/caspl serve --demo", style="bold")
-    console.print('Then train a domain of your own (README, "Boost your own domain"):')
-    console.print("  .venv/bin/caspl boost --help", style="bold")
+    console.print("Then teach it a domain of your own, from a folder of pictures per class (docs/tutorial.md):")
+    console.print("  .venv/bin/caspl teach --help", style="bold")
 
 
 def _cell(prediction: Prediction, image: LabelledImage) -> Text:

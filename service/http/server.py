@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -73,7 +74,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise SettingsError(f"Cannot listen on {host} port {port}: {error.strerror}.", code="cannot_listen") from error
+        is_used = error.errno == errno.EADDRINUSE
+        reason = "it is in use. Choose another with --port" if is_used else error.strerror
+        raise SettingsError(f"Cannot listen on {host} port {port}: {reason}.", code="cannot_listen") from error
     # Python leaves `proto` 0 in this socket and in accepted ones, and asyncio sets TCP_NODELAY only for IPPROTO_TCP:
     # the second packet of a response would wait 40 ms. A socket reopened from its descriptor has the right `proto`.
     return Listener(fileno=listener.detach())

@@ -111,7 +111,7 @@ def test_a_key_file_without_keys_does_not_open_the_door(tmp_path, host):
 
 
 def test_a_port_that_is_taken_is_told_plainly():
-    with listen("127.0.0.1", 0) as taken, pytest.raises(SettingsError, match="Cannot listen"):
+    with listen("127.0.0.1", 0) as taken, pytest.raises(SettingsError, match="it is in use"):
         listen("127.0.0.1", taken.getsockname()[1])
 
 
