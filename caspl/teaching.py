@@ -24,6 +24,7 @@ from prompt_store.class_names import UNLABELLED, comparison_key
 
 """Field name of a picture without a label."""
 PAGE: Final = 1000
+PAIR: Final = 2
 IDS_PER_REQUEST: Final = 1000
 BYTES_FOR_HEADERS: Final = 2**20
 """Of a request's limit, kept for the multipart headers of its images."""
@@ -74,8 +75,12 @@ def add_examples(
         CasplError: the server cannot be reached or rejects a request.
         InvalidRequestError: a label is `unlabelled` or contains `%22`: in a form they mean no label, and a quote.
         OSError: a file cannot be read.
+        TypeError: not pairs.
     """
     parts = list(examples)
+    for part in parts:
+        if not (isinstance(part, tuple | list) and len(part) == PAIR):
+            raise TypeError(f"Expected (label, image) pairs, found {type(part).__name__}. The label may be None.")
     for label in {label for label, _ in parts if label is not None}:
         if comparison_key(label) == UNLABELLED or "%22" in label:
             detail = f"{label!r} cannot be sent as a label; for pictures without one pass None."

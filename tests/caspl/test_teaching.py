@@ -162,6 +162,14 @@ def test_labels_that_a_form_cannot_carry_are_refused_before_anything_is_sent(lab
     assert server.requests == []
 
 
+@pytest.mark.parametrize("given", ["photo.jpg", b"bytes", ("cat", picture(), "more")], ids=["path", "bytes", "three"])
+def test_anything_but_pairs_is_refused_before_anything_is_sent(given):
+    server = Server()
+    with connect(server) as client, pytest.raises(TypeError, match="pairs, found"):
+        client.add_examples("pets", [given])
+    assert server.requests == []
+
+
 def test_no_pictures_are_no_examples():
     assert connect(Server()).add_examples("paint", []) == []
 
