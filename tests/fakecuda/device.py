@@ -189,6 +189,10 @@ class SimulatedDevice:
             raise self.memory_error
 
     def synchronize(self, device=None):
+        with self.lock:
+            if self.capture is not None:  # of any thread, whatever its mode
+                self.capture.invalidate("cudaDeviceSynchronize")
+                raise cuda_error("operation not permitted when stream is capturing (cudaDeviceSynchronize)")
         self.wait_for(self.streams, "cudaDeviceSynchronize")
 
     def wait_for(self, streams, name):

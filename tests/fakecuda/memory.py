@@ -42,13 +42,13 @@ class Block:
         for (stream, kind, *_), (number, name) in self._accesses.items():
             if allocator.get(stream, 0) < number:
                 self._simulated.violate(f"freed in use: {name} ({kind}) may run after the memory is reused")
-        reuse, host = Stream(self._simulated), self._host
+        reuse, host, streams = Stream(self._simulated), self._host, self._simulated.streams  # not self, which is gone
         for stream in {self._stream, *self.used_by}:
             marker = Marker({})
             stream.tasks.append(("reach", marker))
             reuse.tasks.append(("wait", marker))
         reuse.tasks.append(("reuse", lambda: poison(host)))
-        reuse.tasks.append(("reuse", lambda: self._simulated.streams.remove(reuse)))
+        reuse.tasks.append(("reuse", lambda: streams.remove(reuse)))
 
 
 def span(host):
