@@ -29,6 +29,8 @@ MAX_PRINTED: Final = 20
 """Pictures with errors that are listed without a table."""
 MAX_NAMED: Final = 3
 """Pictures with the same error that are named."""
+MAX_NAME_WIDTH: Final = 32
+"""Columns up to which a name is not wrapped."""
 
 classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -192,10 +194,10 @@ def as_dict(path: Path, result: Classification) -> dict[str, Any]:
 def show(results: Sequence[FileResult], console: Console) -> None:
     """Print a table."""
     table = Table()
-    table.add_column("image", overflow="fold")
+    names = _short_names([path for path, _ in results])
+    table.add_column("image", overflow="fold", min_width=min(MAX_NAME_WIDTH, max(map(len, names), default=0)))
     for column in ("domain", "version", "prediction", "next"):
         table.add_column(column)
-    names = _short_names([path for path, _ in results])
     details: dict[str, list[str]] = {}
     for name, (_, result) in zip(names, results, strict=True):
         texts = [f"{found.label} {found.probability:.1%}" for found in result.predictions]
