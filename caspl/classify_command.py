@@ -29,8 +29,6 @@ MAX_PRINTED: Final = 20
 """Pictures with errors that are listed without a table."""
 MAX_NAMED: Final = 3
 """Pictures with the same error that are named."""
-MAX_NAME_WIDTH: Final = 32
-"""Columns up to which a name is not wrapped."""
 
 classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -195,7 +193,7 @@ def show(results: Sequence[FileResult], console: Console) -> None:
     """Print a table."""
     table = Table()
     names = _short_names([path for path, _ in results])
-    table.add_column("image", overflow="fold", min_width=min(MAX_NAME_WIDTH, max(map(len, names), default=0)))
+    table.add_column("image", overflow="fold")
     for column in ("domain", "version", "prediction", "next"):
         table.add_column(column)
     details: dict[str, list[str]] = {}
