@@ -23,15 +23,15 @@ FAILED = httpx.Response(500, json={"title": "Model failure", "code": "inference_
 
 
 class Server:
-    """A server in memory: every PNG is red; from request number `fails_at` on it answers with `failure`."""
+    """A server in memory: every PNG is red; requests with one of the contents `fails_for` get the answer `failure`."""
 
-    def __init__(self, fails_at=999, failure=FAILED, result=RED):
-        self.fails_at, self.failure, self.result = fails_at, failure, result
+    def __init__(self, fails_for=(), failure=FAILED, result=RED):
+        self.fails_for, self.failure, self.result = fails_for, failure, result
         self.requests, self.n_images = [], 0
 
     def __call__(self, request):
         self.requests.append(request)
-        if len(self.requests) >= self.fails_at:
+        if any(content in request.content for content in self.fails_for):
             return self.failure
         boundary = request.content.split(b"\r\n", 1)[0]
         parts = request.content.split(boundary)[1:-1]
@@ -59,10 +59,10 @@ def run(monkeypatch, tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """Forty pictures."""
+    """Forty pictures, each with other bytes."""
     paths = [tmp_path / f"{number:02}.png" for number in range(40)]
-    for path in paths:
-        path.write_bytes(picture())
+    for number, path in enumerate(paths):
+        path.write_bytes(picture(size=(20 + number, 24)))
     return paths
 
 
@@ -103,7 +103,7 @@ def test_an_image_that_is_too_uncertain_has_no_label_but_all_predictions(run, fi
 
 
 def test_a_late_failure_keeps_earlier_results_and_stops(run, files):
-    result = run(Server(fails_at=2), *files, "--json")
+    result = run(Server([path.read_bytes() for path in files[16:]]), *files, "--json")
 
     rows = json.loads(result.stdout)
     assert result.exit_code == 1
@@ -114,7 +114,7 @@ def test_a_late_failure_keeps_earlier_results_and_stops(run, files):
 
 
 def test_a_refused_request_is_one_line(run, files):
-    result = run(Server(fails_at=1, failure=NO_DOMAIN), files[0])
+    result = run(Server([b"PNG"], failure=NO_DOMAIN), files[0])
 
     assert result.exit_code == 1
     assert result.stderr == "error: No such domain: see /domains\n"
@@ -178,7 +178,7 @@ def test_files_that_are_no_pictures_are_listed_counted_and_tell_in_the_exit_code
 
 
 def test_a_csv_file_is_continued_after_a_failure(run, files, tmp_path):
-    first = run(Server(fails_at=2), *files, "--csv", "out.csv")
+    first = run(Server([path.read_bytes() for path in files[16:]]), *files, "--csv", "out.csv")
     assert first.exit_code == 1
     assert "error: Model failure: try again Run the same command again to continue.\n" in first.stderr
     assert len(csv_rows(tmp_path / "out.csv")) == 16
@@ -220,7 +220,7 @@ def test_csv_and_json_exclude_each_other(run, files):
 
 def test_quiet_prints_results_and_errors_only(run, photos):
     assert run(Server(), "photos", "--json", "--quiet").stderr == ""
-    failed = run(Server(fails_at=1, failure=NO_DOMAIN), "photos", "--quiet")
+    failed = run(Server([b"PNG"], failure=NO_DOMAIN), "photos", "--quiet")
     assert failed.stderr == "error: No such domain: see /domains\n"
 
 
