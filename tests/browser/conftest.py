@@ -20,8 +20,9 @@ ARGUMENTS = [
 WAIT_MS = 60_000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Chromium; ends with its module, because Playwright's event loop would be in the way of asyncio's afterwards."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
@@ -31,7 +32,7 @@ def browser():
         started.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(browser):
     with running(ASSETS, []) as (_, client):
         yield client

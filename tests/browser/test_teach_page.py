@@ -13,7 +13,7 @@ N_CLASSES, N_PICTURES, MAX_CLICKS = 5, 100, 30
 CLASSES = CLASS_NAMES[:N_CLASSES]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """`train/<class>/` with a hundred pictures of five classes, `test/<class>/` with others."""
     folder = tmp_path_factory.mktemp("pictures") / "satellite"
