@@ -19,7 +19,7 @@ define install
 	    || { tail -n 25 $(LOG); echo "Installation failed; the whole log is $(LOG)"; exit 1; }
 endef
 
-.PHONY: help demo test lint format docs demo-train clean
+.PHONY: help demo test test-all lint format docs demo-train clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20

@@ -159,7 +159,7 @@ def test_boost_add_activate_and_classify_from_the_command_line(tmp_path):
     run("caspl", "store", "activate", "thermal", 1, "--store", store)
     with serving(tmp_path, "--backbone", "demo-student") as client:
         image = next(iter((folder / "train").iterdir()))
-        shown = run("caspl", "classify", "thermal", image, "--url", client.base_url)
+        shown = run("caspl", "classify", image, "--domain", "thermal", "--url", client.base_url)
     assert image.name in shown
 
 

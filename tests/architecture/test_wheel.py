@@ -70,6 +70,7 @@ def test_the_installed_command_lists_its_commands_without_bench(command, tmp_pat
     assert "bench" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("web_workers", [0, 1])
 def test_the_installed_server_imports_nothing_from_the_folder_it_starts_in(command, tmp_path, web_workers):
     hostile, marker, log, port = tmp_path / "hostile", tmp_path / "marker", tmp_path / "log", free_port()

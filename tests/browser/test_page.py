@@ -127,6 +127,7 @@ def test_an_invalid_bundle_is_explained_in_words(page, tmp_path):
     assert "Invalid bundle: The safetensors header must start with {." in alert.inner_text()
 
 
+@pytest.mark.slow
 def test_the_charts_follow_the_traffic(page, server):
     tab(page, "Live")
     page.locator(".chart canvas").first.wait_for()

@@ -45,6 +45,7 @@ def bundles(tmp_path):
     return store
 
 
+@pytest.mark.slow
 def test_every_check_is_a_line_and_a_server_and_its_store_are_found(bundles, tmp_path):
     with running(bundles) as (_, url):
         run = doctor(tmp_path, "--url", url, CASPL_PORT=url.rpartition(":")[2])
@@ -60,6 +61,7 @@ def test_every_check_is_a_line_and_a_server_and_its_store_are_found(bundles, tmp
     ]
 
 
+@pytest.mark.slow
 def test_a_problem_is_named_with_what_to_type_and_exits_with_1(tmp_path, port):
     keys = write(tmp_path / "keys.json", '{"keys": []}')
     keys.chmod(0o644)

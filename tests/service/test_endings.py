@@ -30,6 +30,7 @@ for line in sys.stdin:
 """Runs the script that is its first argument in a new process for every line; torch is imported once."""
 
 
+@pytest.mark.slow
 @in_both_forms
 @pytest.mark.timeout(600)
 def test_no_request_that_was_accepted_is_lost_in_20_restarts_under_load(store, web_workers):
@@ -53,6 +54,7 @@ def test_no_request_that_was_accepted_is_lost_in_20_restarts_under_load(store, w
         parent.stdin.close()
 
 
+@pytest.mark.slow
 @in_both_forms
 def test_requests_that_the_drain_timeout_cuts_off_are_503(store, web_workers):
     settings = {"web_workers": web_workers, "drain_delay_s": 0, "drain_timeout_s": 1, "default_timeout_s": 30}
@@ -79,6 +81,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 @in_both_forms
 @pytest.mark.parametrize("reason", FAILURES)
 def test_a_process_that_cannot_go_on_logs_the_reason_and_exits_with_70(store, tmp_path, reason, web_workers):

@@ -267,6 +267,7 @@ def start_adapt(data, out, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(data, tmp_path):
     whole = start_adapt(data, tmp_path / "whole.safetensors")
     killed = start_adapt(data, tmp_path / "killed.safetensors")

@@ -22,6 +22,7 @@ def counted(client, result):
     return sum(map(float, found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("web_workers", [0, 2])
 def test_a_killed_server_has_every_example_that_it_acknowledged_or_kept(store, web_workers):
     with serving(store, web_workers=web_workers, keep_uncertain=5) as (process, url), client_of(url) as client:

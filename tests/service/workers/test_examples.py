@@ -62,6 +62,7 @@ def test_web_processes_add_to_the_same_examples(store):
     assert f'caspl_examples_total{{domain="paint",result="added"}} {2 * n_requests + 1}.0' in added
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["web process", "service"])
 def test_what_was_acknowledged_is_there_after_a_kill(store, victim):
     acknowledged, is_over = [], threading.Event()

@@ -177,6 +177,7 @@ def test_without_its_device_process_nothing_is_left(store):
         assert time.monotonic() - killed_s < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [0, N_WORKERS])
 def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
     slowly = SLOWLY.format(0.02)
@@ -190,6 +191,7 @@ def test_a_terminated_service_drops_no_request_in_either_form(store, n_workers):
         assert clients.broken == []
 
 
+@pytest.mark.slow
 def test_a_stopped_web_process_is_killed_and_replaced_and_takes_only_its_own_connections_with_it(store):
     with serving(store, web_workers=N_WORKERS) as (process, url), client_of(url) as client:
         stopped, other = children(process.pid)
@@ -207,6 +209,7 @@ def test_a_stopped_web_process_is_killed_and_replaced_and_takes_only_its_own_con
         assert client.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_device_process_that_was_stopped_goes_on_with_its_web_processes(store):
     with serving(store, web_workers=N_WORKERS, stuck_after_s=5) as (process, url), client_of(url) as client:
         before = children(process.pid)
@@ -219,6 +222,7 @@ def test_a_device_process_that_was_stopped_goes_on_with_its_web_processes(store)
         assert children(process.pid) == before
 
 
+@pytest.mark.slow
 def test_a_web_process_that_cannot_start_ends_the_start(store):
     command = command_of(store, web_workers=1)
     command[2] = f"from service.workers import device_process\ndevice_process.MODULE = 'nothing.here'\n{command[2]}"
