@@ -27,7 +27,10 @@ help: ## list these commands
 demo: $(VENV)/.installed-serve ## set up, serve two demo domains, measure them plain, boosted and fitted, swap under load
 	@$(BIN)/python -P -m benchmarks.demo.run
 
-test: $(VENV)/.installed-dev ## run the tests (without a GPU, GPU tests run on a simulated one)
+test: $(VENV)/.installed-dev ## run the tests but the slow ones (CPU; GPU tests run on a simulated device)
+	$(BIN)/python -P -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev ## run the slow tests as well: kills, restarts under load, training runs
 	$(BIN)/python -P -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## check style, types, import contracts, spelling and the links of docs/

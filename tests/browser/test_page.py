@@ -72,6 +72,7 @@ def test_a_picture_from_the_camera_is_classified(page):
 
 
 def test_a_pasted_picture_is_classified(page):
+    page.locator("#classify-files").wait_for(state="attached")
     page.evaluate(
         """async () => {
           const canvas = document.createElement("canvas");

@@ -11,6 +11,8 @@ from tests.browser.pictures import pictures_of
 from training.demo.folders import write_class_folders
 from training.demo.world import CLASS_NAMES
 
+pytestmark = pytest.mark.slow
+
 LOOKS = {
     "": {"viewport": {"width": 1100, "height": 900}, "color_scheme": "light"},
     "-dark": {"viewport": {"width": 1100, "height": 900}, "color_scheme": "dark"},

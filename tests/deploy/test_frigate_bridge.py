@@ -23,7 +23,7 @@ BRIDGE = Path(__file__).parents[2] / "deploy" / "frigate" / "bridge.py"
 MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
 ANSWERS = 3
 
-pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="needs a broker: apt install mosquitto")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(MOSQUITTO is None, reason="needs a broker: apt install mosquitto")]
 
 
 class Broker:
