@@ -18,6 +18,7 @@ def tab(page, name):
 
 
 def choose_domains(page, *names):
+    page.get_by_role("checkbox").first.wait_for()
     for box in page.get_by_role("group", name="Domains").get_by_role("checkbox").all():
         box.uncheck()
     for name in names:
@@ -97,6 +98,7 @@ def test_a_bundle_is_uploaded_activated_rolled_back_compared_and_deleted(page):
     section.locator("input[type=file]").set_input_files(upload)
     section.get_by_text("Stored as version 2, live.").wait_for()
     rows = section.locator("tbody").first.locator("tr")
+    rows.filter(has_text="2 live").wait_for()
     assert [row.split()[0] for row in rows.locator("th").all_inner_texts()] == ["2", "1"]
 
     section.get_by_text("Compare two versions").click()

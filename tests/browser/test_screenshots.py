@@ -39,6 +39,7 @@ def shapes(server, tmp_path_factory):
 def show(page, name, domain):
     page.get_by_role("link", name=name.capitalize(), exact=True).click()
     if name == "classify":
+        page.get_by_role("checkbox").first.wait_for()
         for box in page.get_by_role("group", name="Domains").get_by_role("checkbox").all():
             box.uncheck()
         for one in ("satellite", "sketch"):
