@@ -26,12 +26,13 @@ from rich.markdown import Markdown
 from benchmarks.answers import summarize
 from benchmarks.bundles import domain_name
 from benchmarks.load import arrival_times, send
+from benchmarks.phases import LOAD
 from benchmarks.photographs import write_photographs
 from benchmarks.ratios import ratio
 from benchmarks.report import Table
 from benchmarks.serve import CLIENTS, OPEN
 from benchmarks.server import FORM, PATIENT, Server, ServerOptions, backbone_of, fill_store, multipart, serving
-from benchmarks.swaps import LOAD, PER_S, swap_for
+from benchmarks.swaps import PER_S, swap_for
 
 N_DOMAINS, N_IMAGES, N_CLIENTS, N_STARTS, STARTED_DOMAINS = 64, 16, 4, 3, 1000
 SLO_S = 2.0

@@ -14,11 +14,12 @@ from benchmarks.attacks import attack_server
 from benchmarks.errors import BenchError
 from benchmarks.fits import add_domain, fit_load
 from benchmarks.overload import overload
+from benchmarks.phases import LOAD
 from benchmarks.photographs import write_photographs
 from benchmarks.ratios import Spread
 from benchmarks.report import Report, Table, Target
 from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, serving
-from benchmarks.swaps import LOAD, n_versions, swap_load
+from benchmarks.swaps import n_versions, swap_load
 
 PARTS = ("start", "idle", "closed", "open", "overload", "swaps", "fits", "attacks")
 OPEN = 0.7

@@ -8,14 +8,14 @@ from PIL import Image
 from benchmarks.answers import Answer, Swap
 from benchmarks.bundles import domain_name, label
 from benchmarks.errors import BenchError
-from benchmarks.fits import Phase as FitPhase
 from benchmarks.fits import add_fit_load
 from benchmarks.overload import Round, add_overload
+from benchmarks.phases import Phase
 from benchmarks.photographs import write_photographs
 from benchmarks.report import Report
 from benchmarks.serve import ServeOptions, measure
 from benchmarks.server import Server, ServerOptions, fill_store, multipart
-from benchmarks.swaps import Phase, add_swap_load, swap_for
+from benchmarks.swaps import add_swap_load, swap_for
 from prompt_store.store import Store
 from tests.tiny import tiny_backbone
 
@@ -154,7 +154,7 @@ def test_fit_load_compares_the_latencies_of_phases_with_and_without_fits():
     report = Report("serve", {}, device="cpu")
     calm = [answer(index, 0.010) for index in range(100)]
     slower = [answer(index, 0.012) for index in range(100)]
-    add_fit_load(report, [FitPhase(calm), FitPhase([*slower, answer(100, status=429)], [0.5, 0.7])] * 3)
+    add_fit_load(report, [Phase(calm), Phase([*slower, answer(100, status=429)], [0.5, 0.7])] * 3)
     found = values(report)
     assert found["fit_p99_ratio"] == pytest.approx(1.2)
     assert found["fit_p99_ratio_by_pair"] == pytest.approx(1.2)
