@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,9 +11,6 @@ from typing import Final
 from caspl import Client, Prediction
 from service.demo.process import DemoError
 
-BATCH_IMAGES: Final = 16
-"""Images per request; the service's default limit."""
-N_CONNECTIONS: Final = 2
 TOP_K: Final = 3
 
 
@@ -58,17 +54,13 @@ def read_labelled(folder: Path) -> list[LabelledImage]:
 
 
 def measure(client: Client, domain: str, images: Sequence[LabelledImage], version: int) -> Measured:
-    """Classify all images with one version, over `N_CONNECTIONS` connections.
+    """Classify all images with one version.
 
     Raises:
         CasplError: a request failed, or an image was rejected.
     """
-    paths = [image.path for image in images]
-    batches = [paths[start : start + BATCH_IMAGES] for start in range(0, len(paths), BATCH_IMAGES)]
     started_s = time.perf_counter()
-    with ThreadPoolExecutor(N_CONNECTIONS) as threads:
-        answers = threads.map(lambda batch: client.classify(batch, domain, top_k=TOP_K, version=version), batches)
-        results = [result for answer in answers for result in answer]
+    results = client.classify([image.path for image in images], domain, top_k=TOP_K, version=version)
     took_s = time.perf_counter() - started_s
     n_right = sum(result.label == image.true_class for result, image in zip(results, images, strict=True))
     return Measured(domain, version, n_right / len(images), [result.predictions for result in results], took_s)

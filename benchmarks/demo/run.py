@@ -42,7 +42,7 @@ PLAIN_WIDTH: Final = 120
 
 
 def own_client(url: str) -> Client:
-    """A client that uses no proxy of the environment, and does not repeat a request that is refused."""
+    """A client without retries that ignores the environment's proxy."""
     return Client(url, retry_for_s=0, transport=httpx.HTTPTransport())
 
 
