@@ -10,7 +10,6 @@ from training.evaluation.published import (
     MEANS,
     PAPER_DATASETS,
     published,
-    published_mean,
     published_shots,
 )
 from training.evaluation.rows import ZERO_SHOT
@@ -19,7 +18,7 @@ from training.evaluation.rows import ZERO_SHOT
 @pytest.mark.parametrize("method", [ZERO_SHOT, "gda"])
 def test_published_means_match_the_published_data_sets(method):
     printed = [published(name, method, boosted=False) for name in PAPER_DATASETS]
-    mean = published_mean(method, boosted=False)
+    mean = MEANS[method, False]
     assert len(printed) == 11
     assert statistics.fmean(row.base for row in printed) == pytest.approx(mean.base, abs=0.006)
     assert statistics.fmean(row.new for row in printed) == pytest.approx(mean.new, abs=0.006)
@@ -55,7 +54,7 @@ def test_unpublished_results_are_none(dataset, method, boosted):
 
 def test_published_boosted_results_exceed_the_plain_ones():
     for method in ("coop", "cocoop", "maple", "promptsrc"):
-        assert published_mean(method, boosted=True).h > published_mean(method, boosted=False).h
+        assert MEANS[method, True].h > MEANS[method, False].h
     plain, boosted = (published_shots("promptsrc", boosted=flag).by_shots for flag in (False, True))
     assert all(boosted[shots] > plain[shots] for shots in plain)
     assert all(list(row.by_shots.values()) == sorted(row.by_shots.values()) for row in FEW_SHOT_MEANS)
