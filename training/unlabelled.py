@@ -60,7 +60,7 @@ def read_images(root: Path, console: Console) -> ImageFolder:
 
 
 def read_further_images(root: Path, labelled: Sequence[Path], console: Console, *, strict: bool) -> ImageFolder:
-    """Find the images of a folder that are not among the labelled ones, by content, and print what is left out.
+    """Find the images of a folder whose content is not among the labelled ones; prints the number of others.
 
     Args:
         root: searched recursively.
@@ -80,10 +80,10 @@ def read_further_images(root: Path, labelled: Sequence[Path], console: Console, 
     hashes = read_in_threads(_hash, folder.files)
     files = tuple(path for path, found in zip(folder.files, hashes, strict=True) if found not in known)
     if not files:
-        msg = f"All images in {root} are labelled images as well. Give a folder of further images."
+        msg = f"All images in {root} are among the labelled images. Pass a folder of other images."
         raise NoImagesError(msg)
     if n_known := len(folder.files) - len(files):
-        line = f"{n_known} of these are labelled images as well and are not used a second time"
+        line = f"{n_known} of these are among the labelled images and are not used again"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return replace(folder, files=files, digest=_digest(root, files))
 

@@ -203,7 +203,7 @@ def test_the_served_logits_with_unlabelled_images_equal_the_numpy_reference(data
     np.testing.assert_allclose(model.logits(images, stack).numpy(), expected, atol=1e-5)
 
 
-def test_what_is_left_out_of_the_unlabelled_images_is_printed(data, further, tmp_path):
+def test_images_left_out_of_the_unlabelled_ones_are_printed(data, further, tmp_path):
     folder = tmp_path / "further"
     shutil.copytree(further, folder)
     (folder / "torn.png").write_bytes((further / "dog" / "7.png").read_bytes()[:200])
@@ -211,7 +211,7 @@ def test_what_is_left_out_of_the_unlabelled_images_is_printed(data, further, tmp
     result = caspl_fit(data, tmp_path, base, "--unlabelled", str(folder))
     assert result.exit_code == 0, result.output
     assert f"24 images in {folder}" in result.output
-    assert "12 of these are labelled images as well" in result.output
+    assert "12 of these are among the labelled images" in result.output
     assert "Skipped unreadable images (1): torn.png" in result.output
     assert "unlabelled images" in result.stdout
     result = caspl_fit(data, tmp_path, base, "--unlabelled", str(folder), "--strict")
@@ -219,7 +219,7 @@ def test_what_is_left_out_of_the_unlabelled_images_is_printed(data, further, tmp
     assert "1 images in" in result.output
 
 
-def test_unlabelled_images_that_do_not_improve_the_fit_are_not_used_and_the_table_says_so(data, further, tmp_path):
+def test_unlabelled_images_that_do_not_improve_the_fit_are_not_used_and_noted_in_the_table(data, further, tmp_path):
     base = random_bundle(class_names=("cat", "dog"), **PROMPTS)
     _, plain = fitted(data, tmp_path, base, "--shots", "1")
     result = caspl_fit(data, tmp_path, base, "--shots", "1", "--unlabelled", str(further / "dog"))
@@ -236,7 +236,7 @@ def test_unlabelled_images_that_do_not_improve_the_fit_are_not_used_and_the_tabl
     [
         (["--method", "ridge", "--unlabelled", "."], 2, "only auto and gda can use unlabelled images"),
         (["--unlabelled", "/nowhere/at/all"], 1, "No such folder: /nowhere/at/all"),
-        (["--unlabelled", "DATA"], 1, "are labelled images as well"),
+        (["--unlabelled", "DATA"], 1, "are among the labelled images"),
         (["--method", "gdo"], 2, "Known methods: auto, gda, ridge, tip-adapter"),
         (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all"),
         (["--bundle", "gone.safetensors"], 1, "gone.safetensors"),

@@ -19,7 +19,7 @@ from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import load_backbone
 from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats, Ints
 from prompted_clip.fit import RATES, FewShotFit, fit_few_shot, softmax
-from prompted_clip.fit_report import suspects
+from prompted_clip.fit_report import AUTO, suspects
 from prompted_clip.model import PromptedClip
 from prompted_clip.semi_supervised import UnlabelledImages
 from prompted_clip.stack import PromptStack
@@ -33,7 +33,6 @@ from training.demo.world import BASE_LABELS, CLASS_NAMES, N_CLASSES, NEW_LABELS
 from training.evaluation.metrics import harmonic_mean
 from training.evaluation.rows import ZERO_SHOT
 
-AUTO: Final = "auto"
 AUTO_UNLABELLED: Final = "auto-unlabelled"
 """`auto` with unlabelled images."""
 METHODS: Final = (*FEW_SHOT_METHODS, AUTO, AUTO_UNLABELLED)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from prompted_clip.fit_report import AUTO
 from training.demo.adapt_domains import table_line
-from training.demo.fit_domains import AUTO, AUTO_UNLABELLED, CHECKS, METHODS, SHOTS
+from training.demo.fit_domains import AUTO_UNLABELLED, CHECKS, METHODS, SHOTS
 from training.evaluation.metrics import spread
 from training.evaluation.rows import ZERO_SHOT
 

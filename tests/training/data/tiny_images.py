@@ -38,7 +38,7 @@ def draw_pets(root, n_images):
 
 
 def pixels_of(paths, preprocess):
-    """Images as a backbone of side 32 sees them, uint8 [N, 3, 32, 32]."""
+    """Images preprocessed for a backbone of side 32, uint8 [N, 3, 32, 32]."""
     images = [Image.open(path).convert("RGB") for path in paths]
     return torch.from_numpy(np.stack([to_pixels(image, 32, preprocess) for image in images]))
 
