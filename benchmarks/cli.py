@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
+from training.options import Quiet
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,7 +27,6 @@ bench_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None, no_a
 RESULTS: Final = Path("build/bench")
 
 Out = Annotated[Path, typer.Option(help="folder of the JSON and Markdown files")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no notes, only errors")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the JSON instead of the table")]
 BackboneName = Annotated[str, typer.Option(help="open_clip architecture with random weights, or demo-student")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
@@ -165,7 +166,7 @@ def train(
     _run(measure, out, as_json, quiet)
 
 
-@bench_app.command(epilog="\b\nExample:\n  caspl bench table serve.json")
+@bench_app.command(epilog="\b\nExample:\n  caspl bench table docs/results")
 def table(
     results: Annotated[Path, typer.Argument(help="folder of the JSON files")] = Path("docs/results"),
     pages: Annotated[list[Path] | None, typer.Option("--page", help="page whose summary to fill; repeatable")] = None,

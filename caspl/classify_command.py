@@ -19,8 +19,9 @@ from caspl.errors import CasplError
 from caspl.folders import find_pictures
 from caspl.operations import IMAGES_PER_REQUEST, ClassifyOptions
 from caspl.results import Classification
-from caspl.terminal import FAILURE, Quiet, exit_on_error, plain, print_error
+from caspl.terminal import FAILURE, exit_on_error, plain, print_error
 from training.data.listing import SERVED_SUFFIXES
+from training.options import Quiet
 from training.progress import progress_bars
 
 RETRY_FOR_S: Final = 120.0
@@ -105,7 +106,7 @@ class Run:
         domain: their domain.
         csv: where results are written.
         results: those of the first files, in order.
-        failure: why the run ended before the last file.
+        failure: the error that ended the run before the last file.
     """
 
     files: Sequence[Path]
@@ -166,8 +167,10 @@ class Run:
         parts += [f"{n_rest} without a result"] if n_rest else []
         console.print(plain(", ".join(parts)), soft_wrap=True)
         if self.failure is not None:
-            advice = " Run the same command again to continue." if self.csv is not None else ""
-            print_error(f"{self.failure}{advice}")
+            reason = str(self.failure)
+            if self.csv is not None:
+                reason = f"{reason.removesuffix('.')}. Run the same command again to continue."
+            print_error(reason)
 
 
 def as_dict(path: Path, result: Classification) -> dict[str, Any]:
@@ -207,9 +210,9 @@ def show(results: Sequence[FileResult], console: Console) -> None:
         cells = (name, result.domain or "-", str(result.version or "-"))
         table.add_row(*map(plain, cells), first, plain(", ".join(texts[1:])))
     console.print(table)
-    for detail, of in details.items():
-        more = f" and {len(of) - MAX_NAMED} more" if len(of) > MAX_NAMED else ""
-        console.print(plain(f"{', '.join(of[:MAX_NAMED])}{more}: {detail}"), soft_wrap=True)
+    for detail, failed in details.items():
+        more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
+        console.print(plain(f"{', '.join(failed[:MAX_NAMED])}{more}: {detail}"), soft_wrap=True)
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -49,12 +49,12 @@ def find_pictures(paths: "str | PathLike[str] | Iterable[str | PathLike[str]]", 
             notes.append("; ".join([f"{path}: {len(images)} pictures", *facts]))
     unique = tuple(dict.fromkeys(files))
     if len(unique) < len(files):
-        notes.append(f"{len(files) - len(unique)} files are named more than once and read once.")
+        notes.append(f"Duplicate paths, read once: {len(files) - len(unique)}.")
     return Pictures(unique, tuple(notes))
 
 
 def _in_folder(folder: Path, *, recursive: bool) -> tuple[Sequence[Path], Counter[str], int]:
-    """Pictures, what is not read, and the number of subfolders that are not read."""
+    """Pictures, other files by kind, and the number of subfolders that are not read."""
     if recursive:
         listing = list_images(folder, SERVED_SUFFIXES)
         return listing.images, listing.left_out, 0

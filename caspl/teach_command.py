@@ -13,9 +13,10 @@ from rich.console import Console
 from caspl.client import DEFAULT_URL, Client
 from caspl.errors import InvalidRequestError
 from caspl.results import AddedExample, Fit
-from caspl.terminal import Quiet, exit_on_error, plain
+from caspl.terminal import exit_on_error, plain
 from training.data.teaching_folder import TeachingFolder, read_teaching_folder
 from training.fit_table import print_report
+from training.options import Quiet
 from training.progress import progress_bars
 
 RETRY_FOR_S: Final = 120.0
@@ -136,7 +137,7 @@ def create_missing(
 
 
 def add_pictures(client: Client, domain: str, found: TeachingFolder, console: Console) -> Upload:
-    """Add the pictures of a folder to a domain's examples, with progress; prints what was not added.
+    """Add the pictures of a folder to a domain's examples, with progress; prints rejected ones.
 
     Raises:
         CasplError: the server cannot be reached or fails, or all pictures are rejected.
@@ -188,8 +189,5 @@ def show(upload: Upload, fit: Fit, url: str, console: Console) -> None:
     if fit.report["method"] == "text":
         console.print("No head was better than the text features: add pictures, at least four of two or more classes.")
     server = "" if url == DEFAULT_URL else f" --url {url}"
-    if fit.is_live:
-        console.print(plain(f"Try it: caspl classify PICTURE --domain {fit.domain}{server}"), soft_wrap=True)
-    else:
-        line = f"Try it: caspl classify PICTURE --domain {fit.domain} --version {fit.version}{server}"
-        console.print(plain(line), soft_wrap=True)
+    version = "" if fit.is_live else f" --version {fit.version}"
+    console.print(plain(f"Try it: caspl classify PICTURE --domain {fit.domain}{version}{server}"), soft_wrap=True)

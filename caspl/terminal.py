@@ -5,7 +5,7 @@ Text from outside (file names, labels, problems) is printed as it is; it cannot 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Final
+from typing import Final
 
 import typer
 from rich.console import Console
@@ -20,7 +20,6 @@ ADVICE: Final = {
     "unauthorized": "Pass the key as --key, or set CASPL_API_KEY.",
 }
 """By the `code` of an error: its remedy on the command line."""
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no notes, only errors")]
 
 
 @contextmanager
@@ -29,7 +28,9 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except (CasplError, TrainingError, OSError) as error:
-        reason = f"Cannot read {error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
+        reason = str(error)
+        if isinstance(error, OSError) and error.filename:
+            reason = f"Cannot read {error.filename}: {error.strerror}."
         if isinstance(error, CasplError) and error.code in ADVICE:
             reason = f"{reason.removesuffix('.')}. {ADVICE[error.code]}"
         print_error(reason)

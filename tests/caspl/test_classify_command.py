@@ -1,11 +1,13 @@
 """`caspl classify` with a server in memory; `test_classifying_through_restarts.py` has a real one."""
 
 import csv
+import errno
 import functools
 import json
 
 import httpx
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -14,6 +16,7 @@ from caspl import classify_command
 from caspl.classify_command import classify_app, show
 from caspl.errors import NotFoundError
 from caspl.results import Classification, Prediction
+from caspl.terminal import exit_on_error
 from tests.service.fakes import picture
 
 RED = {"predictions": [{"label": "red", "class_id": 0, "probability": 0.9}], "error": None, "notes": []}
@@ -138,7 +141,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_a_folder_stands_for_its_own_pictures_and_what_is_not_read_is_counted(run, photos):
+def test_a_folder_stands_for_its_own_pictures_and_other_files_are_counted(run, photos):
     result = run(Server(), "photos", "--json")
 
     assert [row["file"] for row in json.loads(result.stdout)] == ["photos/b.png"]
@@ -152,7 +155,7 @@ def test_recursive_includes_subfolders_and_a_file_that_is_named_twice_is_read_on
 
     assert result.exit_code == 0
     assert [row["file"] for row in json.loads(result.stdout)] == ["photos/b.png", "photos/sub/a.JFIF"]
-    assert "1 files are named more than once and read once." in result.stderr
+    assert "Duplicate paths, read once: 1." in result.stderr
 
 
 def test_a_folder_without_images_is_a_usage_error(run, tmp_path):
@@ -163,7 +166,7 @@ def test_a_folder_without_images_is_a_usage_error(run, tmp_path):
     assert "no .jfif, .jpe" in result.stderr
 
 
-def test_files_that_are_no_pictures_are_listed_counted_and_tell_in_the_exit_code(run, files, tmp_path):
+def test_files_that_are_no_pictures_are_listed_and_counted_and_set_the_exit_code(run, files, tmp_path):
     files[3].write_bytes(b"?")
     files[20].write_bytes(b"?")
     result = run(Server(), *files, "--csv", "out.csv")
@@ -180,7 +183,7 @@ def test_files_that_are_no_pictures_are_listed_counted_and_tell_in_the_exit_code
 def test_a_csv_file_is_continued_after_a_failure(run, files, tmp_path):
     first = run(Server([path.read_bytes() for path in files[16:]]), *files, "--csv", "out.csv")
     assert first.exit_code == 1
-    assert "error: Model failure: try again Run the same command again to continue.\n" in first.stderr
+    assert "error: Model failure: try again. Run the same command again to continue.\n" in first.stderr
     assert len(csv_rows(tmp_path / "out.csv")) == 16
 
     server = Server()
@@ -195,7 +198,7 @@ def test_a_csv_file_is_continued_after_a_failure(run, files, tmp_path):
     assert "40 pictures have a row in out.csv and are skipped" in third.stderr
 
 
-def test_errors_of_an_earlier_run_tell_in_the_exit_code(run, files):
+def test_errors_of_an_earlier_run_set_the_exit_code(run, files):
     files[3].write_bytes(b"?")
     run(Server(), *files, "--csv", "out.csv")
     result = run(Server(), *files, "--csv", "out.csv")
@@ -216,6 +219,13 @@ def test_another_file_is_not_overwritten(run, files, tmp_path):
 
 def test_csv_and_json_exclude_each_other(run, files):
     assert run(Server(), files[0], "--csv", "out.csv", "--json").exit_code == 2
+
+
+def test_an_error_without_a_file_name_is_printed_as_it_is(capsys):
+    with pytest.raises(typer.Exit), exit_on_error():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
 
 
 def test_quiet_prints_results_and_errors_only(run, photos):
