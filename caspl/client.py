@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +16,11 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias, TypeVar,
 import httpx
 
 from caspl import operations, teaching
-from caspl.errors import TransportError
 from caspl.folders import find_pictures, pictures_per_request
 from caspl.operations import ClassifyOptions
-from caspl.requests import Concurrently, Operation, Request
+from caspl.requests import Operation, Request, advance
 from caspl.results import Classification
-from caspl.retries import RETRY_FOR_S, Attempts
+from caspl.retries import RETRY_FOR_S, Attempts, response_or_error
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 MAX_CONCURRENT: Final = 4
@@ -63,9 +61,9 @@ def _awaitable(operation: Callable[P, Operation[T]]) -> "Callable[Concatenate[As
 class Client:
     """A synchronous client; as a context manager it closes its connections.
 
-    A request that the server answers with 429 or 503 is sent again after `Retry-After`. Once the server has answered a
-    first request, so is one whose connection fails, unless the server may have executed it and a repetition would have
-    another effect (`rollback`, `fit`): clients survive a restart of the server.
+    Requests are retried after 429 and 503, with the pause of `Retry-After`. Once the server has answered a request,
+    failed connections are retried too, so that clients survive a restart. If the server may already have executed a
+    request, only reads, `classify`, `publish` and `add_examples` are retried.
 
     Args:
         base_url: where the server is.
@@ -114,11 +112,10 @@ class Client:
 
     def run(self, operation: Operation[T]) -> T:
         """Run an operation to its end; see `caspl.requests`."""
-        step = _advance(operation, None)
-        while step.next is not None:
-            asked = step.next
-            reply = self.send(asked) if isinstance(asked, Request) else self._run_all(asked.operations)
-            step = _advance(operation, reply)
+        step = advance(operation, None)
+        while (needed := step.next) is not None:
+            reply = self.send(needed) if isinstance(needed, Request) else self._run_all(needed.operations)
+            step = advance(operation, reply)
         return cast("T", step.result)
 
     def _run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
@@ -182,7 +179,7 @@ class Client:
             pause_s = attempts.pause_s(outcome, was_reached=self._was_reached)
             self._was_reached |= isinstance(outcome, httpx.Response)
             if pause_s is None or self._is_interrupted.wait(pause_s):
-                return _response(outcome, self._http.base_url)
+                return response_or_error(outcome, self._http.base_url)
 
 
 class AsyncClient:
@@ -231,11 +228,10 @@ class AsyncClient:
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation to its end; see `caspl.requests`."""
-        step = await asyncio.to_thread(_advance, operation, None)
-        while step.next is not None:
-            asked = step.next
-            reply = await (self.send(asked) if isinstance(asked, Request) else self._run_all(asked.operations))
-            step = await asyncio.to_thread(_advance, operation, reply)
+        step = await asyncio.to_thread(advance, operation, None)
+        while (needed := step.next) is not None:
+            reply = await (self.send(needed) if isinstance(needed, Request) else self._run_all(needed.operations))
+            step = await asyncio.to_thread(advance, operation, reply)
         return cast("T", step.result)
 
     async def _run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
@@ -289,34 +285,10 @@ class AsyncClient:
             pause_s = attempts.pause_s(outcome, was_reached=self._was_reached)
             self._was_reached |= isinstance(outcome, httpx.Response)
             if pause_s is None:
-                return _response(outcome, self._http.base_url)
+                return response_or_error(outcome, self._http.base_url)
             await asyncio.sleep(pause_s)
 
 
 def _http_options(base_url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return {"base_url": base_url, "headers": headers, "timeout": httpx.Timeout(timeout_s, connect=5.0)}
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What an operation needs next; None at its end, when it has a result."""
-
-    next: Request | Concurrently | None
-    result: Any = None
-
-
-def _advance(operation: Operation[Any], reply: httpx.Response | list[Any] | None) -> _Step:
-    try:
-        return _Step(next(operation) if reply is None else operation.send(reply))
-    except StopIteration as end:
-        return _Step(None, end.value)
-
-
-def _response(outcome: httpx.Response | httpx.HTTPError, url: httpx.URL) -> httpx.Response:
-    """The last attempt's response, or its error raised as ours."""
-    if isinstance(outcome, httpx.Response):
-        return outcome
-    is_bare = isinstance(outcome, httpx.UnsupportedProtocol)
-    detail = "the address must start with http:// or https://" if is_bare else str(outcome) or type(outcome).__name__
-    raise TransportError(f"Cannot reach {url}", detail, code="server_unreachable") from outcome

@@ -27,11 +27,11 @@ class CsvResults:
         top_k: number of classes per row.
 
     Attributes:
-        files: files that have a row, as they were named.
+        files: files that have a row, as they were given.
         n_errors: how many of these rows have an error.
 
     Raises:
-        InvalidRequestError: the file is not such a file, has other columns or another domain, or is being written.
+        InvalidRequestError: the file has other columns, a damaged row or another domain, or is being written.
         OSError: it cannot be read or written.
     """
 
@@ -91,7 +91,7 @@ class CsvResults:
                 self._file.truncate(len("".join(lines[:n_complete]).encode("utf-8", "surrogateescape")))
                 break
             if len(row) != len(self._columns):
-                raise self._error(f"line {reader.line_num} has {len(row)} columns", "Mend it, or name another file.")
+                raise self._error(f"line {reader.line_num} has {len(row)} columns", "Correct it, or name another file.")
             n_complete = reader.line_num
             rows.append(dict(zip(self._columns, row, strict=True)))
         if others := {row[DOMAIN] for row in rows} - {self._domain}:

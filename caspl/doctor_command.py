@@ -25,7 +25,7 @@ def doctor(
 ) -> None:
     """Check this machine, the installation, and the service's settings and files.
 
-    Each line is ok, a warning or a problem with what to do. Exit code 1 if there is a problem.
+    Warnings and problems are printed with advice. Exit code 1 if there is a problem.
     """
     findings = examine(url, store)
     if as_json:

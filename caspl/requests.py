@@ -44,6 +44,22 @@ class Concurrently:
 Operation: TypeAlias = Generator[Request | Concurrently, Any, T]
 
 
+@dataclass(frozen=True)
+class Step:
+    """The next requests of an operation; None at its end, with its result."""
+
+    next: Request | Concurrently | None
+    result: Any = None
+
+
+def advance(operation: Operation[Any], reply: httpx.Response | list[Any] | None) -> Step:
+    """Run an operation to its next step, with the reply to the last one."""
+    try:
+        return Step(next(operation) if reply is None else operation.send(reply))
+    except StopIteration as end:
+        return Step(None, end.value)
+
+
 def domain_path(domain: str, *rest: str) -> str:
     """The path of a domain, or of a resource below it."""
     return "/".join(["/domains", quote(domain, safe=""), *rest])

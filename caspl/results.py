@@ -123,7 +123,7 @@ class Example:
     Attributes:
         id: its number.
         label: None without one.
-        predicted: class that the current fit predicts as if the example had not been seen; None without a fit.
+        predicted: class that the current fit predicts, leave-one-out if labelled; None without a fit.
         margin: how much more probable the predicted class is than the next; None likewise.
         source: `upload` or `traffic`.
         added_by: the API key's id; empty without one.

@@ -1,10 +1,11 @@
-"""When a request is sent again: the server is busy, or the connection to it breaks."""
+"""Retries of requests, when the server is busy or the connection fails."""
 
 import time
 from typing import Final
 
 import httpx
 
+from caspl.errors import TransportError
 from caspl.requests import Request
 
 BUSY: Final = frozenset({429, 503})
@@ -54,3 +55,16 @@ class Attempts:
         if not was_reached or not isinstance(outcome, httpx.TransportError):
             return False
         return self._is_repeatable or isinstance(outcome, NOT_SENT)
+
+
+def response_or_error(outcome: httpx.Response | httpx.HTTPError, url: httpx.URL) -> httpx.Response:
+    """Return the response of the last attempt.
+
+    Raises:
+        TransportError: there is none.
+    """
+    if isinstance(outcome, httpx.Response):
+        return outcome
+    is_bare = isinstance(outcome, httpx.UnsupportedProtocol)
+    detail = "the address must start with http:// or https://" if is_bare else str(outcome) or type(outcome).__name__
+    raise TransportError(f"Cannot reach {url}", detail, code="server_unreachable") from outcome

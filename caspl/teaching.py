@@ -22,9 +22,7 @@ from caspl.requests import (
 from caspl.results import AddedExample, Example, Fit, Prediction, Version
 from prompt_store.class_names import UNLABELLED, comparison_key
 
-"""Field name of a picture without a label."""
 PAGE: Final = 1000
-PAIR: Final = 2
 IDS_PER_REQUEST: Final = 1000
 BYTES_FOR_HEADERS: Final = 2**20
 """Of a request's limit, kept for the multipart headers of its images."""
@@ -79,7 +77,7 @@ def add_examples(
     """
     parts = list(examples)
     for part in parts:
-        if not (isinstance(part, tuple | list) and len(part) == PAIR):
+        if not (isinstance(part, tuple | list) and len(part) == 2):
             raise TypeError(f"Expected (label, image) pairs, found {type(part).__name__}. The label may be None.")
     for label in {label for label, _ in parts if label is not None}:
         if comparison_key(label) == UNLABELLED or "%22" in label:

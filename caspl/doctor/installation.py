@@ -40,7 +40,7 @@ print(json.dumps({"tags": tags}))
 
 @dataclass(frozen=True)
 class Probe:
-    """What torch and open_clip report about themselves.
+    """Facts about torch and open_clip, from another process.
 
     Attributes:
         facts: `torch`, `cuda`, `threads`, `devices` and `tags`, as far as they could be found.

@@ -11,7 +11,7 @@ from caspl.doctor.finding import Finding, ok, problem, warning
 
 GIB: Final = 2**30
 FEATURES: Final = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16")
-"""Names in /proc/cpuinfo of what makes inference fast: AMX and bfloat16 most."""
+"""Flags in /proc/cpuinfo of instructions that speed up inference."""
 LOW_MEMORY_BYTES: Final = 2 * GIB
 LOW_DISK_BYTES: Final = GIB
 NO_DISK_BYTES: Final = 64 * 2**20

@@ -239,7 +239,7 @@ def test_a_server_that_stays_away_is_an_error_after_the_stated_time(connect):
 
 @pytest.mark.parametrize("error", [httpx.ReadError("reset"), 502, 504], ids=str)
 @pytest.mark.parametrize("call", [lambda client: client.rollback("paint"), lambda client: client.fit("paint")])
-def test_what_may_have_been_executed_and_would_have_another_effect_is_not_repeated(connect, call, error):
+def test_a_request_that_is_not_idempotent_is_not_retried_if_it_may_have_been_executed(connect, call, error):
     client = connect(failing_once_reached(error, 999))
     client.domains()
 
@@ -248,7 +248,7 @@ def test_what_may_have_been_executed_and_would_have_another_effect_is_not_repeat
     assert client.pauses == []
 
 
-def test_what_was_not_sent_is_always_repeated(connect):
+def test_a_request_that_was_not_sent_is_always_retried(connect):
     client = connect(failing_once_reached(httpx.ConnectError("refused"), 1))
     client.domains()
 

@@ -73,7 +73,7 @@ def test_a_command_group_runs_its_subcommands(run, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("serve", "--port", "80"), ("serve", "--help")])
-def test_a_command_whose_extra_is_missing_says_what_to_install(run, arguments):
+def test_a_command_whose_extra_is_missing_names_the_package_to_install(run, arguments):
     result = run(*arguments)
 
     assert result.exit_code == 1
@@ -182,7 +182,7 @@ def test_a_mistyped_option_suggests_the_right_one(typed, meant):
 
 
 def complete(words):
-    """What bash is offered for a line that ends in an incomplete word."""
+    """Bash's completions of a line that ends in an incomplete word."""
     variables = {"_CASPL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
     run = [sys.executable, "-P", "-c", "import sys; sys.argv = ['caspl']; from caspl.__main__ import main; main()"]
     return subprocess.run(run, env=os.environ | variables, capture_output=True, text=True, check=True).stdout.split()

@@ -62,7 +62,7 @@ def test_every_check_is_a_line_and_a_server_and_its_store_are_found(bundles, tmp
 
 
 @pytest.mark.slow
-def test_a_problem_is_named_with_what_to_type_and_exits_with_1(tmp_path, port):
+def test_a_problem_is_named_with_its_remedy_and_exits_with_1(tmp_path, port):
     keys = write(tmp_path / "keys.json", '{"keys": []}')
     keys.chmod(0o644)
     (tmp_path / "photos").mkdir()
@@ -127,7 +127,7 @@ def test_instructions_that_matter_are_listed(tmp_path, monkeypatch, flags, statu
         ),
     ],
 )
-def test_memory_is_what_the_cgroup_leaves(tmp_path, files, status, detail):
+def test_memory_is_limited_by_the_cgroup(tmp_path, files, status, detail):
     write(tmp_path / "proc/meminfo", f"MemTotal: {16 * 2**20} kB\nMemAvailable: {8 * 2**20} kB\n")
     for name, text in files.items():
         write(tmp_path / "sys/fs/cgroup" / name, text)

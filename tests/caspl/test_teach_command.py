@@ -259,7 +259,7 @@ def test_text_features_that_no_head_beats_are_reported_as_that(teach):
     assert "No head was better than the text features" in teach(server).stderr
 
 
-def test_a_failing_fit_is_one_line_after_what_was_added(teach):
+def test_a_failing_fit_is_one_line_after_the_upload(teach):
     server = Server()
     server.fit_error = {"title": "Too few examples", "detail": "add some", "code": "x"}
     result = teach(server)

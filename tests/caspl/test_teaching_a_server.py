@@ -78,7 +78,7 @@ def test_folders_become_a_live_domain_that_is_better_than_its_class_names(url, d
         assert taught > accuracy(client, drawn / "test", "drawings") + 0.1
 
 
-def test_running_again_adds_only_what_is_new_and_moves_labels(url, pictures):
+def test_running_again_adds_only_new_pictures_and_changes_labels(url, pictures):
     teach(url, pictures, "again")
     first, second = sorted(pictures.iterdir())[:2]
     moved = min(first.iterdir()).rename(second / "moved.png")
