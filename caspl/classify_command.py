@@ -19,7 +19,7 @@ from caspl.errors import CasplError
 from caspl.folders import find_pictures
 from caspl.operations import IMAGES_PER_REQUEST, ClassifyOptions
 from caspl.results import Classification
-from caspl.terminal import FAILURE, exit_on_error, plain, print_error
+from caspl.terminal import FAILURE, Key, Url, exit_on_error, plain, print_error
 from training.data.listing import SERVED_SUFFIXES
 from training.options import Quiet
 from training.progress import progress_bars
@@ -40,7 +40,7 @@ classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 def classify(
     images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
     domain: Annotated[str, typer.Option(help="domain")],
-    url: Annotated[str, typer.Option(envvar="CASPL_URL", help="address of the server")] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     recursive: Annotated[bool, typer.Option("--recursive", help="include the images in subfolders")] = False,
     top_k: Annotated[int, typer.Option(min=1, help="classes per image")] = 3,
     labels: Annotated[str | None, typer.Option(help="classify among these labels instead, comma-separated")] = None,
@@ -55,7 +55,7 @@ def classify(
     retry_for: Annotated[
         float, typer.Option(min=0, help="seconds to retry while the server restarts or is busy")
     ] = RETRY_FOR_S,
-    key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
+    key: Key = None,
     quiet: Quiet = False,
 ) -> None:
     """Classify image files with a running server.

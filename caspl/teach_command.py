@@ -13,10 +13,10 @@ from rich.console import Console
 from caspl.client import DEFAULT_URL, Client
 from caspl.errors import InvalidRequestError
 from caspl.results import AddedExample, Fit
-from caspl.terminal import exit_on_error, plain
+from caspl.terminal import Key, Url, exit_on_error, plain
 from training.data.teaching_folder import TeachingFolder, read_teaching_folder
 from training.fit_table import print_report
-from training.options import Quiet
+from training.options import AsJson, Quiet
 from training.progress import progress_bars
 
 RETRY_FOR_S: Final = 120.0
@@ -69,7 +69,7 @@ class Upload:
 def teach(
     folder: Annotated[Path, typer.Argument(help="folder with a folder of pictures per class")],
     domain: Annotated[str, typer.Option(help="domain to teach; it is created if it does not exist")],
-    url: Annotated[str, typer.Option(envvar="CASPL_URL", help="address of the server")] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     classes: Annotated[
         Path | None,
         typer.Option(help="text file with the class names of a new domain (default: classes.txt, or the folders)"),
@@ -81,8 +81,8 @@ def teach(
         typer.Option("--use-unlabelled", help="use unlabelled pictures too, if that improves the fit (auto and gda)"),
     ] = False,
     activate: Annotated[bool, typer.Option(help="make the new version live")] = True,
-    key: Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
+    key: Key = None,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Teach a domain of a running server from labelled pictures, and make it live.

@@ -1,11 +1,11 @@
-"""Errors and text of the client's commands on the terminal.
+"""Shared options, errors and text of the client's commands.
 
 Text from outside (file names, labels, problems) is printed as it is; it cannot carry markup or control sequences.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -20,6 +20,8 @@ ADVICE: Final = {
     "unauthorized": "Pass the key as --key, or set CASPL_API_KEY.",
 }
 """By the `code` of an error: its remedy on the command line."""
+Url = Annotated[str, typer.Option(envvar="CASPL_URL", help="address of the server")]
+Key = Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key", show_envvar=True)]
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
     found = [name for name in FEATURES if flags and name in flags[1].split()]
     detail = f"{n_cores} usable core{'s' if n_cores > 1 else ''}; {', '.join(found) or 'no known vector extension'}"
     if platform.machine() == "x86_64" and "avx2" not in found:
-        return warning("processor", detail, "Without AVX2 inference is several times slower: use another machine.")
+        return warning("processor", detail, "Without AVX2 inference is slow: use another machine.")
     return ok("processor", detail)
 
 
