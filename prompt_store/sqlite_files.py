@@ -112,21 +112,13 @@ def create_database(path: Path, schema: str, *, version: int) -> None:
             )
         with suppress(FileExistsError):
             os.link(temporary, path, follow_symlinks=False)
-        _sync_directory(path.parent)
+        Disk().sync_dir(path.parent)
     except OSError as error:
         raise to_store_error(error) from error
     finally:
         for suffix in ("", *SIDE_FILES):
             with suppress(OSError):
                 temporary.with_name(temporary.name + suffix).unlink()
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _open(path: Path, option: str) -> sqlite3.Connection:
