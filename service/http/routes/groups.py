@@ -7,7 +7,6 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query
 
 from prompted_clip.groups import group_similar
-from service.errors import DomainNotLiveError
 from service.examples.connections import in_thread
 from service.http.context import Context, ServiceContext
 from service.http.schemas import GroupsOut
@@ -24,9 +23,7 @@ async def list_groups(
     limit: Annotated[int, Query(ge=1, le=MAX_GROUPED, description="maximum number, the oldest examples first")] = 500,
 ) -> GroupsOut:
     """Group a domain's unlabelled examples by the similarity of their embeddings under the live version."""
-    live = context.table.state(domain).live
-    if live is None:
-        raise DomainNotLiveError(f"{domain} has no live version. Activate one first.")
+    live = context.table.pin(domain)
     return await in_thread(_grouped, context, domain, context.backend.feature_key(live.stack), limit)
 
 

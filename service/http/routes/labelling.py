@@ -93,7 +93,7 @@ class RelabelBody(Input):
     """The body of `PATCH /domains/{domain}/examples`."""
 
     label: str | None = Field(description="null removes the label")
-    ids: list[Annotated[int, Field(ge=1, le=2**53, strict=True)]] = Field(min_length=1)
+    ids: list[Annotated[int, Field(ge=1, le=MAX_ID, strict=True)]] = Field(min_length=1)
 
 
 class RelabelledOut(BaseModel):
