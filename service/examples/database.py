@@ -6,27 +6,26 @@ use one file. Every change is atomic, and on disk when its call returns.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from prompt_store.layout import EXAMPLES
-from service.errors import ExampleNotFoundError, ExamplesFullError
+from service.errors import ExampleNotFoundError
 from service.examples.connections import Connections
 from service.examples.records import Added, Counts, Example, FeatureSet, NewExample, Source
 from service.examples.tables import (
+    Limits,
     add_example,
     add_feature,
     find_example,
     insert_example,
+    read_features,
     read_revision,
+    read_totals,
     uncertain_bound,
     uncertain_examples,
 )
@@ -34,8 +33,6 @@ from service.settings import Settings
 
 MAX_ID: Final = 2**63 - 1
 MAX_SHOWN_IDS: Final = 20
-DOMAIN_SHARE: Final = 0.5
-"""Of `max_bytes`, for one domain."""
 _PAGE: Final = """
 SELECT e.id, :name, e.label, e.sha256, e.source, e.added_by, e.added_at, e.n_bytes, p.picture IS NOT NULL
 FROM examples AS e JOIN pictures AS p ON p.example = e.id
@@ -44,13 +41,6 @@ WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND e.id > :after
     AND (:is_labelled IS NULL OR (e.label IS NOT NULL) = :is_labelled)
     AND (:ids IS NULL OR e.id IN (SELECT value FROM json_each(:ids)))
 ORDER BY e.id LIMIT :limit
-"""
-_FEATURES: Final = """
-SELECT e.id, e.sha256, e.label, f.feature
-FROM examples AS e LEFT JOIN features AS f
-    ON f.example = e.id AND f.key = (SELECT id FROM feature_keys WHERE name = :key)
-WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND (e.label IS NOT NULL) = :is_labelled
-ORDER BY e.id
 """
 _PICTURES: Final = """
 SELECT p.thumbnail, p.picture
@@ -70,13 +60,12 @@ class ExampleDatabase:
     Args:
         path: the file; created by the first change.
         max_per_domain: maximum number of examples of a domain.
-        max_bytes: maximum size of all pictures, thumbnails and features; of one domain, `DOMAIN_SHARE` of it.
+        max_bytes: maximum size of all pictures, thumbnails and features; of one domain, half of it.
     """
 
     def __init__(self, path: Path, *, max_per_domain: int, max_bytes: int) -> None:
         self._connections = Connections(path)
-        self._max_per_domain = max_per_domain
-        self._max_bytes = max_bytes
+        self._limits = Limits(max_per_domain, max_bytes)
 
     def add(self, domain: str, examples: Sequence[NewExample], *, actor: str, source: Source) -> list[Added]:
         """Add examples, all or none.
@@ -94,9 +83,9 @@ class ExampleDatabase:
         self._connections.require_free_space()
         with self._connections.changing() as connection:
             connection.execute("INSERT OR IGNORE INTO domains (name) VALUES (?)", (domain,))
-            before = self._totals(connection, domain)
+            before = read_totals(connection, domain)
             added = [add_example(connection, domain, example, actor, source) for example in examples]
-            self._require_space(before, self._totals(connection, domain))
+            self._limits.check(before, read_totals(connection, domain))
         return added
 
     def uncertain_bound(self, domain: str, *, digest: str, n_kept: int) -> float:
@@ -139,12 +128,12 @@ class ExampleDatabase:
                 return False
             if find_example(connection, domain, example.sha256):
                 return False
-            before = self._totals(connection, domain)
+            before = read_totals(connection, domain)
             unlabelled = replace(example, label=None)
             insert_example(connection, domain, unlabelled, actor, "traffic", margin=margin, scored_by=digest)
             for example_id, _, _ in uncertain_examples(connection, domain, digest)[n_kept:]:
                 connection.execute("DELETE FROM examples WHERE id = ?", (example_id,))
-            self._require_space(before, self._totals(connection, domain))
+            self._limits.check(before, read_totals(connection, domain))
         return True
 
     def page(
@@ -262,11 +251,13 @@ class ExampleDatabase:
 
     def labelled(self, domain: str, key: str) -> FeatureSet:
         """Return the features of all labelled examples for one feature key."""
-        return self._features(domain, key, is_labelled=True)
+        with self._connections.reading() as connection:
+            return read_features(connection, domain, key, is_labelled=True)
 
     def unlabelled(self, domain: str, key: str) -> FeatureSet:
         """Return the features of all unlabelled examples for one feature key."""
-        return self._features(domain, key, is_labelled=False)
+        with self._connections.reading() as connection:
+            return read_features(connection, domain, key, is_labelled=False)
 
     def counts(self, domain: str) -> Counts:
         """Return the numbers of a domain's examples."""
@@ -296,51 +287,6 @@ class ExampleDatabase:
         if row is None:
             raise _unknown([example_id])
         return row[0], row[1]
-
-    def _features(self, domain: str, key: str, *, is_labelled: bool) -> FeatureSet:
-        with self._connections.reading() as connection:
-            rows, revision = [], 0
-            if connection:
-                chosen = {"name": domain, "key": key, "is_labelled": is_labelled}
-                rows, revision = connection.execute(_FEATURES, chosen).fetchall(), read_revision(connection, domain)
-        known = [row for row in rows if row[3] is not None]
-        features = np.frombuffer(b"".join(row[3] for row in known), np.dtype("<f4"))
-        content = sorted(f"{sha256} {label or ''}" for _, sha256, label, _ in known)
-        return FeatureSet(
-            ids_N=[row[0] for row in known],
-            labels_N=[row[2] or "" for row in known],
-            features_NE=features.astype(np.float32, copy=False).reshape(len(known), -1 if known else 0),
-            stale_ids=[row[0] for row in rows if row[3] is None],
-            digest=hashlib.sha256("\n".join(content).encode()).hexdigest(),
-            revision=revision,
-        )
-
-    def _totals(self, connection: sqlite3.Connection, domain: str) -> tuple[int, int, int]:
-        """Number of the domain's examples, their bytes, and bytes of all domains."""
-        query = "SELECT n_examples, n_bytes, (SELECT sum(n_bytes) FROM domains) FROM domains WHERE name = ?"
-        n_examples, n_own_bytes, n_bytes = connection.execute(query, (domain,)).fetchone()
-        return n_examples, n_own_bytes, n_bytes
-
-    def _require_space(self, before: tuple[int, int, int], after: tuple[int, int, int]) -> None:
-        if before[0] < after[0] > self._max_per_domain:
-            raise ExamplesFullError(
-                f"The domain would have {after[0]} examples; the maximum is {self._max_per_domain}. "
-                "Remove examples, or raise max_examples.",
-                limit=self._max_per_domain,
-            )
-        if before[2] < after[2] > self._max_bytes:
-            raise ExamplesFullError(
-                f"The examples of all domains would take {after[2]} bytes; the maximum is {self._max_bytes}. "
-                "Remove examples, or raise max_example_bytes.",
-                limit=self._max_bytes,
-            )
-        if before[1] < after[1] > self._max_bytes * DOMAIN_SHARE:
-            limit = int(self._max_bytes * DOMAIN_SHARE)
-            raise ExamplesFullError(
-                f"The examples of the domain would take {after[1]} bytes; the maximum is {limit}, half of "
-                "max_example_bytes, so that one domain leaves space for others. Remove examples, or raise it.",
-                limit=limit,
-            )
 
 
 def open_examples(store: Path, settings: Settings) -> ExampleDatabase:

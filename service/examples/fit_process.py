@@ -30,7 +30,7 @@ from prompted_clip.few_shot import Floats, Ints, LinearTerm
 from prompted_clip.fit import softmax, text_logits
 from prompted_clip.fit_report import FitReport, fit_and_report
 from prompted_clip.semi_supervised import UnlabelledImages
-from service.errors import FitFailedError
+from service.errors import FitFailedError, RequestInvalidError
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ NICENESS: Final = 10
 OUT_OF_MEMORY_SCORE: Final = "1000"
 """Without memory the kernel ends this process, not the service."""
 MAX_FIT_S: Final = 600.0
+MAX_SCORES: Final = 10_000_000
+"""Maximum number of examples times classes, and of classes times classes, which bounds the memory of the process."""
 ROWS: Final = 1024
 """Unlabelled examples that are scored at a time."""
 
@@ -50,22 +52,22 @@ class FitJob:
 
     Attributes:
         features_NE, labels_N: labelled examples and their class indices.
-        others_ME: unlabelled examples.
+        unlabelled_ME: unlabelled examples.
         text_KE: text features of the classes.
         logit_scale: multiplier of cosine similarities.
         class_names: K names.
         method: a key of `FEW_SHOT_METHODS`, or `auto`.
-        uses_others: the unlabelled examples add the candidate `gda-unlabelled`.
+        uses_unlabelled: the unlabelled examples add the candidate `gda-unlabelled`.
     """
 
     features_NE: NDArray[np.float32]
     labels_N: Ints
-    others_ME: NDArray[np.float32]
+    unlabelled_ME: NDArray[np.float32]
     text_KE: NDArray[Any]
     logit_scale: float
     class_names: Sequence[str]
     method: str
-    uses_others: bool = False
+    uses_unlabelled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,25 +87,40 @@ class FitResult:
     margins: Floats
 
 
+def check_size(n_examples: int, n_classes: int) -> None:
+    """Check that a fit is not too large.
+
+    Raises:
+        RequestInvalidError: more than `MAX_SCORES`.
+    """
+    if max(n_examples, n_classes) * n_classes > MAX_SCORES:
+        raise RequestInvalidError(
+            f"{n_examples} examples and {n_classes} classes are too many for one fit: their product, and the square of "
+            f'the number of classes, may be at most {MAX_SCORES}. With "classes": "examples" only the classes of the '
+            "examples count.",
+            extra={"limit": MAX_SCORES},
+        )
+
+
 def compute(job: FitJob) -> FitResult:
     """Fit a head in this process."""
     features_NE = job.features_NE.astype(np.float64)
     text_logits_NK = text_logits(features_NE, job.text_KE, job.logit_scale)
-    others = None
-    if job.uses_others and len(job.others_ME):
-        others_ME = job.others_ME.astype(np.float64)
-        others = UnlabelledImages(others_ME, text_logits(others_ME, job.text_KE, job.logit_scale))
-    fit, report = fit_and_report(features_NE, job.labels_N, text_logits_NK, job.class_names, job.method, others)
+    unlabelled = None
+    if job.uses_unlabelled and len(job.unlabelled_ME):
+        unlabelled_ME = job.unlabelled_ME.astype(np.float64)
+        unlabelled = UnlabelledImages(unlabelled_ME, text_logits(unlabelled_ME, job.text_KE, job.logit_scale))
+    fit, report = fit_and_report(features_NE, job.labels_N, text_logits_NK, job.class_names, job.method, unlabelled)
     tops = [_top(fit.probabilities())]
-    for start in range(0, len(job.others_ME), ROWS):
-        rows_NE = job.others_ME[start : start + ROWS].astype(np.float64)
+    for start in range(0, len(job.unlabelled_ME), ROWS):
+        rows_NE = job.unlabelled_ME[start : start + ROWS].astype(np.float64)
         tops.append(_top(softmax(fit.logits(rows_NE, text_logits(rows_NE, job.text_KE, job.logit_scale)))))
     predicted, margins = (np.concatenate(parts) for parts in zip(*tops, strict=True))
     return FitResult(fit.term, report, predicted, margins)
 
 
 def _top(probabilities_NK: Floats) -> tuple[Ints, Floats]:
-    """The most probable class of each row, and by how much."""
+    """The most probable class of each row, and its margin over the second."""
     highest_N2 = np.partition(probabilities_NK, -2, axis=1)[:, -2:]
     margins_N: Floats = highest_N2[:, 1] - highest_N2[:, 0]
     return probabilities_NK.argmax(axis=1), margins_N

@@ -34,8 +34,8 @@ from service.errors import (
     TooFewExamplesError,
 )
 from service.examples.connections import in_thread
-from service.examples.fit_process import FitJob, FitProcess
-from service.examples.records import ClassChoice, DomainFit, FitOptions, Guess
+from service.examples.fit_process import FitJob, FitProcess, check_size
+from service.examples.records import ClassChoice, DomainFit, FitOptions, LeftOutPrediction
 from service.inference import ImageResult, ScoringOptions
 
 if TYPE_CHECKING:
@@ -50,13 +50,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FITS: Final = 8
 """Cached reports."""
-MAX_SCORES: Final = 10_000_000
-"""Maximum number of examples, or of classes, times classes; the fit's process takes some 95 bytes for each."""
 METHODS_WITH_UNLABELLED: Final = (AUTO, "gda")
 EMBEDDED_AT_ONCE: Final = 16
 EMBEDDING_TIMEOUT_S: Final = 60.0
-
-
 DEFAULTS: Final = FitOptions()
 
 
@@ -93,11 +89,10 @@ class Fitter:
         self._metrics = metrics
         self._process = FitProcess()
         self._fits: LoadingCache[FitKey, DomainFit] = LoadingCache(MAX_FITS, max_waiting=max_waiting, kind="fits")
-        self._bases: LoadingCache[str, Bundle] = LoadingCache(MAX_FITS, max_waiting=1)
         self._texts: LoadingCache[tuple[str, tuple[str, ...]], NDArray[np.float32]] = LoadingCache(
             MAX_FITS, max_waiting=1
         )
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._domain_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def report(self, domain: str, options: FitOptions = DEFAULTS) -> DomainFit:
         """The fit to a domain's current examples; cached, and shared by concurrent callers.
@@ -118,7 +113,7 @@ class Fitter:
         base = await self._base(domain, options.based_on)
         if (fit := self._fits.find(await self._key(domain, base, options))) is not None:
             return fit
-        async with self._turns[domain]:  # a domain has one fit at a time among those that wait
+        async with self._domain_locks[domain]:  # one fit per domain in the queue, so that domains take turns
             key = await self._key(domain, base, options)
             try:
                 return await self._fits.get(key, lambda: self._compute(key, base, is_complete=False))
@@ -131,8 +126,7 @@ class Fitter:
         live = self._backend.table.live(domain)
         if live is None:
             return None
-        revision = await in_thread(self._examples.revision, domain)
-        return self._fits.find(FitKey(domain, revision, live.digest))
+        return self._fits.find(await self._key(domain, live, DEFAULTS))
 
     async def fit(
         self, domain: str, options: FitOptions = DEFAULTS, *, activate: bool, actor: str
@@ -180,39 +174,39 @@ class Fitter:
         return await self._backend.loader.load_cached(domain, version)
 
     async def _compute(self, key: FitKey, base: LoadedVersion, *, is_complete: bool) -> DomainFit:
-        """Fit now; `is_complete`: features that can be made again have been."""
+        """Fit now; `is_complete`: missing features have been computed where possible."""
         started_s, domain = time.monotonic(), key.domain
         feature_key = self._backend.feature_key(base.stack)
         labelled = await in_thread(self._examples.labelled, domain, feature_key)
-        others = await in_thread(self._examples.unlabelled, domain, feature_key)
-        if not is_complete and (labelled.stale_ids or others.stale_ids):
+        unlabelled = await in_thread(self._examples.unlabelled, domain, feature_key)
+        if not is_complete and (labelled.stale_ids or unlabelled.stale_ids):
             raise StaleFeaturesError
         if labelled.stale_ids:
             raise _stale(len(labelled.stale_ids), base)
         options, digests = key.options, {"examples": labelled.digest}
         if options.unlabelled:
-            digests["unlabelled"] = others.digest
+            digests["unlabelled"] = unlabelled.digest
         if not labelled.ids_N:
             raise TooFewExamplesError(f"{domain} has no labelled examples. Add pictures, or label those it has.")
-        bundle = await self._bases.get(base.digest, lambda: self._read(base))
+        store = self._backend.loader.store
+        bundle = await asyncio.to_thread(lambda: read_bundle(store.read(domain, base.version)))
         classes, new = await self._classes(base, bundle, labelled.labels_N, options.classes)
-        others_ME = others.features_NE if others.ids_N else labelled.features_NE[:0]
         job = FitJob(
             features_NE=labelled.features_NE,
             labels_N=classes.indices(labelled.labels_N),
-            others_ME=others_ME,
+            unlabelled_ME=unlabelled.features_NE if unlabelled.ids_N else labelled.features_NE[:0],
             text_KE=classes.text_KE,
             logit_scale=bundle.manifest.logit_scale,
             class_names=classes.names,
             method=options.method,
-            uses_others=options.unlabelled,
+            uses_unlabelled=options.unlabelled,
         )
         try:
             result = await asyncio.to_thread(self._process.run, job)
         except FitFailedError:
             self._metrics.fit_counted(domain, "failed")
             raise
-        names, ids = classes.names, [*labelled.ids_N, *others.ids_N]
+        names, ids = classes.names, [*labelled.ids_N, *unlabelled.ids_N]
         predicted = [names[index] for index in result.predicted.tolist()]
         self._metrics.fit_counted(domain, "computed")
         self._metrics.fit_s.observe(time.monotonic() - started_s)
@@ -227,27 +221,19 @@ class Fitter:
             term=result.term,
             report=result.report,
             ids_N=labelled.ids_N,
-            guesses=dict(zip(ids, map(Guess, predicted, result.margins.tolist()), strict=True)),
+            predictions=dict(zip(ids, map(LeftOutPrediction, predicted, result.margins.tolist()), strict=True)),
         )
-
-    async def _read(self, base: LoadedVersion) -> Bundle:
-        store = self._backend.loader.store
-        bundle = await asyncio.to_thread(lambda: read_bundle(store.read(base.domain, base.version)))
-        try:
-            check_replaceable(bundle)
-        except StackMismatchError as error:
-            raise RequestInvalidError(str(error), code="stack_unsupported") from error
-        return bundle
 
     async def _classes(
         self, base: LoadedVersion, bundle: Bundle, labels: Sequence[str], choice: ClassChoice
     ) -> tuple[FitClasses, list[str]]:
         """The classes of a fit, and those that the base version lacks."""
-        classes = FitClasses.of_bundle(bundle)
-        new = _new_classes(classes, labels)
-        n_own = len(set(map(comparison_key, labels))) - len(new) if choice == "examples" else len(classes.specs)
-        _check_size(len(labels), n_own + len(new))  # before their names are encoded
         try:
+            check_replaceable(bundle)
+            classes = FitClasses.of_bundle(bundle)
+            new = _new_classes(classes, labels)
+            n_own = len(set(map(comparison_key, labels))) - len(new) if choice == "examples" else len(classes.specs)
+            check_size(len(labels), n_own + len(new))  # before their names are encoded
             if new:
                 key = (base.digest, tuple(new))
                 text_NE = await self._texts.get(key, lambda: encode_names(self._backend.engine, base.stack, new))
@@ -263,16 +249,16 @@ class Fitter:
         return classes, new
 
     async def _embed(self, base: LoadedVersion) -> None:
-        """Make the missing features again from the pictures that are kept.
+        """Compute missing features from the pictures that are kept.
 
         Raises:
             ExamplesStaleError: labelled examples have neither features nor pictures.
-            OverloadedError: the queue is full. Features that were made are kept.
+            OverloadedError: the queue is full. Features computed so far are kept.
         """
         domain, key = base.domain, self._backend.feature_key(base.stack)
         labelled = await in_thread(self._examples.labelled, domain, key)
-        others = await in_thread(self._examples.unlabelled, domain, key)
-        stale = [*labelled.stale_ids, *others.stale_ids]
+        unlabelled = await in_thread(self._examples.unlabelled, domain, key)
+        stale = [*labelled.stale_ids, *unlabelled.stale_ids]
         found = await in_thread(self._examples.page, domain, limit=len(stale), ids=stale)
         kept = {example.id for example in found if example.has_picture}
         if lacking := [number for number in labelled.stale_ids if number not in kept]:
@@ -308,16 +294,6 @@ def _new_classes(classes: FitClasses, labels: Iterable[str]) -> list[str]:
     counts = Counter(labels)
     missing = classes.missing(sorted(counts, key=lambda name: (counts[name], name)))
     return sorted({comparison_key(name): name for name in missing}.values())
-
-
-def _check_size(n_examples: int, n_classes: int) -> None:
-    if max(n_examples, n_classes) * n_classes > MAX_SCORES:
-        raise RequestInvalidError(
-            f"{n_examples} examples and {n_classes} classes are too many for one fit: their product, and the square of "
-            f'the number of classes, may be at most {MAX_SCORES}. With "classes": "examples" only the classes of the '
-            "examples count.",
-            extra={"limit": MAX_SCORES},
-        )
 
 
 def _stale(n_stale: int, base: LoadedVersion) -> ExamplesStaleError:

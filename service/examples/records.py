@@ -105,8 +105,8 @@ class Counts:
     n_bytes: int
 
 
-class Guess(NamedTuple):
-    """The most probable class of an example, as if the example had not been seen, and by how much, 0 to 1."""
+class LeftOutPrediction(NamedTuple):
+    """An example's most probable class in a fit without this example, and its margin over the second, 0 to 1."""
 
     predicted: str
     margin: float
@@ -114,7 +114,7 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What to fit.
+    """Options of a fit.
 
     Attributes:
         based_on: number of the base version; None for the live one.
@@ -144,7 +144,7 @@ class DomainFit:
         term: see `FewShotFit`.
         report: the positions of its suspects are those of `ids_N`.
         ids_N: the labelled examples.
-        guesses: of labelled and unlabelled examples, by id.
+        predictions: of labelled and unlabelled examples, by id.
     """
 
     base: Bundle
@@ -157,7 +157,7 @@ class DomainFit:
     term: LinearTerm
     report: FitReport
     ids_N: Sequence[int]
-    guesses: Mapping[int, Guess]
+    predictions: Mapping[int, LeftOutPrediction]
 
     @property
     def suspect_ids(self) -> list[int]:
@@ -167,5 +167,5 @@ class DomainFit:
     @property
     def uncertain_ids(self) -> list[int]:
         """Unlabelled examples, the smallest margin first."""
-        unlabelled = self.guesses.keys() - set(self.ids_N)
-        return sorted(unlabelled, key=lambda number: (self.guesses[number].margin, number))
+        unlabelled = self.predictions.keys() - set(self.ids_N)
+        return sorted(unlabelled, key=lambda number: (self.predictions[number].margin, number))

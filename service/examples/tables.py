@@ -1,4 +1,4 @@
-"""The tables of the example database, and statements on single rows.
+"""The tables of the example database, and statements on them.
 
 Triggers keep the totals of a domain, so they agree with the rows after every commit. Pictures and features have tables
 of their own, so that a list of examples reads none of them.
@@ -6,12 +6,17 @@ of their own, so that a list of examples reads none of them.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sqlite3
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
 
 from prompt_store.logs import utc_now
-from service.examples.records import Added, NewExample, Source
+from service.errors import ExamplesFullError
+from service.examples.records import Added, FeatureSet, NewExample, Source
 
 SCHEMA_VERSION: Final = 1
 NEXT_REVISION: Final = "max(revision + 1, CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"
@@ -87,12 +92,87 @@ CREATE TRIGGER feature_added AFTER INSERT ON features BEGIN
     UPDATE examples SET n_bytes = n_bytes + length(NEW.feature) WHERE id = NEW.example;
 END;
 """  # noqa: S608  a constant
+_FEATURES: Final = """
+SELECT e.id, e.sha256, e.label, f.feature
+FROM examples AS e LEFT JOIN features AS f
+    ON f.example = e.id AND f.key = (SELECT id FROM feature_keys WHERE name = :key)
+WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND (e.label IS NOT NULL) = :is_labelled
+ORDER BY e.id
+"""
 
 
 def read_revision(connection: sqlite3.Connection, domain: str) -> int:
     """Return a domain's revision; 0 for an unknown domain."""
     row = connection.execute("SELECT revision FROM domains WHERE name = ?", (domain,)).fetchone()
     return int(row[0]) if row else 0
+
+
+class Totals(NamedTuple):
+    """Number and bytes of a domain's examples, and bytes of all domains."""
+
+    n_examples: int
+    n_bytes: int
+    n_all_bytes: int
+
+
+def read_totals(connection: sqlite3.Connection, domain: str) -> Totals:
+    """Return the totals of a domain that has a row."""
+    query = "SELECT n_examples, n_bytes, (SELECT sum(n_bytes) FROM domains) FROM domains WHERE name = ?"
+    return Totals(*connection.execute(query, (domain,)).fetchone())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Maximum number of examples of a domain, and of bytes of all domains; one domain may take half of the bytes."""
+
+    max_per_domain: int
+    max_bytes: int
+
+    def check(self, before: Totals, after: Totals) -> None:
+        """Check the totals after a change; a total that did not rise may exceed its limit.
+
+        Raises:
+            ExamplesFullError: too many examples or bytes.
+        """
+        if before.n_examples < after.n_examples > self.max_per_domain:
+            raise ExamplesFullError(
+                f"The domain would have {after.n_examples} examples; the maximum is {self.max_per_domain}. "
+                "Remove examples, or raise max_examples.",
+                limit=self.max_per_domain,
+            )
+        if before.n_all_bytes < after.n_all_bytes > self.max_bytes:
+            raise ExamplesFullError(
+                f"The examples of all domains would take {after.n_all_bytes} bytes; the maximum is {self.max_bytes}. "
+                "Remove examples, or raise max_example_bytes.",
+                limit=self.max_bytes,
+            )
+        if before.n_bytes < after.n_bytes > (half := self.max_bytes // 2):
+            raise ExamplesFullError(
+                f"The examples of the domain would take {after.n_bytes} bytes; the maximum is {half}, half of "
+                "max_example_bytes, so that one domain leaves space for others. Remove examples, or raise it.",
+                limit=half,
+            )
+
+
+def read_features(
+    connection: sqlite3.Connection | None, domain: str, feature_key: str, *, is_labelled: bool
+) -> FeatureSet:
+    """Return a domain's labelled or unlabelled examples for one feature key; none without a database."""
+    rows, revision = [], 0
+    if connection:
+        chosen = {"name": domain, "key": feature_key, "is_labelled": is_labelled}
+        rows, revision = connection.execute(_FEATURES, chosen).fetchall(), read_revision(connection, domain)
+    known = [row for row in rows if row[3] is not None]
+    features = np.frombuffer(b"".join(row[3] for row in known), np.dtype("<f4"))
+    content = sorted(f"{sha256} {label or ''}" for _, sha256, label, _ in known)
+    return FeatureSet(
+        ids_N=[row[0] for row in known],
+        labels_N=[row[2] or "" for row in known],
+        features_NE=features.astype(np.float32, copy=False).reshape(len(known), -1 if known else 0),
+        stale_ids=[row[0] for row in rows if row[3] is None],
+        digest=hashlib.sha256("\n".join(content).encode()).hexdigest(),
+        revision=revision,
+    )
 
 
 def find_example(connection: sqlite3.Connection, domain: str, sha256: str) -> tuple[int, str | None] | None:

@@ -115,7 +115,7 @@ class RemovedOut(BaseModel):
 async def list_examples(
     request: Request, domain: str, query: Annotated[ExamplesQuery, Query()], context: Context
 ) -> Response:
-    """List a domain's examples by ascending id, or as a fit sees them, which waits for the fit."""
+    """List a domain's examples by ascending id, or in the order of a fit, which is computed first."""
     context.table.state(domain)
     check_utf8(request.scope["query_string"])
     label, is_labelled = _chosen(query)
@@ -248,12 +248,12 @@ def _stored(context: ServiceContext, domain: str, label: str) -> str:
 
 def _shown(example: Example, fit: DomainFit | None) -> dict[str, Any]:
     """The fields of `ExampleOut`."""
-    guess = fit.guesses.get(example.id) if fit else None
+    left_out = fit.predictions.get(example.id) if fit else None
     return {
         "id": example.id,
         "label": example.label,
-        "predicted": guess.predicted if guess else None,
-        "margin": guess.margin if guess else None,
+        "predicted": left_out.predicted if left_out else None,
+        "margin": left_out.margin if left_out else None,
         "source": example.source,
         "added_by": example.added_by,
         "added_at": example.added_at,

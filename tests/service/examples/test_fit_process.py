@@ -15,7 +15,7 @@ from service.examples.fit_process import NICENESS, FitJob, FitProcess, compute
 from tests.service.processes import children, environment, eventually, is_alive
 
 
-def job(n_each=6, n_classes=3, width=8, n_others=5, method="auto", **changes):
+def job(n_each=6, n_classes=3, width=8, n_unlabelled=5, method="auto", **changes):
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(n_classes, width))
     labels = np.repeat(np.arange(n_classes), n_each)
@@ -26,7 +26,7 @@ def job(n_each=6, n_classes=3, width=8, n_others=5, method="auto", **changes):
     values = {
         "features_NE": unit(centres[labels] + rng.normal(size=(len(labels), width))),
         "labels_N": labels,
-        "others_ME": unit(rng.normal(size=(n_others, width))),
+        "unlabelled_ME": unit(rng.normal(size=(n_unlabelled, width))),
         "text_KE": unit(centres + rng.normal(size=centres.shape)),
         "logit_scale": 20.0,
         "class_names": [f"class {index}" for index in range(n_classes)],
@@ -48,13 +48,13 @@ def fit_processes():
 
 
 def test_the_result_is_that_of_a_computation_here(process):
-    for one in (job(), job(n_each=2, method="ridge"), job(n_others=0)):
+    for one in (job(), job(n_each=2, method="ridge"), job(n_unlabelled=0)):
         found, expected = process.run(one), compute(one)
         np.testing.assert_allclose(found.term.weight_KE, expected.term.weight_KE, atol=1e-9)
         np.testing.assert_array_equal(found.predicted, expected.predicted)
         np.testing.assert_allclose(found.margins, expected.margins, atol=1e-9)
         assert found.report.confusion == expected.report.confusion
-        assert len(found.predicted) == len(one.labels_N) + len(one.others_ME)
+        assert len(found.predicted) == len(one.labels_N) + len(one.unlabelled_ME)
 
 
 def test_margins_are_differences_of_probabilities_and_labelled_examples_are_left_out():

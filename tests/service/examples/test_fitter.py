@@ -1,4 +1,4 @@
-"""Fits of a domain: features of other prompts, guesses, and what is cached."""
+"""Fits of a domain: features of other prompts, predictions, and the cache."""
 
 import asyncio
 import shutil
@@ -77,7 +77,7 @@ async def test_one_labelled_example_without_picture_or_feature_is_an_error_befor
     assert (answer.status_code, answer.json()["n_stale"], model.batches) == (409, 1, [])
 
 
-async def test_labelled_and_unlabelled_examples_have_guesses_and_the_uncertain_ones_come_first(serve):
+async def test_labelled_and_unlabelled_examples_have_predictions_and_the_uncertain_ones_come_first(serve):
     async with serve() as client:
         database, fitter = client.context.examples, client.context.fitter
         labelled = [one.id for one in add_colours(database)]
@@ -85,11 +85,11 @@ async def test_labelled_and_unlabelled_examples_have_guesses_and_the_uncertain_o
         new = [colour_example("red", 50), colour_example("white", 51)]
         unlabelled = {one.id for one in database.add("paint", new, actor="", source="upload")}
         fit = await fitter.report("paint")
-    assert fit.guesses.keys() == {*labelled, flipped} | unlabelled
+    assert fit.predictions.keys() == {*labelled, flipped} | unlabelled
     assert fit.suspect_ids[0] == flipped
-    assert fit.guesses[flipped].predicted == "blue"
+    assert fit.predictions[flipped].predicted == "blue"
     assert set(fit.uncertain_ids) == unlabelled
-    margins = [fit.guesses[number].margin for number in fit.uncertain_ids]
+    margins = [fit.predictions[number].margin for number in fit.uncertain_ids]
     assert margins == sorted(margins)
 
 
@@ -122,7 +122,7 @@ async def test_changes_by_another_process_are_seen(serve, store):
 
 
 async def test_a_fit_that_is_too_large_is_refused_with_a_way_out(serve, monkeypatch):
-    monkeypatch.setattr("service.examples.fitter.MAX_SCORES", 24 * 3)
+    monkeypatch.setattr("service.examples.fit_process.MAX_SCORES", 24 * 3)
     async with serve() as client:
         add_colours(client.context.examples)
         assert (await client.get(FIT)).status_code == 200
@@ -133,7 +133,7 @@ async def test_a_fit_that_is_too_large_is_refused_with_a_way_out(serve, monkeypa
 
 
 async def test_the_names_of_too_many_classes_are_not_encoded(serve, model, monkeypatch):
-    monkeypatch.setattr("service.examples.fitter.MAX_SCORES", 24 * 3)
+    monkeypatch.setattr("service.examples.fit_process.MAX_SCORES", 24 * 3)
     async with serve() as client:
         add_colours(client.context.examples, names={"red": "rose", "blue": "sky"})
         before = model.n_encoded_texts
