@@ -149,7 +149,7 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
 
     Returns:
         the connection, and whether it may be kept: not on read-only media, where changes by other processes would
-        not be seen.
+        stay invisible.
 
     Raises:
         StoreCorruptError: `database_corrupt`.

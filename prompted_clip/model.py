@@ -101,8 +101,8 @@ class PromptedClip:
         images = self._embed(pixels_BCHW, on_device)
         logits_BK = self._scorer.logits(images, on_device)
         best = logits_BK.softmax(dim=-1).topk(min(max(top_ks), logits_BK.shape[1]), dim=-1)
-        asked = (images.unit_BE.float(),) if with_embeddings else ()
-        ids_BK, probabilities_BK, *embeddings = to_host(best.indices, best.values, *asked)
+        extra = (images.unit_BE.float(),) if with_embeddings else ()
+        ids_BK, probabilities_BK, *embeddings = to_host(best.indices, best.values, *extra)
         ids, probabilities = ids_BK.tolist(), probabilities_BK.tolist()
         n_ranked = [min(top_k, len(stack.class_names)) for top_k, stack in zip(top_ks, stacks, strict=True)]
         units = embeddings[0].numpy() if embeddings else repeat(None, len(ids))

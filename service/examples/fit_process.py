@@ -77,8 +77,8 @@ class FitResult:
     Attributes:
         term: see `FewShotFit`.
         report: of the labelled examples.
-        predicted, margins: class index and difference of the two highest probabilities of each labelled example as if
-            it had not been seen, then of each unlabelled example: N + M.
+        predicted, margins: class index and difference of the two highest probabilities of each labelled example in a
+            fit without it, then of each unlabelled example: N + M.
     """
 
     term: LinearTerm

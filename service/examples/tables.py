@@ -186,7 +186,7 @@ def find_example(connection: sqlite3.Connection, domain: str, sha256: str) -> tu
 
 
 def add_example(connection: sqlite3.Connection, domain: str, example: NewExample, actor: str, source: Source) -> Added:
-    """Add an example, or what a known one lacks, see `ExampleDatabase.add`; the domain has a row."""
+    """Add an example, or update the one with this picture as in `ExampleDatabase.add`; the domain has a row."""
     known = find_example(connection, domain, example.sha256)
     if known is None:
         return Added(insert_example(connection, domain, example, actor, source), "added", example.label)

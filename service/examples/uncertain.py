@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING_IMAGES: Final = 64
 MAX_WAITING_BYTES: Final = 32 * MIB
-REMEMBERED_S: Final = 30.0
-"""How long a bound is valid in memory: other processes keep images, too, and labelled ones make room."""
+BOUND_TTL_S: Final = 30.0
+"""Bounds in memory expire, as other processes keep images, too, and labelled images leave space for others."""
 
 
 class Candidate(NamedTuple):
@@ -63,13 +63,13 @@ class UncertainImages:
         self._n_waiting = self._n_waiting_bytes = 0
 
     def widened(self, options: ScoringOptions) -> ScoringOptions:
-        """Return options that also give what `offer` needs, two classes and the embedding, if `is_watched`."""
-        if not self.is_watched(options):
+        """Return eligible options with at least two classes and the embedding, which `offer` needs; others unchanged."""
+        if not self.is_eligible(options):
             return options
         return dataclasses.replace(options, top_k=max(2, options.top_k), embedding=True)
 
     @staticmethod
-    def is_watched(options: ScoringOptions) -> bool:
+    def is_eligible(options: ScoringOptions) -> bool:
         """Whether images are scored as a live version does by default: among its own classes, with all prompts."""
         return not options.labels and options.stack == "cascade"
 
@@ -102,7 +102,7 @@ class UncertainImages:
         self._thread.submit(self._keep, Candidate(domain, data, margin, scored.digest, features, actor))
 
     def close(self) -> None:
-        """Finish the current image and forget the waiting ones."""
+        """Finish the current image and drop the waiting ones."""
         self._thread.shutdown(cancel_futures=True)
 
     def _keep(self, candidate: Candidate) -> None:
@@ -130,7 +130,7 @@ class UncertainImages:
             with self._lock:
                 self._n_waiting -= 1
                 self._n_waiting_bytes -= len(candidate.data)
-        self._bounds[domain] = Bound(digest, margin, time.monotonic() + REMEMBERED_S)
+        self._bounds[domain] = Bound(digest, margin, time.monotonic() + BOUND_TTL_S)
 
     def _example(self, candidate: Candidate) -> NewExample:
         thumbnail, _ = open_image(candidate.data, self._settings, thumbnail_of)

@@ -44,14 +44,14 @@ def test_with_boosting_it_is_the_boosted_stack_with_other_classes():
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "reason"),
     [
         ({"image_boost": None}, "no boosting prompts"),
         ({"head": "projector", "labels": "own"}, "only with its projector"),
     ],
 )
-def test_prompts_that_cannot_be_copied_are_an_error(options, says):
-    with pytest.raises(StackMismatchError, match=says):
+def test_prompts_that_cannot_be_copied_are_an_error(options, reason):
+    with pytest.raises(StackMismatchError, match=reason):
         make(read_bundle(random_bundle(**options)))
 
 

@@ -63,7 +63,7 @@ class ExampleOut(BaseModel):
 
     id: int
     label: str | None
-    predicted: str | None = Field(description="class, if this example had not been seen; null without a current fit")
+    predicted: str | None = Field(description="class in a fit without this example; null without a current fit")
     margin: float | None = Field(description="by how much `predicted` is more probable than the next class")
     source: str = Field(description="`upload`, or `traffic` if it was kept from a classify request")
     added_by: str = Field(description="id of the API key; empty without one")
@@ -145,7 +145,7 @@ def _page(
     is_labelled: bool | None,
     by_fit: DomainFit | None,
 ) -> tuple[list[Example], int | None]:
-    """A page, and what the next one begins after: by ascending id an id, in the order of a fit a number of examples."""
+    """A page, and `after` of the next one: an id, or in the order of a fit the number of examples so far."""
     page = partial(context.examples.page, domain, label=label, is_labelled=is_labelled)
     if by_fit is None:
         found = page(after=query.after, limit=query.limit + 1)

@@ -213,7 +213,7 @@ def _offer(
     actor: str,
 ) -> None:
     """Offer the files that have an answer as examples; a live version scored them."""
-    if not uncertain.is_watched(options):
+    if not uncertain.is_eligible(options):
         return
     for (domain, image), answer in zip(images, outcome.answers, strict=True):
         scored = outcome.domains[domain]

@@ -38,7 +38,7 @@ async def test_boosting_prompts_are_copied_with_their_template(serve, store):
     assert made.data_digests == {"bundle": source.digest}
 
 
-async def test_the_log_has_who_created_a_domain(serve, caplog):
+async def test_a_created_domain_is_logged_with_its_actor(serve, caplog):
     caplog.set_level("INFO")
     async with serve() as client:
         await client.put("/domains/signals", json={"classes": ["red", "green"], "boosted_by": "paint"})

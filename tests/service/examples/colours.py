@@ -1,4 +1,4 @@
-"""Labelled examples of noisy colours, for the model that knows colours."""
+"""Labelled examples of noisy colours, for the colour model."""
 
 import hashlib
 

@@ -98,13 +98,13 @@ async def test_all_three_have_the_same_logits(serve, model, store, tmp_path, met
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "reason"),
     [
         ({"head": "class"}, "has a class head"),
         ({"labels": "own"}, "other labels cannot be scored"),
     ],
 )
-async def test_a_version_that_cannot_be_extended_is_an_error_with_the_reason(serve, store, tmp_path, options, says):
+async def test_a_version_that_cannot_be_extended_is_an_error_with_the_reason(serve, store, tmp_path, options, reason):
     base = random_bundle("pets", ("dog", "cat"), **options)
     (tmp_path / "data").mkdir()
     (picture, *_) = draw_pets(tmp_path / "data", 1).rglob("*circle/*.png")
@@ -115,5 +115,5 @@ async def test_a_version_that_cannot_be_extended_is_an_error_with_the_reason(ser
         assert (await client.post("/domains/pets/examples", files=files)).status_code == 201
         for answer in (await client.get("/domains/pets/fit"), await client.post("/domains/pets/fit", json={})):
             assert (answer.status_code, answer.json()["code"]) == (422, "stack_unsupported")
-            assert says in answer.json()["detail"]
+            assert reason in answer.json()["detail"]
     assert len(store.versions("pets")) == 2

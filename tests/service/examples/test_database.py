@@ -1,4 +1,4 @@
-"""The example database: what one process sees."""
+"""The example database in one process."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,7 +35,7 @@ def test_reading_creates_no_file(database, quick_path):
     assert list(quick_path.iterdir()) == []
 
 
-def test_an_added_example_has_everything_it_was_added_with(database):
+def test_an_added_example_has_its_label_picture_thumbnail_and_origin(database):
     (added,) = add(database, new_example(1, "rose", picture=b"JPEG"))
     (example,) = database.page("flowers")
 

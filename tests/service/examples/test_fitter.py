@@ -50,7 +50,7 @@ async def test_features_of_other_prompts_are_never_used(serve, other_prompts):
         assert len((await client.get("/domains/paint/versions")).json()["versions"]) == 3
 
 
-async def test_features_are_made_again_from_pictures_once(serve, model, other_prompts):
+async def test_missing_features_are_computed_once_from_the_pictures(serve, model, other_prompts):
     async with serve() as client:
         database = client.context.examples
         add_pictures(database, 8)
@@ -109,7 +109,7 @@ async def test_the_current_fit_is_the_last_report_while_it_holds(serve, store):
         assert await fitter.current("paint") is None
 
 
-async def test_changes_by_another_process_are_seen(serve, store):
+async def test_changes_by_another_process_change_the_fit(serve, store):
     async with serve() as client:
         add_colours(client.context.examples)
         before = (await client.get(FIT)).json()
@@ -121,7 +121,7 @@ async def test_changes_by_another_process_are_seen(serve, store):
     assert before["examples_digest"] != after["examples_digest"]
 
 
-async def test_a_fit_that_is_too_large_is_refused_with_a_way_out(serve, monkeypatch):
+async def test_a_fit_that_is_too_large_is_refused_with_a_remedy(serve, monkeypatch):
     monkeypatch.setattr("service.examples.fit_process.MAX_SCORES", 24 * 3)
     async with serve() as client:
         add_colours(client.context.examples)

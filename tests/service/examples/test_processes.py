@@ -95,7 +95,7 @@ def test_two_processes_that_start_at_once_lose_nothing(quick_path):
     assert sorted(path.name for path in quick_path.iterdir()) == [NAME]
 
 
-def test_a_process_sees_what_another_one_changed(quick_path):
+def test_changes_by_another_process_are_visible(quick_path):
     reader = open_database(quick_path)
     writer = open_database(quick_path)
     assert reader.revision("flowers") == 0
@@ -142,7 +142,7 @@ class KilledWriters:
     def __exit__(self, *_):
         self.forker.communicate(timeout=20)
 
-    def tell(self, line):
+    def send(self, line):
         self.forker.stdin.write(f"{line}\n")
         self.forker.stdin.flush()
         return int(self.forker.stdout.readline())
@@ -153,14 +153,14 @@ class KilledWriters:
         Returns their output and their exit codes.
         """
         outputs = [self.directory.parent / f"output-{first}" for first in numbers]
-        pids = [self.tell(f"{self.directory} {output} {first}") for first, output in zip(numbers, outputs, strict=True)]
+        pids = [self.send(f"{self.directory} {output} {first}") for first, output in zip(numbers, outputs, strict=True)]
         deadline_s = time.monotonic() + 30
         while max(read(output).count("\n") for output in outputs) < n_lines and time.monotonic() < deadline_s:
             time.sleep(0.001)
         time.sleep(seconds)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        codes = [self.tell(f"wait {pid}") for pid in pids]
+        codes = [self.send(f"wait {pid}") for pid in pids]
         return [read(output) for output in outputs], codes
 
 

@@ -99,7 +99,7 @@ def test_garbage_collection_returns_the_space_of_removed_examples_while_a_servic
     assert run(store, "gc")["freed_bytes"] == 0
 
 
-def test_garbage_collection_without_room_for_a_copy_says_so_and_does_everything_else(store, monkeypatch):
+def test_garbage_collection_without_space_for_a_copy_does_everything_else_and_is_an_error(store, monkeypatch):
     database = open_database(store.root)
     added = add(database, new_example(99, "rose", picture=b"x" * 100_000))
     database.remove("flowers", [added[0].id])
@@ -155,7 +155,7 @@ def test_damaged_examples_give_a_clear_error_until_they_are_replaced(store, dama
     database.close()
 
 
-def test_an_empty_file_is_no_database(store):
+def test_an_empty_file_is_a_damaged_database(store):
     (store.root / NAME).write_bytes(b"")
     database = open_database(store.root)
     for call in (lambda: database.page("flowers"), lambda: add(database, new_example(1))):

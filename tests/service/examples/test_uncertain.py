@@ -35,7 +35,7 @@ async def classify(client, *colours, path="/classify/paint", **options):
 
 
 async def settle(client):
-    """Wait until every image that was offered has been looked at."""
+    """Wait until every image that was offered has been processed."""
     watching = client.app.state.context.uncertain
     if watching:
         await asyncio.to_thread(watching._thread.submit(lambda: None).result)
@@ -92,7 +92,7 @@ async def test_kept_images_have_the_feature_of_the_version_that_scored_them(serv
 
 
 @pytest.mark.parametrize("query", ["?version=1", "?labels=red,green", "?stack=boost"])
-async def test_only_what_the_live_version_answers_by_default_is_kept(serve, query):
+async def test_only_images_that_are_scored_with_default_options_are_kept(serve, query):
     async with serve(keep_uncertain=5) as client:
         await classify(client, TORN, path=f"/classify/paint{query}")
         assert kept(client) == []
@@ -119,15 +119,15 @@ async def test_a_request_for_several_domains_keeps_images_of_each(serve):
         assert (len(kept(client)), len(kept(client, "ink"))) == (1, 1)
 
 
-async def test_pictures_are_kept_only_if_the_settings_say_so(serve):
+async def test_pictures_are_kept_only_with_the_setting_pictures(serve):
     async with serve(keep_uncertain=5, keep_examples="pictures") as client:
         await classify(client, TORN)
         (example,) = kept(client)
         assert client.context.examples.picture("paint", example.id) == picture(TORN)
 
 
-async def test_a_labelled_image_stays_and_makes_room(serve, monkeypatch):
-    monkeypatch.setattr(uncertain, "REMEMBERED_S", 0)
+async def test_a_labelled_image_stays_and_does_not_count_towards_keep_uncertain(serve, monkeypatch):
+    monkeypatch.setattr(uncertain, "BOUND_TTL_S", 0)
     async with serve(keep_uncertain=1) as client:
         await classify(client, TORN)
         client.context.examples.relabel("paint", [kept(client)[0].id], "red")
@@ -136,15 +136,15 @@ async def test_a_labelled_image_stays_and_makes_room(serve, monkeypatch):
         assert kept_colours(client) == {TORN, UNSURE}
 
 
-async def test_an_image_that_is_certain_enough_costs_no_look_at_the_database(serve, monkeypatch):
+async def test_an_image_that_is_certain_enough_causes_no_query(serve, monkeypatch):
     async with serve(keep_uncertain=1) as client:
         await classify(client, TORN)
         database = client.app.state.context.examples
-        looks = []
+        queries = []
         bound = database.uncertain_bound
-        monkeypatch.setattr(database, "uncertain_bound", lambda *a, **k: looks.append(a) or bound(*a, **k))
+        monkeypatch.setattr(database, "uncertain_bound", lambda *a, **k: queries.append(a) or bound(*a, **k))
         await classify(client, CERTAIN, FAIR, UNSURE)
-        assert looks == []
+        assert queries == []
 
 
 async def test_images_beyond_the_queue_are_dropped_and_counted_and_answers_do_not_wait(serve, monkeypatch):
@@ -180,7 +180,7 @@ async def test_waiting_images_take_bounded_memory(serve, monkeypatch):
 @pytest.mark.parametrize(
     "error", [StorageFullError("full"), ExamplesFullError("full", limit=1), RuntimeError("a bug")], ids=type
 )
-async def test_a_full_disk_or_a_bug_costs_no_answer_and_is_logged_once(serve, monkeypatch, caplog, error):
+async def test_a_full_disk_or_a_bug_affects_no_response_and_is_logged_once(serve, monkeypatch, caplog, error):
     async with serve(keep_uncertain=5) as client:
 
         def fail(*_, **__):
@@ -227,7 +227,7 @@ def keep(database, n, margin, *, n_kept=3, digest="first"):
     st.integers(1, 4),
 )
 @settings(max_examples=40, deadline=None)
-def test_offers_keep_what_a_sorted_list_would_keep(tmp_path_factory, offers, n_kept):
+def test_the_same_images_are_kept_as_in_a_sorted_list(tmp_path_factory, offers, n_kept):
     database, expected = open_database(tmp_path_factory.mktemp("examples")), []
     for n, margin, digest in offers:
         own = sorted((one for one in expected if one[2] == digest), key=lambda one: one[1])

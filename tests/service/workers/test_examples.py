@@ -1,4 +1,4 @@
-"""Examples in the real thing: several web processes write to one database, and processes are killed."""
+"""Examples in a server with several web processes, and after kills."""
 
 import os
 import signal
@@ -64,7 +64,7 @@ def test_web_processes_add_to_the_same_examples(store):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["web process", "service"])
-def test_what_was_acknowledged_is_there_after_a_kill(store, victim):
+def test_acknowledged_examples_are_there_after_a_kill(store, victim):
     acknowledged, is_over = [], threading.Event()
 
     def send(url, first):

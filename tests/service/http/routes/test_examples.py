@@ -41,7 +41,7 @@ def stored(client):
     return {one.id: one.label for one in client.context.examples.page("paint", limit=1000)}
 
 
-async def test_images_are_added_with_the_label_of_their_field_and_what_the_live_version_predicts(serve, store):
+async def test_images_are_added_with_the_label_of_their_field_and_the_prediction_of_the_live_version(serve, store):
     async with serve() as client:
         answer = await client.post(URL, files=files(("red", "red"), ("unlabelled", "blue"), ("dark_green", "green")))
         labels = stored(client)
@@ -122,7 +122,7 @@ async def test_an_example_has_its_digest_its_feature_and_its_thumbnail(serve):
 
 
 @pytest.mark.parametrize("keep", ["thumbnails", "pictures"])
-async def test_the_image_itself_is_kept_only_if_the_setting_says_so(serve, keep):
+async def test_the_image_itself_is_kept_only_with_the_setting_pictures(serve, keep):
     async with serve(keep_examples=keep) as client:
         await client.post(URL, files=files(("red", "red")))
         kept = client.context.examples.picture("paint", 1)
@@ -367,7 +367,7 @@ async def test_only_a_key_with_the_scope_and_the_domain_adds_and_it_is_recorded(
     assert (example.added_by, record.actor, record.domain, record.n_added) == (key_id, key_id, "paint", 1)
 
 
-async def test_examples_are_counted_by_what_became_of_them(serve):
+async def test_examples_are_counted_by_result(serve):
     async with serve() as client:
         await client.post(URL, files=files(("red", "red"), ("blue", "blue"), ("blue", "red")))
         await client.post(URL, files=files(("red", "blue"), ("blue", "blue")))

@@ -1,4 +1,4 @@
-"""`/domains/{domain}/fit` with the model that knows colours."""
+"""`/domains/{domain}/fit` with the colour model."""
 
 import asyncio
 import datetime
@@ -66,7 +66,7 @@ async def test_a_fit_is_a_version_that_is_live_when_the_answer_arrives(serve, st
     assert bundle.manifest.calibration.abstain == body["report"]["abstain"]
 
 
-async def test_the_log_has_who_fitted_what(serve, caplog):
+async def test_a_fit_is_logged_with_its_version_and_its_actor(serve, caplog):
     caplog.set_level("INFO")
     async with serve() as client:
         add_colours(client.context.examples)

@@ -1,4 +1,4 @@
-"""Examples as a fit sees them: predictions, suspicious labels, uncertain ones first."""
+"""Lists of examples with a fit: predictions, suspicious labels, uncertain ones first."""
 
 import pytest
 
