@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from prompt_store.layout import EXAMPLES
 from service.errors import ExampleNotFoundError
@@ -23,6 +23,7 @@ from service.examples.tables import (
     add_feature,
     find_example,
     insert_example,
+    known_ids,
     read_features,
     read_revision,
     read_totals,
@@ -42,8 +43,7 @@ WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND e.id > :after
     AND (:ids IS NULL OR e.id IN (SELECT value FROM json_each(:ids)))
 ORDER BY e.id LIMIT :limit
 """
-_PICTURES: Final = """
-SELECT p.thumbnail, p.picture
+_OF_EXAMPLE: Final = """
 FROM pictures AS p JOIN examples AS e ON e.id = p.example JOIN domains AS d ON d.id = e.domain
 WHERE e.id = ? AND d.name = ?
 """
@@ -174,7 +174,8 @@ class ExampleDatabase:
         Raises:
             ExampleNotFoundError: the domain has no such example.
         """
-        return self._pictures(domain, example_id)[0]
+        thumbnail: bytes = self._row("SELECT p.thumbnail" + _OF_EXAMPLE, domain, example_id)[0]
+        return thumbnail
 
     def picture(self, domain: str, example_id: int) -> bytes | None:
         """Return an example's picture file; None if only the thumbnail is kept.
@@ -182,7 +183,8 @@ class ExampleDatabase:
         Raises:
             ExampleNotFoundError: the domain has no such example.
         """
-        return self._pictures(domain, example_id)[1]
+        picture: bytes | None = self._row("SELECT p.picture" + _OF_EXAMPLE, domain, example_id)[0]
+        return picture
 
     def relabel(self, domain: str, ids: Collection[int], label: str | None) -> int:
         """Label examples, or remove their label; all or none.
@@ -197,20 +199,13 @@ class ExampleDatabase:
             return 0
         if not self._connections.exists():
             raise _unknown(ids)
-        listed = json.dumps(list(ids))
         with self._connections.changing() as connection:
-            rows = connection.execute(
-                "SELECT e.id FROM examples AS e JOIN domains AS d ON d.id = e.domain "
-                "WHERE d.name = ? AND e.id IN (SELECT value FROM json_each(?))",
-                (domain, listed),
-            )
-            unknown = set(ids) - {row[0] for row in rows}
-            if unknown:
+            if unknown := set(ids) - known_ids(connection, domain, ids):
                 raise _unknown(unknown)
             changed = connection.execute(
                 "UPDATE examples SET label = :label "
                 "WHERE id IN (SELECT value FROM json_each(:ids)) AND label IS NOT :label",
-                {"label": label, "ids": listed},
+                {"label": label, "ids": json.dumps(list(ids))},
             )
             return changed.rowcount
 
@@ -237,9 +232,8 @@ class ExampleDatabase:
         if not features or not self._connections.exists():
             return
         with self._connections.changing() as connection:
-            for example_id, feature in features.items():
-                if connection.execute(_PICTURES, (example_id, domain)).fetchone():
-                    add_feature(connection, example_id, key, feature)
+            for example_id in sorted(known_ids(connection, domain, features)):
+                add_feature(connection, example_id, key, features[example_id])
 
     def revision(self, domain: str) -> int:
         """Return a number that rises with every change of a domain's examples, made by any process.
@@ -279,14 +273,14 @@ class ExampleDatabase:
         """Close all connections that no thread uses."""
         self._connections.close()
 
-    def _pictures(self, domain: str, example_id: int) -> tuple[bytes, bytes | None]:
+    def _row(self, query: str, domain: str, example_id: int) -> tuple[Any, ...]:
         with self._connections.reading() as connection:
-            row = None
+            row: tuple[Any, ...] | None = None
             if connection and example_id <= MAX_ID:
-                row = connection.execute(_PICTURES, (example_id, domain)).fetchone()
+                row = connection.execute(query, (example_id, domain)).fetchone()
         if row is None:
             raise _unknown([example_id])
-        return row[0], row[1]
+        return row
 
 
 def open_examples(store: Path, settings: Settings) -> ExampleDatabase:

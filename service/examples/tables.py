@@ -7,8 +7,10 @@ of their own, so that a list of examples reads none of them.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -183,6 +185,16 @@ def find_example(connection: sqlite3.Connection, domain: str, sha256: str) -> tu
         (domain, sha256),
     ).fetchone()
     return row
+
+
+def known_ids(connection: sqlite3.Connection, domain: str, ids: Iterable[int]) -> set[int]:
+    """Return those of the ids that are examples of the domain."""
+    rows = connection.execute(
+        "SELECT e.id FROM examples AS e JOIN domains AS d ON d.id = e.domain "
+        "WHERE d.name = ? AND e.id IN (SELECT value FROM json_each(?))",
+        (domain, json.dumps(list(ids))),
+    )
+    return {row[0] for row in rows}
 
 
 def add_example(connection: sqlite3.Connection, domain: str, example: NewExample, actor: str, source: Source) -> Added:
