@@ -108,6 +108,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
 }
 
 TITLES: Final[Mapping[str, str]] = {
+    "name_invalid": "Invalid domain name",
     "key_expired": "API key expired",
     "key_not_yet_valid": "API key not yet valid",
     "too_many_images": "Too many images",

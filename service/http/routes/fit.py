@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -15,6 +15,8 @@ from service.http.routes.responses import etag, published, refuse_when_draining
 from service.http.schemas import FitBody, FitOut, FitQuery, FittedOut
 
 router = APIRouter(tags=["fit"])
+
+DEFAULTS: Final = FitBody.model_validate({})
 
 
 @router.get(
@@ -35,7 +37,9 @@ async def report(
 
 
 @router.post("/domains/{domain}/fit", status_code=201, response_model=FittedOut)
-async def fit(request: Request, response: Response, domain: str, body: FitBody, context: Context) -> Response:
+async def fit(
+    request: Request, response: Response, domain: str, context: Context, body: FitBody = DEFAULTS
+) -> Response:
     """Fit a head to the labelled examples and publish it as a version; responds once it serves."""
     actor = actor_of(request)
     if body.activate:

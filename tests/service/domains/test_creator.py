@@ -116,6 +116,12 @@ async def test_an_invalid_request_creates_nothing(serve, store, domain, body, st
     assert store.domains() == ["ink", "paint", "plain"]
 
 
+async def test_an_invalid_domain_name_has_a_title_of_its_own(serve):
+    async with serve() as client:
+        answer = await client.put("/domains/Signals", json={"classes": ["red"]})
+    assert answer.json()["title"] == "Invalid domain name"
+
+
 async def test_texts_are_encoded_in_parts_between_which_images_run(serve, model):
     calls, encode = [], model.with_labels
     model.with_labels = lambda stack, labels: calls.append(len(labels)) or encode(stack, labels)

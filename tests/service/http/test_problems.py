@@ -88,7 +88,7 @@ def test_a_title_of_its_own_belongs_to_a_code_that_the_code_names_and_differs_fr
         path.read_text() for package in ("service", "prompt_store") for path in root.glob(f"{package}/**/*.py")
     )
     for code, title in problems.TITLES.items():
-        assert re.search(rf'code="{code}"|"{code}", ', sources), code
+        assert re.search(rf'code="{code}"|"{code}",\s', sources), code
         assert title not in {row.title for row in problems.TABLE.values()}
 
 

@@ -76,6 +76,13 @@ async def test_a_fit_is_logged_with_its_version_and_its_actor(serve, caplog):
     assert found == ("paint", 2, 1, body["report"]["method"], 24, "")
 
 
+async def test_a_fit_without_a_body_has_the_defaults(serve):
+    async with serve() as client:
+        add_colours(client.context.examples)
+        body = (await client.post(FIT)).json()
+    assert (body["is_live"], body["classes"], body["method"]) == (True, "own", "auto")
+
+
 async def test_without_activation_the_live_version_stays(serve, store):
     async with serve() as client:
         add_colours(client.context.examples)
