@@ -114,9 +114,10 @@ export function Classify({ domains, initialDomain }) {
         <select value=${rate} disabled=${labels.trim() !== ""} onChange=${(event) => setRate(event.target.value)}>
           ${RATES.map((one) => html`<option value=${one}>${one ? `least certain ${100 * one} %` : "never"}</option>`)}
         </select></label>
-        <small>For domains that were fitted to examples. Pictures shown already keep their results.</small>
+        <small>For domains that were fitted to examples.</small>
       </div>
     </div>
+    <p><small>Domains, labels and the abstention rate apply to the next pictures. Results below do not change.</small></p>
     <${DropArea} onFiles=${add} id="classify-files">
       <strong>Drop or paste pictures here, or click to choose</strong> <small>JPEG, PNG or WebP</small>
     <//>

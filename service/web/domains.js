@@ -1,7 +1,7 @@
 // The tab "Domains": versions, differences between two, upload, activation, rollback, history.
 import { html, useEffect, useState } from "./preact.js";
 import { call, domainPath, getJson, upload } from "./api.js";
-import { Confirm, DropArea, ErrorNote, plural, shortDigest, when } from "./parts.js";
+import { Confirm, DropArea, ErrorNote, shortDigest, when } from "./parts.js";
 
 // Fields of two manifests that differ, as [path, left, right].
 function differences(left, right, path = "") {

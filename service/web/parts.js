@@ -1,5 +1,5 @@
 // Elements that several tabs use.
-import { html, useEffect, useRef, useState } from "./preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./preact.js";
 import { call } from "./api.js";
 
 export const percent = (share, digits = 1) => (share == null ? "-" : `${(100 * share).toFixed(digits)}\u00a0%`);
@@ -41,7 +41,7 @@ export function DropArea({ onFiles, children, accept = "image/jpeg,image/png,ima
 export function usePaste(onFiles) {
   const latest = useRef(onFiles);
   latest.current = onFiles;
-  useEffect(() => {
+  useLayoutEffect(() => {
     const paste = (event) => {
       const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
       if (files.length) latest.current(files);

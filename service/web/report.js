@@ -40,8 +40,7 @@ function Confusion({ report }) {
 
 function Curve({ report }) {
   if (report.method === "text") return html`<p>No fit is better than the class names alone yet: add pictures, at least four of two or more classes.</p>`;
-  const gain = report.accuracy.rate - report.half_accuracy;
-  const points = 100 * gain;
+  const points = 100 * (report.accuracy.rate - report.half_accuracy);
   return html`<p>With half of the pictures the accuracy is ${percent(report.half_accuracy)}:
     the other half ${points >= 0.05 ? `added ${points.toFixed(1)} points, so more pictures are likely to help` : "added nothing, so more pictures are unlikely to help"}.
     </p>`;

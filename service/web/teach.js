@@ -70,8 +70,8 @@ function Upload({ domain, classes, onAdded }) {
         setProgress([Math.min(start + BATCH, files.length), files.length]);
         await onAdded();
       }
-    } catch (problem) { setError(problem); }
-    setProgress(null);
+      setProgress(null);
+    } catch (problem) { setError(problem); }  // the progress shows how many were sent
   };
   usePaste(add);
   return html`<section aria-label="add pictures">
@@ -83,7 +83,7 @@ function Upload({ domain, classes, onAdded }) {
     <${DropArea} onFiles=${add} id="teach-files">
       <strong>Drop or paste pictures of ${domain} here, or click to choose</strong> <small>JPEG, PNG or WebP</small>
     <//>
-    ${progress && html`<label>${progress[0]} of ${plural(progress[1], "picture")} added
+    ${progress && html`<label>${progress[0]} of ${plural(progress[1], "picture")} sent
       <progress value=${progress[0]} max=${progress[1]}></progress></label>`}
     ${rejected.length > 0 && html`<details open role="alert"><summary>${plural(rejected.length, "picture")} not added</summary>
       <ul>${rejected.map((one) => html`<li>${one}</li>`)}</ul></details>`}
@@ -185,8 +185,8 @@ function TeachDomain({ domain, refreshDomains }) {
   const relabel = async (ids, label) => {
     try {
       await call(domainPath(domain, "/examples"), { method: "PATCH", json: { ids, label } });
-      setSelected(new Set());
-      // Groups stay as they are while one labels, without the labelled pictures.
+      setSelected((now) => new Set([...now].filter((id) => !ids.includes(id))));
+      // Labelled pictures leave their groups; nothing is grouped again meanwhile.
       setGroups((all) => all.map((group) => ({ ...group, ids: group.ids.filter((id) => !ids.includes(id)) }))
         .filter((group) => group.ids.length));
       await (label === null ? added() : changed());
@@ -213,10 +213,10 @@ function TeachDomain({ domain, refreshDomains }) {
     <section aria-label="report">
       <h3>Report</h3>
       ${report
-        ? html`<p>${plural(report.n_examples, "labelled picture")}: <strong>${percent(report.accuracy.rate)}</strong> right when left out
-          (class names alone: ${percent(report.text_accuracy)}).</p>
+        ? html`<p>${plural(report.n_examples, "labelled picture")}: accuracy <strong>${percent(report.accuracy.rate)}</strong> (leave-one-out),
+          with the class names alone ${percent(report.text_accuracy)}.</p>
           <${Report} report=${report} domain=${domain} onRelabel=${relabel} />`
-        : html`<p>Label pictures of at least two classes to see how good the domain is.</p>`}
+        : html`<p>Label pictures of at least two classes to get a report.</p>`}
       <${MakeLive} domain=${domain} isReady=${Boolean(report)} onLive=${async () => { await refreshDomains(); await loadReport(); }} />
     </section>
     <${LabelledExamples} key=${changes} counts=${counts.by_label} domain=${domain} classes=${classes} onRelabel=${relabel} onRemoved=${added} />`;

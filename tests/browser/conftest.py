@@ -48,9 +48,9 @@ def page(browser, server):
 class opened:  # noqa: N801  used as a function
     """A page in a context of its own; on exit, uncaught errors and violations of the content-security policy fail."""
 
-    def __init__(self, browser, url, *, statuses=(), **options):
+    def __init__(self, browser, url, **options):
         self._context = browser.new_context(**options)
-        self._url, self._statuses = url, statuses
+        self._url = url
         self._errors = []
 
     def __enter__(self):
