@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 
 # Installs the project with the extras named in $(1); shows one line per package that has to be fetched, and
-# everything pip said if it fails.
+# all of pip's output if it fails.
 define install
 	@echo "Installing caspl-serve[$(1)] into $(VENV) (the first time fetches torch: several minutes, 6 GB on disk)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
@@ -50,7 +50,7 @@ docs: $(VENV)/.installed-dev ## rewrite docs/reference/ and the frozen OpenAPI d
 	$(BIN)/python -P -m tests.documentation.reference
 	$(BIN)/zensical build --strict
 
-demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers from nothing (more than an hour on two cores)
+demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers (more than an hour on two cores)
 	$(BIN)/python -P -m training.demo all
 
 clean: ## remove the virtual environment and everything built

@@ -1,7 +1,6 @@
-"""A process that computes fits on one core at low priority, so that requests are hardly slower meanwhile.
+"""A process that computes fits on one core at low priority, so that requests take precedence (docs/decisions/0031).
 
-On a thread of the service, fits made p99 of requests four times as high (docs/decisions/0031). The process starts with
-the first fit and ends with its parent.
+It starts with the first fit and ends with its parent.
 
 Legend: N labelled examples, M unlabelled examples, K classes, E joint width.
 """

@@ -175,7 +175,7 @@ def test_a_domain_name_that_exists_is_refused_in_words(page):
 def test_pictures_that_cannot_be_added_are_named(browser, server, folder, tmp_path):
     server.put("/domains/partly", json={"classes": list(CLASSES[:2])}).raise_for_status()
     broken = tmp_path / "broken.jpg"
-    broken.write_text("this text is not a picture at all, whatever the name of the file says")
+    broken.write_text("this text is not a picture, although the file name ends in .jpg " * 2)
     with opened(browser, f"{server.base_url}#teach") as page:
         page.get_by_label("Domain").select_option("partly")
         page.set_input_files("#teach-files", [broken, min(folder.glob("train/*/*"))])

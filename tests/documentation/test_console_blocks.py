@@ -134,7 +134,7 @@ def test_every_command_of_a_page_succeeds(page, server, workplace):
 
 
 def parse_error(command):
-    """What the CLI's own parser objects to in a `caspl` command, or None. Files need not exist."""
+    """The error of the CLI's own parser for a `caspl` command, or None. Files need not exist."""
     lexer = shlex.shlex(command.replace("\\\n", " "), posix=True, punctuation_chars=True)
     lexer.wordchars += ",:@…"
     words = list(lexer)

@@ -26,7 +26,7 @@ http {{
     {documented}
 }}
 """
-"""What a distribution's nginx.conf has around a file of conf.d."""
+"""A minimal nginx.conf around the documented file of conf.d."""
 
 
 @pytest.fixture(scope="module")
