@@ -49,6 +49,17 @@ def test_the_page_shows_what_the_service_answers(page, server):
     assert shown == answer["results"][0]["predictions"][0]["label"]
 
 
+def test_choosing_another_domain_applies_to_the_next_pictures(page):
+    choose_domains(page, "satellite")
+    page.set_input_files("#classify-files", SATELLITE[0])
+    page.locator(".predictions").first.wait_for()
+    choose_domains(page, "sketch")
+    page.get_by_text("apply to the next pictures").wait_for()
+    page.set_input_files("#classify-files", SATELLITE[1])
+    page.locator(".predictions").nth(1).wait_for()
+    assert page.locator(".answer h4").all_inner_texts() == ["sketch", "satellite"]
+
+
 def test_free_labels_replace_the_classes(page):
     page.get_by_label("Other labels").fill("red circle, blue square")
     page.set_input_files("#classify-files", SATELLITE[0])

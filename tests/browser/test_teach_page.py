@@ -184,6 +184,49 @@ def test_pictures_that_cannot_be_added_are_named(browser, server, folder, tmp_pa
         page.get_by_role("heading", name="1 picture to label").wait_for()
 
 
+def test_an_upload_that_fails_shows_how_many_pictures_were_sent(browser, server, folder):
+    server.put("/domains/full", json={"classes": list(CLASSES)}).raise_for_status()
+    limit = {"title": "Too many examples", "detail": "Remove some.", "code": "examples_full"}
+    with opened(browser, f"{server.base_url}#teach") as page:
+        page.get_by_label("Domain").select_option("full")
+        page.set_input_files("#teach-files", sorted(folder.glob("train/*/*"))[:16])
+        page.get_by_role("heading", name="16 pictures to label").wait_for()
+        page.route(
+            "**/examples",
+            lambda route: (
+                route.fulfill(status=409, json=limit) if route.request.method == "POST" else route.continue_()
+            ),
+        )
+        page.set_input_files("#teach-files", sorted(folder.glob("train/*/*"))[16:36])
+        page.get_by_role("alert").get_by_text("Too many examples: Remove some.").wait_for()
+        assert "0 of 20 pictures sent" in page.get_by_role("region", name="add pictures").inner_text()
+
+
+def test_a_selection_made_while_labels_are_saved_is_kept(browser, server, folder):
+    server.put("/domains/fast", json={"classes": list(CLASSES)}).raise_for_status()
+    add_examples(server, "fast", folder, "unlabelled", sorted(folder.glob("train/*/*"))[:8])
+    held = []
+    with opened(browser, f"{server.base_url}#teach") as page:
+        page.route(
+            "**/examples", lambda route: held.append(route) if route.request.method == "PATCH" else route.continue_()
+        )
+        page.get_by_label("Domain").select_option("fast")
+        first, second = (page.get_by_alt_text(alt, exact=True) for alt in alts_of_tiles(page, 2))
+        first.click()
+        with page.expect_request(lambda request: request.method == "PATCH"):
+            page.locator(".label-bar").get_by_role("button", name=CLASSES[0]).click()
+        second.click()
+        held[0].continue_()
+        first.wait_for(state="detached")
+        assert page.locator(".tile[aria-pressed=true] img").get_attribute("alt") == second.get_attribute("alt")
+        page.get_by_text("1 selected").wait_for()
+
+
+def alts_of_tiles(page, n):
+    page.locator(".tile").nth(n - 1).wait_for()
+    return [tile.get_attribute("alt") for tile in page.locator(".tile img").all()[:n]]
+
+
 def test_unlabelled_pictures_are_shown_by_predicted_class_with_the_least_certain_first(browser, server, folder):
     server.put("/domains/sorted", json={"classes": list(CLASSES), "boosted_by": "satellite"}).raise_for_status()
     paths = sorted(folder.glob("train/*/*"))
