@@ -13,7 +13,7 @@ const TABS = { classify: ["Classify", Classify], teach: ["Teach", Teach], domain
 // `#classify/shelf` is the tab Classify with the domain shelf chosen.
 const placeOfHash = () => {
   const [tab, domain = ""] = window.location.hash.slice(1).split("/");
-  return tab in TABS ? [tab, domain] : ["classify", ""];
+  return Object.hasOwn(TABS, tab) ? [tab, domain] : ["classify", ""];
 };
 
 function KeyForm({ note, onKey }) {

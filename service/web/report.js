@@ -50,6 +50,7 @@ function Suspects({ report, domain, onRelabel }) {
   const suspects = report.suspects.slice(0, MAX_SUSPECTS);
   if (!suspects.length) return html`<p>No label looks wrong.</p>`;
   return html`<section aria-label="labels to check"><h4>Labels to check (${report.suspects.length})</h4>
+    ${suspects.length < report.suspects.length && html`<p>The ${suspects.length} most suspicious are shown.</p>`}
     <div class="tiles">${suspects.map((one) => html`<figure key=${one.id}>
       <${Thumbnail} path=${domainPath(domain, `/examples/${one.id}/thumbnail`)} alt=${`picture ${one.id}, labelled ${one.label}`} />
       <figcaption>labelled ${one.label}<br />

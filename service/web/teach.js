@@ -193,12 +193,14 @@ function TeachDomain({ domain, refreshDomains }) {
     } catch (problem) { setError(problem); }
   };
   const report = fit?.report;
+  const nShown = groups.reduce((n, group) => n + group.ids.length, 0);
   return html`
     <${Upload} domain=${domain} classes=${classes} onAdded=${added} />
     <${ErrorNote} error=${error} />
     ${groups.length > 0 && html`<section aria-label="pictures without a label">
       <h3>${plural(counts.unlabelled, "picture")} to label</h3>
-      <p>Select pictures or whole groups, then click a class. Labelled pictures leave their group.</p>
+      <p>Select pictures or whole groups, then click a class. Labelled pictures leave their group.
+        ${nShown < counts.unlabelled && html` ${nShown} are shown; label some and refresh to get others.`}</p>
       <div role="group">
         <select aria-label="order of the pictures" value=${order} onChange=${(event) => setOrder(event.target.value)}>
           <option value="similar">groups of similar pictures</option>
