@@ -17,7 +17,6 @@ from service.inference import Scored, ScoringOptions
 from service.observability.logs import request_id
 from service.observability.process_metrics import Sample
 from service.workers.pixel_slots import Pixels
-from service.workers.remote import HttpReply
 from service.workers.rpc import Rpc
 
 Slot = Annotated[int, Meta(ge=0)]
@@ -60,8 +59,8 @@ class WorkerConnection:
         """See `Pin.spellings`."""
         return await self._pins[pin].spellings(labels)
 
-    async def http(self, scope: dict[str, Any], body: bytes, request: str) -> HttpReply:
-        """Answer an HTTP request; the web process has checked key and limits."""
+    async def http(self, scope: dict[str, Any], body: bytes, request: str) -> tuple[list[Message], str | None]:
+        """The ASGI messages that answer an HTTP request, and its error code; the web process checked key and limits."""
         request_id.set(request)
         scope = {"asgi": {"version": "3.0"}, "root_path": "", **scope}
         unread = [{"type": "http.request", "body": body, "more_body": False}]
@@ -75,5 +74,4 @@ class WorkerConnection:
             sent.append(message)
 
         await self._routes(scope, receive, send)
-        answer = b"".join(message.get("body", b"") for message in sent[1:])
-        return HttpReply(sent[0]["status"], list(sent[0]["headers"]), answer, scope.get("caspl.code"))
+        return sent, scope.get("caspl.code")

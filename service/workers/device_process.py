@@ -13,8 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-import msgspec
-
 from service.access.key_file import Key
 from service.app import create_routes
 from service.errors import DeviceLostError, SettingsError
@@ -135,7 +133,7 @@ class WebPool:
         try:
             if self._context.is_draining:
                 worker.rpc.notify("drain")
-            await process.communicate(msgspec.json.encode(config))
+            await process.communicate(config.model_dump_json().encode())
         finally:
             del self._workers[worker]
             watching.cancel()
@@ -174,10 +172,8 @@ def worker_config(context: ServiceContext, keys: tuple[Key, ...]) -> WorkerConfi
     settings, backbone = context.settings, context.engine.backbone
     n_threads = settings.n_decode_threads or decode_threads(max(1, settings.web_workers))
     return WorkerConfig(
-        settings=settings.model_copy(
-            update={"n_decode_threads": n_threads, "store": context.store.root}
-        ).model_dump_json(),
-        keys=[key.model_dump_json() for key in keys],
+        settings=settings.model_copy(update={"n_decode_threads": n_threads, "store": context.store.root}),
+        keys=keys,
         # One web process can fill the whole queue (1.5 times max_queued_rows) and two batches on the device.
         n_slots=2 * (settings.max_queued_rows + settings.max_batch_rows),
         image_size=backbone.image_size,

@@ -8,14 +8,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
-from msgspec import Struct
+from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access.key_file import Key
 from service.errors import DeviceLostError
 from service.http.body import read_body
 from service.inference import ImageResult, Scored, ScoringOptions
 from service.observability.logs import request_id
+from service.settings import Settings
 from service.workers.pixel_slots import Pixels, PixelSlots
 from service.workers.rpc import Rpc, WireError, from_wire
 
@@ -26,11 +28,11 @@ PROBES: Final = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/r
 PROBE_TIMEOUT_S: Final = 2.0
 
 
-class WorkerConfig(Struct, frozen=True):
-    """The configuration that a web process reads from standard input; pydantic models as JSON."""
+class WorkerConfig(BaseModel, frozen=True):
+    """The configuration that a web process reads from standard input, as JSON."""
 
-    settings: str
-    keys: list[str]
+    settings: Settings
+    keys: tuple[Key, ...]
     n_slots: int
     image_size: int
     preprocess: dict[str, Any]
@@ -44,15 +46,6 @@ class ScoreReply(NamedTuple):
     answers: list[ImageResult | WireError]
     abstain_below: float | None
     feature_key: str
-
-
-class HttpReply(NamedTuple):
-    """An HTTP response; `code` is for the web process's metrics."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-    code: str | None
 
 
 class RemoteBackend:
@@ -106,11 +99,13 @@ def forwarder(rpc: Rpc) -> ASGIApp:
         forwarded = {name: scope[name] for name in SCOPE if name in scope}
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S if scope["path"] in PROBES else None):
-                reply = await rpc.call("http", forwarded, body, request_id.get(), returns=HttpReply)
+                messages, code = await rpc.call(
+                    "http", forwarded, body, request_id.get(), returns=tuple[list[Message], str | None]
+                )
         except TimeoutError as error:
             raise DeviceLostError("The device process does not respond. Retry later.") from error
-        scope["caspl.code"] = reply.code  # for the middleware's metrics
-        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        scope["caspl.code"] = code  # for the middleware's metrics
+        for message in messages:
+            await send(message)
 
     return forward

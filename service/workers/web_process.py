@@ -16,10 +16,8 @@ import time
 from types import FrameType
 from typing import Final
 
-import msgspec
 from fastapi import FastAPI
 
-from service.access.key_file import Key
 from service.access.keys import KeyRing
 from service.examples.database import open_examples
 from service.http import problems
@@ -32,7 +30,6 @@ from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.process_metrics import Sample, samples_of
 from service.process import end_process, tune_interpreter
-from service.settings import Settings
 from service.workers.pixel_slots import PixelSlots, slot_view
 from service.workers.remote import RemoteBackend, WorkerConfig, forwarder
 from service.workers.rpc import Rpc
@@ -51,13 +48,13 @@ class WebProcess:
     """A web process; the device process calls its methods."""
 
     def __init__(self, config: WorkerConfig, slots: PixelSlots) -> None:
-        settings = Settings.model_validate_json(config.settings)
+        settings = config.settings
         self.rpc = Rpc((self.count, self.drain, self.stop))
         self.rpc.lost.add_done_callback(self._stop_orphaned)
         self.context = HttpContext(
             settings=settings,
             metrics=Metrics(by_domain=settings.domain_metrics),
-            keys=KeyRing(tuple(Key.model_validate_json(key) for key in config.keys), settings.keys_file),
+            keys=KeyRing(config.keys, settings.keys_file),
             decoder=Decoder(settings, config.image_size, config.preprocess),
             backend=RemoteBackend(self.rpc, slots),
             examples=open_examples(settings.store, settings),
@@ -101,9 +98,8 @@ async def main() -> None:
     listener, end, memory = (int(number) for number in sys.argv[1:])
     connection = socket.socket(fileno=end)
     threading.Thread(target=_end_with, args=(connection.dup(),), daemon=True).start()
-    config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
-    settings = Settings.model_validate_json(config.settings)
-    logs.install(settings.log_format, settings.log_level)
+    config = WorkerConfig.model_validate_json(sys.stdin.buffer.read())
+    logs.install(config.settings.log_format, config.settings.log_level)
     web = WebProcess(config, PixelSlots(slot_view(memory, config.n_slots, config.image_size, writable=True)))
     os.close(memory)
     await web.rpc.open(connection)
