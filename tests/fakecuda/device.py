@@ -262,7 +262,7 @@ class SimulatedDevice:
 
 
 def merge(clock, other):
-    """Add what another clock has seen."""
+    """Advance a clock to another one: the maximum of both per stream."""
     for stream, n_operations in other.items():
         clock[stream] = max(clock.get(stream, 0), n_operations)
 

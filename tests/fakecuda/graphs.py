@@ -11,7 +11,7 @@ LIFETIME = "A replay uses memory that was freed after the capture."
 
 
 class Pool:
-    """Memory shared by graphs. A replay may overwrite all of it: what other graphs left there is poisoned."""
+    """Memory shared by graphs. A replay may overwrite all of it, and poisons the outputs of other graphs."""
 
     def __init__(self, simulated):
         self._simulated = simulated

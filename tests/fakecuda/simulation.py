@@ -1,4 +1,4 @@
-"""Put a simulated device in the place of torch's CUDA, for the time of a `with` block."""
+"""Replaces torch's CUDA by a simulated device during a `with` block."""
 
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -39,7 +39,7 @@ def simulated_cuda(**options):
 
 
 def _runtime(simulated):
-    """What replaces functions and classes of `torch.cuda`."""
+    """Replacements for functions and classes of `torch.cuda`."""
     return {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
@@ -69,7 +69,7 @@ def _runtime(simulated):
 
 
 def _register_factories(library, simulated):
-    """Kernels for CUDA that make tensors from nothing; all others dispatch on the tensors."""
+    """Register CUDA kernels of operators without tensor arguments; all others are dispatched by `DeviceTensor`."""
 
     def empty(size, *, dtype=None, memory_format=None, **_):
         return allocate(simulated, Shape.of(torch.empty(size, dtype=dtype, device="meta")))
@@ -97,7 +97,7 @@ def _filled(simulated, host):
 
 
 def _functions(simulated):
-    """What replaces torch's functions for pinned memory and for tensors from Python's numbers."""
+    """Replacements for torch's functions that pin memory or make tensors from Python's numbers."""
     real_empty, real_tensor = torch.empty, torch.tensor
 
     def pin(host):

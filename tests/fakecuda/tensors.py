@@ -18,7 +18,7 @@ STALE = "stale: a graph's output is read after a later replay"
 
 
 class Shape(NamedTuple):
-    """What a result needs to be allocated."""
+    """Size, strides and dtype of a result."""
 
     size: torch.Size
     stride: tuple
@@ -182,7 +182,7 @@ def compute(simulated, func, args, kwargs):
 
     def work():
         found = [value for value in leaves(func(*host_args, **host_kwargs)) if isinstance(value, torch.Tensor)]
-        for host, value in zip(host_results, found, strict=False):  # attention weights that nobody needs are undefined
+        for host, value in zip(host_results, found, strict=False):  # unused attention weights are undefined
             host.copy_(value)
 
     simulated.submit(func.name(), work, device_tensors((args, kwargs)), writes)
@@ -231,7 +231,7 @@ def copy(simulated, target, source, non_blocking=False):
 
 
 def raise_on_mixed_devices(func, tensors):
-    """Raise for host tensors with dimensions, which CUDA kernels do not accept but as indices."""
+    """Raise for host tensors with dimensions, which CUDA kernels accept as indices only."""
     if "index" in func.name():
         return
     for tensor in tensors:

@@ -33,7 +33,7 @@ def test_memory_that_was_not_written_is_nan():
         assert torch.empty(3, device="cuda").cpu().isnan().all()
 
 
-def test_an_asynchronous_copy_is_not_there_before_the_host_waits():
+def test_an_asynchronous_copy_arrives_only_when_the_host_waits():
     with simulated_cuda(**LATE):
         there = numbers().to("cuda") * 2
         here = torch.empty(6, pin_memory=True).copy_(there, non_blocking=True)

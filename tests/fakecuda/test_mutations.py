@@ -58,7 +58,7 @@ SCENARIOS = {"transfers": copies, "graphs": replays}
 
 
 def faults(scenario):
-    """What the simulated device finds in a scenario under all schedules, and wrong answers."""
+    """Violations and wrong answers of a scenario under all schedules."""
     found = []
     for seed, eagerness in SCHEDULES:
         with simulated_cuda(seed=seed, eagerness=eagerness) as simulated:
@@ -77,7 +77,7 @@ def without_a_real_gpu():
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_code_as_it_is_has_no_race(name):
+def test_the_unchanged_code_has_no_race(name):
     assert faults(SCENARIOS[name]) == []
 
 

@@ -47,6 +47,6 @@ def test_other_gpus_are_named_with_what_to_install(gpu, capability, architecture
     assert "--device cpu" in reason
 
 
-def test_errors_without_a_word_of_memory_are_something_else():
+def test_other_errors_do_not_mean_out_of_memory():
     assert not is_out_of_memory(RuntimeError("CUDA error: invalid argument"))
     assert not is_out_of_memory(ValueError("out of memory"))

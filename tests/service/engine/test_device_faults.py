@@ -62,7 +62,7 @@ async def test_a_device_with_a_sticky_error_of_any_name_is_lost(engine, simulate
 
 
 @pytest.mark.parametrize("kind", MEMORY_ERRORS)
-async def test_a_batch_that_finds_no_memory_once_is_answered_in_halves(engine, simulated, kind):
+async def test_a_batch_that_runs_out_of_memory_once_is_answered_in_halves(engine, simulated, kind):
     batch = await rows(engine, 4)
     expected = [result.predictions for result in await engine.run(batch)]
     simulated.memory_error, simulated.n_allocations_left = MEMORY_ERRORS[kind], 1
@@ -72,7 +72,7 @@ async def test_a_batch_that_finds_no_memory_once_is_answered_in_halves(engine, s
 
 
 @pytest.mark.parametrize("kind", MEMORY_ERRORS)
-async def test_work_that_finds_no_memory_is_refused_and_the_device_goes_on(engine, simulated, kind):
+async def test_work_that_runs_out_of_memory_fails_and_the_device_keeps_working(engine, simulated, kind):
     batch = await rows(engine, 1)
     simulated.memory_error, simulated.n_allocations_left = MEMORY_ERRORS[kind], 0
     with pytest.raises(DeviceMemoryError):

@@ -1,4 +1,4 @@
-"""Embeddings of an engine's rows: who asks gets them, and they are open_clip's features."""
+"""Embeddings of an engine's rows: only for rows that request them, and equal to open_clip's features."""
 
 import asyncio
 import dataclasses
@@ -20,13 +20,6 @@ from tests.stacks import random_bundle
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def engine():
-    engine = Engine(PromptedClip(tiny_backbone()))
-    yield engine
-    engine.close()
 
 
 def unit(result):

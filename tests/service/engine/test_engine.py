@@ -24,13 +24,6 @@ from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def engine():
-    engine = Engine(PromptedClip(tiny_backbone()))
-    yield engine
-    engine.close()
-
-
 async def test_loading_uses_one_thread_and_leaves_the_device_its_own(monkeypatch):
     model = PromptedClip(tiny_backbone())
     seen = {}
