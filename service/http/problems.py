@@ -33,7 +33,6 @@ MEDIA_TYPE: Final = "application/problem+json"
 MEMBERS: Final = ("type", "title", "status", "code", "detail", "request_id")
 """Every problem has these; `status` is an integer, the others are strings."""
 INFERENCE_PATH: Final = re.compile(r"/v2(?:/|$)")
-OTHER_FORMS: Final = re.compile(r"/v1/|/v2(?:/|$)")
 INTERNAL_DETAIL: Final = "Internal error. The server log has the details under this request id."
 
 
@@ -190,27 +189,24 @@ def _retry_after_s(error: BaseException) -> int | None:
 class Problem(Response):
     """A problem response with the members `body` and the request id; its code goes into the ASGI scope for metrics."""
 
-    media_type = MEDIA_TYPE
-
     def __init__(self, status: int, body: Mapping[str, object], headers: Mapping[str, str]) -> None:
         self.problem = {**body, "request_id": request_id.get()}
         self.code = str(body["code"])
-        super().__init__(encode(self.problem)[0], status, headers)
+        super().__init__(None, status, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response."""
+        """Send the response, in the form of the path."""
         scope["caspl.code"] = self.code
-        if OTHER_FORMS.match(scope["path"]):
-            self.body, self.headers["Content-Type"] = encode(self.problem, scope["path"])
-            self.headers["Content-Length"] = str(len(self.body))
+        self.body, self.headers["Content-Type"] = encode(self.problem, scope["path"])
+        self.headers["Content-Length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
 
 
-def encode(problem: Mapping[str, object], path: str = "") -> tuple[bytes, str]:
+def encode(problem: Mapping[str, object], path: str) -> tuple[bytes, str]:
     """The body of a problem in response to a request for `path`, and its content type.
 
     Below `/v2` it has the form of the Open Inference Protocol, `{"error": detail}`, below `/v1` that of OpenAI's API,
-    each with the other members that are not in the response's head.
+    each with the remaining members except `type`, `title` and `status`.
     """
     others = {name: value for name, value in problem.items() if name not in {"type", "title", "status", "detail"}}
     if path.startswith("/v1/"):

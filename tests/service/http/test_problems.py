@@ -38,10 +38,10 @@ def test_every_row_belongs_to_an_error_of_ours_and_has_a_4xx_or_5xx_status():
 
 def test_an_unexpected_error_shows_a_fixed_text():
     answer = problems.respond(KeyError("/secret/path at 0x7f12"))
-    body = json.loads(answer.body)
-    assert (answer.status_code, body["code"]) == (500, "internal")
-    assert "secret" not in answer.body.decode()
-    assert answer.media_type == "application/problem+json"
+    body, media_type = problems.encode(answer.problem, "/classify/cats")
+    assert (answer.status_code, json.loads(body)["code"]) == (500, "internal")
+    assert "secret" not in body.decode()
+    assert media_type == "application/problem+json"
 
 
 def test_facts_of_an_error_stand_beside_its_code():
