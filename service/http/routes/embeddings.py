@@ -10,7 +10,6 @@ import asyncio
 import base64
 import re
 import time
-from itertools import islice
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -21,12 +20,12 @@ from pydantic import BaseModel, Field
 
 from prompt_store.manifest import is_domain
 from service.domains.live_table import unknown_domain
-from service.errors import ImageRejectedError, MediaTypeError, RequestInvalidError
+from service.errors import MediaTypeError, RequestInvalidError
 from service.http.body import media_type_of, read_body
 from service.http.context import HttpContext, actor_of
-from service.http.routes.json_images import BOM, DATA_URL, LONG_KEY, MALFORMED, MAX_QUOTES, decode_base64, malformed
+from service.http.routes.json_images import DATA_URL, MALFORMED, decode_body, malformed
 from service.http.routes.multipart_images import UploadedImage, too_many_images
-from service.http.routes.requests import NoParameters
+from service.http.routes.requests import NoParameters, image_from_base64
 from service.http.routes.scoring import answer_or_raise, score_in_time
 from service.http.routes.tensors import list_items
 from service.inference import ScoringOptions
@@ -81,7 +80,7 @@ class EmbeddingOut(BaseModel):
 
 
 class UsageOut(BaseModel):
-    """Tokens, of which images have none; clients expect the field."""
+    """Token counts, always 0: images have no tokens."""
 
     prompt_tokens: int = 0
     total_tokens: int = 0
@@ -144,18 +143,9 @@ def _parse(data: bytes, settings: Settings) -> tuple[_Body, list[UploadedImage]]
         RequestInvalidError: not JSON of this form, or no images.
         BodyTooLargeError: too many images.
     """
-    text = data.removeprefix(BOM)
+    body = decode_body(data, _DECODER, FORM, KEY, _n_keys)
+    is_single = bytes(memoryview(body.input)[:1]) == b'"'
     try:
-        if text.count(b'"') > MAX_QUOTES:
-            raise msgspec.ValidationError(f"more than {MAX_QUOTES} quotes")
-        if key := LONG_KEY.search(text):  # msgspec would copy it into its message
-            raise msgspec.ValidationError(f"a long key at byte {key.start()}")
-        body = _DECODER.decode(text)
-        n_keys = sum(value is not UNSET for value in msgspec.structs.astuple(body))
-        # Of equal keys msgspec keeps the last one; the value of the other one would be ignored.
-        if len(list(islice(KEY.finditer(text), n_keys + 1))) != n_keys:
-            raise msgspec.ValidationError("a key that occurs more than once, or has escapes")
-        is_single = bytes(memoryview(body.input)[:1]) == b'"'
         items = [body.input] if is_single else list_items(body.input, settings.max_images + 1)
     except MALFORMED as error:
         raise malformed(error, FORM) from error
@@ -166,12 +156,14 @@ def _parse(data: bytes, settings: Settings) -> tuple[_Body, list[UploadedImage]]
     return body, [_file(raw, f"input[{index}]", settings) for index, raw in enumerate(items)]
 
 
+def _n_keys(body: _Body) -> int:
+    """The number of matches of `KEY` if no key occurs twice."""
+    return sum(value is not UNSET for value in msgspec.structs.astuple(body))
+
+
 def _file(raw: Raw, field: str, settings: Settings) -> UploadedImage:
     if not DATA_URL.match(memoryview(raw)[1:]):
         raise RequestInvalidError(
             f"{field} must be a data URL of an image, {EXAMPLE}. Texts and links are unsupported."
         )
-    try:
-        return UploadedImage(decode_base64(raw, field, settings.max_image_bytes))
-    except ImageRejectedError as error:
-        return UploadedImage(error)
+    return image_from_base64(raw, field, settings)

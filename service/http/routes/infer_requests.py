@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -15,10 +14,11 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prompt_store.strict_json import StrictJsonError, load_object
-from service.errors import ImageRejectedError, MediaTypeError, RequestInvalidError
+from service.errors import MediaTypeError, RequestInvalidError
 from service.http.body import media_type_of, read_body
-from service.http.routes.json_images import BOM, LONG_KEY, MALFORMED, MAX_QUOTES, decode_base64, malformed
+from service.http.routes.json_images import decode_body
 from service.http.routes.multipart_images import UploadedImage, too_many_images
+from service.http.routes.requests import image_from_base64
 from service.http.routes.tensors import binary_elements, binary_pixels, json_elements, json_pixels
 from service.images.preprocessing import Pixels
 from service.inference import StackKind
@@ -50,7 +50,7 @@ class InferParameters(BaseModel):
     stack: StackKind = Field("cascade", description="`boost` ignores the adapting prompts")
     priority: int = Field(0, ge=0, le=3, description="1 (high), 2 (normal) or 3 (low); 0 is the default, 2")
     timeout: int | None = Field(None, ge=1, description="timeout from the last byte of the body, in microseconds")
-    binary_data_output: bool = Field(False, description="return binary tensors unless an output says otherwise")
+    binary_data_output: bool = Field(False, description="default of `binary_data` of the outputs")
 
     @property
     def priority_name(self) -> Literal["high", "normal", "low"]:
@@ -185,7 +185,7 @@ def parse_inference(body: bytes, n_json: int, settings: Settings) -> InferReques
         RequestInvalidError: malformed, or not supported.
         BodyTooLargeError: too many images.
     """
-    request = _decode(body[:n_json].removeprefix(BOM))
+    request = decode_body(body[:n_json], _DECODER, FORM, KEY, _n_keys)
     parameters = _parameters(InferParameters, request.parameters, "parameters")
     images = _images(request.inputs, memoryview(body)[n_json:], settings)
     outputs: dict[str, bool] = {}
@@ -197,22 +197,6 @@ def parse_inference(body: bytes, n_json: int, settings: Settings) -> InferReques
     return InferRequest(
         request.id or None, images, parameters, outputs or dict.fromkeys(DEFAULT_OUTPUTS, parameters.binary_data_output)
     )
-
-
-def _decode(text: bytes) -> _Request:
-    try:
-        if text.count(b'"') > MAX_QUOTES:
-            raise msgspec.ValidationError(f"more than {MAX_QUOTES} quotes")
-        if key := LONG_KEY.search(text):  # msgspec would copy it into its message
-            raise msgspec.ValidationError(f"a long key at byte {key.start()}")
-        request = _DECODER.decode(text)
-        # Of equal keys msgspec keeps the last one; the value of the other one would be ignored.
-        n_keys = _n_keys(request)
-        if len(list(islice(KEY.finditer(text), n_keys + 1))) != n_keys:
-            raise msgspec.ValidationError("a key that occurs more than once in its object, or has escapes")
-    except MALFORMED as error:
-        raise malformed(error, FORM) from error
-    return request
 
 
 def _n_keys(request: _Request) -> int:
@@ -261,7 +245,10 @@ def _images(inputs: Sequence[_Input], binary: memoryview, settings: Settings) ->
         return list(json_pixels(tensor.data, shape, f"{field}.data"))
     if tensor.data is UNSET:
         return [UploadedImage(data) for data in binary_elements(binary, shape[0])]
-    return [_file(raw, f"{field}.data[{row}]", settings) for row, raw in enumerate(json_elements(tensor.data, shape))]
+    return [
+        image_from_base64(raw, f"{field}.data[{row}]", settings)
+        for row, raw in enumerate(json_elements(tensor.data, shape))
+    ]
 
 
 def _check_source(tensor: _Input, n_following: int, field: str) -> None:
@@ -288,10 +275,3 @@ def _shape(tensor: _Input, field: str) -> list[int]:
     if not shape or not is_valid or min(shape) < 1:
         raise RequestInvalidError(f"{field}: expected {form}, each at least 1; found {shape}.")
     return shape
-
-
-def _file(raw: Raw, field: str, settings: Settings) -> UploadedImage:
-    try:
-        return UploadedImage(decode_base64(raw, field, settings.max_image_bytes))
-    except ImageRejectedError as error:
-        return UploadedImage(error)

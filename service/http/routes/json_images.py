@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import io
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -18,6 +19,7 @@ from service.images.headers import too_large
 
 NULL: Final = Raw(b"null")
 Image = TypeVar("Image", bound="Base64Image")
+Body = TypeVar("Body", bound=Struct)
 
 BOM: Final = b"\xef\xbb\xbf"
 LONG_KEY: Final = re.compile(rb'"[^"]{1024,}+"\s*:')
@@ -29,7 +31,7 @@ MAX_NAME_BYTES: Final = 4096
 MAX_QUOTES: Final = 100_000
 """The expressions that find keys take time for every quote."""
 MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bodies that are not JSON, or not of the expected form."""
+"""Raised by msgspec for bodies that are not JSON, or not of the expected form."""
 MAX_BASE64_GROWTH: Final = 1.5
 """A longer string, with line breaks and escapes, is not decoded; base64 alone takes 1.33 times the image."""
 DATA_URL: Final = re.compile(rb"data:image/[\w.+-]+(?:;[\w.=-]+)*;base64,", re.IGNORECASE)
@@ -94,12 +96,36 @@ def parse_images(body: bytes, image: type[Image], max_images: int, form: str) ->
         fields = msgspec.structs.astuple(_decoder(image, max_images).decode(text).images)
         images = [one for one in fields if one is not UNSET]
         n_keys = 1 + len(images) * len(image.__struct_fields__)
-        # Of equal keys msgspec keeps the last one, whose images would be all that is answered.
+        # Of duplicate keys msgspec keeps the last; the images of the others would be ignored.
         if len(images) <= max_images and next(islice(KEY.finditer(text), n_keys, None), None):
             raise msgspec.ValidationError("a key that occurs more than once in its object")
     except MALFORMED as error:
         raise malformed(error, form) from error
     return images
+
+
+def decode_body(
+    data: bytes, decoder: msgspec.json.Decoder[Body], form: str, key: re.Pattern[bytes], n_keys: Callable[[Body], int]
+) -> Body:
+    """Decode a JSON body into a struct, in which `key` must match `n_keys` times. `form` is for the message.
+
+    Raises:
+        RequestInvalidError: not JSON of this form, or with duplicate keys.
+    """
+    text = data.removeprefix(BOM)
+    try:
+        if text.count(b'"') > MAX_QUOTES:
+            raise msgspec.ValidationError(f"more than {MAX_QUOTES} quotes")
+        if long_key := LONG_KEY.search(text):  # msgspec would copy it into its message
+            raise msgspec.ValidationError(f"a long key at byte {long_key.start()}")
+        body = decoder.decode(text)
+        # Of duplicate keys msgspec keeps the last; the values of the others would be ignored.
+        n_expected = n_keys(body)
+        if len(list(islice(key.finditer(text), n_expected + 1))) != n_expected:
+            raise msgspec.ValidationError("a key that occurs more than once in its object, or has escapes")
+    except MALFORMED as error:
+        raise malformed(error, form) from error
+    return body
 
 
 def malformed(error: Exception, form: str) -> RequestInvalidError:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
+from msgspec import Raw
 from pydantic import Field
 
 from prompt_store.class_names import UNLABELLED, check_name, comparison_key, normalize_labels, normalize_name
@@ -86,9 +87,9 @@ class MixedQuery(Input):
     timeout_ms: int | None = Field(None, ge=1, description="timeout from the last byte of the body")
     priority: Literal["high", "normal", "low"] = Field("normal", description="order in the queue")
     abstain: float | None = Field(
-        None, gt=0, lt=1, description="answer no label where even the best one is too uncertain"
+        None, gt=0, lt=1, description="abstention rate, one of the bundle's: the most uncertain images get no label"
     )
-    returns: Literal["embedding"] | None = Field(None, alias="return", description="add each image's embedding")
+    returns: Literal["embedding"] | None = Field(None, alias="return", description="also return image embeddings")
 
 
 class NoParameters(Input):
@@ -196,8 +197,13 @@ def _parse_images(body: bytes, settings: Settings) -> list[UploadedImage]:
 
 
 def _decode(image: Base64Image, index: int, settings: Settings) -> UploadedImage:
+    return image_from_base64(image.b64, f"images[{index}].b64", settings)
+
+
+def image_from_base64(raw: Raw, name: str, settings: Settings) -> UploadedImage:
+    """Decode an image as `decode_base64` does, or keep its ImageRejectedError."""
     try:
-        return UploadedImage(decode_base64(image.b64, f"images[{index}].b64", settings.max_image_bytes))
+        return UploadedImage(decode_base64(raw, name, settings.max_image_bytes))
     except ImageRejectedError as error:
         return UploadedImage(error)
 
