@@ -1,4 +1,4 @@
-"""CUDA's errors and GPUs that the installed torch has no code for."""
+"""Out-of-memory errors, and GPUs that the installed torch does not support."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import torch
 
 MEMORY_MARKS: Final = ("out of memory", "can't allocate memory", "alloc_failed", "allocation_failed")
-"""Of the CUDA runtime, torch's CPU allocator, cuBLAS and cuDNN, which do not raise `torch.OutOfMemoryError`."""
+"""In messages of the CUDA runtime, torch's CPU allocator, cuBLAS and cuDNN, which raise other errors than torch's."""
 TEGRA: Final = ((5, 3), (6, 2), (7, 2), (8, 7))
 """Integrated GPUs, which do not run code for another compute capability."""
 

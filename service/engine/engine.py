@@ -53,7 +53,7 @@ class EngineObserver(BankObserver, Protocol):
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One image: uint8 [3, H, W] pixels, its domain's stack, the number of classes and whether to embed it."""
+    """One image: uint8 [3, H, W] pixels, its domain's stack, the number of classes, and whether to embed it."""
 
     pixels: NDArray[np.uint8]
     stack: PromptStack

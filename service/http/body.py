@@ -49,7 +49,7 @@ class LimitedBody:
         endpoint: its route, which supports its method.
         context: settings, open requests and decoder.
         budget: bytes in memory, shared between tenants.
-        count_bytes: is called with the bytes as they arrive.
+        count_bytes: called with the number of bytes of each part.
 
     Raises:
         OverloadedError: too many requests with images are open, or too many images are being decoded.

@@ -56,7 +56,7 @@ class HttpContext:
     is_draining: bool = False
     open_requests: OpenRequests = field(init=False)
     uncertain: UncertainImages | None = field(init=False, default=None)
-    """Keeps images of classify requests; None unless the settings say so."""
+    """Keeps images of classify requests; None if `keep_uncertain` is 0."""
     traces: Traces | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ class Traces:
 
         Args:
             durations_s: consecutive stages in seconds.
-            began_s: monotonic time when the first one began.
+            began_s: monotonic time at the start of the first one.
         """
         at_ns = time.time_ns() - round((time.monotonic() - began_s) * 1e9)
         for stage, duration_s in durations_s.items():
@@ -77,7 +77,7 @@ def _provider() -> TracerProvider:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
         raise SettingsError(MISSING) from error
-    facts = {"service.name": NAME, "service.version": metadata.version("caspl-serve")}
-    provider = TracerProvider(resource=Resource.create(facts))
+    attributes = {"service.name": NAME, "service.version": metadata.version("caspl-serve")}
+    provider = TracerProvider(resource=Resource.create(attributes))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider

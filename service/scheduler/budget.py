@@ -31,7 +31,7 @@ class Budget:
         self.n_held = 0
 
     def has_room(self, tenant: Hashable, amount: int, *, limit: int | None = None) -> bool:
-        """Whether a tenant may hold `amount` more: up to the limit, or a lower one, if no tenant holds anything."""
+        """Whether a tenant may hold `amount` more, within a lower `limit` if given; all of it while nothing is held."""
         n_free = (self._limit if limit is None else limit) - self.n_held - amount
         return n_free >= 0 and (not self.n_held or self._held[tenant] + amount <= 2 * n_free)
 

@@ -19,7 +19,7 @@ EXPOSED_HEADERS: Final = (
     "ETag", "Inference-Header-Content-Length", "Location", "Retry-After", "Server-Timing", "X-Bundle-Digest",
     "X-Bundle-Version", "X-Request-Id",
 )  # fmt: skip
-"""What web pages of `cors_origins` may read."""
+"""Response headers that web pages of `cors_origins` may read."""
 ALLOWED_HEADERS: Final = (
     "Authorization",
     "Content-Type",
@@ -27,7 +27,7 @@ ALLOWED_HEADERS: Final = (
     "Inference-Header-Content-Length",
     "X-Request-Id",
 )
-"""What they may send."""
+"""Request headers that they may send."""
 
 
 def install_middleware(app: FastAPI, context: HttpContext) -> None:

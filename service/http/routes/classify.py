@@ -1,4 +1,4 @@
-"""`POST /classify/{domain}` and `POST /classify`: from a request to its answer.
+"""`POST /classify/{domain}` and `POST /classify`.
 
 A request is admitted and pins its versions before its images are decoded, and keeps these versions to the end,
 whatever is activated meanwhile.
@@ -146,7 +146,7 @@ def _results(images: Sequence[tuple[str, UploadedImage]], outcome: Outcome, quer
 
 
 def _requested_fields(query: MixedQuery, scored: Scored | Exception, answer: ImageResult | Exception) -> dict[str, Any]:
-    """The fields of a `ResultOut` that only requests with `abstain` or `return` get."""
+    """The fields of a `ResultOut` that only `abstain` and `return` add."""
     fields: dict[str, Any] = {"abstained": False, "label": None} if query.abstain is not None else {}
     if query.returns == "embedding":
         fields["embedding"] = None

@@ -44,7 +44,7 @@ class ModelOut(BaseModel):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
-    parameters: dict[str, str] = Field(description="`live_version`: what requests without a version use; none if idle")
+    parameters: dict[str, str] = Field(description="`live_version`, the default version; absent without one")
 
 
 class ModelReadyOut(BaseModel):
@@ -66,8 +66,8 @@ INPUTS: Final = [
         datatype="UINT8",
         shape=[-1, -1, -1, 3],
         parameters={
-            "content": "RGB images [N, height, width, 3] of one size, as cameras and image libraries have them. The "
-            "service resizes and crops them as it does files, so that clients need not repeat its preprocessing."
+            "content": "RGB images [N, height, width, 3] of equal size, channels last. The service resizes and crops "
+            "them like files; clients do no preprocessing."
         },
     ),
 ]
@@ -115,7 +115,7 @@ async def model_metadata(domain: str, context: Context) -> ModelOut:
 
 @router.get("/v2/models/{domain}/versions/{version}")
 async def version_metadata(domain: str, version: Version, context: Context) -> ModelOut:
-    """The same for a domain with this version."""
+    """The same, if the domain has this version."""
     metadata = await _metadata(context, domain)
     _require(metadata, version)
     return metadata

@@ -17,7 +17,7 @@ def etag(digest: str) -> str:
 
 
 def published(response: Response, context: ServiceContext, domain: str, added: Added) -> dict[str, Any]:
-    """The fields of `PublishedOut` for a stored version; adds its address and its ETag to the response."""
+    """The fields of `PublishedOut` for a stored version; sets the headers `Location` and `ETag`."""
     response.headers["Location"] = f"{context.settings.root_path}/domains/{domain}/versions/{added.version}"
     response.headers["ETag"] = etag(added.digest)
     live = context.table.live(domain)

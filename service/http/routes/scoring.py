@@ -1,6 +1,6 @@
 """Decodes, queues and scores the images of one request, which may be for several domains.
 
-One bad image or version leaves the others alone; a request without a single answer fails as a whole.
+An invalid image or a failed version does not affect the others; a request fails only if all of its images fail.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
     ended_s: float
 
     def timing(self, context: HttpContext, began_s: float) -> tuple[dict[str, float], str]:
-        """Milliseconds of each stage for its slowest image, and as `Server-Timing`; metrics and traces get them."""
+        """Milliseconds of each stage for its slowest image, and as `Server-Timing`; recorded in metrics and traces."""
         queued_s = ran_s = 0.0
         for answer in self.answers:
             if isinstance(answer, ImageResult):
@@ -212,7 +212,7 @@ def _offer(
     outcome: Outcome,
     actor: str,
 ) -> None:
-    """Offer the files that have an answer as examples; a live version scored them."""
+    """Offer the files that were scored, all by live versions, as examples."""
     if not uncertain.is_eligible(options):
         return
     for (domain, image), answer in zip(images, outcome.answers, strict=True):

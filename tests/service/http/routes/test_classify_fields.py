@@ -1,4 +1,4 @@
-"""Fields that a classify request asks for: abstention and embeddings."""
+"""Requested fields of a classify response: abstention and embeddings."""
 
 import asyncio
 import math
