@@ -17,13 +17,8 @@ from pydantic import BaseModel
 
 from service.errors import RequestInvalidError
 from service.http.context import HttpContext
-from service.http.routes.infer_requests import (
-    HEADER_LENGTH,
-    REQUEST_CONTENT,
-    InferRequest,
-    read_inference,
-)
-from service.http.routes.requests import PRIORITIES, MixedQuery, NoParameters, check_query
+from service.http.routes.infer_requests import HEADER_LENGTH, REQUEST_CONTENT, InferRequest, read_inference
+from service.http.routes.requests import PRIORITIES, NoParameters, check_classes
 from service.http.routes.scoring import Outcome, answer_or_raise, score_in_time
 from service.http.routes.tensors import Tensor, encode_response
 from service.images.decoder import Decoded
@@ -103,16 +98,14 @@ async def _infer(request: Request, domain: str, version: int | None) -> Response
 
 def _options(inference: InferRequest, context: HttpContext, began_s: float) -> ScoringOptions:
     parameters, settings = inference.parameters, context.settings
-    given = [] if parameters.labels is None else [parameters.labels]
-    labels, timeout_s = check_query(
-        MixedQuery.model_validate({"top_k": parameters.top_k, "labels": given}), b"", settings
-    )
-    if parameters.timeout is not None and (timeout_s := parameters.timeout / 1e6) > settings.max_timeout_s:
+    labels = [] if parameters.labels is None else [parameters.labels]
+    timeout_s = settings.default_timeout_s if parameters.timeout is None else parameters.timeout / 1e6
+    if timeout_s > settings.max_timeout_s:
         limit = int(settings.max_timeout_s * 1e6)
         raise RequestInvalidError(f"parameters.timeout must be at most {limit} microseconds.", extra={"limit": limit})
     return ScoringOptions(
         stack=parameters.stack,
-        labels=labels,
+        labels=check_classes(parameters.top_k, labels, settings),
         top_k=parameters.top_k,
         deadline_s=began_s + timeout_s,
         priority=PRIORITIES[parameters.priority_name],

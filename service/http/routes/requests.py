@@ -212,21 +212,19 @@ def check_query(query: MixedQuery, raw: bytes, settings: Settings) -> tuple[tupl
     """Check a query, as parsed and as sent, against the settings' limits.
 
     Returns:
-        Labels, normalized as class names (a single value is split at commas), and the timeout in seconds.
+        Labels as of `check_classes`, and the timeout in seconds.
 
     Raises:
-        RequestInvalidError: not UTF-8; a number beyond its limit; too many labels, or a label that is too long, empty,
-            duplicate or unprintable; `abstain` with other classes or prompts than those it was calibrated for.
+        RequestInvalidError: not UTF-8; a timeout beyond its limit; see `check_classes`; `abstain` with other classes or
+            prompts than those it was calibrated for.
     """
     check_utf8(raw)
-    if query.top_k > settings.max_top_k:
-        raise RequestInvalidError(f"top_k must be at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
     if query.abstain is not None and (query.labels or query.stack == "boost"):
         raise RequestInvalidError(
             "abstain is calibrated for the bundle's own classes and all of its prompts; omit labels and stack=boost.",
             code="abstain_unsupported",
         )
-    return _check_labels(query.labels, settings) if query.labels else (), check_timeout(query.timeout_ms, settings)
+    return check_classes(query.top_k, query.labels, settings), check_timeout(query.timeout_ms, settings)
 
 
 def check_utf8(raw: bytes) -> None:
@@ -255,7 +253,19 @@ def check_timeout(timeout_ms: int | None, settings: Settings) -> float:
     return timeout_s
 
 
-def _check_labels(given: list[str], settings: Settings) -> tuple[str, ...]:
+def check_classes(top_k: int, given: list[str], settings: Settings) -> tuple[str, ...]:
+    """Check the number of classes to return, and the labels, of which a single value is split at commas.
+
+    Returns:
+        The labels, normalized as class names.
+
+    Raises:
+        RequestInvalidError: too many, or a label that is too long, empty, duplicate or unprintable.
+    """
+    if top_k > settings.max_top_k:
+        raise RequestInvalidError(f"top_k must be at most {settings.max_top_k}.", extra={"limit": settings.max_top_k})
+    if not given:
+        return ()
     parts = given[0].split(",") if len(given) == 1 else given
     if len(parts) > settings.max_labels:
         message = f"Expected at most {settings.max_labels} labels, found {len(parts)}."

@@ -63,11 +63,10 @@ class Outcome(NamedTuple):
         now_s = time.monotonic()
         for stage, stage_s in (("decode", self.decode_s), ("device", ran_s), ("shape", now_s - self.ended_s)):
             context.metrics.stage_s.labels(stage).observe(stage_s)
-        seconds = {"decode": self.decode_s, "queue": queued_s, "device": ran_s, "total": now_s - began_s}
+        stages_s = {"decode": self.decode_s, "queue": queued_s, "device": ran_s}
         if context.traces:
-            stages = {"decode": self.decode_s, "queue": queued_s, "device": ran_s}
-            context.traces.add_stages(stages, began_s)
-        timing_ms = {stage: round(one * 1000, 3) for stage, one in seconds.items()}
+            context.traces.add_stages(stages_s, began_s)
+        timing_ms = {stage: round(one * 1000, 3) for stage, one in {**stages_s, "total": now_s - began_s}.items()}
         return timing_ms, ", ".join([f"{stage};dur={one}" for stage, one in timing_ms.items()])
 
 
