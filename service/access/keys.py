@@ -54,8 +54,8 @@ class KeyRing:
         kind, _, text = authorization.partition(" ")
         match = KEY_PATTERN.fullmatch(text.strip()) if kind.lower() == "bearer" else None
         if match is None:
-            expected = "as `Authorization: Bearer pk_...`."
-            raise UnauthorizedError(f"{'Not an API key' if authorization else 'No API key'}: send one {expected}")
+            found = "Not an API key" if authorization else "No API key"
+            raise UnauthorizedError(f"{found}: send one as `Authorization: Bearer pk_...`.")
         key = self._keys.get(match[1])
         digest = hashlib.sha256(match[2].encode()).hexdigest()
         if not hmac.compare_digest(digest, key.sha256 if key else NO_DIGEST) or key is None:
