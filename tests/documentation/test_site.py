@@ -104,7 +104,7 @@ def test_the_search_finds_a_setting(site, browser):  # noqa: F811
     page = browser.new_page()
     page.goto(site, wait_until="networkidle")
     page.keyboard.press("/")
-    page.keyboard.type("keep_uncertain")
+    page.get_by_role("combobox", name="Search").fill("keep_uncertain")
     page.get_by_text("Images of requests on disk").first.wait_for(timeout=30_000)
     page.close()
 
