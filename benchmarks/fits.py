@@ -6,7 +6,7 @@ cached. Phases with and without fits alternate at one offered rate.
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.answers import closed_loop_rate
 from benchmarks.bundles import BundleShape, label, random_bundle
+from benchmarks.load import send
 from benchmarks.phases import N_PAIRS, Phase, add_p99_ratios, alternate, phase_table
 from benchmarks.ratios import Spread
 from benchmarks.report import Report, Target
@@ -24,6 +26,7 @@ from prompted_clip.backbone import Backbone
 
 DOMAIN = "fits"
 N_CLASSES, N_EACH = 80, 16
+SATURATING_CLIENTS = 32
 PER_REQUEST = 16
 
 
@@ -76,6 +79,18 @@ def fit_load(server: Server, report: Report, *, rate_per_s: float, seconds: floa
     alone_s = fits(seconds / (2 * N_PAIRS))
     report.add("fit_s", Spread.of(alone_s), f"relabel, fit and publish, {n_examples:,} x {N_CLASSES}, without load, s")
     add_fit_load(report, alternate(server, fits, rate_per_s=rate_per_s, seconds=seconds))
+    add_saturated(server, report, fits, seconds=seconds / (2 * N_PAIRS))
+
+
+def add_saturated(server: Server, report: Report, fits: Callable[[float], list[float]], *, seconds: float) -> None:
+    """Report fits while a closed loop takes all cores, and the loop's rate with fits / without."""
+    load = server.load(n_connections=SATURATING_CLIENTS, duration_s=seconds)
+    calm = closed_loop_rate(send(load))
+    fits_s: list[float] = []
+    with_fits = closed_loop_rate(send(load, meanwhile=lambda: fits_s.extend(fits(seconds))))
+    meaning = f"relabel, fit and publish, beside a closed loop of {SATURATING_CLIENTS} clients, s"
+    report.add("fit_saturated_s", Spread.of(fits_s), meaning)
+    report.add("rate_with_fits", with_fits / calm, "images/s of that loop with fits / without")
 
 
 def add_fit_load(report: Report, phases: list[Phase[float]]) -> None:

@@ -1,4 +1,4 @@
-"""A process that computes fits on one core at low priority, so that requests take precedence (docs/decisions/0031).
+"""A process that computes fits on one core that no request needs (docs/decisions/0031).
 
 It starts with the first fit and ends with its parent.
 
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 CODE: Final = f"from {__name__} import main; main()"
 ONE_THREAD: Final = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 NICENESS: Final = 10
+"""Where the kernel offers no idle policy."""
 OUT_OF_MEMORY_SCORE: Final = "1000"
 """Without memory the kernel ends this process, not the service."""
 MAX_FIT_S: Final = 600.0
@@ -187,7 +188,10 @@ class FitProcess:
 def main() -> None:
     """Compute the fits that arrive on the connection of the command line, until its other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
-    os.nice(NICENESS)
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # not in every sandbox
+        os.nice(NICENESS)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OUT_OF_MEMORY_SCORE)
     with Connection(int(sys.argv[1])) as connection, suppress(EOFError, OSError):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.errors import FitFailedError
-from service.examples.fit_process import NICENESS, FitJob, FitProcess, compute
+from service.examples.fit_process import FitJob, FitProcess, compute
 from tests.service.processes import children, environment, eventually, is_alive
 
 
@@ -66,13 +66,13 @@ def test_margins_are_differences_of_probabilities_and_labelled_examples_are_left
     assert result.report.confusion == tuple(map(tuple, confusion.tolist()))
 
 
-def test_one_process_with_one_thread_at_low_priority_and_without_torch_serves_all_fits(process):
+def test_one_process_with_one_thread_at_idle_priority_and_without_torch_serves_all_fits(process):
     process.run(job())
     (pid,) = fit_processes()
     process.run(job(n_each=200, width=300))
     assert fit_processes() == [pid]
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    assert int(fields[16]) == NICENESS + os.nice(0)
+    assert os.sched_getscheduler(pid) == os.SCHED_IDLE
     assert int(fields[17]) == 1, "one thread"
     assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
