@@ -81,11 +81,11 @@ class Uncached(ViewCache):
         """No-op."""
 
 
-def whole_block(block: nn.Module, x_BNW: Tensor, at_B: Tensor, *, is_causal: bool) -> Tensor:
+def whole_block(block: nn.Module, x_BNW: Tensor, at: Tensor | int, *, is_causal: bool) -> Tensor:
     """`prompted_clip.internals.read_block` as in the reference repositories: all tokens, of which one is read."""
     mask = nn.Transformer.generate_square_subsequent_mask(x_BNW.shape[1]) if is_causal else None
     outputs_BNW: Tensor = block(x_BNW, attn_mask=mask)
-    return outputs_BNW[torch.arange(len(x_BNW)), at_B].unsqueeze(1)
+    return outputs_BNW[torch.arange(len(x_BNW)), at].unsqueeze(1)
 
 
 def write_images(folder: Path, n_images: int, size: int) -> list[Path]:

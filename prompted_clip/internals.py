@@ -120,11 +120,21 @@ def vision_blocks(clip: CLIP) -> nn.ModuleList:
     return cast("nn.ModuleList", clip.visual.transformer.resblocks)
 
 
-def read_block(block: Any, x_BNW: Tensor, at_B: Tensor, *, is_causal: bool) -> Tensor:  # noqa: ANN401  as above
-    """A residual block's output at one position per row, [B, 1, W]; it attends to all or to the earlier positions."""
-    read_B1W = x_BNW[torch.arange(len(x_BNW), device=x_BNW.device), at_B].unsqueeze(1)
+def take_position(x_BNW: Tensor, at: Tensor | int) -> Tensor:
+    """The tokens at one position, the same for all rows or one per row [B]: [B, 1, W]."""
+    if isinstance(at, int):
+        return x_BNW[:, at : at + 1]  # a slice: exported graphs run on devices without gathers
+    return x_BNW[torch.arange(x_BNW.shape[0], device=x_BNW.device), at].unsqueeze(1)
+
+
+def read_block(block: Any, x_BNW: Tensor, at: Tensor | int, *, is_causal: bool) -> Tensor:  # noqa: ANN401  as above
+    """A residual block's output at one position, [B, 1, W]; it attends to all or to the earlier positions."""
+    read_B1W = take_position(x_BNW, at)
     keys_BNW, query_B1W = block.ln_1(x_BNW), block.ln_1(read_B1W)
-    hidden_BN = torch.arange(x_BNW.shape[1], device=x_BNW.device) > at_B.unsqueeze(1) if is_causal else None
+    hidden_BN = None
+    if is_causal:
+        at_B1 = torch.as_tensor(at, device=x_BNW.device).expand(x_BNW.shape[0]).unsqueeze(1)
+        hidden_BN = torch.arange(x_BNW.shape[1], device=x_BNW.device) > at_B1
     attended_B1W, _ = block.attn(query_B1W, keys_BNW, keys_BNW, key_padding_mask=hidden_BN, need_weights=False)
     read_B1W = read_B1W + block.ls_1(attended_B1W)
     return cast("Tensor", read_B1W + block.ls_2(block.mlp(block.ln_2(read_B1W))))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from prompted_clip.internals import read_block
+from prompted_clip.internals import read_block, take_position
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def run_blocks(
     grid: PromptGrid | None,
     *,
     start: int,
-    read_B: Tensor,
+    read: Tensor | int,
     mask: Tensor | None = None,
 ) -> Tensor:
     """Run transformer blocks over a sequence whose positions `start … start+P` hold prompts, and read one position.
@@ -125,7 +125,8 @@ def run_blocks(
         x_BNW: the sequence including layer 0's prompts.
         grid: the prompts, or None for the plain forward.
         start: first prompt position.
-        read_B: the position to read, one per row: the result is the last layer's output there, [B, 1, W].
+        read: the position to read, the same for all rows or one per row [B]: the result is the last layer's output
+            there, [B, 1, W].
         mask: causal mask [N, N], or None for full attention.
     """
     *first, last = blocks
@@ -133,8 +134,8 @@ def run_blocks(
         x_BNW = block(_with_prompts(x_BNW, grid, index, start), attn_mask=mask)
     if grid is None:
         x_BNW = last(x_BNW, attn_mask=mask)
-        return x_BNW[torch.arange(len(x_BNW), device=x_BNW.device), read_B].unsqueeze(1)
-    return read_block(last, _with_prompts(x_BNW, grid, len(first), start), read_B, is_causal=mask is not None)
+        return take_position(x_BNW, read)
+    return read_block(last, _with_prompts(x_BNW, grid, len(first), start), read, is_causal=mask is not None)
 
 
 def _with_prompts(x_BNW: Tensor, grid: PromptGrid | None, index: int, start: int) -> Tensor:

@@ -73,7 +73,7 @@ def embed_text(
         eot_K = eot_K + grid.n_tokens
     x = internals.add_positions(clip, x)
     mask = internals.causal_mask(clip, x.shape[1])
-    x = run_blocks(internals.text_blocks(clip), x, grid, start=start, read_B=eot_K, mask=mask)
+    x = run_blocks(internals.text_blocks(clip), x, grid, start=start, read=eot_K, mask=mask)
     return internals.project_text(clip, x.squeeze(1))
 
 

@@ -7,6 +7,7 @@ Legend: B rows, C/H/W image, P prompt positions, E joint width.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from prompted_clip import internals
 from prompted_clip.backbone import Backbone
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import PromptGrid, run_blocks
+
+CLASS_TOKEN: Final = 0
+"""Its position in the sequence."""
 
 
 def encode_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
@@ -33,8 +37,7 @@ def embed_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None
     if grid is not None:
         prompts = internals.norm_image_prompts(clip, grid.layer(0, x.shape[0]).to(x.dtype))
         x = torch.cat([x, prompts], dim=1)
-    class_token_B = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    x = run_blocks(internals.vision_blocks(clip), x, grid, start=start, read_B=class_token_B)
+    x = run_blocks(internals.vision_blocks(clip), x, grid, start=start, read=CLASS_TOKEN)
     return internals.project_image(clip, x)
 
 
