@@ -18,6 +18,7 @@ from prompt_store.class_names import normalize_labels
 from prompt_store.errors import BundleInvalidError
 from prompt_store.manifest import DEFAULT_TEMPLATE
 from prompted_clip.backbone import load_backbone
+from prompted_clip.device_errors import resolve_device
 from prompted_clip.errors import StackMismatchError
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import to_pixels, upright_rgb
@@ -42,6 +43,7 @@ class Classifier:
         batch_size: images per forward pass.
 
     Raises:
+        prompted_clip.errors.DeviceError: CUDA is not available, or torch has no code for the GPU.
         prompted_clip.errors.WeightsError: unknown backbone or no weights.
         prompted_clip.errors.StackMismatchError: a bundle was made for another backbone.
         prompt_store.errors.BundleInvalidError: a file is not a valid bundle.
@@ -61,8 +63,6 @@ class Classifier:
         dtype: str = "float32",
         batch_size: int = 32,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = PromptedClip(
             load_backbone(
                 backbone,
@@ -70,7 +70,7 @@ class Classifier:
                 quick_gelu=quick_gelu,
                 preprocess_of=preprocess_of,
                 interpolate_positions=interpolate_positions,
-                device=device,
+                device=resolve_device(device),
                 dtype=getattr(torch, dtype),
             )
         )

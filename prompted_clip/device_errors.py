@@ -1,9 +1,11 @@
-"""Out-of-memory errors, and GPUs that the installed torch does not support."""
+"""Out-of-memory errors, and devices that are not available or not supported by the installed torch."""
 
 from collections.abc import Sequence
 from typing import Final
 
 import torch
+
+from prompted_clip.errors import DeviceError
 
 MEMORY_MARKS: Final = ("out of memory", "can't allocate memory", "alloc_failed", "allocation_failed")
 """In messages of the CUDA runtime, torch's CPU allocator, cuBLAS and cuDNN, which raise other errors than torch's."""
@@ -19,6 +21,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(mark in text for mark in MEMORY_MARKS)
 
 
+def resolve_device(device: str) -> str:
+    """The device to run on; `auto` is CUDA if it is available, otherwise the CPU.
+
+    Raises:
+        DeviceError: CUDA was requested and is not available, or torch has no code for the GPU.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if has_cuda else "cpu"
+    if not device.startswith("cuda"):
+        return device
+    if not has_cuda:
+        msg = f"Device {device} was requested, but torch finds no CUDA device. Use device cpu."
+        raise DeviceError(msg)
+    if (reason := unsupported_gpu(device)) is not None:
+        raise DeviceError(reason)
+    return device
+
+
 def unsupported_gpu(device: str) -> str | None:
     """Why the installed torch cannot run on a CUDA device and what to do; None if it can."""
     capability = torch.cuda.get_device_capability(device)
@@ -29,7 +50,7 @@ def unsupported_gpu(device: str) -> str | None:
     return (
         f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, for which the installed torch "
         f"{torch.__version__} has no code (it has {', '.join(architectures)}). Install a torch build with "
-        f"sm_{major}{minor}: of an older CUDA version for an older GPU, NVIDIA's for a Jetson. Or use --device cpu."
+        f"sm_{major}{minor}: of an older CUDA version for an older GPU, NVIDIA's for a Jetson. Or use device cpu."
     )
 
 

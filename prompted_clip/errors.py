@@ -1,6 +1,7 @@
 """Errors of the model.
 
 PromptedClipError
+├── DeviceError          the device is not available, or not supported by the installed torch
 ├── WeightsError         the backbone cannot be loaded
 ├── StackMismatchError   a bundle or stack was made for another backbone
 └── TextTooLongError     a class name and its prompts do not fit the text tower
@@ -14,6 +15,12 @@ class PromptedClipError(Exception):
     """Root of the errors raised by `prompted_clip`; `code` is stable and machine readable."""
 
     code = "model_error"
+
+
+class DeviceError(PromptedClipError):
+    """CUDA is not available, or torch has no code for the GPU."""
+
+    code = "device_unavailable"
 
 
 class WeightsError(PromptedClipError):

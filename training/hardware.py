@@ -5,8 +5,9 @@ from typing import Unpack
 
 import torch
 
+from prompted_clip import device_errors
 from prompted_clip.backbone import Backbone, WeightOptions, load_backbone
-from prompted_clip.device_errors import unsupported_gpu
+from prompted_clip.errors import DeviceError
 from prompted_clip.precision import fastest_dtype
 from training.errors import BackbonePairError
 from training.recipe import Recipe
@@ -60,19 +61,15 @@ def load_backbones(
 
 
 def resolve_device(device: str) -> str:
-    """Resolve `auto` to `cuda` or `cpu`; return other names unchanged.
+    """As `prompted_clip.device_errors.resolve_device`, with an error of training.
 
     Raises:
         BackbonePairError: CUDA is not available, or torch has no code for the GPU.
     """
-    has_cuda = torch.cuda.is_available()
-    if device.startswith("cuda") and not has_cuda:
-        msg = "CUDA is not available; use --device cpu."
-        raise BackbonePairError(msg)
-    device = ("cuda" if has_cuda else "cpu") if device == "auto" else device
-    if device.startswith("cuda") and (reason := unsupported_gpu(device)) is not None:
-        raise BackbonePairError(reason)
-    return device
+    try:
+        return device_errors.resolve_device(device)
+    except DeviceError as error:
+        raise BackbonePairError(str(error)) from error
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:

@@ -160,9 +160,10 @@ class Engine:
             raise answer
 
     async def capture_graphs(self, stack: PromptStack) -> None:
-        """Capture the CUDA graphs that a stack's first batches need, one at a time between other batches."""
+        """Capture the CUDA graphs that a stack's first batches need, one at a time, while other batches run."""
         for step in self._model.capture_steps(stack):
-            await self._call(step)
+            self._raise_if_lost()
+            await asyncio.get_running_loop().run_in_executor(self._loader, self._guarded, step)
 
     def went_live(self, stack: PromptStack) -> None:
         """Pin a stack that went live, if its domain is resident."""
@@ -220,9 +221,14 @@ class Engine:
             raise DeviceLostError(LOST)
 
     def _on_device(self, work: Callable[[], T]) -> T:
-        """Run work on a device thread; detects a lost device and out of memory."""
+        """Run work on a device thread when it is free."""
+        with self._free:
+            return self._guarded(work)
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        """Run work on this thread; detects a lost device and out of memory."""
         try:
-            with self._free, self.activity.call():
+            with self.activity.call():
                 return work()
         except Exception as error:
             fault = fault_of(error, self._model.synchronize)
@@ -239,8 +245,7 @@ class Engine:
     def _free_memory(self) -> None:
         logger.warning("device.out_of_memory")
         self.n_out_of_memory += 1
-        if self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # no effect before CUDA is used
 
     def _run(self, rows: Sequence[EngineRow], *, was_full: bool = False) -> list[RowResult | Exception]:
         """Run one batch, in halves if it exceeds `batch_limit`, and again in halves if it fails.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from prompted_clip.backbone import Backbone, load_backbone
-from prompted_clip.device_errors import unsupported_gpu
+from prompted_clip.device_errors import resolve_device
+from prompted_clip.errors import DeviceError
 from prompted_clip.fused_tower import FusedImageTower
-from prompted_clip.graphs import GraphedTower
+from prompted_clip.graphs import FIXED_IN, GraphedTower, can_capture
 from prompted_clip.model import PromptedClip
 from prompted_clip.precision import fastest_dtype, is_heavy, is_packed_faster
 from prompted_clip.vision import ImageTower
 from service.errors import SettingsError
 from service.process import usable_cores
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(settings: Settings) -> PromptedClip:
@@ -61,15 +65,10 @@ def select_device(settings: Settings) -> str:
     Raises:
         SettingsError: CUDA was requested and is not available, or torch has no code for the GPU.
     """
-    has_cuda = torch.cuda.is_available()
-    device = ("cuda" if has_cuda else "cpu") if settings.device == "auto" else settings.device
-    if device.startswith("cuda") and not has_cuda:
-        raise SettingsError(
-            f"Device {settings.device} was requested, but torch finds no CUDA device. Use --device cpu."
-        )
-    if device.startswith("cuda") and (reason := unsupported_gpu(device)) is not None:
-        raise SettingsError(reason)
-    return device
+    try:
+        return resolve_device(settings.device)
+    except DeviceError as error:
+        raise SettingsError(str(error)) from error
 
 
 def select_dtype(settings: Settings, device: str) -> torch.dtype:
@@ -96,6 +95,9 @@ def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
     """The fastest image tower for this device."""
     tower = FusedImageTower(backbone, packed=is_packed_faster(backbone.arch, backbone.device, backbone.dtype))
     if backbone.device.type == "cuda":
+        if not can_capture():
+            logger.warning("graph.unavailable", extra={"torch": torch.__version__, "needed": FIXED_IN})
+            return tower
         return GraphedTower(tower, backbone, max_rows=settings.max_batch_rows)
     return tower
 

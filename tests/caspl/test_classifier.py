@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -10,8 +11,9 @@ import caspl
 from caspl.errors import ImageError, InvalidRequestError, NotFoundError
 from prompt_store.bundle import read_bundle, write_bundle
 from prompt_store.manifest import Calibration
-from prompted_clip.errors import StackMismatchError, WeightsError
+from prompted_clip.errors import DeviceError, StackMismatchError, WeightsError
 from tests.architecture.repository import ROOT
+from tests.fakecuda.simulation import simulated_cuda
 from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
 
@@ -186,3 +188,18 @@ def test_a_local_file_takes_the_options_of_the_commands(tmp_path):
     assert classifier.classify(np.zeros((32, 32, 3), np.uint8), labels=["cat", "dog"])[0].probability > 0
     with pytest.raises(WeightsError, match="has no weights 'openai'"):
         caspl.Classifier("tiny", pretrained=str(path), preprocess_of="openai", device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="stands for GPUs of several kinds")
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_a_gpu_that_torch_has_no_code_for_is_refused(device):
+    with simulated_cuda() as simulated:
+        simulated.capability = (7, 0)
+        with pytest.raises(DeviceError, match=r"compute capability 7\.0.*Install a torch build with sm_70"):
+            caspl.Classifier("demo-student", device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_that_is_not_there_is_refused():
+    with pytest.raises(DeviceError, match=r"torch finds no CUDA device\. Use device cpu"):
+        caspl.Classifier("demo-student", device="cuda")

@@ -116,7 +116,7 @@ class SimulatedDevice:
         n_allocations_left: allocations until one fails, which resets it; None for no failure.
         memory_error: what a failing allocation raises.
         n_invalid_captures: how many of the next captures are invalidated.
-        ends_invalid_captures: whether torch ends the allocator's part of an invalidated capture (since 2.12).
+        ends_invalid_captures: whether torch ends the allocator's part of an invalidated capture (since 2.13).
         capability: the compute capability.
     """
 
@@ -142,6 +142,11 @@ class SimulatedDevice:
     def current_stream(self, device=None):
         return getattr(self._threads, "stream", self.default_stream)
 
+    @property
+    def is_captured(self):
+        """Whether work on this thread's stream becomes part of a graph now."""
+        return self.capture is not None and self.capture.stream is self.current_stream()
+
     @contextmanager
     def on_stream(self, stream):
         """Make a stream the current one of this thread; no effect for None."""
@@ -164,7 +169,7 @@ class SimulatedDevice:
         with self.lock:
             self.raise_sticky()
             stream = self.current_stream()
-            if self.capture is not None and self.capture.stream is stream:
+            if self.is_captured:
                 self.capture.add(name, work, reads, writes)
                 return
             clock = stream.tick()

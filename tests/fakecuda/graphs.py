@@ -67,6 +67,34 @@ class Graph:
         self._simulated = simulated
         self.operations = self.pool = None
 
+    def capture_begin(self, pool=None, capture_error_mode="global"):
+        simulated = self._simulated
+        with simulated.lock:
+            simulated.raise_sticky()
+            if simulated.capture is not None:
+                msg = "Two captures at once: not simulated."
+                raise RuntimeError(msg)
+            if simulated.current_stream() is simulated.default_stream:
+                msg = "CUDA graphs must be captured on a non-default stream."
+                raise RuntimeError(msg)
+            if simulated.n_underway:
+                simulated.violate("a capture begins after one that did not end")
+            simulated.n_underway += 1
+            simulated.capture = Capture(simulated.current_stream(), pool or Pool(simulated), capture_error_mode)
+            if simulated.n_invalid_captures:
+                simulated.n_invalid_captures -= 1
+                simulated.capture.invalidate("set by the test")
+
+    def capture_end(self):
+        simulated = self._simulated
+        with simulated.lock:
+            capture, simulated.capture = simulated.capture, None
+            if capture.error is None or simulated.ends_invalid_captures:
+                simulated.n_underway -= 1
+            if capture.error is not None:
+                raise cuda_error("operation failed due to a previous error during capture")
+            self.operations, self.pool = capture.operations, capture.pool
+
     def replay(self):
         simulated = self._simulated
         with simulated.lock:
@@ -94,38 +122,3 @@ class Graph:
             poison(host)
         for operation in self.operations:
             operation.work()
-
-
-class CaptureContext:
-    """Stands for `torch.cuda.graph`."""
-
-    def __init__(self, simulated, graph, pool=None, stream=None, capture_error_mode="global"):
-        self._simulated, self._graph, self._pool = simulated, graph, pool or Pool(simulated)
-        self._stream, self._mode = stream, capture_error_mode
-
-    def __enter__(self):
-        simulated = self._simulated
-        simulated.synchronize()
-        simulated.empty_cache()
-        with simulated.lock:
-            if simulated.capture is not None:
-                msg = "Two captures at once: not simulated."
-                raise RuntimeError(msg)
-            self._on_stream = simulated.on_stream(self._stream)
-            self._on_stream.__enter__()
-            simulated.n_underway += 1
-            simulated.capture = Capture(self._stream, self._pool, self._mode)
-            if simulated.n_invalid_captures:
-                simulated.n_invalid_captures -= 1
-                simulated.capture.invalidate("set by the test")
-
-    def __exit__(self, *error):
-        simulated = self._simulated
-        with simulated.lock:
-            capture, simulated.capture = simulated.capture, None
-            self._on_stream.__exit__(*error)
-            if capture.error is None or simulated.ends_invalid_captures:
-                simulated.n_underway -= 1
-            if capture.error is not None:
-                raise cuda_error("operation failed due to a previous error during capture")
-            self._graph.operations, self._graph.pool = capture.operations, self._pool

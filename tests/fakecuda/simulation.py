@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 from tests.fakecuda.device import Event, SimulatedDevice, Stream
-from tests.fakecuda.graphs import CaptureContext, Graph, Pool
+from tests.fakecuda.graphs import Graph, Pool
 from tests.fakecuda.memory import poison
 from tests.fakecuda.tensors import Shape, allocate, to_device
 
@@ -56,7 +56,6 @@ def _runtime(simulated):
         "synchronize": simulated.synchronize,
         "empty_cache": simulated.empty_cache,
         "CUDAGraph": lambda: Graph(simulated),
-        "graph": lambda graph, **options: CaptureContext(simulated, graph, **options),
         "graph_pool_handle": lambda: Pool(simulated),
         "get_device_capability": lambda device=None: simulated.capability,
         "get_device_properties": lambda device=None: PROPERTIES,

@@ -108,11 +108,10 @@ def allocate(simulated, shape):
         with torch.inference_mode(mode=False):
             host = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype)
         poison(host)
-        capture = simulated.capture
-        is_captured = capture is not None and capture.stream is simulated.current_stream()
-        if is_captured:
-            capture.pool.hosts.append(host)
-        return DeviceTensor(simulated, host, Block(simulated, host, capture.pool if is_captured else None))
+        pool = simulated.capture.pool if simulated.is_captured else None
+        if pool is not None:
+            pool.hosts.append(host)
+        return DeviceTensor(simulated, host, Block(simulated, host, pool))
 
 
 def dispatch(func, args, kwargs):
@@ -139,7 +138,7 @@ def view(simulated, func, args, kwargs):
     """Views share a block and cost nothing."""
     base = device_tensors(args)[0]
     replay, pool = base.replay, base.block.pool
-    if pool is not None and simulated.capture is None and replay is None:
+    if pool is not None and not simulated.is_captured and replay is None:
         replay = pool.n_replays
     with torch.inference_mode():
         hosts = func(*on_host(args), **on_host(kwargs))

@@ -71,8 +71,12 @@ def test_memory_freed_while_another_stream_reads_it_is_found(is_recorded):
 
 def captured(work, **options):
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.cuda.graph(graph, stream=side, **options):
-        output = work()
+    with torch.cuda.stream(side):
+        graph.capture_begin(**options)
+        try:
+            output = work()
+        finally:
+            graph.capture_end()
     return graph, output
 
 

@@ -1,5 +1,6 @@
 """CUDA graphs: captures, replays, evictions and failures with a stand-in for the capture; replays on CUDA."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -51,11 +52,23 @@ def grid(seed, *shapes):
         (6, (1, 2, 4, 6)),
         (8, (1, 2, 4, 8)),
         (32, (1, 2, 4, 8, 12, 16, 24, 32)),
-        (50, (1, 2, 4, 8, 12, 16, 24, 32, 48, 50)),
+        (50, (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 50)),
     ],
 )
-def test_batch_sizes_double_with_a_step_between_up_to_the_largest(max_rows, sizes):
+def test_batch_sizes_are_multiples_of_eight_up_to_the_largest(max_rows, sizes):
     assert batch_sizes(max_rows) == sizes
+
+
+@pytest.mark.parametrize("max_rows", [128, 256])
+def test_padding_adds_at_most_five_percent_to_batches_of_all_sizes(max_rows):
+    n_rows = range(1, max_rows + 1)
+    runs = GraphedTower(None, tiny_backbone(), max_rows=max_rows)
+    assert sum(map(runs.padded_batch_size, n_rows)) <= 1.05 * sum(n_rows)
+
+
+@pytest.mark.parametrize("max_rows", [128, 256])
+def test_graphs_of_seven_numbers_of_prompts_are_kept_at_once(max_rows):
+    assert 7 * len(batch_sizes(max_rows)) <= graphs.MAX_GRAPHS
 
 
 def test_rows_are_padded_to_the_next_size_and_never_cut(tower):
@@ -117,6 +130,55 @@ def test_threads_that_call_at_once_get_their_own_answers(tower):
         answers = list(threads.map(lambda batch: runs(*batch), batches * 8))
     for answer, batch in zip(answers, batches * 8, strict=True):
         torch.testing.assert_close(answer, tower(*batch), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def slow_capture():
+    """A capture that goes on until `end` is set."""
+    return SlowCapture()
+
+
+class SlowCapture:
+    def __init__(self):
+        self.begun, self.end = threading.Event(), threading.Event()
+
+    def __call__(self, work):
+        self.begun.set()
+        self.end.wait(20)
+        return work
+
+
+def test_batches_are_answered_while_another_thread_captures(tower, slow_capture):
+    runs = graphed(tower, FakeCapture())
+    runs(random_pixels(2))
+    runs.capture = slow_capture
+    with ThreadPoolExecutor(3) as threads:
+        capture = threads.submit(runs, random_pixels(4))
+        assert slow_capture.begun.wait(10)
+        try:
+            for n_rows in (2, 4, 8):  # with a graph, with the one being captured, with none
+                pixels = random_pixels(n_rows)
+                answer = threads.submit(runs, pixels).result(10)
+                torch.testing.assert_close(answer, tower(pixels), rtol=0, atol=1e-5)
+            assert not capture.done()
+        finally:
+            slow_capture.end.set()
+    assert runs.capture_steps(None)[0].args == (graphs.Shape(1, 0),)
+    assert len(runs.capture_steps(None)) == 2, "sizes 1 and 8"
+
+
+def test_threads_that_miss_the_same_graph_capture_it_once(tower, slow_capture):
+    runs = graphed(tower, FakeCapture())
+    steps = [runs.capture_steps(None)[0] for _ in range(3)]
+    n_captured = []
+    runs.capture = lambda work: n_captured.append(1) or slow_capture(work)
+    with ThreadPoolExecutor(3) as threads:
+        done = [threads.submit(step) for step in steps]
+        assert slow_capture.begun.wait(10)
+        slow_capture.end.set()
+        for one in done:
+            one.result(10)
+    assert len(n_captured) == 1
 
 
 def test_an_answer_is_not_overwritten_by_the_next(tower):

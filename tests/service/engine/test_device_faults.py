@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import load_backbone
@@ -104,3 +105,19 @@ async def test_everything_that_a_conditional_heads_forward_reads_is_pinned(engin
     head = row.stack.head
     tensors = [head.context_NW, head.ids_KT, head.eot_K, head.boost.tokens, head.boost.depths, row.stack.image.tokens]
     assert all(tensor.is_pinned() for tensor in [*tensors, *vars(head.shift).values()])
+
+
+async def test_an_older_torch_whose_allocator_does_not_end_invalid_captures_makes_none(simulated):
+    register_tiny_models()
+    simulated.ends_invalid_captures = False
+    simulated.n_invalid_captures = 1
+    backbone = load_backbone("tiny", random_seed=0, device="cuda")
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(torch, "__version__", TorchVersion("2.12.1+cu128"))
+        engine = Engine(PromptedClip(backbone, image_tower=image_tower(backbone, Settings(max_batch_rows=4))))
+    batch = await rows(engine, 2)
+    expected = [row.predictions[0].label for row in await engine.run(batch)]
+    simulated.n_allocations_left = 1
+    assert [row.predictions[0].label for row in await engine.run(batch)] == expected
+    assert engine.n_out_of_memory == 1, "which empties the cache"
+    engine.close()

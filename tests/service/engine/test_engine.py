@@ -211,6 +211,25 @@ async def test_graphs_are_captured_one_at_a_time_between_the_batches_of_others()
     engine.close()
 
 
+async def test_a_capture_leaves_all_device_threads_to_batches():
+    model = FakeModel()
+    engine = Engine(model)
+    stack = await engine.load(read_bundle(colour_bundle()))
+    begun, answered = threading.Event(), threading.Event()
+
+    def capture():
+        begun.set()
+        assert answered.wait(10), "no batch was answered during the capture"
+
+    model.to_capture = [capture]
+    capturing = asyncio.create_task(engine.capture_graphs(stack))
+    await asyncio.to_thread(begun.wait, 10)
+    await engine.run([EngineRow(np.zeros((3, 16, 16), dtype=np.uint8), stack, 1)])
+    answered.set()
+    await capturing
+    engine.close()
+
+
 @pytest.mark.parametrize(
     ("num_streams", "max_microbatch", "n_allowed", "most"),
     [(1, None, 32, 32), (2, None, 32, 16), (1, 8, 32, 8), (2, 8, 32, 8), (2, 8, 6, 3), (4, 8, 2, 1)],
@@ -319,7 +338,7 @@ async def test_pipelined_batches_on_the_gpu_give_the_cpus_answers(options):
     for engine in (Engine(PromptedClip(tiny_backbone())), Engine(served)):
         stack = await engine.load(bundle)
         await engine.smoke_test(stack)
-        await engine.capture_graphs(stack)
+        captures = asyncio.ensure_future(engine.capture_graphs(stack))  # beside the batches
         batches = [rows_of([stack] * n_rows) for n_rows in (4, 1, 8, 3, 5, 2) * 4]
         found.append(
             [
@@ -328,6 +347,7 @@ async def test_pipelined_batches_on_the_gpu_give_the_cpus_answers(options):
                 for answer in answers
             ]
         )
+        await captures
         engine.close()
     for cpu, gpu in zip(*found, strict=True):
         by_label = {one.label: one.probability for one in gpu}

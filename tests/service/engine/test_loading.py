@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.torch_version import TorchVersion
 
 from prompted_clip.fused_tower import FusedImageTower
 from service.engine.loading import (
@@ -26,7 +27,7 @@ from tests.tiny import register_tiny_models, tiny_backbone
 def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert select_device(Settings()) == "cpu"
-    with pytest.raises(SettingsError, match="--device cpu"):
+    with pytest.raises(SettingsError, match="device cpu"):
         select_device(Settings(device="cuda"))
     assert select_dtype(Settings(backbone="demo-student"), "cpu") == torch.float32
     with monkeypatch.context() as measured:
@@ -34,7 +35,7 @@ def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
         assert select_dtype(Settings(), "cpu") == "measured for ('ViT-B-16', 'cpu')"
     assert select_dtype(Settings(dtype="bfloat16"), "cpu") == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("service.engine.loading.unsupported_gpu", lambda _: None)
+    monkeypatch.setattr("prompted_clip.device_errors.unsupported_gpu", lambda _: None)
     assert select_device(Settings()) == "cuda"
     assert select_device(Settings(device="cuda:1")) == "cuda:1"
 
@@ -42,7 +43,7 @@ def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
 @pytest.mark.parametrize("device", ["auto", "cuda:1"])
 def test_a_gpu_that_torch_has_no_code_for_is_refused(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("service.engine.loading.unsupported_gpu", lambda _: "Install another torch build.")
+    monkeypatch.setattr("prompted_clip.device_errors.unsupported_gpu", lambda _: "Install another torch build.")
     with pytest.raises(SettingsError, match="Install another torch build"):
         select_device(Settings(device=device))
 
@@ -60,7 +61,7 @@ def test_on_a_gpu_batches_are_as_large_as_it_is_and_queues_in_proportion(monkeyp
     facts = SimpleNamespace(multi_processor_count=n_multiprocessors)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
-    monkeypatch.setattr("service.engine.loading.unsupported_gpu", lambda _: None)
+    monkeypatch.setattr("prompted_clip.device_errors.unsupported_gpu", lambda _: None)
     found = with_gpu_limits(Settings())
     assert (found.max_batch_rows, found.max_queued_rows, found.max_open_requests) == (n_rows, 4 * n_rows, 8 * n_rows)
     asked = with_gpu_limits(Settings(max_batch_rows=64, max_open_requests=9))
@@ -75,6 +76,13 @@ def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_recordings():
     assert isinstance(model.image_tower, FusedImageTower)
     on_cuda = dataclasses.replace(model.backbone, device=torch.device("cuda"))
     assert image_tower(on_cuda, settings).padded_batch_size(5) == settings.max_batch_rows
+
+
+def test_a_torch_whose_captures_cannot_fail_safely_serves_without_recordings(monkeypatch, caplog):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1+cu128"))
+    on_cuda = dataclasses.replace(tiny_backbone(), device=torch.device("cuda"))
+    assert isinstance(image_tower(on_cuda, Settings(max_batch_rows=6)), FusedImageTower)
+    assert "graph.unavailable" in caplog.messages
 
 
 @pytest.mark.parametrize(("is_heavy", "streams"), [(False, 1), (True, 2)])
