@@ -71,6 +71,10 @@ def serve(
     web_workers: Annotated[
         int | None, typer.Option(help="processes for HTTP and decoding; 0 runs everything in one process  [0]")
     ] = None,
+    keep_uncertain: Annotated[
+        int | None,
+        typer.Option(help="keep this many uncertain images of classify requests per domain for labelling  [0]"),
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="serve the packaged demo backbone and domains")] = False,
     demo_assets: Annotated[Path, typer.Option(hidden=True)] = ASSETS,
     log_format: Annotated[str | None, typer.Option(help="text or json  [text]")] = None,
