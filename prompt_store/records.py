@@ -62,12 +62,14 @@ class State:
         head: digest of the last record's bytes.
         published: all versions ever published; version n is `published[n - 1]`.
         live_history: versions in the order they went live, the last one is live; a rollback removes entries.
+        live_since: when the last one went live, ISO 8601 in UTC; empty if there is none.
     """
 
     seq: int = 0
     head: str = GENESIS
     published: tuple[PublishedVersion, ...] = ()
     live_history: tuple[int, ...] = ()
+    live_since: str = ""
 
     @property
     def live(self) -> int | None:
@@ -100,7 +102,7 @@ class State:
         """
         if record.seq != self.seq + 1 or record.prev != self.head:
             raise ValueError("it does not continue the chain of records")
-        published, live_history = self.published, self.live_history
+        published, live_history, live_since = self.published, self.live_history, self.live_since
         if record.action == "publish":
             if record.version != len(published) + 1:
                 raise ValueError("it skips a version number")
@@ -110,13 +112,13 @@ class State:
             if found is None or found.digest != record.digest:
                 raise ValueError("it refers to an unknown version")
             if record.action == "activate":
-                live_history = (*live_history, record.version)
+                live_history, live_since = (*live_history, record.version), record.at
             elif record.action == "rollback":
-                live_history = _roll_back_to(live_history, record.version)
+                live_history, live_since = _roll_back_to(live_history, record.version), record.at
             else:
                 retired = replace(found, is_retired=True)
                 published = (*published[: record.version - 1], retired, *published[record.version :])
-        return State(record.seq, record_digest, published, live_history)
+        return State(record.seq, record_digest, published, live_history, live_since)
 
 
 def _roll_back_to(live_history: tuple[int, ...], version: int) -> tuple[int, ...]:

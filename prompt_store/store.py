@@ -49,11 +49,12 @@ class VersionInfo:
 
 @dataclass(frozen=True)
 class LiveInfo:
-    """A domain's live version; `seq` is the number of the domain's last commit."""
+    """A domain's live version; `seq` is the number of the domain's last commit, `since` is ISO 8601 in UTC."""
 
     version: int
     digest: str
     seq: int
+    since: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _live_info(state: State) -> LiveInfo | None:
     """Return the live version, or None."""
     if state.live is None:
         return None
-    return LiveInfo(state.live, state.published[state.live - 1].digest, state.seq)
+    return LiveInfo(state.live, state.published[state.live - 1].digest, state.seq, state.live_since)
 
 
 class Store:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prompted_clip.errors import StackMismatchError
-from prompted_clip.heads import ConditionalHead, Head
+from prompted_clip.heads import ConditionalHead, Head, Projector
 from prompted_clip.prompts import PromptGrid, join_groups
 from prompted_clip.transfers import map_tensors, nbytes
 
@@ -91,6 +91,12 @@ class PromptStack:
     def text(self) -> PromptGrid | None:
         """The joint text prompts, adapting before boosting (CasPL section 3.2)."""
         return join_groups([self.text_adapt, self.text_boost])
+
+    @property
+    def has_boosting(self) -> bool:
+        """Whether it has boosting prompts that other classes can use: those of a projector work only with it."""
+        has_groups = self.image_boost is not None or self.text_boost is not None
+        return has_groups and not isinstance(self.head, Projector)
 
     @property
     def nbytes(self) -> int:

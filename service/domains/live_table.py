@@ -38,10 +38,12 @@ class DomainState:
     Args:
         live: None when no version is live or the live one could not be loaded.
         error: code of the last failed attempt to load the version that is live in the store; None without a failure.
+        since: when `live` was activated, ISO 8601 in UTC; None without a live version.
     """
 
     live: LoadedVersion | None
     error: str | None = None
+    since: str | None = None
 
     @property
     def name(self) -> str:

@@ -63,8 +63,8 @@ class Publisher:
                     self._table.swap(domain, DomainState(None))
                 loaded = LoadedVersion(domain, added.version, added.digest, stack)
                 if activate:
-                    await asyncio.to_thread(self._store.activate, domain, added.version, actor=actor)
-                    self.go_live(loaded, started_s)
+                    info = await asyncio.to_thread(self._store.activate, domain, added.version, actor=actor)
+                    self.go_live(loaded, info.since, started_s)
                 else:
                     self._loader.recent.put((domain, added.version), loaded)
         return added
@@ -94,13 +94,13 @@ class Publisher:
                 loaded = await self._load(domain, version)
                 activate = partial(self._store.activate, domain, version, expected_live=expected_live, actor=actor)
                 try:
-                    await asyncio.to_thread(activate)
+                    info = await asyncio.to_thread(activate)
                 except ConflictError as error:
                     if expected is None:
                         raise
                     message = "Another process changed the live version concurrently. Read the domain again."
                     raise PreconditionFailedError(message) from error
-            self.go_live(loaded, started_s)
+            self.go_live(loaded, info.since, started_s)
         return loaded
 
     async def rollback(self, domain: str, *, actor: str) -> LoadedVersion:
@@ -120,7 +120,7 @@ class Publisher:
                 info = await asyncio.to_thread(self._store.rollback, domain, actor=actor)
                 if info.version != loaded.version:  # another process changed it in between
                     loaded = await self._load(domain, info.version)
-            self.go_live(loaded, started_s)
+            self.go_live(loaded, info.since, started_s)
         return loaded
 
     async def retire(self, domain: str, version: int, *, actor: str) -> None:
@@ -135,11 +135,14 @@ class Publisher:
             await asyncio.to_thread(self._store.retire, domain, version, actor=actor)
             self._loader.recent.remove((domain, version))
 
-    def go_live(self, loaded: LoadedVersion, started_s: float) -> None:
-        """Show a version that is live in the store; its activation began at `started_s` on the monotonic clock."""
+    def go_live(self, loaded: LoadedVersion, since: str, started_s: float) -> None:
+        """Show a version that is live in the store since `since`.
+
+        Its activation here began at `started_s` on the monotonic clock.
+        """
         domain = loaded.domain
         replaced = self._table.live(domain)
-        self._table.swap(domain, DomainState(loaded))
+        self._table.swap(domain, DomainState(loaded, since=since))
         self._engine.went_live(loaded.stack)
         self._loader.recent.remove((domain, loaded.version))
         if replaced is not None and replaced.version != loaded.version:

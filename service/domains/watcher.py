@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from prompt_store.errors import PromptStoreError
@@ -136,7 +137,7 @@ class StoreWatcher:
             started_s = time.monotonic()
             is_trusted = started_s >= self._skip_tests_after_s
             loaded = await self._loader.load(domain, live.version, is_trusted=is_trusted)
-            self._publisher.go_live(loaded, started_s)
+            self._publisher.go_live(loaded, live.since, started_s)
 
     def _record_failure(self, domain: str, version: int, error: Exception) -> None:
         self._retry_after_s[domain, version] = time.monotonic() + RETRY_S
@@ -147,11 +148,11 @@ class StoreWatcher:
             facts = {"domain": domain, "code": code} | ({"detail": str(error)} if is_expected else {})
             logger.error("domain.unavailable", extra=facts, exc_info=not is_expected)
             self._metrics.domain_activated(domain, "failed")
-        self._table.swap(domain, DomainState(state.live, error=code))
+        self._table.swap(domain, replace(state, error=code))
 
     def _record_recovery(self, domain: str) -> None:
         state = self._table.states[domain]
         if state.error:
             self._retry_after_s = {key: after_s for key, after_s in self._retry_after_s.items() if key[0] != domain}
-            self._table.swap(domain, DomainState(state.live))
+            self._table.swap(domain, replace(state, error=None))
             logger.info("domain.recovered", extra={"domain": domain})

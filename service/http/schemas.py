@@ -124,6 +124,8 @@ class DomainOut(BaseModel):
     version: int | None
     digest: str | None
     n_classes: int | None
+    live_since: str | None = Field(description="when the version was activated; null without a live version")
+    has_boosting: bool = Field(description="whether it has boosting prompts that a new domain can copy (`boosted_by`)")
     error: str | None = Field(None, description="error code if the activated version could not be loaded")
 
 

@@ -7,6 +7,14 @@ export const shortDigest = (digest) => (digest ? digest.replace("sha256:", "").s
 export const when = (iso) => new Date(iso).toLocaleString();
 export const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 
+// Choices of this browser tab, until it is closed; a browser may allow no storage.
+export function recall(name, otherwise) {
+  try { return JSON.parse(sessionStorage.getItem(`caspl.${name}`)) ?? otherwise; } catch { return otherwise; }
+}
+export function remember(name, value) {
+  try { sessionStorage.setItem(`caspl.${name}`, JSON.stringify(value)); } catch { /* chosen again after a reload */ }
+}
+
 export function ErrorNote({ error }) {
   return error ? html`<p role="alert" class="error">${error.message || String(error)}</p>` : null;
 }

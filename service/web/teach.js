@@ -33,7 +33,7 @@ function NewDomain({ domains, onCreated }) {
         <small id="name-note">Lower-case letters, digits and hyphens, such as screws-line-2.</small></div>
       <label>Prompts <select value=${boostedBy} onChange=${(event) => setBoostedBy(event.target.value)}>
         <option value="">none: the plain backbone</option>
-        ${domains.filter((one) => one.version).map((one) => html`<option value=${one.domain}>boosting prompts of ${one.domain}</option>`)}
+        ${domains.filter((one) => one.has_boosting).map((one) => html`<option value=${one.domain}>boosting prompts of ${one.domain}</option>`)}
       </select></label>
     </div>
     <label>Classes <textarea required rows="3" value=${classes} onInput=${(event) => setClasses(event.target.value)}

@@ -1,9 +1,11 @@
 """The page in a real browser: classify, domains, live charts, the API key, accessibility."""
 
+import json
 import re
 
 import pytest
 
+from prompt_store.bundle import read_bundle, write_bundle
 from service.access.key_file import add_key
 from service.demo.process import running
 from tests.browser.conftest import opened
@@ -49,15 +51,101 @@ def test_the_page_shows_what_the_service_answers(page, server):
     assert shown == answer["results"][0]["predictions"][0]["label"]
 
 
-def test_choosing_another_domain_applies_to_the_next_pictures(page):
+def test_other_settings_classify_the_shown_pictures_again(page):
+    choose_domains(page, "satellite")
+    page.set_input_files("#classify-files", SATELLITE[:2])
+    page.locator(".predictions").nth(1).wait_for()
+    choose_domains(page, "sketch")
+    page.locator(".answer", has_text="sketch").locator(".predictions").nth(1).wait_for()
+    assert page.locator(".answer h4").all_inner_texts() == ["sketch", "sketch"]
+    page.get_by_label("Classes shown").select_option("5")
+    page.locator(".predictions li").nth(9).wait_for()
+    page.get_by_label("Other labels").fill("red circle, blue square,")
+    page.locator(".predictions li").nth(4).wait_for(state="detached")
+    assert {text.split("\n")[0] for text in page.locator(".predictions li").all_inner_texts()} == {
+        "red circle",
+        "blue square",
+    }
+    page.get_by_label("Other labels").fill("")
+    page.locator(".predictions li").nth(9).wait_for()
+    page.get_by_label("Abstain").select_option("0.05")
+    page.get_by_role("alert").get_by_text("no abstention threshold").first.wait_for()
+
+
+def test_an_answer_for_earlier_settings_is_never_shown(page):
+    """The first answer is held back until the settings have changed twice."""
+    choose_domains(page, "satellite")
+    held = []
+    page.route("**/classify/**top_k=3", lambda route: held.append(route))
+    with page.expect_request("**/classify/**top_k=3"):
+        page.set_input_files("#classify-files", SATELLITE[0])
+    page.get_by_label("Classes shown").select_option("5")
+    page.locator(".predictions li").nth(4).wait_for()
+    held[0].continue_()
+    page.get_by_label("Classes shown").select_option("10")
+    page.locator(".predictions li").nth(9).wait_for()
+    page.unroute("**/classify/**top_k=3")
+    assert page.locator(".predictions li").count() == 10
+
+
+def test_the_previous_answer_stays_until_the_next_one_arrives(page):
     choose_domains(page, "satellite")
     page.set_input_files("#classify-files", SATELLITE[0])
-    page.locator(".predictions").first.wait_for()
-    choose_domains(page, "sketch")
-    page.get_by_text("apply to the next pictures").wait_for()
-    page.set_input_files("#classify-files", SATELLITE[1])
-    page.locator(".predictions").nth(1).wait_for()
-    assert page.locator(".answer h4").all_inner_texts() == ["sketch", "satellite"]
+    page.locator(".predictions li").nth(2).wait_for()
+    held = []
+    page.route("**/classify/**", lambda route: held.append(route))
+    with page.expect_request("**/classify/**"):
+        page.get_by_label("Classes shown").select_option("5")
+    assert page.locator(".predictions li").count() == 3
+    assert page.locator(".answer[aria-busy=true]").count() == 1
+    held[0].continue_()
+    page.locator(".predictions li").nth(4).wait_for()
+    page.locator(".answer[aria-busy=false]").wait_for()
+
+
+def test_pictures_and_their_answers_stay_while_another_tab_is_shown(page):
+    choose_domains(page, "sketch", "satellite")
+    page.set_input_files("#classify-files", SATELLITE[:2])
+    page.locator(".predictions").nth(3).wait_for()
+    tab(page, "Domains")
+    page.get_by_role("button", name="satellite", exact=True).wait_for()
+    page.route("**/classify/**", lambda route: route.abort())  # no picture is sent again
+    tab(page, "Classify")
+    page.locator(".predictions").nth(3).wait_for()
+    assert page.locator(".answer h4").all_inner_texts() == ["sketch", "satellite"] * 2
+    page.get_by_role("button", name="Remove all pictures").click()
+    page.locator(".picture").first.wait_for(state="detached")
+
+
+def test_shown_pictures_are_classified_by_the_version_that_goes_live(page, server):
+    body = {"classes": ["circle", "square"]}
+    first = server.put("/domains/renewed", json=body).json()
+    page.reload()
+    choose_domains(page, "renewed")
+    page.set_input_files("#classify-files", SATELLITE[0])
+    page.get_by_text("version 1").wait_for()
+    data = server.get("/domains/renewed/versions/1/content").content
+    manifest, tensors = read_bundle(data).manifest, dict(read_bundle(data).tensors)
+    warmer = manifest.model_copy(update={"logit_scale": manifest.logit_scale / 2})
+    added = server.post("/domains/renewed/versions?activate=true", content=write_bundle(warmer, tensors)).json()
+    assert added["digest"] != first["digest"]
+    page.get_by_text("version 2").wait_for()
+
+
+def test_the_page_starts_with_the_domain_that_went_live_last(page, server):
+    server.put("/domains/zebra", json={"classes": ["circle", "square"]}).raise_for_status()
+    page.reload()
+    page.get_by_role("checkbox", name="zebra", exact=True).wait_for()
+    assert page.get_by_role("checkbox", checked=True).count() == 1
+    assert page.get_by_role("checkbox", name="zebra", exact=True).is_checked()
+
+
+def test_a_reload_keeps_the_chosen_domains(page):
+    choose_domains(page, "sketch", "satellite")
+    page.reload()
+    page.get_by_role("checkbox", name="sketch", exact=True).wait_for()
+    names = [box.locator("xpath=..").inner_text().strip() for box in page.get_by_role("checkbox", checked=True).all()]
+    assert names == ["satellite", "sketch"]
 
 
 def test_free_labels_replace_the_classes(page):
@@ -164,7 +252,10 @@ def test_a_service_with_keys_requests_one_and_explains_a_wrong_one(browser, tmp_
         boxes = page.get_by_role("group", name="Domains").get_by_role("checkbox")
         boxes.first.wait_for()
         assert boxes.count() == 1
-        assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+        page.set_input_files("#classify-files", SATELLITE[0])
+        page.locator(".predictions").first.wait_for()
+        stored = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
+        assert json.loads(stored) == [{}, {"caspl.classify": '["satellite"]'}, ""]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

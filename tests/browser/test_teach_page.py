@@ -95,6 +95,16 @@ def test_five_classes_from_a_hundred_unlabelled_pictures_are_live_within_thirty_
         assert page.get_by_role("checkbox", name="shapes", exact=True).is_checked()
 
 
+def test_a_new_domain_is_offered_the_prompts_of_domains_that_have_some(browser, server):
+    server.put("/domains/unboosted", json={"classes": ["one", "two"]}).raise_for_status()
+    listed = server.get("/domains").json()["domains"]
+    with opened(browser, f"{server.base_url}#teach") as page:
+        offered = page.get_by_role("combobox", name="Prompts").locator("option").all_text_contents()
+    boosted = [f"boosting prompts of {one['domain']}" for one in listed if one["has_boosting"]]
+    assert offered == ["none: the plain backbone", *boosted]
+    assert "boosting prompts of unboosted" not in offered
+
+
 def test_pictures_of_one_class_alone_get_no_advice_that_more_pictures_are_unlikely_to_help(browser, server, folder):
     server.put("/domains/one-class", json={"classes": list(CLASSES), "boosted_by": "satellite"}).raise_for_status()
     paths = [path for path in sorted(folder.glob("train/*/*")) if label_of(path) == CLASSES[0]]

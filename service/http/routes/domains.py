@@ -189,6 +189,8 @@ def _summary(domain: str, state: DomainState) -> dict[str, Any]:
         "version": live.version if live else None,
         "digest": live.digest if live else None,
         "n_classes": len(live.stack.class_names) if live else None,
+        "live_since": state.since,
+        "has_boosting": live is not None and live.stack.has_boosting,
         "error": state.error,
     }
 

@@ -38,6 +38,17 @@ async def test_boosting_prompts_are_copied_with_their_template(serve, store):
     assert made.data_digests == {"bundle": source.digest}
 
 
+async def test_the_list_shows_which_domains_have_prompts_to_copy(serve, store):
+    store.activate("plain", store.add("plain", colour_bundle("plain", boost=False)).version)
+    store.add("draft", colour_bundle("draft"))
+    async with serve() as client:
+        listed = {one["domain"]: one["has_boosting"] for one in (await client.get("/domains")).json()["domains"]}
+        bodies = {name: {"classes": ["red", "green"], "boosted_by": name} for name in listed}
+        answers = {name: await client.put(f"/domains/from-{name}", json=body) for name, body in bodies.items()}
+    assert listed == {"draft": False, "ink": True, "paint": True, "plain": False}
+    assert {name for name, answer in answers.items() if answer.is_success} == {name for name in listed if listed[name]}
+
+
 async def test_a_created_domain_is_logged_with_its_actor(serve, caplog):
     caplog.set_level("INFO")
     async with serve() as client:
