@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 
 from training import options
+from training.label_free_command import LabelFreeOptions, Labels, adapt_without_labels, check_method, check_options
 from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
     from training.data.dataset import Dataset
-    from training.prompted_backbone import PromptedBackbone
 
 boost_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 adapt_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -137,9 +137,22 @@ def boost(
 def adapt(
     method: Annotated[
         str,
-        typer.Option(help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, gda, ridge or tip-adapter"),
+        typer.Option(
+            help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, gda, ridge or tip-adapter; "
+            "with --labels none: upl"
+        ),
     ],
+    context: typer.Context,
+    labels: Annotated[
+        Labels, typer.Option(help="none: learn from images and class names alone; labels in --data are not read")
+    ] = Labels.GIVEN,
     data: options.LabelledData = "",
+    images: Annotated[  # noqa: ARG001  read from the context
+        Path | None, typer.Option(exists=True, help="with --labels none, instead of --data: folder of images")
+    ] = None,
+    classes: Annotated[  # noqa: ARG001  read from the context
+        Path | None, typer.Option(exists=True, help="with --images: text file, one class name per line")
+    ] = None,
     root: options.Root = None,
     shots: options.Shots = 16,
     strict: options.Strict = False,
@@ -150,8 +163,13 @@ def adapt(
     ] = None,
     backbone: Annotated[str, typer.Option(help="model, open_clip name")] = "ViT-B-16",
     pretrained: options.Pretrained = None,
+    teacher: Annotated[  # noqa: ARG001  read from the context
+        str, typer.Option(help="with --labels none: model that predicts the pseudo-labels (default: the base model)")
+    ] = "",
+    teacher_pretrained: options.Pretrained = None,  # noqa: ARG001  read from the context
     quick_gelu: options.QuickGelu = False,
     preprocess_of: options.PreprocessOf = None,
+    teacher_preprocess_of: options.TeacherPreprocessOf = None,  # noqa: ARG001  read from the context
     interpolate_positions: options.InterpolatePositions = False,
     random_weights: options.RandomWeights = False,
     recipe: RecipeFile = None,
@@ -168,22 +186,23 @@ def adapt(
     """Train adapting prompts on a few labelled images, on top of frozen boosting prompts if given (CasPL phase 2)."""
     with exit_on_error("adapt", quiet=quiet):
         from prompt_store.manifest import check_domain
-        from prompted_clip.errors import did_you_mean
         from training.adapt_run import AdaptJob, run_adapt
         from training.adapting.methods import RECIPES
         from training.data.catalog import open_dataset
         from training.data.hold_out import describe_held_out
-        from training.fit_command import drop_and_report
+        from training.fit_command import drop_and_report, fit_base_model
         from training.parallel import init_distributed
         from training.prompted_backbone import load_prompted_backbone
         from training.rates import scale_rate
         from training.recipe import FewShotRecipe, read_recipe
 
-        if method not in RECIPES:
-            raise typer.BadParameter(
-                f"unknown method {method!r}.{did_you_mean(method, RECIPES)} Known methods: {', '.join(RECIPES)}",
-                param_hint="--method",
-            )
+        check_options(context, labels)
+        check_method(method, labels)
+        if labels is Labels.NONE:
+            result = adapt_without_labels(LabelFreeOptions.of(context.params))
+            if result is not None:
+                _print_result("adapted", result, as_json=json_)
+            return
         chosen = read_recipe(RECIPES[method], recipe, set_ or [], table=method)
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
@@ -213,7 +232,7 @@ def adapt(
         )
         dataset = drop_and_report(dataset, ("train", "val"), Console(stderr=True, quiet=quiet), strict=strict)
         if isinstance(chosen, FewShotRecipe):
-            _fit(method, dataset, domain, bundle, base_model, console, as_json=json_)
+            fit_base_model(method, dataset, domain, bundle, base_model, console, as_json=json_)
             return
         if "val" not in dataset.splits:
             console.print(describe_held_out(0, len(dataset.split("train"))), soft_wrap=True)
@@ -240,29 +259,6 @@ def _sample(dataset: "Dataset", shots: int, seed: int, *, holdout: float) -> "Da
 
     dataset = hold_out_per_class(dataset, holdout, seed)
     return few_shot(dataset, shots, seed=seed) if shots else dataset
-
-
-def _fit(
-    method: str,
-    dataset: "Dataset",
-    domain: str,
-    out: Path,
-    base_model: "PromptedBackbone",
-    console: Console,
-    *,
-    as_json: bool,
-) -> None:
-    """Fit a few-shot head on a base model and print the report."""
-    from prompted_clip.model import PromptedClip
-    from training.fit_run import FitJob, run_fit, zero_shot_bundle
-    from training.fit_table import print_report
-
-    base = zero_shot_bundle(base_model, dataset, domain)
-    result = run_fit(FitJob(base, dataset, out, method), PromptedClip(base_model.backbone), console)
-    if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        print_report(result, {name: result[name] for name in ("bundle", "digest")})
 
 
 def _checkpoint_path(bundle: Path) -> Path:

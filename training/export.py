@@ -76,6 +76,7 @@ def export_bundle(
             text=GroupsSpec(boost=_spec(base_model.text_boost), adapt=_spec(exported.text_adapt)),
             labels="own" if exported.is_closed_vocabulary else "any",
             head_share=exported.head.share if exported.head is not None else None,
+            head_input="unit" if exported.head is not None and exported.head.reads_unit else "embedding",
         ),
         provenance=provenance,
     )

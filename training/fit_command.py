@@ -14,6 +14,7 @@ from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
     from training.data.dataset import Dataset, Split
+    from training.prompted_backbone import PromptedBackbone
 
 fit_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -102,6 +103,28 @@ def fit(
             typer.echo(json.dumps(result))
         else:
             print_report(result, {name: result[name] for name in ("bundle", "digest")})
+
+
+def fit_base_model(
+    method: str,
+    dataset: "Dataset",
+    domain: str,
+    out: Path,
+    base_model: "PromptedBackbone",
+    console: Console,
+    *,
+    as_json: bool,
+) -> None:
+    """Fit a few-shot head on a base model and print the report."""
+    from prompted_clip.model import PromptedClip
+    from training.fit_run import FitJob, run_fit, zero_shot_bundle
+
+    base = zero_shot_bundle(base_model, dataset, domain)
+    result = run_fit(FitJob(base, dataset, out, method), PromptedClip(base_model.backbone), console)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        print_report(result, {name: result[name] for name in ("bundle", "digest")})
 
 
 def drop_and_report(dataset: "Dataset", splits: Sequence["Split"], console: Console, *, strict: bool) -> "Dataset":

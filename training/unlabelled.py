@@ -1,4 +1,4 @@
-"""Unlabelled images: the input of boosting with the names of all classes, and further images for a few-shot fit."""
+"""Unlabelled images: the input of boosting and of label-free methods with class names, and of a few-shot fit."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from rich.console import Console
 from training.data.catalog import open_dataset
 from training.data.class_list import read_classes
 from training.data.dataset import Dataset, shorten
-from training.data.images import ImageFolder, find_images, read_in_threads
+from training.data.images import ImageFolder, find_images, is_decodable, read_in_threads
 from training.data.readable import drop_unreadable
 from training.errors import NoImagesError
 from training.progress import progress_bars
@@ -133,6 +133,36 @@ def train_images_of(dataset: Dataset) -> ImageFolder:
     unreadable = tuple(sorted(set(kept.unreadable) - set(dataset.unreadable)))
     root = Path(os.path.commonpath([path.parent for path in (*files, *unreadable)]))
     return ImageFolder(root, files, unreadable, _digest(root, files))
+
+
+def train_images_without_labels(dataset: Dataset, console: Console) -> ImageFolder:
+    """The readable train images of a data set and the paths of unreadable ones; no label is read.
+
+    Raises:
+        DatasetError: the data set has no train split.
+        NoImagesError: no readable image.
+    """
+    paths = sorted({image.path for image in dataset.split("train")})
+    with progress_bars(console) as progress:
+        task = progress.add_task("reading images", total=len(paths), note="")
+        sound = read_in_threads(is_decodable, paths, lambda done, _: progress.update(task, completed=done))
+    files = tuple(path for path, is_sound in zip(paths, sound, strict=True) if is_sound)
+    unreadable = tuple(path for path, is_sound in zip(paths, sound, strict=True) if not is_sound)
+    if not files:
+        msg = f"{dataset.name}: none of {len(paths)} train images is readable."
+        raise NoImagesError(msg)
+    return ImageFolder(dataset.root, files, unreadable, digest="", notes=dataset.notes)
+
+
+def by_content(folder: ImageFolder) -> ImageFolder:
+    """The same images in the order of their contents' SHA-256, with a digest over contents alone.
+
+    File names then have no effect on a run: they may contain labels.
+    """
+    hashes = read_in_threads(_hash, folder.files)
+    ordered = sorted(zip(hashes, folder.files, strict=True))
+    digest = hashlib.sha256("".join(f"{found}\n" for found, _ in ordered).encode())
+    return replace(folder, files=tuple(path for _, path in ordered), digest=f"sha256:{digest.hexdigest()}")
 
 
 def _digest(root: Path, files: Sequence[Path]) -> str:

@@ -34,17 +34,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear classifier on unnormalised image embeddings v, mixed into the logits: (1-share) z + share (W v + b).
+    """A linear classifier on image embeddings v, mixed into the logits: (1-share) z + share (W v + b).
 
     Attributes:
         weight_KE: W [K, E].
         bias_K: b [K].
         share: weight of the head in the logits, 0 to 1.
+        reads_unit: whether v is normalised to length 1 first.
     """
 
     weight_KE: Tensor
     bias_K: Tensor
     share: float
+    reads_unit: bool = False
 
 
 @dataclass(frozen=True)

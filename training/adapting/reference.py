@@ -9,17 +9,21 @@ from typing import Literal
 from pydantic import Field
 
 from training.prompted_backbone import PromptedBackbone
-from training.recipe import AdaptRecipe
+from training.recipe import AdaptRecipe, Settings
 
 
-class TemplateRecipe(AdaptRecipe):
-    """Settings of methods with frozen text features."""
+class TextSettings(Settings):
+    """Settings of frozen text features."""
 
     template: str = Field(default="a photo of a {}.", description="the hand-written prompt template")
     boosted_text: Literal["learned", "template"] = Field(
         default="learned",
         description="text for a boosted model: the template it was boosted with, or `template`; inferred",
     )
+
+
+class TemplateRecipe(TextSettings, AdaptRecipe):
+    """Settings of methods with frozen text features."""
 
 
 class ReferenceRecipe(AdaptRecipe):
@@ -30,7 +34,7 @@ class ReferenceRecipe(AdaptRecipe):
     )
 
 
-def class_template(model: PromptedBackbone, recipe: TemplateRecipe) -> str:
+def class_template(model: PromptedBackbone, recipe: TextSettings) -> str:
     """The template, with one `{}`, for a frozen model's text features."""
     if model.template is not None and recipe.boosted_text == "learned":
         return model.template

@@ -1,0 +1,1 @@
+"""Methods of phase 2 that learn from unlabelled images and class names."""
