@@ -73,6 +73,11 @@ class LazyGroup(TyperGroup):
         """Run the command; Ctrl-C ends it with one line and the shells' status for SIGINT."""
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            from prompt_store.validation import plain_message  # noqa: PLC0415  imports slowly
+
+            error.message = plain_message(error.message)
+            raise
         except KeyboardInterrupt:
             typer.echo("Interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None

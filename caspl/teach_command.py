@@ -13,7 +13,7 @@ from rich.console import Console
 from caspl.client import DEFAULT_URL, Client
 from caspl.errors import InvalidRequestError
 from caspl.results import AddedExample, Fit
-from caspl.terminal import Key, Url, exit_on_error, plain
+from caspl.terminal import FAILURE, Key, Url, exit_on_error, plain
 from training.data.teaching_folder import TeachingFolder, read_teaching_folder
 from training.fit_table import print_report
 from training.options import AsJson, Quiet
@@ -88,7 +88,7 @@ def teach(
     """Teach a domain of a running server from labelled pictures, and make it live.
 
     Pictures outside class folders, and in a folder `unlabelled`, are added without a label. Running the command again
-    adds only new pictures.
+    adds only new pictures. Exit code 1 if a picture was rejected, after everything else was done.
     """
     console = Console(stderr=True, highlight=False, quiet=quiet)
     with exit_on_error():
@@ -108,6 +108,7 @@ def teach(
         typer.echo(json.dumps(as_dict(domain, upload, fit, is_new=is_new), ensure_ascii=False))
     elif fit is not None:
         show(upload, fit, url, console)
+    raise typer.Exit(FAILURE if upload.rejected else 0)
 
 
 def create_missing(

@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prompt_store.class_names import MAX_NAME_CHARS
 from prompt_store.manifest import is_domain
+from prompt_store.validation import plain_message
 from prompted_clip.errors import did_you_mean
 from service.errors import SettingsError
 
@@ -369,7 +370,7 @@ def load_settings(**given: object) -> Settings:
 
 def _explain(problem: Mapping[str, Any]) -> str:
     """One problem in one line: pydantic's own text has several."""
-    name, text = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+    name, text = ".".join(map(str, problem["loc"])), plain_message(problem["msg"])
     return f"{name}: {text}, found {problem['input']!r}" if name else text
 
 

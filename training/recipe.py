@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from prompt_store.validation import plain_message
 from prompted_clip.errors import did_you_mean
 from training.errors import RecipeError
 
@@ -202,7 +203,7 @@ def _explain(kind: type[Settings], error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "value_error":
-            parts.append(problem["msg"].removeprefix("Value error, "))
+            parts.append(plain_message(problem["msg"]))
         elif problem["type"] == "extra_forbidden":
             known = kind.model_fields
             parts.append(f"unknown recipe key {key!r};{did_you_mean(key, known)} known keys: {', '.join(known)}")

@@ -26,6 +26,7 @@ from typing import Any, Final
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from prompt_store.manifest import is_domain
+from prompt_store.validation import plain_message
 from service.access.rules import SCOPES, Granted, Scope
 from service.errors import SettingsError, UnauthorizedError
 
@@ -97,7 +98,9 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 def _explained(error: ValidationError) -> str:
     """The problems in one line, without values, which may be hashes."""
-    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc']))}: {plain_message(problem['msg'])}" for problem in error.errors()
+    )
 
 
 def moment(text: str) -> datetime:

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from prompt_store import errors as store
+from prompt_store.validation import plain_message
 from prompted_clip import errors as model
 from service import errors as service
 from service.observability.logs import request_id
@@ -227,7 +228,9 @@ async def on_error(_: Request, error: Exception) -> Response:
 async def on_invalid(_: Request, error: Exception) -> Response:
     """Handle FastAPI's validation errors; the response does not repeat the values."""
     raw = error.errors() if isinstance(error, RequestValidationError) else []
-    faults = [{"field": ".".join(str(part) for part in fault["loc"]), "message": fault["msg"]} for fault in raw]
+    faults = [
+        {"field": ".".join(str(part) for part in fault["loc"]), "message": plain_message(fault["msg"])} for fault in raw
+    ]
     detail = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
     return respond(service.RequestInvalidError(detail, extra={"errors": faults}))
 

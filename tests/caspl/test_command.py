@@ -181,6 +181,13 @@ def test_a_mistyped_option_suggests_the_right_one(typed, meant):
     assert meant in result.stderr
 
 
+def test_a_value_that_is_not_a_choice_is_refused_without_a_technical_prefix():
+    result = CliRunner().invoke(command.app, ["teach", "pictures", "--domain", "pets", "--method", "knn"])
+
+    assert result.exit_code == 2
+    assert "Invalid value for '--method': 'knn' is not one of 'auto', 'gda'" in result.stderr
+
+
 def complete(words):
     """Bash's completions of a line that ends in an incomplete word."""
     variables = {"_CASPL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}

@@ -191,11 +191,15 @@ def test_options_of_a_new_domain_are_named_when_the_domain_exists(teach):
     assert "The domain pets exists: --boosted-by is not used." in teach(Server("pets"), "--boosted-by", "x").stderr
 
 
-def test_a_rejected_picture_is_named_and_the_others_are_added(teach, pets):
+@pytest.mark.parametrize("option", ["--activate", "--json"])
+def test_a_rejected_picture_is_named_and_sets_the_exit_code_and_the_others_go_live(teach, pets, option):
     (pets / "dog" / "broken[red].png").write_bytes(b"?")
-    result = teach(Server())
+    server = Server()
+    result = teach(server, option)
 
-    assert result.exit_code == 0
+    assert result.exit_code == 1
+    assert server.fits[0]["activate"]
+    assert "2 (live)" in result.stdout or json.loads(result.stdout)["is_live"]
     assert "5 added, 0 present, 0 relabelled, 1 rejected." in result.stderr
     assert f"{pets}/dog/broken[red].png: Unsupported image format: not a JPEG" in result.stderr
 

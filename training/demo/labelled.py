@@ -34,7 +34,11 @@ def main(
             Console(stderr=True).print(str(error), style="red", markup=False)
             raise typer.Exit(1) from error
         bundle = zero_shot_bundle(student, read_class_folders(out_dir / domain), domain)
-        (out_dir / f"{domain}-plain.safetensors").write_bytes(write_bundle(bundle.manifest, bundle.tensors))
+        plain_file = out_dir / f"{domain}-plain.safetensors"
+        plain_file.write_bytes(write_bundle(bundle.manifest, bundle.tensors))
+        typer.echo(f"{folder}/train: {shots} images of each of {classes} classes")
+        typer.echo(f"{folder}/test: {n_test} other images of these classes")
+        typer.echo(f"{plain_file}: a bundle of the plain student, to compare with")
 
 
 if __name__ == "__main__":

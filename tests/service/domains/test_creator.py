@@ -140,3 +140,10 @@ async def test_texts_are_encoded_in_parts_between_which_images_run(serve, model)
         body = {"classes": [f"red-{n}" for n in range(100)], "templates": ["{}.", "a {}."]}
         assert (await client.put("/domains/signals", json=body)).status_code == 201
     assert calls == [32, 32, 32, 4]
+
+
+async def test_a_template_without_braces_is_explained(serve):
+    body = {"classes": ["red", "green"], "templates": ["a photo"]}
+    async with serve() as client:
+        problem = (await client.put("/domains/signals", json=body)).json()
+    assert problem["detail"] == "body.templates.0: a template must contain {} exactly once and no other braces"

@@ -14,6 +14,18 @@ def test_the_drawn_domain_has_its_images_and_a_bundle_of_the_plain_student(tmp_p
     assert len(list(tmp_path.glob("satellite/test/*/*.png"))) == 5
 
 
+def test_what_was_written_is_printed(tmp_path, capsys):
+    main(tmp_path, ["night"], shots=2, n_test=3, classes=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"{tmp_path}/night/train",
+        f"{tmp_path}/night/test",
+        f"{tmp_path}/night-plain.safetensors",
+    ]
+    assert "2 images of each of 2 classes" in lines[0]
+    assert "3 other images" in lines[1]
+
+
 def test_the_first_classes_alone_can_be_drawn(tmp_path):
     main(tmp_path, ["thermal"], shots=2, n_test=8, classes=3)
     names = sorted(name.replace(" ", "_") for name in CLASS_NAMES[:3])
