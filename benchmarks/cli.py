@@ -110,12 +110,13 @@ def serve(
 @bench_app.command(epilog="\b\nExample:\n  caspl bench peers")
 def peers(
     names: Annotated[str, typer.Option("--peers", help="separated by commas; all by default")] = "",
-    dtypes: Annotated[str, typer.Option(help="separated by commas")] = "bfloat16,float32",
+    dtypes: Annotated[str, typer.Option(help="separated by commas; int8, too")] = "bfloat16,float32",
     backbone: Annotated[str, typer.Option(help="open_clip architecture")] = "ViT-B-16",
     threads: Annotated[int, typer.Option(min=1, help="threads in all, for every server")] = 2,
     clients: Annotated[int, typer.Option(min=1, help="clients of the closed loop")] = 4,
-    seconds: Seconds = 15.0,
+    seconds: Annotated[float, typer.Option(min=1, help="length of each of three turns")] = 10.0,
     side: Annotated[int, typer.Option(min=0, help="photographs' side in pixels; 0 leaves their size")] = 0,
+    extra: Extra = None,
     folder: Annotated[Path, typer.Option(help="virtual environments of the peers")] = Path("build/peers"),
     add: Annotated[bool, typer.Option("--add", help="keep the other rows of the result in --out")] = False,
     out: Out = RESULTS,
@@ -135,6 +136,7 @@ def peers(
             clients=clients,
             seconds=seconds,
             side=side,
+            extra=_pairs(extra),
             folder=folder,
             add_to=out / "peers.json" if add else None,
         )

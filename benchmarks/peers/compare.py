@@ -1,7 +1,7 @@
 """`caspl bench peers`: other servers with the same photographs, clients, threads and dtype, one at a time.
 
-Ours runs before and after every peer and is idle in between. A peer runs once with one worker that has all threads and
-once with a worker per thread; the faster layout counts. Ratios are ours / theirs in images per second.
+A peer runs once with one worker that has all threads and once with a worker per thread. The faster layout is measured
+in turn with ours, three times; the one that is not measured is idle. Ratios are ours / theirs in images per second.
 """
 
 import json
@@ -17,28 +17,31 @@ from benchmarks.answers import closed_loop_rate, summarize
 from benchmarks.errors import BenchError
 from benchmarks.load import Load, send
 from benchmarks.machine import commit, today
+from benchmarks.peers.agreement import FEWEST, Classes, agreement, expected_classes
 from benchmarks.peers.environments import installed_version, python_of
-from benchmarks.peers.servers import DOMAINS, N_DOMAINS, PEERS, Peer, started, write_bodies
+from benchmarks.peers.servers import N_DOMAINS, PEERS, Peer, converted, started, write_bodies
 from benchmarks.photographs import write_photographs
-from benchmarks.ratios import Spread
+from benchmarks.ratios import ratio
 from benchmarks.report import Report, Table, Target, command_line
 from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, free_port, serving
 
 WARM_UP_S = 3.0
+N_TURNS = 3
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PeerOptions:
-    """Options of the command; `add_to` is a result whose other rows are kept."""
+    """Options of the command; `extra` are settings of ours, `add_to` is a result whose other rows are kept."""
 
     names: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     backbone: str = "ViT-B-16"
     threads: int = 2
     clients: int = 4
-    seconds: float = 15.0
+    seconds: float = 10.0
     side: int = 0
+    extra: tuple[tuple[str, str], ...] = ()
     folder: Path = Path("build/peers")
     add_to: Path | None = None
 
@@ -46,87 +49,170 @@ class PeerOptions:
         """Workers and threads of each to try."""
         return [(1, self.threads), (self.threads, 1)] if self.threads > 1 else [(1, 1)]
 
+    def ours(self, dtype: str) -> ServerOptions:
+        """Our server for a dtype of the peers; `dtype` in `extra` takes precedence."""
+        extra = dict(self.extra)
+        return ServerOptions(
+            backbone=self.backbone,
+            device="cpu",
+            dtype=extra.pop("dtype", dtype),
+            threads=self.threads,
+            extra=tuple(extra.items()),
+        )
+
+    def peers(self, dtype: str) -> list[Peer]:
+        """The chosen peers that can serve a dtype.
+
+        Raises:
+            BenchError: an unknown peer, or none of them can.
+        """
+        known = {peer.name: peer for peer in PEERS}
+        if unknown := set(self.names) - set(known):
+            msg = f"unknown peers: {', '.join(sorted(unknown))}; choose from {', '.join(known)}"
+            raise BenchError(msg)
+        chosen = [known[name] for name in self.names or known]
+        if able := [peer for peer in chosen if dtype in peer.dtypes]:
+            return able
+        has = "; ".join(f"{peer.name} has {', '.join(peer.dtypes)}" for peer in chosen)
+        raise BenchError(f"no peer serves {dtype!r}: {has}")
+
 
 def measure(options: PeerOptions, console: Console) -> Report:
     """Install, start and measure each peer; the result gives the reason if one cannot run.
 
     Raises:
-        BenchError: an unknown peer.
+        BenchError: an unknown peer or dtype, or rows of an older version in `add_to`.
     """
-    known = {peer.name: peer for peer in PEERS}
-    if unknown := set(options.names) - set(known):
-        msg = f"unknown peers: {', '.join(sorted(unknown))}; choose from {', '.join(known)}"
-        raise BenchError(msg)
-    rows: dict[str, Row] = {}
-    if options.add_to is not None and options.add_to.is_file():
-        rows = json.loads(options.add_to.read_text())["samples"]["rows"]
+    chosen = {dtype: options.peers(dtype) for dtype in options.dtypes}
+    rows = kept_rows(options.add_to)
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
         folder = Path(name)
         photographs = write_photographs(folder / "photographs", side=options.side or None)
-        ours = ServerOptions(backbone=options.backbone, device="cpu", threads=options.threads)
-        digests = fill_store(folder / "store", backbone_of(ours), n_domains=N_DOMAINS)
-        for dtype in options.dtypes:
-            ours = ServerOptions(backbone=options.backbone, device="cpu", dtype=dtype, threads=options.threads)
-            with serving(ours, folder / "store", digests, photographs) as server:
+        digests = fill_store(folder / "store", backbone_of(options.ours("float32")), n_domains=N_DOMAINS)
+        expected = expected_classes(options.backbone, options.threads, photographs)
+        for dtype, peers in chosen.items():
+            with serving(options.ours(dtype), folder / "store", digests, photographs) as server:
                 server.closed(options.clients, WARM_UP_S)
-                for peer in (known[one] for one in options.names or known):
+                for peer in peers:
                     console.print(f"{peer.name}, {dtype}")
-                    rows[f"{peer.name}, {dtype}"] = compare(server, peer, dtype, options, console)
+                    row = compare(server, peer, dtype, expected, options, console)
+                    rows[row["name"]] = row
     return report_of(options, rows)
 
 
-def compare(server: Server, peer: Peer, dtype: str, options: PeerOptions, console: Console) -> Row:
-    """The rate of a peer in its best layout and ours around it, or the reason why there is none."""
-    about = {"peer": peer.name, "dtype": dtype, "note": peer.note, "clients": options.clients}
-    about |= {"command": command_line(), "date": today(), "commit": commit()}
-    try:
-        python = python_of(peer.package, options.folder, console)
-        package = f"{peer.package} {installed_version(python, peer.package)}"
-        before = server.closed_rate(options.clients, options.seconds / 2)
-        tried = {
-            f"{workers} x {threads}": run(server, peer, python, dtype, options, workers=workers, threads=threads)
-            for workers, threads in options.layouts()
-        }
-        after = server.closed_rate(options.clients, options.seconds / 2)
-    except BenchError as error:
-        return about | {"package": peer.package, "failed": str(error)}
-    layout = max(tried, key=lambda one: float(tried[one]["per_s"]))
-    rates = {one: found["per_s"] for one, found in tried.items()}
-    return about | tried[layout] | {"package": package, "layout": layout, "tried": rates, "ours_per_s": [before, after]}
-
-
-def run(
-    server: Server, peer: Peer, python: Path, dtype: str, options: PeerOptions, *, workers: int, threads: int
-) -> Row:
-    """Rate and latency of a peer in one layout.
+def kept_rows(path: Path | None) -> dict[str, Row]:
+    """The rows of an earlier result.
 
     Raises:
-        BenchError: it does not run, or answers nothing.
+        BenchError: an older version wrote them, with one rate instead of one per turn.
     """
-    port = free_port()
-    command = [str(python), "-m", f"benchmarks.peers.{peer.module}", "--port", str(port), "--dtype", dtype]
-    command += ["--backbone", options.backbone, "--workers", str(workers), "--threads", str(threads)]
-    with tempfile.TemporaryDirectory(prefix="peer-") as name:
-        bodies, content_type = write_bodies(peer, server.photographs, Path(name))
-        with started(peer, command, workers=workers, threads=threads, port=port) as url:
+    if path is None or not path.is_file():
+        return {}
+    rows: dict[str, Row] = json.loads(path.read_text())["samples"]["rows"]
+    if any("failed" not in row and not isinstance(row["per_s"], list) for row in rows.values()):
+        raise BenchError(f"{path} has rows of an older version, without turns; measure without --add")
+    return rows
 
-            def load(duration_s: float) -> Load:
-                return Load(
-                    url,
-                    bodies,
-                    list(DOMAINS),
-                    duration_s=duration_s,
-                    n_connections=options.clients,
-                    path=peer.path,
-                    content_type=content_type,
-                    headers=dict(peer.headers),
-                )
 
-            send(load(WARM_UP_S))
-            answers = send(load(options.seconds))
-    found = summarize(answers, duration_s=options.seconds)
-    n_failed = found.n_failed + found.n_refused
-    return {"per_s": closed_loop_rate(answers), "p50_ms": found.p50_ms, "p99_ms": found.p99_ms, "n_failed": n_failed}
+def compare(server: Server, peer: Peer, dtype: str, expected: Classes, options: PeerOptions, console: Console) -> Row:
+    """The rates of a peer in its best layout and ours in turn, or the reason why there are none."""
+    ours = options.ours(dtype)
+    settings = {"dtype": ours.dtype} | dict(ours.extra)
+    name = f"{peer.name}, {dtype}" + (f", against {_words(settings)}" if options.extra else "")
+    about: Row = {"name": name, "peer": peer.name, "dtype": dtype, "note": peer.note, "clients": options.clients}
+    about |= {"ours": settings, "command": command_line(), "date": today(), "commit": commit()}
+    try:
+        python = python_of(peer.package, options.folder, console)
+        about["package"] = f"{peer.package} {installed_version(python, peer.package)}"
+        with tempfile.TemporaryDirectory(prefix="peer-") as folder:
+            run = PeerRun(server, peer, dtype, options, python, Path(folder), expected)
+            run.convert()
+            layouts = options.layouts()
+            tried = {layout: run.rate_of(layout) for layout in layouts} if len(layouts) > 1 else {}
+            best = max(tried, key=lambda one: tried[one]) if tried else layouts[0]
+            found = run.in_turn(best)
+    except BenchError as error:
+        return {"package": peer.package} | about | {"failed": str(error)}
+    rates = {f"{workers} x {threads}": rate for (workers, threads), rate in tried.items()}
+    return about | found | {"layout": f"{best[0]} x {best[1]}", "tried": rates}
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """A peer and a dtype: its program, its requests and its measurements; `folder` is temporary."""
+
+    server: Server
+    peer: Peer
+    dtype: str
+    options: PeerOptions
+    python: Path
+    folder: Path
+    expected: Classes
+
+    def command(self, workers: int, threads: int, port: int) -> list[str]:
+        """Command line of the program."""
+        words = [str(self.python), "-m", f"benchmarks.peers.{self.peer.module}", "--port", str(port)]
+        words += ["--dtype", self.dtype, "--backbone", self.options.backbone]
+        words += ["--workers", str(workers), "--threads", str(threads)]
+        if self.peer.converts:
+            words += ["--model", str(self.folder), "--photographs", str(self.server.photographs[0].parent)]
+        for setting in self.options.extra if self.peer.is_ours else ():
+            words += ["--set", "=".join(setting)]
+        return words
+
+    def convert(self) -> None:
+        """Convert the model, for a peer that needs it."""
+        if self.peer.converts:
+            converted(self.peer, self.command(1, self.options.threads, 0), self.options.threads)
+
+    def rate_of(self, layout: tuple[int, int]) -> float:
+        """Images per second in a layout, of a short measurement."""
+        workers, threads = layout
+        port = free_port()
+        with started(
+            self.peer, self.command(workers, threads, port), workers=workers, threads=threads, port=port
+        ) as url:
+            send(self.load(url, WARM_UP_S))
+            return closed_loop_rate(send(self.load(url, self.options.seconds / 2)))
+
+    def in_turn(self, layout: tuple[int, int]) -> Row:
+        """Rates of ours and of the peer in turn, and the peer's latency.
+
+        Raises:
+            BenchError: the peer does not run, fails, or classifies differently in float32.
+        """
+        (workers, threads), seconds = layout, self.options.seconds
+        port = free_port()
+        ours, theirs, answers = [], [], []
+        with started(
+            self.peer, self.command(workers, threads, port), workers=workers, threads=threads, port=port
+        ) as url:
+            share = agreement(url, self.peer, self.expected)
+            if self.dtype == "float32" and share is not None and share < FEWEST:
+                raise BenchError(f"{self.peer.name} has the expected class in {share:.0%} of the answers only")
+            send(self.load(url, WARM_UP_S))
+            for _ in range(N_TURNS):
+                ours.append(self.server.closed_rate(self.options.clients, seconds))
+                turn = send(self.load(url, seconds))
+                theirs.append(closed_loop_rate(turn))
+                answers += turn
+        found = summarize(answers, duration_s=N_TURNS * seconds)
+        rates: Row = {"per_s": theirs, "ours_per_s": ours, "p50_ms": found.p50_ms, "p99_ms": found.p99_ms}
+        return rates | {"agreement": share, "n_failed": found.n_failed + found.n_refused + found.n_expired}
+
+    def load(self, url: str, duration_s: float) -> Load:
+        """A closed loop."""
+        bodies, domains = write_bodies(self.peer, self.server.photographs, self.folder / "bodies")
+        return Load(
+            url,
+            bodies,
+            domains,
+            duration_s=duration_s,
+            n_connections=self.options.clients,
+            path=self.peer.path,
+            content_type=self.peer.body.content_type,
+            headers=dict(self.peer.headers),
+        )
 
 
 def report_of(options: PeerOptions, rows: dict[str, Row]) -> Report:
@@ -136,24 +222,32 @@ def report_of(options: PeerOptions, rows: dict[str, Row]) -> Report:
     for name, row in sorted(rows.items(), key=lambda one: one[1]["dtype"]):
         measured = [row["date"], row["commit"], f"`{row['command']}`"]
         if "failed" in row:
-            cells.append(
-                (name, row["package"], row["note"], "", "", "", "", f"does not run: {row['failed']}", *measured)
-            )
+            reason = f"does not run: {row['failed']}"
+            cells.append((name, row["package"], row["note"], "", "", "", "", "", reason, *measured))
             continue
-        key = f"vs_{row['peer'].replace('-', '_')}_{row['dtype']}"
-        ratios = Spread.of([rate / row["per_s"] for rate in row["ours_per_s"]])
-        meaning = (
-            f"images/s of ours / of {row['package']} ({row['note']}), both {row['dtype']}, {row['clients']} clients"
-        )
-        report.add(key, ratios, meaning, Target(">=", 1.0))
-        ours = statistics.mean(row["ours_per_s"])
-        rates = (f"{row['per_s']:.2f}", f"{ours:.2f}", f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}", row["layout"])
-        cells.append((name, row["package"], row["note"], *rates, *measured))
-    found = ("peer", "version", "setup", "its images/s", "ours", "its p50 / p99, ms")
-    how = ("workers x threads", "date", "commit", "command")
-    report.tables["Closed loop, images/s"] = Table(found + how, cells)
-    report.notes.append(
-        "Ours runs 12 prompt tokens per domain; so does litserve-ours; other peers run plain open_clip models."
-    )
+        ratios = ratio(row["ours_per_s"], row["per_s"])
+        setting = f"ours {_words(row['ours'])}, {row['clients']} clients"
+        meaning = f"images/s of ours / of {row['package']} ({row['note']}), {row['dtype']}; {setting}"
+        report.add(f"vs_{_identifier(name)}", ratios, meaning, Target(">=", 1.0))
+        theirs, ours = (statistics.median(row[key]) for key in ("per_s", "ours_per_s"))
+        latency = f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}"
+        same = "" if row["agreement"] is None else f"{row['agreement']:.0%}"
+        about = (row["package"], row["note"], f"{theirs:.2f}", f"{ours:.2f}", latency, same, row["n_failed"])
+        cells.append((name, *about, row["layout"], *measured))
+    found = ("peer", "version", "setup", "its images/s", "ours", "its p50 / p99, ms", "same class", "failed")
+    report.tables["Closed loop, images/s"] = Table((*found, "workers x threads", "date", "commit", "command"), cells)
+    report.notes += [
+        "Ours runs 12 prompt tokens per domain; so does litserve-ours; other peers run plain open_clip models.",
+        "same class: share of photographs and domains for which the peer has the class of open_clip in float32.",
+    ]
     report.samples["rows"] = rows
     return report
+
+
+def _words(settings: dict[str, str]) -> str:
+    """`bfloat16`, or `int8 backend=openvino`."""
+    return " ".join([settings["dtype"], *(f"{name}={value}" for name, value in settings.items() if name != "dtype")])
+
+
+def _identifier(name: str) -> str:
+    return "".join(one if one.isalnum() else "_" for one in name.replace(", ", "_"))

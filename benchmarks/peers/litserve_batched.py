@@ -1,6 +1,6 @@
 """LitServe with dynamic batching and threads that decode, as in its own benchmark; files come as multipart forms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,7 @@ Answer = dict[str, float | int]
 class ClipApi(litserve.LitAPI):  # type: ignore[misc]  # installed in the peer's environment only
     """One model, many domains: rows of a batch take their own class features."""
 
-    def __init__(self, options: arguments.Arguments, model: type[Any] = PlainClip) -> None:
+    def __init__(self, options: arguments.Arguments, model: Callable[[str, str, int], Any] = PlainClip) -> None:
         super().__init__(max_batch_size=MAX_BATCH, batch_timeout=TIMEOUT_S)
         self._options, self._model = options, model
 
@@ -49,7 +49,7 @@ class ClipApi(litserve.LitAPI):  # type: ignore[misc]  # installed in the peer's
         return output
 
 
-def serve(model: type[Any] = PlainClip) -> None:
+def serve(model: Callable[[str, str, int], Any] = PlainClip) -> None:
     """Run the server with a model."""
     options = arguments.read()
     server = litserve.LitServer(

@@ -1,7 +1,8 @@
 """Our model with the interface of `PlainClip`, to put it behind another server."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from service.settings import load_settings
 
 
 class OurClip:
-    """The service's model with 12 prompt tokens per domain."""
+    """The service's model with 12 prompt tokens per domain; `settings` are further ones, or another dtype."""
 
-    def __init__(self, backbone: str, dtype: str, threads: int) -> None:
+    def __init__(
+        self, backbone: str, dtype: str, threads: int, settings: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         given = {"backbone": backbone, "dtype": dtype, "n_torch_threads": threads, "random_weights": 0, "device": "cpu"}
-        self._model = load_model(load_settings(**given))
+        self._model = load_model(load_settings(**given | dict(settings)))
         self._backbone = self._model.backbone
         self._stacks = [
             self._model.load_stack(read_bundle(random_bundle(self._backbone, domain_name(index), 1, BundleShape())))

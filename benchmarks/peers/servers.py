@@ -1,4 +1,4 @@
-"""The peers: their commands, environments and requests."""
+"""The peers: their programs, environments and requests."""
 
 import os
 import signal
@@ -13,13 +13,16 @@ from pathlib import Path
 import httpx
 
 from benchmarks.errors import BenchError
-from benchmarks.server import FORM
+from benchmarks.load import popular_domains
+from benchmarks.peers.bodies import JPEG, MULTIPART, TRITON, TRITON_HEADER_BYTES, BodyFormat
 
-READY_WITHIN_S = 180.0
+READY_WITHIN_S = 300.0
 STOP_WITHIN_S = 15.0
 N_LOG_LINES = 8
 N_DOMAINS = 8
 DOMAINS = tuple(str(index) for index in range(N_DOMAINS))
+N_DRAWS = 256
+FLOATS = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +34,13 @@ class Peer:
         package: whose version is reported, and the name of the requirement file.
         module: program in `benchmarks.peers`.
         note: its setup, for the table.
+        dtypes: that it can serve.
         health: path that answers 200 when ready.
         path: to post to.
         headers: of every request.
-        takes_form: it takes the file in a multipart form with the domain, instead of as the body.
+        body: form of the requests.
+        converts: the program first writes a converted model, with `--convert`.
+        is_ours: it serves our model with our settings; the others serve `PlainClip`.
         answers_pid: `health` answers the worker's process id, which shows whether all workers are ready.
     """
 
@@ -42,10 +48,13 @@ class Peer:
     package: str
     module: str
     note: str
+    dtypes: tuple[str, ...] = FLOATS
     health: str = "/health"
     path: str = "/predict"
     headers: tuple[tuple[str, str], ...] = ()
-    takes_form: bool = False
+    body: BodyFormat = JPEG
+    converts: bool = False
+    is_ours: bool = False
     answers_pid: bool = False
 
 
@@ -58,13 +67,15 @@ PEERS = (
         path="/classify/{domain}",
         answers_pid=True,
     ),
-    Peer(name="litserve", package="litserve", module="litserve_batched", note="batches of up to 16", takes_form=True),
+    Peer(name="litserve", package="litserve", module="litserve_batched", note="batches of up to 16", body=MULTIPART),
     Peer(
         name="litserve-ours",
         package="litserve",
         module="litserve_ours",
         note="our model with its prompts behind LitServe",
-        takes_form=True,
+        dtypes=(*FLOATS, "int8"),
+        body=MULTIPART,
+        is_ours=True,
     ),
     Peer(
         name="ray",
@@ -75,22 +86,51 @@ PEERS = (
         path="/",
         headers=(("serve_multiplexed_model_id", "{domain}"),),
     ),
+    Peer(
+        name="openvino",
+        package="openvino",
+        module="openvino_fastapi",
+        note="behind FastAPI: throughput hint, asynchronous requests; int8 by NNCF, calibrated on the photographs",
+        dtypes=(*FLOATS, "int8"),
+        path="/classify/{domain}",
+        converts=True,
+        answers_pid=True,
+    ),
+    Peer(
+        name="onnxruntime",
+        package="onnxruntime",
+        module="onnx_fastapi",
+        note="behind FastAPI; int8 is dynamic quantisation",
+        dtypes=("float32", "int8"),  # its CPU provider has no bfloat16 matrix products
+        path="/classify/{domain}",
+        converts=True,
+        answers_pid=True,
+    ),
+    Peer(
+        name="triton",
+        package="nvidia-pytriton",
+        module="triton_server",
+        note="Python backend, dynamic batches of up to 16; the server from PyTriton's wheel",
+        health="/v2/health/ready",
+        path="/v2/models/clip/infer",
+        headers=(("Inference-Header-Content-Length", str(TRITON_HEADER_BYTES)),),
+        body=TRITON,
+    ),
 )
 
 
-def write_bodies(peer: Peer, photographs: Sequence[Path], folder: Path) -> tuple[list[str], str]:
-    """Write the request bodies of a peer: files and content type."""
-    if not peer.takes_form:
-        return [str(path) for path in photographs], "image/jpeg"
-    bodies = []
+def write_bodies(peer: Peer, photographs: Sequence[Path], folder: Path) -> tuple[list[str], list[str]]:
+    """Write the request bodies of a peer: a file and a domain per request, in the order of ours."""
+    folder.mkdir(exist_ok=True)
+    files: dict[tuple[Path, int], Path] = {}
     for path in photographs:
-        for domain in DOMAINS:
-            files = {"image": (path.name, path.read_bytes(), "image/jpeg")}
-            headers = {"Content-Type": FORM}
-            request = httpx.Request("POST", "http://peer", data={"domain": domain}, files=files, headers=headers)
-            bodies.append(folder / f"{path.stem}-{domain}")
-            bodies[-1].write_bytes(request.read())
-    return [str(body) for body in bodies], FORM
+        for index in range(N_DOMAINS):
+            file = folder / (f"{path.stem}-{index}" if peer.body.has_domain else path.stem)
+            file.write_bytes(peer.body.write(path.read_bytes(), index))
+            files[path, index] = file
+    drawn = popular_domains(N_DOMAINS, N_DRAWS, alpha=1.0).tolist()
+    requested = [(photographs[number % len(photographs)], index) for number, index in enumerate(drawn)]
+    return [str(files[one]) for one in requested], [DOMAINS[index] for _, index in requested]
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -98,6 +138,19 @@ def environment(threads: int) -> dict[str, str]:
     quiet = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_ENABLE_TASK_EVENTS": "0"}
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("CASPL_", "PYTHONPATH"))}
     return plain | quiet | {"OMP_NUM_THREADS": str(threads)}
+
+
+def converted(peer: Peer, command: Sequence[str], threads: int) -> None:
+    """Have a peer's program write its model.
+
+    Raises:
+        BenchError: it fails; with the end of its log.
+    """
+    run = subprocess.run(  # noqa: S603  our own command
+        [*command, "--convert"], env=environment(threads), capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        raise BenchError(f"{peer.name} could not convert the model: {_end(run.stdout + run.stderr)}")
 
 
 @contextmanager
