@@ -193,12 +193,17 @@ def as_dict(path: Path, result: Classification) -> dict[str, Any]:
 
 
 def show(results: Sequence[FileResult], console: Console) -> None:
-    """Print a table."""
-    table = Table()
+    """Print a table; its title has the domain and, if all images have the same, the version."""
+    domain = next((result.domain for _, result in results if result.domain), "")
+    versions = {result.version for _, result in results if not result.error}
+    title = f"{domain}, version {next(iter(versions))}" if len(versions) == 1 else domain
+    table = Table(title=plain(title, "bold"), title_justify="left")
     names = _short_names([path for path, _ in results])
     table.add_column("image", overflow="fold")
-    for column in ("domain", "version", "prediction", "next"):
-        table.add_column(column)
+    if len(versions) > 1:
+        table.add_column("version")
+    table.add_column("prediction")
+    table.add_column("next")
     details: dict[str, list[str]] = {}
     for name, (_, result) in zip(names, results, strict=True):
         texts = [f"{found.label} {found.probability:.1%}" for found in result.predictions]
@@ -207,7 +212,7 @@ def show(results: Sequence[FileResult], console: Console) -> None:
         first = plain(result.error.title, "red") if result.error else plain(texts[0])
         if result.error:
             details.setdefault(result.error.detail, []).append(name)
-        cells = (name, result.domain or "-", str(result.version or "-"))
+        cells = [name, str(result.version or "-")] if len(versions) > 1 else [name]
         table.add_row(*map(plain, cells), first, plain(", ".join(texts[1:])))
     console.print(table)
     for detail, failed in details.items():

@@ -264,6 +264,46 @@ def test_pictures_of_a_table_are_named_by_their_path_below_the_common_folder(tmp
     assert "blue/1.png, blue/2.png, blue/3.png and 2 more: It is damaged." in text
 
 
+def shown(results, width):
+    console = Console(record=True, width=width)
+    show(results, console)
+    return console.export_text()
+
+
+def test_file_names_of_usual_length_fit_on_one_line_of_a_narrow_terminal(tmp_path):
+    labels = (Prediction("speckled crescent", 0, 0.317), Prediction("faded crescent", 1, 0.313))
+    found = Classification("satellite", 1, "sha256:x", labels)
+    names = ["IMG_20260712_101112.jpg", "PXL_20260712_101112345.jpg"]
+    lines = shown([(tmp_path / name, found) for name in names], 80).splitlines()
+
+    assert [line.strip() for line in lines if "satellite" in line] == ["satellite, version 1"]
+    assert all(sum(name in line and "speckled crescent 31.7%" in line for line in lines) == 1 for name in names)
+
+
+def test_of_a_longer_name_every_character_is_shown(tmp_path):
+    name = f"{'a_long_name_' * 12}{'x' * 40}.png"
+    text = shown([(tmp_path / name, Classification("paint", 1, "sha256:x", (Prediction("red", 0, 0.5),)))], 80)
+
+    assert name in "".join(line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│"))
+
+
+def test_versions_that_differ_are_shown_in_a_column(tmp_path):
+    results = [
+        (tmp_path / f"{n}.png", Classification("paint", n, "sha256:x", (Prediction("red", 0, 0.5),))) for n in (1, 2)
+    ]
+    lines = shown(results, 80).splitlines()
+
+    assert lines[0].strip() == "paint"
+    assert "version" in lines[2]
+    assert [line.split("│")[2].strip() for line in lines if line.startswith("│")] == ["1", "2"]
+
+
+def test_a_table_of_errors_alone_has_no_version(tmp_path):
+    problem = Classification(None, error=NotFoundError("Invalid image", "It is damaged.", code="x"))
+
+    assert "version" not in shown([(tmp_path / "a.png", problem)], 80)
+
+
 @pytest.mark.parametrize(
     ("url", "advice"),
     [
