@@ -6,7 +6,7 @@ Legend: D prompt layers, P prompt tokens, W tower width, K classes, F width of t
 for a projector's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prompted_clip.errors import StackMismatchError
-from prompted_clip.heads import ConditionalHead, Head, Projector
+from prompted_clip.heads import ClassHead, ConditionalHead, Head, Projector
 from prompted_clip.prompts import PromptGrid, join_groups
 from prompted_clip.transfers import map_tensors, nbytes
 
@@ -116,6 +116,34 @@ class PromptStack:
         if self.abstain:
             raise StackMismatchError(f"{msg}use one of {', '.join(self.abstain)}.")
         raise StackMismatchError(f"{msg}it is not calibrated. Fit a few-shot head to get thresholds.")
+
+    def restricted(self, names: Sequence[str]) -> "PromptStack":
+        """The stack with some of its classes, in the given order; their logits stay the same.
+
+        Abstention thresholds are dropped, as they are for all classes together.
+
+        Raises:
+            StackMismatchError: a name is not among the classes, or the stack has a conditional head.
+        """
+        rows = [self.class_names.index(name) for name in names if name in self.class_names]
+        if len(rows) < len(names) or self.text_features is None:
+            msg = f"Domain {self.domain!r} cannot be restricted to classes that it does not have, or has per image."
+            raise StackMismatchError(msg)
+        head = self.head
+        if isinstance(head, ClassHead):
+            head = replace(head, weight_KE=head.weight_KE[rows], bias_K=head.bias_K[rows])
+        text_adapt = self.text_adapt
+        if text_adapt is not None and text_adapt.ndim == 4:
+            text_adapt = text_adapt[rows]
+        return replace(
+            self,
+            class_names=tuple(names),
+            class_texts=tuple(self.class_texts[row] for row in rows),
+            text_features=self.text_features[rows],
+            text_adapt=text_adapt,
+            head=head,
+            abstain={},
+        )
 
     def without_groups(self) -> "PromptStack":
         """A copy without the separate prompt groups, which no forward reads."""

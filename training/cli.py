@@ -139,7 +139,7 @@ def adapt(
         str,
         typer.Option(
             help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, gda, ridge or tip-adapter; "
-            "with --labels none: upl"
+            "with --labels none: upl or transclip"
         ),
     ],
     context: typer.Context,

@@ -27,7 +27,7 @@ from training.data.view_cache import ViewCache
 from training.data.views import Views
 from training.export import export_bundle
 from training.files import digest_of, write_atomic
-from training.label_free.method import PseudoLabels, Unlabelled
+from training.label_free.method import Encoded, PseudoLabels, Unlabelled
 from training.label_free.methods import LABEL_FREE
 from training.loop import SINGLE_PROCESS, CheckpointConfig
 from training.loop_progress import train_with_progress
@@ -76,6 +76,7 @@ def run_label_free(
     base_model: PromptedBackbone,
     console: Console,
     *,
+    encoded: Encoded | None = None,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Learn without labels and write the bundle; an interrupted run resumes from its checkpoints.
@@ -86,6 +87,7 @@ def run_label_free(
         recipe: the method's recipe.
         base_model: the backbone to serve with, boosted or plain.
         console: shows progress.
+        encoded: the result of `encode` for this job, if several runs share it; None computes it.
         world: the processes of this run; the main process writes files.
 
     Returns:
@@ -98,7 +100,9 @@ def run_label_free(
     data_digests = {"images": job.images.digest, "classes": digest_of("\n".join(job.class_names).encode())}
     data_digests |= {"boost": base_model.boost_digest} if base_model.boost_digest is not None else {}
     trainer = _Trainer(job, method_name, base_model, console, world, data_digests)
-    learned = LABEL_FREE[method_name].learn(_encoded(job, recipe, base_model, console, trainer), recipe)
+    found = encoded or encode(job, recipe, base_model, console)
+    unlabelled = Unlabelled(base_model, job.class_names, found, trainer)
+    learned = LABEL_FREE[method_name].learn(unlabelled, recipe)
     metrics = {"n_images": len(job.images.files), "n_classes": len(job.class_names), **learned.metrics}
     metrics |= trainer.metrics()
     seed = getattr(recipe, "seed", None)
@@ -132,10 +136,15 @@ def run_label_free(
     }
 
 
-def _encoded(
-    job: LabelFreeJob, recipe: TextSettings, base_model: PromptedBackbone, console: Console, trainer: "_Trainer"
-) -> Unlabelled:
-    """Run the frozen models once over all images."""
+def encode(job: LabelFreeJob, recipe: TextSettings, base_model: PromptedBackbone, console: Console) -> Encoded:
+    """Run the frozen models once over all images.
+
+    Args:
+        job: images, class names and teacher.
+        recipe: provides the text of the classes.
+        base_model: boosted or plain.
+        console: shows progress.
+    """
     backbone, template = base_model.backbone, class_template(base_model, recipe)
 
     def embed(pixels_BCHW: Tensor) -> Tensor:
@@ -145,13 +154,12 @@ def _encoded(
     features_UE = _over_images(job.images.files, base_model, embed, f"encoding images of {job.domain}", console)
     text_KE = base_model.zero_shot_text(job.class_names, [template]).float().cpu()
     if job.teacher is None:
-        scores_UK = class_scores(base_model.logit_scale, features_UE, text_KE)
-    else:
-        teacher = Teacher(job.teacher, job.class_names, recipe.template)
-        scores_UK = _over_images(
-            job.images.files, teacher, lambda pixels: teacher.logits(pixels).float().cpu(), "teacher's classes", console
-        )
-    return Unlabelled(base_model, job.class_names, features_UE, text_KE, scores_UK, template, trainer)
+        return Encoded(features_UE, text_KE, class_scores(base_model.logit_scale, features_UE, text_KE), template)
+    teacher = Teacher(job.teacher, job.class_names, recipe.template)
+    scores_UK = _over_images(
+        job.images.files, teacher, lambda pixels: teacher.logits(pixels).float().cpu(), "teacher's classes", console
+    )
+    return Encoded(features_UE, text_KE, scores_UK, template)
 
 
 def _over_images(

@@ -300,3 +300,21 @@ def test_stacks_have_the_same_image_digest_if_their_image_prompts_are_the_same(m
 def test_an_image_digest_does_not_depend_on_the_dtype_of_the_backbone(model):
     narrow = PromptedClip(load_backbone("tiny", random_seed=0, dtype=torch.bfloat16))
     assert load(narrow, image_adapt=(1, 2)).image_digest == load(model, image_adapt=(1, 2)).image_digest
+
+
+@pytest.mark.parametrize("options", [{}, CLASS, CLASS | {"head_input": "unit"}, PROJECTOR])
+def test_a_stack_restricted_to_some_classes_keeps_their_logits(model, options):
+    stack = load(model, **options)
+    images = model.encode_images(random_pixels(3), [stack] * 3)
+    names = stack.class_names[::-2]
+    kept = stack.restricted(names)
+    rows = [stack.class_names.index(name) for name in names]
+    assert kept.class_names == names
+    torch.testing.assert_close(model.logits(images, kept), model.logits(images, stack)[:, rows])
+
+
+def test_a_stack_cannot_be_restricted_to_classes_it_does_not_have(model):
+    with pytest.raises(StackMismatchError, match="does not have"):
+        load(model).restricted(["no such class"])
+    with pytest.raises(StackMismatchError, match="per image"):
+        load(model, **CONDITIONAL).restricted(["cat"])

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from training.demo import adapt_domains
+from training.demo import adapt_domains, label_free_domains
 from training.demo.boost_domains import boost_all, markdown_table, show_table
 from training.demo.crowding import crowding
 from training.demo.default_recipes import markdown_table as defaults_table
@@ -38,6 +38,8 @@ RESULTS: Final = Path("docs/results/demo-backbones.json")
 BOOST_RESULTS: Final = Path("docs/results/demo-boost.json")
 ADAPT_RESULTS: Final = Path("docs/results/demo.json")
 FIT_RESULTS: Final = Path("docs/results/demo-fit.json")
+LABEL_FREE_RESULTS: Final = Path("docs/results/demo-label-free.json")
+ADAPTING_PAGE: Final = Path("docs/adapting.md")
 FIT_PAGE: Final = Path("docs/few-shot.md")
 DEFAULT_RESULTS: Final = Path("docs/results/demo-defaults.json")
 DEMO_PAGE: Final = Path("docs/demo-world.md")
@@ -188,6 +190,22 @@ def _fill_readme() -> None:
 def _read(results: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
     return found
+
+
+@app.command()
+def label_free(
+    domains: Annotated[list[str] | None, typer.Argument(help="Domains to learn; default: all.")] = None,
+    work_dir: WorkDir = WORK_DIR,
+    jobs: Jobs = None,
+) -> None:
+    """Learn without labels with and without boosting; a run with all domains updates the documentation."""
+    bundles, results = SERVICE_DEMO / "bundles", LABEL_FREE_RESULTS if not domains else work_dir / "label-free.json"
+    names, n_jobs = domains or tuple(SHIFTED), jobs or default_jobs()
+    rows = label_free_domains.learn_domains(bundles, results, work_dir / "label-free", names, jobs=n_jobs)
+    table = label_free_domains.markdown_table(rows)
+    if not domains:
+        fill_page(ADAPTING_PAGE, "demo-label-free", table)
+    Console().print(table, markup=False, soft_wrap=True)
 
 
 @app.command()

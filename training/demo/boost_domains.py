@@ -72,7 +72,7 @@ def measure_domain(domain: str, bundle: Path, student: Backbone, teacher: Backbo
     }
     row: Row = {"domain": domain}
     for name, (model, stack) in stacks.items():
-        measured = accuracy(_scores(model, stack, pictures), pictures.labels)
+        measured = accuracy(stack_scores(model, stack, pictures), pictures.labels)
         per_cent = {key: round(100 * value, 1) for key, value in asdict(measured).items()}
         row[name] = per_cent | {"h": round(100 * measured.harmonic_mean, 1)}
     row["gap_closed"] = {half: _gap_closed(row, half) for half in ("base", "new")}
@@ -141,7 +141,8 @@ def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 
 @torch.inference_mode()
-def _scores(model: PromptedClip, stack: PromptStack, pictures: Pictures) -> torch.Tensor:
+def stack_scores(model: PromptedClip, stack: PromptStack, pictures: Pictures) -> torch.Tensor:
+    """Logits of all images over the stack's classes: [N, K]."""
     batches = [pictures.pixels[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
     scored = [model.logits(model.encode_images(batch, [stack] * len(batch)), stack) for batch in batches]
     return torch.cat(scored)

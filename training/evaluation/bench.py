@@ -6,6 +6,7 @@ A trial's prompt stack is trained, loaded from the results folder, or zero-shot.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from prompt_store.bundle import Bundle
 from prompt_store.manifest import is_domain
 from prompted_clip.stack import PromptStack
 from training.adapt_run import AdaptJob, run_adapt
+from training.adapting.reference import TextSettings
 from training.data.dataset import Dataset, shorten
 from training.data.few_shot import few_shot
 from training.data.readable import drop_unreadable
@@ -20,9 +22,12 @@ from training.evaluation.predict import Predictions, Predictor
 from training.evaluation.rows import ZERO_SHOT, Results, slug, training_name
 from training.files import digest_of, read_bundle_file
 from training.fit_run import FitJob, run_fit, zero_shot_bundle
+from training.label_free.methods import LABEL_FREE
+from training.label_free_run import LabelFreeJob, run_label_free
 from training.progress import progress_bars
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.recipe import AdaptRecipe, FewShotRecipe, Settings
+from training.unlabelled import by_content, train_images_without_labels
 
 
 @dataclass(frozen=True)
@@ -30,21 +35,29 @@ class Trial:
     """One method with one seed, or the zero-shot base model.
 
     Attributes:
-        method: a key of `RECIPES`, or `zero-shot`.
-        recipe: with the trial's seed; None for zero-shot.
-        shots: training images per class; 0 for zero-shot.
-        seed: seed of sampling and training; None for zero-shot.
+        method: a key of `ALL_RECIPES`, or `zero-shot`.
+        recipe: with the trial's seed, if it has one; None for zero-shot.
+        shots: labelled images per class; 0 for zero-shot and label-free methods.
+        seed: seed of sampling and training; None if nothing is random.
     """
 
     method: str = ZERO_SHOT
-    recipe: AdaptRecipe | FewShotRecipe | None = None
+    recipe: Settings | None = None
     shots: int = 0
     seed: int | None = None
 
     @classmethod
-    def of(cls, method: str, recipe: AdaptRecipe | FewShotRecipe, *, shots: int, seed: int) -> "Trial":
-        """Create a method's trial; sets the recipe's seed."""
+    def of(cls, method: str, recipe: Settings, *, shots: int, seed: int) -> "Trial":
+        """Create a method's trial; sets the recipe's seed if it has one."""
+        shots = 0 if method in LABEL_FREE else shots
+        if "seed" not in type(recipe).model_fields:
+            return cls(method, recipe, shots)
         return cls(method, recipe.model_copy(update={"seed": seed}), shots, seed)
+
+    @property
+    def is_label_free(self) -> bool:
+        """Whether the method learns from all train images without their labels."""
+        return self.method in LABEL_FREE
 
 
 class ShotSampler:
@@ -59,12 +72,12 @@ class ShotSampler:
         self._samples: dict[tuple[str, Path, str, int, int], Dataset] = {}
 
     def sample(self, dataset: Dataset, trial: Trial) -> Dataset:
-        """The data set with a trial's train images, without damaged ones; unchanged for zero-shot.
+        """The data set with a trial's train images, without damaged ones; unchanged for zero-shot and label-free ones.
 
         Raises:
             DatasetError: no train images, or a class without readable images.
         """
-        if trial.seed is None:
+        if trial.seed is None or trial.is_label_free:
             return dataset
         key = (dataset.name, dataset.root, dataset.digest, trial.shots, trial.seed)
         if key not in self._samples:
@@ -159,6 +172,8 @@ class Bench:
             return self._zero_shot(dataset)
         if dataset.class_names == stack.class_names:
             return stack
+        if trial.is_label_free and set(dataset.class_names) <= set(stack.class_names):
+            return stack.restricted(dataset.class_names)
         return self._model.with_labels(stack, dataset.class_names)
 
     def predict(self, stack: PromptStack, dataset: Dataset, title: str) -> Predictions:
@@ -193,7 +208,7 @@ class Bench:
     def _boost_stack(self) -> PromptStack | None:
         return self._model.boost_stack(self._model.load_stack(self._boost)) if self._boost is not None else None
 
-    def _train(self, trial: Trial, recipe: AdaptRecipe | FewShotRecipe, train: Dataset, name: str) -> str:
+    def _train(self, trial: Trial, recipe: Settings, train: Dataset, name: str) -> str:
         """Train, unless the bundle exists, resuming from a checkpoint; returns the name of the training."""
         identity = {
             "data": train.digest,
@@ -203,7 +218,7 @@ class Bench:
             "boost": self.base_model.boost_digest or "",
         }
         training = training_name(
-            train.name, trial.method, boosted=self.is_boosted, shots=trial.shots, seed=recipe.seed, identity=identity
+            train.name, trial.method, boosted=self.is_boosted, shots=trial.shots, seed=trial.seed, identity=identity
         )
         out = self._bundle(training)
         if out.is_file():
@@ -211,11 +226,26 @@ class Bench:
         if isinstance(recipe, FewShotRecipe):
             base = zero_shot_bundle(self.base_model, train, domain_name(name))
             run_fit(FitJob(base, train, out, trial.method), self._model, self.console)
-        else:
+        elif isinstance(recipe, TextSettings) and trial.is_label_free:
+            result = self._train_label_free(trial, recipe, train, name, out)
+            self.results.save_losses(training, result["losses"])
+        elif isinstance(recipe, AdaptRecipe):
             job = AdaptJob(domain_name(name), train, out, out.with_name("checkpoint"), self._checkpoint_every)
             result = run_adapt(job, trial.method, recipe, self.base_model, self.console)
             self.results.save_losses(training, result["losses"])
         return training
+
+    def _train_label_free(
+        self, trial: Trial, recipe: TextSettings, train: Dataset, name: str, out: Path
+    ) -> dict[str, Any]:
+        images = train_images_without_labels(train, self.console)
+        if lost := images.unreadable:
+            self.console.print(f"skipped {len(lost)} unreadable train images: {shorten(lost)}", markup=False)
+        checkpoint = out.with_name("checkpoint")
+        job = LabelFreeJob(
+            domain_name(name), by_content(images), train.class_names, out, checkpoint, self._checkpoint_every
+        )
+        return run_label_free(job, trial.method, recipe, self.base_model, self.console)
 
     def _bundle(self, training: str) -> Path:
         return self.results.training_folder(training) / "bundle.safetensors"

@@ -209,11 +209,11 @@ def _numbers(text: str, option: str, *, least: int) -> tuple[int, ...]:
 def _methods(text: str) -> tuple[str, ...]:
     """Parse and validate `coop,maple`."""
     from prompted_clip.errors import did_you_mean  # noqa: PLC0415  torch
-    from training.adapting.methods import RECIPES  # noqa: PLC0415  torch
+    from training.label_free.methods import ALL_RECIPES  # noqa: PLC0415  torch
 
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if unknown := [name for name in names if name not in RECIPES]:
-        advice = f"{did_you_mean(unknown[0], RECIPES)} Known methods: {', '.join(RECIPES)}"
+    if unknown := [name for name in names if name not in ALL_RECIPES]:
+        advice = f"{did_you_mean(unknown[0], ALL_RECIPES)} Known methods: {', '.join(ALL_RECIPES)}"
         raise typer.BadParameter(f"unknown method {unknown[0]!r}.{advice}", param_hint="--methods")
     return names
 

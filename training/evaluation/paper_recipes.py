@@ -14,12 +14,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from prompt_store.manifest import DEFAULT_TEMPLATE
-from training.adapting.methods import RECIPES
 from training.data.catalog import CATALOG
 from training.data.dataset import Dataset
 from training.errors import RecipeError
 from training.evaluation.rows import Protocol
-from training.recipe import AdaptRecipe, BoostRecipe, FewShotRecipe, read_recipe
+from training.label_free.methods import ALL_RECIPES, LABEL_FREE
+from training.recipe import BoostRecipe, FewShotRecipe, Settings, read_recipe
 
 _LATE_AVERAGE: Final = frozenset({"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"})
 _BOOST: Final[Mapping[str, Any]] = {
@@ -51,11 +51,11 @@ _PROGRAD_TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
 
 def adapt_recipe(
     method: str, dataset: Dataset, protocol: Protocol, *, shots: int, overrides: Sequence[str] = ()
-) -> AdaptRecipe | FewShotRecipe:
+) -> Settings:
     """The recipe of one method for one table, without the seed.
 
     Args:
-        method: a key of `RECIPES`.
+        method: a key of `ALL_RECIPES`.
         dataset: the training data set.
         protocol: the table's protocol.
         shots: training images per class.
@@ -64,11 +64,13 @@ def adapt_recipe(
     Raises:
         RecipeError: a value is out of range.
     """
-    kind = RECIPES[method]
+    kind = ALL_RECIPES[method]
     if issubclass(kind, FewShotRecipe):
         return kind()
     values: dict[str, Any] = {"template": dataset.template} if "template" in kind.model_fields else {}
-    values |= {"drop_last": True} | _differences(method, dataset.name, protocol, shots)
+    if "drop_last" in kind.model_fields:
+        values["drop_last"] = True
+    values |= {} if method in LABEL_FREE else _differences(method, dataset.name, protocol, shots)
     entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return read_recipe(kind, None, [*entries, *_of_method(method, overrides)])
 
@@ -92,7 +94,7 @@ def check_overrides(methods: Sequence[str], overrides: Sequence[str]) -> None:
     Raises:
         RecipeError: not `key=value`, an unknown method or key, or `seed`, which is set per run.
     """
-    known = {method: RECIPES[method].model_fields.keys() - {"seed"} for method in methods}
+    known = {method: ALL_RECIPES[method].model_fields.keys() - {"seed"} for method in methods}
     for entry in overrides:
         method, key = _split_key(entry)
         if key == "seed":
@@ -156,7 +158,7 @@ def _prograd(dataset: str, protocol: Protocol, shots: int) -> dict[str, Any]:
 
 def _of_method(method: str, overrides: Sequence[str]) -> list[str]:
     """The overrides for one method, without the method prefix."""
-    fields = RECIPES[method].model_fields
+    fields = ALL_RECIPES[method].model_fields
     entries = []
     for entry in overrides:
         named, key = _split_key(entry)

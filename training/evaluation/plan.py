@@ -10,6 +10,7 @@ from training.evaluation.paper_recipes import adapt_recipe, check_overrides
 from training.evaluation.protocols import across, all_classes, base_to_new, check_variant, to_variant
 from training.evaluation.rows import Protocol, Row
 from training.evaluation.summary import Report
+from training.label_free.methods import LABEL_FREE
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Plan:
     Attributes:
         protocol: evaluation protocol.
         datasets: base-to-new and few-shot: each is trained and tested separately; else train on the first, test on all.
-        methods: keys of `RECIPES`; the zero-shot base model is always included.
+        methods: keys of `ALL_RECIPES`; the zero-shot base model is always included.
         seeds: seeds of sampling and training.
         shots: training images per class.
         overrides: recipe values as `key=value` or `method.key=value`.
@@ -63,16 +64,17 @@ class Plan:
         return (source,) if self.protocol in {"base-to-new", "few-shot"} else self.datasets
 
     def trials(self, source: Dataset) -> list[Trial]:
-        """The zero-shot trial, then all methods, shots and seeds.
+        """The zero-shot trial, then all methods, shots and seeds; label-free methods use no shots.
 
         Raises:
             RecipeError: an override is out of range.
         """
         trials = [Trial()]
         for method in self.methods:
-            for shots in self.shots:
+            for shots in self.shots[:1] if method in LABEL_FREE else self.shots:
                 recipe = adapt_recipe(method, source, self.protocol, shots=shots, overrides=self.overrides)
-                trials += [Trial.of(method, recipe, shots=shots, seed=seed) for seed in self.seeds]
+                seeds = self.seeds if "seed" in type(recipe).model_fields else self.seeds[:1]
+                trials += [Trial.of(method, recipe, shots=shots, seed=seed) for seed in seeds]
         return trials
 
 

@@ -29,7 +29,8 @@ from training.files import digest_of
 def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
     """Train on the base classes, and test base and new classes separately.
 
-    Shots are sampled over all classes before the split, see `training.data.few_shot`.
+    Shots are sampled over all classes before the split, see `training.data.few_shot`. A label-free method learns from
+    all train images and all class names instead, as boosting does, and each half is classified among its own classes.
 
     Args:
         bench: runs the trial.
@@ -46,9 +47,11 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
     key = _row_key(bench, "base-to-new", dataset, dataset, trial)
     if (finished := bench.results.load(key)) is not None:
         return finished
-    base, new = base_and_new(bench.sample(trial, dataset))
-    stack, training = bench.prepare(trial, base, dataset.name)
-    predictions = [bench.predict(stack, base, f"{trial.method}{bench.suffix} on {base.name}")]
+    sample = bench.sample(trial, dataset)
+    base, new = base_and_new(sample)
+    stack, training = bench.prepare(trial, sample if trial.is_label_free else base, dataset.name)
+    of_base = bench.rename(trial, stack, base)
+    predictions = [bench.predict(of_base, base, f"{trial.method}{bench.suffix} on {base.name}")]
     note = ""
     try:
         renamed = bench.rename(trial, stack, new)

@@ -210,7 +210,9 @@ def sample_features(
     return features_NE[rows], labels_N[rows]
 
 
-def training_name(dataset: str, method: str, *, boosted: bool, shots: int, seed: int, identity: dict[str, str]) -> str:
+def training_name(
+    dataset: str, method: str, *, boosted: bool, shots: int, seed: int | None, identity: dict[str, str]
+) -> str:
     """Folder name of a training; shared by protocols with identical training.
 
     Args:
@@ -218,7 +220,7 @@ def training_name(dataset: str, method: str, *, boosted: bool, shots: int, seed:
         method: adapting method.
         boosted: with boosting prompts.
         shots: images per class.
-        seed: seed of sampling and training.
+        seed: seed of sampling and training; None if nothing is random.
         identity: digests of all inputs of the training.
     """
     return "-".join([slug(dataset), _variant(method, boosted, shots, seed), short_digest(identity)])

@@ -33,7 +33,7 @@ class EvaluateJob:
         protocol: evaluation protocol.
         data: names or paths of data sets.
         root: folder with the published data sets.
-        methods: keys of `RECIPES`.
+        methods: keys of `ALL_RECIPES`.
         boost: boosting bundles: none, one for all training data sets, or one for each.
         has_plain: also evaluate without boosting.
         seeds, shots, overrides: as in `Plan`.
@@ -61,7 +61,7 @@ class ReproduceJob:
     Attributes:
         data: name or path of the data set.
         root: folder with the published data sets.
-        methods: keys of `RECIPES`.
+        methods: keys of `ALL_RECIPES`.
         seeds, overrides: as in `Plan`.
         shots: training images per class.
         boost_overrides: phase 1 recipe values as `key=value`.

@@ -43,30 +43,41 @@ class Train(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Unlabelled:
-    """Unlabelled images as a label-free method gets them.
+class Encoded:
+    """What the frozen models compute from unlabelled images and class names.
 
     Attributes:
-        base_model: the frozen CLIP, boosted or plain.
-        class_names: K names.
         features_UE: f(x) of the base model, preprocessed as in serving: float32, unit norm, on the CPU.
         text_KE: g of the base model: float32, unit norm, on the CPU.
         scores_UK: class scores z that pseudo-labels are made from: the base model's, or a teacher's.
         template: text of the classes, with one `{}`.
+    """
+
+    features_UE: Tensor
+    text_KE: Tensor
+    scores_UK: Tensor
+    template: str
+
+    def probabilities(self) -> Tensor:
+        """p(c | x) of the model that predicts the pseudo-labels: float64 [U, K]."""
+        return self.scores_UK.double().softmax(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabelled:
+    """The input of a label-free method.
+
+    Attributes:
+        base_model: the frozen CLIP, boosted or plain.
+        class_names: K names.
+        encoded: features and scores of the images.
         train: trains a method on pseudo-labels.
     """
 
     base_model: PromptedBackbone
     class_names: Sequence[str]
-    features_UE: Tensor
-    text_KE: Tensor
-    scores_UK: Tensor
-    template: str
+    encoded: Encoded
     train: Train
-
-    def probabilities(self) -> Tensor:
-        """p(c | x) of the pseudo-labels' model: float64 [U, K]."""
-        return self.scores_UK.double().softmax(dim=1)
 
 
 @dataclass(frozen=True, eq=False)

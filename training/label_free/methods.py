@@ -6,6 +6,7 @@ from typing import Final
 from training.adapting.methods import RECIPES
 from training.adapting.reference import TextSettings
 from training.label_free.method import Learn
+from training.label_free.transclip import TransCLIPRecipe, learn_transclip
 from training.label_free.upl import UPLRecipe, learn_upl
 from training.recipe import Settings
 
@@ -27,6 +28,7 @@ class LabelFreeEntry:
 
 LABEL_FREE: Final[dict[str, LabelFreeEntry]] = {
     "upl": LabelFreeEntry(UPLRecipe, learn_upl, takes_teacher=True),
+    "transclip": LabelFreeEntry(TransCLIPRecipe, learn_transclip, takes_teacher=False),
 }
 
 ALL_RECIPES: Final[dict[str, type[Settings]]] = {

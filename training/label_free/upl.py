@@ -25,7 +25,7 @@ class UPLRecipe(TextSettings, CoOpRecipe):
 
 def learn_upl(unlabelled: Unlabelled, recipe: UPLRecipe) -> Learned:
     """Train a context on the most confident images of each class."""
-    found = most_confident(unlabelled.probabilities(), recipe.images_per_class)
+    found = most_confident(unlabelled.encoded.probabilities(), recipe.images_per_class)
     method = CoOp(unlabelled.base_model, unlabelled.class_names, recipe)
     unlabelled.train(method, found, recipe)
     return Learned(method.fold(), method.template, found.metrics(len(unlabelled.class_names)))

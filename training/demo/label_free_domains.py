@@ -1,0 +1,150 @@
+"""Label-free methods in every demo domain, with and without boosting.
+
+All methods get what boosting gets: the same unlabelled images of a domain, and the names of all 80 classes. Accuracy is
+measured on unseen images, those of each half of the classes among that half. Finished bundles are reused.
+"""
+
+import json
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from prompt_store.bundle import read_bundle
+from prompted_clip.backbone import load_backbone
+from prompted_clip.model import PromptedClip
+from prompted_clip.stack import PromptStack
+from training.adapting.reference import TextSettings
+from training.data.images import ImageFolder, find_images
+from training.demo.adapt_domains import table_line
+from training.demo.boost_domains import N_UNLABELLED, stack_scores
+from training.demo.domain_pool import map_domains
+from training.demo.evaluate import TEMPLATE, TEST_SEED, accuracy
+from training.demo.folders import write_folders
+from training.demo.render import Pictures, draw_series
+from training.demo.shifts import DOMAINS
+from training.demo.world import CLASS_NAMES
+from training.evaluation.bench import recipe_digest
+from training.evaluation.rows import ZERO_SHOT, short_digest
+from training.label_free.method import Encoded
+from training.label_free.methods import LABEL_FREE
+from training.label_free_run import LabelFreeJob, encode, run_label_free
+from training.prompted_backbone import PromptedBackbone, boosted_backbone
+from training.recipe import read_recipe
+from training.unlabelled import by_content
+
+RECIPES: Final = Path(__file__).with_name("label_free.toml")
+SEEDS: Final = (1, 2, 3)
+ONE_SEED: Final = frozenset({"lafter"})
+"""Methods with one seed: they train prompts of the image tower, which takes minutes per run."""
+N_TEST: Final = 2000
+LABELS: Final = {False: "own", True: "teacher"}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its recipe and seed, and whether the teacher predicts the pseudo-labels."""
+
+    method: str
+    recipe: TextSettings
+    seed: int | None
+    has_teacher: bool
+
+
+def variants(path: Path = RECIPES) -> Iterator[Variant]:
+    """The runs of one domain, from a TOML file with one table per method."""
+    for method in tomllib.loads(path.read_text(encoding="utf-8")):
+        entry = LABEL_FREE[method]
+        recipe = read_recipe(entry.recipe, path, table=method)
+        seeds = SEEDS[:1] if method in ONE_SEED else SEEDS
+        for has_teacher in (False, True) if entry.takes_teacher else (False,):
+            if "seed" not in entry.recipe.model_fields:
+                yield Variant(method, recipe, None, has_teacher)
+                continue
+            for seed in seeds:
+                yield Variant(method, recipe.model_copy(update={"seed": seed}), seed, has_teacher)
+
+
+def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
+    """Run every variant in one domain, with and without boosting.
+
+    Args:
+        domain: a name of `shifts.DOMAINS`.
+        bundles: folder of the boosting bundles, `<domain>.safetensors`.
+        work_dir: folder for bundles and checkpoints.
+
+    Returns:
+        Rows with `domain`, `method` (`zero-shot` for the base model), `labels` (the model that predicts the
+        pseudo-labels: `own` or `teacher`), `boosted`, `seed`, and `base`, `new`, `h` and `all` in per cent.
+    """
+    student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
+    model, test = PromptedClip(student), draw_series(TEST_SEED, N_TEST, restyle=DOMAINS[domain])
+    boost = read_bundle((bundles / f"{domain}.safetensors").read_bytes())
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_folders(domain, Path(folder) / domain, n_train=N_UNLABELLED, n_test=0)
+        images = by_content(find_images(Path(folder) / domain / "train"))
+        for base_model in (PromptedBackbone(student), boosted_backbone(student, boost)):
+            is_boosted = base_model.boost_digest is not None
+            zero_shot = model.load_stack(boost) if is_boosted else model.plain_stack(domain, CLASS_NAMES, [TEMPLATE])
+            facts = {"domain": domain, "boosted": is_boosted}
+            rows.append(facts | _measured(model, zero_shot, test, ZERO_SHOT, "own", None))
+            encoded: dict[bool, Encoded] = {}
+            for variant in variants():
+                out = work_dir / f"{_name(variant, domain, base_model, images)}.safetensors"
+                if not out.is_file():
+                    job = LabelFreeJob(
+                        domain, images, CLASS_NAMES, out, out.with_suffix(".checkpoint"),
+                        teacher=teacher if variant.has_teacher else None,
+                    )  # fmt: skip
+                    quiet = Console(quiet=True)
+                    if variant.has_teacher not in encoded:
+                        encoded[variant.has_teacher] = encode(job, variant.recipe, base_model, quiet)
+                    own = encoded[variant.has_teacher]
+                    run_label_free(job, variant.method, variant.recipe, base_model, quiet, encoded=own)
+                stack, labels = model.load_stack(read_bundle(out.read_bytes())), LABELS[variant.has_teacher]
+                rows.append(facts | _measured(model, stack, test, variant.method, labels, variant.seed))
+    return rows
+
+
+def learn_domains(bundles: Path, results: Path, work_dir: Path, domains: Sequence[str], *, jobs: int) -> list[Row]:
+    """Run `learn_domain` for several domains in parallel and write all rows as JSON."""
+    work, console = partial(learn_domain, bundles=bundles, work_dir=work_dir), Console(stderr=True)
+    found = dict(map_domains(work, domains, jobs=jobs, title="label-free", console=console))
+    rows = [row for domain in domains for row in found[domain]]
+    results.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"n_unlabelled": N_UNLABELLED, "n_test": N_TEST, "seeds": list(SEEDS)}
+    results.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return rows
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Base, new and H of each method, with and without boosting, as Markdown; see `adapt_domains.markdown_table`."""
+    lines = ["| method | alone: base / new / H | with boosting: base / new / H | H gained |", "|---|---|---|---|"]
+    for method, labels in dict.fromkeys((row["method"], row["labels"]) for row in rows):
+        own = [row for row in rows if (row["method"], row["labels"]) == (method, labels)]
+        name = method if method == ZERO_SHOT else f"`{method}`"
+        lines.append(table_line(own, method, name + (", teacher's labels" if labels == "teacher" else "")))
+    return "\n".join(lines)
+
+
+def _name(variant: Variant, domain: str, base_model: PromptedBackbone, images: ImageFolder) -> str:
+    identity = [recipe_digest(variant.recipe), base_model.boost_digest, base_model.backbone.fingerprint, images.digest]
+    words = [domain, variant.method, LABELS[variant.has_teacher], "boosted" if base_model.boost_digest else "plain"]
+    return "-".join([*words, str(variant.seed), short_digest(identity)])
+
+
+def _measured(
+    model: PromptedClip, stack: PromptStack, test: Pictures, method: str, labels: str, seed: int | None
+) -> Row:
+    found = accuracy(stack_scores(model, stack, test), test.labels)
+    rates = {"base": found.base, "new": found.new, "h": found.harmonic_mean, "all": found.every}
+    row: Row = {"method": method, "labels": labels, "seed": seed}
+    return row | {name: round(100 * rate, 2) for name, rate in rates.items()}
