@@ -107,6 +107,51 @@ def serve(
     _run(measure, out, as_json, quiet)
 
 
+@bench_app.command(epilog="\b\nExample:\n  caspl bench cliff --slots 64")
+def cliff(
+    backbone: BackboneName = "ViT-B-16",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    web_workers: Annotated[int, typer.Option(min=0, help="web processes of the server")] = 0,
+    slots: Annotated[int, typer.Option(min=1, help="slots of the prompt bank")] = 16,
+    over: Annotated[str, typer.Option(help="domains over slots, separated by commas; 1 is the reference")] = "1,2,4,16",
+    zipf: Annotated[str, typer.Option(help="exponents of the domains' popularity; 0 is uniform")] = "0,1",
+    updates: Annotated[str, typer.Option(help="new versions per second, separated by commas")] = "0,5",
+    clients: Annotated[int, typer.Option(min=1, help="clients of the closed loop")] = 16,
+    side: Annotated[int, typer.Option(min=0, help="photographs' side in pixels; 0 leaves their size")] = 224,
+    seconds: Annotated[float, typer.Option(min=1, help="length of each point, in three turns")] = 10.0,
+    extra: Extra = None,
+    out: Out = RESULTS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure working sets larger than the prompt bank; draws cliff.svg."""
+
+    def measure(console: Console) -> Report:
+        from benchmarks.cliff import CliffOptions, measure
+        from benchmarks.cliff_chart import draw
+
+        options = CliffOptions(
+            backbone=backbone,
+            device=device,
+            dtype=dtype,
+            web_workers=web_workers,
+            slots=slots,
+            over=tuple(int(one) for one in _numbers(over, "--over")),
+            alphas=_numbers(zipf, "--zipf"),
+            updates_per_s=_numbers(updates, "--updates"),
+            clients=clients,
+            side=side,
+            seconds=seconds,
+            extra=_pairs(extra),
+        )
+        report = measure(options, console)
+        console.print(f"wrote {draw(report, out)}", markup=False, soft_wrap=True)
+        return report
+
+    _run(measure, out, as_json, quiet)
+
+
 @bench_app.command(epilog="\b\nExample:\n  caspl bench peers")
 def peers(
     names: Annotated[str, typer.Option("--peers", help="separated by commas; all by default")] = "",
@@ -185,6 +230,13 @@ def table(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in _words(text))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers separated by commas, not {text!r}", param_hint=option) from error
 
 
 def _pairs(words: list[str] | None) -> tuple[tuple[str, str], ...]:
