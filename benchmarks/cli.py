@@ -216,15 +216,15 @@ def train(
 @bench_app.command(epilog="\b\nExample:\n  caspl bench table docs/results")
 def table(
     results: Annotated[Path, typer.Argument(help="folder of the JSON files")] = Path("docs/results"),
-    pages: Annotated[list[Path] | None, typer.Option("--page", help="page whose summary to fill; repeatable")] = None,
+    pages: Annotated[list[Path] | None, typer.Option("--page", help="page whose tables to fill; repeatable")] = None,
 ) -> None:
-    """Generate the Markdown tables of results from their JSON, and fill the summary table of pages."""
-    from benchmarks.tables import fill_summary, write_tables
+    """Generate the Markdown tables of results from their JSON, and fill the tables of pages."""
+    from benchmarks.tables import fill_tables, write_tables
 
     for path in write_tables(results):
         typer.echo(f"wrote {path}")
     for page in pages or []:
-        fill_summary(page, results)
+        fill_tables(page, results)
         typer.echo(f"filled {page}")
 
 

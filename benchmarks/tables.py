@@ -1,10 +1,12 @@
-"""`caspl bench table`: the Markdown of `docs/results`, and the summary in pages, generated from the JSON results."""
+"""`caspl bench table`: the Markdown of `docs/results`, and the tables in pages, generated from the JSON results."""
 
 import json
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.machine import in_words
 from benchmarks.report import Table, write_result
 from training.demo.pages import fill_page
 
@@ -32,8 +34,6 @@ ROWS: Final = (
     ("the same command again", "serve-swaps-again", SWAPS),
     ("demo model, one request at a time: added by HTTP and queue", "serve-idle", "{idle_overhead_ms} ms"),
     ("start with 1,000 domains", "serve-start", "{ready_after_s} s"),
-    ("four clients, against other servers in bfloat16", "peers", "{bfloat16}"),
-    ("four clients, against other servers in float32", "peers", "{float32}"),
 )
 """Text, result and template of each row of the summary; `{name}` is a median, `{name~}` its quartiles."""
 
@@ -65,25 +65,72 @@ def summary(folder: Path) -> str:
 
 
 def _fields(numbers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Values for the templates; for the peers of one dtype, all their ratios."""
+    """Values for the templates."""
     fields = {name: _short(number["value"]) for name, number in numbers.items()}
-    fields |= {f"{name}~": f"({_short(one['low'])} .. {_short(one['high'])})" for name, one in numbers.items()}
-    for dtype in ("bfloat16", "float32"):
-        peers = {name[3 : -len(dtype) - 1]: fields[name] for name in numbers if name.endswith(f"_{dtype}")}
-        if peers:
-            fields[dtype] = ", ".join(f"{name.replace('_', '-')} {value} x" for name, value in peers.items())
-    return fields
+    return fields | {f"{name}~": f"({_short(one['low'])} .. {_short(one['high'])})" for name, one in numbers.items()}
 
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 10 or value == int(value) else f"{value:.2f}"
 
 
-def fill_summary(page: Path, folder: Path) -> None:
-    """Put the summary between the marks of a page, with links relative to it.
+def peer_tables(folder: Path, names: Sequence[str] = ()) -> str:
+    """The comparison with other servers, a table per result and so per machine.
+
+    Args:
+        folder: of the results.
+        names: of the results to show; all whose names begin with `peers` by default.
+    """
+    results = read_results(folder)
+    parts = []
+    for name in names or sorted(one for one in results if one.split("-")[0] == "peers"):
+        result = results[name]
+        numbers, rows = result["numbers"], result["samples"]["rows"]
+        dtypes = sorted({row["dtype"] for row in rows.values()}, key=("bfloat16", "float32", "int8").index)
+        peers: dict[tuple[str, str], dict[str, str]] = {}
+        for key, row in rows.items():
+            setting = key.partition(", against ")[2]
+            label = row["package"] + (f", against ours in {setting}" if setting else "")
+            peers.setdefault((label, row["note"]), {})[row["dtype"]] = _peer_cell(row, numbers.get(number_of(key)))
+        cells = [(*peer, *(found.get(dtype, "") for dtype in dtypes)) for peer, found in peers.items()]
+        dates = sorted({f"{row['date']}, {row['commit']}" for row in rows.values()})
+        title = f"{in_words(result['hardware'])} ([{'; '.join(dates)}](RESULTS/{name}.md)):"
+        parts += [title, Table(("server", "setup", *dtypes), cells).markdown()]
+    return "\n\n".join(parts)
+
+
+def _peer_cell(row: Mapping[str, Any], number: Mapping[str, Any] | None) -> str:
+    """The ratio and both rates."""
+    if number is None:
+        return "does not run"
+    rates = (row[key] if isinstance(row[key], list) else [row[key]] for key in ("ours_per_s", "per_s"))
+    ours, theirs = (_short(statistics.median(found)) for found in rates)
+    spread = f"({_short(number['low'])} .. {_short(number['high'])})"
+    return f"**{_short(number['value'])}** {spread}: {ours} / {theirs}"
+
+
+def number_of(row: str) -> str:
+    """Name of the number of a row of `caspl bench peers`: `vs_litserve_ours_bfloat16`."""
+    return "vs_" + "".join(one if one.isalnum() else "_" for one in row.replace(", ", "_"))
+
+
+def fill_tables(page: Path, folder: Path) -> None:
+    """Put the generated tables between those of their marks that a page has, with links relative to it.
+
+    `performance-summary` is the summary, `peers` the comparison with other servers on the machine of `peers.json`,
+    and `peers-all` that on all machines.
 
     Raises:
-        ValueError: the page lacks the marks.
+        ValueError: the page has none of the marks, or one of them twice.
     """
     relative = folder.resolve().relative_to(page.resolve().parent).as_posix()
-    fill_page(page, SUMMARY, summary(folder).replace("](RESULTS/", f"]({relative}/"))
+    tables: dict[str, Callable[[], str]] = {
+        SUMMARY: lambda: summary(folder),
+        "peers": lambda: peer_tables(folder, ["peers"]),
+        "peers-all": lambda: peer_tables(folder),
+    }
+    text = page.read_text(encoding="utf-8")
+    if not (marks := [mark for mark in tables if f"<!-- {mark}:start -->" in text]):
+        raise ValueError(f"{page} has none of the marks {', '.join(f'<!-- {mark}:start -->' for mark in tables)}")
+    for mark in marks:
+        fill_page(page, mark, "\n" + tables[mark]().replace("](RESULTS/", f"]({relative}/") + "\n")

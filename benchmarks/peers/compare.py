@@ -24,6 +24,7 @@ from benchmarks.photographs import write_photographs
 from benchmarks.ratios import ratio
 from benchmarks.report import Report, Table, Target, command_line
 from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, free_port, serving
+from benchmarks.tables import number_of
 
 WARM_UP_S = 3.0
 N_TURNS = 3
@@ -228,7 +229,7 @@ def report_of(options: PeerOptions, rows: dict[str, Row]) -> Report:
         ratios = ratio(row["ours_per_s"], row["per_s"])
         setting = f"ours {_words(row['ours'])}, {row['clients']} clients"
         meaning = f"images/s of ours / of {row['package']} ({row['note']}), {row['dtype']}; {setting}"
-        report.add(f"vs_{_identifier(name)}", ratios, meaning, Target(">=", 1.0))
+        report.add(number_of(name), ratios, meaning, Target(">=", 1.0))
         theirs, ours = (statistics.median(row[key]) for key in ("per_s", "ours_per_s"))
         latency = f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}"
         same = "" if row["agreement"] is None else f"{row['agreement']:.0%}"
@@ -247,7 +248,3 @@ def report_of(options: PeerOptions, rows: dict[str, Row]) -> Report:
 def _words(settings: dict[str, str]) -> str:
     """`bfloat16`, or `int8 backend=openvino`."""
     return " ".join([settings["dtype"], *(f"{name}={value}" for name, value in settings.items() if name != "dtype")])
-
-
-def _identifier(name: str) -> str:
-    return "".join(one if one.isalnum() else "_" for one in name.replace(", ", "_"))

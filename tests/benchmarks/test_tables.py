@@ -1,14 +1,13 @@
 """Pages and generated tables agree with the results on file."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.paired import table
 from benchmarks.report import Report, Table, markdown
-from benchmarks.tables import fill_summary, read_results, summary, write_tables
+from benchmarks.tables import fill_tables, peer_tables, read_results, summary, write_tables
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -23,19 +22,51 @@ def test_every_table_on_file_is_generated_from_its_json_and_linked(name):
     assert f"results/{name}.md" in PAGE
 
 
-def test_the_page_shows_the_summary_of_the_results_on_file():
-    page = ROOT / "docs/performance.md"
+GENERATED = [
+    ("docs/performance.md", summary),
+    ("docs/performance.md", peer_tables),
+    ("docs/comparison.md", lambda folder: peer_tables(folder, ["peers"])),
+    ("README.md", lambda folder: peer_tables(folder, ["peers"])),
+]
+
+
+@pytest.mark.parametrize(("name", "table"), GENERATED, ids=["summary", "peers on all machines", "comparison", "readme"])
+def test_a_page_shows_the_tables_of_the_results_on_file(name, table):
+    page = ROOT / name
     relative = RESULTS.relative_to(page.parent).as_posix()
 
-    assert summary(RESULTS).replace("](RESULTS/", f"]({relative}/") in page.read_text(encoding="utf-8")
+    assert table(RESULTS).replace("](RESULTS/", f"]({relative}/") in page.read_text(encoding="utf-8")
 
 
-def test_the_comparison_shows_the_ratios_on_file():
-    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
-    numbers = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))["numbers"]
-    shown = re.findall(r"\d\.\d\d", page.split("## Measured")[1])
+def peer_row(**changes):
+    about = {"peer": "litserve", "package": "litserve 1", "dtype": "float32", "date": "2026-01-02", "commit": "abcdef0"}
+    return about | {"note": "batches", "per_s": [5.0, 6.0], "ours_per_s": [10.0, 12.0]} | changes
 
-    assert sorted(shown) == sorted(f"{one['value']:.2f}" for name, one in numbers.items() if name.startswith("vs_"))
+
+def test_peers_have_one_table_per_machine_and_a_column_per_dtype(tmp_path):
+    for name in ("peers", "peers-amx"):
+        report = Report(name, {})
+        report.add("vs_litserve_float32", 2.0, "ratio")
+        report.samples["rows"] = {
+            "litserve, float32": peer_row(),
+            "litserve, int8, against int8 backend=openvino": peer_row(dtype="int8", failed="no"),
+        }
+        report.write(tmp_path)
+
+    text = peer_tables(tmp_path)
+
+    assert text.count("| server | setup | float32 | int8 |") == 2
+    assert "| litserve 1 | batches | **2** (2 .. 2): 11 / 5.50 |  |" in text
+    assert "| litserve 1, against ours in int8 backend=openvino | batches |  | does not run |" in text
+    assert "[2026-01-02, abcdef0](RESULTS/peers-amx.md)" in text
+
+
+def test_a_page_without_marks_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n")
+
+    with pytest.raises(ValueError, match="none of the marks <!-- performance-summary:start -->, <!-- peers:start -->"):
+        fill_tables(page, tmp_path)
 
 
 def test_a_summary_leaves_out_what_was_not_measured(tmp_path):
@@ -45,9 +76,9 @@ def test_a_summary_leaves_out_what_was_not_measured(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- performance-summary:start -->\n<!-- performance-summary:end -->\n")
 
-    fill_summary(page, tmp_path / "results")
+    fill_tables(page, tmp_path / "results")
 
-    rows = page.read_text().splitlines()[3:-1]
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")][2:]
     assert len(rows) == 1
     assert "| 1.25 ms |" in rows[0]
     assert "](results/serve-idle.md)" in rows[0]
