@@ -52,8 +52,10 @@ class Recipe(Settings):
         default=False,
         description="leave out the last images of an epoch's order if they do not fill a batch, as Dassl does",
     )
-    augmentation: Literal["crop-flip", "none"] = Field(
-        default="crop-flip", description="random resized crop (bicubic) and flip; none: preprocess as in serving"
+    augmentation: Literal["crop-flip", "strong", "none"] = Field(
+        default="crop-flip",
+        description="random resized crop (bicubic) and flip; strong: with random changes of colour and geometry, too; "
+        "none: preprocess as in serving",
     )
     crop_scale_min: float = Field(default=0.08, gt=0, le=1, description="minimum area of a random crop, as a fraction")
     fixed_views: int = Field(

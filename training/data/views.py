@@ -1,4 +1,4 @@
-"""Views of training images: preprocessed as in the service, or reproducible random crops.
+"""Views of training images: preprocessed as in the service, or reproducible random crops, with strong changes or not.
 
 Every random choice depends on (seed, epoch, image) only, so the pixels are the same after a resume and with any number
 of threads.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prompted_clip.preprocess import to_pixels, upright_rgb, without_metadata
 from training.data.images import n_decoding_threads
+from training.data.strong_views import strong_view
 
 MAX_PREFETCHED: Final = 2
 MAX_CACHED_BYTES: Final = 2 * 1024**3
@@ -32,7 +33,7 @@ class Views:
         files: image files.
         image_size: side of a view in pixels.
         preprocess: the backbone's preprocessing values.
-        augmentation: `none` or `crop-flip`.
+        augmentation: `none`, `crop-flip`, or `strong` (see `strong_views`).
         crop_scale_min: minimum area of a random crop, as a fraction.
         seed: seed of all random choices.
         n_fixed: number of random views per image that epochs cycle through; 0 for new views every epoch.
@@ -52,7 +53,7 @@ class Views:
         self._files = files
         self._image_size = image_size
         self._preprocess = preprocess
-        self._is_random = augmentation != "none"
+        self._is_random, self._is_strong = augmentation != "none", augmentation == "strong"
         self._crop_scale_min = crop_scale_min
         self._seed = seed
         self._n_fixed = n_fixed
@@ -116,6 +117,7 @@ class Views:
         if self._is_random:
             rng = np.random.default_rng(_derive_seed(self._seed, epoch, index + 1))
             image = _random_crop(image, self._image_size, self._crop_scale_min, rng)
+            image = strong_view(image, rng) if self._is_strong else image
         return to_pixels(image, self._image_size, self._preprocess)
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from training.adapting.methods import RECIPES
 from training.adapting.reference import TextSettings
+from training.label_free.lp_clip import LPCLIPRecipe, learn_lp_clip
 from training.label_free.method import Learn
 from training.label_free.transclip import TransCLIPRecipe, learn_transclip
 from training.label_free.upl import UPLRecipe, learn_upl
@@ -29,6 +30,7 @@ class LabelFreeEntry:
 LABEL_FREE: Final[dict[str, LabelFreeEntry]] = {
     "upl": LabelFreeEntry(UPLRecipe, learn_upl, takes_teacher=True),
     "transclip": LabelFreeEntry(TransCLIPRecipe, learn_transclip, takes_teacher=False),
+    "lp-clip": LabelFreeEntry(LPCLIPRecipe, learn_lp_clip, takes_teacher=True),
 }
 
 ALL_RECIPES: Final[dict[str, type[Settings]]] = {
