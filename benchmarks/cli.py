@@ -37,7 +37,7 @@ Seconds = Annotated[float, typer.Option(min=1, help="length of each measurement"
 
 @bench_app.callback(epilog="\b\nExample:\n  caspl bench engine --seconds 30")
 def bench() -> None:
-    """Measure the engine, the server under load, other servers on the same work, and training."""
+    """Measure the engine, the server under load, HTTP alone, other servers on the same work, and training."""
 
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench engine --seconds 30")
@@ -137,7 +137,7 @@ def cliff(
             dtype=dtype,
             web_workers=web_workers,
             slots=slots,
-            over=tuple(int(one) for one in _numbers(over, "--over")),
+            over=_integers(over, "--over"),
             alphas=_numbers(zipf, "--zipf"),
             updates_per_s=_numbers(updates, "--updates"),
             clients=clients,
@@ -148,6 +148,42 @@ def cliff(
         report = measure(options, console)
         console.print(f"wrote {draw(report, out)}", markup=False, soft_wrap=True)
         return report
+
+    _run(measure, out, as_json, quiet)
+
+
+@bench_app.command(epilog="\b\nExample:\n  caspl bench http --rounds 5 --seconds 5")
+def http(
+    workers: Annotated[str, typer.Option(help="numbers of web processes, separated by commas")] = "0,1,2",
+    images: Annotated[str, typer.Option(help="images per request, separated by commas")] = "1,8,16",
+    sides: Annotated[
+        str, typer.Option(help="JPEGs' sides in pixels, of 224 and 1024, separated by commas")
+    ] = "224,1024",
+    preprocess: Annotated[str, typer.Option(help="exact or fast")] = "exact",
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    seconds: Annotated[int, typer.Option(min=1, help="length of each measurement")] = 5,
+    profile: Annotated[int, typer.Option(min=0, help="seconds of py-spy on the first case; 0 for none")] = 10,
+    label: Annotated[str, typer.Option(help="suffix of the files' names")] = "",
+    out: Out = RESULTS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure HTTP and decoding alone, in front of a device that takes a fixed time and no CPU. Needs wrk."""
+
+    def measure(console: Console) -> Report:
+        from benchmarks.http_capacity import HttpOptions, measure
+
+        options = HttpOptions(
+            workers=_integers(workers, "--workers"),
+            images=_integers(images, "--images"),
+            sides=_integers(sides, "--sides"),
+            preprocess=preprocess,
+            rounds=rounds,
+            seconds=seconds,
+            profile_s=profile,
+            label=label,
+        )
+        return measure(options, console)
 
     _run(measure, out, as_json, quiet)
 
@@ -237,6 +273,12 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(word) for word in _words(text))
     except ValueError as error:
         raise typer.BadParameter(f"expected numbers separated by commas, not {text!r}", param_hint=option) from error
+
+
+def _integers(text: str, option: str) -> tuple[int, ...]:
+    if not all(word.isdecimal() for word in _words(text)):
+        raise typer.BadParameter(f"expected whole numbers separated by commas, not {text!r}", param_hint=option)
+    return tuple(map(int, _words(text)))
 
 
 def _pairs(words: list[str] | None) -> tuple[tuple[str, str], ...]:

@@ -1,0 +1,146 @@
+"""`caspl bench http`: closed loops by wrk, CPU time by part, and the numbers with targets."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.errors import BenchError
+from benchmarks.fixed_device import launcher
+from benchmarks.http_capacity import HttpOptions, Sample, add_numbers, add_profile, measure, write_bodies
+from benchmarks.profiles import OTHER, WITHOUT_PYTHON, Profile, part_of
+from benchmarks.report import Report, markdown
+from benchmarks.server import FORM
+from benchmarks.wrk import Loop, closed_loop, require_wrk
+
+
+@pytest.fixture
+def wrk(tmp_path, monkeypatch):
+    """A command named wrk that prints this, and notes its arguments and environment."""
+
+    def install(output, status=0):
+        path = tmp_path / "bin" / "wrk"
+        path.parent.mkdir(exist_ok=True)
+        noted = tmp_path / "noted"
+        path.write_text(f'#!/bin/sh\necho "$*" "$CONTENT_TYPE" > {noted}\necho "{output}"\nexit {status}\n')
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", str(path.parent))
+        return noted
+
+    return install
+
+
+def loop(tmp_path, **changes):
+    body = tmp_path / "body.jpg"
+    body.write_bytes(b"\xff\xd8")
+    return closed_loop("http://127.0.0.1:9/", body, "image/jpeg", **({"n_clients": 4, "seconds": 2} | changes))
+
+
+def test_a_closed_loop_counts_the_requests_of_wrk(wrk, tmp_path):
+    noted = wrk("n=1200 us=2000000 status=0 errors=0")
+
+    found = loop(tmp_path, n_clients=64)
+
+    assert (found.n_requests, found.seconds) == (1200, 2.0)
+    assert found.client_cpu_s >= 0
+    assert "-c64 -d2s" in noted.read_text()
+    assert "image/jpeg" in noted.read_text()
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "message"),
+    [
+        ("n=10 us=1 status=3 errors=0", 0, "of 10 requests, 3 were not answered with success; 0 failed"),
+        ("n=10 us=1 status=0 errors=2", 0, "2 failed"),
+        ("n=0 us=1 status=0 errors=0", 0, "of 0 requests"),
+        ("unable to connect", 1, "wrk failed: unable to connect"),
+    ],
+)
+def test_a_closed_loop_with_failures_is_an_error(wrk, tmp_path, output, status, message):
+    wrk(output, status)
+
+    with pytest.raises(BenchError, match=message):
+        loop(tmp_path)
+
+
+def test_without_wrk_the_error_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(BenchError, match="apt-get install wrk"):
+        require_wrk()
+
+
+def test_an_unknown_side_is_an_error_that_lists_the_known_ones(wrk):
+    wrk("")
+
+    with pytest.raises(BenchError, match=r"\[7\]; choose from 224, 1024"):
+        measure(HttpOptions(sides=(7,)), None)
+
+
+def test_bodies_are_one_file_or_a_form_of_several(tmp_path):
+    bodies = write_bodies(HttpOptions(sides=(224,), images=(1, 8)), tmp_path)
+
+    assert {case: content_type for case, (_, content_type) in bodies.items()} == {
+        (224, 1): "image/jpeg",
+        (224, 8): FORM,
+    }
+    assert bodies[224, 8][0].read_bytes().count(b"\xff\xd8\xff") == 8
+
+
+@pytest.mark.slow
+def test_the_command_that_takes_the_place_of_caspl_runs(tmp_path):
+    done = subprocess.run([str(launcher(tmp_path)), "--version"], capture_output=True, text=True, check=True)
+
+    assert done.stdout.startswith("caspl")
+    assert launcher(tmp_path).read_text().startswith(f"#!{sys.executable} -P\n")
+
+
+def test_web_processes_are_compared_per_core_that_the_client_leaves_free(monkeypatch):
+    monkeypatch.setattr("benchmarks.http_capacity.machine", lambda: {"n_cores": 2})
+    samples = {
+        (224, 1, 0): [Sample(Loop(1000, 1.0, client_cpu_s=0.5), server_cpu_s=1.0)],
+        (224, 1, 2): [Sample(Loop(1500, 1.0, client_cpu_s=1.0), server_cpu_s=1.0)],
+    }
+    report = Report("http", {})
+
+    add_numbers(report, HttpOptions(), samples)
+
+    assert report.numbers["requests_per_s"] | {"value": 1000, "met": False} == report.numbers["requests_per_s"]
+    assert report.numbers["request_cpu_ms"]["value"] == 1.0
+    assert report.numbers["two_web_processes"]["value"] == pytest.approx(1.5 / 1.0 * 1.5)
+    assert report.numbers["two_web_processes"]["met"]
+
+
+def test_the_time_of_each_thread_is_divided_by_its_samples():
+    lines = [
+        "thread (7): MainThread;run (asyncio/runners.py:9);app (fastapi/routing.py:3) 3",
+        "thread (7): MainThread;run (asyncio/runners.py:9);select (selectors.py:468) 1",
+        "thread (8): decode_0;_worker (concurrent/futures/thread.py:81);load (PIL/ImageFile.py:300) 50",
+    ]
+    found = Profile()
+
+    found.fill(lines, {7: 4.0, 8: 1.0, 9: 0.5})
+
+    assert found.n_samples == 54
+    assert found.by_part == {
+        "FastAPI, Starlette, pydantic": 3.0,
+        "event loop": 1.0,
+        "decoding": 1.0,
+        WITHOUT_PYTHON: 0.5,
+    }
+    assert found.by_function["`app` (fastapi/routing.py)"] == 3.0
+
+
+def test_a_sample_belongs_to_its_innermost_frame_of_a_part():
+    assert part_of(["uvicorn/server.py", "service/http/routes/classify.py", "contextlib.py"]) == "routes"
+    assert part_of(["threading.py"]) == OTHER
+
+
+def test_the_profile_is_in_microseconds_per_request():
+    found = Profile()
+    found.fill(["thread (1): MainThread;f (h11/_connection.py:1) 2"], {1: 0.5})
+    report = Report("http", {})
+
+    add_profile(report, HttpOptions(), found, n_requests=1000)
+
+    assert "| socket and HTTP/1.1 | 500 | 100.0 % |" in markdown(report.as_object())
