@@ -137,9 +137,13 @@ class ImageSteps(nn.Module):
         """Embeddings [B, E] from uint8 pixels, prompt tokens [D, P, W] or [B, D, P, W], and depths [P] or [B, P]."""
         x_BNW = self._image_tokens(pixels_BCHW)
         n_plain = x_BNW.shape[1]
+        owned: Tensor | None = None  # per layer and position, whether it has tokens of its own
+        if tokens is not None and depths is not None and min_depth < tokens.shape[-3]:
+            layers_D = torch.arange(tokens.shape[-3], device=depths.device)
+            owned = depths.unsqueeze(-1) > layers_D.view(-1, 1, 1, 1)
         for index, block in enumerate(self._blocks):
-            if tokens is not None and depths is not None:
-                x_BNW = self._with_prompts(x_BNW, tokens, depths, index)
+            if tokens is not None:
+                x_BNW = self._with_prompts(x_BNW, tokens, owned, index)
             n_out = x_BNW.shape[1]
             if index + 1 == len(self._blocks):
                 n_out = 1
@@ -148,7 +152,7 @@ class ImageSteps(nn.Module):
             x_BNW = block(x_BNW, n_out)
         return self._ln_post(x_BNW[:, 0].to(self._projection_WE.dtype)) @ self._projection_WE
 
-    def _with_prompts(self, x_BNW: Tensor, tokens: Tensor, depths: Tensor, index: int) -> Tensor:
+    def _with_prompts(self, x_BNW: Tensor, tokens: Tensor, owned: Tensor | None, index: int) -> Tensor:
         """The input of block `index`: positions of greater depth have their own tokens, others keep their outputs."""
         n_plain = len(self._positions_NW)
         if x_BNW.shape[1] == n_plain:
@@ -156,9 +160,9 @@ class ImageSteps(nn.Module):
             if index == 0 and self._ln_pre is not None:
                 own_BPW = self._ln_pre(own_BPW)
             return torch.cat([x_BNW, own_BPW], dim=1)
-        if index < tokens.shape[-3]:
+        if owned is not None and index < tokens.shape[-3]:
             flowing_BPW = x_BNW[:, n_plain:]
-            flowing_BPW.copy_(torch.where((depths > index).unsqueeze(-1), tokens[..., index, :, :], flowing_BPW))
+            torch.where(owned[index], tokens[..., index, :, :], flowing_BPW, out=flowing_BPW)
         return x_BNW
 
     def _image_tokens(self, pixels_BCHW: Tensor) -> Tensor:

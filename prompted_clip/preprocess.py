@@ -202,10 +202,10 @@ def to_pixels_on_device(rgb_HWC: Tensor, image_size: int, preprocess: dict[str, 
 
 def normalize_pixels(pixels_BCHW: Tensor, preprocess: dict[str, Any]) -> Tensor:
     """(x / 255 - mean) / std of uint8 pixels, [B, 3, H, W] float32 on their device."""
-    import torch  # noqa: PLC0415  see the module's docstring
+    from prompted_clip.transfers import to_device  # noqa: PLC0415  see the module's docstring
 
-    device = pixels_BCHW.device
-    mean, std = (torch.tensor(preprocess[name], device=device).view(3, 1, 1) for name in ("mean", "std"))
+    values = np.array([preprocess["mean"], preprocess["std"]], dtype=np.float32)
+    mean, std = to_device(values, pixels_BCHW.device).view(2, 3, 1, 1)
     return pixels_BCHW.float().div(255).sub(mean).div(std)
 
 

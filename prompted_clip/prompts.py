@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prompted_clip.internals import read_block, take_position
+from prompted_clip.transfers import to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def join_groups(groups: Sequence[Tensor | None]) -> PromptGrid | None:
     depths = [group.shape[-3] for group in present for _ in range(group.shape[-2])]
     return PromptGrid(
         tokens=torch.cat(padded, dim=-2),
-        depths=torch.tensor(depths, device=present[0].device),
+        depths=to_device(depths, present[0].device),
         min_depth=min(depths),
     )
 
@@ -91,8 +92,15 @@ def collate_grids(grids: Sequence[PromptGrid | None]) -> PromptGrid | None:
         msg = f"Rows of one batch need the same number of prompt tokens; found {sorted(counts)}."
         raise ValueError(msg)
     max_depth = max(grid.max_depth for grid in rows)
+    missing = [max_depth - grid.max_depth for grid in rows]
+    if any(missing):  # one concatenation of all layers, with the same zeros for all rows
+        zeros = rows[0].tokens.new_zeros(max(missing), *rows[0].tokens.shape[1:])
+        parts = [part for grid, n_layers in zip(rows, missing, strict=True) for part in (grid.tokens, zeros[:n_layers])]
+        tokens = torch.cat(parts).view(len(rows), max_depth, *zeros.shape[1:])
+    else:
+        tokens = torch.stack([grid.tokens for grid in rows])
     return PromptGrid(
-        tokens=torch.stack([_padded(grid.tokens, max_depth) for grid in rows]),
+        tokens=tokens,
         depths=torch.stack([grid.depths for grid in rows]),
         min_depth=min(grid.min_depth for grid in rows),
     )

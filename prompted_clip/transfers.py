@@ -34,24 +34,35 @@ def nbytes(part: object) -> int:
     return sum(map(nbytes, vars(part).values())) if dataclasses.is_dataclass(part) else 0
 
 
-def to_device(numbers: NDArray[np.int64] | NDArray[np.float64] | Sequence[int], device: torch.device) -> Tensor:
-    """A small array as a tensor on the device; the host does not wait for the copy."""
-    tensor = torch.from_numpy(np.asarray(numbers))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def to_device(values: Tensor | NDArray[Any] | Sequence[int], device: torch.device) -> Tensor:
+    """Numbers in host memory as a tensor on the device; the host does not wait for the copy.
+
+    A tensor that is there already is returned as it is.
+    """
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """D2H copies of tensors of one device, complete on return.
+    """D2H copies of tensors of one device, complete on return; one copy of their bytes.
 
     The calling thread sleeps until the copies are done, without the GIL, and does not wait for work queued later.
     """
     if tensors[0].device.type != "cuda":
         return tensors
-    copies = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors)
+    widest_first = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # each begins at a multiple of its item size
+    packed = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in widest_first])
+    host = torch.empty(len(packed), dtype=torch.uint8, pin_memory=True).copy_(packed, non_blocking=True)
     done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     done.record(torch.cuda.current_stream(tensors[0].device))
     done.synchronize()
-    return copies
+    parts = torch.split(host, [tensor.nbytes for tensor in widest_first])
+    copies = {
+        id(tensor): part.view(tensor.dtype).view(tensor.shape) for tensor, part in zip(widest_first, parts, strict=True)
+    }
+    return tuple(copies[id(tensor)] for tensor in tensors)
 
 
 class CopyStream:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.preprocess import normalize_pixels
+from prompted_clip.transfers import to_device
 from training.adapting.method import ExportedPrompts
 from training.data.view_cache import ViewCache
 from training.data.views import Views
@@ -125,7 +126,7 @@ class Booster:
 
     def loss(self, indices: Tensor, epoch: int) -> Tensor:
         """`distillation_loss` of the images at `indices`, under their views of this epoch."""
-        pixels = self._views.load(indices.tolist(), epoch)
+        pixels = to_device(self._views.load(indices.tolist(), epoch), self.student.backbone.device)
         with autocast(self._recipe, self.student.backbone.device):
             logits = self.student.logits(self._images(pixels))
         return distillation_loss(logits.float(), self._teacher_logits.get(indices, epoch, pixels), self._recipe)
@@ -159,7 +160,7 @@ class Booster:
 
     def _images(self, pixels_BCHW: Tensor) -> Tensor:
         backbone = self.student.backbone
-        return normalize_pixels(pixels_BCHW.to(backbone.device), backbone.preprocess)
+        return normalize_pixels(to_device(pixels_BCHW, backbone.device), backbone.preprocess)
 
     def _compute_teacher_logits(self, pixels_BCHW: Tensor) -> Tensor:
         """z_T: float32 [B, K] on the student's device."""

@@ -27,7 +27,7 @@ from training.hardware import resolve_device
 
 @dataclass(frozen=True)
 class ClassTokens:
-    """Tokenised class texts: ids [K, T] int64 (padding 0) and EOT positions [K] int64, on the CPU."""
+    """Tokenised class texts: ids [K, T] int64 (padding 0) and EOT positions [K] int64, on the backbone's device."""
 
     ids_KT: Tensor
     eot_K: Tensor
@@ -81,7 +81,8 @@ class PromptedBackbone:
             TextTooLongError: names the first class that does not fit.
         """
         texts = [template.replace("{}", name) for name in class_names]
-        return ClassTokens(*tokenize(self.backbone, texts, n_prompts=n_prompts + self.n_text_boost))
+        tokens = tokenize(self.backbone, texts, n_prompts=n_prompts + self.n_text_boost)
+        return ClassTokens(*(tensor.to(self.backbone.device) for tensor in tokens))
 
     def embed_images(self, images_BCHW: Tensor, adapt: Tensor | None = None) -> Tensor:
         """Unnormalised image embeddings [B, E].
@@ -108,7 +109,7 @@ class PromptedBackbone:
 
     def embed_text(self, tokens: ClassTokens, adapt: Tensor | None = None) -> Tensor:
         """Unnormalised text embeddings [K, E]; see `encode_text`."""
-        x = embed_tokens(self.backbone.clip, tokens.ids_KT.to(self.backbone.device))
+        x = embed_tokens(self.backbone.clip, tokens.ids_KT)
         return embed_text(self.backbone, x, tokens.eot_K, join_groups([adapt, self.text_boost]))
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
 from prompted_clip.model import PromptedClip
 from prompted_clip.preprocess import normalize_pixels
+from prompted_clip.transfers import to_device
 from prompted_clip.vision import encode_image
 from training.errors import BoostBundleError
 from training.scores import class_scores
@@ -56,6 +57,6 @@ class Teacher:
         Args:
             pixels_BCHW: uint8 views.
         """
-        images = normalize_pixels(pixels_BCHW.to(self.backbone.device), self.backbone.preprocess)
+        images = normalize_pixels(to_device(pixels_BCHW, self.backbone.device), self.backbone.preprocess)
         features_BE = encode_image(self.backbone, images, self._image)
         return class_scores(self.backbone.logit_scale, features_BE, self.text_features_KE)

@@ -6,7 +6,7 @@ memory are ordered by streams, events and host waits, whichever of them happens 
 """
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from contextlib import contextmanager
 from random import Random
 
@@ -94,6 +94,7 @@ class Event:
     def synchronize(self):
         with self._simulated.lock:
             self._simulated.forbid_in_capture("cudaEventSynchronize")
+            self._simulated.waits["cudaEventSynchronize"] += 1
             if self.marker is not None:
                 self._simulated.run_until(lambda: self.marker.is_reached)
                 merge(self._simulated.host_clock, self.marker.clock)
@@ -118,6 +119,8 @@ class SimulatedDevice:
         n_invalid_captures: how many of the next captures are invalidated.
         ends_invalid_captures: whether torch ends the allocator's part of an invalidated capture (since 2.13).
         capability: the compute capability.
+        launches: how many kernels and copies were queued, by name; not those of graphs.
+        waits: how often the host waited, by name.
     """
 
     def __init__(self, *, seed=0, eagerness=0.0):
@@ -134,7 +137,7 @@ class SimulatedDevice:
         self.host_clock = {}
         self.streams = []
         self.pinned = {}  # storages by address
-        self.n_operations = 0
+        self.launches, self.waits = Counter(), Counter()
         self._eagerness, self._random = eagerness, Random(seed)  # noqa: S311 - a schedule, no secret
         self._threads = threading.local()
         self.default_stream = Stream(self)
@@ -172,6 +175,7 @@ class SimulatedDevice:
             if self.is_captured:
                 self.capture.add(name, work, reads, writes)
                 return
+            self.launches[name] += 1
             clock = stream.tick()
             for kind, tensors in (("read", reads), ("write", writes)):
                 for tensor in tensors:
@@ -181,7 +185,6 @@ class SimulatedDevice:
     def enqueue(self, stream, name, work):
         """Queue work whose accesses are checked already."""
         stream.tasks.append((name, work))
-        self.n_operations += 1
         self.run_some()
 
     def allocate(self):
@@ -204,6 +207,7 @@ class SimulatedDevice:
         """Run all work of some streams; the host waits for it."""
         with self.lock:
             self.forbid_in_capture(name)
+            self.waits[name] += 1
             streams = list(streams)
             self.run_until(lambda: not any(stream.tasks for stream in streams))
             for stream in streams:

@@ -92,6 +92,11 @@ class DeviceTensor(torch.Tensor):
     def is_pinned(self, device=None):
         return False
 
+    def __deepcopy__(self, memo):
+        copied = self.detach().clone().requires_grad_(self.requires_grad)
+        copied._is_param = isinstance(self, torch.nn.Parameter)
+        return copied
+
     def tolist(self):
         return self.cpu().tolist()
 

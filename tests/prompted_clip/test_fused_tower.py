@@ -17,6 +17,7 @@ from prompted_clip.graphs import GraphedTower
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import collate_grids, join_groups
 from prompted_clip.vision import embed_image
+from tests.fakecuda.simulation import simulated_cuda
 from tests.python_calls import python_calls
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 
@@ -254,6 +255,21 @@ def test_with_plain_layers_float32_features_are_open_clips_too(quick_gelu, name)
     pixels, prompts = random_pixels(N_ROWS), grid_named(name, backbone)
     features = normalize(FusedImageTower(backbone, packed=False)(pixels, prompts), dim=-1)
     torch.testing.assert_close(features, reference(backbone, pixels, prompts), rtol=0, atol=FLOAT32_BOUND)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts the launches of the simulated device")
+def test_prompts_of_mixed_depths_cost_one_launch_per_layer_and_none_per_row():
+    with simulated_cuda() as simulated:
+        backbone = load_backbone("tiny", random_seed=0, device="cuda")
+        tower, n_launches = FusedImageTower(backbone), {}
+        for n_rows, deepest in ((4, 2), (4, 3), (16, 3)):
+            pixels = random_pixels(n_rows).to("cuda")
+            grids = [grid(backbone, row, (1 + row % deepest, 3), (1, 2)).to("cuda") for row in range(n_rows)]
+            simulated.launches.clear()
+            tower(pixels, collate_grids(grids))
+            n_launches[n_rows, deepest] = simulated.launches.total()
+    assert n_launches[4, 3] == n_launches[4, 2] + 1
+    assert n_launches[16, 3] == n_launches[4, 3]
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import torch
 
 from prompted_clip.prompts import join_groups
 from prompted_clip.transfers import CopyStream, map_tensors, nbytes, to_device, to_host
+from tests.fakecuda.simulation import simulated_cuda
 from tests.prompted_clip.noted_streams import noted_streams
 from tests.tiny import random_pixels
 
@@ -62,3 +63,15 @@ def test_images_that_go_to_the_gpu_and_come_back_are_the_same():
         assert torch.equal(back, images)
         assert torch.equal(sums, images.sum(dim=(1, 2, 3)))
     assert to_device(np.arange(3), CUDA).tolist() == [0, 1, 2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts the copies of the simulated device")
+def test_tensors_of_several_types_come_back_in_one_copy():
+    values = [torch.arange(3, dtype=torch.uint8), torch.randn(3, 5), torch.arange(7), torch.randn(4, 6).T.half()]
+    with simulated_cuda(eagerness=0.0) as simulated:
+        there = [value.to("cuda") for value in values]
+        simulated.launches.clear()
+        for back, value in zip(to_host(*there), values, strict=True):
+            assert torch.equal(back, value)
+        assert simulated.launches["device to host copy"] == 1
+    assert simulated.violations == []

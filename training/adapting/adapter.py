@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prompted_clip.preprocess import normalize_pixels
+from prompted_clip.transfers import to_device
 from training.adapting.method import AdaptingMethod, Batch
 from training.adapting.reference import ReferenceRecipe
 from training.data.view_cache import ViewCache
@@ -91,7 +92,9 @@ class Adapter:
         """The method's required inputs for the images at `indices`."""
         required = self.method.required_inputs
         is_fresh = self._views.view_set(epoch) is None
-        pixels = self._views.load(indices.tolist(), epoch) if "images" in required or is_fresh else None
+        pixels = None
+        if "images" in required or is_fresh:
+            pixels = to_device(self._views.load(indices.tolist(), epoch), self._device)
         features_BE = reference_BE = None
         if "features" in required:
             features_BE = self._feature_cache.get(indices, epoch, pixels)
@@ -99,7 +102,7 @@ class Adapter:
             is_same = features_BE is not None and self._reference_cache is self._feature_cache
             reference_BE = features_BE if is_same else self._reference_cache.get(indices, epoch, pixels)
         return Batch(
-            labels_B=self._labels_N[indices].to(self._device),
+            labels_B=to_device(self._labels_N[indices], self._device),
             images_BCHW=self._images(pixels) if pixels is not None and "images" in required else None,
             features_BE=features_BE,
             reference_BE=reference_BE,
@@ -137,7 +140,7 @@ class Adapter:
         return n_correct / self.n_images
 
     def _images(self, pixels_BCHW: Tensor) -> Tensor:
-        return normalize_pixels(pixels_BCHW.to(self._device), self.base_model.backbone.preprocess)
+        return normalize_pixels(to_device(pixels_BCHW, self._device), self.base_model.backbone.preprocess)
 
     def _features(self, model: PromptedBackbone, pixels_BCHW: Tensor) -> Tensor:
         with autocast(self._recipe, self._device):

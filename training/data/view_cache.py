@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from prompted_clip.transfers import to_device
 from training.data.views import Views
 
 BLOCK_ROWS: Final = 64
@@ -45,7 +46,7 @@ class ViewCache:
                 return self._compute(pixels_BCHW)
         self.fill(epoch)
         rows = self._known[which]
-        return rows[indices.to(rows.device)]
+        return rows[to_device(indices, rows.device)]
 
     def fill(self, epoch: int, on_progress: Callable[[int], None] = lambda _: None) -> None:
         """Compute the fixed set of an epoch, unless it is cached or random.
