@@ -1,6 +1,7 @@
 """Write trained prompts as a bundle of plain tensors, with text features computed once."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ def export_bundle(
     """Build a bundle from a base model's boosting prompts and a method's exported prompts.
 
     Args:
-        base_model: the model that was adapted; the bundle includes its boosting prompts.
+        base_model: the model that was adapted; the bundle includes its boosting prompts, unless the method exports
+            its own.
         exported: tensors of the trained method.
         domain: domain name.
         class_names: K labels, also inserted into `template`.
@@ -53,6 +55,7 @@ def export_bundle(
         BundleInvalidError: invalid class name or domain name.
         TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
+    base_model = _with_boosting_of(exported, base_model)
     groups = {
         "image.boost": base_model.image_boost,
         "image.adapt": exported.image_adapt,
@@ -98,6 +101,19 @@ def boost_provenance(
         teacher=facts | ({"bundle": teacher.digest} if teacher.digest else {}),
         seed=recipe.seed,
     )
+
+
+def _with_boosting_of(exported: ExportedPrompts, base_model: PromptedBackbone) -> PromptedBackbone:
+    """The base model with the boosting prompts that phase 2 trained further, if it did."""
+    device = base_model.backbone.device
+    image, text = (
+        own if trained is None else trained.to(device)
+        for own, trained in (
+            (base_model.image_boost, exported.image_boost),
+            (base_model.text_boost, exported.text_boost),
+        )
+    )
+    return replace(base_model, image_boost=image, text_boost=text)
 
 
 def _text_features(

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
+from training.adapting.unfrozen import BoostingRecipe, unfreeze, with_trained_boosting
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
-class IVLPRecipe(DeepPromptRecipe):
+class IVLPRecipe(DeepPromptRecipe, BoostingRecipe):
     """The values of PromptSRC's repository for base-to-new."""
 
 
@@ -42,7 +43,7 @@ class IVLP(nn.Module):
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: IVLPRecipe) -> None:
         super().__init__()
-        self.base_model = base_model
+        self.base_model, self.boosting = unfreeze(base_model, recipe)
         generator = torch.Generator().manual_seed(recipe.seed)
         self.text_prompts, self.template = deep_text_prompts(
             base_model.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
@@ -52,7 +53,7 @@ class IVLP(nn.Module):
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Both towers' prompts, at the recipe's rate."""
-        return [ParameterGroup([self.text_prompts, self.image_prompts])]
+        return [ParameterGroup([self.text_prompts, self.image_prompts, *self.boosting])]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unnormalised image embeddings [B, E] and text embeddings [K, E]."""
@@ -76,4 +77,5 @@ class IVLP(nn.Module):
 
     def fold(self) -> ExportedPrompts:
         """Both prompt groups, unchanged."""
-        return ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+        own = ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+        return with_trained_boosting(own, self.base_model, self.boosting)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
+from training.adapting.unfrozen import BoostingRecipe, unfreeze, with_trained_boosting
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
-from training.recipe import AdaptRecipe
 from training.scores import class_scores
 
 
-class MaPLeRecipe(AdaptRecipe):
+class MaPLeRecipe(BoostingRecipe):
     """The repository's values for base-to-new; its cross-dataset values are rate 0.0026, 2 epochs, depth 3."""
 
     learning_rate: float = Field(default=0.0035, gt=0)
@@ -55,7 +55,7 @@ class MaPLe(nn.Module):
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: MaPLeRecipe) -> None:
         super().__init__()
-        self.base_model = base_model
+        self.base_model, self.boosting = unfreeze(base_model, recipe)
         backbone = base_model.backbone
         depth = min(recipe.depth, backbone.n_vision_layers, backbone.n_text_layers)
         generator = torch.Generator().manual_seed(recipe.seed)
@@ -76,7 +76,7 @@ class MaPLe(nn.Module):
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Text prompts and couplings, at the recipe's rate."""
-        return [ParameterGroup([self.text_prompts, *self.couplings.parameters()])]
+        return [ParameterGroup([self.text_prompts, *self.couplings.parameters(), *self.boosting])]
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unnormalised image embeddings [B, E] and text embeddings [K, E]."""
@@ -100,4 +100,5 @@ class MaPLe(nn.Module):
 
     def fold(self) -> ExportedPrompts:
         """Both prompt groups, with the couplings applied."""
-        return ExportedPrompts(image_adapt=detached(self.image_prompts()), text_adapt=detached(self.text_prompts))
+        own = ExportedPrompts(image_adapt=detached(self.image_prompts()), text_adapt=detached(self.text_prompts))
+        return with_trained_boosting(own, self.base_model, self.boosting)

@@ -64,6 +64,8 @@ class ExportedPrompts:
             ReLU between them, from image embeddings to the space of `text_features_KE [K, E2]`; or None.
         meta_net: CoCoOp's `linear1.weight [H, E]`, `linear1.bias`, `linear2.weight [W, H]`, `linear2.bias`; None for
             static text features.
+        image_boost: boosting prompts that phase 2 trained further, [L, P, vision width]; None for the base model's.
+        text_boost: the same, [L, P, text width].
     """
 
     image_adapt: Tensor | None = None
@@ -73,6 +75,8 @@ class ExportedPrompts:
     head: LinearHead | None = None
     projector: Mapping[str, Tensor] | None = None
     meta_net: Mapping[str, Tensor] | None = None
+    image_boost: Tensor | None = None
+    text_boost: Tensor | None = None
 
 
 class AdaptingMethod(Protocol):

@@ -26,6 +26,7 @@ from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.reference import ReferenceRecipe
+from training.adapting.unfrozen import BoostingRecipe, unfreeze, with_trained_boosting
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
@@ -33,7 +34,7 @@ from training.scores import class_scores
 REFERENCE_TEMPLATES: Final = tuple(str(template("{}")) for template in OPENAI_IMAGENET_TEMPLATES[:60])
 
 
-class PromptSRCRecipe(DeepPromptRecipe, ReferenceRecipe):
+class PromptSRCRecipe(DeepPromptRecipe, ReferenceRecipe, BoostingRecipe):
     """The repository's values for base-to-new.
 
     Its other settings: few-shot `epochs=50 gpa_mean=30 gpa_std=30` (`gpa_mean=45 gpa_std=5` for Cars, Flowers,
@@ -65,13 +66,11 @@ class PromptSRC(nn.Module):
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"images", "reference"})
     averages_over_images: ClassVar[bool] = True
-    image_sum: Tensor
-    text_sum: Tensor
     reference_KE: Tensor
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: PromptSRCRecipe) -> None:
         super().__init__()
-        self.base_model = base_model
+        self.base_model, self.boosting = unfreeze(base_model, recipe)
         self.recipe = recipe
         generator = torch.Generator().manual_seed(recipe.seed)
         self.text_prompts, self.template = deep_text_prompts(
@@ -85,12 +84,12 @@ class PromptSRC(nn.Module):
             templates = (reference.template,)
         reference_KE = reference_text(reference, class_names, templates)
         self.register_buffer("reference_KE", reference_KE, persistent=False)
-        self.register_buffer("image_sum", torch.zeros_like(self.image_prompts))
-        self.register_buffer("text_sum", torch.zeros_like(self.text_prompts))
+        for name, prompts in self._averaged():
+            self.register_buffer(f"{name}_sum", torch.zeros_like(prompts))
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """Both towers' prompts, at the recipe's rate."""
-        return [ParameterGroup([self.text_prompts, self.image_prompts])]
+        return [ParameterGroup([self.text_prompts, self.image_prompts, *self.boosting])]
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy plus the three distances to the reference."""
@@ -114,15 +113,21 @@ class PromptSRC(nn.Module):
     def end_epoch(self, epoch: int) -> None:
         """Add the weighted prompts to the sums; after the last epoch, replace the prompts by the sums."""
         weight = float(aggregation_weights(self.recipe)[epoch])
-        self.image_sum += weight * self.image_prompts
-        self.text_sum += weight * self.text_prompts
-        if epoch + 1 == self.recipe.epochs:
-            self.image_prompts.copy_(self.image_sum)
-            self.text_prompts.copy_(self.text_sum)
+        for name, prompts in self._averaged():
+            prompts_sum = self.get_buffer(f"{name}_sum")
+            prompts_sum += weight * prompts
+            if epoch + 1 == self.recipe.epochs:
+                prompts.copy_(prompts_sum)
 
     def fold(self) -> ExportedPrompts:
         """Both prompt groups, unchanged."""
-        return ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+        own = ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+        return with_trained_boosting(own, self.base_model, self.boosting)
+
+    def _averaged(self) -> list[tuple[str, nn.Parameter]]:
+        """All trained prompts, with the names of their sums."""
+        boosting = [(f"boosting_{index}", prompts) for index, prompts in enumerate(self.boosting)]
+        return [("image", self.image_prompts), ("text", self.text_prompts), *boosting]
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return (
