@@ -45,7 +45,9 @@ def test_the_command_lines_load_without_torch():
         "training.cli",
         "training.fit_command",
         "training.importing.command",
+        "training.ablation.command",
         "training.evaluation.command",
+        "training.evaluation.reproduce_command",
     ]
 
     assert not modules_after(f"import {', '.join(modules)}") & {"torch", "open_clip"}

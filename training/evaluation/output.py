@@ -29,7 +29,7 @@ def write_report(measured: Report, results: Results, folder: Path, console: Cons
 
         return draw_report(measured, results, folder)
 
-    pictures = _drawn(draw, console)
+    pictures = draw_if_possible(draw, console)
     content = report.to_json(measured) | {"pictures": pictures}
     _write(folder, content, report.to_markdown(measured, pictures), console)
     return content
@@ -48,13 +48,13 @@ def write_bundle_report(measured: BundleResult, folder: Path, console: Console) 
         names = [each.name for each in measured.classes]
         return [draw_confusion(measured.confusion_KK, names, measured.title, folder / "confusion.png")]
 
-    pictures = _drawn(draw, console)
+    pictures = draw_if_possible(draw, console)
     content = one_bundle.to_json(measured) | {"pictures": pictures}
     _write(folder, content, one_bundle.to_markdown(measured, pictures), console)
     return content
 
 
-def _drawn(draw: Callable[[], list[Path]], console: Console) -> list[str]:
+def draw_if_possible(draw: Callable[[], list[Path]], console: Console) -> list[str]:
     """Draw the plots and return their file names; without matplotlib print a hint and return none."""
     try:
         return [path.name for path in draw()]

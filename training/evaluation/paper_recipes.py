@@ -1,11 +1,14 @@
 """The recipes of the papers' tables: differences from a method's defaults, by protocol and data set.
 
-Sources: the methods' repositories. CoOp outside few-shot: `scripts/cocoop` (`vit_b16_ctxv1`, for ImageNet
-`vit_b16_ep50_ctxv1`). MaPLe and PromptSRC: their cross-dataset and few-shot configurations. ProGrad: templates of
-`trainers/prograd.py`, epochs of `configs/trainers/ProGrad` and lambda as in its README, made for ResNet-50. Boosting:
-optimizer, crops and weight of the distillation loss of PromptKD, which trains no text prompts; `text_*` is inferred.
-Other templates: each data set's hand-written prompt. All are based on Dassl, which drops the last, incomplete batch of
-an epoch.
+Without boosting, sources are the methods' repositories. CoOp outside few-shot: `scripts/cocoop` (`vit_b16_ctxv1`, for
+ImageNet `vit_b16_ep50_ctxv1`). MaPLe and PromptSRC: their cross-dataset and few-shot configurations. ProGrad: templates
+of `trainers/prograd.py`, epochs of `configs/trainers/ProGrad` and lambda as in its README, made for ResNet-50. All are
+based on Dassl, which drops the last, incomplete batch of an epoch.
+
+Boosting, and methods on boosting prompts: supplementary material of CasPL (arXiv 2409.17805). It states no batch size,
+loss weight, crops, schedule or weight decay for phase 1: these are PromptKD's. It states the lengths of the adapting
+prompts but not their initial words: CoOp's and CoCoOp's are random, the others keep their repository's.
+Templates: each data set's hand-written prompt.
 """
 
 import json
@@ -25,14 +28,25 @@ _LATE_AVERAGE: Final = frozenset({"stanford_cars", "oxford_flowers", "fgvc_aircr
 _BOOST: Final[Mapping[str, Any]] = {
     "optimizer": "sgd",
     "drop_last": True,
-    "learning_rate": 0.005,
+    "learning_rate": 0.0025,
     "weight_decay": 5e-4,
     "warmup_epochs": 1,
     "crop_scale_min": 0.08,
+    "image_depth": 12,
     "text_tokens": 8,
+    "text_depth": 12,
     "text_init": "",
     "text_rate_factor": 1.0,
 }
+_ON_BOOSTING: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "coop": {"context_tokens": 8, "context_init": ""},
+        "cocoop": {"context_tokens": 8, "context_init": ""},
+        "maple": {"tokens": 8, "depth": 12},
+        "promptsrc": {"image_tokens": 8, "text_tokens": 8, "image_depth": 12, "text_depth": 12},
+    }
+)
+"""CasPL's adapting prompts, where they differ from those of the method alone."""
 _LIGHT_DISTILLATION: Final = frozenset({"oxford_flowers", "fgvc_aircraft", "dtd"})
 _SOFT_PROJECTION: Final = frozenset({"oxford_flowers", "dtd", "eurosat"})
 _PROGRAD_TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
@@ -50,7 +64,13 @@ _PROGRAD_TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def adapt_recipe(
-    method: str, dataset: Dataset, protocol: Protocol, *, shots: int, overrides: Sequence[str] = ()
+    method: str,
+    dataset: Dataset,
+    protocol: Protocol,
+    *,
+    shots: int,
+    boosted: bool = False,
+    overrides: Sequence[str] = (),
 ) -> Settings:
     """The recipe of one method for one table, without the seed.
 
@@ -59,6 +79,7 @@ def adapt_recipe(
         dataset: the training data set.
         protocol: the table's protocol.
         shots: training images per class.
+        boosted: on boosting prompts, as CasPL trains the method; else as its own paper does.
         overrides: `key=value` for all methods with that key, `method.key=value` for one.
 
     Raises:
@@ -71,12 +92,16 @@ def adapt_recipe(
     if "drop_last" in kind.model_fields:
         values["drop_last"] = True
     values |= {} if method in LABEL_FREE else _differences(method, dataset.name, protocol, shots)
+    if boosted:
+        values |= _ON_BOOSTING.get(method, {})
+        if method == "coop" and protocol != "few-shot":
+            values["epochs"] = 50
     entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return read_recipe(kind, None, [*entries, *_of_method(method, overrides)])
 
 
 def boost_recipe(dataset: Dataset, overrides: Sequence[str] = ()) -> BoostRecipe:
-    """The phase 1 recipe for a data set: PromptKD's optimizer and loss weight, and the hand-written prompt.
+    """The phase 1 recipe for a data set: CasPL's, with PromptKD's loss weight, and the hand-written prompt.
 
     Raises:
         RecipeError: an unknown key or a value out of range.

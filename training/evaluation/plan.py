@@ -52,7 +52,8 @@ class Plan:
                 target.split("test")
                 if self.protocol == "domain-generalisation":
                     check_variant(source, target)
-            self.trials(source)
+            for boosted in (False, True):
+                self.trials(source, boosted=boosted)
 
     @property
     def sources(self) -> tuple[Dataset, ...]:
@@ -63,8 +64,10 @@ class Plan:
         """Data sets to test on."""
         return (source,) if self.protocol in {"base-to-new", "few-shot"} else self.datasets
 
-    def trials(self, source: Dataset) -> list[Trial]:
+    def trials(self, source: Dataset, *, boosted: bool) -> list[Trial]:
         """The zero-shot trial, then all methods, shots and seeds; label-free methods use no shots.
+
+        The recipes are those for a plain or a boosted backbone.
 
         Raises:
             RecipeError: an override is out of range.
@@ -72,7 +75,9 @@ class Plan:
         trials = [Trial()]
         for method in self.methods:
             for shots in self.shots[:1] if method in LABEL_FREE else self.shots:
-                recipe = adapt_recipe(method, source, self.protocol, shots=shots, overrides=self.overrides)
+                recipe = adapt_recipe(
+                    method, source, self.protocol, shots=shots, boosted=boosted, overrides=self.overrides
+                )
                 seeds = self.seeds if "seed" in type(recipe).model_fields else self.seeds[:1]
                 trials += [Trial.of(method, recipe, shots=shots, seed=seed) for seed in seeds]
         return trials
@@ -94,7 +99,7 @@ def run_plan(plan: Plan, benches: Sequence[Sequence[Bench]]) -> Report:
         for source, own in zip(plan.sources, benches, strict=True)
         for target in plan.targets(source)
         for bench in own
-        for trial in plan.trials(source)
+        for trial in plan.trials(source, boosted=bench.is_boosted)
     ]
     rows = []
     for number, (bench, source, target, trial) in enumerate(work, 1):

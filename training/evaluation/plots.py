@@ -72,6 +72,51 @@ def draw_confusion(confusion_KK: NDArray[np.int64], names: Sequence[str], title:
     return _save(figure, path)
 
 
+def draw_heat_maps(
+    panels: Sequence[tuple[str, NDArray[np.float64]]],
+    ticks: Sequence[int],
+    labels: tuple[str, str],
+    path: Path,
+) -> Path:
+    """Draw square tables of H with one colour scale; NaN leaves a cell empty.
+
+    Args:
+        panels: title and values of each table.
+        ticks: values of rows and columns.
+        labels: of the rows and of the columns.
+        path: PNG file to write.
+    """
+    values = np.concatenate([table.ravel() for _, table in panels])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    figure, all_axes = _panels(len(panels), width=4.2, height=3.8)
+    for axes, (title, table) in zip(all_axes, panels, strict=True):
+        axes.imshow(table, cmap="Blues", vmin=low - 1, vmax=high + 1)
+        axes.set_title(title, fontsize="medium")
+        axes.set_ylabel(labels[0])
+        axes.set_xlabel(labels[1])
+        axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+        axes.set_yticks(range(len(ticks)), [str(tick) for tick in ticks])
+        for (row, column), value in np.ndenumerate(table):
+            if not np.isnan(value):
+                colour = "white" if value > (low + high) / 2 else "black"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
+    return _save(figure, path)
+
+
+def draw_budgets(
+    totals: Sequence[int], alone: Sequence[Spread | None], cascade: Sequence[Spread | None], path: Path
+) -> Path:
+    """Draw H by total number of prompts: adapting prompts alone, and half of them boosting prompts."""
+    figure, (axes,) = _panels(1, width=5.0, height=3.6)
+    _bars(axes, alone, -0.2, PLAIN_COLOUR, "adapting prompts alone")
+    _bars(axes, cascade, 0.2, BOOSTED_COLOUR, "half boosting prompts")
+    axes.set_xticks(range(len(totals)), [str(total) for total in totals])
+    axes.set_xlabel("prompts per layer")
+    axes.set_ylabel("H, %")
+    _explain(figure, axes)
+    return _save(figure, path)
+
+
 def _accuracy(report: Report, summaries: Sequence[Summary]) -> Figure:
     """Bars by method, one panel per measure or target; curves if there are several numbers of shots."""
     if len({each.shots for each in summaries if each.method != ZERO_SHOT}) > 1:

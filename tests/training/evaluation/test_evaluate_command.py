@@ -11,9 +11,10 @@ from tests.stacks import random_bundle
 from tests.tiny import register_tiny_models, tiny_backbone
 from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, write_textures
 from training.data.catalog import open_dataset
-from training.evaluation.command import evaluate_app, reproduce_app
+from training.evaluation.command import evaluate_app
 from training.evaluation.one_bundle import measure_bundle
 from training.evaluation.predict import Predictor
+from training.evaluation.reproduce_command import reproduce_app
 from training.unlabelled import train_images_of
 
 MODEL = ["--backbone", "tiny", "--random-weights", "--device", "cpu"]

@@ -1,0 +1,263 @@
+"""The report of an ablation as a JSON object and as Markdown tables, and which of the paper's findings hold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from training.ablation.run import AblationJob, Measured
+from training.ablation.settings import Grid, Setting
+from training.evaluation.caspl_tables import BUDGET, CASPL_PAPER, DEPTH_H, PHASE_DEPTHS
+from training.evaluation.metrics import Spread, harmonic_mean, spread
+from training.evaluation.rows import ZERO_SHOT, Row
+
+MEASURES = ("base", "new", "h")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding of the paper, and whether it holds here.
+
+    Attributes:
+        claim: the finding.
+        paper: the paper's number.
+        measured: the same number here.
+        holds: whether the measured number has the sign that the claim needs.
+    """
+
+    claim: str
+    paper: str
+    measured: str
+    holds: bool
+
+
+def rates(rows: Sequence[Row]) -> dict[str, Spread]:
+    """Base, new and H over seeds; over several data sets, H is that of their mean base and mean new accuracy."""
+    by_seed: dict[int | None, list[Row]] = {}
+    for row in rows:
+        by_seed.setdefault(row.seed, []).append(row)
+    found: dict[str, list[float]] = {name: [] for name in MEASURES}
+    for each in by_seed.values():
+        pairs = [(row.base, row.new) for row in each if row.base is not None and row.new is not None]
+        base, new = fmean(base for base, _ in pairs), fmean(new for _, new in pairs)
+        for name, value in zip(MEASURES, (base, new, harmonic_mean(base, new)), strict=True):
+            found[name].append(value)
+    return {name: spread(values) for name, values in found.items()}
+
+
+class AblationReport:
+    """Results of an ablation.
+
+    Args:
+        job: data, method and recipe values.
+        grid: the compared values.
+        measured: rows of each setting; settings without rows are left out.
+        facts: `student` and `teacher`, each with `arch`, `pretrained` and `fingerprint`.
+    """
+
+    def __init__(
+        self, job: AblationJob, grid: Grid, measured: Measured, facts: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self.job, self.grid, self.facts = job, grid, facts
+        self.measured = {setting: rows for setting, rows in measured.items() if rows}
+        self._rates = {
+            setting: rates([row for row in rows if row.method == job.method]) for setting, rows in self.measured.items()
+        }
+
+    def h(self, setting: Setting) -> Spread | None:
+        """H of a setting; None without rows."""
+        return self._rates[setting]["h"] if setting in self._rates else None
+
+    def depth_table(self) -> list[list[Spread | None]]:
+        """H by depth of phase 1 (rows) and of phase 2 (columns)."""
+        return [[self.h(self.grid.depth_setting(one, two)) for two in self.grid.depths] for one in self.grid.depths]
+
+    def tokens_table(self, *, learnable: bool) -> list[list[Spread | None]]:
+        """H by number of boosting prompts (rows) and of adapting prompts (columns)."""
+        return [
+            [self.h(self.grid.tokens_setting(one, two, learnable=learnable)) for two in self.grid.tokens]
+            for one in self.grid.tokens
+        ]
+
+    def budget_rows(self) -> list[tuple[int, Setting, Mapping[str, Spread]]]:
+        """Total number of prompts, setting, and base, new and H."""
+        return [
+            (total, setting, self._rates[setting])
+            for total in self.grid.budgets
+            for setting in self.grid.budget_settings(total)
+            if setting in self._rates
+        ]
+
+    def base_models(self) -> dict[tuple[int, int], Mapping[str, Spread]]:
+        """Zero-shot rates by number and depth of boosting prompts; (0, 0) is the plain backbone."""
+        return {
+            (setting.boosting_tokens, setting.boosting_depth): rates([row for row in rows if row.method == ZERO_SHOT])
+            for setting, rows in self.measured.items()
+        }
+
+    def findings(self) -> list[Finding]:
+        """The paper's findings that the measured settings can show."""
+        found = []
+        if "depth" in self.job.studies:
+            found += _depth_findings(self.depth_table())
+        if "tokens" in self.job.studies:
+            found += _frozen_findings(self.tokens_table(learnable=False), self.tokens_table(learnable=True))
+        if "budget" in self.job.studies:
+            found += _budget_findings(self.budget_rows())
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """All rows, the rates of every setting, and the findings."""
+        return {
+            "method": self.job.method,
+            "studies": list(self.job.studies),
+            "datasets": [dataset.name for dataset in self.job.datasets],
+            "seeds": list(self.job.seeds),
+            "shots": self.job.shots,
+            "overrides": list(self.job.overrides),
+            "boost_overrides": list(self.job.boost_overrides),
+            "grid": asdict(self.grid),
+            **self.facts,
+            "settings": [
+                asdict(setting) | {name: asdict(value) for name, value in found.items()}
+                for setting, found in self._rates.items()
+            ],
+            "base_models": [
+                {"boosting_tokens": tokens, "boosting_depth": depth}
+                | {name: value.mean for name, value in found.items()}
+                for (tokens, depth), found in self.base_models().items()
+            ],
+            "findings": [asdict(finding) for finding in self.findings()],
+            "rows": [asdict(setting) | asdict(row) for setting, rows in self.measured.items() for row in rows],
+        }
+
+    def to_markdown(self) -> str:
+        """The tables of all studies, the findings, and the paper's numbers."""
+        lines: list[str] = []
+        if "depth" in self.job.studies:
+            heads = [f"phase 2: {depth}" for depth in self.grid.depths]
+            lines += [f"H by depth of phase 1 (rows) and phase 2, {self.grid.default_tokens} prompts per phase:", ""]
+            rows = zip((f"phase 1: {depth}" for depth in self.grid.depths), self.depth_table(), strict=True)
+            lines += [*_grid(["depth", *heads], [[name, *map(_text, cells)] for name, cells in rows]), ""]
+        if "tokens" in self.job.studies:
+            heads = [f"{tokens} adapting" for tokens in self.grid.tokens]
+            lines += [f"H by number of prompts, depth {self.grid.deepest}:", ""]
+            body = [
+                [f"{tokens} boosting, {'learnable' if learnable else 'frozen'}", *map(_text, cells)]
+                for learnable in (False, True)
+                for tokens, cells in zip(self.grid.tokens, self.tokens_table(learnable=learnable), strict=True)
+            ]
+            lines += [*_grid(["phase 1", *heads], body), ""]
+        if "budget" in self.job.studies:
+            lines += [f"Base, new and H for the same total number of prompts, depth {self.grid.deepest}:", ""]
+            body = [
+                [str(total), _parts(setting), *(_text(found[name]) for name in MEASURES)]
+                for total, setting, found in self.budget_rows()
+            ]
+            lines += [*_grid(["prompts", "as", "base", "new", "H"], body), ""]
+        lines += ["The paper's findings:", ""]
+        body = [[each.claim, each.paper, each.measured, "yes" if each.holds else "no"] for each in self.findings()]
+        lines += _grid(["finding", "paper", "here", "holds"], body)
+        return "\n".join(lines)
+
+
+def _depth_findings(table: Sequence[Sequence[Spread | None]]) -> list[Finding]:
+    """Table 5: deeper prompts in either phase increase H."""
+    means = [[cell.mean for cell in row if cell is not None] for row in table]
+    if not all(len(row) == len(table) for row in means) or len(table) < 2:
+        return []
+    both = ((1, means, DEPTH_H), (2, _transposed(means), _transposed(DEPTH_H)))
+    return [
+        Finding(
+            f"deeper prompts in phase {phase} increase H: deepest against shallowest, mean",
+            f"{_gain(printed):+.2f}",
+            f"{_gain(own):+.2f}",
+            _gain(own) > 0,
+        )
+        for phase, own, printed in both
+    ] + [
+        Finding(
+            "the deepest prompts in both phases are best",
+            f"{DEPTH_H[-1][-1]:.2f}, depths {PHASE_DEPTHS[-1]} and {PHASE_DEPTHS[-1]}",
+            f"{means[-1][-1]:.2f}, best {max(map(max, means)):.2f}",
+            means[-1][-1] == max(map(max, means)),
+        )
+    ]
+
+
+def _frozen_findings(
+    frozen: Sequence[Sequence[Spread | None]], learnable: Sequence[Sequence[Spread | None]]
+) -> list[Finding]:
+    """Figure 4: with the same numbers of prompts, frozen boosting prompts are always better."""
+    differences = [
+        one.mean - other.mean
+        for row, other_row in zip(frozen, learnable, strict=True)
+        for one, other in zip(row, other_row, strict=True)
+        if one is not None and other is not None
+    ]
+    if not differences:
+        return []
+    n_better = sum(difference > 0 for difference in differences)
+    return [
+        Finding(
+            "frozen boosting prompts are always better than learnable ones",
+            "in every cell",
+            f"in {n_better} of {len(differences)} cells, mean {fmean(differences):+.2f}",
+            n_better == len(differences),
+        )
+    ]
+
+
+def _budget_findings(rows: Sequence[tuple[int, Setting, Mapping[str, Spread]]]) -> list[Finding]:
+    """Table 6: boosting and adapting prompts are better than as many adapting prompts alone."""
+    h = {(total, setting.is_boosted): found["h"].mean for total, setting, found in rows}
+    totals = [total for total, boosted in h if boosted and (total, False) in h]
+    return [
+        Finding(
+            f"half of {total} prompts as boosting prompts increases H",
+            f"{BUDGET[total][1][2] - BUDGET[total][0][2]:+.2f}" if total in BUDGET else "-",
+            f"{h[total, True] - h[total, False]:+.2f}",
+            h[total, True] > h[total, False],
+        )
+        for total in totals
+    ]
+
+
+def published_markdown() -> str:
+    """Tables 5 and 6 of the paper."""
+    heads = ["depth", *(f"phase 2: {depth}" for depth in PHASE_DEPTHS)]
+    depth = [[f"phase 1: {one}", *(f"{h:.2f}" for h in row)] for one, row in zip(PHASE_DEPTHS, DEPTH_H, strict=True)]
+    budget = [
+        [str(total), name, *(f"{rate:.2f}" for rate in found)]
+        for total, pair in BUDGET.items()
+        for name, found in zip(
+            (f"{total} adapting", f"{total // 2} boosting + {total // 2} adapting"), pair, strict=True
+        )
+    ]
+    lines = [f"{CASPL_PAPER}, tables 5 and 6: PromptSRC, ViT-B/16, mean over ten data sets.", ""]
+    lines += [*_grid(heads, depth), "", *_grid(["prompts", "as", "base", "new", "H"], budget)]
+    return "\n".join(lines)
+
+
+def _gain(table: Sequence[Sequence[float]]) -> float:
+    """Mean over the columns of the last row minus the first."""
+    return fmean(last - first for first, last in zip(table[0], table[-1], strict=True))
+
+
+def _transposed(table: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [list(column) for column in zip(*table, strict=True)]
+
+
+def _parts(setting: Setting) -> str:
+    adapting = f"{setting.adapting_tokens} adapting"
+    return f"{setting.boosting_tokens} boosting + {adapting}" if setting.is_boosted else adapting
+
+
+def _text(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.mean:.1f}" if found.sd is None else f"{found.mean:.1f} ± {found.sd:.1f}"
+
+
+def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *rows]]
