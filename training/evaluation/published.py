@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from training.evaluation.caspl_tables import BASE_TO_NEW, CASPL_PAPER
 from training.evaluation.metrics import harmonic_mean
 from training.evaluation.rows import ZERO_SHOT
 
@@ -15,7 +16,8 @@ BACKBONE: Final = "CLIP ViT-B/16 (OpenAI)"
 COCOOP_TABLE: Final = "CoCoOp (arXiv 2203.05557), table 2"
 GDA_PAPER: Final = "A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation (arXiv 2402.04087)"
 GDA_LOGS: Final = f"{GDA_PAPER}, logs in its repository"
-CASPL_PAGE: Final = "CasPL (arXiv 2409.17805) and its repository's README"
+CASPL_PAGE: Final = f"{CASPL_PAPER} and its repository's README"
+CASPL_TABLE: Final = f"{CASPL_PAPER}, table 1"
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,24 @@ FEW_SHOT_MEANS: Final[tuple[PublishedShots, ...]] = (
 )
 
 
+_METHODS: Final[Mapping[tuple[str, bool], Mapping[str, Published]]] = MappingProxyType(
+    {
+        key: _by_dataset({name: rates[key] for name, rates in BASE_TO_NEW.items()}, CASPL_TABLE)
+        for key in BASE_TO_NEW["dtd"]
+    }
+    | {(ZERO_SHOT, False): _ZERO_SHOT, ("gda", False): _GDA}
+)
+
+
 def published(dataset: str, method: str, *, boosted: bool) -> Published | None:
-    """Published base-to-new results for one data set: zero-shot and GDA; for other methods only averages are available.
+    """Published base-to-new results for one data set; None if there are none.
 
     Args:
         dataset: a catalog name.
         method: as in `--method`, or `zero-shot`.
         boosted: with boosting prompts.
     """
-    tables = {(ZERO_SHOT, False): _ZERO_SHOT, ("gda", False): _GDA}
-    return tables.get((method, boosted), {}).get(dataset)
+    return _METHODS.get((method, boosted), {}).get(dataset)
 
 
 def published_shots(method: str, *, boosted: bool) -> PublishedShots | None:

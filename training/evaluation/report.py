@@ -70,9 +70,9 @@ def _table(report: Report, summaries: Sequence[Summary]) -> list[str]:
         columns.append((f"{title}, boosted", [_spread_text(each.boosted.get(name)) for each in summaries]))
         columns.append(("change", [_change_text(each.change(name)) for each in summaries]))
     if any(each.published is not None for each in summaries):
-        columns.append(
-            (f"published base / new / H, {BACKBONE}", [_published_text(each.published) for each in summaries])
-        )
+        title = f"published base / new / H, {BACKBONE}"
+        columns.append((title, [_published_text(each.published) for each in summaries]))
+        columns.append(("published, boosted", [_published_text(each.published_boosted) for each in summaries]))
     titles, cells = zip(*columns, strict=True)
     lines = _grid(titles, list(zip(*cells, strict=True)))
     for each in summaries:

@@ -25,6 +25,7 @@ class Summary:
         plain: statistics of each available measure without boosting.
         boosted: the same with boosting.
         published: published result without boosting, or None.
+        published_boosted: published result with boosting, or None.
         notes: reasons for missing measures.
     """
 
@@ -35,6 +36,7 @@ class Summary:
     plain: Mapping[str, Spread]
     boosted: Mapping[str, Spread]
     published: Published | None
+    published_boosted: Published | None
     notes: tuple[str, ...]
 
     def change(self, measure: str) -> float | None:
@@ -121,6 +123,7 @@ class Report:
             plain=self._spreads(row for row in rows if not row.boosted),
             boosted=self._spreads(row for row in rows if row.boosted),
             published=published(dataset, method, boosted=False) if self.protocol == "base-to-new" else None,
+            published_boosted=published(dataset, method, boosted=True) if self.protocol == "base-to-new" else None,
             notes=tuple(dict.fromkeys(row.note for row in rows if row.note)),
         )
 

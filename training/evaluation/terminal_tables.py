@@ -33,12 +33,13 @@ def _protocol_table(content: dict[str, Any]) -> Table:
     has_published = any(each["published"] for each in content["summaries"])
     if has_published:
         table.add_column("published")
+        table.add_column("published, boosted")
     for each in content["summaries"]:
         means = [{name: part["mean"] for name, part in each[side].items()} for side in ("plain", "boosted")]
         cells = [_rates(part, measures, ".1f") for part in means]
         cells.append(_rates(each["change"], measures, "+.1f"))
         if has_published:
-            cells.append(_rates(each["published"] or {}, measures, ".1f"))
+            cells += [_rates(each[side] or {}, measures, ".1f") for side in ("published", "published_boosted")]
         table.add_row(each["target"], each["method"], str(each["shots"]), *cells)
     return table
 

@@ -111,7 +111,34 @@ def test_three_data_sets_use_a_lower_loss_weight_by_default(named):
     assert boost_recipe(named("dtd")).teacher_template == "{} texture."
 
 
-def test_boosting_for_a_table_uses_promptkds_optimizer_not_the_default(named):
+def test_boosting_for_a_table_uses_the_papers_values_not_the_default(named):
     recipe = boost_recipe(named("dtd"))
-    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay) == ("sgd", 0.005, 5e-4)
-    assert (recipe.warmup_epochs, recipe.text_tokens, recipe.text_rate_factor) == (1, 8, 1.0)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.epochs, recipe.temperature) == ("sgd", 0.0025, 20, 1)
+    assert (recipe.image_tokens, recipe.text_tokens, recipe.image_depth, recipe.text_depth) == (8, 8, 12, 12)
+    assert (recipe.text_init, recipe.text_rate_factor) == ("", 1.0)  # all prompts start at random
+    assert (recipe.batch_size, recipe.weight_decay, recipe.warmup_epochs) == (8, 5e-4, 1)  # PromptKD's
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol", "values"),
+    [
+        ("coop", "base-to-new", {"context_tokens": 8, "context_init": "", "epochs": 50, "learning_rate": 0.002}),
+        ("cocoop", "base-to-new", {"context_tokens": 8, "context_init": "", "epochs": 10, "learning_rate": 0.002}),
+        ("maple", "base-to-new", {"tokens": 8, "depth": 12, "epochs": 5, "learning_rate": 0.0035}),
+        ("maple", "domain-generalisation", {"tokens": 8, "depth": 12, "epochs": 2, "learning_rate": 0.0026}),
+        ("promptsrc", "base-to-new", {"image_tokens": 8, "text_tokens": 8, "image_depth": 12, "epochs": 20}),
+        ("promptsrc", "few-shot", {"image_tokens": 8, "text_tokens": 8, "text_depth": 12, "epochs": 50}),
+    ],
+)
+def test_methods_on_boosting_prompts_use_the_papers_settings(named, method, protocol, values):
+    boosted = adapt_recipe(method, named("dtd"), protocol, shots=16, boosted=True)
+    assert {key: getattr(boosted, key) for key in values} == values
+    assert adapt_recipe(method, named("dtd"), protocol, shots=16) != boosted
+
+
+def test_methods_that_the_paper_does_not_boost_use_the_same_recipe_on_boosting_prompts(named):
+    for method in ("vpt", "ivlp", "prograd", "dept", "upt"):
+        plain, boosted = (
+            adapt_recipe(method, named("dtd"), "base-to-new", shots=16, boosted=flag) for flag in (False, True)
+        )
+        assert plain == boosted

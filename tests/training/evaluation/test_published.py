@@ -44,12 +44,19 @@ def test_the_papers_data_sets_are_in_the_catalog():
         ("four", ZERO_SHOT, False),
         ("imagenetv2", ZERO_SHOT, False),
         ("dtd", ZERO_SHOT, True),
-        ("dtd", "coop", False),
+        ("dtd", "ivlp", False),
         ("dtd", "gda", True),
     ],
 )
 def test_unpublished_results_are_none(dataset, method, boosted):
     assert published(dataset, method, boosted=boosted) is None
+
+
+@pytest.mark.parametrize("boosted", [False, True])
+def test_the_four_methods_of_the_paper_have_published_results_for_every_data_set(boosted):
+    for method in ("coop", "cocoop", "maple", "promptsrc"):
+        assert all(published(name, method, boosted=boosted) is not None for name in PAPER_DATASETS)
+    assert published("dtd", "promptsrc", boosted=True).h == 76.44
 
 
 def test_published_boosted_results_exceed_the_plain_ones():
