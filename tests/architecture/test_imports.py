@@ -47,7 +47,7 @@ def test_the_command_lines_load_without_torch():
         "training.importing.command",
         "training.ablation.command",
         "training.evaluation.command",
-        "training.evaluation.reproduce_command",
+        "training.reproduction.command",
     ]
 
     assert not modules_after(f"import {', '.join(modules)}") & {"torch", "open_clip"}

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from tests.tiny import register_tiny_models, tiny_backbone
 from training.cli import adapt_app, boost_app
 from training.evaluation.command import evaluate_app
-from training.evaluation.reproduce_command import reproduce_app
 from training.recipe import read_recipe
+from training.reproduction.command import reproduce_app
 
 
 @pytest.fixture

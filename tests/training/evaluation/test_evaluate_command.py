@@ -14,7 +14,7 @@ from training.data.catalog import open_dataset
 from training.evaluation.command import evaluate_app
 from training.evaluation.one_bundle import measure_bundle
 from training.evaluation.predict import Predictor
-from training.evaluation.reproduce_command import reproduce_app
+from training.reproduction.command import reproduce_app
 from training.unlabelled import train_images_of
 
 MODEL = ["--backbone", "tiny", "--random-weights", "--device", "cpu"]

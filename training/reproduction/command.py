@@ -1,0 +1,251 @@
+"""`caspl reproduce`; torch is imported after the arguments are validated."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from training import options
+from training.evaluation.arguments import Arch, Methods, Overrides, Seeds, method_names, numbers
+from training.evaluation.terminal_tables import show_report
+from training.terminal import exit_on_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prompted_clip.backbone import Backbone
+    from training.evaluation.runs import ReproduceJob
+    from training.reproduction.run import ReproductionJob
+    from training.reproduction.tables import PaperTable
+
+    Load = Callable[[], tuple[Backbone, Backbone]]
+
+reproduce_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@reproduce_app.command(
+    epilog="\b\nExamples:\n"
+    "  caspl reproduce dtd --root data/\n"
+    "  caspl reproduce --all --root data/ --dry-run\n"
+    "  caspl reproduce --check reproduce-all/results.json"
+)
+def reproduce(
+    dataset: Annotated[str, typer.Argument(help="name or path of a data set, such as dtd; or --all or --check")] = "",
+    all_: Annotated[bool, typer.Option("--all", help="the paper's tables on all of its data sets")] = False,
+    check: Annotated[
+        Path | None, typer.Option(help="compare this results file with the paper's tables, and stop")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="with --check: largest difference in points that counts as agreement")
+    ] = 1.0,
+    tables: Annotated[
+        str, typer.Option(help="with --all: comma-separated: base-to-new, domain-generalisation, few-shot")
+    ] = "base-to-new,domain-generalisation",
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="with --all: leave out data sets that are missing or invalid")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check every file, estimate hours and disk space, and stop")
+    ] = False,
+    images_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="with --dry-run: rate for the estimate; default: time a few steps")
+    ] = None,
+    root: Annotated[Path | None, typer.Option("--root", "--data", help="folder with the published data sets")] = None,
+    backbone: Arch = "ViT-B-16",
+    pretrained: options.Pretrained = None,
+    teacher: Annotated[str, typer.Option(help="teacher: open_clip architecture")] = "ViT-L-14",
+    teacher_pretrained: options.Pretrained = None,
+    methods: Methods = "coop,cocoop,maple,promptsrc",
+    seeds: Seeds = "1,2,3",
+    shots: Annotated[int, typer.Option(min=1, help="labelled images per class; with --all the paper's")] = 16,
+    random_weights: options.RandomWeights = False,
+    quick_gelu: options.QuickGelu = False,
+    preprocess_of: options.PreprocessOf = None,
+    teacher_preprocess_of: options.TeacherPreprocessOf = None,
+    interpolate_positions: options.InterpolatePositions = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder for results, report and finished rows; default reproduce-<data set> or -all"),
+    ] = None,
+    set_: Overrides = None,
+    boost_set: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="override a boosting recipe value")
+    ] = None,
+    checkpoint_every: options.CheckpointEvery = 100,
+    device: options.Device = "auto",
+    json_: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Boost, evaluate methods with and without boosting, and compare with the published numbers."""
+    if sum([bool(dataset), all_, check is not None]) != 1:
+        raise typer.BadParameter("expected one of: a data set, --all, --check FILE")
+    seed_list = numbers(seeds, "--seeds", least=0)
+    with exit_on_error("reproduce", quiet=quiet):
+        if check is not None:
+            _compare(check, tolerance, as_json=json_)
+            return
+        from training.evaluation.runs import ReproduceJob  # noqa: PLC0415  torch
+        from training.hardware import load_backbones  # noqa: PLC0415  torch
+        from training.reproduction.run import ReproductionJob  # noqa: PLC0415  torch
+        from training.reproduction.tables import PaperTable  # noqa: PLC0415
+
+        def load() -> "tuple[Backbone, Backbone]":
+            return load_backbones(
+                backbone,
+                pretrained,
+                teacher,
+                teacher_pretrained,
+                is_random=random_weights,
+                device=device,
+                teacher_preprocess_of=teacher_preprocess_of,
+                quick_gelu=quick_gelu,
+                preprocess_of=preprocess_of,
+                interpolate_positions=interpolate_positions,
+            )
+
+        console, names = Console(stderr=True, quiet=quiet), method_names(methods)
+        chosen = (
+            _chosen_tables(tables, names)
+            if all_
+            else (PaperTable("base-to-new", (dataset,), names, (shots,), "table 1"),)
+        )
+        plan = ReproductionJob(
+            tables=chosen,
+            seeds=seed_list,
+            overrides=tuple(set_ or []),
+            boost_overrides=tuple(boost_set or []),
+            out=out or Path(f"reproduce-{'all' if all_ else Path(dataset).name}"),
+            checkpoint_every=checkpoint_every,
+        )
+        if dry_run:
+            _show_plan(plan, root, load, images_per_second, console, as_json=json_)
+        elif all_:
+            _run_all(plan, root, load, console, skip_missing=skip_missing, as_json=json_)
+        else:
+            job = ReproduceJob(
+                data=dataset,
+                root=root,
+                methods=names,
+                seeds=seed_list,
+                shots=shots,
+                overrides=plan.overrides,
+                boost_overrides=plan.boost_overrides,
+                out=plan.out,
+                checkpoint_every=checkpoint_every,
+            )
+            _run_one(job, plan, load, console, as_json=json_)
+
+
+def _chosen_tables(names: str, methods: tuple[str, ...]) -> "tuple[PaperTable, ...]":
+    """The paper's tables, with the selected ones of their methods."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from training.reproduction.tables import TABLES  # noqa: PLC0415
+
+    chosen = tuple(dict.fromkeys(part.strip() for part in names.split(",") if part.strip()))
+    if not chosen or set(chosen) - set(TABLES):
+        msg = f"expected some of {', '.join(TABLES)}, found {names!r}"
+        raise typer.BadParameter(msg, param_hint="--tables")
+    return tuple(
+        replace(TABLES[name], methods=tuple(each for each in TABLES[name].methods if each in methods))
+        for name in chosen
+    )
+
+
+def _run_one(job: "ReproduceJob", plan: "ReproductionJob", load: "Load", console: Console, *, as_json: bool) -> None:
+    """Run one data set: report, results file, and the tables on the terminal."""
+    from training.evaluation.rows import Row  # noqa: PLC0415
+    from training.evaluation.runs import run_reproduce  # noqa: PLC0415  torch
+    from training.reproduction.preflight import check_datasets  # noqa: PLC0415
+    from training.reproduction.run import data_facts, save_results  # noqa: PLC0415  torch
+
+    loaded: list[tuple[Backbone, Backbone]] = []
+
+    def load_once() -> "tuple[Backbone, Backbone]":
+        loaded.append(load())
+        return loaded[0]
+
+    content = run_reproduce(job, load_once, console)
+    (found,) = check_datasets(plan.names, job.root)
+    rows = [Row(**row) for row in content["rows"]]
+    facts = {name: data_facts(found) for name in {row.dataset for row in rows}}
+    save_results(job.out, rows, plan, facts, *loaded[0])
+    show_report(content, job.out, as_json=as_json)
+
+
+def _run_all(
+    job: "ReproductionJob",
+    root: Path | None,
+    load: "Load",
+    console: Console,
+    *,
+    skip_missing: bool,
+    as_json: bool,
+) -> None:
+    """Check all data sets, run the tables, and compare with the paper."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from training.errors import DatasetError  # noqa: PLC0415
+    from training.reproduction.comparison import compare  # noqa: PLC0415
+    from training.reproduction.preflight import check_datasets, report_problems  # noqa: PLC0415
+    from training.reproduction.run import run_tables  # noqa: PLC0415  torch
+    from training.reproduction.terminal import show_comparison  # noqa: PLC0415
+
+    checks = check_datasets(job.names, root)
+    for note in (note for check in checks for note in check.notes):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    problems = [check for check in checks if check.problem]
+    if problems and not skip_missing:
+        raise DatasetError(report_problems(problems) + "\n--skip-missing runs the others.")
+    left = [table.without(check.name for check in problems) for table in job.tables]
+    for check in problems:
+        console.print(f"skipped {check.name}: {check.problem}", markup=False, highlight=False, soft_wrap=True)
+    job = replace(job, tables=tuple(table for table in left if table is not None))
+    if not job.tables:
+        raise DatasetError(report_problems(problems))
+    job.validate(checks)
+    results = run_tables(job, checks, *load(), console)
+    if as_json:
+        typer.echo(results.model_dump_json())
+    else:
+        show_comparison(results, compare(results, 1.0), 1.0)
+
+
+def _compare(path: Path, tolerance: float, *, as_json: bool) -> None:
+    """Compare a results file with the paper; exit code 1 if a row differs."""
+    from training.reproduction.comparison import compare  # noqa: PLC0415
+    from training.reproduction.results_file import read_results  # noqa: PLC0415
+    from training.reproduction.terminal import comparison_json, show_comparison  # noqa: PLC0415
+
+    results = read_results(path)
+    compared = compare(results, tolerance)
+    if as_json:
+        typer.echo(json.dumps(comparison_json(results, compared, tolerance)))
+    else:
+        show_comparison(results, compared, tolerance)
+    if any(each.agrees is False for each in compared):
+        raise typer.Exit(1)
+
+
+def _show_plan(
+    job: "ReproductionJob",
+    root: Path | None,
+    load: "Load",
+    images_per_second: float | None,
+    console: Console,
+    *,
+    as_json: bool,
+) -> None:
+    """Check data sets and weights, print every problem, and estimate the rest; exit code 1 with a problem."""
+    from training.reproduction.dry_run import plan_of  # noqa: PLC0415  torch
+    from training.reproduction.terminal import show_plan  # noqa: PLC0415
+
+    plan = plan_of(job, root, load, images_per_second, console)
+    if as_json:
+        typer.echo(json.dumps(plan))
+    else:
+        show_plan(plan)
+    if plan["problems"]:
+        raise typer.Exit(1)

@@ -1,0 +1,133 @@
+"""Compares a results file with the tables of the CasPL paper."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from training.evaluation.caspl_tables import (
+    BOOSTED_H,
+    DOMAIN_GENERALISATION,
+    FEW_SHOT,
+    SHOTS,
+    TRANSFER_TARGETS,
+)
+from training.evaluation.metrics import Spread, spread
+from training.evaluation.published import published
+from training.evaluation.rows import ZERO_SHOT, Protocol
+from training.reproduction.results_file import ResultRow, ResultsFile
+from training.reproduction.tables import TABLES
+
+PAPER_STUDENT: Final = ("ViT-B-16", "openai")
+PAPER_TEACHER: Final = ("ViT-L-14", "openai")
+
+Cell = tuple[Protocol, str, str, str, bool, int]
+"""Protocol, training data set, test data set, method, with boosting prompts, shots."""
+
+
+@dataclass(frozen=True)
+class ComparedCell:
+    """One row of the paper and the measured one.
+
+    Attributes:
+        protocol, dataset, target, method, boosted, shots: the cell.
+        paper: printed rates by measure.
+        measured: rates over seeds by measure; empty if the file has no such row.
+        agrees: every difference is within the tolerance; None without a measured row.
+    """
+
+    protocol: Protocol
+    dataset: str
+    target: str
+    method: str
+    boosted: bool
+    shots: int
+    paper: Mapping[str, float]
+    measured: Mapping[str, Spread]
+    agrees: bool | None
+
+    @property
+    def differences(self) -> dict[str, float]:
+        """Measured minus printed, in points."""
+        return {name: found.mean - self.paper[name] for name, found in self.measured.items()}
+
+
+def compare(results: ResultsFile, tolerance: float) -> list[ComparedCell]:
+    """Every cell of the paper's tables that the file could have, in the paper's order.
+
+    Tables without any measured row are left out.
+
+    Args:
+        results: the file.
+        tolerance: largest difference in points that counts as agreement.
+    """
+    by_cell: dict[Cell, list[ResultRow]] = {}
+    for row in results.rows:
+        by_cell.setdefault(row.cell, []).append(row)
+    measured_tables = {row.protocol for row in results.rows}
+    compared = []
+    for cell, paper in paper_cells():
+        if cell[0] not in measured_tables:
+            continue
+        measured = _rates(by_cell.get(cell, []), paper)
+        agrees = all(abs(found.mean - paper[name]) <= tolerance for name, found in measured.items())
+        compared.append(ComparedCell(*cell, paper, measured, agrees if measured else None))
+    return compared
+
+
+def paper_cells() -> Iterator[tuple[Cell, dict[str, float]]]:
+    """All printed rows with their rates."""
+    for table in TABLES.values():
+        for target in table.datasets:
+            dataset = table.datasets[0] if table.is_transfer else target
+            for method in (ZERO_SHOT, *table.methods):
+                for boosted in (False, True):
+                    for shots in (0,) if method == ZERO_SHOT else table.shots:
+                        cell = (table.protocol, dataset, target, method, boosted, shots)
+                        if paper := _printed(cell):
+                            yield cell, paper
+
+
+def model_notes(results: ResultsFile) -> list[str]:
+    """Reasons why the file may not compare with the paper at all."""
+    notes = []
+    for role, facts, expected in (
+        ("student", results.student, PAPER_STUDENT),
+        ("teacher", results.teacher, PAPER_TEACHER),
+    ):
+        if (facts.arch.removesuffix("-quickgelu"), facts.pretrained) != expected:
+            notes.append(
+                f"The {role} is {facts.arch} with weights {facts.pretrained}; the paper's is {' with '.join(expected)}."
+            )
+    if results.overrides or results.boost_overrides:
+        notes.append(f"Recipes were changed: {', '.join([*results.overrides, *results.boost_overrides])}.")
+    return [*notes, *(note for facts in results.data.values() for note in facts.notes)]
+
+
+def advice(compared: list[ComparedCell]) -> str | None:
+    """What to check first if the plain zero-shot rows differ, which involve no training."""
+    wrong = [each.target for each in compared if each.method == ZERO_SHOT and not each.boosted and each.agrees is False]
+    if not wrong:
+        return None
+    return (
+        f"The plain zero-shot rows differ on {', '.join(dict.fromkeys(wrong))}: compare weights, splits, class names "
+        "and prompts first, since these rows involve no training."
+    )
+
+
+def _printed(cell: Cell) -> dict[str, float]:
+    protocol, dataset, target, method, boosted, shots = cell
+    if protocol == "base-to-new":
+        if found := published(dataset, method, boosted=boosted):
+            return {"base": found.base, "new": found.new, "h": found.h}
+        return {"h": BOOSTED_H[dataset]} if method == ZERO_SHOT and boosted else {}
+    if protocol == "few-shot":
+        rates = FEW_SHOT[dataset].get((method, boosted))
+        return {"accuracy": rates[SHOTS.index(shots)]} if rates else {}
+    if target not in TRANSFER_TARGETS:
+        return {}
+    return {"accuracy": DOMAIN_GENERALISATION[method, boosted][TRANSFER_TARGETS.index(target)]}
+
+
+def _rates(rows: list[ResultRow], paper: Mapping[str, float]) -> dict[str, Spread]:
+    values = {name: [getattr(row, name) for row in rows] for name in paper}
+    return {name: spread(found) for name, found in values.items() if found and None not in found}

@@ -1,0 +1,84 @@
+"""`caspl reproduce --dry-run`: what is there, what is missing, and an estimate of hours and disk space."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prompted_clip.backbone import Backbone
+from prompted_clip.errors import PromptedClipError
+from training.errors import TrainingError
+from training.evaluation.estimate import Timer
+from training.reproduction.preflight import check_datasets
+from training.reproduction.run import ReproductionJob
+from training.reproduction.workload import estimate
+
+
+def plan_of(
+    job: ReproductionJob,
+    root: Path | None,
+    load: Callable[[], tuple[Backbone, Backbone]],
+    images_per_second: float | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Check all data sets and both weights, and estimate the data sets that are usable; trains nothing.
+
+    Args:
+        job: tables, seeds and recipe values.
+        root: folder with the published data sets.
+        load: loads both backbones.
+        images_per_second: rate for the estimate; None times a few steps.
+        console: shows progress.
+
+    Returns:
+        A JSON object: `datasets` (found or not, counts, bytes, notes), `problems`, `estimates` per training data set,
+        `seconds`, `results_bytes` and `estimated_from`; the last three are None if nothing can be estimated.
+
+    Raises:
+        RecipeError: an invalid override.
+    """
+
+    def note(name: str) -> None:
+        console.print(f"checking {name}", markup=False, highlight=False)
+
+    checks = check_datasets(job.names, root, note)
+    problems = [check.problem for check in checks if check.problem]
+    left = [table.without(check.name for check in checks if check.problem) for table in job.tables]
+    usable = replace(job, tables=tuple(table for table in left if table is not None))
+    usable.validate(checks)
+    backbones = None
+    try:
+        backbones = load()
+    except (PromptedClipError, TrainingError) as error:
+        problems.append(f"weights: {error}")
+    plan: dict[str, Any] = {
+        "datasets": [
+            {
+                "name": check.name,
+                "found": not check.problem,
+                "n_train": check.n_train,
+                "n_test": check.n_test,
+                "bytes": check.n_bytes,
+                "notes": list(check.notes),
+            }
+            for check in checks
+        ],
+        "problems": problems,
+        "estimates": [],
+        "seconds": None,
+        "results_bytes": None,
+        "estimated_from": None,
+    }
+    if backbones is None or not usable.tables:
+        return plan
+    timer = Timer(*backbones, images_per_second)
+    for each in estimate(usable, checks, backbones[0], timer):
+        console.print(f"estimated {each.name}", markup=False, highlight=False)
+        plan["estimates"].append(asdict(each))
+    return plan | {
+        "seconds": sum(each["seconds"] for each in plan["estimates"]),
+        "results_bytes": sum(each["results_bytes"] for each in plan["estimates"]),
+        "estimated_from": timer.source,
+    }
