@@ -82,10 +82,10 @@ class Recipe(Settings):
 class BoostRecipe(Recipe):
     """Phase 1: distil boosting prompts from a teacher on unlabelled images.
 
-    Epochs, batch size and loss weight follow PromptKD. The CasPL paper does not state token count, depth, loss
-    reduction and initialisation of phase 1; these are inferred. Optimizer, rates, crops and text prompts were chosen on
-    the demo world: PromptKD's SGD made its student worse, often by collapsing all classes to one text feature (see
-    docs/boosting.md). `caspl reproduce` uses PromptKD's values (`training.evaluation.paper_recipes`).
+    Epochs are CasPL's; batch size and loss weight follow PromptKD. CasPL's supplementary material states 8 tokens,
+    depth 12, random initialisation and SGD at 0.0025, but no loss reduction; `caspl reproduce` uses these
+    (`training.evaluation.paper_recipes`). Optimizer, rates, crops and text prompts here were chosen on the demo world:
+    SGD made its student worse, often by collapsing all classes to one text feature (see docs/boosting.md).
     """
 
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="AdamW, or SGD with momentum 0.9")
@@ -100,17 +100,15 @@ class BoostRecipe(Recipe):
         description="caspl: prompts in both towers; promptkd: image prompts and a projector to the teacher's text "
         "features, which supports neither other labels nor phase 2",
     )
-    image_tokens: int = Field(
-        default=8, ge=0, le=64, description="boosting tokens per layer in the image tower; inferred"
-    )
+    image_tokens: int = Field(default=8, ge=0, le=64, description="boosting tokens per layer in the image tower")
     image_depth: int = Field(
-        default=9, ge=1, description="layers with their own image tokens, at most the tower's; inferred"
+        default=9, ge=1, description="layers with their own image tokens, at most the tower's; 12 in the paper"
     )
     text_tokens: int = Field(
-        default=4, ge=0, le=64, description="boosting tokens per layer in the text tower; inferred"
+        default=4, ge=0, le=64, description="boosting tokens per layer in the text tower; 8 in the paper"
     )
     text_depth: int = Field(
-        default=9, ge=1, description="layers with their own text tokens, at most the tower's; inferred"
+        default=9, ge=1, description="layers with their own text tokens, at most the tower's; 12 in the paper"
     )
     text_init: str = Field(
         default="a photo of a",

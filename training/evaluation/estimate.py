@@ -21,10 +21,11 @@ from training.boosting import Booster
 from training.caspl_student import CasplStudent
 from training.data.dataset import Dataset
 from training.data.views import Views
+from training.errors import RecipeError
 from training.evaluation.predict import Predictor
 from training.loop import Learner, TrainState, steps_per_epoch, train
 from training.prompted_backbone import PromptedBackbone
-from training.recipe import AdaptRecipe, BoostRecipe, FewShotRecipe, Recipe
+from training.recipe import AdaptRecipe, BoostRecipe, FewShotRecipe, Recipe, Settings
 from training.teacher import Teacher
 
 T = TypeVar("T", bound=Recipe)
@@ -79,9 +80,7 @@ class Timer:
 
         return self._training(recipe, len(paths), learner)
 
-    def adapting(
-        self, dataset: Dataset, method: str, recipe: AdaptRecipe | FewShotRecipe, boost: BoostRecipe | None = None
-    ) -> Work:
+    def adapting(self, dataset: Dataset, method: str, recipe: Settings, boost: BoostRecipe | None = None) -> Work:
         """One run of phase 2 on the train split; a closed-form head counts as one pass over it.
 
         Args:
@@ -89,10 +88,16 @@ class Timer:
             method: a key of `RECIPES`.
             recipe: the method's recipe.
             boost: on boosting prompts of this recipe's shape; None for the plain backbone.
+
+        Raises:
+            RecipeError: a label-free method, whose work depends on what it selects.
         """
         images = dataset.split("train")
         if isinstance(recipe, FewShotRecipe):
             return self.testing(dataset, len(images))
+        if not isinstance(recipe, AdaptRecipe) or method not in METHODS:
+            msg = f"The work of the label-free method {method} cannot be estimated; leave it out of --methods."
+            raise RecipeError(msg)
 
         def learner(timed: AdaptRecipe) -> Learner:
             model = self._base_model(dataset, boost)

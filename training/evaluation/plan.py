@@ -64,7 +64,7 @@ class Plan:
         """Data sets to test on."""
         return (source,) if self.protocol in {"base-to-new", "few-shot"} else self.datasets
 
-    def trials(self, source: Dataset, *, boosted: bool) -> list[Trial]:
+    def trials(self, source: Dataset, *, boosted: bool = False) -> list[Trial]:
         """The zero-shot trial, then all methods, shots and seeds; label-free methods use no shots.
 
         The recipes are those for a plain or a boosted backbone.

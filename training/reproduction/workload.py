@@ -11,7 +11,7 @@ from training.evaluation.estimate import Timer
 from training.evaluation.paper_recipes import boost_recipe
 from training.evaluation.plan import Plan
 from training.evaluation.rows import MAX_SAVED_FEATURES
-from training.recipe import AdaptRecipe, BoostRecipe, FewShotRecipe
+from training.recipe import BoostRecipe, Settings
 from training.reproduction.preflight import DatasetCheck
 from training.reproduction.run import ReproductionJob
 
@@ -79,7 +79,7 @@ def estimate(
 @dataclass(frozen=True)
 class _Training:
     method: str
-    recipe: AdaptRecipe | FewShotRecipe
+    recipe: Settings
     shots: int
 
 
