@@ -202,10 +202,13 @@ def to_pixels_on_device(rgb_HWC: Tensor, image_size: int, preprocess: dict[str, 
 
 def normalize_pixels(pixels_BCHW: Tensor, preprocess: dict[str, Any]) -> Tensor:
     """(x / 255 - mean) / std of uint8 pixels, [B, 3, H, W] float32 on their device."""
-    from prompted_clip.transfers import to_device  # noqa: PLC0415  see the module's docstring
+    import torch  # noqa: PLC0415  see the module's docstring
 
-    values = np.array([preprocess["mean"], preprocess["std"]], dtype=np.float32)
-    mean, std = to_device(values, pixels_BCHW.device).view(2, 3, 1, 1)
+    device = pixels_BCHW.device
+    values = torch.tensor([preprocess["mean"], preprocess["std"]])
+    if device.type == "cuda":
+        values = values.pin_memory()  # otherwise the host waits for the copy
+    mean, std = values.to(device, non_blocking=True).view(2, 3, 1, 1)
     return pixels_BCHW.float().div(255).sub(mean).div(std)
 
 
