@@ -4,7 +4,8 @@ PromptedClipError
 ├── DeviceError          the device is not available, or not supported by the installed torch
 ├── WeightsError         the backbone cannot be loaded
 ├── StackMismatchError   a bundle or stack was made for another backbone
-└── TextTooLongError     a class name and its prompts do not fit the text tower
+├── TextTooLongError     a class name and its prompts do not fit the text tower
+└── ExportError          a domain cannot be written in another runtime's format
 """
 
 import difflib
@@ -39,6 +40,12 @@ class TextTooLongError(PromptedClipError):
     """SOS + prompts + text + EOT need more positions than the text tower has."""
 
     code = "text_too_long"
+
+
+class ExportError(PromptedClipError):
+    """A domain cannot be written in another runtime's format, or the written model differs."""
+
+    code = "export_failed"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -39,6 +39,7 @@ def test_the_command_lines_load_without_torch():
     modules = [
         "caspl.classify_command",
         "caspl.doctor_command",
+        "caspl.export_command",
         "caspl.teach_command",
         "prompt_store.cli",
         "service.cli",

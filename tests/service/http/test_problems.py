@@ -7,12 +7,12 @@ import pytest
 
 from prompt_store.durable import to_store_error
 from prompt_store.errors import PromptStoreError
-from prompted_clip.errors import PromptedClipError
+from prompted_clip.errors import ExportError, PromptedClipError
 from service.demo.process import DemoError
 from service.errors import BackboneMismatchError, OverloadedError, ServiceError
 from service.http import problems
 
-NEVER_ANSWERED = {DemoError}
+NEVER_ANSWERED = {DemoError, ExportError}
 """Errors of the command line, which no request can meet."""
 
 
