@@ -26,10 +26,8 @@ reproduce_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @reproduce_app.command(
-    epilog="\b\nExamples:\n"
-    "  caspl reproduce dtd --root data/\n"
-    "  caspl reproduce --all --root data/ --dry-run\n"
-    "  caspl reproduce --check reproduce-all/results.json"
+    epilog="\b\nExample:\n"
+    "  caspl reproduce --all --root data/ --pretrained openai --teacher-pretrained openai --dry-run"
 )
 def reproduce(
     dataset: Annotated[str, typer.Argument(help="name or path of a data set, such as dtd; or --all or --check")] = "",

@@ -12,6 +12,7 @@ from tests.stacks import random_bundle
 from tests.tiny import tiny_backbone
 from tests.training.evaluation.tiny_sets import CLASS_NAMES, painted
 from training.evaluation.bench import Bench
+from training.evaluation.metrics import Spread
 from training.evaluation.plan import Plan, run_plan
 from training.evaluation.predict import Predictor
 from training.evaluation.rows import Results
@@ -76,3 +77,18 @@ def test_several_numbers_of_shots_are_drawn_as_curves(measured, tmp_path):
 def test_a_class_name_with_a_dollar_sign_is_text(tmp_path):
     counts = np.array([[3, 1], [0, 4]])
     assert shades(plots.draw_confusion(counts, ["$5 note", "x^$ and $y_2"], "notes", tmp_path / "c.png"))[1] > 10
+
+
+def test_heat_maps_leave_cells_without_a_number_empty(tmp_path):
+    table = np.array([[50.0, np.nan], [60.0, 70.0]])
+    path = plots.draw_heat_maps(
+        [("frozen", table), ("learnable", table - 1)], (4, 8), ("rows", "columns"), tmp_path / "h.png"
+    )
+    (width, height), n_colours = shades(path)
+    assert width > height > 200
+    assert n_colours > 10
+
+
+def test_budgets_are_bars_even_if_one_is_missing(tmp_path):
+    path = plots.draw_budgets((8, 16), [Spread(40.0, None, 1), None], [Spread(50.0, 1.0, 3)] * 2, tmp_path / "b.png")
+    assert shades(path)[1] > 10
