@@ -139,7 +139,7 @@ def adapt(
         str,
         typer.Option(
             help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, gda, ridge or tip-adapter; "
-            "with --labels none: upl, transclip or lp-clip"
+            "with --labels none: upl, transclip, lp-clip or lafter"
         ),
     ],
     context: typer.Context,

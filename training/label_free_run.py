@@ -155,11 +155,16 @@ def encode(job: LabelFreeJob, recipe: TextSettings, base_model: PromptedBackbone
     text_KE = base_model.zero_shot_text(job.class_names, [template]).float().cpu()
     if job.teacher is None:
         return Encoded(features_UE, text_KE, class_scores(base_model.logit_scale, features_UE, text_KE), template)
-    teacher = Teacher(job.teacher, job.class_names, recipe.template)
-    scores_UK = _over_images(
-        job.images.files, teacher, lambda pixels: teacher.logits(pixels).float().cpu(), "teacher's classes", console
-    )
+    scores_UK = teacher_scores(job.teacher, job.images.files, job.class_names, recipe.template, console)
     return Encoded(features_UE, text_KE, scores_UK, template)
+
+
+def teacher_scores(
+    backbone: Backbone, files: Sequence[Path], class_names: Sequence[str], template: str, console: Console
+) -> Tensor:
+    """A larger CLIP's class scores z of all images, preprocessed as in serving: float32 [U, K], on the CPU."""
+    teacher = Teacher(backbone, class_names, template)
+    return _over_images(files, teacher, lambda pixels: teacher.logits(pixels).float().cpu(), "teacher", console)
 
 
 def _over_images(
@@ -206,18 +211,21 @@ class _Trainer:
             "backbone": base_model.backbone.fingerprint,
             "pseudo-labels": digest_of(torch.stack([found.rows_N, found.labels_N]).numpy().tobytes()),
         }
+        files = [job.images.files[row] for row in found.rows_N.tolist()]
+        backbone = base_model.backbone
         views = Views(
-            [job.images.files[row] for row in found.rows_N.tolist()],
-            image_size=base_model.backbone.image_size,
-            preprocess=base_model.backbone.preprocess,
+            files,
+            image_size=backbone.image_size,
+            preprocess=backbone.preprocess,
             augmentation=recipe.augmentation,
             crop_scale_min=recipe.crop_scale_min,
             seed=recipe.seed,
             n_fixed=recipe.fixed_views,
         )
+        weak_views = Views.as_served(files, backbone.image_size, backbone.preprocess)
         with progress_bars(self._console) as progress:
             state = train_with_progress(
-                Adapter(method, base_model, views, found.labels_N.tolist(), recipe),
+                Adapter(method, base_model, views, found.labels_N.tolist(), recipe, weak_views),
                 recipe,
                 title=f"{self._method_name} on {job.domain}",
                 progress=progress,

@@ -27,7 +27,7 @@ from training.unlabelled import by_content, train_images_without_labels
 QUIET = Console(quiet=True)
 NAMES = ("cat", "dog", "striped circle")
 QUICK = {"epochs": 2, "warmup_epochs": 0, "batch_size": 4}
-FEWER = {"images_per_class": 2}
+FEWER = {"images_per_class": 2, "text_steps": 3, "templates": 2, "image_depth": 2}
 
 
 class FixedTime(datetime.datetime):

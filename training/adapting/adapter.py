@@ -36,6 +36,7 @@ class Adapter:
         views: the labelled images.
         labels: class index of each image.
         recipe: all settings of the run.
+        weak_views: the same images as in serving, for methods that require `weak`.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Adapter:
         views: Views,
         labels: Sequence[int],
         recipe: AdaptRecipe,
+        weak_views: Views | None = None,
     ) -> None:
         self.method = method
+        self._weak_views = weak_views
         self.base_model = base_model
         self._views = views
         self._device = base_model.backbone.device
@@ -101,7 +104,11 @@ class Adapter:
         if "reference" in required:
             is_same = features_BE is not None and self._reference_cache is self._feature_cache
             reference_BE = features_BE if is_same else self._reference_cache.get(indices, epoch, pixels)
+        weak = None
+        if "weak" in required and self._weak_views is not None:
+            weak = self._images(self._weak_views.load(indices.tolist(), epoch))
         return Batch(
+            weak_BCHW=weak,
             labels_B=to_device(self._labels_N[indices], self._device),
             images_BCHW=self._images(pixels) if pixels is not None and "images" in required else None,
             features_BE=features_BE,

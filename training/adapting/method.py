@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.loop import ParameterGroup
 
-Input = Literal["images", "features", "reference"]
+Input = Literal["images", "features", "reference", "weak"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Batch:
         images_BCHW: normalised images (`images`).
         features_BE: image features of the base model for the same views, float32, unit norm, no gradient (`features`).
         reference_BE: image features of the reference model, likewise (`reference`).
+        weak_BCHW: the same images, normalised and preprocessed as in serving (`weak`).
     """
 
     labels_B: Tensor
     images_BCHW: Tensor | None = None
     features_BE: Tensor | None = None
     reference_BE: Tensor | None = None
+    weak_BCHW: Tensor | None = None
 
 
 @dataclass(frozen=True)

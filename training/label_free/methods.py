@@ -5,6 +5,7 @@ from typing import Final
 
 from training.adapting.methods import RECIPES
 from training.adapting.reference import TextSettings
+from training.label_free.lafter import LaFTerRecipe, learn_lafter
 from training.label_free.lp_clip import LPCLIPRecipe, learn_lp_clip
 from training.label_free.method import Learn
 from training.label_free.transclip import TransCLIPRecipe, learn_transclip
@@ -31,6 +32,7 @@ LABEL_FREE: Final[dict[str, LabelFreeEntry]] = {
     "upl": LabelFreeEntry(UPLRecipe, learn_upl, takes_teacher=True),
     "transclip": LabelFreeEntry(TransCLIPRecipe, learn_transclip, takes_teacher=False),
     "lp-clip": LabelFreeEntry(LPCLIPRecipe, learn_lp_clip, takes_teacher=True),
+    "lafter": LabelFreeEntry(LaFTerRecipe, learn_lafter, takes_teacher=False),
 }
 
 ALL_RECIPES: Final[dict[str, type[Settings]]] = {

@@ -1,0 +1,122 @@
+"""LaFTer: both losses and their gradients against the equations in float64, class texts, and the bundle."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tests.base_models import random_images, relative_error, slow_twin, tiny_base_model
+from tests.labelled import exported_logits
+from tests.reference.one_step import TOLERANCE, assert_same_step
+from training.adapting.method import Batch
+from training.errors import RecipeError
+from training.label_free.lafter import LaFTer, LaFTerRecipe, class_texts, text_classifier, text_loss
+
+CLASSES = ["cat", "dog", "striped circle"]
+
+
+def method_of(base_model, **values):
+    text = base_model.zero_shot_text(CLASSES, ["{}."])
+    recipe = LaFTerRecipe(image_depth=2, image_tokens=3, **values)
+    method = LaFTer(base_model, base_model.logit_scale * text, "{}.", recipe)
+    return method.double() if base_model.backbone.dtype == torch.float64 else method
+
+
+@torch.no_grad()
+def perturbed(method):
+    generator = torch.Generator().manual_seed(3)
+    for parameter in method.parameters():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return method
+
+
+def two_views(dtype):
+    images = random_images(6, dtype)
+    return Batch(torch.zeros(3, dtype=torch.long), images_BCHW=images[:3], weak_BCHW=images[3:])
+
+
+def smoothed(scores, label, share):
+    """-(1 - share) log p_y - share mean_c log p_c."""
+    log_p = scores - scores.exp().sum().log()
+    return -(1 - share) * log_p[label] - share * log_p.mean()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize("boost", [None, (2, 3)])
+def test_loss_and_gradients_of_images_match_the_equations(boost, share):
+    base_model = tiny_base_model(boost, torch.float64)
+    method, batch = perturbed(method_of(base_model, smoothing=share)), two_views(torch.float64)
+    slow = slow_twin(base_model)
+
+    def scores(image):
+        return method.weight @ slow.image(image, base_model.image_boost, method.image_prompts)
+
+    expected = 0
+    for strong, weak in zip(batch.images_BCHW, batch.weak_BCHW, strict=True):
+        label = int(scores(weak).detach().argmax())
+        expected = expected + smoothed(scores(strong), label, share) / 3
+    assert_same_step(method, batch, expected)
+
+
+def test_loss_and_gradient_of_texts_match_the_equations():
+    generator = torch.Generator().manual_seed(1)
+    noisy, weight = (torch.randn(rows, 5, generator=generator, dtype=torch.float64) for rows in (4, 3))
+    weight.requires_grad_()
+    labels = [0, 2, 1, 2]
+    expected = sum(
+        smoothed(weight @ (row / math.sqrt(float(row @ row))), label, 0.1)
+        for row, label in zip(noisy, labels, strict=True)
+    ) / len(labels)
+    found = text_loss(weight, noisy, torch.tensor(labels), 0.1)
+    assert relative_error(found, expected) < TOLERANCE
+    mine, theirs = (torch.autograd.grad(loss, [weight])[0] for loss in (found, expected))
+    assert relative_error(mine, theirs) < TOLERANCE
+
+
+def test_the_text_classifier_learns_texts_that_its_start_confuses():
+    texts = torch.eye(4, dtype=torch.float32)
+    labels = torch.tensor([0, 0, 1, 1])
+    recipe = LaFTerRecipe(text_steps=200, text_learning_rate=0.05)
+    weight = text_classifier(texts, labels, torch.zeros(2, 4), recipe)
+    assert (texts @ weight.T).argmax(1).tolist() == labels.tolist()
+    assert torch.equal(weight, text_classifier(texts, labels, torch.zeros(2, 4), recipe))
+    assert not torch.equal(
+        weight, text_classifier(texts, labels, torch.zeros(2, 4), recipe.model_copy(update={"seed": 2}))
+    )
+    assert torch.equal(text_classifier(texts, labels, torch.ones(2, 4), LaFTerRecipe(text_steps=0)), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("boost", [None, (2, 3)])
+def test_the_bundles_tensors_score_like_the_method(boost):
+    base_model = tiny_base_model(boost)
+    method, batch = perturbed(method_of(base_model)), two_views(torch.float32)
+    head = method.fold().head
+    unit = torch.nn.functional.normalize(base_model.embed_images(batch.images_BCHW, method.fold().image_adapt), dim=1)
+    torch.testing.assert_close(unit @ head.weight_KE.T + head.bias_K, method.logits(batch), rtol=1e-5, atol=1e-4)
+    assert exported_logits(base_model, method, CLASSES, batch.images_BCHW).shape == (3, 3)
+
+
+def test_the_weak_views_choose_the_classes_and_get_no_gradient():
+    base_model = tiny_base_model()
+    method, batch = perturbed(method_of(base_model)), two_views(torch.float32)
+    same = dataclasses.replace(batch, labels_B=torch.tensor([2, 2, 2]))
+    assert torch.equal(method.loss(batch), method.loss(same))
+    weak = batch.weak_BCHW.clone().requires_grad_()
+    method.loss(dataclasses.replace(batch, weak_BCHW=weak)).backward()
+    assert weak.grad is None
+
+
+def test_a_class_has_its_descriptions_or_templates():
+    texts, labels = class_texts(CLASSES, {"Dog": ["a dog barks", "a dog runs"]}, ["{}.", "a {}."])
+    assert texts == ["cat.", "a cat.", "a dog barks", "a dog runs", "striped circle.", "a striped circle."]
+    assert labels == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "says"),
+    [({"wolf": ["it howls"]}, "'wolf', which is not among"), ({"dog": []}, "no sentence for 'dog'")],
+)
+def test_descriptions_that_fit_no_class_are_an_error(descriptions, says):
+    with pytest.raises(RecipeError, match=says):
+        class_texts(CLASSES, descriptions, ["{}."])
