@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Load = Callable[[], tuple[Backbone, Backbone]]
 
+DEFAULT_TABLES: Final = "base-to-new,domain-generalisation"
+
 reproduce_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -36,11 +38,14 @@ def reproduce(
         Path | None, typer.Option(help="compare this results file with the paper's tables, and stop")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="with --check: largest difference in points that counts as agreement")
+        float, typer.Option(min=0, help="largest difference from the paper in points that counts as agreement")
     ] = 1.0,
     tables: Annotated[
-        str, typer.Option(help="with --all: comma-separated: base-to-new, domain-generalisation, few-shot")
-    ] = "base-to-new,domain-generalisation",
+        str,
+        typer.Option(
+            help="with --all: comma-separated: base-to-new, domain-generalisation, few-shot; default: the first two"
+        ),
+    ] = "",
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="with --all: leave out data sets that are missing or invalid")
     ] = False,
@@ -57,7 +62,9 @@ def reproduce(
     teacher_pretrained: options.Pretrained = None,
     methods: Methods = "coop,cocoop,maple,promptsrc",
     seeds: Seeds = "1,2,3",
-    shots: Annotated[int, typer.Option(min=1, help="labelled images per class; with --all the paper's")] = 16,
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="labelled images per class of one data set; default 16")
+    ] = None,
     random_weights: options.RandomWeights = False,
     quick_gelu: options.QuickGelu = False,
     preprocess_of: options.PreprocessOf = None,
@@ -79,6 +86,12 @@ def reproduce(
     """Boost, evaluate methods with and without boosting, and compare with the published numbers."""
     if sum([bool(dataset), all_, check is not None]) != 1:
         raise typer.BadParameter("expected one of: a data set, --all, --check FILE")
+    if not all_ and (tables or skip_missing):
+        raise typer.BadParameter("--tables and --skip-missing require --all")
+    if all_ and shots is not None:
+        raise typer.BadParameter("--all uses the paper's numbers of images; --shots is for one data set")
+    if images_per_second is not None and not dry_run:
+        raise typer.BadParameter("--images-per-second requires --dry-run")
     seed_list = numbers(seeds, "--seeds", least=0)
     with exit_on_error("reproduce", quiet=quiet):
         if check is not None:
@@ -105,9 +118,9 @@ def reproduce(
 
         console, names = Console(stderr=True, quiet=quiet), method_names(methods)
         chosen = (
-            _chosen_tables(tables, names)
+            _chosen_tables(tables or DEFAULT_TABLES, names)
             if all_
-            else (PaperTable("base-to-new", (dataset,), names, (shots,), "table 1"),)
+            else (PaperTable("base-to-new", (dataset,), names, (shots or 16,), "table 1"),)
         )
         plan = ReproductionJob(
             tables=chosen,
@@ -120,14 +133,14 @@ def reproduce(
         if dry_run:
             _show_plan(plan, root, load, images_per_second, console, as_json=json_)
         elif all_:
-            _run_all(plan, root, load, console, skip_missing=skip_missing, as_json=json_)
+            _run_all(plan, root, load, console, tolerance=tolerance, skip_missing=skip_missing, as_json=json_)
         else:
             job = ReproduceJob(
                 data=dataset,
                 root=root,
                 methods=names,
                 seeds=seed_list,
-                shots=shots,
+                shots=shots or 16,
                 overrides=plan.overrides,
                 boost_overrides=plan.boost_overrides,
                 out=plan.out,
@@ -146,6 +159,14 @@ def _chosen_tables(names: str, methods: tuple[str, ...]) -> "tuple[PaperTable, .
     if not chosen or set(chosen) - set(TABLES):
         msg = f"expected some of {', '.join(TABLES)}, found {names!r}"
         raise typer.BadParameter(msg, param_hint="--tables")
+    for table in (TABLES[name] for name in chosen):
+        if methods and not set(methods) & set(table.methods):
+            msg = f"the paper's {table.where} ({table.protocol}) has only {', '.join(table.methods)}"
+            raise typer.BadParameter(msg, param_hint="--methods")
+    in_tables = {method for name in chosen for method in TABLES[name].methods}
+    if other := [method for method in methods if method not in in_tables]:
+        msg = f"{other[0]} is not in the paper's tables; run it with `caspl reproduce` on one data set"
+        raise typer.BadParameter(msg, param_hint="--methods")
     return tuple(
         replace(TABLES[name], methods=tuple(each for each in TABLES[name].methods if each in methods))
         for name in chosen
@@ -179,6 +200,7 @@ def _run_all(
     load: "Load",
     console: Console,
     *,
+    tolerance: float,
     skip_missing: bool,
     as_json: bool,
 ) -> None:
@@ -208,7 +230,7 @@ def _run_all(
     if as_json:
         typer.echo(results.model_dump_json())
     else:
-        show_comparison(results, compare(results, 1.0), 1.0)
+        show_comparison(results, compare(results, tolerance), tolerance)
 
 
 def _compare(path: Path, tolerance: float, *, as_json: bool) -> None:

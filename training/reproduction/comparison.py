@@ -100,7 +100,16 @@ def model_notes(results: ResultsFile) -> list[str]:
             )
     if results.overrides or results.boost_overrides:
         notes.append(f"Recipes were changed: {', '.join([*results.overrides, *results.boost_overrides])}.")
-    return [*notes, *(note for facts in results.data.values() for note in facts.notes)]
+    notes += [note for facts in results.data.values() for note in facts.notes]
+    fewest: dict[str, int] = {}
+    for row in results.rows:
+        if row.accuracy is not None or row.h is not None:
+            fewest[row.target] = min(row.n_images, fewest.get(row.target, row.n_images))
+    return notes + [
+        f"{name}: only {n_images:,} of {results.data[name].n_test:,} test images could be read."
+        for name, n_images in fewest.items()
+        if n_images < results.data[name].n_test
+    ]
 
 
 def advice(compared: list[ComparedCell]) -> str | None:

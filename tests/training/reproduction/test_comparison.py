@@ -121,6 +121,11 @@ def test_other_models_changed_recipes_and_incomplete_data_are_noted(written):
     ]
 
 
+def test_test_images_that_could_not_be_read_are_noted(written):
+    data = {"imagenet": {"digest": "", "n_train": 1, "n_test": 1200}}
+    assert model_notes(written([row()], data=data)) == ["imagenet: only 100 of 1,200 test images could be read."]
+
+
 def row(**changes):
     cell, paper = next(iter(paper_cells()))
     return paper_row(cell, paper) | changes

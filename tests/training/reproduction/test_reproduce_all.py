@@ -157,6 +157,11 @@ def test_a_timed_dry_run_states_where_its_durations_come_from(root):
         (["--all", "--set", "width=3"], 1, "known keys"),
         (["--all", "--boost-set", "loss_weight=0"], 1, "'loss_weight'"),
         (["--all", "--methods", "coup"], 2, "unknown method 'coup'"),
+        (["--all", "--methods", "gda,coop"], 2, "gda is not in the paper's tables"),
+        (["--all", "--methods", "coop", "--tables", "few-shot"], 2, "(few-shot) has only promptsrc"),
+        (["--all", "--shots", "4"], 2, "--shots is for one data set"),
+        (["dtd", "--skip-missing"], 2, "--tables and --skip-missing require --all"),
+        (["dtd", "--images-per-second", "3"], 2, "--images-per-second requires --dry-run"),
         (["--check", "nowhere.json"], 1, "Cannot read the results nowhere.json"),
     ],
 )
