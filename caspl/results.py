@@ -128,6 +128,7 @@ class Example:
         source: `upload` or `traffic`.
         added_by: the API key's id; empty without one.
         added_at: ISO 8601, UTC.
+        is_confirmed: whether a person confirmed the label; False from a server that has no confirmations.
     """
 
     id: int
@@ -137,6 +138,7 @@ class Example:
     source: str
     added_by: str
     added_at: str
+    is_confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

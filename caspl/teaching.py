@@ -116,7 +116,7 @@ def examples(
         domain: its name.
         label: only those with this label.
         is_labelled: only those with a label, or without one.
-        suspect: only those whose label the others contradict, worst first.
+        suspect: only those whose label the others contradict and nobody confirmed, worst first.
         order: `id`, or `uncertain` for those without a label, the smallest margin first.
         limit: at most this many; all by default.
 
@@ -141,8 +141,15 @@ def examples(
     return found
 
 
-def relabel(domain: str, ids: Sequence[int], label: str | None) -> Operation[int]:
+def relabel(domain: str, ids: Sequence[int], label: str | None, *, is_confirmed: bool | None = None) -> Operation[int]:
     """Give examples a label; None removes their label. All change, or none.
+
+    Args:
+        domain: its name.
+        ids: its examples.
+        label: the label, or None.
+        is_confirmed: True confirms that the label is right, so that the examples are no suspects; False ends that, as
+            another label does.
 
     Returns:
         How many had another label.
@@ -151,7 +158,7 @@ def relabel(domain: str, ids: Sequence[int], label: str | None) -> Operation[int
         NotFoundError: no such domain, or it lacks some of the examples.
         CasplError: the label is not accepted, or the server cannot be reached or fails.
     """
-    body = {"label": label, "ids": list(ids)}
+    body = {"label": label, "ids": list(ids)} | ({} if is_confirmed is None else {"confirmed": is_confirmed})
     changed = accepted((yield Request("PATCH", domain_path(domain, "examples"), {"json": body})), "changed")
     return int(changed["changed"])
 
@@ -259,7 +266,7 @@ def _added(found: dict[str, Any]) -> AddedExample:
 
 
 def _example(found: dict[str, Any]) -> Example:
-    return Example(**{name: found[name] for name in Example.__slots__})
+    return Example(**{name: found[name] for name in Example.__slots__ if name in found})
 
 
 def _fit(body: dict[str, Any]) -> Fit:

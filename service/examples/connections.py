@@ -24,7 +24,7 @@ from prompt_store.sqlite_files import (
     open_database,
 )
 from service.errors import OverloadedError
-from service.examples.tables import SCHEMA, SCHEMA_VERSION
+from service.examples.tables import ADDITIONS, SCHEMA, SCHEMA_VERSION, lacks_additions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,6 +74,8 @@ class Connections:
             return
         with self._borrowed() as connection:
             connection.execute("BEGIN")
+            if lacks_additions(connection):  # the file may not be writable
+                connection.execute("CREATE TEMP TABLE confirmations (example INTEGER PRIMARY KEY)")
             yield connection
             connection.execute("ROLLBACK")
 
@@ -87,6 +89,9 @@ class Connections:
         try:
             with self._borrowed() as connection:
                 connection.execute("BEGIN IMMEDIATE")
+                if lacks_additions(connection):
+                    for statement in ADDITIONS:
+                        connection.execute(statement)
                 yield connection
                 connection.execute("COMMIT")
         finally:

@@ -35,7 +35,8 @@ from service.settings import Settings
 MAX_ID: Final = 2**63 - 1
 MAX_SHOWN_IDS: Final = 20
 _PAGE: Final = """
-SELECT e.id, :name, e.label, e.sha256, e.source, e.added_by, e.added_at, e.n_bytes, p.picture IS NOT NULL
+SELECT e.id, :name, e.label, e.sha256, e.source, e.added_by, e.added_at, e.n_bytes, p.picture IS NOT NULL,
+    EXISTS (SELECT 1 FROM confirmations WHERE example = e.id)
 FROM examples AS e JOIN pictures AS p ON p.example = e.id
 WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND e.id > :after
     AND (:label IS NULL OR e.label = :label)
@@ -46,6 +47,14 @@ ORDER BY e.id LIMIT :limit
 _OF_EXAMPLE: Final = """
 FROM pictures AS p JOIN examples AS e ON e.id = p.example JOIN domains AS d ON d.id = e.domain
 WHERE e.id = ? AND d.name = ?
+"""
+
+
+_CONFIRM: Final = "INSERT OR IGNORE INTO confirmations SELECT value FROM json_each(?)"
+_UNCONFIRM: Final = "DELETE FROM confirmations WHERE example IN (SELECT value FROM json_each(?))"
+_CONFIRMED: Final = """
+SELECT c.example FROM confirmations AS c JOIN examples AS e ON e.id = c.example JOIN domains AS d ON d.id = e.domain
+WHERE d.name = ?
 """
 
 
@@ -166,7 +175,7 @@ class ExampleDatabase:
         }
         with self._connections.reading() as connection:
             rows = connection.execute(_PAGE, chosen).fetchall() if connection else []
-        return [Example(*(*row[:8], bool(row[8]))) for row in rows]
+        return [Example(*(*row[:8], *map(bool, row[8:]))) for row in rows]
 
     def thumbnail(self, domain: str, example_id: int) -> bytes:
         """Return an example's thumbnail, WebP.
@@ -186,8 +195,14 @@ class ExampleDatabase:
         picture: bytes | None = self._row("SELECT p.picture" + _OF_EXAMPLE, domain, example_id)[0]
         return picture
 
-    def relabel(self, domain: str, ids: Collection[int], label: str | None) -> int:
-        """Label examples, or remove their label; all or none.
+    def relabel(self, domain: str, ids: Collection[int], label: str | None, *, is_confirmed: bool | None = None) -> int:
+        """Label examples, or remove their label; all or none. Another label ends an earlier confirmation.
+
+        Args:
+            domain: the domain.
+            ids: its examples.
+            label: None removes the label.
+            is_confirmed: confirm the label, or end that; None leaves the confirmation of an unchanged label.
 
         Returns:
             the number of examples that had another label.
@@ -207,7 +222,15 @@ class ExampleDatabase:
                 "WHERE id IN (SELECT value FROM json_each(:ids)) AND label IS NOT :label",
                 {"label": label, "ids": json.dumps(list(ids))},
             )
+            if is_confirmed is not None:
+                connection.execute(_CONFIRM if is_confirmed else _UNCONFIRM, (json.dumps(list(ids)),))
             return changed.rowcount
+
+    def confirmed(self, domain: str) -> frozenset[int]:
+        """Return the examples whose label a person confirmed."""
+        with self._connections.reading() as connection:
+            rows = connection.execute(_CONFIRMED, (domain,)) if connection else ()
+            return frozenset(number for (number,) in rows)
 
     def remove(self, domain: str, ids: Collection[int] | None) -> int:
         """Remove examples, or all of the domain if `ids` is None; unknown ids are ignored.

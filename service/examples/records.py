@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from prompted_clip.fit_report import AUTO
 if TYPE_CHECKING:
     from prompt_store.bundle import Bundle
     from prompted_clip.few_shot import LinearTerm
-    from prompted_clip.fit_report import FitReport
+    from prompted_clip.fit_report import FitReport, Suspect
     from prompted_clip.fitted_bundle import FitClasses
 
 ClassChoice = Literal["own", "examples"]
@@ -61,6 +61,7 @@ class Example:
         added_at: ISO 8601 in UTC.
         n_bytes: size of thumbnail, picture and features.
         has_picture: whether the picture itself is kept.
+        is_confirmed: whether a person confirmed the label, so that it is no suspect.
     """
 
     id: int
@@ -72,6 +73,7 @@ class Example:
     added_at: str
     n_bytes: int
     has_picture: bool
+    is_confirmed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +161,10 @@ class DomainFit:
     ids_N: Sequence[int]
     predictions: Mapping[int, LeftOutPrediction]
 
-    @property
-    def suspect_ids(self) -> list[int]:
-        """Examples with a suspicious label, the most suspicious one first."""
-        return [self.ids_N[suspect.index] for suspect in self.report.suspects]
+    def suspects(self, confirmed: Collection[int]) -> dict[int, Suspect]:
+        """Examples with a suspicious label by id, the most suspicious one first, without the confirmed ones."""
+        found = {self.ids_N[suspect.index]: suspect for suspect in self.report.suspects}
+        return {number: suspect for number, suspect in found.items() if number not in confirmed}
 
     @property
     def uncertain_ids(self) -> list[int]:

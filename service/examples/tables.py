@@ -23,6 +23,13 @@ from service.examples.records import Added, FeatureSet, NewExample, Source
 SCHEMA_VERSION: Final = 1
 NEXT_REVISION: Final = "max(revision + 1, CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"
 """Milliseconds since 1970: a counter would repeat the numbers of other examples after a backup was restored."""
+ADDITIONS: Final = (
+    "CREATE TABLE confirmations (example INTEGER PRIMARY KEY REFERENCES examples ON DELETE CASCADE)",
+    """CREATE TRIGGER confirmation_ended AFTER UPDATE OF label ON examples WHEN OLD.label IS NOT NEW.label BEGIN
+    DELETE FROM confirmations WHERE example = NEW.id;
+END""",
+)
+"""Tables that databases of earlier releases get with their next change; those releases ignore them."""
 SCHEMA: Final = f"""
 CREATE TABLE domains (
     id INTEGER PRIMARY KEY,
@@ -93,6 +100,7 @@ END;
 CREATE TRIGGER feature_added AFTER INSERT ON features BEGIN
     UPDATE examples SET n_bytes = n_bytes + length(NEW.feature) WHERE id = NEW.example;
 END;
+{"; ".join(ADDITIONS)};
 """  # noqa: S608  a constant
 _FEATURES: Final = """
 SELECT e.id, e.sha256, e.label, f.feature
@@ -101,6 +109,11 @@ FROM examples AS e LEFT JOIN features AS f
 WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND (e.label IS NOT NULL) = :is_labelled
 ORDER BY e.id
 """
+
+
+def lacks_additions(connection: sqlite3.Connection) -> bool:
+    """Whether an earlier release created the database, and none has changed it since."""
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'confirmations'").fetchone() is None
 
 
 def read_revision(connection: sqlite3.Connection, domain: str) -> int:

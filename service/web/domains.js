@@ -1,7 +1,7 @@
 // The tab "Domains": versions, differences between two, upload, activation, rollback, history.
 import { html, useEffect, useState } from "./preact.js";
 import { call, domainPath, getJson, upload } from "./api.js";
-import { Confirm, DropArea, ErrorNote, shortDigest, when } from "./parts.js";
+import { Confirm, DropArea, ErrorNote, recall, remember, shortDigest, when } from "./parts.js";
 
 // Fields of two manifests that differ, as [path, left, right].
 function differences(left, right, path = "") {
@@ -140,8 +140,10 @@ function Domain({ domain, refreshDomains }) {
   </section>`;
 }
 
-export function Domains({ domains, refreshDomains }) {
-  const [name, setName] = useState("");
+export function Domains({ domains, initialDomain, refreshDomains }) {
+  const names = ["", ...domains.map((one) => one.domain)];
+  const [name, setName] = useState([initialDomain || recall("domains", ""), ""].find((one) => names.includes(one)));
+  useEffect(() => remember("domains", name), [name]);
   const [fresh, setFresh] = useState("");
   return html`
     <div class="overflow-auto"><table>

@@ -40,7 +40,7 @@ export function Groups({ domain, groups, selected, onSelect }) {
 }
 
 // Labelled examples of one class at a time, in pages.
-export function LabelledExamples({ domain, classes, counts, onRelabel, onRemoved }) {
+export function LabelledExamples({ domain, classes, counts, changes, onLabel, onRemoved }) {
   const [label, setLabel] = useState("");
   const [page, setPage] = useState({ examples: [], next: null });
   const [selected, setSelected] = useState(new Set());
@@ -51,13 +51,14 @@ export function LabelledExamples({ domain, classes, counts, onRelabel, onRemoved
       setPage(after ? { ...found, examples: [...page.examples, ...found.examples] } : found);
     } catch (problem) { setError(problem); }
   };
-  useEffect(() => { setSelected(new Set()); if (label) load(); }, [label]);
+  useEffect(() => { setSelected(new Set()); if (label) load(); }, [label, changes]);
   const toggle = (id) => {
     const next = new Set(selected);
     if (next.has(id)) next.delete(id); else next.add(id);
     setSelected(next);
   };
-  const ids = [...selected];
+  const chosen = page.examples.filter((one) => selected.has(one.id));
+  const ids = chosen.map((one) => one.id);
   const remove = async () => {
     try {
       await call(domainPath(domain, "/examples"), { method: "DELETE", query: { ids: ids.join(",") } });
@@ -76,7 +77,7 @@ export function LabelledExamples({ domain, classes, counts, onRelabel, onRemoved
     </figure>`)}</div>
     ${page.next && html`<button type="button" class="small secondary" onClick=${() => load(page.next)}>Show more</button>`}
     ${ids.length > 0 && html`<div role="group">
-      <button type="button" class="small secondary" onClick=${() => onRelabel(ids, null)}>Remove the label of ${plural(ids.length, "picture")}</button>
+      <button type="button" class="small secondary" onClick=${() => onLabel(chosen, null)}>Remove the label of ${plural(ids.length, "picture")}</button>
       <${Confirm} label="Delete" question=${`Delete ${plural(ids.length, "picture")} from the examples of ${domain}?`} onConfirm=${remove} />
     </div>`}
     <${ErrorNote} error=${error} />

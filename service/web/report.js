@@ -46,7 +46,7 @@ function Curve({ report }) {
     </p>`;
 }
 
-function Suspects({ report, domain, onRelabel }) {
+function Suspects({ report, domain, onLabel }) {
   const suspects = report.suspects.slice(0, MAX_SUSPECTS);
   if (!suspects.length) return html`<p>No label looks wrong.</p>`;
   return html`<section aria-label="labels to check"><h4>Labels to check (${report.suspects.length})</h4>
@@ -54,16 +54,17 @@ function Suspects({ report, domain, onRelabel }) {
     <div class="tiles">${suspects.map((one) => html`<figure key=${one.id}>
       <${Thumbnail} path=${domainPath(domain, `/examples/${one.id}/thumbnail`)} alt=${`picture ${one.id}, labelled ${one.label}`} />
       <figcaption>labelled ${one.label}<br />
-        <button type="button" class="small" onClick=${() => onRelabel([one.id], one.predicted)}>Change to ${one.predicted}</button>
+        <button type="button" class="small" onClick=${() => onLabel([one], one.predicted)}>Change to ${one.predicted}</button>
+        <button type="button" class="small secondary" onClick=${() => onLabel([one], one.label, true)}>Label is right</button>
       </figcaption>
     </figure>`)}</div></section>`;
 }
 
-export function Report({ report, domain, onRelabel }) {
+export function Report({ report, domain, onLabel }) {
   return html`<div>
     <${Curve} report=${report} />
     <${Classes} report=${report} />
     <${Confusion} report=${report} />
-    <${Suspects} ...${{ report, domain, onRelabel }} />
+    <${Suspects} ...${{ report, domain, onLabel }} />
   </div>`;
 }

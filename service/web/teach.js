@@ -2,7 +2,7 @@
 import { html, useEffect, useRef, useState } from "./preact.js";
 import { call, domainPath, getJson, withRetries } from "./api.js";
 import { Groups, LabelledExamples } from "./examples.js";
-import { DropArea, ErrorNote, percent, plural, usePaste } from "./parts.js";
+import { DropArea, ErrorNote, percent, plural, recall, remember, usePaste } from "./parts.js";
 import { Report } from "./report.js";
 
 const BATCH = 16;
@@ -148,6 +148,7 @@ function TeachDomain({ domain, refreshDomains }) {
   const [fit, setFit] = useState(null);
   const [error, setError] = useState(null);
   const [changes, setChanges] = useState(0);
+  const [last, setLast] = useState(null);  // the last labels, to undo
   const timer = useRef();
 
   const loadCounts = async () => {
@@ -179,17 +180,34 @@ function TeachDomain({ domain, refreshDomains }) {
     await loadCounts();
   };
   const added = () => Promise.all([changed(), loadGroups()]);
+  const removed = () => { setLast(null); return added(); };
   useEffect(() => { changed(); return () => clearTimeout(timer.current); }, [domain]);
   useEffect(() => { loadGroups(); }, [domain, order]);
 
-  const relabel = async (ids, label) => {
+  const patch = (json) => call(domainPath(domain, "/examples"), { method: "PATCH", json });
+  // Gives examples, each { id, label, is_confirmed }, a label; null removes it.
+  const relabel = async (examples, label, confirmed) => {
+    const ids = examples.map((one) => one.id);
     try {
-      await call(domainPath(domain, "/examples"), { method: "PATCH", json: { ids, label } });
+      await patch({ ids, label, confirmed });
+      const labelled = label === null ? "The label was removed" : `${confirmed ? "Confirmed as" : "Labelled"} ${label}`;
+      setLast({ examples, text: `${labelled}: ${plural(ids.length, "picture")}` });
       setSelected((now) => new Set([...now].filter((id) => !ids.includes(id))));
       // Labelled pictures leave their groups; nothing is grouped again meanwhile.
       setGroups((all) => all.map((group) => ({ ...group, ids: group.ids.filter((id) => !ids.includes(id)) }))
         .filter((group) => group.ids.length));
       await (label === null ? added() : changed());
+    } catch (problem) { setError(problem); }
+  };
+  const undo = async () => {
+    try {
+      const stateOf = (one) => JSON.stringify({ label: one.label, confirmed: Boolean(one.is_confirmed) });
+      for (const state of new Set(last.examples.map(stateOf))) {
+        const ids = last.examples.filter((one) => stateOf(one) === state).map((one) => one.id);
+        await patch({ ids, ...JSON.parse(state) });
+      }
+      setLast(null);
+      await added();
     } catch (problem) { setError(problem); }
   };
   const report = fit?.report;
@@ -209,7 +227,7 @@ function TeachDomain({ domain, refreshDomains }) {
         <button type="button" class="secondary" onClick=${loadGroups}>Refresh</button>
       </div>
       <${LabelBar} n=${selected.size} classes=${classes} counts=${counts.by_label}
-        onLabel=${(label) => relabel([...selected], label)} onClear=${() => setSelected(new Set())} />
+        onLabel=${(label) => relabel([...selected].map((id) => ({ id, label: null })), label)} onClear=${() => setSelected(new Set())} />
       <${Groups} domain=${domain} groups=${groups} selected=${selected} onSelect=${setSelected} />
     </section>`}
     <section aria-label="report">
@@ -217,15 +235,19 @@ function TeachDomain({ domain, refreshDomains }) {
       ${report
         ? html`<p>${plural(report.n_examples, "labelled picture")}: accuracy <strong>${percent(report.accuracy.rate)}</strong> (leave-one-out),
           with the class names alone ${percent(report.text_accuracy)}.</p>
-          <${Report} report=${report} domain=${domain} onRelabel=${relabel} />`
+          <${Report} report=${report} domain=${domain} onLabel=${relabel} />`
         : html`<p>Label pictures of at least two classes to get a report.</p>`}
       <${MakeLive} domain=${domain} isReady=${Boolean(report)} onLive=${async () => { await refreshDomains(); await loadReport(); }} />
     </section>
-    <${LabelledExamples} key=${changes} counts=${counts.by_label} domain=${domain} classes=${classes} onRelabel=${relabel} onRemoved=${added} />`;
+    <${LabelledExamples} ...${{ domain, classes, changes, counts: counts.by_label }} onLabel=${relabel} onRemoved=${removed} />
+    <div class="undo" role="status">${last && html`<span>${last.text}</span>
+      <button type="button" class="small" onClick=${undo}>Undo</button>`}</div>`;
 }
 
-export function Teach({ domains, refreshDomains }) {
-  const [domain, setDomain] = useState("");
+export function Teach({ domains, initialDomain, refreshDomains }) {
+  const names = ["", ...domains.map((one) => one.domain)];
+  const [domain, setDomain] = useState([initialDomain || recall("teach", ""), ""].find((name) => names.includes(name)));
+  useEffect(() => remember("teach", domain), [domain]);
   const created = async (name) => { await refreshDomains(); setDomain(name); };
   return html`
     <label>Domain <select value=${domain} onChange=${(event) => setDomain(event.target.value)}>

@@ -99,6 +99,7 @@ def test_a_new_domain_is_offered_the_prompts_of_domains_that_have_some(browser, 
     server.put("/domains/unboosted", json={"classes": ["one", "two"]}).raise_for_status()
     listed = server.get("/domains").json()["domains"]
     with opened(browser, f"{server.base_url}#teach") as page:
+        page.get_by_role("combobox", name="Prompts").wait_for()
         offered = page.get_by_role("combobox", name="Prompts").locator("option").all_text_contents()
     boosted = [f"boosting prompts of {one['domain']}" for one in listed if one["has_boosting"]]
     assert offered == ["none: the plain backbone", *boosted]
@@ -151,6 +152,76 @@ def test_a_wrong_label_is_among_the_labels_to_check_and_is_corrected_with_one_cl
     assert counts[CLASSES[0]] == sum(label_of(path) == CLASSES[0] for path in paths)
 
 
+def open_suspects(browser, server, folder, domain):
+    """The page of a domain with a picture of the first class that is labelled as the second one."""
+    server.put(f"/domains/{domain}", json={"classes": list(CLASSES), "boosted_by": "satellite"}).raise_for_status()
+    paths = sorted(folder.glob("train/*/*"))
+    wrong = next(path for path in paths if label_of(path) == CLASSES[0])
+    add_examples(server, domain, folder, None, [path for path in paths if path != wrong])
+    add_examples(server, domain, folder, CLASSES[1], [wrong])
+    return opened(browser, f"{server.base_url}#teach/{domain}")
+
+
+def suspect_ids(server, domain):
+    return [one["id"] for one in server.get(f"/domains/{domain}/fit").json()["report"]["suspects"]]
+
+
+def test_a_right_label_is_confirmed_and_stays_off_the_labels_to_check(browser, server, folder):
+    with open_suspects(browser, server, folder, "confirmed") as page:
+        suspects = page.get_by_role("region", name="labels to check").locator("figure")
+        suspects.first.wait_for()
+        before, alt = suspect_ids(server, "confirmed"), suspects.first.locator("img").get_attribute("alt")
+        suspects.first.get_by_role("button", name="Label is right").click()
+        page.get_by_text("Confirmed as").wait_for()
+        page.locator("figure").get_by_alt_text(alt, exact=True).wait_for(state="detached")
+        page.reload()
+        page.get_by_role("region", name="report").get_by_text("with the class names alone").wait_for()
+        assert suspects.get_by_alt_text(alt, exact=True).count() == 0
+        assert suspect_ids(server, "confirmed") == before[1:]
+
+
+def test_the_last_label_or_confirmation_can_be_undone(browser, server, folder):
+    with open_suspects(browser, server, folder, "undone") as page:
+        suspects = page.get_by_role("region", name="labels to check").locator("figure")
+        suspects.first.wait_for()
+        before = suspect_ids(server, "undone")
+        alt = suspects.first.locator("img").get_attribute("alt")
+        for action in ("Label is right", "Change to"):
+            suspects.first.get_by_role("button", name=action).click()
+            suspects.get_by_alt_text(alt, exact=True).wait_for(state="detached")
+            page.get_by_role("status").get_by_role("button", name="Undo").click()
+            suspects.get_by_alt_text(alt, exact=True).wait_for()
+            page.get_by_role("button", name="Undo", exact=True).wait_for(state="detached")
+            assert suspect_ids(server, "undone") == before
+
+
+def test_undone_labels_of_a_group_return_its_pictures(browser, server, folder):
+    server.put("/domains/regrouped", json={"classes": list(CLASSES)}).raise_for_status()
+    add_examples(server, "regrouped", folder, "unlabelled", sorted(folder.glob("train/*/*"))[:8])
+    with opened(browser, f"{server.base_url}#teach/regrouped") as page:
+        page.get_by_role("heading", name="8 pictures to label").wait_for()
+        page.locator(".tile").nth(7).wait_for()
+        page.locator(".tile").nth(0).click()
+        page.locator(".tile").nth(7).click(modifiers=["Shift"])
+        page.locator(".label-bar").get_by_role("button", name=CLASSES[0]).click()
+        page.get_by_text(f"Labelled {CLASSES[0]}: 8 pictures").wait_for()
+        page.get_by_role("button", name="Undo").click()
+        page.get_by_role("heading", name="8 pictures to label").wait_for()
+        page.locator(".tile").nth(7).wait_for()
+    assert server.get("/domains/regrouped/examples").json()["counts"]["labelled"] == 0
+
+
+def test_the_tabs_keep_their_domain_while_another_tab_is_shown(browser, server, folder):
+    with opened(browser, f"{server.base_url}#teach") as page:
+        page.get_by_label("Domain").select_option("night")
+        page.get_by_role("link", name="Domains").click()
+        page.get_by_role("button", name="thermal", exact=True).click()
+        page.get_by_role("link", name="Teach").click()
+        page.get_by_text("Drop or paste pictures of night").wait_for()
+        page.get_by_role("link", name="Domains").click()
+        page.get_by_role("region", name="thermal", exact=True).wait_for()
+
+
 def test_labelled_pictures_are_listed_by_class_unlabelled_and_deleted(browser, server, folder):
     server.put("/domains/tidied", json={"classes": list(CLASSES[:2])}).raise_for_status()
     add_examples(server, "tidied", folder, CLASSES[0], sorted(folder.glob("train/*/*"))[:5])
@@ -162,9 +233,7 @@ def test_labelled_pictures_are_listed_by_class_unlabelled_and_deleted(browser, s
         page.locator("details .tile").first.click()
         page.get_by_role("button", name="Remove the label of 1 picture").click()
         page.get_by_role("heading", name="1 picture to label").wait_for()
-        page.get_by_text("Labelled pictures", exact=True).click()
-        page.get_by_role("combobox", name="Class").last.select_option(CLASSES[0])
-        page.locator("details .tile").nth(3).wait_for()
+        page.locator("details .tile").nth(4).wait_for(state="detached")  # the list stays open
         page.locator("details .tile").first.click()
         page.get_by_role("button", name="Delete").first.click()
         with page.expect_response(lambda response: response.request.method == "DELETE"):

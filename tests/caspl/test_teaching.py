@@ -220,6 +220,8 @@ def test_labels_are_changed_and_examples_removed():
     assert client.remove_examples("paint", range(1, 2502)) == 6
 
     assert json.loads(seen[0].content) == {"label": None, "ids": [3, 4]}
+    client.relabel("paint", [3], "red", is_confirmed=True)
+    assert json.loads(seen.pop().content) == {"label": "red", "ids": [3], "confirmed": True}
     assert [request.method for request in seen] == ["PATCH"] + ["DELETE"] * 5
     assert [dict(request.url.params) for request in seen[1:3]] == [{"ids": "3,4"}, {"all": "true"}]
     sent = [number for request in seen[3:] for number in request.url.params["ids"].split(",")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from service.examples.connections import in_thread
 from service.examples.records import DomainFit, FitOptions
 from service.http.context import Context, actor_of
 from service.http.routes.responses import etag, published, refuse_when_draining
@@ -30,10 +32,11 @@ async def report(
 ) -> Response:
     """Report the fit to the labelled examples without making a version."""
     fit = await context.fitter.report(domain, _options(query))
-    headers = {"ETag": etag(_digest(fit))}
+    confirmed = await in_thread(context.examples.confirmed, domain)
+    headers = {"ETag": etag(_digest(fit, confirmed))}
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
-    return Response(msgspec.json.encode(_shown(domain, fit)), headers=headers, media_type="application/json")
+    return Response(msgspec.json.encode(_shown(domain, fit, confirmed)), headers=headers, media_type="application/json")
 
 
 @router.post("/domains/{domain}/fit", status_code=201, response_model=FittedOut)
@@ -46,7 +49,8 @@ async def fit(
         context.keys.require(actor, "activate", domain)
     refuse_when_draining(context)
     added, fitted = await context.fitter.fit(domain, _options(body), activate=body.activate, actor=actor)
-    content = msgspec.json.encode(published(response, context, domain, added) | _shown(domain, fitted))
+    confirmed = await in_thread(context.examples.confirmed, domain)
+    content = msgspec.json.encode(published(response, context, domain, added) | _shown(domain, fitted, confirmed))
     headers = dict(response.headers)
     return Response(content, 201 if added.created else 200, headers, media_type="application/json")
 
@@ -56,13 +60,12 @@ def _options(query: FitQuery) -> FitOptions:
     return FitOptions(based_on, query.method, query.classes, query.unlabelled)
 
 
-def _shown(domain: str, fit: DomainFit) -> dict[str, Any]:
+def _shown(domain: str, fit: DomainFit, confirmed: Collection[int]) -> dict[str, Any]:
     """The fields of `FitOut`; the report may be large, so it is encoded without validation."""
     found = {field.name: getattr(fit.report, field.name) for field in fields(fit.report)}
-    suspects = zip(fit.suspect_ids, fit.report.suspects, strict=True)
     found["suspects"] = [
         {"id": number, "label": one.label, "predicted": one.predicted, "probability": one.probability}
-        for number, one in suspects
+        for number, one in fit.suspects(confirmed).items()
     ]
     return {
         "domain": domain,
@@ -77,7 +80,7 @@ def _shown(domain: str, fit: DomainFit) -> dict[str, Any]:
     }
 
 
-def _digest(fit: DomainFit) -> str:
+def _digest(fit: DomainFit, confirmed: Collection[int]) -> str:
     """Of everything that a report depends on."""
-    parts = (fit.revision, fit.digests, fit.base.digest, fit.options)
+    parts = (fit.revision, fit.digests, fit.base.digest, fit.options, list(fit.suspects(confirmed)))
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()

@@ -43,7 +43,9 @@ class ExamplesQuery(Input):
     limit: int = Field(100, ge=1, le=MAX_PAGE, description="maximum number of examples")
     label: str | None = Field(None, description="only examples with this label; `unlabelled` for those without one")
     labelled: bool | None = Field(None, description="only examples with a label, or only those without one")
-    suspect: bool = Field(False, description="only examples whose label the others contradict, worst first")
+    suspect: bool = Field(
+        False, description="only examples whose label the others contradict and nobody confirmed, worst first"
+    )
     order: Literal["id", "uncertain"] = Field(
         "id", description="`uncertain` lists unlabelled examples, the smallest margin first"
     )
@@ -65,6 +67,7 @@ class ExampleOut(BaseModel):
     label: str | None
     predicted: str | None = Field(description="class in a fit without this example; null without a current fit")
     margin: float | None = Field(description="by how much `predicted` is more probable than the next class")
+    is_confirmed: bool = Field(description="whether a person confirmed the label, so that it is no suspect")
     source: str = Field(description="`upload`, or `traffic` if it was kept from a classify request")
     added_by: str = Field(description="id of the API key; empty without one")
     added_at: str
@@ -94,6 +97,9 @@ class RelabelBody(Input):
 
     label: str | None = Field(description="null removes the label")
     ids: list[Annotated[int, Field(ge=1, le=MAX_ID, strict=True)]] = Field(min_length=1)
+    confirmed: bool | None = Field(
+        None, strict=True, description="`true`: the label is right, so it is no suspect; `false`: it may be one again"
+    )
 
 
 class RelabelledOut(BaseModel):
@@ -151,7 +157,7 @@ def _page(
         found = page(after=query.after, limit=query.limit + 1)
         shown = found[: query.limit]
         return shown, shown[-1].id if len(found) > query.limit else None
-    order = by_fit.suspect_ids if query.suspect else by_fit.uncertain_ids
+    order = list(by_fit.suspects(context.examples.confirmed(domain))) if query.suspect else by_fit.uncertain_ids
     if label is not None:
         known = {example.id for example in page(limit=len(order), ids=order)}
         order = [number for number in order if number in known]
@@ -179,13 +185,18 @@ async def show_thumbnail(
 
 @router.patch("/domains/{domain}/examples")
 async def relabel(request: Request, domain: str, body: RelabelBody, context: Context) -> RelabelledOut:
-    """Label examples, or remove their labels: all or none."""
+    """Label examples, remove their labels, or confirm them: all or none. Another label ends a confirmation."""
     context.table.state(domain)
     label = None if body.label is None else check_label(body.label, "label")
+    if label is None and body.confirmed:
+        raise RequestInvalidError("An example without a label has nothing to confirm. Send its label as well.")
     if label is not None:
         label = await in_thread(_spelled, context, domain, label)
-    n_changed = await in_thread(context.examples.relabel, domain, body.ids, label)
+    n_changed = await in_thread(context.examples.relabel, domain, body.ids, label, is_confirmed=body.confirmed)
     _record(context, request, domain, "relabelled", n_changed)
+    if body.confirmed is not None:
+        facts = {"domain": domain, "actor": actor_of(request), "n": len(body.ids), "is_confirmed": body.confirmed}
+        logger.info("example.confirmed", extra=facts)
     return RelabelledOut(domain=domain, label=label, changed=n_changed)
 
 
@@ -254,6 +265,7 @@ def _shown(example: Example, fit: DomainFit | None) -> dict[str, Any]:
         "label": example.label,
         "predicted": left_out.predicted if left_out else None,
         "margin": left_out.margin if left_out else None,
+        "is_confirmed": example.is_confirmed,
         "source": example.source,
         "added_by": example.added_by,
         "added_at": example.added_at,

@@ -86,7 +86,7 @@ async def test_labelled_and_unlabelled_examples_have_predictions_and_the_uncerta
         unlabelled = {one.id for one in database.add("paint", new, actor="", source="upload")}
         fit = await fitter.report("paint")
     assert fit.predictions.keys() == {*labelled, flipped} | unlabelled
-    assert fit.suspect_ids[0] == flipped
+    assert next(iter(fit.suspects(()))) == flipped
     assert fit.predictions[flipped].predicted == "blue"
     assert set(fit.uncertain_ids) == unlabelled
     margins = [fit.predictions[number].margin for number in fit.uncertain_ids]
