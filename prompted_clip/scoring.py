@@ -71,19 +71,27 @@ class Scorer:
     def _group_logits(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> Tensor:
         """Rows of one stack, or of several without a head, or of several with class heads."""
         stack = stacks[0]
-        head, scale = stack.head, stack.text_scale
-        if isinstance(head, ConditionalHead):
-            return scale * head.similarities(
+        if isinstance(stack.head, ConditionalHead):
+            return stack.text_scale * stack.head.similarities(
                 self._backbone, images.unit_BE, max_text_rows=self._max_text_rows, on_progress=self._on_progress
             )
-        if isinstance(head, Projector):
-            return scale * head.features(images.embeddings_BE) @ _text_features(stack).T
         if any(other is not stack for other in stacks):
             return _mixed_logits(images, stacks)
-        if head is None:
-            return scale * images.unit_BE @ _text_features(stack).T
-        text_BK = stack.logit_scale * images.unit_BE @ _text_features(stack).T
-        return head.blend(text_BK, images) / stack.temperature
+        return static_logits(images, stack)
+
+
+def static_logits(images: ImageFeatures, stack: PromptStack) -> Tensor:
+    """Logits over the classes of one stack, whose head is not conditional: [B, K].
+
+    Raises:
+        ValueError: the head is conditional, so there are no text features.
+    """
+    features_KF, head = _text_features(stack), stack.head
+    if isinstance(head, Projector):
+        return stack.text_scale * head.features(images.embeddings_BE) @ features_KF.T
+    if isinstance(head, ClassHead):
+        return head.blend(stack.logit_scale * images.unit_BE @ features_KF.T, images) / stack.temperature
+    return stack.text_scale * images.unit_BE @ features_KF.T
 
 
 def _groups(stacks: Sequence[PromptStack], like_BE: Tensor) -> list[list[int]]:
