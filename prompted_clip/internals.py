@@ -105,6 +105,21 @@ def _scaled(linear: nn.Linear, scale: nn.Module) -> tuple[Tensor, Tensor]:
     return linear.weight * scale.gamma.unsqueeze(1), linear.bias * scale.gamma
 
 
+def matrix_weights(clip: CLIP) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """The parameters that only matrix products and their biases read: owner, name in it, parameter.
+
+    Without the one whose dtype open_clip takes as that of the text tower's tokens.
+    """
+    decides_dtype: Any = clip.transformer.resblocks[0]
+    kinds = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+    owners = [module for module in clip.modules() if isinstance(module, kinds)]
+    weights = [(owner, name, weight) for owner in owners for name, weight in owner.named_parameters(recurse=False)]
+    weights += [(clip.visual, "proj", clip.visual.proj)]
+    if isinstance(clip.text_projection, nn.Parameter):
+        weights.append((clip, "text_projection", clip.text_projection))
+    return [found for found in weights if found[2] is not decides_dtype.mlp.c_fc.weight]
+
+
 def embed_patches(clip: CLIP, images_BCHW: Tensor) -> Tensor:
     """Class token and patches with positions, after `ln_pre`: [B, N, D]."""
     return cast("Tensor", clip.visual._embeds(images_BCHW))

@@ -37,6 +37,12 @@ def simulated_gpu():
 
 
 @pytest.fixture
+def simulated_or_real(request):
+    """The simulated device of a test marked `gpu`; None on a real GPU."""
+    return request.getfixturevalue("simulated_gpu") if "simulated_gpu" in request.fixturenames else None
+
+
+@pytest.fixture
 def quick_path(tmp_path):
     """A directory in memory, where fsync is fast."""
     if not (MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and os.statvfs(MEMORY).f_bavail * 4096 > 2**28):

@@ -127,7 +127,7 @@ class Booster:
     def loss(self, indices: Tensor, epoch: int) -> Tensor:
         """`distillation_loss` of the images at `indices`, under their views of this epoch."""
         pixels = to_device(self._views.load(indices.tolist(), epoch), self.student.backbone.device)
-        with autocast(self._recipe, self.student.backbone.device):
+        with autocast(self._recipe, self.student.backbone):
             logits = self.student.logits(self._images(pixels))
         return distillation_loss(logits.float(), self._teacher_logits.get(indices, epoch, pixels), self._recipe)
 
@@ -164,6 +164,6 @@ class Booster:
 
     def _compute_teacher_logits(self, pixels_BCHW: Tensor) -> Tensor:
         """z_T: float32 [B, K] on the student's device."""
-        with autocast(self._recipe, self.teacher.backbone.device):
+        with autocast(self._recipe, self.teacher.backbone):
             logits = self.teacher.logits(pixels_BCHW)
         return logits.float().to(self.student.backbone.device)

@@ -1,11 +1,14 @@
 """Device, precision, and loading student and teacher."""
 
-from contextlib import AbstractContextManager
-from typing import Unpack
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Unpack, cast
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
-from prompted_clip import device_errors
+from prompted_clip import device_errors, internals
 from prompted_clip.backbone import Backbone, WeightOptions, load_backbone
 from prompted_clip.errors import DeviceError
 from prompted_clip.precision import fastest_dtype
@@ -72,12 +75,43 @@ def resolve_device(device: str) -> str:
         raise BackbonePairError(str(error)) from error
 
 
-def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast context of a forward pass; prompts and optimizer state stay float32.
+@contextmanager
+def autocast(recipe: Recipe, backbone: Backbone) -> Iterator[None]:
+    """Autocast a forward pass; prompts and optimizer state stay float32.
 
     `auto` is bfloat16 on GPUs with matrix units for it, otherwise float32: older GPUs emulate it. float16 is not
-    supported: prompts trained in it become NaN on some GPUs.
+    supported: prompts trained in it become NaN on some GPUs. On CUDA the frozen weights are cast once, which gives
+    the same numbers; autocast alone casts them at each use.
     """
+    device = backbone.device
     is_fast = device.type == "cuda" and fastest_dtype("", str(device)) == torch.bfloat16
     is_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and is_fast)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bfloat16)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
+        if not is_bfloat16 or device.type != "cuda":
+            yield
+            return
+        if backbone.clip not in _NARROW:
+            _NARROW[backbone.clip] = [_narrow(*weight) for weight in internals.matrix_weights(backbone.clip)]
+        narrow = _NARROW[backbone.clip]
+        before = [_exchange(*weight) for weight in narrow]
+        try:
+            yield
+        finally:
+            for weight in before:
+                _exchange(*weight)
+
+
+_Weight = tuple[nn.Module, str, nn.Parameter]
+_NARROW: Final[WeakKeyDictionary[nn.Module, list[_Weight]]] = WeakKeyDictionary()
+"""The weights of matrix products in bfloat16, by model."""
+
+
+def _narrow(module: nn.Module, name: str, weight: nn.Parameter) -> _Weight:
+    return module, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+
+
+def _exchange(module: nn.Module, name: str, weight: nn.Parameter) -> _Weight:
+    """Set a module's weight; returns the weight that was there."""
+    before = module._parameters[name]
+    module._parameters[name] = weight
+    return module, name, cast("nn.Parameter", before)

@@ -88,7 +88,7 @@ class Adapter:
 
     def loss(self, indices: Tensor, epoch: int) -> Tensor:
         """The method's loss of the images at `indices`, under their views of this epoch."""
-        with autocast(self._recipe, self._device):
+        with autocast(self._recipe, self.base_model.backbone):
             return self.method.loss(self.batch(indices, epoch))
 
     def batch(self, indices: Tensor, epoch: int) -> Batch:
@@ -150,5 +150,5 @@ class Adapter:
         return normalize_pixels(to_device(pixels_BCHW, self._device), self.base_model.backbone.preprocess)
 
     def _features(self, model: PromptedBackbone, pixels_BCHW: Tensor) -> Tensor:
-        with autocast(self._recipe, self._device):
+        with autocast(self._recipe, self.base_model.backbone):
             return model.encode_images(self._images(pixels_BCHW))
