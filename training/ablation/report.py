@@ -1,10 +1,12 @@
 """The report of an ablation as a JSON object and as Markdown tables, and which of the paper's findings hold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from training.ablation import findings
+from training.ablation.findings import Finding
 from training.ablation.run import AblationJob, Measured
 from training.ablation.settings import Grid, Setting
 from training.evaluation.caspl_tables import BUDGET, CASPL_PAPER, DEPTH_H, PHASE_DEPTHS
@@ -14,35 +16,21 @@ from training.evaluation.rows import ZERO_SHOT, Row
 MEASURES = ("base", "new", "h")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A finding of the paper, and whether it holds here.
-
-    Attributes:
-        claim: the finding.
-        paper: the paper's number.
-        measured: the same number here.
-        holds: whether the measured number has the sign that the claim needs.
-    """
-
-    claim: str
-    paper: str
-    measured: str
-    holds: bool
-
-
 def rates(rows: Sequence[Row]) -> dict[str, Spread]:
     """Base, new and H over seeds; over several data sets, H is that of their mean base and mean new accuracy."""
-    by_seed: dict[int | None, list[Row]] = {}
-    for row in rows:
-        by_seed.setdefault(row.seed, []).append(row)
-    found: dict[str, list[float]] = {name: [] for name in MEASURES}
-    for each in by_seed.values():
-        pairs = [(row.base, row.new) for row in each if row.base is not None and row.new is not None]
+    by_seed = rates_by_seed(rows).values()
+    return {name: spread([each[name] for each in by_seed]) for name in MEASURES}
+
+
+def rates_by_seed(rows: Sequence[Row]) -> dict[int | None, dict[str, float]]:
+    """Base, new and H of each seed."""
+    found = {}
+    for seed in dict.fromkeys(row.seed for row in rows):
+        own = [row for row in rows if row.seed == seed]
+        pairs = [(row.base, row.new) for row in own if row.base is not None and row.new is not None]
         base, new = fmean(base for base, _ in pairs), fmean(new for _, new in pairs)
-        for name, value in zip(MEASURES, (base, new, harmonic_mean(base, new)), strict=True):
-            found[name].append(value)
-    return {name: spread(values) for name, values in found.items()}
+        found[seed] = {"base": base, "new": new, "h": harmonic_mean(base, new)}
+    return found
 
 
 class AblationReport:
@@ -60,9 +48,10 @@ class AblationReport:
     ) -> None:
         self.job, self.grid, self.facts = job, grid, facts
         self.measured = {setting: rows for setting, rows in measured.items() if rows}
-        self._rates = {
-            setting: rates([row for row in rows if row.method == job.method]) for setting, rows in self.measured.items()
+        self._own = {
+            setting: [row for row in rows if row.method == job.method] for setting, rows in self.measured.items()
         }
+        self._rates = {setting: rates(rows) for setting, rows in self._own.items()}
 
     def h(self, setting: Setting) -> Spread | None:
         """H of a setting; None without rows."""
@@ -96,15 +85,18 @@ class AblationReport:
         }
 
     def findings(self) -> list[Finding]:
-        """The paper's findings that the measured settings can show."""
-        found = []
-        if "depth" in self.job.studies:
-            found += _depth_findings(self.depth_table())
-        if "tokens" in self.job.studies:
-            found += _frozen_findings(self.tokens_table(learnable=False), self.tokens_table(learnable=True))
-        if "budget" in self.job.studies:
-            found += _budget_findings(self.budget_rows())
-        return found
+        """The paper's findings that the measured settings can show; ± is over the seeds' gains."""
+        h_by_seed: dict[int | None, dict[Setting, float]] = {}
+        for setting, rows in self._own.items():
+            for seed, found in rates_by_seed(rows).items():
+                h_by_seed.setdefault(seed, {})[setting] = found["h"]
+        h_of_mean = {setting: found["h"].mean for setting, found in self._rates.items()}
+        comparisons = findings.comparisons(self.grid, self.job.studies)
+        return [
+            finding
+            for comparison in comparisons
+            if (finding := comparison.finding(h_of_mean, list(h_by_seed.values()))) is not None
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """All rows, the rates of every setting, and the findings."""
@@ -161,68 +153,6 @@ class AblationReport:
         return "\n".join(lines)
 
 
-def _depth_findings(table: Sequence[Sequence[Spread | None]]) -> list[Finding]:
-    """Table 5: deeper prompts in either phase increase H."""
-    means = [[cell.mean for cell in row if cell is not None] for row in table]
-    if not all(len(row) == len(table) for row in means) or len(table) < 2:
-        return []
-    both = ((1, means, DEPTH_H), (2, _transposed(means), _transposed(DEPTH_H)))
-    return [
-        Finding(
-            f"deeper prompts in phase {phase} increase H: deepest against shallowest, mean",
-            f"{_gain(printed):+.2f}",
-            f"{_gain(own):+.2f}",
-            _gain(own) > 0,
-        )
-        for phase, own, printed in both
-    ] + [
-        Finding(
-            "the deepest prompts in both phases are best",
-            f"{DEPTH_H[-1][-1]:.2f}, depths {PHASE_DEPTHS[-1]} and {PHASE_DEPTHS[-1]}",
-            f"{means[-1][-1]:.2f}, best {max(map(max, means)):.2f}",
-            means[-1][-1] == max(map(max, means)),
-        )
-    ]
-
-
-def _frozen_findings(
-    frozen: Sequence[Sequence[Spread | None]], learnable: Sequence[Sequence[Spread | None]]
-) -> list[Finding]:
-    """Figure 4: with the same numbers of prompts, frozen boosting prompts are always better."""
-    differences = [
-        one.mean - other.mean
-        for row, other_row in zip(frozen, learnable, strict=True)
-        for one, other in zip(row, other_row, strict=True)
-        if one is not None and other is not None
-    ]
-    if not differences:
-        return []
-    n_better = sum(difference > 0 for difference in differences)
-    return [
-        Finding(
-            "frozen boosting prompts are always better than learnable ones",
-            "in every cell",
-            f"in {n_better} of {len(differences)} cells, mean {fmean(differences):+.2f}",
-            n_better == len(differences),
-        )
-    ]
-
-
-def _budget_findings(rows: Sequence[tuple[int, Setting, Mapping[str, Spread]]]) -> list[Finding]:
-    """Table 6: boosting and adapting prompts are better than as many adapting prompts alone."""
-    h = {(total, setting.is_boosted): found["h"].mean for total, setting, found in rows}
-    totals = [total for total, boosted in h if boosted and (total, False) in h]
-    return [
-        Finding(
-            f"half of {total} prompts as boosting prompts increases H",
-            f"{BUDGET[total][1][2] - BUDGET[total][0][2]:+.2f}" if total in BUDGET else "-",
-            f"{h[total, True] - h[total, False]:+.2f}",
-            h[total, True] > h[total, False],
-        )
-        for total in totals
-    ]
-
-
 def published_markdown() -> str:
     """Tables 5 and 6 of the paper."""
     heads = ["depth", *(f"phase 2: {depth}" for depth in PHASE_DEPTHS)]
@@ -237,15 +167,6 @@ def published_markdown() -> str:
     lines = [f"{CASPL_PAPER}, tables 5 and 6: PromptSRC, ViT-B/16, mean over ten data sets.", ""]
     lines += [*_grid(heads, depth), "", *_grid(["prompts", "as", "base", "new", "H"], budget)]
     return "\n".join(lines)
-
-
-def _gain(table: Sequence[Sequence[float]]) -> float:
-    """Mean over the columns of the last row minus the first."""
-    return fmean(last - first for first, last in zip(table[0], table[-1], strict=True))
-
-
-def _transposed(table: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [list(column) for column in zip(*table, strict=True)]
 
 
 def _parts(setting: Setting) -> str:

@@ -54,7 +54,7 @@ def test_it_measures_every_setting_once_writes_tables_and_plots_and_resumes(work
     assert all(0 <= each["h"]["mean"] <= 100 for each in settings)
     assert len([each for each in settings if each["learnable"]]) == 4
     assert {row["method"] for row in content["rows"]} == {"promptsrc", "zero-shot"}
-    assert len(content["findings"]) == 5
+    assert len(content["findings"]) == 4
     assert json.loads((workplace / "out" / "ablation.json").read_text()) == content
     text = (workplace / "out" / "ablation.md").read_text()
     for line in ("H by depth of phase 1", "| 2 boosting, learnable |", "| 2 | 1 boosting + 1 adapting |", "83.51"):

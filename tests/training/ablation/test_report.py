@@ -58,19 +58,26 @@ def test_over_several_data_sets_h_is_that_of_the_mean_accuracies():
 def test_findings_hold_when_the_numbers_have_their_sign():
     findings = report(deeper_is_better).findings()
     assert [(each.measured, each.holds) for each in findings] == [
-        ("+4.00", True),
-        ("+1.00", True),
-        ("61.00, best 61.00", True),
-        ("in 4 of 4 cells, mean +1.00", True),
-        ("+8.00", True),
+        ("+4.00 ± 0.00", True),
+        ("+1.00 ± 0.00", True),
+        ("in 4 of 4 cells, mean +1.00 ± 0.00", True),
+        ("+8.00 ± 0.00", True),
     ]
-    assert [each.paper for each in findings][:2] == ["+1.94", "+1.31"]
+    assert [each.paper for each in findings] == ["+1.94", "+1.31", "in every cell", "-"]
+
+
+def test_the_deviation_of_a_gain_is_over_seeds():
+    job = AblationJob((), ("budget",), "promptsrc", (1, 2), 2, None)
+    alone, cascade = GRID.budget_settings(4)
+    rows = {alone: (row(50, 50), row(60, 60, seed=2)), cascade: (row(52, 52), row(64, 64, seed=2))}
+    (found,) = AblationReport(job, GRID, rows, FACTS).findings()
+    assert found.measured == "+3.00 ± 1.41"
 
 
 def test_findings_do_not_hold_when_the_numbers_have_the_other_sign():
     findings = report(lambda setting: 100 - deeper_is_better(setting)).findings()
     assert not any(each.holds for each in findings)
-    assert findings[3].measured == "in 0 of 4 cells, mean -1.00"
+    assert findings[2].measured == "in 0 of 4 cells, mean -1.00 ± 0.00"
 
 
 def test_a_study_that_was_not_selected_has_no_table_and_no_finding():
