@@ -147,11 +147,11 @@ export function Domains({ domains, initialDomain, refreshDomains }) {
   const [fresh, setFresh] = useState("");
   return html`
     <div class="overflow-auto"><table>
-      <thead><tr><th scope="col">domain</th><th scope="col">state</th><th scope="col">live version</th><th scope="col">classes</th><th scope="col">digest</th></tr></thead>
+      <thead><tr><th scope="col">domain</th><th scope="col">state</th><th scope="col">live version</th><th scope="col">classes</th><th scope="col">live since</th></tr></thead>
       <tbody>${domains.map((one) => html`<tr key=${one.domain}>
         <th scope="row"><button type="button" class="small outline" aria-pressed=${one.domain === name} onClick=${() => setName(one.domain)}>${one.domain}</button></th>
         <td>${one.state}${one.error ? ` (${one.error})` : ""}</td><td>${one.version ?? "-"}</td><td>${one.n_classes ?? "-"}</td>
-        <td><code>${shortDigest(one.digest)}</code></td></tr>`)}</tbody>
+        <td>${one.live_since ? when(one.live_since) : "-"}</td></tr>`)}</tbody>
     </table></div>
     <details><summary>Upload the first bundle of another domain</summary>
       <label>Domain of the bundle <input value=${fresh} onInput=${(event) => setFresh(event.target.value.trim())} /></label>

@@ -107,6 +107,21 @@ function LabelBar({ n, classes, counts, onLabel, onClear }) {
   </form>`;
 }
 
+// The last change of labels, { text }, with a button to undo it; also Ctrl+Z outside of text fields.
+function Undo({ last, onUndo }) {
+  useEffect(() => {
+    const press = (event) => {
+      if (!last || event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.target.closest("input, textarea")) return;
+      event.preventDefault();
+      onUndo();
+    };
+    document.addEventListener("keydown", press);
+    return () => document.removeEventListener("keydown", press);
+  }, [last, onUndo]);
+  return html`<div class="undo" role="status">${last && html`<span>${last.text}</span>
+    <button type="button" class="small" title="Ctrl+Z" aria-keyshortcuts="Control+Z" onClick=${onUndo}>Undo</button>`}</div>`;
+}
+
 function MakeLive({ domain, isReady, onLive }) {
   const [state, setState] = useState({});
   const fit = async () => {
@@ -240,8 +255,7 @@ function TeachDomain({ domain, refreshDomains }) {
       <${MakeLive} domain=${domain} isReady=${Boolean(report)} onLive=${async () => { await refreshDomains(); await loadReport(); }} />
     </section>
     <${LabelledExamples} ...${{ domain, classes, changes, counts: counts.by_label }} onLabel=${relabel} onRemoved=${removed} />
-    <div class="undo" role="status">${last && html`<span>${last.text}</span>
-      <button type="button" class="small" onClick=${undo}>Undo</button>`}</div>`;
+    <${Undo} last=${last} onUndo=${undo} />`;
 }
 
 export function Teach({ domains, initialDomain, refreshDomains }) {
