@@ -12,6 +12,7 @@ from tests.reference.one_step import TOLERANCE, assert_same_step
 from training.adapting.method import Batch
 from training.errors import RecipeError
 from training.label_free.lafter import LaFTer, LaFTerRecipe, class_texts, text_classifier, text_loss
+from training.recipe import read_recipe
 
 CLASSES = ["cat", "dog", "striped circle"]
 
@@ -120,3 +121,12 @@ def test_a_class_has_its_descriptions_or_templates():
 def test_descriptions_that_fit_no_class_are_an_error(descriptions, says):
     with pytest.raises(RecipeError, match=says):
         class_texts(CLASSES, descriptions, ["{}."])
+
+
+def test_descriptions_are_read_from_a_table_of_the_recipe_file_and_printed(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('[lafter]\nsmoothing = 0.2\n\n[lafter.descriptions]\n"striped circle" = ["a disc with bands"]\n')
+    recipe = read_recipe(LaFTerRecipe, path, table="lafter")
+    assert (recipe.smoothing, recipe.descriptions) == (0.2, {"striped circle": ["a disc with bands"]})
+    path.write_text(recipe.to_toml())
+    assert read_recipe(LaFTerRecipe, path, table="lafter") == recipe
