@@ -1,0 +1,37 @@
+"""The label-free table: which runs it has, and its lines."""
+
+from training.demo.label_free_domains import ONE_SEED, SEEDS, markdown_table, variants
+from training.label_free.methods import LABEL_FREE
+
+
+def rows(method, labels="own", seeds=(1, 2), gain=10.0):
+    return [
+        {"domain": domain, "method": method, "labels": labels, "boosted": boosted, "seed": seed}
+        | dict.fromkeys(("base", "new", "h", "all"), 40.0 + seed + (gain if boosted else 0))
+        for domain in ("fog", "snow")
+        for seed in seeds
+        for boosted in (False, True)
+    ]
+
+
+def test_the_table_has_a_line_for_each_method_and_source_of_labels():
+    lines = markdown_table([*rows("upl"), *rows("upl", "teacher", (1,), gain=-3.0)]).splitlines()[2:]
+    cell = "41.5 ± 0.7 / 41.5 ± 0.7 / 41.5 ± 0.7"
+    assert lines == [
+        f"| `upl` | {cell} | {cell.replace('41.5', '51.5')} | +10.0 |",
+        "| `upl`, teacher's labels | 41.0 / 41.0 / 41.0 | 38.0 / 38.0 / 38.0 | -3.0 |",
+    ]
+
+
+def test_every_label_free_method_runs_with_a_recipe_for_the_demo_student():
+    found = list(variants())
+    assert {variant.method for variant in found} == set(LABEL_FREE)
+    for name, entry in LABEL_FREE.items():
+        own = [variant.seed for variant in found if variant.method == name and not variant.has_teacher]
+        has_seed = "seed" in entry.recipe.model_fields
+        assert own == ([None] if not has_seed else list(SEEDS[:1] if name in ONE_SEED else SEEDS))
+        with_teacher = [variant for variant in found if variant.method == name and variant.has_teacher]
+        assert len(with_teacher) == int(entry.takes_teacher)
+    assert len({(variant.method, variant.has_teacher, variant.recipe.model_dump_json()) for variant in found}) == len(
+        found
+    )
