@@ -26,6 +26,7 @@ NOT_RUN = {
     r"make (demo|test|demo-train|PYTHON=)": "runs the tests themselves, or takes minutes",
     r"(\S*/)?caspl (boost|adapt|evaluate|reproduce)": "downloads pretrained weights and trains for minutes",
     r"(\S*/)?caspl fit --data labelled/": "needs labelled images",
+    r"caspl export .* --out|paste": "takes many seconds; tests/caspl/test_exporting_page.py runs it",
     r"caspl doctor": "its result depends on the machine",
     r"caspl import": "needs checkpoints of other projects",
     r"(CASPL_\w+=\S+ |\S*/)?caspl serve .*(--pretrained|local-dir:)": "needs pretrained weights",
