@@ -65,7 +65,7 @@ def test_a_tab_is_drawn(browser, server, shapes, tmp_path, name, look):
     file = folder / f"page-{name}{look}.png"
     with opened(browser, str(server.base_url), **LOOKS[look]) as page:
         show(page, name, shapes)
-        page.screenshot(path=file)
+        page.screenshot(path=file, animations="disabled")
     with Image.open(file) as picture:
         assert picture.width == LOOKS[look]["viewport"]["width"]
         is_dark = ImageStat.Stat(picture.convert("L")).median[0] < 100
