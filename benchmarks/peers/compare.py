@@ -1,13 +1,15 @@
 """`caspl bench peers`: other servers with the same photographs, clients, threads and dtype, one at a time.
 
 A peer runs once with one worker that has all threads and once with a worker per thread. The faster layout is measured
-in turn with ours, three times; the one that is not measured is idle. Ratios are ours / theirs in images per second.
+in turn with ours, three times; the one that is not measured is stopped. Ratios are ours / theirs in images per second.
 """
 
 import json
+import os
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from benchmarks.load import Load, send
 from benchmarks.machine import commit, today
 from benchmarks.peers.agreement import FEWEST, Classes, agreement, expected_classes
 from benchmarks.peers.environments import installed_version, python_of
-from benchmarks.peers.servers import N_DOMAINS, PEERS, Peer, converted, started, write_bodies
+from benchmarks.peers.servers import N_DOMAINS, PEERS, Peer, converted, paused, started, write_bodies
 from benchmarks.photographs import write_photographs
 from benchmarks.ratios import ratio
 from benchmarks.report import Report, Table, Target, command_line
@@ -170,11 +172,14 @@ class PeerRun:
         """Images per second in a layout, of a short measurement."""
         workers, threads = layout
         port = free_port()
-        with started(
-            self.peer, self.command(workers, threads, port), workers=workers, threads=threads, port=port
-        ) as url:
-            send(self.load(url, WARM_UP_S))
-            return closed_loop_rate(send(self.load(url, self.options.seconds / 2)))
+        with (
+            started(
+                self.peer, self.command(workers, threads, port), workers=workers, threads=threads, port=port
+            ) as running,
+            paused(self._kill_ours),
+        ):
+            send(self.load(running.url, WARM_UP_S))
+            return closed_loop_rate(send(self.load(running.url, self.options.seconds / 2)))
 
     def in_turn(self, layout: tuple[int, int]) -> Row:
         """Rates of ours and of the peer in turn, and the peer's latency.
@@ -187,19 +192,24 @@ class PeerRun:
         ours, theirs, answers = [], [], []
         with started(
             self.peer, self.command(workers, threads, port), workers=workers, threads=threads, port=port
-        ) as url:
-            share = agreement(url, self.peer, self.expected)
+        ) as running:
+            share = agreement(running.url, self.peer, self.expected)
             if self.dtype == "float32" and share is not None and share < FEWEST:
                 raise BenchError(f"{self.peer.name} has the expected class in {share:.0%} of the answers only")
-            send(self.load(url, WARM_UP_S))
+            send(self.load(running.url, WARM_UP_S))
             for _ in range(N_TURNS):
-                ours.append(self.server.closed_rate(self.options.clients, seconds))
-                turn = send(self.load(url, seconds))
+                with paused(partial(os.killpg, running.group)):
+                    ours.append(self.server.closed_rate(self.options.clients, seconds))
+                with paused(self._kill_ours):
+                    turn = send(self.load(running.url, seconds))
                 theirs.append(closed_loop_rate(turn))
                 answers += turn
         found = summarize(answers, duration_s=N_TURNS * seconds)
         rates: Row = {"per_s": theirs, "ours_per_s": ours, "p50_ms": found.p50_ms, "p99_ms": found.p99_ms}
         return rates | {"agreement": share, "n_failed": found.n_failed + found.n_refused + found.n_expired}
+
+    def _kill_ours(self, number: int) -> None:
+        os.kill(self.server.pid, number)
 
     def load(self, url: str, duration_s: float) -> Load:
         """A closed loop."""

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,9 +153,31 @@ def converted(peer: Peer, command: Sequence[str], threads: int) -> None:
         raise BenchError(f"{peer.name} could not convert the model: {_end(run.stdout + run.stderr)}")
 
 
+@dataclass(frozen=True)
+class Running:
+    """A started peer: its address and its process group."""
+
+    url: str
+    group: int
+
+
 @contextmanager
-def started(peer: Peer, command: Sequence[str], *, workers: int, threads: int, port: int) -> Iterator[str]:
-    """Start a peer and stop it with all its children; yields its address.
+def paused(kill: Callable[[int], None]) -> Iterator[None]:
+    """Stop processes meanwhile with SIGSTOP, since some servers take processor time when idle.
+
+    Args:
+        kill: sends a signal to them.
+    """
+    kill(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        kill(signal.SIGCONT)
+
+
+@contextmanager
+def started(peer: Peer, command: Sequence[str], *, workers: int, threads: int, port: int) -> Iterator[Running]:
+    """Start a peer and stop it with all its children.
 
     Raises:
         BenchError: it does not become ready; with the end of its log.
@@ -171,7 +193,7 @@ def started(peer: Peer, command: Sequence[str], *, workers: int, threads: int, p
             if not _becomes_ready(process, url + peer.health, workers if peer.answers_pid else 1):
                 end = _end(log.read_text(errors="replace"))
                 raise BenchError(f"{peer.name} did not become ready: {end}")
-            yield url
+            yield Running(url, process.pid)  # the leader of its group
         finally:
             _stop(process)
 

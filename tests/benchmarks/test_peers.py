@@ -3,11 +3,14 @@
 import base64
 import io
 import json
+import os
 import re
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import httpx
 import numpy as np
 import open_clip
 import pytest
@@ -23,7 +26,7 @@ from benchmarks.peers.bodies import DATA_URI, MULTIPART, TRITON, TRITON_HEADER_B
 from benchmarks.peers.classifier import Classifier
 from benchmarks.peers.compare import PeerOptions, report_of
 from benchmarks.peers.plain_clip import PlainClip
-from benchmarks.peers.servers import DOMAINS, PEERS, Peer, started, write_bodies
+from benchmarks.peers.servers import DOMAINS, PEERS, Peer, Running, paused, started, write_bodies
 from benchmarks.report import markdown
 from benchmarks.server import Server, free_port
 from tests.tiny import register_tiny_models
@@ -134,11 +137,23 @@ def test_a_peer_that_dies_reports_the_end_of_its_log():
         pytest.fail("it never became ready")
 
 
+def test_a_paused_server_answers_only_afterwards():
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    with started(FAKE, command, workers=1, threads=1, port=port) as running:
+        with (
+            paused(partial(os.killpg, running.group)),
+            pytest.raises(httpx.ReadTimeout),
+        ):
+            httpx.get(running.url, timeout=0.5, trust_env=False)
+        assert httpx.get(running.url, timeout=30, trust_env=False).is_success
+
+
 def test_nothing_of_a_peer_runs_on_afterwards():
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
-    with started(FAKE, command, workers=1, threads=1, port=port) as url:
-        assert url.endswith(str(port))
+    with started(FAKE, command, workers=1, threads=1, port=port) as running:
+        assert running.url.endswith(str(port))
     with (
         pytest.raises(BenchError, match="did not become ready"),
         started(FAKE, [sys.executable, "-c", ""], workers=1, threads=1, port=port),
@@ -150,7 +165,7 @@ class FakeServer:
     """Our server in a comparison, which notes its turns."""
 
     def __init__(self, turns, photographs):
-        self.turns, self.photographs = turns, photographs
+        self.turns, self.photographs, self.pid = turns, photographs, os.getpid()
 
     def closed_rate(self, *_):
         self.turns.append("ours")
@@ -166,7 +181,7 @@ def faked(monkeypatch, photographs):
     @contextmanager
     def started(peer, command, *, workers, threads, port):
         turns.append(f"{workers} x {threads}")
-        yield turns[-1]
+        yield Running(turns[-1], group=1)
 
     def send(load):
         turns.append(f"peer {load.duration_s:g} s")
@@ -178,6 +193,14 @@ def faked(monkeypatch, photographs):
     monkeypatch.setattr(compare, "send", send)
     monkeypatch.setattr(compare, "agreement", lambda *_: 1.0)
     monkeypatch.setattr(compare, "python_of", lambda *_: sys.executable)
+
+    @contextmanager
+    def paused(kill):
+        turns.append("others stop")
+        yield
+        turns.append("others go on")
+
+    monkeypatch.setattr(compare, "paused", paused)
 
     def run(**options):
         options = PeerOptions(**{"seconds": 4.0} | options)
@@ -194,11 +217,10 @@ def test_the_faster_layout_is_measured_three_times_in_turn_with_ours(faked):
     assert row["layout"] == "2 x 1"
     assert row["tried"] == pytest.approx({"1 x 2": 5.0, "2 x 1": 6.0})
     assert (row["per_s"], row["ours_per_s"]) == (pytest.approx([6.0] * 3), [9.0] * 3)
-    warm_up = "peer 3 s"
-    assert (
-        turns
-        == ["1 x 2", warm_up, "peer 2 s", "2 x 1", warm_up, "peer 2 s", "2 x 1", warm_up] + ["ours", "peer 4 s"] * 3
-    )
+    stop, go_on = "others stop", "others go on"
+    tried = [stop, "peer 3 s", "peer 2 s", go_on]
+    turn = [stop, "ours", go_on, stop, "peer 4 s", go_on]
+    assert turns == ["1 x 2", *tried, "2 x 1", *tried, "2 x 1", "peer 3 s", *turn, *turn, *turn]
 
 
 def test_a_float32_peer_with_other_classes_is_no_comparison(faked, monkeypatch):
