@@ -11,7 +11,7 @@ from benchmarks.peers.plain_clip import N_DOMAINS, PlainClip
 from benchmarks.peers.servers import DOMAINS, Peer
 
 FEWEST = 0.95
-"""Least share of equal classes in float32; random weights may have ties."""
+"""Smallest share of equal classes in float32; random weights may have ties."""
 
 Classes = Mapping[tuple[Path, int], int]
 """Best class by photograph and domain."""
@@ -31,9 +31,9 @@ def agreement(url: str, peer: Peer, expected: Classes) -> float | None:
     """Share of photographs and domains with the expected class; None for a peer with another model.
 
     Raises:
-        BenchError: an error answer, or too few in a float32 peer's own dtype are left to the caller.
+        BenchError: an error answer.
     """
-    if peer.is_ours:
+    if not peer.is_plain:
         return None
     n_equal = 0
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:

@@ -48,9 +48,9 @@ class PeerOptions:
     folder: Path = Path("build/peers")
     add_to: Path | None = None
 
-    def layouts(self) -> list[tuple[int, int]]:
-        """Workers and threads of each to try."""
-        return [(1, self.threads), (self.threads, 1)] if self.threads > 1 else [(1, 1)]
+    def layouts(self, peer: Peer) -> list[tuple[int, int]]:
+        """Workers and threads of each to try with a peer."""
+        return [(1, self.threads), (self.threads, 1)] if self.threads > 1 and peer.has_workers else [(1, self.threads)]
 
     def ours(self, dtype: str) -> ServerOptions:
         """Our server for a dtype of the peers; `dtype` in `extra` takes precedence."""
@@ -130,7 +130,7 @@ def compare(server: Server, peer: Peer, dtype: str, expected: Classes, options: 
         with tempfile.TemporaryDirectory(prefix="peer-") as folder:
             run = PeerRun(server, peer, dtype, options, python, Path(folder), expected)
             run.convert()
-            layouts = options.layouts()
+            layouts = options.layouts(peer)
             tried = {layout: run.rate_of(layout) for layout in layouts} if len(layouts) > 1 else {}
             best = max(tried, key=lambda one: tried[one]) if tried else layouts[0]
             found = run.in_turn(best)

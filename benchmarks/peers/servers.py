@@ -14,7 +14,7 @@ import httpx
 
 from benchmarks.errors import BenchError
 from benchmarks.load import popular_domains
-from benchmarks.peers.bodies import JPEG, MULTIPART, TRITON, TRITON_HEADER_BYTES, BodyFormat
+from benchmarks.peers.bodies import DATA_URI, JPEG, MULTIPART, TRITON, TRITON_HEADER_BYTES, BodyFormat
 
 READY_WITHIN_S = 300.0
 STOP_WITHIN_S = 15.0
@@ -40,7 +40,9 @@ class Peer:
         headers: of every request.
         body: form of the requests.
         converts: the program first writes a converted model, with `--convert`.
-        is_ours: it serves our model with our settings; the others serve `PlainClip`.
+        is_ours: it serves our model with our settings.
+        is_plain: it classifies with the weights of `PlainClip`.
+        has_workers: it can run several workers.
         answers_pid: `health` answers the worker's process id, which shows whether all workers are ready.
     """
 
@@ -55,6 +57,8 @@ class Peer:
     body: BodyFormat = JPEG
     converts: bool = False
     is_ours: bool = False
+    is_plain: bool = True
+    has_workers: bool = True
     answers_pid: bool = False
 
 
@@ -76,6 +80,7 @@ PEERS = (
         dtypes=(*FLOATS, "int8"),
         body=MULTIPART,
         is_ours=True,
+        is_plain=False,
     ),
     Peer(
         name="ray",
@@ -115,6 +120,18 @@ PEERS = (
         path="/v2/models/clip/infer",
         headers=(("Inference-Header-Content-Length", str(TRITON_HEADER_BYTES)),),
         body=TRITON,
+    ),
+    Peer(
+        name="infinity",
+        package="infinity-emb",
+        module="infinity_clip",
+        note="embeddings without classes, JSON with base64, batches of up to 16",
+        dtypes=("float32",),  # its dtype option has no effect on a CPU
+        path="/embeddings",
+        body=DATA_URI,
+        converts=True,
+        is_plain=False,
+        has_workers=False,
     ),
 )
 
