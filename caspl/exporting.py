@@ -27,7 +27,11 @@ FACTS: Final = ".json"
 SUFFIXES: Final[Mapping[ModelFormat, Sequence[str]]] = {"onnx": (".onnx",), "openvino": (".bin", ".xml")}
 """Of the model's files, the one that is opened last."""
 MAX_DIFFERENCE: Final = 1e-4
-"""Of probabilities in the runtime from those in torch; rounding gives about 1e-6."""
+"""Of outputs in the runtime from those in torch; rounding gives about 1e-6."""
+MAX_RATIO: Final = 1.01
+"""Of a probability in the runtime to that in torch, for small ones; rounding gives about 1.00002."""
+MIN_PROBABILITY: Final = 1e-30
+"""Ratios of smaller ones are not compared: float32 has few digits there."""
 
 
 @dataclass(frozen=True)
@@ -177,16 +181,20 @@ def largest_difference(model: FoldedClassifier, contents: Mapping[str, bytes], f
     """The largest difference of the file's outputs on random pixels from torch's.
 
     Raises:
-        ExportError: it is larger than `MAX_DIFFERENCE`, or not a number.
+        ExportError: it is larger than `MAX_DIFFERENCE` or not a number, or a probability differs by more than
+            `MAX_RATIO`.
     """
     pixels = model.example(form.input_type, form.batch or 3)
     expected = [output.numpy() for output in model(pixels)]
     found = run_model(contents, pixels.numpy())
     difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
-    if not difference <= MAX_DIFFERENCE:
+    logs = [np.log(np.maximum(outputs[0], MIN_PROBABILITY)) for outputs in (expected, found)]
+    ratio = float(np.exp(np.abs(logs[0] - logs[1]).max()))
+    if not (difference <= MAX_DIFFERENCE and ratio <= MAX_RATIO):
         msg = (
-            f"The {form.model_format} file's outputs differ from torch's by {difference:.2g}, more than "
-            f"{MAX_DIFFERENCE:g}; nothing was written. Try another --opset or other versions of torch and onnxscript."
+            f"The {form.model_format} file's outputs differ from torch's by {difference:.2g} and a factor of "
+            f"{ratio:.4g}, more than {MAX_DIFFERENCE:g} or {MAX_RATIO:g}; nothing was written. Try another --opset, or "
+            "other versions of torch and onnxscript."
         )
         raise ExportError(msg)
     return difference

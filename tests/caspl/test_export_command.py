@@ -188,16 +188,38 @@ def test_a_model_that_answers_differently_is_not_written(run, without_conversion
     done, files = run("satellite")
 
     assert (done.exit_code, files) == (1, [])
-    assert "outputs differ from torch's by 0.5, more than 0.0001; nothing was written" in done.stderr
+    assert "file's outputs differ from torch's by 0.5 and a factor of" in done.stderr
+    assert "more than 0.0001 or 1.01; nothing was written" in done.stderr
 
 
-def test_outputs_that_are_not_numbers_are_rejected(monkeypatch, student):
-    monkeypatch.setattr(exporting, "run_model", lambda files, pixels: [np.full((3, 80), np.nan, np.float32)])
+@pytest.fixture(scope="module")
+def folded(student):
     stack = exporting.PromptedClip(student).load_stack(exporting.read_bundle(BUNDLE))
-    model = exporting.FoldedClassifier(student, stack)
+    return exporting.FoldedClassifier(student, stack)
 
-    with pytest.raises(ExportError, match="differ from torch's by nan"):
-        exporting.largest_difference(model, {}, exporting.Form())
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p + 2e-4, r"by 0\.0002 and"),
+        (lambda p: np.where(p < 1e-3, 1.1 * p, p), r"a factor of 1\.1,"),
+        (lambda p: p * np.nan, "by nan"),
+    ],
+    ids=["large", "small", "not a number"],
+)
+def test_differences_of_large_and_small_probabilities_are_found(folded, monkeypatch, change, message):
+    probabilities = folded(folded.example("uint8", 3))[0].detach().numpy()
+    monkeypatch.setattr(exporting, "run_model", lambda files, pixels: [change(probabilities)])
+
+    with pytest.raises(ExportError, match=message):
+        exporting.largest_difference(folded, {}, exporting.Form())
+
+
+def test_rounding_is_accepted(folded, monkeypatch):
+    probabilities = folded(folded.example("uint8", 3))[0].detach().numpy()
+    monkeypatch.setattr(exporting, "run_model", lambda files, pixels: [probabilities * np.float32(1 + 1e-5)])
+
+    assert 0 < exporting.largest_difference(folded, {}, exporting.Form()) < 1e-5
 
 
 def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
