@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.answers import closed_loop_rate, summarize
+from benchmarks.answers import Answer, closed_loop_rate, summarize
 from benchmarks.errors import BenchError
 from benchmarks.load import Load, send
 from benchmarks.machine import commit, today
@@ -179,7 +179,7 @@ class PeerRun:
             paused(self._kill_ours),
         ):
             send(self.load(running.url, WARM_UP_S))
-            return closed_loop_rate(send(self.load(running.url, self.options.seconds / 2)))
+            return self.turn(running.url, self.options.seconds / 2)[0]
 
     def in_turn(self, layout: tuple[int, int]) -> Row:
         """Rates of ours and of the peer in turn, and the peer's latency.
@@ -189,7 +189,9 @@ class PeerRun:
         """
         (workers, threads), seconds = layout, self.options.seconds
         port = free_port()
-        ours, theirs, answers = [], [], []
+        ours: list[float] = []
+        theirs: list[float] = []
+        answers: list[Answer] = []
         with started(
             self.peer, self.command(workers, threads, port), workers=workers, threads=threads, port=port
         ) as running:
@@ -201,12 +203,21 @@ class PeerRun:
                 with paused(partial(os.killpg, running.group)):
                     ours.append(self.server.closed_rate(self.options.clients, seconds))
                 with paused(self._kill_ours):
-                    turn = send(self.load(running.url, seconds))
-                theirs.append(closed_loop_rate(turn))
+                    rate, turn = self.turn(running.url, seconds)
+                theirs.append(rate)
                 answers += turn
         found = summarize(answers, duration_s=N_TURNS * seconds)
         rates: Row = {"per_s": theirs, "ours_per_s": ours, "p50_ms": found.p50_ms, "p99_ms": found.p99_ms}
         return rates | {"agreement": share, "n_failed": found.n_failed + found.n_refused + found.n_expired}
+
+    def turn(self, url: str, seconds: float) -> tuple[float, list[Answer]]:
+        """Rate and answers of a closed loop, which is repeated at four times the length if it was too short."""
+        answers = send(self.load(url, seconds))
+        try:
+            return closed_loop_rate(answers), answers
+        except BenchError:
+            answers = send(self.load(url, 4 * seconds))
+            return closed_loop_rate(answers), answers
 
     def _kill_ours(self, number: int) -> None:
         os.kill(self.server.pid, number)

@@ -223,6 +223,14 @@ def test_the_faster_layout_is_measured_three_times_in_turn_with_ours(faked):
     assert turns == ["1 x 2", *tried, "2 x 1", *tried, "2 x 1", "peer 3 s", *turn, *turn, *turn]
 
 
+def test_a_loop_that_was_too_short_is_repeated_at_four_times_the_length(faked):
+    turns, run = faked
+
+    run(seconds=0.1)  # an answer takes a fifth of a second
+
+    assert turns[:5] == ["1 x 2", "others stop", "peer 3 s", "peer 0.05 s", "peer 0.2 s"]
+
+
 def test_a_float32_peer_with_other_classes_is_no_comparison(faked, monkeypatch):
     monkeypatch.setattr(compare, "agreement", lambda *_: 0.5)
 
