@@ -200,7 +200,15 @@ class _Trainer:
         self._console, self._world, self._data_digests = console, world, data_digests
         self._checkpoints: list[Path] = []
 
-    def __call__(self, method: AdaptingMethod, found: PseudoLabels, recipe: AdaptRecipe, *, part: int = 0) -> None:
+    def __call__(
+        self,
+        method: AdaptingMethod,
+        found: PseudoLabels,
+        recipe: AdaptRecipe,
+        *,
+        part: int = 0,
+        weak_features_NE: Tensor | None = None,
+    ) -> None:
         """See `Train`."""
         job, base_model = self._job, self._base_model
         path = job.checkpoint.with_name(f"{job.checkpoint.name}{part or ''}")
@@ -222,10 +230,9 @@ class _Trainer:
             seed=recipe.seed,
             n_fixed=recipe.fixed_views,
         )
-        weak_views = Views.as_served(files, backbone.image_size, backbone.preprocess)
         with progress_bars(self._console) as progress:
             state = train_with_progress(
-                Adapter(method, base_model, views, found.labels_N.tolist(), recipe, weak_views),
+                Adapter(method, base_model, views, found.labels_N.tolist(), recipe, weak_features_NE),
                 recipe,
                 title=f"{self._method_name} on {job.domain}",
                 progress=progress,

@@ -1,14 +1,14 @@
 """LaFTer: a classifier learned from texts, which teaches the image tower's prompts, and itself, on unlabelled images.
 
     1. texts t of each class c:   L = CE( W (g(t) + ε) / |g(t) + ε|, c ),   ε ~ N(0, σ²)
-    2. images:                    y = argmax W f(x; V),   L = CE( W f(A(x); V), y )
+    2. images:                    y = argmax W f(x),   L = CE( W f(A(x); V), y )
 
-x is the image as it is, A a strong view, and V are deep image prompts. V and W learn in step 2; y carries no gradient.
-CE is cross-entropy with label smoothing.
+x is the image as it is, A a strong view, and V are deep image prompts, which the image x does not get. V and W
+learn in step 2; y carries no gradient. CE is cross-entropy with label smoothing.
 Source: LaFTer (arXiv 2305.18287): its text-only training of a classifier, and its unsupervised fine-tuning. The texts
 are the class descriptions of the recipe; a class without any has templates. Differs from it: the paper also tunes the
 scales and shifts of the image tower's normalisation layers; these are frozen here, as domains share one image tower.
-Inferred: W starts at the mean text features times s, the scale of CLIP's logits, and y depends on V.
+Inferred: W starts at the mean text features times s, the scale of CLIP's logits.
 
 The layer replaces the text features for the bundle's own classes. Legend: B rows, K classes, M texts, E joint width.
 """
@@ -84,12 +84,13 @@ class LaFTer(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Class scores W f(A(x); V): [B, K]."""
-        return self._scores(required_input(batch.images_BCHW, "images"))
+        images_BCHW = required_input(batch.images_BCHW, "images")
+        return self._classify(self.base_model.encode_images(images_BCHW, self.image_prompts))
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the strong views with the classes predicted for the weak ones, float32."""
         with torch.no_grad():
-            y_B = self._scores(required_input(batch.weak_BCHW, "weak")).argmax(dim=1)
+            y_B = self._classify(required_input(batch.weak_BE, "weak")).argmax(dim=1)
         return nn.functional.cross_entropy(self.logits(batch), y_B, label_smoothing=self.recipe.smoothing)
 
     def end_epoch(self, epoch: int) -> None:
@@ -100,8 +101,7 @@ class LaFTer(nn.Module):
         head = LinearHead(detached(self.weight), torch.zeros(len(self.weight)), share=1.0, reads_unit=True)
         return ExportedPrompts(image_adapt=detached(self.image_prompts), head=head)
 
-    def _scores(self, images_BCHW: Tensor) -> Tensor:
-        features_BE = self.base_model.encode_images(images_BCHW, self.image_prompts)
+    def _classify(self, features_BE: Tensor) -> Tensor:
         with torch.autocast(features_BE.device.type, enabled=False):
             return nn.functional.linear(features_BE, self.weight)
 
@@ -173,6 +173,7 @@ def learn_lafter(unlabelled: Unlabelled, recipe: LaFTerRecipe) -> Learned:
     label_U = (encoded.features_UE @ weight_KE.T).argmax(dim=1)
     method = LaFTer(base_model, weight_KE, encoded.template, recipe)
     # The loss predicts its own classes; these are the first ones.
-    unlabelled.train(method, PseudoLabels(torch.arange(len(label_U)), label_U), recipe)
+    found = PseudoLabels(torch.arange(len(label_U)), label_U)
+    unlabelled.train(method, found, recipe, weak_features_NE=encoded.features_UE)
     metrics = {"n_texts": len(texts), "n_described_classes": len(recipe.descriptions)}
     return Learned(method.fold(), encoded.template, metrics)

@@ -38,8 +38,24 @@ class PseudoLabels:
 class Train(Protocol):
     """Trains a method on pseudo-labelled images, with progress and checkpoints."""
 
-    def __call__(self, method: AdaptingMethod, found: PseudoLabels, recipe: AdaptRecipe, *, part: int = 0) -> None:
-        """Train `method` in place; `part` numbers the trainings of one run."""
+    def __call__(
+        self,
+        method: AdaptingMethod,
+        found: PseudoLabels,
+        recipe: AdaptRecipe,
+        *,
+        part: int = 0,
+        weak_features_NE: Tensor | None = None,
+    ) -> None:
+        """Train `method` in place.
+
+        Args:
+            method: the method.
+            found: images and classes to train on.
+            recipe: schedule and views.
+            part: number of this training, if a run has several.
+            weak_features_NE: for methods that require `weak`, features of the images as in serving.
+        """
 
 
 @dataclass(frozen=True, eq=False)
