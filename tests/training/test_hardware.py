@@ -81,8 +81,12 @@ def test_frozen_weights_are_cast_once_and_give_the_same_numbers():
 
 def test_weights_are_float32_again_after_a_failed_forward():
     backbone = dataclasses.replace(tiny_backbone(), device=CUDA)
-    with simulated_cuda(), pytest.raises(ValueError, match="failed"):
+
+    def fail():
         with autocast(BoostRecipe(precision="bfloat16"), backbone):
             assert torch.bfloat16 in {weight.dtype for weight in backbone.clip.parameters()}
             raise ValueError("failed")
+
+    with simulated_cuda(), pytest.raises(ValueError, match="failed"):
+        fail()
     assert {weight.dtype for weight in backbone.clip.parameters()} == {torch.float32}
