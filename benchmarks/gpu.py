@@ -1,7 +1,7 @@
 """Everything that has to be measured on a GPU, in one command of at most twelve minutes on an H200.
 
     python -P -m benchmarks.gpu
-    python -P -m benchmarks.gpu --device cpu --backbone demo-student --seconds 2 --skip tests --out build/gpu   # a trial
+    python -P -m benchmarks.gpu --device cpu --backbone demo-student --seconds 2 --skip tests --out build/gpu
 
 Parts: `tests`, the tests marked gpu; `model`, the image tower against the measured rate of matrix products; `engine`,
 the engine without HTTP; `serve`, a server under load. Each part writes `<part>-gpu.json` and `<part>-gpu.md` to `--out`
@@ -25,12 +25,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import engine
+from benchmarks.answers import closed_loop_rate
 from benchmarks.bundles import BundleShape, random_bundle
+from benchmarks.load import send
 from benchmarks.phases import LOAD
 from benchmarks.photographs import write_photographs
 from benchmarks.ratios import Spread
 from benchmarks.report import Report, Table, Target
-from benchmarks.server import ServerOptions, backbone_of, fill_store, serving
+from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, serving
 from benchmarks.swaps import n_versions, swap_load
 from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
@@ -42,6 +44,7 @@ from service.settings import load_settings
 PARTS = ("tests", "model", "engine", "serve")
 TESTS_WITHIN_S = 240.0
 N_CALLERS, N_SERVED = 128, 64
+MIN_ROUND_S = 4.0
 N_TRIALS = 5
 SIDES = {"cpu": 512, "cuda": 8192}
 SIZES = {"cpu": (1, 2, 4), "cuda": (1, 8, 16, 32, 64, 96, 128, 192, 256)}
@@ -172,18 +175,26 @@ def measure_server(options: engine.EngineOptions, seconds: float, console: Conso
         console.print("starting caspl serve")
         with serving(served, folder / "store", digests, photographs) as server:
             server.closed(N_CALLERS, min(5.0, seconds))
-            rates, busy = [], []
+            rates, busy, round_s = [], [], max(MIN_ROUND_S, seconds / 6)
             for _ in range(3):
-                before, began_s = server.metrics(), time.monotonic()
-                rates.append(server.closed_rate(N_CALLERS, seconds / 6))
-                after, taken_s = server.metrics(), time.monotonic() - began_s
-                name = "caspl_device_busy_seconds_total"
-                busy.append((after[name] - before[name]) / taken_s)
+                load = server.load(n_connections=N_CALLERS, duration_s=round_s)
+                answers = send(load, meanwhile=lambda: busy.append(busy_share(server, 0.4 * round_s)))
+                rates.append(closed_loop_rate(answers))
             report.add("closed_128_per_s", Spread.of(rates), f"images/s over HTTP, closed loop, clients: {N_CALLERS}")
-            meaning = "share of the time with work on the device, start of the load generator included"
+            meaning = "share of the time with work on the device"
             report.add("device_busy", Spread.of(busy), meaning, Target(">=", 0.95))
             swap_load(server, report, rate_per_s=LOAD * min(rates), seconds=seconds)
     return report
+
+
+def busy_share(server: Server, duration_s: float) -> float:
+    """Share of the second of two periods of a length in which the device had work."""
+    name, found = "caspl_device_busy_seconds_total", []
+    for _ in range(2):
+        time.sleep(duration_s)
+        found.append((server.metrics()[name], time.monotonic()))
+    (busy_s, began_s), (busy_later_s, ended_s) = found
+    return (busy_later_s - busy_s) / (ended_s - began_s)
 
 
 def prompts_of(model: PromptedClip) -> PromptGrid:
