@@ -39,6 +39,12 @@ export function Groups({ domain, groups, selected, onSelect }) {
   </section>`)}`;
 }
 
+function captionOf({ label, predicted, margin, is_confirmed: isConfirmed }) {
+  if (isConfirmed) return "confirmed";
+  if (predicted && predicted !== label) return `predicted ${predicted}`;
+  return margin === null ? "" : `margin ${percent(margin, 0)}`;
+}
+
 // Labelled examples of one class at a time, in pages.
 export function LabelledExamples({ domain, classes, counts, changes, onLabel, onRemoved }) {
   const [label, setLabel] = useState("");
@@ -73,7 +79,7 @@ export function LabelledExamples({ domain, classes, counts, changes, onLabel, on
       ${labels.map((one) => html`<option value=${one}>${one} (${counts[one]})</option>`)}</select></label>
     <div class="tiles">${page.examples.map((one) => html`<figure key=${one.id}>
       <${Tile} domain=${domain} id=${one.id} isSelected=${selected.has(one.id)} onToggle=${() => toggle(one.id)} />
-      <figcaption>${one.predicted && one.predicted !== one.label ? `predicted ${one.predicted}` : percent(one.margin, 0)}</figcaption>
+      <figcaption>${captionOf(one)}</figcaption>
     </figure>`)}</div>
     ${page.next && html`<button type="button" class="small secondary" onClick=${() => load(page.next)}>Show more</button>`}
     ${ids.length > 0 && html`<div role="group">

@@ -29,7 +29,7 @@ function NewDomain({ domains, onCreated }) {
   return html`<form onSubmit=${create}>
     <div class="grid">
       <div><label>Name <input required value=${name} onInput=${(event) => setName(event.target.value)}
-        pattern="[a-z][a-z0-9]*(-[a-z0-9]+)*" maxlength="64" aria-describedby="name-note" /></label>
+        pattern="[a-z][a-z0-9]*(-[a-z0-9]+)*" maxlength="64" title="Lower-case letters, digits and hyphens." aria-describedby="name-note" /></label>
         <small id="name-note">Lower-case letters, digits and hyphens, such as screws-line-2.</small></div>
       <label>Prompts <select value=${boostedBy} onChange=${(event) => setBoostedBy(event.target.value)}>
         <option value="">none: the plain backbone</option>

@@ -178,6 +178,11 @@ def test_a_right_label_is_confirmed_and_stays_off_the_labels_to_check(browser, s
         page.get_by_role("region", name="report").get_by_text("with the class names alone").wait_for()
         assert suspects.get_by_alt_text(alt, exact=True).count() == 0
         assert suspect_ids(server, "confirmed") == before[1:]
+        label = server.get(f"/domains/confirmed/examples?limit=1&after={before[0] - 1}").json()["examples"][0]["label"]
+        page.get_by_text("Labelled pictures", exact=True).click()
+        page.get_by_role("combobox", name="Class").last.select_option(label)
+        figure = page.locator("figure", has=page.get_by_alt_text(f"picture {before[0]}", exact=True))
+        figure.get_by_text("confirmed").wait_for()
 
 
 def test_the_last_label_or_confirmation_can_be_undone(browser, server, folder):
