@@ -131,7 +131,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         own = [row for row in rows if (row["method"], row["labels"]) == (method, labels)]
         name = method if method == ZERO_SHOT else f"`{method}`"
         lines.append(table_line(own, method, name + (", teacher's labels" if labels == "teacher" else "")))
-    return "\n".join(lines)
+    domains = ", ".join(dict.fromkeys(row["domain"] for row in rows))
+    return "\n".join([*lines, "", f"Domains: {domains}."])
 
 
 def _name(variant: Variant, domain: str, base_model: PromptedBackbone, images: ImageFolder) -> str:

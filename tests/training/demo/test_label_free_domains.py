@@ -1,7 +1,15 @@
 """The label-free table: which runs it has, and its lines."""
 
+import json
+from pathlib import Path
+
+import pytest
+
 from training.demo.label_free_domains import ONE_SEED, SEEDS, markdown_table, variants
 from training.label_free.methods import LABEL_FREE
+
+ROOT = Path(__file__).parents[3]
+FILED = json.loads((ROOT / "docs" / "results" / "demo-label-free.json").read_text())["rows"]
 
 
 def rows(method, labels="own", seeds=(1, 2), gain=10.0):
@@ -15,7 +23,8 @@ def rows(method, labels="own", seeds=(1, 2), gain=10.0):
 
 
 def test_the_table_has_a_line_for_each_method_and_source_of_labels():
-    lines = markdown_table([*rows("upl"), *rows("upl", "teacher", (1,), gain=-3.0)]).splitlines()[2:]
+    _, _, *lines, empty, domains = markdown_table([*rows("upl"), *rows("upl", "teacher", (1,), gain=-3.0)]).splitlines()
+    assert (empty, domains) == ("", "Domains: fog, snow.")
     cell = "41.5 ± 0.7 / 41.5 ± 0.7 / 41.5 ± 0.7"
     assert lines == [
         f"| `upl` | {cell} | {cell.replace('41.5', '51.5')} | +10.0 |",
@@ -35,3 +44,17 @@ def test_every_label_free_method_runs_with_a_recipe_for_the_demo_student():
     assert len({(variant.method, variant.has_teacher, variant.recipe.model_dump_json()) for variant in found}) == len(
         found
     )
+
+
+def test_the_page_shows_the_saved_numbers():
+    assert markdown_table(FILED) in (ROOT / "docs" / "adapting.md").read_text()
+
+
+def test_every_saved_row_has_a_pair_with_and_without_boosting():
+    plain, boosted = (
+        {(row["domain"], row["method"], row["labels"], row["seed"]) for row in FILED if row["boosted"] is is_boosted}
+        for is_boosted in (False, True)
+    )
+    assert plain == boosted
+    for row in FILED:
+        assert row["h"] == pytest.approx(2 * row["base"] * row["new"] / (row["base"] + row["new"]), abs=0.02)
