@@ -7,6 +7,7 @@ Randomness depends only on (seed, epoch, image), so a resumed run ends with the 
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ class TrainState:
 
     Attributes:
         step: completed optimizer steps.
-        losses: one per completed step.
+        losses: one per completed step; on CUDA that of the last step may be missing during the run.
     """
 
     step: int = 0
@@ -157,6 +158,7 @@ def train(
         on_resume(state)
     n_per_epoch = steps_per_epoch(recipe, learner.n_images)
     n_steps = recipe.epochs * n_per_epoch
+    losses = PendingLosses(state.losses, recipe, n_per_epoch)
     order = torch.empty(0)
     while state.step < n_steps:
         epoch, position = divmod(state.step, n_per_epoch)
@@ -168,19 +170,22 @@ def train(
         if position + 1 < n_per_epoch:
             next_indices = order[(position + 1) * recipe.batch_size : (position + 2) * recipe.batch_size]
             learner.prefetch(world.shard(next_indices), epoch)
-        state.losses.append(_step(learner, optimizer, indices, epoch, state.step, recipe, world))
+        losses.add(_forward_backward(learner, optimizer, indices, epoch, state.step, recipe, world))
+        optimizer.step()
         state.step += 1
+        is_due = checkpoint is not None and state.step % checkpoint.every_n_steps == 0
+        losses.wait(for_last=is_due or state.step == n_steps)
         if position + 1 == n_per_epoch:
             learner.end_epoch(epoch)
         if selection is not None:
             selection.after_step(learner, state.step, n_steps)
         on_step(state)
-        if checkpoint is not None and state.step % checkpoint.every_n_steps == 0 and world.is_main:
+        if checkpoint is not None and is_due and world.is_main:
             _save(learner, optimizer, state, selection, checkpoint)
     return state
 
 
-def _step(
+def _forward_backward(
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     indices: Tensor,
@@ -188,7 +193,8 @@ def _step(
     step: int,
     recipe: Recipe,
     world: World,
-) -> float:
+) -> Tensor:
+    """Compute the gradients of a batch; returns its loss, a scalar."""
     optimizer.zero_grad(set_to_none=True)
     shard = world.shard(indices)
     total = torch.zeros(())
@@ -203,19 +209,59 @@ def _step(
             "of prompt tokens."
         )
         raise OutOfMemoryError(msg) from error
-    value = _all_reduce(optimizer, total, world)
-    if not math.isfinite(value):
-        msg = (
-            f"The loss became {value} at step {step} (epoch {epoch}). Lower learning_rate (now "
-            f"{recipe.learning_rate:g})."
-        )
-        raise DivergedError(msg)
-    optimizer.step()
-    return value
+    return _all_reduce(optimizer, total, world)
 
 
-def _all_reduce(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> float:
-    """All-reduce gradients and loss; return the loss of the whole batch."""
+class PendingLosses:
+    """Losses on their way to host memory.
+
+    On CUDA each is awaited after the next step's work is queued, so that the device never waits for the host.
+
+    Args:
+        losses: of completed steps; appended to.
+        recipe: for the message of an error.
+        n_per_epoch: steps per epoch.
+    """
+
+    def __init__(self, losses: list[float], recipe: Recipe, n_per_epoch: int) -> None:
+        self._losses, self._recipe, self._n_per_epoch = losses, recipe, n_per_epoch
+        self._pending: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+
+    def add(self, loss: Tensor) -> None:
+        """Add the next step's loss; on a CPU it is there at once.
+
+        Raises:
+            DivergedError: it is NaN or infinite.
+        """
+        if loss.device.type != "cuda":
+            self._append(loss.item())
+            return
+        copy = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(loss.device))
+        self._pending.append((copy, copied))
+
+    def wait(self, *, for_last: bool = False) -> None:
+        """Wait for all but the last one, for that too in the first step; raises what `add` raises."""
+        n_left = 1 if self._losses and not for_last else 0
+        while len(self._pending) > n_left:
+            copy, copied = self._pending.popleft()
+            copied.synchronize()
+            self._append(copy.item())
+
+    def _append(self, value: float) -> None:
+        step = len(self._losses)
+        if not math.isfinite(value):
+            msg = (
+                f"The loss became {value} at step {step} (epoch {step // self._n_per_epoch}). Lower learning_rate (now "
+                f"{self._recipe.learning_rate:g})."
+            )
+            raise DivergedError(msg)
+        self._losses.append(value)
+
+
+def _all_reduce(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> Tensor:
+    """All-reduce gradients and loss; return the loss of the whole batch, a scalar."""
     if world.size > 1:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for parameter in parameters:
@@ -223,7 +269,7 @@ def _all_reduce(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) ->
                 parameter.grad = torch.zeros_like(parameter)
         loss = loss.to(parameters[0].device)
         world.all_reduce_sum([parameter.grad for parameter in parameters] + [loss])
-    return loss.item()
+    return loss
 
 
 def _optimizer(learner: Learner, recipe: Recipe) -> torch.optim.Optimizer:

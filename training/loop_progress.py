@@ -45,13 +45,19 @@ def train_with_progress(
     n_steps = recipe.epochs * n_per_epoch
     task = progress.add_task(title, total=n_steps, note="")
     with _scalars(tensorboard if world.is_main else None) as write:
+        n_written = 0
 
         def show(state: TrainState) -> None:
+            nonlocal n_written
             progress.update(task, completed=state.step, note=f"loss {state.recent_loss:.3f}")
-            write("loss", state.losses[-1], state.step)
+            for step in range(n_written, len(state.losses)):
+                write("loss", state.losses[step], step + 1)
+            n_written = len(state.losses)
             write("learning_rate", learning_rate(recipe, (state.step - 1) // n_per_epoch), state.step)
 
         def report_resume(state: TrainState) -> None:
+            nonlocal n_written
+            n_written = len(state.losses)
             line = f"{title}: resuming after step {state.step} of {n_steps}"
             progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
