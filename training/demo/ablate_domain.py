@@ -6,7 +6,7 @@ the demo's recipes, because untrained text tokens before the boosting tokens red
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ N_TRAIN_PER_CLASS: Final = 40
 N_TEST: Final = 600
 SHOTS: Final = 16
 BOOST_EPOCHS: Final = 6
-ADAPT_VALUES: Final = ("epochs=12", "gpa_mean=10", "gpa_std=3")
+ADAPT_VALUES: Final[Mapping[str, Any]] = {"epochs": 12, "gpa_mean": 10.0, "gpa_std": 3.0}
 """Twice the epochs of `adapt.toml`, because the base classes are a quarter as many; the average scales with them."""
 
 
@@ -60,8 +60,8 @@ def ablate_domain(domain: str, work_dir: Path, seeds: Sequence[int], console: Co
         depths=DEPTHS,
         tokens=TOKENS,
         budgets=BUDGETS,
-        overrides=(*_fixed_values(adapt), *ADAPT_VALUES),
-        boost_overrides=(*_fixed_values(boost), f"epochs={BOOST_EPOCHS}"),
+        overrides=_values(adapt, ADAPT_VALUES),
+        boost_overrides=_values(boost, {"epochs": BOOST_EPOCHS}),
     )
     student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
     grid = job.grid(student)
@@ -86,7 +86,8 @@ def write_results(report: AblationReport, path: Path) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _fixed_values(recipe: Recipe) -> list[str]:
-    """All values of a demo recipe but those that the settings vary."""
+def _values(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[str, ...]:
+    """A demo recipe with some changes as `key=value`, without the values that the settings vary."""
     varied = {"image_tokens", "image_depth", "boosting", "seed"}
-    return [f"{key}={json.dumps(value)}" for key, value in recipe.model_dump().items() if key not in varied]
+    values = {key: value for key, value in recipe.model_dump().items() if key not in varied} | changes
+    return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
