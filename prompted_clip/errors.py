@@ -2,6 +2,7 @@
 
 PromptedClipError
 ├── DeviceError          the device is not available, or not supported by the installed torch
+├── BackendError         the backend that runs the image tower is not installed or does not support the machine
 ├── WeightsError         the backbone cannot be loaded
 ├── StackMismatchError   a bundle or stack was made for another backbone
 ├── TextTooLongError     a class name and its prompts do not fit the text tower
@@ -22,6 +23,12 @@ class DeviceError(PromptedClipError):
     """CUDA is not available, or torch has no code for the GPU."""
 
     code = "device_unavailable"
+
+
+class BackendError(PromptedClipError):
+    """A backend is not installed, or does not support this device, processor or dtype."""
+
+    code = "backend_unavailable"
 
 
 class WeightsError(PromptedClipError):

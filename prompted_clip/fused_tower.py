@@ -156,7 +156,7 @@ class ImageSteps(nn.Module):
         """The input of block `index`: positions of greater depth have their own tokens, others keep their outputs."""
         n_plain = len(self._positions_NW)
         if x_BNW.shape[1] == n_plain:
-            own_BPW = tokens[..., index, :, :].expand(len(x_BNW), -1, -1)
+            own_BPW = tokens[..., index, :, :].expand(x_BNW.shape[0], -1, -1)
             if index == 0 and self._ln_pre is not None:
                 own_BPW = self._ln_pre(own_BPW)
             return torch.cat([x_BNW, own_BPW], dim=1)
@@ -167,7 +167,7 @@ class ImageSteps(nn.Module):
 
     def _image_tokens(self, pixels_BCHW: Tensor) -> Tensor:
         """Class token and patches with positions, after `ln_pre`: [B, N, W]."""
-        n_rows, side, patch = len(pixels_BCHW), self._side, self._patch
+        n_rows, side, patch = pixels_BCHW.shape[0], self._side, self._patch
         n_plain, width = self._positions_NW.shape
         whole = pixels_BCHW[..., : side * patch, : side * patch]
         strips = whole.reshape(n_rows, -1, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)

@@ -42,10 +42,18 @@ def embed_image(backbone: Backbone, images_BCHW: Tensor, grid: PromptGrid | None
 
 
 class ImageTower:
-    """Image embeddings from uint8 pixels with open_clip's own modules; base class of the faster towers."""
+    """Image embeddings from uint8 pixels with open_clip's own modules; base class of the faster towers.
+
+    Attributes:
+        backend: the library that runs the tower, `torch` or `openvino`.
+        dtype: the type that it computes in.
+    """
+
+    backend = "torch"
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
+        self.dtype = str(backbone.dtype).removeprefix("torch.")
 
     def __call__(self, pixels_BCHW: Tensor, grid: PromptGrid | None = None) -> Tensor:
         """Embeddings before normalisation, [B, E] in the backbone's dtype or float32; rows are independent.
