@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 
 from prompted_clip.errors import ExportError
 from prompted_clip.folded import PIXELS
+from prompted_clip.openvino_runtime import import_openvino
 
 PROJECT: Final = "caspl-serve"
 METADATA_KEY: Final = "caspl"
@@ -75,8 +76,7 @@ def to_onnx(program: ExportedProgram, output_names: Sequence[str], facts: str, *
 
 def to_openvino(onnx_file: bytes) -> dict[str, bytes]:
     """An ONNX file as OpenVINO's graph (.xml) and weights (.bin), in float32; its metadata is below `framework`."""
-    import openvino  # noqa: PLC0415  not of the extra
-
+    openvino = import_openvino()
     model = openvino.Core().read_model(onnx_file)
     for index, operation in enumerate(model.get_ordered_ops()):
         if operation.get_friendly_name() == operation.get_name():  # counts the operations of this process
@@ -97,8 +97,7 @@ def run_model(files: Mapping[str, bytes], pixels: NDArray[Any]) -> list[NDArray[
         session = onnxruntime.InferenceSession(files[".onnx"], options, providers=["CPUExecutionProvider"])
         outputs: list[NDArray[np.float32]] = session.run(None, {PIXELS: pixels})
         return outputs
-    import openvino  # noqa: PLC0415  an extra
-
+    openvino = import_openvino()
     core = openvino.Core()
     weights = openvino.Tensor(np.frombuffer(files[".bin"], np.uint8))
     model = core.read_model(files[".xml"], weights)

@@ -2,12 +2,12 @@
 
 The graph is the fused tower's, exported from torch with the loaded weights. Pixels, prompt tokens and depths are its
 inputs, with a free number of rows and of prompt positions, so one compiled model serves all domains and mixed batches.
+int8 scales the activations of each row on its own, so it needs no pictures to calibrate (decision 0032).
 
 Legend: B rows, C/H/W image, P prompt positions, D prompt layers, L layers of the tower, N tokens of a row, W tower
 width, E joint width.
 """
 
-import importlib
 import sys
 import threading
 from functools import partial
@@ -20,18 +20,19 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.errors import BackendError
-from prompted_clip.frozen_linear import make_linear
+from prompted_clip.frozen_linear import Activation, PlainLinear, make_linear
 from prompted_clip.fused_tower import ImageSteps
+from prompted_clip.openvino_runtime import import_openvino
 from prompted_clip.prompts import PromptGrid
 from prompted_clip.vision import ImageTower
 
-FLOAT_TYPES: Final = {"float32": "f32", "bfloat16": "bf16"}
-"""OpenVINO's names of the types that it computes in."""
+OpenVinoType = Literal["float32", "bfloat16", "int8"]
+
 INSTALL: Final = "pip install 'caspl-serve[openvino]'"
 N_EXAMPLE_ROWS: Final = 2
 N_EXAMPLE_PROMPTS: Final = 3
-
-OpenVinoType = Literal["float32", "bfloat16"]
+INT8_MAX: Final = 127
+MIN_SCALE: Final = 1e-12
 
 
 class OpenVinoTower(ImageTower):
@@ -39,9 +40,13 @@ class OpenVinoTower(ImageTower):
 
     Args:
         backbone: in float32 on the CPU; its weights are copied.
-        dtype: the type that OpenVINO computes in.
+        dtype: the type that OpenVINO computes in; with int8 only linear layers, the rest in bfloat16 where the
+            processor has it.
         n_threads: CPU threads of all streams together.
         n_streams: concurrent calls, each on its share of the threads.
+
+    Attributes:
+        compiled: OpenVINO's compiled model.
 
     Raises:
         BackendError: OpenVINO is not installed, or it or this processor does not support the arguments.
@@ -53,18 +58,10 @@ class OpenVinoTower(ImageTower):
         self, backbone: Backbone, *, dtype: OpenVinoType = "float32", n_threads: int = 1, n_streams: int = 1
     ) -> None:
         super().__init__(backbone)
-        core = openvino().Core()
-        if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise BackendError("This processor has no bfloat16 for OpenVINO. Use --dtype float32 or int8.")
         self.dtype = dtype
         self._n_layers, self._width = backbone.n_vision_layers, backbone.vision_width
-        options = {
-            "INFERENCE_PRECISION_HINT": FLOAT_TYPES[dtype],
-            "INFERENCE_NUM_THREADS": n_threads,
-            "NUM_STREAMS": n_streams,
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._compiled = core.compile_model(convert_tower(backbone), "CPU", options)
+        model = convert_tower(backbone, int8=dtype == "int8")
+        self.compiled = compile_model(model, dtype, n_threads=n_threads, n_streams=n_streams, row_size=self._width)
         self._of_thread = threading.local()
 
     @torch.inference_mode()
@@ -72,12 +69,12 @@ class OpenVinoTower(ImageTower):
         """See `ImageTower`; [B, E] float32."""
         tokens, depths = self._prompts(len(pixels_BCHW), grid)
         inputs = (pixels_BCHW.contiguous().numpy(), tokens, depths)
-        return torch.from_numpy(self._request().infer(inputs, share_inputs=True)[0].copy())
+        return torch.from_numpy(self._request().infer(inputs, share_inputs=True)[0])
 
     def _request(self) -> Any:  # noqa: ANN401  the library has no types
         """This thread's inference request: one request does not run twice at once."""
         if not hasattr(self._of_thread, "request"):
-            self._of_thread.request = self._compiled.create_infer_request()
+            self._of_thread.request = self.compiled.create_infer_request()
         return self._of_thread.request
 
     def _prompts(self, n_rows: int, grid: PromptGrid | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -91,32 +88,41 @@ class OpenVinoTower(ImageTower):
         return tokens.numpy(), depths.numpy()
 
 
-class _Steps(ImageSteps):
-    """The fused tower's steps without writes in place, which OpenVINO would copy whole tensors for."""
+class _Steps(nn.Module):
+    """The fused tower's steps for all depths: prompts of every layer are inputs, so none are left out."""
 
-    def forward(self, pixels_BCHW: Tensor, tokens_BLPW: Tensor, depths_BP: Tensor) -> Tensor:  # type: ignore[override]
+    def __init__(self, steps: ImageSteps) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def forward(self, pixels_BCHW: Tensor, tokens_BLPW: Tensor, depths_BP: Tensor) -> Tensor:
         """Embeddings [B, E]."""
-        return super().forward(pixels_BCHW, tokens_BLPW, depths_BP, 1)
-
-    def _with_prompts(self, x_BNW: Tensor, tokens: Tensor, depths: Tensor, index: int) -> Tensor:
-        n_plain, own_BPW = len(self._positions_NW), tokens[:, index]
-        if index == 0:
-            return torch.cat([x_BNW, own_BPW if self._ln_pre is None else self._ln_pre(own_BPW)], dim=1)
-        kept_BPW = torch.where((depths > index).unsqueeze(-1), own_BPW, x_BNW[:, n_plain:])
-        return torch.cat([x_BNW[:, :n_plain], kept_BPW], dim=1)
-
-    def _image_tokens(self, pixels_BCHW: Tensor) -> Tensor:
-        n_rows, side, patch = pixels_BCHW.shape[0], self._side, self._patch
-        whole = pixels_BCHW[..., : side * patch, : side * patch].to(self._like.dtype)
-        strips = whole.reshape(n_rows, -1, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)
-        patches = self._embed(strips.reshape(n_rows, side * side, -1)) + self._positions_NW[1:]
-        class_token = self._positions_NW[:1].expand(n_rows, 1, -1)
-        x_BNW = torch.cat([class_token, patches], dim=1)
-        return x_BNW if self._ln_pre is None else self._ln_pre(x_BNW)
+        output: Tensor = self._steps(pixels_BCHW, tokens_BLPW, depths_BP, 1)
+        return output
 
 
-def convert_tower(backbone: Backbone) -> Any:  # noqa: ANN401  the library has no types
+class _Int8Linear(nn.Module):
+    """A linear layer with int8 weights, symmetric per output channel: OpenVINO multiplies them as they are.
+
+    Activations become int8 in OpenVINO, scaled by each row's own largest numbers.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> None:
+        super().__init__()
+        scale_O1 = weight_OI.detach().abs().amax(dim=1, keepdim=True).clamp(min=MIN_SCALE) / INT8_MAX
+        self._weight_OI = (weight_OI.detach() / scale_O1).round().to(torch.int8)
+        self._scale_O1, self._bias_O, self._activation = scale_O1, bias_O.detach(), activation
+
+    def forward(self, x_MI: Tensor, residual_MO: Tensor | None = None) -> Tensor:
+        """[M, O] float32; see `PlainLinear`."""
+        linear = PlainLinear(self._weight_OI.float() * self._scale_O1, self._bias_O, self._activation)
+        return linear.forward(x_MI, residual_MO)
+
+
+def convert_tower(backbone: Backbone, *, int8: bool = False) -> Any:  # noqa: ANN401  the library has no types
     """The image tower as an OpenVINO model of pixels [B, C, H, W], tokens [B, L, P, W] and depths [B, P] -> [B, E].
+
+    With `int8`, the weights of its linear layers are int8.
 
     Raises:
         BackendError: OpenVINO is not installed, or the backbone is not in float32 on the CPU.
@@ -125,8 +131,7 @@ def convert_tower(backbone: Backbone) -> Any:  # noqa: ANN401  the library has n
         found = f"{str(backbone.dtype).removeprefix('torch.')} on {backbone.device}"
         raise BackendError(f"OpenVINO converts float32 weights on the CPU; found {found}.")
     n_layers, width, side = backbone.n_vision_layers, backbone.vision_width, backbone.image_size
-    with torch.no_grad():
-        steps = _Steps(backbone, partial(make_linear, dtype=torch.float32, packed=False), sys.maxsize)
+    linear = _Int8Linear if int8 else partial(make_linear, dtype=torch.float32, packed=False)
     example = (
         torch.zeros(N_EXAMPLE_ROWS, 3, side, side, dtype=torch.uint8),
         torch.zeros(N_EXAMPLE_ROWS, n_layers, N_EXAMPLE_PROMPTS, width),
@@ -135,10 +140,45 @@ def convert_tower(backbone: Backbone) -> Any:  # noqa: ANN401  the library has n
     rows, prompts = torch.export.Dim("rows"), torch.export.Dim("prompts")
     sizes = ({0: rows}, {0: rows, 2: prompts}, {0: rows, 1: prompts})
     with torch.no_grad():
+        steps = _Steps(ImageSteps(backbone, linear, sys.maxsize))
         exported = torch.export.export(steps.eval(), example, dynamic_shapes=sizes)
     model = openvino().convert_model(exported)
     model.reshape({0: [-1, 3, side, side], 1: [-1, n_layers, -1, width], 2: [-1, -1]})
     return model
+
+
+def compile_model(model: Any, dtype: str, *, n_threads: int, n_streams: int = 1, row_size: int = 0) -> Any:  # noqa: ANN401
+    """Compile an OpenVINO model for this CPU.
+
+    Args:
+        model: as `openvino.convert_model` returns it.
+        dtype: what it computes in.
+        n_threads: CPU threads of all streams together.
+        n_streams: inference requests that run at the same time.
+        row_size: inputs of a linear layer that share one scale in int8.
+
+    Raises:
+        BackendError: OpenVINO is not installed, or finds no bfloat16 on this processor.
+    """
+    if dtype == "bfloat16" and not has_bfloat16():
+        raise BackendError("OpenVINO finds no bfloat16 on this processor. Use dtype float32 or int8.")
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32" if dtype == "float32" or not has_bfloat16() else "bf16",
+        "INFERENCE_NUM_THREADS": n_threads,
+        "NUM_STREAMS": n_streams,
+        "ENABLE_CPU_PINNING": False,  # other threads decode images
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": row_size if dtype == "int8" else 0,
+    }
+    return openvino().Core().compile_model(model, "CPU", options)
+
+
+def has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor.
+
+    Raises:
+        BackendError: OpenVINO is not installed.
+    """
+    return "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def openvino() -> Any:  # noqa: ANN401  the library has no types
@@ -148,6 +188,6 @@ def openvino() -> Any:  # noqa: ANN401  the library has no types
         BackendError: it is not installed.
     """
     try:
-        return importlib.import_module("openvino")
+        return import_openvino()
     except ImportError as error:
         raise BackendError(f"The OpenVINO backend is not installed ({error}): {INSTALL}.") from error

@@ -99,7 +99,7 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     engine = Engine(
         model, observer=metrics, resident_domains=settings.kept_domains, stuck_after_s=settings.stuck_after_s
     )
-    metrics.build.info(build_facts(settings, model.backbone))
+    metrics.build.info(build_facts(settings, model))
 
     def device_numbers() -> tuple[float, int, int]:
         return engine.activity.busy_s, engine.n_out_of_memory, engine.batch_limit.max_rows

@@ -62,7 +62,10 @@ def serve(
         bool, typer.Option("--random-weights", help="use random weights, for tests and benchmarks")
     ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N  [auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16  [auto]")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, torch or openvino (CPU)  [auto]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16, float16 or int8 (OpenVINO)  [auto]")
+    ] = None,
     preprocess: Annotated[str | None, typer.Option(help="exact, fast or gpu, see docs/images.md  [exact]")] = None,
     keys_file: Annotated[Path | None, typer.Option(help="API keys; `caspl keys new` creates them")] = None,
     root_path: Annotated[
@@ -206,13 +209,13 @@ def _open_store(settings: Settings, options: dict[str, Any], demo_assets: Path |
 
 def _announce(console: Console, context: ServiceContext, address: str) -> None:
     """Report that the service accepts requests: as a banner, or as a log line in JSON."""
-    backbone = context.engine.backbone
-    kind = str(backbone.dtype).removeprefix("torch.")
+    backbone, backend, kind = context.engine.backbone, context.engine.backend, context.engine.dtype
     if context.settings.log_format == "json":
         facts = {
             "address": address,
             "backbone": backbone.arch,
             "fingerprint": backbone.fingerprint,
+            "backend": backend,
             "dtype": kind,
             "device": str(backbone.device),
             "store": str(context.store.root),
@@ -221,7 +224,7 @@ def _announce(console: Console, context: ServiceContext, address: str) -> None:
         logger.info("server.started", extra=facts)
         return
     console.print("CasPL Serve", style="bold")
-    console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} on {backbone.device}")
+    console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} in {backend} on {backbone.device}")
     console.print(f"  weights   {backbone.fingerprint}", soft_wrap=True)
     console.print(f"  store     {context.store.root}", soft_wrap=True)
     for domain, state in sorted(context.table.states.items()):

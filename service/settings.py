@@ -117,8 +117,15 @@ class Settings(BaseSettings):
     )
     random_weights: int | None = Field(None, ge=0, description="seed for random weights; for tests and benchmarks")
     device: str = Field("auto", pattern=r"auto|cpu|cuda(:\d+)?", description="auto uses CUDA if available")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto picks the fastest; on the CPU it times float32 and bfloat16 at startup"
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="library of the image tower; openvino: on the CPU, requires the extra openvino; auto: with that "
+        "extra the faster one, timed at startup",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="auto picks the fastest float type; on the CPU it times float32 and bfloat16 at startup; int8 "
+        "requires OpenVINO and changes embeddings slightly",
     )
     n_torch_threads: int = Field(
         0, ge=0, description="CPU cores for the model; 0 uses all cores within the container's quota"
@@ -282,6 +289,7 @@ class Settings(BaseSettings):
             )
         if self.preprocess == "gpu" and (self.web_workers or self.device == "cpu"):
             raise ValueError("preprocess gpu requires a CUDA device and web_workers=0")
+        self._check_backend()
         if self.default_timeout_s > self.max_timeout_s:
             raise ValueError("default_timeout_s must not exceed max_timeout_s")
         for name in ("max_queued_rows", "max_decoding_images"):
@@ -294,6 +302,14 @@ class Settings(BaseSettings):
                 )
         return self
 
+    def _check_backend(self) -> None:
+        if self.dtype == "int8" and self.backend == "torch":
+            raise ValueError("dtype int8 requires backend openvino")
+        if self.dtype == "float16" and self.backend == "openvino":
+            raise ValueError("backend openvino supports dtype float32, bfloat16 and int8, not float16")
+        if self.needs_openvino and self.device.startswith("cuda"):
+            raise ValueError("backend openvino and dtype int8 run on the CPU; use device cpu or auto")
+
     def for_gpu(self, n_multiprocessors: int) -> Settings:
         """Return the settings with defaults for a GPU with `n_multiprocessors`; explicit values are kept.
 
@@ -305,6 +321,11 @@ class Settings(BaseSettings):
         fitting = {"max_batch_rows": n_rows, "max_queued_rows": 4 * n_rows, "max_open_requests": 8 * n_rows}
         defaulted = fitting.keys() - self.model_fields_set
         return self.model_copy(update={name: max(getattr(self, name), fitting[name]) for name in defaulted})
+
+    @property
+    def needs_openvino(self) -> bool:
+        """Whether the image tower runs in OpenVINO, on the CPU, whatever is faster."""
+        return self.backend == "openvino" or self.dtype == "int8"
 
     @property
     def kept_domains(self) -> frozenset[str]:

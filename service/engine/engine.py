@@ -80,6 +80,7 @@ class Engine:
 
     Attributes:
         backbone: the model's.
+        backend, dtype: see `ImageTower`.
         num_streams: batches that run concurrently.
         activity: calls in progress on the device.
         is_lost: only a new process can use the device again.
@@ -98,6 +99,7 @@ class Engine:
         self._model = model
         self._resident_domains = frozenset(resident_domains)
         self.backbone: Backbone = model.backbone
+        self.backend, self.dtype = model.image_tower.backend, model.image_tower.dtype
         self.num_streams = model.num_streams
         self.activity = Activity(stuck_after_s)
         self.is_lost = False

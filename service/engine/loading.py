@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import torch
 
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.device_errors import resolve_device
 from prompted_clip.errors import DeviceError
+from prompted_clip.fastest_backend import fastest_backend
 from prompted_clip.fused_tower import FusedImageTower
 from prompted_clip.graphs import FIXED_IN, GraphedTower, can_capture
 from prompted_clip.model import PromptedClip
+from prompted_clip.openvino_tower import OpenVinoTower, OpenVinoType, has_bfloat16
 from prompted_clip.precision import fastest_dtype, is_heavy, is_packed_faster
 from prompted_clip.vision import ImageTower
 from service.errors import SettingsError
@@ -38,6 +41,7 @@ def load_model(settings: Settings) -> PromptedClip:
 
 def _load_model(settings: Settings) -> PromptedClip:
     device = select_device(settings)
+    backend, dtype = select_backend(settings, device)
     backbone = load_backbone(
         settings.backbone,
         pretrained=settings.pretrained,
@@ -46,12 +50,14 @@ def _load_model(settings: Settings) -> PromptedClip:
         interpolate_positions=settings.interpolate_positions,
         random_seed=settings.random_weights,
         device=device,
-        dtype=select_dtype(settings, device),
+        dtype=torch.float32 if backend == "openvino" else getattr(torch, dtype),
     )
     streams = num_streams(backbone, settings)
     return PromptedClip(
         backbone,
-        image_tower=image_tower(backbone, settings),
+        image_tower=openvino_tower(backbone, dtype, streams)
+        if backend == "openvino"
+        else image_tower(backbone, settings),
         max_text_rows=max(1, settings.max_text_rows // streams),
         max_conditional_classes=settings.max_conditional_classes,
         bank_slots=settings.bank_slots,
@@ -65,18 +71,29 @@ def select_device(settings: Settings) -> str:
     Raises:
         SettingsError: CUDA was requested and is not available, or torch has no code for the GPU.
     """
+    if settings.needs_openvino:
+        return "cpu"
     try:
         return resolve_device(settings.device)
     except DeviceError as error:
         raise SettingsError(str(error)) from error
 
 
-def select_dtype(settings: Settings, device: str) -> torch.dtype:
-    """The dtype of the weights; `auto` takes the fastest one on this device."""
-    if settings.dtype == "auto":
-        return fastest_dtype(settings.backbone, device)
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    return dtype
+def select_backend(settings: Settings, device: str) -> tuple[str, str]:
+    """The backend and dtype of the image tower; `auto` takes the fastest ones on this device, never int8.
+
+    Raises:
+        BackendError: OpenVINO was requested and is not installed.
+    """
+    if settings.needs_openvino:
+        if settings.dtype != "auto":
+            return "openvino", settings.dtype
+        return "openvino", "bfloat16" if is_heavy(settings.backbone) and has_bfloat16() else "float32"
+    if settings.dtype != "auto":
+        return "torch", settings.dtype
+    if settings.backend == "torch":
+        return "torch", str(fastest_dtype(settings.backbone, device)).removeprefix("torch.")
+    return fastest_backend(settings.backbone, device)
 
 
 def with_gpu_limits(settings: Settings) -> Settings:
@@ -99,6 +116,16 @@ def image_tower(backbone: Backbone, settings: Settings) -> ImageTower:
             logger.warning("graph.unavailable", extra={"torch": torch.__version__, "needed": FIXED_IN})
             return tower
         return GraphedTower(tower, backbone, max_rows=settings.max_batch_rows)
+    return tower
+
+
+def openvino_tower(backbone: Backbone, dtype: str, n_streams: int) -> ImageTower:
+    """The image tower in OpenVINO on torch's number of threads."""
+    tower = OpenVinoTower(
+        backbone, dtype=cast("OpenVinoType", dtype), n_threads=torch.get_num_threads(), n_streams=n_streams
+    )
+    if dtype == "int8":
+        logger.warning("backend.int8", extra={"arch": backbone.arch})
     return tower
 
 

@@ -245,13 +245,14 @@ class HistoryOut(BaseModel):
 
 
 class BackboneOut(BaseModel):
-    """The loaded backbone."""
+    """The loaded backbone; `backend` and `dtype` are those of the image tower."""
 
     arch: str
     pretrained: str | None
     fingerprint: str
     image_size: int
     device: str
+    backend: str
     dtype: str
 
 

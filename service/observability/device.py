@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from prompted_clip.backbone import Backbone
+    from prompted_clip.model import PromptedClip
 
 
 class DeviceMetrics(Collector):
@@ -48,14 +48,16 @@ class DeviceMetrics(Collector):
         yield memory
 
 
-def build_facts(settings: Settings, backbone: Backbone) -> dict[str, str]:
+def build_facts(settings: Settings, model: PromptedClip) -> dict[str, str]:
     """Labels of `caspl_build_info`."""
+    backbone = model.backbone
     return {
         "version": package_version(),
         "torch": str(torch.__version__),
         "backbone": backbone.arch,
         "fingerprint": backbone.fingerprint,
-        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "backend": model.image_tower.backend,
+        "dtype": model.image_tower.dtype,
         "device": str(backbone.device),
         "preprocess": settings.preprocess,
     }

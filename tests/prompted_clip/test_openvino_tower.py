@@ -2,6 +2,9 @@
 
 import functools
 import importlib
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,15 +13,16 @@ from torch.nn.functional import cosine_similarity
 
 from prompted_clip.backbone import load_backbone
 from prompted_clip.errors import BackendError
-from prompted_clip.openvino_tower import OpenVinoTower
+from prompted_clip.openvino_tower import OpenVinoTower, has_bfloat16
 from prompted_clip.prompts import collate_grids, join_groups
 from prompted_clip.vision import ImageTower
+from tests.openvino_extra import needs_openvino
 from tests.tiny import random_pixels, register_tiny_models
 
-INSTALLED = importlib.util.find_spec("openvino") is not None
-needs_openvino = pytest.mark.skipif(not INSTALLED, reason="the extra openvino is not installed")
 BOUND = 1e-4
 """Largest relative difference of an embedding."""
+COSINE_BOUNDS = {"bfloat16": 3e-4, "int8": 2e-3}
+"""Largest 1 - cosine to float32."""
 ARCHS = ["tiny", "demo-student"]
 N_ROWS = 5
 
@@ -74,6 +78,64 @@ def test_float32_embeddings_are_torchs(arch, quick_gelu, name):
     assert difference(found, expected) < BOUND
 
 
+def tower_in(dtype, arch):
+    if dtype == "bfloat16" and not has_bfloat16():
+        pytest.skip("this processor has no bfloat16")
+    return tower_of(arch, dtype=dtype)
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["none", "mixed depths"])
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", list(COSINE_BOUNDS))
+def test_embeddings_of_narrow_types_are_near_float32s(dtype, arch, name):
+    pixels, prompts = random_pixels(N_ROWS, backbone_of(arch).image_size), grid_named(name, arch)
+    found, expected = (tower(pixels, prompts) for tower in (tower_in(dtype, arch), ImageTower(backbone_of(arch))))
+    assert found.dtype == torch.float32
+    gap = (1 - cosine_similarity(found, expected)).max().item()
+    assert 1e-7 < gap < COSINE_BOUNDS[dtype]
+
+
+@needs_openvino
+def test_int8_multiplies_int8_weights():
+    precisions = [
+        operation.get_rt_info()["runtimePrecision"].astype(str)
+        for operation in tower_of("demo-student", dtype="int8").compiled.get_runtime_model().get_ops()
+        if operation.get_rt_info()["layerType"].astype(str) == "FullyConnected"
+    ]
+    assert precisions.count("i8") >= 4 * backbone_of("demo-student").n_vision_layers
+
+
+@needs_openvino
+@pytest.mark.parametrize("arch", ARCHS)
+def test_int8_rows_of_a_mixed_batch_equal_each_image_alone(arch):
+    tower, pixels, grids = (
+        tower_in("int8", arch),
+        random_pixels(N_ROWS, backbone_of(arch).image_size),
+        mixed_grids(arch),
+    )
+    mixed = tower(pixels, collate_grids(grids))
+    alone = torch.cat([tower(pixels[row : row + 1], own) for row, own in enumerate(grids)])
+    assert (1 - cosine_similarity(mixed, alone)).max().item() < COSINE_BOUNDS["int8"]
+
+
+@needs_openvino
+def test_importing_openvino_sends_no_usage_statistics(tmp_path):
+    code = (
+        "from prompted_clip.openvino_tower import openvino; print(openvino().tools.ovc.telemetry.__class__.__module__)"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in {"CI", "TF_BUILD", "JENKINS_URL"}}
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=kept | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+    assert list(tmp_path.iterdir()) == [], "an identifier for the statistics"
+
+
 @needs_openvino
 @pytest.mark.parametrize("arch", ARCHS)
 def test_rows_of_a_mixed_batch_equal_each_image_alone(arch):
@@ -103,7 +165,9 @@ def test_prompts_change_the_embeddings():
 @pytest.mark.parametrize("n_streams", [1, 2])
 def test_several_threads_get_the_answers_of_one(n_streams):
     tower = tower_of(n_threads=2, n_streams=n_streams)
-    batches = [(random_pixels(1 + index % 4, seed=index), grid("tiny", index, (2, 1 + index % 3))) for index in range(40)]
+    batches = [
+        (random_pixels(1 + index % 4, seed=index), grid("tiny", index, (2, 1 + index % 3))) for index in range(40)
+    ]
     expected = [tower(*batch) for batch in batches]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda batch: tower(*batch), batches))

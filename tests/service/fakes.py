@@ -7,6 +7,7 @@ import dataclasses
 import io
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ class FakeModel:
 
     def __init__(self):
         self.backbone = FakeBackbone()
+        self.image_tower = SimpleNamespace(backend="torch", dtype="float32")
         self.bank = FakeBank()
         self.gate = threading.Event()
         self.gate.set()

@@ -15,12 +15,13 @@ from service.engine.loading import (
     load_model,
     num_streams,
     num_threads,
+    select_backend,
     select_device,
-    select_dtype,
     with_gpu_limits,
 )
 from service.errors import SettingsError
 from service.settings import Settings
+from tests.openvino_extra import needs_openvino
 from tests.tiny import register_tiny_models, tiny_backbone
 
 
@@ -29,11 +30,13 @@ def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
     assert select_device(Settings()) == "cpu"
     with pytest.raises(SettingsError, match="device cpu"):
         select_device(Settings(device="cuda"))
-    assert select_dtype(Settings(backbone="demo-student"), "cpu") == torch.float32
+    assert select_backend(Settings(backbone="demo-student"), "cpu") == ("torch", "float32")
     with monkeypatch.context() as measured:
-        measured.setattr("service.engine.loading.fastest_dtype", lambda *facts: f"measured for {facts}")
-        assert select_dtype(Settings(), "cpu") == "measured for ('ViT-B-16', 'cpu')"
-    assert select_dtype(Settings(dtype="bfloat16"), "cpu") == torch.bfloat16
+        measured.setattr("service.engine.loading.fastest_backend", lambda *facts: ("measured for", facts))
+        assert select_backend(Settings(), "cpu") == ("measured for", ("ViT-B-16", "cpu"))
+        measured.setattr("service.engine.loading.fastest_dtype", lambda *facts: f"torch.{facts}")
+        assert select_backend(Settings(backend="torch"), "cpu") == ("torch", "('ViT-B-16', 'cpu')")
+    assert select_backend(Settings(dtype="bfloat16"), "cpu") == ("torch", "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("prompted_clip.device_errors.unsupported_gpu", lambda _: None)
     assert select_device(Settings()) == "cuda"
@@ -51,9 +54,35 @@ def test_a_gpu_that_torch_has_no_code_for_is_refused(monkeypatch, device):
 def test_every_card_gets_the_type_that_it_is_good_at_unless_another_is_asked_for(monkeypatch):
     capabilities = {"cuda:0": (9, 0), "cuda:1": (7, 5)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
-    assert select_dtype(Settings(), "cuda:0") == torch.bfloat16
-    assert select_dtype(Settings(), "cuda:1") == torch.float16
-    assert select_dtype(Settings(dtype="float32"), "cuda:1") == torch.float32
+    assert select_backend(Settings(), "cuda:0") == ("torch", "bfloat16")
+    assert select_backend(Settings(), "cuda:1") == ("torch", "float16")
+    assert select_backend(Settings(dtype="float32"), "cuda:1") == ("torch", "float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "choice"),
+    [
+        ({"backend": "openvino", "dtype": "float32"}, ("openvino", "float32")),
+        ({"dtype": "int8"}, ("openvino", "int8")),
+        ({"backend": "openvino"}, ("openvino", "bfloat16")),
+        ({"backend": "openvino", "backbone": "demo-student"}, ("openvino", "float32")),
+    ],
+)
+def test_openvino_serves_on_the_cpu_where_the_settings_need_it_even_beside_a_gpu(monkeypatch, options, choice):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("service.engine.loading.has_bfloat16", lambda: True)
+    settings = Settings(**options)
+    assert select_device(settings) == "cpu"
+    assert select_backend(settings, "cpu") == choice
+
+
+@needs_openvino
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_openvino_tower_is_loaded_and_int8_leaves_a_log_line(caplog, dtype):
+    register_tiny_models()
+    model = load_model(Settings(backbone="tiny", random_weights=0, backend="openvino", dtype=dtype))
+    assert (model.image_tower.backend, model.image_tower.dtype) == ("openvino", dtype)
+    assert ("backend.int8" in caplog.messages) is (dtype == "int8")
 
 
 @pytest.mark.parametrize(("n_multiprocessors", "n_rows"), [(132, 128), (40, 32), (16, 32), (300, 256)])
