@@ -54,7 +54,7 @@ def test_the_variables_of_the_client_are_no_mistake():
     [
         {"port": -1},
         {"device": "tpu"},
-        {"dtype": "int8"},
+        {"dtype": "int4"},
         {"default_timeout_s": 60.0},
         {"max_images": 0},
         {"stuck_after_s": 0.0},
@@ -125,3 +125,17 @@ def test_another_process_gets_the_same_settings_whatever_its_environment_says(mo
     monkeypatch.setenv("CASPL_MAX_IMAGES", "3")
     monkeypatch.setenv("CASPL_KEYS_FILE", "stray.json")
     assert Settings.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"backend": "torch", "dtype": "int8"}, "dtype int8 requires backend openvino"),
+        ({"backend": "openvino", "dtype": "float16"}, "not float16"),
+        ({"backend": "openvino", "device": "cuda"}, "use device cpu or auto"),
+        ({"dtype": "int8", "device": "cuda:1"}, "use device cpu or auto"),
+    ],
+)
+def test_a_backend_that_does_not_support_dtype_or_device_is_refused(given, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings(**given)
