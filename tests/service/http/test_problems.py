@@ -7,13 +7,13 @@ import pytest
 
 from prompt_store.durable import to_store_error
 from prompt_store.errors import PromptStoreError
-from prompted_clip.errors import ExportError, PromptedClipError
+from prompted_clip.errors import DeviceError, ExportError, PromptedClipError
 from service.demo.process import DemoError
 from service.errors import BackboneMismatchError, OverloadedError, ServiceError
 from service.http import problems
 
-NEVER_ANSWERED = {DemoError, ExportError}
-"""Errors of the command line, which no request can meet."""
+NEVER_ANSWERED = {DemoError, DeviceError, ExportError}
+"""Errors of commands and of the start, which no request can meet."""
 
 
 def family(root):
