@@ -89,5 +89,5 @@ def write_results(report: AblationReport, path: Path) -> None:
 def _values(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[str, ...]:
     """A demo recipe with some changes as `key=value`, without the values that the settings vary."""
     varied = {"image_tokens", "image_depth", "boosting", "seed"}
-    values = {key: value for key, value in recipe.model_dump().items() if key not in varied} | changes
+    values = {key: value for key, value in recipe.model_dump().items() if key not in varied} | dict(changes)
     return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
