@@ -34,7 +34,7 @@ def python_of(name: str, folder: Path, console: Console) -> Path:
     installed = root / "installed.txt"
     python = root / "bin" / "python"
     if not (installed.is_file() and installed.read_text() == wanted):
-        console.print(f"installing {' '.join(wanted.split())} into {folder / name}")
+        console.print(f"installing {' '.join(wanted.split())} into {folder / name}", markup=False)
         venv.create(root, clear=True)
         command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--progress-bar", "off"]
         run = subprocess.run(  # noqa: S603  our own command
