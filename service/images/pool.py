@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar
 
@@ -46,7 +47,9 @@ class FairThreadPool:
     def __init__(self, n_threads: int, max_bytes: int, prepare_thread: Callable[[], None] | None = None) -> None:
         self._n_threads, self._max_bytes = n_threads, max_bytes
         self._threads = ThreadPoolExecutor(n_threads + 1, "decode", initializer=prepare_thread)
+        self._lock = threading.Lock()  # for everything below
         self._heaps: dict[bool, list[_Job]] = {False: [], True: []}  # waiting jobs, by `is_large`
+        self._ended: list[tuple[_Job, Any, BaseException | None]] = []  # not yet known to the event loop
         self._numbers = count()
         self._n_running = self._n_large = self._n_bytes = 0
         self._now = 0
@@ -54,52 +57,79 @@ class FairThreadPool:
 
     async def run(self, job: Callable[[], T], *, tenant: Hashable, n_bytes: int) -> T:
         """Run a job in its tenant's turn; if the caller is cancelled before that, it never runs."""
-        if len(self._next_tag) > MAX_TAGS:
-            self._next_tag = {of: tag for of, tag in self._next_tag.items() if tag > self._now}
-        tag = max(self._now, self._next_tag.get(tenant, 0))
-        self._next_tag[tenant] = tag + n_bytes
         is_large, result = n_bytes > SMALL_BYTES, asyncio.get_running_loop().create_future()
-        waiting = _Job(tag, next(self._numbers), n_bytes, is_large, job, result)
-        heap = self._heaps[waiting.is_large]
-        if any(self._heaps.values()) or not self._has_room(waiting):
+        with self._lock:
+            if len(self._next_tag) > MAX_TAGS:
+                self._next_tag = {of: tag for of, tag in self._next_tag.items() if tag > self._now}
+            tag = max(self._now, self._next_tag.get(tenant, 0))
+            self._next_tag[tenant] = tag + n_bytes
+            waiting = _Job(tag, next(self._numbers), n_bytes, is_large, job, result)
+            heap = self._heaps[is_large]
             heapq.heappush(heap, waiting)
-            self._start_waiting()
-        else:
-            self._start(waiting)
+            started = self._take()
+        if started:
+            self._threads.submit(self._work, started)
         try:
-            done: T = await waiting.result
+            done: T = await result
         except asyncio.CancelledError:
-            if waiting in heap:
-                heap.remove(waiting)
-                heapq.heapify(heap)
+            with self._lock:
+                if waiting in heap:
+                    heap.remove(waiting)
+                    heapq.heapify(heap)
             raise
         return done
 
     def close(self) -> None:
         """Cancel waiting jobs; running ones finish."""
-        for heap in self._heaps.values():
-            for job in heap:
-                job.result.cancel()
-            heap.clear()
+        with self._lock:
+            for heap in self._heaps.values():
+                for job in heap:
+                    job.result.cancel()
+                heap.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, job: _Job) -> None:
-        self._now = max(self._now, job.tag)
-        self._count(job, 1)
-        running = job.result.get_loop().run_in_executor(self._threads, _run, job)
-        running.add_done_callback(partial(self._settle, job))
+    def _work(self, job: _Job | None) -> None:
+        """Run a job, then waiting ones as long as there is room: a thread that goes on need not be woken."""
+        while job:
+            result, error = _run(job)
+            with self._lock:
+                self._count(job, -1)
+                self._ended.append((job, result, error))
+                is_first = len(self._ended) == 1
+                loop, job, other = job.result.get_loop(), self._take(), self._take()
+            result = error = None  # belong to the event loop
+            if other:  # a large job made room for several
+                self._threads.submit(self._work, other)
+            if is_first:
+                with suppress(RuntimeError):  # the event loop is closed
+                    loop.call_soon_threadsafe(self._settle)
 
-    def _start_waiting(self) -> None:
-        while any(self._heaps.values()) and (job := self._first()) is not None:
-            heapq.heappop(self._heaps[job.is_large])
-            self._start(job)
-        if not self._n_running:
-            self._next_tag.clear()
+    def _settle(self) -> None:
+        """Resolve the futures of all jobs that have ended."""
+        with self._lock:
+            ended, self._ended = self._ended, []
+        for job, result, error in ended:
+            if job.result.done():
+                continue
+            if error:
+                job.result.set_exception(error)
+            else:
+                job.result.set_result(result)
 
-    def _first(self) -> _Job | None:
-        """The job with the smallest tag; while that waits for memory or a thread, the first small one."""
+    def _take(self) -> _Job | None:
+        """Take the job that starts next: the one with the smallest tag; while that waits for room, the first small one.
+
+        None if nothing waits, or there is no room.
+        """
         heads = sorted(heap[0] for heap in self._heaps.values() if heap)
-        return next((job for job in heads if self._has_room(job)), None)
+        job = next((job for job in heads if self._has_room(job)), None)
+        if job:
+            heapq.heappop(self._heaps[job.is_large])
+            self._now = max(self._now, job.tag)
+            self._count(job, 1)
+        elif not self._n_running:
+            self._next_tag.clear()
+        return job
 
     def _has_room(self, job: _Job) -> bool:
         if self._n_running >= self._n_threads + bool(self._n_large):
@@ -108,17 +138,6 @@ class FairThreadPool:
             return True
         return self._n_large < self._n_threads and self._n_bytes + job.n_bytes <= self._max_bytes
 
-    def _settle(self, job: _Job, outcome: asyncio.Future[Any]) -> None:
-        self._count(job, -1)
-        self._start_waiting()
-        error = outcome.exception()
-        if job.result.done():
-            return
-        if error:
-            job.result.set_exception(error)
-        else:
-            job.result.set_result(outcome.result())
-
     def _count(self, job: _Job, change: int) -> None:
         self._n_running += change
         if job.is_large:
@@ -126,9 +145,14 @@ class FairThreadPool:
             self._n_bytes += change * job.n_bytes
 
 
-def _run(job: _Job) -> Any:  # noqa: ANN401  the job's result
+def _run(job: _Job) -> tuple[Any, BaseException | None]:
+    """The job's result and its error; it does not run if its caller has just been cancelled."""
+    if job.result.done():
+        return None, None
     try:
-        return job.run()
+        return job.run(), None
+    except BaseException as error:  # noqa: BLE001  the caller gets it
+        return None, error
     finally:
         if job.n_bytes >= HUGE_BYTES:
             return_free_memory()
