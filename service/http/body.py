@@ -83,7 +83,8 @@ class LimitedBody:
             raise MediaTypeError("Compressed bodies are not supported. Send the body without Content-Encoding.")
         announced = headers.get("content-length", "")
         if announced.isdecimal():
-            self._check_size(int(announced))
+            if int(announced) > self._limit:
+                raise self._too_large()
             budget.check(self._tenant, int(announced))
         self._loop = asyncio.get_running_loop()
         self._end_s = self._loop.time() + settings.max_body_s
@@ -140,7 +141,8 @@ class LimitedBody:
         if n_new:
             if self._count_bytes:
                 self._count_bytes(n_new)
-            self._check_size(self._n_bytes + n_new)
+            if self._n_bytes + n_new > self._limit:
+                raise self._too_large()
             self._budget.reserve(self._tenant, n_new)
             self._n_bytes += n_new
             self._n_in_window += n_new
@@ -151,12 +153,11 @@ class LimitedBody:
                 self._open_requests.open(self._tenant[1], self._timeout_s)
                 self._is_open = True
 
-    def _check_size(self, n_bytes: int) -> None:
-        if n_bytes > self._limit:
-            raise BodyTooLargeError(
-                f"The body is larger than {self._limit} bytes, the limit of this route. Send less in one request.",
-                extra={"limit": self._limit},
-            )
+    def _too_large(self) -> BodyTooLargeError:
+        return BodyTooLargeError(
+            f"The body is larger than {self._limit} bytes, the limit of this route. Send less in one request.",
+            extra={"limit": self._limit},
+        )
 
 
 def body_limit(method: str, template: str, settings: Settings) -> int:

@@ -96,7 +96,8 @@ class FairThreadPool:
                 self._count(job, -1)
                 self._ended.append((job, result, error))
                 is_first = len(self._ended) == 1
-                loop, job, other = job.result.get_loop(), self._take(), self._take()
+                loop, job = job.result.get_loop(), self._take()
+                other = self._take() if job else None
             result = error = None  # belong to the event loop
             if other:  # a large job made room for several
                 self._threads.submit(self._work, other)
@@ -121,15 +122,16 @@ class FairThreadPool:
 
         None if nothing waits, or there is no room.
         """
-        heads = sorted(heap[0] for heap in self._heaps.values() if heap)
-        job = next((job for job in heads if self._has_room(job)), None)
-        if job:
-            heapq.heappop(self._heaps[job.is_large])
-            self._now = max(self._now, job.tag)
-            self._count(job, 1)
-        elif not self._n_running:
+        for heap in sorted(filter(None, self._heaps.values())):  # lists are compared by their first elements
+            job = heap[0]
+            if self._has_room(job):
+                heapq.heappop(heap)
+                self._now = max(self._now, job.tag)
+                self._count(job, 1)
+                return job
+        if not self._n_running:
             self._next_tag.clear()
-        return job
+        return None
 
     def _has_room(self, job: _Job) -> bool:
         if self._n_running >= self._n_threads + bool(self._n_large):

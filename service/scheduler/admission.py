@@ -40,9 +40,10 @@ class Admission:
             power, row_s = n_rows.bit_length(), (now_s - started_s) / n_rows
             known_s = self._row_s.get(power, row_s)
             self._row_s[power] = known_s + SMOOTHING * (row_s - known_s)
-        behind = next((other for other, (since_s, _) in self._running.items() if since_s is None), None)
-        if behind is not None:
-            self._running[behind] = (now_s, self._running[behind][1])
+        for behind, (since_s, n_waiting) in self._running.items():
+            if since_s is None:
+                self._running[behind] = (now_s, n_waiting)
+                break
 
     def seconds(self, n_rows: int) -> float:
         """Predicted time of a batch of `n_rows`; 0 before the first batch."""

@@ -1,4 +1,4 @@
-"""Middleware: proxy headers, CORS, and `RequestMiddleware` for everything else.
+"""Middleware: proxy headers, CORS, the direct classify route, and `RequestMiddleware` for everything else.
 
 CORS preflights are answered by Starlette's middleware before there is a request id, and are not logged.
 """
@@ -14,6 +14,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from service.access.rules import find_endpoint
 from service.http.context import HttpContext
 from service.http.middleware.request import RequestMiddleware
+from service.http.routes.classify import DirectClassify
 
 EXPOSED_HEADERS: Final = (
     "ETag", "Inference-Header-Content-Length", "Location", "Retry-After", "Server-Timing", "X-Bundle-Digest",
@@ -32,6 +33,7 @@ ALLOWED_HEADERS: Final = (
 
 def install_middleware(app: FastAPI, context: HttpContext) -> None:
     """Add all middleware to an application, the innermost first."""
+    app.add_middleware(DirectClassify)
     app.add_middleware(RequestMiddleware, context=context)
     settings = context.settings
     if settings.cors_origins:

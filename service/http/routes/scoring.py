@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -63,11 +64,16 @@ class Outcome(NamedTuple):
         now_s = time.monotonic()
         for stage, stage_s in (("decode", self.decode_s), ("device", ran_s), ("shape", now_s - self.ended_s)):
             context.metrics.stage_s.labels(stage).observe(stage_s)
-        stages_s = {"decode": self.decode_s, "queue": queued_s, "device": ran_s}
         if context.traces:
-            context.traces.add_stages(stages_s, began_s)
-        timing_ms = {stage: round(one * 1000, 3) for stage, one in {**stages_s, "total": now_s - began_s}.items()}
-        return timing_ms, ", ".join([f"{stage};dur={one}" for stage, one in timing_ms.items()])
+            context.traces.add_stages({"decode": self.decode_s, "queue": queued_s, "device": ran_s}, began_s)
+        decode, queue, device, total = (
+            round(1000 * self.decode_s, 3),
+            round(1000 * queued_s, 3),
+            round(1000 * ran_s, 3),
+            round(1000 * (now_s - began_s), 3),
+        )
+        header = f"decode;dur={decode}, queue;dur={queue}, device;dur={device}, total;dur={total}"
+        return {"decode": decode, "queue": queue, "device": device, "total": total}, header
 
 
 async def score_in_time(
@@ -145,7 +151,7 @@ async def score_images(
         ]
         pictures = [await decoding[0]] if len(decoding) == 1 else await asyncio.gather(*decoding)
     decode_s = time.monotonic() - began_s
-    pixels: dict[str, list[Pixels]] = {domain: [] for domain in pins}
+    pixels: dict[str, list[Pixels]] = defaultdict(list)
     for (domain, _), picture in zip(images, pictures, strict=True):
         if isinstance(picture, Decoded):
             pixels[domain].append(picture.pixels)
@@ -154,14 +160,17 @@ async def score_images(
     domains = dict(zip(pins, scored, strict=True))
     remaining = {domain: iter(one.answers) for domain, one in domains.items() if isinstance(one, Scored)}
     answers: list[ImageResult | Exception] = []
+    failures: list[Exception] = []
     for (domain, _), picture in zip(images, pictures, strict=True):
-        of_domain = domains[domain]
-        if isinstance(of_domain, Exception):
-            answers.append(of_domain)
+        answer: ImageResult | Exception
+        if isinstance(of_domain := domains[domain], Exception):
+            answer = of_domain
         else:
-            answers.append(next(remaining[domain]) if isinstance(picture, Decoded) else picture)
+            answer = next(remaining[domain]) if isinstance(picture, Decoded) else picture
+        answers.append(answer)
+        if isinstance(answer, Exception):
+            failures.append(answer)
     count_images(context, images, domains, answers)
-    failures = [answer for answer in answers if isinstance(answer, Exception)]
     if len(failures) == len(answers):
         raise _failure(failures)
     return Outcome(domains, pictures, answers, decode_s, time.monotonic())
