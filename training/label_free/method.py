@@ -32,7 +32,10 @@ class PseudoLabels:
 
     def metrics(self, n_classes: int) -> dict[str, int]:
         """Numbers of pseudo-labels and of classes without any, for the report."""
-        return {"n_pseudo_labels": len(self.rows_N), "n_empty_classes": n_classes - len(set(self.labels_N.tolist()))}
+        return {
+            "n_pseudo_labels": len(self.rows_N),
+            "n_classes_without_pseudo_labels": n_classes - len(set(self.labels_N.tolist())),
+        }
 
 
 class Train(Protocol):

@@ -48,7 +48,7 @@ def test_a_class_that_no_image_resembles_most_gets_no_confident_image():
 
     assert found.rows_N.tolist() == [2, 1]
     assert found.labels_N.tolist() == [0, 1]
-    assert found.metrics(3) == {"n_pseudo_labels": 2, "n_empty_classes": 1}
+    assert found.metrics(3) == {"n_pseudo_labels": 2, "n_classes_without_pseudo_labels": 1}
 
 
 @pytest.mark.parametrize("choose", [most_confident, most_similar])
