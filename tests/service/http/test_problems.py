@@ -7,12 +7,12 @@ import pytest
 
 from prompt_store.durable import to_store_error
 from prompt_store.errors import PromptStoreError
-from prompted_clip.errors import DeviceError, ExportError, PromptedClipError
+from prompted_clip.errors import BackendError, DeviceError, ExportError, PromptedClipError
 from service.demo.process import DemoError
 from service.errors import BackboneMismatchError, OverloadedError, ServiceError
 from service.http import problems
 
-NEVER_ANSWERED = {DemoError, DeviceError, ExportError}
+NEVER_ANSWERED = {BackendError, DemoError, DeviceError, ExportError}
 """Errors of commands and of the start, which no request can meet."""
 
 
