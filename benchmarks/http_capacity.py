@@ -25,8 +25,8 @@ from benchmarks.wrk import Loop, closed_loop, require_wrk
 
 PRESIZED = 224
 """Pixels of the backbone's input: no resizing."""
-IN_FLIGHT = {PRESIZED: 128, 1024: 32}
-"""Images of all clients together, by side in pixels; two batches, or fewer of those that take long to decode."""
+IN_FLIGHT = {PRESIZED: BATCH_ROWS, 1024: 32}
+"""Images of all clients together, by side in pixels: a batch, which the limit of open requests always admits."""
 LIMITS = (
     ("max_batch_rows", str(BATCH_ROWS)),
     ("max_queued_rows", "1024"),
