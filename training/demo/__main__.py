@@ -22,6 +22,7 @@ from training.demo.fit_domains import fit_domains
 from training.demo.fit_tables import adapt_lines, checks_table, unlabelled_table
 from training.demo.fit_tables import markdown_table as fit_table
 from training.demo.folders import DRAWN, write_folders
+from training.demo.int8_domains import N_TEST, measure_int8, write_results
 from training.demo.models import CONFIG_DIR, export_weights
 from training.demo.pages import fill_page
 from training.demo.picture import write_overview
@@ -44,6 +45,7 @@ FIT_PAGE: Final = Path("docs/few-shot.md")
 ABLATE_RESULTS: Final = Path("docs/results/demo-ablate.json")
 ABLATE_PAGE: Final = Path("docs/evaluation.md")
 DEFAULT_RESULTS: Final = Path("docs/results/demo-defaults.json")
+INT8_RESULTS: Final = Path("docs/results/demo-int8.json")
 DEMO_PAGE: Final = Path("docs/demo-world.md")
 SERVICE_DEMO: Final = Path("service/demo")
 OVERVIEW: Final = Path("docs/images/demo-world.png")
@@ -138,6 +140,19 @@ def write_folder(
 def picture(out: Annotated[Path, typer.Argument()] = OVERVIEW) -> None:
     """Draw an overview of classes and domains."""
     write_overview(out)
+
+
+@app.command()
+def int8(
+    domains: Annotated[list[str] | None, typer.Argument(help="Domains; default: all.")] = None,
+    n_pictures: Annotated[int, typer.Option(min=1, help="Images per domain.")] = N_TEST,
+    out: Annotated[Path, typer.Option(help="JSON file for the results.")] = INT8_RESULTS,
+    threads: Threads = 2,
+) -> None:
+    """Compare the accuracy of int8 in OpenVINO with float32 in every domain: plain, boosted, with fitted heads."""
+    torch.set_num_threads(threads)
+    rows = measure_int8(SERVICE_DEMO / "bundles", domains or tuple(SHIFTED), n_test=n_pictures, console=console)
+    write_results(rows, out, n_test=n_pictures)
 
 
 @app.command()

@@ -95,11 +95,11 @@ def fit_domain(domain: str, bundles: Path) -> tuple[list[Row], list[Row]]:
     boosted = model.load_stack(read_bundle((bundles / f"{domain}.safetensors").read_bytes()))
     rows: list[Row] = []
     for stack in (model.plain_stack(domain, CLASS_NAMES, [TEMPLATE]), boosted):
-        sets = [_encode(model, stack, pictures) for pictures in (labelled, unlabelled, test)]
+        sets = [encode(model, stack, pictures) for pictures in (labelled, unlabelled, test)]
         rows += [{"domain": domain, "boosted": stack is boosted} | row for row in _fit_all(*sets)]
     examples = draw_series(LABELLED_SEED, N_CHECK_LABELLED, start=N_LABELLED, restyle=DOMAINS[domain])
     unseen = draw_series(TEST_SEED, N_CHECK_TEST, start=N_TEST, restyle=DOMAINS[domain])
-    pool, new = (_encode(model, boosted, pictures).among(BASE_LABELS) for pictures in (examples, unseen))
+    pool, new = (encode(model, boosted, pictures).among(BASE_LABELS) for pictures in (examples, unseen))
     checks = [{"domain": domain, "seed": seed} | _check(pool, new, seed) for seed in CHECK_SEEDS]
     return rows, checks
 
@@ -121,7 +121,8 @@ def fit_domains(bundles: Path, results: Path, domains: Sequence[str], *, jobs: i
 
 
 @torch.inference_mode()
-def _encode(model: PromptedClip, stack: PromptStack, pictures: Pictures) -> Encoded:
+def encode(model: PromptedClip, stack: PromptStack, pictures: Pictures) -> Encoded:
+    """Features and text logits of pictures under a stack's prompts."""
     assert stack.text_features is not None  # noqa: S101  neither stack has a conditional head
     batches = torch.split(pictures.pixels, _BATCH)
     units = [model.encode_images(batch, [stack] * len(batch)).unit_BE.numpy() for batch in batches]
