@@ -16,6 +16,7 @@ import pytest
 
 from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import load_backbone
+from tests.openvino_extra import needs_openvino
 from tests.stacks import random_bundle
 
 ROOT = Path(__file__).parents[1]
@@ -75,12 +76,45 @@ def test_the_demo_answers_with_label_probability_version_and_digest(tmp_path):
             assert answer["version"] == 1
 
 
+@pytest.mark.slow
 def test_without_the_extra_openvino_the_server_does_not_start_and_names_the_install_command(tmp_path):
     code = "import sys; sys.modules['openvino'] = None; from caspl.__main__ import main; main()"
     command = [sys.executable, "-P", "-c", code, "serve", "--demo", "--backend", "openvino", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=START_TIMEOUT_S)
     assert done.returncode == 2
     assert "pip install 'caspl-serve[openvino]'" in done.stderr
+
+
+def classes_of(client):
+    """The most probable class of all sample images of two domains and its probability, and the loaded backbone."""
+    found = {}
+    for domain in ("thermal", "satellite"):
+        for path in samples(domain):
+            (result,) = post_image(client, path, f"/classify/{domain}?top_k=1").json()["results"]
+            (best,) = result["predictions"]
+            found[path.parent.name, path.name] = best["label"], best["probability"]
+    return found, client.get("/info").json()["backbone"]
+
+
+@needs_openvino
+@pytest.mark.slow
+def test_openvino_gives_torchs_answers_and_int8_nearly_the_same(tmp_path):
+    found = {}
+    for dtype, options in {
+        "torch": ("--backend", "torch"),
+        "float32": ("--backend", "openvino", "--dtype", "float32"),
+        "int8": ("--dtype", "int8"),
+    }.items():
+        folder = tmp_path / dtype
+        folder.mkdir()
+        with serving(folder, "--demo", *options) as client:
+            found[dtype], backbone = classes_of(client)
+        assert backbone["backend"] == ("torch" if dtype == "torch" else "openvino")
+        assert backbone["dtype"] == ("int8" if dtype == "int8" else "float32")
+        assert ("backend.int8" in (folder / "serve.log").read_text()) is (dtype == "int8")
+    for dtype, bound in (("float32", 1e-3), ("int8", 0.1)):
+        for image, (label, probability) in found["torch"].items():
+            assert found[dtype][image] == (label, pytest.approx(probability, abs=bound)), (dtype, image)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ BOUND = 1e-4
 """Largest relative difference of an embedding."""
 COSINE_BOUNDS = {"bfloat16": 3e-4, "int8": 2e-3}
 """Largest 1 - cosine to float32."""
-ARCHS = ["tiny", "demo-student"]
+ARCHS = ["tiny", pytest.param("demo-student", marks=pytest.mark.slow)]
 N_ROWS = 5
 
 
@@ -97,6 +97,7 @@ def test_embeddings_of_narrow_types_are_near_float32s(dtype, arch, name):
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_int8_multiplies_int8_weights():
     precisions = [
         operation.get_rt_info()["runtimePrecision"].astype(str)
@@ -120,6 +121,7 @@ def test_int8_rows_of_a_mixed_batch_equal_each_image_alone(arch):
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_importing_openvino_sends_no_usage_statistics(tmp_path):
     code = (
         "from prompted_clip.openvino_tower import openvino; print(openvino().tools.ovc.telemetry.__class__.__module__)"
