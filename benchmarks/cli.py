@@ -30,7 +30,8 @@ Out = Annotated[Path, typer.Option(help="folder of the JSON and Markdown files")
 AsJson = Annotated[bool, typer.Option("--json", help="print the JSON instead of the table")]
 BackboneName = Annotated[str, typer.Option(help="open_clip architecture with random weights, or demo-student")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8")]
+Backend = Annotated[str, typer.Option(help="auto, torch or openvino")]
 Extra = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of a server setting; repeatable")]
 Seconds = Annotated[float, typer.Option(min=1, help="length of each measurement")]
 
@@ -45,6 +46,7 @@ def engine(
     backbone: BackboneName = "ViT-B-16",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    backend: Backend = "auto",
     domains: Annotated[int, typer.Option(min=64, help="loaded domains")] = 1000,
     seconds: Annotated[float, typer.Option(min=1, help="time for all rounds")] = 60.0,
     extra: Extra = None,
@@ -52,13 +54,19 @@ def engine(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the engine without HTTP: one domain, many domains, against open_clip in the same dtype."""
+    """Measure the engine without HTTP: one domain, many domains, in OpenVINO, against open_clip in the same dtype."""
 
     def measure(console: Console) -> Report:
         from benchmarks.engine import EngineOptions, measure
 
         options = EngineOptions(
-            backbone=backbone, device=device, dtype=dtype, n_domains=domains, budget_s=seconds, extra=_pairs(extra)
+            backbone=backbone,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            n_domains=domains,
+            budget_s=seconds,
+            extra=_pairs(extra),
         )
         return measure(options, console)
 
@@ -70,6 +78,7 @@ def serve(
     backbone: BackboneName = "ViT-B-16",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    backend: Backend = "auto",
     web_workers: Annotated[int, typer.Option(min=0, help="web processes of the server")] = 0,
     domains: Annotated[int, typer.Option(min=1, help="live domains")] = 64,
     side: Annotated[int, typer.Option(min=0, help="photographs' side in pixels; 0 leaves their size")] = 224,
@@ -93,6 +102,7 @@ def serve(
             backbone=backbone,
             device=device,
             dtype=dtype,
+            backend=backend,
             web_workers=web_workers,
             n_domains=domains,
             side=side,
@@ -112,6 +122,7 @@ def cliff(
     backbone: BackboneName = "ViT-B-16",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    backend: Backend = "auto",
     web_workers: Annotated[int, typer.Option(min=0, help="web processes of the server")] = 0,
     slots: Annotated[int, typer.Option(min=1, help="slots of the prompt bank")] = 16,
     over: Annotated[str, typer.Option(help="domains over slots, separated by commas; 1 is the reference")] = "1,2,4,16",
@@ -135,6 +146,7 @@ def cliff(
             backbone=backbone,
             device=device,
             dtype=dtype,
+            backend=backend,
             web_workers=web_workers,
             slots=slots,
             over=_integers(over, "--over"),

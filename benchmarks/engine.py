@@ -6,7 +6,8 @@ neither.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.bundles import BundleShape, domain_name, random_bundle
+from benchmarks.engine_openvino import ALONE, MISSING, OpenVinoAlone, add_openvino_numbers, is_installed, variants
 from benchmarks.load import popular_domains
 from benchmarks.ratios import Spread, in_turn, ratio
 from benchmarks.report import Report, Table, Target
@@ -71,6 +73,7 @@ class EngineBench:
             "random_weights": options.random_seed,
             "device": options.device,
             "dtype": options.dtype,
+            "backend": options.backend,
             "n_torch_threads": options.threads,
         }
         model = load_model(load_settings(**given | dict(options.extra)))
@@ -78,6 +81,7 @@ class EngineBench:
         self.device = self.backbone.device.type
         self.n_parallel = model.num_streams
         self._engine = Engine(model)
+        self.backend, self.dtype = self._engine.backend, self._engine.dtype
         self._loop = asyncio.Runner()
         size = self.backbone.image_size
         self.images = np.random.default_rng(0).integers(0, 256, (N_IMAGES, 3, size, size), dtype=np.uint8)
@@ -146,21 +150,29 @@ def best_size(run: Callable[[int, int], None], sizes: Sequence[int], n_parallel:
 
 def measure(options: EngineOptions, console: Console) -> Report:
     """Find the best batch sizes, then time all alternatives in turn."""
-    console.print(f"loading {options.backbone}")
-    bench = EngineBench(options, console)
-    try:
-        return _measure(bench, options, console)
-    finally:
-        bench.close()
+    with ExitStack() as stack:
+
+        def started(options: EngineOptions) -> EngineBench:
+            console.print(f"loading {options.backbone}, backend {options.backend}, dtype {options.dtype}")
+            bench = EngineBench(options, console)
+            stack.callback(bench.close)
+            return bench
+
+        bench = started(options)
+        has_openvino = bench.device == "cpu" and is_installed()
+        others = {name: started(given) for name, given in variants(options).items()} if has_openvino else {}
+        report = _measure(bench, others, options, console)
+    if bench.device == "cpu" and not has_openvino:
+        report.notes.append(MISSING)
+    return report
 
 
-def _measure(bench: EngineBench, options: EngineOptions, console: Console) -> Report:
+def _measure(bench: EngineBench, others: Mapping[str, EngineBench], options: EngineOptions, console: Console) -> Report:
     images = torch.from_numpy(bench.images)
-    dtype = str(bench.backbone.dtype).removeprefix("torch.")
-    libraries = {dtype: OpenClip(bench.backbone, images)}
-    if dtype != "float32":
-        exact = load_backbone(options.backbone, random_seed=options.random_seed, device=str(bench.backbone.device))
-        libraries["float32"] = OpenClip(exact, images)
+    libraries = {f"open_clip, {dtype}": (OpenClip(one, images).run, 1) for dtype, one in _backbones(bench, options)}
+    if others:
+        exact = others["OpenVINO, float32"]
+        libraries[ALONE] = OpenVinoAlone(exact.backbone, bench.images, exact.n_parallel).run, exact.n_parallel
     n_rows, n_batches = best_size(partial(bench.run, bench.one_domain), SIZES[bench.device], bench.n_parallel)
     draws: dict[str, Callable[[int], Sequence[PromptStack]]] = {
         "one domain": bench.one_domain,
@@ -173,15 +185,21 @@ def _measure(bench: EngineBench, options: EngineOptions, console: Console) -> Re
     }
     n_images = dict.fromkeys(ways, n_rows * n_batches)
     batch = dict.fromkeys(ways, n_rows)
-    for name, library in libraries.items():
-        size, times = best_size(library.run, LIBRARY_SIZES[bench.device], 1)
-        key = f"open_clip, {name}"
-        ways[key], n_images[key], batch[key] = partial(library.run, size, times), size * times, size
+    runs = {
+        name: (partial(other.run, other.one_domain), SIZES[bench.device], other.n_parallel)
+        for name, other in others.items()
+    } | {name: (run, LIBRARY_SIZES[bench.device], n_parallel) for name, (run, n_parallel) in libraries.items()}
+    for name, (run, sizes, n_parallel) in runs.items():
+        size, times = best_size(run, sizes, n_parallel)
+        ways[name], n_images[name], batch[name] = partial(run, size, times), size * times, size
     console.print(f"{len(ways)} alternatives in turn, {options.budget_s:g} s")
     taken_s = in_turn(ways, budget_s=options.budget_s)
     rates = {name: [n_images[name] / one_s for one_s in taken_s[name]] for name in ways}
-    report = Report("engine", asdict(options) | {"dtype": dtype}, device=str(bench.backbone.device))
-    add_numbers(report, rates, dtype, options)
+    used = {"backend": bench.backend, "dtype": bench.dtype}
+    report = Report("engine", asdict(options) | used, device=str(bench.backbone.device))
+    add_numbers(report, rates, bench.dtype, options)
+    if others:
+        add_openvino_numbers(report, rates)
     rows = [
         (name, batch[name], f"{(one := Spread.of(found)).value:.2f}", f"{one.low:.2f} .. {one.high:.2f}")
         for name, found in rates.items()
@@ -191,17 +209,32 @@ def _measure(bench: EngineBench, options: EngineOptions, console: Console) -> Re
     return report
 
 
+def _backbones(bench: EngineBench, options: EngineOptions) -> Iterator[tuple[str, Backbone]]:
+    """open_clip's own: in the engine's dtype, which cannot be int8, and in float32."""
+    for dtype in dict.fromkeys((bench.dtype, "float32")):
+        if dtype == str(bench.backbone.dtype).removeprefix("torch."):
+            yield dtype, bench.backbone
+        elif dtype != "int8":
+            given = {"device": str(bench.backbone.device), "dtype": getattr(torch, dtype)}
+            yield dtype, load_backbone(options.backbone, random_seed=options.random_seed, **given)
+
+
 def add_numbers(report: Report, rates: dict[str, list[float]], dtype: str, options: EngineOptions) -> None:
     """Add the ratios of the rates to a report."""
     one = rates["one domain"]
-    report.add(
-        "vs_open_clip_same_dtype",
-        ratio(one, rates[f"open_clip, {dtype}"]),
-        f"images/s with 12 prompt tokens / open_clip without prompts, both {dtype}",
-        Target(">=", 1.0),
-    )
+    if dtype != "int8":
+        report.add(
+            "vs_open_clip_same_dtype",
+            ratio(one, rates[f"open_clip, {dtype}"]),
+            f"images/s with 12 prompt tokens / open_clip without prompts, both {dtype}",
+            Target(">=", 1.0),
+        )
     if dtype != "float32":
-        report.add("vs_open_clip_float32", ratio(one, rates["open_clip, float32"]), "the same / open_clip in float32")
+        report.add(
+            "vs_open_clip_float32",
+            ratio(one, rates["open_clip, float32"]),
+            f"images/s with 12 prompt tokens in {dtype} / open_clip in float32",
+        )
     report.add(
         "mixed_64",
         ratio(rates[f"{MIXED} domains"], one),

@@ -40,6 +40,7 @@ class ServerOptions:
     backbone: str = "ViT-B-16"
     device: str = "auto"
     dtype: str = "auto"
+    backend: str = "auto"
     threads: int = 0
     web_workers: int = 0
     extra: tuple[tuple[str, str], ...] = ()
@@ -52,6 +53,7 @@ class ServerOptions:
     def words(self) -> list[str]:
         """Options of the command."""
         words = ["--backbone", self.backbone, "--device", self.device, "--dtype", self.dtype]
+        words += [] if self.backend == "auto" else ["--backend", self.backend]
         return words + (["--web-workers", str(self.web_workers)] if self.web_workers else [])
 
     def variables(self) -> dict[str, str]:

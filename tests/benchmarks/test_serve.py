@@ -1,5 +1,6 @@
 """Swap load, overload and the server under test: what synthetic answers add up to."""
 
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -111,6 +112,7 @@ def test_options_become_the_options_and_variables_of_the_server():
     )
 
     assert options.words()[-4:] == ["--dtype", "float32", "--web-workers", "2"]
+    assert replace(options, backend="openvino").words()[-4:] == ["--backend", "openvino", "--web-workers", "2"]
     assert options.variables() == {
         "CASPL_LOG_FORMAT": "json",
         "CASPL_RANDOM_WEIGHTS": "0",

@@ -151,8 +151,10 @@ def int8(
 ) -> None:
     """Compare the accuracy of int8 in OpenVINO with float32 in every domain: plain, boosted, with fitted heads."""
     torch.set_num_threads(threads)
-    rows = measure_int8(SERVICE_DEMO / "bundles", domains or tuple(SHIFTED), n_test=n_pictures, console=console)
-    write_results(rows, out, n_test=n_pictures)
+    names, rows = domains or tuple(SHIFTED), []
+    for found in measure_int8(SERVICE_DEMO / "bundles", names, n_test=n_pictures, console=console):
+        rows += found
+        write_results(rows, out, n_test=n_pictures)
 
 
 @app.command()

@@ -4,7 +4,7 @@ Legend: N images, K classes, E joint width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,10 +31,15 @@ N_LABELLED: Final = 40 * N_CLASSES
 Row = dict[str, Any]
 
 
-def measure_int8(bundles: Path, domains: Sequence[str], *, n_test: int = N_TEST, console: Console) -> list[Row]:
-    """Per domain and stack, accuracy in per cent among all 80 classes of text features and fitted heads.
+def measure_int8(
+    bundles: Path, domains: Sequence[str], *, n_test: int = N_TEST, console: Console
+) -> Iterator[list[Row]]:
+    """Per domain, accuracy in per cent among all 80 classes of text features and fitted heads, plain and boosted.
 
     Heads are fitted to float32 features of 16 images per class; `float32` and `int8` are the features they classify.
+
+    Yields:
+        Four rows of a domain.
 
     Raises:
         BackendError: OpenVINO is not installed.
@@ -42,25 +47,31 @@ def measure_int8(bundles: Path, domains: Sequence[str], *, n_test: int = N_TEST,
     backbone = load_backbone("demo-student")
     towers = {"float32": ImageTower(backbone), "int8": OpenVinoTower(backbone, dtype="int8")}
     models = {dtype: PromptedClip(backbone, image_tower=tower) for dtype, tower in towers.items()}
-    rows: list[Row] = []
     for domain in domains:
-        exact = models["float32"]
-        test = draw_series(TEST_SEED, n_test, restyle=DOMAINS[domain])
-        labelled = draw_series(LABELLED_SEED, N_LABELLED, restyle=DOMAINS[domain])
-        boosted = exact.load_stack(read_bundle((bundles / f"{domain}.safetensors").read_bytes()))
-        for name, stack in (("plain", exact.plain_stack(domain, CLASS_NAMES, [TEMPLATE])), ("boosted", boosted)):
-            encoded = {dtype: encode(model, stack, test) for dtype, model in models.items()}
-            shots = encode(exact, stack, labelled).sample(CHECK_SHOTS, seed=1)
-            fit = fit_few_shot(shots.features_NE, shots.labels_N, shots.text_logits_NK)
-            classes = {
-                "text": {dtype: one.text_logits_NK.argmax(1) for dtype, one in encoded.items()},
-                "fitted": {
-                    dtype: fit.logits(one.features_NE, one.text_logits_NK).argmax(1) for dtype, one in encoded.items()
-                },
-            }
-            for head, found in classes.items():
-                rows.append({"domain": domain, "stack": name, "head": head} | _compare(found, test.labels.numpy()))
-                console.print(rows[-1])
+        rows = _measure_domain(models, bundles, domain, n_test)
+        for row in rows:
+            console.print(row, soft_wrap=True)
+        yield rows
+
+
+def _measure_domain(models: dict[str, PromptedClip], bundles: Path, domain: str, n_test: int) -> list[Row]:
+    exact = models["float32"]
+    test = draw_series(TEST_SEED, n_test, restyle=DOMAINS[domain])
+    labelled = draw_series(LABELLED_SEED, N_LABELLED, restyle=DOMAINS[domain])
+    boosted = exact.load_stack(read_bundle((bundles / f"{domain}.safetensors").read_bytes()))
+    rows: list[Row] = []
+    for name, stack in (("plain", exact.plain_stack(domain, CLASS_NAMES, [TEMPLATE])), ("boosted", boosted)):
+        encoded = {dtype: encode(model, stack, test) for dtype, model in models.items()}
+        shots = encode(exact, stack, labelled).sample(CHECK_SHOTS, seed=1)
+        fit = fit_few_shot(shots.features_NE, shots.labels_N, shots.text_logits_NK)
+        classes = {
+            "text": {dtype: one.text_logits_NK.argmax(1) for dtype, one in encoded.items()},
+            "fitted": {
+                dtype: fit.logits(one.features_NE, one.text_logits_NK).argmax(1) for dtype, one in encoded.items()
+            },
+        }
+        for head, found in classes.items():
+            rows.append({"domain": domain, "stack": name, "head": head} | _compare(found, test.labels.numpy()))
     return rows
 
 

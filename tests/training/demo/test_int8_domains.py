@@ -25,7 +25,7 @@ def test_a_change_is_the_difference_of_accuracies_with_its_standard_error():
 @needs_openvino
 @pytest.mark.slow
 def test_int8_hardly_changes_the_accuracy_of_text_features_and_fitted_heads(tmp_path):
-    rows = measure_int8(BUNDLES, ["negative"], n_test=300, console=Console(quiet=True))
+    (rows,) = measure_int8(BUNDLES, ["negative"], n_test=300, console=Console(quiet=True))
     assert {(row["stack"], row["head"]) for row in rows} == {
         (stack, head) for stack in ("plain", "boosted") for head in ("text", "fitted")
     }
