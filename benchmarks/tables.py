@@ -23,6 +23,16 @@ ROWS: Final = (
     ("batches of 64 domains, against one domain", "engine", "{mixed_64} x images/s {mixed_64~}"),
     ("batches of 1,000 domains, against one", "engine", "{mixed_all} x images/s {mixed_all~}"),
     ("12 prompt tokens, against none", "engine", "{prompt_overhead} x time {prompt_overhead~}"),
+    (
+        "engine in OpenVINO int8 with 12 prompt tokens, against open_clip in float32 without prompts",
+        "engine",
+        "{int8_vs_open_clip_float32} x images/s {int8_vs_open_clip_float32~}",
+    ),
+    (
+        "engine in its fastest dtype and backend, against OpenVINO int8 alone without prompts",
+        "engine",
+        "{best_vs_openvino_int8} x images/s {best_vs_openvino_int8~}",
+    ),
     ("server, closed loop with 1 / 4 / 16 clients", "serve", CLOSED),
     ("server, open loop at 0.7 of the capacity, p50 / p99", "serve", "{open_p50_ms} / {open_p99_ms} ms"),
     (

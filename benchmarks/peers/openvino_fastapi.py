@@ -3,16 +3,18 @@
 import sys
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
-import nncf
 import numpy as np
-import openvino as ov
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from benchmarks.peers import arguments
 from benchmarks.peers.pixels import decode
 from benchmarks.peers.runtime_fastapi import application, serve
+from prompted_clip.openvino_runtime import import_openvino
+
+ov = import_openvino()  # before nncf, which imports it with its usage statistics
 
 N_REQUESTS = 64
 """Requests in flight; more than the streams, so that submitting one never blocks the event loop."""
@@ -41,13 +43,14 @@ class OpenVino:
         return future
 
 
-def _finish(request: ov.InferRequest, future: Future[NDArray[np.float32]]) -> None:
+def _finish(request: Any, future: Future[NDArray[np.float32]]) -> None:  # noqa: ANN401  the library has no types
     future.set_result(request.get_output_tensor().data[0].copy())
 
 
 def convert(options: arguments.Arguments) -> None:
     """Write the model as OpenVINO's IR; int8 is calibrated on the photographs by NNCF."""
-    import torch  # noqa: PLC0415  not needed to serve
+    import nncf  # noqa: PLC0415  not needed to serve
+    import torch  # noqa: PLC0415
 
     from benchmarks.peers.classifier import Classifier  # noqa: PLC0415
 

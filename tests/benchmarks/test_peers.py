@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
@@ -29,6 +30,7 @@ from benchmarks.peers.plain_clip import PlainClip
 from benchmarks.peers.servers import DOMAINS, PEERS, Peer, Running, paused, started, write_bodies
 from benchmarks.report import markdown
 from benchmarks.server import Server, free_port
+from tests.openvino_extra import needs_openvino
 from tests.tiny import register_tiny_models
 
 FOLDER = Path(environments.HERE)
@@ -283,6 +285,25 @@ def test_a_peer_that_does_not_run_has_the_reason_as_its_result():
 
     assert not report.numbers
     assert "does not run: no wheel for this machine" in markdown(report.as_object())
+
+
+@needs_openvino
+@pytest.mark.slow
+def test_the_openvino_peer_sends_no_usage_statistics(tmp_path):
+    code = (
+        "import benchmarks.peers.openvino_fastapi, openvino; print(openvino.tools.ovc.telemetry.__class__.__module__)"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in {"CI", "TF_BUILD", "JENKINS_URL"}}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=environments.CHECKOUT,
+        env=kept | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+    assert list(tmp_path.iterdir()) == [], "an identifier for the statistics"
 
 
 def test_rows_of_an_older_version_are_not_mixed_with_new_ones(tmp_path):

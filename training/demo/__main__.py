@@ -22,7 +22,7 @@ from training.demo.fit_domains import fit_domains
 from training.demo.fit_tables import adapt_lines, checks_table, unlabelled_table
 from training.demo.fit_tables import markdown_table as fit_table
 from training.demo.folders import DRAWN, write_folders
-from training.demo.int8_domains import N_TEST, measure_int8, write_results
+from training.demo.int8_domains import N_TEST, int8_table, measure_int8, write_results
 from training.demo.models import CONFIG_DIR, export_weights
 from training.demo.pages import fill_page
 from training.demo.picture import write_overview
@@ -149,12 +149,14 @@ def int8(
     out: Annotated[Path, typer.Option(help="JSON file for the results.")] = INT8_RESULTS,
     threads: Threads = 2,
 ) -> None:
-    """Compare the accuracy of int8 in OpenVINO with float32 in every domain: plain, boosted, with fitted heads."""
+    """Compare the accuracy of int8 in OpenVINO with float32 in every domain, and update the documentation's table."""
     torch.set_num_threads(threads)
     names, rows = domains or tuple(SHIFTED), []
     for found in measure_int8(SERVICE_DEMO / "bundles", names, n_test=n_pictures, console=console):
         rows += found
         write_results(rows, out, n_test=n_pictures)
+    if out == INT8_RESULTS:
+        fill_page(DEMO_PAGE, "demo-int8", int8_table(json.loads(out.read_text(encoding="utf-8"))))
 
 
 @app.command()

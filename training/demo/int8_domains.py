@@ -4,7 +4,7 @@ Legend: N images, K classes, E joint width.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,6 +88,22 @@ def write_results(rows: Sequence[Row], results: Path, *, n_test: int) -> None:
     results.parent.mkdir(parents=True, exist_ok=True)
     facts = {"n_test": n_test, "shots": CHECK_SHOTS, "summary": summary, "rows": list(rows)}
     results.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def int8_table(results: Mapping[str, Any]) -> str:
+    """Markdown of results as `write_results` writes them: a line per domain and stack."""
+    lines = [
+        "| domain | stack | text: float32 | int8 - float32 | equal | fitted: float32 | int8 - float32 | equal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    of_head = {(row["domain"], row["stack"], row["head"]): row for row in results["rows"]}
+    for domain, stack in dict.fromkeys((row["domain"], row["stack"]) for row in results["rows"]):
+        cells = [
+            f"{row['float32']:.1f} | {row['change']:+.2f} ± {row['standard_error']:.2f} | {row['equal']:.1f}"
+            for row in (of_head[domain, stack, head] for head in ("text", "fitted"))
+        ]
+        lines.append(f"| {domain} | {stack} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _compare(classes: dict[str, NDArray[np.int64]], labels_N: NDArray[np.int64]) -> Row:

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from tests.openvino_extra import needs_openvino
 from training.demo import int8_domains
-from training.demo.int8_domains import measure_int8, write_results
+from training.demo.int8_domains import int8_table, measure_int8, write_results
 
-BUNDLES = Path(__file__).parents[3] / "service" / "demo" / "bundles"
+ROOT = Path(__file__).parents[3]
+BUNDLES = ROOT / "service" / "demo" / "bundles"
 
 
 def test_a_change_is_the_difference_of_accuracies_with_its_standard_error():
@@ -20,6 +21,12 @@ def test_a_change_is_the_difference_of_accuracies_with_its_standard_error():
     assert int8_domains._compare(classes, labels) == {
         "float32": 50.0, "int8": 75.0, "change": 25.0, "standard_error": 41.46, "equal": 25.0
     }  # fmt: skip
+
+
+def test_the_table_in_the_documentation_is_that_of_the_results():
+    results = json.loads((ROOT / "docs" / "results" / "demo-int8.json").read_text())
+    assert int8_table(results) in (ROOT / "docs" / "demo-world.md").read_text()
+    assert f"{results['n_test']:,}\nimages per domain" in (ROOT / "docs" / "demo-world.md").read_text()
 
 
 @needs_openvino
