@@ -49,6 +49,20 @@ def test_without_json_the_table_is_printed(measured, tmp_path):
     assert "wrote" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["engine", "serve", "cliff"])
+def test_the_backend_and_int8_reach_the_measured_model(name, monkeypatch, tmp_path):
+    given = []
+
+    def measure(options, _):
+        given.append((options.backend, options.dtype))
+        raise BenchError("measured enough")
+
+    monkeypatch.setattr(f"benchmarks.{name}.measure", measure)
+
+    assert invoke(name, "--backend", "openvino", "--dtype", "int8", "--out", str(tmp_path)).exit_code == 1
+    assert given == [("openvino", "int8")]
+
+
 def test_an_expected_error_is_one_line_and_a_status(monkeypatch, tmp_path):
     def measure(*_):
         raise BenchError("Real photographs come with scikit-image.")
