@@ -10,8 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("caspl-serve", "torch", "open_clip_torch", "pillow", "fastapi", "uvicorn")
-FAST_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
+PACKAGES = ("caspl-serve", "torch", "open_clip_torch", "pillow", "fastapi", "uvicorn", "openvino")
+FAST_INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "amx_tile"),
+    *("asimd", "bf16", "sve"),
+)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
