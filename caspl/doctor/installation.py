@@ -118,7 +118,8 @@ def check_weights(found: Probe, backbone: str, pretrained: str | None) -> Findin
     if "tags" not in found.facts:
         return warning("weights", f"open_clip cannot be imported: {found.error}", INSTALL)
     tags = found.facts["tags"]
-    detail = f"in the cache: {', '.join(f'{arch} ({tag})' for arch, tag in tags) or 'none'}"
+    names = ", ".join(f"{arch} ({tag})" for arch, tag in tags)
+    detail = f"in the cache: {names}" if names else "none in the cache"
     if pretrained is None or [backbone, pretrained] in tags or pretrained.startswith(("local-dir:", "hf-hub:")):
         return ok("weights", detail)
     if Path(pretrained).suffix in {".safetensors", ".pt", ".bin"}:
