@@ -40,6 +40,8 @@ function Confusion({ report }) {
 
 function Curve({ report }) {
   if (report.method === "text") return html`<p>No fit is better than the class names alone yet: add pictures, at least four of two or more classes.</p>`;
+  const nWithout = report.classes.filter((one) => !one.n_examples).length;
+  if (nWithout) return html`<p>${nWithout} of ${report.classes.length} classes have no labelled picture: the accuracy does not count them. Add pictures of them.</p>`;
   const points = 100 * (report.accuracy.rate - report.half_accuracy);
   return html`<p>With half of the pictures the accuracy is ${percent(report.half_accuracy)}:
     the other half ${points >= 0.05 ? `added ${points.toFixed(1)} points, so more pictures are likely to help` : "added nothing, so more pictures are unlikely to help"}.

@@ -31,10 +31,11 @@ function NewDomain({ domains, onCreated }) {
       <div><label>Name <input required value=${name} onInput=${(event) => setName(event.target.value)}
         pattern="[a-z][a-z0-9]*(-[a-z0-9]+)*" maxlength="64" title="Lower-case letters, digits and hyphens." aria-describedby="name-note" /></label>
         <small id="name-note">Lower-case letters, digits and hyphens, such as screws-line-2.</small></div>
-      <label>Prompts <select value=${boostedBy} onChange=${(event) => setBoostedBy(event.target.value)}>
+      <div><label>Prompts <select value=${boostedBy} aria-describedby="prompts-note" onChange=${(event) => setBoostedBy(event.target.value)}>
         <option value="">none: the plain backbone</option>
         ${domains.filter((one) => one.has_boosting).map((one) => html`<option value=${one.domain}>boosting prompts of ${one.domain}</option>`)}
       </select></label>
+        <small id="prompts-note">Those of a domain with the same kind of pictures; otherwise none.</small></div>
     </div>
     <label>Classes <textarea required rows="3" value=${classes} onInput=${(event) => setClasses(event.target.value)}
       placeholder="hex bolt, wood screw, washer" aria-describedby="classes-note"></textarea></label>
@@ -68,7 +69,7 @@ function Upload({ domain, classes, onAdded }) {
         const bad = answer.examples.filter((one) => one.error).map((one) => `${part[one.index].name}: ${one.error.title}: ${one.error.detail}`);
         if (bad.length) setRejected((before) => [...before, ...bad]);
         setProgress([Math.min(start + BATCH, files.length), files.length]);
-        await onAdded();
+        await onAdded(label);
       }
       setProgress(null);
     } catch (problem) { setError(problem); }  // the progress shows how many were sent
@@ -196,6 +197,8 @@ function TeachDomain({ domain, refreshDomains }) {
   };
   const added = () => Promise.all([changed(), loadGroups()]);
   const removed = () => { setLast(null); return added(); };
+  // The same picture is one example, so pictures with a label may replace the labels that "Undo" would restore.
+  const uploaded = (label) => (label ? removed() : added());
   useEffect(() => { changed(); return () => clearTimeout(timer.current); }, [domain]);
   useEffect(() => { loadGroups(); }, [domain, order]);
 
@@ -228,7 +231,7 @@ function TeachDomain({ domain, refreshDomains }) {
   const report = fit?.report;
   const nShown = groups.reduce((n, group) => n + group.ids.length, 0);
   return html`
-    <${Upload} domain=${domain} classes=${classes} onAdded=${added} />
+    <${Upload} domain=${domain} classes=${classes} onAdded=${uploaded} />
     <${ErrorNote} error=${error} />
     ${groups.length > 0 && html`<section aria-label="pictures without a label">
       <h3>${plural(counts.unlabelled, "picture")} to label</h3>

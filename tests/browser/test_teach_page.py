@@ -117,6 +117,16 @@ def test_pictures_of_one_class_alone_get_no_advice_that_more_pictures_are_unlike
         assert "unlikely" not in report.inner_text()
 
 
+def test_classes_without_pictures_are_counted_instead_of_advice_on_more_pictures(browser, server, folder):
+    server.put("/domains/unfinished", json={"classes": list(CLASSES)}).raise_for_status()
+    paths = [path for path in sorted(folder.glob("train/*/*")) if label_of(path) in CLASSES[:2]]
+    add_examples(server, "unfinished", folder, None, paths)
+    with opened(browser, f"{server.base_url}#teach/unfinished") as page:
+        report = page.get_by_role("region", name="report")
+        report.get_by_text("3 of 5 classes have no labelled picture").wait_for()
+        assert "likely" not in report.inner_text()
+
+
 def test_a_file_that_is_not_an_image_is_named_with_the_reason(browser, server, folder, tmp_path):
     server.put("/domains/files", json={"classes": list(CLASSES)}).raise_for_status()
     text = tmp_path / "notes.jpg"
@@ -214,6 +224,22 @@ def test_undone_labels_of_a_group_return_its_pictures(browser, server, folder):
         page.get_by_role("heading", name="8 pictures to label").wait_for()
         page.locator(".tile").nth(7).wait_for()
     assert server.get("/domains/regrouped/examples").json()["counts"]["labelled"] == 0
+
+
+def test_an_upload_with_a_label_ends_the_undo_of_earlier_labels(browser, server, folder):
+    server.put("/domains/replaced", json={"classes": list(CLASSES)}).raise_for_status()
+    paths = sorted(folder.glob("train/*/*"))[:4]
+    add_examples(server, "replaced", folder, "unlabelled", paths)
+    with opened(browser, f"{server.base_url}#teach/replaced") as page:
+        page.locator(".tile").nth(3).wait_for()
+        page.locator(".tile").first.click()
+        page.locator(".label-bar").get_by_role("button", name=CLASSES[0]).click()
+        undo = page.get_by_role("button", name="Undo", exact=True)
+        undo.wait_for()
+        page.get_by_label("New pictures are").select_option(CLASSES[1])
+        page.set_input_files("#teach-files", paths)
+        undo.wait_for(state="detached")
+    assert server.get("/domains/replaced/examples").json()["counts"]["by_label"] == {CLASSES[1]: 4}
 
 
 def test_the_tabs_keep_their_domain_while_another_tab_is_shown(browser, server, folder):
