@@ -24,7 +24,9 @@ function NewDomain({ domains, onCreated }) {
       const json = { classes: linesOf(classes), boosted_by: boostedBy || null };
       await call(domainPath(name), { method: "PUT", json });
       onCreated(name);
-    } catch (problem) { setError(problem); }
+    } catch (problem) {
+      setError(problem.code === "domain_exists" ? { message: `The domain ${name} exists. Choose it in the list above, or another name.` } : problem);
+    }
   };
   return html`<form onSubmit=${create}>
     <div class="grid">
@@ -49,10 +51,12 @@ function Upload({ domain, classes, onAdded }) {
   const [label, setLabel] = useState("");
   const [progress, setProgress] = useState(null);
   const [rejected, setRejected] = useState([]);
+  const [known, setKnown] = useState({ exists: 0, relabelled: 0 });
   const [error, setError] = useState(null);
   const add = async (files) => {
     setError(null);
     setRejected([]);
+    setKnown({ exists: 0, relabelled: 0 });
     setProgress([0, files.length]);
     try {
       for (let start = 0; start < files.length; start += BATCH) {
@@ -68,6 +72,8 @@ function Upload({ domain, classes, onAdded }) {
         });
         const bad = answer.examples.filter((one) => one.error).map((one) => `${part[one.index].name}: ${one.error.title}: ${one.error.detail}`);
         if (bad.length) setRejected((before) => [...before, ...bad]);
+        const count = (status) => answer.examples.filter((one) => one.status === status).length;
+        setKnown((before) => ({ exists: before.exists + count("exists"), relabelled: before.relabelled + count("relabelled") }));
         setProgress([Math.min(start + BATCH, files.length), files.length]);
         await onAdded(label);
       }
@@ -86,6 +92,7 @@ function Upload({ domain, classes, onAdded }) {
     <//>
     ${progress && html`<label>${progress[0]} of ${plural(progress[1], "picture")} sent
       <progress value=${progress[0]} max=${progress[1]}></progress></label>`}
+    ${known.exists + known.relabelled > 0 && html`<p role="status">Added before: ${plural(known.exists, "picture")} unchanged, ${plural(known.relabelled, "picture")} with a new label.</p>`}
     ${rejected.length > 0 && html`<details open role="alert"><summary>${plural(rejected.length, "picture")} not added</summary>
       <ul>${rejected.map((one) => html`<li>${one}</li>`)}</ul></details>`}
     <${ErrorNote} error=${error} />

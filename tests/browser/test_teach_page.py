@@ -239,6 +239,7 @@ def test_an_upload_with_a_label_ends_the_undo_of_earlier_labels(browser, server,
         page.get_by_label("New pictures are").select_option(CLASSES[1])
         page.set_input_files("#teach-files", paths)
         undo.wait_for(state="detached")
+        page.get_by_text("Added before: 0 pictures unchanged, 4 pictures with a new label.").wait_for()
     assert server.get("/domains/replaced/examples").json()["counts"]["by_label"] == {CLASSES[1]: 4}
 
 
@@ -279,7 +280,9 @@ def test_a_domain_name_that_exists_is_refused_in_words(page):
     page.get_by_label("Classes", exact=True).fill("one, two")
     page.get_by_role("button", name="Create the domain").click()
     page.get_by_role("alert").wait_for()
-    assert "satellite" in page.get_by_role("alert").inner_text()
+    assert page.get_by_role("alert").inner_text() == (
+        "The domain satellite exists. Choose it in the list above, or another name."
+    )
 
 
 def test_pictures_that_cannot_be_added_are_named(browser, server, folder, tmp_path):
