@@ -67,7 +67,7 @@ class GraphedTower(ImageTower):
 
     def __init__(self, tower: ImageTower, backbone: Backbone, *, max_rows: int) -> None:
         super().__init__(backbone)
-        self._tower, self.dtype = tower, tower.dtype
+        self._tower = tower
         self._sizes = batch_sizes(max_rows)
         self._graphs: OrderedDict[Shape, _Graph] = OrderedDict()  # least recently used first
         self._inputs: WeakValueDictionary[int, _StaticInputs] = WeakValueDictionary()

@@ -49,11 +49,11 @@ def environment(url):
     return kept | {"CASPL_URL": url, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "no_proxy": "*"}
 
 
-def teach(url, folder, domain, *options):
-    """The JSON result and stderr of a successful run."""
+def teach(url, folder, domain, *options, status=0):
+    """The JSON result and stderr of a run with this exit status."""
     command = [*COMMAND, str(folder), "--domain", domain, "--json", *options]
     run = subprocess.run(command, env=environment(url), capture_output=True, text=True, check=False, timeout=120)
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == status, run.stderr
     return json.loads(run.stdout), run.stderr
 
 
@@ -145,7 +145,7 @@ def read(terminal):
 def test_a_rejected_picture_is_named_and_does_not_stop_the_others(url, pictures):
     broken = pictures / "plain_circle" / "broken.png"
     broken.write_bytes(b"?")
-    result, stderr = teach(url, pictures, "with-broken")
+    result, stderr = teach(url, pictures, "with-broken", status=1)
 
     assert [(one["file"], one["code"]) for one in result["rejected"]] == [(str(broken), "image_undecodable")]
     assert result["report"]["n_examples"] == N_CLASSES * SHOTS

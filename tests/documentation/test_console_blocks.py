@@ -24,7 +24,7 @@ NOT_RUN = {
     r"(\S*/)?pip install": "installs packages",
     r"\. \.venv/bin/activate": "the tests run in the environment already",
     r"make (demo|test|demo-train|PYTHON=)": "runs the tests themselves, or takes minutes",
-    r"(\S*/)?caspl (boost|adapt|evaluate|reproduce)": "downloads pretrained weights and trains for minutes",
+    r"(\S*/)?caspl (ablate|adapt|boost|evaluate|reproduce)": "downloads pretrained weights and trains for minutes",
     r"(\S*/)?caspl fit --data labelled/": "needs labelled images",
     r"caspl export .* --out|paste": "takes many seconds; tests/caspl/test_exporting_page.py runs it",
     r"caspl doctor": "its result depends on the machine",

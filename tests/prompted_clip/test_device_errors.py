@@ -44,7 +44,7 @@ def test_other_gpus_are_named_with_what_to_install(gpu, capability, architecture
     reason = gpu(capability, architectures)
     assert reason.startswith(f"Tesla V100 has compute capability {capability[0]}.{capability[1]}")
     assert f"Install a torch build with sm_{capability[0]}{capability[1]}" in reason
-    assert "--device cpu" in reason
+    assert "use device cpu" in reason
 
 
 def test_other_errors_do_not_mean_out_of_memory():

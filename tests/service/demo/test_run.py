@@ -141,7 +141,7 @@ def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, mon
     ("options", "words"),
     [
         (["--host", "0.0.0.0"], "API keys are required"),  # noqa: S104
-        (["--dtype", "int8"], "Invalid settings"),
+        (["--dtype", "int4"], "Invalid settings"),
         (["--backbone", "ViT-B-99", "--port", "0"], "Unknown backbone"),
         (["--port", "0"], "needs weights"),
         (["--port", "0", "--pretrained", "opnai"], "Did you mean openai"),

@@ -10,6 +10,7 @@ from prompted_clip import errors as model_errors
 from service import errors as service_errors
 from service.http.problems import TABLE, describe, respond
 from service.workers.rpc import WireError, from_wire, to_wire
+from tests.service.http.test_problems import NEVER_ANSWERED
 
 KINDS = sorted(
     {
@@ -17,7 +18,8 @@ KINDS = sorted(
         for module in (store_errors, model_errors, service_errors)
         for kind in vars(module).values()
         if inspect.isclass(kind) and issubclass(kind, Exception)
-    },
+    }
+    - NEVER_ANSWERED,
     key=lambda kind: kind.__name__,
 )
 ARGUMENTS = {
