@@ -299,5 +299,5 @@ def test_reproduce_runs_with_the_papers_backbones(tmp_path):
     (path,) = (folder / "out" / "bundles").glob("dtd-boost-*/bundle.safetensors")
     bundle = read_bundle(path.read_bytes())
     assert bundle.manifest.provenance.metrics["n_images"] == 4
-    assert bundle.tensors["image.boost"].shape == (9, 8, 768)
-    assert bundle.tensors["text.boost"].shape == (9, 8, 512)
+    assert bundle.tensors["image.boost"].shape == (12, 8, 768)
+    assert bundle.tensors["text.boost"].shape == (12, 8, 512)
