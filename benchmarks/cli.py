@@ -1,39 +1,43 @@
 """`caspl bench`: measures this machine and writes every number with its command, commit, hardware and date.
 
-torch is loaded when a measurement runs. Every measurement writes `<name>.json` and `<name>.md` to `--out`.
+torch is imported when a measurement runs. Every measurement writes `<name>.json` and `<name>.md` to `--out`.
 """
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
 
+from benchmarks.command import (
+    RESULTS,
+    AsJson,
+    Backbone,
+    Backend,
+    Clients,
+    Device,
+    Dtype,
+    Label,
+    Out,
+    Seconds,
+    Settings,
+    Side,
+    WebWorkers,
+    comma_separated,
+    integers,
+    name_value_pairs,
+    numbers,
+    run,
+)
 from training.options import Quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rich.console import Console
 
     from benchmarks.report import Report
 
 bench_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-
-RESULTS: Final = Path("build/bench")
-
-Out = Annotated[Path, typer.Option(help="folder of the JSON and Markdown files")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the JSON instead of the table")]
-BackboneName = Annotated[str, typer.Option(help="open_clip architecture with random weights, or demo-student")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8")]
-Backend = Annotated[str, typer.Option(help="auto, torch or openvino")]
-Extra = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of a server setting; repeatable")]
-Seconds = Annotated[float, typer.Option(min=1, help="length of each measurement")]
 
 
 @bench_app.callback(epilog="\b\nExample:\n  caspl bench engine --seconds 30")
@@ -43,13 +47,13 @@ def bench() -> None:
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench engine --seconds 30")
 def engine(
-    backbone: BackboneName = "ViT-B-16",
+    backbone: Backbone = "ViT-B-16",
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
     domains: Annotated[int, typer.Option(min=64, help="loaded domains")] = 1000,
     seconds: Annotated[float, typer.Option(min=1, help="time for all rounds")] = 60.0,
-    extra: Extra = None,
+    extra: Settings = None,
     out: Out = RESULTS,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -66,29 +70,29 @@ def engine(
             backend=backend,
             n_domains=domains,
             budget_s=seconds,
-            extra=_pairs(extra),
+            extra=name_value_pairs(extra),
         )
         return measure(options, console)
 
-    _run(measure, out, as_json, quiet)
+    run(measure, out, as_json, quiet)
 
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench serve")
 def serve(
-    backbone: BackboneName = "ViT-B-16",
+    backbone: Backbone = "ViT-B-16",
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
-    web_workers: Annotated[int, typer.Option(min=0, help="web processes of the server")] = 0,
+    web_workers: WebWorkers = 0,
     domains: Annotated[int, typer.Option(min=1, help="live domains")] = 64,
-    side: Annotated[int, typer.Option(min=0, help="photographs' side in pixels; 0 leaves their size")] = 224,
+    side: Side = 224,
     seconds: Seconds = 20.0,
     slo_ms: Annotated[float, typer.Option(min=1, help="latency objective under overload")] = 2000.0,
     only: Annotated[
         str, typer.Option(help="parts, separated by commas: start, idle, closed, open, overload, swaps, fits, attacks")
     ] = "start,idle,closed,open,overload",
-    label: Annotated[str, typer.Option(help="suffix of the files' names")] = "",
-    extra: Extra = None,
+    label: Label = "",
+    extra: Settings = None,
     out: Out = RESULTS,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -108,30 +112,30 @@ def serve(
             side=side,
             seconds=seconds,
             slo_ms=slo_ms,
-            only=_words(only),
+            only=comma_separated(only),
             label=label,
-            extra=_pairs(extra),
+            extra=name_value_pairs(extra),
         )
         return measure(options, console)
 
-    _run(measure, out, as_json, quiet)
+    run(measure, out, as_json, quiet)
 
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench cliff --slots 64")
 def cliff(
-    backbone: BackboneName = "ViT-B-16",
+    backbone: Backbone = "ViT-B-16",
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
-    web_workers: Annotated[int, typer.Option(min=0, help="web processes of the server")] = 0,
+    web_workers: WebWorkers = 0,
     slots: Annotated[int, typer.Option(min=1, help="slots of the prompt bank")] = 16,
     over: Annotated[str, typer.Option(help="domains over slots, separated by commas; 1 is the reference")] = "1,2,4,16",
     zipf: Annotated[str, typer.Option(help="exponents of the domains' popularity; 0 is uniform")] = "0,1",
     updates: Annotated[str, typer.Option(help="new versions per second, separated by commas")] = "0,5",
-    clients: Annotated[int, typer.Option(min=1, help="clients of the closed loop")] = 16,
-    side: Annotated[int, typer.Option(min=0, help="photographs' side in pixels; 0 leaves their size")] = 224,
+    clients: Clients = 16,
+    side: Side = 224,
     seconds: Annotated[float, typer.Option(min=1, help="length of each point, in three turns")] = 10.0,
-    extra: Extra = None,
+    extra: Settings = None,
     out: Out = RESULTS,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -149,19 +153,19 @@ def cliff(
             backend=backend,
             web_workers=web_workers,
             slots=slots,
-            over=_integers(over, "--over"),
-            alphas=_numbers(zipf, "--zipf"),
-            updates_per_s=_numbers(updates, "--updates"),
+            over=integers(over, "--over"),
+            alphas=numbers(zipf, "--zipf"),
+            updates_per_s=numbers(updates, "--updates"),
             clients=clients,
             side=side,
             seconds=seconds,
-            extra=_pairs(extra),
+            extra=name_value_pairs(extra),
         )
         report = measure(options, console)
         console.print(f"wrote {draw(report, out)}", markup=False, soft_wrap=True)
         return report
 
-    _run(measure, out, as_json, quiet)
+    run(measure, out, as_json, quiet)
 
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench http --rounds 5 --seconds 5")
@@ -172,23 +176,23 @@ def http(
         str, typer.Option(help="JPEGs' sides in pixels, of 224 and 1024, separated by commas")
     ] = "224,1024",
     preprocess: Annotated[str, typer.Option(help="exact or fast")] = "exact",
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of all measurements")] = 5,
     seconds: Annotated[int, typer.Option(min=1, help="length of each measurement")] = 5,
     profile: Annotated[int, typer.Option(min=0, help="seconds of py-spy on the first case; 0 for none")] = 10,
-    label: Annotated[str, typer.Option(help="suffix of the files' names")] = "",
+    label: Label = "",
     out: Out = RESULTS,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure HTTP and decoding alone, in front of a device that takes a fixed time and no CPU. Needs wrk."""
+    """Measure HTTP and decoding with a simulated device: a fixed time per batch, no CPU. Requires wrk."""
 
     def measure(console: Console) -> Report:
         from benchmarks.http_capacity import HttpOptions, measure
 
         options = HttpOptions(
-            workers=_integers(workers, "--workers"),
-            images=_integers(images, "--images"),
-            sides=_integers(sides, "--sides"),
+            workers=integers(workers, "--workers"),
+            images=integers(images, "--images"),
+            sides=integers(sides, "--sides"),
             preprocess=preprocess,
             rounds=rounds,
             seconds=seconds,
@@ -197,19 +201,19 @@ def http(
         )
         return measure(options, console)
 
-    _run(measure, out, as_json, quiet)
+    run(measure, out, as_json, quiet)
 
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench peers")
 def peers(
     names: Annotated[str, typer.Option("--peers", help="separated by commas; all by default")] = "",
-    dtypes: Annotated[str, typer.Option(help="separated by commas; int8, too")] = "bfloat16,float32",
+    dtypes: Annotated[str, typer.Option(help="bfloat16, float32 or int8, separated by commas")] = "bfloat16,float32",
     backbone: Annotated[str, typer.Option(help="open_clip architecture")] = "ViT-B-16",
     threads: Annotated[int, typer.Option(min=1, help="threads in all, for every server")] = 2,
-    clients: Annotated[int, typer.Option(min=1, help="clients of the closed loop")] = 4,
+    clients: Clients = 4,
     seconds: Annotated[float, typer.Option(min=1, help="length of each of three turns")] = 10.0,
-    side: Annotated[int, typer.Option(min=0, help="photographs' side in pixels; 0 leaves their size")] = 0,
-    extra: Extra = None,
+    side: Side = 0,
+    extra: Settings = None,
     folder: Annotated[Path, typer.Option(help="virtual environments of the peers")] = Path("build/peers"),
     add: Annotated[bool, typer.Option("--add", help="keep the other rows of the result in --out")] = False,
     out: Out = RESULTS,
@@ -222,25 +226,25 @@ def peers(
         from benchmarks.peers.compare import PeerOptions, measure
 
         options = PeerOptions(
-            names=_words(names),
-            dtypes=_words(dtypes),
+            names=comma_separated(names),
+            dtypes=comma_separated(dtypes),
             backbone=backbone,
             threads=threads,
             clients=clients,
             seconds=seconds,
             side=side,
-            extra=_pairs(extra),
+            extra=name_value_pairs(extra),
             folder=folder,
             add_to=out / "peers.json" if add else None,
         )
         return measure(options, console)
 
-    _run(measure, out, as_json, quiet)
+    run(measure, out, as_json, quiet)
 
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench train")
 def train(
-    backbone: BackboneName = "ViT-B-16",
+    backbone: Backbone = "ViT-B-16",
     teacher: Annotated[str, typer.Option(help="open_clip architecture")] = "ViT-L-14",
     images: Annotated[int, typer.Option(min=1, help="images per epoch")] = 16,
     classes: Annotated[int, typer.Option(min=2, help="classes of the domain; DTD has 47")] = 47,
@@ -256,9 +260,10 @@ def train(
     def measure(console: Console) -> Report:
         from benchmarks.training_speed import TrainOptions, measure
 
-        return measure(TrainOptions(backbone, teacher, images, classes, epochs, _words(methods), threads), console)
+        names = comma_separated(methods)
+        return measure(TrainOptions(backbone, teacher, images, classes, epochs, names, threads), console)
 
-    _run(measure, out, as_json, quiet)
+    run(measure, out, as_json, quiet)
 
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench table docs/results")
@@ -274,61 +279,3 @@ def table(
     for page in pages or []:
         fill_tables(page, results)
         typer.echo(f"filled {page}")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split(",") if part)
-
-
-def _numbers(text: str, option: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in _words(text))
-    except ValueError as error:
-        raise typer.BadParameter(f"expected numbers separated by commas, not {text!r}", param_hint=option) from error
-
-
-def _integers(text: str, option: str) -> tuple[int, ...]:
-    if not all(word.isdecimal() for word in _words(text)):
-        raise typer.BadParameter(f"expected whole numbers separated by commas, not {text!r}", param_hint=option)
-    return tuple(map(int, _words(text)))
-
-
-def _pairs(words: list[str] | None) -> tuple[tuple[str, str], ...]:
-    if wrong := [word for word in words or [] if "=" not in word]:
-        msg = f"expected NAME=VALUE, not {wrong[0]!r}"
-        raise typer.BadParameter(msg, param_hint="--set")
-    return tuple((name, value) for name, _, value in (word.partition("=") for word in words or []))
-
-
-def _run(measure: Callable[[Console], Report], out: Path, as_json: bool, quiet: bool) -> None:
-    """Measure, write the files, print the result; expected errors are one line and status 1."""
-    console, errors = (Console(stderr=True, highlight=False, quiet=hidden) for hidden in (quiet, False))
-    signal.signal(signal.SIGTERM, _exit)  # an exception, so that started servers are stopped
-    try:
-        from benchmarks.errors import BenchError
-        from benchmarks.report import markdown
-        from prompt_store.errors import PromptStoreError
-        from prompted_clip.errors import PromptedClipError
-        from service.errors import ServiceError
-
-        try:
-            result = measure(console).write(out)
-        except (BenchError, ServiceError, PromptStoreError, PromptedClipError) as error:
-            raise _fail(errors, str(error)) from error
-    except ModuleNotFoundError as error:
-        install = 'pip install -e ".[bench]"'
-        raise _fail(errors, f"the package {error.name} is not installed: {install}") from error
-    if as_json:
-        typer.echo(json.dumps(result, indent=1))
-    else:
-        Console().print(Markdown(markdown(result)))
-    console.print(f"wrote {out / result['name']}.json and .md", markup=False, soft_wrap=True)
-
-
-def _exit(number: int, _: object) -> NoReturn:
-    sys.exit(128 + number)
-
-
-def _fail(console: Console, text: str) -> typer.Exit:
-    console.print(f"error: {text}", markup=False, style="red", soft_wrap=True)
-    return typer.Exit(1)
