@@ -2,11 +2,11 @@
 
 import os
 
-import uvicorn
 from fastapi import FastAPI, Request
 
 from benchmarks.peers import arguments
 from benchmarks.peers.plain_clip import PlainClip
+from benchmarks.peers.runtime_fastapi import serve
 
 
 def create_app() -> FastAPI:
@@ -27,13 +27,4 @@ def create_app() -> FastAPI:
 
 
 if __name__ == "__main__":
-    options = arguments.read()
-    uvicorn.run(
-        "benchmarks.peers.naive_fastapi:create_app",
-        factory=True,
-        host="127.0.0.1",
-        port=options.port,
-        workers=options.workers,
-        timeout_worker_healthcheck=120,  # loading the model takes longer than the default of 5 s
-        log_level="warning",
-    )
+    serve("benchmarks.peers.naive_fastapi", arguments.read())

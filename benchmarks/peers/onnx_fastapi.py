@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import quantize_dynamic
 
 from benchmarks.peers import arguments
-from benchmarks.peers.runtime_fastapi import application, serve
+from benchmarks.peers.runtime_fastapi import application, main
 
 
 class OnnxRuntime:
@@ -54,8 +54,4 @@ def create_app() -> FastAPI:
 
 
 if __name__ == "__main__":
-    arguments_read = arguments.read()
-    if arguments_read.convert:
-        convert(arguments_read)
-    else:
-        serve(arguments_read, "benchmarks.peers.onnx_fastapi")
+    main("benchmarks.peers.onnx_fastapi", convert)

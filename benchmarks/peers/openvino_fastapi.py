@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.peers import arguments
 from benchmarks.peers.pixels import decode
-from benchmarks.peers.runtime_fastapi import application, serve
+from benchmarks.peers.runtime_fastapi import application, main
 from prompted_clip.openvino_runtime import import_openvino
 
 ov = import_openvino()  # before nncf, which imports it with its usage statistics
@@ -74,8 +74,4 @@ def create_app() -> FastAPI:
 
 
 if __name__ == "__main__":
-    arguments_read = arguments.read()
-    if arguments_read.convert:
-        convert(arguments_read)
-    else:
-        serve(arguments_read, "benchmarks.peers.openvino_fastapi")
+    main("benchmarks.peers.openvino_fastapi", convert)

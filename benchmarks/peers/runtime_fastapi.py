@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -18,7 +19,7 @@ class Runtime(Protocol):
     """A compiled model.
 
     Attributes:
-        side: of the images that it takes.
+        side: height and width of its input images.
     """
 
     side: int
@@ -47,8 +48,17 @@ def application(runtime: Runtime, threads: int) -> FastAPI:
     return app
 
 
-def serve(options: arguments.Arguments, module: str) -> None:
-    """Run uvicorn with the `create_app` of a module in every worker."""
+def main(module: str, convert: Callable[[arguments.Arguments], None]) -> None:
+    """Convert the model, or serve it with the `create_app` of a module."""
+    options = arguments.read()
+    if options.convert:
+        convert(options)
+    else:
+        serve(module, options)
+
+
+def serve(module: str, options: arguments.Arguments) -> None:
+    """Run uvicorn, which calls the `create_app` of a module in every worker."""
     uvicorn.run(
         f"{module}:create_app",
         factory=True,
