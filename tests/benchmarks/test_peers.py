@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +29,7 @@ from benchmarks.peers.plain_clip import PlainClip
 from benchmarks.peers.servers import DOMAINS, PEERS, Peer, Running, paused, started, write_bodies
 from benchmarks.report import markdown
 from benchmarks.server import Server, free_port
-from tests.openvino_extra import needs_openvino
+from tests.openvino_extra import assert_no_usage_statistics, needs_openvino
 from tests.tiny import register_tiny_models
 
 FOLDER = Path(environments.HERE)
@@ -290,20 +289,7 @@ def test_a_peer_that_does_not_run_has_the_reason_as_its_result():
 @needs_openvino
 @pytest.mark.slow
 def test_the_openvino_peer_sends_no_usage_statistics(tmp_path):
-    code = (
-        "import benchmarks.peers.openvino_fastapi, openvino; print(openvino.tools.ovc.telemetry.__class__.__module__)"
-    )
-    kept = {name: value for name, value in os.environ.items() if name not in {"CI", "TF_BUILD", "JENKINS_URL"}}
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=environments.CHECKOUT,
-        env=kept | {"HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert run.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
-    assert list(tmp_path.iterdir()) == [], "an identifier for the statistics"
+    assert_no_usage_statistics("import benchmarks.peers.openvino_fastapi", tmp_path)
 
 
 def test_rows_of_an_older_version_are_not_mixed_with_new_ones(tmp_path):
