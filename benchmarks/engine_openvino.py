@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from benchmarks.engine import EngineOptions
 
 ALONE: Final = "OpenVINO alone, int8"
-MISSING: Final = f"Without rows of OpenVINO, which is not installed: {INSTALL}."
+MISSING: Final = f"No rows of OpenVINO, which is not installed: {INSTALL}."
 
 
 def is_installed() -> bool:
-    """Whether the extra is."""
+    """Whether the extra `openvino` is installed."""
     return find_spec("openvino") is not None
 
 

@@ -1,6 +1,6 @@
-"""`caspl serve` with a device that takes a fixed time per batch and no CPU: HTTP and decoding limit the rate.
+"""`caspl serve` with a simulated device: a fixed time per batch and no CPU, so that HTTP and decoding limit the rate.
 
-The device runs one batch at a time and has a second one queued behind it, as a GPU does.
+The device runs one batch at a time, with the next one queued, as a GPU does.
 """
 
 import stat
@@ -21,11 +21,11 @@ from service.settings import Settings
 BATCH_S = 0.010
 BATCH_ROWS = 64
 BACKBONE = "ViT-S-32-alt"
-"""A small one, for its input of 224 pixels; it runs for smoke tests of bundles only."""
+"""A small model with inputs of 224 pixels. It only runs in the smoke tests of bundles."""
 
 
 def serve() -> None:
-    """Run `caspl serve` with such a device."""
+    """Run the `caspl` command with the simulated device."""
 
     def load(settings: Settings) -> PromptedClip:
         model = load_model(settings)
@@ -40,12 +40,12 @@ def serve() -> None:
         model.rank = rank  # type: ignore[method-assign, assignment]
         return model
 
-    setattr(server, "load_model", load)  # noqa: B010  where `run` looks it up
+    setattr(server, "load_model", load)  # noqa: B010  `server.run` calls it by this name
     caspl()
 
 
 def launcher(folder: Path) -> Path:
-    """A command that takes the place of `caspl`."""
+    """Write a `caspl` command with the simulated device; returns its path."""
     path = folder / "caspl"
     path.write_text(f"#!{sys.executable} -P\nfrom benchmarks.fixed_device import serve\nserve()\n", encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

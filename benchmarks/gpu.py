@@ -1,4 +1,4 @@
-"""Everything that has to be measured on a GPU, in one command of at most twelve minutes on an H200.
+"""Everything that has to be measured on a GPU, in one command.
 
     python -P -m benchmarks.gpu
     python -P -m benchmarks.gpu --device cpu --backbone demo-student --seconds 2 --skip tests --out build/gpu

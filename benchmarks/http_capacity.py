@@ -1,7 +1,7 @@
-"""`caspl bench http`: capacity of HTTP and decoding, in front of a device that takes a fixed time and no CPU.
+"""`caspl bench http`: capacity of HTTP and decoding, with a simulated device that takes a fixed time and no CPU.
 
-The client shares the cores with the server. So the table has the CPU time that the server takes per request beside
-the requests per second, and the gain of web processes is of the rate per core that the client leaves free.
+Client and server share the cores. The table therefore has the server's CPU time per request beside the requests per
+second, and the gain from web processes compares requests per second and core that the client does not use.
 """
 
 import tempfile
@@ -24,9 +24,9 @@ from benchmarks.server import FORM, Server, ServerOptions, backbone_of, fill_sto
 from benchmarks.wrk import Loop, closed_loop, require_wrk
 
 PRESIZED = 224
-"""Pixels of the backbone's input: no resizing."""
+"""Side of the backbone's input in pixels; no resizing."""
 IN_FLIGHT = {PRESIZED: BATCH_ROWS, 1024: 32}
-"""Images of all clients together, by side in pixels: a batch, which the limit of open requests always admits."""
+"""Images in flight over all clients, by side in pixels; at most a batch, so that no request is refused."""
 LIMITS = (
     ("max_batch_rows", str(BATCH_ROWS)),
     ("max_queued_rows", "1024"),
@@ -36,7 +36,7 @@ LIMITS = (
 MIN_REQUESTS_PER_S = 1200
 MIN_GAIN_OF_TWO = 1.7
 PROFILED = 12
-"""Functions in the table of the profile."""
+"""Rows of a profile's table."""
 
 Case = tuple[int, int, int]
 """Side in pixels, images per request, web processes."""
@@ -80,7 +80,7 @@ class Sample:
 
     @property
     def per_free_core(self) -> float:
-        """Requests per second and core that the client leaves free."""
+        """Requests per second and core that the client does not use."""
         n_cores: int = machine()["n_cores"]
         return self.per_s / (n_cores - self.loop.client_cpu_s / self.loop.seconds)
 
@@ -199,24 +199,23 @@ def add_numbers(report: Report, options: HttpOptions, samples: Mapping[Case, lis
         report.add("request_cpu_ms", Spread.of([sample.server_ms for sample in one]), meaning)
         if two := samples.get((PRESIZED, 1, 2)):
             gain = ratio([sample.per_free_core for sample in two], [sample.per_free_core for sample in one])
-            meaning = "the same with two web processes / one process, per core that the client leaves free"
+            meaning = "requests/s per core that the client does not use, two web processes / one process"
             report.add("two_web_processes", gain, meaning, Target(">=", MIN_GAIN_OF_TWO))
     report.notes.append(
-        f"The device takes {1000 * BATCH_S:.0f} ms for a batch of up to {BATCH_ROWS} images and no CPU. "
-        f"Server and client share the cores. preprocess={options.preprocess}; `--log-level warning`, so requests are "
-        "not logged."
+        f"Simulated device: {1000 * BATCH_S:.0f} ms per batch of up to {BATCH_ROWS} images, no CPU. "
+        f"Server and client share the cores. preprocess={options.preprocess}; requests are not logged."
     )
 
 
 def add_profile(report: Report, options: HttpOptions, found: Profile, n_requests: int) -> None:
-    """Add the tables of a profile, in microseconds per request."""
-    what = f"{options.images[0]} image(s) of {options.sides[0]} px a request, {options.workers[0]} web processes"
+    """Add a profile's tables, in microseconds per request."""
+    case = f"{options.images[0]} image(s) of {options.sides[0]} px per request, {options.workers[0]} web processes"
     total_s = sum(found.by_part.values())
     for title, taken_s in (("part", found.by_part), ("function", found.by_function)):
         longest = sorted(taken_s.items(), key=lambda item: -item[1])[:PROFILED]
         rows = [(name, f"{1e6 * one_s / n_requests:.0f}", f"{100 * one_s / total_s:.1f} %") for name, one_s in longest]
-        report.tables[f"CPU time by {title} ({what})"] = Table((title, "us per request", "share"), rows)
+        report.tables[f"CPU time by {title} ({case})"] = Table((title, "us per request", "share"), rows)
     report.notes.append(
-        f"The tables by part and function divide the CPU time of each thread by {found.n_samples} samples of py-spy, "
-        "which itself slows the server down."
+        f"The tables by part and function divide each thread's CPU time among its py-spy samples, {found.n_samples} in "
+        "all. py-spy itself slows the server down."
     )

@@ -1,6 +1,6 @@
-"""Where a running process spends its CPU time: the time of each thread, divided by py-spy's samples of it.
+"""CPU profile of a running process: each thread's CPU time from the kernel, divided among its py-spy samples.
 
-The kernel measures the time. py-spy alone would count some samples of waiting threads.
+Samples alone would also count waiting threads.
 """
 
 import re
@@ -18,9 +18,9 @@ import psutil
 from benchmarks.errors import BenchError
 
 RATE_HZ = 100
-"""Without pausing the process, which would keep its threads from running side by side."""
+"""Samples per second. py-spy does not pause the process, so that its threads run in parallel."""
 MARGIN_S = 2
-"""For py-spy's start, while the load runs."""
+"""Time for py-spy to start, so that it ends before the load."""
 PARTS = (
     ("decoding", ("PIL/", "simplejpeg", "service/images/headers", "service/images/decoder", "service/images/prepro",
                   "prompted_clip/preprocess")),
@@ -36,7 +36,7 @@ PARTS = (
     ("web workers", ("service/workers/",)),
     ("event loop", ("asyncio/", "selectors.py")),
 )  # fmt: skip
-"""Part and the paths of its files. A sample belongs to the part of its innermost frame that has one."""
+"""Parts and their path prefixes. A sample counts for the part of the innermost frame that belongs to one."""
 OTHER = "other"
 WITHOUT_PYTHON = "threads without Python"
 THREAD = re.compile(r"thread \((?P<id>\d+)\)")
@@ -48,8 +48,8 @@ class Profile:
     """CPU seconds of a process.
 
     Attributes:
-        by_part: see `PARTS`.
-        by_function: within each function itself.
+        by_part: as in `PARTS`, `OTHER` or `WITHOUT_PYTHON`.
+        by_function: without the functions that it calls.
         n_samples: of all threads.
     """
 
@@ -61,8 +61,8 @@ class Profile:
         """Add samples.
 
         Args:
-            lines: py-spy's raw format: thread and frames from the outermost on, separated by semicolons, then the
-                number of samples.
+            lines: py-spy's raw format: thread and frames, outermost first, separated by semicolons; then the number of
+                samples.
             cpu_s: CPU time by thread.
         """
         stacks: dict[int, list[tuple[list[re.Match[str]], int]]] = defaultdict(list)
@@ -86,7 +86,7 @@ class Profile:
 
 
 def part_of(files: list[str]) -> str:
-    """The part of a stack, from the files of its frames, the outermost first."""
+    """The part of a stack, given the files of its frames, outermost first."""
     for file in reversed(files):
         for part, prefixes in PARTS:
             if file.startswith(prefixes):
@@ -96,7 +96,7 @@ def part_of(files: list[str]) -> str:
 
 @contextmanager
 def profile(pid: int, seconds: int, folder: Path) -> Iterator[Profile]:
-    """Sample a process while the block runs, which must take `seconds`; the profile is filled at the end.
+    """Sample a process during the block, which must take `seconds`; the profile is filled at its end.
 
     Raises:
         BenchError: py-spy is missing, or may not read the process.

@@ -1,4 +1,4 @@
-"""Closed loops from wrk, a load generator in C: 0.05 ms of CPU per request, against 0.46 ms of `benchmarks.load`."""
+"""Closed loops from wrk, a load generator in C, which leaves more of the cores to the server than `benchmarks.load`."""
 
 import os
 import re
@@ -26,7 +26,7 @@ RESULT = re.compile(r"n=(\d+) us=(\d+) status=(\d+) errors=(\d+)")
 
 @dataclass(frozen=True)
 class Loop:
-    """One closed loop: requests answered, its length, and the CPU time of the client."""
+    """One closed loop: answered requests, duration, and CPU time of the client."""
 
     n_requests: int
     seconds: float
@@ -44,7 +44,7 @@ def require_wrk() -> None:
 
 
 def closed_loop(url: str, body: Path, content_type: str, *, n_clients: int, seconds: int) -> Loop:
-    """Post a body again and again over `n_clients` connections.
+    """Post a body repeatedly over `n_clients` connections.
 
     Raises:
         BenchError: wrk failed, or the server did not answer every request with success.

@@ -10,7 +10,7 @@ from benchmarks.errors import BenchError
 from benchmarks.peers.plain_clip import N_DOMAINS, PlainClip
 from benchmarks.peers.servers import DOMAINS, Peer
 
-FEWEST = 0.95
+MIN_AGREEMENT = 0.95
 """Smallest share of equal classes in float32; random weights may have ties."""
 
 Classes = Mapping[tuple[Path, int], int]

@@ -19,7 +19,7 @@ from benchmarks.answers import Answer, closed_loop_rate, summarize
 from benchmarks.errors import BenchError
 from benchmarks.load import Load, send
 from benchmarks.machine import commit, today
-from benchmarks.peers.agreement import FEWEST, Classes, agreement, expected_classes
+from benchmarks.peers.agreement import MIN_AGREEMENT, Classes, agreement, expected_classes
 from benchmarks.peers.environments import installed_version, python_of
 from benchmarks.peers.servers import N_DOMAINS, PEERS, Peer, converted, paused, started, write_bodies
 from benchmarks.photographs import write_photographs
@@ -176,7 +176,7 @@ class PeerRun:
             started(
                 self.peer, self.command(workers, threads, port), workers=workers, threads=threads, port=port
             ) as running,
-            paused(self._kill_ours),
+            paused(self._signal_ours),
         ):
             send(self.load(running.url, WARM_UP_S))
             return self.turn(running.url, self.options.seconds / 2)[0]
@@ -196,13 +196,13 @@ class PeerRun:
             self.peer, self.command(workers, threads, port), workers=workers, threads=threads, port=port
         ) as running:
             share = agreement(running.url, self.peer, self.expected)
-            if self.dtype == "float32" and share is not None and share < FEWEST:
+            if self.dtype == "float32" and share is not None and share < MIN_AGREEMENT:
                 raise BenchError(f"{self.peer.name} has the expected class in {share:.0%} of the answers only")
             send(self.load(running.url, WARM_UP_S))
             for _ in range(N_TURNS):
                 with paused(partial(os.killpg, running.group)):
                     ours.append(self.server.closed_rate(self.options.clients, seconds))
-                with paused(self._kill_ours):
+                with paused(self._signal_ours):
                     rate, turn = self.turn(running.url, seconds)
                 theirs.append(rate)
                 answers += turn
@@ -219,7 +219,7 @@ class PeerRun:
             answers = send(self.load(url, 4 * seconds))
             return closed_loop_rate(answers), answers
 
-    def _kill_ours(self, number: int) -> None:
+    def _signal_ours(self, number: int) -> None:
         os.kill(self.server.pid, number)
 
     def load(self, url: str, duration_s: float) -> Load:

@@ -1,31 +1,29 @@
 """`caspl bench http`: closed loops by wrk, CPU time by part, and the numbers with targets."""
 
-import subprocess
-import sys
-
 import pytest
 
 from benchmarks.errors import BenchError
-from benchmarks.fixed_device import launcher
+from benchmarks.fixed_device import BATCH_S, launcher
 from benchmarks.http_capacity import HttpOptions, Sample, add_numbers, add_profile, measure, write_bodies
+from benchmarks.photographs import write_photographs
 from benchmarks.profiles import OTHER, WITHOUT_PYTHON, Profile, part_of
 from benchmarks.report import Report, markdown
-from benchmarks.server import FORM
+from benchmarks.server import FORM, ServerOptions, backbone_of, fill_store, serving
 from benchmarks.wrk import Loop, closed_loop, require_wrk
 
 
 @pytest.fixture
 def wrk(tmp_path, monkeypatch):
-    """A command named wrk that prints this, and notes its arguments and environment."""
+    """A command named wrk that prints a given output and records its arguments and content type."""
 
     def install(output, status=0):
         path = tmp_path / "bin" / "wrk"
         path.parent.mkdir(exist_ok=True)
-        noted = tmp_path / "noted"
-        path.write_text(f'#!/bin/sh\necho "$*" "$CONTENT_TYPE" > {noted}\necho "{output}"\nexit {status}\n')
+        recorded = tmp_path / "recorded"
+        path.write_text(f'#!/bin/sh\necho "$*" "$CONTENT_TYPE" > {recorded}\necho "{output}"\nexit {status}\n')
         path.chmod(0o755)
         monkeypatch.setenv("PATH", str(path.parent))
-        return noted
+        return recorded
 
     return install
 
@@ -37,14 +35,14 @@ def loop(tmp_path, **changes):
 
 
 def test_a_closed_loop_counts_the_requests_of_wrk(wrk, tmp_path):
-    noted = wrk("n=1200 us=2000000 status=0 errors=0")
+    recorded = wrk("n=1200 us=2000000 status=0 errors=0")
 
     found = loop(tmp_path, n_clients=64)
 
     assert (found.n_requests, found.seconds) == (1200, 2.0)
     assert found.client_cpu_s >= 0
-    assert "-c64 -d2s" in noted.read_text()
-    assert "image/jpeg" in noted.read_text()
+    assert "-c64 -d2s" in recorded.read_text()
+    assert "image/jpeg" in recorded.read_text()
 
 
 @pytest.mark.parametrize(
@@ -88,14 +86,21 @@ def test_bodies_are_one_file_or_a_form_of_several(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_that_takes_the_place_of_caspl_runs(tmp_path):
-    done = subprocess.run([str(launcher(tmp_path)), "--version"], capture_output=True, text=True, check=True)
+def test_the_simulated_device_answers_over_http_after_its_fixed_time(tmp_path):
+    options = ServerOptions("demo-student", "cpu", "float32")
+    digests = fill_store(tmp_path / "store", backbone_of(options), n_domains=1)
+    (jpeg, *_) = write_photographs(tmp_path, side=64)
 
-    assert done.stdout.startswith("caspl")
-    assert launcher(tmp_path).read_text().startswith(f"#!{sys.executable} -P\n")
+    with serving(options, tmp_path / "store", digests, [], caspl=launcher(tmp_path)) as server:
+        headers = {"Content-Type": "image/jpeg"}
+        response = server.client.post(f"/classify/{server.domains[0]}", content=jpeg.read_bytes(), headers=headers)
+
+    body = response.raise_for_status().json()
+    assert [one["probability"] for one in body["results"][0]["predictions"]] == [1.0]
+    assert body["timing_ms"]["device"] >= 1000 * BATCH_S
 
 
-def test_web_processes_are_compared_per_core_that_the_client_leaves_free(monkeypatch):
+def test_web_processes_are_compared_per_core_that_the_client_does_not_use(monkeypatch):
     monkeypatch.setattr("benchmarks.http_capacity.machine", lambda: {"n_cores": 2})
     samples = {
         (224, 1, 0): [Sample(Loop(1000, 1.0, client_cpu_s=0.5), server_cpu_s=1.0)],
@@ -111,7 +116,7 @@ def test_web_processes_are_compared_per_core_that_the_client_leaves_free(monkeyp
     assert report.numbers["two_web_processes"]["met"]
 
 
-def test_the_time_of_each_thread_is_divided_by_its_samples():
+def test_the_cpu_time_of_each_thread_is_divided_among_its_samples():
     lines = [
         "thread (7): MainThread;run (asyncio/runners.py:9);app (fastapi/routing.py:3) 3",
         "thread (7): MainThread;run (asyncio/runners.py:9);select (selectors.py:468) 1",
