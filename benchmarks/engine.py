@@ -31,6 +31,8 @@ from service.engine.loading import load_model
 from service.settings import load_settings
 
 MIXED = 64
+MIN_MIXED = {"cpu": (0.95, 0.85), "cuda": (0.97, 0.97)}
+"""Targets for batches of 64 and of all domains, against one domain."""
 SIZES = {"cpu": (4, 8, 16), "cuda": (32, 64, 128, 256)}
 LIBRARY_SIZES = {"cpu": (1, 4, 8), "cuda": (32, 128, 256)}
 TURN_S = 1.5
@@ -210,7 +212,7 @@ def _measure(bench: EngineBench, others: Mapping[str, EngineBench], options: Eng
 
 
 def _backbones(bench: EngineBench, options: EngineOptions) -> Iterator[tuple[str, Backbone]]:
-    """open_clip's own: in the engine's dtype, which cannot be int8, and in float32."""
+    """open_clip's model in the engine's dtype, unless that is int8, and in float32."""
     for dtype in dict.fromkeys((bench.dtype, "float32")):
         if dtype == str(bench.backbone.dtype).removeprefix("torch."):
             yield dtype, bench.backbone
@@ -222,6 +224,7 @@ def _backbones(bench: EngineBench, options: EngineOptions) -> Iterator[tuple[str
 def add_numbers(report: Report, rates: dict[str, list[float]], dtype: str, options: EngineOptions) -> None:
     """Add the ratios of the rates to a report."""
     one = rates["one domain"]
+    min_64, min_all = MIN_MIXED[torch.device(report.device).type]
     if dtype != "int8":
         report.add(
             "vs_open_clip_same_dtype",
@@ -239,13 +242,13 @@ def add_numbers(report: Report, rates: dict[str, list[float]], dtype: str, optio
         "mixed_64",
         ratio(rates[f"{MIXED} domains"], one),
         f"images/s with rows of {MIXED} domains in a batch / of one domain",
-        Target(">=", 0.95),
+        Target(">=", min_64),
     )
     report.add(
         "mixed_all",
         ratio(rates[f"{options.n_domains:,} domains"], one),
         f"the same with {options.n_domains:,} domains, popularity rank^-{options.alpha:g}",
-        Target(">=", 0.85),
+        Target(">=", min_all),
     )
     report.add(
         "prompt_overhead", ratio(rates["no prompts"], one), "time with 12 prompt tokens / without", Target("<=", 1.08)

@@ -104,7 +104,9 @@ def peer_tables(folder: Path, names: Sequence[str] = ()) -> str:
             peers.setdefault((label, row["note"]), {})[row["dtype"]] = _peer_cell(row, numbers.get(number_of(key)))
         cells = [(*peer, *(found.get(dtype, "") for dtype in dtypes)) for peer, found in peers.items()]
         dates = sorted({f"{row['date']}, {row['commit']}" for row in rows.values()})
-        title = f"{in_words(result['hardware'])} ([{'; '.join(dates)}](RESULTS/{name}.md)):"
+        title = f"{in_words(result['hardware'])} ([{'; '.join(dates)}](RESULTS/{name}.md))"
+        has_turns = all("failed" in row or isinstance(row["per_s"], list) for row in rows.values())
+        title += ":" if has_turns else ", older method: this server before and after each of the others:"
         parts += [title, Table(("server", "setup", *dtypes), cells).markdown()]
     return "\n\n".join(parts)
 

@@ -61,6 +61,15 @@ def test_peers_have_one_table_per_machine_and_a_column_per_dtype(tmp_path):
     assert "[2026-01-02, abcdef0](RESULTS/peers-amx.md)" in text
 
 
+@pytest.mark.parametrize(("per_s", "is_older"), [([5.0, 6.0], False), (5.0, True)])
+def test_rates_of_the_method_without_turns_are_marked(per_s, is_older, tmp_path):
+    report = Report("peers", {})
+    report.samples["rows"] = {"litserve, float32": peer_row(per_s=per_s), "ray, float32": peer_row(failed="no")}
+    report.write(tmp_path)
+
+    assert ("older method" in peer_tables(tmp_path)) is is_older
+
+
 def test_a_page_without_marks_is_refused(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Page\n")
