@@ -1,7 +1,7 @@
 # The service, without training. Build from the repository root:
 #   docker build -t caspl-serve .
 # Make an API key; it is printed once, the file keeps its hash. The store begins empty, so the first key must be able to
-# fill it. Nobody but the service may read the file:
+# fill it. Only the service may read the file:
 #   docker run --rm --user "$(id -u)" -v "$PWD:/out" caspl-serve caspl keys new /out/caspl-keys \
 #       --scope classify --scope publish --scope activate --scope rollback --scope metrics
 #   sudo chown 65532 caspl-keys
@@ -10,7 +10,7 @@
 #   docker run --detach --name caspl --restart unless-stopped --gpus all -p 8000:8000 -e CASPL_PRETRAINED=openai \
 #       -v caspl-store:/store -v caspl-weights:/weights \
 #       --mount type=bind,src="$PWD/caspl-keys",dst=/run/secrets/caspl-keys,readonly caspl-serve
-# Stop it with `docker stop --time 35 caspl`: it answers what it has accepted first.
+# Stop it with `docker stop --time 35 caspl`; open requests finish first.
 FROM python:3.11-slim AS build
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -18,7 +18,7 @@ RUN python -m venv /opt/caspl
 ENV PATH=/opt/caspl/bin:$PATH
 WORKDIR /src
 
-# Dependencies in a layer of their own: a change of the code does not fetch torch again.
+# Dependencies in a layer of their own, so that code changes do not download torch again.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['serve'], sep='\n')" > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt

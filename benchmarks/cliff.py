@@ -79,7 +79,8 @@ def measure(options: CliffOptions, console: Console) -> Report:
                 for point in points:
                     measure_point(server, point, options, backbone, versions)
             latencies_s = cold_latencies(server, options.slots, options.seconds / 2)
-    report = Report("cliff", asdict(options) | {one: info[one] for one in ("dtype", "device") if one in info})
+    used = {one: info[one] for one in ("dtype", "device") if one in info}
+    report = Report("cliff", asdict(options) | used, device=used.get("device", "cpu"))
     add_points(report, points, options.slots)
     add_cold(report, latencies_s)
     return report
