@@ -106,6 +106,13 @@ def test_the_page_says_that_no_gpu_was_used_as_long_as_no_result_is_from_one():
     assert ("All measurements are on CPU. The CUDA code has not been run on a GPU." in PAGE) is not bool(on_gpu)
 
 
+@pytest.mark.parametrize("name", ["cliff", "http", "serve"])
+def test_a_command_without_a_result_is_listed_as_not_measured(name):
+    section = PAGE.partition("## Not measured")[2]
+
+    assert (f"`caspl bench {name}`" in section) is (name not in read_results(RESULTS))
+
+
 def test_a_paired_comparison_shows_the_ratio_of_new_to_old():
     found = {"closed loop, images/s": {"old": [10.0, 20.0], "new": [11.0, 22.0]}}
 
