@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from os import environ
 from pathlib import Path
@@ -198,15 +198,26 @@ def serving(
                 process.wait()
 
 
-def becomes_ready(process: subprocess.Popen[bytes], url: str, within_s: float) -> bool:
-    """Wait until a URL answers with success; False when the process ends or the time is up."""
+def becomes_ready(process: subprocess.Popen[bytes], url: str, within_s: float, *, n_answers: int = 1) -> bool:
+    """Wait until a URL answers with success.
+
+    Args:
+        process: the server.
+        url: its health route.
+        within_s: timeout.
+        n_answers: different answers to wait for; more than one if each worker answers its process id.
+
+    Returns:
+        False if the process ends or the time is up.
+    """
     deadline_s = time.monotonic() + within_s
+    answers = set()
     while process.poll() is None and time.monotonic() < deadline_s:
-        try:
-            if httpx.get(url, timeout=5, trust_env=False).is_success:
-                return True
-        except httpx.TransportError:
-            pass
+        with suppress(httpx.TransportError):
+            response = httpx.get(url, timeout=5, trust_env=False)
+            answers |= {response.text} if response.is_success else set()
+        if len(answers) >= n_answers:
+            return True
         time.sleep(0.1)
     return False
 

@@ -4,17 +4,15 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from benchmarks.errors import BenchError
 from benchmarks.load import popular_domains
 from benchmarks.peers.bodies import DATA_URI, JPEG, MULTIPART, TRITON, TRITON_HEADER_BYTES, BodyFormat
+from benchmarks.server import becomes_ready
 
 READY_WITHIN_S = 300.0
 STOP_WITHIN_S = 15.0
@@ -207,27 +205,13 @@ def started(peer: Peer, command: Sequence[str], *, workers: int, threads: int, p
             )
         url = f"http://127.0.0.1:{port}"
         try:
-            if not _becomes_ready(process, url + peer.health, workers if peer.answers_pid else 1):
+            n_answers = workers if peer.answers_pid else 1
+            if not becomes_ready(process, url + peer.health, READY_WITHIN_S, n_answers=n_answers):
                 end = _end(log.read_text(errors="replace"))
                 raise BenchError(f"{peer.name} did not become ready: {end}")
             yield Running(url, process.pid)  # the leader of its group
         finally:
             _stop(process)
-
-
-def _becomes_ready(process: subprocess.Popen[bytes], url: str, n_answers: int) -> bool:
-    """Wait for `n_answers` different answers with status 200, one per worker."""
-    deadline_s = time.monotonic() + READY_WITHIN_S
-    answers = set()
-    while process.poll() is None and time.monotonic() < deadline_s:
-        with suppress(httpx.TransportError):
-            response = httpx.get(url, timeout=5, trust_env=False)
-            if response.is_success:
-                answers.add(response.text)
-        if len(answers) >= n_answers:
-            return True
-        time.sleep(0.2)
-    return False
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
