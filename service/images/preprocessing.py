@@ -1,10 +1,9 @@
 """Turns an opened image file into the backbone's pixels, in one of three modes (compared in docs/images.md).
 
-`exact` is bit-identical to open_clip's transform and resizes with Pillow. `fast` decodes JPEGs with simplejpeg, which
-scales large ones down while decoding (DCT scaling), and resizes with torch: 2.3 times the images/s of `exact` at
-640 x 480 pixels and 5.9 times at 12 megapixels; with Pillow's `draft()` instead of simplejpeg it would be 1.7 and 4.8
-times. `gpu` decodes and resizes JPEGs on the device. All modes accept the same files: Pillow reads every header, and
-decodes every file on which another decoder fails.
+`exact` is bit-identical to open_clip's transform: Pillow, and simplejpeg for JPEGs that need no resizing. `fast` decodes
+JPEGs with simplejpeg, which scales large ones down while decoding (DCT scaling), and resizes with torch. `gpu` decodes
+and resizes JPEGs on the device. All modes accept the same files: Pillow reads every header, and decodes every file on
+which another decoder fails.
 """
 
 from __future__ import annotations
