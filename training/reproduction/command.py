@@ -10,13 +10,14 @@ from rich.console import Console
 from training import options
 from training.evaluation.arguments import Arch, Methods, Overrides, Seeds, method_names, numbers
 from training.evaluation.terminal_tables import show_report
-from training.terminal import exit_on_error
+from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from prompted_clip.backbone import Backbone
-    from training.evaluation.runs import ReproduceJob
+    from training.evaluation.summary import Report
+    from training.reproduction.preflight import DatasetCheck
     from training.reproduction.run import ReproductionJob
     from training.reproduction.tables import PaperTable
 
@@ -97,7 +98,6 @@ def reproduce(
         if check is not None:
             _compare(check, tolerance, as_json=json_)
             return
-        from training.evaluation.runs import ReproduceJob  # noqa: PLC0415  torch
         from training.hardware import load_backbones  # noqa: PLC0415  torch
         from training.reproduction.run import ReproductionJob  # noqa: PLC0415  torch
         from training.reproduction.tables import PaperTable  # noqa: PLC0415
@@ -122,7 +122,7 @@ def reproduce(
             if all_
             else (PaperTable("base-to-new", (dataset,), names, (shots or 16,), "table 1"),)
         )
-        plan = ReproductionJob(
+        job = ReproductionJob(
             tables=chosen,
             seeds=seed_list,
             overrides=tuple(set_ or []),
@@ -131,22 +131,11 @@ def reproduce(
             checkpoint_every=checkpoint_every,
         )
         if dry_run:
-            _show_plan(plan, root, load, images_per_second, console, as_json=json_)
+            _show_plan(job, root, load, images_per_second, console, as_json=json_)
         elif all_:
-            _run_all(plan, root, load, console, tolerance=tolerance, skip_missing=skip_missing, as_json=json_)
+            _run_all(job, root, load, console, tolerance=tolerance, skip_missing=skip_missing, as_json=json_)
         else:
-            job = ReproduceJob(
-                data=dataset,
-                root=root,
-                methods=names,
-                seeds=seed_list,
-                shots=shots or 16,
-                overrides=plan.overrides,
-                boost_overrides=plan.boost_overrides,
-                out=plan.out,
-                checkpoint_every=checkpoint_every,
-            )
-            _run_one(job, plan, load, console, as_json=json_)
+            _run_one(job, root, load, console, as_json=json_)
 
 
 def _chosen_tables(names: str, methods: tuple[str, ...]) -> "tuple[PaperTable, ...]":
@@ -173,25 +162,18 @@ def _chosen_tables(names: str, methods: tuple[str, ...]) -> "tuple[PaperTable, .
     )
 
 
-def _run_one(job: "ReproduceJob", plan: "ReproductionJob", load: "Load", console: Console, *, as_json: bool) -> None:
-    """Run one data set: report, results file, and the tables on the terminal."""
-    from training.evaluation.rows import Row  # noqa: PLC0415
-    from training.evaluation.runs import run_reproduce  # noqa: PLC0415  torch
+def _run_one(job: "ReproductionJob", root: Path | None, load: "Load", console: Console, *, as_json: bool) -> None:
+    """Run one data set, and print its report."""
+    from training.errors import DatasetError  # noqa: PLC0415
+    from training.evaluation.output import write_report  # noqa: PLC0415  torch
+    from training.evaluation.rows import Results  # noqa: PLC0415
     from training.reproduction.preflight import check_datasets  # noqa: PLC0415
-    from training.reproduction.run import data_facts, save_results  # noqa: PLC0415  torch
 
-    loaded: list[tuple[Backbone, Backbone]] = []
-
-    def load_once() -> "tuple[Backbone, Backbone]":
-        loaded.append(load())
-        return loaded[0]
-
-    content = run_reproduce(job, load_once, console)
-    (found,) = check_datasets(plan.names, job.root)
-    rows = [Row(**row) for row in content["rows"]]
-    facts = {name: data_facts(found) for name in {row.dataset for row in rows}}
-    save_results(job.out, rows, plan, facts, *loaded[0])
-    show_report(content, job.out, as_json=as_json)
+    checks = check_datasets(job.names, root)
+    if checks[0].problem:
+        raise DatasetError(checks[0].problem)
+    (report,) = _reports(job, checks, load, console)
+    show_report(write_report(report, Results(job.out), job.out, console), job.out, as_json=as_json)
 
 
 def _run_all(
@@ -204,33 +186,41 @@ def _run_all(
     skip_missing: bool,
     as_json: bool,
 ) -> None:
-    """Check all data sets, run the tables, and compare with the paper."""
-    from dataclasses import replace  # noqa: PLC0415
-
+    """Run the tables with a report of each, and compare with the paper."""
     from training.errors import DatasetError  # noqa: PLC0415
+    from training.evaluation.output import write_report  # noqa: PLC0415  torch
+    from training.evaluation.rows import Results  # noqa: PLC0415
     from training.reproduction.comparison import compare  # noqa: PLC0415
     from training.reproduction.preflight import check_datasets, report_problems  # noqa: PLC0415
-    from training.reproduction.run import run_tables  # noqa: PLC0415  torch
+    from training.reproduction.results_file import RESULTS_NAME, read_results  # noqa: PLC0415
     from training.reproduction.terminal import show_comparison  # noqa: PLC0415
 
     checks = check_datasets(job.names, root)
-    for note in (note for check in checks for note in check.notes):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
     problems = [check for check in checks if check.problem]
     if problems and not skip_missing:
         raise DatasetError(report_problems(problems) + "\n--skip-missing runs the others.")
-    left = [table.without(check.name for check in problems) for table in job.tables]
-    for check in problems:
-        console.print(f"skipped {check.name}: {check.problem}", markup=False, highlight=False, soft_wrap=True)
-    job = replace(job, tables=tuple(table for table in left if table is not None))
+    print_notes((f"skipped {check.name}: {check.problem}" for check in problems), console)
+    job = job.usable(checks)
     if not job.tables:
         raise DatasetError(report_problems(problems))
-    job.validate(checks)
-    results = run_tables(job, checks, *load(), console)
+    for report in _reports(job, checks, load, console):
+        write_report(report, Results(job.out), job.out / report.protocol, console)
+    results = read_results(job.out / RESULTS_NAME)
     if as_json:
         typer.echo(results.model_dump_json())
     else:
         show_comparison(results, compare(results, tolerance), tolerance)
+
+
+def _reports(
+    job: "ReproductionJob", checks: "Sequence[DatasetCheck]", load: "Load", console: Console
+) -> "Iterator[Report]":
+    """Validate, load the backbones, and run the tables."""
+    from training.reproduction.run import run_tables  # noqa: PLC0415  torch
+
+    print_notes((note for check in checks for note in check.notes), console)
+    job.validate(checks)
+    return run_tables(job, checks, *load(), console)
 
 
 def _compare(path: Path, tolerance: float, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from training.data.catalog import open_dataset
 from training.data.dataset import Dataset, shorten
@@ -30,6 +31,12 @@ class DatasetCheck:
     n_train: int = 0
     n_test: int = 0
     n_bytes: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The results file's entry for the data set."""
+        digest = self.dataset.digest if self.dataset is not None else ""
+        return {"digest": digest, "n_train": self.n_train, "n_test": self.n_test, "notes": list(self.notes)}
 
 
 def check_datasets(
