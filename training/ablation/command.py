@@ -1,6 +1,7 @@
 """`caspl ablate`; torch is imported after the arguments are validated."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,8 @@ from training.evaluation.arguments import Arch, Overrides, Seeds, numbers
 from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from prompted_clip.backbone import Backbone
     from training.ablation.run import AblationJob, Measured
-    from training.ablation.settings import Grid, Setting
 
 ablate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -73,7 +71,7 @@ def ablate(
     token_list, budget_list = numbers(tokens, "--tokens", least=1), numbers(budgets, "--budgets", least=2)
     with exit_on_error("ablate", quiet=quiet):
         from training.ablation.run import AblationJob  # noqa: PLC0415  torch
-        from training.ablation.settings import ABLATED_METHODS, STUDIES, Grid  # noqa: PLC0415  torch
+        from training.ablation.settings import ABLATED_METHODS, STUDIES, Grid, quarter_depths  # noqa: PLC0415  torch
         from training.data.catalog import open_dataset  # noqa: PLC0415
         from training.hardware import load_backbones  # noqa: PLC0415  torch
 
@@ -91,19 +89,16 @@ def ablate(
         job = AblationJob(
             datasets=datasets,
             studies=chosen,
+            grid=Grid(depth_list or (1,), token_list, default_tokens, budget_list),
             method=method,
             seeds=seed_list,
             shots=shots,
             out=out,
-            depths=depth_list,
-            tokens=token_list,
-            default_tokens=default_tokens,
-            budgets=budget_list,
             overrides=tuple(set_ or []),
             boost_overrides=tuple(boost_set or []),
             checkpoint_every=checkpoint_every,
         )
-        job.check(Grid(depth_list or (1,), token_list, default_tokens, budget_list))
+        job.check()
         student, large = load_backbones(
             backbone,
             pretrained,
@@ -116,18 +111,17 @@ def ablate(
             preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
         )
-        grid = job.grid(student)
-        settings = grid.settings(chosen)
+        if not depth_list:
+            job = replace(job, grid=replace(job.grid, depths=quarter_depths(student.n_vision_layers)))
+        job.grid.check_depths(student.n_vision_layers, student.arch)
         if dry_run:
-            _show_plan(job, settings, student, large, images_per_second, as_json=json_)
+            _show_plan(job, student, large, images_per_second, as_json=json_)
         else:
-            _run(job, grid, settings, student, large, console, as_json=json_)
+            _run(job, student, large, console, as_json=json_)
 
 
 def _run(
     job: "AblationJob",
-    grid: "Grid",
-    settings: "Sequence[Setting]",
     student: "Backbone",
     teacher: "Backbone",
     console: Console,
@@ -140,17 +134,14 @@ def _run(
     from training.ablation.run import run_ablation  # noqa: PLC0415  torch
     from training.files import write_atomic  # noqa: PLC0415
 
-    facts = {
-        name: {"arch": each.arch, "pretrained": each.pretrained, "fingerprint": each.fingerprint}
-        for name, each in (("student", student), ("teacher", teacher))
-    }
+    facts = {"student": student.identity, "teacher": teacher.identity}
 
     def save(measured: "Measured") -> None:
-        content = AblationReport(job, grid, measured, facts).to_json()
+        content = AblationReport(job, measured, facts).to_json()
         write_atomic(job.out / JSON_NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
-    measured = run_ablation(job, settings, student, teacher, console, on_setting=save)
-    content = write_ablation(AblationReport(job, grid, measured, facts), job.out, console)
+    measured = run_ablation(job, student, teacher, console, on_setting=save)
+    content = write_ablation(AblationReport(job, measured, facts), job.out, console)
     if as_json:
         typer.echo(json.dumps(content))
         return
@@ -168,7 +159,6 @@ def _run(
 
 def _show_plan(
     job: "AblationJob",
-    settings: "Sequence[Setting]",
     student: "Backbone",
     teacher: "Backbone",
     images_per_second: float | None,
@@ -178,12 +168,12 @@ def _show_plan(
     """Print the runs of every setting, and the estimate."""
     from training.ablation.workload import plan_of  # noqa: PLC0415  torch
 
-    plan: dict[str, Any] = plan_of(job, settings, student, teacher, images_per_second)
+    plan: dict[str, Any] = plan_of(job, student, teacher, images_per_second)
     if as_json:
         typer.echo(json.dumps(plan))
         return
     shown = Console()
-    table = Table("setting", "boosting runs", "adapting runs", title=f"{job.method}: {len(settings)} settings")
+    table = Table("setting", "boosting runs", "adapting runs", title=f"{job.method}: {len(plan['settings'])} settings")
     for each in plan["settings"]:
         table.add_row(each["setting"], str(each["boosting_runs"]), str(each["adapting_runs"]))
     shown.print(table)

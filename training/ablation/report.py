@@ -8,7 +8,7 @@ from typing import Any
 from training.ablation import findings
 from training.ablation.findings import Finding
 from training.ablation.run import AblationJob, Measured
-from training.ablation.settings import Grid, Setting
+from training.ablation.settings import Setting
 from training.evaluation.caspl_tables import BUDGET, CASPL_PAPER, DEPTH_H, PHASE_DEPTHS
 from training.evaluation.metrics import Spread, harmonic_mean, spread
 from training.evaluation.rows import ZERO_SHOT, Row
@@ -37,16 +37,13 @@ class AblationReport:
     """Results of an ablation.
 
     Args:
-        job: data, method and recipe values.
-        grid: the compared values.
+        job: data, settings, method and recipe values.
         measured: rows of each setting; settings without rows are left out.
         facts: `student` and `teacher`, each with `arch`, `pretrained` and `fingerprint`.
     """
 
-    def __init__(
-        self, job: AblationJob, grid: Grid, measured: Measured, facts: Mapping[str, Mapping[str, str]]
-    ) -> None:
-        self.job, self.grid, self.facts = job, grid, facts
+    def __init__(self, job: AblationJob, measured: Measured, facts: Mapping[str, Mapping[str, str]]) -> None:
+        self.job, self.grid, self.facts = job, job.grid, facts
         self.measured = {setting: rows for setting, rows in measured.items() if rows}
         self._own = {
             setting: [row for row in rows if row.method == job.method] for setting, rows in self.measured.items()
