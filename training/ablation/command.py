@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training import options
-from training.evaluation.arguments import Arch, Overrides, Seeds, numbers
+from training.evaluation import arguments
 from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
@@ -22,10 +22,8 @@ ablate_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @ablate_app.command(epilog="\b\nExample:\n  caspl ablate --data dtd --data eurosat --root data/ --dry-run")
 def ablate(
-    data: Annotated[
-        list[str], typer.Option(help="data set: a name, a folder of class folders, a .csv or .jsonl file; repeatable")
-    ],
-    root: Annotated[Path | None, typer.Option(help="folder with the published data sets")] = None,
+    data: arguments.DataSets,
+    root: arguments.Root = None,
     studies: Annotated[
         str, typer.Option(help="comma-separated: depth (table 5), tokens (figure 4), budget (table 6)")
     ] = "depth,tokens,budget",
@@ -36,39 +34,36 @@ def ablate(
     tokens: Annotated[str, typer.Option(help="numbers of prompts of each phase, for tokens")] = "4,8,16",
     default_tokens: Annotated[int, typer.Option(min=1, help="number of prompts of each phase, for depth")] = 8,
     budgets: Annotated[str, typer.Option(help="total numbers of prompts, for budget; even")] = "8,16",
-    seeds: Seeds = "1,2,3",
+    seeds: arguments.Seeds = "1,2,3",
     shots: Annotated[int, typer.Option(min=1, help="labelled images per base class")] = 16,
-    backbone: Arch = "ViT-B-16",
+    backbone: arguments.Arch = "ViT-B-16",
     pretrained: options.Pretrained = None,
-    teacher: Annotated[str, typer.Option(help="teacher: open_clip architecture")] = "ViT-L-14",
+    teacher: arguments.Teacher = "ViT-L-14",
     teacher_pretrained: options.Pretrained = None,
     random_weights: options.RandomWeights = False,
     quick_gelu: options.QuickGelu = False,
     preprocess_of: options.PreprocessOf = None,
     teacher_preprocess_of: options.TeacherPreprocessOf = None,
     interpolate_positions: options.InterpolatePositions = False,
-    out: Annotated[Path, typer.Option(help="folder for the report and finished results, which are reused")] = Path(
-        "ablation"
-    ),
-    set_: Overrides = None,
-    boost_set: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="override a boosting recipe value")
-    ] = None,
+    out: arguments.Out = Path("ablation"),
+    set_: arguments.Overrides = None,
+    boost_set: arguments.BoostOverrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="list the runs with an estimate of their duration, and stop")
     ] = False,
-    images_per_second: Annotated[
-        float | None, typer.Option(min=0.001, help="rate for the estimate; default: time a few steps")
-    ] = None,
+    images_per_second: arguments.ImagesPerSecond = None,
     checkpoint_every: options.CheckpointEvery = 100,
     device: options.Device = "auto",
     json_: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Run the CasPL paper's ablations: depth and number of prompts of each phase, frozen or learnable boosting."""
-    seed_list = numbers(seeds, "--seeds", least=0)
-    depth_list = numbers(depths, "--depths", least=1) if depths else ()
-    token_list, budget_list = numbers(tokens, "--tokens", least=1), numbers(budgets, "--budgets", least=2)
+    if images_per_second is not None and not dry_run:
+        raise typer.BadParameter("--images-per-second requires --dry-run")
+    seed_list = arguments.numbers(seeds, "--seeds", least=0)
+    depth_list = arguments.numbers(depths, "--depths", least=1) if depths else ()
+    token_list = arguments.numbers(tokens, "--tokens", least=1)
+    budget_list = arguments.numbers(budgets, "--budgets", least=2)
     with exit_on_error("ablate", quiet=quiet):
         from training.ablation.run import AblationJob  # noqa: PLC0415  torch
         from training.ablation.settings import ABLATED_METHODS, STUDIES, Grid, quarter_depths  # noqa: PLC0415  torch

@@ -1,6 +1,8 @@
 """`caspl reproduce`; torch is imported after the arguments are validated."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -8,7 +10,7 @@ import typer
 from rich.console import Console
 
 from training import options
-from training.evaluation.arguments import Arch, Methods, Overrides, Seeds, method_names, numbers
+from training.evaluation import arguments
 from training.evaluation.terminal_tables import show_report
 from training.terminal import exit_on_error, print_notes
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     Load = Callable[[], tuple[Backbone, Backbone]]
 
+_USED_BY_CHECK: Final = {"check", "tolerance", "json_", "quiet"}
 DEFAULT_TABLES: Final = "base-to-new,domain-generalisation"
 
 reproduce_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -33,6 +36,7 @@ reproduce_app = typer.Typer(add_completion=False, rich_markup_mode=None)
     "  caspl reproduce --all --root data/ --pretrained openai --teacher-pretrained openai --dry-run"
 )
 def reproduce(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="name or path of a data set, such as dtd; or --all or --check")] = "",
     all_: Annotated[bool, typer.Option("--all", help="the paper's tables on all of its data sets")] = False,
     check: Annotated[
@@ -53,16 +57,14 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check every file, estimate hours and disk space, and stop")
     ] = False,
-    images_per_second: Annotated[
-        float | None, typer.Option(min=0.001, help="with --dry-run: rate for the estimate; default: time a few steps")
-    ] = None,
+    images_per_second: arguments.ImagesPerSecond = None,
     root: Annotated[Path | None, typer.Option("--root", "--data", help="folder with the published data sets")] = None,
-    backbone: Arch = "ViT-B-16",
+    backbone: arguments.Arch = "ViT-B-16",
     pretrained: options.Pretrained = None,
-    teacher: Annotated[str, typer.Option(help="teacher: open_clip architecture")] = "ViT-L-14",
+    teacher: arguments.Teacher = "ViT-L-14",
     teacher_pretrained: options.Pretrained = None,
-    methods: Methods = "coop,cocoop,maple,promptsrc",
-    seeds: Seeds = "1,2,3",
+    methods: arguments.Methods = "coop,cocoop,maple,promptsrc",
+    seeds: arguments.Seeds = "1,2,3",
     shots: Annotated[
         int | None, typer.Option(min=1, help="labelled images per class of one data set; default 16")
     ] = None,
@@ -75,10 +77,8 @@ def reproduce(
         Path | None,
         typer.Option(help="folder for results, report and finished rows; default reproduce-<data set> or -all"),
     ] = None,
-    set_: Overrides = None,
-    boost_set: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="override a boosting recipe value")
-    ] = None,
+    set_: arguments.Overrides = None,
+    boost_set: arguments.BoostOverrides = None,
     checkpoint_every: options.CheckpointEvery = 100,
     device: options.Device = "auto",
     json_: options.AsJson = False,
@@ -87,13 +87,18 @@ def reproduce(
     """Boost, evaluate methods with and without boosting, and compare with the published numbers."""
     if sum([bool(dataset), all_, check is not None]) != 1:
         raise typer.BadParameter("expected one of: a data set, --all, --check FILE")
+    given = options.given(context)
+    if check is not None and (unused := sorted(given - _USED_BY_CHECK)):
+        raise typer.BadParameter(f"--check does not use --{unused[0].strip('_').replace('_', '-')}")
+    if "tolerance" in given and dataset:
+        raise typer.BadParameter("--tolerance requires --all or --check")
     if not all_ and (tables or skip_missing):
         raise typer.BadParameter("--tables and --skip-missing require --all")
     if all_ and shots is not None:
         raise typer.BadParameter("--all uses the paper's numbers of images; --shots is for one data set")
     if images_per_second is not None and not dry_run:
         raise typer.BadParameter("--images-per-second requires --dry-run")
-    seed_list = numbers(seeds, "--seeds", least=0)
+    seed_list = arguments.numbers(seeds, "--seeds", least=0)
     with exit_on_error("reproduce", quiet=quiet):
         if check is not None:
             _compare(check, tolerance, as_json=json_)
@@ -102,21 +107,21 @@ def reproduce(
         from training.reproduction.run import ReproductionJob  # noqa: PLC0415  torch
         from training.reproduction.tables import PaperTable  # noqa: PLC0415
 
-        def load() -> "tuple[Backbone, Backbone]":
-            return load_backbones(
-                backbone,
-                pretrained,
-                teacher,
-                teacher_pretrained,
-                is_random=random_weights,
-                device=device,
-                teacher_preprocess_of=teacher_preprocess_of,
-                quick_gelu=quick_gelu,
-                preprocess_of=preprocess_of,
-                interpolate_positions=interpolate_positions,
-            )
+        load = partial(
+            load_backbones,
+            backbone,
+            pretrained,
+            teacher,
+            teacher_pretrained,
+            is_random=random_weights,
+            device=device,
+            teacher_preprocess_of=teacher_preprocess_of,
+            quick_gelu=quick_gelu,
+            preprocess_of=preprocess_of,
+            interpolate_positions=interpolate_positions,
+        )
 
-        console, names = Console(stderr=True, quiet=quiet), method_names(methods)
+        console, names = Console(stderr=True, quiet=quiet), arguments.method_names(methods)
         chosen = (
             _chosen_tables(tables or DEFAULT_TABLES, names)
             if all_
@@ -140,8 +145,6 @@ def reproduce(
 
 def _chosen_tables(names: str, methods: tuple[str, ...]) -> "tuple[PaperTable, ...]":
     """The paper's tables, with the selected ones of their methods."""
-    from dataclasses import replace  # noqa: PLC0415
-
     from training.reproduction.tables import TABLES  # noqa: PLC0415
 
     chosen = tuple(dict.fromkeys(part.strip() for part in names.split(",") if part.strip()))

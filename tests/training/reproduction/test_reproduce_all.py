@@ -162,6 +162,8 @@ def test_a_timed_dry_run_states_where_its_durations_come_from(root):
         (["--all", "--shots", "4"], 2, "--shots is for one data set"),
         (["dtd", "--skip-missing"], 2, "--tables and --skip-missing require --all"),
         (["dtd", "--images-per-second", "3"], 2, "--images-per-second requires --dry-run"),
+        (["dtd", "--tolerance", "2"], 2, "--tolerance requires --all or --check"),
+        (["--check", "nowhere.json", "--boost-set", "epochs=3"], 2, "--check does not use --boost-set"),
         (["--check", "nowhere.json"], 1, "Cannot read the results nowhere.json"),
     ],
 )
