@@ -6,7 +6,7 @@ from prompted_clip.backbone import Backbone
 from training.ablation.run import AblationJob
 from training.ablation.settings import Setting
 from training.data.few_shot import base_and_new, few_shot
-from training.evaluation.estimate import Timer, in_words
+from training.evaluation.estimate import Timer, format_duration
 from training.evaluation.paper_recipes import adapt_recipe
 
 
@@ -75,5 +75,5 @@ def plan_of(
         "seconds": seconds,
         "estimated_from": timer.source,
         "summary": f"{boosting_runs} boosting runs and {adapting_runs} adapting runs, {n_images:,} images through the "
-        f"models: at most {in_words(seconds)}, from {timer.source}",
+        f"models: at most {format_duration(seconds)}, from {timer.source}",
     }

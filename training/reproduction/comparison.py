@@ -11,7 +11,7 @@ from training.evaluation.caspl_tables import (
     SHOTS,
     TRANSFER_TARGETS,
 )
-from training.evaluation.metrics import Spread, spread
+from training.evaluation.metrics import Spread, spreads
 from training.evaluation.published import published
 from training.evaluation.rows import ZERO_SHOT
 from training.reproduction.results_file import Cell, ResultRow, ResultsFile
@@ -60,7 +60,7 @@ def compare(results: ResultsFile, tolerance: float) -> list[ComparedCell]:
     for cell, paper in paper_cells():
         if cell.protocol not in measured_tables:
             continue
-        measured = _rates(by_cell.get(cell, []), paper)
+        measured = spreads(by_cell.get(cell, []), paper)
         agrees = all(abs(found.mean - paper[name]) <= tolerance for name, found in measured.items())
         compared.append(ComparedCell(cell, paper, measured, agrees if measured else None))
     return compared
@@ -80,7 +80,7 @@ def paper_cells() -> Iterator[tuple[Cell, dict[str, float]]]:
 
 
 def model_notes(results: ResultsFile) -> list[str]:
-    """Reasons why the file may not compare with the paper at all."""
+    """Reasons why results may not be comparable with the paper's."""
     notes = []
     for role, facts, expected in (
         ("student", results.student, PAPER_STUDENT),
@@ -105,7 +105,7 @@ def model_notes(results: ResultsFile) -> list[str]:
 
 
 def advice(compared: Sequence[ComparedCell]) -> str | None:
-    """What to check first if the plain zero-shot rows differ, which involve no training."""
+    """Advice if plain zero-shot rows differ, which involve no training; None if they agree."""
     differing = [each.cell for each in compared if each.agrees is False]
     wrong = [cell.target for cell in differing if cell.method == ZERO_SHOT and not cell.boosted]
     if not wrong:
@@ -128,8 +128,3 @@ def _printed(cell: Cell) -> dict[str, float]:
     if target not in TRANSFER_TARGETS:
         return {}
     return {"accuracy": DOMAIN_GENERALISATION[method, boosted][TRANSFER_TARGETS.index(target)]}
-
-
-def _rates(rows: list[ResultRow], paper: Mapping[str, float]) -> dict[str, Spread]:
-    values = {name: [getattr(row, name) for row in rows] for name in paper}
-    return {name: spread(found) for name, found in values.items() if found and None not in found}

@@ -1,4 +1,4 @@
-"""`caspl reproduce --dry-run`: what is there, what is missing, and an estimate of hours and disk space."""
+"""`caspl reproduce --dry-run`: problems with data and weights, and an estimate of time and disk space."""
 
 from collections.abc import Callable
 from dataclasses import asdict

@@ -1,7 +1,7 @@
-"""The results file of a reproduction: `results.json`, which others can send in and `--check` compares with the paper.
+"""The results file of a reproduction, `results.json`, which `caspl reproduce --check` compares with the paper.
 
-It holds one row per method, seed and data set, with the models, recipes' overrides and digests of the data. Means are
-computed from the rows when the file is read, never stored.
+It has one row per method, seed and data set, the models, the overrides of recipes, and digests of the data. Means are
+not stored, but computed from the rows.
 """
 
 import json

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from training.evaluation.estimate import in_words
+from training.evaluation.estimate import format_duration
 from training.reproduction.comparison import ComparedCell, advice, model_notes
 from training.reproduction.results_file import ResultsFile
 
@@ -24,7 +24,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         if found["found"]:
             cells = [f"{found['n_train']:,}", f"{found['n_test']:,}", decimal(found["bytes"])]
         if of_runs := estimates.get(found["name"]):
-            cells += [str(of_runs["runs"]), f"{of_runs['n_images']:,}", in_words(of_runs["seconds"])]
+            cells += [str(of_runs["runs"]), f"{of_runs['n_images']:,}", format_duration(of_runs["seconds"])]
             cells.append(decimal(of_runs["results_bytes"]))
         table.add_row(found["name"], *cells)
     console.print(table)
@@ -32,7 +32,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if plan["seconds"] is not None:
         console.print(
-            f"total: {in_words(plan['seconds'])}, {decimal(plan['results_bytes'])} of results; estimated from "
+            f"total: {format_duration(plan['seconds'])}, {decimal(plan['results_bytes'])} of results; estimated from "
             f"{plan['estimated_from']}; finished runs are not left out",
             markup=False,
             highlight=False,

@@ -1,4 +1,4 @@
-"""Estimates hours and disk space of a reproduction, per data set."""
+"""Estimates time and disk space of a reproduction, per data set."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

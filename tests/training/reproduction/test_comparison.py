@@ -1,4 +1,4 @@
-"""Results files: what is accepted, and how they compare with the paper's tables."""
+"""Results files: validation, and comparison with the paper's tables."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_rows_that_are_not_in_the_file_are_missing_and_tables_without_rows_are_l
     assert sum(each.agrees is None for each in compared) == 109
 
 
-def test_a_wrong_zero_shot_row_is_what_to_check_first(written):
+def test_the_advice_names_the_data_sets_whose_plain_zero_shot_rows_differ(written):
     cell, paper = next(iter(paper_cells()))
     assert cell.method == "zero-shot"
     compared = compare(written([paper_row(cell, paper, None, 5.0)]), 1.0)
