@@ -12,10 +12,12 @@ from typing import Final
 CASPL_PAPER: Final = "CasPL (arXiv 2409.17805)"
 SHOTS: Final = (1, 2, 4, 8, 16)
 PHASE_DEPTHS: Final = (1, 3, 6, 9, 12)
+METHODS: Final = ("coop", "cocoop", "maple", "promptsrc")
+"""Each with and without boosting prompts."""
 
 _COLUMNS: Final = (
     ("zero-shot", False),
-    *((method, boosted) for method in ("coop", "cocoop", "maple", "promptsrc") for boosted in (False, True)),
+    *((method, boosted) for method in METHODS for boosted in (False, True)),
 )
 
 BASE_TO_NEW: Final[Mapping[str, Mapping[tuple[str, bool], tuple[float, float, float]]]] = MappingProxyType(
