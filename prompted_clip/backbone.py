@@ -91,6 +91,11 @@ class Backbone:
         """Positions of the text tower, 77 in CLIP."""
         return int(self.clip.context_length)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """`arch`, `pretrained` and `fingerprint`, for results and provenance."""
+        return {"arch": self.arch, "pretrained": self.pretrained, "fingerprint": self.fingerprint}
+
     def spec(self) -> BackboneSpec:
         """The manifest's description of this backbone."""
         return BackboneSpec(
@@ -233,9 +238,7 @@ def _log_weights(backbone: Backbone, notes: list[str]) -> None:
     for note in notes:
         logger.warning(note)
     facts = {
-        "arch": backbone.arch,
-        "pretrained": backbone.pretrained,
-        "fingerprint": backbone.fingerprint,
+        **backbone.identity,
         "n_tensors": len(backbone.clip.state_dict()),
         "activation": "QuickGELU" if _is_quick_gelu(backbone.clip) else "GELU",
         "preprocess": backbone.preprocess,

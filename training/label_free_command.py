@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import typer
 from rich.console import Console
 
+from training.options import given
 from training.terminal import print_notes
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def check_options(context: typer.Context, labels: Labels) -> None:
         reasons = dict.fromkeys(_WITHOUT_LABELS, "only --labels none uses it")
     else:
         reasons = {name: f"--labels none does not use it: {reason}" for name, reason in _WITH_LABELS.items()}
+    passed = given(context)
     for name, reason in reasons.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
+        if name in passed:
             raise typer.BadParameter(reason, param_hint=f"--{name.replace('_', '-')}")
 
 

@@ -106,9 +106,6 @@ def run_label_free(
     metrics = {"n_images": len(job.images.files), "n_classes": len(job.class_names), **learned.metrics}
     metrics |= trainer.metrics()
     seed = getattr(recipe, "seed", None)
-    teacher = None
-    if (large := job.teacher) is not None:
-        teacher = {"arch": large.arch, "pretrained": large.pretrained, "fingerprint": large.fingerprint}
     data = export_bundle(
         base_model,
         learned.exported,
@@ -121,7 +118,7 @@ def run_label_free(
             recipe=recipe.model_dump(),
             data_digests=data_digests,
             metrics=metrics,
-            teacher=teacher,
+            teacher=None if job.teacher is None else job.teacher.identity,
             seed=seed,
         ),
     )

@@ -18,6 +18,12 @@ def check_device(name: str) -> str:
     return name
 
 
+def given(context: typer.Context) -> set[str]:
+    """Names of the parameters that are not left at their default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
 LabelledData = Annotated[
     str, typer.Option(help="labelled images: a folder per class, a .csv or .jsonl file, or a data set's name")
 ]

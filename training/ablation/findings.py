@@ -78,6 +78,7 @@ def comparisons(grid: Grid, studies: Sequence[str]) -> list[Comparison]:
         low, high, cell = min(grid.depths), max(grid.depths), grid.depth_setting
         first = tuple((cell(high, other), cell(low, other)) for other in grid.depths)
         second = tuple((cell(other, high), cell(other, low)) for other in grid.depths)
+        # From table 5. The text of section 4.5 attributes each of these two gains to the other phase.
         gains = fmean(b - a for a, b in zip(DEPTH_H[0], DEPTH_H[-1], strict=True)), fmean(r[-1] - r[0] for r in DEPTH_H)
         for phase, pairs, gain in ((1, first, gains[0]), (2, second, gains[1])):
             claim = f"deeper prompts in phase {phase} increase H: deepest against shallowest, mean"

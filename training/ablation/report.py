@@ -8,9 +8,10 @@ from typing import Any
 from training.ablation import findings
 from training.ablation.findings import Finding
 from training.ablation.run import AblationJob, Measured
-from training.ablation.settings import Grid, Setting
+from training.ablation.settings import Setting
 from training.evaluation.caspl_tables import BUDGET, CASPL_PAPER, DEPTH_H, PHASE_DEPTHS
 from training.evaluation.metrics import Spread, harmonic_mean, spread
+from training.evaluation.report import markdown_table
 from training.evaluation.rows import ZERO_SHOT, Row
 
 MEASURES = ("base", "new", "h")
@@ -37,16 +38,13 @@ class AblationReport:
     """Results of an ablation.
 
     Args:
-        job: data, method and recipe values.
-        grid: the compared values.
+        job: data, settings, method and recipe values.
         measured: rows of each setting; settings without rows are left out.
         facts: `student` and `teacher`, each with `arch`, `pretrained` and `fingerprint`.
     """
 
-    def __init__(
-        self, job: AblationJob, grid: Grid, measured: Measured, facts: Mapping[str, Mapping[str, str]]
-    ) -> None:
-        self.job, self.grid, self.facts = job, grid, facts
+    def __init__(self, job: AblationJob, measured: Measured, facts: Mapping[str, Mapping[str, str]]) -> None:
+        self.job, self.grid, self.facts = job, job.grid, facts
         self.measured = {setting: rows for setting, rows in measured.items() if rows}
         self._own = {
             setting: [row for row in rows if row.method == job.method] for setting, rows in self.measured.items()
@@ -130,7 +128,7 @@ class AblationReport:
             heads = [f"phase 2: {depth}" for depth in self.grid.depths]
             lines += [f"H by depth of phase 1 (rows) and phase 2, {self.grid.default_tokens} prompts per phase:", ""]
             rows = zip((f"phase 1: {depth}" for depth in self.grid.depths), self.depth_table(), strict=True)
-            lines += [*_grid(["depth", *heads], [[name, *map(_text, cells)] for name, cells in rows]), ""]
+            lines += [*markdown_table(["depth", *heads], [[name, *map(_text, cells)] for name, cells in rows]), ""]
         if "tokens" in self.job.studies:
             heads = [f"{tokens} adapting" for tokens in self.grid.tokens]
             lines += [f"H by number of prompts, depth {self.grid.deepest}:", ""]
@@ -139,17 +137,17 @@ class AblationReport:
                 for learnable in (False, True)
                 for tokens, cells in zip(self.grid.tokens, self.tokens_table(learnable=learnable), strict=True)
             ]
-            lines += [*_grid(["phase 1", *heads], body), ""]
+            lines += [*markdown_table(["phase 1", *heads], body), ""]
         if "budget" in self.job.studies:
             lines += [f"Base, new and H for the same total number of prompts, depth {self.grid.deepest}:", ""]
             body = [
                 [str(total), _parts(setting), *(_text(found[name]) for name in MEASURES)]
                 for total, setting, found in self.budget_rows()
             ]
-            lines += [*_grid(["prompts", "as", "base", "new", "H"], body), ""]
+            lines += [*markdown_table(["prompts", "as", "base", "new", "H"], body), ""]
         lines += ["The paper's findings:", ""]
         body = [[each.claim, each.paper, each.measured, "yes" if each.holds else "no"] for each in self.findings()]
-        lines += _grid(["finding", "paper", "here", "holds"], body)
+        lines += markdown_table(["finding", "paper", "here", "holds"], body)
         return "\n".join(lines)
 
 
@@ -165,7 +163,7 @@ def published_markdown() -> str:
         )
     ]
     lines = [f"{CASPL_PAPER}, tables 5 and 6: PromptSRC, ViT-B/16, mean over ten data sets.", ""]
-    lines += [*_grid(heads, depth), "", *_grid(["prompts", "as", "base", "new", "H"], budget)]
+    lines += [*markdown_table(heads, depth), "", *markdown_table(["prompts", "as", "base", "new", "H"], budget)]
     return "\n".join(lines)
 
 
@@ -178,7 +176,3 @@ def _text(found: Spread | None) -> str:
     if found is None:
         return "-"
     return f"{found.mean:.1f}" if found.sd is None else f"{found.mean:.1f} ± {found.sd:.1f}"
-
-
-def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in [titles, ["---"] * len(titles), *rows]]

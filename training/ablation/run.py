@@ -3,7 +3,7 @@
 The results folder is that of `caspl evaluate` and `caspl reproduce`: finished rows and bundles are reused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,10 @@ from rich.console import Console
 
 from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
-from training.ablation.settings import Grid, Setting, quarter_depths
+from training.ablation.settings import Grid, Setting
 from training.data.dataset import Dataset
-from training.errors import RecipeError
 from training.evaluation.bench import Bench, ShotSampler
-from training.evaluation.paper_recipes import adapt_recipe, boost_recipe
+from training.evaluation.paper_recipes import boost_recipe
 from training.evaluation.plan import Plan, run_plan
 from training.evaluation.predict import Predictor
 from training.evaluation.reproduce import boost_on
@@ -30,58 +29,43 @@ class AblationJob:
     Attributes:
         datasets: with train and test images; base-to-new on each.
         studies: some of `STUDIES`.
+        grid: the values to compare.
         method: one of `ABLATED_METHODS`.
-        depths: of each phase; empty for one layer and each quarter of the image tower.
-        tokens, default_tokens, budgets: as in `Grid`.
         seeds: of sampling and training.
         shots: training images per base class.
+        out: the results folder.
         overrides: values of the method's recipe as `key=value`; they win over the setting's.
         boost_overrides: the same for phase 1.
-        out: the results folder.
         checkpoint_every: steps between checkpoints.
     """
 
     datasets: tuple[Dataset, ...]
     studies: tuple[str, ...]
+    grid: Grid
     method: str
     seeds: tuple[int, ...]
     shots: int
     out: Path
-    depths: tuple[int, ...] = ()
-    tokens: tuple[int, ...] = (4, 8, 16)
-    default_tokens: int = 8
-    budgets: tuple[int, ...] = (8, 16)
     overrides: tuple[str, ...] = ()
     boost_overrides: tuple[str, ...] = ()
     checkpoint_every: int = 100
 
-    def check(self, grid: Grid) -> None:
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings to measure; those with the same boosting prompts follow each other."""
+        return self.grid.settings(self.studies)
+
+    def check(self) -> None:
         """Validate data sets and recipes of all settings, so that errors appear before the run starts.
 
         Raises:
             DatasetError, RecipeError: as `plan` and `boost_recipe`.
         """
         for dataset in self.datasets:
-            for setting in grid.settings(self.studies):
+            for setting in self.settings:
                 self.plan(dataset, setting)
                 if setting.is_boosted:
                     self.boost_recipe(dataset, setting)
-
-    def grid(self, student: Backbone) -> Grid:
-        """The values to compare, for a student.
-
-        Raises:
-            RecipeError: an invalid value, or a depth beyond the student's image tower.
-        """
-        n_layers = student.n_vision_layers
-        depths = self.depths or quarter_depths(n_layers)
-        if max(depths) > n_layers:
-            msg = (
-                f"A depth of {max(depths)} exceeds the {n_layers} layers of {student.arch}'s image tower; use depths "
-                f"from 1 to {n_layers}."
-            )
-            raise RecipeError(msg)
-        return Grid(depths, self.tokens, self.default_tokens, self.budgets)
 
     def plan(self, dataset: Dataset, setting: Setting) -> Plan:
         """The runs of one setting on one data set.
@@ -100,23 +84,6 @@ class AblationJob:
         """
         return boost_recipe(dataset, [*setting.boost_overrides(), *self.boost_overrides])
 
-    def distinct(self, settings: Sequence[Setting]) -> list[Setting]:
-        """The settings without those that overrides make equal to an earlier one."""
-        found: dict[str, Setting] = {}
-        dataset = self.datasets[0]
-        for setting in settings:
-            recipe = adapt_recipe(
-                self.method,
-                dataset,
-                "base-to-new",
-                shots=self.shots,
-                boosted=setting.is_boosted,
-                overrides=self.plan(dataset, setting).overrides,
-            ).model_dump_json()
-            boost = self.boost_recipe(dataset, setting).model_dump_json() if setting.is_boosted else ""
-            found.setdefault(boost + recipe, setting)
-        return list(found.values())
-
 
 Measured = Mapping[Setting, tuple[Row, ...]]
 """Rows of each setting: those of the method, and the zero-shot row of its base model, for each data set."""
@@ -124,7 +91,6 @@ Measured = Mapping[Setting, tuple[Row, ...]]
 
 def run_ablation(
     job: AblationJob,
-    settings: Sequence[Setting],
     student: Backbone,
     teacher: Backbone,
     console: Console,
@@ -134,8 +100,7 @@ def run_ablation(
     """Measure every setting on every data set.
 
     Args:
-        job: data, method and recipe values.
-        settings: the settings, those with the same boosting prompts next to each other.
+        job: data, settings, method and recipe values.
         student: the evaluated backbone.
         teacher: the larger backbone, which boosts the student.
         console: shows progress.
@@ -145,19 +110,16 @@ def run_ablation(
         TrainingError: see its subclasses; finished rows and bundles are kept.
     """
     results, predictor, sampler = Results(job.out), Predictor(student), ShotSampler(console)
-    measured: dict[Setting, tuple[Row, ...]] = dict.fromkeys(settings, ())
-    n_runs = len(job.datasets) * len(settings)
-    for dataset_number, dataset in enumerate(job.datasets):
-        for number, setting in enumerate(settings, dataset_number * len(settings) + 1):
-            console.print(f"setting {number}/{n_runs} on {dataset.name}: {setting}", markup=False, highlight=False)
-            boost: Bundle | None = None
-            if setting.is_boosted:
-                recipe = job.boost_recipe(dataset, setting)
-                boost = boost_on(
-                    dataset, recipe, student, teacher, results, console, checkpoint_every=job.checkpoint_every
-                )
-            bench = Bench(predictor, results, console, boost, checkpoint_every=job.checkpoint_every, sampler=sampler)
-            report = run_plan(job.plan(dataset, setting), [[bench]])
-            measured[setting] = (*measured[setting], *report.rows)
-            on_setting(measured)
+    measured: dict[Setting, tuple[Row, ...]] = dict.fromkeys(job.settings, ())
+    work = [(dataset, setting) for dataset in job.datasets for setting in job.settings]
+    for number, (dataset, setting) in enumerate(work, 1):
+        console.print(f"setting {number}/{len(work)} on {dataset.name}: {setting}", markup=False, highlight=False)
+        boost: Bundle | None = None
+        if setting.is_boosted:
+            recipe = job.boost_recipe(dataset, setting)
+            boost = boost_on(dataset, recipe, student, teacher, results, console, checkpoint_every=job.checkpoint_every)
+        bench = Bench(predictor, results, console, boost, checkpoint_every=job.checkpoint_every, sampler=sampler)
+        report = run_plan(job.plan(dataset, setting), [[bench]])
+        measured[setting] = (*measured[setting], *report.rows)
+        on_setting(measured)
     return measured

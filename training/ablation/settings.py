@@ -82,7 +82,7 @@ class Grid:
     """The values that the studies compare.
 
     Attributes:
-        depths: depths of each phase, for `depth`; the last one is used by the other studies.
+        depths: depths of each phase, for `depth`; the other studies use the largest.
         tokens: numbers of prompts of each phase, for `tokens`.
         default_tokens: number of prompts of each phase, for `depth`.
         budgets: total numbers of prompts, for `budget`; even.
@@ -108,6 +108,19 @@ class Grid:
             raise RecipeError(msg)
         if odd := [total for total in self.budgets if total % 2]:
             msg = f"A budget is split into halves of boosting and adapting prompts; {odd[0]} is odd."
+            raise RecipeError(msg)
+
+    def check_depths(self, n_layers: int, arch: str) -> None:
+        """Check that no depth exceeds the image tower.
+
+        Raises:
+            RecipeError: one does.
+        """
+        if self.deepest > n_layers:
+            msg = (
+                f"A depth of {self.deepest} exceeds the {n_layers} layers of {arch}'s image tower; use depths from 1 "
+                f"to {n_layers}."
+            )
             raise RecipeError(msg)
 
     @property

@@ -1,19 +1,17 @@
 """The runs of an ablation before it starts, with an estimate of their duration."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from prompted_clip.backbone import Backbone
 from training.ablation.run import AblationJob
 from training.ablation.settings import Setting
 from training.data.few_shot import base_and_new, few_shot
-from training.evaluation.estimate import Timer, in_words
+from training.evaluation.estimate import Timer, format_duration
 from training.evaluation.paper_recipes import adapt_recipe
 
 
 def plan_of(
     job: AblationJob,
-    settings: Sequence[Setting],
     student: Backbone,
     teacher: Backbone,
     images_per_second: float | None = None,
@@ -24,8 +22,7 @@ def plan_of(
     prompts, so the estimate is an upper bound.
 
     Args:
-        job: data, method and recipe values.
-        settings: the settings to run.
+        job: data, settings, method and recipe values.
         student: the evaluated backbone.
         teacher: the larger backbone.
         images_per_second: a rate instead of a timing.
@@ -35,6 +32,7 @@ def plan_of(
         line `summary`.
     """
     timer = Timer(student, teacher, images_per_second)
+    settings = job.settings
     largest = max(settings, key=lambda each: (each.total_tokens, each.adapting_depth))
     boosted = [setting for setting in settings if setting.is_boosted]
     first_of: dict[tuple[int, int], Setting] = {}
@@ -77,5 +75,5 @@ def plan_of(
         "seconds": seconds,
         "estimated_from": timer.source,
         "summary": f"{boosting_runs} boosting runs and {adapting_runs} adapting runs, {n_images:,} images through the "
-        f"models: at most {in_words(seconds)}, from {timer.source}",
+        f"models: at most {format_duration(seconds)}, from {timer.source}",
     }

@@ -16,7 +16,7 @@ from prompted_clip.backbone import load_backbone
 from training.ablation.output import write_ablation
 from training.ablation.report import AblationReport
 from training.ablation.run import AblationJob, run_ablation
-from training.ablation.settings import STUDIES
+from training.ablation.settings import STUDIES, Grid
 from training.data.folder_per_class import read_class_folders
 from training.demo.adapt_domains import read_recipes
 from training.demo.boost_domains import RECIPE
@@ -57,20 +57,13 @@ def ablate_domain(domain: str, work_dir: Path, seeds: Sequence[int], console: Co
         seeds=tuple(seeds),
         shots=SHOTS,
         out=work_dir / domain,
-        depths=DEPTHS,
-        tokens=TOKENS,
-        budgets=BUDGETS,
+        grid=Grid(DEPTHS, TOKENS, budgets=BUDGETS),
         overrides=_values(adapt, ADAPT_VALUES),
         boost_overrides=_values(boost, {"epochs": BOOST_EPOCHS}),
     )
     student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
-    grid = job.grid(student)
-    measured = run_ablation(job, grid.settings(STUDIES), student, teacher, console)
-    facts = {
-        name: {"arch": each.arch, "pretrained": each.pretrained, "fingerprint": each.fingerprint}
-        for name, each in (("student", student), ("teacher", teacher))
-    }
-    report = AblationReport(job, grid, measured, facts)
+    measured = run_ablation(job, student, teacher, console)
+    report = AblationReport(job, measured, {"student": student.identity, "teacher": teacher.identity})
     write_ablation(report, job.out, console)
     return report
 

@@ -1,15 +1,28 @@
-"""Options and arguments that `caspl evaluate`, `reproduce` and `ablate` share; imports no torch."""
+"""Options that `caspl evaluate`, `reproduce` and `ablate` share; imports no torch."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+DataSets = Annotated[
+    list[str], typer.Option(help="data set: a name, a folder of class folders, a .csv or .jsonl file; repeatable")
+]
+Root = Annotated[Path | None, typer.Option(help="folder with the published data sets")]
+Out = Annotated[Path, typer.Option(help="folder for the report and finished results, which are reused")]
 Methods = Annotated[str, typer.Option(help="comma-separated adapting methods; empty for the base model only")]
 Seeds = Annotated[str, typer.Option(help="comma-separated seeds of sampling and training")]
 Arch = Annotated[str, typer.Option(help="open_clip architecture")]
+Teacher = Annotated[str, typer.Option(help="teacher: open_clip architecture")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a recipe value: key=value or method.key=value"),
+]
+BoostOverrides = Annotated[
+    list[str] | None, typer.Option("--boost-set", metavar="KEY=VALUE", help="override a boosting recipe value")
+]
+ImagesPerSecond = Annotated[
+    float | None, typer.Option(min=0.001, help="with --dry-run: rate for the estimate; default: time a few steps")
 ]
 
 

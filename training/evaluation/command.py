@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from training import options
-from training.evaluation.arguments import Arch, Methods, Overrides, Seeds, method_names, numbers
+from training.evaluation.arguments import Arch, DataSets, Methods, Out, Overrides, Root, Seeds, method_names, numbers
 from training.evaluation.terminal_tables import show_report
 from training.terminal import exit_on_error
 
@@ -39,10 +39,8 @@ class SplitName(StrEnum):
     epilog="\b\nExample:\n  caspl evaluate --data test-images/ --pretrained openai --bundle shelf.safetensors"
 )
 def evaluate(
-    data: Annotated[
-        list[str], typer.Option(help="data set: a name, a folder of class folders, a .csv or .jsonl file; repeatable")
-    ],
-    root: Annotated[Path | None, typer.Option(help="folder with the published data sets")] = None,
+    data: DataSets,
+    root: Root = None,
     protocol: Annotated[ProtocolName | None, typer.Option(help="run a protocol of the papers")] = None,
     methods: Methods = "",
     boost: Annotated[
@@ -64,9 +62,7 @@ def evaluate(
     quick_gelu: options.QuickGelu = False,
     preprocess_of: options.PreprocessOf = None,
     interpolate_positions: options.InterpolatePositions = False,
-    out: Annotated[Path, typer.Option(help="folder for the report and finished results, which are reused")] = Path(
-        "evaluation"
-    ),
+    out: Out = Path("evaluation"),
     set_: Overrides = None,
     checkpoint_every: options.CheckpointEvery = 100,
     device: options.Device = "auto",

@@ -63,7 +63,7 @@ class Timer:
 
     @property
     def source(self) -> str:
-        """Where the durations come from, in words."""
+        """Source of the durations, for messages."""
         if self._rate is not None:
             return f"a rate of {self._rate:g} images per second, as given"
         return f"{TIMED_STEPS} timed steps of each kind of training and {TIMED_IMAGES} test images, on this machine"
@@ -163,8 +163,8 @@ def _seconds_per_step(learner: Learner, recipe: Recipe) -> float:
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
-def in_words(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
+def format_duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours, such as `2.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -4,7 +4,7 @@ Legend: N images, K classes.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,18 @@ def spread(values: Sequence[float]) -> Spread:
     if not values:
         raise ValueError("at least one value is required")
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def spreads(rows: Iterable[object], measures: Iterable[str]) -> dict[str, Spread]:
+    """Statistics of the measures that all rows have; empty without rows.
+
+    Args:
+        rows: objects with the measures as attributes, None if missing.
+        measures: names of attributes.
+    """
+    listed = list(rows)
+    values = {name: [getattr(row, name) for row in listed] for name in measures}
+    return {name: spread(found) for name, found in values.items() if found and None not in found}
 
 
 def confusion_matrix(labels_N: NDArray[np.int64], named_N: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from training.evaluation.caspl_tables import BASE_TO_NEW, CASPL_PAPER
+from training.evaluation.caspl_tables import BASE_TO_NEW, CASPL_PAPER, SHOTS
 from training.evaluation.metrics import harmonic_mean
 from training.evaluation.rows import ZERO_SHOT
 
 BACKBONE: Final = "CLIP ViT-B/16 (OpenAI)"
-COCOOP_TABLE: Final = "CoCoOp (arXiv 2203.05557), table 2"
 GDA_PAPER: Final = "A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation (arXiv 2402.04087)"
 GDA_LOGS: Final = f"{GDA_PAPER}, logs in its repository"
 CASPL_PAGE: Final = f"{CASPL_PAPER} and its repository's README"
@@ -40,33 +39,9 @@ class PublishedShots:
     source: str = CASPL_PAGE
 
 
-def _by_dataset(rates: Mapping[str, tuple[float, float]], source: str) -> Mapping[str, Published]:
-    """Results from the base and new accuracy of each data set."""
-    results = {
-        name: Published(base, new, round(harmonic_mean(base, new), 2), source) for name, (base, new) in rates.items()
-    }
-    return MappingProxyType(results)
+PAPER_DATASETS: Final = tuple(BASE_TO_NEW)
 
-
-_ZERO_SHOT: Final = _by_dataset(
-    {
-        "imagenet": (72.43, 68.14),
-        "caltech101": (96.84, 94.00),
-        "oxford_pets": (91.17, 97.26),
-        "stanford_cars": (63.37, 74.89),
-        "oxford_flowers": (72.08, 77.80),
-        "food101": (90.10, 91.22),
-        "fgvc_aircraft": (27.19, 36.29),
-        "sun397": (69.36, 75.35),
-        "dtd": (53.24, 59.90),
-        "eurosat": (56.48, 64.05),
-        "ucf101": (70.53, 77.50),
-    },
-    COCOOP_TABLE,
-)
-PAPER_DATASETS: Final = tuple(_ZERO_SHOT)
-
-_GDA: Final = _by_dataset(
+_GDA: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
     {
         "imagenet": (75.95, 69.79),
         "caltech101": (98.04, 94.51),
@@ -79,9 +54,9 @@ _GDA: Final = _by_dataset(
         "dtd": (80.63, 59.82),
         "eurosat": (93.28, 79.21),
         "ucf101": (86.63, 79.09),
-    },
-    GDA_LOGS,
+    }
 )
+"""Base and new accuracy."""
 
 MEANS: Final[Mapping[tuple[str, bool], Published]] = MappingProxyType(
     {
@@ -102,7 +77,6 @@ MEANS: Final[Mapping[tuple[str, bool], Published]] = MappingProxyType(
     | {("gda", False): Published(83.96, 74.53, 78.72, GDA_PAPER)}
 )
 
-SHOTS: Final = (1, 2, 4, 8, 16)
 FEW_SHOT_MEANS: Final[tuple[PublishedShots, ...]] = (
     *(
         PublishedShots(method, boosted, MappingProxyType(dict(zip(SHOTS, values, strict=True))))
@@ -119,24 +93,19 @@ FEW_SHOT_MEANS: Final[tuple[PublishedShots, ...]] = (
 )
 
 
-_METHODS: Final[Mapping[tuple[str, bool], Mapping[str, Published]]] = MappingProxyType(
-    {
-        key: _by_dataset({name: rates[key] for name, rates in BASE_TO_NEW.items()}, CASPL_TABLE)
-        for key in BASE_TO_NEW["dtd"]
-    }
-    | {(ZERO_SHOT, False): _ZERO_SHOT, ("gda", False): _GDA}
-)
-
-
 def published(dataset: str, method: str, *, boosted: bool) -> Published | None:
-    """Published base-to-new results for one data set; None if there are none.
+    """Published base-to-new results for one data set, as printed; GDA's H is computed. None if there are none.
 
     Args:
         dataset: a catalog name.
         method: as in `--method`, or `zero-shot`.
         boosted: with boosting prompts.
     """
-    return _METHODS.get((method, boosted), {}).get(dataset)
+    if method == "gda" and not boosted and dataset in _GDA:
+        base, new = _GDA[dataset]
+        return Published(base, new, round(harmonic_mean(base, new), 2), GDA_LOGS)
+    printed = BASE_TO_NEW.get(dataset, {}).get((method, boosted))
+    return None if printed is None else Published(*printed, CASPL_TABLE)
 
 
 def published_shots(method: str, *, boosted: bool) -> PublishedShots | None:

@@ -74,7 +74,7 @@ def _table(report: Report, summaries: Sequence[Summary]) -> list[str]:
         columns.append((title, [_published_text(each.published) for each in summaries]))
         columns.append(("published, boosted", [_published_text(each.published_boosted) for each in summaries]))
     titles, cells = zip(*columns, strict=True)
-    lines = _grid(titles, list(zip(*cells, strict=True)))
+    lines = markdown_table(titles, list(zip(*cells, strict=True)))
     for each in summaries:
         lines += [line for note in each.notes for line in ("", f"{each.method} on {each.target}: {note}")]
     return lines
@@ -92,7 +92,7 @@ def _means_table(report: Report) -> list[str]:
         ]
         for mean in report.means
     ]
-    return _grid(titles, rows)
+    return markdown_table(titles, rows)
 
 
 def _printed_means(report: Report) -> list[dict[str, Any]]:
@@ -127,11 +127,12 @@ def _printed_table(report: Report, printed: Sequence[Mapping[str, Any]]) -> list
         titles = ["method", *(f"{n} shots" if n > 1 else "1 shot" for n in shots)]
         cells = [[_rate_text(each["by_shots"].get(n)) for n in shots] for each in printed]
     sources = "; ".join(dict.fromkeys(str(each["source"]) for each in printed))
-    grid = _grid(titles, [[name, *row] for name, row in zip(names, cells, strict=True)])
+    grid = markdown_table(titles, [[name, *row] for name, row in zip(names, cells, strict=True)])
     return [f"Mean over eleven data sets with {BACKBONE}. Source: {sources}.", "", *grid]
 
 
-def _grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; `|` in cells is escaped."""
     table = [titles, ["---"] * len(titles), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
 

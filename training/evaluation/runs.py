@@ -1,4 +1,4 @@
-"""`caspl evaluate` and `caspl reproduce` as functions: from names and paths to a report on disk."""
+"""`caspl evaluate` as functions: from names and paths to a report on disk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,8 @@ from training.errors import BoostBundleError
 from training.evaluation.bench import Bench, ShotSampler
 from training.evaluation.one_bundle import measure_bundle
 from training.evaluation.output import write_bundle_report, write_report
-from training.evaluation.paper_recipes import boost_recipe
 from training.evaluation.plan import Plan, run_plan
 from training.evaluation.predict import Predictor
-from training.evaluation.reproduce import reproduce
 from training.evaluation.rows import Protocol, Results
 from training.files import read_bundle_file
 from training.progress import progress_bars
@@ -54,32 +52,6 @@ class EvaluateJob:
     checkpoint_every: int = 100
 
 
-@dataclass(frozen=True)
-class ReproduceJob:
-    """Arguments of `run_reproduce`.
-
-    Attributes:
-        data: name or path of the data set.
-        root: folder with the published data sets.
-        methods: keys of `ALL_RECIPES`.
-        seeds, overrides: as in `Plan`.
-        shots: training images per class.
-        boost_overrides: phase 1 recipe values as `key=value`.
-        out: folder for the report and finished results.
-        checkpoint_every: steps between checkpoints.
-    """
-
-    data: str
-    root: Path | None
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    shots: int
-    overrides: tuple[str, ...]
-    boost_overrides: tuple[str, ...]
-    out: Path
-    checkpoint_every: int = 100
-
-
 def run_evaluate(job: EvaluateJob, load: Callable[[], Backbone], console: Console) -> dict[str, Any]:
     """Run the evaluation and write the report.
 
@@ -109,32 +81,6 @@ def run_evaluate(job: EvaluateJob, load: Callable[[], Backbone], console: Consol
     boosted = [bench(bundle) for bundle in bundles]
     benches = [[*plain, each] for each in boosted] if boosted else [plain for _ in plan.sources]
     return write_report(run_plan(plan, benches), results, job.out, console)
-
-
-def run_reproduce(
-    job: ReproduceJob, load_backbones: Callable[[], tuple[Backbone, Backbone]], console: Console
-) -> dict[str, Any]:
-    """Boost, adapt, evaluate and write the report.
-
-    Args:
-        job: the arguments.
-        load_backbones: loads student and teacher; called after the arguments are validated.
-        console: shows progress.
-
-    Returns:
-        The report as a JSON object.
-
-    Raises:
-        TrainingError: see its subclasses; finished results are kept and reused.
-    """
-    dataset = open_dataset(job.data, job.root)
-    print_notes(dataset.notes, console)
-    plan = Plan("base-to-new", (dataset,), job.methods, job.seeds, (job.shots,), job.overrides)
-    recipe = boost_recipe(dataset, job.boost_overrides)
-    student, teacher = load_backbones()
-    results = Results(job.out)
-    report = reproduce(plan, recipe, student, teacher, results, console, checkpoint_every=job.checkpoint_every)
-    return write_report(report, results, job.out, console)
 
 
 def run_bundle(

@@ -1,10 +1,10 @@
 """Summarizes rows over seeds: one method on one data set, with and without boosting prompts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from training.evaluation.metrics import Spread, harmonic_mean, spread
+from training.evaluation.metrics import Spread, harmonic_mean, spreads
 from training.evaluation.published import Published, published
 from training.evaluation.rows import Protocol, Row
 
@@ -120,17 +120,12 @@ class Report:
             target,
             method,
             shots,
-            plain=self._spreads(row for row in rows if not row.boosted),
-            boosted=self._spreads(row for row in rows if row.boosted),
+            plain=spreads((row for row in rows if not row.boosted), self.measures),
+            boosted=spreads((row for row in rows if row.boosted), self.measures),
             published=published(dataset, method, boosted=False) if self.protocol == "base-to-new" else None,
             published_boosted=published(dataset, method, boosted=True) if self.protocol == "base-to-new" else None,
             notes=tuple(dict.fromkeys(row.note for row in rows if row.note)),
         )
-
-    def _spreads(self, rows: Iterable[Row]) -> dict[str, Spread]:
-        listed = list(rows)
-        values = {name: [getattr(row, name) for row in listed] for name in self.measures}
-        return {name: spread(found) for name, found in values.items() if found and None not in found}
 
     def _mean(self, parts: Sequence[Mapping[str, Spread]]) -> dict[str, float]:
         means = {

@@ -1,6 +1,8 @@
 """`caspl reproduce`; torch is imported after the arguments are validated."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -8,20 +10,22 @@ import typer
 from rich.console import Console
 
 from training import options
-from training.evaluation.arguments import Arch, Methods, Overrides, Seeds, method_names, numbers
+from training.evaluation import arguments
 from training.evaluation.terminal_tables import show_report
-from training.terminal import exit_on_error
+from training.terminal import exit_on_error, print_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from prompted_clip.backbone import Backbone
-    from training.evaluation.runs import ReproduceJob
+    from training.evaluation.summary import Report
+    from training.reproduction.preflight import DatasetCheck
     from training.reproduction.run import ReproductionJob
     from training.reproduction.tables import PaperTable
 
     Load = Callable[[], tuple[Backbone, Backbone]]
 
+_USED_BY_CHECK: Final = {"check", "tolerance", "json_", "quiet"}
 DEFAULT_TABLES: Final = "base-to-new,domain-generalisation"
 
 reproduce_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -32,6 +36,7 @@ reproduce_app = typer.Typer(add_completion=False, rich_markup_mode=None)
     "  caspl reproduce --all --root data/ --pretrained openai --teacher-pretrained openai --dry-run"
 )
 def reproduce(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="name or path of a data set, such as dtd; or --all or --check")] = "",
     all_: Annotated[bool, typer.Option("--all", help="the paper's tables on all of its data sets")] = False,
     check: Annotated[
@@ -52,16 +57,14 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check every file, estimate hours and disk space, and stop")
     ] = False,
-    images_per_second: Annotated[
-        float | None, typer.Option(min=0.001, help="with --dry-run: rate for the estimate; default: time a few steps")
-    ] = None,
+    images_per_second: arguments.ImagesPerSecond = None,
     root: Annotated[Path | None, typer.Option("--root", "--data", help="folder with the published data sets")] = None,
-    backbone: Arch = "ViT-B-16",
+    backbone: arguments.Arch = "ViT-B-16",
     pretrained: options.Pretrained = None,
-    teacher: Annotated[str, typer.Option(help="teacher: open_clip architecture")] = "ViT-L-14",
+    teacher: arguments.Teacher = "ViT-L-14",
     teacher_pretrained: options.Pretrained = None,
-    methods: Methods = "coop,cocoop,maple,promptsrc",
-    seeds: Seeds = "1,2,3",
+    methods: arguments.Methods = "coop,cocoop,maple,promptsrc",
+    seeds: arguments.Seeds = "1,2,3",
     shots: Annotated[
         int | None, typer.Option(min=1, help="labelled images per class of one data set; default 16")
     ] = None,
@@ -74,10 +77,8 @@ def reproduce(
         Path | None,
         typer.Option(help="folder for results, report and finished rows; default reproduce-<data set> or -all"),
     ] = None,
-    set_: Overrides = None,
-    boost_set: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="override a boosting recipe value")
-    ] = None,
+    set_: arguments.Overrides = None,
+    boost_set: arguments.BoostOverrides = None,
     checkpoint_every: options.CheckpointEvery = 100,
     device: options.Device = "auto",
     json_: options.AsJson = False,
@@ -86,43 +87,47 @@ def reproduce(
     """Boost, evaluate methods with and without boosting, and compare with the published numbers."""
     if sum([bool(dataset), all_, check is not None]) != 1:
         raise typer.BadParameter("expected one of: a data set, --all, --check FILE")
+    given = options.given(context)
+    if check is not None and (unused := sorted(given - _USED_BY_CHECK)):
+        raise typer.BadParameter(f"--check does not use --{unused[0].strip('_').replace('_', '-')}")
+    if "tolerance" in given and dataset:
+        raise typer.BadParameter("--tolerance requires --all or --check")
     if not all_ and (tables or skip_missing):
         raise typer.BadParameter("--tables and --skip-missing require --all")
     if all_ and shots is not None:
         raise typer.BadParameter("--all uses the paper's numbers of images; --shots is for one data set")
     if images_per_second is not None and not dry_run:
         raise typer.BadParameter("--images-per-second requires --dry-run")
-    seed_list = numbers(seeds, "--seeds", least=0)
+    seed_list = arguments.numbers(seeds, "--seeds", least=0)
     with exit_on_error("reproduce", quiet=quiet):
         if check is not None:
             _compare(check, tolerance, as_json=json_)
             return
-        from training.evaluation.runs import ReproduceJob  # noqa: PLC0415  torch
         from training.hardware import load_backbones  # noqa: PLC0415  torch
         from training.reproduction.run import ReproductionJob  # noqa: PLC0415  torch
         from training.reproduction.tables import PaperTable  # noqa: PLC0415
 
-        def load() -> "tuple[Backbone, Backbone]":
-            return load_backbones(
-                backbone,
-                pretrained,
-                teacher,
-                teacher_pretrained,
-                is_random=random_weights,
-                device=device,
-                teacher_preprocess_of=teacher_preprocess_of,
-                quick_gelu=quick_gelu,
-                preprocess_of=preprocess_of,
-                interpolate_positions=interpolate_positions,
-            )
+        load = partial(
+            load_backbones,
+            backbone,
+            pretrained,
+            teacher,
+            teacher_pretrained,
+            is_random=random_weights,
+            device=device,
+            teacher_preprocess_of=teacher_preprocess_of,
+            quick_gelu=quick_gelu,
+            preprocess_of=preprocess_of,
+            interpolate_positions=interpolate_positions,
+        )
 
-        console, names = Console(stderr=True, quiet=quiet), method_names(methods)
+        console, names = Console(stderr=True, quiet=quiet), arguments.method_names(methods)
         chosen = (
             _chosen_tables(tables or DEFAULT_TABLES, names)
             if all_
             else (PaperTable("base-to-new", (dataset,), names, (shots or 16,), "table 1"),)
         )
-        plan = ReproductionJob(
+        job = ReproductionJob(
             tables=chosen,
             seeds=seed_list,
             overrides=tuple(set_ or []),
@@ -131,28 +136,15 @@ def reproduce(
             checkpoint_every=checkpoint_every,
         )
         if dry_run:
-            _show_plan(plan, root, load, images_per_second, console, as_json=json_)
+            _show_plan(job, root, load, images_per_second, console, as_json=json_)
         elif all_:
-            _run_all(plan, root, load, console, tolerance=tolerance, skip_missing=skip_missing, as_json=json_)
+            _run_all(job, root, load, console, tolerance=tolerance, skip_missing=skip_missing, as_json=json_)
         else:
-            job = ReproduceJob(
-                data=dataset,
-                root=root,
-                methods=names,
-                seeds=seed_list,
-                shots=shots or 16,
-                overrides=plan.overrides,
-                boost_overrides=plan.boost_overrides,
-                out=plan.out,
-                checkpoint_every=checkpoint_every,
-            )
-            _run_one(job, plan, load, console, as_json=json_)
+            _run_one(job, root, load, console, as_json=json_)
 
 
 def _chosen_tables(names: str, methods: tuple[str, ...]) -> "tuple[PaperTable, ...]":
     """The paper's tables, with the selected ones of their methods."""
-    from dataclasses import replace  # noqa: PLC0415
-
     from training.reproduction.tables import TABLES  # noqa: PLC0415
 
     chosen = tuple(dict.fromkeys(part.strip() for part in names.split(",") if part.strip()))
@@ -173,25 +165,18 @@ def _chosen_tables(names: str, methods: tuple[str, ...]) -> "tuple[PaperTable, .
     )
 
 
-def _run_one(job: "ReproduceJob", plan: "ReproductionJob", load: "Load", console: Console, *, as_json: bool) -> None:
-    """Run one data set: report, results file, and the tables on the terminal."""
-    from training.evaluation.rows import Row  # noqa: PLC0415
-    from training.evaluation.runs import run_reproduce  # noqa: PLC0415  torch
+def _run_one(job: "ReproductionJob", root: Path | None, load: "Load", console: Console, *, as_json: bool) -> None:
+    """Run one data set, and print its report."""
+    from training.errors import DatasetError  # noqa: PLC0415
+    from training.evaluation.output import write_report  # noqa: PLC0415  torch
+    from training.evaluation.rows import Results  # noqa: PLC0415
     from training.reproduction.preflight import check_datasets  # noqa: PLC0415
-    from training.reproduction.run import data_facts, save_results  # noqa: PLC0415  torch
 
-    loaded: list[tuple[Backbone, Backbone]] = []
-
-    def load_once() -> "tuple[Backbone, Backbone]":
-        loaded.append(load())
-        return loaded[0]
-
-    content = run_reproduce(job, load_once, console)
-    (found,) = check_datasets(plan.names, job.root)
-    rows = [Row(**row) for row in content["rows"]]
-    facts = {name: data_facts(found) for name in {row.dataset for row in rows}}
-    save_results(job.out, rows, plan, facts, *loaded[0])
-    show_report(content, job.out, as_json=as_json)
+    checks = check_datasets(job.names, root)
+    if checks[0].problem:
+        raise DatasetError(checks[0].problem)
+    (report,) = _reports(job, checks, load, console)
+    show_report(write_report(report, Results(job.out), job.out, console), job.out, as_json=as_json)
 
 
 def _run_all(
@@ -204,33 +189,41 @@ def _run_all(
     skip_missing: bool,
     as_json: bool,
 ) -> None:
-    """Check all data sets, run the tables, and compare with the paper."""
-    from dataclasses import replace  # noqa: PLC0415
-
+    """Run the tables with a report of each, and compare with the paper."""
     from training.errors import DatasetError  # noqa: PLC0415
+    from training.evaluation.output import write_report  # noqa: PLC0415  torch
+    from training.evaluation.rows import Results  # noqa: PLC0415
     from training.reproduction.comparison import compare  # noqa: PLC0415
     from training.reproduction.preflight import check_datasets, report_problems  # noqa: PLC0415
-    from training.reproduction.run import run_tables  # noqa: PLC0415  torch
+    from training.reproduction.results_file import RESULTS_NAME, read_results  # noqa: PLC0415
     from training.reproduction.terminal import show_comparison  # noqa: PLC0415
 
     checks = check_datasets(job.names, root)
-    for note in (note for check in checks for note in check.notes):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
     problems = [check for check in checks if check.problem]
     if problems and not skip_missing:
         raise DatasetError(report_problems(problems) + "\n--skip-missing runs the others.")
-    left = [table.without(check.name for check in problems) for table in job.tables]
-    for check in problems:
-        console.print(f"skipped {check.name}: {check.problem}", markup=False, highlight=False, soft_wrap=True)
-    job = replace(job, tables=tuple(table for table in left if table is not None))
+    print_notes((f"skipped {check.name}: {check.problem}" for check in problems), console)
+    job = job.usable(checks)
     if not job.tables:
         raise DatasetError(report_problems(problems))
-    job.validate(checks)
-    results = run_tables(job, checks, *load(), console)
+    for report in _reports(job, checks, load, console):
+        write_report(report, Results(job.out), job.out / report.protocol, console)
+    results = read_results(job.out / RESULTS_NAME)
     if as_json:
         typer.echo(results.model_dump_json())
     else:
         show_comparison(results, compare(results, tolerance), tolerance)
+
+
+def _reports(
+    job: "ReproductionJob", checks: "Sequence[DatasetCheck]", load: "Load", console: Console
+) -> "Iterator[Report]":
+    """Validate, load the backbones, and run the tables."""
+    from training.reproduction.run import run_tables  # noqa: PLC0415  torch
+
+    print_notes((note for check in checks for note in check.notes), console)
+    job.validate(checks)
+    return run_tables(job, checks, *load(), console)
 
 
 def _compare(path: Path, tolerance: float, *, as_json: bool) -> None:

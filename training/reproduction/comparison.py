@@ -1,6 +1,6 @@
 """Compares a results file with the tables of the CasPL paper."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,17 +11,14 @@ from training.evaluation.caspl_tables import (
     SHOTS,
     TRANSFER_TARGETS,
 )
-from training.evaluation.metrics import Spread, spread
+from training.evaluation.metrics import Spread, spreads
 from training.evaluation.published import published
-from training.evaluation.rows import ZERO_SHOT, Protocol
-from training.reproduction.results_file import ResultRow, ResultsFile
+from training.evaluation.rows import ZERO_SHOT
+from training.reproduction.results_file import Cell, ResultRow, ResultsFile
 from training.reproduction.tables import TABLES
 
 PAPER_STUDENT: Final = ("ViT-B-16", "openai")
 PAPER_TEACHER: Final = ("ViT-L-14", "openai")
-
-Cell = tuple[Protocol, str, str, str, bool, int]
-"""Protocol, training data set, test data set, method, with boosting prompts, shots."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +26,13 @@ class ComparedCell:
     """One row of the paper and the measured one.
 
     Attributes:
-        protocol, dataset, target, method, boosted, shots: the cell.
+        cell: what it measures.
         paper: printed rates by measure.
         measured: rates over seeds by measure; empty if the file has no such row.
         agrees: every difference is within the tolerance; None without a measured row.
     """
 
-    protocol: Protocol
-    dataset: str
-    target: str
-    method: str
-    boosted: bool
-    shots: int
+    cell: Cell
     paper: Mapping[str, float]
     measured: Mapping[str, Spread]
     agrees: bool | None
@@ -66,11 +58,11 @@ def compare(results: ResultsFile, tolerance: float) -> list[ComparedCell]:
     measured_tables = {row.protocol for row in results.rows}
     compared = []
     for cell, paper in paper_cells():
-        if cell[0] not in measured_tables:
+        if cell.protocol not in measured_tables:
             continue
-        measured = _rates(by_cell.get(cell, []), paper)
+        measured = spreads(by_cell.get(cell, []), paper)
         agrees = all(abs(found.mean - paper[name]) <= tolerance for name, found in measured.items())
-        compared.append(ComparedCell(*cell, paper, measured, agrees if measured else None))
+        compared.append(ComparedCell(cell, paper, measured, agrees if measured else None))
     return compared
 
 
@@ -82,13 +74,13 @@ def paper_cells() -> Iterator[tuple[Cell, dict[str, float]]]:
             for method in (ZERO_SHOT, *table.methods):
                 for boosted in (False, True):
                     for shots in (0,) if method == ZERO_SHOT else table.shots:
-                        cell = (table.protocol, dataset, target, method, boosted, shots)
+                        cell = Cell(table.protocol, dataset, target, method, boosted, shots)
                         if paper := _printed(cell):
                             yield cell, paper
 
 
 def model_notes(results: ResultsFile) -> list[str]:
-    """Reasons why the file may not compare with the paper at all."""
+    """Reasons why results may not be comparable with the paper's."""
     notes = []
     for role, facts, expected in (
         ("student", results.student, PAPER_STUDENT),
@@ -112,9 +104,10 @@ def model_notes(results: ResultsFile) -> list[str]:
     ]
 
 
-def advice(compared: list[ComparedCell]) -> str | None:
-    """What to check first if the plain zero-shot rows differ, which involve no training."""
-    wrong = [each.target for each in compared if each.method == ZERO_SHOT and not each.boosted and each.agrees is False]
+def advice(compared: Sequence[ComparedCell]) -> str | None:
+    """Advice if plain zero-shot rows differ, which involve no training; None if they agree."""
+    differing = [each.cell for each in compared if each.agrees is False]
+    wrong = [cell.target for cell in differing if cell.method == ZERO_SHOT and not cell.boosted]
     if not wrong:
         return None
     return (
@@ -135,8 +128,3 @@ def _printed(cell: Cell) -> dict[str, float]:
     if target not in TRANSFER_TARGETS:
         return {}
     return {"accuracy": DOMAIN_GENERALISATION[method, boosted][TRANSFER_TARGETS.index(target)]}
-
-
-def _rates(rows: list[ResultRow], paper: Mapping[str, float]) -> dict[str, Spread]:
-    values = {name: [getattr(row, name) for row in rows] for name in paper}
-    return {name: spread(found) for name, found in values.items() if found and None not in found}

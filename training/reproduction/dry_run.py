@@ -1,7 +1,7 @@
-"""`caspl reproduce --dry-run`: what is there, what is missing, and an estimate of hours and disk space."""
+"""`caspl reproduce --dry-run`: problems with data and weights, and an estimate of time and disk space."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,7 @@ def plan_of(
 
     checks = check_datasets(job.names, root, note)
     problems = [check.problem for check in checks if check.problem]
-    left = [table.without(check.name for check in checks if check.problem) for table in job.tables]
-    usable = replace(job, tables=tuple(table for table in left if table is not None))
+    usable = job.usable(checks)
     usable.validate(checks)
     backbones = None
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from training.data.catalog import open_dataset
 from training.data.dataset import Dataset, shorten
@@ -12,12 +13,12 @@ from training.reproduction.tables import IMAGE_COUNTS
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What was found of one data set.
+    """Result of checking one data set.
 
     Attributes:
         name: catalog name or path.
         dataset: the data set; None with a `problem`.
-        problem: why it cannot be used, or empty.
+        problem: error message; empty if the data set is usable.
         notes: files that are not read, and counts that differ from the published splits.
         n_train, n_test: images.
         n_bytes: size of these images.
@@ -30,6 +31,12 @@ class DatasetCheck:
     n_train: int = 0
     n_test: int = 0
     n_bytes: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The results file's entry for the data set."""
+        digest = self.dataset.digest if self.dataset is not None else ""
+        return {"digest": digest, "n_train": self.n_train, "n_test": self.n_test, "notes": list(self.notes)}
 
 
 def check_datasets(
@@ -56,7 +63,7 @@ def _check(name: str, dataset: Dataset) -> DatasetCheck:
     counts = {split: len(images) for split, images in dataset.splits.items()}
     sizes = [(image.path, image.path.stat().st_size) for images in dataset.splits.values() for image in images]
     if empty := [path for path, size in sizes if size == 0]:
-        return DatasetCheck(name, problem=f"{name}: {len(empty)} image files are empty: {shorten(empty)}.")
+        return DatasetCheck(name, problem=f"{name}: empty image files ({len(empty)}): {shorten(empty)}.")
     n_train, n_test = counts.get("train", 0), counts.get("test", 0)
     if not n_test:
         return DatasetCheck(name, problem=f"{name} has no test images.")
@@ -65,7 +72,7 @@ def _check(name: str, dataset: Dataset) -> DatasetCheck:
         train, test = IMAGE_COUNTS[name]
         notes.append(
             f"{name}: {n_train:,} train and {n_test:,} test images, but {train:,} and {test:,} in the published "
-            "split: the results will not compare with the paper's"
+            "split: results are not comparable with the paper's"
         )
     return DatasetCheck(name, dataset, "", tuple(notes), n_train, n_test, sum(size for _, size in sizes))
 

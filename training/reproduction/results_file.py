@@ -1,7 +1,7 @@
-"""The results file of a reproduction: `results.json`, which others can send in and `--check` compares with the paper.
+"""The results file of a reproduction, `results.json`, which `caspl reproduce --check` compares with the paper.
 
-It holds one row per method, seed and data set, with the models, recipes' overrides and digests of the data. Means are
-computed from the rows when the file is read, never stored.
+It has one row per method, seed and data set, the models, the overrides of recipes, and digests of the data. Means are
+not stored, but computed from the rows.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,17 @@ from training.files import write_atomic
 RESULTS_NAME: Final = "results.json"
 FORMAT: Final = "caspl-results-1"
 _H_TOLERANCE: Final = 0.01
+
+
+class Cell(NamedTuple):
+    """What a row measures, apart from the seed."""
+
+    protocol: Protocol
+    dataset: str
+    target: str
+    method: str
+    boosted: bool
+    shots: int
 
 
 class _Part(BaseModel):
@@ -61,9 +72,9 @@ class ResultRow(_Part):
     h: float | None = Field(default=None, ge=0, le=100)
 
     @property
-    def cell(self) -> tuple[Protocol, str, str, str, bool, int]:
-        """Everything but the seed."""
-        return self.protocol, self.dataset, self.target, self.method, self.boosted, self.shots
+    def cell(self) -> Cell:
+        """What the row measures."""
+        return Cell(self.protocol, self.dataset, self.target, self.method, self.boosted, self.shots)
 
     @model_validator(mode="after")
     def _check_h(self) -> Self:

@@ -1,22 +1,21 @@
-"""`caspl reproduce --all` as a function: every table on every data set; the results file grows as rows finish."""
+"""`caspl reproduce` as a function: every table on every data set; the results file grows as rows finish."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import torch
 from rich.console import Console
 
 from prompted_clip.backbone import Backbone
-from training.data.dataset import Dataset
-from training.evaluation.output import write_report
 from training.evaluation.paper_recipes import boost_recipe
 from training.evaluation.plan import Plan
 from training.evaluation.reproduce import reproduce
 from training.evaluation.rows import Results, Row
 from training.evaluation.summary import Report
 from training.reproduction.preflight import DatasetCheck
-from training.reproduction.results_file import RESULTS_NAME, ResultsFile, write_results
+from training.reproduction.results_file import RESULTS_NAME, write_results
 from training.reproduction.tables import PaperTable
 
 
@@ -25,7 +24,7 @@ class ReproductionJob:
     """Inputs of a reproduction.
 
     Attributes:
-        tables: the tables, restricted to the data sets that exist.
+        tables: the tables to run.
         seeds: of sampling and training.
         overrides: recipe values as `key=value` or `method.key=value`.
         boost_overrides: the same for phase 1.
@@ -51,17 +50,22 @@ class ReproductionJob:
         Raises:
             DatasetError, RecipeError: as `Plan` and `boost_recipe`.
         """
-        datasets = {check.name: check.dataset for check in checks if check.dataset is not None}
         for table in self.tables:
-            for plan in self.plans(table, datasets):
+            for plan in self.plans(table, checks):
                 boost_recipe(plan.sources[0], self.boost_overrides)
 
-    def plans(self, table: PaperTable, datasets: Mapping[str, Dataset]) -> list[Plan]:
+    def usable(self, checks: Sequence[DatasetCheck]) -> "ReproductionJob":
+        """The job without data sets that have a problem, and without tables that nothing is left of."""
+        left = [table.without(check.name for check in checks if check.problem) for table in self.tables]
+        return replace(self, tables=tuple(table for table in left if table is not None))
+
+    def plans(self, table: PaperTable, checks: Sequence[DatasetCheck]) -> list[Plan]:
         """One plan per training data set.
 
         Raises:
             DatasetError, RecipeError: as `Plan`.
         """
+        datasets = {check.name: check.dataset for check in checks if check.dataset is not None}
         groups = [table.datasets] if table.is_transfer else [(name,) for name in table.datasets]
         return [
             Plan(
@@ -78,10 +82,10 @@ class ReproductionJob:
 
 def run_tables(
     job: ReproductionJob, checks: Sequence[DatasetCheck], student: Backbone, teacher: Backbone, console: Console
-) -> ResultsFile:
-    """Boost, adapt and evaluate all tables; finished rows and bundles are reused.
+) -> Iterator[Report]:
+    """Boost, adapt and evaluate; finished rows and bundles are reused.
 
-    The results file is written after each training data set, and a report with plots after each table.
+    The results file is written after each training data set.
 
     Args:
         job: tables, seeds and recipe values.
@@ -90,60 +94,29 @@ def run_tables(
         teacher: the larger backbone.
         console: shows progress.
 
+    Yields:
+        The report of each table.
+
     Raises:
         TrainingError: see its subclasses; finished rows and bundles are kept.
     """
-    datasets = {check.name: check.dataset for check in checks if check.dataset is not None}
-    facts = {check.name: data_facts(check) for check in checks if check.name in job.names}
-    results, rows = Results(job.out), list[Row]()
-    written = save_results(job.out, rows, job, facts, student, teacher)
-    for table in job.tables:
-        of_table: list[Row] = []
-        for plan in job.plans(table, datasets):
-            recipe = boost_recipe(plan.sources[0], job.boost_overrides)
-            report = reproduce(plan, recipe, student, teacher, results, console, checkpoint_every=job.checkpoint_every)
-            of_table += report.rows
-            written = save_results(job.out, [*rows, *of_table], job, facts, student, teacher)
-        rows += of_table
-        whole = Report(table.protocol, _model_facts(student), tuple(of_table))
-        write_report(whole, results, job.out / table.protocol, console)
-    console.print(f"wrote {job.out / RESULTS_NAME}", markup=False, soft_wrap=True)
-    return written
-
-
-def save_results(
-    folder: Path,
-    rows: Sequence[Row],
-    job: ReproductionJob,
-    data: dict[str, dict[str, Any]],
-    student: Backbone,
-    teacher: Backbone,
-) -> ResultsFile:
-    """Write the results file of the rows so far."""
-    return write_results(
-        folder / RESULTS_NAME,
-        rows,
-        student=_model_facts(student),
-        teacher=_model_facts(teacher),
-        device=_device_name(student),
-        data=data,
+    results, rows, device = Results(job.out), list[Row](), student.device
+    save = partial(
+        write_results,
+        job.out / RESULTS_NAME,
+        student=student.identity,
+        teacher=teacher.identity,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        data={check.dataset.name: check.facts for check in checks if check.dataset and check.name in job.names},
         overrides=job.overrides,
         boost_overrides=job.boost_overrides,
     )
-
-
-def data_facts(check: DatasetCheck) -> dict[str, Any]:
-    """The results file's entry for a data set."""
-    digest = check.dataset.digest if check.dataset is not None else ""
-    return {"digest": digest, "n_train": check.n_train, "n_test": check.n_test, "notes": list(check.notes)}
-
-
-def _model_facts(backbone: Backbone) -> dict[str, str]:
-    return {"arch": backbone.arch, "pretrained": backbone.pretrained, "fingerprint": backbone.fingerprint}
-
-
-def _device_name(backbone: Backbone) -> str:
-    import torch  # noqa: PLC0415
-
-    device = backbone.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    for table in job.tables:
+        n_before = len(rows)
+        for plan in job.plans(table, checks):
+            recipe = boost_recipe(plan.sources[0], job.boost_overrides)
+            report = reproduce(plan, recipe, student, teacher, results, console, checkpoint_every=job.checkpoint_every)
+            rows += report.rows
+            save(rows)
+        yield Report(table.protocol, student.identity, tuple(rows[n_before:]))
+    console.print(f"wrote {job.out / RESULTS_NAME}", markup=False, soft_wrap=True)

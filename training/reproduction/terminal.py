@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from training.evaluation.estimate import in_words
+from training.evaluation.estimate import format_duration
 from training.reproduction.comparison import ComparedCell, advice, model_notes
 from training.reproduction.results_file import ResultsFile
 
@@ -24,7 +24,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         if found["found"]:
             cells = [f"{found['n_train']:,}", f"{found['n_test']:,}", decimal(found["bytes"])]
         if of_runs := estimates.get(found["name"]):
-            cells += [str(of_runs["runs"]), f"{of_runs['n_images']:,}", in_words(of_runs["seconds"])]
+            cells += [str(of_runs["runs"]), f"{of_runs['n_images']:,}", format_duration(of_runs["seconds"])]
             cells.append(decimal(of_runs["results_bytes"]))
         table.add_row(found["name"], *cells)
     console.print(table)
@@ -32,7 +32,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if plan["seconds"] is not None:
         console.print(
-            f"total: {in_words(plan['seconds'])}, {decimal(plan['results_bytes'])} of results; estimated from "
+            f"total: {format_duration(plan['seconds'])}, {decimal(plan['results_bytes'])} of results; estimated from "
             f"{plan['estimated_from']}; finished runs are not left out",
             markup=False,
             highlight=False,
@@ -48,28 +48,27 @@ def show_comparison(results: ResultsFile, compared: Sequence[ComparedCell], tole
     console = Console()
     table = Table("table", "data set", "method", "shots", "paper", "measured", "difference", "")
     for each in (each for each in compared if each.measured):
-        method = f"{each.method}, boosted" if each.boosted else each.method
-        names = list(each.measured)
+        cell, names = each.cell, list(each.measured)
         table.add_row(
-            each.protocol,
-            each.target,
-            method,
-            str(each.shots),
+            cell.protocol,
+            cell.target,
+            f"{cell.method}, boosted" if cell.boosted else cell.method,
+            str(cell.shots),
             " / ".join(f"{each.paper[name]:.1f}" for name in names),
             " / ".join(f"{each.measured[name].mean:.1f}" for name in names),
             " / ".join(f"{each.differences[name]:+.1f}" for name in names),
             "agrees" if each.agrees else "differs",
         )
     console.print(table)
-    for line in summary(results, compared, tolerance):
+    for line in _summary(results, compared, tolerance):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def summary(results: ResultsFile, compared: Sequence[ComparedCell], tolerance: float) -> list[str]:
+def _summary(results: ResultsFile, compared: Sequence[ComparedCell], tolerance: float) -> list[str]:
     """Lines on models, agreement and missing rows."""
     counts = Counter(each.agrees for each in compared)
     lines = [f"note: {note}" for note in model_notes(results)]
-    if found := advice(list(compared)):
+    if found := advice(compared):
         lines.append(found)
     lines.append(
         f"{counts[True]} of {len(compared)} rows of the paper agree within {tolerance:g} points, "
@@ -80,12 +79,22 @@ def summary(results: ResultsFile, compared: Sequence[ComparedCell], tolerance: f
 
 def comparison_json(results: ResultsFile, compared: Sequence[ComparedCell], tolerance: float) -> dict[str, Any]:
     """The comparison as JSON values."""
+    counts = Counter(each.agrees for each in compared)
     return {
         "tolerance": tolerance,
         "notes": model_notes(results),
-        "advice": advice(list(compared)),
-        "agree": sum(each.agrees is True for each in compared),
-        "differ": sum(each.agrees is False for each in compared),
-        "missing": sum(each.agrees is None for each in compared),
-        "rows": [asdict(each) | {"differences": each.differences} for each in compared],
+        "advice": advice(compared),
+        "agree": counts[True],
+        "differ": counts[False],
+        "missing": counts[None],
+        "rows": [
+            each.cell._asdict()
+            | {
+                "paper": each.paper,
+                "measured": {name: asdict(found) for name, found in each.measured.items()},
+                "agrees": each.agrees,
+                "differences": each.differences,
+            }
+            for each in compared
+        ],
     }

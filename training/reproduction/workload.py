@@ -1,4 +1,4 @@
-"""Estimates hours and disk space of a reproduction, per data set."""
+"""Estimates time and disk space of a reproduction, per data set."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,6 @@ class DatasetEstimate:
         runs: trainings, phase 1 included.
         n_images: images through the models, epochs included.
         seconds: estimated duration of all of it; finished runs are not left out.
-        data_bytes: size of its images.
         results_bytes: estimated size of bundles and predictions that are kept.
     """
 
@@ -35,7 +34,6 @@ class DatasetEstimate:
     runs: int
     n_images: int
     seconds: float
-    data_bytes: int
     results_bytes: int
 
 
@@ -50,9 +48,7 @@ def estimate(
         student: the evaluated backbone.
         timer: times steps, or uses a given rate.
     """
-    datasets = {check.name: check.dataset for check in checks if check.dataset is not None}
-    sizes = {check.name: check.n_bytes for check in checks}
-    plans = [plan for table in job.tables for plan in job.plans(table, datasets)]
+    plans = [plan for table in job.tables for plan in job.plans(table, checks)]
     for name in dict.fromkeys(plan.sources[0].name for plan in plans):
         own = [plan for plan in plans if plan.sources[0].name == name]
         source, recipe = own[0].sources[0], boost_recipe(own[0].sources[0], job.boost_overrides)
@@ -72,8 +68,7 @@ def estimate(
                 work = timer.testing(target, len(target.split("test")))
                 n_images, seconds = n_images + n_rows * work.n_images, seconds + n_rows * work.seconds
                 results += n_rows * _row_bytes(student, target)
-        data = sum(sizes[each] for each in dict.fromkeys(each.name for plan in own for each in plan.datasets))
-        yield DatasetEstimate(name, runs, n_images, seconds, data, results)
+        yield DatasetEstimate(name, runs, n_images, seconds, results)
 
 
 @dataclass(frozen=True)

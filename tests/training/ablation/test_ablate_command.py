@@ -123,6 +123,7 @@ UNLOADABLE = ["--backbone", "ViT-Z-16"]
         (["--studies", ""], 2, "expected some of depth, tokens, budget"),
         (["--method", "coop"], 2, "expected one of ivlp, maple, promptsrc, found 'coop'"),
         (["--budgets", "3"], 1, "3 is odd"),
+        (["--images-per-second", "3"], 2, "--images-per-second requires --dry-run"),
         (["--tokens", "x"], 2, "is not a comma-separated list"),
         (["--set", "depth=3"], 1, "known keys"),
         (["--boost-set", "loss_weight=0"], 1, "'loss_weight'"),

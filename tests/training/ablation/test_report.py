@@ -22,7 +22,7 @@ def row(base, new, *, dataset="four", method="promptsrc", seed=1):
 
 def report(score, studies=STUDIES):
     """A report whose settings have the rates (s, s) of `score(setting)` for seed 1 and (s + 2, s + 2) for seed 2."""
-    job = AblationJob((), studies, "promptsrc", (1, 2), 2, None)
+    job = AblationJob((), studies, GRID, "promptsrc", (1, 2), 2, None)
     rows = {
         setting: (
             row(score(setting), score(setting)),
@@ -31,7 +31,7 @@ def report(score, studies=STUDIES):
         )
         for setting in GRID.settings(studies)
     }
-    return AblationReport(job, GRID, rows, FACTS)
+    return AblationReport(job, rows, FACTS)
 
 
 def deeper_is_better(setting):
@@ -48,10 +48,10 @@ def test_the_tables_hold_mean_and_deviation_over_seeds():
 
 
 def test_over_several_data_sets_h_is_that_of_the_mean_accuracies():
-    job = AblationJob((), ("budget",), "promptsrc", (1,), 2, None)
+    job = AblationJob((), ("budget",), GRID, "promptsrc", (1,), 2, None)
     setting = GRID.budget_settings(4)[0]
     rows = (row(90, 30), row(50, 70, dataset="five"))
-    found = AblationReport(job, GRID, {setting: rows}, FACTS)
+    found = AblationReport(job, {setting: rows}, FACTS)
     assert found.h(setting).mean == pytest.approx(harmonic_mean(70, 50))
 
 
@@ -67,10 +67,10 @@ def test_findings_hold_when_the_numbers_have_their_sign():
 
 
 def test_the_deviation_of_a_gain_is_over_seeds():
-    job = AblationJob((), ("budget",), "promptsrc", (1, 2), 2, None)
+    job = AblationJob((), ("budget",), GRID, "promptsrc", (1, 2), 2, None)
     alone, cascade = GRID.budget_settings(4)
     rows = {alone: (row(50, 50), row(60, 60, seed=2)), cascade: (row(52, 52), row(64, 64, seed=2))}
-    (found,) = AblationReport(job, GRID, rows, FACTS).findings()
+    (found,) = AblationReport(job, rows, FACTS).findings()
     assert found.measured == "+3.00 ± 1.41"
 
 
@@ -87,8 +87,8 @@ def test_a_study_that_was_not_selected_has_no_table_and_no_finding():
 
 
 def test_cells_without_rows_are_dashes():
-    job = AblationJob((), ("depth",), "promptsrc", (1,), 2, None)
-    found = AblationReport(job, GRID, {GRID.depth_setting(1, 1): (row(50, 50),)}, FACTS)
+    job = AblationJob((), ("depth",), GRID, "promptsrc", (1,), 2, None)
+    found = AblationReport(job, {GRID.depth_setting(1, 1): (row(50, 50),)}, FACTS)
     assert "| phase 1: 1 | 50.0 | - |" in found.to_markdown()
     assert found.findings() == []
 

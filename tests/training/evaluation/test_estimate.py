@@ -10,7 +10,7 @@ from training.adapting.coop import CoOpRecipe
 from training.adapting.promptsrc import PromptSRCRecipe
 from training.errors import RecipeError
 from training.evaluation import estimate
-from training.evaluation.estimate import Timer, in_words
+from training.evaluation.estimate import Timer, format_duration
 from training.label_free.methods import LABEL_FREE
 from training.recipe import BoostRecipe, FewShotRecipe
 
@@ -69,4 +69,4 @@ def test_a_data_set_without_test_images_is_timed_on_its_train_images(dataset):
 
 @pytest.mark.parametrize(("seconds", "words"), [(12, "12 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_durations_are_in_seconds_minutes_or_hours(seconds, words):
-    assert in_words(seconds) == words
+    assert format_duration(seconds) == words

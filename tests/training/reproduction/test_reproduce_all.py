@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tests.tiny import register_tiny_models
 from tests.training.evaluation.tiny_sets import files_below
-from tests.training.reproduction.imitations import write_all
+from tests.training.reproduction.imitations import NAMES, write_all
 from training.reproduction.command import reproduce_app
 from training.reproduction.tables import TABLES, VARIANTS
 
@@ -101,7 +101,7 @@ def test_a_dry_run_lists_everything_that_is_missing_at_once(root):
     missing = {each["name"] for each in plan["datasets"] if not each["found"]}
     assert missing == {"dtd", "food101", "sun397", "imagenet_a"}
     text = " ".join(plan["problems"])
-    for part in ("split_zhou_DescribableTextures.json", "grid_100.jpg", "1 image files are empty", "imagenet-a"):
+    for part in ("split_zhou_DescribableTextures.json", "grid_100.jpg", "empty image files (1)", "imagenet-a"):
         assert part in text
     assert plan["problems"][-1].startswith("weights: Unknown backbone 'ViT-Z-16'")
     assert plan["seconds"] is None
@@ -111,7 +111,7 @@ def test_a_dry_run_lists_everything_that_is_missing_at_once(root):
     assert "missing or invalid" in shown
 
 
-def test_a_run_with_missing_data_fails_before_it_trains_or_skips_them_if_asked(root):
+def test_a_run_with_missing_data_sets_fails_before_training_unless_skip_missing_is_set(root):
     shutil.rmtree(root / "imagenet")
     for name in ("caltech-101", "oxford_pets", "stanford_cars", "oxford_flowers", "food-101", "fgvc_aircraft"):
         shutil.rmtree(root / name)
@@ -141,7 +141,29 @@ def test_a_single_data_set_writes_a_results_file_too(root):
     assert results["boost_overrides"] == ["epochs=1", "warmup_epochs=0"]
 
 
-def test_a_timed_dry_run_states_where_its_durations_come_from(root):
+def test_the_results_of_a_csv_data_set_contain_its_name_and_no_path(root):
+    lines = ["path,label,split"]
+    lines += [f"dtd/images/{name}/{name}_{number}.jpg,{name},{split}"
+              for name in NAMES for number, split in ((0, "train"), (1, "train"), (100, "test"))]  # fmt: skip
+    (root / "own.csv").write_text("\n".join(lines))
+    out = root.parent / "own"
+    done = caspl_reproduce(root / "own.csv", "--out", out, *MODEL, *QUICK_BOOST, "--methods", "")
+    assert done.exit_code == 0, done.output
+    text = (out / "results.json").read_text()
+    assert list(json.loads(text)["data"]) == ["own"]
+    assert str(root) not in text
+
+
+def test_a_single_data_set_with_an_empty_image_fails_before_it_trains(root):
+    (root / "dtd" / "images" / "grid" / "grid_0.jpg").write_bytes(b"")
+    out = root.parent / "one"
+    failed = caspl_reproduce("dtd", "--root", root, "--out", out, *MODEL, *QUICK_BOOST, "--methods", "")
+    assert failed.exit_code == 1
+    assert "empty image files (1)" in plain_text(failed.stderr)
+    assert not out.exists()
+
+
+def test_a_timed_dry_run_prints_the_source_of_its_durations(root):
     options = ["--root", root, *MODEL, *QUICK, *QUICK_BOOST, "--dry-run"]
     result = caspl_reproduce("dtd", *options)
     assert result.exit_code == 0, result.output
@@ -162,6 +184,8 @@ def test_a_timed_dry_run_states_where_its_durations_come_from(root):
         (["--all", "--shots", "4"], 2, "--shots is for one data set"),
         (["dtd", "--skip-missing"], 2, "--tables and --skip-missing require --all"),
         (["dtd", "--images-per-second", "3"], 2, "--images-per-second requires --dry-run"),
+        (["dtd", "--tolerance", "2"], 2, "--tolerance requires --all or --check"),
+        (["--check", "nowhere.json", "--boost-set", "epochs=3"], 2, "--check does not use --boost-set"),
         (["--check", "nowhere.json"], 1, "Cannot read the results nowhere.json"),
     ],
 )
