@@ -56,6 +56,11 @@ class Backbone:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Architecture, source of the weights and fingerprint, for provenance and reports."""
+        return {"arch": self.arch, "pretrained": self.pretrained, "fingerprint": self.fingerprint}
+
     @cached_property
     def image_size(self) -> int:
         """Side of the square input, in pixels."""
@@ -233,9 +238,7 @@ def _log_weights(backbone: Backbone, notes: list[str]) -> None:
     for note in notes:
         logger.warning(note)
     facts = {
-        "arch": backbone.arch,
-        "pretrained": backbone.pretrained,
-        "fingerprint": backbone.fingerprint,
+        **backbone.identity,
         "n_tensors": len(backbone.clip.state_dict()),
         "activation": "QuickGELU" if _is_quick_gelu(backbone.clip) else "GELU",
         "preprocess": backbone.preprocess,

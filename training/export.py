@@ -105,15 +105,13 @@ def boost_provenance(
     *, recipe: BoostRecipe, data_digests: Mapping[str, str], teacher: Teacher, metrics: Mapping[str, Any]
 ) -> Provenance:
     """Provenance of a boosting bundle."""
-    large = teacher.backbone
-    facts = {"arch": large.arch, "pretrained": large.pretrained, "fingerprint": large.fingerprint}
     return new_provenance(
         method={"caspl": "caspl-boost", "promptkd": "promptkd"}[recipe.distillation],
         phase="boost",
         recipe=recipe.model_dump(),
         data_digests=data_digests,
         metrics=metrics,
-        teacher=facts | ({"bundle": teacher.digest} if teacher.digest else {}),
+        teacher=teacher.backbone.identity | ({"bundle": teacher.digest} if teacher.digest else {}),
         seed=recipe.seed,
     )
 

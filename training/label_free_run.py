@@ -106,9 +106,6 @@ def run_label_free(
     learned = LABEL_FREE[method_name].learn(Unlabelled(base_model, job.class_names, encoded, train), recipe)
     metrics = {"n_images": len(job.images.files), "n_classes": len(job.class_names), **learned.metrics}
     metrics |= learned.trained.metrics() if learned.trained is not None else {}
-    teacher = None
-    if (large := job.teacher) is not None:
-        teacher = {"arch": large.arch, "pretrained": large.pretrained, "fingerprint": large.fingerprint}
     data = export_bundle(
         base_model,
         learned.exported,
@@ -121,7 +118,7 @@ def run_label_free(
             recipe=recipe.model_dump(),
             data_digests=data_digests,
             metrics=metrics,
-            teacher=teacher,
+            teacher=job.teacher.identity if job.teacher is not None else None,
             seed=getattr(recipe, "seed", None),
         ),
     )

@@ -140,10 +140,7 @@ def _run(
     from training.ablation.run import run_ablation  # noqa: PLC0415  torch
     from training.files import write_atomic  # noqa: PLC0415
 
-    facts = {
-        name: {"arch": each.arch, "pretrained": each.pretrained, "fingerprint": each.fingerprint}
-        for name, each in (("student", student), ("teacher", teacher))
-    }
+    facts = {"student": student.identity, "teacher": teacher.identity}
 
     def save(measured: "Measured") -> None:
         content = AblationReport(job, grid, measured, facts).to_json()

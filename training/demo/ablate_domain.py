@@ -66,10 +66,7 @@ def ablate_domain(domain: str, work_dir: Path, seeds: Sequence[int], console: Co
     student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
     grid = job.grid(student)
     measured = run_ablation(job, grid.settings(STUDIES), student, teacher, console)
-    facts = {
-        name: {"arch": each.arch, "pretrained": each.pretrained, "fingerprint": each.fingerprint}
-        for name, each in (("student", student), ("teacher", teacher))
-    }
+    facts = {"student": student.identity, "teacher": teacher.identity}
     report = AblationReport(job, grid, measured, facts)
     write_ablation(report, job.out, console)
     return report

@@ -112,8 +112,7 @@ def run_plan(plan: Plan, benches: Sequence[Sequence[Bench]]) -> Report:
         )
         rows.append(_measure(plan.protocol, bench, source, target, trial))
     backbone = benches[0][0].base_model.backbone
-    facts = {"arch": backbone.arch, "pretrained": backbone.pretrained, "fingerprint": backbone.fingerprint}
-    return Report(plan.protocol, facts, tuple(rows))
+    return Report(plan.protocol, backbone.identity, tuple(rows))
 
 
 def _measure(protocol: Protocol, bench: Bench, source: Dataset, target: Dataset, trial: Trial) -> Row:

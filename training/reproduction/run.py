@@ -105,7 +105,7 @@ def run_tables(
             of_table += report.rows
             written = save_results(job.out, [*rows, *of_table], job, facts, student, teacher)
         rows += of_table
-        whole = Report(table.protocol, _model_facts(student), tuple(of_table))
+        whole = Report(table.protocol, student.identity, tuple(of_table))
         write_report(whole, results, job.out / table.protocol, console)
     console.print(f"wrote {job.out / RESULTS_NAME}", markup=False, soft_wrap=True)
     return written
@@ -123,8 +123,8 @@ def save_results(
     return write_results(
         folder / RESULTS_NAME,
         rows,
-        student=_model_facts(student),
-        teacher=_model_facts(teacher),
+        student=student.identity,
+        teacher=teacher.identity,
         device=_device_name(student),
         data=data,
         overrides=job.overrides,
@@ -136,10 +136,6 @@ def data_facts(check: DatasetCheck) -> dict[str, Any]:
     """The results file's entry for a data set."""
     digest = check.dataset.digest if check.dataset is not None else ""
     return {"digest": digest, "n_train": check.n_train, "n_test": check.n_test, "notes": list(check.notes)}
-
-
-def _model_facts(backbone: Backbone) -> dict[str, str]:
-    return {"arch": backbone.arch, "pretrained": backbone.pretrained, "fingerprint": backbone.fingerprint}
 
 
 def _device_name(backbone: Backbone) -> str:
