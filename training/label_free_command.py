@@ -23,12 +23,12 @@ class Labels(StrEnum):
     NONE = "none"
 
 
-_WITH_LABELS: Final = {
+_ONLY_WITH_LABELS: Final = {
     "shots": "the number of pseudo-labelled images is a recipe value",
     "holdout": "accuracy cannot be measured without labels",
     "keep_worse": "accuracy cannot be measured without labels",
 }
-_WITHOUT_LABELS: Final = ("images", "classes", "teacher", "teacher_pretrained", "teacher_preprocess_of")
+_ONLY_WITHOUT_LABELS: Final = ("images", "classes", "teacher", "teacher_pretrained", "teacher_preprocess_of")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class LabelFreeOptions:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From all options of the command."""
+        """Select them from all options of the command."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def weights(self) -> "WeightOptions":
@@ -82,9 +82,9 @@ def check_options(context: typer.Context, labels: Labels) -> None:
         BadParameter: names the first such option and the reason.
     """
     if labels is Labels.GIVEN:
-        reasons = dict.fromkeys(_WITHOUT_LABELS, "only --labels none uses it")
+        reasons = dict.fromkeys(_ONLY_WITHOUT_LABELS, "only --labels none uses it")
     else:
-        reasons = {name: f"--labels none does not use it: {reason}" for name, reason in _WITH_LABELS.items()}
+        reasons = {name: f"--labels none does not use it: {reason}" for name, reason in _ONLY_WITH_LABELS.items()}
     for name, reason in reasons.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":

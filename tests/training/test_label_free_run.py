@@ -32,7 +32,7 @@ FEWER = {"images_per_class": 2, "text_steps": 3, "templates": 2, "image_depth": 
 
 
 class FixedTime(datetime.datetime):
-    """A clock that stands still, so that bundles differ in nothing but what was learned."""
+    """A fixed time, so that bundles differ in their learned values alone."""
 
     @classmethod
     def now(cls, tz=None):

@@ -1,4 +1,4 @@
-"""Which images get pseudo-labels: against a loop over classes in plain Python."""
+"""The choice of pseudo-labels, against a loop over classes in plain Python."""
 
 import torch
 from hypothesis import given
