@@ -197,7 +197,7 @@ def _train(
         "recipe": digest_of(recipe.model_dump_json().encode()),
         "pseudo-labels": digest_of(torch.stack([found.rows_N, found.labels_N]).numpy().tobytes()),
     }
-    views = Views.for_training([job.images.files[row] for row in found.rows_N], base_model.backbone, recipe)
+    views = Views.for_training([job.images.files[row] for row in found.rows_N.tolist()], base_model.backbone, recipe)
     with progress_bars(console) as progress:
         return train_with_progress(
             Adapter(method, base_model, views, found.labels_N.tolist(), recipe),

@@ -225,6 +225,12 @@ def test_options_that_have_no_effect_on_a_method_are_refused(data, tmp_path, opt
     assert not list(tmp_path.iterdir())
 
 
+def test_a_root_without_a_data_set_is_refused(data, tmp_path):
+    result = adapt(tmp_path, "upl", None, "--images", data, "--classes", class_list(tmp_path), "--root", data)
+    assert result.exit_code == 2
+    assert "only --data uses it" in result.output
+
+
 def test_unreadable_images_are_reported_and_skipped(data, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
