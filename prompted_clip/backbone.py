@@ -56,6 +56,11 @@ class Backbone:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Architecture, source of the weights and fingerprint, for provenance and reports."""
+        return {"arch": self.arch, "pretrained": self.pretrained, "fingerprint": self.fingerprint}
+
     @cached_property
     def image_size(self) -> int:
         """Side of the square input, in pixels."""

@@ -43,5 +43,6 @@ def exported_logits(base_model, method, class_names, images):
     scores = base_model.logit_scale * unit_norm(embeddings) @ texts.T
     if exported.head is None:
         return scores
-    of_head = embeddings @ exported.head.weight_KE.T + exported.head.bias_K
+    inputs = unit_norm(embeddings) if exported.head.reads_unit else embeddings
+    of_head = inputs @ exported.head.weight_KE.T + exported.head.bias_K
     return (1 - exported.head.share) * scores + exported.head.share * of_head

@@ -14,8 +14,8 @@ from training.data.class_list import check_class_names
 from training.data.dataset import Dataset
 from training.data.hold_out import describe_held_out
 from training.data.views import Views
-from training.export import export_bundle
-from training.files import digest_of, write_atomic
+from training.export import export_bundle, finish_run
+from training.files import digest_of
 from training.loop import SINGLE_PROCESS, CheckpointConfig
 from training.loop_progress import train_with_progress
 from training.parallel import World
@@ -80,15 +80,7 @@ def run_adapt(
     check_class_names(job.dataset.class_names, job.dataset.name)
     items = job.dataset.split("train")
     backbone = base_model.backbone
-    views = Views(
-        [item.path for item in items],
-        image_size=backbone.image_size,
-        preprocess=backbone.preprocess,
-        augmentation=recipe.augmentation,
-        crop_scale_min=recipe.crop_scale_min,
-        seed=recipe.seed,
-        n_fixed=recipe.fixed_views,
-    )
+    views = Views.for_training([item.path for item in items], backbone, recipe)
     method = METHODS[method_name].build(base_model, job.dataset.class_names, recipe)
     adapter = Adapter(method, base_model, views, [item.label for item in items], recipe)
     data_digests = {"train": job.dataset.digest} | (
@@ -115,9 +107,7 @@ def run_adapt(
     metrics: dict[str, Any] = {
         "n_images": len(items),
         "n_classes": len(job.dataset.class_names),
-        "steps": state.step,
-        "loss_first": state.losses[0],
-        "loss_last": state.recent_loss,
+        **state.metrics(),
     }
     if selection is not None:
         selection.finish(adapter, recipe, state.step, job.checkpoint, keep_worse=job.keep_worse)
@@ -138,15 +128,8 @@ def run_adapt(
             seed=recipe.seed,
         ),
     )
-    if world.is_main:
-        write_atomic(job.out, data)
-        job.checkpoint.unlink(missing_ok=True)
-    return metrics | {
-        "bundle": str(job.out),
-        "digest": digest_of(data),
-        "size_bytes": len(data),
-        "losses": state.losses,
-    }
+    written = finish_run(data, job.out, job.checkpoint, world)
+    return metrics | written | {"losses": state.losses}
 
 
 def _selection(job: AdaptJob, adapter: Adapter, recipe: AdaptRecipe, console: Console) -> Selection:

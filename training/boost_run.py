@@ -17,8 +17,8 @@ from training.data.class_list import check_class_names
 from training.data.hold_out import describe_held_out, hold_out
 from training.data.images import ImageFolder
 from training.data.views import Views
-from training.export import boost_provenance, export_bundle
-from training.files import digest_of, write_atomic
+from training.export import boost_provenance, export_bundle, finish_run
+from training.files import digest_of
 from training.loop import SINGLE_PROCESS, CheckpointConfig
 from training.loop_progress import train_with_progress
 from training.parallel import World
@@ -90,15 +90,7 @@ def run_boost(
     check_class_names(class_names, job.domain)
     report_folder(folder, console)
     trained, held_out = hold_out(len(folder.files), job.holdout, recipe.seed)
-    views = Views(
-        [folder.files[index] for index in trained],
-        image_size=student_backbone.image_size,
-        preprocess=student_backbone.preprocess,
-        augmentation=recipe.augmentation,
-        crop_scale_min=recipe.crop_scale_min,
-        seed=recipe.seed,
-        n_fixed=recipe.fixed_views,
-    )
+    views = Views.for_training([folder.files[index] for index in trained], student_backbone, recipe)
     teacher = Teacher(teacher_backbone, class_names, recipe.teacher_template, job.teacher_bundle)
     student: Student = (
         CasplStudent(student_backbone, class_names, recipe)
@@ -132,9 +124,7 @@ def run_boost(
     metrics: dict[str, Any] = {
         "n_images": len(folder.files),
         "n_unreadable": len(folder.unreadable),
-        "steps": state.step,
-        "loss_first": state.losses[0],
-        "loss_last": state.recent_loss,
+        **state.metrics(),
     }
     if selection is not None:
         selection.finish(booster, recipe, state.step, job.checkpoint, keep_worse=job.keep_worse)
@@ -148,10 +138,7 @@ def run_boost(
         template=recipe.template,
         provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teacher=teacher, metrics=metrics),
     )
-    if world.is_main:
-        write_atomic(job.out, data)
-        job.checkpoint.unlink(missing_ok=True)
-    return metrics | {"bundle": str(job.out), "digest": digest_of(data), "size_bytes": len(data)}
+    return metrics | finish_run(data, job.out, job.checkpoint, world)
 
 
 def _selection(

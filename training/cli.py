@@ -106,7 +106,7 @@ def boost(
             preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
         )
-        unlabelled = read(Console(stderr=True, quiet=quiet))  # after the weights, which are found to be missing sooner
+        unlabelled = read(Console(stderr=True, quiet=quiet))  # after the weights: missing ones fail first
         if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
             chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
         console = _console(is_shown=world.is_main and not quiet)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from prompted_clip.prompts import join_groups
 from prompted_clip.provenance import new_provenance
 from prompted_clip.text import encode_classes
 from training.adapting.method import ExportedPrompts
+from training.files import digest_of, write_atomic
+from training.parallel import World
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
@@ -84,6 +87,18 @@ def export_bundle(
         provenance=provenance,
     )
     return write_bundle(manifest, {name: _array(tensor) for name, tensor in tensors.items()})
+
+
+def finish_run(data: bytes, out: Path, checkpoint: Path, world: World) -> dict[str, Any]:
+    """Write a training run's bundle and delete its checkpoint, in the main process.
+
+    Returns:
+        The bundle's path, digest and size in bytes, for the report.
+    """
+    if world.is_main:
+        write_atomic(out, data)
+        checkpoint.unlink(missing_ok=True)
+    return {"bundle": str(out), "digest": digest_of(data), "size_bytes": len(data)}
 
 
 def boost_provenance(

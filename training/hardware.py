@@ -64,7 +64,7 @@ def load_backbones(
 
 
 def resolve_device(device: str) -> str:
-    """As `prompted_clip.device_errors.resolve_device`, with an error of training.
+    """`prompted_clip.device_errors.resolve_device`, with an error of this package.
 
     Raises:
         BackbonePairError: CUDA is not available, or torch has no code for the GPU.
@@ -90,28 +90,28 @@ def autocast(recipe: Recipe, backbone: Backbone) -> Iterator[None]:
         if not is_bfloat16 or device.type != "cuda":
             yield
             return
-        if backbone.clip not in _NARROW:
-            _NARROW[backbone.clip] = [_narrow(*weight) for weight in internals.matrix_weights(backbone.clip)]
-        narrow = _NARROW[backbone.clip]
-        before = [_exchange(*weight) for weight in narrow]
+        if backbone.clip not in _BFLOAT16_WEIGHTS:
+            weights = [_to_bfloat16(*weight) for weight in internals.matrix_weights(backbone.clip)]
+            _BFLOAT16_WEIGHTS[backbone.clip] = weights
+        replaced = [_replace(*weight) for weight in _BFLOAT16_WEIGHTS[backbone.clip]]
         try:
             yield
         finally:
-            for weight in before:
-                _exchange(*weight)
+            for weight in replaced:
+                _replace(*weight)
 
 
 _Weight = tuple[nn.Module, str, nn.Parameter]
-_NARROW: Final[WeakKeyDictionary[nn.Module, list[_Weight]]] = WeakKeyDictionary()
+_BFLOAT16_WEIGHTS: Final[WeakKeyDictionary[nn.Module, list[_Weight]]] = WeakKeyDictionary()
 """The weights of matrix products in bfloat16, by model."""
 
 
-def _narrow(module: nn.Module, name: str, weight: nn.Parameter) -> _Weight:
+def _to_bfloat16(module: nn.Module, name: str, weight: nn.Parameter) -> _Weight:
     return module, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
 
 
-def _exchange(module: nn.Module, name: str, weight: nn.Parameter) -> _Weight:
-    """Set a module's weight; returns the weight that was there."""
-    before = module._parameters[name]
+def _replace(module: nn.Module, name: str, weight: nn.Parameter) -> _Weight:
+    """Set a module's weight; returns the previous one."""
+    previous = module._parameters[name]
     module._parameters[name] = weight
-    return module, name, cast("nn.Parameter", before)
+    return module, name, cast("nn.Parameter", previous)

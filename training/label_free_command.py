@@ -24,12 +24,12 @@ class Labels(StrEnum):
     NONE = "none"
 
 
-_WITH_LABELS: Final = {
+_ONLY_WITH_LABELS: Final = {
     "shots": "the number of pseudo-labelled images is a recipe value",
     "holdout": "accuracy cannot be measured without labels",
     "keep_worse": "accuracy cannot be measured without labels",
 }
-_WITHOUT_LABELS: Final = ("images", "classes", "teacher", "teacher_pretrained", "teacher_preprocess_of")
+_ONLY_WITHOUT_LABELS: Final = ("images", "classes", "teacher", "teacher_pretrained", "teacher_preprocess_of")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LabelFreeOptions:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From all options of the command."""
+        """Select them from all options of the command."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def weights(self) -> "WeightOptions":
@@ -83,9 +83,9 @@ def check_options(context: typer.Context, labels: Labels) -> None:
         BadParameter: names the first such option and the reason.
     """
     if labels is Labels.GIVEN:
-        reasons = dict.fromkeys(_WITHOUT_LABELS, "only --labels none uses it")
+        reasons = dict.fromkeys(_ONLY_WITHOUT_LABELS, "only --labels none uses it")
     else:
-        reasons = {name: f"--labels none does not use it: {reason}" for name, reason in _WITH_LABELS.items()}
+        reasons = {name: f"--labels none does not use it: {reason}" for name, reason in _ONLY_WITH_LABELS.items()}
     passed = given(context)
     for name, reason in reasons.items():
         if name in passed:
@@ -133,16 +133,20 @@ def adapt_without_labels(options: LabelFreeOptions) -> dict[str, Any] | None:
     from training.prompted_backbone import load_prompted_backbone  # noqa: PLC0415  torch
     from training.rates import scale_rate  # noqa: PLC0415  torch
     from training.recipe import AdaptRecipe, read_recipe  # noqa: PLC0415  torch
-    from training.unlabelled import by_content, report_folder  # noqa: PLC0415  torch
+    from training.unlabelled import report_folder  # noqa: PLC0415  torch
 
     entry = LABEL_FREE[options.method]
     recipe = read_recipe(entry.recipe, options.recipe, options.set_ or [], table=options.method)
     if options.print_recipe:
         typer.echo(recipe.to_toml(), nl=False)
         return None
-    _check_inputs(options, takes_teacher=entry.takes_teacher)
+    _check_inputs(options)
+    if options.teacher and not entry.takes_teacher:
+        raise typer.BadParameter(f"{options.method} uses the base model's own predictions", param_hint="--teacher")
     check_domain(options.domain)
     if options.tensorboard is not None:
+        if not isinstance(recipe, AdaptRecipe):
+            raise typer.BadParameter(f"{options.method} has no training steps", param_hint="--tensorboard")
         check_tensorboard()
     out = options.out or Path(f"{options.domain}-{options.method}.safetensors")
     if options.boost is not None and options.boost.resolve() == out.resolve():
@@ -167,7 +171,7 @@ def adapt_without_labels(options: LabelFreeOptions) -> dict[str, Any] | None:
     console.print(NO_CHECK, markup=False, highlight=False, soft_wrap=True)
     job = LabelFreeJob(
         domain=options.domain,
-        images=by_content(folder),
+        images=folder,
         class_names=names,
         out=out,
         checkpoint=out.with_name(f"{out.name}.checkpoint"),
@@ -179,25 +183,30 @@ def adapt_without_labels(options: LabelFreeOptions) -> dict[str, Any] | None:
     return {key: value for key, value in result.items() if key != "losses"} if world.is_main else None
 
 
-def _check_inputs(options: LabelFreeOptions, *, takes_teacher: bool) -> None:
-    has_folder = options.images is not None and options.classes is not None
-    is_partial = options.images is not None or options.classes is not None
-    if not options.domain or bool(options.data) == is_partial or is_partial != has_folder:
+def _check_inputs(options: LabelFreeOptions) -> None:
+    given = [path is not None for path in (options.images, options.classes)]
+    if not options.domain or any(given) != all(given) or any(given) == bool(options.data):
         raise typer.BadParameter("--domain and either --data, or --images and --classes, are required")
-    if options.teacher and not takes_teacher:
-        raise typer.BadParameter(f"{options.method} uses the base model's own predictions", param_hint="--teacher")
+    if options.root is not None and not options.data:
+        raise typer.BadParameter("only --data uses it", param_hint="--root")
+    for value, name in (
+        (options.teacher_pretrained, "--teacher-pretrained"),
+        (options.teacher_preprocess_of, "--teacher-preprocess-of"),
+    ):
+        if value is not None and not options.teacher:
+            raise typer.BadParameter("only --teacher uses it", param_hint=name)
 
 
 def _read(options: LabelFreeOptions, console: Console) -> "tuple[ImageFolder, Sequence[str], str | None]":
-    """Images, class names, and the data set's template, or None for a folder."""
+    """Images ordered by content, class names, and the data set's template, or None for a folder."""
     from training.data.catalog import open_dataset  # noqa: PLC0415  torch
     from training.data.class_list import read_classes  # noqa: PLC0415  torch
     from training.errors import NoImagesError  # noqa: PLC0415  torch
-    from training.unlabelled import read_images, train_images_without_labels  # noqa: PLC0415  torch
+    from training.unlabelled import by_content, read_images, train_images_without_labels  # noqa: PLC0415  torch
 
     if options.images is not None and options.classes is not None:
         names: Sequence[str] = read_classes(options.classes)
-        folder, template = read_images(options.images, console), None
+        folder, template = by_content(read_images(options.images, console)), None
     else:
         dataset = open_dataset(options.data, options.root)
         print_notes(dataset.notes, console)

@@ -8,6 +8,7 @@ Legend: B rows, U images, K classes, E joint width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,11 +26,11 @@ from training.data.class_list import check_class_names
 from training.data.images import ImageFolder
 from training.data.view_cache import ViewCache
 from training.data.views import Views
-from training.export import export_bundle
-from training.files import digest_of, write_atomic
+from training.export import export_bundle, finish_run
+from training.files import digest_of
 from training.label_free.method import Encoded, PseudoLabels, Unlabelled
 from training.label_free.methods import LABEL_FREE
-from training.loop import SINGLE_PROCESS, CheckpointConfig
+from training.loop import SINGLE_PROCESS, CheckpointConfig, TrainState
 from training.loop_progress import train_with_progress
 from training.parallel import World
 from training.progress import progress_bars
@@ -39,8 +40,8 @@ from training.scores import class_scores
 from training.teacher import Teacher
 
 NO_CHECK: Final = (
-    "Without labels no images are held out: the last step is written, and nothing checks whether it is better than the "
-    "model was before. Measure it with `caspl evaluate` on a few labelled images."
+    "Without labels no images are held out, so the bundle is written even if it is worse than the base model. Measure "
+    "it with `caspl evaluate` on a few labelled images."
 )
 
 
@@ -50,10 +51,10 @@ class LabelFreeJob:
 
     Attributes:
         domain: domain name.
-        images: unlabelled images, see `unlabelled.by_content`.
+        images: unlabelled images, ordered as in `unlabelled.by_content`.
         class_names: K names.
         out: bundle to write.
-        checkpoint: checkpoint of the run in progress; further trainings of the same run append their number.
+        checkpoint: checkpoint of the run in progress; deleted once the bundle is written.
         checkpoint_every: steps between checkpoints.
         tensorboard: folder for TensorBoard event files, or None.
         teacher: a larger CLIP that predicts the pseudo-labels; None for the base model.
@@ -79,7 +80,7 @@ def run_label_free(
     encoded: Encoded | None = None,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Learn without labels and write the bundle; an interrupted run resumes from its checkpoints.
+    """Learn without labels and write the bundle; an interrupted run resumes from its checkpoint.
 
     Args:
         job: inputs and outputs.
@@ -87,7 +88,7 @@ def run_label_free(
         recipe: the method's recipe.
         base_model: the backbone to serve with, boosted or plain.
         console: shows progress.
-        encoded: the result of `encode` for this job, if several runs share it; None computes it.
+        encoded: result of `encode` for this job that several runs share; None computes it.
         world: the processes of this run; the main process writes files.
 
     Returns:
@@ -99,13 +100,12 @@ def run_label_free(
     check_class_names(job.class_names, job.domain)
     data_digests = {"images": job.images.digest, "classes": digest_of("\n".join(job.class_names).encode())}
     data_digests |= {"boost": base_model.boost_digest} if base_model.boost_digest is not None else {}
-    trainer = _Trainer(job, method_name, base_model, console, world, data_digests)
-    found = encoded or encode(job, recipe, base_model, console)
-    unlabelled = Unlabelled(base_model, job.class_names, found, trainer)
-    learned = LABEL_FREE[method_name].learn(unlabelled, recipe)
+    encoded = encoded or encode(job.images.files, job.class_names, recipe, base_model, console, job.teacher)
+    identity = data_digests | {"method": method_name, "backbone": base_model.backbone.fingerprint}
+    train = partial(_train, job, base_model, console, world, identity)
+    learned = LABEL_FREE[method_name].learn(Unlabelled(base_model, job.class_names, encoded, train), recipe)
     metrics = {"n_images": len(job.images.files), "n_classes": len(job.class_names), **learned.metrics}
-    metrics |= trainer.metrics()
-    seed = getattr(recipe, "seed", None)
+    metrics |= learned.trained.metrics() if learned.trained is not None else {}
     data = export_bundle(
         base_model,
         learned.exported,
@@ -118,29 +118,31 @@ def run_label_free(
             recipe=recipe.model_dump(),
             data_digests=data_digests,
             metrics=metrics,
-            teacher=None if job.teacher is None else job.teacher.identity,
-            seed=seed,
+            teacher=job.teacher.identity if job.teacher is not None else None,
+            seed=getattr(recipe, "seed", None),
         ),
     )
-    if world.is_main:
-        write_atomic(job.out, data)
-        trainer.clean_up()
-    return metrics | {
-        "bundle": str(job.out),
-        "digest": digest_of(data),
-        "size_bytes": len(data),
-        "losses": trainer.losses,
-    }
+    written = finish_run(data, job.out, job.checkpoint, world)
+    return metrics | written | {"losses": learned.trained.losses if learned.trained is not None else []}
 
 
-def encode(job: LabelFreeJob, recipe: TextSettings, base_model: PromptedBackbone, console: Console) -> Encoded:
+def encode(
+    files: Sequence[Path],
+    class_names: Sequence[str],
+    recipe: TextSettings,
+    base_model: PromptedBackbone,
+    console: Console,
+    teacher: Backbone | None = None,
+) -> Encoded:
     """Run the frozen models once over all images.
 
     Args:
-        job: images, class names and teacher.
+        files: U images.
+        class_names: K names.
         recipe: provides the text of the classes.
         base_model: boosted or plain.
         console: shows progress.
+        teacher: see `LabelFreeJob`.
     """
     backbone, template = base_model.backbone, class_template(base_model, recipe)
 
@@ -148,11 +150,11 @@ def encode(job: LabelFreeJob, recipe: TextSettings, base_model: PromptedBackbone
         images = normalize_pixels(pixels_BCHW.to(backbone.device), backbone.preprocess)
         return base_model.encode_images(images).float().cpu()
 
-    features_UE = _over_images(job.images.files, base_model, embed, f"encoding images of {job.domain}", console)
-    text_KE = base_model.zero_shot_text(job.class_names, [template]).float().cpu()
-    if job.teacher is None:
+    features_UE = _over_images(files, base_model, embed, "encoding images", console)
+    text_KE = base_model.zero_shot_text(class_names, [template]).float().cpu()
+    if teacher is None:
         return Encoded(features_UE, text_KE, class_scores(base_model.logit_scale, features_UE, text_KE), template)
-    scores_UK = teacher_scores(job.teacher, job.images.files, job.class_names, recipe.template, console)
+    scores_UK = teacher_scores(teacher, files, class_names, recipe.template, console)
     return Encoded(features_UE, text_KE, scores_UK, template)
 
 
@@ -180,74 +182,30 @@ def _over_images(
     return cache.get(torch.arange(len(files)), 0)
 
 
-class _Trainer:
-    """The `Train` of one run; collects losses and checkpoints of all its trainings."""
-
-    def __init__(
-        self,
-        job: LabelFreeJob,
-        method_name: str,
-        base_model: PromptedBackbone,
-        console: Console,
-        world: World,
-        data_digests: dict[str, str],
-    ) -> None:
-        self.losses: list[float] = []
-        self._job, self._method_name, self._base_model = job, method_name, base_model
-        self._console, self._world, self._data_digests = console, world, data_digests
-        self._checkpoints: list[Path] = []
-
-    def __call__(
-        self,
-        method: AdaptingMethod,
-        found: PseudoLabels,
-        recipe: AdaptRecipe,
-        *,
-        part: int = 0,
-        weak_features_NE: Tensor | None = None,
-    ) -> None:
-        """See `Train`."""
-        job, base_model = self._job, self._base_model
-        path = job.checkpoint.with_name(f"{job.checkpoint.name}{part or ''}")
-        self._checkpoints.append(path)
-        identity = self._data_digests | {
-            "method": self._method_name,
-            "recipe": digest_of(recipe.model_dump_json().encode()),
-            "backbone": base_model.backbone.fingerprint,
-            "pseudo-labels": digest_of(torch.stack([found.rows_N, found.labels_N]).numpy().tobytes()),
-        }
-        files = [job.images.files[row] for row in found.rows_N.tolist()]
-        backbone = base_model.backbone
-        views = Views(
-            files,
-            image_size=backbone.image_size,
-            preprocess=backbone.preprocess,
-            augmentation=recipe.augmentation,
-            crop_scale_min=recipe.crop_scale_min,
-            seed=recipe.seed,
-            n_fixed=recipe.fixed_views,
+def _train(
+    job: LabelFreeJob,
+    base_model: PromptedBackbone,
+    console: Console,
+    world: World,
+    identity: dict[str, str],
+    method: AdaptingMethod,
+    found: PseudoLabels,
+    recipe: AdaptRecipe,
+) -> TrainState:
+    """See `Train`."""
+    identity = identity | {
+        "recipe": digest_of(recipe.model_dump_json().encode()),
+        "pseudo-labels": digest_of(torch.stack([found.rows_N, found.labels_N]).numpy().tobytes()),
+    }
+    views = Views.for_training([job.images.files[row] for row in found.rows_N.tolist()], base_model.backbone, recipe)
+    with progress_bars(console) as progress:
+        return train_with_progress(
+            Adapter(method, base_model, views, found.labels_N.tolist(), recipe),
+            recipe,
+            title=f"{identity['method']} on {job.domain}",
+            progress=progress,
+            checkpoint=CheckpointConfig(job.checkpoint, identity, job.checkpoint_every),
+            tensorboard=job.tensorboard,
+            selection=None,
+            world=world,
         )
-        with progress_bars(self._console) as progress:
-            state = train_with_progress(
-                Adapter(method, base_model, views, found.labels_N.tolist(), recipe, weak_features_NE),
-                recipe,
-                title=f"{self._method_name} on {job.domain}",
-                progress=progress,
-                checkpoint=CheckpointConfig(path, identity, job.checkpoint_every),
-                tensorboard=job.tensorboard,
-                selection=None,
-                world=self._world,
-            )
-        self.losses += state.losses
-
-    def metrics(self) -> dict[str, Any]:
-        """Number of steps, first and last loss of all trainings; empty without one."""
-        if not self.losses:
-            return {}
-        recent = self.losses[-20:]
-        return {"steps": len(self.losses), "loss_first": self.losses[0], "loss_last": sum(recent) / len(recent)}
-
-    def clean_up(self) -> None:
-        """Delete the checkpoints."""
-        for path in self._checkpoints:
-            path.unlink(missing_ok=True)

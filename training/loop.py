@@ -7,7 +7,6 @@ Randomness depends only on (seed, epoch, image), so a resumed run ends with the 
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.errors import DivergedError, OutOfMemoryError, RecipeError
+from training.errors import OutOfMemoryError, RecipeError
 from training.parallel import World
+from training.pending_losses import PendingLosses
 from training.recipe import Recipe
 from training.selection import Selection
 
@@ -72,7 +72,7 @@ class TrainState:
 
     Attributes:
         step: completed optimizer steps.
-        losses: one per completed step; on CUDA that of the last step may be missing during the run.
+        losses: one per completed step; on CUDA the last one may be missing during the run.
     """
 
     step: int = 0
@@ -83,6 +83,10 @@ class TrainState:
         """Mean loss of the last 20 steps."""
         recent = self.losses[-20:]
         return sum(recent) / len(recent)
+
+    def metrics(self) -> dict[str, float]:
+        """Number of steps, first loss and recent loss, for the report of a finished run."""
+        return {"steps": self.step, "loss_first": self.losses[0], "loss_last": self.recent_loss}
 
 
 @dataclass(frozen=True)
@@ -210,54 +214,6 @@ def _forward_backward(
         )
         raise OutOfMemoryError(msg) from error
     return _all_reduce(optimizer, total, world)
-
-
-class PendingLosses:
-    """Losses on their way to host memory.
-
-    On CUDA each is awaited after the next step's work is queued, so that the device never waits for the host.
-
-    Args:
-        losses: of completed steps; appended to.
-        recipe: for the message of an error.
-        n_per_epoch: steps per epoch.
-    """
-
-    def __init__(self, losses: list[float], recipe: Recipe, n_per_epoch: int) -> None:
-        self._losses, self._recipe, self._n_per_epoch = losses, recipe, n_per_epoch
-        self._pending: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-
-    def add(self, loss: Tensor) -> None:
-        """Add the next step's loss; on a CPU it is there at once.
-
-        Raises:
-            DivergedError: it is NaN or infinite.
-        """
-        if loss.device.type != "cuda":
-            self._append(loss.item())
-            return
-        copy = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record(torch.cuda.current_stream(loss.device))
-        self._pending.append((copy, copied))
-
-    def wait(self, *, for_last: bool = False) -> None:
-        """Wait for all but the last one, for that too in the first step; raises what `add` raises."""
-        n_left = 1 if self._losses and not for_last else 0
-        while len(self._pending) > n_left:
-            copy, copied = self._pending.popleft()
-            copied.synchronize()
-            self._append(copy.item())
-
-    def _append(self, value: float) -> None:
-        step = len(self._losses)
-        if not math.isfinite(value):
-            msg = (
-                f"The loss became {value} at step {step} (epoch {step // self._n_per_epoch}). Lower learning_rate (now "
-                f"{self._recipe.learning_rate:g})."
-            )
-            raise DivergedError(msg)
-        self._losses.append(value)
 
 
 def _all_reduce(optimizer: torch.optim.Optimizer, loss: Tensor, world: World) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from training.data.catalog import open_dataset
 from training.data.class_list import read_classes
 from training.data.dataset import Dataset, shorten
-from training.data.images import ImageFolder, find_images, is_decodable, read_in_threads
+from training.data.images import ImageFolder, find_images, hash_readable, read_in_threads
 from training.data.readable import drop_unreadable
 from training.errors import NoImagesError
 from training.progress import progress_bars
@@ -136,7 +136,9 @@ def train_images_of(dataset: Dataset) -> ImageFolder:
 
 
 def train_images_without_labels(dataset: Dataset, console: Console) -> ImageFolder:
-    """The readable train images of a data set and the paths of unreadable ones; no label is read.
+    """The readable train images of a data set, ordered as in `by_content`, and the paths of unreadable ones.
+
+    No label is read, so that a class may have no readable image.
 
     Raises:
         DatasetError: the data set has no train split.
@@ -145,24 +147,30 @@ def train_images_without_labels(dataset: Dataset, console: Console) -> ImageFold
     paths = sorted({image.path for image in dataset.split("train")})
     with progress_bars(console) as progress:
         task = progress.add_task("reading images", total=len(paths), note="")
-        sound = read_in_threads(is_decodable, paths, lambda done, _: progress.update(task, completed=done))
-    files = tuple(path for path, is_sound in zip(paths, sound, strict=True) if is_sound)
-    unreadable = tuple(path for path, is_sound in zip(paths, sound, strict=True) if not is_sound)
-    if not files:
+        hashes = read_in_threads(hash_readable, paths, lambda done, _: progress.update(task, completed=done))
+    unreadable = tuple(path for path, found in zip(paths, hashes, strict=True) if found is None)
+    if len(unreadable) == len(paths):
         msg = f"{dataset.name}: none of {len(paths)} train images is readable."
         raise NoImagesError(msg)
-    return ImageFolder(dataset.root, files, unreadable, digest="", notes=dataset.notes)
+    files, digest = _order_by_content((found, path) for path, found in zip(paths, hashes, strict=True) if found)
+    return ImageFolder(dataset.root, files, unreadable, digest)
 
 
 def by_content(folder: ImageFolder) -> ImageFolder:
-    """The same images in the order of their contents' SHA-256, with a digest over contents alone.
+    """The same images in the order of the SHA-256 of their contents, with a digest over contents alone.
 
     File names then have no effect on a run: they may contain labels.
     """
     hashes = read_in_threads(_hash, folder.files)
-    ordered = sorted(zip(hashes, folder.files, strict=True))
+    files, digest = _order_by_content(zip(hashes, folder.files, strict=True))
+    return replace(folder, files=files, digest=digest)
+
+
+def _order_by_content(hashed: Iterable[tuple[str, Path]]) -> tuple[tuple[Path, ...], str]:
+    """Files in the order of their hashes, and a digest over the hashes."""
+    ordered = sorted(hashed)
     digest = hashlib.sha256("".join(f"{found}\n" for found, _ in ordered).encode())
-    return replace(folder, files=tuple(path for _, path in ordered), digest=f"sha256:{digest.hexdigest()}")
+    return tuple(path for _, path in ordered), f"sha256:{digest.hexdigest()}"
 
 
 def _digest(root: Path, files: Sequence[Path]) -> str:

@@ -59,15 +59,7 @@ def base_model(is_boosted):
 
 def adapter_for(name, dataset, model, recipe):
     items = dataset.split("train")
-    views = Views(
-        [item.path for item in items],
-        image_size=32,
-        preprocess=tiny_backbone().preprocess,
-        augmentation=recipe.augmentation,
-        crop_scale_min=recipe.crop_scale_min,
-        seed=recipe.seed,
-        n_fixed=recipe.fixed_views,
-    )
+    views = Views.for_training([item.path for item in items], model.backbone, recipe)
     method = METHODS[name].build(model, dataset.class_names, recipe)
     return Adapter(method, model, views, [item.label for item in items], recipe)
 

@@ -52,14 +52,7 @@ def folder(tmp_path):
 
 def booster(folder, chosen):
     student, teacher = tiny_backbone("tiny", 0), tiny_backbone("tiny-teacher", 1)
-    views = Views(
-        find_images(folder).files,
-        image_size=32,
-        preprocess=student.preprocess,
-        augmentation=chosen.augmentation,
-        crop_scale_min=chosen.crop_scale_min,
-        seed=chosen.seed,
-    )
+    views = Views.for_training(find_images(folder).files, student, chosen)
     return Booster(
         CasplStudent(student, CLASSES, chosen), Teacher(teacher, CLASSES, chosen.teacher_template), views, chosen
     )

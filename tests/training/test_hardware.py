@@ -1,4 +1,4 @@
-"""Training chooses its device and precision by the GPU's compute capability."""
+"""Device and precision of training for a GPU's compute capability, and frozen weights in bfloat16."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from training.hardware import autocast, resolve_device
 from training.recipe import BoostRecipe
 
 CUDA = torch.device("cuda")
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="stands for GPUs of several kinds")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="simulates GPUs of several kinds")
 
 
 def is_bfloat16(precision, device=CUDA):

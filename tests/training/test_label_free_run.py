@@ -1,5 +1,6 @@
 """`caspl adapt --labels none`: from unlabelled images to a bundle, for every label-free method."""
 
+import dataclasses
 import datetime
 import json
 import shutil
@@ -22,7 +23,7 @@ from training.label_free.methods import LABEL_FREE
 from training.label_free_run import LabelFreeJob, run_label_free
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.recipe import AdaptRecipe, read_recipe
-from training.unlabelled import by_content, train_images_without_labels
+from training.unlabelled import train_images_without_labels
 
 QUIET = Console(quiet=True)
 NAMES = ("cat", "dog", "striped circle")
@@ -31,7 +32,7 @@ FEWER = {"images_per_class": 2, "text_steps": 3, "templates": 2, "image_depth": 
 
 
 class FixedTime(datetime.datetime):
-    """A clock that stands still, so that bundles differ in nothing but what was learned."""
+    """A fixed time, so that bundles differ in their learned values alone."""
 
     @classmethod
     def now(cls, tz=None):
@@ -60,7 +61,7 @@ def quick(name):
 
 
 def learn(name, images, out, model, *, classes=NAMES, recipe=None, teacher=None):
-    job = LabelFreeJob("pets", by_content(images), classes, out, out.with_name("state"), teacher=teacher)
+    job = LabelFreeJob("pets", images, classes, out, out.with_name("state"), teacher=teacher)
     return run_label_free(job, name, recipe or quick(name), model, QUIET)
 
 
@@ -128,7 +129,7 @@ def adapt(folder, method, boost, *extra):
 def test_every_method_makes_a_bundle_that_serves(data, boosting_bundle, tmp_path, name, is_boosted):
     result = adapt(tmp_path, name, boosting_bundle if is_boosted else None, "--data", data, "--json")
     assert result.exit_code == 0, result.output
-    assert "nothing checks" in " ".join(result.stderr.split())
+    assert "even if it is worse than the base model" in " ".join(result.stderr.split())
     bundle, report = read_bundle((tmp_path / "pets.safetensors").read_bytes()), json.loads(result.stdout)
     assert report["digest"] == bundle.digest
     assert report["n_images"] == 15
@@ -173,7 +174,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path, name, monke
     def kill(*_, **__):
         raise KilledError
 
-    job = LabelFreeJob("pets", by_content(images), NAMES, tmp_path / "b.safetensors", tmp_path / "s", 1)
+    job = LabelFreeJob("pets", images, NAMES, tmp_path / "b.safetensors", tmp_path / "s", 1)
     with monkeypatch.context() as patch:
         patch.setattr("training.label_free_run.export_bundle", kill)
         with pytest.raises(KilledError):
@@ -199,6 +200,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path, name, monke
         (["--domain", "Pets!"], 1, "lower-case"),
         (["--set", "wavelength=3"], 1, "unknown recipe key 'wavelength'"),
         (["--labels", "given", "--method", "coop", "--teacher", "tiny"], 2, "only --labels none uses it"),
+        (["--teacher-pretrained", "openai"], 2, "only --teacher uses it"),
+        (["--teacher-preprocess-of", "openai"], 2, "only --teacher uses it"),
     ],
 )
 def test_invalid_arguments_fail_before_training(data, tmp_path, extra, code, says):
@@ -208,10 +211,30 @@ def test_invalid_arguments_fail_before_training(data, tmp_path, extra, code, say
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--teacher", "tiny"], "transclip uses the base model's own predictions"),
+        (["--tensorboard", "logs"], "transclip has no training steps"),
+    ],
+)
+def test_options_that_have_no_effect_on_a_method_are_refused(data, tmp_path, option, message):
+    result = adapt(tmp_path, "transclip", None, "--data", data, *option)
+    assert result.exit_code == 2
+    assert message.replace(" ", "") in "".join(result.output.replace("│", "").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_root_without_a_data_set_is_refused(data, tmp_path):
+    result = adapt(tmp_path, "upl", None, "--images", data, "--classes", class_list(tmp_path), "--root", data)
+    assert result.exit_code == 2
+    assert "only --data uses it" in result.output
+
+
 def test_unreadable_images_are_reported_and_skipped(data, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
-    for torn in (folder / "cat").iterdir():  # a class without a readable image is no error: labels are not read
+    for torn in (folder / "cat").iterdir():  # no error for a class without a readable image: labels are not read
         torn.write_bytes(torn.read_bytes()[:100])
     result = adapt(tmp_path, "upl", None, "--data", folder, "--json")
     assert result.exit_code == 0, result.output
@@ -222,15 +245,22 @@ def test_unreadable_images_are_reported_and_skipped(data, tmp_path):
     assert "5 images" in strict.output
 
 
-def test_a_data_sets_template_predicts_the_pseudo_labels(data, tmp_path):
-    result = adapt(tmp_path, "upl", None, "--data", data, "--set", "template=a drawing of a {}.")
+@pytest.mark.parametrize(
+    ("extra", "template"), [([], "a drawing of a {}."), (["--set", "template=a map of a {}."], "a map of a {}.")]
+)
+def test_pseudo_labels_use_the_data_sets_template_unless_the_recipe_has_one(
+    data, tmp_path, monkeypatch, extra, template
+):
+    drawings = dataclasses.replace(open_dataset(str(data)), template="a drawing of a {}.")
+    monkeypatch.setattr("training.data.catalog.open_dataset", lambda *_: drawings)
+    result = adapt(tmp_path, "upl", None, "--data", data, *extra)
     assert result.exit_code == 0, result.output
     recipe = read_bundle((tmp_path / "pets.safetensors").read_bytes()).manifest.provenance.recipe
-    assert recipe["template"] == "a drawing of a {}."
+    assert recipe["template"] == template
 
 
 def test_upl_trains_coop_on_the_images_that_zero_shot_is_most_confident_about(data, tmp_path):
-    model, images = PromptedBackbone(tiny_backbone()), by_content(images_of(data))
+    model, images = PromptedBackbone(tiny_backbone()), images_of(data)
     result = learn("upl", images, tmp_path / "pets.safetensors", model)
     server = PromptedClip(tiny_backbone())
     stack = server.plain_stack("pets", NAMES, ["a photo of a {}."])

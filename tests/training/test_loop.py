@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training.errors import CheckpointError, DivergedError, OutOfMemoryError
-from training.loop import CheckpointConfig, ParameterGroup, PendingLosses, learning_rate, train
+from training.loop import CheckpointConfig, ParameterGroup, learning_rate, train
 from training.recipe import Recipe
 from training.selection import Selection
 
@@ -156,21 +156,3 @@ def test_a_non_finite_loss_names_the_step_and_the_setting_to_lower():
 def test_out_of_memory_names_the_setting_to_lower():
     with pytest.raises(OutOfMemoryError, match="batches of 4: lower batch_size"):
         train(FullDevice(), recipe())
-
-
-@pytest.mark.gpu
-def test_on_cuda_a_loss_is_awaited_after_the_next_steps_work_is_queued():
-    known = []
-    losses = PendingLosses(known, recipe(), n_per_epoch=2)
-    for value, expected in ((3.0, [3.0]), (2.0, [3.0]), (1.0, [3.0, 2.0])):
-        losses.add(torch.full((), value, device="cuda"))
-        losses.wait()
-        assert known == expected
-    losses.wait(for_last=True)
-    assert known == [3.0, 2.0, 1.0]
-    losses.add(torch.full((), float("inf"), device="cuda"))
-    losses.wait()
-    losses.add(torch.full((), 1.0, device="cuda"))
-    with pytest.raises(DivergedError, match=r"inf at step 3 \(epoch 1\)"):
-        losses.wait()
-    assert known == [3.0, 2.0, 1.0]

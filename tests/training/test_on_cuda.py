@@ -1,4 +1,4 @@
-"""Training steps on CUDA: losses as on the CPU, no wait for the device; on a real GPU with the backward pass."""
+"""Losses on CUDA: as on the CPU, without a wait for the device; on a real GPU with the backward pass."""
 
 import numpy as np
 import pytest
@@ -38,26 +38,17 @@ def learner_of(name, device, files, precision):
     register_tiny_models()
     backbone = load_backbone("tiny", random_seed=0, device=device)
 
-    def views(recipe):
-        return Views(
-            files,
-            image_size=32,
-            preprocess=backbone.preprocess,
-            augmentation=recipe.augmentation,
-            crop_scale_min=recipe.crop_scale_min,
-            seed=recipe.seed,
-            n_fixed=recipe.fixed_views,
-        )
-
     if name in METHODS:
         method, base = METHODS[name], PromptedBackbone(backbone)
         recipe = method.recipe(**SHORT, precision=precision)
-        return Adapter(method.build(base, NAMES, recipe), base, views(recipe), [0, 1, 2, 0, 1, 2], recipe)
+        views = Views.for_training(files, backbone, recipe)
+        return Adapter(method.build(base, NAMES, recipe), base, views, [0, 1, 2, 0, 1, 2], recipe)
     recipe = BoostRecipe(image_depth=2, text_depth=2, distillation=name, **SHORT, precision=precision)
     teacher = Teacher(load_backbone("tiny-teacher", random_seed=1, device=device), NAMES, recipe.teacher_template)
+    views = Views.for_training(files, backbone, recipe)
     if name == "caspl":
-        return Booster(CasplStudent(backbone, NAMES, recipe), teacher, views(recipe), recipe)
-    return Booster(PromptKDStudent(backbone, teacher.text_features_KE, recipe), teacher, views(recipe), recipe)
+        return Booster(CasplStudent(backbone, NAMES, recipe), teacher, views, recipe)
+    return Booster(PromptKDStudent(backbone, teacher.text_features_KE, recipe), teacher, views, recipe)
 
 
 def losses(learner, after_first=lambda: None):
@@ -72,7 +63,7 @@ def test_losses_on_cuda_are_the_cpus_and_no_step_waits_for_the_device(name, file
     expected = [loss.item() for loss in losses(learner_of(name, "cpu", files, "float32"))]
     simulated = simulated_or_real
     found = losses(learner_of(name, "cuda", files, "float32"), simulated.waits.clear if simulated else lambda: None)
-    assert simulated is None or not simulated.waits, "the second step"
+    assert simulated is None or not simulated.waits
     assert [loss.item() for loss in found] == pytest.approx(expected, rel=1e-4)
     if simulated is None:
         found[1].backward()

@@ -36,7 +36,6 @@ class Adapter:
         views: the labelled images.
         labels: class index of each image.
         recipe: all settings of the run.
-        weak_features_NE: the base model's features of the images as in serving, for methods that require `weak`.
     """
 
     def __init__(
@@ -46,10 +45,8 @@ class Adapter:
         views: Views,
         labels: Sequence[int],
         recipe: AdaptRecipe,
-        weak_features_NE: Tensor | None = None,
     ) -> None:
         self.method = method
-        self._weak_NE = weak_features_NE
         self.base_model = base_model
         self._views = views
         self._device = base_model.backbone.device
@@ -104,11 +101,7 @@ class Adapter:
         if "reference" in required:
             is_same = features_BE is not None and self._reference_cache is self._feature_cache
             reference_BE = features_BE if is_same else self._reference_cache.get(indices, epoch, pixels)
-        weak_BE = None
-        if "weak" in required and self._weak_NE is not None:
-            weak_BE = to_device(self._weak_NE[indices], self._device)
         return Batch(
-            weak_BE=weak_BE,
             labels_B=to_device(self._labels_N[indices], self._device),
             images_BCHW=self._images(pixels) if pixels is not None and "images" in required else None,
             features_BE=features_BE,

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
-from training.adapting.unfrozen import BoostingRecipe, unfreeze, with_trained_boosting
+from training.adapting.unfrozen import LearnableBoostingRecipe, unfreeze, with_trained_boosting
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
-class IVLPRecipe(DeepPromptRecipe, BoostingRecipe):
+class IVLPRecipe(DeepPromptRecipe, LearnableBoostingRecipe):
     """The values of PromptSRC's repository for base-to-new."""
 
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
-from training.adapting.unfrozen import BoostingRecipe, unfreeze, with_trained_boosting
+from training.adapting.unfrozen import LearnableBoostingRecipe, unfreeze, with_trained_boosting
 from training.initial_prompts import seeded_linear
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
-class MaPLeRecipe(BoostingRecipe):
+class MaPLeRecipe(LearnableBoostingRecipe):
     """The repository's values for base-to-new; its cross-dataset values are rate 0.0026, 2 epochs, depth 3."""
 
     learning_rate: float = Field(default=0.0035, gt=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.loop import ParameterGroup
 
-Input = Literal["images", "features", "reference", "weak"]
+Input = Literal["images", "features", "reference"]
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,12 @@ class Batch:
         images_BCHW: normalised images (`images`).
         features_BE: image features of the base model for the same views, float32, unit norm, no gradient (`features`).
         reference_BE: image features of the reference model, likewise (`reference`).
-        weak_BE: image features of the base model for the same images as in serving, likewise (`weak`).
     """
 
     labels_B: Tensor
     images_BCHW: Tensor | None = None
     features_BE: Tensor | None = None
     reference_BE: Tensor | None = None
-    weak_BE: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from prompted_clip.internals import unit_norm
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.reference import ReferenceRecipe
-from training.adapting.unfrozen import BoostingRecipe, unfreeze, with_trained_boosting
+from training.adapting.unfrozen import LearnableBoostingRecipe, unfreeze, with_trained_boosting
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
@@ -34,7 +34,7 @@ from training.scores import class_scores
 REFERENCE_TEMPLATES: Final = tuple(str(template("{}")) for template in OPENAI_IMAGENET_TEMPLATES[:60])
 
 
-class PromptSRCRecipe(DeepPromptRecipe, ReferenceRecipe, BoostingRecipe):
+class PromptSRCRecipe(DeepPromptRecipe, ReferenceRecipe, LearnableBoostingRecipe):
     """The repository's values for base-to-new.
 
     Its other settings: few-shot `epochs=50 gpa_mean=30 gpa_std=30` (`gpa_mean=45 gpa_std=5` for Cars, Flowers,

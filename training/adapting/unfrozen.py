@@ -1,7 +1,7 @@
-"""Boosting prompts that phase 2 trains further, for the ablation of CasPL (arXiv 2409.17805), figure 4.
+"""Boosting prompts that phase 2 trains further, for figure 4 of the CasPL paper (arXiv 2409.17805).
 
 CasPL freezes the boosting prompts in phase 2. With `boosting = "learnable"` they start from the boosting bundle and are
-trained with the adapting prompts, at the same learning rate.
+trained together with the adapting prompts, at the same learning rate.
 """
 
 from dataclasses import replace
@@ -16,15 +16,17 @@ from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 
 
-class BoostingRecipe(AdaptRecipe):
-    """Settings of methods with independent or coupled prompts in both towers."""
+class LearnableBoostingRecipe(AdaptRecipe):
+    """Settings of methods that can train the boosting prompts further."""
 
     boosting: Literal["frozen", "learnable"] = Field(
         default="frozen", description="frozen: boosting prompts as in CasPL; learnable: trained further in phase 2"
     )
 
 
-def unfreeze(base_model: PromptedBackbone, recipe: BoostingRecipe) -> tuple[PromptedBackbone, nn.ParameterList]:
+def unfreeze(
+    base_model: PromptedBackbone, recipe: LearnableBoostingRecipe
+) -> tuple[PromptedBackbone, nn.ParameterList]:
     """The model to train, and its trainable boosting prompts: those of the image tower, then of the text tower.
 
     With frozen boosting prompts, the model is `base_model` and the list is empty. Otherwise the parameters are copies,

@@ -56,7 +56,7 @@ def find_images(root: Path, on_progress: Callable[[int, int], None] | None = Non
         raise NoImagesError(msg)
     listing = list_images(root)
     candidates, not_read = sorted(listing.images), describe_left_out(listing.left_out)
-    hashes = read_in_threads(_hash_readable, candidates, on_progress)
+    hashes = read_in_threads(hash_readable, candidates, on_progress)
     files = tuple(path for path, found in zip(candidates, hashes, strict=True) if found)
     unreadable = tuple(path for path, found in zip(candidates, hashes, strict=True) if not found)
     if not files:
@@ -123,7 +123,7 @@ def is_decodable(source: Path | bytes) -> bool:
     return True
 
 
-def _hash_readable(path: Path) -> str | None:
+def hash_readable(path: Path) -> str | None:
     """SHA-256 of a decodable image file, else None."""
     try:
         data = path.read_bytes()

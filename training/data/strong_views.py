@@ -22,7 +22,7 @@ def _enhanced(
     return lambda image, strength: kind(image).enhance(1 + 0.95 * strength)
 
 
-def _moved(image: Image.Image, matrix: tuple[float, float, float, float]) -> Image.Image:
+def _affine(image: Image.Image, matrix: tuple[float, float, float, float]) -> Image.Image:
     """A linear map of the coordinates around the centre."""
     a, b, c, d = matrix
     x, y = image.width / 2, image.height / 2
@@ -30,7 +30,7 @@ def _moved(image: Image.Image, matrix: tuple[float, float, float, float]) -> Ima
     return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=_GREY)
 
 
-def _shifted(image: Image.Image, x: float, y: float) -> Image.Image:
+def _translated(image: Image.Image, x: float, y: float) -> Image.Image:
     data = (1.0, 0.0, x * image.width, 0.0, 1.0, y * image.height)
     return image.transform(image.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=_GREY)
 
@@ -45,12 +45,12 @@ OPERATIONS: Final[dict[str, Callable[[Image.Image, float], Image.Image]]] = {
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
     "rotate": lambda image, strength: image.rotate(30 * strength, Image.Resampling.BILINEAR, fillcolor=_GREY),
-    "shear x": lambda image, strength: _moved(image, (1.0, 0.3 * strength, 0.0, 1.0)),
-    "shear y": lambda image, strength: _moved(image, (1.0, 0.0, 0.3 * strength, 1.0)),
-    "translate x": lambda image, strength: _shifted(image, 0.3 * strength, 0.0),
-    "translate y": lambda image, strength: _shifted(image, 0.0, 0.3 * strength),
+    "shear x": lambda image, strength: _affine(image, (1.0, 0.3 * strength, 0.0, 1.0)),
+    "shear y": lambda image, strength: _affine(image, (1.0, 0.0, 0.3 * strength, 1.0)),
+    "translate x": lambda image, strength: _translated(image, 0.3 * strength, 0.0),
+    "translate y": lambda image, strength: _translated(image, 0.0, 0.3 * strength),
 }
-"""Operations by name; the strength is between -1 and 1, and 0 leaves the image as it is, but for the first two."""
+"""Operations by name; the strength is between -1 and 1, and 0 does not change the image, except for the first two."""
 
 
 def strong_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Views of training images: preprocessed as in the service, or reproducible random crops, with strong changes or not.
+"""Views of training images: preprocessed as in the service, or with reproducible random augmentation.
 
 Every random choice depends on (seed, epoch, image) only, so the pixels are the same after a resume and with any number
 of threads.
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from prompted_clip.backbone import Backbone
 from prompted_clip.preprocess import to_pixels, upright_rgb, without_metadata
 from training.data.images import n_decoding_threads
 from training.data.strong_views import strong_view
+from training.recipe import Recipe
 
 MAX_PREFETCHED: Final = 2
 MAX_CACHED_BYTES: Final = 2 * 1024**3
@@ -65,6 +67,19 @@ class Views:
     def as_served(cls, files: Sequence[Path], image_size: int, preprocess: dict[str, Any]) -> "Views":
         """One view per image, preprocessed as in the service."""
         return cls(files, image_size=image_size, preprocess=preprocess, augmentation="none", crop_scale_min=1.0, seed=0)
+
+    @classmethod
+    def for_training(cls, files: Sequence[Path], backbone: Backbone, recipe: Recipe) -> "Views":
+        """Views for a backbone, augmented as in a recipe."""
+        return cls(
+            files,
+            image_size=backbone.image_size,
+            preprocess=backbone.preprocess,
+            augmentation=recipe.augmentation,
+            crop_scale_min=recipe.crop_scale_min,
+            seed=recipe.seed,
+            n_fixed=recipe.fixed_views,
+        )
 
     def view_set(self, epoch: int) -> int | None:
         """Index of the fixed set of views that an epoch uses, None if its views are new."""

@@ -76,17 +76,9 @@ def _measure_domain(models: dict[str, PromptedClip], bundles: Path, domain: str,
 
 
 def write_results(rows: Sequence[Row], results: Path, *, n_test: int) -> None:
-    """Write all rows and, per stack and head, the mean and largest change over the domains, as JSON."""
-    summary = []
-    for stack in ("plain", "boosted"):
-        for head in ("text", "fitted"):
-            changes = [row["change"] for row in rows if (row["stack"], row["head"]) == (stack, head)]
-            largest = max(changes, key=abs)
-            summary.append(
-                {"stack": stack, "head": head, "mean": round(float(np.mean(changes)), 2), "largest": largest}
-            )
+    """Write all rows as JSON."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"n_test": n_test, "shots": CHECK_SHOTS, "summary": summary, "rows": list(rows)}
+    facts = {"n_test": n_test, "shots": CHECK_SHOTS, "rows": list(rows)}
     results.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

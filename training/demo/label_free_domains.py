@@ -1,7 +1,8 @@
 """Label-free methods in every demo domain, with and without boosting.
 
-All methods get what boosting gets: the same unlabelled images of a domain, and the names of all 80 classes. Accuracy is
-measured on unseen images, those of each half of the classes among that half. Finished bundles are reused.
+All methods get the input of boosting: the same unlabelled images of a domain, and the names of all 80 classes. Accuracy
+is measured on unseen images; those of each half of the classes are classified among that half. Finished bundles are
+reused.
 """
 
 import json
@@ -40,7 +41,7 @@ from training.unlabelled import by_content
 RECIPES: Final = Path(__file__).with_name("label_free.toml")
 SEEDS: Final = (1, 2, 3)
 ONE_SEED: Final = frozenset({"lp-clip", "lafter"})
-"""Methods that run with one seed, as all methods with the teacher's labels do, to save time."""
+"""Methods that run with one seed to save time; so do all methods with the teacher's labels."""
 N_TEST: Final = 2000
 LABELS: Final = {False: "own", True: "teacher"}
 
@@ -97,7 +98,7 @@ def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
             facts = {"domain": domain, "boosted": is_boosted}
             rows.append(facts | _measured(model, zero_shot, test, ZERO_SHOT, "own", None))
             first = next(variants()).recipe  # all have the same text of the classes
-            own = encode(LabelFreeJob(domain, images, CLASS_NAMES, work_dir, work_dir), first, base_model, quiet)
+            own = encode(images.files, CLASS_NAMES, first, base_model, quiet)
             encoded = {False: own, True: replace(own, scores_UK=teacher_UK)}
             for variant in variants():
                 out = work_dir / f"{_name(variant, domain, base_model, images)}.safetensors"

@@ -27,7 +27,7 @@ from training.label_free_run import LabelFreeJob, run_label_free
 from training.progress import progress_bars
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.recipe import AdaptRecipe, FewShotRecipe, Settings
-from training.unlabelled import by_content, train_images_without_labels
+from training.unlabelled import train_images_without_labels
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,7 @@ class Bench:
         if lost := images.unreadable:
             self.console.print(f"skipped {len(lost)} unreadable train images: {shorten(lost)}", markup=False)
         checkpoint = out.with_name("checkpoint")
-        job = LabelFreeJob(
-            domain_name(name), by_content(images), train.class_names, out, checkpoint, self._checkpoint_every
-        )
+        job = LabelFreeJob(domain_name(name), images, train.class_names, out, checkpoint, self._checkpoint_every)
         return run_label_free(job, trial.method, recipe, self.base_model, self.console)
 
     def _bundle(self, training: str) -> Path:

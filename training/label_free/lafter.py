@@ -1,14 +1,15 @@
-"""LaFTer: a classifier learned from texts, which teaches the image tower's prompts, and itself, on unlabelled images.
+"""LaFTer: a classifier trained on texts predicts the classes on which image prompts, and itself, are then trained.
 
     1. texts t of each class c:   L = CE( W (g(t) + ε) / |g(t) + ε|, c ),   ε ~ N(0, σ²)
-    2. images:                    y = argmax W f(x),   L = CE( W f(A(x); V), y )
+    2. images x:                  y = argmax W f(x),   L = CE( W f(A(x); V), y )
 
-x is the image as it is, A a strong view, and V are deep image prompts, which the image x does not get. V and W
-learn in step 2; y carries no gradient. CE is cross-entropy with label smoothing.
-Source: LaFTer (arXiv 2305.18287): its text-only training of a classifier, and its unsupervised fine-tuning. The texts
-are the class descriptions of the recipe; a class without any has templates. Differs from it: the paper also tunes the
-scales and shifts of the image tower's normalisation layers; these are frozen here, as domains share one image tower.
-Inferred: W starts at the mean text features times s, the scale of CLIP's logits.
+A(x) is a strong view, and V are deep image prompts. y is computed once, with the W of step 1 and without prompts; step
+2 trains V and W. CE is cross-entropy with label smoothing.
+Source: LaFTer (arXiv 2305.18287) and its repository: the text-only training of a classifier, and the unsupervised
+fine-tuning. Differs from them: the scales and shifts of the image tower's normalisation layers are frozen, because all
+domains share one image tower. Differs from the repository: W starts at the mean text features times s, the scale of
+CLIP's logits, not at random values; texts with noise are normalised; a class has descriptions or templates, not both;
+prompts are deep; strong views are those of `strong_views`, not SimSiam's.
 
 The layer replaces the text features for the bundle's own classes. Legend: B rows, K classes, M texts, E joint width.
 """
@@ -36,7 +37,7 @@ TEMPLATES: Final = tuple(str(template("{}")) for template in OPENAI_IMAGENET_TEM
 
 
 class LaFTerRecipe(TemplateRecipe):
-    """Both steps; values without a source are inferred."""
+    """Both steps; `smoothing` is that of the paper's repository, the other values are inferred."""
 
     learning_rate: float = Field(default=0.0025, gt=0)
     epochs: int = Field(default=20, ge=1)
@@ -53,7 +54,7 @@ class LaFTerRecipe(TemplateRecipe):
         default=len(TEMPLATES),
         ge=0,
         le=len(TEMPLATES),
-        description="OpenAI templates for classes without descriptions, besides the text of the pseudo-labels",
+        description="OpenAI templates for classes without descriptions, in addition to the base model's template",
     )
     descriptions: dict[str, list[str]] = Field(default={}, description="sentences about a class, by its name")
 
@@ -64,11 +65,11 @@ class LaFTer(nn.Module):
     Args:
         base_model: the frozen CLIP, boosted or plain.
         weight_KE: W of the text classifier.
-        template: text of other classes, which the layer does not cover.
+        template: text of labels other than the bundle's own classes.
         recipe: number and depth of prompts, smoothing, seed.
     """
 
-    required_inputs: ClassVar[frozenset[Input]] = frozenset({"images", "weak"})
+    required_inputs: ClassVar[frozenset[Input]] = frozenset({"images"})
     averages_over_images: ClassVar[bool] = True
 
     def __init__(self, base_model: PromptedBackbone, weight_KE: Tensor, template: str, recipe: LaFTerRecipe) -> None:
@@ -85,13 +86,13 @@ class LaFTer(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Class scores W f(A(x); V): [B, K]."""
         images_BCHW = required_input(batch.images_BCHW, "images")
-        return self._classify(self.base_model.encode_images(images_BCHW, self.image_prompts))
+        features_BE = self.base_model.encode_images(images_BCHW, self.image_prompts)
+        with torch.autocast(features_BE.device.type, enabled=False):
+            return nn.functional.linear(features_BE, self.weight)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the strong views with the classes predicted for the weak ones, float32."""
-        with torch.no_grad():
-            y_B = self._classify(required_input(batch.weak_BE, "weak")).argmax(dim=1)
-        return nn.functional.cross_entropy(self.logits(batch), y_B, label_smoothing=self.recipe.smoothing)
+        """Cross-entropy with the pseudo-labels, float32."""
+        return nn.functional.cross_entropy(self.logits(batch), batch.labels_B, label_smoothing=self.recipe.smoothing)
 
     def end_epoch(self, epoch: int) -> None:
         """No-op."""
@@ -100,10 +101,6 @@ class LaFTer(nn.Module):
         """The image prompts, and a linear head on unit features instead of the text features."""
         head = LinearHead(detached(self.weight), torch.zeros(len(self.weight)), share=1.0, reads_unit=True)
         return ExportedPrompts(image_adapt=detached(self.image_prompts), head=head)
-
-    def _classify(self, features_BE: Tensor) -> Tensor:
-        with torch.autocast(features_BE.device.type, enabled=False):
-            return nn.functional.linear(features_BE, self.weight)
 
 
 def class_texts(
@@ -116,8 +113,8 @@ def class_texts(
     """
     given = {comparison_key(name): texts for name, texts in descriptions.items()}
     known = {comparison_key(name) for name in class_names}
-    if strange := [name for name in descriptions if comparison_key(name) not in known]:
-        raise RecipeError(f"descriptions has {strange[0]!r}, which is not among the class names.")
+    if unknown := [name for name in descriptions if comparison_key(name) not in known]:
+        raise RecipeError(f"descriptions has {unknown[0]!r}, which is not among the class names.")
     if empty := [name for name, texts in descriptions.items() if not texts]:
         raise RecipeError(f"descriptions has no sentence for {empty[0]!r}; write one, or leave the class out.")
     texts: list[str] = []
@@ -172,8 +169,7 @@ def learn_lafter(unlabelled: Unlabelled, recipe: LaFTerRecipe) -> Learned:
     weight_KE = text_classifier(features_ME, labels_M, start_KE, recipe)
     label_U = (encoded.features_UE @ weight_KE.T).argmax(dim=1)
     method = LaFTer(base_model, weight_KE, encoded.template, recipe)
-    # The loss predicts its own classes; these are the first ones.
     found = PseudoLabels(torch.arange(len(label_U)), label_U)
-    unlabelled.train(method, found, recipe, weak_features_NE=encoded.features_UE)
-    metrics = {"n_texts": len(texts), "n_described_classes": len(recipe.descriptions)}
-    return Learned(method.fold(), encoded.template, metrics)
+    trained = unlabelled.train(method, found, recipe)
+    metrics = {"n_texts": len(texts), "n_described_classes": len(recipe.descriptions), **found.metrics(len(names))}
+    return Learned(method.fold(), encoded.template, metrics, trained)

@@ -1,12 +1,11 @@
-"""LP-CLIP: a linear layer on frozen image features, trained to predict CLIP's own classes under strong views.
+"""LP-CLIP: a linear layer on frozen image features, trained to predict CLIP's own classes from strong views.
 
-    y_i = argmax_c p(c | x_i)                                       the image as it is, from CLIP or a larger one
+    y_i = argmax_c p(c | x_i)                                       the unchanged image, from CLIP or a larger one
     L   = CE( s (w_c · f(A(x_i)) + b_c), y_i )                      A: a strong view
 
 Source: LP-CLIP (arXiv 2309.10361): a linear probing layer distilled from CLIP's pseudo-labels, with the consistency of
-weak and strong views. Inferred, as the paper leaves them open: w starts at the text features and b at 0, so that
-training starts at the zero-shot classifier; images with a lower probability than `threshold` are left out, as in
-FixMatch (arXiv 2001.07685, equation 4).
+weak and strong views. Inferred: w starts at the text features and b at 0, so that training starts at the zero-shot
+classifier; images with a lower probability than `threshold` are left out, as in FixMatch (arXiv 2001.07685, eq. 4).
 
 The layer replaces the text features for the bundle's own classes. Legend: B rows, K classes, E joint width.
 """
@@ -45,7 +44,7 @@ class LinearProbe(nn.Module):
     Args:
         text_KE: the initial weight.
         scale: s, frozen.
-        template: text of other classes, which the layer does not cover.
+        template: text of labels other than the bundle's own classes.
     """
 
     required_inputs: ClassVar[frozenset[Input]] = frozenset({"features"})
@@ -96,5 +95,5 @@ def learn_lp_clip(unlabelled: Unlabelled, recipe: LPCLIPRecipe) -> Learned:
         raise RecipeError(msg)
     found = PseudoLabels(rows_N, label_U[rows_N])
     method = LinearProbe(encoded.text_KE.to(base_model.backbone.device), base_model.logit_scale, encoded.template)
-    unlabelled.train(method, found, recipe)
-    return Learned(method.fold(), encoded.template, found.metrics(len(unlabelled.class_names)))
+    trained = unlabelled.train(method, found, recipe)
+    return Learned(method.fold(), encoded.template, found.metrics(len(unlabelled.class_names)), trained)

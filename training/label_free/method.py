@@ -7,13 +7,14 @@ Legend: U images, N pseudo-labelled images, K classes, E joint width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.adapting.method import AdaptingMethod, ExportedPrompts
+from training.loop import TrainState
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
 
@@ -23,7 +24,7 @@ class PseudoLabels:
     """Images with predicted classes.
 
     Attributes:
-        rows_N: indices into the unlabelled images, int64, ascending by class, then by image.
+        rows_N: indices into the unlabelled images, int64.
         labels_N: predicted classes, int64.
     """
 
@@ -38,27 +39,8 @@ class PseudoLabels:
         }
 
 
-class Train(Protocol):
-    """Trains a method on pseudo-labelled images, with progress and checkpoints."""
-
-    def __call__(
-        self,
-        method: AdaptingMethod,
-        found: PseudoLabels,
-        recipe: AdaptRecipe,
-        *,
-        part: int = 0,
-        weak_features_NE: Tensor | None = None,
-    ) -> None:
-        """Train `method` in place.
-
-        Args:
-            method: the method.
-            found: images and classes to train on.
-            recipe: schedule and views.
-            part: number of this training, if a run has several.
-            weak_features_NE: for methods that require `weak`, features of the images as in serving.
-        """
+Train = Callable[[AdaptingMethod, PseudoLabels, AdaptRecipe], TrainState]
+"""Trains a method in place on pseudo-labelled images, with a recipe's schedule and views, progress and a checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +89,13 @@ class Learned:
         exported: tensors for the bundle.
         template: text after the prompts, with one `{}`.
         metrics: numbers for the report and the provenance.
+        trained: the finished training, or None for a closed form.
     """
 
     exported: ExportedPrompts
     template: str
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any]
+    trained: TrainState | None = None
 
 
 Learn = Callable[[Unlabelled, Any], Learned]
@@ -122,31 +106,12 @@ def most_confident(probabilities_UK: Tensor, n_per_class: int) -> PseudoLabels:
     """The most probable class of each image, for the `n_per_class` most confident images of each class.
 
     y_i = argmax_c p(c | x_i); of the images with y_i = c, those with the highest p(c | x_i). A class that is the most
-    probable one of fewer images has fewer.
+    probable one of fewer images has fewer. The result is sorted by class, then by image.
     Source: UPL (arXiv 2204.03649), pseudo-label generation: top-K per class instead of a threshold, as CLIP is more
     confident for some classes than for others.
     """
     confidence_U, label_U = probabilities_UK.max(dim=1)
-    return _first_of_each_class(confidence_U, label_U, torch.arange(len(label_U)), n_per_class)
-
-
-def most_similar(probabilities_UK: Tensor, n_per_class: int) -> PseudoLabels:
-    """For each class, the `n_per_class` images with the highest p(c | x), even if another class is more probable.
-
-    An image that is among those of several classes keeps the most probable of them. Every class has pseudo-labels
-    unless other classes have all of its images.
-    Source: ENCLIP (arXiv 2306.01669), section 3: the same number of pseudo-labels for every class. The paper does not
-    say what to do with images of several classes; inferred.
-    """
-    best = probabilities_UK.argsort(dim=0, descending=True, stable=True)[:n_per_class]
-    is_chosen_UK = torch.zeros_like(probabilities_UK, dtype=torch.bool).scatter_(0, best, value=True)
-    confidence_U, label_U = probabilities_UK.masked_fill(~is_chosen_UK, -1).max(dim=1)
-    rows = torch.arange(len(confidence_U))[confidence_U >= 0]
-    return _first_of_each_class(confidence_U[rows], label_U[rows], rows, n_per_class)
-
-
-def _first_of_each_class(confidence_N: Tensor, label_N: Tensor, rows_N: Tensor, n_per_class: int) -> PseudoLabels:
-    order = confidence_N.argsort(descending=True, stable=True)
-    labels = sorted(set(label_N.tolist()))
-    chosen = torch.cat([order[label_N[order] == label][:n_per_class].sort().values for label in labels])
-    return PseudoLabels(rows_N[chosen], label_N[chosen])
+    order = confidence_U.argsort(descending=True, stable=True)
+    labels = sorted(set(label_U.tolist()))
+    rows_N = torch.cat([order[label_U[order] == label][:n_per_class].sort().values for label in labels])
+    return PseudoLabels(rows_N, label_U[rows_N])

@@ -18,7 +18,7 @@ class LabelFreeEntry:
     """One method.
 
     Attributes:
-        recipe: recipe class, with the paper's values as defaults.
+        recipe: recipe class.
         learn: the method.
         takes_teacher: whether a larger CLIP can predict the pseudo-labels.
     """

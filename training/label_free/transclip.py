@@ -1,4 +1,4 @@
-"""TransCLIP: a Gaussian mixture over the unlabelled images, held to the text predictions, as a linear head.
+"""TransCLIP: a Gaussian mixture over the unlabelled images, regularised by the text predictions, as a linear head.
 
 With assignments z_i on the simplex, means mu_k and one diagonal covariance S for all classes, minimise
 
@@ -6,19 +6,22 @@ With assignments z_i on the simplex, means mu_k and one diagonal covariance S fo
 
     log p_ik = -1/2 (f_i - mu_k)^T S^-1 (f_i - mu_k) - 1/2 log det S       ŷ_i = softmax( s · <f_i, g_k> )
 
-by turns, each step in closed form:
+by alternating updates in closed form:
 
     z_i  <- softmax( log p_i + sum_j w_ij z_j + λ log ŷ_i )     all images at once, with the last z on the right
     mu_k <- sum_i z_ik f_i / sum_i z_ik
     S    <- diag of sum_ik z_ik (f_i - mu_k)^2 / U
 
 Source: TransCLIP (arXiv 2406.01837): its zero-shot objective (mixture, Laplacian, and KL divergence from the text
-predictions) and its block majorise-minimise updates, written from the paper's equations alone. For the nearest
-neighbours, w_ij is max(0, <f_i, f_j>). Differs: w is made symmetric, and a classifier for further images is kept:
+predictions) and its block majorise-minimise updates. w is symmetric: half of max(0, <f_i, f_j>) at (i, j) and half at
+(j, i) for each nearest neighbour j of i. Differs from the paper's repository, which divides log p_i by 50 and w by the
+number of neighbours, normalises the means to length 1, and starts the mean of c at the images with the highest
+p(c | x), weighted by it, even if another class is more probable. The paper classifies the images that it learns from;
+here a classifier of other images is exported:
 
     log p_k(f) + λ log ŷ_k(f) = (S^-1 mu_k + λ s g_k) . f - 1/2 mu_k^T S^-1 mu_k + terms that do not depend on k
 
-A further image has no neighbours, so that mixture and text alone classify it. Nothing is random.
+It has no Laplacian term, because other images have no neighbours. Nothing is random.
 
 Legend: U images, K classes, E joint width, J neighbours of an image.
 """
@@ -35,12 +38,12 @@ from training.adapting.reference import TextSettings
 from training.label_free.method import Learned, Unlabelled, most_confident
 
 MIN_VARIANCE: Final = 1e-5
-"""Keeps S invertible if all images are the same in some dimension, and the head's weights within a bundle's limits."""
+"""Keeps S invertible if all images agree in some dimension, and the head's weights within a bundle's limits."""
 _BLOCK_ROWS: Final = 1024
 
 
 class TransCLIPRecipe(TextSettings):
-    """The paper's values for the zero-shot case, except where a description says otherwise."""
+    """The values of the paper's repository for the zero-shot case."""
 
     text_weight: float = Field(default=1.0, ge=0, description="λ, the weight of the text predictions")
     neighbours: int = Field(default=3, ge=0, description="nearest neighbours of an image; 0 for no Laplacian term")
@@ -73,7 +76,7 @@ class Mixture:
 
 @dataclass(frozen=True, eq=False)
 class Affinities:
-    """w, sparse and symmetric: half of `weights_UJ` at (i, rows_UJ[i]) and half at the transposed place."""
+    """w, sparse and symmetric: half of `weights_UJ` at (i, rows_UJ[i]) and half at the transposed index."""
 
     rows_UJ: Tensor
     weights_UJ: Tensor

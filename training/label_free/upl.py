@@ -17,7 +17,7 @@ from training.label_free.method import Learned, Unlabelled, most_confident
 
 
 class UPLRecipe(TextSettings, CoOpRecipe):
-    """CoOp's settings, with the number of pseudo-labels; schedule from UPL's paper."""
+    """CoOp's settings, with the number of pseudo-labels; the schedule is that of UPL's repository."""
 
     epochs: int = Field(default=50, ge=1)
     images_per_class: int = Field(default=16, ge=1, description="most confident images of each class")
@@ -27,5 +27,5 @@ def learn_upl(unlabelled: Unlabelled, recipe: UPLRecipe) -> Learned:
     """Train a context on the most confident images of each class."""
     found = most_confident(unlabelled.encoded.probabilities(), recipe.images_per_class)
     method = CoOp(unlabelled.base_model, unlabelled.class_names, recipe)
-    unlabelled.train(method, found, recipe)
-    return Learned(method.fold(), method.template, found.metrics(len(unlabelled.class_names)))
+    trained = unlabelled.train(method, found, recipe)
+    return Learned(method.fold(), method.template, found.metrics(len(unlabelled.class_names)), trained)

@@ -1,4 +1,4 @@
-"""Strong views: reproducible, and as strong as they should be."""
+"""Strong views: reproducible, with operations of a chosen strength."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The label-free table: which runs it has, and its lines."""
+"""The label-free table: its runs and its lines."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_the_table_has_a_line_for_each_method_and_source_of_labels():
     ]
 
 
-def test_every_label_free_method_runs_with_a_recipe_for_the_demo_student():
+def test_every_label_free_method_has_a_recipe_for_the_demo_student():
     found = list(variants())
     assert {variant.method for variant in found} == set(LABEL_FREE)
     for name, entry in LABEL_FREE.items():

@@ -14,7 +14,7 @@ def test_the_drawn_domain_has_its_images_and_a_bundle_of_the_plain_student(tmp_p
     assert len(list(tmp_path.glob("satellite/test/*/*.png"))) == 5
 
 
-def test_what_was_written_is_printed(tmp_path, capsys):
+def test_written_files_are_printed(tmp_path, capsys):
     main(tmp_path, ["night"], shots=2, n_test=3, classes=2)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [

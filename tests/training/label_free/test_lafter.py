@@ -1,17 +1,17 @@
 """LaFTer: both losses and their gradients against the equations in float64, class texts, and the bundle."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 
 from tests.base_models import random_images, relative_error, slow_twin, tiny_base_model
-from tests.labelled import exported_logits
+from tests.labelled import exported_logits, perturbed
 from tests.reference.one_step import TOLERANCE, assert_same_step
 from training.adapting.method import Batch
 from training.errors import RecipeError
-from training.label_free.lafter import LaFTer, LaFTerRecipe, class_texts, text_classifier, text_loss
+from training.label_free.lafter import LaFTer, LaFTerRecipe, class_texts, learn_lafter, text_classifier, text_loss
+from training.label_free.method import Encoded, Unlabelled
 from training.recipe import read_recipe
 
 CLASSES = ["cat", "dog", "striped circle"]
@@ -24,19 +24,8 @@ def method_of(base_model, **values):
     return method.double() if base_model.backbone.dtype == torch.float64 else method
 
 
-@torch.no_grad()
-def perturbed(method):
-    generator = torch.Generator().manual_seed(3)
-    for parameter in method.parameters():
-        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return method
-
-
-@torch.no_grad()
-def two_views(base_model):
-    images = random_images(6, base_model.backbone.dtype)
-    weak = base_model.encode_images(images[3:]).to(images.dtype)
-    return Batch(torch.zeros(3, dtype=torch.long), images_BCHW=images[:3], weak_BE=weak)
+def strong_views(base_model):
+    return Batch(torch.tensor([2, 0, 1]), images_BCHW=random_images(3, base_model.backbone.dtype))
 
 
 def smoothed(scores, label, share):
@@ -49,13 +38,12 @@ def smoothed(scores, label, share):
 @pytest.mark.parametrize("boost", [None, (2, 3)])
 def test_loss_and_gradients_of_images_match_the_equations(boost, share):
     base_model = tiny_base_model(boost, torch.float64)
-    method, batch = perturbed(method_of(base_model, smoothing=share)), two_views(base_model)
+    method, batch = perturbed(method_of(base_model, smoothing=share)), strong_views(base_model)
     slow = slow_twin(base_model)
 
     expected = 0
-    for strong, image in zip(batch.images_BCHW, random_images(6, torch.float64)[3:], strict=True):
-        label = int((method.weight @ slow.image(image, base_model.image_boost)).detach().argmax())
-        scores = method.weight @ slow.image(strong, base_model.image_boost, method.image_prompts)
+    for image, label in zip(batch.images_BCHW, batch.labels_B.tolist(), strict=True):
+        scores = method.weight @ slow.image(image, base_model.image_boost, method.image_prompts)
         expected = expected + smoothed(scores, label, share) / 3
     assert_same_step(method, batch, expected)
 
@@ -91,21 +79,23 @@ def test_the_text_classifier_learns_texts_that_its_start_confuses():
 @pytest.mark.parametrize("boost", [None, (2, 3)])
 def test_the_bundles_tensors_score_like_the_method(boost):
     base_model = tiny_base_model(boost)
-    method, batch = perturbed(method_of(base_model)), two_views(base_model)
-    head = method.fold().head
-    unit = torch.nn.functional.normalize(base_model.embed_images(batch.images_BCHW, method.fold().image_adapt), dim=1)
-    torch.testing.assert_close(unit @ head.weight_KE.T + head.bias_K, method.logits(batch), rtol=1e-5, atol=1e-4)
-    assert exported_logits(base_model, method, CLASSES, batch.images_BCHW).shape == (3, 3)
+    method, batch = perturbed(method_of(base_model)), strong_views(base_model)
+    found = exported_logits(base_model, method, CLASSES, batch.images_BCHW)
+    torch.testing.assert_close(found, method.logits(batch), rtol=1e-5, atol=1e-4)
 
 
-def test_the_weak_views_choose_the_classes_and_get_no_gradient():
-    base_model = tiny_base_model()
-    method, batch = perturbed(method_of(base_model)), two_views(base_model)
-    same = dataclasses.replace(batch, labels_B=torch.tensor([2, 2, 2]))
-    assert torch.equal(method.loss(batch), method.loss(same))
-    weak = batch.weak_BE.clone().requires_grad_()
-    method.loss(dataclasses.replace(batch, weak_BE=weak)).backward()
-    assert weak.grad is None
+def test_the_text_classifier_predicts_the_pseudo_labels_from_the_unchanged_images():
+    base_model, trained = tiny_base_model((2, 3)), []
+    features, text = base_model.encode_images(random_images(6)), base_model.zero_shot_text(CLASSES, ["{}."])
+    encoded = Encoded(features, text, torch.zeros(6, 3), "{}.")
+    recipe = LaFTerRecipe(text_steps=5, templates=0, image_depth=2)
+    learned = learn_lafter(
+        Unlabelled(base_model, CLASSES, encoded, lambda method, found, _: trained.append((method, found))), recipe
+    )
+    ((method, found),) = trained
+    assert found.rows_N.tolist() == list(range(6))
+    assert torch.equal(found.labels_N, (features @ method.weight.T).argmax(dim=1))
+    assert learned.metrics["n_pseudo_labels"] == 6
 
 
 def test_a_class_has_its_descriptions_or_templates():

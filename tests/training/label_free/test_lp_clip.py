@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.base_models import feature_batch, tiny_base_model
+from tests.labelled import perturbed
 from tests.reference.one_step import assert_same_step
 from training.errors import RecipeError
 from training.label_free.lp_clip import LinearProbe, LPCLIPRecipe, learn_lp_clip
@@ -16,14 +17,6 @@ LABELS = [2, 0, 1]
 def probe(base_model):
     method = LinearProbe(base_model.zero_shot_text(CLASSES, ["{}."]), base_model.logit_scale, "{}.")
     return method.double() if base_model.backbone.dtype == torch.float64 else method
-
-
-@torch.no_grad()
-def perturbed(method):
-    generator = torch.Generator().manual_seed(3)
-    for parameter in method.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return method
 
 
 @pytest.mark.parametrize("boost", [None, (2, 3)])
@@ -66,10 +59,12 @@ def unlabelled(scores, train):
 
 
 def test_images_below_the_threshold_are_left_out():
-    seen = []
+    trained = []
     scores = torch.tensor([[0.9, 0.05, 0.05], [0.4, 0.3, 0.3], [0.1, 0.7, 0.2]]).log()
-    learn_lp_clip(unlabelled(scores, lambda _method, found, _recipe: seen.append(found)), LPCLIPRecipe(threshold=0.6))
-    (found,) = seen
+    learn_lp_clip(
+        unlabelled(scores, lambda _method, found, _recipe: trained.append(found)), LPCLIPRecipe(threshold=0.6)
+    )
+    (found,) = trained
     assert (found.rows_N.tolist(), found.labels_N.tolist()) == ([0, 2], [0, 1])
 
 

@@ -1,11 +1,10 @@
-"""Which images get pseudo-labels: against a loop over classes in plain Python."""
+"""The choice of pseudo-labels, against a loop over classes in plain Python."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.label_free.method import most_confident, most_similar
+from training.label_free.method import most_confident
 
 
 def probabilities(n_images, n_classes, seed, temperature=3.0):
@@ -27,21 +26,7 @@ def test_the_most_confident_images_of_each_class_are_chosen(n_images, n_classes,
     assert list(zip(found.rows_N.tolist(), found.labels_N.tolist(), strict=True)) == expected
 
 
-@given(st.integers(1, 30), st.integers(2, 5), st.integers(1, 8), st.integers(0, 99))
-def test_each_class_gets_the_images_that_are_most_similar_to_it(n_images, n_classes, k, seed):
-    p = probabilities(n_images, n_classes, seed).tolist()
-    claims = {}
-    for label in range(n_classes):
-        for i in sorted(range(n_images), key=lambda i: -p[i][label])[:k]:
-            claims.setdefault(i, []).append(label)
-    expected = sorted((max(labels, key=lambda label: p[i][label]), i) for i, labels in claims.items())
-
-    found = most_similar(torch.tensor(p), k)
-
-    assert list(zip(found.labels_N.tolist(), found.rows_N.tolist(), strict=True)) == expected
-
-
-def test_a_class_that_no_image_resembles_most_gets_no_confident_image():
+def test_a_class_that_is_never_the_most_probable_has_no_pseudo_labels():
     p = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1]], dtype=torch.float64)
 
     found = most_confident(p, 1)
@@ -51,7 +36,6 @@ def test_a_class_that_no_image_resembles_most_gets_no_confident_image():
     assert found.metrics(3) == {"n_pseudo_labels": 2, "n_classes_without_pseudo_labels": 1}
 
 
-@pytest.mark.parametrize("choose", [most_confident, most_similar])
-def test_equal_images_are_chosen_in_their_order(choose):
-    found = choose(torch.full((4, 1), 1.0, dtype=torch.float64), 2)
+def test_equal_images_are_chosen_in_their_order():
+    found = most_confident(torch.full((4, 1), 1.0, dtype=torch.float64), 2)
     assert found.rows_N.tolist() == [0, 1]

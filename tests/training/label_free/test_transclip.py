@@ -47,7 +47,7 @@ def objective(features, z, mixture, log_text, w, weight):
 
 
 def positive_definite(features):
-    """Affinities of all pairs plus a diagonal: the Laplacian term is concave, as the paper's guarantee requires."""
+    """Affinities of all pairs plus a diagonal, with which the Laplacian term is concave, as the updates assume."""
     rows = torch.arange(U).expand(U, U)
     weights = (features @ features.T).clamp(min=0)
     return Affinities(rows, weights + U * torch.eye(U, dtype=torch.float64))
@@ -113,7 +113,7 @@ def test_affinities_are_cosines_to_the_nearest_neighbours_and_symmetric():
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_the_head_predicts_what_the_mixture_assigns_to_an_image_without_neighbours(weight):
+def test_the_head_scores_images_without_neighbours_like_the_mixture(weight):
     features, _, z, mixture = drawn(4)
     text = torch.nn.functional.normalize(torch.randn(K, E, dtype=torch.float64), dim=1)
     scale = 20.0
@@ -127,7 +127,7 @@ def test_the_head_predicts_what_the_mixture_assigns_to_an_image_without_neighbou
     assert (head.share, head.reads_unit) == (1.0, True)
 
 
-def test_means_start_at_the_most_confident_images_and_else_at_the_text():
+def test_means_start_at_the_most_confident_images_or_at_the_text_features():
     features, *_ = drawn(5)
     text = torch.ones(K, E, dtype=torch.float64)
     probabilities = torch.zeros(U, K, dtype=torch.float64)
