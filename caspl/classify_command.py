@@ -34,6 +34,13 @@ MAX_NAMED: Final = 3
 classify_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+def _not_an_option(file: Path | None) -> Path | None:
+    """Refuse the next option where a file name is missing."""
+    if file is not None and str(file).startswith("--"):
+        raise typer.BadParameter(f"The file name is missing before {file}.")
+    return file
+
+
 @classify_app.command(
     epilog="\b\nExample:\n  caspl classify photos/ --domain shelf --recursive --csv results.csv",
 )
@@ -49,7 +56,10 @@ def classify(
         float | None, typer.Option(help="abstention rate, such as 0.05: no label for the least reliable images")
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(help="write a CSV file; if it exists, only files without a row are classified")
+        Path | None,
+        typer.Option(
+            callback=_not_an_option, help="write a CSV file; if it exists, only files without a row are classified"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     retry_for: Annotated[

@@ -14,6 +14,8 @@ from caspl.client import DEFAULT_URL, Client
 from caspl.errors import InvalidRequestError
 from caspl.results import AddedExample, Fit
 from caspl.terminal import FAILURE, Key, Url, exit_on_error, plain
+from prompt_store.errors import BundleInvalidError
+from prompt_store.manifest import check_domain
 from training.data.teaching_folder import TeachingFolder, read_teaching_folder
 from training.fit_table import print_report
 from training.options import AsJson, Quiet
@@ -117,7 +119,7 @@ def create_missing(
     """Create the domain if it does not exist, and print that; otherwise the domain keeps its classes and prompts.
 
     Raises:
-        InvalidRequestError: it does not exist, and there are too few class names.
+        InvalidRequestError: it does not exist, and its name is invalid or there are too few class names.
         CasplError: the server cannot be reached or rejects the request.
     """
     if domain in {one.name for one in client.domains()}:
@@ -125,6 +127,10 @@ def create_missing(
             note = f"The domain {domain} exists: --boosted-by is not used."
             console.print(plain(note, "yellow"), soft_wrap=True)
         return False
+    try:
+        check_domain(domain)
+    except BundleInvalidError as error:
+        raise InvalidRequestError(str(error), code="name_invalid") from error
     if len(found.class_names) < MIN_CLASSES:
         detail = (
             f"a new one needs at least {MIN_CLASSES} classes, the folder has {len(found.class_names)}. Make a folder "

@@ -324,7 +324,7 @@ class Settings(BaseSettings):
 
     @property
     def needs_openvino(self) -> bool:
-        """Whether the image tower runs in OpenVINO, on the CPU, whatever is faster."""
+        """Whether `backend` or `dtype` requires OpenVINO, which runs on the CPU."""
         return self.backend == "openvino" or self.dtype == "int8"
 
     @property

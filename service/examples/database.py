@@ -48,8 +48,6 @@ _OF_EXAMPLE: Final = """
 FROM pictures AS p JOIN examples AS e ON e.id = p.example JOIN domains AS d ON d.id = e.domain
 WHERE e.id = ? AND d.name = ?
 """
-
-
 _CONFIRM: Final = "INSERT OR IGNORE INTO confirmations SELECT value FROM json_each(?)"
 _UNCONFIRM: Final = "DELETE FROM confirmations WHERE example IN (SELECT value FROM json_each(?))"
 _CONFIRMED: Final = """

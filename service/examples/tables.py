@@ -112,7 +112,7 @@ ORDER BY e.id
 
 
 def lacks_additions(connection: sqlite3.Connection) -> bool:
-    """Whether an earlier release created the database, and none has changed it since."""
+    """Whether an earlier release created the database, and this one has not changed it yet."""
     return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'confirmations'").fetchone() is None
 
 

@@ -63,7 +63,7 @@ class UncertainImages:
         self._n_waiting = self._n_waiting_bytes = 0
 
     def widened(self, options: ScoringOptions) -> ScoringOptions:
-        """Return eligible options with two classes or more and the embedding, as `offer` needs; others unchanged."""
+        """Extend eligible options by the embedding and a second class, as `offer` requires; return others unchanged."""
         if not self.is_eligible(options):
             return options
         return dataclasses.replace(options, top_k=max(2, options.top_k), embedding=True)

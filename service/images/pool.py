@@ -49,7 +49,7 @@ class FairThreadPool:
         self._threads = ThreadPoolExecutor(n_threads + 1, "decode", initializer=prepare_thread)
         self._lock = threading.Lock()  # for everything below
         self._heaps: dict[bool, list[_Job]] = {False: [], True: []}  # waiting jobs, by `is_large`
-        self._ended: list[tuple[_Job, Any, BaseException | None]] = []  # not yet known to the event loop
+        self._ended: list[tuple[_Job, Any, BaseException | None]] = []  # `_settle` delivers them
         self._numbers = count()
         self._n_running = self._n_large = self._n_bytes = 0
         self._now = 0
@@ -66,9 +66,7 @@ class FairThreadPool:
             waiting = _Job(tag, next(self._numbers), n_bytes, is_large, job, result)
             heap = self._heaps[is_large]
             heapq.heappush(heap, waiting)
-            started = self._take()
-        if started:
-            self._threads.submit(self._work, started)
+            self._start_waiting()
         try:
             done: T = await result
         except asyncio.CancelledError:
@@ -76,6 +74,7 @@ class FairThreadPool:
                 if waiting in heap:
                     heap.remove(waiting)
                     heapq.heapify(heap)
+                    self._start_waiting()
             raise
         return done
 
@@ -86,7 +85,7 @@ class FairThreadPool:
                 for job in heap:
                     job.result.cancel()
                 heap.clear()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.shutdown(wait=False)
 
     def _work(self, job: _Job | None) -> None:
         """Run a job, then waiting ones as long as there is room: a thread that goes on need not be woken."""
@@ -97,10 +96,8 @@ class FairThreadPool:
                 self._ended.append((job, result, error))
                 is_first = len(self._ended) == 1
                 loop, job = job.result.get_loop(), self._take()
-                other = self._take() if job else None
-            result = error = None  # belong to the event loop
-            if other:  # a large job made room for several
-                self._threads.submit(self._work, other)
+                self._start_waiting()  # a large job makes room for several
+            result = error = None  # not kept while the next job runs
             if is_first:
                 with suppress(RuntimeError):  # the event loop is closed
                     loop.call_soon_threadsafe(self._settle)
@@ -116,6 +113,11 @@ class FairThreadPool:
                 job.result.set_exception(error)
             else:
                 job.result.set_result(result)
+
+    def _start_waiting(self) -> None:
+        """Start waiting jobs as long as there is room, each on another thread."""
+        while job := self._take():
+            self._threads.submit(self._work, job)
 
     def _take(self) -> _Job | None:
         """Take the job that starts next: the one with the smallest tag; while that waits for room, the first small one.

@@ -1,8 +1,8 @@
 """Turns an opened image file into the backbone's pixels, in one of three modes (compared in docs/images.md).
 
-`exact` is bit-identical to open_clip's transform: Pillow, and simplejpeg for JPEGs that need no resizing. `fast` decodes
-JPEGs with simplejpeg, which scales large ones down while decoding (DCT scaling), and resizes with torch. `gpu` decodes
-and resizes JPEGs on the device. All modes accept the same files: Pillow reads every header, and decodes every file on
+`exact` is bit-identical to open_clip's transform: Pillow, and simplejpeg for JPEGs that need no resizing. `fast`
+decodes JPEGs with simplejpeg, which scales large ones down while decoding (DCT scaling), and resizes with torch. `gpu`
+decodes and resizes JPEGs on the device. All modes accept the same files: Pillow reads every header, and decodes every file on
 which another decoder fails.
 """
 

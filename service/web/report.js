@@ -10,10 +10,10 @@ function Classes({ report }) {
   return html`<div class="overflow-auto"><table>
     <caption>Accuracy of each class (leave-one-out)</caption>
     <thead><tr><th scope="col">class</th><th scope="col">pictures</th><th scope="col">accuracy</th>
-      <th scope="col">with half of them</th><th scope="col">class name alone</th><th scope="col">mistaken for</th></tr></thead>
+      <th scope="col">with half of them</th><th scope="col">text features</th><th scope="col">mistaken for</th></tr></thead>
     <tbody>${report.classes.map((one) => html`<tr key=${one.name}>
       <th scope="row">${one.name}</th>
-      <td>${one.n_examples}${one.n_examples > 0 && !one.is_fitted ? " (class name alone)" : ""}</td>
+      <td>${one.n_examples}${one.n_examples > 0 && !one.is_fitted ? " (text features only)" : ""}</td>
       <td>${one.accuracy ? `${percent(one.accuracy.rate, 0)} (${percent(one.accuracy.low, 0)} to ${percent(one.accuracy.high, 0)})` : "-"}</td>
       <td>${percent(one.half_accuracy, 0)}</td>
       <td>${percent(one.text_accuracy, 0)}</td>
@@ -39,7 +39,7 @@ function Confusion({ report }) {
 }
 
 function Curve({ report }) {
-  if (report.method === "text") return html`<p>No fit is better than the class names alone yet: add pictures, at least four of two or more classes.</p>`;
+  if (report.method === "text") return html`<p>No head is better than the text features yet: add pictures, at least four of two or more classes.</p>`;
   const nWithout = report.classes.filter((one) => !one.n_examples).length;
   if (nWithout) return html`<p>${nWithout} of ${report.classes.length} classes have no labelled picture: the accuracy does not count them. Add pictures of them.</p>`;
   const points = 100 * (report.accuracy.rate - report.half_accuracy);

@@ -235,7 +235,8 @@ function TeachDomain({ domain, refreshDomains }) {
       await added();
     } catch (problem) { setError(problem); }
   };
-  const report = fit?.report;
+  const nTaught = fit?.report.classes.filter((one) => one.n_examples).length;
+  const report = nTaught > 1 ? fit.report : null;
   const nShown = groups.reduce((n, group) => n + group.ids.length, 0);
   return html`
     <${Upload} domain=${domain} classes=${classes} onAdded=${uploaded} />
@@ -259,10 +260,10 @@ function TeachDomain({ domain, refreshDomains }) {
       <h3>Report</h3>
       ${report
         ? html`<p>${plural(report.n_examples, "labelled picture")}: accuracy <strong>${percent(report.accuracy.rate)}</strong> (leave-one-out),
-          with the class names alone ${percent(report.text_accuracy)}.</p>
+          of the text features (class names alone) ${percent(report.text_accuracy)}.</p>
           <${Report} report=${report} domain=${domain} onLabel=${relabel} />`
         : html`<p>Label pictures of at least two classes to get a report.</p>`}
-      <${MakeLive} domain=${domain} isReady=${Boolean(report)} onLive=${async () => { await refreshDomains(); await loadReport(); }} />
+      <${MakeLive} domain=${domain} isReady=${Boolean(fit)} onLive=${async () => { await refreshDomains(); await loadReport(); }} />
     </section>
     <${LabelledExamples} ...${{ domain, classes, changes, counts: counts.by_label }} onLabel=${relabel} onRemoved=${removed} />
     <${Undo} last=${last} onUndo=${undo} />`;

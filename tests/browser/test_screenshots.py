@@ -49,7 +49,7 @@ def show(page, name, domain):
     elif name == "teach":
         page.get_by_label("Domain").select_option(domain)
         page.locator(".tile img[src^=blob]").nth(15).wait_for()
-        page.get_by_text("with the class names alone").wait_for()
+        page.get_by_text("of the text features").wait_for()
         page.locator(".group button").first.click()
     elif name == "domains":
         page.get_by_role("button", name=domain, exact=True).click()

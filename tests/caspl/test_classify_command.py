@@ -221,6 +221,12 @@ def test_csv_and_json_exclude_each_other(run, files):
     assert run(Server(), files[0], "--csv", "out.csv", "--json").exit_code == 2
 
 
+def test_a_missing_csv_file_name_is_named_instead_of_the_option_behind_it(run, files):
+    result = run(Server(), *files, "--csv")  # `run` adds --domain
+    assert result.exit_code == 2
+    assert "Invalid value for '--csv': The file name is missing before --domain." in " ".join(result.stderr.split())
+
+
 def test_an_error_without_a_file_name_is_printed_as_it_is(capsys):
     with pytest.raises(typer.Exit), exit_on_error():
         raise OSError(errno.ENOSPC, "No space left on device")

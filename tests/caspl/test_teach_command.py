@@ -187,6 +187,14 @@ def test_a_domain_that_may_not_be_created_is_named_before_the_error(teach):
     assert lines == expected
 
 
+def test_an_invalid_domain_name_is_refused_before_anything_is_created(teach):
+    server = Server()
+    result = teach(server, "--domain", "Pets")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: Not a valid domain name: use lower-case letters")
+    assert not server.created
+
+
 def test_options_of_a_new_domain_are_named_when_the_domain_exists(teach):
     assert "The domain pets exists: --boosted-by is not used." in teach(Server("pets"), "--boosted-by", "x").stderr
 

@@ -35,7 +35,7 @@ FORMS = ("one process", "web processes")
 
 
 def pytest_generate_tests(metafunc):
-    """A module that says `IN_BOTH_FORMS = True` is run with the service in one process, and with web processes."""
+    """A module with `IN_BOTH_FORMS = True` is run with the service in one process, and with web processes."""
     if "serve" in metafunc.fixturenames and getattr(metafunc.module, "IN_BOTH_FORMS", False):
         metafunc.parametrize("serve", FORMS, indirect=True)
 

@@ -1,7 +1,8 @@
 """`POST /classify/{domain}` and `POST /classify`.
 
 A request is admitted and pins its versions before its images are decoded, and keeps these versions to the end,
-whatever is activated meanwhile. Most requests for one domain take the shorter way of `DirectClassify`.
+whatever is activated meanwhile. Most requests for one domain pass `DirectClassify`
+instead of FastAPI's router.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
+from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompt_store.manifest import is_domain
@@ -43,8 +45,6 @@ from service.observability.logs import request_id
 router = APIRouter(tags=["classify"])
 
 PATH: Final = re.compile(r"/classify/([^/]+)")
-LISTS: Final = frozenset({"labels"})
-"""Parameters of a query that may be repeated."""
 
 
 @router.post("/classify/{domain}", openapi_extra=BODY_DOCS, response_model=ClassifyOut)
@@ -99,7 +99,7 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
 
 
 class DirectClassify:
-    """Middleware that calls `classify` without FastAPI's router; FastAPI answers everything but plain, valid queries.
+    """Middleware that calls `classify` for valid queries without lists; FastAPI's router answers all other requests.
 
     This saves the CPU time of router, dependencies, exit stacks and exception handlers, which counts for requests with
     one small JPEG. `RequestMiddleware` gives errors the same responses.
@@ -110,26 +110,24 @@ class DirectClassify:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        found = PATH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        request = Request(scope, receive, send) if found else None
-        query = plain_query(request) if request else None
-        if found is None or request is None or query is None:
+        match = PATH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        query = plain_query(QueryParams(scope["query_string"])) if match else None
+        if match is None or query is None:
             await self.app(scope, receive, send)
             return
-        scope["path_params"] = {"domain": found[1]}
-        response = await classify(request, found[1], query)
+        scope["path_params"] = {"domain": match[1]}
+        response = await classify(Request(scope, receive, send), match[1], query)
         await response(scope, receive, send)
 
 
-def plain_query(request: Request) -> ClassifyQuery | None:
-    """The valid query of a request that has each parameter once and no list; None for any other."""
-    items = request.query_params.multi_items()
-    values = dict(items)
-    if len(values) < len(items) or not LISTS.isdisjoint(values):
+def plain_query(parameters: QueryParams) -> ClassifyQuery | None:
+    """Validate a query in which every parameter has one value; None if it is invalid, repeats one, or has `labels`."""
+    values = dict(parameters)
+    if len(values) < len(parameters.multi_items()):
         return None
     try:
         return ClassifyQuery.model_validate(values)
-    except ValidationError:
+    except ValidationError:  # also of `labels`, a list
         return None
 
 

@@ -35,13 +35,13 @@ class Jobs:
         return asyncio.ensure_future(self.pool.run(job, tenant=tenant, n_bytes=n_bytes))
 
     async def running(self, *names):
-        """Wait until these jobs have started, and check that no others have."""
+        """Wait until these jobs have started, in any order of the threads, and check that no others have."""
         for _ in range(1_000):
             if len(self.started) >= len(names):
                 break
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
-        assert self.started == list(names)
+        assert sorted(self.started) == sorted(names)
 
     async def finish(self, tasks):
         for gate in self.gates.values():
@@ -89,6 +89,24 @@ async def test_a_job_above_the_memory_limit_runs_without_other_large_ones():
     assert jobs.started == ["first", "huge", "next"]
 
 
+async def test_a_large_job_that_ends_makes_room_for_several():
+    jobs = Jobs(n_threads=4)
+    tasks = [jobs.put("huge", n_bytes=2 * LARGE), *(jobs.put(name, n_bytes=LARGE // 2) for name in "abcd")]
+    await jobs.running("huge")
+    jobs.gates["huge"].set()
+    await jobs.running("huge", "a", "b", "c", "d")
+    await jobs.finish(tasks)
+
+
+async def test_a_job_waits_no_longer_for_one_whose_caller_has_gone():
+    jobs = Jobs(n_threads=3)
+    tasks = [jobs.put("first"), jobs.put("huge", n_bytes=2 * LARGE), jobs.put("last")]
+    await jobs.running("first")
+    tasks.pop(1).cancel()
+    await jobs.running("first", "last")
+    await jobs.finish(tasks)
+
+
 async def test_large_jobs_leave_a_thread_to_small_ones():
     jobs = Jobs(n_threads=2)
     tasks = [jobs.put("a0"), jobs.put("a1"), jobs.put("small", "b", 1)]
@@ -129,7 +147,7 @@ async def test_a_job_that_fails_gives_its_error_and_its_thread_goes_on():
     assert await pool.run(lambda: 1, tenant="a", n_bytes=1) == 1
 
 
-async def test_closing_cancels_what_waits():
+async def test_closing_cancels_waiting_jobs():
     jobs = Jobs()
     tasks = [jobs.put("running"), jobs.put("waiting")]
     await jobs.running("running")
@@ -137,6 +155,16 @@ async def test_closing_cancels_what_waits():
     with pytest.raises(asyncio.CancelledError):
         await jobs.finish(tasks[1:])
     assert await tasks[0] == "running"
+
+
+async def test_closing_lets_every_job_finish_that_was_started():
+    for _ in range(50):
+        pool = FairThreadPool(4, LARGE)
+        tasks = [asyncio.ensure_future(pool.run(int, tenant="a", n_bytes=1)) for _ in range(4)]
+        await asyncio.sleep(0)
+        pool.close()
+        async with asyncio.timeout(10):
+            assert await asyncio.gather(*tasks) == [0] * 4
 
 
 async def test_tenants_without_jobs_are_forgotten():
