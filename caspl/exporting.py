@@ -1,4 +1,4 @@
-"""Writes a domain as a model file for boxes without CasPL: `caspl export` as a function."""
+"""Writes a domain as a model file for devices without CasPL: `caspl export` as a function."""
 
 import json
 import os
@@ -25,7 +25,7 @@ ModelFormat = Literal["onnx", "openvino"]
 LABELS: Final = ".labels.txt"
 FACTS: Final = ".json"
 SUFFIXES: Final[Mapping[ModelFormat, Sequence[str]]] = {"onnx": (".onnx",), "openvino": (".bin", ".xml")}
-"""Of the model's files, the one that is opened last."""
+"""Of the model's files; the last one is the file that a runtime opens."""
 MAX_DIFFERENCE: Final = 1e-4
 """Of outputs in the runtime from those in torch; rounding gives about 1e-6."""
 MAX_RATIO: Final = 1.01
@@ -138,7 +138,7 @@ def export(backbone: Backbone, stored: StoredBundle, out: Path, form: Form) -> d
 
 
 def describe(backbone: Backbone, stored: StoredBundle, stack: PromptStack, form: Form) -> dict[str, Any]:
-    """What a program must know to run the model and to name its outputs, as JSON values."""
+    """The facts that a program needs to run the model and to name its outputs, as JSON values."""
     n_rows, size = form.batch or "batch", backbone.image_size
     outputs = {PROBABILITIES: [n_rows, len(stack.class_names)]}
     if form.with_embedding:

@@ -2,7 +2,7 @@
 
 The graph is the fused tower's, exported from torch with the loaded weights. Pixels, prompt tokens and depths are its
 inputs, with a free number of rows and of prompt positions, so one compiled model serves all domains and mixed batches.
-int8 scales the activations of each row on its own, so it needs no pictures to calibrate (decision 0032).
+int8 scales the activations of each row on its own, so it needs no calibration (decision 0032).
 
 Legend: B rows, C/H/W image, P prompt positions, D prompt layers, L layers of the tower, N tokens of a row, W tower
 width, E joint width.
@@ -102,9 +102,9 @@ class _Steps(nn.Module):
 
 
 class _Int8Linear(nn.Module):
-    """A linear layer with int8 weights, symmetric per output channel: OpenVINO multiplies them as they are.
+    """A linear layer with int8 weights, scaled symmetrically per output channel; OpenVINO multiplies in int8.
 
-    Activations become int8 in OpenVINO, scaled by each row's own largest numbers.
+    Activations become int8 in OpenVINO, with one scale per row and group of inputs.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> None:
@@ -152,7 +152,7 @@ def compile_model(model: Any, dtype: str, *, n_threads: int, n_streams: int = 1,
 
     Args:
         model: as `openvino.convert_model` returns it.
-        dtype: what it computes in.
+        dtype: the type that it computes in.
         n_threads: CPU threads of all streams together.
         n_streams: inference requests that run at the same time.
         row_size: inputs of a linear layer that share one scale in int8.

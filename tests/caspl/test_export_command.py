@@ -133,7 +133,7 @@ def test_a_calibrated_domain_exports_its_temperature_and_thresholds(run, store, 
         (["satellite", "--backbone", "ViT-B-32", "--random-weights"], "was made for demo-student with fingerprint"),
     ],
 )
-def test_what_cannot_be_exported_is_explained_and_leaves_no_file(run, store, student, arguments, message):
+def test_a_failed_export_gives_the_reason_and_leaves_no_file(run, store, student, arguments, message):
     store.add("idle", random_bundle("idle", backbone=student))
     store.add("cocoop", random_bundle("cocoop", backbone=student, head="conditional", text_adapt=(1, 3)))
 

@@ -81,7 +81,7 @@ def test_both_runtimes_give_the_probabilities_of_the_classifier(kind):
 
 
 @pytest.mark.parametrize("model_format", ["onnx", "openvino"])
-def test_a_batch_gives_each_row_what_it_gets_alone(model_format):
+def test_rows_of_a_batch_have_the_outputs_of_each_image_alone(model_format):
     files = files_of(QUICK, model_format)
 
     together, _ = run_model(files, pixels())
