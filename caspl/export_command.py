@@ -77,8 +77,8 @@ def export(
                 preprocess_of=preprocess_of,
                 interpolate_positions=interpolate_positions,
             )
-            form = exporting.Form(format_, input_, batch, opset, embedding)
-            result = exporting.export(loaded, stored, out, form)
+            chosen = exporting.ExportOptions(format_, input_, batch, opset, embedding)
+            result = exporting.export(loaded, stored, out, chosen)
         if as_json:
             typer.echo(json.dumps(result, ensure_ascii=False))
         else:

@@ -22,20 +22,20 @@ from prompted_clip.openvino_runtime import import_openvino
 
 PROJECT: Final = "caspl-serve"
 METADATA_KEY: Final = "caspl"
-"""Key of the facts, a JSON text, in the file's metadata."""
+"""Key of the JSON text in ONNX's `metadata_props`."""
 DEFAULT_OPSET: Final = 18
 """torch's lowest; RKNN Toolkit 2 reads 12 to 19."""
 MAX_ONNX_BYTES: Final = 2**31 - 2**24
 """Of weights. An ONNX file is one protocol buffer of less than 2 GiB; the rest is left for the graph."""
 
 
-def to_onnx(program: ExportedProgram, output_names: Sequence[str], facts: str, *, opset: int) -> bytes:
+def to_onnx(program: ExportedProgram, output_names: Sequence[str], metadata: str, *, opset: int) -> bytes:
     """An ONNX file.
 
     Args:
         program: from `trace`.
         output_names: of the program's outputs.
-        facts: JSON, stored under `METADATA_KEY`.
+        metadata: JSON, stored under `METADATA_KEY`.
         opset: version of the standard operators.
 
     Raises:
@@ -67,7 +67,7 @@ def to_onnx(program: ExportedProgram, output_names: Sequence[str], facts: str, *
     _drop_debug_info(proto)
     proto.producer_name, proto.producer_version = PROJECT, version(PROJECT)
     entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, facts
+    entry.key, entry.value = METADATA_KEY, metadata
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
 

@@ -130,6 +130,7 @@ def convert_tower(backbone: Backbone, *, int8: bool = False) -> Any:  # noqa: AN
     if backbone.device.type != "cpu" or backbone.dtype != torch.float32:
         found = f"{str(backbone.dtype).removeprefix('torch.')} on {backbone.device}"
         raise BackendError(f"OpenVINO converts float32 weights on the CPU; found {found}.")
+    convert_model = openvino().convert_model  # before the export, which takes seconds
     n_layers, width, side = backbone.n_vision_layers, backbone.vision_width, backbone.image_size
     linear = _Int8Linear if int8 else partial(make_linear, dtype=torch.float32, packed=False)
     example = (
@@ -142,7 +143,7 @@ def convert_tower(backbone: Backbone, *, int8: bool = False) -> Any:  # noqa: AN
     with torch.no_grad():
         steps = _Steps(ImageSteps(backbone, linear, sys.maxsize))
         exported = torch.export.export(steps.eval(), example, dynamic_shapes=sizes)
-    model = openvino().convert_model(exported)
+    model = convert_model(exported)
     model.reshape({0: [-1, 3, side, side], 1: [-1, n_layers, -1, width], 2: [-1, -1]})
     return model
 
