@@ -17,7 +17,6 @@ from training import options
 from training.terminal import exit_on_error
 
 PACKAGES: Final = ("onnx", "onnxruntime", "onnxscript", "open_clip", "torch")
-SUFFIX: Final = {"onnx": ".onnx", "openvino": ".xml"}
 
 export_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -60,7 +59,7 @@ def export(
         from prompted_clip.backbone import load_backbone  # noqa: PLC0415  loads torch
         from prompted_clip.sources import known_tag  # noqa: PLC0415  loads torch
 
-        out = out or Path(f"{domain}{SUFFIX[format_]}")
+        out = out or Path(f"{domain}{exporting.SUFFIXES[format_][-1]}")
         files = exporting.output_files(out, format_)
         if not force:
             exporting.check_free(files)
@@ -78,8 +77,8 @@ def export(
                 preprocess_of=preprocess_of,
                 interpolate_positions=interpolate_positions,
             )
-            form = exporting.Form(format_, input_, batch, opset, embedding)
-            result = exporting.export(loaded, stored, out, form)
+            chosen = exporting.ExportOptions(format_, input_, batch, opset, embedding)
+            result = exporting.export(loaded, stored, out, chosen)
         if as_json:
             typer.echo(json.dumps(result, ensure_ascii=False))
         else:

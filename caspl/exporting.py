@@ -1,4 +1,4 @@
-"""Writes a domain as a model file for boxes without CasPL: `caspl export` as a function."""
+"""Writes a domain as a model file for devices without CasPL: `caspl export` as a function."""
 
 import json
 import os
@@ -23,9 +23,9 @@ from prompted_clip.stack import PromptStack
 
 ModelFormat = Literal["onnx", "openvino"]
 LABELS: Final = ".labels.txt"
-FACTS: Final = ".json"
+METADATA: Final = ".json"
 SUFFIXES: Final[Mapping[ModelFormat, Sequence[str]]] = {"onnx": (".onnx",), "openvino": (".bin", ".xml")}
-"""Of the model's files, the one that is opened last."""
+"""Of the model's files; the last one is the file that a runtime opens."""
 MAX_DIFFERENCE: Final = 1e-4
 """Of outputs in the runtime from those in torch; rounding gives about 1e-6."""
 MAX_RATIO: Final = 1.01
@@ -35,8 +35,8 @@ MIN_PROBABILITY: Final = 1e-30
 
 
 @dataclass(frozen=True)
-class Form:
-    """The form of an exported model.
+class ExportOptions:
+    """Options of an exported model.
 
     Attributes:
         model_format: file format.
@@ -86,7 +86,7 @@ def output_files(out: Path, model_format: ModelFormat) -> list[Path]:
     *others, opened = SUFFIXES[model_format]
     if out.suffix != opened:
         raise ExportError(f"--out must end in {opened} for --format {model_format}, found {out.name!r}.")
-    return [out.with_suffix(suffix) for suffix in (LABELS, FACTS, *others, opened)]
+    return [out.with_suffix(suffix) for suffix in (LABELS, METADATA, *others, opened)]
 
 
 def check_free(files: Sequence[Path]) -> None:
@@ -101,8 +101,8 @@ def check_free(files: Sequence[Path]) -> None:
         )
 
 
-def export(backbone: Backbone, stored: StoredBundle, out: Path, form: Form) -> dict[str, Any]:
-    """Convert a version, check the result in its runtime, and write model, labels and facts.
+def export(backbone: Backbone, stored: StoredBundle, out: Path, options: ExportOptions) -> dict[str, Any]:
+    """Convert a version, check the result in its runtime, and write model, labels and metadata.
 
     Existing files are replaced. Each file appears whole, the model last.
 
@@ -110,10 +110,10 @@ def export(backbone: Backbone, stored: StoredBundle, out: Path, form: Form) -> d
         backbone: the bundle's, in float32 on the CPU.
         stored: the version.
         out: model file to write.
-        form: its form.
+        options: file format, input and outputs.
 
     Returns:
-        The facts written beside the model, its files, and the largest difference from torch's outputs.
+        The metadata written beside the model, its files, and the largest difference from torch's outputs.
 
     Raises:
         ExportError: a conditional head, too many weights for one file, an opset that torch does not write, or outputs
@@ -121,27 +121,27 @@ def export(backbone: Backbone, stored: StoredBundle, out: Path, form: Form) -> d
         StackMismatchError: the bundle was made for another backbone.
         OSError: a file cannot be written.
     """
-    files = output_files(out, form.model_format)
+    files = output_files(out, options.model_format)
     stack = PromptedClip(backbone).load_stack(stored.bundle)
-    model = FoldedClassifier(backbone, stack, with_embedding=form.with_embedding)
-    facts = describe(backbone, stored, stack, form)
-    text = json.dumps(facts, ensure_ascii=False, indent=1)
-    onnx_file = to_onnx(trace(model, form.input_type, form.batch), model.output_names, text, opset=form.opset)
-    contents = {".onnx": onnx_file} if form.model_format == "onnx" else to_openvino(onnx_file)
-    difference = largest_difference(model, contents, form)
-    contents |= {LABELS: "".join(f"{name}\n" for name in stack.class_names).encode(), FACTS: f"{text}\n".encode()}
+    model = FoldedClassifier(backbone, stack, with_embedding=options.with_embedding)
+    metadata = describe(backbone, stored, stack, options)
+    text = json.dumps(metadata, ensure_ascii=False, indent=1)
+    onnx_file = to_onnx(trace(model, options.input_type, options.batch), model.output_names, text, opset=options.opset)
+    contents = {".onnx": onnx_file} if options.model_format == "onnx" else to_openvino(onnx_file)
+    difference = largest_difference(model, contents, options)
+    contents |= {LABELS: "".join(f"{name}\n" for name in stack.class_names).encode(), METADATA: f"{text}\n".encode()}
     by_path = dict(
-        zip(files, (contents[suffix] for suffix in (LABELS, FACTS, *SUFFIXES[form.model_format])), strict=True)
+        zip(files, (contents[suffix] for suffix in (LABELS, METADATA, *SUFFIXES[options.model_format])), strict=True)
     )
     write_all(by_path)
-    return facts | {"files": [str(path) for path in files], "max_difference": difference}
+    return metadata | {"files": [str(path) for path in files], "max_difference": difference}
 
 
-def describe(backbone: Backbone, stored: StoredBundle, stack: PromptStack, form: Form) -> dict[str, Any]:
-    """What a program must know to run the model and to name its outputs, as JSON values."""
-    n_rows, size = form.batch or "batch", backbone.image_size
+def describe(backbone: Backbone, stored: StoredBundle, stack: PromptStack, options: ExportOptions) -> dict[str, Any]:
+    """The metadata: everything that a program needs to run the model and to name its outputs, as JSON values."""
+    n_rows, size = options.batch or "batch", backbone.image_size
     outputs = {PROBABILITIES: [n_rows, len(stack.class_names)]}
-    if form.with_embedding:
+    if options.with_embedding:
         outputs[EMBEDDING] = [n_rows, backbone.embed_dim]
     preprocess = backbone.preprocess
     return {
@@ -153,7 +153,7 @@ def describe(backbone: Backbone, stored: StoredBundle, stack: PromptStack, form:
         "abstain": dict(stack.abstain),
         "input": {
             "name": PIXELS,
-            "type": form.input_type,
+            "type": options.input_type,
             "shape": [n_rows, 3, size, size],
             "layout": "NCHW",
             "channels": "RGB",
@@ -171,20 +171,20 @@ def describe(backbone: Backbone, stored: StoredBundle, stack: PromptStack, form:
             "logit_scale": stack.logit_scale,
             "temperature": stack.temperature,
         },
-        "opset": form.opset,
+        "opset": options.opset,
         "caspl": version("caspl-serve"),
     }
 
 
 @torch.no_grad()
-def largest_difference(model: FoldedClassifier, contents: Mapping[str, bytes], form: Form) -> float:
+def largest_difference(model: FoldedClassifier, contents: Mapping[str, bytes], options: ExportOptions) -> float:
     """The largest difference of the file's outputs on random pixels from torch's.
 
     Raises:
         ExportError: it is larger than `MAX_DIFFERENCE` or not a number, or a probability differs by more than
             `MAX_RATIO`.
     """
-    pixels = model.example(form.input_type, form.batch or 3)
+    pixels = model.example(options.input_type, options.batch or 3)
     expected = [output.numpy() for output in model(pixels)]
     found = run_model(contents, pixels.numpy())
     difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
@@ -192,7 +192,7 @@ def largest_difference(model: FoldedClassifier, contents: Mapping[str, bytes], f
     ratio = float(np.exp(np.abs(logs[0] - logs[1]).max()))
     if not (difference <= MAX_DIFFERENCE and ratio <= MAX_RATIO):
         msg = (
-            f"The {form.model_format} file's outputs differ from torch's by {difference:.2g} and a factor of "
+            f"The {options.model_format} file's outputs differ from torch's by {difference:.2g} and a factor of "
             f"{ratio:.4g}, more than {MAX_DIFFERENCE:g} or {MAX_RATIO:g}; nothing was written. Try another --opset, or "
             "other versions of torch and onnxscript."
         )

@@ -1,4 +1,4 @@
-"""One domain's classifier as a module without inputs but pixels: prompts, class head, calibration and softmax folded.
+"""One domain's classifier as a module whose only input is pixels: prompts, class head, calibration and softmax folded.
 
 Legend: B rows, H/W image, K classes, E joint width.
 """

@@ -1,8 +1,8 @@
 """Linear layers over frozen weights with a fused activation or residual sum: by oneDNN on the CPU, or plain.
 
 On ViT-B-16 in float32, oneDNN's prepacked layers are 1.36 times as fast as plain ones with AVX-512 (2.72 against 2.00
-images/s and core), and plain ones 1.18 times as fast with AVX2 (3.70 against 3.13 on two cores): `precision.py` times
-both at startup. In bfloat16 plain layers pack the weights on every call.
+images/s and core), and plain ones 1.18 times as fast with AVX2 (3.70 against 3.13 on two cores): `fastest_backend.py`
+times both at startup. In bfloat16 plain layers pack the weights on every call.
 
 Legend: M rows, I inputs, O outputs.
 """

@@ -168,8 +168,7 @@ class GraphedTower(ImageTower):
 def batch_sizes(max_rows: int) -> tuple[int, ...]:
     """Padded batch sizes: 1, 2, 4, 8, 12, multiples of 8 from 16 on, and `max_rows`.
 
-    Batches of 1 to 128 rows, equally frequent, grow by 5.0 % in 20 sizes; by 15.8 % with powers of two and the middle
-    between two of them, 12 sizes.
+    Padding adds at most 5 % to equally frequent batches of 1 to 128 rows (`tests/prompted_clip/test_graphs.py`).
     """
     return (*(size for size in (1, 2, 4, 8, 12, *range(16, max_rows, 8)) if size < max_rows), max_rows)
 

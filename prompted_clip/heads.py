@@ -27,9 +27,9 @@ class ImageFeatures:
     embeddings_BE: Tensor
     unit_BE: Tensor
 
-    def of(self, rows: Tensor | slice) -> "ImageFeatures":
+    def of(self, rows_B: Tensor) -> "ImageFeatures":
         """The features of some images, by their indices."""
-        return ImageFeatures(self.embeddings_BE[rows], self.unit_BE[rows])
+        return ImageFeatures(self.embeddings_BE[rows_B], self.unit_BE[rows_B])
 
 
 @dataclass(frozen=True, eq=False)

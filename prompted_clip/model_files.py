@@ -1,8 +1,6 @@
 """Writes a folded classifier as an ONNX or OpenVINO file, and runs such a file.
 
-The bytes depend on the bundle, the backbone, the options and the versions of torch and the converter, on nothing else.
-
-Legend: B rows, K classes.
+The bytes depend only on the bundle, the backbone, the options and the versions of torch and the converter.
 """
 
 import logging
@@ -24,20 +22,20 @@ from prompted_clip.openvino_runtime import import_openvino
 
 PROJECT: Final = "caspl-serve"
 METADATA_KEY: Final = "caspl"
-"""Of the facts, as one JSON text, in the file's own metadata."""
+"""Key of the JSON text in ONNX's `metadata_props`."""
 DEFAULT_OPSET: Final = 18
 """torch's lowest; RKNN Toolkit 2 reads 12 to 19."""
 MAX_ONNX_BYTES: Final = 2**31 - 2**24
-"""An ONNX file is one protocol buffer of less than 2 GiB; a part is left for the graph."""
+"""Of weights. An ONNX file is one protocol buffer of less than 2 GiB; the rest is left for the graph."""
 
 
-def to_onnx(program: ExportedProgram, output_names: Sequence[str], facts: str, *, opset: int) -> bytes:
+def to_onnx(program: ExportedProgram, output_names: Sequence[str], metadata: str, *, opset: int) -> bytes:
     """An ONNX file.
 
     Args:
         program: from `trace`.
         output_names: of the program's outputs.
-        facts: JSON, stored under `METADATA_KEY`.
+        metadata: JSON, stored under `METADATA_KEY`.
         opset: version of the standard operators.
 
     Raises:
@@ -66,10 +64,10 @@ def to_onnx(program: ExportedProgram, output_names: Sequence[str], facts: str, *
         raise ExportError(
             f"torch {torch.__version__} cannot write opset {opset}; it wrote {found}. Use --opset {found}."
         )
-    _drop_traces(proto)
+    _drop_debug_info(proto)
     proto.producer_name, proto.producer_version = PROJECT, version(PROJECT)
     entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, facts
+    entry.key, entry.value = METADATA_KEY, metadata
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
 
@@ -116,8 +114,8 @@ def _input_shape(program: ExportedProgram) -> Sequence[int | torch.SymInt]:
     return shape
 
 
-def _drop_traces(proto: Any) -> None:  # noqa: ANN401  onnx is an extra
-    """Remove what torch notes about its source code: file names, stack traces, shapes of intermediate results."""
+def _drop_debug_info(proto: Any) -> None:  # noqa: ANN401  onnx is an extra
+    """Remove torch's debug information: file names, stack traces, shapes of intermediate results."""
     graph = proto.graph
     graph.ClearField("value_info")
     graph.ClearField("metadata_props")
@@ -129,7 +127,7 @@ def _drop_traces(proto: Any) -> None:  # noqa: ANN401  onnx is an extra
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes of the converter's optimizer on operators that it leaves as they are."""
+    """Silence the converter's optimizer, which logs every operator that it does not change."""
     log = logging.getLogger("onnxscript")
     before = log.level
     log.setLevel(logging.ERROR)

@@ -2,7 +2,7 @@
 
 The graph is the fused tower's, exported from torch with the loaded weights. Pixels, prompt tokens and depths are its
 inputs, with a free number of rows and of prompt positions, so one compiled model serves all domains and mixed batches.
-int8 scales the activations of each row on its own, so it needs no pictures to calibrate (decision 0032).
+int8 scales the activations of each row on its own, so it needs no calibration (decision 0032).
 
 Legend: B rows, C/H/W image, P prompt positions, D prompt layers, L layers of the tower, N tokens of a row, W tower
 width, E joint width.
@@ -102,9 +102,9 @@ class _Steps(nn.Module):
 
 
 class _Int8Linear(nn.Module):
-    """A linear layer with int8 weights, symmetric per output channel: OpenVINO multiplies them as they are.
+    """A linear layer with int8 weights, scaled symmetrically per output channel; OpenVINO multiplies in int8.
 
-    Activations become int8 in OpenVINO, scaled by each row's own largest numbers.
+    Activations become int8 in OpenVINO, with one scale per row and group of inputs.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, activation: Activation = "none") -> None:
@@ -130,6 +130,7 @@ def convert_tower(backbone: Backbone, *, int8: bool = False) -> Any:  # noqa: AN
     if backbone.device.type != "cpu" or backbone.dtype != torch.float32:
         found = f"{str(backbone.dtype).removeprefix('torch.')} on {backbone.device}"
         raise BackendError(f"OpenVINO converts float32 weights on the CPU; found {found}.")
+    convert_model = openvino().convert_model  # before the export, which takes seconds
     n_layers, width, side = backbone.n_vision_layers, backbone.vision_width, backbone.image_size
     linear = _Int8Linear if int8 else partial(make_linear, dtype=torch.float32, packed=False)
     example = (
@@ -142,7 +143,7 @@ def convert_tower(backbone: Backbone, *, int8: bool = False) -> Any:  # noqa: AN
     with torch.no_grad():
         steps = _Steps(ImageSteps(backbone, linear, sys.maxsize))
         exported = torch.export.export(steps.eval(), example, dynamic_shapes=sizes)
-    model = openvino().convert_model(exported)
+    model = convert_model(exported)
     model.reshape({0: [-1, 3, side, side], 1: [-1, n_layers, -1, width], 2: [-1, -1]})
     return model
 
@@ -152,7 +153,7 @@ def compile_model(model: Any, dtype: str, *, n_threads: int, n_streams: int = 1,
 
     Args:
         model: as `openvino.convert_model` returns it.
-        dtype: what it computes in.
+        dtype: the type that it computes in.
         n_threads: CPU threads of all streams together.
         n_streams: inference requests that run at the same time.
         row_size: inputs of a linear layer that share one scale in int8.

@@ -20,9 +20,9 @@ from prompted_clip.heads import ClassHead, ConditionalHead, ImageFeatures, Proje
 from prompted_clip.stack import PromptStack
 from prompted_clip.transfers import to_device
 
-MAX_OPERATIONS: Final = 500_000
-"""Per stack, of one product for several stacks on a CPU. Above it, one product per stack is faster: 3.2 times for 64
-stacks of 80 classes (E = 512). On CUDA launches cost more than operations."""
+PER_STACK: Final = (Projector, ConditionalHead)
+"""Heads that are computed for one stack at a time. All stacks without a head share one product, and all with class
+heads another."""
 
 
 class Ranked(NamedTuple):
@@ -54,37 +54,34 @@ class Scorer:
             images: each encoded under its stack's prompts.
             stacks: device copies, one per row.
         """
-        groups = _groups(stacks, images.unit_BE)
+        groups: dict[object, list[int]] = {}
+        for row, stack in enumerate(stacks):
+            groups.setdefault(stack if isinstance(stack.head, PER_STACK) else type(stack.head), []).append(row)
         if len(groups) == 1:
             return self._group_logits(images, stacks)
-        order = np.array([row for rows in groups for row in rows])
-        ordered = images.of(to_device(order, images.unit_BE.device))
         n_most = max(len(stack.class_names) for stack in stacks)
         logits_BK = images.unit_BE.new_full((len(stacks), n_most), -torch.inf)
-        start = 0
-        for rows in groups:
-            part = slice(start, start := start + len(rows))
-            own_BK = self._group_logits(ordered.of(part), [stacks[row] for row in rows])
-            logits_BK[part, : own_BK.shape[1]] = own_BK
-        return logits_BK[to_device(order.argsort(), logits_BK.device)]
+        for rows in groups.values():
+            rows_B = to_device(rows, logits_BK.device)
+            own_BK = self._group_logits(images.of(rows_B), [stacks[row] for row in rows])
+            logits_BK[rows_B, : own_BK.shape[1]] = own_BK
+        return logits_BK
 
     def _group_logits(self, images: ImageFeatures, stacks: Sequence[PromptStack]) -> Tensor:
-        """Rows of one stack, or of several without a head, or of several with class heads."""
+        """Rows of one stack, or of any stacks without a head, or of any with class heads."""
         stack = stacks[0]
         if isinstance(stack.head, ConditionalHead):
             return stack.text_scale * stack.head.similarities(
                 self._backbone, images.unit_BE, max_text_rows=self._max_text_rows, on_progress=self._on_progress
             )
-        if any(other is not stack for other in stacks):
-            return _mixed_logits(images, stacks)
-        return static_logits(images, stack)
+        return static_logits(images, stack) if stacks.count(stack) == len(stacks) else _mixed_logits(images, stacks)
 
 
 def static_logits(images: ImageFeatures, stack: PromptStack) -> Tensor:
     """Logits over the classes of one stack, whose head is not conditional: [B, K].
 
     Raises:
-        ValueError: the head is conditional, so there are no text features.
+        ValueError: no text features, as with a conditional head.
     """
     features_KF, head = _text_features(stack), stack.head
     if isinstance(head, Projector):
@@ -92,24 +89,6 @@ def static_logits(images: ImageFeatures, stack: PromptStack) -> Tensor:
     if isinstance(head, ClassHead):
         return head.blend(stack.logit_scale * images.unit_BE @ features_KF.T, images) / stack.temperature
     return stack.text_scale * images.unit_BE @ features_KF.T
-
-
-def _groups(stacks: Sequence[PromptStack], like_BE: Tensor) -> list[list[int]]:
-    """The rows of each product: of one stack, or of all stacks without a head or with class heads if that is faster."""
-    if stacks.count(stacks[0]) == len(stacks):
-        return [list(range(len(stacks)))]
-    rows_of: dict[PromptStack, list[int]] = {}
-    for row, stack in enumerate(stacks):
-        rows_of.setdefault(stack, []).append(row)
-    groups = [rows_of[stack] for stack in rows_of if not isinstance(stack.head, ClassHead | None)]
-    for kind in (ClassHead, type(None)):
-        alike = [stack for stack in rows_of if isinstance(stack.head, kind)]
-        parts = [rows_of[stack] for stack in alike]
-        rows = [row for part in parts for row in part]
-        n_joint = len(rows) * sum(len(stack.class_names) for stack in alike) * like_BE.shape[1]
-        is_joint = like_BE.device.type == "cuda" or n_joint <= MAX_OPERATIONS * len(alike)
-        groups += [rows] if is_joint and rows else parts
-    return groups
 
 
 def _mixed_logits(images: ImageFeatures, stacks: Sequence[PromptStack]) -> Tensor:
@@ -144,7 +123,7 @@ def _factors(stack: PromptStack) -> tuple[float, float]:
 
 
 def _head_inputs(images: ImageFeatures, stacks: Sequence[PromptStack]) -> Tensor:
-    """What each row's class head reads: [B, E]."""
+    """The input of each row's class head: [B, E]."""
     read_unit = [isinstance(stack.head, ClassHead) and stack.head.reads_unit for stack in stacks]
     if all(read_unit) or not any(read_unit):
         return images.unit_BE if read_unit[0] else images.embeddings_BE
@@ -153,6 +132,5 @@ def _head_inputs(images: ImageFeatures, stacks: Sequence[PromptStack]) -> Tensor
 
 def _text_features(stack: PromptStack) -> Tensor:
     if stack.text_features is None:
-        msg = f"The stack of domain {stack.domain!r} has neither text features nor a conditional head."
-        raise ValueError(msg)
+        raise ValueError(f"The stack of domain {stack.domain!r} has no text features.")
     return stack.text_features

@@ -125,10 +125,11 @@ class PromptStack:
         Raises:
             StackMismatchError: a name is not among the classes, or the stack has a conditional head.
         """
-        rows = [self.class_names.index(name) for name in names if name in self.class_names]
-        if len(rows) < len(names) or self.text_features is None:
-            msg = f"Domain {self.domain!r} cannot be restricted to classes that it does not have, or has per image."
-            raise StackMismatchError(msg)
+        if self.text_features is None:
+            raise StackMismatchError(f"The classes of domain {self.domain!r} are fixed: it has a conditional head.")
+        if unknown := sorted(set(names) - set(self.class_names)):
+            raise StackMismatchError(f"Domain {self.domain!r} does not have the classes {', '.join(unknown)}.")
+        rows = [self.class_names.index(name) for name in names]
         head = self.head
         if isinstance(head, ClassHead):
             head = replace(head, weight_KE=head.weight_KE[rows], bias_K=head.bias_K[rows])

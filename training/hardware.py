@@ -11,7 +11,7 @@ from torch import nn
 from prompted_clip import device_errors, internals
 from prompted_clip.backbone import Backbone, WeightOptions, load_backbone
 from prompted_clip.errors import DeviceError
-from prompted_clip.precision import fastest_dtype
+from prompted_clip.fastest_backend import gpu_dtype
 from training.errors import BackbonePairError
 from training.recipe import Recipe
 
@@ -84,7 +84,7 @@ def autocast(recipe: Recipe, backbone: Backbone) -> Iterator[None]:
     the same numbers; autocast alone casts them at each use.
     """
     device = backbone.device
-    is_fast = device.type == "cuda" and fastest_dtype("", str(device)) == torch.bfloat16
+    is_fast = device.type == "cuda" and gpu_dtype(str(device)) == "bfloat16"
     is_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and is_fast)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
         if not is_bfloat16 or device.type != "cuda":

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STUCK_AFTER_S: Final = 30.0
-PIXELS, STACK, TOP_K, NEEDS_EMBEDDING = map(attrgetter, ("pixels", "stack", "top_k", "embedding"))
+NEEDS_EMBEDDING: Final = attrgetter("embedding")
 LOST: Final = "The device failed and this process is restarting. Retry later."
 
 
@@ -283,8 +283,8 @@ class Engine:
     def _forward(self, rows: Sequence[EngineRow]) -> list[RowResult | Exception]:
         side, is_gpu = self.backbone.image_size, self.backbone.device.type == "cuda"
         pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8, pin_memory=is_gpu)
-        np.stack(list(map(PIXELS, rows)), out=pixels.numpy())
-        stacks, top_ks = list(map(STACK, rows)), list(map(TOP_K, rows))
+        np.stack([row.pixels for row in rows], out=pixels.numpy())
+        stacks, top_ks = [row.stack for row in rows], [row.top_k for row in rows]
         ranked = self._model.rank(pixels, stacks, top_ks, with_embeddings=any(map(NEEDS_EMBEDDING, rows)))
         return [_result(row, one) for row, one in zip(rows, ranked, strict=True)]
 

@@ -11,12 +11,11 @@ import torch
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.device_errors import resolve_device
 from prompted_clip.errors import DeviceError
-from prompted_clip.fastest_backend import fastest_backend
+from prompted_clip.fastest_backend import fastest_backend, is_heavy, is_packed_faster
 from prompted_clip.fused_tower import FusedImageTower
 from prompted_clip.graphs import FIXED_IN, GraphedTower, can_capture
 from prompted_clip.model import PromptedClip
-from prompted_clip.openvino_tower import OpenVinoTower, OpenVinoType, has_bfloat16
-from prompted_clip.precision import fastest_dtype, is_heavy, is_packed_faster
+from prompted_clip.openvino_tower import OpenVinoTower, OpenVinoType
 from prompted_clip.vision import ImageTower
 from service.errors import SettingsError
 from service.process import usable_cores
@@ -85,15 +84,9 @@ def select_backend(settings: Settings, device: str) -> tuple[str, str]:
     Raises:
         BackendError: OpenVINO was requested and is not installed.
     """
-    if settings.needs_openvino:
-        if settings.dtype != "auto":
-            return "openvino", settings.dtype
-        return "openvino", "bfloat16" if is_heavy(settings.backbone) and has_bfloat16() else "float32"
     if settings.dtype != "auto":
-        return "torch", settings.dtype
-    if settings.backend == "torch":
-        return "torch", str(fastest_dtype(settings.backbone, device)).removeprefix("torch.")
-    return fastest_backend(settings.backbone, device)
+        return "openvino" if settings.needs_openvino else "torch", settings.dtype
+    return fastest_backend(settings.backbone, device, settings.backend)
 
 
 def with_gpu_limits(settings: Settings) -> Settings:

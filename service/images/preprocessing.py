@@ -2,8 +2,8 @@
 
 `exact` is bit-identical to open_clip's transform: Pillow, and simplejpeg for JPEGs that need no resizing. `fast`
 decodes JPEGs with simplejpeg, which scales large ones down while decoding (DCT scaling), and resizes with torch. `gpu`
-decodes and resizes JPEGs on the device. All modes accept the same files: Pillow reads every header, and decodes every file on
-which another decoder fails.
+decodes and resizes JPEGs on the device. All modes accept the same files: Pillow reads every header, and decodes every
+file on which another decoder fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`caspl export`: one model file with its labels and facts, or an error and no file."""
+"""`caspl export`: one model file with its labels and metadata, or an error and no file."""
 
 import json
 import os
@@ -60,21 +60,21 @@ def without_conversion(monkeypatch):
     monkeypatch.setattr(exporting, "to_onnx", lambda *_, **__: b"model")
 
 
-def test_the_live_version_becomes_a_model_with_its_labels_and_facts(run, tmp_path):
+def test_the_live_version_becomes_a_model_with_its_labels_and_metadata(run, tmp_path):
     done, files = run("satellite")
 
     assert done.exit_code == 0, done.stderr
     assert files == ["satellite.json", "satellite.labels.txt", "satellite.onnx"]
-    facts = json.loads(Path("satellite.json").read_text(encoding="utf-8"))
+    metadata = json.loads(Path("satellite.json").read_text(encoding="utf-8"))
     classifier = Classifier("demo-student", bundles=[BUNDLE], device="cpu")
     classes = list(classifier.domains["satellite"])
-    assert (facts["domain"], facts["version"], facts["classes"]) == ("satellite", 1, classes)
+    assert (metadata["domain"], metadata["version"], metadata["classes"]) == ("satellite", 1, classes)
     assert Path("satellite.labels.txt").read_text(encoding="utf-8").splitlines() == classes
-    assert facts["preprocess"] == {"image_size": 64, "resize_mode": "shortest", "interpolation": "bicubic"}
-    assert facts["input"]["shape"] == ["batch", 3, 64, 64]
-    assert facts["digest"] in done.stdout
+    assert metadata["preprocess"] == {"image_size": 64, "resize_mode": "shortest", "interpolation": "bicubic"}
+    assert metadata["input"]["shape"] == ["batch", 3, 64, 64]
+    assert metadata["digest"] in done.stdout
     session = onnxruntime.InferenceSession("satellite.onnx")
-    assert json.loads(session.get_modelmeta().custom_metadata_map["caspl"]) == facts
+    assert json.loads(session.get_modelmeta().custom_metadata_map["caspl"]) == metadata
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     (probabilities,) = session.run(None, {"pixels": image.transpose(2, 0, 1)[None]})
     (expected,) = classifier.classify([image], top_k=80)
@@ -133,7 +133,7 @@ def test_a_calibrated_domain_exports_its_temperature_and_thresholds(run, store, 
         (["satellite", "--backbone", "ViT-B-32", "--random-weights"], "was made for demo-student with fingerprint"),
     ],
 )
-def test_what_cannot_be_exported_is_explained_and_leaves_no_file(run, store, student, arguments, message):
+def test_a_failed_export_gives_the_reason_and_leaves_no_file(run, store, student, arguments, message):
     store.add("idle", random_bundle("idle", backbone=student))
     store.add("cocoop", random_bundle("cocoop", backbone=student, head="conditional", text_adapt=(1, 3)))
 
@@ -212,14 +212,14 @@ def test_differences_of_large_and_small_probabilities_are_found(folded, monkeypa
     monkeypatch.setattr(exporting, "run_model", lambda files, pixels: [change(probabilities)])
 
     with pytest.raises(ExportError, match=message):
-        exporting.largest_difference(folded, {}, exporting.Form())
+        exporting.largest_difference(folded, {}, exporting.ExportOptions())
 
 
 def test_rounding_is_accepted(folded, monkeypatch):
     probabilities = folded(folded.example("uint8", 3))[0].detach().numpy()
     monkeypatch.setattr(exporting, "run_model", lambda files, pixels: [probabilities * np.float32(1 + 1e-5)])
 
-    assert 0 < exporting.largest_difference(folded, {}, exporting.Form()) < 1e-5
+    assert 0 < exporting.largest_difference(folded, {}, exporting.ExportOptions()) < 1e-5
 
 
 def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch):

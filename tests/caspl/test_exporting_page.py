@@ -71,12 +71,12 @@ def test_the_configuration_for_deepstream_fits_the_model(folder):
     (text,) = blocks("ini")
     parser.read_string(text)
     keys = parser["property"]
-    facts = json.loads((folder / "deepstream" / "satellite.json").read_text(encoding="utf-8"))
+    metadata = json.loads((folder / "deepstream" / "satellite.json").read_text(encoding="utf-8"))
 
-    assert [int(size) for size in keys["infer-dims"].split(";")] == facts["input"]["shape"][1:]
-    assert (keys["net-scale-factor"], facts["input"]["range"]) == ("1", [0, 255])
-    assert facts["input"]["type"] == "float32"
+    assert [int(size) for size in keys["infer-dims"].split(";")] == metadata["input"]["shape"][1:]
+    assert (keys["net-scale-factor"], metadata["input"]["range"]) == ("1", [0, 255])
+    assert metadata["input"]["type"] == "float32"
     assert (folder / "deepstream" / keys["onnx-file"]).is_file()
     labels = (folder / "deepstream" / keys["labelfile-path"]).read_text(encoding="utf-8")
-    assert labels == ";".join(facts["classes"]) + "\n"
-    assert list(facts["outputs"]) == ["probabilities"]
+    assert labels == ";".join(metadata["classes"]) + "\n"
+    assert list(metadata["outputs"]) == ["probabilities"]

@@ -108,3 +108,11 @@ def test_building_a_model_leaves_no_warning_of_random_weights(caplog):
 def test_full_size_backbones_are_supported(arch, layers, width):
     model = check_supported(open_clip.create_model(arch, device="meta"), arch)
     assert (len(vision_blocks(model)), model.visual.transformer.width) == (layers, width)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_layer_norm_has_the_backbones_dtype(dtype):
+    register_tiny_models()
+    backbone = load_backbone("tiny", random_seed=0, dtype=dtype)
+    norms = [module for module in backbone.clip.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert {norm.weight.dtype for norm in norms} == {dtype}

@@ -24,7 +24,7 @@ from tests.prompted_clip.test_folded import KINDS
 from tests.stacks import random_bundle
 
 IMAGES = sorted((ASSETS / "images").glob("*/*.*"))[:5]
-FACTS = json.dumps({"domain": "demo", "classes": ["a", 'b "quoted"', "ü"]}, ensure_ascii=False)
+METADATA = json.dumps({"domain": "demo", "classes": ["a", 'b "quoted"', "ü"]}, ensure_ascii=False)
 QUICK = "few-shot head"
 """Checked in every run; the others are slow."""
 EVERY_KIND = [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
@@ -46,7 +46,7 @@ def bundle_of(kind):
 def onnx_of(kind, input_type="uint8", batch=None, opset=18):
     stack = PromptedClip(student()).load_stack(read_bundle(bundle_of(kind)))
     model = FoldedClassifier(student(), stack, with_embedding=True)
-    return to_onnx(trace(model, input_type, batch), model.output_names, FACTS, opset=opset)
+    return to_onnx(trace(model, input_type, batch), model.output_names, METADATA, opset=opset)
 
 
 def files_of(kind, model_format):
@@ -81,7 +81,7 @@ def test_both_runtimes_give_the_probabilities_of_the_classifier(kind):
 
 
 @pytest.mark.parametrize("model_format", ["onnx", "openvino"])
-def test_a_batch_gives_each_row_what_it_gets_alone(model_format):
+def test_rows_of_a_batch_have_the_outputs_of_each_image_alone(model_format):
     files = files_of(QUICK, model_format)
 
     together, _ = run_model(files, pixels())
@@ -111,13 +111,13 @@ def test_the_onnx_file_is_valid_and_names_its_inputs_and_outputs():
     ]
 
 
-def test_both_files_contain_the_facts():
+def test_both_files_contain_the_metadata():
     session = onnxruntime.InferenceSession(onnx_of(QUICK))
     files = to_openvino(onnx_of(QUICK))
     model = openvino.Core().read_model(files[".xml"], openvino.Tensor(np.frombuffer(files[".bin"], np.uint8)))
 
-    assert session.get_modelmeta().custom_metadata_map == {"caspl": FACTS}
-    assert json.loads(model.get_rt_info(["framework", "caspl"]).astype(str)) == json.loads(FACTS)
+    assert session.get_modelmeta().custom_metadata_map == {"caspl": METADATA}
+    assert json.loads(model.get_rt_info(["framework", "caspl"]).astype(str)) == json.loads(METADATA)
     assert [one.any_name for one in (*model.inputs, *model.outputs)] == ["pixels", "probabilities", "embedding"]
 
 

@@ -214,7 +214,7 @@ def test_a_class_that_does_not_fit_behind_context_and_boosting_prompts_is_named_
 
 def test_a_static_stack_without_text_features_is_a_mistake(model):
     stack = dataclasses.replace(load(model), text_features=None)
-    with pytest.raises(ValueError, match="neither text features nor a conditional head"):
+    with pytest.raises(ValueError, match="no text features"):
         score(model, random_pixels(1), [stack])
 
 
@@ -314,7 +314,7 @@ def test_a_stack_restricted_to_some_classes_keeps_their_logits(model, options):
 
 
 def test_a_stack_cannot_be_restricted_to_classes_it_does_not_have(model):
-    with pytest.raises(StackMismatchError, match="does not have"):
+    with pytest.raises(StackMismatchError, match="does not have the classes no such class"):
         load(model).restricted(["no such class"])
-    with pytest.raises(StackMismatchError, match="per image"):
+    with pytest.raises(StackMismatchError, match="conditional head"):
         load(model, **CONDITIONAL).restricted(["cat"])

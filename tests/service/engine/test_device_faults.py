@@ -107,7 +107,7 @@ async def test_everything_that_a_conditional_heads_forward_reads_is_pinned(engin
     assert all(tensor.is_pinned() for tensor in [*tensors, *vars(head.shift).values()])
 
 
-async def test_an_older_torch_whose_allocator_does_not_end_invalid_captures_makes_none(simulated):
+async def test_a_torch_whose_allocator_does_not_end_invalid_captures_captures_nothing(simulated):
     register_tiny_models()
     simulated.ends_invalid_captures = False
     simulated.n_invalid_captures = 1

@@ -32,10 +32,9 @@ def test_device_and_type_follow_the_machine_unless_they_are_named(monkeypatch):
         select_device(Settings(device="cuda"))
     assert select_backend(Settings(backbone="demo-student"), "cpu") == ("torch", "float32")
     with monkeypatch.context() as measured:
-        measured.setattr("service.engine.loading.fastest_backend", lambda *facts: ("measured for", facts))
-        assert select_backend(Settings(), "cpu") == ("measured for", ("ViT-B-16", "cpu"))
-        measured.setattr("service.engine.loading.fastest_dtype", lambda *facts: f"torch.{facts}")
-        assert select_backend(Settings(backend="torch"), "cpu") == ("torch", "('ViT-B-16', 'cpu')")
+        measured.setattr("service.engine.loading.fastest_backend", lambda *facts: facts)
+        assert select_backend(Settings(), "cpu") == ("ViT-B-16", "cpu", "auto")
+        assert select_backend(Settings(backend="openvino"), "cpu") == ("ViT-B-16", "cpu", "openvino")
     assert select_backend(Settings(dtype="bfloat16"), "cpu") == ("torch", "bfloat16")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("prompted_clip.device_errors.unsupported_gpu", lambda _: None)
@@ -51,7 +50,7 @@ def test_a_gpu_that_torch_has_no_code_for_is_refused(monkeypatch, device):
         select_device(Settings(device=device))
 
 
-def test_every_card_gets_the_type_that_it_is_good_at_unless_another_is_asked_for(monkeypatch):
+def test_a_gpu_gets_its_fastest_dtype_unless_another_is_set(monkeypatch):
     capabilities = {"cuda:0": (9, 0), "cuda:1": (7, 5)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
     assert select_backend(Settings(), "cuda:0") == ("torch", "bfloat16")
@@ -64,13 +63,11 @@ def test_every_card_gets_the_type_that_it_is_good_at_unless_another_is_asked_for
     [
         ({"backend": "openvino", "dtype": "float32"}, ("openvino", "float32")),
         ({"dtype": "int8"}, ("openvino", "int8")),
-        ({"backend": "openvino"}, ("openvino", "bfloat16")),
         ({"backend": "openvino", "backbone": "demo-student"}, ("openvino", "float32")),
     ],
 )
 def test_openvino_serves_on_the_cpu_where_the_settings_need_it_even_beside_a_gpu(monkeypatch, options, choice):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("service.engine.loading.has_bfloat16", lambda: True)
     settings = Settings(**options)
     assert select_device(settings) == "cpu"
     assert select_backend(settings, "cpu") == choice
@@ -98,7 +95,7 @@ def test_on_a_gpu_batches_are_as_large_as_it_is_and_queues_in_proportion(monkeyp
     assert with_gpu_limits(Settings(device="cpu")) == Settings(device="cpu")
 
 
-def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_recordings():
+def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_graphs():
     register_tiny_models()
     settings = Settings(backbone="tiny", random_weights=0, device="cpu", max_batch_rows=6)
     model = load_model(settings)
@@ -107,7 +104,7 @@ def test_on_the_cpu_the_fused_image_tower_serves_and_on_cuda_its_recordings():
     assert image_tower(on_cuda, settings).padded_batch_size(5) == settings.max_batch_rows
 
 
-def test_a_torch_whose_captures_cannot_fail_safely_serves_without_recordings(monkeypatch, caplog):
+def test_a_torch_whose_captures_cannot_fail_safely_serves_without_graphs(monkeypatch, caplog):
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1+cu128"))
     on_cuda = dataclasses.replace(tiny_backbone(), device=torch.device("cuda"))
     assert isinstance(image_tower(on_cuda, Settings(max_batch_rows=6)), FusedImageTower)
