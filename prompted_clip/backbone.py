@@ -96,11 +96,6 @@ class Backbone:
         """Positions of the text tower, 77 in CLIP."""
         return int(self.clip.context_length)
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """`arch`, `pretrained` and `fingerprint`, for results and provenance."""
-        return {"arch": self.arch, "pretrained": self.pretrained, "fingerprint": self.fingerprint}
-
     def spec(self) -> BackboneSpec:
         """The manifest's description of this backbone."""
         return BackboneSpec(
