@@ -3,7 +3,7 @@
 Legend: B images, C/H/W image, K classes, N held-out images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -48,6 +48,20 @@ class HeldOutScores:
     def _predict(self, logits: Callable[[Tensor], Tensor]) -> Tensor:
         blocks = [range(at, min(at + _BATCH_ROWS, len(self._views))) for at in range(0, len(self._views), _BATCH_ROWS)]
         return torch.cat([logits(self._views.load(block, 0)).argmax(dim=1).cpu() for block in blocks])
+
+
+def joint_scores(by_domain: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Scores over domains: each measure's mean, in which every domain counts equally, then those of each domain.
+
+    A measure that not all domains have is left out; a single domain's scores are returned as they are.
+    """
+    domains = list(by_domain.values())
+    if len(domains) == 1:
+        return dict(domains[0])
+    measures = [name for name in domains[0] if all(name in scores for scores in domains)]
+    means = {name: sum(scores[name] for scores in domains) / len(domains) for name in measures}
+    each = {f"{name}_{domain}": scores[name] for domain, scores in by_domain.items() for name in measures}
+    return means | each
 
 
 def _share_equal(one_N: Tensor, other_N: Tensor) -> float:

@@ -6,9 +6,11 @@ of each image. The loss pulls the student's zero-shot distribution over the doma
     z_S = s_S · <f_S(x), g_S>,   z_T = s_T · <f_T(x), g_T>,   L = KL( softmax(z_T / τ) ‖ softmax(z_S / τ) )
 
 Source: CasPL (arXiv 2409.17805), section 3.2 and eq. 2. Only the student's prompts are trained; logit scales stay
-frozen. The two kinds of student are in `caspl_student.py` and `promptkd_student.py`.
+frozen. The two kinds of student are in `caspl_student.py` and `promptkd_student.py`. One set of prompts may be trained
+on images of several domains (the paper's future work); each image's distributions are then over its own domain's
+classes.
 
-Legend: B images, K classes.
+Legend: B images, K classes, T classes of the teacher, which has those of several domains separately.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,7 @@ from prompted_clip.backbone import Backbone
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.transfers import to_device
 from training.adapting.method import ExportedPrompts
+from training.class_sets import ClassSets
 from training.data.view_cache import ViewCache
 from training.data.views import Views
 from training.errors import BackbonePairError
@@ -75,20 +78,49 @@ def distillation_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, reci
     return total * (tau * tau * recipe.loss_weight / count)
 
 
+def shared_loss(
+    student_logits_BK: Tensor, teacher_logits_BT: Tensor, domain_B: Tensor, sets: ClassSets, recipe: BoostRecipe
+) -> Tensor:
+    """Mean over images of several domains of `distillation_loss`, each image among its own domain's classes.
+
+    Args:
+        student_logits_BK: scores of all class names.
+        teacher_logits_BT: scores of each domain's classes.
+        domain_B: each image's domain, int64, on the CPU.
+        sets: the classes of each domain.
+        recipe: temperature, reduction and weight.
+
+    Returns:
+        A float32 scalar.
+    """
+    device = student_logits_BK.device
+    total = torch.zeros((), device=device)
+    for domain in sorted(set(domain_B.tolist())):
+        rows = (domain_B == domain).nonzero()
+        own, others = sets.student[domain], sets.teacher[domain]
+        student = student_logits_BK[to_device(rows, device), to_device(own, device)]
+        teacher = teacher_logits_BT[to_device(rows, device), to_device(others, device)]
+        total = total + distillation_loss(student, teacher, recipe) * (len(rows) / len(domain_B))
+    return total
+
+
 class Booster:
     """The `Learner` of phase 1.
 
     Args:
-        student: the model to train.
+        student: the model to train; its classes are those of all domains.
         teacher: the model to distil from; must take images of the same size.
-        views: unlabelled images of the domain.
+        views: unlabelled images.
         recipe: all settings of the run.
+        sets: the classes of each image's domain; None for one domain, whose classes are those of both models.
 
     Raises:
         BackbonePairError: student and teacher take images of different sizes.
     """
 
-    def __init__(self, student: Student, teacher: Teacher, views: Views, recipe: BoostRecipe) -> None:
+    def __init__(
+        self, student: Student, teacher: Teacher, views: Views, recipe: BoostRecipe, sets: ClassSets | None = None
+    ) -> None:
         small, large = student.backbone, teacher.backbone
         if small.image_size != large.image_size:
             msg = (
@@ -100,6 +132,7 @@ class Booster:
         self.teacher = teacher
         self._views = views
         self._recipe = recipe
+        self._sets = sets if sets is not None and len(sets) > 1 else None
         self._teacher_logits = ViewCache(views, self._compute_teacher_logits)
 
     @property
@@ -125,11 +158,14 @@ class Booster:
         return self._views.order(epoch)
 
     def loss(self, indices: Tensor, epoch: int) -> Tensor:
-        """`distillation_loss` of the images at `indices`, under their views of this epoch."""
+        """`distillation_loss` or `shared_loss` of the images at `indices`, under their views of this epoch."""
         pixels = to_device(self._views.load(indices.tolist(), epoch), self.student.backbone.device)
         with autocast(self._recipe, self.student.backbone):
             logits = self.student.logits(self._images(pixels))
-        return distillation_loss(logits.float(), self._teacher_logits.get(indices, epoch, pixels), self._recipe)
+        logits, target = logits.float(), self._teacher_logits.get(indices, epoch, pixels)
+        if self._sets is None:
+            return distillation_loss(logits, target, self._recipe)
+        return shared_loss(logits, target, self._sets.domain_N[indices], self._sets, self._recipe)
 
     def end_epoch(self, epoch: int) -> None:
         """No-op."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from training.adapting.method import ExportedPrompts
+from training.errors import RecipeError
 from training.initial_prompts import check_words, random_prompts, word_states
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
@@ -25,13 +26,21 @@ class CasplStudent(nn.Module):
         backbone: the frozen CLIP; a depth beyond a tower's number of layers is clamped to it.
         class_names: all classes of the domain, base and new.
         recipe: token counts, depths, initial words and seed.
+        start: boosting prompts to start from, instead of words and random tokens.
 
     Raises:
-        RecipeError: `text_init` has more tokens than the text prompts.
+        RecipeError: `text_init` has more tokens than the text prompts, or the start's prompts do not have the recipe's
+            numbers of tokens and layers.
         TextTooLongError: a class name does not fit the text tower together with the prompts.
     """
 
-    def __init__(self, backbone: Backbone, class_names: Sequence[str], recipe: BoostRecipe) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        recipe: BoostRecipe,
+        start: PromptedBackbone | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self._text_rate_factor = recipe.text_rate_factor
@@ -46,6 +55,8 @@ class CasplStudent(nn.Module):
             check_words(backbone, recipe.text_init, recipe.text_tokens)
             words = word_states(backbone, recipe.text_init, len(text))
             text[:, : words.shape[1]] = words
+        if start is not None:
+            image, text = _start_of("image", start.image_boost, image), _start_of("text", start.text_boost, text)
         self.image = nn.Parameter(image.to(backbone.device))
         self.text = nn.Parameter(text.to(backbone.device))
         self._tokens = PromptedBackbone(backbone).tokenize(class_names, recipe.template, n_prompts=recipe.text_tokens)
@@ -69,3 +80,20 @@ class CasplStudent(nn.Module):
         """The backbone with the current prompts; None for a tower with zero tokens."""
         image = self.image if self.image.shape[1] else None
         return PromptedBackbone(self.backbone, image, self.text if self.text.shape[1] else None)
+
+
+def _start_of(tower: str, start: Tensor | None, prompts: Tensor) -> Tensor:
+    """The start's prompts of one tower, a copy on the CPU.
+
+    Raises:
+        RecipeError: they do not have the shape of `prompts`, [L, P, W].
+    """
+    found = tuple(start.shape[:2]) if start is not None else (0, 0)
+    depth, tokens = prompts.shape[:2]
+    if found != (depth, tokens) and (found[1] or tokens):
+        msg = (
+            f"The bundle to start from has {found[1]} {tower} tokens in {found[0]} layers, the recipe {tokens} in "
+            f"{depth}. Set {tower}_tokens and {tower}_depth to the bundle's."
+        )
+        raise RecipeError(msg)
+    return prompts if start is None else start.detach().cpu().clone()

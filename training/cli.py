@@ -1,7 +1,6 @@
 """`caspl boost` and `caspl adapt`. Imports torch only after validating the arguments."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,19 +35,20 @@ KeepWorse = Annotated[bool, typer.Option("--keep-worse", help="write the bundle 
     " --teacher-pretrained openai"
 )
 def boost(
-    images: Annotated[Path | None, typer.Option(exists=True, help="folder of unlabelled images of the domain")] = None,
-    classes: Annotated[Path | None, typer.Option(exists=True, help="text file, one class name per line")] = None,
-    data: Annotated[
-        str, typer.Option(help="instead of --images and --classes: a data set; its train labels are ignored")
-    ] = "",
+    images: options.Sources = None,
+    classes: options.ClassLists = None,
+    data: options.DataSources = None,
     root: options.Root = None,
-    domain: Domain = "",
+    domain: Annotated[str, typer.Option(help="domain name of the bundle")] = "",
     out: Out = None,
     backbone: Annotated[str, typer.Option(help="student model, open_clip name")] = "ViT-B-16",
     pretrained: options.Pretrained = None,
     teacher: Annotated[str, typer.Option(help="teacher model, open_clip name")] = "ViT-L-14",
     teacher_pretrained: options.Pretrained = None,
     teacher_bundle: Annotated[Path | None, typer.Option(help="prompts for the teacher, as in PromptKD")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="boosting bundle to start from, such as one of several domains")
+    ] = None,
     quick_gelu: options.QuickGelu = False,
     preprocess_of: options.PreprocessOf = None,
     teacher_preprocess_of: options.TeacherPreprocessOf = None,
@@ -77,22 +77,17 @@ def boost(
         if not domain:
             raise typer.BadParameter("--domain is required")
         check_domain(domain)
+        from training.boost_options import SourceOptions
         from training.boost_run import BoostJob, run_boost
         from training.files import read_bundle_file
         from training.hardware import load_backbones
         from training.loop_progress import check_tensorboard
         from training.parallel import init_distributed
         from training.rates import scale_rate
-        from training.unlabelled import read_data_set, read_folder
 
         if tensorboard is not None:
             check_tensorboard()
-        if data:
-            read = partial(read_data_set, data, root)
-        elif images is not None and classes is not None:
-            read = partial(read_folder, images, classes)
-        else:
-            raise typer.BadParameter("either --images and --classes, or --data, is required")
+        given = SourceOptions(domain, images or [], classes or [], data or [], root)
         world = init_distributed(device)
         student_backbone, teacher_backbone = load_backbones(
             backbone,
@@ -106,22 +101,23 @@ def boost(
             preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
         )
-        unlabelled = read(Console(stderr=True, quiet=quiet))  # after the weights: missing ones fail first
-        if unlabelled.template is not None and "teacher_template" not in chosen.model_fields_set:
-            chosen = chosen.model_copy(update={"teacher_template": unlabelled.template})
+        own_template = chosen.teacher_template if "teacher_template" in chosen.model_fields_set else None
+        # After the weights: missing ones fail first.
+        sources = given.read(Console(stderr=True, quiet=quiet), own_template)
+        if len(sources) == 1 and (template := next(iter(sources.values())).template):
+            chosen = chosen.model_copy(update={"teacher_template": template})
         console = _console(is_shown=world.is_main and not quiet)
         chosen = scale_rate(chosen, student_backbone, console)
         bundle = out or Path(f"{domain}.safetensors")
         job = BoostJob(
             domain=domain,
-            images=unlabelled.images,
-            class_names=unlabelled.class_names,
+            sources=sources,
             out=bundle,
             checkpoint=_checkpoint_path(bundle),
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
             teacher_bundle=read_bundle_file(teacher_bundle) if teacher_bundle is not None else None,
-            labels=unlabelled.labels,
+            start=read_bundle_file(start) if start is not None else None,
             holdout=holdout,
             keep_worse=keep_worse,
         )

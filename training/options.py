@@ -50,3 +50,21 @@ InterpolatePositions = Annotated[
         "--interpolate-positions", help="resize a file's positional embeddings of another image grid or text length"
     ),
 ]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]FOLDER", help="unlabelled images of the domain; repeat with names for several domains"
+    ),
+]
+ClassLists = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]FILE", help="text file, one class name per line; without a name it is for all --images"
+    ),
+]
+DataSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]DATA", help="instead of --images and --classes: a data set; its train labels are ignored"
+    ),
+]

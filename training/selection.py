@@ -49,18 +49,18 @@ class Selection:
         self.best_step = 0
         self.best: Scores = {}
         self._name = next(iter(before))
-        self._before = before
+        self.before = before
         self._after: Scores = {}
         self._n_images = n_images
         self._measure = measure
         self._report = report
         self._best_state: dict[str, Any] = {}
-        report(f"Held-out images, before training: {_describe(before)}")
+        report(f"Held-out images, before training: {describe_scores(before)}")
 
     @property
     def is_worse(self) -> bool:
         """Whether the best state scores lower than the model did before training."""
-        return self.best[self._name] < self._before[self._name]
+        return self.best[self._name] < self.before[self._name]
 
     def after_step(self, learner: Stateful, step: int, n_steps: int) -> None:
         """Measure if that is due after `step` of `n_steps` completed steps; of equal scores the later one is best."""
@@ -70,7 +70,7 @@ class Selection:
         if not self.best or self._after[self._name] >= self.best[self._name]:
             self.best, self.best_step = self._after, step
             self._best_state = copy.deepcopy(dict(learner.state_dict()))
-        self._report(f"Held-out images, step {step} of {n_steps}: {_describe(self._after)}")
+        self._report(f"Held-out images, step {step} of {n_steps}: {describe_scores(self._after)}")
 
     def finish(self, learner: Stateful, recipe: Recipe, n_steps: int, checkpoint: Path, *, keep_worse: bool) -> None:
         """Load the best state into the learner.
@@ -91,7 +91,7 @@ class Selection:
             return
         message = (
             f"Training made the model worse: {self._name} on {self._n_images} held-out images was "
-            f"{self._before[self._name]:.1%} before training and {self.best[self._name]:.1%} at best, after step "
+            f"{self.before[self._name]:.1%} before training and {self.best[self._name]:.1%} at best, after step "
             f"{self.best_step} of {n_steps}."
         )
         if keep_worse:
@@ -103,8 +103,8 @@ class Selection:
 
     def metrics(self) -> dict[str, Any]:
         """Scores before, best and after, and the step of the best, for the report and the provenance."""
-        moments = {"before": self._before, "best": self.best, "after": self._after}
-        scores = {f"held_out_{name}_{when}": of[name] for name in self._before for when, of in moments.items()}
+        moments = {"before": self.before, "best": self.best, "after": self._after}
+        scores = {f"held_out_{name}_{when}": of[name] for name in self.before for when, of in moments.items()}
         return {"n_held_out": self._n_images, "best_step": self.best_step} | scores
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Selection:
         self._best_state = state["best_state"]
 
     def _report_small_gain(self) -> None:
-        before = self._before[self._name]
+        before = self.before[self._name]
         gain, error = self.best[self._name] - before, math.sqrt(before * (1 - before) / self._n_images)
         if gain < error:
             self._report(
@@ -135,5 +135,6 @@ class Selection:
         )
 
 
-def _describe(scores: Scores) -> str:
+def describe_scores(scores: Scores) -> str:
+    """Scores in per cent, as text."""
     return ", ".join(f"{name} {value:.1%}" for name, value in scores.items())

@@ -3,6 +3,7 @@
 Legend: B rows, C/H/W image, K classes, E joint width.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -49,6 +50,13 @@ class Teacher:
         self._image = stack.image.to(backbone.device) if stack.image is not None else None
         # Cloned because inference-mode tensors cannot be used in autograd.
         self.text_features_KE = stack.text_features.clone().to(backbone.device)
+
+    @staticmethod
+    def joined(teachers: Sequence["Teacher"]) -> "Teacher":
+        """One teacher with the classes of all, in order; they have the same backbone and the same prompts."""
+        joined = copy.copy(teachers[0])
+        joined.text_features_KE = torch.cat([teacher.text_features_KE for teacher in teachers])
+        return joined
 
     @torch.no_grad()
     def logits(self, pixels_BCHW: Tensor) -> Tensor:

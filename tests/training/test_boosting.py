@@ -11,11 +11,12 @@ from PIL import Image
 from prompted_clip.internals import architecture_facts
 from tests.reference.slow_clip import SlowClip
 from tests.tiny import tiny_backbone
-from training.boosting import Booster, distillation_loss
+from training.boosting import Booster, distillation_loss, shared_loss
 from training.caspl_student import CasplStudent
+from training.class_sets import ClassSets
 from training.data.images import find_images
 from training.data.views import Views
-from training.errors import BackbonePairError, DivergedError
+from training.errors import BackbonePairError, DivergedError, RecipeError
 from training.loop import CheckpointConfig, steps_per_epoch, train
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
@@ -58,6 +59,13 @@ def booster(folder, chosen):
     )
 
 
+def kl(teacher, student, temperature):
+    """KL of two lists of scores, term by term."""
+    p, q = ([math.exp(z / temperature) for z in scores] for scores in (teacher, student))
+    p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "batchmean"])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_loss_equals_the_papers_kl(reduction, temperature):
@@ -65,14 +73,57 @@ def test_the_loss_equals_the_papers_kl(reduction, temperature):
     student = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     teacher = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     chosen = recipe(reduction=reduction, temperature=temperature, loss_weight=7.0)
-    total = 0.0
-    for row in range(4):
-        p = [math.exp(z / temperature) for z in teacher[row].tolist()]
-        q = [math.exp(z / temperature) for z in student[row].tolist()]
-        p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
-        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    total = sum(kl(teacher[row].tolist(), student[row].tolist(), temperature) for row in range(4))
     expected = total * temperature**2 * 7.0 / (20 if reduction == "mean" else 4)
     assert float(distillation_loss(student, teacher, chosen)) == pytest.approx(expected, rel=1e-9)
+
+
+SETS = ClassSets.of({"pets": ["cat", "dog", "Newt"], "birds": ["crow", "newt", "tit", "owl"]}, [4, 5])
+MIXED = torch.tensor([0, 1, 1, 0, 1])
+
+
+def mixed_scores():
+    """Scores of five images: the student's of the six names, the teacher's of three classes and four."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(5, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    return student, torch.randn(5, 7, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "batchmean"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_in_a_mixed_batch_each_image_is_scored_among_its_own_domains_classes(reduction, temperature):
+    student, teacher = mixed_scores()
+    chosen = recipe(reduction=reduction, temperature=temperature, loss_weight=7.0)
+    places = {0: ([0, 1, 2], [0, 1, 2]), 1: ([3, 2, 4, 5], [3, 4, 5, 6])}  # "newt" is the third name in both domains
+    total = 0.0
+    for row, domain in enumerate(MIXED.tolist()):
+        own, others = places[domain]
+        found = kl(teacher[row, others].tolist(), student[row, own].tolist(), temperature)
+        total += found / (len(own) if reduction == "mean" else 1)
+    expected = total * temperature**2 * 7.0 / 5
+    assert float(shared_loss(student, teacher, MIXED, SETS, chosen).detach()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_loss_of_a_mixed_batch_is_that_of_each_domains_images_alone():
+    student, teacher = mixed_scores()
+    shared_loss(student, teacher, MIXED, SETS, recipe()).backward()
+    together, student.grad = student.grad, None
+    for domain in (0, 1):
+        rows = MIXED.eq(domain)
+        alone = distillation_loss(
+            student[rows][:, SETS.student[domain]], teacher[rows][:, SETS.teacher[domain]], recipe()
+        )
+        (alone * (rows.sum().item() / 5)).backward()
+    torch.testing.assert_close(together, student.grad, rtol=1e-12, atol=0)
+    assert not together[0, 3:].any()  # no gradient for classes of the other domain
+    assert not together[1, :2].any()
+
+
+def test_the_loss_of_one_domain_is_bit_identical_to_the_loss_without_domains():
+    student, teacher = mixed_scores()
+    one = ClassSets.of({"all": list("abcdef")}, [5])
+    found = shared_loss(student.float(), teacher[:, :6].float(), torch.zeros(5, dtype=torch.long), one, recipe())
+    assert torch.equal(found, distillation_loss(student.float(), teacher[:, :6].float(), recipe()))
 
 
 def test_loss_and_gradients_match_the_slow_reference(folder):
@@ -176,6 +227,31 @@ def test_student_and_teacher_of_different_image_sizes_are_rejected(folder, monke
     monkeypatch.setattr(type(other), "image_size", property(lambda self: 64 if self is wide else 32))
     with pytest.raises(BackbonePairError, match="takes 32 px images and teacher tiny-teacher 64 px"):
         Booster(run.student, Teacher(wide, CLASSES, "{}."), run._views, recipe())
+
+
+def test_a_student_starts_from_the_prompts_of_a_bundle():
+    backbone = tiny_backbone()
+    first = CasplStudent(backbone, CLASSES, recipe(seed=5))
+    again = CasplStudent(backbone, ["owl"], recipe(seed=6), first.fold()[0])
+    assert torch.equal(again.image, first.image)
+    assert torch.equal(again.text, first.text)
+    with torch.no_grad():
+        again.image.add_(1)
+    assert not torch.equal(again.image, first.image)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_tokens": 3}, "has 2 image tokens in 3 layers, the recipe 3 in 3. Set image_tokens and image_depth"),
+        ({"text_depth": 1}, "has 4 text tokens in 2 layers, the recipe 4 in 1"),
+        ({"text_tokens": 0}, "has 4 text tokens in 2 layers, the recipe 0 in 2"),
+    ],
+)
+def test_a_start_of_another_shape_is_an_error(changes, message):
+    start = CasplStudent(tiny_backbone(), CLASSES, recipe()).fold()[0]
+    with pytest.raises(RecipeError, match=message):
+        CasplStudent(tiny_backbone(), CLASSES, recipe(**changes), start)
 
 
 def test_depths_are_clamped_to_the_towers():

@@ -29,6 +29,7 @@ from training.demo.render import Pictures, draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
 from training.recipe import BoostRecipe, read_recipe
+from training.unlabelled import UnlabelledData
 
 RECIPE: Final = Path(__file__).with_name("boost.toml")
 N_UNLABELLED: Final = 4000
@@ -48,8 +49,7 @@ def boost_domain(
         write_folders(domain, pictures, n_train=N_UNLABELLED, n_test=0)
         job = BoostJob(
             domain=domain,
-            images=find_images(pictures / "train"),
-            class_names=CLASS_NAMES,
+            sources={domain: UnlabelledData(find_images(pictures / "train"), CLASS_NAMES)},
             out=out,
             checkpoint=work_dir / f"{domain}.checkpoint",
         )

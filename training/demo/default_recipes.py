@@ -83,14 +83,11 @@ class DefaultRuns:
     def boost(self, teacher: Backbone) -> Bundle:
         """Boost the plain backbone."""
         recipe = scale_rate(BoostRecipe(teacher_template=self._dataset.template), self._backbone, self._console)
-        source = unlabelled_data(self._dataset)
         job = BoostJob(
             domain=self._domain,
-            images=source.images,
-            class_names=source.class_names,
+            sources={self._domain: unlabelled_data(self._dataset)},
             out=self._folder / "boost.safetensors",
             checkpoint=self._folder / "boost.checkpoint",
-            labels=source.labels,
             holdout=HOLDOUT,
             keep_worse=True,
         )

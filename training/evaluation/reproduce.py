@@ -20,7 +20,7 @@ from training.evaluation.rows import Results, short_digest, slug
 from training.evaluation.summary import Report
 from training.files import read_bundle_file
 from training.recipe import BoostRecipe
-from training.unlabelled import train_images_of
+from training.unlabelled import UnlabelledData, train_images_of
 
 
 def reproduce(
@@ -84,10 +84,10 @@ def boost_on(
     }
     out = results.training_folder(f"{slug(dataset.name)}-boost-{short_digest(identity)}") / "bundle.safetensors"
     if not out.is_file():
+        domain = domain_name(dataset.name)
         job = BoostJob(
-            domain=domain_name(dataset.name),
-            images=train_images_of(dataset),
-            class_names=dataset.class_names,
+            domain=domain,
+            sources={domain: UnlabelledData(train_images_of(dataset), dataset.class_names)},
             out=out,
             checkpoint=out.with_name("checkpoint"),
             checkpoint_every=checkpoint_every,
