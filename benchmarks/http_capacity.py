@@ -20,7 +20,7 @@ from benchmarks.photographs import write_photographs
 from benchmarks.profiles import Profile, profile
 from benchmarks.ratios import Spread, ratio
 from benchmarks.report import Report, Table, Target
-from benchmarks.server import FORM, Server, ServerOptions, backbone_of, fill_store, multipart, serving
+from benchmarks.server import FORM, PATIENT, Server, ServerOptions, backbone_of, fill_store, multipart, serving
 from benchmarks.wrk import Loop, closed_loop, require_wrk
 
 PRESIZED = 224
@@ -152,9 +152,12 @@ def measure_in_turn(
 
 def run_loop(server: Server, side: int, n_images: int, body: tuple[Path, str], seconds: int) -> Sample:
     """One closed loop on a server."""
-    url = f"{server.url}/classify/{server.domains[0]}?top_k=1&timeout_ms=30000"
+    path, (file, content_type) = PATIENT.format(domain=server.domains[0]), body
     before_s = cpu_s(server.pid)
-    loop = closed_loop(url, *body, n_clients=max(1, IN_FLIGHT[side] // n_images), seconds=seconds)
+    n_clients = max(1, IN_FLIGHT[side] // n_images)
+    loop = closed_loop(
+        server.url, [path], [file], file.parent, n_clients=n_clients, seconds=seconds, content_type=content_type
+    )
     return Sample(loop, cpu_s(server.pid) - before_s)
 
 

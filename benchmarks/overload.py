@@ -1,22 +1,31 @@
 """Overload: several times the capacity is offered for a while, then half of it.
 
 The server should answer what it can, refuse the rest at once with `Retry-After`, and recover as soon as the load falls.
+The load is wrk's, since a client in Python takes about as much CPU per request as a refusal. Beside it, a few requests
+per second from `benchmarks.load` give latencies by status.
 """
 
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
-from benchmarks.answers import Answer, percentile_ms, recovery_s, summarize
+from benchmarks.answers import Answer, recovery_s, summarize
 from benchmarks.load import arrival_times, send
 from benchmarks.ratios import Spread
 from benchmarks.report import Report, Table, Target
-from benchmarks.server import Server
+from benchmarks.server import PATIENT, Server
+from benchmarks.wrk import Loop, closed_loop, require_wrk, run
 
 N_ROUNDS = 3
 AFTER, AFTER_S = 0.5, 5.0
 """Share of the capacity that is offered after the overload, and for how long."""
 DEADLINE = 0.9
 """Deadline in the requests, as a share of the objective; the rest is for the network."""
-N_CONNECTIONS = 384
+N_CONNECTIONS = 1000
+"""Of the overload; each sends a request, waits for its answer, and pauses."""
+PROBES_PER_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -25,51 +34,81 @@ class Round:
 
     Attributes:
         capacity_per_s: measured before and after.
-        during: answers to requests that were due during the overload.
+        load: requests of the overload; the server answers within the objective or with an error.
+        probes: answers to the few requests beside it.
         after: answers to requests that were due after it.
         fell_at_s: when the load fell.
-        goodput_per_s: images answered within the objective while the overload lasted.
     """
 
     capacity_per_s: float
-    during: list[Answer]
+    load: Loop
+    probes: list[Answer]
     after: list[Answer]
     fell_at_s: float
-    goodput_per_s: float
+
+    @property
+    def goodput_per_s(self) -> float:
+        """Images answered within the objective."""
+        return self.load.n_good / self.load.seconds
 
 
 def overload(server: Server, report: Report, *, times: float, n_clients: int, seconds: float, slo_s: float) -> None:
-    """Alternate overloads with measurements of the capacity."""
-    round_s = seconds / N_ROUNDS
-    capacities_per_s = [server.closed_rate(n_clients, round_s / 2)]
-    rounds = []
-    for index in range(N_ROUNDS):
-        rate_per_s = times * capacities_per_s[-1]
-        found = overload_once(server, rate_per_s, AFTER * capacities_per_s[-1], round_s, slo_s, seed=2 * index)
-        capacities_per_s.append(server.closed_rate(n_clients, round_s / 2))
-        rounds.append(Round(sum(capacities_per_s[-2:]) / 2, *found))
-    add_overload(report, rounds, times=times, seconds=seconds, slo_s=slo_s)
+    """Alternate overloads with measurements of the capacity.
+
+    Raises:
+        BenchError: wrk is missing or failed, or the capacity could not be measured.
+    """
+    require_wrk()
+    round_s = max(2, round(seconds / N_ROUNDS))
+    with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
+        folder = Path(name)
+
+        def capacity_per_s() -> float:
+            paths = [PATIENT.format(domain=domain) for domain in server.load().domains]
+            bodies = server.photographs
+            loop = closed_loop(server.url, paths, bodies, folder, n_clients=n_clients, seconds=max(2, round_s // 2))
+            return loop.n_good / loop.seconds
+
+        capacities_per_s, rounds = [capacity_per_s()], []
+        for index in range(N_ROUNDS):
+            found = overload_once(server, folder, times, capacities_per_s[-1], round_s, slo_s, seed=2 * index)
+            capacities_per_s.append(capacity_per_s())
+            rounds.append(Round(sum(capacities_per_s[-2:]) / 2, *found))
+    add_overload(report, rounds, times=times, slo_s=slo_s)
 
 
 def overload_once(
-    server: Server, rate_per_s: float, after_per_s: float, duration_s: float, slo_s: float, *, seed: int
-) -> tuple[list[Answer], list[Answer], float, float]:
-    """Answers during and after one overload, when it ended, and its goodput in images per second."""
-    due_s = arrival_times(rate_per_s, duration_s, seed=seed)
-    due_s += [duration_s + one_s for one_s in arrival_times(after_per_s, AFTER_S, seed=seed + 1)]
+    server: Server, folder: Path, times: float, capacity_per_s: float, duration_s: int, slo_s: float, *, seed: int
+) -> tuple[Loop, list[Answer], list[Answer], float]:
+    """The overload, answers beside and after it, and when it ended."""
     path = f"/classify/{{domain}}?top_k=1&timeout_ms={round(1000 * DEADLINE * slo_s)}"
-    answers = send(server.load(due_s=due_s, n_connections=N_CONNECTIONS, path=path))
-    fell_at_s = answers[0].due_s - due_s[0] + duration_s
-    during = [answer for answer in answers if answer.due_s < fell_at_s]
-    in_time = [one for one in during if one.is_good and one.latency_s <= slo_s and one.done_s <= fell_at_s]
-    after = [answer for answer in answers if answer.due_s >= fell_at_s]
-    return during, after, fell_at_s, len(in_time) / duration_s
+    probes = server.load(due_s=arrival_times(PROBES_PER_S, duration_s, seed=seed), path=path)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        probing = thread.submit(send, probes)
+        paths = [path.format(domain=domain) for domain in probes.domains]
+        think_s = N_CONNECTIONS / (times * capacity_per_s)
+        load = run(
+            server.url,
+            paths,
+            server.photographs,
+            folder,
+            n_clients=N_CONNECTIONS,
+            seconds=duration_s,
+            think_s=think_s,
+        )
+        fell_at_s = time.monotonic()
+        after = send(server.load(due_s=arrival_times(AFTER * capacity_per_s, AFTER_S, seed=seed + 1), path=path))
+        return load, [one for one in probing.result() if one.due_s < fell_at_s], after, fell_at_s
 
 
-def add_overload(report: Report, rounds: list[Round], *, times: float, seconds: float, slo_s: float) -> None:
+def add_overload(report: Report, rounds: list[Round], *, times: float, slo_s: float) -> None:
     """Add the numbers of all rounds to a report."""
-    during = [answer for one in rounds for answer in one.during]
-    found = summarize(during, duration_s=seconds, slo_s=slo_s)
+    probes, loads = [answer for one in rounds for answer in one.probes], [one.load for one in rounds]
+    found = summarize(probes, duration_s=sum(load.seconds for load in loads), slo_s=slo_s)
+    n_refused, n_expired = sum(load.n_refused for load in loads), sum(load.n_expired for load in loads)
+    n_requests = sum(load.n_requests for load in loads)
+    n_failed = n_requests - n_refused - n_expired - sum(load.n_good for load in loads)
+    n_failed += sum(load.n_errors for load in loads) + found.n_failed
     report.add(
         "overload_goodput",
         Spread.of([one.goodput_per_s / one.capacity_per_s for one in rounds]),
@@ -78,16 +117,16 @@ def add_overload(report: Report, rounds: list[Round], *, times: float, seconds: 
     )
     report.add("overload_refusal_p99_ms", found.refusal_p99_ms, "p99 time to a refusal, ms", Target("<=", 50))
     without = found.n_refused_without_retry_after
-    report.add("overload_no_retry_after", without, f"of {found.n_refused} refusals", Target("<=", 0))
-    report.add("overload_failed", found.n_failed, f"of {len(during)} requests: connection or server errors")
+    report.add("overload_no_retry_after", without, f"of {found.n_refused} refused probes", Target("<=", 0))
+    report.add("overload_failed", n_failed, f"of {n_requests + len(probes)} requests: connection or server errors")
     recovery = max(recovery_s(one.after, fell_at_s=one.fell_at_s, slo_s=slo_s) for one in rounds)
     report.add("overload_recovery_s", recovery, "after the load fell until all answers are in time, s", Target("<=", 1))
-    late_s = [answer.sent_s - answer.due_s for answer in during]
     rows = [
         ("capacity, images/s", " / ".join(f"{one.capacity_per_s:.1f}" for one in rounds)),
+        ("offered, images/s", " / ".join(f"{one.n_requests / one.seconds:.1f}" for one in loads)),
         ("answered in time, images/s", " / ".join(f"{one.goodput_per_s:.1f}" for one in rounds)),
-        ("refused / expired / failed", f"{found.n_refused} / {found.n_expired} / {found.n_failed}"),
-        ("p50 / p99 of answers, ms", f"{found.p50_ms:.0f} / {found.p99_ms:.0f}"),
-        ("requests sent late, p99, ms", f"{percentile_ms(late_s, 99):.1f}"),
+        ("refused / expired / failed", f"{n_refused} / {n_expired} / {n_failed}"),
+        ("p50 / p99 of answered probes, ms", f"{found.p50_ms:.0f} / {found.p99_ms:.0f}"),
+        ("CPU of the client, cores", f"{sum(o.client_cpu_s for o in loads) / sum(o.seconds for o in loads):.2f}"),
     ]
     report.tables[f"Overload at {times:g} times the capacity"] = Table(("measurement", "value"), rows)

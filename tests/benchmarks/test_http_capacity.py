@@ -1,5 +1,7 @@
 """`caspl bench http`: closed loops by wrk, CPU time by part, and the numbers with targets."""
 
+import json
+
 import pytest
 
 from benchmarks.errors import BenchError
@@ -20,7 +22,7 @@ def wrk(tmp_path, monkeypatch):
         path = tmp_path / "bin" / "wrk"
         path.parent.mkdir(exist_ok=True)
         recorded = tmp_path / "recorded"
-        path.write_text(f'#!/bin/sh\necho "$*" "$CONTENT_TYPE" > {recorded}\necho "{output}"\nexit {status}\n')
+        path.write_text(f'#!/bin/sh\necho "$*" "$CONTENT_TYPE" > {recorded}\necho \'{output}\'\nexit {status}\n')
         path.chmod(0o755)
         monkeypatch.setenv("PATH", str(path.parent))
         return recorded
@@ -28,14 +30,18 @@ def wrk(tmp_path, monkeypatch):
     return install
 
 
+def result(statuses, *, us=1, errors=0):
+    return "RESULT " + json.dumps({"us": us, "errors": errors, "statuses": statuses})
+
+
 def loop(tmp_path, **changes):
     body = tmp_path / "body.jpg"
     body.write_bytes(b"\xff\xd8")
-    return closed_loop("http://127.0.0.1:9/", body, "image/jpeg", **({"n_clients": 4, "seconds": 2} | changes))
+    return closed_loop("http://127.0.0.1:9", ["/"], [body], tmp_path, **({"n_clients": 4, "seconds": 2} | changes))
 
 
 def test_a_closed_loop_counts_the_requests_of_wrk(wrk, tmp_path):
-    recorded = wrk("n=1200 us=2000000 status=0 errors=0")
+    recorded = wrk(result({"200": 1200}, us=2_000_000))
 
     found = loop(tmp_path, n_clients=64)
 
@@ -48,9 +54,9 @@ def test_a_closed_loop_counts_the_requests_of_wrk(wrk, tmp_path):
 @pytest.mark.parametrize(
     ("output", "status", "message"),
     [
-        ("n=10 us=1 status=3 errors=0", 0, "of 10 requests, 3 were not answered with success; 0 failed"),
-        ("n=10 us=1 status=0 errors=2", 0, "2 failed"),
-        ("n=0 us=1 status=0 errors=0", 0, "of 0 requests"),
+        (result({"200": 7, "429": 2, "504": 1}), 0, "of 10 requests, 3 were not answered with success; 0 failed"),
+        (result({"200": 10}, errors=2), 0, "2 failed"),
+        (result({}), 0, "of 0 requests"),
         ("unable to connect", 1, "wrk failed: unable to connect"),
     ],
 )
@@ -103,8 +109,8 @@ def test_the_simulated_device_answers_over_http_after_its_fixed_time(tmp_path):
 def test_web_processes_are_compared_per_core_that_the_client_does_not_use(monkeypatch):
     monkeypatch.setattr("benchmarks.http_capacity.machine", lambda: {"n_cores": 2})
     samples = {
-        (224, 1, 0): [Sample(Loop(1000, 1.0, client_cpu_s=0.5), server_cpu_s=1.0)],
-        (224, 1, 2): [Sample(Loop(1500, 1.0, client_cpu_s=1.0), server_cpu_s=1.0)],
+        (224, 1, 0): [Sample(Loop({200: 1000}, 1.0, 0, client_cpu_s=0.5), server_cpu_s=1.0)],
+        (224, 1, 2): [Sample(Loop({200: 1500}, 1.0, 0, client_cpu_s=1.0), server_cpu_s=1.0)],
     }
     report = Report("http", {})
 
