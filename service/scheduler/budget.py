@@ -87,13 +87,15 @@ class OpenRequests:
     them. Without a limit, most of them would miss their deadlines under overload.
 
     The limit falls to the number answered within half of a request's timeout, but not below `min_open`, which a
-    batch needs. The rate is measured while at least that many are open.
+    batch needs. The rate is measured from the moment at which that many are open until at most half of them are: with a
+    limit of one batch, the first answer of each batch alone would show the time of a batch as that of one answer.
     """
 
     def __init__(self, max_open: int, min_open: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_open, self._min_open, self._clock = max_open, min(min_open, max_open), clock
         self._budget = Budget((3 * max_open + 1) // 2, "places for requests", OverloadedError)
         self._since_s = self._interval_s = 0.0  # since the last answer, or since enough were open; 0: not measured
+        self._is_measured = False
 
     def has_room(self, domain: str, timeout_s: float, n_more: int = 0) -> bool:
         """Whether a request with this timeout, and `n_more` before it, may be opened."""
@@ -114,17 +116,18 @@ class OpenRequests:
             OverloadedError: too many are open.
         """
         self._budget.reserve(domain, 1, limit=self._limit(timeout_s))
-        if self._budget.n_held == self._min_open:
-            self._since_s = self._clock()
+        if not self._is_measured and self._budget.n_held >= self._min_open:
+            self._is_measured, self._since_s = True, self._clock()
 
     def close(self, domain: str, *, is_answered: bool) -> None:
         """Count a request as closed; only answered ones show the rate."""
-        if is_answered and self._budget.n_held >= self._min_open:
+        if is_answered and self._is_measured:
             now_s = self._clock()
             interval_s, self._since_s = now_s - self._since_s, now_s
             known_s = self._interval_s or interval_s
             self._interval_s = known_s + SMOOTHING * (interval_s - known_s)
         self._budget.release(domain, 1)
+        self._is_measured = self._is_measured and self._budget.n_held > self._min_open // 2
 
     def _limit(self, timeout_s: float) -> int:
         """Most requests of all domains; one domain alone gets two thirds."""

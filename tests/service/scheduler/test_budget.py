@@ -150,6 +150,21 @@ def test_few_open_requests_show_no_rate(clock):
     assert fill(requests) == 1000
 
 
+def test_bursts_answered_in_batches_show_the_rate_of_the_batches(clock):
+    requests = OpenRequests(1000, 4, clock)
+    answer(requests, clock, n_open=20, interval_s=5.0)  # the limit is at its minimum, a batch
+    for _ in range(100):
+        n_open = fill(requests)
+        while n_open:
+            clock.now_s += 0.08
+            n_answered = min(4, n_open)
+            for _ in range(n_answered):
+                requests.close("a", is_answered=True)
+            n_open -= n_answered
+        clock.now_s += 1.0
+    assert 20 < fill(requests) <= 50, "a batch of 4 takes 0.08 s: 25 are answered within half a second"
+
+
 def test_an_idle_time_is_no_slow_answer(clock):
     requests = OpenRequests(1000, 4, clock)
     answer(requests, clock, n_open=20, interval_s=0.01)
