@@ -18,7 +18,7 @@ from prompt_store.manifest import BackboneSpec
 from prompted_clip import internals
 from prompted_clip.errors import WeightsError
 from prompted_clip.preprocess import RESIZE_MODES
-from prompted_clip.sources import HF_HUB, LOCAL_DIR, find_weights, register_demo_models, unrecorded_values
+from prompted_clip.sources import HF_HUB, LOCAL_DIR, find_weights, register_architectures, unrecorded_values
 from prompted_clip.weight_checks import load_weights
 from prompted_clip.weight_files import OPENAI_FACTS, read_weights
 
@@ -207,7 +207,7 @@ def vision_config(arch: str) -> dict[str, Any]:
     Raises:
         WeightsError: `local-dir:` or `hf-hub:` without a configuration.
     """
-    register_demo_models()
+    register_architectures()
     if arch.startswith((LOCAL_DIR, HF_HUB)):
         arch = find_weights(arch, None).arch
     return dict((open_clip.get_model_config(arch) or {}).get("vision_cfg", {}))

@@ -18,6 +18,8 @@ from prompted_clip.errors import WeightsError, did_you_mean
 from prompted_clip.weight_files import check_kind
 
 DEMO_FOLDER: Final = Path(__file__).parent / "demo"
+ARCHITECTURES: Final = Path(__file__).parent / "architectures"
+"""Configurations of distilled CLIPs that open_clip lacks: CLIP-KD (arXiv 2307.12732), TinyCLIP (arXiv 2309.12314)."""
 PREPROCESS_KEYS: Final = ("mean", "std", "interpolation", "resize_mode")
 WEIGHTS_FILES: Final = (HF_SAFE_WEIGHTS_NAME, "open_clip_pytorch_model.safetensors", HF_WEIGHTS_NAME)
 LOCAL_DIR: Final = "local-dir:"
@@ -96,7 +98,7 @@ def check_architecture(arch: str) -> None:
     Raises:
         WeightsError: an unknown name, with similar ones, or a tower of another library.
     """
-    register_demo_models()
+    register_architectures()
     known = open_clip.list_models()
     if arch not in known:
         near = did_you_mean(arch, known) or " Examples: ViT-B-32, ViT-B-16, ViT-L-14."
@@ -109,10 +111,12 @@ def check_architecture(arch: str) -> None:
             raise WeightsError(msg)
 
 
-def register_demo_models() -> None:
-    """Make the demo's architectures known to open_clip."""
-    if "demo-student" not in open_clip.list_models():
-        open_clip.add_model_config(DEMO_FOLDER)
+def register_architectures() -> None:
+    """Make the architectures of the demo and of distilled CLIPs known to open_clip."""
+    known = open_clip.list_models()
+    for name, folder in (("demo-student", DEMO_FOLDER), ("ViT-T-16", ARCHITECTURES)):
+        if name not in known:
+            open_clip.add_model_config(folder)
 
 
 def unrecorded_values(source: WeightsSource, preprocess: Mapping[str, Any], *, quick_gelu: bool) -> str | None:
@@ -197,7 +201,7 @@ def _from_folder(name: str) -> WeightsSource:
         msg = f"{name} contains no weights: expected {', '.join(WEIGHTS_FILES)}."
         raise WeightsError(msg)
     check_kind(path)
-    register_demo_models()
+    register_architectures()
     plain = {key: value for key, value in model.items() if key != "quick_gelu"}
     arch = next((known for known in open_clip.list_models() if open_clip.get_model_config(known) == plain), None)
     if arch is None:
@@ -255,7 +259,7 @@ def _unknown_tag(arch: str, tag: str) -> str:
 
 def known_tag(arch: str, name: str | None) -> str | None:
     """A manifest's name of weights if it is an open_clip tag of the architecture, else None."""
-    register_demo_models()
+    register_architectures()
     return name if name in open_clip.list_pretrained_tags_by_model(arch) else None
 
 

@@ -87,10 +87,23 @@ def _check_names(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: 
     if "text.features" in tensors or any(name.endswith((".boost", ".adapt")) for name in tensors):
         msg = f"{path} is a bundle of prompts, not weights of a backbone. Pass the weights it was trained on."
         raise WeightsError(msg)
+    _check_heads(tensors, path)
     problems = [f"{len(missing)} tensors are missing: {shortened(sorted(missing))}"] * bool(missing)
     problems += [f"{len(unused)} are unknown: {shortened(sorted(unused))}"] * bool(unused)
     msg = f"{path} does not fit {arch}: {'; '.join(problems)}.{_advice(tensors, arch)}"
     raise WeightsError(msg)
+
+
+def _check_heads(tensors: dict[str, Tensor], path: Path) -> None:
+    """Recognise pruned attention: queries, keys and values narrower than the layer's input."""
+    for name, value in tensors.items():
+        if name.endswith("attn.in_proj_weight") and value.ndim == 2 and len(value) < 3 * value.shape[1]:
+            msg = (
+                f"{path} has fewer attention heads in {name.removesuffix('.attn.in_proj_weight')} than its width of "
+                f"{value.shape[1]} has, as TinyCLIP's models with automatic weight inheritance do. Such towers are not "
+                "supported. Pass a model with manual inheritance, such as TinyCLIP-ViT-39M-16-Text-19M."
+            )
+            raise WeightsError(msg)
 
 
 def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch: str, path: Path) -> None:
@@ -101,6 +114,7 @@ def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, Tensor], arch:
     wrong = [name for name, value in expected.items() if tensors[name].shape != value.shape]
     if not wrong:
         return
+    _check_heads(tensors, path)
     shapes = shortened(f"{name} is {list(tensors[name].shape)}, not {list(expected[name].shape)}" for name in wrong)
     msg = f"{path} does not fit {arch}: {shapes}."
     found, needed = _size_of(tensors), _size_of(expected)

@@ -26,6 +26,10 @@ _SHARD: Final = re.compile(r"-\d+-of-\d+\.")
 _REJECTED_GLOBAL: Final = re.compile(r"GLOBAL (\S+)|unrecognized function (.+)")
 _WRAPPERS: Final = ("module.", "_orig_mod.")
 """Prefixes that data-parallel training and torch.compile add to all names."""
+_TINYCLIP_PART: Final = re.compile(
+    r"(_(image_encoder|text_encoder|logit_scale)|(image|text)_encoder_without_ddp)\.(module\.)?"
+)
+"""Modules of TinyCLIP (`open_clip/model.py` in its repository) around open_clip's names."""
 _HEAD_BYTES: Final = 1024
 _NOT_WEIGHTS: Final[Mapping[bytes, str]] = {
     b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` where it was cloned, and copy the file again",
@@ -44,7 +48,7 @@ _NOT_WEIGHTS: Final[Mapping[bytes, str]] = {
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file's tensors by name, on the CPU, in the stored dtype; wrappers' name prefixes are stripped.
+    """Read a file's tensors by name, on the CPU, in the stored dtype, without prefixes of wrappers and of TinyCLIP.
 
     Raises:
         WeightsError: missing, damaged, of another kind, or without tensors by name; the message names the kind.
@@ -65,6 +69,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    if all(_TINYCLIP_PART.match(name) for name in tensors):
+        tensors = {_TINYCLIP_PART.sub("", name, count=1): value for name, value in tensors.items()}
     return tensors
 
 

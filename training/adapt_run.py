@@ -128,7 +128,7 @@ def run_adapt(
             seed=recipe.seed,
         ),
     )
-    written = finish_run(data, job.out, job.checkpoint, world)
+    written = finish_run(data, job.out, [job.checkpoint], world)
     return metrics | written | {"losses": state.losses}
 
 

@@ -142,7 +142,7 @@ def run_boost(
         template=recipe.template,
         provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teacher=teacher, metrics=metrics),
     )
-    return metrics | finish_run(data, job.out, job.checkpoint, world)
+    return metrics | finish_run(data, job.out, [job.checkpoint], world)
 
 
 def _student(

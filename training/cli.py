@@ -135,7 +135,7 @@ def adapt(
         str,
         typer.Option(
             help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, gda, ridge or tip-adapter; "
-            "with --labels none: upl, transclip, lp-clip or lafter"
+            "with --labels none: upl, grip, transclip, lp-clip or lafter"
         ),
     ],
     context: typer.Context,

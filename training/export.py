@@ -89,15 +89,16 @@ def export_bundle(
     return write_bundle(manifest, {name: _array(tensor) for name, tensor in tensors.items()})
 
 
-def finish_run(data: bytes, out: Path, checkpoint: Path, world: World) -> dict[str, Any]:
-    """Write a training run's bundle and delete its checkpoint, in the main process.
+def finish_run(data: bytes, out: Path, checkpoints: Sequence[Path], world: World) -> dict[str, Any]:
+    """Write a training run's bundle and delete its checkpoints, in the main process.
 
     Returns:
         The bundle's path, digest and size in bytes, for the report.
     """
     if world.is_main:
         write_atomic(out, data)
-        checkpoint.unlink(missing_ok=True)
+        for checkpoint in checkpoints:
+            checkpoint.unlink(missing_ok=True)
     return {"bundle": str(out), "digest": digest_of(data), "size_bytes": len(data)}
 
 

@@ -20,7 +20,7 @@ from prompted_clip.backbone import Backbone
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.provenance import new_provenance
 from training.adapting.adapter import Adapter
-from training.adapting.method import AdaptingMethod
+from training.adapting.method import AdaptingMethod, Batch
 from training.adapting.reference import TextSettings, class_template
 from training.data.class_list import check_class_names
 from training.data.images import ImageFolder
@@ -54,9 +54,10 @@ class LabelFreeJob:
         images: unlabelled images, ordered as in `unlabelled.by_content`.
         class_names: K names.
         out: bundle to write.
-        checkpoint: checkpoint of the run in progress; deleted once the bundle is written.
+        checkpoint: checkpoint of the run in progress; a second training of the run adds `-2` to the name, and so on.
+            All are deleted once the bundle is written.
         checkpoint_every: steps between checkpoints.
-        tensorboard: folder for TensorBoard event files, or None.
+        tensorboard: folder for TensorBoard event files, with a folder for each of several trainings; or None.
         teacher: a larger CLIP that predicts the pseudo-labels; None for the base model.
     """
 
@@ -102,8 +103,10 @@ def run_label_free(
     data_digests |= {"boost": base_model.boost_digest} if base_model.boost_digest is not None else {}
     encoded = encoded or encode(job.images.files, job.class_names, recipe, base_model, console, job.teacher)
     identity = data_digests | {"method": method_name, "backbone": base_model.backbone.fingerprint}
-    train = partial(_train, job, base_model, console, world, identity)
-    learned = LABEL_FREE[method_name].learn(Unlabelled(base_model, job.class_names, encoded, train), recipe)
+    checkpoints: list[Path] = []
+    train = partial(_train, job, base_model, console, world, identity, checkpoints)
+    score = partial(_score, job.images.files, base_model, encoded, console)
+    learned = LABEL_FREE[method_name].learn(Unlabelled(base_model, job.class_names, encoded, train, score), recipe)
     metrics = {"n_images": len(job.images.files), "n_classes": len(job.class_names), **learned.metrics}
     metrics |= learned.trained.metrics() if learned.trained is not None else {}
     data = export_bundle(
@@ -122,7 +125,7 @@ def run_label_free(
             seed=getattr(recipe, "seed", None),
         ),
     )
-    written = finish_run(data, job.out, job.checkpoint, world)
+    written = finish_run(data, job.out, checkpoints, world)
     return metrics | written | {"losses": learned.trained.losses if learned.trained is not None else []}
 
 
@@ -188,11 +191,18 @@ def _train(
     console: Console,
     world: World,
     identity: dict[str, str],
+    checkpoints: list[Path],
     method: AdaptingMethod,
     found: PseudoLabels,
     recipe: AdaptRecipe,
+    *,
+    iteration: tuple[int, int] = (1, 1),
 ) -> TrainState:
-    """See `Train`."""
+    """See `Train`; appends the path of the checkpoint to `checkpoints`."""
+    number, n_iterations = iteration
+    checkpoint = job.checkpoint.with_name(f"{job.checkpoint.name}-{number}") if number > 1 else job.checkpoint
+    checkpoints.append(checkpoint)
+    of_run = f", iteration {number} of {n_iterations}" if n_iterations > 1 else ""
     identity = identity | {
         "recipe": digest_of(recipe.model_dump_json().encode()),
         "pseudo-labels": digest_of(torch.stack([found.rows_N, found.labels_N]).numpy().tobytes()),
@@ -202,10 +212,26 @@ def _train(
         return train_with_progress(
             Adapter(method, base_model, views, found.labels_N.tolist(), recipe),
             recipe,
-            title=f"{identity['method']} on {job.domain}",
+            title=f"{identity['method']} on {job.domain}{of_run}",
             progress=progress,
-            checkpoint=CheckpointConfig(job.checkpoint, identity, job.checkpoint_every),
-            tensorboard=job.tensorboard,
+            checkpoint=CheckpointConfig(checkpoint, identity, job.checkpoint_every),
+            tensorboard=job.tensorboard / f"{number}" if job.tensorboard and n_iterations > 1 else job.tensorboard,
             selection=None,
             world=world,
         )
+
+
+@torch.no_grad()
+def _score(
+    files: Sequence[Path], base_model: PromptedBackbone, encoded: Encoded, console: Console, method: AdaptingMethod
+) -> Tensor:
+    """See `Score`; image features of the base model are reused."""
+    backbone, no_labels = base_model.backbone, torch.empty(0, dtype=torch.long)
+    if "images" not in method.required_inputs:
+        return method.logits(Batch(no_labels, features_BE=encoded.features_UE.to(backbone.device))).float().cpu()
+
+    def score(pixels_BCHW: Tensor) -> Tensor:
+        images = normalize_pixels(pixels_BCHW.to(backbone.device), backbone.preprocess)
+        return method.logits(Batch(no_labels, images_BCHW=images)).float().cpu()
+
+    return _over_images(files, base_model, score, "pseudo-labels", console)

@@ -136,7 +136,7 @@ def train(
     selection: Selection | None = None,
     world: World = SINGLE_PROCESS,
 ) -> TrainState:
-    """Train for the recipe's epochs, resuming from the checkpoint if there is one.
+    """Train for the recipe's epochs, resuming from the checkpoint if there is one; the last step is checkpointed, too.
 
     Args:
         learner: the phase to train.
@@ -177,8 +177,9 @@ def train(
         losses.add(_forward_backward(learner, optimizer, indices, epoch, state.step, recipe, world))
         optimizer.step()
         state.step += 1
-        is_due = checkpoint is not None and state.step % checkpoint.every_n_steps == 0
-        losses.wait(for_last=is_due or state.step == n_steps)
+        is_last = state.step == n_steps
+        is_due = checkpoint is not None and (is_last or state.step % checkpoint.every_n_steps == 0)
+        losses.wait(for_last=is_due or is_last)
         if position + 1 == n_per_epoch:
             learner.end_epoch(epoch)
         if selection is not None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import datetime
+import io
 import json
+import re
 import shutil
 import tomllib
 
@@ -21,6 +23,7 @@ from training.cli import adapt_app
 from training.data.catalog import open_dataset
 from training.label_free.methods import LABEL_FREE
 from training.label_free_run import LabelFreeJob, run_label_free
+from training.loop_progress import train_with_progress
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.recipe import AdaptRecipe, read_recipe
 from training.unlabelled import train_images_without_labels
@@ -28,7 +31,8 @@ from training.unlabelled import train_images_without_labels
 QUIET = Console(quiet=True)
 NAMES = ("cat", "dog", "striped circle")
 QUICK = {"epochs": 2, "warmup_epochs": 0, "batch_size": 4}
-FEWER = {"images_per_class": 2, "text_steps": 3, "templates": 2, "image_depth": 2}
+FEWER = {"images_per_class": 2, "text_steps": 3, "templates": 2, "image_depth": 2, "iterations": 2}
+KINDS = ("textual", "visual", "multimodal")
 
 
 class FixedTime(datetime.datetime):
@@ -185,6 +189,52 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path, name, monke
 
     assert again["digest"] == whole["digest"]
     assert not list(tmp_path.glob("s*"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_grip_killed_in_its_second_iteration_resumes_there_to_the_same_bits(data, tmp_path, kind, monkeypatch):
+    model, images, output = PromptedBackbone(tiny_backbone()), images_of(data), io.StringIO()
+    recipe = quick("grip").model_copy(update={"prompts": kind, "tokens": 2, "learning_rate": 0.01})
+    whole = learn("grip", images, tmp_path / "whole.safetensors", model, recipe=recipe)
+    assert whole["n_iterations"] == 2
+
+    class KilledError(Exception):
+        pass
+
+    def train(*arguments, title, **options):
+        if "iteration 2" in title:
+            raise KilledError
+        return train_with_progress(*arguments, title=title, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.label_free_run.train_with_progress", train)
+        with pytest.raises(KilledError):
+            learn("grip", images, tmp_path / "b.safetensors", model, recipe=recipe)
+    assert [path.name for path in tmp_path.glob("state*")] == ["state"]
+
+    job = LabelFreeJob("pets", images, NAMES, tmp_path / "b.safetensors", tmp_path / "state")
+    again = run_label_free(job, "grip", recipe, model, Console(file=output, width=200))
+
+    assert again["digest"] == whole["digest"]
+    assert re.search(r"iteration 1 of 2: resuming after step (\d+) of \1\n", output.getvalue())
+    assert "iteration 2 of 2: resuming" not in output.getvalue()
+    assert not list(tmp_path.glob("state*"))
+
+
+@pytest.mark.parametrize("is_boosted", [False, True], ids=["plain", "boosted"])
+@pytest.mark.parametrize(("kind", "groups"), zip(KINDS, [{"text"}, {"image"}, {"image", "text"}], strict=True))
+def test_grip_exports_the_prompts_of_its_kind(data, boosting_bundle, tmp_path, kind, groups, is_boosted):
+    boost = boosting_bundle if is_boosted else None
+    result = adapt(tmp_path, "grip", boost, "--data", data, "--set", f"prompts={kind}", "--set", "tokens=2", "--json")
+    assert result.exit_code == 0, result.output
+    bundle = read_bundle((tmp_path / "pets.safetensors").read_bytes())
+    assert {name.split(".")[0] for name in bundle.tensors if name.endswith(".adapt")} == groups
+
+    model = PromptedClip(tiny_backbone())
+    stack = model.load_stack(bundle)
+    pixels = pixels_of(sorted(data.rglob("*.png")), tiny_backbone().preprocess)
+    scores = torch.stack(model.score(model.encode_images(pixels, [stack] * 15), [stack] * 15))
+    assert torch.allclose(scores.sum(1), torch.ones(15))
 
 
 @pytest.mark.parametrize(

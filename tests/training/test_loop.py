@@ -135,6 +135,14 @@ def test_a_resumed_run_selects_the_same_state_and_reports_its_step(tmp_path, sto
     assert torch.equal(again.w, whole.w)
 
 
+def test_a_finished_run_is_checkpointed_and_takes_no_further_step(tmp_path):
+    checkpoint = CheckpointConfig(tmp_path / "state", {"recipe": "a"}, every_n_steps=100)
+    losses = train(Line(), recipe(), checkpoint=checkpoint).losses
+    steps = []
+    again = train(Line(), recipe(), checkpoint=checkpoint, on_step=lambda run: steps.append(run.step))
+    assert (steps, again.losses) == ([], losses)
+
+
 def test_a_checkpoint_of_another_run_is_rejected(tmp_path):
     train(Line(), recipe(), checkpoint=CheckpointConfig(tmp_path / "state", {"recipe": "a"}, every_n_steps=1))
     with pytest.raises(CheckpointError, match="recipe differ"):

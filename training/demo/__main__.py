@@ -237,10 +237,14 @@ def label_free(
     bundles, results = SERVICE_DEMO / "bundles", LABEL_FREE_RESULTS if not domains else work_dir / "label-free.json"
     names, n_jobs = domains or tuple(SHIFTED), jobs or default_jobs()
     rows = label_free_domains.learn_domains(bundles, results, work_dir / "label-free", names, jobs=n_jobs)
-    table = label_free_domains.markdown_table(rows)
-    if not domains:
-        fill_page(ADAPTING_PAGE, "demo-label-free", table)
-    Console().print(table, markup=False, soft_wrap=True)
+    tables = {
+        "demo-label-free": label_free_domains.markdown_table(rows),
+        "demo-label-free-domains": label_free_domains.domain_table(rows),
+    }
+    for name, table in tables.items():
+        if not domains:
+            fill_page(ADAPTING_PAGE, name, table)
+        Console().print(table, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Label-free methods in every demo domain, with and without boosting.
 
 All methods get the input of boosting: the same unlabelled images of a domain, and the names of all 80 classes. Accuracy
-is measured on unseen images; those of each half of the classes are classified among that half. Finished bundles are
-reused.
+is measured on unseen images; those of each half of the classes are classified among that half. Finished bundles and
+rows are reused.
 """
 
 import json
@@ -31,6 +31,7 @@ from training.demo.render import Pictures, draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
 from training.evaluation.bench import recipe_digest
+from training.evaluation.metrics import spread
 from training.evaluation.rows import ZERO_SHOT, short_digest
 from training.label_free.methods import LABEL_FREE
 from training.label_free_run import LabelFreeJob, encode, run_label_free, teacher_scores
@@ -40,8 +41,8 @@ from training.unlabelled import by_content
 
 RECIPES: Final = Path(__file__).with_name("label_free.toml")
 SEEDS: Final = (1, 2, 3)
-ONE_SEED: Final = frozenset({"lp-clip", "lafter"})
-"""Methods that run with one seed to save time; so do all methods with the teacher's labels."""
+ONE_SEED: Final = frozenset({"grip-visual", "grip-multimodal", "lp-clip", "lafter"})
+"""Recipes that run with one seed to save time; so do all methods with the teacher's labels."""
 N_TEST: Final = 2000
 LABELS: Final = {False: "own", True: "teacher"}
 
@@ -50,8 +51,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with its recipe and seed, and whether the teacher predicts the pseudo-labels."""
+    """A method with its recipe and seed, and whether the teacher predicts the pseudo-labels.
 
+    `name` is the recipe's table in the file: the method, or a method with another kind of prompts.
+    """
+
+    name: str
     method: str
     recipe: TextSettings
     seed: int | None
@@ -59,17 +64,18 @@ class Variant:
 
 
 def variants(path: Path = RECIPES) -> Iterator[Variant]:
-    """The runs of one domain, from a TOML file with one table per method."""
-    for method in tomllib.loads(path.read_text(encoding="utf-8")):
+    """The runs of one domain, from a TOML file with a table per recipe: `<method>` or `<method>-<kind of prompts>`."""
+    for name in tomllib.loads(path.read_text(encoding="utf-8")):
+        method = next(method for method in LABEL_FREE if name == method or name.startswith(f"{method}-"))
         entry = LABEL_FREE[method]
-        recipe = read_recipe(entry.recipe, path, table=method)
-        for has_teacher in (False, True) if entry.takes_teacher else (False,):
-            seeds = SEEDS[:1] if has_teacher or method in ONE_SEED else SEEDS
+        recipe = read_recipe(entry.recipe, path, table=name)
+        for has_teacher in (False, True) if entry.takes_teacher and name == method else (False,):
+            seeds = SEEDS[:1] if has_teacher or name in ONE_SEED else SEEDS
             if "seed" not in entry.recipe.model_fields:
-                yield Variant(method, recipe, None, has_teacher)
+                yield Variant(name, method, recipe, None, has_teacher)
                 continue
             for seed in seeds:
-                yield Variant(method, recipe.model_copy(update={"seed": seed}), seed, has_teacher)
+                yield Variant(name, method, recipe.model_copy(update={"seed": seed}), seed, has_teacher)
 
 
 def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
@@ -81,8 +87,8 @@ def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
         work_dir: folder for bundles and checkpoints.
 
     Returns:
-        Rows with `domain`, `method` (`zero-shot` for the base model), `labels` (the model that predicts the
-        pseudo-labels: `own` or `teacher`), `boosted`, `seed`, and `base`, `new`, `h` and `all` in per cent.
+        Rows with `domain`, `method` (the recipe's name, or `zero-shot` for the base model), `labels` (the model that
+        predicts the pseudo-labels: `own` or `teacher`), `boosted`, `seed`, and `base`, `new`, `h`, `all` in per cent.
     """
     student, teacher = load_backbone("demo-student"), load_backbone("demo-teacher")
     model, test = PromptedClip(student), draw_series(TEST_SEED, N_TEST, restyle=DOMAINS[domain])
@@ -102,6 +108,10 @@ def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
             encoded = {False: own, True: replace(own, scores_UK=teacher_UK)}
             for variant in variants():
                 out = work_dir / f"{_name(variant, domain, base_model, images)}.safetensors"
+                row = out.with_suffix(".json")
+                if row.is_file():
+                    rows.append(json.loads(row.read_text(encoding="utf-8")))
+                    continue
                 if not out.is_file():
                     job = LabelFreeJob(
                         domain, images, CLASS_NAMES, out, out.with_suffix(".checkpoint"),
@@ -110,7 +120,8 @@ def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
                     found = encoded[variant.has_teacher]
                     run_label_free(job, variant.method, variant.recipe, base_model, quiet, encoded=found)
                 stack, labels = model.load_stack(read_bundle(out.read_bytes())), LABELS[variant.has_teacher]
-                rows.append(facts | _measured(model, stack, test, variant.method, labels, variant.seed))
+                rows.append(facts | _measured(model, stack, test, variant.name, labels, variant.seed))
+                row.write_text(json.dumps(rows[-1]), encoding="utf-8")
     return rows
 
 
@@ -136,9 +147,40 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "", f"Domains: {domains}."])
 
 
+def domain_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """H of distilling prompts and of the best label-free method alone, per domain, as Markdown.
+
+    The best method is chosen by the H that is shown, mean over seeds. The last line is the mean over domains with its
+    standard deviation.
+    """
+    lines = ["| domain | zero-shot | best alone | best alone, teacher's labels | boosting |", "|---|---|---|---|---|"]
+    columns: list[list[float]] = []
+    for domain in dict.fromkeys(row["domain"] for row in rows):
+        own = [row for row in rows if row["domain"] == domain]
+        plain, boosted = ([row for row in own if row["boosted"] is is_boosted] for is_boosted in (False, True))
+        best = [_best([row for row in plain if row["labels"] == labels]) for labels in LABELS.values()]
+        cells = [_mean_h(plain, ZERO_SHOT), *(h for _, h in best), _mean_h(boosted, ZERO_SHOT)]
+        columns.append(cells)
+        named = [f"{h:.1f} (`{method}`)" for method, h in best]
+        lines.append(f"| {' | '.join([domain, f'{cells[0]:.1f}', *named, f'{cells[-1]:.1f}'])} |")
+    means = [spread(column) for column in zip(*columns, strict=True)]
+    shown = [f"{each.mean:.1f}" + (f" ± {each.sd:.1f}" if each.sd is not None else "") for each in means]
+    return "\n".join([*lines, f"| {' | '.join(['mean', *shown])} |"])
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
+    """The method with the highest H, mean over seeds, and that H."""
+    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != ZERO_SHOT)
+    return max(((method, _mean_h(rows, method)) for method in methods), key=lambda found: found[1])
+
+
+def _mean_h(rows: Sequence[Mapping[str, Any]], method: str) -> float:
+    return spread([row["h"] for row in rows if row["method"] == method]).mean
+
+
 def _name(variant: Variant, domain: str, base_model: PromptedBackbone, images: ImageFolder) -> str:
     identity = [recipe_digest(variant.recipe), base_model.boost_digest, base_model.backbone.fingerprint, images.digest]
-    words = [domain, variant.method, LABELS[variant.has_teacher], "boosted" if base_model.boost_digest else "plain"]
+    words = [domain, variant.name, LABELS[variant.has_teacher], "boosted" if base_model.boost_digest else "plain"]
     return "-".join([*words, str(variant.seed), short_digest(identity)])
 
 

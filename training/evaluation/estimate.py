@@ -96,7 +96,7 @@ class Timer:
         if isinstance(recipe, FewShotRecipe):
             return self.testing(dataset, len(images))
         if not isinstance(recipe, AdaptRecipe) or method not in METHODS:
-            msg = f"The work of the label-free method {method} cannot be estimated; leave it out of --methods."
+            msg = f"The work of the label-free method {method} cannot be estimated."
             raise RecipeError(msg)
 
         def learner(timed: AdaptRecipe) -> Learner:

@@ -8,7 +8,7 @@ Legend: U images, N pseudo-labelled images, K classes, E joint width.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,8 +39,24 @@ class PseudoLabels:
         }
 
 
-Train = Callable[[AdaptingMethod, PseudoLabels, AdaptRecipe], TrainState]
-"""Trains a method in place on pseudo-labelled images, with a recipe's schedule and views, progress and a checkpoint."""
+class Train(Protocol):
+    """Trains a method in place on pseudo-labelled images, with a recipe's schedule and views, and progress."""
+
+    def __call__(
+        self, method: AdaptingMethod, found: PseudoLabels, recipe: AdaptRecipe, *, iteration: tuple[int, int] = (1, 1)
+    ) -> TrainState:
+        """Train, or resume from this iteration's checkpoint.
+
+        Args:
+            method: the method, in its initial state.
+            found: images with predicted classes.
+            recipe: optimizer, schedule and views.
+            iteration: number of this training, from 1, and number of trainings of the run; each has its checkpoint.
+        """
+
+
+Score = Callable[[AdaptingMethod], Tensor]
+"""Class scores z of all images by a method, preprocessed as in serving: float32 [U, K], on the CPU; no gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +89,14 @@ class Unlabelled:
         class_names: K names.
         encoded: features and scores of the images.
         train: trains a method on pseudo-labels.
+        score: scores all images with a method.
     """
 
     base_model: PromptedBackbone
     class_names: Sequence[str]
     encoded: Encoded
     train: Train
+    score: Score
 
 
 @dataclass(frozen=True, eq=False)

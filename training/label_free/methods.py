@@ -5,6 +5,7 @@ from typing import Final
 
 from training.adapting.methods import RECIPES
 from training.adapting.reference import TextSettings
+from training.label_free.grip import GRIPRecipe, learn_grip
 from training.label_free.lafter import LaFTerRecipe, learn_lafter
 from training.label_free.lp_clip import LPCLIPRecipe, learn_lp_clip
 from training.label_free.method import Learn
@@ -30,6 +31,7 @@ class LabelFreeEntry:
 
 LABEL_FREE: Final[dict[str, LabelFreeEntry]] = {
     "upl": LabelFreeEntry(UPLRecipe, learn_upl, takes_teacher=True),
+    "grip": LabelFreeEntry(GRIPRecipe, learn_grip, takes_teacher=True),
     "transclip": LabelFreeEntry(TransCLIPRecipe, learn_transclip, takes_teacher=False),
     "lp-clip": LabelFreeEntry(LPCLIPRecipe, learn_lp_clip, takes_teacher=True),
     "lafter": LabelFreeEntry(LaFTerRecipe, learn_lafter, takes_teacher=False),

@@ -11,6 +11,7 @@ from prompted_clip.backbone import Backbone
 from prompted_clip.errors import PromptedClipError
 from training.errors import TrainingError
 from training.evaluation.estimate import Timer
+from training.label_free.methods import LABEL_FREE
 from training.reproduction.preflight import check_datasets
 from training.reproduction.run import ReproductionJob
 from training.reproduction.workload import estimate
@@ -34,7 +35,8 @@ def plan_of(
 
     Returns:
         A JSON object: `datasets` (found or not, counts, bytes, notes), `problems`, `estimates` per training data set,
-        `seconds`, `results_bytes` and `estimated_from`; the last three are None if nothing can be estimated.
+        `not_estimated` (label-free methods, whose training is not in the estimates), `seconds`, `results_bytes` and
+        `estimated_from`; the last three are None if nothing can be estimated.
 
     Raises:
         RecipeError: an invalid override.
@@ -66,6 +68,7 @@ def plan_of(
         ],
         "problems": problems,
         "estimates": [],
+        "not_estimated": [name for name in LABEL_FREE if any(name in table.methods for table in job.tables)],
         "seconds": None,
         "results_bytes": None,
         "estimated_from": None,

@@ -38,6 +38,14 @@ def show_plan(plan: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if plan["seconds"] is not None and plan["not_estimated"]:
+        console.print(
+            f"note: without the training of {', '.join(plan['not_estimated'])}: label-free methods choose their images "
+            "as they run, so their work is not known before",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     for number, problem in enumerate(plan["problems"], 1):
         line = f"problem {number} of {len(plan['problems'])}: {problem}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -42,6 +42,8 @@ def estimate(
 ) -> Iterable[DatasetEstimate]:
     """Estimate each training data set of the tables, in their order; boosting counts once per data set.
 
+    Of label-free methods only the tests are estimated, not the training: they choose their images as they run.
+
     Args:
         job: tables, seeds and recipe values.
         checks: the data sets; those with a problem must not be in the tables.
@@ -79,12 +81,12 @@ class _Training:
 
 
 def _trainings(plan: Plan) -> list[tuple[int, _Training, bool]]:
-    """One training per method, shots and boosting, with the number of seeds."""
+    """One training per method, shots and boosting, with the number of seeds; without label-free methods."""
     found = []
     for boosted in (False, True):
         first: dict[tuple[str, int], _Training] = {}
         for trial in plan.trials(plan.sources[0], boosted=boosted):
-            if trial.recipe is not None:
+            if trial.recipe is not None and not trial.is_label_free:
                 first.setdefault((trial.method, trial.shots), _Training(trial.method, trial.recipe, trial.shots))
         found += [(len(plan.seeds), training, boosted) for training in first.values()]
     return found

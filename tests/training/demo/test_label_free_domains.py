@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.demo.label_free_domains import ONE_SEED, SEEDS, markdown_table, variants
+from training.demo.label_free_domains import ONE_SEED, SEEDS, domain_table, markdown_table, variants
 from training.label_free.methods import LABEL_FREE
 
 ROOT = Path(__file__).parents[3]
@@ -15,7 +15,7 @@ FILED = json.loads((ROOT / "docs" / "results" / "demo-label-free.json").read_tex
 def rows(method, labels="own", seeds=(1, 2), gain=10.0):
     return [
         {"domain": domain, "method": method, "labels": labels, "boosted": boosted, "seed": seed}
-        | dict.fromkeys(("base", "new", "h", "all"), 40.0 + seed + (gain if boosted else 0))
+        | dict.fromkeys(("base", "new", "h", "all"), 40.0 + (seed or 0) + (gain if boosted else 0))
         for domain in ("fog", "snow")
         for seed in seeds
         for boosted in (False, True)
@@ -32,22 +32,44 @@ def test_the_table_has_a_line_for_each_method_and_source_of_labels():
     ]
 
 
+def test_the_table_of_domains_has_the_best_method_alone_and_boosting():
+    found = [*rows("zero-shot", seeds=(None,), gain=20.0), *rows("upl"), *rows("grip", seeds=(5, 6))]
+    found += [*rows("upl", "teacher", (9,)), *rows("lp-clip", "teacher", (3,))]
+    for row in found:
+        if row["domain"] == "snow":
+            row["h"] += 1
+    _, _, *lines = domain_table(found).splitlines()
+    assert lines == [
+        "| fog | 40.0 | 45.5 (`grip`) | 49.0 (`upl`) | 60.0 |",
+        "| snow | 41.0 | 46.5 (`grip`) | 50.0 (`upl`) | 61.0 |",
+        "| mean | 40.5 ± 0.7 | 46.0 ± 0.7 | 49.5 ± 0.7 | 60.5 ± 0.7 |",
+    ]
+
+
 def test_every_label_free_method_has_a_recipe_for_the_demo_student():
     found = list(variants())
     assert {variant.method for variant in found} == set(LABEL_FREE)
-    for name, entry in LABEL_FREE.items():
-        own = [variant.seed for variant in found if variant.method == name and not variant.has_teacher]
-        has_seed = "seed" in entry.recipe.model_fields
-        assert own == ([None] if not has_seed else list(SEEDS[:1] if name in ONE_SEED else SEEDS))
-        with_teacher = [variant for variant in found if variant.method == name and variant.has_teacher]
-        assert len(with_teacher) == int(entry.takes_teacher)
+    for name in dict.fromkeys(variant.name for variant in found):
+        own = [variant for variant in found if variant.name == name and not variant.has_teacher]
+        with_teacher = [variant for variant in found if variant.name == name and variant.has_teacher]
+        entry = LABEL_FREE[own[0].method]
+        seeds = list(SEEDS[:1] if name in ONE_SEED else SEEDS) if "seed" in entry.recipe.model_fields else [None]
+        assert [variant.seed for variant in own] == seeds
+        assert len(with_teacher) == int(entry.takes_teacher and name == own[0].method)
     assert len({(variant.method, variant.has_teacher, variant.recipe.model_dump_json()) for variant in found}) == len(
         found
     )
 
 
+def test_grip_runs_with_each_kind_of_prompts():
+    kinds = {variant.name: variant.recipe.prompts for variant in variants() if variant.method == "grip"}
+    assert kinds == {"grip": "textual", "grip-visual": "visual", "grip-multimodal": "multimodal"}
+
+
 def test_the_page_shows_the_saved_numbers():
-    assert markdown_table(FILED) in (ROOT / "docs" / "adapting.md").read_text()
+    page = (ROOT / "docs" / "adapting.md").read_text()
+    assert markdown_table(FILED) in page
+    assert domain_table(FILED) in page
 
 
 def test_every_saved_row_has_a_pair_with_and_without_boosting():

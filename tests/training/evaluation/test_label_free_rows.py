@@ -22,6 +22,7 @@ from training.label_free.methods import LABEL_FREE
 from training.recipe import read_recipe
 
 QUICK = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "images_per_class": 2, "text_steps": 3, "templates": 2}
+QUICK |= {"iterations": 2}
 
 
 @pytest.fixture(scope="module")

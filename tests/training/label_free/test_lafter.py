@@ -90,7 +90,8 @@ def test_the_text_classifier_predicts_the_pseudo_labels_from_the_unchanged_image
     encoded = Encoded(features, text, torch.zeros(6, 3), "{}.")
     recipe = LaFTerRecipe(text_steps=5, templates=0, image_depth=2)
     learned = learn_lafter(
-        Unlabelled(base_model, CLASSES, encoded, lambda method, found, _: trained.append((method, found))), recipe
+        Unlabelled(base_model, CLASSES, encoded, lambda method, found, _: trained.append((method, found)), None),
+        recipe,
     )
     ((method, found),) = trained
     assert found.rows_N.tolist() == list(range(6))

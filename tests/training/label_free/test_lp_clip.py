@@ -55,7 +55,7 @@ def test_the_head_scores_like_the_layer():
 def unlabelled(scores, train):
     base_model = tiny_base_model()
     text = base_model.zero_shot_text(CLASSES, ["{}."])
-    return Unlabelled(base_model, CLASSES, Encoded(torch.zeros(len(scores), 24), text, scores, "{}."), train)
+    return Unlabelled(base_model, CLASSES, Encoded(torch.zeros(len(scores), 24), text, scores, "{}."), train, None)
 
 
 def test_images_below_the_threshold_are_left_out():

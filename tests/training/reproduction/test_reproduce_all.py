@@ -163,6 +163,35 @@ def test_a_single_data_set_with_an_empty_image_fails_before_it_trains(root):
     assert not out.exists()
 
 
+LABEL_FREE = ["--methods", "upl,transclip,gda", "--set", "epochs=1", "--set", "warmup_epochs=0"]
+
+
+def test_a_dry_run_leaves_the_training_of_label_free_methods_out_of_its_estimate_and_names_them(root):
+    options = ["dtd", "--root", root, *MODEL, *LABEL_FREE, *QUICK_BOOST, "--dry-run", "--images-per-second", "100"]
+    result = caspl_reproduce(*options, "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert plan["not_estimated"] == ["upl", "transclip"]
+    (dtd,) = plan["estimates"]
+    # boosting 8; GDA, plain and boosted, of three seeds on 4 images of base classes;
+    # rows of 4 test images, plain and boosted: zero-shot, TransCLIP, and UPL and GDA of three seeds
+    assert (dtd["runs"], dtd["n_images"]) == (1 + 2 * 3, 8 + 2 * 3 * 4 + 2 * (1 + 1 + 3 + 3) * 4)
+    assert "without the training of upl, transclip" in plain_text(caspl_reproduce(*options).stdout)
+
+
+def test_a_single_data_set_has_rows_of_label_free_methods(root):
+    out = root.parent / "one"
+    options = ["--root", root, "--out", out, *MODEL, *LABEL_FREE, *QUICK_BOOST, "--seeds", "1"]
+    done = caspl_reproduce("dtd", *options)
+    assert done.exit_code == 0, done.output
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    expected = {("zero-shot", None), ("upl", 1), ("transclip", None), ("gda", 1)}
+    assert {(row["method"], row["seed"], row["boosted"]) for row in rows} == {
+        (method, seed, boosted) for method, seed in expected for boosted in (False, True)
+    }
+    assert all(row["h"] is not None for row in rows)
+
+
 def test_a_timed_dry_run_prints_the_source_of_its_durations(root):
     options = ["--root", root, *MODEL, *QUICK, *QUICK_BOOST, "--dry-run"]
     result = caspl_reproduce("dtd", *options)
@@ -180,6 +209,8 @@ def test_a_timed_dry_run_prints_the_source_of_its_durations(root):
         (["--all", "--boost-set", "loss_weight=0"], 1, "'loss_weight'"),
         (["--all", "--methods", "coup"], 2, "unknown method 'coup'"),
         (["--all", "--methods", "gda,coop"], 2, "gda is not in the paper's tables"),
+        (["--all", "--methods", "upl"], 2, "the paper's table 1 (base-to-new) has only coop, cocoop"),
+        (["--all", "--methods", "coop,upl"], 2, "upl is not in the paper's tables; run it with"),
         (["--all", "--methods", "coop", "--tables", "few-shot"], 2, "(few-shot) has only promptsrc"),
         (["--all", "--shots", "4"], 2, "--shots is for one data set"),
         (["dtd", "--skip-missing"], 2, "--tables and --skip-missing require --all"),
