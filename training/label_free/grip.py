@@ -105,15 +105,20 @@ def build_prompts(base_model: PromptedBackbone, class_names: Sequence[str], reci
     Raises:
         TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
-    seed, tokens, depth = recipe.seed, recipe.tokens, recipe.depth
+    tokens, depth, width = recipe.tokens, recipe.depth, recipe.transformer_width
     if recipe.prompts == "textual":
-        return CoOp(base_model, class_names, CoOpRecipe(seed=seed, context_tokens=tokens))
+        return CoOp(base_model, class_names, CoOpRecipe(seed=recipe.seed, context_tokens=tokens))
     if recipe.prompts == "visual":
-        texts = {"template": recipe.template, "boosted_text": recipe.boosted_text}
-        return VPT(base_model, class_names, VPTRecipe(seed=seed, image_tokens=tokens, image_depth=depth, **texts))
-    width = recipe.transformer_width
-    sizes = {"head_width": width, "ffn_width": 4 * width}
-    return UPT(base_model, class_names, UPTRecipe(seed=seed, tokens=tokens, depth=depth, **sizes))
+        visual = VPTRecipe(
+            seed=recipe.seed,
+            template=recipe.template,
+            boosted_text=recipe.boosted_text,
+            image_tokens=tokens,
+            image_depth=depth,
+        )
+        return VPT(base_model, class_names, visual)
+    multimodal = UPTRecipe(seed=recipe.seed, tokens=tokens, depth=depth, head_width=width, ffn_width=4 * width)
+    return UPT(base_model, class_names, multimodal)
 
 
 def learn_grip(unlabelled: Unlabelled, recipe: GRIPRecipe) -> Learned:
@@ -121,13 +126,16 @@ def learn_grip(unlabelled: Unlabelled, recipe: GRIPRecipe) -> Learned:
     base_model, names = unlabelled.base_model, unlabelled.class_names
     probabilities_UK = unlabelled.encoded.probabilities()
     counts = recipe.images_per_iteration(len(probabilities_UK), len(names))
-    trained = TrainState()
+    method, found, trained = (
+        build_prompts(base_model, names, recipe),
+        leaders(probabilities_UK, counts[0]),
+        TrainState(),
+    )
     for number, n_per_class in enumerate(counts, 1):
-        found = leaders(probabilities_UK, n_per_class)
-        method = build_prompts(base_model, names, recipe)
+        if number > 1:
+            found = leaders(unlabelled.score(method).double().softmax(dim=1), n_per_class)
+            method = build_prompts(base_model, names, recipe)
         state = unlabelled.train(method, found, recipe, iteration=(number, len(counts)))
         trained = TrainState(trained.step + state.step, [*trained.losses, *state.losses])
-        if number < len(counts):
-            probabilities_UK = unlabelled.score(method).double().softmax(dim=1)
     metrics = {"n_iterations": len(counts), "n_pseudo_labels_per_class": counts[-1], **found.metrics(len(names))}
     return Learned(method.fold(), method.template, metrics, trained)
