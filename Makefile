@@ -19,7 +19,7 @@ define install
 	    || { tail -n 25 $(LOG); echo "Installation failed; the whole log is $(LOG)"; exit 1; }
 endef
 
-.PHONY: help demo test test-all lint format docs demo-train clean
+.PHONY: help demo test test-all lint format docs fuzz crash mutants soak demo-train clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -50,6 +50,18 @@ docs: $(VENV)/.installed-dev ## rewrite docs/reference/ and the frozen OpenAPI d
 	$(BIN)/python -P -m tests.documentation.reference
 	$(BIN)/zensical build --strict
 
+fuzz: $(VENV)/.installed-fuzz ## send all hostile input to parsers and a server, fuzz for SECONDS=300 (results in build/fuzz)
+	$(BIN)/python -P -m tests.hostile.fuzz --seconds $(or $(SECONDS),300) $(if $(OUT),--out $(OUT))
+
+crash: $(VENV)/.installed-dev ## interrupt everything that writes for SECONDS=300 (needs strace; results in build/crash)
+	$(BIN)/python -P -m tests.crash.run --seconds $(or $(SECONDS),300) $(if $(OUT),--out $(OUT))
+
+mutants: $(VENV)/.installed-dev ## remove one safeguard at a time and show which test fails (minutes; results in build/mutants)
+	$(BIN)/python -P -m tests.crash.mutants $(if $(OUT),--out $(OUT))
+
+soak: $(VENV)/.installed-dev ## serve load, invalid images and swaps for MINUTES=5 (results in build/soak)
+	$(BIN)/python -P -m tests.hostile.soak --minutes $(or $(MINUTES),5) $(if $(OUT),--out $(OUT))
+
 demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers (more than an hour on two cores)
 	$(BIN)/python -P -m training.demo all
 
@@ -72,3 +84,7 @@ $(VENV)/.installed-serve: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,dev)
 	@touch $@ $(VENV)/.installed-serve
+
+$(VENV)/.installed-fuzz: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,fuzz)
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed-serve

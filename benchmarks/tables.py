@@ -46,6 +46,8 @@ ROWS: Final = (
     ("start with 1,000 domains", "serve-start", "{ready_after_s} s"),
 )
 """Text, result and template of each row of the summary; `{name}` is a median, `{name~}` its quartiles."""
+PROOFS: Final = ("crash", "mutants", "fuzz", "soak")
+"""Results of `make crash`, `make mutants` and so on, in the order of the page about reliability."""
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -126,11 +128,31 @@ def number_of(row: str) -> str:
     return "vs_" + "".join(one if one.isalnum() else "_" for one in row.replace(", ", "_"))
 
 
+def reliability_table(folder: Path) -> str:
+    """The numbers of the commands in `PROOFS`, with their targets, machines and commands."""
+    results = read_results(folder)
+    rows = [
+        (
+            number["meaning"],
+            f"**{_short(number['value'])}**",
+            number.get("target", ""),
+            f"[{results[name]['date']}, {results[name]['commit']}](RESULTS/{name}.md)",
+        )
+        for name in PROOFS
+        if name in results
+        for number in results[name]["numbers"].values()
+    ]
+    lines = [
+        f"- `{results[name]['command']}`: {in_words(results[name]['hardware'])}." for name in PROOFS if name in results
+    ]
+    return "\n".join([Table(("what was counted", "result", "target", "date, commit"), rows).markdown(), "", *lines])
+
+
 def fill_tables(page: Path, folder: Path) -> None:
     """Put the generated tables between those of their marks that a page has, with links relative to it.
 
     `performance-summary` is the summary, `peers` the comparison with other servers on the machine of `peers.json`,
-    and `peers-all` that on all machines.
+    `peers-all` that on all machines, and `reliability` the numbers of the commands that prove it.
 
     Raises:
         ValueError: the page has none of the marks, or one of them twice.
@@ -140,6 +162,7 @@ def fill_tables(page: Path, folder: Path) -> None:
         SUMMARY: lambda: summary(folder),
         "peers": lambda: peer_tables(folder, ["peers"]),
         "peers-all": lambda: peer_tables(folder),
+        "reliability": lambda: reliability_table(folder),
     }
     text = page.read_text(encoding="utf-8")
     if not (marks := [mark for mark in tables if f"<!-- {mark}:start -->" in text]):

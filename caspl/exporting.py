@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from prompt_store.bundle import Bundle, read_bundle
+from prompt_store.durable import sync_folder
 from prompt_store.store import Store
 from prompted_clip.backbone import Backbone
 from prompted_clip.errors import ExportError
@@ -212,3 +213,4 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
         for path in contents:
             (Path(temporary) / path.name).replace(path)
+        sync_folder(folder)

@@ -1,6 +1,5 @@
 """Blobs: immutable files named by the digest of their bytes, verified on every read."""
 
-import os
 import uuid
 from contextlib import suppress
 from typing import Final
@@ -76,8 +75,7 @@ def put_blob(layout: Layout, disk: Disk, data: bytes, digest: str) -> None:
     """
     path = layout.blob(digest)
     for parent in (layout.blobs.parent, layout.blobs, path.parent):
-        if parent is path.parent or not os.path.exists(parent):  # noqa: PTH110  Path.exists raises
-            create_directory(disk, parent)
+        create_directory(disk, parent)  # and sync it: a killed writer may have created it without
     while not create_file(disk, path, data):
         if _is_intact(layout, digest):
             # Another writer may have linked the file without syncing the directory yet.

@@ -21,6 +21,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PERMISSION: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _BUSY: Final = frozenset({errno.EMFILE, errno.ENFILE})
 """Out of file descriptors. Only opening a file fails this way, so nothing was written."""
+_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _WRONG_TYPE: Final = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
 """A symbolic link or a file in the place of a directory, or a directory in the place of a file."""
 _DEVICE: Final = frozenset(
@@ -167,6 +168,24 @@ def create_directory(disk: Disk, path: Path) -> None:
         disk.sync_dir(path.parent)
     except OSError as error:
         raise to_store_error(error) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the names in a directory outside of a store, so that a file that was renamed survives a power failure.
+
+    Does nothing on file systems that cannot do this.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(fd)
 
 
 @contextmanager

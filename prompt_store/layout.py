@@ -10,6 +10,7 @@ Paths are built from validated parts only::
     examples.sqlite3                    the service's examples; SQLite keeps -wal and -shm beside it while it is open
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,14 @@ from typing import Final
 
 from prompt_store.digest import is_digest
 from prompt_store.disk import Disk, EntryType, list_directory, read_file
-from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file, error_name
+from prompt_store.durable import (
+    TEMPORARY_PREFIX,
+    create_directory,
+    create_file,
+    error_name,
+    is_device_failure,
+    to_store_error,
+)
 from prompt_store.errors import DomainNotFoundError, StoreCorruptError
 from prompt_store.manifest import is_domain
 from prompt_store.strict_json import StrictJsonError, dump_canonical, load_object
@@ -153,6 +161,13 @@ def open_layout(root: Path, disk: Disk, *, create: bool) -> Layout:
     if not create:
         raise StoreCorruptError(NO_STORE, code="not_a_store")
     missing = [path for path in (root, *root.parents) if not path.exists()]
+    try:
+        # A killed process may have created the last one that exists, without syncing it.
+        disk.sync_dir((missing[-1] if missing else root).parent)
+    except OSError as error:
+        # Otherwise it is another user's directory or another file system, which existed before.
+        if is_device_failure(error) and error.errno != errno.EROFS:
+            raise to_store_error(error) from error
     for path in reversed(missing):
         create_directory(disk, path)
     # Leftovers of an interrupted creation are fine; other files are not.

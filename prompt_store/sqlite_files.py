@@ -110,6 +110,8 @@ def create_database(path: Path, schema: str, *, version: int) -> None:
                 f"PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; "
                 f"BEGIN; PRAGMA user_version={version}; {schema} COMMIT;"
             )
+            # `close` would also merge the log into the file, but hide an error of the disk.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         with suppress(FileExistsError):
             os.link(temporary, path, follow_symlinks=False)
         Disk().sync_dir(path.parent)

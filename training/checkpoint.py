@@ -1,17 +1,21 @@
-"""Training checkpoints: written atomically and tied to the run that wrote them."""
+"""Training checkpoints: written atomically, tied to the run that wrote them, and verified before they are loaded."""
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from training.errors import CheckpointError
-from training.files import write_atomic
+from training.files import digest_of, write_atomic
+
+_DIGEST_CHARS: Final = len(digest_of(b""))
+_ZIP: Final = b"PK"
+"""The first bytes of a file of an earlier release, which has no digest."""
 
 
 def save_checkpoint(path: Path, identity: dict[str, str], state: dict[str, Any]) -> None:
-    """Replace `path` atomically.
+    """Replace `path` atomically. The file is the digest of the rest, and what `torch.save` writes.
 
     Args:
         path: the checkpoint file.
@@ -20,7 +24,8 @@ def save_checkpoint(path: Path, identity: dict[str, str], state: dict[str, Any])
     """
     buffer = io.BytesIO()
     torch.save({"identity": identity, "state": state}, buffer)
-    write_atomic(path, buffer.getvalue())
+    data = buffer.getvalue()
+    write_atomic(path, digest_of(data).encode() + data)
 
 
 def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any] | None:
@@ -32,7 +37,7 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any] | No
     if not path.exists():
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(_verified(path.read_bytes())), map_location="cpu", weights_only=True)
         found: dict[str, str] = saved["identity"]
         state: dict[str, Any] = saved["state"]
     except Exception as error:
@@ -43,3 +48,17 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any] | No
         msg = f"The checkpoint {path} belongs to another run: {', '.join(changed)} differ. Delete it to start over."
         raise CheckpointError(msg)
     return state
+
+
+def _verified(data: bytes) -> bytes:
+    """What `torch.load` reads of a file; torch itself does not verify the checksums of its format.
+
+    Raises:
+        ValueError: the digest does not match.
+    """
+    if data.startswith(_ZIP):
+        return data
+    rest = data[_DIGEST_CHARS:]
+    if data[:_DIGEST_CHARS] != digest_of(rest).encode():
+        raise ValueError("the digest of the checkpoint does not match")
+    return rest

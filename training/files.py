@@ -5,12 +5,14 @@ import os
 from pathlib import Path
 
 from prompt_store.bundle import Bundle, read_bundle
+from prompt_store.durable import sync_folder
 from prompt_store.header import MAX_BUNDLE_BYTES
 from training.errors import BoostBundleError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` atomically and fsync it."""
+    """Replace `path` atomically; when this returns, the file and the folders to it survive a power failure."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     # The PID keeps the temporary files of concurrent writers apart; the last rename wins.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -20,6 +22,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        for folder in (path.parent, *(created.parent for created in missing)):
+            sync_folder(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

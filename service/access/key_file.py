@@ -161,12 +161,13 @@ def revoke_key(path: Path, key_id: str) -> None:
 
 @contextmanager
 def _editing(path: Path) -> Iterator[None]:
-    """Hold a lock on the file's folder, so that no concurrent edit is lost."""
+    """Hold a lock on the file's folder, so that no concurrent edit is lost, and sync it, so that none is undone."""
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             yield
+            os.fsync(folder)
         finally:
             os.close(folder)
     except OSError as error:
@@ -176,11 +177,15 @@ def _editing(path: Path) -> Iterator[None]:
 def _write(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file atomically; it keeps its owner, so that root can edit the file of a service."""
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        if path.exists():
-            os.fchown(descriptor, path.stat().st_uid, path.stat().st_gid)
-        file.write(KeyFile(keys=tuple(keys)).model_dump_json(indent=1, exclude_none=True))
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    try:
+        descriptor = os.open(staged, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if path.exists():
+                os.fchown(descriptor, path.stat().st_uid, path.stat().st_gid)
+            file.write(KeyFile(keys=tuple(keys)).model_dump_json(indent=1, exclude_none=True))
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise

@@ -7,11 +7,20 @@ import pytest
 
 from benchmarks.paired import table
 from benchmarks.report import Report, Table, markdown
-from benchmarks.tables import fill_tables, peer_tables, read_results, summary, write_tables
+from benchmarks.tables import (
+    PROOFS,
+    fill_tables,
+    peer_tables,
+    read_results,
+    reliability_table,
+    summary,
+    write_tables,
+)
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", read_results(RESULTS))
@@ -19,18 +28,21 @@ def test_every_table_on_file_is_generated_from_its_json_and_linked(name):
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
     assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == markdown(result) + "\n"
-    assert f"results/{name}.md" in PAGE
+    assert f"results/{name}.md" in (RELIABILITY if name in PROOFS else PAGE)
 
 
 GENERATED = [
     ("docs/performance.md", summary),
     ("docs/performance.md", peer_tables),
     ("docs/comparison.md", lambda folder: peer_tables(folder, ["peers"])),
+    ("docs/reliability.md", reliability_table),
     ("README.md", lambda folder: peer_tables(folder, ["peers"])),
 ]
 
 
-@pytest.mark.parametrize(("name", "table"), GENERATED, ids=["summary", "peers on all machines", "comparison", "readme"])
+@pytest.mark.parametrize(
+    ("name", "table"), GENERATED, ids=["summary", "peers on all machines", "comparison", "reliability", "readme"]
+)
 def test_a_page_shows_the_tables_of_the_results_on_file(name, table):
     page = ROOT / name
     relative = RESULTS.relative_to(page.parent).as_posix()

@@ -222,6 +222,18 @@ def test_rounding_is_accepted(folded, monkeypatch):
     assert 0 < exporting.largest_difference(folded, {}, exporting.ExportOptions()) < 1e-5
 
 
+def test_the_names_of_the_files_are_synced_after_the_last_rename(tmp_path, monkeypatch):
+    contents = {tmp_path / "model.json": b"1", tmp_path / "model.onnx": b"2"}
+    synced = []
+
+    def note(fd):
+        synced.append((str(Path(f"/proc/self/fd/{fd}").readlink()), all(path.exists() for path in contents)))
+
+    monkeypatch.setattr(os, "fsync", note)
+    exporting.write_all(contents)
+    assert synced[-1] == (str(tmp_path), True)
+
+
 def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
     target = tmp_path / "model.onnx"
     target.write_bytes(b"old")

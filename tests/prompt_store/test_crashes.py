@@ -68,6 +68,22 @@ def test_a_power_failure_at_any_call_loses_nothing_acknowledged(quick_path):
     assert n_disks > 300
 
 
+def test_what_a_killed_writer_left_unsynced_is_synced_before_another_one_acknowledges_it(quick_path):
+    disk = CountingDisk()
+    Store.open(quick_path / "whole", disk=disk).add("flowers", BUNDLES[0])
+    n_found = 0
+    for step in range(disk.n_calls):
+        root = quick_path / f"{step}"
+        killed = PowerLossDisk(step)
+        with suppress(ProcessCrash):
+            Store.open(root, disk=killed).add("flowers", BUNDLES[0])
+        killed.is_dead, killed.step = False, -1  # the same disk, and another process
+        n_found += not Store.open(root, disk=killed).add("flowers", BUNDLES[0]).created
+        for scratch in killed.possible_states(root, quick_path / "scratch"):
+            assert view(Store.open(scratch, create=False)) == ({1: 0}, None)
+    assert n_found >= 2, "the record was there, but maybe not durable"
+
+
 @pytest.mark.parametrize("skipped", ["sync_file", "sync_dir", "log", "domains", "sha256"])
 def test_a_missing_sync_would_be_detected(quick_path, skipped):
     def is_harmed(scratch, acknowledged, attempted):

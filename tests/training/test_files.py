@@ -1,7 +1,11 @@
 """Atomic writes, concurrent writers, and reads within the size limit."""
 
+import errno
+import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +39,31 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path
     with pytest.raises(OSError, match="taken"):
         write_atomic(path, b"new")
     assert [left.name for left in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_names_of_a_file_and_its_new_folders_are_synced_after_the_rename(tmp_path, monkeypatch):
+    synced = []
+    sync = os.fsync
+
+    def note(fd):
+        synced.append((Path(f"/proc/self/fd/{fd}").readlink(), path.exists()))
+        sync(fd)
+
+    path = tmp_path / "new" / "folder" / "report.json"
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomic(path, b"new")
+    folders = [found for found, is_there in synced if is_there]
+    assert folders == [path.parent, tmp_path / "new", tmp_path]
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_no_failure(tmp_path, monkeypatch):
+    def refuse(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_atomic(tmp_path / "report.json", b"new")
+    assert (tmp_path / "report.json").read_bytes() == b"new"
 
 
 def test_a_missing_bundle_is_named(tmp_path):

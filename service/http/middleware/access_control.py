@@ -6,11 +6,11 @@ Only routes in `service/access/rules.py` get further. Without keys, requests of 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -23,6 +23,8 @@ from service.http import problems
 from service.http.context import HttpContext
 from service.settings import Settings
 
+HOST: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::\d{0,5})?")
+"""An IPv6 address in brackets, or a name or an IPv4 address; and a port."""
 DOCUMENTATION: Final = frozenset({"/docs", "/openapi.json"})
 
 
@@ -111,8 +113,11 @@ def reject_foreign(method: str, headers: Headers, allowed_origins: tuple[str, ..
 @lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
     """Whether a Host header, with or without port, is a loopback name or address."""
+    found = HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = (found[1] or found[2]).lower()
     try:
-        name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

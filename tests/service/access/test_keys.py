@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import re
+import stat
 from datetime import UTC, datetime, timedelta
 from multiprocessing.pool import ThreadPool
 
@@ -153,6 +156,33 @@ def test_a_file_of_an_earlier_release_is_read(path):
     path.write_text('{"keys": [{"id": "k3v9x2ab", "sha256": "' + "0" * 64 + '", "scopes": ["classify"]}]}')
     path.chmod(0o600)
     assert read_keys(path)[0].allows("classify", "paint")
+
+
+def test_a_change_is_synced_with_the_name_of_the_file(path, monkeypatch):
+    add_key(path, ["classify"], [])
+    n_keys = []
+
+    def note(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            n_keys.append(len(read_keys(path)))
+
+    monkeypatch.setattr(os, "fsync", note)
+    revoke_key(path, read_keys(path)[0].id)
+    assert n_keys == [0]
+
+
+def test_a_full_disk_leaves_the_old_keys_and_no_other_file(path, monkeypatch):
+    add_key(path, ["classify"], [])
+    before = path.read_bytes()
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SettingsError, match="No space left"):
+        add_key(path, ["publish"], [])
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_keys_created_at_the_same_time_are_all_in_the_file(path):

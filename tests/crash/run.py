@@ -1,0 +1,112 @@
+"""Interrupts everything that writes, for a bounded time, and publishes how many interruptions lost something.
+
+make crash SECONDS=300
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.report import Report, Table, Target
+from tests.crash.forked import Forker
+from tests.crash.matrix import ERRORS, KILL, cut_power, flip_bits, inject_faults, injections, kill_at_random, record
+from tests.crash.traced import can_trace
+from tests.crash.workloads import WORKLOADS
+from tests.results import publish
+
+MEMORY = Path("/dev/shm")  # noqa: S108  only the parent of a private directory
+NONE = Target("<=", 0)
+N_FLIPS = 1_000
+FAULTS = {"killed": (KILL,), "errors": ERRORS, "power": (KILL,)}
+SHARES = {"killed": 0.3, "errors": 0.3, "power": 0.25, "random": 0.1}
+"""Of the time; bits are flipped in what remains."""
+
+
+@contextmanager
+def fast_folder():
+    """A directory in memory, where a sync takes no time; whether data is synced does not depend on that."""
+    parent = MEMORY if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="caspl-crash-", dir=parent) as name:
+        yield Path(name)
+
+
+def interrupt_everything(seconds, seed, say):
+    """Outcomes by kind of interruption and workload."""
+    outcomes = {}
+    with fast_folder() as folder, Forker() as forker:
+        recorded = {name: record(forker, name, folder) for name in WORKLOADS}
+        for kind in ("killed", "errors", "power"):
+            for name, share in shares(recorded, folder, kind).items():
+                until_s = time.monotonic() + share * SHARES[kind] * seconds
+                options = {"recorded": recorded[name], "until_s": until_s, "seed": seed}
+                if kind == "power":
+                    outcome = cut_power(name, folder, **options)
+                else:
+                    outcome = inject_faults(forker, name, folder, FAULTS[kind], **options)
+                outcomes[kind, name] = outcome
+                say(f"{kind}, {name}: {outcome.n_tried} of {outcome.n_possible}, {len(outcome.problems)} problems")
+        until_s = time.monotonic() + SHARES["random"] * seconds
+        outcomes["random", "store, examples"] = kill_at_random(forker, folder, until_s=until_s, seed=seed)
+        outcomes["flipped", "store"] = flip_bits(folder, N_FLIPS, seed)
+    return outcomes
+
+
+def shares(recorded, folder, kind):
+    """How much of the time each workload gets: as much as it has calls."""
+    sizes = {
+        name: len(injections(whole.calls, folder / f"{name}-whole", FAULTS[kind]))
+        for name, (whole, _) in recorded.items()
+    }
+    return {name: size / sum(sizes.values()) for name, size in sizes.items()}
+
+
+MEANINGS = {
+    "killed": "of {n:,} runs killed at a system call: confirmed changes lost, partial ones visible, no further change",
+    "errors": "of {n:,} runs with EIO or ENOSPC: the same, unexpected errors, or temporary files left",
+    "power": "of {n:,} states of the disk after a power failure: confirmed changes lost, partial ones visible",
+    "random": "of {n:,} writers killed at random moments, with {confirmed:,} confirmed changes: changes lost",
+    "flipped": "of {n:,} bits flipped in a store: not detected, or other content read",
+}
+
+
+def summarize(report, outcomes):
+    for kind, meaning in MEANINGS.items():
+        some = [outcome for (found, _), outcome in outcomes.items() if found == kind]
+        n_confirmed = sum(outcome.counts.get("confirmed", 0) for outcome in some)
+        text = meaning.format(n=sum(outcome.n_tried for outcome in some), confirmed=n_confirmed)
+        report.add(f"crash_{kind}", sum(len(outcome.problems) for outcome in some), text, NONE)
+    rows = [
+        (kind, name, outcome.n_tried, outcome.n_possible or "", len(outcome.problems),
+         ", ".join(f"{n} {what}" for what, n in outcome.counts.items()))
+        for (kind, name), outcome in outcomes.items()
+    ]  # fmt: skip
+    report.tables["By kind and workload"] = Table(("kind", "workload", "tried", "possible", "problems", ""), rows)
+    report.samples = {"problems": [problem for outcome in outcomes.values() for problem in outcome.problems]}
+    report.notes += [
+        "Power failures are simulated: the system calls of a run are replayed on a model of a file system that keeps "
+        "any part of what was not synced, in any combination. A disk that only claims to sync can lose data.",
+        "SQLite has no checksums, so no bits are flipped in the database of examples: `caspl store check` finds damage "
+        "to its structure only.",
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("build/crash"))
+    words = parser.parse_args()
+    if reason := can_trace():
+        sys.exit(f"The crash tests need strace: {reason}.")
+    report = Report("crash", {"seconds": words.seconds, "seed": words.seed})
+    summarize(report, interrupt_everything(words.seconds, words.seed, lambda line: sys.stderr.write(line + "\n")))
+    for problem in report.samples["problems"]:
+        sys.stderr.write(problem + "\n")
+    return publish(report, words.out, f"make crash SECONDS={words.seconds:g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
