@@ -94,9 +94,13 @@ class PromptStack:
 
     @property
     def has_boosting(self) -> bool:
-        """Whether it has boosting prompts that other classes can use: those of a projector work only with it."""
+        """Whether it has boosting prompts that other classes can use; those trained with a projector work only with it.
+
+        A projector that was trained on top of boosting prompts comes with adapting prompts.
+        """
         has_groups = self.image_boost is not None or self.text_boost is not None
-        return has_groups and not isinstance(self.head, Projector)
+        is_of_projector = isinstance(self.head, Projector) and self.image_adapt is None and self.text_adapt is None
+        return has_groups and not is_of_projector
 
     @property
     def nbytes(self) -> int:

@@ -1,15 +1,18 @@
 """`caspl boost` as a function: train boosting prompts on unlabelled images and write a bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from prompt_store.bundle import Bundle
 from prompted_clip.backbone import Backbone
+from prompted_clip.preprocess import normalize_pixels
+from prompted_clip.transfers import to_device
 from training.boost_sources import BoostSources
 from training.boosting import Booster, Student
 from training.caspl_student import CasplStudent
@@ -22,9 +25,10 @@ from training.loop import SINGLE_PROCESS, CheckpointConfig
 from training.loop_progress import train_with_progress
 from training.parallel import World
 from training.progress import progress_bars
-from training.prompted_backbone import boosted_backbone
+from training.prompted_backbone import PromptedBackbone, boosted_backbone
 from training.promptkd_student import PromptKDStudent
 from training.recipe import BoostRecipe
+from training.scores import class_scores
 from training.selection import Selection, describe_scores
 from training.teacher import Teacher
 from training.unlabelled import UnlabelledData, report_folder
@@ -44,6 +48,7 @@ class BoostJob:
         tensorboard: folder for TensorBoard event files, or None.
         teacher_bundle: prompts for the teacher, as in PromptKD; None uses the plain teacher.
         start: a boosting bundle whose prompts training starts from; None starts as the recipe describes.
+        boost: a boosting bundle whose frozen prompts PromptKD's student is trained on; None uses the plain student.
         holdout: fraction of each domain's images that training does not use, to select the best step; 0 writes the
             last step.
         keep_worse: write the bundle even if the best step is worse than the model was before.
@@ -57,6 +62,7 @@ class BoostJob:
     tensorboard: Path | None = None
     teacher_bundle: Bundle | None = None
     start: Bundle | None = None
+    boost: Bundle | None = None
     holdout: float = 0.0
     keep_worse: bool = False
 
@@ -92,9 +98,13 @@ def run_boost(
     views = Views.for_training(sources.trained_files, student_backbone, recipe)
     teachers = sources.models(teacher_backbone, job.teacher_bundle)
     teacher = Teacher.joined(list(teachers.values()))
-    student = _student(job, recipe, student_backbone, sources, teacher)
+    base_model = (
+        PromptedBackbone(student_backbone) if job.boost is None else boosted_backbone(student_backbone, job.boost)
+    )
+    student = _student(job, recipe, base_model, sources, teacher)
     booster = Booster(student, teacher, views, recipe, sources.sets)
-    data_digests = sources.digests() | ({} if job.start is None else {"start": job.start.digest})
+    bundles = {"start": job.start, "boost": job.boost}
+    data_digests = sources.digests() | {name: bundle.digest for name, bundle in bundles.items() if bundle is not None}
     identity = data_digests | {
         "recipe": digest_of(recipe.model_dump_json().encode()),
         "student": student_backbone.fingerprint,
@@ -110,7 +120,10 @@ def run_boost(
         selection = None
         if sources.n_held_out:
             scores = sources.held_out_scores(student_backbone, teachers)
-            before = scores.of_each(sources.models(student_backbone))
+            if job.boost is None:
+                before = scores.of_each(sources.models(student_backbone))
+            else:
+                before = scores.of_shared(_zero_shot(base_model, sources.sets.names, recipe))
             if job.start is not None:
                 started = scores.of_shared(booster.served_logits)
                 report(f"Held-out images, plain student: {describe_scores(before)}")
@@ -133,31 +146,49 @@ def run_boost(
         metrics |= selection.metrics()
         if fallen := sources.fallen(selection.before, selection.best):
             report(f"Worse than before on held-out images of {', '.join(fallen)}.", style="yellow")
-    base_model, exported = student.fold()
+    model, exported = student.fold()
     data = export_bundle(
-        base_model,
+        model,
         exported,
         domain=job.domain,
         class_names=sources.sets.names,
-        template=recipe.template,
+        template=model.template or recipe.template,
         provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teacher=teacher, metrics=metrics),
     )
     return metrics | finish_run(data, job.out, [job.checkpoint], world)
 
 
 def _student(
-    job: BoostJob, recipe: BoostRecipe, backbone: Backbone, sources: BoostSources, teacher: Teacher
+    job: BoostJob, recipe: BoostRecipe, base_model: PromptedBackbone, sources: BoostSources, teacher: Teacher
 ) -> Student:
-    """The recipe's student, with the prompts of the start if there is one.
+    """The recipe's student, with the prompts of the start, or on boosting prompts, if there are any.
 
     Raises:
         BoostBundleError: the start was made for another backbone, or contains no boosting prompts.
-        RecipeError: the start does not fit the recipe.
+        RecipeError: the start does not fit the recipe, or boosting prompts for a student other than PromptKD's.
     """
+    backbone = base_model.backbone
     start = None if job.start is None else boosted_backbone(backbone, job.start)
     if recipe.distillation == "caspl":
+        if job.boost is not None:
+            msg = "Only PromptKD trains on frozen boosting prompts: set distillation=promptkd, or use --start."
+            raise RecipeError(msg)
         return CasplStudent(backbone, sources.sets.names, recipe, start)
     if start is not None:
         msg = "distillation=promptkd cannot start from a bundle: its projector is new. Use distillation=caspl."
         raise RecipeError(msg)
-    return PromptKDStudent(backbone, teacher.text_features_KE, recipe)
+    return PromptKDStudent(base_model, teacher.text_features_KE, recipe)
+
+
+def _zero_shot(
+    base_model: PromptedBackbone, class_names: Sequence[str], recipe: BoostRecipe
+) -> Callable[[Tensor], Tensor]:
+    """A model's class scores [B, K] for uint8 images, with the text it was boosted with."""
+    backbone = base_model.backbone
+    text_KE = base_model.zero_shot_text(class_names, [base_model.template or recipe.teacher_template])
+
+    def logits(pixels_BCHW: Tensor) -> Tensor:
+        images = normalize_pixels(to_device(pixels_BCHW, backbone.device), backbone.preprocess)
+        return class_scores(base_model.logit_scale, base_model.encode_images(images), text_KE)
+
+    return logits

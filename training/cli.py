@@ -49,6 +49,9 @@ def boost(
     start: Annotated[
         Path | None, typer.Option(help="boosting bundle to start from, such as one of several domains")
     ] = None,
+    boost_bundle: Annotated[
+        Path | None, typer.Option("--boost", help="with distillation=promptkd: boosting bundle to train on")
+    ] = None,
     quick_gelu: options.QuickGelu = False,
     preprocess_of: options.PreprocessOf = None,
     teacher_preprocess_of: options.TeacherPreprocessOf = None,
@@ -77,6 +80,11 @@ def boost(
         if not domain:
             raise typer.BadParameter("--domain is required")
         check_domain(domain)
+        bundle = out or Path(f"{domain}.safetensors")
+        if boost_bundle is not None and chosen.distillation != "promptkd":
+            raise typer.BadParameter("only --set distillation=promptkd uses it", param_hint="--boost")
+        if boost_bundle is not None and boost_bundle.resolve() == bundle.resolve():
+            raise typer.BadParameter("would overwrite the boosting bundle; choose another file", param_hint="--out")
         from training.boost_options import SourceOptions
         from training.boost_run import BoostJob, run_boost
         from training.files import read_bundle_file
@@ -108,7 +116,6 @@ def boost(
             chosen = chosen.model_copy(update={"teacher_template": template})
         console = _console(is_shown=world.is_main and not quiet)
         chosen = scale_rate(chosen, student_backbone, console)
-        bundle = out or Path(f"{domain}.safetensors")
         job = BoostJob(
             domain=domain,
             sources=sources,
@@ -118,6 +125,7 @@ def boost(
             tensorboard=tensorboard,
             teacher_bundle=read_bundle_file(teacher_bundle) if teacher_bundle is not None else None,
             start=read_bundle_file(start) if start is not None else None,
+            boost=read_bundle_file(boost_bundle) if boost_bundle is not None else None,
             holdout=holdout,
             keep_worse=keep_worse,
         )
@@ -134,7 +142,7 @@ def adapt(
     method: Annotated[
         str,
         typer.Option(
-            help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, gda, ridge or tip-adapter; "
+            help="coop, cocoop, vpt, ivlp, maple, promptsrc, prograd, dept, upt, tcp, gda, ridge or tip-adapter; "
             "with --labels none: upl, grip, transclip, lp-clip or lafter"
         ),
     ],

@@ -47,7 +47,7 @@ def export_bundle(
             its own.
         exported: tensors of the trained method.
         domain: domain name.
-        class_names: K labels, also inserted into `template`.
+        class_names: K labels, also inserted into `template`; the exported further classes follow them.
         template: text after the prompts, with one `{}`.
         provenance: how the prompts were trained.
 
@@ -59,6 +59,7 @@ def export_bundle(
         TextTooLongError: a class name and the prompts exceed the text tower's context length.
     """
     base_model = _with_boosting_of(exported, base_model)
+    class_names = [*class_names, *exported.further_classes]
     groups = {
         "image.boost": base_model.image_boost,
         "image.adapt": exported.image_adapt,
@@ -105,10 +106,10 @@ def finish_run(data: bytes, out: Path, checkpoints: Sequence[Path], world: World
 def boost_provenance(
     *, recipe: BoostRecipe, data_digests: Mapping[str, str], teacher: Teacher, metrics: Mapping[str, Any]
 ) -> Provenance:
-    """Provenance of a boosting bundle."""
+    """Provenance of a boosting bundle; of an adapting one if it was trained on boosting prompts."""
     return new_provenance(
         method={"caspl": "caspl-boost", "promptkd": "promptkd"}[recipe.distillation],
-        phase="boost",
+        phase="adapt" if "boost" in data_digests else "boost",
         recipe=recipe.model_dump(),
         data_digests=data_digests,
         metrics=metrics,

@@ -53,22 +53,36 @@ def check_words(backbone: Backbone, words: str, n_tokens: int) -> None:
 def word_states(backbone: Backbone, words: str, depth: int) -> Tensor:
     """Deep text prompts [L, P, W] with which the text tower computes the same as with `words` before the class name.
 
-    Layer 0 is the words' token embeddings; layer i is the output of block i-1 at their positions. The tower is causal,
-    so these outputs do not depend on the class name. float32, on the CPU.
+    float32, on the CPU; see `prefix_states`.
 
     Args:
         backbone: provides tokenizer and text tower.
         words: such as "a photo of a"; P is their number of tokens, which may be 0.
         depth: L, at most the tower's number of layers.
     """
-    clip, tokenizer = backbone.clip, backbone.tokenizer
-    ids = torch.tensor([[tokenizer.sot_token_id, *tokenizer.encode(words)]], device=backbone.device)
-    embedded = embed_tokens(clip, ids)
+    ids = torch.tensor(backbone.tokenizer.encode(words), dtype=torch.long, device=backbone.device)
+    return prefix_states(backbone, embed_tokens(backbone.clip, ids), depth).float().cpu()
+
+
+def prefix_states(backbone: Backbone, prefix_PW: Tensor, depth: int) -> Tensor:
+    """Deep text prompts [L, P, W] with which the text tower computes the same as with one layer of prompts.
+
+    Layer 0 is the prompts; layer i is the output of block i-1 at their positions, directly behind the start token. The
+    tower is causal, so these outputs do not depend on the text behind them. Differentiable.
+
+    Args:
+        backbone: provides the text tower.
+        prefix_PW: P prompts of depth 1, on the backbone's device.
+        depth: L, at most the tower's number of layers.
+    """
+    clip = backbone.clip
+    start_1W = embed_tokens(clip, torch.tensor([backbone.tokenizer.sot_token_id], device=backbone.device))
+    embedded = torch.cat([start_1W, prefix_PW.to(start_1W.dtype)]).unsqueeze(0)
     layers, x = [embedded], add_positions(clip, embedded)
     for block in list(text_blocks(clip))[: depth - 1]:
         x = block(x, attn_mask=causal_mask(clip, x.shape[1]))
         layers.append(x)
-    return torch.cat(layers)[:, 1:].float().cpu()
+    return torch.cat(layers)[:, 1:]
 
 
 def seeded_linear(n_in: int, n_out: int, generator: torch.Generator, device: torch.device) -> nn.Linear:

@@ -5,6 +5,7 @@ them, project its image embedding v to their width:
 
     z_S = s_S · <unit(h(v)), g_T>,   h(v) = W2 relu(norm(W1 v + b1)) + b2
 
+On a boosted model, CasPL's frozen boosting prompts stay in both towers, and the image prompts are adapting prompts.
 Source: PromptKD (arXiv 2403.02781), section 3.3, and its repository for the projector's layers.
 Legend: B images, K classes, E student's joint width, E2 teacher's, H hidden width, L prompt layers, P prompt tokens.
 """
@@ -26,14 +27,17 @@ class PromptKDStudent(nn.Module):
     """Trainable image prompts and projector.
 
     Args:
-        backbone: the frozen CLIP; a depth beyond the image tower's number of layers is clamped to it.
+        base_model: the frozen CLIP, boosted or plain; a depth beyond the image tower's number of layers is clamped to
+            it.
         text_features_KE2: the teacher's text features, unit norm.
         recipe: token count, depth and seed; its text settings have no effect.
     """
 
-    def __init__(self, backbone: Backbone, text_features_KE2: Tensor, recipe: BoostRecipe) -> None:
+    def __init__(self, base_model: PromptedBackbone, text_features_KE2: Tensor, recipe: BoostRecipe) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.base_model = base_model
+        self.backbone: Backbone = base_model.backbone
+        backbone = self.backbone
         self._text_features_KE2 = text_features_KE2.to(backbone.device)
         generator = torch.Generator().manual_seed(recipe.seed)
         depth = min(recipe.image_depth, backbone.n_vision_layers)
@@ -53,7 +57,7 @@ class PromptKDStudent(nn.Module):
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """z_S: [B, K]; in training mode the batch norm uses and tracks the statistics of batches of several images."""
-        hidden_BH = self.hidden(self._prompted().embed_images(images_BCHW).float())
+        hidden_BH = self.hidden(self.base_model.embed_images(images_BCHW, self.image).float())
         norm = self.norm
         if len(hidden_BH) == 1:  # a last batch of one image has no variance: normalise it as in serving
             hidden_BH = nn.functional.batch_norm(hidden_BH, norm.running_mean, norm.running_var, norm.weight, norm.bias)
@@ -63,7 +67,10 @@ class PromptKDStudent(nn.Module):
         return class_scores(self.backbone.logit_scale, features, self._text_features_KE2)
 
     def fold(self) -> tuple[PromptedBackbone, ExportedPrompts]:
-        """Return the prompted backbone, and the projector with batch norm folded into its first layer."""
+        """Return the prompted backbone, and the projector with batch norm folded into its first layer.
+
+        The image prompts become boosting prompts of a plain model, and adapting prompts of a boosted one.
+        """
         variance, mean = self.norm.running_var, self.norm.running_mean
         if variance is None or mean is None:
             raise TypeError("the batch norm has no running statistics to fold")
@@ -74,13 +81,12 @@ class PromptKDStudent(nn.Module):
             "weight": self.out.weight,
             "bias": self.out.bias,
         }
+        is_boosted = self.base_model.boost_digest is not None
+        image = self.image.detach()
         exported = ExportedPrompts(
+            image_adapt=image if is_boosted else None,
             text_features_KE=self._text_features_KE2,
             is_closed_vocabulary=True,
             projector={name: tensor.detach().clone() for name, tensor in projector.items()},
         )
-        image = self._prompted().image_boost
-        return PromptedBackbone(self.backbone, image.detach() if image is not None else None), exported
-
-    def _prompted(self) -> PromptedBackbone:
-        return PromptedBackbone(self.backbone, self.image if self.image.shape[1] else None)
+        return self.base_model if is_boosted else PromptedBackbone(self.backbone, image), exported

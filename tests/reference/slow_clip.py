@@ -36,11 +36,11 @@ class SlowClip:
         feature = self._norm(x[:1], "visual.ln_post")[0] @ w["visual.proj"]
         return feature / feature.norm()
 
-    def text(self, ids, adapt=None, boost=None):
-        """g [E]: [SOS, adapt, boost, rest]; `ids` end with EOT."""
+    def text(self, ids, adapt=None, boost=None, prefix=None):
+        """g [E]: [SOS, prefix, adapt, boost, rest]; `ids` end with EOT."""
         w = self.w
         words = w["token_embedding.weight"][torch.tensor(ids)]
-        groups = [group.double() for group in (adapt, boost) if group is not None]
+        groups = [group.double() for group in (prefix, adapt, boost) if group is not None]
         x = torch.cat([words[:1], *[group[0] for group in groups], words[1:]])
         x = x + w["positional_embedding"][: len(x)]
         n_layers = 1 + max(int(n.split(".")[2]) for n in w if n.startswith("transformer.resblocks."))

@@ -10,9 +10,14 @@ from typer.testing import CliRunner
 
 from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
+from tests.stacks import random_bundle
 from tests.tiny import random_pixels, register_tiny_models, tiny_backbone
 from training.boost_scores import HeldOutScores
 from training.cli import boost_app
+from training.data.hold_out import hold_out
+from training.data.images import find_images
+from training.data.views import Views
+from training.teacher import Teacher
 
 SETTINGS = ["image_tokens=2", "text_tokens=4", "epochs=2", "batch_size=4", "augmentation=none"]
 
@@ -134,6 +139,69 @@ def test_promptkd_writes_a_bundle_with_a_projector_to_the_teachers_space(workpla
     assert bundle.tensors["text.features"].shape == (3, tiny_backbone("tiny-teacher", 1).embed_dim)
     assert bundle.manifest.provenance.method == "promptkd"
     assert bundle.manifest.stack.labels == "own"
+
+
+PROMPTKD = [*SETTINGS, "distillation=promptkd"]
+
+
+def test_promptkd_learns_on_boosting_prompts_from_a_boosted_teacher(workplace):
+    names = ("cat", "dog", "striped circle")
+    backbone = tiny_backbone("tiny-teacher", 1)
+    teacher = random_bundle("demo", names, backbone=backbone, image_boost=(2, 2), text_boost=(2, 2))
+    (workplace / "teacher.safetensors").write_bytes(teacher)
+    assert caspl_boost(workplace).exit_code == 0
+    boosted = (workplace / "demo.safetensors").rename(workplace / "boost.safetensors")
+    extra = ["--boost", str(boosted), "--teacher-bundle", str(workplace / "teacher.safetensors")]
+
+    result = caspl_boost(workplace, *extra, settings=PROMPTKD)
+
+    assert result.exit_code == 0, result.output
+    base, bundle = (read_bundle((workplace / name).read_bytes()) for name in (boosted.name, "demo.safetensors"))
+    for name in ("image.boost", "text.boost"):
+        assert np.array_equal(bundle.tensors[name], base.tensors[name])
+    model = PromptedClip(backbone)
+    taught = model.with_labels(model.load_stack(read_bundle(teacher)), names).text_features
+    assert np.array_equal(bundle.tensors["text.features"], taught.numpy())
+    assert bundle.tensors["image.adapt"].shape == (3, 2, 32)
+    provenance = bundle.manifest.provenance
+    assert (provenance.method, provenance.phase) == ("promptkd", "adapt")
+    assert provenance.data_digests["boost"] == base.digest
+    assert provenance.teacher["bundle"] == read_bundle(teacher).digest
+
+
+def test_promptkd_on_boosting_prompts_is_compared_with_the_boosted_model(workplace):
+    names = ("cat", "dog", "striped circle")
+    files = find_images(workplace / "images").files
+    _, held_out = hold_out(len(files), 0.5, 1)
+    pixels = Views.as_served([files[index] for index in held_out], 32, tiny_backbone().preprocess).load(range(3), 0)
+    taught = Teacher(tiny_backbone("tiny-teacher", 1), names, "a photo of a {}.").logits(pixels).argmax(1)
+    model, found, expected = PromptedClip(tiny_backbone()), [], []
+    for seed in range(3):
+        data = random_bundle("demo", names, image_boost=(2, 2), text_boost=(2, 2), image_adapt=(1, 2), seed=seed)
+        (workplace / "boost.safetensors").write_bytes(data)
+        extra = ["--holdout", "0.5", "--json", "--boost", str(workplace / "boost.safetensors")]
+        result = caspl_boost(workplace, *extra, settings=[*PROMPTKD, "epochs=1"])
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout)["held_out_agreement_before"])
+        stack = model.boost_stack(model.load_stack(read_bundle(data)))
+        named = model.logits(model.encode_images(pixels, [stack] * 3), stack).argmax(1)
+        expected.append(float((named == taught).float().mean()))
+
+    assert found == expected
+    assert len(set(found)) > 1
+
+
+def test_only_promptkd_takes_boosting_prompts_and_never_overwrites_them(workplace):
+    boosted = workplace / "boost.safetensors"
+    boosted.write_bytes(b"unread")
+
+    wrong = caspl_boost(workplace, "--boost", str(boosted))
+    same = caspl_boost(workplace, "--boost", str(boosted), "--out", str(boosted), settings=PROMPTKD)
+
+    assert wrong.exit_code == same.exit_code == 2
+    assert "distillation=promptkd" in wrong.output
+    assert "would overwrite" in same.output
+    assert boosted.read_bytes() == b"unread"
 
 
 def test_boosting_a_data_set_uses_its_train_images_and_its_template_for_the_teacher(workplace):

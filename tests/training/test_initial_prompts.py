@@ -5,11 +5,11 @@ import torch
 
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.prompts import join_groups
-from prompted_clip.text import encode_classes
+from prompted_clip.text import encode_classes, encode_tokens, tokenize
 from tests.tiny import tiny_backbone
 from training.caspl_student import CasplStudent
 from training.errors import RecipeError
-from training.initial_prompts import word_states
+from training.initial_prompts import prefix_states, word_states
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
 
@@ -25,6 +25,22 @@ def test_word_states_give_the_text_features_of_the_words_at_any_depth(words, dep
     found = encode_classes(backbone, NAMES, ["{}."], join_groups([states]))
     expected = encode_classes(backbone, NAMES, [f"{words} {{}}."])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_states_of_a_prefix_compute_the_same_as_the_prefix_and_have_the_same_gradient(depth):
+    backbone = tiny_backbone()
+    prefix = torch.randn(3, backbone.text_width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    names = [f"{name}." for name in NAMES]
+    tokens = tokenize(backbone, names, n_prompts=3)
+    shallow = encode_tokens(backbone, *tokens, join_groups([prefix.unsqueeze(0)]))
+    deep = encode_tokens(backbone, *tokens, join_groups([prefix_states(backbone, prefix, depth)]))
+
+    weights = torch.randn(shallow.shape, generator=torch.Generator().manual_seed(1))
+    expected, found = (torch.autograd.grad((one * weights).sum(), prefix)[0] for one in (shallow, deep))
+
+    torch.testing.assert_close(deep, shallow, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_no_words_give_no_prompts():

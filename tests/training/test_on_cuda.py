@@ -48,7 +48,9 @@ def learner_of(name, device, files, precision):
     views = Views.for_training(files, backbone, recipe)
     if name == "caspl":
         return Booster(CasplStudent(backbone, NAMES, recipe), teacher, views, recipe)
-    return Booster(PromptKDStudent(backbone, teacher.text_features_KE, recipe), teacher, views, recipe)
+    return Booster(
+        PromptKDStudent(PromptedBackbone(backbone), teacher.text_features_KE, recipe), teacher, views, recipe
+    )
 
 
 def losses(learner, after_first=lambda: None):

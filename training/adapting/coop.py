@@ -9,21 +9,21 @@ Legend: B rows, K classes, N context tokens, W text width, E joint width.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from training.adapting.attributes import AttributePrefix, AttributeRecipe
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.text_context import CONTEXT_TEMPLATE, Position, init_context, place_context
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
-from training.recipe import AdaptRecipe
 from training.scores import class_scores
 
 
-class CoOpRecipe(AdaptRecipe):
+class CoOpRecipe(AttributeRecipe):
     """CoOp's settings; defaults from its repository for ViT-B/16 and 16 shots."""
 
     learning_rate: float = Field(default=0.002, gt=0)
@@ -47,9 +47,16 @@ class CoOpRecipe(AdaptRecipe):
         "directly precede the name (inferred for middle and front)",
     )
 
+    @model_validator(mode="after")
+    def _check_attributes(self) -> Self:
+        if self.attributes and (self.class_specific or self.position != "end"):
+            raise ValueError('attributes need a context shared by all classes in front of the name: position = "end" '
+                             "and class_specific = false")  # fmt: skip
+        return self
+
 
 class CoOp(nn.Module):
-    """Context optimisation; the only parameter is `context`, [N, W] or [K, N, W].
+    """Context optimisation; the parameters are `context`, [N, W] or [K, N, W], and those of the attributes, if any.
 
     A shared context can be loaded into a CoOp for other classes.
 
@@ -79,11 +86,17 @@ class CoOp(nn.Module):
         )
         self.context = nn.Parameter((contexts if recipe.class_specific else contexts[0]).to(backbone.device))
         self.base_model, self.recipe, self.template = base_model, recipe, CONTEXT_TEMPLATE
-        self.texts = place_context(base_model, class_names, self.context.shape[-2], recipe.position)
+        self.attributes = AttributePrefix(backbone, recipe, generator)
+        n_tokens = self.attributes.n_tokens(self.context.shape[-2])
+        self.texts = place_context(base_model, class_names, n_tokens, recipe.position)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The context, at the recipe's rate."""
-        return [ParameterGroup([self.context])]
+        """All parameters, at the recipe's rate."""
+        return [ParameterGroup(list(self.parameters()))]
+
+    def prompt(self) -> Tensor:
+        """The context with the attributes in front of it: [N', W] or [K, N, W]."""
+        return self.context if self.context.ndim == 3 else self.attributes.before(self.context.unsqueeze(0))[0]
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of the batch, float32."""
@@ -92,13 +105,13 @@ class CoOp(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Class scores z = s · <f(x), g_c>: [B, K]."""
         features_BE = required_input(batch.features_BE, "features")
-        return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.context))
+        return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.prompt()))
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unnormalised image embeddings [B, E] and text embeddings [K, E], for DePT."""
         with torch.no_grad():
             image_BE = self.base_model.embed_images(required_input(batch.images_BCHW, "images"))
-        return image_BE, self.texts.embed(self.context)
+        return image_BE, self.texts.embed(self.prompt())
 
     def end_epoch(self, epoch: int) -> None:
         """No-op."""
@@ -111,7 +124,7 @@ class CoOp(nn.Module):
         so only the text features of the training classes can be exported.
         """
         if self.recipe.position != "end":
-            features_KE = detached(self.texts.encode(self.context))
+            features_KE = detached(self.texts.encode(self.prompt()))
             return ExportedPrompts(text_features_KE=features_KE, is_closed_vocabulary=True)
-        context = detached(self.context).unsqueeze(-3)
+        context = detached(self.prompt()).unsqueeze(-3)
         return ExportedPrompts(text_adapt=context, is_closed_vocabulary=self.recipe.class_specific)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
+from training.adapting.attributes import AttributePrefix, AttributeRecipe
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.unfrozen import LearnableBoostingRecipe, unfreeze, with_trained_boosting
@@ -22,7 +23,7 @@ from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
-class IVLPRecipe(DeepPromptRecipe, LearnableBoostingRecipe):
+class IVLPRecipe(DeepPromptRecipe, LearnableBoostingRecipe, AttributeRecipe):
     """The values of PromptSRC's repository for base-to-new."""
 
 
@@ -49,18 +50,24 @@ class IVLP(nn.Module):
             base_model.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
         )
         self.image_prompts = deep_image_prompts(base_model.backbone, recipe.image_depth, recipe.image_tokens, generator)
-        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.text_tokens)
+        self.attributes = AttributePrefix(base_model.backbone, recipe, generator)
+        n_prompts = self.attributes.n_tokens(recipe.text_tokens)
+        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=n_prompts)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Both towers' prompts, at the recipe's rate."""
-        return [ParameterGroup([self.text_prompts, self.image_prompts, *self.boosting])]
+        """All parameters, at the recipe's rate."""
+        return [ParameterGroup(list(self.parameters()))]
+
+    def prompt(self) -> Tensor:
+        """The text prompts with the attributes in front of them."""
+        return self.attributes.before(self.text_prompts)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unnormalised image embeddings [B, E] and text embeddings [K, E]."""
         images_BCHW = required_input(batch.images_BCHW, "images")
         return (
             self.base_model.embed_images(images_BCHW, self.image_prompts),
-            self.base_model.embed_text(self.tokens, self.text_prompts),
+            self.base_model.embed_text(self.tokens, self.prompt()),
         )
 
     def logits(self, batch: Batch) -> Tensor:
@@ -77,5 +84,5 @@ class IVLP(nn.Module):
 
     def fold(self) -> ExportedPrompts:
         """Both prompt groups, unchanged."""
-        own = ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+        own = ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.prompt()))
         return with_trained_boosting(own, self.base_model, self.boosting)

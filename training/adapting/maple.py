@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
+from training.adapting.attributes import AttributePrefix, AttributeRecipe
 from training.adapting.deep_prompts import deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.unfrozen import LearnableBoostingRecipe, unfreeze, with_trained_boosting
@@ -25,7 +26,7 @@ from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
-class MaPLeRecipe(LearnableBoostingRecipe):
+class MaPLeRecipe(LearnableBoostingRecipe, AttributeRecipe):
     """The repository's values for base-to-new; its cross-dataset values are rate 0.0026, 2 epochs, depth 3."""
 
     learning_rate: float = Field(default=0.0035, gt=0)
@@ -67,7 +68,9 @@ class MaPLe(nn.Module):
         )
         # As in the repository, the couplings of layers 1 and up start as copies of one.
         self.couplings = nn.ModuleList([first, *(copy.deepcopy(deeper) for _ in range(depth - 1))])
-        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.tokens)
+        self.attributes = AttributePrefix(backbone, recipe, generator)
+        n_prompts = self.attributes.n_tokens(recipe.tokens)
+        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=n_prompts)
 
     def image_prompts(self) -> Tensor:
         """V with V_l = F_l(T_l): [L, P, vision width], float32 even under autocast."""
@@ -75,15 +78,19 @@ class MaPLe(nn.Module):
             return torch.stack([couple(text) for couple, text in zip(self.couplings, self.text_prompts, strict=True)])
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Text prompts and couplings, at the recipe's rate."""
-        return [ParameterGroup([self.text_prompts, *self.couplings.parameters(), *self.boosting])]
+        """All parameters, at the recipe's rate."""
+        return [ParameterGroup(list(self.parameters()))]
+
+    def prompt(self) -> Tensor:
+        """The text prompts with the attributes in front of them; the couplings use the text prompts alone."""
+        return self.attributes.before(self.text_prompts)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unnormalised image embeddings [B, E] and text embeddings [K, E]."""
         images_BCHW = required_input(batch.images_BCHW, "images")
         return (
             self.base_model.embed_images(images_BCHW, self.image_prompts()),
-            self.base_model.embed_text(self.tokens, self.text_prompts),
+            self.base_model.embed_text(self.tokens, self.prompt()),
         )
 
     def logits(self, batch: Batch) -> Tensor:
@@ -100,5 +107,5 @@ class MaPLe(nn.Module):
 
     def fold(self) -> ExportedPrompts:
         """Both prompt groups, with the couplings applied."""
-        own = ExportedPrompts(image_adapt=detached(self.image_prompts()), text_adapt=detached(self.text_prompts))
+        own = ExportedPrompts(image_adapt=detached(self.image_prompts()), text_adapt=detached(self.prompt()))
         return with_trained_boosting(own, self.base_model, self.boosting)

@@ -59,6 +59,7 @@ class ExportedPrompts:
         text_features_KE: unit-norm text features, if they cannot be computed from the prompt groups (a context that is
             not before the class name); else None.
         is_closed_vocabulary: whether the prompts are valid for the training classes only.
+        further_classes: classes without images whose text features follow those of the training classes.
         head: an additional linear head, or None.
         projector: PromptKD's `hidden.weight [H, E]`, `hidden.bias`, `weight [E2, H]`, `bias`: two linear layers with a
             ReLU between them, from image embeddings to the space of `text_features_KE [K, E2]`; or None.
@@ -72,6 +73,7 @@ class ExportedPrompts:
     text_adapt: Tensor | None = None
     text_features_KE: Tensor | None = None
     is_closed_vocabulary: bool = False
+    further_classes: Sequence[str] = ()
     head: LinearHead | None = None
     projector: Mapping[str, Tensor] | None = None
     meta_net: Mapping[str, Tensor] | None = None

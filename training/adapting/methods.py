@@ -15,6 +15,7 @@ from training.adapting.maple import MaPLe, MaPLeRecipe
 from training.adapting.method import AdaptingMethod
 from training.adapting.prograd import ProGrad, ProGradRecipe
 from training.adapting.promptsrc import PromptSRC, PromptSRCRecipe
+from training.adapting.tcp import TCP, TCPRecipe
 from training.adapting.upt import UPT, UPTRecipe
 from training.adapting.vpt import VPT, VPTRecipe
 from training.prompted_backbone import PromptedBackbone
@@ -77,6 +78,7 @@ METHODS: Final[dict[str, MethodEntry]] = {
     "prograd": MethodEntry(ProGradRecipe, ProGrad),
     "dept": MethodEntry(HostedDePTRecipe, _build_dept),
     "upt": MethodEntry(UPTRecipe, UPT),
+    "tcp": MethodEntry(TCPRecipe, TCP),
 }
 
 RECIPES: Final[dict[str, type[AdaptRecipe] | type[FewShotRecipe]]] = {

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from training.adapting.attributes import AttributePrefix, AttributeRecipe
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.reference import ReferenceRecipe, TemplateRecipe, class_template
 from training.adapting.text_context import CONTEXT_TEMPLATE, init_context, place_context
@@ -25,7 +26,7 @@ from training.prompted_backbone import PromptedBackbone
 from training.scores import class_scores
 
 
-class ProGradRecipe(TemplateRecipe, ReferenceRecipe):
+class ProGradRecipe(TemplateRecipe, ReferenceRecipe, AttributeRecipe):
     """ProGrad's settings; defaults from its repository.
 
     There, `context_init` and `template` are the data set's own words ("a type of pet, a photo of a"). It counts words,
@@ -48,7 +49,7 @@ class ProGradRecipe(TemplateRecipe, ReferenceRecipe):
 
 
 class ProGrad(nn.Module):
-    """Prompt-aligned gradient; the only parameter is `context`, [N, W].
+    """Prompt-aligned gradient; the parameters are `context`, [N, W], and those of the attributes, if any.
 
     Args:
         base_model: the model to adapt; `recipe.reference` derives the zero-shot reference from it.
@@ -65,15 +66,22 @@ class ProGrad(nn.Module):
 
     def __init__(self, base_model: PromptedBackbone, class_names: Sequence[str], recipe: ProGradRecipe) -> None:
         super().__init__()
-        self.context = nn.Parameter(_init_context(base_model, recipe).to(base_model.backbone.device))
+        generator = torch.Generator().manual_seed(recipe.seed)
+        self.context = nn.Parameter(_init_context(base_model, recipe, generator).to(base_model.backbone.device))
+        self.attributes = AttributePrefix(base_model.backbone, recipe, generator)
         self.base_model, self.recipe, self.template = base_model, recipe, recipe.context_template
-        self.texts = place_context(base_model, class_names, recipe.context_tokens, template=self.template)
+        n_tokens = self.attributes.n_tokens(recipe.context_tokens)
+        self.texts = place_context(base_model, class_names, n_tokens, template=self.template)
         reference = base_model.reference(recipe.reference)
         self.reference_text_KE = reference.zero_shot_text(class_names, [class_template(reference, recipe)])
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The context, at the recipe's rate."""
-        return [ParameterGroup([self.context])]
+        """All parameters, at the recipe's rate."""
+        return [ParameterGroup(list(self.parameters()))]
+
+    def prompt(self) -> Tensor:
+        """The context with the attributes in front of it: [N', W]."""
+        return self.attributes.before(self.context.unsqueeze(0))[0]
 
     def loss(self, batch: Batch) -> Tensor:
         """A scalar with the value of L_ce and the projected gradient.
@@ -98,14 +106,14 @@ class ProGrad(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Class scores z = s · <f(x), g_c>: [B, K]."""
         features_BE = required_input(batch.features_BE, "features")
-        return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.context))
+        return class_scores(self.base_model.logit_scale, features_BE, self.texts.encode(self.prompt()))
 
     def end_epoch(self, epoch: int) -> None:
         """No-op."""
 
     def fold(self) -> ExportedPrompts:
         """The context; inference does not need the reference."""
-        return ExportedPrompts(text_adapt=detached(self.context).unsqueeze(0))
+        return ExportedPrompts(text_adapt=detached(self.prompt()).unsqueeze(0))
 
     def _reference_logits(self, batch: Batch) -> Tensor:
         features_BE = required_input(batch.reference_BE, "reference")
@@ -138,9 +146,8 @@ def project_gradient(task: Tensor, general: Tensor, share: float) -> Tensor:
     return task - share * overlap.clamp(max=0) * direction
 
 
-def _init_context(base_model: PromptedBackbone, recipe: ProGradRecipe) -> Tensor:
+def _init_context(base_model: PromptedBackbone, recipe: ProGradRecipe, generator: torch.Generator) -> Tensor:
     """The initial context [N, W]: zeros, then the words, as in ProGrad's repository."""
-    generator = torch.Generator().manual_seed(recipe.seed)
     context_NW = init_context(base_model.backbone, recipe.context_init, recipe.context_tokens, generator)[0]
     n_missing = recipe.context_tokens - len(context_NW)
     if n_missing < 0:

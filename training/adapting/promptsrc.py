@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prompted_clip.internals import unit_norm
+from training.adapting.attributes import AttributePrefix, AttributeRecipe
 from training.adapting.deep_prompts import DeepPromptRecipe, deep_image_prompts, deep_text_prompts
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.reference import ReferenceRecipe
@@ -34,7 +35,7 @@ from training.scores import class_scores
 REFERENCE_TEMPLATES: Final = tuple(str(template("{}")) for template in OPENAI_IMAGENET_TEMPLATES[:60])
 
 
-class PromptSRCRecipe(DeepPromptRecipe, ReferenceRecipe, LearnableBoostingRecipe):
+class PromptSRCRecipe(DeepPromptRecipe, ReferenceRecipe, LearnableBoostingRecipe, AttributeRecipe):
     """The repository's values for base-to-new.
 
     Its other settings: few-shot `epochs=50 gpa_mean=30 gpa_std=30` (`gpa_mean=45 gpa_std=5` for Cars, Flowers,
@@ -77,7 +78,9 @@ class PromptSRC(nn.Module):
             base_model.backbone, recipe.text_depth, recipe.text_tokens, recipe.text_init, generator
         )
         self.image_prompts = deep_image_prompts(base_model.backbone, recipe.image_depth, recipe.image_tokens, generator)
-        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=recipe.text_tokens)
+        self.attributes = AttributePrefix(base_model.backbone, recipe, generator)
+        n_prompts = self.attributes.n_tokens(recipe.text_tokens)
+        self.tokens = base_model.tokenize(class_names, self.template, n_prompts=n_prompts)
         reference = base_model.reference(recipe.reference)
         templates = REFERENCE_TEMPLATES
         if reference.template is not None and recipe.reference_text == "learned":
@@ -88,8 +91,12 @@ class PromptSRC(nn.Module):
             self.register_buffer(f"{name}_sum", torch.zeros_like(prompts))
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Both towers' prompts, at the recipe's rate."""
-        return [ParameterGroup([self.text_prompts, self.image_prompts, *self.boosting])]
+        """All parameters, at the recipe's rate."""
+        return [ParameterGroup(list(self.parameters()))]
+
+    def prompt(self) -> Tensor:
+        """The text prompts with the attributes in front of them."""
+        return self.attributes.before(self.text_prompts)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy plus the three distances to the reference."""
@@ -121,18 +128,19 @@ class PromptSRC(nn.Module):
 
     def fold(self) -> ExportedPrompts:
         """Both prompt groups, unchanged."""
-        own = ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.text_prompts))
+        own = ExportedPrompts(image_adapt=detached(self.image_prompts), text_adapt=detached(self.prompt()))
         return with_trained_boosting(own, self.base_model, self.boosting)
 
     def _averaged(self) -> list[tuple[str, nn.Parameter]]:
         """All trained prompts, with the names of their sums."""
         boosting = [(f"boosting_{index}", prompts) for index, prompts in enumerate(self.boosting)]
-        return [("image", self.image_prompts), ("text", self.text_prompts), *boosting]
+        attributes = [("attributes", self.attributes.soft)] if self.attributes.soft is not None else []
+        return [("image", self.image_prompts), ("text", self.text_prompts), *attributes, *boosting]
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return (
             self.base_model.encode_images(required_input(batch.images_BCHW, "images"), self.image_prompts),
-            self.base_model.encode_text(self.tokens, self.text_prompts),
+            self.base_model.encode_text(self.tokens, self.prompt()),
         )
 
 

@@ -3,7 +3,8 @@
 A trial's prompt stack is trained, loaded from the results folder, or zero-shot.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ class Trial:
         if "seed" not in type(recipe).model_fields:
             return cls(method, recipe, shots)
         return cls(method, recipe.model_copy(update={"seed": seed}), shots, seed)
+
+    def with_further_classes(self, names: Sequence[str]) -> "Trial":
+        """The trial with a bundle that covers classes without images, too, if its method needs their names (TCP)."""
+        if self.recipe is None or "further_classes" not in type(self.recipe).model_fields:
+            return self
+        return replace(self, recipe=self.recipe.model_copy(update={"further_classes": tuple(names)}))
 
     @property
     def is_label_free(self) -> bool:
@@ -172,7 +179,8 @@ class Bench:
             return self._zero_shot(dataset)
         if dataset.class_names == stack.class_names:
             return stack
-        if trial.is_label_free and set(dataset.class_names) <= set(stack.class_names):
+        is_closed = trial.is_label_free or stack.labels == "own"
+        if is_closed and set(dataset.class_names) <= set(stack.class_names):
             return stack.restricted(dataset.class_names)
         return self._model.with_labels(stack, dataset.class_names)
 

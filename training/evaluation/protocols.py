@@ -49,7 +49,8 @@ def base_to_new(bench: Bench, dataset: Dataset, trial: Trial) -> Row:
         return finished
     sample = bench.sample(trial, dataset)
     base, new = base_and_new(sample)
-    stack, training = bench.prepare(trial, sample if trial.is_label_free else base, dataset.name)
+    trained = trial.with_further_classes(new.class_names)
+    stack, training = bench.prepare(trained, sample if trial.is_label_free else base, dataset.name)
     of_base = bench.rename(trial, stack, base)
     predictions = [bench.predict(of_base, base, f"{trial.method}{bench.suffix} on {base.name}")]
     note = ""

@@ -52,5 +52,5 @@ def test_promptsrc_uses_sixty_templates_or_the_boosting_template(base_model, cho
 def test_only_methods_with_a_frozen_reference_have_its_recipe_keys():
     with_template = {name for name, entry in METHODS.items() if "template" in entry.recipe.model_fields}
     with_reference = {name for name, entry in METHODS.items() if "reference" in entry.recipe.model_fields}
-    assert with_template == {"vpt", "prograd"}
+    assert with_template == {"vpt", "prograd", "tcp"}
     assert with_reference == {"promptsrc", "prograd"}

@@ -114,6 +114,22 @@ def test_prompts_for_their_own_classes_only_have_no_new_accuracy(bench_at, datas
     assert "class-specific" in row.note
 
 
+def test_a_method_with_further_classes_learns_from_base_images_and_names_the_new_classes(bench_at, dataset):
+    bench = bench_at(is_boosted=True)
+    row = base_to_new(bench, dataset, trial_of("tcp"))
+    bundle = read_bundle(bundle_path(bench, row).read_bytes())
+    drawn, _ = base_and_new(few_shot(dataset, 2, seed=1))
+    features = bundle.tensors["text.features"]
+
+    assert [each.name for each in bundle.manifest.classes] == list(CLASS_NAMES)
+    assert bundle.manifest.provenance.data_digests["train"] == drawn.digest
+    for half, rows, rate in zip(base_and_new(dataset), (features[:2], features[2:]), (row.base, row.new), strict=True):
+        pixels = pixels_of([item.path for item in half.split("test")], bench.base_model.backbone.preprocess)
+        images = bench.base_model.encode_images(normalize_pixels(pixels, bench.base_model.backbone.preprocess))
+        named = (images.numpy() @ rows.T).argmax(1)
+        assert rate == 100 * float(np.mean(named == [item.label for item in half.split("test")]))
+
+
 def test_a_finished_row_is_reused(bench_at, dataset):
     first = base_to_new(bench_at(), dataset, trial_of("coop"))
     files = files_below(bench_at().results.folder)
