@@ -230,13 +230,20 @@ def _read(results: Path) -> dict[str, Any]:
 @app.command()
 def label_free(
     domains: Annotated[list[str] | None, typer.Argument(help="Domains to learn; default: all.")] = None,
+    recipes: Annotated[
+        str, typer.Option(help="Comma-separated tables of training/demo/label_free.toml; default: all.")
+    ] = ",".join(label_free_domains.recipe_names()),
     work_dir: WorkDir = WORK_DIR,
     jobs: Jobs = None,
 ) -> None:
     """Learn without labels with and without boosting; a run with all domains updates the documentation."""
+    chosen = recipes.split(",")
+    if unknown := set(chosen) - set(label_free_domains.recipe_names()):
+        msg = f"expected some of {', '.join(label_free_domains.recipe_names())}, found {', '.join(sorted(unknown))}"
+        raise typer.BadParameter(msg, param_hint="--recipes")
     bundles, results = SERVICE_DEMO / "bundles", LABEL_FREE_RESULTS if not domains else work_dir / "label-free.json"
     names, n_jobs = domains or tuple(SHIFTED), jobs or default_jobs()
-    rows = label_free_domains.learn_domains(bundles, results, work_dir / "label-free", names, jobs=n_jobs)
+    rows = label_free_domains.learn_domains(bundles, results, work_dir / "label-free", names, chosen, jobs=n_jobs)
     tables = {
         "demo-label-free": label_free_domains.markdown_table(rows),
         "demo-label-free-domains": label_free_domains.domain_table(rows),

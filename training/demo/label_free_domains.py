@@ -41,7 +41,7 @@ from training.unlabelled import by_content
 
 RECIPES: Final = Path(__file__).with_name("label_free.toml")
 SEEDS: Final = (1, 2, 3)
-ONE_SEED: Final = frozenset({"grip-visual", "grip-multimodal", "lp-clip", "lafter"})
+ONE_SEED: Final = frozenset({"grip", "grip-visual", "grip-multimodal", "lp-clip", "lafter"})
 """Recipes that run with one seed to save time; so do all methods with the teacher's labels."""
 N_TEST: Final = 2000
 LABELS: Final = {False: "own", True: "teacher"}
@@ -63,9 +63,14 @@ class Variant:
     has_teacher: bool
 
 
-def variants(path: Path = RECIPES) -> Iterator[Variant]:
-    """The runs of one domain, from a TOML file with a table per recipe: `<method>` or `<method>-<kind of prompts>`."""
-    for name in tomllib.loads(path.read_text(encoding="utf-8")):
+def recipe_names(path: Path = RECIPES) -> tuple[str, ...]:
+    """The tables of a TOML file of recipes: `<method>` or `<method>-<kind of prompts>`."""
+    return tuple(tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+def variants(names: Sequence[str] | None = None, path: Path = RECIPES) -> Iterator[Variant]:
+    """The runs of one domain with the recipes of these names, or with all."""
+    for name in recipe_names(path) if names is None else names:
         method = next(method for method in LABEL_FREE if name == method or name.startswith(f"{method}-"))
         entry = LABEL_FREE[method]
         recipe = read_recipe(entry.recipe, path, table=name)
@@ -78,13 +83,14 @@ def variants(path: Path = RECIPES) -> Iterator[Variant]:
                 yield Variant(name, method, recipe.model_copy(update={"seed": seed}), seed, has_teacher)
 
 
-def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
+def learn_domain(domain: str, names: Sequence[str], bundles: Path, work_dir: Path) -> list[Row]:
     """Run every variant in one domain, with and without boosting.
 
     Args:
         domain: a name of `shifts.DOMAINS`.
+        names: of the recipes.
         bundles: folder of the boosting bundles, `<domain>.safetensors`.
-        work_dir: folder for bundles and checkpoints.
+        work_dir: folder for bundles, rows and checkpoints.
 
     Returns:
         Rows with `domain`, `method` (the recipe's name, or `zero-shot` for the base model), `labels` (the model that
@@ -103,10 +109,10 @@ def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
             zero_shot = model.load_stack(boost) if is_boosted else model.plain_stack(domain, CLASS_NAMES, [TEMPLATE])
             facts = {"domain": domain, "boosted": is_boosted}
             rows.append(facts | _measured(model, zero_shot, test, ZERO_SHOT, "own", None))
-            first = next(variants()).recipe  # all have the same text of the classes
+            first = next(variants(names)).recipe  # all have the same text of the classes
             own = encode(images.files, CLASS_NAMES, first, base_model, quiet)
             encoded = {False: own, True: replace(own, scores_UK=teacher_UK)}
-            for variant in variants():
+            for variant in variants(names):
                 out = work_dir / f"{_name(variant, domain, base_model, images)}.safetensors"
                 row = out.with_suffix(".json")
                 if row.is_file():
@@ -125,9 +131,11 @@ def learn_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
     return rows
 
 
-def learn_domains(bundles: Path, results: Path, work_dir: Path, domains: Sequence[str], *, jobs: int) -> list[Row]:
+def learn_domains(
+    bundles: Path, results: Path, work_dir: Path, domains: Sequence[str], names: Sequence[str], *, jobs: int
+) -> list[Row]:
     """Run `learn_domain` for several domains in parallel and write all rows as JSON."""
-    work, console = partial(learn_domain, bundles=bundles, work_dir=work_dir), Console(stderr=True)
+    work, console = partial(learn_domain, names=names, bundles=bundles, work_dir=work_dir), Console(stderr=True)
     found = dict(map_domains(work, domains, jobs=jobs, title="label-free", console=console))
     rows = [row for domain in domains for row in found[domain]]
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -153,12 +161,16 @@ def domain_table(rows: Sequence[Mapping[str, Any]]) -> str:
     The best method is chosen by the H that is shown, mean over seeds. The last line is the mean over domains with its
     standard deviation.
     """
-    lines = ["| domain | zero-shot | best alone | best alone, teacher's labels | boosting |", "|---|---|---|---|---|"]
+    titles = {"own": "best alone", "teacher": "best alone, teacher's labels"}
+    found = {row["labels"] for row in rows if row["method"] != ZERO_SHOT}
+    sources = [labels for labels in titles if labels in found]
+    header = ["domain", "zero-shot", *(titles[labels] for labels in sources), "boosting"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     columns: list[list[float]] = []
     for domain in dict.fromkeys(row["domain"] for row in rows):
         own = [row for row in rows if row["domain"] == domain]
         plain, boosted = ([row for row in own if row["boosted"] is is_boosted] for is_boosted in (False, True))
-        best = [_best([row for row in plain if row["labels"] == labels]) for labels in LABELS.values()]
+        best = [_best([row for row in plain if row["labels"] == labels]) for labels in sources]
         cells = [_mean_h(plain, ZERO_SHOT), *(h for _, h in best), _mean_h(boosted, ZERO_SHOT)]
         columns.append(cells)
         named = [f"{h:.1f} (`{method}`)" for method, h in best]

@@ -61,6 +61,10 @@ def test_every_label_free_method_has_a_recipe_for_the_demo_student():
     )
 
 
+def test_a_run_can_be_limited_to_some_recipes():
+    assert {variant.name for variant in variants(["grip-visual", "upl"])} == {"grip-visual", "upl"}
+
+
 def test_grip_runs_with_each_kind_of_prompts():
     kinds = {variant.name: variant.recipe.prompts for variant in variants() if variant.method == "grip"}
     assert kinds == {"grip": "textual", "grip-visual": "visual", "grip-multimodal": "multimodal"}
