@@ -8,6 +8,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
+comma := ,
 
 # Installs the project with the extras named in $(1); shows one line per package that has to be fetched, and
 # all of pip's output if it fails.
@@ -19,7 +20,14 @@ define install
 	    || { tail -n 25 $(LOG); echo "Installation failed; the whole log is $(LOG)"; exit 1; }
 endef
 
-.PHONY: help demo test test-all lint format docs fuzz crash mutants soak demo-train clean
+# The lock file $(1) of the extras $(2): the versions of constraints.txt for every platform, with the hashes of their files.
+define lock
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(addprefix --extra ,$(2)) -c constraints.txt \
+	    --generate-hashes --universal --python-version 3.11.5 --no-annotate --quiet --output-file $(1)
+	@echo "wrote $(1)"
+endef
+
+.PHONY: help demo test test-all lint format docs fuzz crash mutants soak lock audit sbom licences demo-train clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -62,6 +70,23 @@ mutants: $(VENV)/.installed-dev ## remove one safeguard at a time and show which
 soak: $(VENV)/.installed-dev ## serve load, invalid images and swaps for MINUTES=5 (results in build/soak)
 	$(BIN)/python -P -m tests.hostile.soak --minutes $(or $(MINUTES),5) $(if $(OUT),--out $(OUT))
 
+lock: $(VENV)/.installed-supply-chain ## write requirements*.lock: the versions of constraints.txt, with hashes
+	$(call lock,requirements.lock,serve)
+	$(call lock,requirements-dev.lock,dev gpu-decode supply-chain)
+
+audit: $(VENV)/.installed-supply-chain ## look up all locked packages in an advisory database
+	@$(BIN)/python -P .ci/audit.py requirements.lock requirements-dev.lock
+
+sbom: $(VENV)/.installed-supply-chain ## write build/sbom.cdx.json: the service and its packages with hashes, CycloneDX 1.6
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --spec-version 1.6 --output-reproducible \
+	    --output-file build/sbom.cdx.json
+	@echo "wrote build/sbom.cdx.json"
+
+licences: $(VENV)/.installed-supply-chain ## list the licences of the packages that the service needs
+	@$(BIN)/pip-licenses --python $(BIN)/python --from mixed --format markdown --with-urls \
+	    --packages $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/\1/p' requirements.lock)
+
 demo-train: $(VENV)/.installed-dev ## rebuild the demo's student, teacher, bundles and numbers (more than an hour on two cores)
 	$(BIN)/python -P -m training.demo all
 
@@ -88,3 +113,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-fuzz: pyproject.toml constraints.txt | $(BIN)/python
 	$(call install,fuzz)
 	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed-serve
+
+$(VENV)/.installed-supply-chain: $(VENV)/.installed-serve
+	$(call install,serve$(comma)supply-chain)
+	@touch $@

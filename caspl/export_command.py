@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from caspl.terminal import plain
-from prompt_store.cli import DEFAULT_STORE, StoreOption
+from prompt_store.command_line import DEFAULT_STORE, StoreOption
 from prompt_store.store import Store
 from prompted_clip.errors import ExportError
 from training import options

@@ -1,5 +1,6 @@
 """The operations of a CasPL server's clients: classify images, and change versions."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,6 +15,7 @@ from caspl.images import ImageInput, ImagesInput, as_list, encode, n_bytes
 from caspl.requests import TOO_LARGE, Concurrently, Operation, Request, accepted, chunks, domain_path, response_body
 from caspl.results import Classification, Domain, Prediction, Version
 from prompt_store.bundle import peek_manifest
+from prompt_store.signatures import signature_path
 
 IMAGES_PER_REQUEST: Final = 16
 BYTES_PER_REQUEST: Final = 30 * 2**20
@@ -119,7 +121,11 @@ def domains() -> Operation[list[Domain]]:
 
 
 def publish(
-    bundle: str | PathLike[str] | bytes, *, domain: str | None = None, activate: bool = False
+    bundle: str | PathLike[str] | bytes,
+    *,
+    domain: str | None = None,
+    activate: bool = False,
+    signature: str | PathLike[str] | bytes | None = None,
 ) -> Operation[Version]:
     """Upload a bundle.
 
@@ -127,17 +133,33 @@ def publish(
         bundle: a bundle file or its bytes.
         domain: taken from the bundle by default.
         activate: also make it live.
+        signature: the signature of `caspl bundle sign`, as a file or its bytes; by default the file with `.sig`
+            appended to the bundle's name, if it exists.
 
     Raises:
-        CasplError: the server cannot be reached or rejects the bundle.
+        CasplError: the server cannot be reached or rejects the bundle or its signature.
         BundleInvalidError: no `domain` was given and the file is not a bundle.
         OSError: the file cannot be read.
     """
     data = bundle if isinstance(bundle, bytes) else Path(bundle).read_bytes()
     path = domain_path(domain or peek_manifest(data).domain, "versions")
-    options = {"content": data, "params": {"activate": True} if activate else {}}
+    signed = _signature(bundle, signature)
+    headers = {} if signed is None else {"Caspl-Signature": b64encode(signed).decode()}
+    options = {"content": data, "params": {"activate": True} if activate else {}, "headers": headers}
     body = accepted((yield Request("POST", path, options, is_repeatable=True)), "version")
     return Version(body["domain"], body["version"], body["digest"], body["is_live"], body["is_new"])
+
+
+def _signature(bundle: str | PathLike[str] | bytes, signature: str | PathLike[str] | bytes | None) -> bytes | None:
+    """Read the signature of a bundle, None if there is none."""
+    if isinstance(signature, bytes):
+        return signature
+    if signature is not None:
+        return Path(signature).read_bytes()
+    if isinstance(bundle, bytes):
+        return None
+    path = signature_path(Path(bundle))
+    return path.read_bytes() if path.exists() else None
 
 
 def activate(domain: str, version: int, *, expected_digest: str | None = None) -> Operation[Version]:

@@ -10,6 +10,7 @@ from prompt_store.errors import (
     DomainNotFoundError,
     LimitExceededError,
     PromptStoreError,
+    SignatureError,
     StorageFullError,
     StoreCorruptError,
     StoreReadOnlyError,
@@ -28,7 +29,8 @@ from prompt_store.manifest import (
     check_domain,
     is_domain,
 )
-from prompt_store.store import Added, HistoryEntry, LiveInfo, Store, VersionInfo
+from prompt_store.store import Store
+from prompt_store.versions import Added, HistoryEntry, LiveInfo, VersionInfo
 
 __all__ = [
     "Added",
@@ -48,6 +50,7 @@ __all__ = [
     "Manifest",
     "PromptStoreError",
     "Provenance",
+    "SignatureError",
     "StackSpec",
     "StorageFullError",
     "Store",

@@ -2,6 +2,7 @@
 
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from prompt_store.digest import digest_bytes
@@ -76,8 +77,16 @@ def put_blob(layout: Layout, disk: Disk, data: bytes, digest: str) -> None:
     path = layout.blob(digest)
     for parent in (layout.blobs.parent, layout.blobs, path.parent):
         create_directory(disk, parent)  # and sync it: a killed writer may have created it without
+    put_file(layout, disk, path, data)
+
+
+def put_file(layout: Layout, disk: Disk, path: Path, data: bytes) -> None:
+    """Write an immutable file durably unless it exists; an existing one of other content is quarantined and replaced.
+
+    Raises: as `put_blob`.
+    """
     while not create_file(disk, path, data):
-        if _is_intact(layout, digest):
+        if _has_content(path, data):
             # Another writer may have linked the file without syncing the directory yet.
             sync_directory(disk, path.parent)
             return
@@ -87,6 +96,16 @@ def put_blob(layout: Layout, disk: Disk, data: bytes, digest: str) -> None:
                 disk.rename(path, layout.quarantine / f"{path.name}.{uuid.uuid4().hex}")
         except OSError as error:
             raise to_store_error(error) from error
+
+
+def _has_content(path: Path, data: bytes) -> bool:
+    try:
+        with open_directory(path.parent) as directory:
+            return read_file(path.name, max_bytes=len(data), dir_fd=directory) == data
+    except OSError as error:
+        if is_transient(error):
+            raise to_store_error(error) from error
+        return False
 
 
 def repair_blob(layout: Layout, disk: Disk, data: bytes, digest: str) -> None:

@@ -10,6 +10,7 @@ from prompt_store.errors import ConflictError, VersionExistsError, VersionLiveEr
 from prompt_store.layout import Layout
 from prompt_store.logs import Change, Decide
 from prompt_store.records import PublishedVersion, State
+from prompt_store.signature_files import put_signature
 
 
 def find_version(state: State, version: int) -> PublishedVersion:
@@ -24,18 +25,22 @@ def find_version(state: State, version: int) -> PublishedVersion:
     return published
 
 
-def publish(layout: Layout, disk: Disk, data: bytes, digest: str) -> Decide:
+def publish(
+    layout: Layout, disk: Disk, data: bytes, digest: str, *, signature: bytes | None = None, origin: str = ""
+) -> Decide:
     """Publish a bundle as the next version; no change if the newest version has the same content.
 
-    The stored copy of content that a version already has is written again if it is damaged.
+    The stored copy of content that a version already has is written again if it is damaged. The signature is stored
+    before the version can be seen.
 
-    Raises, when called: VersionExistsError, StorageFullError, StoreReadOnlyError.
+    Raises, when called: VersionExistsError, StorageFullError, StoreReadOnlyError, SignatureError.
     """
 
     def decide(state: State) -> Change | None:
         available = state.available()
         if available and available[-1].digest == digest:
             repair_blob(layout, disk, data, digest)
+            _sign(layout, disk, signature, digest)
             return None
         for entry in available:
             if entry.digest == digest:
@@ -46,9 +51,15 @@ def publish(layout: Layout, disk: Disk, data: bytes, digest: str) -> Decide:
                 )
         check_free_space(layout, disk, len(data))
         put_blob(layout, disk, data, digest)
-        return Change("publish", PublishedVersion(len(state.published) + 1, digest, len(data), ""))
+        _sign(layout, disk, signature, digest)
+        return Change("publish", PublishedVersion(len(state.published) + 1, digest, len(data), ""), origin)
 
     return decide
+
+
+def _sign(layout: Layout, disk: Disk, signature: bytes | None, digest: str) -> None:
+    if signature is not None:
+        put_signature(layout, disk, signature, digest)
 
 
 def activate(layout: Layout, version: int, expected_live: int | None) -> Decide:

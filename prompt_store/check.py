@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from prompt_store.audit import Head
+from prompt_store.audit_check import audit_report
 from prompt_store.blobs import read_blob
 from prompt_store.bundle import read_bundle
 from prompt_store.digest import digest_bytes
@@ -16,6 +18,8 @@ from prompt_store.layout import EXAMPLES, FORMAT_BYTES, NO_STORE, Layout, expect
 from prompt_store.logs import Logs
 from prompt_store.record_files import MAX_RECORD_BYTES, next_state, record_numbers, unreadable_log
 from prompt_store.records import Record, State, decode_record
+from prompt_store.signature_files import is_intact
+from prompt_store.signatures import MAX_SIGNATURE_BYTES
 from prompt_store.sqlite_files import SIDE_FILES, database_problem
 
 _NOT_SCANNED: Final = frozenset({"quarantine", "lost+found"})
@@ -32,6 +36,7 @@ class Finding:
         moves: paths that a repair moves to the quarantine.
         moves_records: whether these are records, without which the domain may no longer refer to some bundles.
         restored: the original content of `path`, if it is known.
+        audited: the kind and the head of an entry that a repair appends to the audit log.
     """
 
     path: str
@@ -40,11 +45,12 @@ class Finding:
     moves: tuple[str, ...] = ()
     moves_records: bool = False
     restored: bytes | None = None
+    audited: tuple[str, Head] | None = None
 
     @property
     def is_repairable(self) -> bool:
         """Whether a repair changes anything."""
-        return bool(self.moves) or self.restored is not None
+        return bool(self.moves) or self.restored is not None or self.audited is not None
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def check_layout(layout: Layout) -> StoreCheck:
         StoreReadOnlyError: `storage_busy`.
     """
     stray = [*_scan(layout), *check_format(layout), *_check_examples(layout)]  # repairs take this order
+    stray += [*_check_signatures(layout), *_check_audit(layout)]
     domains = []
     referenced: set[str] = set()
     for domain in Logs(layout, Disk()).names() if _is_readable(layout.domains) else []:
@@ -143,6 +150,33 @@ def _check_examples(layout: Layout) -> list[Finding]:
     return [] if problem is None else [Finding(EXAMPLES, f"The examples are damaged: {problem}.", moves=tuple(files))]
 
 
+def _check_signatures(layout: Layout) -> Iterator[Finding]:
+    for digest, path in layout.signature_files():
+        try:
+            with open_directory(path.parent) as directory:
+                data = read_file(path.name, max_bytes=MAX_SIGNATURE_BYTES, dir_fd=directory)
+        except OSError as error:
+            yield Finding(_relative(layout, path), f"The signature is unreadable ({error_name(error)}).")
+            continue
+        if data is None or not is_intact(path, data):
+            detail = f"A signature of {digest} is damaged. Add the signature file again."
+            yield Finding(_relative(layout, path), detail, moves=(_relative(layout, path),))
+
+
+def _check_audit(layout: Layout) -> Iterator[Finding]:
+    """Check the audit log, if there is one: the first change begins it."""
+    if not os.path.lexists(layout.audit) or not _is_readable(layout.audit) or not _is_readable(layout.domains):
+        return  # `_scan` reports what is in its place
+    report = audit_report(layout)
+    if report.problem:
+        detail = f"{report.problem} Intact entries before it: {report.n_entries}."
+        yield Finding("audit", detail, moves=("audit",))
+        return
+    for gap in report.gaps:
+        kind = "repair" if gap.is_lost else "commit"
+        yield Finding(f"domains/{gap.domain}", gap.detail, is_damage=gap.is_lost, audited=(kind, gap.head))
+
+
 def _is_movable(parts: tuple[str, ...], found: EntryType) -> bool:
     """Whether a repair moves an entry of the wrong type away.
 
@@ -150,7 +184,7 @@ def _is_movable(parts: tuple[str, ...], found: EntryType) -> bool:
     """
     if parts[0] == "blobs":
         return found != "link" or len(parts) > 2  # a link may lead to all bundles
-    return parts[0] in {"FORMAT", "LOCK"} or len(parts) == 4
+    return parts[0] in {"FORMAT", "LOCK", "audit", "signatures"} or len(parts) == 4
 
 
 def _scan(layout: Layout, *parts: str) -> Iterator[Finding]:

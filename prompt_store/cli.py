@@ -1,38 +1,38 @@
-"""The commands `caspl store` and `caspl bundle`.
+"""The command `caspl store`, and `caspl bundle` from `bundle_commands`.
 
 Exit codes: 0 success, 1 failure, 2 usage error, 3 invalid bundle. With `--json` the result is one JSON value on
 stdout, and an error is one JSON object on stderr.
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
-from getpass import getuser
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
 
-from prompt_store.bundle import Bundle, peek_manifest, read_bundle
-from prompt_store.digest import check_digest
-from prompt_store.errors import BundleInvalidError, PromptStoreError, StoreCorruptError
-from prompt_store.header import MAX_BUNDLE_BYTES
-from prompt_store.repair import check_store
-from prompt_store.store import Store
-from prompt_store.tables import (
-    bundle_differences,
-    bundle_facts,
-    bundle_tables,
-    check_facts,
-    check_lines,
-    store_rows,
-    table,
+from prompt_store.bundle import peek_manifest, read_bundle
+from prompt_store.bundle_commands import bundle_app as bundle_app  # the entry point of `caspl bundle`
+from prompt_store.command_line import (
+    DEFAULT_STORE,
+    EXIT_FAILURE,
+    DomainArgument,
+    FileArgument,
+    JsonOption,
+    StoreOption,
+    VersionArgument,
+    actor,
+    open_store,
+    read_bundle_file,
+    read_signature_file,
+    report_errors,
+    show,
+    show_error,
 )
-
-EXIT_FAILURE: Final = 1
-EXIT_INVALID: Final = 3
+from prompt_store.errors import StoreCorruptError
+from prompt_store.repair import check_store
+from prompt_store.signatures import signature_path
+from prompt_store.store import Store
+from prompt_store.tables import audit_table, check_facts, check_lines, store_rows, table
 
 store_app = typer.Typer(
     help="Manage a bundle store: versions, activation, rollback.",
@@ -41,66 +41,6 @@ store_app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
 )
-bundle_app = typer.Typer(
-    help="Inspect and verify bundle files.",
-    epilog="\b\nExample:\n  caspl bundle inspect shelf.safetensors",
-    add_completion=False,
-    rich_markup_mode=None,
-    no_args_is_help=True,
-)
-
-StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="CASPL_STORE", help="directory of the store", show_default=True)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
-FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="a bundle file")]
-DomainArgument = Annotated[str, typer.Argument(help="domain name")]
-VersionArgument = Annotated[int, typer.Argument(min=1, help="version number")]
-DEFAULT_STORE: Final = Path("store")
-
-
-def _actor() -> str:
-    try:
-        return f"cli:{getuser()}"
-    except (KeyError, OSError):  # a container's user without a name
-        return "cli"
-
-
-def _show(value: object, as_json: bool, *views: RenderableType) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, ensure_ascii=False, sort_keys=True))
-        return
-    console = Console(highlight=False)
-    for view in views:
-        console.print(view, markup=False, soft_wrap=isinstance(view, str))
-
-
-def _show_error(error: PromptStoreError, as_json: bool, where: str = "") -> None:
-    facts = {"code": error.code, "detail": f"{where}{error}"}
-    line = json.dumps({"error": facts}, sort_keys=True) if as_json else f"{error.code}: {where}{error}"
-    typer.echo(line, err=True)
-
-
-@contextmanager
-def _report_errors(as_json: bool) -> Iterator[None]:
-    """Print an error as one line on stderr and set the exit code."""
-    try:
-        yield
-    except PromptStoreError as error:
-        _show_error(error, as_json)
-        raise typer.Exit(EXIT_INVALID if isinstance(error, BundleInvalidError) else EXIT_FAILURE) from error
-    except OSError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_FAILURE) from error
-
-
-def _read_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MAX_BUNDLE_BYTES + 1)
-
-
-def _open_store(root: Path) -> Store:
-    return Store.open(root, create=False)
 
 
 @store_app.command("ls", epilog="\b\nExample:\n  caspl store ls --store store/")
@@ -111,20 +51,20 @@ def list_versions(
 ) -> None:
     """List domains and versions; * marks the live version."""
     n_errors = 0
-    with _report_errors(as_json):
-        opened, rows = _open_store(store), []
+    with report_errors(as_json):
+        opened, rows = open_store(store), []
         for name in opened.domains() if domain is None else [domain]:
             try:
                 rows += store_rows(opened, name)
             except StoreCorruptError as error:
-                _show_error(error, as_json, f"{name}: ")
+                show_error(error, as_json, f"{name}: ")
                 n_errors += 1
         cells = [
             (row["domain"], row["version"], "*" if row["is_live"] else "", row["size_bytes"], row["created_at"])
             for row in rows
         ]
         columns = ("domain", "version", "live", "bytes", "created")
-        _show(rows, as_json, table(f"{store}", columns, cells))
+        show(rows, as_json, table(f"{store}", columns, cells))
     if n_errors:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -134,22 +74,51 @@ def add(
     file: FileArgument,
     domain: Annotated[str | None, typer.Option(help="domain; default: the domain in the bundle")] = None,
     is_activated: Annotated[bool, typer.Option("--activate", help="make the new version live")] = False,
+    signature: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="its signature, stored beside the version  [FILE.sig, if it exists]",
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Validate a bundle and publish it as the next version; creates the store if needed."""
-    with _report_errors(as_json):
-        data = _read_file(file)
+    source = signature or signature_path(file)
+    with report_errors(as_json):
+        data = read_bundle_file(file)
         name = domain if domain is not None else peek_manifest(data).domain
         read_bundle(data)
         opened = Store.open(store)
-        added = opened.add(name, data, actor=_actor())
+        signed = read_signature_file(source) if source.exists() else None
+        added = opened.add(name, data, signature=signed, actor=actor())
         if is_activated:
-            opened.activate(name, added.version, actor=_actor())
+            opened.activate(name, added.version, actor=actor())
         what = "added" if added.created else "already exists"
         live = ", live" if is_activated else ""
-        facts = {"domain": name, **asdict(added), "is_activated": is_activated}
-        _show(facts, as_json, f"{name} version {added.version} {what}{live} ({added.digest})")
+        with_signature = "" if signed is None else f", with the signature {source}"
+        facts = {"domain": name, **asdict(added), "is_activated": is_activated, "is_signed": signed is not None}
+        show(facts, as_json, f"{name} version {added.version} {what}{live} ({added.digest}){with_signature}")
+
+
+@store_app.command("add-signature", epilog="\b\nExample:\n  caspl store add-signature shelf 2 shelf.safetensors.sig")
+def add_signature(
+    domain: DomainArgument,
+    version: VersionArgument,
+    signature: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="a signature of this version's bundle")
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Store a signature beside a version that exists, such as one by a new key."""
+    with report_errors(as_json):
+        open_store(store).add_signature(domain, version, read_signature_file(signature))
+        facts = {"domain": domain, "version": version, "signature": str(signature)}
+        show(facts, as_json, f"{domain} version {version} has the signature {signature}")
 
 
 @store_app.command(epilog="\b\nExample:\n  caspl store activate shelf 2 --store store/")
@@ -163,17 +132,17 @@ def activate(
     as_json: JsonOption = False,
 ) -> None:
     """Make a version live."""
-    with _report_errors(as_json):
-        info = _open_store(store).activate(domain, version, expected_live=expected_live, actor=_actor())
-        _show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live")
+    with report_errors(as_json):
+        info = open_store(store).activate(domain, version, expected_live=expected_live, actor=actor())
+        show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live")
 
 
 @store_app.command(epilog="\b\nExample:\n  caspl store rollback shelf --store store/")
 def rollback(domain: DomainArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Make the previously live version live; repeat to go further back."""
-    with _report_errors(as_json):
-        info = _open_store(store).rollback(domain, actor=_actor())
-        _show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live again")
+    with report_errors(as_json):
+        info = open_store(store).rollback(domain, actor=actor())
+        show({"domain": domain, **asdict(info)}, as_json, f"{domain} version {info.version} is live again")
 
 
 @store_app.command(epilog="\b\nExample:\n  caspl store history shelf --store store/")
@@ -185,11 +154,46 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """Show the history of a domain."""
-    with _report_errors(as_json):
-        entries = _open_store(store).history(domain, limit=limit, before=before)
+    with report_errors(as_json):
+        entries = open_store(store).history(domain, limit=limit, before=before)
         columns = ("number", "at", "actor", "action", "from", "to")
         cells = [(one.seq, one.at, one.actor, one.action, one.from_version, one.to_version) for one in entries]
-        _show([asdict(entry) for entry in entries], as_json, table(domain, columns, cells))
+        show([asdict(entry) for entry in entries], as_json, table(domain, columns, cells))
+
+
+@store_app.command(epilog="\b\nExample:\n  caspl store audit --verify --store store/")
+def audit(
+    is_verified: Annotated[
+        bool, typer.Option("--verify", help="only verify the log; exit code 1 if entries or records are not intact")
+    ] = False,
+    expected: Annotated[
+        str | None,
+        typer.Option(
+            "--expect", help="with --verify: fail unless the log has this entry, number:digest, of an earlier run"
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="maximum number of changes; the newest are shown")] = 100,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who changed what in all domains, and the changes of API keys; or verify that nothing was altered."""
+    with report_errors(as_json):
+        report = open_store(store).audit()
+    problems = report.problems(expected)
+    last = f"{report.n_entries}:{report.head}"
+    lines = [*problems, f"Intact entries: {report.n_entries}. The last one is {last}"]
+    if is_verified:
+        show({"is_intact": not problems, "problems": problems, "last": last}, as_json, *lines)
+    else:
+        rows = report.rows[-limit:]
+        show(
+            {"last": last, "problems": problems, "changes": [asdict(row) for row in rows]},
+            as_json,
+            audit_table(rows),
+            *lines,
+        )
+    if is_verified and problems:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 @store_app.command(epilog="\b\nExample:\n  caspl store gc --keep 5 --dry-run --store store/")
@@ -203,12 +207,12 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Retire old versions and remove unreferenced files; live versions are always kept."""
-    with _report_errors(as_json):
-        opened = _open_store(store)
-        report = opened.gc(keep_versions=keep, grace_s=grace_h * 3600, dry_run=is_dry_run, actor=_actor())
+    with report_errors(as_json):
+        opened = open_store(store)
+        report = opened.gc(keep_versions=keep, grace_s=grace_h * 3600, dry_run=is_dry_run, actor=actor())
         will = "would retire" if is_dry_run else "retired"
         line = f"{will} {len(report.retired)} versions, {len(report.removed_blobs)} files, {report.freed_bytes} bytes"
-        _show(asdict(report), as_json, line)
+        show(asdict(report), as_json, line)
 
 
 @store_app.command("rm", epilog="\b\nExample:\n  caspl store rm shelf 1 --store store/")
@@ -216,9 +220,9 @@ def remove(
     domain: DomainArgument, version: VersionArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
 ) -> None:
     """Retire a version that is not live; `gc` frees its space."""
-    with _report_errors(as_json):
-        _open_store(store).retire(domain, version, actor=_actor())
-        _show({"domain": domain, "version": version}, as_json, f"{domain} version {version} is retired")
+    with report_errors(as_json):
+        open_store(store).retire(domain, version, actor=actor())
+        show({"domain": domain, "version": version}, as_json, f"{domain} version {version} is retired")
 
 
 @store_app.command(epilog="\b\nExample:\n  caspl store check --store store/")
@@ -230,66 +234,8 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check every record and bundle; exit code 1 if the store is damaged."""
-    with _report_errors(as_json):
+    with report_errors(as_json):
         found, repairs = check_store(store, repair=is_repaired)
-        _show(check_facts(found, repairs), as_json, *check_lines(found, repairs))
+        show(check_facts(found, repairs), as_json, *check_lines(found, repairs))
     if not found.is_sound:
         raise typer.Exit(EXIT_FAILURE)
-
-
-def _check_file(path: Path, digest: str | None) -> tuple[dict[str, object], bool]:
-    data = _read_file(path)
-    try:
-        if digest is not None:
-            check_digest(data, digest)
-        bundle: Bundle = read_bundle(data)
-    except BundleInvalidError as error:
-        return {"file": str(path), "is_valid": False, "code": error.code, "detail": str(error)}, False
-    return {"file": str(path), "is_valid": True, "digest": bundle.digest, "domain": bundle.manifest.domain}, True
-
-
-@bundle_app.command(epilog="\b\nExample:\n  caspl bundle inspect shelf.safetensors")
-def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
-    """Show a bundle's manifest and tensors."""
-    with _report_errors(as_json):
-        data = _read_file(file)
-        bundle = read_bundle(data)
-        _show(bundle_facts(bundle, len(data)), as_json, *bundle_tables(bundle, len(data)))
-
-
-@bundle_app.command(epilog="\b\nExample:\n  caspl bundle verify shelf.safetensors")
-def verify(
-    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="bundle files")],
-    digest: Annotated[str | None, typer.Option(help="expected digest of the file")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Validate bundles; exit code 3 if one is invalid."""
-    with _report_errors(as_json):
-        results = [_check_file(path, digest) for path in files]
-    facts = [fact for fact, _ in results]
-    _show(facts, as_json, *(_result_lines(facts)))
-    if not all(is_valid for _, is_valid in results):
-        raise typer.Exit(EXIT_INVALID)
-
-
-def _result_lines(facts: Sequence[dict[str, object]]) -> list[str]:
-    return [
-        f"{fact['file']}: ok, {fact['domain']}, {fact['digest']}"
-        if fact["is_valid"]
-        else f"{fact['file']}: {fact['code']}: {fact['detail']}"
-        for fact in facts
-    ]
-
-
-@bundle_app.command(epilog="\b\nExample:\n  caspl bundle diff old.safetensors new.safetensors")
-def diff(first: FileArgument, second: FileArgument, as_json: JsonOption = False) -> None:
-    """Show the differences between two bundles."""
-    with _report_errors(as_json):
-        changes = bundle_differences(read_bundle(_read_file(first)), read_bundle(_read_file(second)))
-        fields = [(change["field"], change["first"], change["second"]) for change in changes["fields"]]
-        tensors = [(item["name"], item["change"], item.get("max_abs_difference")) for item in changes["tensors"]]
-        views = (
-            table("Manifest", ("field", "first", "second"), fields),
-            table("Tensors", ("name", "change", "largest difference"), tensors),
-        )
-        _show(changes, as_json, *(views if fields or tensors else ("no differences",)))

@@ -85,8 +85,8 @@ def collect(
 ) -> GcReport:
     """Retire versions and remove files; the caller holds the exclusive lock.
 
-    A blob is removed if no version of any domain refers to it and it is older than the grace period. If any log is
-    unreadable nothing is removed, because its references are unknown.
+    A blob is removed if no version of any domain refers to it and it is older than the grace period, and the same
+    applies to its signatures. If any log is unreadable nothing is removed, because its references are unknown.
 
     Raises:
         StoreCorruptError: a log is damaged.
@@ -112,6 +112,12 @@ def collect(
         if size is not None:
             blobs[digest] = path
             freed_bytes += size
+    signatures: list[Path] = []
+    for digest, path in layout.signature_files():
+        size = None if digest in referenced else _expired(path, now - grace_s)
+        if size is not None:
+            signatures.append(path)
+            freed_bytes += size
     temporary: list[Path] = []
     for path in layout.temporary_files():
         size = _expired(path, now - temporary_grace_s)
@@ -122,5 +128,5 @@ def collect(
         for domain, entry in retiring:
             change = Change("retire", entry)
             logs.commit(domain, lambda _state, change=change: change, actor=actor)  # type: ignore[misc]
-        _remove(disk, [*blobs.values(), *temporary])
+        _remove(disk, [*blobs.values(), *signatures, *temporary])
     return GcReport(tuple(sorted(gone)), tuple(sorted(blobs)), len(temporary), freed_bytes, is_dry_run)

@@ -13,7 +13,8 @@ The tree::
     ├── ConflictError            a conflicting update, or no version to roll back to
     ├── StoreReadOnlyError       the store cannot be written; reads still work
     ├── StorageFullError         the disk is full; nothing was changed
-    └── StoreCorruptError        damaged data on disk
+    ├── StoreCorruptError        damaged data on disk
+    └── SignatureError           a missing or invalid signature of a bundle, or an unusable key
 
 Messages never repeat unvalidated client input, so they are safe to show to any caller.
 """
@@ -115,3 +116,12 @@ class StoreCorruptError(PromptStoreError):
     """Damaged data on disk; codes `store_corrupt`, `version_corrupt` or `not_a_store`."""
 
     code = "store_corrupt"
+
+
+class SignatureError(PromptStoreError):
+    """A bundle's signature is not accepted.
+
+    Codes `signature_required` (there is none), `signature_invalid`, `key_invalid` or `key_encrypted`.
+    """
+
+    code = "signature_invalid"

@@ -5,7 +5,9 @@ Paths are built from validated parts only::
     FORMAT                              {"format":1,"minor":1}
     LOCK                                locked shared to publish, exclusively to collect garbage
     blobs/sha256/<aa>/<64 hex digits>   immutable bundles, named by their digest
+    signatures/<aa>/<64 hex digits>-<64 hex digits>.json   immutable signatures: digest of the bundle, own digest
     domains/<domain>/log/0000000042.json   immutable commit records, numbered from 1
+    audit/0000000042.json               immutable entries of the audit log, numbered from 1
     quarantine/                         damaged files, never served
     examples.sqlite3                    the service's examples; SQLite keeps -wal and -shm beside it while it is open
 """
@@ -37,6 +39,7 @@ NO_STORE: Final = "No store at this path. Check the path; `caspl store add` crea
 EXAMPLES: Final = "examples.sqlite3"
 _FAN_OUT: Final = re.compile(r"[0-9a-f]{2}")
 _RECORD: Final = re.compile(r"[0-9]{10}\.json")
+_SIGNATURE: Final = re.compile(r"[0-9a-f]{64}-[0-9a-f]{64}\.json")
 
 
 class Layout:
@@ -47,7 +50,9 @@ class Layout:
         self.format_file = root / "FORMAT"
         self.lock_file = root / "LOCK"
         self.blobs = root / "blobs" / "sha256"
+        self.signatures = root / "signatures"
         self.domains = root / "domains"
+        self.audit = root / "audit"
         self.quarantine = root / "quarantine"
         self.examples = root / EXAMPLES
 
@@ -62,6 +67,11 @@ class Layout:
         hex_digits = digest.removeprefix("sha256:")
         return self.blobs / hex_digits[:2] / hex_digits
 
+    def signature(self, bundle_digest: str, digest: str) -> Path:
+        """Return the path of a signature, by the digest of the bundle and its own."""
+        hex_digits = self.blob(bundle_digest).name
+        return self.signatures / hex_digits[:2] / f"{hex_digits}-{digest.removeprefix('sha256:')}.json"
+
     def log(self, domain: str) -> Path:
         """Return the log directory of a domain.
 
@@ -75,7 +85,8 @@ class Layout:
     def temporary_files(self) -> Iterator[Path]:
         """Yield all temporary files, including those left by killed writers."""
         logs = (path / "log" for path in _paths(self.domains, "directory"))
-        for directory in (self.root, *_paths(self.blobs, "directory"), *logs):
+        folders = (*_paths(self.blobs, "directory"), *_paths(self.signatures, "directory"))
+        for directory in (self.root, self.audit, *folders, *logs):
             yield from (path for path in _paths(directory, "file") if path.name.startswith(TEMPORARY_PREFIX))
 
     def blob_files(self) -> Iterator[tuple[str, Path]]:
@@ -84,6 +95,13 @@ class Layout:
             for path in _paths(directory, "file"):
                 if expected_type("blobs", "sha256", directory.name, path.name):
                     yield f"sha256:{path.name}", path
+
+    def signature_files(self) -> Iterator[tuple[str, Path]]:
+        """Yield (digest of the bundle, path) of every signature on disk."""
+        for directory in _paths(self.signatures, "directory"):
+            for path in _paths(directory, "file"):
+                if expected_type("signatures", directory.name, path.name):
+                    yield f"sha256:{path.name[:64]}", path
 
 
 def record_name(seq: int) -> str:
@@ -101,12 +119,18 @@ def expected_type(*parts: str) -> EntryType | None:
     match parts:
         case ("FORMAT" | "LOCK" | ".gitignore" | "examples.sqlite3" | "examples.sqlite3-wal" | "examples.sqlite3-shm",):
             return "file"
-        case ("blobs" | "domains" | "quarantine" | "lost+found",) | ("blobs", "sha256"):
+        case ("blobs" | "signatures" | "domains" | "audit" | "quarantine" | "lost+found",) | ("blobs", "sha256"):
             return "directory"
         case ("blobs", "sha256", folder):
             return "directory" if _FAN_OUT.fullmatch(folder) else None
         case ("blobs", "sha256", folder, name):
             return "file" if is_digest(f"sha256:{name}") and name[:2] == folder else None
+        case ("signatures", folder):
+            return "directory" if _FAN_OUT.fullmatch(folder) else None
+        case ("signatures", folder, name):
+            return "file" if _SIGNATURE.fullmatch(name) and name[:2] == folder else None
+        case ("audit", name):
+            return "file" if is_record_name(name) else None
         case ("domains", domain) | ("domains", domain, "log"):
             return "directory" if is_domain(domain) else None
         case ("domains", _, "log", name):

@@ -10,8 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from prompt_store.audit import Audit
 from prompt_store.disk import Disk, Identity, identity, list_directory, open_directory
-from prompt_store.durable import create_directory, error_name, is_transient, sync_directory
+from prompt_store.durable import (
+    create_directory,
+    error_name,
+    is_device_failure,
+    is_transient,
+    sync_directory,
+)
 from prompt_store.errors import DomainNotFoundError, StoreCorruptError, StoreReadOnlyError
 from prompt_store.layout import Layout, record_name
 from prompt_store.manifest import is_domain
@@ -28,10 +35,11 @@ from prompt_store.records import Action, PublishedVersion, Record, State, clean_
 
 @dataclass(frozen=True)
 class Change:
-    """A change to commit: the action and the version it applies to."""
+    """A change to commit: the action, the version it applies to, and the origin of a published one."""
 
     action: Action
     target: PublishedVersion
+    origin: str = ""
 
 
 Decide = Callable[[State], Change | None]
@@ -48,10 +56,13 @@ class Logs:
     def __init__(self, layout: Layout, disk: Disk) -> None:
         self._layout = layout
         self._disk = disk
+        self._audit = Audit(layout, disk)
         self._lock = threading.Lock()
         self._states: dict[str, tuple[Identity, State]] = {}
         self._uncertain: set[str] = set()
         """Domains whose last change may be lost: a later sync that succeeds would not prove that it is durable."""
+        self.has_failed_disk = False
+        """The disk failed after a commit, while its entry in the audit log was written."""
 
     def names(self) -> list[str]:
         """Return all domains, sorted.
@@ -187,6 +198,8 @@ class Logs:
         following = commit_record(self._disk, log_dir, state, _record(state, change, actor))
         if following is not None:
             self._cache_state(domain, found, following)
+            problem = self._audit.committed(domain, following)
+            self.has_failed_disk |= problem is not None and is_device_failure(problem.__cause__)
         return following
 
     def _cache_state(self, domain: str, found: Identity, state: State) -> None:
@@ -207,4 +220,5 @@ def _record(state: State, change: Change, actor: str) -> Record:
         from_version=state.live,
         at=utc_now(),
         actor=clean_actor(actor),
+        origin=change.origin,
     )

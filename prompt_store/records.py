@@ -5,6 +5,7 @@ Creating record n+1 *is* the commit. There is no separate state file: the state 
 Records of format 1.0 have no checksum. They are read as before: the chain protects each of them except the last.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal
 
@@ -25,6 +26,7 @@ class Record(BaseModel):
     Attributes:
         version: the version acted on.
         from_version: the version that was live before.
+        origin: how a published bundle was made, if not uploaded: `fit` or `create`, by the service.
         checksum: digest of the record's bytes with an empty checksum; None in format 1.0.
     """
 
@@ -39,6 +41,7 @@ class Record(BaseModel):
     from_version: int | None = None
     at: str
     actor: Annotated[str, Field(max_length=MAX_ACTOR_CHARS)] = ""
+    origin: Annotated[str, Field(max_length=32)] = ""
     checksum: Annotated[str, Field(pattern=rf"^{DIGEST_PATTERN}$")] | None = None
 
 
@@ -135,10 +138,20 @@ def clean_actor(actor: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in actor[:MAX_ACTOR_CHARS])
 
 
+def with_checksum(fields: Mapping[str, object]) -> bytes:
+    """Encode as canonical JSON with a `checksum`: the digest of the bytes with an empty one."""
+    data = dump_canonical({**fields, "checksum": ""})
+    return data.replace(b'"checksum":""', f'"checksum":"{digest_bytes(data)}"'.encode(), 1)
+
+
+def checksum_matches(data: bytes, checksum: str) -> bool:
+    """Whether this is the checksum of the bytes that contain it."""
+    return digest_bytes(data.replace(checksum.encode(), b"", 1)) == checksum
+
+
 def encode_record(record: Record) -> bytes:
     """Encode as canonical JSON with the record's checksum."""
-    data = dump_canonical({**record.model_dump(mode="python"), "checksum": ""})
-    return data.replace(b'"checksum":""', f'"checksum":"{digest_bytes(data)}"'.encode(), 1)
+    return with_checksum(record.model_dump(mode="python"))
 
 
 def decode_record(data: bytes) -> Record:
@@ -154,6 +167,6 @@ def decode_record(data: bytes) -> Record:
     if record.checksum is None:
         if record.model_extra:  # format 1.0 had no other fields: the name of `checksum` is damaged
             raise ValueError("it has unknown fields and no checksum")
-    elif digest_bytes(data.replace(record.checksum.encode(), b"", 1)) != record.checksum:
+    elif not checksum_matches(data, record.checksum):
         raise ValueError("its checksum does not match")
     return record

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from prompt_store.audit import Audit
 from prompt_store.check import Finding, StoreCheck, check_format, check_layout
 from prompt_store.disk import Disk
 from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file, locked, to_store_error
@@ -71,7 +72,11 @@ def _repair(layout: Layout, disk: Disk, finding: Finding, kept: Iterable[str]) -
     try:
         for path in kept:
             _keep(disk, layout.root / path, _place(layout, disk, folder, path))
-        if finding.restored is None:
+        if finding.audited is not None:
+            kind, head = finding.audited
+            Audit(layout, disk).append(kind, head=head)
+            action = f"Appended an entry to the audit log: record {head.seq} is the last one."
+        elif finding.restored is None:
             for path in finding.moves:
                 _move(disk, layout.root / path, _place(layout, disk, folder, path))
             action = f"Moved to {folder}: {len(finding.moves)}."

@@ -4,13 +4,16 @@ Thread-safe, and safe for several processes on one machine.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from prompt_store import changes
+from prompt_store.audit import KeyChange
+from prompt_store.audit_check import AuditReport, audit_report, complete
+from prompt_store.audit_keys import append_key_changes, key_changes
 from prompt_store.blobs import read_blob
 from prompt_store.bundle import Bundle, read_bundle
 from prompt_store.collect import GRACE_S, KEEP_VERSIONS, TEMPORARY_GRACE_S, GcReport, collect
@@ -21,52 +24,13 @@ from prompt_store.layout import Layout, open_layout
 from prompt_store.logs import Decide, Logs
 from prompt_store.manifest import check_domain
 from prompt_store.records import State
+from prompt_store.signature_files import put_signature, read_signatures
+from prompt_store.signatures import parse_signature
 from prompt_store.sqlite_files import reclaim_space
+from prompt_store.versions import Added, HistoryEntry, LiveInfo, VersionInfo
 
 MAX_HISTORY: Final = 1000
 _FATAL_CODES: Final = frozenset({"storage_error", "commit_unknown"})
-
-
-@dataclass(frozen=True)
-class Added:
-    """Result of `add`; `created` is False if the newest version already has this content."""
-
-    version: int
-    digest: str
-    created: bool
-
-
-@dataclass(frozen=True)
-class VersionInfo:
-    """One version; `created_at` is ISO 8601 in UTC."""
-
-    version: int
-    digest: str
-    size_bytes: int
-    created_at: str
-    is_live: bool
-
-
-@dataclass(frozen=True)
-class LiveInfo:
-    """A domain's live version; `seq` is the number of the domain's last commit, `since` is ISO 8601 in UTC."""
-
-    version: int
-    digest: str
-    seq: int
-    since: str
-
-
-@dataclass(frozen=True)
-class HistoryEntry:
-    """One commit; `action` is `publish`, `activate`, `rollback` or `retire`."""
-
-    at: str
-    actor: str
-    action: str
-    from_version: int | None
-    to_version: int | None
-    seq: int
 
 
 def _live_info(state: State) -> LiveInfo | None:
@@ -108,7 +72,8 @@ class Store:
     def is_writable(self) -> bool:
         """Whether the store accepts writes; False on read-only media and after a disk error."""
         places = [path for path in (self.root, self._layout.domains, self._layout.blobs) if path.exists()]
-        return not self._has_failed and all(os.access(path, os.W_OK) for path in places)
+        has_failed = self._has_failed or self._logs.has_failed_disk
+        return not has_failed and all(os.access(path, os.W_OK) for path in places)
 
     def domains(self) -> list[str]:
         """Return the names of all domains, sorted."""
@@ -178,19 +143,32 @@ class Store:
             entries.append(HistoryEntry(record.at, record.actor, record.action, from_version, to_version, record.seq))
         return entries
 
-    def add(self, domain: str, data: bytes, *, bundle: Bundle | None = None, actor: str = "") -> Added:
+    def add(
+        self,
+        domain: str,
+        data: bytes,
+        *,
+        bundle: Bundle | None = None,
+        signature: bytes | None = None,
+        origin: str = "",
+        actor: str = "",
+    ) -> Added:
         """Publish a bundle as the domain's next version, without activating it.
 
         Args:
             domain: must equal the domain in the bundle's manifest.
             data: the bundle file; fully validated before anything is written.
             bundle: `read_bundle(data)`, if the caller has it already.
+            signature: a signature of this bundle, stored beside it; not verified, because there is no key here.
+            origin: `fit` or `create`, for the audit log; empty for an upload.
             actor: name for the history.
 
         Returns:
-            the version. Idempotent: adding the newest version's content again returns that version.
+            the version. Idempotent: adding the newest version's content again returns that version, and adds the
+            signature to it.
 
         Raises:
+            SignatureError: not a signature of this bundle; nothing was written.
             BundleInvalidError: not a valid bundle, or a bundle for another domain; nothing was written.
             VersionExistsError: an older version has this content; activate that version.
             StorageFullError: not enough space.
@@ -205,10 +183,76 @@ class Store:
                 f"The bundle is for domain {bundle.manifest.domain}, not {domain}.",
                 field="domain",
             )
-        decide = changes.publish(self._layout, self._disk, data, bundle.digest)
+        if signature is not None:
+            parse_signature(signature, bundle.digest)
+        decide = changes.publish(self._layout, self._disk, data, bundle.digest, signature=signature, origin=origin)
         with self._write_lock():
             state, is_created = self._logs.commit(domain, decide, actor=actor)
         return Added(state.available()[-1].version, bundle.digest, is_created)
+
+    def add_signature(self, domain: str, version: int, signature: bytes) -> None:
+        """Store a signature of a version beside it; idempotent. It is not verified: there is no key here.
+
+        Raises:
+            DomainNotFoundError: no such domain.
+            VersionNotFoundError: no such version, or it is retired.
+            SignatureError: not a signature of this version's bundle.
+            ConflictError: `too_many_signatures`.
+            StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
+        """
+        digest = changes.find_version(self._logs.require(domain), version).digest
+        with self._write_lock():
+            put_signature(self._layout, self._disk, signature, digest)
+
+    def signatures(self, digest: str) -> list[bytes]:
+        """Return the stored signatures of a bundle, not verified.
+
+        Raises:
+            SignatureError: they are damaged.
+            StoreReadOnlyError: `storage_busy`.
+        """
+        return read_signatures(self._layout, digest)
+
+    def audit(self) -> AuditReport:
+        """Return all changes of all domains and of the service's keys, and what is wrong with their log.
+
+        Raises:
+            StoreCorruptError: the directory of all domains cannot be read.
+            StoreReadOnlyError: `storage_busy`.
+        """
+        return audit_report(self._layout)
+
+    def complete_audit(self) -> tuple[int, str]:
+        """Append the missing entries of the audit log, such as after a kill between a change and its entry.
+
+        Returns:
+            the number of entries, and the damage of the log that was found; empty without damage.
+
+        Raises:
+            StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
+        """
+        report = self.audit()
+        if report.problem or all(gap.is_lost for gap in report.gaps):
+            return 0, " ".join(report.problems())
+        with self._write_lock():
+            return complete(self._layout, self._disk)
+
+    def audit_keys(self, keys: Mapping[str, tuple[str, str]]) -> list[KeyChange]:
+        """Append the changes of the service's API keys since the last call to the audit log, whoever made it.
+
+        Args:
+            keys: id -> (digest of the key's fields, scopes); all keys in force.
+
+        Returns:
+            the changes.
+
+        Raises:
+            StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
+        """
+        if not key_changes(self._layout, keys):
+            return []
+        with self._write_lock():
+            return append_key_changes(self._layout, self._disk, keys)
 
     def activate(self, domain: str, version: int, *, expected_live: int | None = None, actor: str = "") -> LiveInfo:
         """Make a version live; idempotent.
@@ -317,6 +361,7 @@ class Store:
 
         Errors of one operation or one path, such as a file in the place of a directory, concern nothing else.
         """
+        self._has_failed |= self._logs.has_failed_disk
         if self._has_failed:
             raise StoreReadOnlyError("The disk reported an error earlier. Check the disk and restart.")
         try:

@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from prompt_store.audit_check import AuditRow
 from prompt_store.bundle import Bundle
 from prompt_store.check import Finding, StoreCheck
 from prompt_store.contents import head_kind
@@ -129,6 +130,13 @@ def bundle_differences(first: Bundle, second: Bundle) -> dict[str, Any]:
 def store_rows(store: Store, domain: str) -> list[dict[str, Any]]:
     """One row per version of a domain."""
     return [{"domain": domain, **asdict(info)} for info in store.versions(domain)]
+
+
+def audit_table(rows: Iterable[AuditRow]) -> Table:
+    """The changes of the audit log."""
+    columns = ("entry", "at", "actor", "action", "domain", "version", "key")
+    cells = [(row.entry, row.at, row.actor, row.action, row.domain, row.version, row.key) for row in rows]
+    return table("Audit log", columns, cells)
 
 
 def check_facts(check: StoreCheck, repairs: Sequence[Repair]) -> dict[str, Any]:

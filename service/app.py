@@ -11,8 +11,10 @@ from fastapi import FastAPI
 from prometheus_client import ProcessCollector
 
 from prompt_store.store import Store
+from service.access.audit import AuditFollower
 from service.access.key_file import Key
 from service.access.keys import KeyRing
+from service.access.signing import load_policy
 from service.domains.backend import LabelSet, LocalBackend
 from service.domains.cache import LoadingCache
 from service.domains.creator import DomainCreator
@@ -118,7 +120,13 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
     )
     metrics.queue_rows.set_function(lambda: batcher.n_queued)
     table = LiveTable(metrics)
-    loader = VersionLoader(store, engine, max_recent=settings.max_old_stacks, max_waiting=settings.max_waiting_stacks)
+    loader = VersionLoader(
+        store,
+        engine,
+        max_recent=settings.max_old_stacks,
+        max_waiting=settings.max_waiting_stacks,
+        policy=load_policy(settings),
+    )
     publisher = Publisher(table, loader, engine, metrics)
     label_sets: LoadingCache[LabelSet, PromptStack] = LoadingCache(
         settings.max_label_sets, max_waiting=settings.max_waiting_stacks
@@ -141,4 +149,5 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         creator=DomainCreator(table, loader, publisher, engine),
         fitter=Fitter(examples, backend, publisher, decoder, metrics, max_waiting=settings.max_waiting_stacks),
         watcher=StoreWatcher(table, loader, publisher, metrics),
+        audit=AuditFollower(store, keys),
     )

@@ -68,6 +68,10 @@ def serve(
     ] = None,
     preprocess: Annotated[str | None, typer.Option(help="exact, fast or gpu, see docs/images.md  [exact]")] = None,
     keys_file: Annotated[Path | None, typer.Option(help="API keys; `caspl keys new` creates them")] = None,
+    require_signature: Annotated[
+        list[Path] | None,
+        typer.Option(help="serve only bundles signed by this Ed25519 public key (PEM file), may be repeated"),
+    ] = None,
     root_path: Annotated[
         str | None, typer.Option(help="path prefix under which a reverse proxy serves the API, such as /caspl")
     ] = None,
@@ -85,6 +89,7 @@ def serve(
 ) -> None:
     """Serve every live domain of a store over HTTP. Further settings: CASPL_* variables, see docs/configuration.md."""
     options = {name: value for name, value in locals().items() if name not in {"demo", "demo_assets"}}
+    options["require_signature"] = require_signature or None
     options["random_weights"] = RANDOM_SEED if random_weights else None
     options["quick_gelu"] = quick_gelu or None
     options["interpolate_positions"] = interpolate_positions or None

@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port")
     store: Path = Field(Path("store"), description="directory of the bundle store; created if missing")
     keys_file: Path | None = Field(None, description="JSON file with API keys, created by `caspl keys new`")
+    require_signature: CommaSeparated[Path] = Field((), description="public keys (PEM files) of the bundles to serve")
     key_requests_per_s: float | None = Field(
         None, gt=0, description="default rate limit of a key in requests per second; beyond it 429"
     )
@@ -93,7 +94,6 @@ class Settings(BaseSettings):
         (), description="comma-separated origins whose web pages may call the API, such as https://app.example, or *"
     )
     api_docs: bool = Field(True, description="serve the API documentation: /docs and /openapi.json")
-
     web_workers: int = Field(
         0,
         ge=0,

@@ -81,6 +81,11 @@ class KeyRing:
             needed = "this domain" if scope == "any" else f"the scope {scope}, or not for this domain"
             raise DeniedError(f"API key {key_id} is not valid for {needed}. Use another key.")
 
+    def in_force(self) -> tuple[Key, ...]:
+        """All keys, whatever their validity; none if authentication is disabled."""
+        self._refresh()
+        return tuple(self._keys.values())
+
     def _refresh(self) -> None:
         """Read the key file again if it has changed."""
         now_s = time.monotonic()

@@ -21,7 +21,7 @@ from service.errors import DomainExistsError, RequestInvalidError
 
 if TYPE_CHECKING:
     from prompt_store.bundle import Bundle
-    from prompt_store.store import Added
+    from prompt_store.versions import Added
     from prompted_clip.stack import PromptStack
     from service.domains.live_table import LiveTable, LoadedVersion
     from service.domains.loader import VersionLoader
@@ -74,9 +74,11 @@ class DomainCreator:
             DomainExistsError: the domain exists.
             DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: `boosted_by` has no live version.
             TextTooLongError: a class name and its template do not fit the text tower.
+            SignatureError: this service serves signed bundles only.
             OSError and errors of `Publisher.publish`: nothing was created.
         """
         check_domain(domain)
+        self._publisher.require_unsigned_allowed()
         try:
             names = normalize_labels(classes)
         except BundleInvalidError as error:
@@ -107,7 +109,7 @@ class DomainCreator:
                 logit_scale=scale,
                 boosted=bundle,
             )
-            added = await self._publisher.publish(domain, data, activate=True, actor=actor)
+            added = await self._publisher.publish(domain, data, activate=True, actor=actor, origin="create")
         facts = {"n_classes": len(names), "boosted_by": boosted_by, "actor": actor}
         logger.info("domain.created", extra={"domain": domain, **facts})
         return NewDomain(added, names, texts, source)

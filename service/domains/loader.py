@@ -12,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from prompt_store.bundle import Bundle, read_bundle
+from prompt_store.digest import digest_bytes
 from prompt_store.errors import StoreCorruptError
 from prompt_store.manifest import is_domain
 from service.domains.cache import LoadingCache
@@ -19,6 +20,7 @@ from service.domains.live_table import LoadedVersion, unknown_domain
 from service.errors import BackboneMismatchError
 
 if TYPE_CHECKING:
+    from prompt_store.signing_keys import SignaturePolicy
     from prompt_store.store import Store
     from prompted_clip.stack import PromptStack
     from service.engine.engine import Engine
@@ -28,11 +30,14 @@ class VersionLoader:
     """Loads versions of one store for one engine.
 
     `recent` caches `max_recent` loaded versions that are not live, by domain and number; at most `max_waiting` may wait
-    to be loaded into it.
+    to be loaded into it. Only versions that `policy` accepts are loaded; None accepts all.
     """
 
-    def __init__(self, store: Store, engine: Engine, *, max_recent: int, max_waiting: int) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, *, max_recent: int, max_waiting: int, policy: SignaturePolicy | None = None
+    ) -> None:
         self.store = store
+        self.policy = policy
         self.recent: LoadingCache[tuple[str, int], LoadedVersion] = LoadingCache(max_recent, max_waiting=max_waiting)
         self._engine = engine
         self._tested: weakref.WeakSet[PromptStack] = weakref.WeakSet()
@@ -59,10 +64,11 @@ class VersionLoader:
         Raises:
             DomainNotFoundError, VersionNotFoundError: it is not in the store.
             StoreCorruptError: `version_corrupt`, it is damaged or another domain's.
+            SignatureError: the policy does not accept its signatures.
         """
         loaded = self.recent.find((domain, version))
         if loaded is None:
-            bundle = await asyncio.to_thread(lambda: read_bundle(self.store.read(domain, version)))
+            bundle = await asyncio.to_thread(self._read, domain, version)
             if bundle.manifest.domain != domain:  # a directory of the store was renamed or copied
                 raise StoreCorruptError(
                     f"Version {version} of {domain} is a bundle for {bundle.manifest.domain}. Rename the directory.",
@@ -82,6 +88,14 @@ class VersionLoader:
         if not is_domain(domain):
             raise unknown_domain(domain)
         return await self.recent.get((domain, version), lambda: self.load(domain, version))
+
+    def _read(self, domain: str, version: int) -> Bundle:
+        """Read a version, and check its signature before it is parsed."""
+        data = self.store.read(domain, version)
+        if self.policy:
+            digest = digest_bytes(data)
+            self.policy.check(digest, self.store.signatures(digest))
+        return read_bundle(data)
 
     async def smoke_test(self, stack: PromptStack) -> None:
         """Run one image through a stack that has not passed this test yet; raises what `Engine.smoke_test` raises."""

@@ -16,12 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from prompt_store.bundle import read_bundle
-from prompt_store.errors import BundleInvalidError, ConflictError, VersionNotFoundError
+from prompt_store.digest import digest_bytes
+from prompt_store.errors import BundleInvalidError, ConflictError, SignatureError, VersionNotFoundError
+from prompt_store.signatures import parse_signature
 from service.domains.live_table import DomainState, LiveTable, LoadedVersion
 from service.errors import PreconditionFailedError
 
 if TYPE_CHECKING:
-    from prompt_store.store import Added
+    from prompt_store.versions import Added
     from service.domains.loader import VersionLoader
     from service.engine.engine import Engine
     from service.observability.metrics import Metrics
@@ -40,16 +42,48 @@ class Publisher:
         self._engine = engine
         self._metrics = metrics
 
-    async def publish(self, domain: str, data: bytes, *, activate: bool, actor: str) -> Added:
-        """Validate a bundle, run a smoke test, store it and optionally make it live.
+    def require_unsigned_allowed(self) -> None:
+        """Check that this service may make bundles itself: it has no private key.
 
         Raises:
+            SignatureError: `signature_required`.
+        """
+        if self._loader.policy:
+            raise SignatureError(
+                "This service serves signed bundles only, and has no key to sign its own. Make the bundle elsewhere, "
+                "sign it with `caspl bundle sign` and upload it.",
+                code="signature_required",
+            )
+
+    async def publish(
+        self,
+        domain: str,
+        data: bytes,
+        *,
+        activate: bool,
+        actor: str,
+        signature: bytes | None = None,
+        origin: str = "",
+    ) -> Added:
+        """Validate a bundle and its signature, run a smoke test, store both and optionally make it live.
+
+        Args:
+            domain: the domain.
+            data: the bundle.
+            activate: make it live.
+            actor: key id, for the history.
+            signature: the signature file, if there is one.
+            origin: see `Store.add`.
+
+        Raises:
+            SignatureError: no signature although the policy requires one, or an invalid one; nothing was stored.
             BundleInvalidError: invalid bundle; nothing was stored.
             BackboneMismatchError, StackMismatchError, TextTooLongError: made for another backbone; nothing was stored.
             InferenceFailedError, DeviceMemoryError, DeviceLostError: the smoke test failed; nothing was stored.
             VersionExistsError: an older version has the same content.
             StoreReadOnlyError, StorageFullError: the store cannot be written.
         """
+        await asyncio.to_thread(self._check_signature, data, signature)
         bundle = await asyncio.to_thread(read_bundle, data)
         if bundle.manifest.domain != domain:
             message = f"The bundle is for domain {bundle.manifest.domain}, but was uploaded to another domain."
@@ -58,7 +92,8 @@ class Publisher:
         with self._counting_failures(domain) if activate else nullcontext():
             stack = await self._loader.load_bundle(bundle)
             async with self.locks[domain]:
-                added = await asyncio.to_thread(self._store.add, domain, data, bundle=bundle, actor=actor)
+                add = partial(self._store.add, domain, data, bundle=bundle, signature=signature, origin=origin)
+                added = await asyncio.to_thread(add, actor=actor)
                 if domain not in self._table.states:
                     self._table.swap(domain, DomainState(None))
                 loaded = LoadedVersion(domain, added.version, added.digest, stack)
@@ -69,12 +104,23 @@ class Publisher:
                     self._loader.recent.put((domain, added.version), loaded)
         return added
 
+    def _check_signature(self, data: bytes, signature: bytes | None) -> None:
+        """Check the signature of an upload before anything of it is parsed."""
+        policy = self._loader.policy
+        if policy or signature is not None:
+            digest = digest_bytes(data)
+            if signature is not None:
+                parse_signature(signature, digest)
+            if policy:
+                policy.check(digest, [] if signature is None else [signature])
+
     async def activate(self, domain: str, version: int, *, expected: str | None, actor: str) -> LoadedVersion:
         """Make a stored version live, if `expected` is None or the digest that is live now.
 
         Raises:
             DomainNotFoundError, VersionNotFoundError: it is not in the store.
             PreconditionFailedError: another digest is live.
+            SignatureError: the policy does not accept its signatures.
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
             DeviceMemoryError, DeviceLostError: the device cannot run the smoke test now.
         """
@@ -109,6 +155,7 @@ class Publisher:
         Raises:
             DomainNotFoundError: no such domain.
             ConflictError: no previously live version.
+            SignatureError: the policy does not accept its signatures.
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
             DeviceMemoryError, DeviceLostError: the device cannot run the smoke test now.
         """

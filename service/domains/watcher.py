@@ -17,7 +17,7 @@ from service.domains.live_table import DomainState
 from service.errors import DeviceLostError, DeviceMemoryError, ServiceError
 
 if TYPE_CHECKING:
-    from prompt_store.store import LiveInfo
+    from prompt_store.versions import LiveInfo
     from service.domains.live_table import LiveTable
     from service.domains.loader import VersionLoader
     from service.domains.publisher import Publisher

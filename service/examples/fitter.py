@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prompt_store.bundle import Bundle, read_bundle
 from prompt_store.class_names import comparison_key
 from prompt_store.errors import VersionExistsError
-from prompt_store.store import Added
+from prompt_store.versions import Added
 from prompted_clip.errors import StackMismatchError
 from prompted_clip.fit_report import AUTO
 from prompted_clip.fitted_bundle import FitClasses, check_replaceable, check_restrictable, write_fit
@@ -136,12 +136,13 @@ class Fitter:
         Raises:
             ServiceError, PromptStoreError, PromptedClipError: as `report` and `Publisher.publish`; nothing was changed.
         """
+        self._publisher.require_unsigned_allowed()
         fit = await self.report(domain, options)
         write = partial(write_fit, method=options.method, data_digests=fit.digests)
         data = await asyncio.to_thread(write, fit.base, fit.classes, fit.term, fit.report)
         bundle = await asyncio.to_thread(read_bundle, data)
         try:
-            added = await self._publisher.publish(domain, data, activate=activate, actor=actor)
+            added = await self._publisher.publish(domain, data, activate=activate, actor=actor, origin="fit")
         except VersionExistsError as error:  # a concurrent fit of the same content, and another one after it
             added = Added(error.version, bundle.digest, created=False)
             if activate:

@@ -25,6 +25,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from prompt_store.store import Store
+    from service.access.audit import AuditFollower
     from service.domains.backend import LocalBackend
     from service.domains.creator import DomainCreator
     from service.domains.live_table import LiveTable
@@ -89,6 +90,7 @@ class ServiceContext(HttpContext):
     creator: DomainCreator
     fitter: Fitter
     watcher: StoreWatcher
+    audit: AuditFollower
     is_drained: bool = False
     gather_metrics: Callable[[], Awaitable[bytes]] | None = None
     """Merges the metrics of web processes into the text."""
@@ -105,6 +107,7 @@ class ServiceContext(HttpContext):
         if self.uncertain:
             logger.warning("examples.kept_from_requests", extra={"per_domain": self.settings.keep_uncertain})
         self._in_background("smoke_tests", self._test_domains)
+        self._in_background("audit", self.audit.run)
         if self.settings.store_poll_s:
             self._in_background("store", self._follow_store)
 

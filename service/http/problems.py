@@ -101,6 +101,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     store.StoreCorruptError: Row(
         503, "Store damaged", detail="Stored data of this domain is damaged. The operator can run `caspl store check`."
     ),
+    store.SignatureError: Row(403, "Signature not accepted"),
     model.PromptedClipError: Row(500, "Model error", detail=INTERNAL_DETAIL),
     model.WeightsError: Row(500, "Backbone cannot be loaded", detail=INTERNAL_DETAIL),
     model.StackMismatchError: Row(422, "Bundle does not fit the backbone"),
@@ -129,6 +130,8 @@ TITLES: Final[Mapping[str, str]] = {
     "write_failed": "Write failed",
     "commit_unknown": "Commit not confirmed",
     "version_corrupt": "Version damaged",
+    "signature_required": "Signature required",
+    "too_many_signatures": "Too many signatures",
     "database_busy": "Example database in use",
     "database_corrupt": "Example database damaged",
 }

@@ -44,6 +44,7 @@ def test_a_version_is_added_activated_and_rolled_back(run, files):
         "digest": digest_bytes(BUNDLES[0]),
         "domain": "flowers",
         "is_activated": True,
+        "is_signed": False,
         "version": 1,
     }
     assert "flowers version 2 added" in run("add", files[1], "--domain", "flowers").stdout
@@ -160,7 +161,9 @@ def test_the_cli_options_are_frozen():
     frozen = {
         "store": {
             "ls": {"--store", "--json"},
-            "add": {"--domain", "--activate", "--store", "--json"},
+            "add": {"--domain", "--activate", "--signature", "--store", "--json"},
+            "add-signature": {"--store", "--json"},
+            "audit": {"--verify", "--expect", "--limit", "--store", "--json"},
             "activate": {"--expect", "--store", "--json"},
             "rollback": {"--store", "--json"},
             "history": {"--limit", "--before", "--store", "--json"},
@@ -168,7 +171,14 @@ def test_the_cli_options_are_frozen():
             "rm": {"--store", "--json"},
             "check": {"--repair", "--store", "--json"},
         },
-        "bundle": {"inspect": {"--json"}, "verify": {"--digest", "--json"}, "diff": {"--json"}},
+        "bundle": {
+            "inspect": {"--json"},
+            "verify": {"--digest", "--json"},
+            "diff": {"--json"},
+            "sign": {"--key", "--output", "--json"},
+            "verify-signature": {"--public-key", "--signature", "--json"},
+            "bom": {"--output"},
+        },
     }
     for name, app in (("store", store_app), ("bundle", bundle_app)):
         found = {command: options(parsed) for command, parsed in get_command(app).commands.items()}

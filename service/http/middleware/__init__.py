@@ -23,6 +23,7 @@ EXPOSED_HEADERS: Final = (
 """Response headers that web pages of `cors_origins` may read."""
 ALLOWED_HEADERS: Final = (
     "Authorization",
+    "Caspl-Signature",
     "Content-Type",
     "If-Match",
     "Inference-Header-Content-Length",

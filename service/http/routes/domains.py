@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from prompt_store.bundle import read_bundle
-from prompt_store.errors import VersionNotFoundError
-from prompt_store.store import VersionInfo
+from prompt_store.errors import SignatureError, VersionNotFoundError
+from prompt_store.versions import VersionInfo
 from service.domains.live_table import DomainState, LoadedVersion
 from service.errors import MediaTypeError, RequestInvalidError
 from service.http.body import media_type_of, read_body
@@ -98,6 +99,9 @@ async def publish(
     domain: str,
     context: Context,
     activate: Annotated[bool, Query(description="also make it live; requires the scope `activate`")] = False,
+    caspl_signature: Annotated[
+        str | None, Header(description="signature file of `caspl bundle sign`, in base64; stored with the version")
+    ] = None,
 ) -> PublishedOut:
     """Upload a bundle, validated and warmed up before it is stored; 200 if the newest version has this content."""
     if media_type_of(request) not in UPLOAD_TYPES:
@@ -105,8 +109,11 @@ async def publish(
     if activate:
         context.keys.require(actor_of(request), "activate", domain)
     refuse_when_draining(context)
+    signature = None if caspl_signature is None else _signature(caspl_signature)
     body = await read_body(request)
-    added = await context.publisher.publish(domain, body, activate=activate, actor=actor_of(request))
+    added = await context.publisher.publish(
+        domain, body, activate=activate, actor=actor_of(request), signature=signature
+    )
     response.status_code = 201 if added.created else 200
     return PublishedOut(**published(response, context, domain, added))
 
@@ -210,6 +217,18 @@ async def _info(context: ServiceContext, domain: str, version: int) -> VersionIn
 def _live(live: LoadedVersion, response: Response) -> LiveOut:
     response.headers["ETag"] = etag(live.digest)
     return LiveOut(domain=live.domain, version=live.version, digest=live.digest)
+
+
+def _signature(text: str) -> bytes:
+    """Decode the header.
+
+    Raises:
+        SignatureError: not base64.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise SignatureError("The header Caspl-Signature is not base64 of a signature file.") from error
 
 
 def _expected(if_match: str | None) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Response
 
-from prompt_store.store import Added
+from prompt_store.versions import Added
 from service.errors import DrainingError
 from service.http.context import ServiceContext
 

@@ -1,0 +1,45 @@
+"""The results of the store's operations."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Added:
+    """Result of `add`; `created` is False if the newest version already has this content."""
+
+    version: int
+    digest: str
+    created: bool
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """One version; `created_at` is ISO 8601 in UTC."""
+
+    version: int
+    digest: str
+    size_bytes: int
+    created_at: str
+    is_live: bool
+
+
+@dataclass(frozen=True)
+class LiveInfo:
+    """A domain's live version; `seq` is the number of the domain's last commit, `since` is ISO 8601 in UTC."""
+
+    version: int
+    digest: str
+    seq: int
+    since: str
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One commit; `action` is `publish`, `activate`, `rollback` or `retire`."""
+
+    at: str
+    actor: str
+    action: str
+    from_version: int | None
+    to_version: int | None
+    seq: int
