@@ -285,7 +285,7 @@ def test_a_resumed_run_prints_its_step(workplace, monkeypatch):
         assert isinstance(caspl_boost(workplace, "--checkpoint-every", "3").exception, ZeroDivisionError)
     result = caspl_boost(workplace, "--checkpoint-every", "3")
     assert result.exit_code == 0, result.output
-    assert "boosting demo: resuming after step 3 of 4" in result.stderr
+    assert "boosting demo: resuming after step 4 of 4" in result.stderr
 
 
 def test_a_changed_hold_out_does_not_resume(workplace, monkeypatch):
