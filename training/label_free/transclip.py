@@ -33,12 +33,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prompt_store.contents import MAX_ABS_VALUE
 from training.adapting.method import ExportedPrompts, LinearHead, detached
 from training.adapting.reference import TextSettings
+from training.errors import RecipeError
 from training.label_free.method import Learned, Unlabelled, most_confident
 
 MIN_VARIANCE: Final = 1e-5
-"""Keeps S invertible if all images agree in some dimension, and the head's weights within a bundle's limits."""
+"""Keeps S invertible if all images agree in some dimension."""
 _BLOCK_ROWS: Final = 1024
 
 
@@ -129,7 +131,11 @@ def initial_mixture(features_UE: Tensor, text_KE: Tensor, probabilities_UK: Tens
 
 
 def learn_transclip(unlabelled: Unlabelled, recipe: TransCLIPRecipe) -> Learned:
-    """Fit the mixture to all images and fold it, with the text features, into a linear head."""
+    """Fit the mixture to all images and fold it, with the text features, into a linear head.
+
+    Raises:
+        RecipeError: the images vary so little that the head's weights exceed the limits of a bundle.
+    """
     encoded = unlabelled.encoded
     features_UE, text_KE = encoded.features_UE.double(), encoded.text_KE.double()
     log_text_UK = encoded.scores_UK.double().log_softmax(dim=1)
@@ -143,5 +149,11 @@ def learn_transclip(unlabelled: Unlabelled, recipe: TransCLIPRecipe) -> Learned:
         mixture = fit_mixture(features_UE, z_UK, mixture)
     changed_U = z_UK.argmax(dim=1) != log_text_UK.argmax(dim=1)
     head = mixture.head(text_KE, recipe.text_weight * unlabelled.base_model.logit_scale)
+    if max(head.weight_KE.abs().max(), head.bias_K.abs().max()) > MAX_ABS_VALUE:
+        msg = (
+            f"TransCLIP divides by the variance of the image features, which falls to {mixture.s_E.min():.1g}: the "
+            f"{len(features_UE)} images are too few or too similar. Add images, or choose another method."
+        )
+        raise RecipeError(msg)
     metrics = {"share_of_changed_predictions": float(changed_U.double().mean())}
     return Learned(ExportedPrompts(head=head), encoded.template, metrics)

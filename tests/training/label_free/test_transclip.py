@@ -6,7 +6,19 @@ import math
 import pytest
 import torch
 
-from training.label_free.transclip import Affinities, Mixture, assign, fit_mixture, initial_mixture, nearest
+from tests.base_models import tiny_base_model
+from training.errors import RecipeError
+from training.label_free.method import Encoded, Unlabelled
+from training.label_free.transclip import (
+    Affinities,
+    Mixture,
+    TransCLIPRecipe,
+    assign,
+    fit_mixture,
+    initial_mixture,
+    learn_transclip,
+    nearest,
+)
 
 U, K, E = 14, 3, 5
 
@@ -137,3 +149,18 @@ def test_means_start_at_the_most_confident_images_or_at_the_text_features():
     torch.testing.assert_close(start.mu_KE[1], features[-2:].mean(0))
     torch.testing.assert_close(start.mu_KE[2], text[2])
     assert start.s_E.tolist() == [1 / E] * E
+
+
+def test_images_that_hardly_vary_are_an_error_with_advice():
+    base_model = tiny_base_model()
+    generator = torch.Generator().manual_seed(0)
+    text = base_model.zero_shot_text(["cat", "dog"], ["{}."])
+    noise = 1e-3 * torch.randn(6, text.shape[1], generator=generator)
+    features = torch.nn.functional.normalize(
+        torch.nn.functional.normalize(torch.ones(text.shape[1]), dim=0) + noise, dim=1
+    )
+    features[:3, 0] += 0.5
+    scores = torch.tensor([[5.0, 0.0]] * 3 + [[0.0, 5.0]] * 3)
+    unlabelled = Unlabelled(base_model, ["cat", "dog"], Encoded(features, text, scores, "{}."), None, None)
+    with pytest.raises(RecipeError, match=r"the 6 images are too few or too similar\. Add images"):
+        learn_transclip(unlabelled, TransCLIPRecipe())
