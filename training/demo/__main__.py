@@ -29,6 +29,7 @@ from training.demo.picture import write_overview
 from training.demo.plans import STUDENT_PLAN, TEACHER_PLAN
 from training.demo.pretrain import CheckpointMismatchError, PretrainPlan, Progress, pretrain
 from training.demo.samples import write_samples, write_upload
+from training.demo.shared_command import shared_boost
 from training.demo.shifts import SHIFTED
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Images, models and bundles of the demo world.")
@@ -171,6 +172,9 @@ def boost(
     rows = boost_all(SERVICE_DEMO / "bundles", BOOST_RESULTS, work_dir, names, jobs=n_jobs, console=console)
     fill_page(DEMO_PAGE, "demo-table", markdown_table(rows))
     show_table(rows, Console())
+
+
+app.command()(shared_boost)
 
 
 @app.command()

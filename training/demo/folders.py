@@ -11,12 +11,15 @@ from PIL import Image
 
 from training.demo.render import BLOCK, Pictures, draw_series
 from training.demo.shifts import DOMAINS, UNSEEN
+from training.demo.styles import synthesise
 from training.demo.world import CLASS_NAMES, PAIRS
 
 FOLDER_TRAIN_SEED: Final = 500
 FOLDER_TEST_SEED: Final = 600
 LABELLED_SEED: Final = 800
-DRAWN: Final = DOMAINS | UNSEEN
+STYLES: Final = "styles"
+"""Clean images, each in a synthesised style of its own."""
+DRAWN: Final = DOMAINS | UNSEEN | {STYLES: synthesise}
 _JPEG_QUALITY: Final = 95
 
 Suffix = Literal["png", "jpg"]
@@ -106,8 +109,9 @@ def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int
     """
     _begin(domain, out_dir, n_classes)
     for split, n_images, seed in (("train", n_train, FOLDER_TRAIN_SEED), ("test", n_test, FOLDER_TEST_SEED)):
-        pictures = draw_series(seed, n_images, pairs=PAIRS[:n_classes], restyle=DRAWN[domain])
-        _save_by_class(pictures, out_dir / split)
+        if n_images:
+            pictures = draw_series(seed, n_images, pairs=PAIRS[:n_classes], restyle=DRAWN[domain])
+            _save_by_class(pictures, out_dir / split)
 
 
 def _begin(domain: str, out_dir: Path, n_classes: int = len(CLASS_NAMES)) -> None:
