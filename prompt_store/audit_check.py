@@ -19,8 +19,8 @@ class AuditRow:
         entry: number of the entry that covers it; None if none does.
         at: ISO 8601 in UTC; of the entry, if the record is missing.
         actor: who made it.
-        action: `publish`, `fit`, `activate`, `rollback`, `retire`, `repair`, `key added`, `key changed`, `key removed`,
-            or `missing` for a record that is no longer there, or was replaced.
+        action: `publish`, `fit`, `create`, `activate`, `rollback`, `retire`, `repair`, `key added`, `key changed` or
+            `key removed`; `missing` for a record that is no longer there, or was replaced.
         domain: empty for keys.
         record: number of the domain's record; None for keys.
         version: the version acted on; None for keys, repairs and missing records.

@@ -48,6 +48,11 @@ def view_of_store(root):
 
 def change_store(root):
     store = Store.open(root / "store")
+    report = store.audit()
+    assert report.problem == ""
+    assert not any(gap.is_lost for gap in report.gaps)
+    store.complete_audit()
+    assert store.audit().problems() == []
     store.gc(keep_versions=20, grace_s=-1, temporary_grace_s=-1)
     assert not [path for path in root.rglob("*") if ".tmp-" in path.name]
     added = store.add("flowers", BUNDLES[3])
