@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prompt_store.audit import Audit
+from prompt_store.audit_check import complete
 from prompt_store.check import Finding, StoreCheck, check_format, check_layout
 from prompt_store.disk import Disk
 from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file, locked, to_store_error
@@ -56,6 +57,8 @@ def check_store(root: Path, *, repair: bool = False, disk: Disk | None = None) -
             kept = found.unreferenced
             repairs += [_repair(layout, disk, one, kept if one.moves_records else ()) for one in findings]
             found = check_layout(layout)
+        if any(one.path == "audit" for one in repairs):
+            complete(layout, disk)  # begins a new log
     return found, repairs
 
 

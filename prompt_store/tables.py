@@ -134,8 +134,8 @@ def store_rows(store: Store, domain: str) -> list[dict[str, Any]]:
 
 def audit_table(rows: Iterable[AuditRow]) -> Table:
     """The changes of the audit log."""
-    columns = ("entry", "at", "actor", "action", "domain", "version", "key")
-    cells = [(row.entry, row.at, row.actor, row.action, row.domain, row.version, row.key) for row in rows]
+    columns = ("entry", "at (UTC)", "actor", "action", "domain", "version", "key")
+    cells = [(row.entry, row.at[:19], row.actor, row.action, row.domain, row.version, row.key) for row in rows]
     return table("Audit log", columns, cells)
 
 

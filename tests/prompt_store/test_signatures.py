@@ -3,8 +3,12 @@
 import base64
 import hashlib
 import json
+import os
+import pty
 import shutil
 import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 from typer.testing import CliRunner
@@ -333,6 +337,25 @@ def test_a_version_is_signed_later_from_the_command_line(run, file, tmp_path):
 
     assert Store.open(tmp_path / "store").signatures(DIGEST) == [SIGNATURE]
     assert "version_not_found" in run(store_app, "add-signature", "flowers", 2, signature, code=1).stderr
+
+
+def test_the_password_of_an_encrypted_key_is_prompted_for_in_a_terminal(file, tmp_path):
+    encrypted, _ = write_keys(tmp_path, 2, password="secret")
+    command = [sys.executable, "-P", "-m", "caspl", "bundle", "sign", str(file), "--key", str(encrypted)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(command[0], command)  # noqa: S606  this interpreter
+    shown = b""
+    while b"Password" not in shown:
+        shown += os.read(terminal, 1000)
+    os.write(terminal, b"secret\n")
+    with suppress(OSError):  # the other end is closed
+        while block := os.read(terminal, 1000):
+            shown += block
+    assert os.waitpid(pid, 0)[1] == 0, shown
+    assert b"secret" not in shown
+    signature = file.with_name(f"{file.name}.sig").read_bytes()
+    assert verify_signature(signature, DIGEST, [trusted_key(2)])
 
 
 def test_unusable_keys_are_named(run, file, tmp_path):
