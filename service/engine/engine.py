@@ -284,7 +284,7 @@ class Engine:
         side, is_gpu = self.backbone.image_size, self.backbone.device.type == "cuda"
         pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8, pin_memory=is_gpu)
         np.stack([row.pixels for row in rows], out=pixels.numpy())
-        stacks, top_ks = [row.stack for row in rows], [row.top_k for row in rows]
+        stacks, top_ks = zip(*[(row.stack, row.top_k) for row in rows], strict=True)
         ranked = self._model.rank(pixels, stacks, top_ks, with_embeddings=any(map(NEEDS_EMBEDDING, rows)))
         return [_result(row, one) for row, one in zip(rows, ranked, strict=True)]
 

@@ -94,9 +94,10 @@ class FairThreadPool:
             with self._lock:
                 self._count(job, -1)
                 self._ended.append((job, result, error))
-                is_first = len(self._ended) == 1
+                is_first, was_large = len(self._ended) == 1, job.is_large
                 loop, job = job.result.get_loop(), self._take()
-                self._start_waiting()  # a large job makes room for several
+                if was_large or (job and job.is_large):  # there may be room for several
+                    self._start_waiting()
             result = error = None  # not kept while the next job runs
             if is_first:
                 with suppress(RuntimeError):  # the event loop is closed
