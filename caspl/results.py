@@ -129,6 +129,7 @@ class Example:
         added_by: the API key's id; empty without one.
         added_at: ISO 8601, UTC.
         is_confirmed: whether a person confirmed the label; False from a server that has no confirmations.
+        name: file name that it was added under last; None without one.
     """
 
     id: int
@@ -139,6 +140,7 @@ class Example:
     added_by: str
     added_at: str
     is_confirmed: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

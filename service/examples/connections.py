@@ -24,7 +24,7 @@ from prompt_store.sqlite_files import (
     open_database,
 )
 from service.errors import OverloadedError
-from service.examples.tables import ADDITIONS, SCHEMA, SCHEMA_VERSION, lacks_additions
+from service.examples.tables import ADDITIONS, SCHEMA, SCHEMA_VERSION, missing_additions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,8 +74,8 @@ class Connections:
             return
         with self._borrowed() as connection:
             connection.execute("BEGIN")
-            if lacks_additions(connection):  # the file may not be writable
-                connection.execute("CREATE TEMP TABLE confirmations (example INTEGER PRIMARY KEY)")
+            for name in missing_additions(connection):  # the file may not be writable
+                connection.execute(ADDITIONS[name][0].replace("CREATE TABLE", "CREATE TEMP TABLE"))
             yield connection
             connection.execute("ROLLBACK")
 
@@ -89,8 +89,8 @@ class Connections:
         try:
             with self._borrowed() as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                if lacks_additions(connection):
-                    for statement in ADDITIONS:
+                for name in missing_additions(connection):
+                    for statement in ADDITIONS[name]:
                         connection.execute(statement)
                 yield connection
                 connection.execute("COMMIT")

@@ -36,7 +36,7 @@ MAX_ID: Final = 2**63 - 1
 MAX_SHOWN_IDS: Final = 20
 _PAGE: Final = """
 SELECT e.id, :name, e.label, e.sha256, e.source, e.added_by, e.added_at, e.n_bytes, p.picture IS NOT NULL,
-    EXISTS (SELECT 1 FROM confirmations WHERE example = e.id)
+    EXISTS (SELECT 1 FROM confirmations WHERE example = e.id), (SELECT name FROM names WHERE example = e.id)
 FROM examples AS e JOIN pictures AS p ON p.example = e.id
 WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND e.id > :after
     AND (:label IS NULL OR e.label = :label)
@@ -54,6 +54,7 @@ _CONFIRMED: Final = """
 SELECT c.example FROM confirmations AS c JOIN examples AS e ON e.id = c.example JOIN domains AS d ON d.id = e.domain
 WHERE d.name = ?
 """
+_NAMES: Final = "SELECT example, name FROM names WHERE example IN (SELECT value FROM json_each(?))"
 
 
 class ExampleDatabase:
@@ -173,7 +174,7 @@ class ExampleDatabase:
         }
         with self._connections.reading() as connection:
             rows = connection.execute(_PAGE, chosen).fetchall() if connection else []
-        return [Example(*(*row[:8], *map(bool, row[8:]))) for row in rows]
+        return [Example(*(*row[:8], *map(bool, row[8:10]), row[10])) for row in rows]
 
     def thumbnail(self, domain: str, example_id: int) -> bytes:
         """Return an example's thumbnail, WebP.
@@ -229,6 +230,13 @@ class ExampleDatabase:
         with self._connections.reading() as connection:
             rows = connection.execute(_CONFIRMED, (domain,)) if connection else ()
             return frozenset(number for (number,) in rows)
+
+    def names(self, domain: str, ids: Collection[int]) -> dict[int, str]:
+        """Return the file names of those of a domain's examples that have one."""
+        with self._connections.reading() as connection:
+            found = known_ids(connection, domain, ids) if connection else set()
+            rows = connection.execute(_NAMES, (json.dumps(list(found)),)).fetchall() if connection else []
+        return dict(rows)
 
     def remove(self, domain: str, ids: Collection[int] | None) -> int:
         """Remove examples, or all of the domain if `ids` is None; unknown ids are ignored.

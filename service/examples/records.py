@@ -32,6 +32,7 @@ class NewExample:
         thumbnail: WebP.
         picture: the file itself, if it is kept.
         features: unit-norm float32, little endian, by feature key.
+        name: of the file, if it has one.
     """
 
     label: str | None
@@ -39,6 +40,7 @@ class NewExample:
     thumbnail: bytes
     picture: bytes | None = None
     features: Mapping[str, bytes] = field(default_factory=dict)
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Example:
         n_bytes: size of thumbnail, picture and features.
         has_picture: whether the picture itself is kept.
         is_confirmed: whether a person confirmed the label, so that it is no suspect.
+        name: file name that it was added under last; None if it never had one.
     """
 
     id: int
@@ -74,6 +77,7 @@ class Example:
     n_bytes: int
     has_picture: bool
     is_confirmed: bool
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)

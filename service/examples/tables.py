@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,12 +24,17 @@ from service.examples.records import Added, FeatureSet, NewExample, Source
 SCHEMA_VERSION: Final = 1
 NEXT_REVISION: Final = "max(revision + 1, CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"
 """Milliseconds since 1970: a counter would repeat the numbers of other examples after a backup was restored."""
-ADDITIONS: Final = (
-    "CREATE TABLE confirmations (example INTEGER PRIMARY KEY REFERENCES examples ON DELETE CASCADE)",
-    """CREATE TRIGGER confirmation_ended AFTER UPDATE OF label ON examples WHEN OLD.label IS NOT NEW.label BEGIN
+ADDITIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "confirmations": (
+        "CREATE TABLE confirmations (example INTEGER PRIMARY KEY REFERENCES examples ON DELETE CASCADE)",
+        """CREATE TRIGGER confirmation_ended AFTER UPDATE OF label ON examples WHEN OLD.label IS NOT NEW.label BEGIN
     DELETE FROM confirmations WHERE example = NEW.id;
 END""",
-)
+    ),
+    "names": (
+        "CREATE TABLE names (example INTEGER PRIMARY KEY REFERENCES examples ON DELETE CASCADE, name TEXT NOT NULL)",
+    ),
+}
 """Tables that databases of earlier releases get with their next change; those releases ignore them."""
 SCHEMA: Final = f"""
 CREATE TABLE domains (
@@ -100,7 +106,7 @@ END;
 CREATE TRIGGER feature_added AFTER INSERT ON features BEGIN
     UPDATE examples SET n_bytes = n_bytes + length(NEW.feature) WHERE id = NEW.example;
 END;
-{"; ".join(ADDITIONS)};
+{"; ".join(chain.from_iterable(ADDITIONS.values()))};
 """  # noqa: S608  a constant
 _FEATURES: Final = """
 SELECT e.id, e.sha256, e.label, f.feature
@@ -111,9 +117,16 @@ ORDER BY e.id
 """
 
 
-def lacks_additions(connection: sqlite3.Connection) -> bool:
-    """Whether an earlier release created the database, and this one has not changed it yet."""
-    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'confirmations'").fetchone() is None
+_NAMED: Final = """
+INSERT INTO names (example, name) VALUES (?, ?)
+ON CONFLICT (example) DO UPDATE SET name = excluded.name WHERE name IS NOT excluded.name
+"""
+
+
+def missing_additions(connection: sqlite3.Connection) -> list[str]:
+    """Return the additions that a database of an earlier release lacks until this release changes it."""
+    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return [name for name in ADDITIONS if name not in found]
 
 
 def read_revision(connection: sqlite3.Connection, domain: str) -> int:
@@ -214,7 +227,9 @@ def add_example(connection: sqlite3.Connection, domain: str, example: NewExample
     """Add an example, or update the one with this picture as in `ExampleDatabase.add`; the domain has a row."""
     known = find_example(connection, domain, example.sha256)
     if known is None:
-        return Added(insert_example(connection, domain, example, actor, source), "added", example.label)
+        example_id = insert_example(connection, domain, example, actor, source)
+        _keep_name(connection, example_id, example)
+        return Added(example_id, "added", example.label)
     example_id, label = known
     n_before = connection.total_changes
     for key, feature in example.features.items():
@@ -224,6 +239,7 @@ def add_example(connection: sqlite3.Connection, domain: str, example: NewExample
         connection.execute(kept, (example.picture, example_id))
     if connection.total_changes > n_before:
         connection.execute(f"UPDATE domains SET revision = {NEXT_REVISION} WHERE name = ?", (domain,))  # noqa: S608
+    _keep_name(connection, example_id, example)
     if source == "upload":  # it stays, unlike one from traffic
         connection.execute("UPDATE examples SET source = ? WHERE id = ?", (source, example_id))
     if example.label is None or example.label == label:
@@ -254,6 +270,11 @@ def insert_example(
     for key, feature in example.features.items():
         add_feature(connection, example_id, key, feature)
     return example_id
+
+
+def _keep_name(connection: sqlite3.Connection, example_id: int, example: NewExample) -> None:
+    if example.name is not None:
+        connection.execute(_NAMED, (example_id, example.name))
 
 
 def add_feature(connection: sqlite3.Connection, example_id: int, key: str, feature: bytes) -> None:

@@ -195,7 +195,9 @@ class FitOut(BaseModel):
     method: str = Field(description="as requested; the report has the chosen one")
     unlabelled: bool = Field(description="as requested")
     new_classes: list[str] = Field(description="classes that the base version lacks")
-    report: dict[str, Any] = Field(description="as of `caspl fit --json`; suspects have the `id` of their example")
+    report: dict[str, Any] = Field(
+        description="as of `caspl fit --json`; suspects have `id` and `name` of their example"
+    )
 
 
 class FittedOut(PublishedOut, FitOut):

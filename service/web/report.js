@@ -55,7 +55,7 @@ function Suspects({ report, domain, onLabel }) {
     ${suspects.length < report.suspects.length && html`<p>The ${suspects.length} most suspicious are shown.</p>`}
     <div class="tiles">${suspects.map((one) => html`<figure key=${one.id}>
       <${Thumbnail} path=${domainPath(domain, `/examples/${one.id}/thumbnail`)} alt=${`picture ${one.id}, labelled ${one.label}`} />
-      <figcaption>labelled ${one.label}<br />
+      <figcaption>${one.name && html`<span class="file-name" title=${one.name}>${one.name}</span>`}labelled ${one.label}<br />
         <button type="button" class="small" onClick=${() => onLabel([one], one.predicted)}>Change to ${one.predicted}</button>
         <button type="button" class="small secondary" onClick=${() => onLabel([one], one.label, true)}>Label is right</button>
       </figcaption>

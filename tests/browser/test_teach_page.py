@@ -182,6 +182,8 @@ def test_a_right_label_is_confirmed_and_stays_off_the_labels_to_check(browser, s
         suspects = page.get_by_role("region", name="labels to check").locator("figure")
         suspects.first.wait_for()
         before, alt = suspect_ids(server, "confirmed"), suspects.first.locator("img").get_attribute("alt")
+        query = f"/domains/confirmed/examples?limit=1&after={before[0] - 1}"
+        suspects.first.get_by_text(server.get(query).json()["examples"][0]["name"], exact=True).wait_for()
         suspects.first.get_by_role("button", name="Label is right").click()
         page.get_by_text("Confirmed as").wait_for()
         page.locator("figure").get_by_alt_text(alt, exact=True).wait_for(state="detached")
@@ -189,7 +191,7 @@ def test_a_right_label_is_confirmed_and_stays_off_the_labels_to_check(browser, s
         page.get_by_role("region", name="report").get_by_text("of the text features").wait_for()
         assert suspects.get_by_alt_text(alt, exact=True).count() == 0
         assert suspect_ids(server, "confirmed") == before[1:]
-        label = server.get(f"/domains/confirmed/examples?limit=1&after={before[0] - 1}").json()["examples"][0]["label"]
+        label = server.get(query).json()["examples"][0]["label"]
         page.get_by_text("Labelled pictures", exact=True).click()
         page.get_by_role("combobox", name="Class").last.select_option(label)
         figure = page.locator("figure", has=page.get_by_alt_text(f"picture {before[0]}", exact=True))

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["examples"])
 
 LOW: Final = PRIORITIES["low"]
+MAX_NAME_CHARS: Final = 255
+"""Of the file name that is kept."""
 
 
 class AddQuery(Input):
@@ -124,9 +126,16 @@ def _store(
                     thumbnail=picture.thumbnail or b"",
                     picture=image.data if keeps_pictures else None,
                     features={feature_key: answer.embedding or b""},
+                    name=_file_name(image.name),
                 )
             )
     return context.examples.add(domain, new, actor=actor, source="upload")
+
+
+def _file_name(sent: str | None) -> str | None:
+    """The last part of a client's path, at most its last `MAX_NAME_CHARS`, with `?` for characters without a glyph."""
+    last = (sent or "").replace("\\", "/").rpartition("/")[2][-MAX_NAME_CHARS:]
+    return "".join(char if char.isprintable() else "?" for char in last) or None
 
 
 def _results(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Final
 
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from service.examples.connections import in_thread
 from service.examples.records import DomainFit, FitOptions
-from service.http.context import Context, actor_of
+from service.http.context import Context, ServiceContext, actor_of
 from service.http.routes.responses import etag, published, refuse_when_draining
 from service.http.schemas import FitBody, FitOut, FitQuery, FittedOut
 
@@ -32,11 +32,11 @@ async def report(
 ) -> Response:
     """Report the fit to the labelled examples without making a version."""
     fit = await context.fitter.report(domain, _options(query))
-    confirmed = await in_thread(context.examples.confirmed, domain)
-    headers = {"ETag": etag(_digest(fit, confirmed))}
+    suspects = await in_thread(_suspects, context, domain, fit)
+    headers = {"ETag": etag(_digest(fit, suspects))}
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
-    return Response(msgspec.json.encode(_shown(domain, fit, confirmed)), headers=headers, media_type="application/json")
+    return Response(msgspec.json.encode(_shown(domain, fit, suspects)), headers=headers, media_type="application/json")
 
 
 @router.post("/domains/{domain}/fit", status_code=201, response_model=FittedOut)
@@ -49,8 +49,8 @@ async def fit(
         context.keys.require(actor, "activate", domain)
     refuse_when_draining(context)
     added, fitted = await context.fitter.fit(domain, _options(body), activate=body.activate, actor=actor)
-    confirmed = await in_thread(context.examples.confirmed, domain)
-    content = msgspec.json.encode(published(response, context, domain, added) | _shown(domain, fitted, confirmed))
+    suspects = await in_thread(_suspects, context, domain, fitted)
+    content = msgspec.json.encode(published(response, context, domain, added) | _shown(domain, fitted, suspects))
     headers = dict(response.headers)
     return Response(content, 201 if added.created else 200, headers, media_type="application/json")
 
@@ -60,13 +60,26 @@ def _options(query: FitQuery) -> FitOptions:
     return FitOptions(based_on, query.method, query.classes, query.unlabelled)
 
 
-def _shown(domain: str, fit: DomainFit, confirmed: Collection[int]) -> dict[str, Any]:
+def _suspects(context: ServiceContext, domain: str, fit: DomainFit) -> list[dict[str, Any]]:
+    """The suspects of a report, without confirmed ones, the most suspicious first."""
+    found = fit.suspects(context.examples.confirmed(domain))
+    names = context.examples.names(domain, found)
+    return [
+        {
+            "id": number,
+            "label": one.label,
+            "predicted": one.predicted,
+            "probability": one.probability,
+            "name": names.get(number),
+        }
+        for number, one in found.items()
+    ]
+
+
+def _shown(domain: str, fit: DomainFit, suspects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The fields of `FitOut`; the report may be large, so it is encoded without validation."""
     found = {field.name: getattr(fit.report, field.name) for field in fields(fit.report)}
-    found["suspects"] = [
-        {"id": number, "label": one.label, "predicted": one.predicted, "probability": one.probability}
-        for number, one in fit.suspects(confirmed).items()
-    ]
+    found["suspects"] = suspects
     return {
         "domain": domain,
         "based_on": {"domain": domain, "version": fit.base_version, "digest": fit.base.digest},
@@ -80,7 +93,7 @@ def _shown(domain: str, fit: DomainFit, confirmed: Collection[int]) -> dict[str,
     }
 
 
-def _digest(fit: DomainFit, confirmed: Collection[int]) -> str:
+def _digest(fit: DomainFit, suspects: Sequence[Mapping[str, Any]]) -> str:
     """Of everything that a report depends on."""
-    parts = (fit.revision, fit.digests, fit.base.digest, fit.options, list(fit.suspects(confirmed)))
+    parts = (fit.revision, fit.digests, fit.base.digest, fit.options, [(one["id"], one["name"]) for one in suspects])
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()

@@ -71,6 +71,7 @@ class ExampleOut(BaseModel):
     source: str = Field(description="`upload`, or `traffic` if it was kept from a classify request")
     added_by: str = Field(description="id of the API key; empty without one")
     added_at: str
+    name: str | None = Field(description="file name that it was added under last; null without one")
 
 
 class ExampleCountsOut(BaseModel):
@@ -269,6 +270,7 @@ def _shown(example: Example, fit: DomainFit | None) -> dict[str, Any]:
         "source": example.source,
         "added_by": example.added_by,
         "added_at": example.added_at,
+        "name": example.name,
     }
 
 

@@ -16,9 +16,9 @@ def feature(n):
     return (row / np.linalg.norm(row)).astype("<f4").tobytes()
 
 
-def new_example(n, label=None, *, key=KEY, picture=None):
+def new_example(n, label=None, *, key=KEY, picture=None, name=None):
     digest = hashlib.sha256(b"%d" % n).hexdigest()
-    return NewExample(label, digest, b"WEBP %d" % n, picture, {key: feature(n)})
+    return NewExample(label, digest, b"WEBP %d" % n, picture, {key: feature(n)}, name)
 
 
 def open_database(directory, *, max_per_domain=1000, max_bytes=2**30):

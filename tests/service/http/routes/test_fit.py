@@ -34,7 +34,7 @@ async def test_the_report_makes_no_version(serve, store):
     assert report["n_examples"] == len(added) + 1
     assert [one["name"] for one in report["classes"]] == ["red", "green", "blue"]
     assert report["suspects"][0] | {"probability": 0} == {
-        "id": flipped[0].id, "label": "blue", "predicted": "red", "probability": 0,
+        "id": flipped[0].id, "label": "blue", "predicted": "red", "probability": 0, "name": None,
     }  # fmt: skip
 
 

@@ -158,7 +158,7 @@ async def test_one_invalid_image_fails_the_request_and_its_index_is_in_the_messa
     answer = await ask(json={"inputs": [images() | {"shape": [2], "data": data}]})
     body = answer.json()
     assert (answer.status_code, body["code"]) == (415, "image_format")
-    assert body["error"] == "Image 1: The image is not a JPEG, PNG or WebP file."
+    assert body["error"] == "Image 1: The image is not a JPEG, PNG or WebP file. Convert it to one of these."
     assert answer.headers["content-type"] == "application/json"
     assert body["request_id"] == answer.headers["x-request-id"]
 

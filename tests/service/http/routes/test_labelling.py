@@ -60,7 +60,7 @@ async def test_an_example_is_listed_with_its_label_its_origin_and_the_numbers_of
     assert example.pop("added_at").endswith("Z")
     assert example == {
         "id": 1, "label": "red", "predicted": None, "margin": None, "is_confirmed": False, "source": "upload",
-        "added_by": "anna",
+        "added_by": "anna", "name": None,
     }  # fmt: skip
     assert body["counts"] == {
         "labelled": 3, "unlabelled": 1, "by_label": {"blue": 1, "red": 2}, "n_bytes": 4 * len(WEBP),
