@@ -51,20 +51,20 @@ class Upload:
         """Pictures that were `added`, `exists` or `relabelled`."""
         return Counter(one.status for one in self.added if one.status)
 
-    def file_of(self, example_id: int) -> str:
-        """The file of an example, or its number if it was not in the folder."""
+    def file_of(self, example_id: int, name: str | None) -> str:
+        """The file of an example, or its number and file name if it was not in the folder."""
         own = (str(file) for file, one in zip(self.files, self.added, strict=True) if one.id == example_id)
-        return next(own, f"example {example_id}")
+        return next(own, f"example {example_id}" + (f" ({name})" if name else ""))
 
-    def contradictions(self) -> list[str]:
-        """Pairs of files with the same picture and different labels."""
-        first: dict[int, tuple[str | None, Path]] = {}
-        pairs = []
+    def contradictions(self) -> list[tuple[int, str, str]]:
+        """Files with the same picture as an earlier one and another label: the example, the first label, both files."""
+        first: dict[int, tuple[str, Path]] = {}
+        found = []
         for file, one in zip(self.files, self.added, strict=True):
             if one.id is not None and one.label is not None:
                 label, other = first.setdefault(one.id, (one.label, file))
-                pairs += [f"{other} and {file}"] if label != one.label else []
-        return pairs
+                found += [(one.id, label, f"{other} and {file}")] if label != one.label else []
+        return found
 
 
 @teach_app.command(epilog="\b\nExample:\n  caspl teach pictures/ --domain shelf")
@@ -159,7 +159,9 @@ def add_pictures(client: Client, domain: str, found: TeachingFolder, console: Co
     console.print(plain(f"{line}, {len(rejected)} rejected."), soft_wrap=True)
     lines = [f"{one['file']}: {one['title']}: {one['detail']}" for one in rejected[:MAX_PRINTED]]
     lines += [f"and {len(rejected) - MAX_PRINTED} more, listed by --json"] if len(rejected) > MAX_PRINTED else []
-    lines += [f"The same picture with different labels; one is used: {pair}" for pair in upload.contradictions()]
+    for example_id, label, pair in upload.contradictions():  # requests run at the same time: either could be the last
+        client.relabel(domain, [example_id], label)
+        lines.append(f"The same picture with different labels; that of the first is used: {pair}")
     for line in lines:
         console.print(plain(line, "yellow"), soft_wrap=True)
     if len(rejected) == len(added):
@@ -183,7 +185,7 @@ def as_dict(domain: str, upload: Upload, fit: Fit | None, *, is_new: bool) -> di
 
 def with_files(fit: Fit, upload: Upload) -> dict[str, Any]:
     """The report, each suspect with its `file`."""
-    suspects = [one | {"file": upload.file_of(one["id"])} for one in fit.report["suspects"]]
+    suspects = [one | {"file": upload.file_of(one["id"], one.get("name"))} for one in fit.report["suspects"]]
     return fit.report | {"suspects": suspects}
 
 

@@ -4,6 +4,7 @@ Unknown fields are preserved and otherwise ignored. Class names are validated in
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
@@ -52,10 +53,17 @@ def check_domain(text: str) -> str:
         raise BundleInvalidError(
             "name_invalid",
             "Not a valid domain name: use lower-case letters, digits and single hyphens, start with a letter, "
-            f"at most {MAX_DOMAIN_CHARS} characters; some names are reserved.",
+            f"at most {MAX_DOMAIN_CHARS} characters{_proposed(text)}; some names are reserved.",
             field="domain",
         )
     return text
+
+
+def _proposed(text: str) -> str:
+    """A valid name that resembles an invalid one, if there is one, as a part of a message."""
+    plain = unicodedata.normalize("NFKD", text[:MAX_DOMAIN_CHARS]).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    return f", for example {name}" if is_domain(name) else ""
 
 
 def _domain(text: str) -> str:

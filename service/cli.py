@@ -191,7 +191,10 @@ def _serve(options: dict[str, Any], demo_assets: Path | None, console: Console) 
         from service import server
     with _open_store(settings, options, demo_assets) as store:
         try:
-            return server.run(settings, store, lambda context, address: _announce(console, context, address))
+            is_kept = demo_assets is None or options["store"] is not None
+            return server.run(
+                settings, store, lambda context, address: _announce(console, context, address, is_kept=is_kept)
+            )
         except PromptedClipError as error:
             raise SettingsError(str(error)) from error
 
@@ -212,8 +215,15 @@ def _open_store(settings: Settings, options: dict[str, Any], demo_assets: Path |
         yield store
 
 
-def _announce(console: Console, context: ServiceContext, address: str) -> None:
-    """Report that the service accepts requests: as a banner, or as a log line in JSON."""
+def _announce(console: Console, context: ServiceContext, address: str, *, is_kept: bool) -> None:
+    """Report that the service accepts requests: as a banner, or as a log line in JSON.
+
+    Args:
+        console: for the banner.
+        context: of the service.
+        address: that it listens on.
+        is_kept: whether the store outlives the process.
+    """
     backbone, backend, kind = context.engine.backbone, context.engine.backend, context.engine.dtype
     if context.settings.log_format == "json":
         facts = {
@@ -224,6 +234,7 @@ def _announce(console: Console, context: ServiceContext, address: str) -> None:
             "dtype": kind,
             "device": str(backbone.device),
             "store": str(context.store.root),
+            "is_store_kept": is_kept,
             "domains": {domain: state.name for domain, state in sorted(context.table.states.items())},
         }
         logger.info("server.started", extra=facts)
@@ -231,7 +242,8 @@ def _announce(console: Console, context: ServiceContext, address: str) -> None:
     console.print("CasPL Serve", style="bold")
     console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} in {backend} on {backbone.device}")
     console.print(f"  weights   {backbone.fingerprint}", soft_wrap=True)
-    console.print(f"  store     {context.store.root}", soft_wrap=True)
+    note = "" if is_kept else "  (removed when the service stops; --store FOLDER keeps one)"
+    console.print(f"  store     {context.store.root}{note}", soft_wrap=True)
     for domain, state in sorted(context.table.states.items()):
         live = state.live
         if live is None:

@@ -77,7 +77,7 @@ def sniff(data: bytes) -> Format:
         return "WEBP"
     if len(data) < len(PNG_MAGIC) or not any(data[:64]):
         raise ImageRejectedError("The image is empty or too short. Send a JPEG, PNG or WebP file.")
-    raise ImageFormatError("The image is not a JPEG, PNG or WebP file.")
+    raise ImageFormatError("The image is not a JPEG, PNG or WebP file. Convert it to one of these.")
 
 
 def too_large(n_bytes: int, max_bytes: int) -> ImageTooLargeError:

@@ -21,7 +21,7 @@ class Server:
     """A server in memory: its domains, its examples by picture, and the bodies of its fits."""
 
     def __init__(self, *domains):
-        self.domains, self.created, self.examples, self.fits = list(domains), [], {}, []
+        self.domains, self.created, self.examples, self.fits, self.relabelled = list(domains), [], {}, [], []
         self.fit_error = None
         self.method = "gda"
 
@@ -39,6 +39,9 @@ class Server:
         if request.method == "PUT":
             self.created.append(json.loads(request.content))
             return httpx.Response(201, json={"domain": "pets", "version": 1, "digest": "sha256:a"})
+        if request.method == "PATCH":
+            self.relabelled.append(json.loads(request.content))
+            return httpx.Response(200, json={"domain": "pets", "label": "cat", "changed": 1})
         if path == "/domains/pets/examples":
             return self.add(request.content)
         assert path == "/domains/pets/fit"
@@ -81,7 +84,8 @@ class Server:
         rate = Rate(0.75, 0.6, 0.85)
         classes = (ClassFit("cat", 4, True, rate, 0.5, 0.7, "dog"),)
         report = FitReport(self.method, 1.0, 2.0, 4, 0, rate, 0.5, 0.7, classes, ((4,),), (), 0.2, 0.1, {"0.05": 0.3})
-        suspects = [{"id": one, "label": "cat", "predicted": "dog", "probability": 0.1} for one in (1, 99)]
+        suspect = {"label": "cat", "predicted": "dog", "probability": 0.1}
+        suspects = [suspect | {"id": 1, "name": "a.png"}, suspect | {"id": 98, "name": "x.jpg"}, suspect | {"id": 99}]
         return asdict(report) | {"suspects": suspects}
 
 
@@ -119,6 +123,7 @@ def test_a_missing_domain_is_created_from_the_folders_taught_and_live(teach, pet
     assert "75.0% (60.0% to 85.0%)" in result.stdout
     assert "2 (live)" in result.stdout
     assert f"{pets}/cat/a.png: cat, predicted dog" in result.stdout
+    assert "example 98 (x.jpg): cat, predicted dog" in result.stdout
     assert "example 99: cat, predicted dog" in result.stdout
     assert "Try it: caspl classify PICTURE --domain pets" in result.stderr
 
@@ -145,7 +150,8 @@ def test_the_result_is_one_json_object(teach, pets):
     assert result["pictures"] == {"added": 5, "exists": 0, "relabelled": 0}
     rejected = {name: PROBLEM[name] for name in ("title", "code", "detail")}
     assert result["rejected"] == [{"file": f"{pets}/dog/broken.png"} | rejected]
-    assert [one["file"] for one in result["report"]["suspects"]] == [f"{pets}/cat/a.png", "example 99"]
+    files = [f"{pets}/cat/a.png", "example 98 (x.jpg)", "example 99"]
+    assert [one["file"] for one in result["report"]["suspects"]] == files
     assert result["report"]["accuracy"]["rate"] == 0.75
 
 
@@ -189,9 +195,10 @@ def test_a_domain_that_may_not_be_created_is_named_before_the_error(teach):
 
 def test_an_invalid_domain_name_is_refused_before_anything_is_created(teach):
     server = Server()
-    result = teach(server, "--domain", "Pets")
+    result = teach(server, "--domain", "Our Pets")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: Not a valid domain name: use lower-case letters")
+    assert "for example our-pets" in result.stderr
     assert not server.created
 
 
@@ -230,10 +237,13 @@ def test_rejected_pictures_alone_are_an_error_and_nothing_is_fitted(teach, tmp_p
 def test_the_same_picture_with_two_labels_is_named(teach, pets):
     (pets / "dog" / "copy.png").write_bytes((pets / "cat" / "a.png").read_bytes())
     (pets / "dog" / "again.png").write_bytes((pets / "dog" / "c.png").read_bytes())
-    result = teach(Server("pets"))
+    server = Server("pets")
+    result = teach(server)
 
     lines = [line for line in result.stderr.splitlines() if "different labels" in line]
-    assert lines == [f"The same picture with different labels; one is used: {pets}/cat/a.png and {pets}/dog/copy.png"]
+    pair = f"{pets}/cat/a.png and {pets}/dog/copy.png"
+    assert lines == [f"The same picture with different labels; that of the first is used: {pair}"]
+    assert server.relabelled == [{"label": "cat", "ids": [1]}]
 
 
 def test_files_that_are_not_sent_are_counted(teach, pets):

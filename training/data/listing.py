@@ -16,6 +16,8 @@ SERVED_SUFFIXES: Final = JPEG_SUFFIXES | {".png", ".webp"}
 """Formats that the service accepts."""
 SUFFIXES: Final = SERVED_SUFFIXES | {".bmp", ".tif", ".tiff"}
 """Formats that are read for training. GIFs are left out: most are animations or drawings."""
+CONVERTIBLE_SUFFIXES: Final = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff"})
+"""Formats of pictures that the service does not accept."""
 
 _SYSTEM_FOLDERS: Final = frozenset(
     {"#recycle", "#snapshot", "$recycle.bin", "@eadir", "__macosx", "lost+found", "system volume information"}
@@ -115,16 +117,24 @@ def list_folders(folder: Path) -> tuple[str, ...]:
 
 
 def describe_left_out(left_out: Counter[str]) -> str:
-    """One line such as `3 files not read: 2 .gif, 1 .txt; 1 folder not read: 1 @eaDir`, or nothing."""
+    """One line such as `3 files not read: 2 .gif, 1 .txt; 1 folder not read: 1 @eaDir`, or nothing.
+
+    System files are last.
+    """
     parts = []
     for noun in ("file", "folder"):
         kinds = {label: n for label, n in left_out.items() if label.endswith(_FOLDER) == (noun == "folder")}
         total = sum(kinds.values())
         if total:
-            ordered = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+            ordered = sorted(kinds.items(), key=lambda kind: (_is_system(kind[0]), -kind[1], kind[0]))
             listed = shorten(f"{n} {label.removesuffix(_FOLDER)}" for label, n in ordered)
             parts.append(f"{total} {noun}{'s' if total > 1 else ''} not read: {listed}")
     return "; ".join(parts)
+
+
+def _is_system(label: str) -> bool:
+    """Whether files with this label are none of the user's."""
+    return label == _HIDDEN or label.lower() in _SYSTEM_FILES
 
 
 def find_missing(paths: Iterable[Path]) -> list[Path]:

@@ -14,7 +14,7 @@ from prompt_store.class_names import UNLABELLED, comparison_key
 from training.data.class_list import check_class_names, read_classes
 from training.data.dataset import shorten
 from training.data.folder_per_class import CLASS_LIST_NAME, ClassFolder, check_level, label_order, listed_classes
-from training.data.listing import SERVED_SUFFIXES, describe_left_out, list_images, scan_folder
+from training.data.listing import CONVERTIBLE_SUFFIXES, SERVED_SUFFIXES, describe_left_out, list_images, scan_folder
 from training.data.split_names import split_of
 from training.errors import DatasetError
 
@@ -26,7 +26,7 @@ class TeachingFolder:
     Attributes:
         pictures: labels (None for pictures without one) and files.
         class_names: of the class list or, without one, of the class folders.
-        notes: lines for the user: files that are not read.
+        notes: lines for the user: files that are not read, and how to convert pictures among them.
     """
 
     pictures: tuple[tuple[str | None, Path], ...]
@@ -64,6 +64,8 @@ def read_teaching_folder(root: Path, class_list: Path | None = None) -> Teaching
     left_out -= Counter([Path(CLASS_LIST_NAME).suffix] if (root / CLASS_LIST_NAME).is_file() else [])
     _check_layout(root, folders, listed)
     notes = [describe_left_out(left_out)]
+    if CONVERTIBLE_SUFFIXES & left_out.keys():
+        notes[0] += ". Convert pictures in other formats first, for example with ImageMagick: mogrify -format jpg FILE"
     if empty := [each.path.name for each in folders if not each.images]:
         notes.append(f"class folders without pictures: {shorten(empty)}")
     spelled = [each.path.name for each in folders if each.images]

@@ -176,7 +176,7 @@ def test_files_that_are_not_read_are_counted_in_one_note(tmp_path):
     dataset = read_class_folders(tmp_path)
     assert relative(dataset, "train") == [("train/fox/a.jpg", "fox"), ("train/wolf/c.tif", "wolf")]
     assert dataset.notes == (
-        "5 files not read: 1 .DS_Store, 1 .csv, 1 .gif, 1 .md, 1 .txt; 2 folders not read: 1 @eaDir, 1 __MACOSX",
+        "5 files not read: 1 .csv, 1 .gif, 1 .md, 1 .txt, 1 .DS_Store; 2 folders not read: 1 @eaDir, 1 __MACOSX",
     )
 
 

@@ -63,6 +63,8 @@ def test_left_out_files_and_folders_are_described_in_one_line():
     assert describe_left_out(Counter({".gif": 1})) == "1 file not read: 1 .gif"
     found = Counter({".tif": 2, ".gif": 3, "@eaDir/": 4, ".git/": 1})
     assert describe_left_out(found) == "5 files not read: 3 .gif, 2 .tif; 5 folders not read: 4 @eaDir, 1 .git"
+    mac = Counter({".DS_Store": 9, "Thumbs.db": 8, "hidden": 7, ".heic": 1, ".gif": 2})
+    assert describe_left_out(mac) == "27 files not read: 2 .gif, 1 .heic, 9 .DS_Store, 8 Thumbs.db, 7 hidden"
     many = Counter({f".k{number}": 1 for number in range(7)})
     assert describe_left_out(many) == "7 files not read: 1 .k0, 1 .k1, 1 .k2, 1 .k3, 1 .k4 and 2 more"
 

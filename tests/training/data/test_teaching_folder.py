@@ -68,9 +68,16 @@ def test_files_that_the_service_does_not_accept_are_counted(tmp_path):
     write(tmp_path / "classes.txt", "fox\nwolf\n")
 
     assert read_teaching_folder(tmp_path).notes == (
-        "2 files not read: 1 .bmp, 1 .md; 1 folder not read: 1 @eaDir",
+        "2 files not read: 1 .bmp, 1 .md; 1 folder not read: 1 @eaDir. "
+        "Convert pictures in other formats first, for example with ImageMagick: mogrify -format jpg FILE",
         "class folders without pictures: wolf",
     )
+
+
+def test_files_that_are_no_pictures_need_no_conversion(tmp_path):
+    draw_all(tmp_path, "fox/a.jpg")
+    write(tmp_path / "fox" / "notes.md", "text")
+    assert read_teaching_folder(tmp_path).notes == ("1 file not read: 1 .md",)
 
 
 def test_a_level_of_another_layout_is_an_error_with_the_folder_to_pass(tmp_path):
