@@ -64,10 +64,10 @@ def adapt_domain(domain: str, bundles: Path, work_dir: Path) -> list[Row]:
     ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        dataset = _draw(domain, Path(folder) / domain)
+        dataset = draw_labelled(domain, Path(folder) / domain)
         for boost in (None, read_bundle((bundles / f"{domain}.safetensors").read_bytes())):
             bench = Bench(predictor, Results(work_dir), Console(quiet=True), boost)
-            rows += [_measure(bench, dataset, trial, domain) for trial in trials]
+            rows += [measure(bench, dataset, trial, domain) for trial in trials]
     return rows
 
 
@@ -126,12 +126,14 @@ def show_table(rows: Sequence[Row], console: Console) -> None:
         console.print(table)
 
 
-def _draw(domain: str, folder: Path) -> Dataset:
+def draw_labelled(domain: str, folder: Path) -> Dataset:
+    """Draw a domain's labelled images to a folder, as a data set."""
     write_labelled(domain, folder, shots=N_DRAWN_PER_CLASS, n_test=N_TEST, test_seed=TEST_SEED)
     return read_class_folders(folder)
 
 
-def _measure(bench: Bench, dataset: Dataset, trial: Trial, domain: str) -> Row:
+def measure(bench: Bench, dataset: Dataset, trial: Trial, domain: str) -> Row:
+    """Run one trial with the base-to-new protocol; a row of `adapt_domain`."""
     row = base_to_new(bench, dataset, trial)
     rates = {name: None if (value := getattr(row, name)) is None else round(value, 2) for name in MEASURES}
     return {"domain": domain, "method": row.method, "boosted": row.boosted, "seed": row.seed} | rates

@@ -67,6 +67,18 @@ def test_other_labels_are_refused_with_the_reason():
         PromptedClip(base_model.backbone).with_labels(stack, ["lorry"])
 
 
+def test_the_boosting_prompts_under_it_serve_alone():
+    base_model = tiny_base_model((2, 3))
+    stack = stack_of(base_model, perturbed(tcp(base_model)))
+
+    boosted = PromptedClip(base_model.backbone).boost_stack(stack)
+
+    expected = base_model.zero_shot_text(CLASS_NAMES, ["{}."])
+    torch.testing.assert_close(boosted.text_features, expected, rtol=0, atol=1e-6)
+    assert (boosted.text_features - stack.text_features).abs().max() > 0.1
+    assert boosted.labels == "any"
+
+
 def test_the_tokens_of_a_class_depend_on_its_name():
     method = perturbed(tcp(tiny_base_model()))
     with torch.no_grad():
