@@ -44,9 +44,9 @@ def serve() -> None:
     caspl()
 
 
-def launcher(folder: Path) -> Path:
-    """Write a `caspl` command with the simulated device; returns its path."""
+def launcher(folder: Path, python: str = sys.executable) -> Path:
+    """Write a `caspl` command with the simulated device, for an interpreter with this project; returns its path."""
     path = folder / "caspl"
-    path.write_text(f"#!{sys.executable} -P\nfrom benchmarks.fixed_device import serve\nserve()\n", encoding="utf-8")
+    path.write_text(f"#!{python} -P\nfrom benchmarks.fixed_device import serve\nserve()\n", encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path

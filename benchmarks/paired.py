@@ -3,7 +3,8 @@
     python -m benchmarks.paired --old ../old --new . --rounds 5 --seconds 8
 
 Uses only `caspl serve` of each checkout's own `.venv` and the HTTP interface, so that the code behind may differ.
-The engine is measured through requests of 16 images, where HTTP costs little. ViT-B-16 has random weights.
+The engine is measured through requests of 16 images, where HTTP costs little. ViT-B-16 has random weights. HTTP is
+measured as by `caspl bench http`, with a simulated device in place of the model.
 """
 
 import json
@@ -25,6 +26,8 @@ from rich.markdown import Markdown
 
 from benchmarks.answers import summarize
 from benchmarks.bundles import domain_name
+from benchmarks.fixed_device import BACKBONE, launcher
+from benchmarks.http_capacity import LIMITS, PRESIZED, HttpOptions, run_loop, write_bodies
 from benchmarks.load import arrival_times, send
 from benchmarks.phases import LOAD
 from benchmarks.photographs import write_photographs
@@ -117,6 +120,29 @@ def starts(options: ServerOptions, checkouts: Mapping[str, Path]) -> Found:
     return found
 
 
+def http(checkouts: Mapping[str, Path], rounds: int, seconds: float) -> Found:
+    """HTTP, decoding and queue in one process, with the simulated device."""
+    found: Found = defaultdict(lambda: defaultdict(list))
+    options = ServerOptions(BACKBONE, "cpu", "float32", extra=LIMITS)
+    with tempfile.TemporaryDirectory(prefix="paired-") as name, ExitStack() as stack:
+        folder = Path(name)
+        bodies = write_bodies(HttpOptions(images=(1,), sides=(PRESIZED,)), folder)
+        digests = fill_store(folder / "store", backbone_of(options), n_domains=2)
+        servers: dict[str, Server] = {}
+        for checkout, caspl in checkouts.items():
+            store = shutil.copytree(folder / "store", folder / checkout / "store")
+            command = launcher(folder / checkout, str(caspl.with_name("python")))
+            servers[checkout] = stack.enter_context(serving(options, store, digests, [], caspl=command))
+        for index in range(rounds + 1):
+            console.print(f"HTTP: round {index} of {rounds}")
+            for checkout in sorted(servers, reverse=bool(index % 2)):
+                sample = run_loop(servers[checkout], PRESIZED, 1, bodies[PRESIZED, 1], math.ceil(seconds))
+                if index:  # the first round warms up
+                    found["HTTP: one JPEG per request, requests/s"][checkout].append(sample.per_s)
+                    found["HTTP: one JPEG per request, CPU ms"][checkout].append(sample.server_ms)
+    return found
+
+
 def table(found: Found) -> Table:
     """Medians and the ratio of every measurement."""
     rows = []
@@ -136,7 +162,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="rounds of every measurement")] = 5,
     seconds: Annotated[float, typer.Option(min=1, help="length of each measurement")] = 8.0,
     dtype: Annotated[str, typer.Option(help="dtype of ViT-B-16; auto may differ between two starts")] = "bfloat16",
-    only: Annotated[str, typer.Option(help="cases, separated by commas")] = "ViT-B-16,demo-student,start",
+    only: Annotated[str, typer.Option(help="cases, separated by commas")] = "ViT-B-16,demo-student,start,http",
     out: Annotated[Path, typer.Option(help="JSON file; the table goes beside it")] = Path("build/bench/paired.json"),
 ) -> None:
     """Alternate measurements between two checkouts and print the ratios."""
@@ -144,7 +170,10 @@ def main(
     found: Found = {}
     for case in only.split(","):
         options = ServerOptions("demo-student") if case == "demo-student" else ServerOptions(dtype=dtype)
-        found |= starts(options, checkouts) if case == "start" else compare(options, checkouts, rounds, seconds)
+        if case == "http":
+            found |= http(checkouts, rounds, seconds)
+        else:
+            found |= starts(options, checkouts) if case == "start" else compare(options, checkouts, rounds, seconds)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
         out.with_suffix(".md").write_text(table(found).markdown() + "\n")

@@ -28,7 +28,7 @@ PARTS = (
     ("device threads", ("service/engine/", "benchmarks/fixed_device", "numpy/")),
     ("queue and batches", ("service/scheduler/batcher", "service/scheduler/queue", "service/scheduler/admission",
                            "service/domains/")),
-    ("socket and HTTP/1.1", ("uvicorn/", "h11/", "httptools/", "service/http/protocol", "asyncio/selector_events")),
+    ("socket and HTTP/1.1", ("uvicorn/", "h11/", "httptools/", "service/http/connections", "asyncio/selector_events")),
     ("routes", ("service/http/routes/", "service/inference")),
     ("access, limits, request log", ("service/http/", "service/access/", "service/scheduler/budget")),
     ("FastAPI, Starlette, pydantic", ("fastapi/", "starlette/", "pydantic", "anyio/", "opentelemetry/")),

@@ -13,9 +13,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service.errors import SettingsError
+from service.http.connections.strict import small_chunks
+from service.http.connections.timeouts import TimeoutHttpProtocol
 from service.http.context import HttpContext
 from service.http.middleware.early_refusal import EarlyRefusal
-from service.http.protocol import MAX_HEAD_BYTES, TimeoutHttpProtocol, small_chunks
 from service.settings import Settings
 
 KEEP_ALIVE_S: Final = 5
@@ -105,7 +106,6 @@ def http_config(
     return uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", protocol),
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws="none",
         loop="asyncio",
         lifespan="on",

@@ -98,7 +98,7 @@ def head_and_problem(response):
 def test_the_response_is_that_of_the_application_and_the_request_is_not_parsed(served, monkeypatch, path, text):
     served.fill("paint" if "paint" in path else "")
     normal = head_and_problem(served.exchange(request(path, lines="X-Request-Id: a\r\n" + CLOSE)))
-    monkeypatch.setattr("service.http.protocol.H11Protocol.data_received", None)
+    monkeypatch.setattr("service.http.connections.strict.StrictHttpProtocol.data_received", None)
     early = head_and_problem(served.exchange(request(path)))
     normal[2][text] = early[2][text]
     assert early == normal

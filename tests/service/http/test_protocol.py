@@ -13,7 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
-from service.http.protocol import MAX_HEAD_BYTES
+from service.http.connections.strict import MAX_HEAD_BYTES, MAX_PIPELINED
 from service.http.server import http_config, listen
 from service.settings import Settings
 
@@ -23,7 +23,7 @@ SLOW = b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n"
 IN_CHUNKS = b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 OFFER = HOST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 MAX_READ_BYTES = 256 * 1024
-"""asyncio's largest read: a head may exceed its limit by one."""
+"""asyncio's largest read."""
 LARGE_BYTES = 32 * 2**20
 """More than the buffers of a connection."""
 handled = []
@@ -87,7 +87,7 @@ def server():
 @pytest.fixture
 def hasty_server(monkeypatch):
     """The server with 0.3 s for a head."""
-    monkeypatch.setattr("service.http.protocol.HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("service.http.connections.timeouts.HEAD_TIMEOUT_S", 0.3)
     with serving() as address:
         yield address
 
@@ -179,7 +179,7 @@ def test_a_connection_whose_body_never_ends_is_closed(hasty_server):
 
 
 def test_the_rest_of_a_body_that_stalls_is_not_awaited_until_its_time_is_over(monkeypatch):
-    monkeypatch.setattr("service.http.protocol.RATE_WINDOW_S", 0.3)
+    monkeypatch.setattr("service.http.connections.timeouts.RATE_WINDOW_S", 0.3)
     with serving(max_body_s=60.0) as address, socket.create_connection(address, timeout=10) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 20000\r\n\r\n" + bytes(10_000))
         assert statuses(connection.recv(4096)) == [204]
@@ -187,7 +187,7 @@ def test_the_rest_of_a_body_that_stalls_is_not_awaited_until_its_time_is_over(mo
 
 
 def test_the_rest_of_a_body_that_keeps_its_rate_may_take_several_windows(monkeypatch):
-    monkeypatch.setattr("service.http.protocol.RATE_WINDOW_S", 1.0)
+    monkeypatch.setattr("service.http.connections.timeouts.RATE_WINDOW_S", 1.0)
     with serving(max_body_s=60.0, min_body_rate=10) as address, socket.create_connection(address, 10) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1100\r\n\r\n" + bytes(100))
         assert statuses(connection.recv(4096)) == [204]
@@ -207,7 +207,7 @@ def reading_large(address):
 
 
 def test_a_client_that_does_not_read_its_response_is_disconnected(monkeypatch):
-    monkeypatch.setattr("service.http.protocol.RATE_WINDOW_S", 0.3)
+    monkeypatch.setattr("service.http.connections.timeouts.RATE_WINDOW_S", 0.3)
     with serving() as address, reading_large(address) as connection:
         time.sleep(3)
         n_received = 0
@@ -218,7 +218,7 @@ def test_a_client_that_does_not_read_its_response_is_disconnected(monkeypatch):
 
 
 def test_a_client_that_reads_its_response_slowly_gets_all_of_it(monkeypatch):
-    monkeypatch.setattr("service.http.protocol.RATE_WINDOW_S", 1.0)
+    monkeypatch.setattr("service.http.connections.timeouts.RATE_WINDOW_S", 1.0)
     with serving(min_body_rate=10) as address, reading_large(address) as connection:
         n_received = 0
         for pause_s in (*[0.25] * 10, *[0] * LARGE_BYTES):
@@ -240,7 +240,14 @@ def test_a_head_within_the_limit_is_read(server):
     assert list(got["headers"]) == ["host", "x-a"]
 
 
-@pytest.mark.parametrize("head", [head_of(2 * MAX_READ_BYTES), b"GET /" + b"a" * 2 * MAX_READ_BYTES + b" HTTP/1.1\r\n"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        head_of(MAX_HEAD_BYTES + 64),
+        head_of(2 * MAX_READ_BYTES),
+        b"GET /" + b"a" * 2 * MAX_READ_BYTES + b" HTTP/1.1\r\n",
+    ],
+)
 def test_a_head_over_the_limit_is_refused(server, head):
     assert is_refused(responses(server, head))
 
@@ -272,8 +279,8 @@ def test_a_body_in_the_smallest_chunks_is_a_body(server):
 
 
 def test_small_chunks_of_all_connections_are_limited_together_and_large_ones_are_not(monkeypatch):
-    monkeypatch.setattr("service.http.protocol.MAX_SMALL_CHUNKS", 100)
-    monkeypatch.setattr("service.http.protocol.SMALL_CHUNKS_PER_S", 0.001)
+    monkeypatch.setattr("service.http.connections.strict.MAX_SMALL_CHUNKS", 100)
+    monkeypatch.setattr("service.http.connections.strict.SMALL_CHUNKS_PER_S", 0.001)
     small, large = b"1\r\nx\r\n" * 60, b"800\r\n" + b"x" * 2048 + b"\r\n"
     with serving() as address:
         found = [statuses(responses(address, IN_CHUNKS, part + b"0\r\n\r\n")) for part in (small, small, large * 200)]
@@ -297,13 +304,29 @@ def test_trailers_become_no_headers(server):
         HOST + b"Transfer-Encoding: gzip, chunked\r\n",
         HOST + b"Content-Length : 3\r\n",
         HOST + b"X-A: \0\r\n",
+        HOST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        HOST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        HOST + b"X-A: a\n",
+        HOST + b"X-A: a\r\n b\r\n",
     ],
 )
 def test_a_head_that_two_servers_could_read_differently_is_refused(server, lines):
     assert is_refused(responses(server, b"POST /echo HTTP/1.1\r\n" + lines + b"\r\n"))
 
 
-@pytest.mark.parametrize("line", [b"\x16\x03\x01", b"GET x", b"GET / HTTP/1.1 x", b"G\xffT / HTTP/1.1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\x16\x03\x01",
+        b"GET x",
+        b"GET / HTTP/1.1 x",
+        b"G\xffT / HTTP/1.1",
+        b"GET / HTTP/2.0",
+        b"GET http://y/ HTTP/1.1",
+        b"GET /a#b HTTP/1.1",
+        b"CONNECT x:80 HTTP/1.1",
+    ],
+)
 def test_bytes_that_are_no_request_are_refused_without_repeating_them_in_the_log(server, line, caplog):
     assert is_refused(responses(server, line + b"\r\n" + HOST + b"\r\n"))
     assert {record.getMessage() for record in caplog.records} == {"Invalid HTTP request received."}
@@ -351,6 +374,22 @@ def test_pipelined_requests_are_answered_in_order_wherever_they_are_cut(server, 
 @pytest.mark.parametrize("rest", [b"\x16\x03\x01" * 10, b"GET /echo HTTP/1.1\r\n\r\n"])
 def test_a_malformed_request_leaves_the_one_before_it_alone(server, rest):
     assert statuses(responses(server, SLOW + rest)) == [204, 400]
+    assert handled == ["/slow"]
+
+
+def test_a_malformed_body_leaves_the_requests_before_it_alone(server):
+    assert statuses(responses(server, SLOW + SLOW + IN_CHUNKS + b"x\r\n")) == [204, 204, 400]
+    assert handled == ["/slow", "/slow"]
+
+
+def test_more_pipelined_requests_than_the_limit_are_refused_after_the_others(server):
+    short = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
+    assert statuses(responses(server, SLOW + short * (MAX_PIPELINED + 1))) == [204] * (1 + MAX_PIPELINED) + [400]
+
+
+def test_nothing_is_read_after_a_request_that_closes_the_connection(server):
+    close = SLOW.replace(HOST, HOST + b"Connection: close\r\n")
+    assert statuses(responses(server, close + SLOW)) == [204]
     assert handled == ["/slow"]
 
 

@@ -24,7 +24,7 @@ def address(model, store):
     """A service with a window of 1 s for the rate of a body."""
     settings = Settings(store_poll_s=0)
     with pytest.MonkeyPatch.context() as patch, listen("127.0.0.1", 0) as listener:
-        for module in ("body", "protocol"):
+        for module in ("body", "connections.timeouts"):
             patch.setattr(f"service.http.{module}.RATE_WINDOW_S", 1.0)
         server = uvicorn.Server(http_config(create_app(settings, model, store), settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

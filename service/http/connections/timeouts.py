@@ -1,6 +1,5 @@
-"""uvicorn's HTTP/1.1 protocol (h11) with a deadline for each request head.
+"""The HTTP/1.1 protocol with time limits: for request heads, the rest of bodies, and clients that do not read.
 
-h11 bounds the size of a head and rejects ambiguous `Host`, `Transfer-Encoding` and `Content-Length` headers.
 `body.py` bounds bodies until the response, this module the rest of a body after it.
 """
 
@@ -10,60 +9,24 @@ import asyncio
 import fcntl
 import sys
 import termios
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
-
-from service.access.rates import TokenBucket
 from service.http.body import RATE_WINDOW_S
+from service.http.connections.strict import StrictHttpProtocol
 from service.http.middleware.early_refusal import EarlyRefusal
 
-MAX_HEAD_BYTES: Final = 16 * 1024
 HEAD_TIMEOUT_S: Final = 10.0
 LAST_HEAD_TIMEOUT_S: Final = 1.0
 """The same for a connection without a request when the server stops."""
-SMALL_CHUNK_BYTES: Final = 1024
-MAX_SMALL_CHUNKS: Final = 20_000
-SMALL_CHUNKS_PER_S: Final = 4_000
-"""Each chunk takes at least 10 us: four clients that send one byte per chunk would fill the event loop."""
 
 
-def small_chunks() -> TokenBucket:
-    """Bounds the small chunks of all connections of a process."""
-    return TokenBucket(SMALL_CHUNKS_PER_S, MAX_SMALL_CHUNKS, time.monotonic)
-
-
-class _Connection(h11.Connection):
-    """Rejects a body whose small chunks exceed their limit."""
-
-    def __init__(self, chunks: TokenBucket) -> None:
-        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
-        self._chunks = chunks
-
-    def next_event(self) -> Any:  # noqa: ANN401  as h11 declares it
-        """The next event; raises h11.RemoteProtocolError for a small chunk beyond the limit."""
-        event = super().next_event()
-        if isinstance(event, h11.Data) and event.chunk_start and event.chunk_end:
-            self._count_chunk(len(event.data))
-        return event
-
-    def _count_chunk(self, n_bytes: int) -> None:
-        if n_bytes < SMALL_CHUNK_BYTES:
-            if self._chunks.wait_s(1) > 0:
-                raise h11.RemoteProtocolError("Too many small chunks.")
-            self._chunks.spend(1)
-
-
-class TimeoutHttpProtocol(H11Protocol):
+class TimeoutHttpProtocol(StrictHttpProtocol):
     """Closes connections whose next request head is late, or whose client does not read; uvicorn would wait forever.
 
     Args:
         max_body_s: maximum time for the rest of a body after the response.
         min_body_rate: its minimum rate, and that of a response that the client does not read, in bytes per second.
-        chunks: see `small_chunks`.
         refusal: rejects requests under overload before they are parsed.
     """
 
@@ -77,12 +40,10 @@ class TimeoutHttpProtocol(H11Protocol):
         *args: Any,  # noqa: ANN401  uvicorn's own
         max_body_s: float,
         min_body_rate: int,
-        chunks: TokenBucket,
         refusal: EarlyRefusal | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _Connection(chunks)
         self._refusal = refusal
         self._max_body_s, self._min_window_bytes = max_body_s, min_body_rate * RATE_WINDOW_S
 
@@ -92,14 +53,18 @@ class TimeoutHttpProtocol(H11Protocol):
         self._start_timer(HEAD_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes, and handle them unless they are a request that is refused early."""
+        """Count bytes, and parse them unless they are a request that is refused early."""
         self._n_received += len(data)
         refused = None
-        if self._refusal and self._is_idle():
+        if self._refusal and self._is_idle() and not self._is_stopping:
             client = self.client[0] if self.client else ""
             refused = self._refusal.respond(data, self.server_state.default_headers, client)
         if not refused:
             super().data_received(data)
+            if self.transport.is_closing():
+                self._start_timer(HEAD_TIMEOUT_S)
+            elif self._is_answering():
+                self._stop_timer()
             return
         response, must_close = refused
         self.transport.write(response)
@@ -109,31 +74,29 @@ class TimeoutHttpProtocol(H11Protocol):
             self._unset_keepalive_if_required()
             self._start_timer(HEAD_TIMEOUT_S)
 
-    def handle_events(self) -> None:
-        """Stop the timer while a request is being answered."""
-        super().handle_events()
-        if self._is_answering():
-            self._stop_timer()
-            self.cycle.keep_alive &= not self._is_stopping
+    def on_headers_complete(self) -> None:
+        """Start the request; it is the last one if the server stops."""
+        super().on_headers_complete()
+        if self._is_stopping and self._is_in_body:
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """End a request; the next head is due if the response has been sent."""
+        super().on_message_complete()
+        if not self._is_answering():
+            self._start_timer(HEAD_TIMEOUT_S)
 
     def on_response_complete(self) -> None:
-        """Start the timer for the next request."""
+        """Start the timer for the rest of the body, or for the next request."""
         super().on_response_complete()
         if self._is_answering():
             return
-        if self.conn.their_state is h11.SEND_BODY:
+        if self._is_in_body and not self._is_invalid:
             self._unset_keepalive_if_required()
             self._rest_end_s = self.loop.time() + self._max_body_s
             self._await_rest()
         else:
             self._start_timer(HEAD_TIMEOUT_S)
-
-    def send_400_response(self, msg: str) -> None:
-        """Respond with 400 to invalid HTTP; if a response has started, close the connection instead."""
-        try:
-            super().send_400_response(msg)
-        except h11.LocalProtocolError:
-            self.transport.close()
 
     def pause_writing(self) -> None:
         """Start the timer for a client that does not read its response."""
@@ -158,15 +121,6 @@ class TimeoutHttpProtocol(H11Protocol):
             super().shutdown()
         else:
             self._start_timer(LAST_HEAD_TIMEOUT_S)
-
-    def _is_idle(self) -> bool:
-        """Whether the next byte begins a request."""
-        is_between = not self._is_answering() and self.conn.their_state is h11.IDLE
-        return is_between and not self.conn.trailing_data[0] and not self._is_stopping
-
-    def _is_answering(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and not cycle.response_complete
 
     def _await_rest(self) -> None:
         """Give the rest of the body another window."""
