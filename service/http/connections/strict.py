@@ -79,19 +79,18 @@ class StrictHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_head = True
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header, without the whitespace after it (RFC 9112, section 5.1)."""
-        super().on_header(name, value.rstrip(b" \t"))
-
     def on_headers_complete(self) -> None:
         """Start the request; raises InvalidRequestError for what the parser leaves to its caller."""
-        version = self.parser.get_http_version()
-        names = [name for name, _ in self.headers]
-        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
-        n_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        version, n_bytes, n_hosts, codings = self.parser.get_http_version(), len(self.url), 0, []
+        self.headers[:] = [(name, value.rstrip(b" \t")) for name, value in self.headers]  # RFC 9112, section 5.1
+        for name, value in self.headers:
+            n_bytes += len(name) + len(value)
+            n_hosts += name == b"host"
+            if name == b"transfer-encoding":
+                codings.append(value.lower())
         if (
             n_bytes > MAX_HEAD_BYTES
-            or (version, names.count(b"host")) not in {("1.1", 1), ("1.0", 1), ("1.0", 0)}
+            or (version, n_hosts) not in {("1.1", 1), ("1.0", 1), ("1.0", 0)}
             or (codings and (version, codings) != ("1.1", [b"chunked"]))
             or not TARGET.fullmatch(self.url)
             or self.parser.get_method() == b"CONNECT"

@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 from service.http.connections.strict import MAX_HEAD_BYTES
 from service.http.server import http_config
 from service.settings import Settings
-from tests.service.http.raw_requests import CORPUS
+from tests.service.http.connections.raw_requests import CORPUS
 
 
 class Transport(asyncio.Transport):
