@@ -18,6 +18,7 @@ from prompt_store import (
     read_bundle,
     write_bundle,
 )
+from prompt_store.manifest import check_domain
 from prompt_store.strict_json import StrictJsonError, dump_canonical, load_object
 from tests.prompt_store.samples import handmade, manifest_fields, sample_bundle, tensors
 
@@ -171,3 +172,18 @@ def test_a_name_that_matches_the_pattern_is_a_domain(name):
     assert not is_domain(name + "-")
     assert not is_domain(name + "\n")
     assert not is_domain("-" + name)
+
+
+@pytest.mark.parametrize(
+    ("name", "proposed"),
+    [("Our Pets", "our-pets"), ("Café_2", "cafe-2"), ("screws--line", "screws-line"), ("x" * 100, "x" * 64)],
+)
+def test_an_invalid_domain_name_comes_with_a_valid_one(name, proposed):
+    with pytest.raises(BundleInvalidError, match=f", for example {proposed};"):
+        check_domain(name)
+
+
+@pytest.mark.parametrize("name", ["", "2026", "写真", "CON", "-" * 100])
+def test_without_a_valid_name_that_resembles_it_none_is_proposed(name):
+    with pytest.raises(BundleInvalidError, match="at most 64 characters; some names"):
+        check_domain(name)

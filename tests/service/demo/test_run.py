@@ -2,6 +2,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -128,6 +129,31 @@ def test_a_store_whose_domains_cannot_be_listed_ends_the_start_with_one_line(tmp
     result, served = start()
     assert (result.exit_code, served) == (1, [])
     assert "symbolic link" in said(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_kept"), [(["--demo"], False), (["--demo", "--store", "kept"], True), (["--store", "kept"], True)]
+)
+def test_the_banner_reports_whether_the_store_is_removed_at_the_end(tmp_path, monkeypatch, options, is_kept):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("service.cli.logs.install", lambda *_: None)
+    monkeypatch.setattr("service.cli.end_process", sys.exit)
+    served = []
+
+    def run(settings, store, announce):
+        served.append(store.root)
+        backbone = SimpleNamespace(arch="demo-student", pretrained="demo", fingerprint="sha256:0", device="cpu")
+        engine = SimpleNamespace(backbone=backbone, backend="torch", dtype="float32")
+        table, keys = SimpleNamespace(states={}), SimpleNamespace(is_open=True)
+        announce(SimpleNamespace(engine=engine, settings=settings, store=store, table=table, keys=keys), "http://test")
+        return 0
+
+    monkeypatch.setattr("service.server.run", run)
+    result = CliRunner().invoke(serve_app, options)
+    assert result.exit_code == 0, result.output
+    assert f"store {served[0]}" in said(result)
+    assert ("removed when the service stops; --store FOLDER keeps one" in said(result)) is not is_kept
+    assert served[0].exists() is is_kept
 
 
 def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, monkeypatch):
