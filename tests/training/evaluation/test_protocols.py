@@ -18,6 +18,7 @@ from tests.tiny import tiny_backbone
 from tests.training.data.tiny_images import pixels_of
 from tests.training.evaluation.tiny_sets import CLASS_NAMES, files_below, painted
 from training.adapting.methods import METHODS
+from training.checkpoint import save_checkpoint
 from training.data.few_shot import base_and_new, few_shot
 from training.errors import CheckpointError, DatasetError
 from training.evaluation.bench import Bench, ShotSampler, Trial
@@ -176,15 +177,16 @@ def test_an_interrupted_training_resumes_from_its_checkpoint(bench_at, dataset):
     folder = bundle_path(bench_at(), whole).parent
     shutil.rmtree(bench_at().results.folder)
 
-    # A folder at the path of the bundle makes the run fail at the end, after the checkpoint of step 3.
+    # A folder at the path of the bundle makes the run fail at the end, after the checkpoint of the last step.
     (folder / "bundle.safetensors" / "in-the-way").mkdir(parents=True)
     with pytest.raises(OSError, match="bundle"):
         base_to_new(bench_at(checkpoint_every=3), dataset, trial_of("ivlp"))
     shutil.rmtree(folder / "bundle.safetensors")
-    saved = torch.load(folder / "checkpoint", weights_only=True)
-    assert saved["state"]["step"] == 3
+    digest_chars = len("sha256:") + 64
+    saved = torch.load(io.BytesIO((folder / "checkpoint").read_bytes()[digest_chars:]), weights_only=True)
+    assert saved["state"]["step"] == 4
     saved["state"]["losses"][0] = 123.0  # a mark that only a run from this checkpoint can carry on
-    torch.save(saved, folder / "checkpoint")
+    save_checkpoint(folder / "checkpoint", saved["identity"], saved["state"])
 
     resumed = base_to_new(bench_at(), dataset, trial_of("ivlp"))
     assert resumed == whole
