@@ -235,6 +235,7 @@ def _announce(console: Console, context: ServiceContext, address: str, *, is_kep
             "device": str(backbone.device),
             "store": str(context.store.root),
             "is_store_kept": is_kept,
+            "n_signature_keys": len(context.settings.require_signature),
             "domains": {domain: state.name for domain, state in sorted(context.table.states.items())},
         }
         logger.info("server.started", extra=facts)
@@ -254,4 +255,8 @@ def _announce(console: Console, context: ServiceContext, address: str, *, is_kep
     if not context.table.states:
         console.print("  domain    none yet; upload a bundle or run `caspl store add`")
     console.print(f"  keys      {'not required on loopback' if context.keys.is_open else 'required'}")
+    if n_signers := len(context.settings.require_signature):
+        console.print(
+            f"  bundles   must be signed by {'the key' if n_signers == 1 else f'one of {n_signers} keys'} given"
+        )
     console.print(f"  open      {address}  (page), {address}/docs (API)", soft_wrap=True)

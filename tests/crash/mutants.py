@@ -72,7 +72,7 @@ MUTANTS = (
     Mutant(
         "a version is recorded before its bundle is written",
         (
-            ("prompt_store/changes.py", PUT + "        return Change", "        return Change"),
+            ("prompt_store/changes.py", PUT + "        _sign", "        _sign"),
             ("prompt_store/store.py", COMMIT, COMMIT + "            changes." + PUT_AFTERWARDS),
         ),
         STORE,
@@ -90,7 +90,7 @@ MUTANTS = (
            "    if data is None or digest_bytes(data) != digest:\n        problem",
            "    if data is None:\n        problem", *STORE),
     mutant("a record is read without its checksum", "prompt_store/records.py",
-           '    elif digest_bytes(data.replace(record.checksum.encode(), b"", 1)) != record.checksum:',
+           '    elif not checksum_matches(data, record.checksum):',
            "    elif False:", *STORE),
     mutant("a damaged bundle goes live", "prompt_store/changes.py",
            "        read_blob(layout, published.digest)\n        return Change(\"activate\", published)",
