@@ -8,8 +8,8 @@ import torch
 import typer
 from rich.console import Console
 
-from training.demo import shared_domains
 from training.demo.pages import fill_page
+from training.demo.shared_domains import N_CHECKED, N_OWN, N_TEST, Budget, SharedRuns, share_boosting
 from training.demo.shared_tables import share_table, start_table, with_chosen
 
 RESULTS: Final = Path("docs/results/demo-shared-boost.json")
@@ -19,20 +19,28 @@ PAGE: Final = Path("docs/demo-world.md")
 
 def shared_boost(
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "1",
+    images: Annotated[int, typer.Option(min=10, help="Images of a shared run.")] = Budget.n_images,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a shared run.")] = Budget.epochs,
     work_dir: Annotated[Path, typer.Option(help="Folder for bundles; interrupted runs resume.")] = Path("build/demo"),
 ) -> None:
     """Boost several domains with one set of prompts, leaving each out once, and update the documentation's tables."""
     torch.set_num_threads(1)
-    numbers = [int(seed) for seed in seeds.split(",")]
-    for rows in shared_domains.share_boosting(BUNDLES, work_dir / "shared", numbers, Console(stderr=True)):
-        write_results(rows, RESULTS)
+    runs, budget = SharedRuns(BUNDLES, work_dir / "shared", Console(stderr=True)), Budget(images, epochs)
+    for rows in share_boosting(runs, [int(seed) for seed in seeds.split(",")], budget):
+        write_results(rows, runs.similarity(), budget, RESULTS)
         fill_tables(RESULTS, PAGE)
 
 
-def write_results(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the rows, those of chosen prompt sets included, with the sizes of the runs."""
-    names = ("N_SHARED", "SHARED_EPOCHS", "N_OWN", "N_TEST", "N_CHECKED")
-    facts = {name.lower(): getattr(shared_domains, name) for name in names}
+def write_results(rows: list[dict[str, Any]], similarity: float, budget: Budget, path: Path) -> None:
+    """Write the rows, those of chosen prompt sets included, with the sizes of the runs and `SharedRuns.similarity`."""
+    facts = {
+        "n_shared": budget.n_images,
+        "shared_epochs": budget.epochs,
+        "n_own": N_OWN,
+        "n_test": N_TEST,
+        "n_checked": N_CHECKED,
+        "similarity_of_own_prompts": round(similarity, 3),
+    }
     lines = ",\n  ".join(json.dumps(row) for row in with_chosen(rows))
     text = json.dumps(facts)[:-1] + f', "rows": [\n  {lines}\n]}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)

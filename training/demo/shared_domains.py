@@ -4,10 +4,11 @@ Each domain is left out once: prompts are boosted on the other domains, on synth
 with the domain's own boosting, the packaged bundle.
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,10 @@ from rich.console import Console
 
 from prompted_clip.backbone import load_backbone
 from prompted_clip.model import PromptedClip
+from prompted_clip.prompts import join_groups
 from prompted_clip.stack import PromptStack
 from training.boost_run import BoostJob, run_boost
+from training.caspl_student import CasplStudent
 from training.data.images import ImageFolder, find_images
 from training.demo.boost_domains import RECIPE, stack_scores
 from training.demo.evaluate import TEMPLATE, TEST_SEED
@@ -31,9 +34,6 @@ from training.files import read_bundle_file, write_atomic
 from training.recipe import BoostRecipe, read_recipe
 from training.unlabelled import UnlabelledData
 
-N_SHARED: Final = 1200
-"""Images of a shared run, from all of its sources."""
-SHARED_EPOCHS: Final = 4
 N_OWN: Final = 480
 """Images of a domain's own short runs, cold or from shared prompts."""
 OWN_EPOCHS: Final = (2, 4, 8)
@@ -44,6 +44,19 @@ START: Final = "union+styles"
 """The shared prompts that short runs start from."""
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Size of every shared run.
+
+    Attributes:
+        n_images: images of all of its sources.
+        epochs: how often it sees each image.
+    """
+
+    n_images: int = 1200
+    epochs: int = 4
 
 
 @dataclass(frozen=True)
@@ -79,44 +92,36 @@ def own_run(domain: str, seed: int, epochs: int, start: Run | None = None) -> Ru
     return Run("cold" if start is None else "start", seed, domain, ((domain, N_OWN),), epochs, start)
 
 
-def shared_run(way: str, left_out: str, seed: int) -> Run:
+def shared_run(way: str, left_out: str, seed: int, budget: Budget) -> Run:
     """A shared run that does not see `left_out`; half of the images of `union+styles` are of domains."""
+    n_images = budget.n_images
     if way == "styles":
-        return Run(way, seed, None, ((STYLES, N_SHARED),), SHARED_EPOCHS)
+        return Run(way, seed, None, ((STYLES, n_images),), budget.epochs)
     others = [domain for domain in SHIFTED if domain != left_out]
-    n_styles = N_SHARED // 2 if way == "union+styles" else 0
-    sources = [(domain, (N_SHARED - n_styles) // len(others)) for domain in others]
+    n_styles = n_images // 2 if way == "union+styles" else 0
+    sources = [(domain, (n_images - n_styles) // len(others)) for domain in others]
     sources += [(STYLES, n_styles)] if n_styles else []
-    return Run(way, seed, left_out, tuple(sources), SHARED_EPOCHS)
+    return Run(way, seed, left_out, tuple(sources), budget.epochs)
 
 
-def planned(seed: int) -> Iterator[Run]:
+def planned(seed: int, budget: Budget) -> Iterator[Run]:
     """All runs of one seed; each run follows the one that it starts from."""
-    yield shared_run("styles", next(iter(SHIFTED)), seed)
-    yield from (shared_run(START, domain, seed) for domain in SHIFTED)
+    yield shared_run("styles", next(iter(SHIFTED)), seed, budget)
     for domain in SHIFTED:
-        yield from (own_run(domain, seed, epochs) for epochs in OWN_EPOCHS)
-        yield from (own_run(domain, seed, epochs, shared_run(START, domain, seed)) for epochs in OWN_EPOCHS)
-    yield from (shared_run("union", domain, seed) for domain in SHIFTED)
+        start = shared_run(START, domain, seed, budget)
+        yield start
+        for epochs in OWN_EPOCHS:
+            yield own_run(domain, seed, epochs)
+            yield own_run(domain, seed, epochs, start)
+    yield from (shared_run("union", domain, seed, budget) for domain in SHIFTED)
 
 
-def share_boosting(bundles: Path, work_dir: Path, seeds: Sequence[int], console: Console) -> Iterator[list[Row]]:
-    """Measure the packaged bundles, then train and measure all runs; finished ones are read from the work folder.
-
-    Args:
-        bundles: folder of the domains' own boosting bundles, `<domain>.safetensors`.
-        work_dir: folder for images, bundles, checkpoints and rows.
-        seeds: of the recipes.
-        console: shows progress.
-
-    Yields:
-        The rows so far, after each run.
-    """
-    runs = SharedRuns(bundles, work_dir, console)
+def share_boosting(runs: "SharedRuns", seeds: Sequence[int], budget: Budget) -> Iterator[list[Row]]:
+    """Measure what needs no training, then train and measure all runs of these seeds; yields the rows so far."""
     rows = runs.without_training()
     yield rows
     for seed in seeds:
-        for run in planned(seed):
+        for run in planned(seed, budget):
             rows += runs.measure(run)
             yield rows
 
@@ -141,28 +146,61 @@ class SharedRuns:
         self._targets: dict[str, torch.Tensor] = {}
 
     def without_training(self) -> list[Row]:
-        """Rows of the student and the teacher without prompts (`plain`, `teacher`) and of each domain's own bundle."""
+        """Rows of `plain` and `teacher` without prompts, each domain's `own` bundle, and the `mean` of the others'."""
         rows = []
         for way, name in (("plain", "student"), ("teacher", "teacher")):
             stack = self._models[name].plain_stack("demo", CLASS_NAMES, [TEMPLATE])
             facts = {"way": way, "seed": None, "left_out": None, "epochs": 0}
             rows += self._rows(facts, name, stack, tuple(SHIFTED))
         for domain in SHIFTED:
-            bundle = read_bundle_file(self._bundles / f"{domain}.safetensors")
             facts = {"way": "own", "seed": None, "left_out": domain, "epochs": self._recipe.epochs}
-            rows += self._rows(facts, "student", self._models["student"].load_stack(bundle), tuple(SHIFTED))
+            rows += self._rows(facts, "student", self._own(domain), tuple(SHIFTED))
+        for left_out in SHIFTED:
+            facts = {"way": "mean", "seed": None, "left_out": left_out, "epochs": 0}
+            others = [domain for domain in SHIFTED if domain != left_out]
+            rows += self._rows(facts, "student", self._mean_of(others), tuple(SHIFTED))
         return rows
+
+    def similarity(self) -> float:
+        """Mean cosine similarity of what two domains' own bundles learned: image prompts minus those they start as."""
+        start = CasplStudent(self._student, CLASS_NAMES, self._recipe).image.detach()
+        learned = [
+            (stack.image_boost - start).flatten() for stack in map(self._own, SHIFTED) if stack.image_boost is not None
+        ]
+        pairs = itertools.combinations(learned, 2)
+        found = [torch.nn.functional.cosine_similarity(a, b, dim=0).item() for a, b in pairs]
+        return sum(found) / len(found)
 
     def measure(self, run: Run) -> list[Row]:
         """Train a run unless its bundle exists, and measure it in its domains.
 
         Returns:
-            Per domain: `way`, `seed`, `left_out`, `epochs`, `domain`, `accuracy` on test images in per cent, and on the
-            checked images `agreement` with the teacher in per cent and `loss`, the distillation loss.
+            Per domain: `way`, `seed`, `left_out`, `epochs`, `domain`, and in per cent `accuracy` on test images and
+            `agreement` with the teacher on the checked images.
         """
         stack = self._models["student"].load_stack(read_bundle_file(self._bundle(run)))
         facts = {"way": run.way, "seed": run.seed, "left_out": run.left_out, "epochs": run.epochs}
         return self._rows(facts, "student", stack, run.domains)
+
+    def _own(self, domain: str) -> PromptStack:
+        """The stack of a domain's own boosting bundle."""
+        return self._models["student"].load_stack(read_bundle_file(self._bundles / f"{domain}.safetensors"))
+
+    def _mean_of(self, domains: Sequence[str]) -> PromptStack:
+        """A stack of the mean of domains' own prompts."""
+        stacks = [self._own(domain) for domain in domains]
+        image = torch.stack([stack.image_boost for stack in stacks if stack.image_boost is not None]).mean(0)
+        text = torch.stack([stack.text_boost for stack in stacks if stack.text_boost is not None]).mean(0)
+        digest = short_digest([stack.digest for stack in stacks])
+        mean = replace(
+            stacks[0],
+            digest=digest,
+            image_digest=digest,
+            image_boost=image,
+            image=join_groups([image]),
+            text_boost=text,
+        )
+        return self._models["student"].with_labels(mean, CLASS_NAMES)
 
     def _bundle(self, run: Run) -> Path:
         """The bundle of a run, trained if it does not exist."""
@@ -218,14 +256,10 @@ class SharedRuns:
         test, checked = self._drawn(TEST_SEED, N_TEST, domain), self._drawn(FOLDER_TRAIN_SEED, N_CHECKED, domain)
         scores_NK, checked_UK = (stack_scores(model, stack, pictures) for pictures in (test, checked))
         target_UK = self._target(domain)
-        kl = torch.nn.functional.kl_div(
-            checked_UK.log_softmax(1), target_UK.log_softmax(1), reduction="batchmean", log_target=True
-        )
         return {
             "domain": domain,
             "accuracy": _per_cent(scores_NK.argmax(1) == test.labels),
             "agreement": _per_cent(checked_UK.argmax(1) == target_UK.argmax(1)),
-            "loss": round(kl.item(), 4),
         }
 
     def _target(self, domain: str) -> torch.Tensor:
