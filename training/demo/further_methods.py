@@ -64,10 +64,11 @@ class Distillation:
     recipe: BoostRecipe
     work_dir: Path
 
-    def row(self, teacher_bundle: Bundle, boost: Bundle | None) -> Row:
+    def row(self, teacher_bundle: Bundle, boost: Bundle | None, seed: int) -> Row:
         """Train PromptKD's student, unless its bundle exists, and measure it."""
+        recipe = self.recipe.model_copy(update={"seed": seed})
         digests = [teacher_bundle.digest, boost.digest if boost is not None else ""]
-        identity = [recipe_digest(self.recipe), self.images.digest, *digests]
+        identity = [recipe_digest(recipe), self.images.digest, *digests]
         out = self.work_dir / f"{self.domain}-{PROMPTKD}-{short_digest(identity)}.safetensors"
         if not out.is_file():
             job = BoostJob(
@@ -78,9 +79,9 @@ class Distillation:
                 teacher_bundle=teacher_bundle,
                 boost=boost,
             )
-            run_boost(job, self.recipe, self.student, self.teacher, _QUIET)
+            run_boost(job, recipe, self.student, self.teacher, _QUIET)
         model = PromptedClip(self.student)
-        facts = {"domain": self.domain, "method": PROMPTKD, "boosted": boost is not None, "seed": self.recipe.seed}
+        facts = {"domain": self.domain, "method": PROMPTKD, "boosted": boost is not None, "seed": seed}
         return facts | self.rates(model, model.load_stack(read_bundle_file(out)))
 
     def rates(self, model: PromptedClip, stack: PromptStack) -> Row:
@@ -140,8 +141,9 @@ def measure_domain(domain: str, bundles: Path, work_dir: Path, console: Console)
             for label, trial in trials():
                 add(measure(bench, dataset, trial, domain) | {"method": label})
         prompted = _prompted_teacher(teacher, dataset, work_dir)
-        for base in (None, boost):
-            add(shared.row(prompted, base))
+        for seed in SEEDS:
+            for base in (None, boost):
+                add(shared.row(prompted, base, seed))
     model = PromptedClip(teacher)
     plain = model.plain_stack(domain, CLASS_NAMES, [TEMPLATE])
     tuned = model.with_labels(model.load_stack(prompted), CLASS_NAMES)

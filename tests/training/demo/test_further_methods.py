@@ -51,7 +51,10 @@ def test_promptkd_has_a_recipe():
 
 
 def test_the_file_has_every_line_with_and_without_boosting(filed):
-    expected = {(label, trial.seed) for label, trial in trials()} | {("zero-shot", None), (PROMPTKD, 1)}
+    expected = {(label, trial.seed) for label, trial in trials()} | {
+        ("zero-shot", None),
+        *((PROMPTKD, seed) for seed in SEEDS),
+    }
     for boosted in (False, True):
         assert {(row["method"], row["seed"]) for row in filed["rows"] if row["boosted"] is boosted} == expected
     for row in filed["rows"]:
