@@ -20,6 +20,7 @@ adapt_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 Out = Annotated[Path | None, typer.Option(help="bundle to write (default: <domain>.safetensors)")]
 Domain = Annotated[str, typer.Option(help="domain name")]
 RecipeFile = Annotated[Path | None, typer.Option(help="TOML recipe")]
+BoostRecipeFile = Annotated[Path | None, typer.Option(help="TOML recipe, or paper for the values of CasPL's paper")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a recipe value")]
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="print the resulting recipe and exit")]
 TensorBoard = Annotated[Path | None, typer.Option(help="folder for TensorBoard event files")]
@@ -57,7 +58,7 @@ def boost(
     teacher_preprocess_of: options.TeacherPreprocessOf = None,
     interpolate_positions: options.InterpolatePositions = False,
     random_weights: options.RandomWeights = False,
-    recipe: RecipeFile = None,
+    recipe: BoostRecipeFile = None,
     set_: Overrides = None,
     print_recipe: PrintRecipe = False,
     holdout: Holdout = 0.1,
@@ -70,10 +71,10 @@ def boost(
 ) -> None:
     """Train boosting prompts for a domain on unlabelled images, with a larger CLIP as teacher (CasPL phase 1)."""
     from prompt_store.manifest import check_domain
-    from training.recipe import BoostRecipe, read_recipe
+    from training.recipe import read_boost_recipe
 
     with exit_on_error("boost", quiet=quiet):
-        chosen = read_recipe(BoostRecipe, recipe, set_ or [])
+        chosen = read_boost_recipe(recipe, set_ or [])
         if print_recipe:
             typer.echo(chosen.to_toml(), nl=False)
             return
@@ -91,7 +92,7 @@ def boost(
         from training.hardware import load_backbones
         from training.loop_progress import check_tensorboard
         from training.parallel import init_distributed
-        from training.rates import scale_rate
+        from training.rates import boost_defaults
 
         if tensorboard is not None:
             check_tensorboard()
@@ -115,7 +116,7 @@ def boost(
         if len(sources) == 1 and (template := next(iter(sources.values())).template):
             chosen = chosen.model_copy(update={"teacher_template": template})
         console = _console(is_shown=world.is_main and not quiet)
-        chosen = scale_rate(chosen, student_backbone, console)
+        chosen = boost_defaults(chosen, student_backbone, console)
         job = BoostJob(
             domain=domain,
             sources=sources,

@@ -7,7 +7,8 @@ method's own paper does not state.
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -116,7 +117,9 @@ class BoostRecipe(Recipe):
     )
     template: str = Field(default="{}.", description="student text after the prompts")
     teacher_template: str = Field(default="a photo of a {}.", description="the teacher's hand-written prompt template")
-    temperature: float = Field(default=1.0, gt=0, description="tau of CasPL eq. 2")
+    temperature: float = Field(
+        default=1.0, gt=0, description="tau of CasPL eq. 2; small backbones have another default, see docs/boosting.md"
+    )
     reduction: Literal["mean", "batchmean"] = Field(
         default="mean", description="average the KL over batch and classes (PromptKD), or over the batch; inferred"
     )
@@ -140,7 +143,45 @@ class AdaptRecipe(Recipe):
     """
 
 
+PAPER_BOOST: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "optimizer": "sgd",
+        "drop_last": True,
+        "learning_rate": 0.0025,
+        "weight_decay": 5e-4,
+        "warmup_epochs": 1,
+        "crop_scale_min": 0.08,
+        "image_depth": 12,
+        "text_tokens": 8,
+        "text_depth": 12,
+        "text_init": "",
+        "text_rate_factor": 1.0,
+        "temperature": 1.0,
+        "augmentation": "crop-flip",
+    }
+)
+"""CasPL's phase 1, where defaults differ from it.
+
+Source: supplementary material of CasPL. It states no batch size, loss weight, crops, schedule or weight decay: these
+are PromptKD's.
+"""
+SMALL_BOOST: Final[Mapping[str, Any]] = MappingProxyType({"temperature": 4.0, "augmentation": "none"})
+"""Defaults of phase 1 for small backbones, chosen on the demo world (`training.demo.boost_variants`)."""
+PAPER: Final = Path("paper")
+"""The name of `PAPER_BOOST` in place of a recipe file; a file of this name is `./paper`."""
+
 R = TypeVar("R", bound=Settings)
+
+
+def read_boost_recipe(source: Path | None, overrides: Iterable[str] = ()) -> BoostRecipe:
+    """Read phase 1's recipe: a TOML file, the paper's values for `PAPER`, or the defaults.
+
+    Raises:
+        RecipeError: see `read_recipe`.
+    """
+    if source is None or str(source) != str(PAPER):
+        return read_recipe(BoostRecipe, source, overrides)
+    return validate_recipe(BoostRecipe, dict(PAPER_BOOST) | dict(map(_parse_override, overrides)))
 
 
 def read_recipe(kind: type[R], path: Path | None, overrides: Iterable[str] = (), *, table: str | None = None) -> R:

@@ -1,10 +1,12 @@
 """Recipes and class lists: parsing and validation."""
 
+from pathlib import Path
+
 import pytest
 
 from training.data.class_list import read_classes
 from training.errors import ClassListError, RecipeError
-from training.recipe import BoostRecipe, read_recipe
+from training.recipe import PAPER, PAPER_BOOST, BoostRecipe, read_boost_recipe, read_recipe
 
 
 def test_a_printed_recipe_reads_back_as_itself(tmp_path):
@@ -44,6 +46,23 @@ def test_a_missing_or_broken_recipe_file_is_named(tmp_path):
     (tmp_path / "bad.toml").write_text("epochs = = 3")
     with pytest.raises(RecipeError, match="not valid TOML"):
         read_recipe(BoostRecipe, tmp_path / "bad.toml")
+
+
+def test_the_papers_recipe_is_selected_by_its_name():
+    recipe = read_boost_recipe(PAPER, ["epochs=7", "text_tokens=4"])
+    expected = {"image_tokens": 8, "image_depth": 12, "text_depth": 12, "text_init": "", "text_rate_factor": 1.0}
+    expected |= {"optimizer": "sgd", "learning_rate": 0.0025, "epochs": 7, "text_tokens": 4}
+    assert {key: getattr(recipe, key) for key in expected} == expected
+    assert recipe.model_fields_set == {*PAPER_BOOST, "epochs"}
+
+
+def test_any_other_recipe_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("paper").write_text("epochs = 3\n")
+    assert read_boost_recipe(Path("paper").resolve()).epochs == 3
+    assert read_boost_recipe(None) == BoostRecipe()
+    with pytest.raises(RecipeError, match="Cannot read the recipe papers"):
+        read_boost_recipe(Path("papers"))
 
 
 def test_class_lists_skip_blank_lines_and_turn_underscores_into_spaces(tmp_path):

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from training.demo import ablate_domain, adapt_domains, label_free_domains
+from training.demo import ablate_domain, adapt_domains, label_free_domains, variant_command
 from training.demo.boost_domains import boost_all, markdown_table, show_table
 from training.demo.crowding import crowding
 from training.demo.default_recipes import markdown_table as defaults_table
@@ -267,6 +267,9 @@ def defaults(
     for rows in run_defaults(methods.split(","), console):
         DEFAULT_RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
         fill_page(DEMO_PAGE, "demo-defaults", defaults_table(rows))
+
+
+app.command(name="boost-variants")(variant_command.run)
 
 
 @app.command()

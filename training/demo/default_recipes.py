@@ -1,5 +1,7 @@
 """Measures the default recipes of `caspl boost` and `caspl adapt` on domains that were not used to choose them.
 
+Boosting has the defaults for ViT-B/16, with a scaled rate; `boost_variants` measures those for small backbones.
+
 Each run holds out a tenth of the images as the commands do. The rows compare accuracy on other images, which neither
 training nor selection uses.
 """

@@ -30,7 +30,8 @@ def class_folder(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _save(pictures: Pictures, index: int, path: Path) -> None:
+def save_picture(pictures: Pictures, index: int, path: Path) -> None:
+    """Write one image; the suffix selects the format."""
     pixels_HWC = pictures.pixels[index].permute(1, 2, 0).contiguous().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels_HWC).save(path, quality=_JPEG_QUALITY)
@@ -38,7 +39,7 @@ def _save(pictures: Pictures, index: int, path: Path) -> None:
 
 def _save_by_class(pictures: Pictures, folder: Path, suffix: Suffix = "png") -> None:
     for index, label in enumerate(pictures.labels.tolist()):
-        _save(pictures, index, folder / class_folder(CLASS_NAMES[label]) / f"{index:05d}.{suffix}")
+        save_picture(pictures, index, folder / class_folder(CLASS_NAMES[label]) / f"{index:05d}.{suffix}")
 
 
 def write_folders(
@@ -62,7 +63,7 @@ def write_folders(
     if n_train:
         pictures = draw_series(FOLDER_TRAIN_SEED + seed, n_train, restyle=DRAWN[domain])
         for index in range(n_train):
-            _save(pictures, index, out_dir / "train" / f"{index:05d}.{suffix}")
+            save_picture(pictures, index, out_dir / "train" / f"{index:05d}.{suffix}")
     if n_test:
         pictures = draw_series(FOLDER_TEST_SEED + seed, n_test, restyle=DRAWN[domain])
         _save_by_class(pictures, out_dir / "test", suffix)
@@ -95,7 +96,7 @@ def write_labelled(
             if n_left[label]:
                 n_left[label] -= 1
                 folder = out_dir / "train" / class_folder(CLASS_NAMES[label])
-                _save(pictures, index, folder / f"{start + index:05d}.png")
+                save_picture(pictures, index, folder / f"{start + index:05d}.png")
         start += BLOCK
     _save_by_class(draw_series(test_seed, n_test, pairs=pairs, restyle=DRAWN[domain]), out_dir / "test")
 

@@ -5,8 +5,7 @@ ImageNet `vit_b16_ep50_ctxv1`). MaPLe and PromptSRC: their cross-dataset and few
 of `trainers/prograd.py`, epochs of `configs/trainers/ProGrad` and lambda as in its README, made for ResNet-50. All are
 based on Dassl, which drops the last, incomplete batch of an epoch.
 
-Boosting, and methods on boosting prompts: supplementary material of CasPL (arXiv 2409.17805). It states no batch size,
-loss weight, crops, schedule or weight decay for phase 1: these are PromptKD's. It states the lengths of the adapting
+Methods on boosting prompts: supplementary material of CasPL (arXiv 2409.17805). It states the lengths of the adapting
 prompts but not their initial words: CoOp's and CoCoOp's are random, the others keep their repository's.
 Templates: each data set's hand-written prompt.
 """
@@ -22,22 +21,9 @@ from training.data.dataset import Dataset
 from training.errors import RecipeError
 from training.evaluation.rows import Protocol
 from training.label_free.methods import ALL_RECIPES, LABEL_FREE
-from training.recipe import BoostRecipe, FewShotRecipe, Settings, read_recipe
+from training.recipe import PAPER_BOOST, BoostRecipe, FewShotRecipe, Settings, read_recipe
 
 _LATE_AVERAGE: Final = frozenset({"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"})
-_BOOST: Final[Mapping[str, Any]] = {
-    "optimizer": "sgd",
-    "drop_last": True,
-    "learning_rate": 0.0025,
-    "weight_decay": 5e-4,
-    "warmup_epochs": 1,
-    "crop_scale_min": 0.08,
-    "image_depth": 12,
-    "text_tokens": 8,
-    "text_depth": 12,
-    "text_init": "",
-    "text_rate_factor": 1.0,
-}
 _ON_BOOSTING: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "coop": {"context_tokens": 8, "context_init": ""},
@@ -106,7 +92,7 @@ def boost_recipe(dataset: Dataset, overrides: Sequence[str] = ()) -> BoostRecipe
     Raises:
         RecipeError: an unknown key or a value out of range.
     """
-    values: dict[str, Any] = {**_BOOST, "teacher_template": dataset.template}
+    values: dict[str, Any] = {**PAPER_BOOST, "teacher_template": dataset.template}
     if dataset.name in _LIGHT_DISTILLATION:
         values["loss_weight"] = 200.0
     entries = [f"{key}={json.dumps(value)}" for key, value in values.items()]
