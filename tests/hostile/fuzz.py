@@ -125,7 +125,7 @@ def run_openapi(report, folder, n_examples):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=300.0, help="for coverage-guided fuzzing")
-    parser.add_argument("--examples", type=int, default=40, help="per operation of the OpenAPI document")
+    parser.add_argument("--examples", type=int, default=15, help="per operation of the OpenAPI document")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"))
     words = parser.parse_args()
     report = Report("fuzz", {"seconds": words.seconds, "examples": words.examples})

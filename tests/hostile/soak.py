@@ -35,7 +35,9 @@ N_VERSIONS = 6
 WARM_UP = 0.25
 MAX_RATE = 200.0
 """Images per second; more would only load the generator."""
-NAMES = ("resident MiB", "open files", "threads", "temporary files")
+MAX_GROWTH = {"resident MiB": 8, "open files": 8, "threads": 0, "temporary files": 0}
+"""What a server may hold more of at the end; each connection of the load is an open file."""
+NAMES = tuple(MAX_GROWTH)
 
 
 def processes(pid):
@@ -140,7 +142,7 @@ def summarize(report, watch, answers, digests, rate_per_s, minutes):
         "soak_stale", sum(is_stale(one, watch.swaps) for one in good), "answers of a version that was not live", none
     )
     report.add("soak_swaps", len(watch.swaps) - 1, "activations")
-    report.add("soak_swaps_failed", len(watch.errors), f"failed activations or samples {watch.errors[:1]}", none)
+    report.add("soak_swaps_failed", len(watch.errors), "failed activations or samples", none)
     report.add("soak_p99_ms", percentile_ms([one.latency_s for one in good], 99), "p99 latency, ms")
     samples = np.array(watch.samples)
     samples[:, 0] -= samples[0, 0]
@@ -158,9 +160,15 @@ def summarize(report, watch, answers, digests, rate_per_s, minutes):
         )
         key = f"soak_{name.replace(' ', '_').lower()}_growth"
         growth = float(np.median(values[-len(values) // 4 :]) - np.median(values[: max(1, len(values) // 4)]))
-        report.add(key, growth, f"{name}: median of the last quarter after warm-up minus the first quarter")
+        report.add(
+            key,
+            growth,
+            f"{name}: median of the last quarter after warm-up minus the first quarter",
+            Target("<=", MAX_GROWTH[name]),
+        )
     headings = ("", "first sample", "after warm-up", "last", "largest", "slope per hour")
     report.tables["The server, all its processes"] = Table(headings, rows)
+    report.notes += [f"Failed: {error}" for error in watch.errors[:5]]
     report.samples = {name: samples[:, column].round(2).tolist() for column, name in enumerate(("seconds", *NAMES))}
 
 
