@@ -4,6 +4,7 @@ After each interruption a reader must see exactly the confirmed steps, or one mo
 and the next change must succeed.
 """
 
+import math
 import random
 import shutil
 import signal
@@ -85,14 +86,18 @@ def problem_after(name, root, allowed):
     return None
 
 
-def inject_faults(forker, name, folder, faults, *, recorded, until_s, seed=0):
-    """Inject each fault into each call, in random order until the time is up."""
+def inject_faults(forker, name, folder, faults, *, recorded, until_s=math.inf, limit=None, seed=0, where=""):
+    """Inject each fault into each call on a path that contains `where`.
+
+    In random order, until the time is up, and at most `limit` times.
+    """
     whole, views = recorded
     outcome = Outcome()
     todo = injections(whole.calls, folder / f"{name}-whole", faults)
     outcome.n_possible = len(todo)
     random.Random(seed).shuffle(todo)  # noqa: S311
-    for number, (fault, call) in enumerate(todo):
+    todo = [(fault, call) for fault, call in todo if where in call.paths[-1]]
+    for number, (fault, call) in enumerate(todo[:limit]):
         if time.monotonic() > until_s:
             break
         root = folder / f"{name}-{number}"
@@ -114,8 +119,8 @@ def inject_faults(forker, name, folder, faults, *, recorded, until_s, seed=0):
     return outcome
 
 
-def cut_power(name, folder, *, recorded, until_s, seed=0):
-    """Recover from every distinct state of the disk after a power failure."""
+def cut_power(name, folder, *, recorded, until_s=math.inf, limit=None, seed=0):
+    """Recover from every distinct state of the disk after a power failure; bounded as `inject_faults`."""
     whole, views = recorded
     outcome, seen = Outcome(), set()
     todo = []
@@ -126,7 +131,7 @@ def cut_power(name, folder, *, recorded, until_s, seed=0):
             todo.append((state, n_done))
     outcome.n_possible = len(todo)
     random.Random(seed).shuffle(todo)  # noqa: S311
-    for number, (state, n_done) in enumerate(todo):
+    for number, (state, n_done) in enumerate(todo[:limit]):
         if time.monotonic() > until_s:
             break
         root = folder / f"{name}-power-{number}"

@@ -1,7 +1,7 @@
 """Interrupted processes: a sample of the crash matrix of `make crash`, and that it detects what it is for."""
 
+import math
 import random
-import time
 
 import pytest
 
@@ -22,7 +22,6 @@ from tests.crash.traced import Call, can_trace
 from tests.crash.workloads import WORKLOADS
 
 pytestmark = pytest.mark.skipif(bool(can_trace()), reason=can_trace())
-SHORT_S, WHOLE_S = 1.5, 3_000
 
 
 @pytest.fixture(scope="module")
@@ -36,43 +35,46 @@ def recorded(request, forker, quick_path):
     return request.param, record(forker, request.param, quick_path)
 
 
-def soon(seconds=SHORT_S):
-    return time.monotonic() + seconds
+def sample_or_all(n):
+    """A test with `n` interruptions per workload, and a slow one with all of them."""
+    every = pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])
+    return pytest.mark.parametrize("limit", [n, every], ids=["sample", "all"])
 
 
-@pytest.mark.parametrize(
-    "seconds", [SHORT_S, pytest.param(WHOLE_S, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
-)
-def test_a_process_that_is_killed_at_a_system_call_loses_nothing_confirmed(forker, recorded, quick_path, seconds):
+@sample_or_all(10)
+def test_a_process_that_is_killed_at_a_system_call_loses_nothing_confirmed(forker, recorded, quick_path, limit):
     name, run = recorded
-    outcome = inject_faults(forker, name, quick_path, (KILL,), recorded=run, until_s=soon(seconds))
+    outcome = inject_faults(forker, name, quick_path, (KILL,), recorded=run, limit=limit)
     assert outcome.problems == []
-    assert outcome.n_tried == outcome.counts["killed"] > 0
+    assert outcome.n_tried == outcome.counts["killed"] == (limit or outcome.n_possible)
     assert outcome.n_possible > 15
 
 
-@pytest.mark.parametrize(
-    "seconds", [SHORT_S, pytest.param(WHOLE_S, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
-)
-def test_a_system_call_that_fails_is_reported_and_loses_nothing_confirmed(forker, recorded, quick_path, seconds):
+@sample_or_all(10)
+def test_a_system_call_that_fails_is_reported_and_loses_nothing_confirmed(forker, recorded, quick_path, limit):
     name, run = recorded
-    outcome = inject_faults(forker, name, quick_path, ERRORS, recorded=run, until_s=soon(seconds))
+    outcome = inject_faults(forker, name, quick_path, ERRORS, recorded=run, limit=limit)
     assert outcome.problems == []
-    assert outcome.n_tried > 0
+    assert outcome.n_tried == (limit or outcome.n_possible)
 
 
-@pytest.mark.parametrize(
-    "seconds", [2 * SHORT_S, pytest.param(WHOLE_S, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
-)
-def test_a_power_failure_loses_nothing_confirmed(recorded, quick_path, seconds):
+@sample_or_all(200)
+def test_a_power_failure_loses_nothing_confirmed(recorded, quick_path, limit):
     name, run = recorded
-    outcome = cut_power(name, quick_path, recorded=run, until_s=soon(seconds))
+    outcome = cut_power(name, quick_path, recorded=run, limit=limit)
     assert outcome.problems == []
     assert outcome.n_tried > 20
 
 
+def test_a_database_that_could_not_be_written_as_a_whole_gets_no_name(forker, quick_path):
+    run = record(forker, "examples", quick_path)
+    outcome = inject_faults(forker, "examples", quick_path, ("EIO",), recorded=run, where=".tmp-", limit=80)
+    assert outcome.problems == []
+    assert outcome.counts["refused"] > 10
+
+
 def test_writers_killed_at_random_lose_nothing_confirmed(forker, quick_path):
-    outcome = kill_at_random(forker, quick_path, until_s=soon(20), max_rounds=8)
+    outcome = kill_at_random(forker, quick_path, until_s=math.inf, max_rounds=8)
     assert outcome.problems == []
     assert outcome.n_tried == 16
 
