@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import h11
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.http.connections.strict import MAX_HEAD_BYTES
 from service.http.server import http_config
 from service.settings import Settings
-from tests.service.http.connections.raw_requests import CORPUS
+from tests.service.http.connections.raw_requests import ABC, CHUNKED, CORPUS, HOST, START
 
 
 class Transport(asyncio.Transport):
@@ -183,6 +184,23 @@ def test_every_reason_has_an_example(verdicts):
     strict = [raw for raw, (ours, _), (reference, _) in verdicts if len(ours) < len(reference)]
     for examples, reasons in ((lenient, MORE_LENIENT), (strict, STRICTER)):
         assert [name for name, pattern in reasons.items() if not any(re.search(pattern, raw) for raw in examples)] == []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        START + HOST * 2 + b"\r\n",
+        START + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + ABC,
+        START + HOST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc",
+        START + HOST + CHUNKED + b"\r\n3\r\nabc\r\n0\r\nAuthorization: x\r\n\r\n",
+    ],
+)
+def test_the_comparison_finds_what_uvicorns_own_protocol_lets_through(raw):
+    reader = Reader()
+    reader._config.http_protocol_class = HttpToolsProtocol
+    ours, _ = asyncio.run(reader.read(raw))
+    reference, _ = read_with_h11(raw)
+    assert ours != reference
 
 
 def test_requests_are_read_alike_wherever_they_are_cut(verdicts):
