@@ -158,8 +158,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def domain_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """H of distilling prompts and of the best label-free method alone, per domain, as Markdown.
 
-    The best method is chosen by the H that is shown, mean over seeds. The last line is the mean over domains with its
-    standard deviation.
+    The best method is chosen by the H that is shown, mean over seeds. The last line is the gain over zero-shot, mean
+    and standard deviation over domains.
     """
     titles = {"own": "best alone", "teacher": "best alone, teacher's labels"}
     found = {row["labels"] for row in rows if row["method"] != ZERO_SHOT}
@@ -175,9 +175,9 @@ def domain_table(rows: Sequence[Mapping[str, Any]]) -> str:
         columns.append(cells)
         named = [f"{h:.1f} (`{method}`)" for method, h in best]
         lines.append(f"| {' | '.join([domain, f'{cells[0]:.1f}', *named, f'{cells[-1]:.1f}'])} |")
-    means = [spread(column) for column in zip(*columns, strict=True)]
-    shown = [f"{each.mean:.1f}" + (f" ± {each.sd:.1f}" if each.sd is not None else "") for each in means]
-    return "\n".join([*lines, f"| {' | '.join(['mean', *shown])} |"])
+    gains = [spread([cells[index] - cells[0] for cells in columns]) for index in range(1, len(header) - 1)]
+    shown = [f"{each.mean:+.1f}" + (f" ± {each.sd:.1f}" if each.sd is not None else "") for each in gains]
+    return "\n".join([*lines, f"| {' | '.join(['gain', '', *shown])} |"])
 
 
 def _best(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
