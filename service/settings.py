@@ -184,10 +184,11 @@ class Settings(BaseSettings):
         "tenants; beyond it 503",
     )
     max_open_requests: int = Field(
-        256,
+        128,
         ge=1,
         description="maximum number of open classify requests (body received, not yet answered) per domain and "
-        "process, and 1.5 times that in total; beyond it 429; default on a GPU: at least eight batches",
+        "process, and 1.5 times that in total, but not more than max_queued_rows; beyond it 429; "
+        "default on a GPU: at least four batches",
     )
     max_images: int = Field(16, ge=1, le=256, description="maximum number of images per request")
     max_image_pixels: int = Field(
@@ -318,7 +319,7 @@ class Settings(BaseSettings):
         n_rows = self.max_batch_rows
         if "max_batch_rows" not in self.model_fields_set:
             n_rows = max(n_rows, min(2 ** round(math.log2(n_multiprocessors)), MOST_GPU_ROWS))
-        fitting = {"max_batch_rows": n_rows, "max_queued_rows": 4 * n_rows, "max_open_requests": 8 * n_rows}
+        fitting = {"max_batch_rows": n_rows, "max_queued_rows": 4 * n_rows, "max_open_requests": 4 * n_rows}
         defaulted = fitting.keys() - self.model_fields_set
         return self.model_copy(update={name: max(getattr(self, name), fitting[name]) for name in defaulted})
 

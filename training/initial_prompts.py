@@ -76,7 +76,8 @@ def prefix_states(backbone: Backbone, prefix_PW: Tensor, depth: int) -> Tensor:
         depth: L, at most the tower's number of layers.
     """
     clip = backbone.clip
-    start_1W = embed_tokens(clip, torch.tensor([backbone.tokenizer.sot_token_id], device=backbone.device))
+    start = torch.full((1,), backbone.tokenizer.sot_token_id, device=backbone.device)  # not copied from the host
+    start_1W = embed_tokens(clip, start)
     embedded = torch.cat([start_1W, prefix_PW.to(start_1W.dtype)]).unsqueeze(0)
     layers, x = [embedded], add_positions(clip, embedded)
     for block in list(text_blocks(clip))[: depth - 1]:

@@ -61,7 +61,9 @@ class HttpContext:
     traces: Traces | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.open_requests = OpenRequests(self.settings.max_open_requests, self.settings.max_batch_rows)
+        # More would be decoded, and then find the queue full, which has the same shares for domains.
+        n_open = min(self.settings.max_open_requests, self.settings.max_queued_rows)
+        self.open_requests = OpenRequests(n_open, self.settings.max_batch_rows)
         if self.settings.keep_uncertain:
             self.uncertain = UncertainImages(self.examples, self.settings, self.metrics)
         if self.settings.traces:

@@ -20,6 +20,7 @@ from tests.architecture.repository import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON_PAGES = {"README.md", "tutorial.md"}
 """Their ```python blocks run between the commands; tests/caspl/test_documentation.py runs those of docs/python.md."""
+SLOW_PAGES = {"exporting.md", "few-shot.md"}
 NOT_RUN = {
     r"(\S*/)?pip install": "installs packages",
     r"\. \.venv/bin/activate": "the tests run in the environment already",
@@ -108,7 +109,13 @@ def workplace(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW_PAGES else [])
+        for page in RUN_PAGES
+    ],
+)
 def test_every_command_of_a_page_succeeds(page, server, workplace):
     commands = [command for command in console_commands(page) if reason_not_to_run(command) is None]
     script = ['curl() { command curl --silent --show-error --fail-with-body --max-time 20 "$@"; }']

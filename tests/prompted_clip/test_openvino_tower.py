@@ -21,6 +21,7 @@ BOUND = 1e-4
 COSINE_BOUNDS = {"bfloat16": 3e-4, "int8": 2e-3}
 """Largest 1 - cosine to float32."""
 ARCHS = ["tiny", pytest.param("demo-student", marks=pytest.mark.slow)]
+"""Every tower of its own is compiled for seconds, so most of them are `slow`."""
 N_ROWS = 5
 
 
@@ -64,7 +65,7 @@ def difference(found, expected):
 
 @needs_openvino
 @pytest.mark.parametrize("name", ["none", "shared", "one position", "mixed depths"])
-@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
+@pytest.mark.parametrize("quick_gelu", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["gelu", "quickgelu"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_float32_embeddings_are_torchs(arch, quick_gelu, name):
     backbone = backbone_of(arch, quick_gelu)
@@ -84,7 +85,7 @@ def tower_in(dtype, arch):
 @needs_openvino
 @pytest.mark.parametrize("name", ["none", "mixed depths"])
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dtype", list(COSINE_BOUNDS))
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 def test_embeddings_of_narrow_types_are_near_float32s(dtype, arch, name):
     pixels, prompts = random_pixels(N_ROWS, backbone_of(arch).image_size), grid_named(name, arch)
     found, expected = (tower(pixels, prompts) for tower in (tower_in(dtype, arch), ImageTower(backbone_of(arch))))
@@ -149,7 +150,7 @@ def test_prompts_change_the_embeddings():
 
 
 @needs_openvino
-@pytest.mark.parametrize("n_streams", [1, 2])
+@pytest.mark.parametrize("n_streams", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_several_threads_get_the_answers_of_one(n_streams):
     tower = tower_of(n_threads=2, n_streams=n_streams)
     batches = [

@@ -33,7 +33,7 @@ LOG_EVERY_S: Final = 1.0
 class EarlyRefusal:
     """Answers 429 to classify requests that would be rejected anyway, before they are parsed.
 
-    Under overload most requests are rejected. On an open connection this takes less than a quarter of the CPU time of
+    Under overload most requests are rejected. On an open connection this takes less than half of the CPU time of
     the normal path (`tests/service/http/test_early_refusal.py`). An outermost ASGI middleware would take more, since
     uvicorn has parsed the request by then. The log has the number of rejected requests once a second.
     """

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_an_image_that_would_be_refused_is_not_decoded_first(serve, model, monkeypatch):
-    async with serve(max_queued_rows=2, max_batch_rows=1, max_images=2) as client:
+    async with serve(max_queued_rows=3, max_batch_rows=1, max_images=2) as client:
         decoded = []
         decode = client.context.decoder.decode
 

@@ -89,7 +89,7 @@ def test_on_a_gpu_batches_are_as_large_as_it_is_and_queues_in_proportion(monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
     monkeypatch.setattr("prompted_clip.device_errors.unsupported_gpu", lambda _: None)
     found = with_gpu_limits(Settings())
-    assert (found.max_batch_rows, found.max_queued_rows, found.max_open_requests) == (n_rows, 4 * n_rows, 8 * n_rows)
+    assert (found.max_batch_rows, found.max_queued_rows, found.max_open_requests) == (n_rows, 4 * n_rows, 4 * n_rows)
     asked = with_gpu_limits(Settings(max_batch_rows=64, max_open_requests=9))
     assert (asked.max_batch_rows, asked.max_queued_rows, asked.max_open_requests) == (64, 256, 9)
     assert with_gpu_limits(Settings(device="cpu")) == Settings(device="cpu")

@@ -37,7 +37,19 @@ async def test_a_full_queue_is_429_with_retry_after(serve, model):
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
     assert {answer.status_code for answer in kept} == {200}
     assert len(kept) + len(refused) == 8
-    assert len(kept) == 3
+    assert len(kept) == 2
+
+
+async def test_requests_that_would_find_the_queue_full_are_refused_before_they_are_decoded(serve, model, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("service.images.decoder.open_image", lambda *args: decoded.append(1) or open_image(*args))
+    async with serve(max_queued_rows=4, max_batch_rows=1, max_images=2, max_open_requests=256) as client:
+        model.gate.clear()
+        calls = [asyncio.ensure_future(client.post("/classify/paint", content=picture())) for _ in range(20)]
+        _, waiting = await asyncio.wait(calls, timeout=0.5)
+        model.gate.set()
+        await asyncio.gather(*calls)
+    assert len(waiting) == len(decoded) == 4
 
 
 @pytest.mark.parametrize(("max_microbatch", "largest"), [(3, 3), (None, 8)])
@@ -73,7 +85,7 @@ async def test_a_request_too_many_is_429_before_its_body_is_read_and_places_come
 @pytest.mark.parametrize(
     ("limits", "path", "route"),
     [
-        ({"max_queued_rows": 2, "max_images": 2}, "/classify/paint", "/classify/{domain}"),
+        ({"max_queued_rows": 3, "max_images": 2}, "/classify/paint", "/classify/{domain}"),
         ({"max_open_requests": 3}, "/classify/paint", "/classify/{domain}"),
     ],
 )
@@ -99,7 +111,7 @@ async def test_a_refusal_counts_with_its_route(serve, model, limits, path, route
 )
 async def test_a_request_that_could_never_be_answered_is_not_told_to_come_back(serve, model, store, path, status, code):
     store.add("idle", colour_bundle("idle"))
-    async with serve(max_queued_rows=2, max_batch_rows=1, max_images=2) as client:
+    async with serve(max_queued_rows=4, max_batch_rows=1, max_images=2) as client:
         model.gate.clear()
         kept = await crowd(client)
         answer = await client.post(path, content=picture())
@@ -110,7 +122,7 @@ async def test_a_request_that_could_never_be_answered_is_not_told_to_come_back(s
 
 async def test_who_would_be_refused_with_one_image_is_refused_before_the_body_is_read(serve, model):
     body = WatchedBody()
-    async with serve(max_queued_rows=2, max_batch_rows=1, max_images=2) as client:
+    async with serve(max_queued_rows=3, max_batch_rows=1, max_images=2) as client:
         model.gate.clear()
         kept = await crowd(client)
         refused = await client.post("/classify/paint", content=body)

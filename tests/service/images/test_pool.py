@@ -44,6 +44,7 @@ class Jobs:
         assert sorted(self.started) == sorted(names)
 
     async def finish(self, tasks):
+        await asyncio.sleep(0)  # the last jobs are put, too
         for gate in self.gates.values():
             gate.set()
         return await asyncio.gather(*tasks)
