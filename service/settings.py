@@ -187,8 +187,7 @@ class Settings(BaseSettings):
         128,
         ge=1,
         description="maximum number of open classify requests (body received, not yet answered) per domain and "
-        "process, and 1.5 times that in total, but not more than max_queued_rows; beyond it 429; "
-        "default on a GPU: at least four batches",
+        "process, at most max_queued_rows, and 1.5 times that in total; beyond it 429; on a GPU at least four batches",
     )
     max_images: int = Field(16, ge=1, le=256, description="maximum number of images per request")
     max_image_pixels: int = Field(
