@@ -105,6 +105,7 @@ def test_an_interrupted_run_is_continued_by_the_same_command(lasting_url, tmp_pa
     assert [row["file"] for row in rows_of(out)] == [f"pictures/{number:04}.png" for number in range(600)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_that_waits_for_the_server(store, tmp_path):
     draw(tmp_path / "pictures", 600)
     out = tmp_path / "out.csv"
@@ -121,6 +122,7 @@ def test_ctrl_c_ends_a_run_that_waits_for_the_server(store, tmp_path):
     assert command.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_ends_the_run_after_the_stated_time_and_rows_are_kept(store, tmp_path):
     draw(tmp_path / "pictures", 600)
     out = tmp_path / "out.csv"

@@ -20,7 +20,7 @@ from tests.architecture.repository import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON_PAGES = {"README.md", "tutorial.md"}
 """Their ```python blocks run between the commands; tests/caspl/test_documentation.py runs those of docs/python.md."""
-SLOW_PAGES = {"exporting.md", "few-shot.md"}
+SLOW_PAGES = {"exporting.md", "few-shot.md", "teaching.md"}
 NOT_RUN = {
     r"(\S*/)?pip install": "installs packages",
     r"\. \.venv/bin/activate": "the tests run in the environment already",

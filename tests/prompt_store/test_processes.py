@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from prompt_store import Store
 from tests.prompt_store.samples import sample_bundle
 
@@ -77,6 +79,7 @@ def test_a_reader_sees_what_another_process_wrote(quick_path):
     assert reader.live("flowers").version == 1
 
 
+@pytest.mark.slow
 def test_writers_killed_at_random_moments_lose_nothing_acknowledged(quick_path):
     dice = random.Random(20)  # noqa: S311 - moments, not secrets
     root = quick_path / "store"

@@ -16,12 +16,13 @@ from prompted_clip.vision import ImageTower
 from tests.openvino_extra import assert_no_usage_statistics, needs_openvino
 from tests.tiny import random_pixels, register_tiny_models
 
+pytestmark = pytest.mark.slow  # each tower is compiled for seconds
+
 BOUND = 1e-4
 """Largest relative difference of an embedding."""
 COSINE_BOUNDS = {"bfloat16": 3e-4, "int8": 2e-3}
 """Largest 1 - cosine to float32."""
-ARCHS = ["tiny", pytest.param("demo-student", marks=pytest.mark.slow)]
-"""Every tower of its own is compiled for seconds, so most of them are `slow`."""
+ARCHS = ["tiny", "demo-student"]
 N_ROWS = 5
 
 
@@ -65,7 +66,7 @@ def difference(found, expected):
 
 @needs_openvino
 @pytest.mark.parametrize("name", ["none", "shared", "one position", "mixed depths"])
-@pytest.mark.parametrize("quick_gelu", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["gelu", "quickgelu"])
+@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_float32_embeddings_are_torchs(arch, quick_gelu, name):
     backbone = backbone_of(arch, quick_gelu)
@@ -85,7 +86,7 @@ def tower_in(dtype, arch):
 @needs_openvino
 @pytest.mark.parametrize("name", ["none", "mixed depths"])
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("dtype", list(COSINE_BOUNDS))
 def test_embeddings_of_narrow_types_are_near_float32s(dtype, arch, name):
     pixels, prompts = random_pixels(N_ROWS, backbone_of(arch).image_size), grid_named(name, arch)
     found, expected = (tower(pixels, prompts) for tower in (tower_in(dtype, arch), ImageTower(backbone_of(arch))))
@@ -95,7 +96,6 @@ def test_embeddings_of_narrow_types_are_near_float32s(dtype, arch, name):
 
 
 @needs_openvino
-@pytest.mark.slow
 def test_int8_multiplies_int8_weights():
     precisions = [
         operation.get_rt_info()["runtimePrecision"].astype(str)
@@ -119,7 +119,6 @@ def test_int8_rows_of_a_mixed_batch_equal_each_image_alone(arch):
 
 
 @needs_openvino
-@pytest.mark.slow
 def test_importing_openvino_sends_no_usage_statistics(tmp_path):
     assert_no_usage_statistics("from prompted_clip.openvino_tower import openvino; openvino()", tmp_path)
 
@@ -150,7 +149,7 @@ def test_prompts_change_the_embeddings():
 
 
 @needs_openvino
-@pytest.mark.parametrize("n_streams", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_streams", [1, 2])
 def test_several_threads_get_the_answers_of_one(n_streams):
     tower = tower_of(n_threads=2, n_streams=n_streams)
     batches = [

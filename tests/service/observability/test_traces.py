@@ -12,6 +12,8 @@ from prompt_store.store import Store
 from tests.service.fakes import colour_bundle, picture
 from tests.service.processes import eventually, serving
 
+pytestmark = pytest.mark.slow  # real server processes
+
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
