@@ -171,9 +171,7 @@ def test_serving_the_demo_without_its_files_says_which_are_missing(tmp_path, mon
         (["--backbone", "ViT-B-99", "--port", "0"], "Unknown backbone"),
         pytest.param(["--port", "0"], "needs weights", marks=pytest.mark.slow),
         pytest.param(["--port", "0", "--pretrained", "opnai"], "Did you mean openai", marks=pytest.mark.slow),
-        pytest.param(
-            ["--port", "0", "--pretrained", "nowhere.pt"], "No weights file at 'nowhere.pt'", marks=pytest.mark.slow
-        ),
+        pytest.param(["--port", "0", "--pretrained", "nowhere.pt"], "No weights file at", marks=pytest.mark.slow),
         (["--port", "0", "--backbone", "local-dir:nowhere"], "local-dir:nowhere needs open_clip_config.json"),
         (["--port", "0", "--keys-file", "missing.json"], "Cannot read"),
         (["--port", "0", "--keys-file", "[/nope].json"], "[/nope].json"),
