@@ -29,17 +29,28 @@ export function Predictions({ predictions }) {
   </ol>`;
 }
 
-// Files from a click, a drop anywhere on the area, or the clipboard.
+// Files from a click, or from a drop anywhere on the page: the browser would open those beside the area in new tabs.
 export function DropArea({ onFiles, children, accept = "image/jpeg,image/png,image/webp", isMultiple = true, id }) {
   const [isOver, setOver] = useState(false);
-  const drop = (event) => {
-    event.preventDefault();
-    setOver(false);
-    onFiles([...event.dataTransfer.files]);
-  };
-  return html`<label class=${`drop ${isOver ? "over" : ""}`} for=${id}
-      onDragOver=${(event) => { event.preventDefault(); setOver(true); }}
-      onDragLeave=${() => setOver(false)} onDrop=${drop}>
+  const latest = useRef(onFiles);
+  latest.current = onFiles;
+  useLayoutEffect(() => {
+    const hasFiles = (event) => event.dataTransfer.types.includes("Files");
+    const listeners = {
+      dragover: (event) => { if (hasFiles(event)) { event.preventDefault(); setOver(true); } },
+      dragleave: (event) => { if (!event.relatedTarget) setOver(false); },
+      drop: (event) => {
+        if (!hasFiles(event)) return;
+        event.preventDefault();
+        setOver(false);
+        latest.current([...event.dataTransfer.files]);
+      },
+    };
+    const each = Object.entries(listeners);
+    each.forEach(([name, listener]) => document.addEventListener(name, listener));
+    return () => each.forEach(([name, listener]) => document.removeEventListener(name, listener));
+  }, []);
+  return html`<label class=${`drop ${isOver ? "over" : ""}`} for=${id}>
     ${children}
     <input type="file" id=${id} accept=${accept} multiple=${isMultiple}
       onChange=${(event) => { onFiles([...event.target.files]); event.target.value = ""; }} />

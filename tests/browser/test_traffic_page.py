@@ -13,16 +13,18 @@ from training.demo.folders import write_class_folders
 
 N_LABELLED, N_TRAFFIC, N_CLASSES, N_KEPT = 64, 12, 4, 3
 RATE = "0.1"
-DROP = """(files) => {
+DROP = """({ selector, files }) => {
   const data = new DataTransfer();
   for (const { name, base64 } of files) {
     const bytes = Uint8Array.from(atob(base64), (one) => one.charCodeAt(0));
     data.items.add(new File([bytes], name, { type: "image/png" }));
   }
-  const area = document.querySelector("#classify-files").closest("label");
-  area.dispatchEvent(new DragEvent("dragover", { dataTransfer: data, bubbles: true, cancelable: true }));
-  area.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+  const events = ["dragover", "drop"].map((name) =>
+    new DragEvent(name, { dataTransfer: data, bubbles: true, cancelable: true }));
+  events.forEach((event) => document.querySelector(selector).dispatchEvent(event));
+  return events.map((event) => event.defaultPrevented);
 }"""
+"""Otherwise the browser would open the files."""
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,12 @@ def traffic(folder):
     return sorted(folder.glob("test/*/*"))
 
 
-def test_dropped_pictures_are_classified(page, traffic):
+@pytest.mark.parametrize("selector", ["label:has(#classify-files)", "body"], ids=["frame", "beside the frame"])
+def test_dropped_pictures_are_classified(page, traffic, selector):
     choose_domains(page, "sketch")
     dropped = traffic[:2]
-    page.evaluate(DROP, [{"name": one.name, "base64": base64.b64encode(one.read_bytes()).decode()} for one in dropped])
+    files = [{"name": one.name, "base64": base64.b64encode(one.read_bytes()).decode()} for one in dropped]
+    assert page.evaluate(DROP, {"selector": selector, "files": files}) == [True, True]
     page.locator(".predictions").nth(1).wait_for()
     assert sorted(page.locator(".picture .name").all_inner_texts()) == sorted(one.name for one in dropped)
 
