@@ -1,4 +1,4 @@
-"""What limits boosting in one domain: the teacher, the number of prompts, the number of images or of steps.
+"""What limits boosting in one domain: the teacher, the temperature, the number of images or of steps.
 
 All runs use the recipe and class names of the demo's boosting bundles, with fewer images and epochs. Each run changes
 one thing; finished runs are kept in the work folder, and interrupted ones resume.

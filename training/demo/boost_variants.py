@@ -108,7 +108,6 @@ class VariantRuns:
         path = self._work_dir / f"{self._domain}-{seed}-{self._digest(variant, recipe)}.json"
         if path.is_file():
             found: Row = json.loads(path.read_text(encoding="utf-8"))
-            found.pop("teacher_images", None)
             return found | {"variant": variant.label}
         started_s = time.process_time()
         result = distil(variant, recipe, self._data(seed), self.student, self.teacher)

@@ -1,6 +1,6 @@
 """Phase 1 with targets, class names and averages that `caspl boost` does not have, to compare them with it.
 
-`training.boosting` is the product; this learner shares its student, loss, views and loop.
+Everything else is that of `training.boosting`.
 
 Legend: N images, B images of a batch, K classes.
 """
@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from prompted_clip.backbone import Backbone
-from prompted_clip.preprocess import normalize_pixels
 from training.boost_scores import HeldOutScores
-from training.boosting import distillation_loss
+from training.boosting import Booster, distillation_loss
 from training.caspl_student import CasplStudent
 from training.data.hold_out import hold_out
 from training.data.views import Views
-from training.loop import CheckpointConfig, ParameterGroup, train
+from training.loop import CheckpointConfig, train
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
 from training.selection import Selection
@@ -81,58 +80,28 @@ class Domain:
     further_names: Sequence[str] = ()
 
 
-class Distiller:
-    """The `Learner` of a variant.
+class Distiller(Booster):
+    """A `Booster` with the targets of a variant.
 
     Args:
         student: the model to train.
+        teacher: the larger CLIP.
         views: the training images.
-        targets: computes the targets.
         recipe: temperature, reduction and loss weight.
+        targets: computes the targets.
     """
 
-    averages_over_images = True
-
-    def __init__(self, student: CasplStudent, views: Views, targets: "TargetSource", recipe: BoostRecipe) -> None:
-        self.student = student
-        self._views, self._targets, self._recipe = views, targets, recipe
-
-    @property
-    def n_images(self) -> int:
-        """Images per epoch."""
-        return len(self._views)
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """The student's parameter groups."""
-        return self.student.parameter_groups()
-
-    def prefetch(self, indices: Tensor, epoch: int) -> None:
-        """Start decoding the views of the next step."""
-        self._views.prefetch(indices.tolist(), epoch)
-
-    def order(self, epoch: int) -> Tensor:
-        """Image order of an epoch: a permutation [N] int64."""
-        return self._views.order(epoch)
+    def __init__(
+        self, student: CasplStudent, teacher: Teacher, views: Views, recipe: BoostRecipe, targets: "TargetSource"
+    ) -> None:
+        super().__init__(student, teacher, views, recipe)
+        self._targets = targets
 
     def loss(self, indices: Tensor, epoch: int) -> Tensor:
         """`distillation_loss` of the images at `indices`, under their views of this epoch."""
         pixels = self._views.load(indices.tolist(), epoch)
-        return distillation_loss(self.logits(pixels), self._targets.logits(indices, pixels), self._recipe)
-
-    def logits(self, pixels_BCHW: Tensor) -> Tensor:
-        """The student's class scores [B, K] for uint8 images."""
-        return self.student.logits(normalize_pixels(pixels_BCHW, self.student.backbone.preprocess))
-
-    def end_epoch(self, epoch: int) -> None:
-        """No-op."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """The student's state."""
-        return self.student.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the student's state."""
-        self.student.load_state_dict(state)
+        logits = self.student.logits(self._images(pixels))
+        return distillation_loss(logits, self._targets.logits(indices, pixels), self._recipe)
 
 
 class TargetSource:
@@ -212,13 +181,14 @@ def distil(
     views = Views.for_training(files, student_backbone, recipe)
     source = views if variant.targets == "views" else _served(files, student_backbone)
     targets = TargetSource(variant, teacher, source, [domain.labels[index] for index in trained])
-    learner = Distiller(CasplStudent(student_backbone, names, recipe), views, targets, recipe)
-    average = None if variant.average is None else MovingAverage(learner.student, variant.average)
+    student = CasplStudent(student_backbone, names, recipe)
+    learner = Distiller(student, teacher, views, recipe, targets)
+    average = None if variant.average is None else MovingAverage(student, variant.average)
     selection = None
     if held_out:
         views_held_out = _served([domain.files[index] for index in held_out], student_backbone)
         scores = HeldOutScores(views_held_out, None, teacher.logits)
-        selection = Selection(lambda: scores.of(learner.logits), {"agreement": 0.0}, len(held_out))
+        selection = Selection(lambda: scores.of(learner.served_logits), {"agreement": 0.0}, len(held_out))
     state = train(
         learner,
         recipe,
@@ -230,7 +200,7 @@ def distil(
         learner.load_state_dict(selection.state_dict()["best_state"])
     if average is not None:
         learner.load_state_dict(average.state)
-    return Distilled(learner.student.fold()[0], state.step)
+    return Distilled(student.fold()[0], state.step)
 
 
 class MovingAverage:

@@ -53,7 +53,7 @@ def targets(variant, teacher, source):
 def test_without_a_change_the_losses_are_those_of_boosting(domain, teacher):
     booster = Booster(CasplStudent(tiny_backbone(), NAMES, RECIPE), teacher, views(domain), RECIPE)
     source = targets(Variant("default"), teacher, served(domain))
-    distiller = Distiller(CasplStudent(tiny_backbone(), NAMES, RECIPE), views(domain), source, RECIPE)
+    distiller = Distiller(CasplStudent(tiny_backbone(), NAMES, RECIPE), teacher, views(domain), RECIPE, source)
     assert train(distiller, RECIPE).losses == train(booster, RECIPE).losses
     assert torch.equal(distiller.student.image, booster.student.image)
 
@@ -86,8 +86,8 @@ def test_balanced_targets_are_divided_by_the_mean_prediction(domain, teacher, ki
 def test_labels_as_targets_give_the_cross_entropy(domain, teacher):
     source = targets(Variant("", targets="labels"), teacher, served(domain))
     recipe = RECIPE.model_copy(update={"reduction": "batchmean", "loss_weight": 1.0})
-    distiller = Distiller(CasplStudent(tiny_backbone(), NAMES, recipe), views(domain), source, recipe)
-    logits = distiller.logits(views(domain).load(SOME.tolist(), 0)).detach().double()
+    distiller = Distiller(CasplStudent(tiny_backbone(), NAMES, recipe), teacher, views(domain), recipe, source)
+    logits = distiller.served_logits(views(domain).load(SOME.tolist(), 0)).double()
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS)[SOME])
     assert float(distiller.loss(SOME, 0).detach()) == pytest.approx(float(expected), rel=1e-5)
 
