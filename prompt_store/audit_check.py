@@ -1,6 +1,6 @@
 """Verifies the audit log against the logs of all domains, and lists its changes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prompt_store.audit import Audit, Entry, Head, read_audit
 from prompt_store.disk import Disk, open_directory
@@ -18,7 +18,7 @@ class AuditRow:
     Attributes:
         entry: number of the entry that covers it; None if none does.
         at: ISO 8601 in UTC; of the entry, if the record is missing.
-        actor: who made it.
+        actor: user or API key.
         action: `publish`, `fit`, `create`, `activate`, `rollback`, `retire`, `repair`, `key added`, `key changed` or
             `key removed`; `missing` for a record that is no longer there, or was replaced.
         domain: empty for keys.
@@ -66,6 +66,7 @@ class AuditReport:
         head: digest of the last of them.
         problem: damage of the audit log itself; empty if it is intact.
         gaps: the domains that do not agree with it.
+        damaged: the problem of each domain whose own log is damaged.
         digests: digest of each intact entry, by number.
     """
 
@@ -74,6 +75,7 @@ class AuditReport:
     head: str
     problem: str
     gaps: tuple[Gap, ...]
+    damaged: dict[str, str]
     digests: dict[int, str] = field(repr=False)
 
     def problems(self, expected: str | None = None) -> list[str]:
@@ -83,6 +85,7 @@ class AuditReport:
             expected: an entry that must be in the log, as `number:digest`; such as the last entry of an earlier report.
         """
         found = [self.problem] if self.problem else []
+        found += [f"{domain}: {problem}" for domain, problem in sorted(self.damaged.items())]
         found += [f"{gap.domain}: {gap.detail}" for gap in self.gaps]
         if expected is not None:
             number, _, digest = expected.partition(":")
@@ -93,12 +96,12 @@ class AuditReport:
 
 @dataclass(frozen=True)
 class _DomainLog:
-    """The intact records of a domain, the digest of each by number, and whether there are damaged ones after them."""
+    """The intact records of a domain, the digest of each by number, and the problem after them, if there is one."""
 
     state: State
     records: list[Record]
     digests: dict[int, str]
-    is_damaged: bool
+    problem: str = ""
 
     @property
     def head(self) -> tuple[int, str]:
@@ -128,7 +131,8 @@ def audit_report(layout: Layout) -> AuditReport:
     for domain, log in sorted(logs.items()):
         last = covered.get(domain, 0)
         rows += [_row(None, domain, record) for record in log.records[last:]]
-    return AuditReport(tuple(rows), len(found.entries), found.head, found.problem, tuple(gaps), digests)
+    damaged = {domain: log.problem for domain, log in logs.items() if log.problem}
+    return AuditReport(tuple(rows), len(found.entries), found.head, found.problem, tuple(gaps), damaged, digests)
 
 
 def complete(layout: Layout, disk: Disk) -> tuple[int, str]:
@@ -143,28 +147,28 @@ def complete(layout: Layout, disk: Disk) -> tuple[int, str]:
     missing = [gap for gap in report.gaps if not gap.is_lost]  # none if the log is damaged
     for gap in missing:
         Audit(layout, disk).append("commit", head=gap.head)
-    found = [report.problem, *(f"{gap.domain}: {gap.detail}" for gap in report.gaps if gap.is_lost)]
-    return len(missing), " ".join(filter(None, found))
+    found = replace(report, gaps=tuple(gap for gap in report.gaps if gap.is_lost))
+    return len(missing), " ".join(found.problems())
 
 
 def _read_domain(layout: Layout, domain: str) -> _DomainLog:
-    state, digests, records, is_damaged = State(), {}, [], False
+    state, digests, records, problem = State(), {}, [], ""
     try:
         with open_directory(layout.log(domain)) as log:
             try:
                 while following := next_state(log, state, scan_all=True):
                     state = following
                     digests[state.seq] = state.head
-            except StoreCorruptError:
-                is_damaged = True
+            except StoreCorruptError as error:
+                problem = str(error)
             # Another record may have followed since: its digest is not needed to read these.
             records = read_records(log, state, first=1, last=state.seq) if state.seq else []
     except OSError as error:
-        problem = unreadable_log(error)
-        if not isinstance(problem, StoreCorruptError):
-            raise problem from error
-        is_damaged = True
-    return _DomainLog(state, records, digests, is_damaged)
+        unreadable = unreadable_log(error)
+        if not isinstance(unreadable, StoreCorruptError):
+            raise unreadable from error
+        problem = str(unreadable)
+    return _DomainLog(state, records, digests, problem)
 
 
 def _rows(entry: Entry, head: Head, log: _DomainLog | None, covered: dict[str, int]) -> list[AuditRow]:
@@ -186,7 +190,7 @@ def _row(entry: int | None, domain: str, record: Record) -> AuditRow:
 
 
 def _gaps(entries: tuple[Entry, ...], logs: dict[str, _DomainLog], *, is_complete: bool) -> list[Gap]:
-    """The domains whose records are not those that the entries name; a damaged log is reported as such elsewhere."""
+    """The domains whose records are not those that the entries name; a damaged log is in `damaged`."""
     named: dict[str, list[tuple[int, Head]]] = {domain: [] for domain in logs}
     for entry in entries:
         if (head := entry.head) is not None:
@@ -196,8 +200,8 @@ def _gaps(entries: tuple[Entry, ...], logs: dict[str, _DomainLog], *, is_complet
             named[head.domain] = [*before, (entry.seq, head)]
     gaps = []
     for domain, heads in sorted(named.items()):
-        log = logs.get(domain) or _DomainLog(State(), [], {}, is_damaged=False)
-        if log.is_damaged:
+        log = logs.get(domain) or _DomainLog(State(), [], {})
+        if log.problem:
             continue
         seq, digest = log.head
         head = Head(domain=domain, seq=seq, digest=digest)

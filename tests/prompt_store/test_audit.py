@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from prompt_store import Store, StoreReadOnlyError
 from prompt_store.cli import store_app
+from prompt_store.records import with_checksum
 from prompt_store.repair import check_store
 from tests.prompt_store.faults import CountingDisk, CrashingDisk, FailingDisk, run_scenario
 from tests.prompt_store.samples import sample_bundle
@@ -146,6 +147,18 @@ def test_records_that_are_cut_off_are_found(store):
     assert problems(store) == ["flowers: Record 6, which entry 10 of the audit log names, is missing: it was removed."]
     report = store.audit()
     assert report.rows[-1].action == "missing"
+
+
+def test_a_record_that_is_removed_or_changed_before_the_last_one_is_found(store):
+    for path in sorted((store.root / "domains/flowers/log").iterdir())[:-1]:
+        number, intact = int(path.stem), path.read_bytes()
+        path.unlink()
+        assert [text.partition(".")[0] for text in problems(store)] == [f"flowers: Commit record {number} is missing"]
+        path.write_bytes(with_checksum(json.loads(intact) | {"actor": "someone else"}))
+        (problem,) = problems(store)
+        assert problem.startswith(f"flowers: Commit record {number + 1} is damaged: it does not continue the chain")
+        overwrite(path, intact)
+    assert problems(store) == []
 
 
 def test_a_removed_domain_is_found(store):
