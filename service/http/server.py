@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import socket
+import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Final, cast
 
@@ -23,6 +26,10 @@ KEEP_ALIVE_S: Final = 5
 BACKLOG: Final = 2048
 ACCEPTS_PER_EVENT: Final = 16
 """A burst of new connections must not delay the requests that are being answered."""
+SO_ATTACH_FILTER: Final = 26
+"""Of Linux; `socket` lacks it."""
+DROP_PACKETS: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
+"""A BPF program: one instruction, which returns 0 bytes of each packet."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -30,18 +37,27 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept pending connections, then stop as uvicorn does."""
-        # Nothing may be awaited between the last accept and the close: a connection made then would be reset.
+        for listener in sockets or []:
+            drop_new_connections(listener)
         pending = [connection for listener in sockets or [] for connection in pending_connections(listener)]
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
         for connection in pending:
             await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(0)  # a connection that the event loop has just accepted becomes one of uvicorn's
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
         make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def drop_new_connections(listener: socket.socket) -> None:
+    """Drop packets for a listener, so that closing it resets no connection made after the last accept."""
+    program = ctypes.create_string_buffer(DROP_PACKETS)
+    with suppress(OSError):  # the listener is closed
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def pending_connections(listener: socket.socket) -> Iterator[socket.socket]:

@@ -1,8 +1,10 @@
 """The real process: sockets, signals, exit status."""
 
 import asyncio
+import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,11 +19,13 @@ from prompt_store.store import Store
 from service.access.key_file import add_key
 from service.demo.process import free_port, wait_until_ready
 from service.errors import SettingsError
-from service.http.server import DrainingServer, http_config, listen
+from service.http.server import DrainingServer, http_config, listen, pending_connections
 from service.server import load_keys, require_gpu_decoding
 from service.settings import Settings
 from tests.service.demo.demo_assets import write_assets
 from tests.service.fakes import picture
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def environment(**changes):
@@ -173,23 +177,28 @@ def test_a_device_that_hangs_does_not_keep_a_terminated_service_alive(store, row
 
 
 async def _fine(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
     await send({"type": "http.response.body", "body": b"fine"})
+
+
+async def started(listener, app=_fine):
+    config = http_config(app, Settings(), n_accepts=1)
+    config.lifespan = "off"
+    server = DrainingServer(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([listener])
+    return server
 
 
 @pytest.mark.anyio
 async def test_who_has_connected_when_the_service_stops_is_answered_all_the_same():
     with listen("127.0.0.1", 0) as listener:
-        config = http_config(_fine, Settings(), n_accepts=1)
-        config.lifespan = "off"
-        server = DrainingServer(config)
-        config.load()
-        server.lifespan = config.lifespan_class(config)
         address = listener.getsockname()
-        await server.startup([listener])
+        server = await started(listener)
         clients = [socket.create_connection(address) for _ in range(20)]
         for client in clients:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(GET)
         await server.shutdown([listener])  # the loop has had no turn to accept any of them
         for client in clients:
             client.settimeout(5)
@@ -197,3 +206,58 @@ async def test_who_has_connected_when_the_service_stops_is_answered_all_the_same
             client.close()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address)
+
+
+@pytest.mark.anyio
+async def test_a_connection_after_the_last_accept_is_refused_not_reset(monkeypatch):
+    with listen("127.0.0.1", 0) as listener, socket.socket() as late:
+        late.setblocking(False)
+        address = listener.getsockname()
+
+        def then_connect(listener):
+            yield from pending_connections(listener)
+            late.connect_ex(address)
+
+        monkeypatch.setattr("service.http.server.pending_connections", then_connect)
+        server = await started(listener)
+        await server.shutdown([listener])
+        assert select.select([], [late], [], 10)[1]
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+
+
+@pytest.mark.anyio
+async def test_the_response_on_a_connection_just_accepted_when_the_server_stops_closes_it():
+    with listen("127.0.0.1", 0) as listener:
+        server = await started(listener)
+        with socket.create_connection(listener.getsockname(), timeout=5) as client:
+            client.sendall(GET)
+            for _ in range(3):  # asyncio has accepted it, and has not yet called `connection_made`
+                await asyncio.sleep(0)
+            assert not server.server_state.connections
+            await server.shutdown([listener])
+            assert b"connection: close\r\n" in client.recv(4096)
+
+
+@pytest.mark.anyio
+async def test_a_connection_stays_open_after_a_response_whose_head_was_sent_before_the_stop():
+    may_end = asyncio.Event()
+
+    async def in_two_parts(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await may_end.wait()
+        await send({"type": "http.response.body", "body": b"fine"})
+
+    with listen("127.0.0.1", 0) as listener:
+        server = await started(listener, in_two_parts)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(GET)
+        assert b"connection: close" not in await reader.readuntil(b"\r\n\r\n")
+        stopping = asyncio.create_task(server.shutdown([listener]))
+        await asyncio.sleep(0.05)
+        may_end.set()
+        assert await reader.readexactly(4) == b"fine"
+        writer.write(GET)
+        assert b"connection: close\r\n" in await reader.readuntil(b"\r\n\r\n")
+        assert await reader.read() == b"fine"
+        writer.close()
+        await stopping

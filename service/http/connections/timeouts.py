@@ -115,12 +115,15 @@ class TimeoutHttpProtocol(StrictHttpProtocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Finish the current request; a connection without one gets a second to send it, as closing would reset it."""
+        """Finish the current request; a connection without one gets a second to send it, as closing would reset it.
+
+        If a response has started without `Connection: close`, the connection stays open for another request.
+        """
         self._is_stopping = True
-        if self._is_answering():
-            super().shutdown()
-        else:
+        if not self._is_answering():
             self._start_timer(LAST_HEAD_TIMEOUT_S)
+        elif not self.cycle.response_started:
+            super().shutdown()
 
     def _await_rest(self) -> None:
         """Give the rest of the body another window."""
