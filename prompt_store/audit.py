@@ -110,7 +110,7 @@ class Audit:
         about = {"head": head and head.model_dump(), "key": key and key.model_dump()}
         while True:
             seq, prev = self._last()
-            if seq == 0:  # who wrote an entry has synced the directory before
+            if seq == 0:  # otherwise the writer of the first entry has synced it
                 create_directory(self._disk, self._layout.audit)
             fields = {"seq": seq + 1, "prev": prev, "at": at, "kind": kind, "actor": actor, **about}
             if create_file(self._disk, self._layout.audit / record_name(seq + 1), with_checksum(fields)):

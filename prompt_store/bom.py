@@ -1,6 +1,6 @@
-"""A CycloneDX 1.6 ML-BOM of a bundle: what it is, what it was made from, and how good it was.
+"""A CycloneDX 1.6 ML-BOM of a bundle: its contents, origin and metrics.
 
-Everything is taken from the bundle itself, so the same bundle gives the same document.
+Deterministic: it has no other time than the bundle's.
 """
 
 import json

@@ -151,7 +151,10 @@ def verify_signature_file(
     with report_errors(as_json):
         bundle = read_bundle(read_bundle_file(file))
         if not source.exists():
-            raise SignatureError(f"There is no signature file {source}.", code="signature_required")
+            raise SignatureError(
+                f"There is no signature file {source}. Name it with --signature, or sign the bundle.",
+                code="signature_required",
+            )
         key = verify_signature(
             read_signature_file(source), bundle.digest, [load_public_key(path) for path in public_key]
         )

@@ -176,7 +176,7 @@ def audit(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show who changed what in all domains, and the changes of API keys; or verify that nothing was altered."""
+    """Show the changes of all domains and of API keys, with their actors; or verify the log."""
     with report_errors(as_json):
         report = open_store(store).audit()
     problems = report.problems(expected)

@@ -121,7 +121,8 @@ class StoreCorruptError(PromptStoreError):
 class SignatureError(PromptStoreError):
     """A bundle's signature is not accepted.
 
-    Codes `signature_required` (there is none), `signature_invalid`, `key_invalid` or `key_encrypted`.
+    Codes `signature_required` (there is none), `signature_invalid`, `signature_exists`, `key_invalid` or
+    `key_encrypted`.
     """
 
     code = "signature_invalid"

@@ -1,7 +1,7 @@
 """The signatures of stored bundles: immutable files beside the blobs, named by the digests of bundle and signature.
 
-A bundle may have several, for instance by an old key and its successor. None is trusted here: who reads a signature
-verifies it.
+A bundle may have several, for instance by an old key and its successor. They are not verified here, but by
+`signing_keys.SignaturePolicy`.
 """
 
 from pathlib import Path
@@ -31,7 +31,10 @@ def put_signature(layout: Layout, disk: Disk, data: bytes, bundle_digest: str) -
     path = layout.signature(bundle_digest, digest_bytes(data))
     others = [name for name in _names(layout, bundle_digest) if name != path.name]
     if len(others) >= MAX_SIGNATURES:
-        message = f"The bundle has {len(others)} signatures, the most that are kept."
+        place = path.parent.relative_to(layout.root)
+        message = (
+            f"The bundle has {len(others)} signatures, the maximum. Remove files that are not needed from {place}/."
+        )
         raise ConflictError(message, code="too_many_signatures")
     for parent in (layout.signatures, path.parent):
         create_directory(disk, parent)

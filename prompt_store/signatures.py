@@ -126,18 +126,13 @@ def _root(resource: str) -> str:
     return hashlib.sha256(bytes.fromhex(resource)).hexdigest()
 
 
-def parse_signature(data: bytes, digest: str) -> str:
-    """Check that a file is a signature of this bundle, by whatever key.
-
-    Returns:
-        the hint of the key that it names.
+def parse_signature(data: bytes, digest: str) -> None:
+    """Check that a file is a signature of this bundle, by any key; it is not verified.
 
     Raises:
         SignatureError: `signature_invalid`, another format, or a signature of another bundle.
     """
-    parsed = read_signature(data)
-    check_statement(parsed.dsse_envelope.payload, digest)
-    return parsed.verification_material.public_key.hint
+    check_statement(read_signature(data).dsse_envelope.payload, digest)
 
 
 def read_signature(data: bytes) -> SignatureFile:
@@ -168,8 +163,10 @@ def check_statement(payload: bytes, digest: str) -> None:
         found = f"{resource[0]['algorithm']}:{resource[0]['digest']}"
         root = subject[0]["digest"]["sha256"]
     except (StrictJsonError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise SignatureError("The signed content is not a statement about a bundle.") from error
+        raise SignatureError(
+            "The signed content is not a statement about a bundle. Sign with `caspl bundle sign`."
+        ) from error
     if not is_valid:
-        raise SignatureError("The signed content is not a statement about one bundle.")
+        raise SignatureError("The signed content is not a statement about one bundle. Sign with `caspl bundle sign`.")
     if found != digest or root != _root(digest.removeprefix("sha256:")):
         raise SignatureError("The signature is for another bundle. Send the signature of this file.")

@@ -72,7 +72,11 @@ def load_private_key(path: Path, password: str | None = None) -> Ed25519PrivateK
     try:
         key = load_pem_private_key(path.read_bytes(), password.encode() if password else None)
     except TypeError as error:  # encrypted without a password, or the other way round
-        message = f"{path} is encrypted: a password is needed." if not password else f"{path} is not encrypted."
+        message = (
+            f"{path} is encrypted. Run this in a terminal, to type its password."
+            if not password
+            else f"{path} is not encrypted."
+        )
         raise SignatureError(message, code="key_encrypted") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _not_a_key(path, "private") from error
@@ -124,15 +128,17 @@ def verify_signature(data: bytes, digest: str, keys: Sequence[TrustedKey]) -> Tr
     key = next((key for key in keys if key.hint == hint), None)
     if key is None:
         trusted = ", ".join(key.hint[:16] for key in keys)
-        raise SignatureError(f"The signature is by another key. Accepted keys: {trusted}.")
+        raise SignatureError(f"The signature is by another key. Sign the bundle with one of these: {trusted}.")
     if not key.has_signed(envelope.signatures[0].sig, signed_message(envelope.payload)):
-        raise SignatureError("The signature does not match its content: it was changed after signing.")
+        raise SignatureError(
+            "The signature does not match its content: it was changed after signing. Sign the bundle again."
+        )
     check_statement(envelope.payload, digest)
     return key
 
 
 class SignaturePolicy:
-    """Which bundles may be served: those that one of `keys` has signed."""
+    """Accepts the bundles that one of `keys` has signed."""
 
     def __init__(self, keys: Sequence[TrustedKey]) -> None:
         self.keys = tuple(keys)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_store.bundle import read_bundle
 from prompt_store.class_names import UNLABELLED, comparison_key, normalize_labels
 from prompt_store.errors import BundleInvalidError
 from prompt_store.manifest import DEFAULT_TEMPLATE, MAX_CLASSES, check_domain
@@ -51,7 +50,7 @@ class DomainCreator:
 
     def __init__(self, table: LiveTable, loader: VersionLoader, publisher: Publisher, engine: Engine) -> None:
         self._table = table
-        self._store = loader.store
+        self._loader = loader
         self._publisher = publisher
         self._engine = engine
         self._creating = asyncio.Lock()
@@ -115,7 +114,7 @@ class DomainCreator:
         return NewDomain(added, names, texts, source)
 
     async def _check_new(self, domain: str) -> None:
-        if domain in self._table.states or domain in await asyncio.to_thread(self._store.domains):
+        if domain in self._table.states or domain in await asyncio.to_thread(self._loader.store.domains):
             raise DomainExistsError(
                 f"The domain {domain} exists. Choose another name, or add versions with "
                 f"POST /domains/{domain}/versions or POST /domains/{domain}/fit."
@@ -126,7 +125,7 @@ class DomainCreator:
         if domain is None:
             return None, None
         source = self._table.pin(domain)
-        bundle = await asyncio.to_thread(lambda: read_bundle(self._store.read(domain, source.version)))
+        bundle = await asyncio.to_thread(self._loader.read, domain, source.version)
         try:
             check_boosted(bundle)
         except StackMismatchError as error:

@@ -68,12 +68,7 @@ class VersionLoader:
         """
         loaded = self.recent.find((domain, version))
         if loaded is None:
-            bundle = await asyncio.to_thread(self._read, domain, version)
-            if bundle.manifest.domain != domain:  # a directory of the store was renamed or copied
-                raise StoreCorruptError(
-                    f"Version {version} of {domain} is a bundle for {bundle.manifest.domain}. Rename the directory.",
-                    code="version_corrupt",
-                )
+            bundle = await asyncio.to_thread(self.read, domain, version)
             stack = await self.load_bundle(bundle, is_trusted=is_trusted)
             return LoadedVersion(domain, version, bundle.digest, stack)
         await self.smoke_test(loaded.stack)
@@ -89,13 +84,23 @@ class VersionLoader:
             raise unknown_domain(domain)
         return await self.recent.get((domain, version), lambda: self.load(domain, version))
 
-    def _read(self, domain: str, version: int) -> Bundle:
-        """Read a version, and check its signature before it is parsed."""
+    def read(self, domain: str, version: int) -> Bundle:
+        """Read a version, and check its signature before it is parsed.
+
+        Raises:
+            DomainNotFoundError, VersionNotFoundError, StoreCorruptError, SignatureError: as `load`.
+        """
         data = self.store.read(domain, version)
         if self.policy:
             digest = digest_bytes(data)
             self.policy.check(digest, self.store.signatures(digest))
-        return read_bundle(data)
+        bundle = read_bundle(data)
+        if bundle.manifest.domain != domain:  # a directory of the store was renamed or copied
+            raise StoreCorruptError(
+                f"Version {version} of {domain} is a bundle for {bundle.manifest.domain}. Rename the directory.",
+                code="version_corrupt",
+            )
+        return bundle
 
     async def smoke_test(self, stack: PromptStack) -> None:
         """Run one image through a stack that has not passed this test yet; raises what `Engine.smoke_test` raises."""

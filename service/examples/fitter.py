@@ -189,8 +189,7 @@ class Fitter:
             digests["unlabelled"] = unlabelled.digest
         if not labelled.ids_N:
             raise TooFewExamplesError(f"{domain} has no labelled examples. Add pictures, or label those it has.")
-        store = self._backend.loader.store
-        bundle = await asyncio.to_thread(lambda: read_bundle(store.read(domain, base.version)))
+        bundle = await asyncio.to_thread(self._backend.loader.read, domain, base.version)
         classes, new = await self._classes(base, bundle, labelled.labels_N, options.classes)
         job = FitJob(
             features_NE=labelled.features_NE,

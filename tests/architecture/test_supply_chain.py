@@ -101,12 +101,12 @@ def test_a_package_that_was_not_audited_fails_the_audit(audit):
     assert "torch: not audited: not found" in text
 
 
-def test_the_second_database_is_asked_if_the_first_one_does_not_answer(audit):
+def test_the_second_database_is_used_if_the_first_one_does_not_answer(audit):
     assert audit(pypi=None, osv=[CLEAN])[0] == 0
     assert audit(pypi=[SKIPPED], osv=[VULNERABLE])[0] == 1
 
 
-def test_an_audit_without_a_database_says_so_and_does_not_succeed(audit):
+def test_an_audit_without_a_database_fails_with_the_reasons(audit):
     code, text = audit(pypi=[SKIPPED, SKIPPED], osv=None)
 
     assert code == 3

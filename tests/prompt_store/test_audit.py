@@ -140,6 +140,15 @@ def test_a_cut_of_both_logs_is_found_with_an_entry_that_was_noted_before(store):
     assert problems(store, "nonsense")
 
 
+def test_an_entry_about_a_key_that_is_cut_off_is_found_with_an_entry_that_was_noted_before(store):
+    store.audit_keys({})
+    last = f"{len(entries(store))}:{store.audit().head}"
+    entries(store)[-1].unlink()
+
+    assert problems(store) == []
+    assert problems(store, last) == [f"Entry {last} is not in the log: entries were removed from its end, or replaced."]
+
+
 def test_records_that_are_cut_off_are_found(store):
     last = max((store.root / "domains/flowers/log").iterdir())
     last.unlink()
@@ -176,7 +185,7 @@ def test_replaced_records_are_found_although_their_own_chain_is_intact(store, qu
     assert problems(store) == ["weeds: Record 1 is not the one that entry 5 of the audit log names: it was replaced."]
 
 
-def test_the_check_of_a_store_finds_the_same_and_a_repair_says_so_in_the_log(store):
+def test_the_check_of_a_store_finds_the_same_and_a_repair_has_its_own_entry(store):
     max((store.root / "domains/flowers/log").iterdir()).unlink()
     shutil.rmtree(store.root / "domains/weeds")
 
@@ -219,7 +228,7 @@ def test_a_store_of_an_earlier_release_is_completed(store):
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
-def test_after_a_kill_at_any_call_no_entry_claims_more_than_happened_and_every_gap_is_found(quick_path, is_after):
+def test_after_a_kill_at_any_call_no_entry_is_ahead_of_the_records_and_every_gap_is_found(quick_path, is_after):
     whole = CountingDisk()
     run_scenario(quick_path / "whole", whole)
     n_gaps = 0
@@ -240,7 +249,9 @@ def test_after_a_kill_at_any_call_no_entry_claims_more_than_happened_and_every_g
     assert n_gaps > 20
 
 
-def test_a_failed_entry_does_not_fail_the_change(quick_path, caplog):
+@pytest.fixture
+def synced_entry(quick_path):
+    """A store whose version 2 is not live, and the number of the call that syncs the entry of its activation."""
     root, counting = quick_path / "store", CountingDisk()
     store = Store.open(root, disk=counting)
     store.add("flowers", sample_bundle(0))
@@ -248,24 +259,21 @@ def test_a_failed_entry_does_not_fail_the_change(quick_path, caplog):
     store.activate("flowers", 1)
     n_calls = counting.n_calls - before
     store.add("flowers", sample_bundle(1))
+    return root, n_calls - 6
 
-    failing = FailingDisk(n_calls - 6, errno.ENOSPC)
+
+def test_a_failed_entry_does_not_fail_the_change(synced_entry, caplog):
+    root, step = synced_entry
+    failing = FailingDisk(step, errno.ENOSPC)
     assert Store.open(root, disk=failing).activate("flowers", 2).version == 2
     assert failing.failed_call == "sync_file"
     assert "audit.incomplete" in caplog.text
     assert [row.entry for row in Store.open(root).audit().rows] == [1, 2, 3, None]
 
 
-def test_after_a_disk_error_while_an_entry_is_written_the_store_is_read_only_until_a_restart(quick_path):
-    root, counting = quick_path / "store", CountingDisk()
-    store = Store.open(root, disk=counting)
-    store.add("flowers", sample_bundle(0))
-    before = counting.n_calls
-    store.activate("flowers", 1)
-    n_calls = counting.n_calls - before
-    store.add("flowers", sample_bundle(1))
-
-    failed = Store.open(root, disk=FailingDisk(n_calls - 6, errno.EIO))
+def test_after_a_disk_error_while_an_entry_is_written_the_store_is_read_only_until_a_restart(synced_entry):
+    root, step = synced_entry
+    failed = Store.open(root, disk=FailingDisk(step, errno.EIO))
     assert failed.activate("flowers", 2).version == 2
     assert not failed.is_writable
     with pytest.raises(StoreReadOnlyError):

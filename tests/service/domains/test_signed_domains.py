@@ -9,6 +9,7 @@ from prompt_store import Store, digest_bytes
 from prompt_store.signing_keys import sign_bundle
 from tests.prompt_store.keys import private_key, write_keys
 from tests.service.engine.engine_rows import until
+from tests.service.examples.colours import add_colours
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
@@ -184,6 +185,14 @@ async def test_an_unsigned_activation_by_another_process_is_not_followed(serve, 
         shown = (await client.get("/domains/paint")).json()
         served = (await client.post("/classify/paint", content=picture())).json()
     assert (shown["state"], shown["version"], served["version"]) == ("stale", 1, 1)
+
+
+async def test_a_fit_is_not_based_on_a_version_that_lost_its_signature(serve, store, public_key):
+    async with serve(require_signature=[public_key]) as client:
+        add_colours(client.context.examples)
+        shutil.rmtree(store.root / "signatures")
+        answer = await client.get("/domains/paint/fit")
+    assert (answer.status_code, answer.json()["code"]) == (403, "signature_required")
 
 
 async def test_a_service_that_cannot_sign_makes_no_bundles(serve, public_key):
