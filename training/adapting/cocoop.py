@@ -10,7 +10,6 @@ Legend: B rows, K classes, R texts of one pass, N context tokens, W text width, 
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
-from training.adapting.text_context import CONTEXT_TEMPLATE, init_context, place_context
-from training.initial_prompts import seeded_linear
+from training.adapting.text_context import CONTEXT_TEMPLATE, init_context, init_meta_net, place_context
 from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import AdaptRecipe
@@ -63,15 +61,8 @@ class CoCoOp(nn.Module):
         super().__init__()
         backbone, generator = base_model.backbone, torch.Generator().manual_seed(recipe.seed)
         context_NW = init_context(backbone, recipe.context_init, recipe.context_tokens, generator)[0]
-        hidden = max(1, backbone.embed_dim // recipe.meta_reduction)
         self.context = nn.Parameter(context_NW.to(backbone.device))
-        self.meta_net = nn.Sequential(
-            OrderedDict(
-                linear1=seeded_linear(backbone.embed_dim, hidden, generator, backbone.device),
-                relu=nn.ReLU(),
-                linear2=seeded_linear(hidden, backbone.text_width, generator, backbone.device),
-            )
-        )
+        self.meta_net = init_meta_net(backbone, recipe.meta_reduction, nn.ReLU(), backbone.text_width, generator)
         self.base_model, self.recipe, self.template = base_model, recipe, CONTEXT_TEMPLATE
         self.n_classes = len(class_names)
         self.texts = place_context(base_model, class_names, len(context_NW))

@@ -15,7 +15,6 @@ supports its own classes, to which `further_classes` adds classes without images
 Legend: B rows, K classes, L = l + 1 prompt layers, N context tokens, W text width, E joint width.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -27,10 +26,10 @@ from torch import Tensor, nn
 from prompt_store.class_names import comparison_key
 from training.adapting.method import Batch, ExportedPrompts, Input, detached, required_input
 from training.adapting.reference import TemplateRecipe, class_template
-from training.adapting.text_context import CONTEXT_TEMPLATE, init_context
+from training.adapting.text_context import CONTEXT_TEMPLATE, init_context, init_meta_net
 from training.data.class_list import check_class_names
 from training.errors import RecipeError
-from training.initial_prompts import prefix_states, seeded_linear
+from training.initial_prompts import prefix_states
 from training.loop import ParameterGroup
 from training.prompted_backbone import ClassTokens, PromptedBackbone
 from training.scores import class_scores
@@ -81,15 +80,8 @@ class TCP(nn.Module):
         super().__init__()
         backbone, generator = base_model.backbone, torch.Generator().manual_seed(recipe.seed)
         context_NW = init_context(backbone, recipe.context_init, recipe.context_tokens, generator)[0]
-        hidden = max(1, backbone.embed_dim // recipe.meta_reduction)
         self.context = nn.Parameter(context_NW.to(backbone.device))
-        self.meta_net = nn.Sequential(
-            OrderedDict(
-                linear1=seeded_linear(backbone.embed_dim, hidden, generator, backbone.device),
-                gelu=QuickGELU(),
-                linear2=seeded_linear(hidden, context_NW.numel(), generator, backbone.device),
-            )
-        )
+        self.meta_net = init_meta_net(backbone, recipe.meta_reduction, QuickGELU(), context_NW.numel(), generator)
         self.base_model, self.recipe, self.template = base_model, recipe, recipe.context_template
         self.layer = min(recipe.layer, backbone.n_text_layers - 1)
         if self.layer < 1:

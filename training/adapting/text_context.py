@@ -1,24 +1,25 @@
-"""A learnable context in the text tower: initialisation, position of the class name, and text features.
+"""A learnable context in the text tower: initialisation, position of the class name, text features, and meta-net.
 
 CoOp (arXiv 2109.01134, section 3.2) allows three positions of the class name. A context has depth 1: it is inserted
 into the token embeddings and flows through all layers, while boosting prompts are deep (CasPL, arXiv 2409.17805,
 section 3.2).
 
-Legend: K classes, R texts of a forward, T text tokens, N context tokens, W text width, E joint width.
+Legend: B rows, K classes, R texts of a forward, T text tokens, N context tokens, W text width, E joint width.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prompted_clip.backbone import Backbone
 from prompted_clip.internals import embed_tokens, unit_norm
 from prompted_clip.prompts import join_groups
 from prompted_clip.text import embed_text
-from training.initial_prompts import init_from_words, random_prompts
+from training.initial_prompts import init_from_words, random_prompts, seeded_linear
 from training.prompted_backbone import PromptedBackbone
 
 Position = Literal["end", "middle", "front"]
@@ -47,6 +48,20 @@ def init_context(
     for context_1NW in contexts.unsqueeze(1):
         init_from_words(context_1NW, backbone, words)
     return contexts
+
+
+def init_meta_net(
+    backbone: Backbone, reduction: int, activation: nn.Module, n_out: int, generator: torch.Generator
+) -> nn.Sequential:
+    """Two linear layers from features [B, E] to [B, n_out], with E / `reduction` hidden units; on the backbone."""
+    hidden, device = max(1, backbone.embed_dim // reduction), backbone.device
+    return nn.Sequential(
+        OrderedDict(
+            linear1=seeded_linear(backbone.embed_dim, hidden, generator, device),
+            activation=activation,
+            linear2=seeded_linear(hidden, n_out, generator, device),
+        )
+    )
 
 
 @dataclass(frozen=True, eq=False)
