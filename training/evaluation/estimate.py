@@ -132,16 +132,7 @@ class Timer:
         return Work(seen, steps * _seconds_per_step(learner(timed), timed))
 
     def _views(self, paths: Sequence[Path], recipe: Recipe) -> Views:
-        student = self._student
-        return Views(
-            paths,
-            image_size=student.image_size,
-            preprocess=student.preprocess,
-            augmentation=recipe.augmentation,
-            crop_scale_min=recipe.crop_scale_min,
-            seed=recipe.seed,
-            n_fixed=0,
-        )
+        return Views.for_training(paths, self._student, recipe.model_copy(update={"fixed_views": 0}))
 
     def _base_model(self, dataset: Dataset, boost: BoostRecipe | None) -> PromptedBackbone:
         if boost is None:
