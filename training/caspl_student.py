@@ -51,12 +51,12 @@ class CasplStudent(nn.Module):
         image = random_prompts(
             min(recipe.image_depth, backbone.n_vision_layers), recipe.image_tokens, backbone.vision_width, generator
         )
-        if recipe.text_tokens:
+        if start is not None:
+            image, text = _start_of("image", start.image_boost, image), _start_of("text", start.text_boost, text)
+        elif recipe.text_tokens:
             check_words(backbone, recipe.text_init, recipe.text_tokens)
             words = word_states(backbone, recipe.text_init, len(text))
             text[:, : words.shape[1]] = words
-        if start is not None:
-            image, text = _start_of("image", start.image_boost, image), _start_of("text", start.text_boost, text)
         self.image = nn.Parameter(image.to(backbone.device))
         self.text = nn.Parameter(text.to(backbone.device))
         self._tokens = PromptedBackbone(backbone).tokenize(class_names, recipe.template, n_prompts=recipe.text_tokens)

@@ -240,6 +240,13 @@ def test_a_student_starts_from_the_prompts_of_a_bundle():
     assert not torch.equal(again.image, first.image)
 
 
+def test_a_start_with_fewer_text_tokens_than_initial_words_needs_no_other_words():
+    backbone = tiny_backbone()
+    first = CasplStudent(backbone, CLASSES, recipe(text_tokens=2, text_init=""))
+    again = CasplStudent(backbone, CLASSES, recipe(text_tokens=2, text_init="a photo of a"), first.fold()[0])
+    assert torch.equal(again.text, first.text)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
