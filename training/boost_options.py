@@ -22,8 +22,8 @@ class SourceOptions:
         root: folder of the data sets.
 
     Raises:
-        BadParameter: no images, a domain without class list or the reverse, missing, invalid or repeated names, or a
-            path that does not exist.
+        BadParameter: no images, a domain without class list or the reverse, missing, invalid or repeated names, a path
+            that does not exist, or `root` without data sets.
     """
 
     def __init__(
@@ -33,6 +33,8 @@ class SourceOptions:
             raise typer.BadParameter("--images and --classes belong together; one of them is missing")
         if not images and not data:
             raise typer.BadParameter("either --images and --classes, or --data, is required")
+        if root is not None and not data:
+            raise typer.BadParameter("only --data uses it", param_hint="--root")
         single = domain if len(images) + len(data) == 1 else None
         self._root = root
         self._folders = _existing("--images", _by_name("--images", images, single))

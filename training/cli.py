@@ -201,8 +201,8 @@ def adapt(
         from training.rates import scale_rate
         from training.recipe import FewShotRecipe, read_recipe
 
-        check_options(context, labels)
         check_method(method, labels)
+        check_options(context, method, labels)
         if labels is Labels.NONE:
             result = adapt_without_labels(LabelFreeOptions.of(context.params))
             if result is not None:

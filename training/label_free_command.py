@@ -29,6 +29,7 @@ _ONLY_WITH_LABELS: Final = {
     "holdout": "accuracy cannot be measured without labels",
     "keep_worse": "accuracy cannot be measured without labels",
 }
+_ONLY_WITH_STEPS: Final = ("checkpoint_every", "holdout", "keep_worse", "tensorboard")
 _ONLY_WITHOUT_LABELS: Final = ("images", "classes", "teacher", "teacher_pretrained", "teacher_preprocess_of")
 
 
@@ -76,16 +77,25 @@ class LabelFreeOptions:
         }
 
 
-def check_options(context: typer.Context, labels: Labels) -> None:
-    """Reject options that have no effect with or without labels.
+def check_options(context: typer.Context, method: str, labels: Labels) -> None:
+    """Reject options that have no effect on a method, with or without labels.
 
     Raises:
         BadParameter: names the first such option and the reason.
     """
+    from training.adapting.methods import RECIPES  # noqa: PLC0415  loads torch
+    from training.label_free.methods import LABEL_FREE  # noqa: PLC0415  loads torch
+    from training.recipe import AdaptRecipe, Settings  # noqa: PLC0415
+
+    recipe: type[Settings]
     if labels is Labels.GIVEN:
+        recipe = RECIPES[method]
         reasons = dict.fromkeys(_ONLY_WITHOUT_LABELS, "only --labels none uses it")
     else:
+        recipe = LABEL_FREE[method].recipe
         reasons = {name: f"--labels none does not use it: {reason}" for name, reason in _ONLY_WITH_LABELS.items()}
+    if not issubclass(recipe, AdaptRecipe):
+        reasons = dict.fromkeys(_ONLY_WITH_STEPS, f"{method} has no training steps") | reasons
     passed = given(context)
     for name, reason in reasons.items():
         if name in passed:
@@ -145,8 +155,6 @@ def adapt_without_labels(options: LabelFreeOptions) -> dict[str, Any] | None:
         raise typer.BadParameter(f"{options.method} uses the base model's own predictions", param_hint="--teacher")
     check_domain(options.domain)
     if options.tensorboard is not None:
-        if not isinstance(recipe, AdaptRecipe):
-            raise typer.BadParameter(f"{options.method} has no training steps", param_hint="--tensorboard")
         check_tensorboard()
     out = options.out or Path(f"{options.domain}-{options.method}.safetensors")
     if options.boost is not None and options.boost.resolve() == out.resolve():

@@ -294,6 +294,13 @@ def test_few_shot_heads_are_methods_too(data, tmp_path, is_boosted):
     assert bundle.manifest.templates == (["{}."] if is_boosted else ["a photo of a {}."])
 
 
+@pytest.mark.parametrize("option", ["--checkpoint-every=5", "--holdout=0.2", "--keep-worse", "--tensorboard=logs"])
+def test_options_of_training_steps_are_refused_for_a_few_shot_head(data, option):
+    result = CliRunner().invoke(adapt_app, ["--method", "gda", "--data", str(data), "--domain", "pets", option])
+    assert result.exit_code == 2
+    assert "gda has no training steps" in result.output
+
+
 def test_the_recipe_of_a_few_shot_head_is_its_seed():
     result = CliRunner().invoke(adapt_app, ["--method", "ridge", "--print-recipe"])
     assert tomllib.loads(result.stdout) == {"seed": 1}

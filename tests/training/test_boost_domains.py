@@ -217,6 +217,10 @@ def test_the_better_one_of_plain_student_and_start_has_to_be_exceeded(workplace,
             ["--images", "pets={all}/pets", "--classes", "{root}/pets.txt", "--data", "pets={all}"],
             "the domain 'pets' is in --images, too",
         ),
+        (
+            ["--images", "pets={all}/pets", "--classes", "{root}/pets.txt", "--root", "{root}"],
+            "--root: only --data uses it",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_usage_errors(workplace, options, expected):

@@ -267,6 +267,7 @@ def test_invalid_arguments_fail_before_training(data, tmp_path, extra, code, say
     [
         (["--teacher", "tiny"], "transclip uses the base model's own predictions"),
         (["--tensorboard", "logs"], "transclip has no training steps"),
+        (["--checkpoint-every", "5"], "transclip has no training steps"),
     ],
 )
 def test_options_that_have_no_effect_on_a_method_are_refused(data, tmp_path, option, message):
