@@ -1,4 +1,4 @@
-"""Variants of boosting at equal cost: the same number of steps on batches of the same size.
+"""Variants of boosting at equal cost: the same number of views.
 
 Every run has its own images, drawn by its seed, so the deviation over seeds includes the choice of images. Finished
 runs are kept in the work folder.
