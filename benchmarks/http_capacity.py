@@ -21,7 +21,7 @@ from benchmarks.profiles import Profile, profile
 from benchmarks.ratios import Spread, ratio
 from benchmarks.report import Report, Table, Target
 from benchmarks.server import FORM, PATIENT, Server, ServerOptions, backbone_of, fill_store, multipart, serving
-from benchmarks.wrk import Loop, closed_loop, require_wrk
+from benchmarks.wrk import Loop, require_success, require_wrk, run
 
 PRESIZED = 224
 """Side of the backbone's input in pixels; no resizing."""
@@ -155,10 +155,8 @@ def run_loop(server: Server, side: int, n_images: int, body: tuple[Path, str], s
     path, (file, content_type) = PATIENT.format(domain=server.domains[0]), body
     before_s = cpu_s(server.pid)
     n_clients = max(1, IN_FLIGHT[side] // n_images)
-    loop = closed_loop(
-        server.url, [path], [file], file.parent, n_clients=n_clients, seconds=seconds, content_type=content_type
-    )
-    return Sample(loop, cpu_s(server.pid) - before_s)
+    loop = run(server.url, [path], [file], file.parent, n_clients=n_clients, seconds=seconds, content_type=content_type)
+    return Sample(require_success(loop), cpu_s(server.pid) - before_s)
 
 
 def cpu_s(pid: int) -> float:

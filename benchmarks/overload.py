@@ -1,8 +1,10 @@
-"""Overload: several times the capacity is offered for a while, then half of it.
+"""Overload: a load of several times the capacity for a while, then half of it.
 
 The server should answer what it can, refuse the rest at once with `Retry-After`, and recover as soon as the load falls.
-The load is wrk's, since a client in Python takes about as much CPU per request as a refusal. Beside it, a few requests
-per second from `benchmarks.load` give latencies by status.
+The load is wrk's, since a client in Python takes about as much CPU per request as a refusal. The pauses of its
+connections give `times` the capacity if every answer comes at once; the rate that was reached is reported. wrk has no
+latency per status, so every success counts as in time: the requests' timeout is shorter than the objective. Beside it,
+a few requests per second from `benchmarks.load` give latencies by status.
 """
 
 import tempfile
@@ -16,7 +18,7 @@ from benchmarks.load import arrival_times, send
 from benchmarks.ratios import Spread
 from benchmarks.report import Report, Table, Target
 from benchmarks.server import PATIENT, Server
-from benchmarks.wrk import Loop, closed_loop, require_wrk, run
+from benchmarks.wrk import Loop, require_success, require_wrk, run
 
 N_ROUNDS = 3
 AFTER, AFTER_S = 0.5, 5.0
@@ -34,7 +36,7 @@ class Round:
 
     Attributes:
         capacity_per_s: measured before and after.
-        load: requests of the overload; the server answers within the objective or with an error.
+        load: requests of the overload.
         probes: answers to the few requests beside it.
         after: answers to requests that were due after it.
         fell_at_s: when the load fell.
@@ -48,7 +50,7 @@ class Round:
 
     @property
     def goodput_per_s(self) -> float:
-        """Images answered within the objective."""
+        """Images answered with success."""
         return self.load.n_good / self.load.seconds
 
 
@@ -66,8 +68,8 @@ def overload(server: Server, report: Report, *, times: float, n_clients: int, se
         def capacity_per_s() -> float:
             paths = [PATIENT.format(domain=domain) for domain in server.load().domains]
             bodies = server.photographs
-            loop = closed_loop(server.url, paths, bodies, folder, n_clients=n_clients, seconds=max(2, round_s // 2))
-            return loop.n_good / loop.seconds
+            loop = run(server.url, paths, bodies, folder, n_clients=n_clients, seconds=max(2, round_s // 2))
+            return require_success(loop).n_good / loop.seconds
 
         capacities_per_s, rounds = [capacity_per_s()], []
         for index in range(N_ROUNDS):
@@ -112,8 +114,13 @@ def add_overload(report: Report, rounds: list[Round], *, times: float, slo_s: fl
     report.add(
         "overload_goodput",
         Spread.of([one.goodput_per_s / one.capacity_per_s for one in rounds]),
-        f"images/s within {1000 * slo_s:g} ms at {times:g} times the capacity / images/s at capacity",
+        f"images/s with a timeout of {1000 * DEADLINE * slo_s:g} ms under overload / images/s at capacity",
         Target(">=", 0.9),
+    )
+    report.add(
+        "overload_offered",
+        Spread.of([one.load.n_requests / one.load.seconds / one.capacity_per_s for one in rounds]),
+        f"requests/s of the overload / images/s at capacity; {times:g} if every answer came at once",
     )
     report.add("overload_refusal_p99_ms", found.refusal_p99_ms, "p99 time to a refusal, ms", Target("<=", 50))
     without = found.n_refused_without_retry_after
@@ -124,9 +131,9 @@ def add_overload(report: Report, rounds: list[Round], *, times: float, slo_s: fl
     rows = [
         ("capacity, images/s", " / ".join(f"{one.capacity_per_s:.1f}" for one in rounds)),
         ("offered, images/s", " / ".join(f"{one.n_requests / one.seconds:.1f}" for one in loads)),
-        ("answered in time, images/s", " / ".join(f"{one.goodput_per_s:.1f}" for one in rounds)),
+        ("answered, images/s", " / ".join(f"{one.goodput_per_s:.1f}" for one in rounds)),
         ("refused / expired / failed", f"{n_refused} / {n_expired} / {n_failed}"),
         ("p50 / p99 of answered probes, ms", f"{found.p50_ms:.0f} / {found.p99_ms:.0f}"),
         ("CPU of the client, cores", f"{sum(o.client_cpu_s for o in loads) / sum(o.seconds for o in loads):.2f}"),
     ]
-    report.tables[f"Overload at {times:g} times the capacity"] = Table(("measurement", "value"), rows)
+    report.tables["Overload"] = Table(("measurement", "value"), rows)

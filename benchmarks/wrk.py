@@ -143,22 +143,12 @@ def run(
     return Loop(statuses, result["us"] / 1e6, int(result["errors"]), used.ru_utime + used.ru_stime)
 
 
-def closed_loop(
-    url: str,
-    paths: Sequence[str],
-    bodies: Sequence[Path],
-    folder: Path,
-    *,
-    n_clients: int,
-    seconds: int,
-    content_type: str = "image/jpeg",
-) -> Loop:
-    """`run` without pauses, in which every request must be answered with success.
+def require_success(loop: Loop) -> Loop:
+    """Return a run in which every request was answered with success.
 
     Raises:
-        BenchError: wrk failed, or the server did not answer every request with success.
+        BenchError: it is not such a run.
     """
-    loop = run(url, paths, bodies, folder, n_clients=n_clients, seconds=seconds, content_type=content_type)
     n_other = loop.n_requests - loop.n_good
     if n_other or loop.n_errors or not loop.n_requests:
         raise BenchError(

@@ -11,7 +11,7 @@ from benchmarks.photographs import write_photographs
 from benchmarks.profiles import OTHER, WITHOUT_PYTHON, Profile, part_of
 from benchmarks.report import Report, markdown
 from benchmarks.server import FORM, ServerOptions, backbone_of, fill_store, serving
-from benchmarks.wrk import Loop, closed_loop, require_wrk
+from benchmarks.wrk import Loop, require_success, require_wrk, run
 
 
 @pytest.fixture
@@ -37,7 +37,8 @@ def result(statuses, *, us=1, errors=0):
 def loop(tmp_path, **changes):
     body = tmp_path / "body.jpg"
     body.write_bytes(b"\xff\xd8")
-    return closed_loop("http://127.0.0.1:9", ["/"], [body], tmp_path, **({"n_clients": 4, "seconds": 2} | changes))
+    options = {"n_clients": 4, "seconds": 2} | changes
+    return require_success(run("http://127.0.0.1:9", ["/"], [body], tmp_path, **options))
 
 
 def test_a_closed_loop_counts_the_requests_of_wrk(wrk, tmp_path):

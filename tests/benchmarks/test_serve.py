@@ -84,7 +84,7 @@ def test_swap_load_counts_failed_stale_and_mixed_answers():
     assert found["swap_memory_mib"] == 1.0
 
 
-def test_overload_compares_answers_in_time_with_the_capacity():
+def test_overload_compares_answers_and_requests_with_the_capacity():
     load = Loop({200: 30, 429: 80, 504: 5, 500: 1}, 2.0, n_errors=2, client_cpu_s=0.1)
     probes = [answer(0.0), *[answer(0.1, status=429, latency_s=0.002)] * 2, answer(0.2, status=0)]
     after = [answer(2.0), answer(2.5, latency_s=0.5)]
@@ -93,7 +93,7 @@ def test_overload_compares_answers_in_time_with_the_capacity():
     add_overload(report, [Round(20.0, load, probes, after, 2.0)], times=3.0, slo_s=0.1)
 
     found = values(report)
-    assert found["overload_goodput"] == 0.75
+    assert (found["overload_goodput"], found["overload_offered"]) == (0.75, 2.9)
     assert found["overload_refusal_p99_ms"] == pytest.approx(2.0)
     assert (found["overload_no_retry_after"], found["overload_failed"]) == (0, 1 + 2 + 1)
     assert found["overload_recovery_s"] == pytest.approx(0.5)
