@@ -17,27 +17,27 @@ FAILED, BROKEN = 3, 4
 """Exit codes: a step failed with an error that callers are prepared for; with any other."""
 
 
-def run_steps(name, root, say):
+def run_steps(name, root, log):
     """Run a workload to its end or to its first error."""
     from tests.crash.workloads import WORKLOADS
 
     workload = WORKLOADS[name]
     try:
         for number, _ in enumerate(workload.steps(root), 1):
-            say(f"done {number}")
+            log(f"done {number}")
     except workload.errors as error:
-        say(f"failed {type(error).__name__} {getattr(error, 'code', '')}")
+        log(f"failed {type(error).__name__} {getattr(error, 'code', '')}")
         return FAILED
     except BaseException as error:  # noqa: BLE001  the parent reports it
-        say(f"broken {error!r}")
+        log(f"broken {error!r}")
         return BROKEN
     return 0
 
 
-def run_endless(name, root, first, say):
+def run_endless(name, root, first, log):
     from tests.crash import workloads
 
-    getattr(workloads, name)(root, first, say)
+    getattr(workloads, name)(root, first, log)
     return 0
 
 
@@ -50,17 +50,17 @@ def child(words, go):
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(ANY), 0, 0, 0)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def say(line):
+    def log(line):
         os.write(file, line.encode() + b"\n")
 
     os.read(go, 1)
     if name.startswith("endless_"):
-        return run_endless(name, Path(root), int(first), say)
-    return run_steps(name, Path(root), say)
+        return run_endless(name, Path(root), int(first), log)
+    return run_steps(name, Path(root), log)
 
 
 def serve():
-    """Obey commands on stdin; answer each with a number."""
+    """Run the commands from stdin; print a number for each."""
     sys.path.insert(0, str(ROOT))
     import torch  # noqa: F401  the children share it
 

@@ -1,4 +1,4 @@
-"""Interrupts workloads in every way and collects what is wrong afterwards.
+"""Interrupts workloads in every way and collects the problems found afterwards.
 
 After each interruption a reader must see exactly the confirmed steps, or one more; looking twice must give the same;
 and the next change must succeed.
@@ -40,7 +40,7 @@ BYTES = {"write", "pwrite64", "fsync", "fdatasync", "ftruncate", "fallocate", "f
 
 @dataclass
 class Outcome:
-    """How many interruptions were tried, of how many, and what was wrong after them."""
+    """Numbers of possible and tried interruptions, and the problems after them."""
 
     n_possible: int = 0
     n_tried: int = 0
@@ -72,7 +72,7 @@ def injections(calls, root, faults):
 
 
 def problem_after(name, root, allowed):
-    """What is wrong with the files that an interruption left; None if nothing."""
+    """The problem in the files after an interruption; None without one."""
     workload = WORKLOADS[name]
     try:
         seen = [workload.view(root), workload.view(root)]
@@ -81,7 +81,7 @@ def problem_after(name, root, allowed):
         if seen[1] != seen[0]:
             return f"a second reader gets {seen[1]!r} after {seen[0]!r}"
         workload.change(root)
-    except Exception as error:  # noqa: BLE001  whatever it is, it is what a user would meet
+    except Exception as error:  # noqa: BLE001  any error is a problem
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -172,7 +172,7 @@ def kill_at_random(forker, folder, *, until_s, seed=0, max_rounds=10**6):
 
 
 def confirm(confirmed, line):
-    """Note what a writer said: of versions their digests, of examples their labels."""
+    """Record a confirmed change: of versions their digests, of examples their labels."""
     action, key, *value = line.split()
     if action != "live":
         confirmed[key] = value[0]

@@ -31,7 +31,7 @@ CREATED = MATRIX + "_database_that_could_not_be_written_as_a_whole_gets_no_name"
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: `edits` are (file, old text, new text), `tests` those that should notice it."""
+    """One fault: `edits` are (file, old text, new text), `tests` those of which one should fail."""
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
@@ -187,7 +187,7 @@ def main():
             failed, took_s = try_mutant(folder, one)
             files = ", ".join(sorted({path for path, _, _ in one.edits}))
             rows.append((one.name, files, failed or "**none**", f"{took_s:.0f}"))
-            sys.stderr.write(f"{one.name}: {failed or 'NOT NOTICED'} ({took_s:.0f} s)\n")
+            sys.stderr.write(f"{one.name}: {failed or 'SURVIVED'} ({took_s:.0f} s)\n")
     survived = sum(row[2] == "**none**" for row in rows)
     report.add("mutants_survived", survived, f"of {len(rows)} mutants: all tests passed", Target("<=", 0))
     report.tables["Mutants"] = Table(("fault", "in", "first test that fails", "seconds"), rows)

@@ -76,7 +76,7 @@ class State:
 
 
 class Disk:
-    """What the disk has, and what is pending."""
+    """The durable state, and pending operations."""
 
     def __init__(self, root):
         self.root = str(root)
@@ -146,7 +146,7 @@ class Disk:
         self.pending = [change for change, durable in zip(self.pending, is_durable, strict=True) if not durable]
 
     def states(self, rng):
-        """What the disk may have after a power failure now, as `State.visible`."""
+        """Possible contents of the disk after a power failure now, as `State.visible`."""
         numbers = range(len(self.pending))
         subsets = {*(tuple(numbers[:n]) for n in range(len(numbers) + 1)), *((n,) for n in numbers)}
         if len(numbers) <= MAX_ALL_SUBSETS:

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.report import Report, Table, Target
 from tests.crash.forked import Forker
 from tests.crash.matrix import ERRORS, KILL, cut_power, flip_bits, inject_faults, injections, kill_at_random, record
-from tests.crash.traced import can_trace
+from tests.crash.traced import tracing_problem
 from tests.crash.workloads import WORKLOADS
 from tests.results import publish
 
@@ -33,7 +33,7 @@ def fast_folder():
         yield Path(name)
 
 
-def interrupt_everything(seconds, seed, say):
+def interrupt_everything(seconds, seed, log):
     """Outcomes by kind of interruption and workload."""
     outcomes = {}
     with fast_folder() as folder, Forker() as forker:
@@ -47,7 +47,7 @@ def interrupt_everything(seconds, seed, say):
                 else:
                     outcome = inject_faults(forker, name, folder, FAULTS[kind], **options)
                 outcomes[kind, name] = outcome
-                say(f"{kind}, {name}: {outcome.n_tried} of {outcome.n_possible}, {len(outcome.problems)} problems")
+                log(f"{kind}, {name}: {outcome.n_tried} of {outcome.n_possible}, {len(outcome.problems)} problems")
         until_s = time.monotonic() + SHARES["random"] * seconds
         outcomes["random", "store, examples"] = kill_at_random(forker, folder, until_s=until_s, seed=seed)
         outcomes["flipped", "store"] = flip_bits(folder, N_FLIPS, seed)
@@ -99,7 +99,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/crash"))
     words = parser.parse_args()
-    if reason := can_trace():
+    if reason := tracing_problem():
         sys.exit(f"The crash tests need strace: {reason}.")
     report = Report("crash", {"seconds": words.seconds, "seed": words.seed})
     summarize(report, interrupt_everything(words.seconds, words.seed, lambda line: sys.stderr.write(line + "\n")))

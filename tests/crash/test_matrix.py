@@ -1,4 +1,4 @@
-"""Interrupted processes: a sample of the crash matrix of `make crash`, and that it detects what it is for."""
+"""Interrupted processes: a sample of the crash matrix of `make crash`, and that it detects missing syncs."""
 
 import math
 import random
@@ -18,10 +18,10 @@ from tests.crash.matrix import (
     record,
 )
 from tests.crash.power import Disk, power_failures, write_tree
-from tests.crash.traced import Call, can_trace
+from tests.crash.traced import Call, tracing_problem
 from tests.crash.workloads import WORKLOADS
 
-pytestmark = pytest.mark.skipif(bool(can_trace()), reason=can_trace())
+pytestmark = pytest.mark.skipif(bool(tracing_problem()), reason=tracing_problem())
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_flipped_bit_in_a_store_is_detected(quick_path):
     assert outcome.counts["refused by the reader"] > 10
 
 
-def test_without_its_syncs_each_workload_is_seen_to_lose_data(recorded, quick_path):
+def test_without_syncs_each_workload_loses_data(recorded, quick_path):
     name, (whole, views) = recorded
     calls = [call for call in whole.calls if call.name not in {"fsync", "fdatasync"}]
     found = None

@@ -43,7 +43,7 @@ class Call:
     fd: int = -1
 
 
-def can_trace():
+def tracing_problem():
     """Why workloads cannot be traced here; an empty string if they can."""
     if shutil.which("strace") is None:
         return "strace is not installed (Debian: apt install strace)"
@@ -53,7 +53,7 @@ def can_trace():
 
 @dataclass(frozen=True)
 class Run:
-    """How a workload ended: its exit code, the lines that it said, and the calls of a trace."""
+    """How a workload ended: its exit code, the lines that it logged, and the calls of a trace."""
 
     code: int
     lines: tuple[str, ...]

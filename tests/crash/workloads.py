@@ -1,4 +1,4 @@
-"""What is interrupted: a short series of changes each for the store, the examples, the API keys and training.
+"""The interrupted workloads: short series of changes to the store, the examples, the API keys and a training run.
 
 A workload's steps are run in a process of its own, which confirms each one. Whatever interrupts it, a process that
 starts afterwards must see the confirmed steps, and may see one more.
@@ -174,21 +174,21 @@ def views_after_steps(workload, root):
     return [workload.view(root), *(workload.view(root) for _ in workload.steps(root))]
 
 
-def endless_store(root, first, say):
-    """Add and activate new versions, and say each."""
+def endless_store(root, first, log):
+    """Add and activate new versions, and log each."""
     store = Store.open(root / "store")
     for seed in range(first, first + 100_000):
         added = store.add("flowers", sample_bundle(seed))
-        say(f"add {added.version} {added.digest}")
+        log(f"add {added.version} {added.digest}")
         store.activate("flowers", added.version)
-        say(f"live {added.version} {added.digest}")
+        log(f"live {added.version} {added.digest}")
 
 
-def endless_examples(root, first, say):
-    """Add examples, label one, and say each."""
+def endless_examples(root, first, log):
+    """Add examples, label one, and log each."""
     database = open_database(root, max_per_domain=10**6)
     for n in range(first, first + 10**6, 2):
         added = add(database, new_example(n, "rose"), new_example(n + 1, None))
-        say(f"add {new_example(n).sha256} rose")
+        log(f"add {new_example(n).sha256} rose")
         database.relabel("flowers", [added[1].id], "tulip")
-        say(f"label {new_example(n + 1).sha256} tulip")
+        log(f"label {new_example(n + 1).sha256} tulip")

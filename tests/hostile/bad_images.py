@@ -156,7 +156,7 @@ def wrong_chunks(rng):
     for value in range(16):
         flipped = bytearray(data)
         flipped[at] = value * 16 + 7 if value != 7 else 0x70  # zlib's header
-        flipped[at + 1] ^= 0x20  # and a dictionary that nobody has
+        flipped[at + 1] ^= 0x20  # and a preset dictionary
         yield bytes(flipped)
 
 

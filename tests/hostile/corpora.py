@@ -18,7 +18,7 @@ from tests.service.processes import client_of
 
 PROBLEM = "application/problem+json"
 LEAKS = re.compile(r"0x[0-9a-f]{6}|Traceback|BytesIO|object at|/tmp/|site-packages|\.py\b")
-"""What an answer must not contain: addresses, paths and code of the server."""
+"""Not allowed in an answer: addresses, paths and code of the server."""
 MAX_ANSWER_S = 20
 
 
@@ -47,7 +47,7 @@ def problem_with(case, answer):
 
 
 def problems(cases, answer_of):
-    """All of them."""
+    """All problems with the answers to cases."""
     return [problem for case in cases if (problem := problem_with(case, answer_of(case.data)))]
 
 

@@ -58,7 +58,7 @@ def run_corpora(report, folder):
         found["requests"] = problems(requests, raw_sender(url))
         found["well"] = [] if send(picture("green")).statuses == (200,) else ["no answer to a good image"]
     found["store"] = [] if tree(store.root) == before else ["refused bundles changed the store"]
-    found["accepted"] = wrong_codes_of(accepted)
+    found["accepted"] = rejected(accepted)
     texts = {
         "bad_images": f"of {len(bad):,} bad images: another status or code than expected, or internals in the answer",
         "good_images": f"of {len(good):,} unusual good images: not answered",
@@ -75,7 +75,7 @@ def run_corpora(report, folder):
     return [problem for name in texts for problem in found[name]]
 
 
-def wrong_codes_of(accepted):
+def rejected(accepted):
     from prompt_store import BundleInvalidError, read_bundle
 
     wrong = []

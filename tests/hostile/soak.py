@@ -1,4 +1,4 @@
-"""A server under moderate load with invalid images and swaps for a long time: what it holds must not grow.
+"""A server under moderate load with invalid images and swaps for a long time: its resources must not grow.
 
     make soak MINUTES=30
 
@@ -9,16 +9,16 @@ warm-up.
 
 import argparse
 import os
-import re
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from benchmarks.answers import Swap as Activation
 from benchmarks.answers import is_mixed, is_stale, percentile_ms
@@ -28,6 +28,7 @@ from benchmarks.report import Report, Table, Target
 from benchmarks.server import ServerOptions, backbone_of, fill_store, serving
 from tests.hostile.bad_images import bad_images
 from tests.results import publish
+from tests.service.processes import JoinedThreads
 
 LOAD, SWAP_EVERY_S, SAMPLE_EVERY_S = 0.3, 10.0, 5.0
 ROUND_S = 60.0
@@ -36,26 +37,16 @@ WARM_UP = 0.25
 MAX_RATE = 200.0
 """Images per second; more would only load the generator."""
 MAX_GROWTH = {"resident MiB": 8, "open files": 8, "threads": 0, "temporary files": 0}
-"""What a server may hold more of at the end; each connection of the load is an open file."""
+"""Allowed growth; each connection of the load is an open file."""
 NAMES = tuple(MAX_GROWTH)
 
 
-def processes(pid):
-    """A process and all its descendants."""
-    found = [pid]
-    for one in found:
-        children = Path(f"/proc/{one}/task/{one}/children")
-        found += [int(word) for word in children.read_text().split()] if children.exists() else []
-    return found
-
-
 def sample(pid, folders):
-    """Memory, open files and threads of a server, and temporary files."""
-    pids = processes(pid)
-    statuses = [Path(f"/proc/{one}/status").read_text() for one in pids]
-    resident = sum(int(re.search(r"VmRSS:\s+(\d+)", text)[1]) for text in statuses) / 1024
-    n_threads = sum(int(re.search(r"Threads:\s+(\d+)", text)[1]) for text in statuses)
-    n_open = sum(len(list(Path(f"/proc/{one}/fd").iterdir())) for one in pids)
+    """Memory, open files and threads of a server with all its processes, and temporary files."""
+    process = psutil.Process(pid)
+    processes = [process, *process.children(recursive=True)]
+    resident = sum(one.memory_info().rss for one in processes) / 2**20
+    n_threads, n_open = sum(one.num_threads() for one in processes), sum(one.num_fds() for one in processes)
     n_temporary = sum(path.name.startswith(".tmp-") or path.parent.name == "tmp" for path in every_file(folders))
     return resident, n_open, n_threads, n_temporary
 
@@ -64,29 +55,19 @@ def every_file(folders):
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
 
-class Watch:
+class Watch(JoinedThreads):
     """Samples a server in a thread, and activates versions of one domain in another."""
 
     def __init__(self, server, folders, domain):
         self.samples, self.swaps, self.errors = [], [Activation(domain, 1, -np.inf, -np.inf)], []
         self._server, self._folders, self._domain = server, folders, domain
-        self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._repeat, args=job) for job in
-                         ((SAMPLE_EVERY_S, self._sample), (SWAP_EVERY_S, self._swap))]  # fmt: skip
+        super().__init__(
+            partial(self._repeat, SAMPLE_EVERY_S, self._sample), partial(self._repeat, SWAP_EVERY_S, self._swap)
+        )
         self._versions = cycle([*range(2, N_VERSIONS + 1), 1])
 
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join(30)
-
     def _repeat(self, every_s, job):
-        while not self._is_over.wait(every_s):
+        while not self.is_over.wait(every_s):
             try:
                 job()
             except Exception as error:  # noqa: BLE001  reported at the end

@@ -1,4 +1,4 @@
-"""The soak reports what a server holds more of, and answers that are not right."""
+"""The soak reports growing resources of a server, and wrong answers."""
 
 import os
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def soaked(rows, *answers):
     return {name: number["met"] for name, number in report.numbers.items() if "met" in number}
 
 
-def test_a_server_that_holds_the_same_all_the_time_meets_every_target():
+def test_constant_resources_meet_every_target():
     assert set(soaked([(900.0, 8, 10, 0)] * 40, answer(), answer(422)).values()) == {True}
 
 
@@ -42,11 +42,11 @@ def test_growth_while_the_server_warms_up_is_no_leak():
 @pytest.mark.parametrize(
     ("wrong", "name"), [(answer(500), "soak_failed"), (answer(version=2), "soak_stale"), (answer(429), "soak_failed")]
 )
-def test_an_answer_that_is_not_right_misses_its_target(wrong, name):
+def test_a_wrong_answer_misses_its_target(wrong, name):
     assert not soaked([(900.0, 8, 10, 0)] * 40, answer(), wrong)[name]
 
 
-def test_a_sample_counts_what_a_process_holds(tmp_path):
+def test_a_sample_counts_the_resources_of_a_process(tmp_path):
     before = sample(os.getpid(), [tmp_path])
     (tmp_path / ".tmp-1").write_bytes(b"")
     with (tmp_path / "open").open("wb"):

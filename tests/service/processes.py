@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -98,28 +99,12 @@ def client_of(url):
     return httpx.Client(base_url=url, timeout=20, trust_env=False, limits=limits)
 
 
-class ConcurrentClients:
-    """Clients that send requests without a pause until the block ends or connections are refused.
+class JoinedThreads:
+    """Threads that run during a block; at its end `is_over` is set and they are joined."""
 
-    Half of them keep their connections. `answers` has the statuses, `broken` the errors of requests without a response.
-    """
-
-    def __init__(self, url):
-        self.answers, self.broken = [], []
-        self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._send_requests, args=(url, n % 2)) for n in range(N_CLIENTS)]
-
-    def _send_requests(self, url, keeps_connections):
-        body = picture()
-        client = httpx.Client(base_url=url, timeout=20, trust_env=False) if keeps_connections else client_of(url)
-        with client:
-            while not self._is_over.is_set():
-                try:
-                    self.answers.append(client.post("/classify/paint", content=body).status_code)
-                except httpx.ConnectError:
-                    return
-                except httpx.TransportError as error:
-                    self.broken.append(error)
+    def __init__(self, *jobs):
+        self.is_over = threading.Event()
+        self._threads = [threading.Thread(target=job) for job in jobs]
 
     def __enter__(self):
         for thread in self._threads:
@@ -127,6 +112,29 @@ class ConcurrentClients:
         return self
 
     def __exit__(self, *_):
-        self._is_over.set()
+        self.is_over.set()
         for thread in self._threads:
             thread.join(30)
+
+
+class ConcurrentClients(JoinedThreads):
+    """Clients that send requests without a pause until the block ends or connections are refused.
+
+    Half of them keep their connections. `answers` has the statuses, `broken` the errors of requests without a response.
+    """
+
+    def __init__(self, url):
+        self.answers, self.broken = [], []
+        super().__init__(*(partial(self._send_requests, url, n % 2) for n in range(N_CLIENTS)))
+
+    def _send_requests(self, url, keeps_connections):
+        body = picture()
+        client = httpx.Client(base_url=url, timeout=20, trust_env=False) if keeps_connections else client_of(url)
+        with client:
+            while not self.is_over.is_set():
+                try:
+                    self.answers.append(client.post("/classify/paint", content=body).status_code)
+                except httpx.ConnectError:
+                    return
+                except httpx.TransportError as error:
+                    self.broken.append(error)
