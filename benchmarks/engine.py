@@ -26,9 +26,9 @@ from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.preprocess import normalize_pixels
 from prompted_clip.stack import PromptStack
+from service.configuration.environment import load_settings
 from service.engine.engine import Engine, EngineRow
 from service.engine.loading import load_model
-from service.settings import load_settings
 
 MIXED = 64
 MIN_MIXED = {"cpu": (0.95, 0.85), "cuda": (0.97, 0.97)}

@@ -38,8 +38,8 @@ from prompt_store.bundle import read_bundle
 from prompted_clip.model import PromptedClip
 from prompted_clip.prompts import PromptGrid
 from prompted_clip.vision import ImageTower
+from service.configuration.environment import load_settings
 from service.engine.loading import load_model, with_gpu_limits
-from service.settings import load_settings
 
 PARTS = ("tests", "model", "engine", "serve")
 TESTS_WITHIN_S = 240.0

@@ -17,11 +17,12 @@ from prompt_store.errors import PromptStoreError
 from prompt_store.tables import table
 from service.access import key_file
 from service.access.rules import SCOPES
+from service.configuration.environment import load_settings
 from service.demo.files import ASSETS, BACKBONE, seed_store
 from service.errors import ServiceError, SettingsError
 from service.observability import logs
 from service.process import end_process, set_openmp_spinning
-from service.settings import Settings, load_settings
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from prompt_store.store import Store

@@ -13,8 +13,8 @@ from benchmarks.bundles import BundleShape, domain_name, random_bundle
 from benchmarks.peers.plain_clip import N_DOMAINS
 from prompt_store.bundle import read_bundle
 from prompted_clip.preprocess import to_pixels
+from service.configuration.environment import load_settings
 from service.engine.loading import load_model
-from service.settings import load_settings
 
 
 class OurClip:

@@ -23,8 +23,8 @@ def read_settings(**given: object) -> "tuple[Settings | None, Finding]":
         given: settings that override the variables.
     """
     try:
+        from service.configuration.environment import load_settings  # noqa: PLC0415
         from service.errors import SettingsError  # noqa: PLC0415  the clients work without the extra
-        from service.settings import load_settings  # noqa: PLC0415
     except ModuleNotFoundError as error:
         return None, warning("settings", f"not read: {error.name} is not installed", 'pip install "caspl-serve[serve]"')
     try:

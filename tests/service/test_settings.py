@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from service.configuration.environment import load_settings, refuse_unknown
 from service.errors import SettingsError
-from service.settings import Settings, load_settings, refuse_unknown
+from service.settings import Settings
 
 
 def test_options_win_over_variables_and_variables_over_defaults(monkeypatch):

@@ -6,8 +6,8 @@ import pytest
 
 from service.access.key_file import add_key, read_keys
 from service.access.rules import RULES
+from service.configuration.environment import load_settings
 from service.errors import SettingsError
-from service.settings import load_settings
 from tests.service.examples.colours import add_colours
 from tests.service.fakes import colour_bundle, picture
 

@@ -1,0 +1,1 @@
+"""Builds the settings of `caspl serve` from options and the environment."""
