@@ -90,7 +90,7 @@ def test_overload_compares_answers_and_requests_with_the_capacity():
     after = [answer(2.0), answer(2.5, latency_s=0.5)]
     report = Report("serve", {})
 
-    add_overload(report, [Round(20.0, load, probes, after, 2.0)], times=3.0, slo_s=0.1)
+    add_overload(report, [Round(20.0, load, probes, after, 2.0)], times=3.0, slo_s=0.1, target=0.9)
 
     found = values(report)
     assert (found["overload_goodput"], found["overload_offered"]) == (0.775, 3.0)
