@@ -10,7 +10,7 @@ from benchmarks.answers import Answer, Swap
 from benchmarks.bundles import domain_name, label
 from benchmarks.errors import BenchError
 from benchmarks.fits import add_fit_load
-from benchmarks.overload import Round, add_overload
+from benchmarks.overload import Round, add_overload, connections
 from benchmarks.phases import Phase
 from benchmarks.photographs import write_photographs
 from benchmarks.report import Report
@@ -93,10 +93,16 @@ def test_overload_compares_answers_and_requests_with_the_capacity():
     add_overload(report, [Round(20.0, load, probes, after, 2.0)], times=3.0, slo_s=0.1)
 
     found = values(report)
-    assert (found["overload_goodput"], found["overload_offered"]) == (0.75, 2.9)
+    assert (found["overload_goodput"], found["overload_offered"]) == (0.775, 3.0)
     assert found["overload_refusal_p99_ms"] == pytest.approx(2.0)
     assert (found["overload_no_retry_after"], found["overload_failed"]) == (0, 1 + 2 + 1)
     assert found["overload_recovery_s"] == pytest.approx(0.5)
+
+
+def test_slow_models_are_overloaded_from_few_connections_with_short_pauses():
+    assert connections(27.0, mean_wait_s=0.5) == (27, 0.5)
+    assert connections(2000.0, mean_wait_s=0.7) == (1000, 0.5)
+    assert connections(4000.0, mean_wait_s=0.7) == (1000, 0.25)
 
 
 def test_a_store_of_random_domains_has_version_1_live_and_more_of_the_first(tmp_path):
