@@ -1,5 +1,6 @@
-"""How this process uses the machine: usable cores, OpenMP spinning, torch threads, GIL switch interval, GC, exit."""
+"""How this process uses the machine: cores, OpenMP spinning, torch threads, GIL switch interval, GC, memory, exit."""
 
+import asyncio
 import ctypes
 import gc
 import logging
@@ -13,6 +14,7 @@ from typing import Final, NoReturn
 CGROUP: Final = Path("/sys/fs/cgroup")
 SPIN_COUNT: Final = "4000"
 """Iterations of OpenMP's wait loop, a few tenths of a millisecond: longer than one step of a forward."""
+MEMORY_RETURN_S: Final = 1.0
 SWITCH_INTERVAL_S: Final = 2e-5
 """The GIL's switch interval; see docs/decisions/0016."""
 
@@ -65,6 +67,23 @@ def return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
+
+
+class MemoryReturn:
+    """Returns freed memory to the system at most once per second, off the event loop; `request` schedules it."""
+
+    def __init__(self) -> None:
+        self._is_scheduled = False
+
+    def request(self) -> None:
+        """Return free memory in a second, when the caller's objects are gone."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_later(MEMORY_RETURN_S, self._run)
+
+    def _run(self) -> None:
+        self._is_scheduled = False
+        asyncio.get_running_loop().run_in_executor(None, return_free_memory)
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:

@@ -51,6 +51,9 @@ class LimitedBody:
         budget: bytes in memory, shared between tenants.
         count_bytes: called with the number of bytes of each part.
 
+    Attributes:
+        n_bytes: received so far.
+
     Raises:
         OverloadedError: too many requests with images are open, or too many images are being decoded.
         MediaTypeError: a compressed body.
@@ -77,7 +80,7 @@ class LimitedBody:
         self._receive, self._budget, self._count_bytes = receive, budget, count_bytes
         self._limit = body_limit(scope["method"], endpoint.template, settings)
         self._min_bytes, self._max_body_s = settings.min_body_rate * RATE_WINDOW_S, settings.max_body_s
-        self._n_bytes = self._n_in_window = 0
+        self.n_bytes = self._n_in_window = 0
         self._is_complete = self._is_open = False
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise MediaTypeError("Compressed bodies are not supported. Send the body without Content-Encoding.")
@@ -114,7 +117,7 @@ class LimitedBody:
     def release(self, *, is_answered: bool) -> None:
         """Give the bytes back to the budget, and close the request."""
         self._timer.cancel()
-        self._budget.release(self._tenant, self._n_bytes)
+        self._budget.release(self._tenant, self.n_bytes)
         if self._open_requests and self._is_open:
             self._open_requests.close(self._tenant[1], is_answered=is_answered)
 
@@ -141,10 +144,10 @@ class LimitedBody:
         if n_new:
             if self._count_bytes:
                 self._count_bytes(n_new)
-            if self._n_bytes + n_new > self._limit:
+            if self.n_bytes + n_new > self._limit:
                 raise self._too_large()
             self._budget.reserve(self._tenant, n_new)
-            self._n_bytes += n_new
+            self.n_bytes += n_new
             self._n_in_window += n_new
         if is_last:
             self._is_complete = True

@@ -1,5 +1,6 @@
-"""Usable cores, OpenMP spinning, torch threads, and the interpreter of a serving process."""
+"""Usable cores, OpenMP spinning, torch threads, free memory, and the interpreter of a serving process."""
 
+import asyncio
 import gc
 import os
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from service.process import (
     SPIN_COUNT,
     SWITCH_INTERVAL_S,
+    MemoryReturn,
     set_openmp_spinning,
     tune_interpreter,
     usable_cores,
@@ -101,6 +103,26 @@ def test_existing_objects_are_frozen_and_new_garbage_is_still_collected():
 @pytest.mark.usefixtures("tuned")
 def test_the_switch_interval_is_lowered():
     assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
+
+
+@pytest.mark.anyio
+async def test_free_memory_is_returned_once_for_all_requests_of_a_while_off_the_event_loop(monkeypatch):
+    loop, threads, memory, is_returned = asyncio.get_running_loop(), [], MemoryReturn(), asyncio.Event()
+
+    def return_memory():
+        threads.append(threading.get_ident())
+        loop.call_soon_threadsafe(is_returned.set)
+
+    monkeypatch.setattr("service.process.MEMORY_RETURN_S", 0.01)
+    monkeypatch.setattr("service.process.return_free_memory", return_memory)
+    for _ in range(2):
+        is_returned.clear()
+        for _ in range(5):
+            memory.request()
+        await asyncio.wait_for(is_returned.wait(), 10)
+    await asyncio.sleep(0.05)
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
 
 
 LOOK = """

@@ -259,3 +259,12 @@ def test_memory_is_shared_between_pairs_of_client_and_domain(template, changes, 
 
 def test_a_request_for_several_domains_belongs_to_none():
     assert tenant_of(scope_of("/classify"), find_endpoint("/classify")) == ("192.0.2.1", "")
+
+
+async def test_memory_is_returned_after_large_bodies_only(serve, monkeypatch):
+    returned = []
+    monkeypatch.setattr("service.http.middleware.request.MemoryReturn.request", lambda _: returned.append(1))
+    async with serve() as client:
+        for n_bytes in (7 * MIB, 9 * MIB):
+            await client.post("/classify/paint", content=picture() + bytes(n_bytes))
+    assert returned == [1]
