@@ -126,7 +126,7 @@ def boosters(
 ) -> tuple[Booster, Booster]:
     """The learners of the transcription and of the project."""
     reference, ours = (
-        Booster(CasplStudent(student, names, recipe), Teacher(teacher, names, recipe.teacher_template), views, recipe)
+        Booster(CasplStudent(student, names, recipe), [Teacher(teacher, names, recipe.teacher_template)], views, recipe)
         for _ in range(2)
     )
     padded = PaddedBackbone(student).tokenize(names, recipe.template, n_prompts=recipe.text_tokens)

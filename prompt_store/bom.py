@@ -28,7 +28,7 @@ def bundle_bom(bundle: Bundle, name: str, n_bytes: int) -> dict[str, Any]:
         teacher and the data it was trained on.
     """
     manifest, made = bundle.manifest, bundle.manifest.provenance
-    components = [_backbone(bundle), *_teacher(made.teacher), *_data(made.data_digests)]
+    components = [_backbone(bundle), *_teachers(made.teacher), *_data(made.data_digests)]
     return {
         "bomFormat": "CycloneDX",
         "specVersion": SPEC_VERSION,
@@ -75,18 +75,22 @@ def _backbone(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _teacher(teacher: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+def _teachers(teacher: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The teacher, or each of several, which are a list in the manifest."""
     if not teacher:
         return
-    name, pretrained = teacher.get("arch"), teacher.get("pretrained")
-    yield {
-        "type": "machine-learning-model",
-        "bom-ref": "teacher",
-        "name": str(name or "teacher"),
-        **({"version": str(pretrained)} if pretrained else {}),
-        "description": "The CLIP that the boosting prompts were distilled from.",
-        "properties": [_property(key, value) for key, value in sorted(teacher.items())],
-    }
+    several = teacher.get("teachers")
+    is_list = isinstance(several, list) and all(isinstance(one, dict) for one in several)
+    for number, one in enumerate(several if is_list and several else [teacher], start=1):
+        name, pretrained = one.get("arch"), one.get("pretrained")
+        yield {
+            "type": "machine-learning-model",
+            "bom-ref": "teacher" if number == 1 else f"teacher:{number}",
+            "name": str(name or "teacher"),
+            **({"version": str(pretrained)} if pretrained else {}),
+            "description": "A CLIP that the boosting prompts were distilled from.",
+            "properties": [_property(key, value) for key, value in sorted(one.items())],
+        }
 
 
 def _data(digests: Mapping[str, str]) -> Iterator[dict[str, Any]]:

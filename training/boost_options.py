@@ -1,4 +1,4 @@
-"""`--images`, `--classes` and `--data` of `caspl boost`: one domain, or several with a name each."""
+"""Options of `caspl boost`: `--images`, `--classes` and `--data` of one or several domains, and the teachers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from prompt_store.manifest import MAX_DOMAIN_CHARS, is_domain
+from training.hardware import TeacherSource
 from training.unlabelled import UnlabelledData, read_data_set, read_folder
 
 
@@ -56,6 +57,26 @@ class SourceOptions:
         found = {name: read_folder(folder, self._lists[name], console) for name, folder in self._folders.items()}
         found |= {name: read_data_set(data, self._root, console) for name, data in self._data.items()}
         return {name: replace(source, template=template or source.template) for name, source in found.items()}
+
+
+def teacher_sources(
+    archs: Sequence[str], pretrained: Sequence[str], preprocess_of: Sequence[str]
+) -> list[TeacherSource]:
+    """The teachers, whose options belong together by their order; an empty value is none.
+
+    Raises:
+        BadParameter: not as many values of an option as teachers, nor none.
+    """
+    columns: list[list[str | None]] = []
+    for option, values in (("--teacher-pretrained", pretrained), ("--teacher-preprocess-of", preprocess_of)):
+        if values and len(values) != len(archs):
+            raise typer.BadParameter(
+                f"{len(values)} for {len(archs)} teachers ({', '.join(archs)}); pass one for each, in the order of "
+                "--teacher, '' for a teacher without",
+                param_hint=option,
+            )
+        columns.append([value or None for value in values] or [None] * len(archs))
+    return [TeacherSource(*row) for row in zip(archs, *columns, strict=True)]
 
 
 def _class_lists(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:

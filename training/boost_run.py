@@ -31,6 +31,7 @@ from training.recipe import BoostRecipe
 from training.scores import class_scores
 from training.selection import Selection, describe_scores
 from training.teacher import Teacher
+from training.teacher_choice import check_teachers, describe_teachers, pair_bundles
 from training.unlabelled import UnlabelledData, report_folder
 
 
@@ -46,7 +47,8 @@ class BoostJob:
         checkpoint: checkpoint of the run in progress; deleted once the bundle is written.
         checkpoint_every: steps between checkpoints.
         tensorboard: folder for TensorBoard event files, or None.
-        teacher_bundle: prompts for the teacher, as in PromptKD; None uses the plain teacher.
+        teacher_bundles: prompts for teachers, as in PromptKD, each for the first teacher of its backbone that has
+            none; other teachers are plain.
         start: a boosting bundle whose prompts training starts from; None starts as the recipe describes.
         boost: a boosting bundle whose frozen prompts PromptKD's student is trained on; None uses the plain student.
         holdout: fraction of each domain's images that training does not use, to select the best step; 0 writes the
@@ -60,7 +62,7 @@ class BoostJob:
     checkpoint: Path
     checkpoint_every: int = 100
     tensorboard: Path | None = None
-    teacher_bundle: Bundle | None = None
+    teacher_bundles: Sequence[Bundle] = ()
     start: Bundle | None = None
     boost: Bundle | None = None
     holdout: float = 0.0
@@ -71,7 +73,7 @@ def run_boost(
     job: BoostJob,
     recipe: BoostRecipe,
     student_backbone: Backbone,
-    teacher_backbone: Backbone,
+    teacher_backbones: Sequence[Backbone],
     console: Console,
     *,
     world: World = SINGLE_PROCESS,
@@ -82,7 +84,7 @@ def run_boost(
         job: inputs and outputs.
         recipe: all settings of the run.
         student_backbone: the backbone to serve with.
-        teacher_backbone: the larger backbone.
+        teacher_backbones: the larger backbone, or several whose predictions are averaged (`teacher_weights`).
         console: shows progress.
         world: the processes of this run; the main process writes files.
 
@@ -96,30 +98,35 @@ def run_boost(
     for source in sources.data.values():
         report_folder(source.images, console)
     views = Views.for_training(sources.trained_files, student_backbone, recipe)
-    teachers = sources.models(teacher_backbone, job.teacher_bundle)
-    teacher = Teacher.joined(list(teachers.values()))
+    pairs = pair_bundles(teacher_backbones, job.teacher_bundles)
+    models = [sources.models(backbone, bundle) for backbone, bundle in pairs]
+    teachers = [Teacher.joined(list(of_domains.values())) for of_domains in models]
+    digests = [teacher.digest or teacher.backbone.fingerprint for teacher in teachers]
+    check_teachers(digests, recipe)
     base_model = (
         PromptedBackbone(student_backbone) if job.boost is None else boosted_backbone(student_backbone, job.boost)
     )
-    student = _student(job, recipe, base_model, sources, teacher)
-    booster = Booster(student, teacher, views, recipe, sources.sets)
+    student = _student(job, recipe, base_model, sources, teachers[0])
+    booster = Booster(student, teachers, views, recipe, sources.sets)
     bundles = {"start": job.start, "boost": job.boost}
     data_digests = sources.digests() | {name: bundle.digest for name, bundle in bundles.items() if bundle is not None}
     identity = data_digests | {
         "recipe": digest_of(recipe.model_dump_json().encode()),
         "student": student_backbone.fingerprint,
-        "teacher": teacher.digest or teacher_backbone.fingerprint,
+        "teacher": " ".join(digests),
         "holdout": str(job.holdout),
     }
     report = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     report(describe_held_out(sources.n_held_out, len(views)))
+    if len(teachers) > 1:
+        report(describe_teachers(teachers, recipe))
     with progress_bars(console) as progress:
         if views.view_set(0) is not None:
             task = progress.add_task("teacher logits", total=len(views), note="")
             booster.precompute_teacher_logits(lambda n: progress.advance(task, n))
         selection = None
         if sources.n_held_out:
-            scores = sources.held_out_scores(student_backbone, teachers)
+            scores = sources.held_out_scores(student_backbone, models)
             if job.boost is None:
                 before = scores.of_each(sources.models(student_backbone))
             else:
@@ -153,7 +160,7 @@ def run_boost(
         domain=job.domain,
         class_names=sources.sets.names,
         template=model.template or recipe.template,
-        provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teacher=teacher, metrics=metrics),
+        provenance=boost_provenance(recipe=recipe, data_digests=data_digests, teachers=teachers, metrics=metrics),
     )
     return metrics | finish_run(data, job.out, [job.checkpoint], world)
 

@@ -3,7 +3,7 @@
 Legend: B images, H/W image size, K class names of all domains.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from training.errors import RecipeError
 from training.files import digest_of
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
+from training.teacher_weights import joint_logits
 from training.unlabelled import UnlabelledData
 
 
@@ -116,8 +117,13 @@ class BoostSources:
             }
         return total
 
-    def held_out_scores(self, student: Backbone, teachers: Mapping[str, Teacher]) -> "HeldOutDomains":
-        """Scores on the held-out images of each domain that has any."""
+    def held_out_scores(self, student: Backbone, teachers: Sequence[Mapping[str, Teacher]]) -> "HeldOutDomains":
+        """Scores on the held-out images of each domain that has any.
+
+        Args:
+            student: its size and preprocessing.
+            teachers: each teacher's `models`.
+        """
         found = {}
         for name, (_, held_out) in self.split.items():
             if held_out:
@@ -125,9 +131,13 @@ class BoostSources:
                 files = [source.images.files[index] for index in held_out]
                 views = Views.as_served(files, student.image_size, student.preprocess)
                 labels = None if source.labels is None else [source.labels[index] for index in held_out]
-                found[name] = HeldOutScores(views, labels, teachers[name].logits)
+                found[name] = HeldOutScores(views, labels, self._target([models[name] for models in teachers]))
         columns = dict(zip(self.data, self.sets.student, strict=True))
         return HeldOutDomains(found, columns)
+
+    def _target(self, teachers: Sequence[Teacher]) -> Callable[[Tensor], Tensor]:
+        """Class scores of one or several teachers, as in training."""
+        return lambda pixels: joint_logits([teacher.logits(pixels) for teacher in teachers], self.recipe)
 
     def fallen(self, before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
         """Domains whose agreement on held-out images fell, with both values; none if there is only one domain."""

@@ -8,7 +8,7 @@ of each image. The loss pulls the student's zero-shot distribution over the doma
 Source: CasPL (arXiv 2409.17805), section 3.2 and eq. 2. Only the student's prompts are trained; logit scales stay
 frozen. The two kinds of student are in `caspl_student.py` and `promptkd_student.py`. One set of prompts may be trained
 on images of several domains (the paper's future work); each image's distributions are then over its own domain's
-classes.
+classes. Several teachers give the weighted mean of their distributions as target (`teacher_weights.py`).
 
 Legend: B images, K classes, T classes of the teacher, which has those of several domains separately.
 """
@@ -32,6 +32,7 @@ from training.loop import ParameterGroup
 from training.prompted_backbone import PromptedBackbone
 from training.recipe import BoostRecipe
 from training.teacher import Teacher
+from training.teacher_weights import joint_logits, joint_logits_of_domains
 
 
 class Student(Protocol):
@@ -109,7 +110,7 @@ class Booster:
 
     Args:
         student: the model to train; its classes are those of all domains.
-        teacher: the model to distil from; must take images of the same size.
+        teachers: the models to distil from; must take images of the same size.
         views: unlabelled images.
         recipe: all settings of the run.
         sets: the classes of each image's domain; None for one domain, whose classes are those of both models.
@@ -119,17 +120,24 @@ class Booster:
     """
 
     def __init__(
-        self, student: Student, teacher: Teacher, views: Views, recipe: BoostRecipe, sets: ClassSets | None = None
+        self,
+        student: Student,
+        teachers: Sequence[Teacher],
+        views: Views,
+        recipe: BoostRecipe,
+        sets: ClassSets | None = None,
     ) -> None:
-        small, large = student.backbone, teacher.backbone
-        if small.image_size != large.image_size:
-            msg = (
-                f"Student {small.arch} takes {small.image_size} px images and teacher {large.arch} {large.image_size} "
-                "px; both must see the same view. Choose a teacher with the student's image size."
-            )
-            raise BackbonePairError(msg)
+        small = student.backbone
+        for large in (teacher.backbone for teacher in teachers):
+            if small.image_size != large.image_size:
+                msg = (
+                    f"Student {small.arch} takes {small.image_size} px images and teacher {large.arch} "
+                    f"{large.image_size} px; both must see the same view. Choose a teacher with the student's image "
+                    "size."
+                )
+                raise BackbonePairError(msg)
         self.student = student
-        self.teacher = teacher
+        self.teachers = teachers
         self._views = views
         self._recipe = recipe
         self._sets = sets if sets is not None and len(sets) > 1 else None
@@ -179,7 +187,7 @@ class Booster:
         self.student.load_state_dict(state)
 
     def precompute_teacher_logits(self, on_progress: Callable[[int], None] = lambda _: None) -> None:
-        """Compute the teacher's logits for the first set of fixed views, if views are fixed; results are unchanged.
+        """Compute the teachers' logits for the first set of fixed views, if views are fixed; results are unchanged.
 
         Args:
             on_progress: called with the number of images just processed.
@@ -200,6 +208,11 @@ class Booster:
 
     def _compute_teacher_logits(self, pixels_BCHW: Tensor) -> Tensor:
         """z_T: float32 [B, K] on the student's device."""
-        with autocast(self._recipe, self.teacher.backbone):
-            logits = self.teacher.logits(pixels_BCHW)
-        return logits.float().to(self.student.backbone.device)
+        found = []
+        for teacher in self.teachers:
+            with autocast(self._recipe, teacher.backbone):
+                logits = teacher.logits(pixels_BCHW)
+            found.append(logits.float().to(self.student.backbone.device))
+        if self._sets is None:
+            return joint_logits(found, self._recipe)
+        return joint_logits_of_domains(found, self._recipe, self._sets.teacher)

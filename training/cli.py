@@ -44,9 +44,16 @@ def boost(
     out: Out = None,
     backbone: Annotated[str, typer.Option(help="student model, open_clip name")] = "ViT-B-16",
     pretrained: options.Pretrained = None,
-    teacher: Annotated[str, typer.Option(help="teacher model, open_clip name")] = "ViT-L-14",
-    teacher_pretrained: options.Pretrained = None,
-    teacher_bundle: Annotated[Path | None, typer.Option(help="prompts for the teacher, as in PromptKD")] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="teacher model, open_clip name; repeat for several, see teacher_weights (default: ViT-L-14)"),
+    ] = None,
+    teacher_pretrained: Annotated[
+        list[str] | None, typer.Option(help="its weights: an open_clip tag or a local file; one for each teacher")
+    ] = None,
+    teacher_bundle: Annotated[
+        list[Path] | None, typer.Option(help="prompts for the teacher of their backbone, as in PromptKD")
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(help="boosting bundle to start from, such as one of several domains")
     ] = None,
@@ -55,7 +62,9 @@ def boost(
     ] = None,
     quick_gelu: options.QuickGelu = False,
     preprocess_of: options.PreprocessOf = None,
-    teacher_preprocess_of: options.TeacherPreprocessOf = None,
+    teacher_preprocess_of: Annotated[
+        list[str] | None, typer.Option(help="the same for the teacher's weights file; one for each teacher")
+    ] = None,
     interpolate_positions: options.InterpolatePositions = False,
     random_weights: options.RandomWeights = False,
     recipe: BoostRecipeFile = None,
@@ -69,7 +78,7 @@ def boost(
     json_: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train boosting prompts for a domain on unlabelled images, with a larger CLIP as teacher (CasPL phase 1)."""
+    """Train boosting prompts for a domain on unlabelled images, with larger CLIPs as teachers (CasPL phase 1)."""
     from prompt_store.manifest import check_domain
     from training.recipe import read_boost_recipe
 
@@ -86,7 +95,7 @@ def boost(
             raise typer.BadParameter("only --set distillation=promptkd uses it", param_hint="--boost")
         if boost_bundle is not None and boost_bundle.resolve() == bundle.resolve():
             raise typer.BadParameter("would overwrite the boosting bundle; choose another file", param_hint="--out")
-        from training.boost_options import SourceOptions
+        from training.boost_options import SourceOptions, teacher_sources
         from training.boost_run import BoostJob, run_boost
         from training.files import read_bundle_file
         from training.hardware import load_backbones
@@ -97,15 +106,14 @@ def boost(
         if tensorboard is not None:
             check_tensorboard()
         given = SourceOptions(domain, images or [], classes or [], data or [], root)
+        larger = teacher_sources(teacher or ["ViT-L-14"], teacher_pretrained or [], teacher_preprocess_of or [])
         world = init_distributed(device)
-        student_backbone, teacher_backbone = load_backbones(
+        student_backbone, teacher_backbones = load_backbones(
             backbone,
             pretrained,
-            teacher,
-            teacher_pretrained,
+            larger,
             is_random=random_weights,
             device=world.device or device,
-            teacher_preprocess_of=teacher_preprocess_of,
             quick_gelu=quick_gelu,
             preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
@@ -124,13 +132,13 @@ def boost(
             checkpoint=_checkpoint_path(bundle),
             checkpoint_every=checkpoint_every,
             tensorboard=tensorboard,
-            teacher_bundle=read_bundle_file(teacher_bundle) if teacher_bundle is not None else None,
+            teacher_bundles=[read_bundle_file(path) for path in teacher_bundle or []],
             start=read_bundle_file(start) if start is not None else None,
             boost=read_bundle_file(boost_bundle) if boost_bundle is not None else None,
             holdout=holdout,
             keep_worse=keep_worse,
         )
-        result = run_boost(job, chosen, student_backbone, teacher_backbone, console, world=world)
+        result = run_boost(job, chosen, student_backbone, teacher_backbones, console, world=world)
         if world.is_main:
             _print_result("boosted", result, as_json=json_)
 

@@ -32,7 +32,7 @@ class NoImagesError(TrainingError):
 
 
 class BackbonePairError(TrainingError):
-    """Student and teacher take images of different sizes, or the requested device is unavailable."""
+    """Student and teacher take images of different sizes, a teacher is given twice, or there is no such device."""
 
 
 class CheckpointError(TrainingError):

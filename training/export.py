@@ -104,16 +104,20 @@ def finish_run(data: bytes, out: Path, checkpoints: Sequence[Path], world: World
 
 
 def boost_provenance(
-    *, recipe: BoostRecipe, data_digests: Mapping[str, str], teacher: Teacher, metrics: Mapping[str, Any]
+    *, recipe: BoostRecipe, data_digests: Mapping[str, str], teachers: Sequence[Teacher], metrics: Mapping[str, Any]
 ) -> Provenance:
-    """Provenance of a boosting bundle; of an adapting one if it was trained on boosting prompts."""
+    """Provenance of a boosting bundle; of an adapting one if it was trained on boosting prompts.
+
+    Several teachers are the list `teachers` of `teacher`.
+    """
+    facts = [t.backbone.identity | ({"bundle": t.digest} if t.digest else {}) for t in teachers]
     return new_provenance(
         method={"caspl": "caspl-boost", "promptkd": "promptkd"}[recipe.distillation],
         phase="adapt" if "boost" in data_digests else "boost",
         recipe=recipe.model_dump(),
         data_digests=data_digests,
         metrics=metrics,
-        teacher=teacher.backbone.identity | ({"bundle": teacher.digest} if teacher.digest else {}),
+        teacher=facts[0] if len(facts) == 1 else {"teachers": facts},
         seed=recipe.seed,
     )
 

@@ -1,7 +1,8 @@
-"""Device, precision, and loading student and teacher."""
+"""Device, precision, and loading student and teachers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, Unpack, cast
 from weakref import WeakKeyDictionary
 
@@ -16,27 +17,38 @@ from training.errors import BackbonePairError
 from training.recipe import Recipe
 
 
+@dataclass(frozen=True)
+class TeacherSource:
+    """The model of a teacher.
+
+    Attributes:
+        arch: open_clip model name.
+        pretrained: its weights.
+        preprocess_of: the tag whose preprocessing and activation a local weights file needs.
+    """
+
+    arch: str
+    pretrained: str | None = None
+    preprocess_of: str | None = None
+
+
 def load_backbones(
     student: str,
     pretrained: str | None,
-    teacher: str,
-    teacher_pretrained: str | None,
+    teachers: Sequence[TeacherSource],
     *,
     is_random: bool,
     device: str,
-    teacher_preprocess_of: str | None = None,
     **options: Unpack[WeightOptions],
-) -> tuple[Backbone, Backbone]:
-    """Load the student's and the teacher's backbone.
+) -> tuple[Backbone, list[Backbone]]:
+    """Load the student's backbone and those of the teachers.
 
     Args:
         student: open_clip model name.
         pretrained: the student's weights.
-        teacher: open_clip model name.
-        teacher_pretrained: the teacher's weights.
-        is_random: use random weights (seeds 0 and 1), for testing a pipeline.
+        teachers: the models of the teachers.
+        is_random: use random weights (seeds 0, 1, ...), for testing a pipeline.
         device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA if available).
-        teacher_preprocess_of: the teacher's `preprocess_of`.
         options: for local files; `preprocess_of` is the student's.
 
     Raises:
@@ -44,23 +56,22 @@ def load_backbones(
         BackbonePairError: CUDA is not available.
     """
     device = resolve_device(device)
-    teacher_options: WeightOptions = {**options, "preprocess_of": teacher_preprocess_of}
-    return (
-        load_backbone(
-            student,
-            pretrained=pretrained,
-            random_seed=0 if is_random else None,
-            device=device,
-            **options,
-        ),
-        load_backbone(
-            teacher,
-            pretrained=teacher_pretrained,
-            random_seed=1 if is_random else None,
-            device=device,
-            **teacher_options,
-        ),
+    small = load_backbone(
+        student, pretrained=pretrained, random_seed=0 if is_random else None, device=device, **options
     )
+    large = []
+    for seed, teacher in enumerate(teachers, start=1):
+        its_options: WeightOptions = {**options, "preprocess_of": teacher.preprocess_of}
+        large.append(
+            load_backbone(
+                teacher.arch,
+                pretrained=teacher.pretrained,
+                random_seed=seed if is_random else None,
+                device=device,
+                **its_options,
+            )
+        )
+    return small, large
 
 
 def resolve_device(device: str) -> str:

@@ -117,6 +117,11 @@ class BoostRecipe(Recipe):
     )
     template: str = Field(default="{}.", description="student text after the prompts")
     teacher_template: str = Field(default="a photo of a {}.", description="the teacher's hand-written prompt template")
+    teacher_weights: Literal["mean", "entropy", "agreement"] = Field(
+        default="mean",
+        description="weights of several teachers for an image: equal; by confidence, exp(-entropy); or by agreement "
+        "with the mean of all teachers",
+    )
     temperature: float = Field(
         default=1.0, gt=0, description="tau of CasPL eq. 2; small backbones have another default, see docs/boosting.md"
     )

@@ -62,6 +62,21 @@ def test_the_document_names_hashes_backbone_teacher_data_metrics_and_recipe():
     assert {("caspl:method", "caspl"), ("caspl:seed", "1"), ("caspl:class", "daisy")} <= properties
 
 
+def test_each_of_several_teachers_is_a_component():
+    teachers = [MADE["teacher"], {"arch": "ViT-H-14", "pretrained": "laion2b"}]
+    bom = bom_of(sample_bundle(provenance=MADE | {"teacher": {"teachers": teachers}}))
+    found = {one["bom-ref"]: one["name"] for one in bom["components"] if one["bom-ref"].startswith("teacher")}
+    assert found == {"teacher": "ViT-L-14", "teacher:2": "ViT-H-14"}
+    assert VALIDATOR.validate_str(json.dumps(bom)) is None
+
+
+@pytest.mark.parametrize("teachers", [[], "ViT-L-14", [1], None])
+def test_a_list_of_teachers_of_another_shape_is_a_property_of_the_teacher(teachers):
+    bom = bom_of(sample_bundle(provenance=MADE | {"teacher": {"teachers": teachers}}))
+    assert [one["name"] for one in bom["components"] if one["bom-ref"].startswith("teacher")] == ["teacher"]
+    assert VALIDATOR.validate_str(json.dumps(bom)) is None
+
+
 def test_the_same_bundle_gives_the_same_document_and_another_bundle_another_number():
     assert bom_of(sample_bundle()) == bom_of(sample_bundle())
     assert bom_of(sample_bundle())["serialNumber"] != bom_of(sample_bundle(1))["serialNumber"]

@@ -55,7 +55,7 @@ def booster(folder, chosen):
     student, teacher = tiny_backbone("tiny", 0), tiny_backbone("tiny-teacher", 1)
     views = Views.for_training(find_images(folder).files, student, chosen)
     return Booster(
-        CasplStudent(student, CLASSES, chosen), Teacher(teacher, CLASSES, chosen.teacher_template), views, chosen
+        CasplStudent(student, CLASSES, chosen), [Teacher(teacher, CLASSES, chosen.teacher_template)], views, chosen
     )
 
 
@@ -133,7 +133,7 @@ def test_loss_and_gradients_match_the_slow_reference(folder):
     loss.backward()
 
     models = {}
-    for name, backbone in (("student", run.student.backbone), ("teacher", run.teacher.backbone)):
+    for name, backbone in (("student", run.student.backbone), ("teacher", run.teachers[0].backbone)):
         facts = architecture_facts(backbone.clip)
         models[name] = SlowClip(
             backbone.clip.state_dict(), vision_heads=facts["vision_heads"], text_heads=facts["text_heads"]
@@ -154,7 +154,7 @@ def test_loss_and_gradients_match_the_slow_reference(folder):
     expected = 0.0
     for row in (pixels - mean) / std:
         z_student = run.student.backbone.logit_scale * student_text @ models["student"].image(row, boost=image)
-        z_teacher = run.teacher.backbone.logit_scale * teacher_text @ models["teacher"].image(row)
+        z_teacher = run.teachers[0].backbone.logit_scale * teacher_text @ models["teacher"].image(row)
         p = z_teacher.softmax(0)
         expected = expected + (p * (z_teacher.log_softmax(0) - z_student.log_softmax(0))).sum() / 3
     expected.backward()
@@ -169,14 +169,14 @@ def test_only_prompts_change_and_the_student_approaches_the_teacher(folder):
     run.precompute_teacher_logits()
     result = train(run, run._recipe)
     assert all(torch.equal(before[name], tensor) for name, tensor in run.student.backbone.clip.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in run.teacher.backbone.clip.parameters())
+    assert not any(parameter.requires_grad for parameter in run.teachers[0].backbone.clip.parameters())
     assert np.mean(result.losses[-3:]) < 0.7 * np.mean(result.losses[:3])
 
 
 def test_caching_teacher_logits_does_not_change_the_run(folder):
     once, each = booster(folder, recipe()), booster(folder, recipe())
     each._teacher_logits = SimpleNamespace(
-        get=lambda indices, epoch, pixels=None: each.teacher.logits(each._views.load(indices.tolist(), epoch))
+        get=lambda indices, epoch, pixels=None: each.teachers[0].logits(each._views.load(indices.tolist(), epoch))
     )
     assert train(once, recipe()).losses == pytest.approx(train(each, recipe()).losses, rel=1e-5)
 
@@ -226,7 +226,7 @@ def test_student_and_teacher_of_different_image_sizes_are_rejected(folder, monke
     wide = dataclasses.replace(other)
     monkeypatch.setattr(type(other), "image_size", property(lambda self: 64 if self is wide else 32))
     with pytest.raises(BackbonePairError, match="takes 32 px images and teacher tiny-teacher 64 px"):
-        Booster(run.student, Teacher(wide, CLASSES, "{}."), run._views, recipe())
+        Booster(run.student, [*run.teachers, Teacher(wide, CLASSES, "{}.")], run._views, recipe())
 
 
 def test_a_student_starts_from_the_prompts_of_a_bundle():

@@ -47,9 +47,9 @@ def learner_of(name, device, files, precision):
     teacher = Teacher(load_backbone("tiny-teacher", random_seed=1, device=device), NAMES, recipe.teacher_template)
     views = Views.for_training(files, backbone, recipe)
     if name == "caspl":
-        return Booster(CasplStudent(backbone, NAMES, recipe), teacher, views, recipe)
+        return Booster(CasplStudent(backbone, NAMES, recipe), [teacher], views, recipe)
     return Booster(
-        PromptKDStudent(PromptedBackbone(backbone), teacher.text_features_KE, recipe), teacher, views, recipe
+        PromptKDStudent(PromptedBackbone(backbone), teacher.text_features_KE, recipe), [teacher], views, recipe
     )
 
 

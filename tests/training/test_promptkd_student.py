@@ -46,7 +46,7 @@ def images(n_rows=6):
 def bundle_of(student, teacher):
     base_model, exported = student.fold()
     digests = {"boost": f"sha256:{0:064}"} if student.base_model.boost_digest is not None else {}
-    provenance = boost_provenance(recipe=RECIPE, data_digests=digests, teacher=teacher, metrics={})
+    provenance = boost_provenance(recipe=RECIPE, data_digests=digests, teachers=[teacher], metrics={})
     return read_bundle(
         export_bundle(base_model, exported, domain="demo", class_names=CLASSES, template="{}.", provenance=provenance)
     )

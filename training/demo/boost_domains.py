@@ -53,7 +53,7 @@ def boost_domain(
             out=out,
             checkpoint=work_dir / f"{domain}.checkpoint",
         )
-        run_boost(job, recipe, student, teacher, console)
+        run_boost(job, recipe, student, [teacher], console)
 
 
 def measure_domain(domain: str, bundle: Path, student: Backbone, teacher: Backbone) -> Row:

@@ -94,7 +94,7 @@ class DefaultRuns:
             keep_worse=True,
         )
         started_s = time.process_time()
-        result = run_boost(job, recipe, self._backbone, teacher, self._console)
+        result = run_boost(job, recipe, self._backbone, [teacher], self._console)
         self._add("boost", None, recipe, result, time.process_time() - started_s)
         return read_bundle_file(job.out)
 

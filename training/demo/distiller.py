@@ -94,7 +94,7 @@ class Distiller(Booster):
     def __init__(
         self, student: CasplStudent, teacher: Teacher, views: Views, recipe: BoostRecipe, targets: "TargetSource"
     ) -> None:
-        super().__init__(student, teacher, views, recipe)
+        super().__init__(student, [teacher], views, recipe)
         self._targets = targets
 
     def loss(self, indices: Tensor, epoch: int) -> Tensor:

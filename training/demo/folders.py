@@ -4,11 +4,13 @@
 labelled data set also has class folders in `train/`. All splits use different series.
 """
 
+import shutil
 from pathlib import Path
 from typing import Final, Literal
 
 from PIL import Image
 
+from training.data.images import ImageFolder, find_images
 from training.demo.render import BLOCK, Pictures, draw_series
 from training.demo.shifts import DOMAINS, UNSEEN
 from training.demo.styles import synthesise
@@ -113,6 +115,15 @@ def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int
         if n_images:
             pictures = draw_series(seed, n_images, pairs=PAIRS[:n_classes], restyle=DRAWN[domain])
             _save_by_class(pictures, out_dir / split)
+
+
+def cached_images(domain: str, folder: Path, n_images: int, seed: int = 0) -> ImageFolder:
+    """The unlabelled images of `write_folders`, drawn unless an earlier call has finished."""
+    if not (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_folders(domain, folder, n_train=n_images, n_test=0, seed=seed)
+        (folder / "done").touch()
+    return find_images(folder / "train")
 
 
 def _begin(domain: str, out_dir: Path, n_classes: int = len(CLASS_NAMES)) -> None:

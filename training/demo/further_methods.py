@@ -76,10 +76,10 @@ class Distillation:
                 sources={self.domain: UnlabelledData(self.images, CLASS_NAMES)},
                 out=out,
                 checkpoint=out.with_suffix(".checkpoint"),
-                teacher_bundle=teacher_bundle,
+                teacher_bundles=[teacher_bundle],
                 boost=boost,
             )
-            run_boost(job, recipe, self.student, self.teacher, _QUIET)
+            run_boost(job, recipe, self.student, [self.teacher], _QUIET)
         model = PromptedClip(self.student)
         facts = {"domain": self.domain, "method": PROMPTKD, "boosted": boost is not None, "seed": seed}
         return facts | self.rates(model, model.load_stack(read_bundle_file(out)))

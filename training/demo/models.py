@@ -1,4 +1,4 @@
-"""The two demo models, created by open_clip from the packaged configurations.
+"""The demo models, created by open_clip from the packaged configurations.
 
 During training the token embedding only has rows for tokens in the captions. `export_weights` scatters them into the
 full table (other rows are zero) and writes float16 safetensors that `open_clip.create_model` loads.
@@ -10,13 +10,13 @@ from typing import Final, Literal
 
 import open_clip
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.files import write_atomic
 
-Arch = Literal["demo-student", "demo-teacher"]
+Arch = Literal["demo-student", "demo-teacher", "demo-second-teacher"]
 
 CONFIG_DIR: Final = Path(__file__).parents[2] / "prompted_clip" / "demo"
 EMBEDDING: Final = "token_embedding.weight"
@@ -99,6 +99,13 @@ def grow(small: Mapping[str, Tensor], large: open_clip.CLIP) -> dict[str, Tensor
         else:
             grown[key] = value.clone()
     return grown
+
+
+def exported_state(path: Path, vocabulary_V: Tensor) -> dict[str, Tensor]:
+    """Read a file of `export_weights` as the float32 state of a model with `keep_rows`."""
+    state = {key: value.float() for key, value in load_file(path).items()}
+    state[EMBEDDING] = state[EMBEDDING][vocabulary_V]
+    return state
 
 
 def export_weights(model: open_clip.CLIP, vocabulary_V: Tensor, path: Path) -> int:

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from training.demo.augment import augment_broadly
 from training.demo.captions import KINDS, TEMPLATES, CaptionBook, Kind, targets
-from training.demo.models import create, encode_text, grow, keep_rows, normalise_pixels
+from training.demo.models import create, encode_text, exported_state, grow, keep_rows, normalise_pixels
 from training.demo.render import Pictures, draw_series, seeded_generator
+from training.demo.styles import synthesise
 from training.demo.world import N_COLOURS, N_SHAPES, N_TEXTURES, SEEN_PAIRS
 from training.files import write_atomic
 
@@ -46,6 +47,7 @@ class PretrainPlan:
         n_warmup_steps: steps of linear warm-up.
         weight_decay: AdamW's weight decay.
         augmented_share: share of augmented images.
+        styled_share: share of images in a synthesised style of their own.
         seed: seed of images, initial weights and all steps.
     """
 
@@ -58,6 +60,7 @@ class PretrainPlan:
     n_warmup_steps: int = 50
     weight_decay: float = 0.05
     augmented_share: float = 0.0
+    styled_share: float = 0.0
     seed: int = 1
 
 
@@ -90,7 +93,8 @@ class Pretraining:
 
         Args:
             plan: hyperparameters.
-            grow_from: checkpoint of a shallower model to grow this one from; None for random weights.
+            grow_from: checkpoint or exported weights (`.safetensors`, whose heads are random) of a shallower model to
+                grow this one from; None for random weights.
         """
         self.plan = plan
         self.book = CaptionBook()
@@ -100,7 +104,9 @@ class Pretraining:
             keep_rows(self.model, self.book.vocabulary_V)
             n_features = self.model.text_projection.shape[1]
             self.heads = nn.ModuleList([nn.Linear(n_features, n) for n in (N_COLOURS, N_TEXTURES, N_SHAPES)])
-        if grow_from is not None:
+        if grow_from is not None and grow_from.suffix == ".safetensors":
+            self.model.load_state_dict(grow(exported_state(grow_from, self.book.vocabulary_V), self.model))
+        elif grow_from is not None:
             small = torch.load(grow_from, weights_only=True)
             self.model.load_state_dict(grow(small["model"], self.model))
             self.heads.load_state_dict(small["heads"])
@@ -134,6 +140,9 @@ class Pretraining:
         pixels = batch.pixels.float() / 255
         if plan.augmented_share > 0:
             pixels = augment_broadly(pixels, plan.augmented_share, generator)
+        if plan.styled_share > 0:
+            is_styled = torch.rand(len(pixels), generator=generator) < plan.styled_share
+            pixels[is_styled] = synthesise(pixels[is_styled], generator)
         choices = torch.randint(len(TEMPLATES), (2,), generator=generator).tolist()
         other_kind = _OTHER_KINDS[int(torch.randint(len(_OTHER_KINDS), (), generator=generator))]
 

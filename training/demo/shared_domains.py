@@ -6,7 +6,6 @@ with the domain's own boosting, the packaged bundle.
 
 import itertools
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +20,10 @@ from prompted_clip.prompts import join_groups
 from prompted_clip.stack import PromptStack
 from training.boost_run import BoostJob, run_boost
 from training.caspl_student import CasplStudent
-from training.data.images import ImageFolder, find_images
+from training.data.images import ImageFolder
 from training.demo.boost_domains import RECIPE, stack_scores
 from training.demo.evaluate import TEMPLATE, TEST_SEED
-from training.demo.folders import FOLDER_TRAIN_SEED, STYLES, write_folders
+from training.demo.folders import FOLDER_TRAIN_SEED, STYLES, cached_images
 from training.demo.render import Pictures, draw_series
 from training.demo.shifts import SHIFTED
 from training.demo.world import CLASS_NAMES
@@ -216,7 +215,7 @@ class SharedRuns:
                 checkpoint_every=50,
                 start=None if run.start is None else read_bundle_file(self._bundle(run.start)),
             )
-            run_boost(job, self._recipe_of(run), self._student, self._teacher, Console(quiet=True))
+            run_boost(job, self._recipe_of(run), self._student, [self._teacher], Console(quiet=True))
         return out
 
     def _recipe_of(self, run: Run) -> BoostRecipe:
@@ -234,12 +233,7 @@ class SharedRuns:
         return f"{run.way}-{run.left_out or 'all'}-{run.seed}-{short_digest(identity)}"
 
     def _images(self, domain: str, n_images: int) -> ImageFolder:
-        folder = self._work_dir / "images" / f"{domain}-{n_images}"
-        if not (folder / "done").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            write_folders(domain, folder, n_train=n_images, n_test=0)
-            (folder / "done").touch()
-        return find_images(folder / "train")
+        return cached_images(domain, self._work_dir / "images" / f"{domain}-{n_images}", n_images)
 
     def _rows(self, facts: Row, model: str, stack: PromptStack, domains: Sequence[str]) -> list[Row]:
         """A stack measured in domains; read from the work folder if it was measured before."""

@@ -76,7 +76,7 @@ class Timer:
             student = CasplStudent(self._student, dataset.class_names, timed)
             teacher = Teacher(self._teacher, dataset.class_names, timed.teacher_template)
             n_timed = (TIMED_STEPS + 1) * timed.batch_size
-            return Booster(student, teacher, self._views(paths[:n_timed], timed), timed)
+            return Booster(student, [teacher], self._views(paths[:n_timed], timed), timed)
 
         return self._training(recipe, len(paths), learner)
 

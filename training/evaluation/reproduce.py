@@ -92,5 +92,5 @@ def boost_on(
             checkpoint=out.with_name("checkpoint"),
             checkpoint_every=checkpoint_every,
         )
-        run_boost(job, recipe, student, teacher, console)
+        run_boost(job, recipe, student, [teacher], console)
     return read_bundle_file(out)

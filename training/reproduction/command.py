@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -103,23 +102,22 @@ def reproduce(
         if check is not None:
             _compare(check, tolerance, as_json=json_)
             return
-        from training.hardware import load_backbones  # noqa: PLC0415  torch
+        from training.hardware import TeacherSource, load_backbones  # noqa: PLC0415  torch
         from training.reproduction.run import ReproductionJob  # noqa: PLC0415  torch
         from training.reproduction.tables import PaperTable  # noqa: PLC0415
 
-        load = partial(
-            load_backbones,
-            backbone,
-            pretrained,
-            teacher,
-            teacher_pretrained,
-            is_random=random_weights,
-            device=device,
-            teacher_preprocess_of=teacher_preprocess_of,
-            quick_gelu=quick_gelu,
-            preprocess_of=preprocess_of,
-            interpolate_positions=interpolate_positions,
-        )
+        def load() -> "tuple[Backbone, Backbone]":
+            student, (large,) = load_backbones(
+                backbone,
+                pretrained,
+                [TeacherSource(teacher, teacher_pretrained, teacher_preprocess_of)],
+                is_random=random_weights,
+                device=device,
+                quick_gelu=quick_gelu,
+                preprocess_of=preprocess_of,
+                interpolate_positions=interpolate_positions,
+            )
+            return student, large
 
         console, names = Console(stderr=True, quiet=quiet), arguments.method_names(methods)
         chosen = (

@@ -51,7 +51,7 @@ def targets(variant, teacher, source):
 
 
 def test_without_a_change_the_losses_are_those_of_boosting(domain, teacher):
-    booster = Booster(CasplStudent(tiny_backbone(), NAMES, RECIPE), teacher, views(domain), RECIPE)
+    booster = Booster(CasplStudent(tiny_backbone(), NAMES, RECIPE), [teacher], views(domain), RECIPE)
     source = targets(Variant("default"), teacher, served(domain))
     distiller = Distiller(CasplStudent(tiny_backbone(), NAMES, RECIPE), teacher, views(domain), RECIPE, source)
     assert train(distiller, RECIPE).losses == train(booster, RECIPE).losses

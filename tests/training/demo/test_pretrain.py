@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from training.demo.augment import augment_broadly
+from training.demo.models import encode_text, export_weights
 from training.demo.pretrain import CheckpointMismatchError, Pretraining, PretrainPlan, learning_rate, pretrain
 from training.demo.render import draw_series, seeded_generator
 
@@ -72,6 +73,32 @@ def test_a_deeper_model_grows_from_a_checkpoint(plan, tmp_path):
     pixels = torch.randn(2, 3, 64, 64, generator=seeded_generator(1))
     with torch.inference_mode():
         torch.testing.assert_close(grown.model.encode_image(pixels), small.model.encode_image(pixels))
+
+
+def test_a_deeper_model_grows_from_exported_weights(plan, tmp_path):
+    small = pretrain(plan, tmp_path / "small.ckpt")
+    export_weights(small.model, small.book.vocabulary_V, tmp_path / "small.safetensors")
+    grown = Pretraining(dataclasses.replace(plan, arch=f"{plan.arch}-deep"), grow_from=tmp_path / "small.safetensors")
+    pixels = torch.randn(2, 3, 64, 64, generator=seeded_generator(1))
+    captions = small.book.tokens("shape", "a {}.")
+    with torch.inference_mode():
+        for own, other in (
+            (grown.model.encode_image(pixels), small.model.encode_image(pixels)),
+            (encode_text(grown.model, captions), encode_text(small.model, captions)),
+        ):
+            torch.testing.assert_close(own, other, atol=5e-3, rtol=1e-2)  # the exported weights are float16
+
+
+def test_a_share_of_the_images_is_in_synthesised_styles(plan, monkeypatch):
+    plain = dataclasses.replace(plan, augmented_share=0.0, batch_size=64)
+    styled = []
+    monkeypatch.setattr(
+        "training.demo.pretrain.synthesise", lambda pixels, generator: styled.append(len(pixels)) or 1 - pixels
+    )
+    losses = [Pretraining(dataclasses.replace(plain, styled_share=share)).step().head_loss for share in (0.0, 0.5, 1.0)]
+    assert len(set(losses)) == 3
+    assert 20 < styled[0] < 44
+    assert styled[1] == 64
 
 
 def test_training_overfits_a_small_data_set(tiny_arch, tmp_path):
