@@ -14,7 +14,8 @@ The tree::
     ├── StoreReadOnlyError       the store cannot be written; reads still work
     ├── StorageFullError         the disk is full; nothing was changed
     ├── StoreCorruptError        damaged data on disk
-    └── SignatureError           a missing or invalid signature of a bundle, or an unusable key
+    ├── SignatureError           a missing or invalid signature of a bundle, or an unusable key
+    └── RemoteError              a registry or hub did not deliver or accept a bundle
 
 Messages never repeat unvalidated client input, so they are safe to show to any caller.
 """
@@ -126,3 +127,14 @@ class SignatureError(PromptStoreError):
     """
 
     code = "signature_invalid"
+
+
+class RemoteError(PromptStoreError):
+    """A registry or hub did not deliver or accept a bundle; nothing was changed here.
+
+    Codes `address_invalid`, `credentials_invalid` (an unusable configuration of docker), `extra_missing`,
+    `media_type_unknown` (not a bundle), `remote_failed` (an error of the server), `remote_insecure` (plain HTTP),
+    `remote_not_found`, `remote_offline`, `remote_unauthorized`, `remote_unreachable` or `repository_taken`.
+    """
+
+    code = "remote_failed"

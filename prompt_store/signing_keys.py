@@ -150,7 +150,7 @@ class SignaturePolicy:
             SignatureError: `signature_required`, there is none; `signature_invalid`, no signature is accepted.
         """
         problem = SignatureError(
-            "This service serves signed bundles only, and this one has no signature. Sign it with `caspl bundle sign`.",
+            "Only signed bundles are accepted, and this one has no signature. Sign it with `caspl bundle sign`.",
             code="signature_required",
         )
         for data in signatures:

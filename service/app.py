@@ -48,6 +48,7 @@ from service.observability.device import DeviceMetrics, build_facts, package_ver
 from service.observability.metrics import Metrics
 from service.scheduler.batcher import Batcher
 from service.settings import Settings
+from service.sources.follower import open_sources
 
 if TYPE_CHECKING:
     from prompted_clip.model import PromptedClip
@@ -150,4 +151,5 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         fitter=Fitter(examples, backend, publisher, decoder, metrics, max_waiting=settings.max_waiting_stacks),
         watcher=StoreWatcher(table, loader, publisher, metrics),
         audit=AuditFollower(store, keys),
+        sources=open_sources(settings, publisher, loader, metrics),
     )

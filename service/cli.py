@@ -73,6 +73,12 @@ def serve(
         list[Path] | None,
         typer.Option(help="serve only bundles signed by this Ed25519 public key (PEM file), may be repeated"),
     ] = None,
+    follow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DOMAIN=]ADDRESS", help="make the bundle at oci://… or hf://… live here, may be repeated"
+        ),
+    ] = None,
     root_path: Annotated[
         str | None, typer.Option(help="path prefix under which a reverse proxy serves the API, such as /caspl")
     ] = None,
@@ -91,6 +97,7 @@ def serve(
     """Serve every live domain of a store over HTTP. Further settings: CASPL_* variables, see docs/configuration.md."""
     options = {name: value for name, value in locals().items() if name not in {"demo", "demo_assets"}}
     options["require_signature"] = require_signature or None
+    options["follow"] = follow or None
     options["random_weights"] = RANDOM_SEED if random_weights else None
     options["quick_gelu"] = quick_gelu or None
     options["interpolate_positions"] = interpolate_positions or None
@@ -237,6 +244,7 @@ def _announce(console: Console, context: ServiceContext, address: str, *, is_kep
             "store": str(context.store.root),
             "is_store_kept": is_kept,
             "n_signature_keys": len(context.settings.require_signature),
+            "follows": list(context.settings.follow),
             "domains": {domain: state.name for domain, state in sorted(context.table.states.items())},
         }
         logger.info("server.started", extra=facts)
@@ -255,6 +263,8 @@ def _announce(console: Console, context: ServiceContext, address: str, *, is_kep
         console.print(f"  domain    {domain}: version {live.version} live, {n_classes} classes, {digest}")
     if not context.table.states:
         console.print("  domain    none yet; upload a bundle or run `caspl store add`")
+    for address in context.settings.follow:
+        console.print(f"  follows   {address}", soft_wrap=True)
     console.print(f"  keys      {'not required on loopback' if context.keys.is_open else 'required'}")
     if n_signers := len(context.settings.require_signature):
         console.print(

@@ -29,6 +29,7 @@ from service.images.gpu import nvimgcodec
 from service.observability.watchdog import STATUS
 from service.process import end_process, tune_interpreter
 from service.settings import Settings
+from service.sources.follower import followed_addresses
 from service.workers import device_process
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, st
         SettingsError, WeightsError: the process cannot start with these settings.
     """
     keys = load_keys(settings)
+    followed_addresses(settings)  # fails before the model is loaded
     settings = with_gpu_limits(settings)
     if settings.preprocess == "gpu":
         require_gpu_decoding()

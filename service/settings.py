@@ -62,6 +62,13 @@ class Settings(BaseSettings):
     store: Path = Field(Path("store"), description="directory of the bundle store; created if missing")
     keys_file: Path | None = Field(None, description="JSON file with API keys, created by `caspl keys new`")
     require_signature: CommaSeparated[Path] = Field((), description="public keys (PEM files) of the bundles to serve")
+    follow: CommaSeparated[str] = Field(
+        (), description="comma-separated addresses, [DOMAIN=]oci://… or [DOMAIN=]hf://…, whose bundles go live here"
+    )
+    follow_every_s: float = Field(30.0, ge=0.1, description="interval between checks of each followed address")
+    follow_plain_http: bool = Field(
+        False, description="follow addresses on other hosts by HTTP without encryption, too"
+    )
     key_requests_per_s: float | None = Field(
         None, gt=0, description="default rate limit of a key in requests per second; beyond it 429"
     )

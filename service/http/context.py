@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from service.engine.engine import Engine, EngineRow, RowResult
     from service.examples.fitter import Fitter
     from service.scheduler.batcher import Batcher
+    from service.sources.follower import SourceFollower
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class ServiceContext(HttpContext):
     fitter: Fitter
     watcher: StoreWatcher
     audit: AuditFollower
+    sources: tuple[SourceFollower, ...] = ()
     is_drained: bool = False
     gather_metrics: Callable[[], Awaitable[bytes]] | None = None
     """Merges the metrics of web processes into the text."""
@@ -112,6 +114,8 @@ class ServiceContext(HttpContext):
         self._in_background("audit", self.audit.run)
         if self.settings.store_poll_s:
             self._in_background("store", self._follow_store)
+        for source in self.sources:
+            self._in_background(source.state.address, source.run)
 
     async def stop(self) -> None:
         """Finish the running batches in at most `LAST_BATCH_S`, and shut down the threads."""
@@ -128,6 +132,8 @@ class ServiceContext(HttpContext):
             logger.critical("server.drain_timed_out", extra={"after_s": timeout_s})
         self.engine.close()
         self.fitter.close()
+        for source in self.sources:
+            source.close()
         self.close()
 
     async def metrics_text(self) -> bytes:

@@ -269,10 +269,23 @@ class InfoOut(BaseModel):
     limits: dict[str, int | float]
 
 
+class SourceOut(BaseModel):
+    """An address that the service follows."""
+
+    address: str
+    state: str = Field(description="`new` (not checked yet), `ok` or `failed` (the live version goes on serving)")
+    domain: str | None
+    digest: str | None = Field(description="of the last bundle that was accepted")
+    checked_at: str | None = Field(description="the last successful check")
+    error: str | None = Field(description="code of the last failure; null if there is none since `checked_at`")
+    detail: str | None
+
+
 class ReadyOut(BaseModel):
-    """Response of `GET /readyz`; `domains` and `stuck` are included only for authorized clients."""
+    """Response of `GET /readyz`; `domains`, `stuck` and `sources` are included only for authorized clients."""
 
     is_ready: bool
     reason: str | None
     domains: dict[str, str] = {}
     stuck: list[str] = []
+    sources: list[SourceOut] = []

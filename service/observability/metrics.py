@@ -88,6 +88,14 @@ class Metrics:
         )
         for state in ("live", "stale", "broken", "idle"):  # 0 is a number, not a gap
             self.domains.labels(state)
+        self.sources = gauge(
+            "caspl_sources", "Followed sources by state: new (not checked yet), ok, failed.", ["state"]
+        )
+        for state in ("new", "ok", "failed"):
+            self.sources.labels(state)
+        self.source_checks = counter(
+            "caspl_source_checks", "Checks of followed sources by result: unchanged, updated, failed.", ["result"]
+        )
         self.errors = counter("caspl_errors", "Error responses.", ["code"])
 
     def rows_queued(self, n_rows: int, priority: str) -> None:
@@ -138,6 +146,12 @@ class Metrics:
             self.domains.labels(before).dec()
         if after is not None:
             self.domains.labels(after).inc()
+
+    def source_changed(self, before: str | None, after: str) -> None:
+        """Move a followed source from one state to another; None is a new source."""
+        if before is not None:
+            self.sources.labels(before).dec()
+        self.sources.labels(after).inc()
 
     def live_version_changed(self, domain: str, before: tuple[int, str] | None, after: tuple[int, str] | None) -> None:
         """Set a domain's live version (number and digest)."""

@@ -31,6 +31,7 @@ NOT_RUN = {
     r"caspl doctor": "its result depends on the machine",
     r"caspl import": "needs checkpoints of other projects",
     r"(CASPL_\w+=\S+ |\S*/)?caspl serve .*(--pretrained|local-dir:)": "needs pretrained weights",
+    r"(\S*/)?caspl (push|pull|serve .*--follow) ": "needs a registry; tests/service/sources runs them with one",
     r"hf download": "downloads pretrained weights",
     r"pip wheel": "downloads packages",
     r"(CASPL_\w+=\S+ |\S*/)?caspl serve --demo": "the fixture `server` runs it",

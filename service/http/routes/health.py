@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from service.http.context import Context, actor_of
-from service.http.schemas import ReadyOut
+from service.http.schemas import ReadyOut, SourceOut
 from service.observability.metrics import only_domains
 
 router = APIRouter(tags=["health"])
@@ -31,8 +31,14 @@ async def readyz(request: Request, context: Context, response: Response) -> Read
         for domain, state in sorted(context.table.states.items())
         if context.keys.allows(actor_of(request), "any", domain)
     }
-    stuck = context.watchdog.stuck
-    return ReadyOut(is_ready=reason is None, reason=reason, domains=states, **({"stuck": stuck} if stuck else {}))
+    sources = [
+        SourceOut(state=source.state.name, **vars(source.state))
+        for source in context.sources
+        if context.keys.allows(actor_of(request), "any", source.state.domain or "")
+    ]
+    found = {"stuck": context.watchdog.stuck, "sources": sources}
+    shown = {name: values for name, values in found.items() if values}
+    return ReadyOut(is_ready=reason is None, reason=reason, domains=states, **shown)
 
 
 @router.get("/metrics", response_class=Response)

@@ -1,0 +1,202 @@
+"""The commands `caspl push` and `caspl pull`; exit codes as in `prompt_store.cli`."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prompt_store.bundle import Bundle
+from prompt_store.command_line import (
+    DEFAULT_STORE,
+    JsonOption,
+    StoreOption,
+    actor,
+    open_store,
+    read_bundle_file,
+    read_signature_file,
+    report_errors,
+    show,
+)
+from prompt_store.errors import ConflictError, PromptStoreError, VersionExistsError
+from prompt_store.manifest import check_domain
+from prompt_store.remotes.address import parse_address, printable
+from prompt_store.remotes.artifact import BUNDLE_SUFFIX, Artifact, check_artifact, file_names, make_artifact
+from prompt_store.remotes.remote import Remote, open_remote
+from prompt_store.signatures import signature_path
+from prompt_store.store import Store
+
+if TYPE_CHECKING:
+    from prompt_store.signing_keys import SignaturePolicy
+
+push_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+pull_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+PlainHttpOption = Annotated[
+    bool, typer.Option("--plain-http", help="allow HTTP without encryption to other hosts than this machine")
+]
+SignaturesOption = Annotated[
+    list[Path] | None,
+    typer.Option(exists=True, dir_okay=False, readable=True, help="signature of FILE, may be repeated  [FILE.sig]"),
+]
+
+
+@push_app.command(epilog="\b\nExample:\n  caspl push flowers.safetensors oci://registry.example/caspl/flowers:2")
+def push(
+    bundle: Annotated[
+        str, typer.Argument(metavar="FILE|DOMAIN", help="a bundle file, or a domain of the store: its live version")
+    ],
+    destination: Annotated[
+        str, typer.Argument(metavar="DEST", help="oci://HOST/NAME[:TAG] or hf://OWNER/REPOSITORY[@BRANCH]")
+    ],
+    signature: SignaturesOption = None,
+    version: Annotated[int | None, typer.Option(min=1, help="another version of DOMAIN than the live one")] = None,
+    is_public: Annotated[
+        bool, typer.Option("--public", help="with hf://: a repository that does not exist yet becomes a public one")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    plain_http: PlainHttpOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Push a bundle with its signatures and ML-BOM to a registry or the Hugging Face Hub."""
+    if is_public and not destination.startswith("hf://"):
+        raise typer.BadParameter("--public is for hf:// only; a registry decides itself what is public.")
+    with report_errors(as_json), _opened(destination, plain_http) as remote:
+        if Path(bundle).is_file():
+            if version is not None:
+                raise typer.BadParameter("--version selects a version of a domain, but a file is given.")
+            data, signatures = read_bundle_file(Path(bundle)), _read_signatures(Path(bundle), signature)
+        else:
+            if signature:
+                raise typer.BadParameter("--signature belongs to a file; a domain has its signatures in the store.")
+            data, signatures = _read_version(bundle, version, store)
+        artifact, content = make_artifact(data, signatures)
+        pushed = remote.push(artifact, is_public=is_public)
+        facts = {
+            "domain": content.manifest.domain,
+            "digest": content.digest,
+            "address": pushed,
+            "n_signatures": len(signatures),
+        }
+        show(facts, as_json, f"{content.manifest.domain} ({content.digest}), {_signed(signatures)}", f"is at {pushed}")
+
+
+@pull_app.command(epilog="\b\nExample:\n  caspl pull oci://registry.example/caspl/flowers:2 --store store --activate")
+def pull(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="oci://HOST/NAME[:TAG][@DIGEST] or hf://OWNER/REPOSITORY[@REVISION]")
+    ],
+    output: Annotated[Path | None, typer.Option(help="file to write  [DOMAIN.safetensors]")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="add it to this store instead; creates the store if needed")
+    ] = None,
+    is_activated: Annotated[bool, typer.Option("--activate", help="with --store: make the version live")] = False,
+    domain: Annotated[str | None, typer.Option(help="fail unless the bundle is for this domain")] = None,
+    digest: Annotated[str | None, typer.Option(help="fail unless the bundle has this digest")] = None,
+    require_signature: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="fail unless this Ed25519 public key (PEM file) signed the bundle, may be repeated",
+        ),
+    ] = None,
+    plain_http: PlainHttpOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Pull a bundle, verify it, and write a file or add it to a store."""
+    if is_activated and store is None:
+        raise typer.BadParameter("--activate needs --store.")
+    if output is not None and store is not None:
+        raise typer.BadParameter("--output writes a file, --store adds to a store; use one of them.")
+    with report_errors(as_json), _opened(source, plain_http) as remote:
+        policy = _policy(require_signature or ())
+        artifact = remote.pull()
+        content = check_artifact(artifact, policy=policy, digest=digest, domain=domain)
+        facts: dict[str, Any] = {"domain": content.manifest.domain, "digest": content.digest, "source": source}
+        others = [printable(name) for name in artifact.others]
+        facts |= {"n_signatures": len(artifact.signatures), "not_pulled": others}
+        if store is None:
+            done = _write_files(output or Path(f"{content.manifest.domain}{BUNDLE_SUFFIX}"), artifact)
+        else:
+            done = _add(store, artifact, content, is_activated=is_activated)
+        lines = [f"{done.pop('text')} ({content.digest}), {_signed(artifact.signatures)}"]
+        if others:
+            lines.append(f"not pulled: {', '.join(others)}")
+        show(facts | done, as_json, *lines)
+
+
+@contextmanager
+def _opened(address: str, plain_http: bool) -> Iterator[Remote]:
+    remote = open_remote(parse_address(address), plain_http=plain_http)
+    try:
+        yield remote
+    finally:
+        remote.close()
+
+
+def _read_signatures(file: Path, given: Sequence[Path] | None) -> list[bytes]:
+    paths = given or [path for path in (signature_path(file),) if path.exists()]
+    return [read_signature_file(path) for path in paths]
+
+
+def _read_version(domain: str, version: int | None, store: Path) -> tuple[bytes, list[bytes]]:
+    """A version's bundle and signatures; the live version if `version` is None."""
+    if not Path(domain).exists() and (os.sep in domain or domain.endswith(BUNDLE_SUFFIX)):
+        raise FileNotFoundError(f"There is no file {domain}.")
+    opened = open_store(store)
+    if version is None:
+        live = opened.live(check_domain(domain))
+        if live is None:
+            raise ConflictError(f"No version of {domain} is live. Name one with --version.", code="domain_not_live")
+        version = live.version
+    data = opened.read(check_domain(domain), version)
+    digest = next(info.digest for info in opened.versions(domain) if info.version == version)
+    return data, opened.signatures(digest)
+
+
+def _policy(paths: Sequence[Path]) -> "SignaturePolicy | None":
+    if not paths:
+        return None
+    from prompt_store.signing_keys import SignaturePolicy, load_public_key
+
+    return SignaturePolicy([load_public_key(path) for path in paths])
+
+
+def _write_files(target: Path, artifact: Artifact) -> dict[str, Any]:
+    """Write an artifact's files, the bundle last; a file with other content is not replaced."""
+    files = {target.with_name(name): data for name, data in file_names(target.name, artifact).items()}
+    for path, data in files.items():
+        if path.exists() and path.read_bytes() != data:
+            message = f"{path} exists and has other content. Remove it, or name another file with --output."
+            raise PromptStoreError(message, code="file_exists")
+    for path, data in reversed(files.items()):
+        partial = path.with_name(f".{path.name}.part")
+        partial.write_bytes(data)
+        partial.replace(path)
+    return {"files": [str(path) for path in files], "text": f"{target}"}
+
+
+def _add(store: Path, artifact: Artifact, bundle: Bundle, *, is_activated: bool) -> dict[str, Any]:
+    """Add an artifact to a store; content that an older version has is that version."""
+    opened, domain = Store.open(store), bundle.manifest.domain
+    first = artifact.signatures[0] if artifact.signatures else None
+    try:
+        added = opened.add(domain, artifact.bundle, bundle=bundle, signature=first, actor=actor())
+        version, is_new = added.version, added.created
+    except VersionExistsError as error:
+        version, is_new = error.version, False
+    for signature in artifact.signatures:
+        opened.add_signature(domain, version, signature)
+    if is_activated:
+        opened.activate(domain, version, actor=actor())
+    what = "added" if is_new else "already exists"
+    text = f"{domain} version {version} {what}{', live' if is_activated else ''}"
+    return {"version": version, "is_new": is_new, "is_activated": is_activated, "text": text}
+
+
+def _signed(signatures: Sequence[bytes]) -> str:
+    return {0: "not signed", 1: "1 signature"}.get(len(signatures), f"{len(signatures)} signatures")

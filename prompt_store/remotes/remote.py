@@ -1,0 +1,50 @@
+"""The kinds of places that bundles are pushed to and pulled from: one class for each kind of address."""
+
+from typing import Protocol
+
+from prompt_store.errors import RemoteError
+from prompt_store.remotes.address import Address, HubAddress, RegistryAddress
+from prompt_store.remotes.artifact import Artifact
+from prompt_store.remotes.registry import Registry
+
+
+class Remote(Protocol):
+    """One address in a registry or on a hub; all calls block, and raise `RemoteError` if they fail."""
+
+    def newest(self) -> str:
+        """What the address names now: a digest or a commit. Cheap, for polling."""
+
+    def pull(self, revision: str | None = None) -> Artifact:
+        """Download what the address names, or a revision that `newest` returned; verified, but not yet checked."""
+
+    def push(self, artifact: Artifact, *, is_public: bool = False) -> str:
+        """Upload an artifact; return an address that names it forever. `is_public` is for new repositories."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+def open_remote(address: Address, *, plain_http: bool = False) -> Remote:
+    """Prepare an address for calls; connects to nothing yet.
+
+    Args:
+        address: where.
+        plain_http: allow plain HTTP to other hosts than this machine, too.
+
+    Raises:
+        RemoteError: `extra_missing` or `remote_insecure`.
+    """
+    match address:
+        case RegistryAddress():
+            return Registry(address, plain_http=plain_http)
+        case HubAddress():
+            return _open_hub(address, plain_http)
+
+
+def _open_hub(address: HubAddress, plain_http: bool) -> Remote:
+    try:
+        from prompt_store.remotes.hub import Hub
+    except ModuleNotFoundError as error:
+        message = f'hf:// needs the package {error.name}, which is not installed: pip install "caspl-serve[hub]"'
+        raise RemoteError(message, code="extra_missing") from error
+    return Hub(address, plain_http=plain_http)

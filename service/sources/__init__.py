@@ -1,0 +1,1 @@
+"""Bundles that the service follows in registries and on the Hugging Face Hub."""
