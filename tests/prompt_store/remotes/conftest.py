@@ -1,5 +1,7 @@
 import pytest
 
+from tests.prompt_store.remotes.opening import close_all
+
 
 @pytest.fixture(autouse=True)
 def no_login(monkeypatch, tmp_path):
@@ -18,4 +20,5 @@ def no_login(monkeypatch, tmp_path):
     folder = tmp_path / "docker"
     folder.mkdir()
     monkeypatch.setenv("DOCKER_CONFIG", str(folder))
-    return folder
+    yield folder
+    close_all()

@@ -44,7 +44,7 @@ class HubServer:
         if self.is_private and request.headers.get("authorization") != f"Bearer {TOKEN}":
             return 401, {}, b"{}"
         if request.path == "/api/repos/create":
-            return self.create(json.loads(request.body))
+            return self.create(json.loads(request.body), request.headers["host"])
         if request.path == "/api/validate-yaml":
             return answer({"warnings": [], "errors": []})
         if self.visibility is None:
@@ -59,18 +59,19 @@ class HubServer:
         if path == "/preupload/main":
             return self.choose_uploads(json.loads(request.body)["files"])
         if path == "/commit/main":
-            return self.take_commit(request.body)
+            return self.take_commit(request.body, request.headers["host"])
         revision = path.removeprefix("/revision/") if path.startswith("/revision/") else "main"
         commit = self.head if revision == "main" else revision
         return self.show(commit) if commit in self.commits else (404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
 
-    def create(self, fields):
+    def create(self, fields, host):
+        found = {"url": f"http://{host}/acme/flowers", "name": "acme/flowers"}
         if self.visibility is not None:
-            return 409, {}, b"{}"
+            return 409, {}, json.dumps(found).encode()
         assert (fields["organization"], fields["name"]) == ("acme", "flowers")
-        self.visibility = fields["visibility"]
+        self.visibility = fields.get("visibility") or ("private" if fields.get("private") else "public")
         self.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
-        return answer({"url": "http://hub/acme/flowers", "name": "acme/flowers"})
+        return answer(found)
 
     def show(self, commit):
         siblings = []
@@ -112,7 +113,7 @@ class HubServer:
             return 200, {}, b""
         return 200, {}, self.tampered.get(name, self.lfs[name])
 
-    def take_commit(self, body):
+    def take_commit(self, body, host):
         files = dict(self.files)
         for line in body.splitlines():
             item = json.loads(line)
@@ -124,7 +125,7 @@ class HubServer:
             elif item["key"] == "deletedFile":
                 del files[value["path"]]
         commit = self.commit(files)
-        return answer({"commitUrl": f"http://hub/acme/flowers/commit/{commit}", "commitOid": commit})
+        return answer({"commitUrl": f"http://{host}/acme/flowers/commit/{commit}", "commitOid": commit})
 
     def resolve(self, commit, name):
         data = self.commits[commit][name]

@@ -75,11 +75,11 @@ class Uploads:
 
 
 def pull(web, suffix=":1"):
-    remote = opened(f"oci://{web.host}/caspl/flowers{suffix}")
-    try:
-        return remote.pull()
-    finally:
-        remote.close()
+    return opened(f"oci://{web.host}/caspl/flowers{suffix}").pull()
+
+
+def push(web, answers, suffix=":1"):
+    return opened(f"oci://{web.host}/caspl/flowers{suffix}").push(answers.artifact)
 
 
 def refusal(kind, web, suffix=":1"):
@@ -88,14 +88,6 @@ def refusal(kind, web, suffix=":1"):
         pull(web, suffix)
     assert str(refused.value).isprintable()
     return refused.value
-
-
-def push(web, answers, suffix=":1"):
-    remote = opened(f"oci://{web.host}/caspl/flowers{suffix}")
-    try:
-        return remote.push(answers.artifact)
-    finally:
-        remote.close()
 
 
 def docker_registry():

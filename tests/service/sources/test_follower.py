@@ -15,6 +15,7 @@ from service.errors import SettingsError
 from service.settings import Settings
 from service.sources import follower
 from tests.prompt_store.keys import private_key, write_keys
+from tests.prompt_store.remotes.hubs import HubServer
 from tests.prompt_store.remotes.registries import OneArtifact
 from tests.prompt_store.remotes.web import serving_web
 from tests.service.engine.engine_rows import until
@@ -101,6 +102,24 @@ async def test_an_unchanged_source_costs_one_request_and_a_changed_one_is_follow
         await check(client)
         assert [request.method for request in source.web.requests[n_requests:]] == ["HEAD"]
         source.point_to(THIRD)
+        await check(client)
+        assert (await live(client))["digest"] == digest_bytes(THIRD)
+
+
+async def test_the_hub_is_followed_as_well(follow, servers, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    hub = HubServer()
+    web, hub.storage, hub.visibility = servers(hub), servers(hub).url, "public"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", web.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    hub.commit({"paint.safetensors": SECOND})
+    async with follow(follow=["hf://acme/flowers"]) as client:
+        await first_check(client)
+        assert (await live(client))["digest"] == digest_bytes(SECOND)
+        hub.commit({"paint.safetensors": SECOND, "README.md": b"another commit, the same bundle"})
+        await check(client)
+        assert (await live(client))["version"] == 2
+        hub.commit({"paint.safetensors": THIRD})
         await check(client)
         assert (await live(client))["digest"] == digest_bytes(THIRD)
 
