@@ -11,7 +11,7 @@ import httpx
 from prompt_store.bundle import read_bundle
 from prompt_store.digest import check_digest, digest_bytes, is_digest
 from prompt_store.errors import DigestMismatchError, RemoteError
-from prompt_store.remotes.address import RegistryAddress, is_loopback
+from prompt_store.remotes.address import RegistryAddress, is_loopback, printable
 from prompt_store.remotes.artifact import Artifact
 from prompt_store.remotes.docker_config import DOCKER_HUB, read_credentials
 from prompt_store.remotes.modelpack import MANIFEST_TYPE, Descriptor, read_manifest, write_manifest
@@ -138,10 +138,8 @@ class Registry:
             message = f"{self.address.host} has no {self.address.name} with {self.address.reference}, or it is private."
             raise RemoteError(message, code="remote_not_found")
         if answer.status != status:
-            message = (
-                f"{answer.url.host} answers {answer.url.path} with status {answer.status}, expected {status.value}."
-            )
-            raise RemoteError(message)
+            what = printable(answer.url.path)
+            raise RemoteError(f"{answer.url.host} answers {what} with status {answer.status}, expected {status.value}.")
 
     def _log_in(self, challenge: str) -> str | None:
         """Answer a challenge with the credentials of docker's configuration, as a header Authorization.

@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 
 from prompt_store.errors import LimitExceededError, RemoteError
-from prompt_store.remotes.address import is_loopback
+from prompt_store.remotes.address import is_loopback, printable
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_REDIRECTS: Final = 5
@@ -130,11 +130,12 @@ class Transfer:
             self._authorization = self._log_in(answer.headers.get("WWW-Authenticate", ""))
             if self._authorization is not None:
                 answer = self._follow(method, target, headers or {}, content, max_bytes)
+        what = printable(target.path)
         if answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            message = f"{answer.url.host} refuses access to {target.path} ({answer.status}). {self._hint}".strip()
+            message = f"{answer.url.host} refuses access to {what} ({answer.status}). {self._hint}".strip()
             raise RemoteError(message, code="remote_unauthorized")
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            raise RemoteError(f"{answer.url.host} answers {target.path} with status {answer.status}. Try again later.")
+            raise RemoteError(f"{answer.url.host} answers {what} with status {answer.status}. Try again later.")
         return answer
 
     def _follow(
