@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
-from huggingface_hub.utils import build_hf_headers, disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from prompt_store.bundle import read_bundle
 from prompt_store.errors import DigestMismatchError, LimitExceededError, RemoteError
@@ -55,10 +55,11 @@ class Hub:
     def __init__(self, address: HubAddress, *, plain_http: bool = False) -> None:
         self.address = address
         self._api = HfApi(library_name="caspl-serve")
+        token = get_token()
         self._transfer = Transfer(
             self._api.endpoint,
             plain_http=plain_http,
-            authorization=build_hf_headers().get("authorization"),
+            authorization=f"Bearer {token}" if token else None,
             hint="Log in with `hf auth login`, or set HF_TOKEN.",
         )
 
@@ -92,7 +93,8 @@ class Hub:
             message = f"{self.address} has {len(bundles)} files *{BUNDLE_SUFFIX}, expected 1. `caspl push` writes one."
             raise RemoteError(message, code="media_type_unknown")
         name = bundles[0]
-        signatures = sorted(path for path in files if path.startswith(name) and path.endswith(SIGNATURE_SUFFIX))
+        found = (path for path in files if path.startswith(name) and path.endswith(SIGNATURE_SUFFIX))
+        signatures = sorted(found, key=lambda path: (len(path), path))  # `.sig` before `.2.sig`
         if len(signatures) > MAX_SIGNATURES:
             raise RemoteError(f"{self.address} has too many signatures.", code="media_type_unknown")
         bom_name = f"{name.removesuffix(BUNDLE_SUFFIX)}{BOM_SUFFIX}"
@@ -186,7 +188,7 @@ class Hub:
             remedy = "Log in with `hf auth login`, or set HF_TOKEN." if is_refused else "Try again later."
             message = f"The Hub answers with status {status} to {self.address}. {remedy}"
             raise RemoteError(message, code="remote_unauthorized" if is_refused else "remote_failed") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RemoteError(f"The Hub's answer about {self.address} is an error: {printable(str(error))}") from error
         except Exception as error:
             if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:

@@ -102,7 +102,6 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
         503, "Store damaged", detail="Stored data of this domain is damaged. The operator can run `caspl store check`."
     ),
     store.SignatureError: Row(403, "Signature not accepted"),
-    store.RemoteError: Row(502, "Registry error"),
     model.PromptedClipError: Row(500, "Model error", detail=INTERNAL_DETAIL),
     model.WeightsError: Row(500, "Backbone cannot be loaded", detail=INTERNAL_DETAIL),
     model.StackMismatchError: Row(422, "Bundle does not fit the backbone"),

@@ -135,7 +135,7 @@ def declared(*extras):
 
 def test_every_imported_package_is_a_declared_dependency():
     extras_by_folders = {
-        ("prompt_store",): (),
+        ("prompt_store",): ("hub",),
         ("caspl",): ("serve", "export"),
         ("service", "prompted_clip"): ("serve", "traces", "export", "openvino"),
         ("training", "prompted_clip"): ("train", "evaluate", "export", "openvino"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -36,8 +38,8 @@ async def readyz(request: Request, context: Context, response: Response) -> Read
         for source in context.sources
         if context.keys.allows(actor_of(request), "any", source.state.domain or "")
     ]
-    found = {"stuck": context.watchdog.stuck, "sources": sources}
-    shown = {name: values for name, values in found.items() if values}
+    lists: dict[str, Any] = {"stuck": context.watchdog.stuck, "sources": sources}
+    shown = {name: values for name, values in lists.items() if values}
     return ReadyOut(is_ready=reason is None, reason=reason, domains=states, **shown)
 
 

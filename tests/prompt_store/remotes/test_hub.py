@@ -17,6 +17,8 @@ from tests.prompt_store.samples import manifest_fields, sample_bundle
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason='pip install "caspl-serve[hub]"')
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # of huggingface_hub
+
 DATA, NEXT = sample_bundle(), sample_bundle(1)
 SIGNATURES = [sign_bundle(digest_bytes(DATA), "flowers.safetensors", private_key(number)) for number in range(2)]
 ADDRESS = "hf://acme/flowers"

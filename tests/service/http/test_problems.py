@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from prompt_store.durable import to_store_error
-from prompt_store.errors import PromptStoreError
+from prompt_store.errors import PromptStoreError, RemoteError
 from prompted_clip.errors import BackendError, DeviceError, ExportError, PromptedClipError
 from service.demo.process import DemoError
 from service.errors import BackboneMismatchError, OverloadedError, ServiceError
 from service.http import problems
 
-NEVER_ANSWERED = {BackendError, DemoError, DeviceError, ExportError}
+NEVER_ANSWERED = {BackendError, DemoError, DeviceError, ExportError, RemoteError}
 """Errors of commands and of the start, which no request can meet."""
 
 
@@ -75,7 +75,7 @@ def test_every_code_that_the_service_names_is_documented():
     named = {
         code
         for path in (Path(__file__).parents[3] / "service").glob("**/*.py")
-        if path.stem not in {"server", "listening", "device_process", "files", "process", "settings", "client"}
+        if path.stem not in {"server", "device_process", "files", "process", "settings", "environment", "follower"}
         for code in re.findall(r'\bcode="(\w+)"', path.read_text(encoding="utf-8"))
     }
     assert len(named) > 10
