@@ -10,7 +10,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,15 +103,14 @@ def learn_domain(domain: str, names: Sequence[str], bundles: Path, work_dir: Pat
     with tempfile.TemporaryDirectory() as folder:
         write_folders(domain, Path(folder) / domain, n_train=N_UNLABELLED, n_test=0)
         images = by_content(find_images(Path(folder) / domain / "train"))
-        teacher_UK = teacher_scores(teacher, images.files, CLASS_NAMES, TEMPLATE, quiet)
+        teacher_UK = cache(partial(teacher_scores, teacher, images.files, CLASS_NAMES, TEMPLATE, quiet))
         for base_model in (PromptedBackbone(student), boosted_backbone(student, boost)):
             is_boosted = base_model.boost_digest is not None
             zero_shot = model.load_stack(boost) if is_boosted else model.plain_stack(domain, CLASS_NAMES, [TEMPLATE])
             facts = {"domain": domain, "boosted": is_boosted}
             rows.append(facts | _measured(model, zero_shot, test, ZERO_SHOT, "own", None))
             first = next(variants(names)).recipe  # all have the same text of the classes
-            own = encode(images.files, CLASS_NAMES, first, base_model, quiet)
-            encoded = {False: own, True: replace(own, scores_UK=teacher_UK)}
+            own = cache(partial(encode, images.files, CLASS_NAMES, first, base_model, quiet))
             for variant in variants(names):
                 out = work_dir / f"{_name(variant, domain, base_model, images)}.safetensors"
                 row = out.with_suffix(".json")
@@ -123,8 +122,8 @@ def learn_domain(domain: str, names: Sequence[str], bundles: Path, work_dir: Pat
                         domain, images, CLASS_NAMES, out, out.with_suffix(".checkpoint"),
                         teacher=teacher if variant.has_teacher else None,
                     )  # fmt: skip
-                    found = encoded[variant.has_teacher]
-                    run_label_free(job, variant.method, variant.recipe, base_model, quiet, encoded=found)
+                    encoded = replace(own(), scores_UK=teacher_UK()) if variant.has_teacher else own()
+                    run_label_free(job, variant.method, variant.recipe, base_model, quiet, encoded=encoded)
                 stack, labels = model.load_stack(read_bundle(out.read_bytes())), LABELS[variant.has_teacher]
                 rows.append(facts | _measured(model, stack, test, variant.name, labels, variant.seed))
                 row.write_text(json.dumps(rows[-1]), encoding="utf-8")
