@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training.demo.label_free_domains import ONE_SEED, SEEDS, domain_table, markdown_table, variants
+from training.demo import label_free_domains
+from training.demo.label_free_domains import ONE_SEED, SEEDS, domain_table, learn_domain, markdown_table, variants
 from training.label_free.methods import LABEL_FREE
 
 ROOT = Path(__file__).parents[3]
@@ -68,6 +69,23 @@ def test_a_run_can_be_limited_to_some_recipes():
 def test_grip_runs_with_each_kind_of_prompts():
     kinds = {variant.name: variant.recipe.prompts for variant in variants() if variant.method == "grip"}
     assert kinds == {"grip": "textual", "grip-visual": "visual", "grip-multimodal": "multimodal"}
+
+
+@pytest.mark.slow
+def test_finished_runs_are_read_and_nothing_is_encoded_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_free_domains, "N_UNLABELLED", 100)
+    monkeypatch.setattr(label_free_domains, "N_TEST", 100)
+    bundles = ROOT / "service" / "demo" / "bundles"
+    first = learn_domain("thermal", ["transclip"], bundles, tmp_path)
+    assert [(row["method"], row["boosted"]) for row in first] == [
+        ("zero-shot", False),
+        ("transclip", False),
+        ("zero-shot", True),
+        ("transclip", True),
+    ]
+    for model in ("encode", "teacher_scores"):
+        monkeypatch.setattr(label_free_domains, model, lambda *_: pytest.fail("a model ran"))
+    assert learn_domain("thermal", ["transclip"], bundles, tmp_path) == first
 
 
 def test_the_page_shows_the_saved_numbers():
