@@ -63,10 +63,10 @@ def share_table(rows: Rows) -> str:
                 for row in rows
                 if (row["way"], row["domain"], _is_seen(row)) == (way, domain, is_seen)
             ]
-            cells.append(f"{statistics.mean(found):.0f}" if found else "")
+            cells.append(f"{statistics.mean(found):z.0f}" if found else "")
             shares[way, is_seen] += [statistics.mean(found)] if found else []
         lines.append(f"| {domain} | {' | '.join(cells)} |")
-    means = [f"**{statistics.mean(found):.0f}**" if len(found) == len(SHIFTED) else "" for found in shares.values()]
+    means = [f"**{statistics.mean(found):z.0f}**" if len(found) == len(SHIFTED) else "" for found in shares.values()]
     return "\n".join([*lines, f"| mean | | | {' | '.join(means)} |"])
 
 

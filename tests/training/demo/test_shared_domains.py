@@ -51,6 +51,11 @@ def test_the_share_compares_the_gain_with_that_of_the_domains_own_boosting():
     assert cells(table, "mean")[3:] == ["**50**", "**-25**"]
 
 
+def test_a_tiny_loss_has_no_minus_sign():
+    rows = [found | {"accuracy": 19.9} for found in unions()]
+    assert cells(share_table([*measured(), *rows]), "thermal")[3:] == ["0", "0"]
+
+
 def test_a_column_without_all_domains_has_no_mean():
     rows = [*measured(), *(found for found in unions() if found["left_out"] == "thermal")]
     table = share_table(rows)
