@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from caspl.classifier import Classifier
     from caspl.client import AsyncClient, Client
     from caspl.errors import CasplError
-    from caspl.results import AddedExample, Classification, Domain, Example, Fit, Prediction, Version
+    from caspl.results import AddedExample, Classification, Domain, Example, Fit, Prediction, Rollout, Version
 
     __version__: str
 
@@ -27,6 +27,7 @@ __all__ = [
     "Example",
     "Fit",
     "Prediction",
+    "Rollout",
     "Version",
     "__version__",
     "errors",
@@ -43,6 +44,7 @@ _MODULES: Final = {
     "Example": "results",
     "Fit": "results",
     "Prediction": "results",
+    "Rollout": "results",
     "Version": "results",
 }
 

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeAlias, TypeVar,
 
 import httpx
 
-from caspl import operations, teaching
+from caspl import operations, rollouts, teaching
 from caspl.folders import find_pictures, pictures_per_request
 from caspl.operations import ClassifyOptions
 from caspl.requests import Operation, Request, advance
@@ -78,6 +78,9 @@ class Client:
     publish = _blocking(operations.publish)
     activate = _blocking(operations.activate)
     rollback = _blocking(operations.rollback)
+    start_rollout = _blocking(rollouts.start_rollout)
+    rollout = _blocking(rollouts.rollout)
+    stop_rollout = _blocking(rollouts.stop_rollout)
     create_domain = _blocking(teaching.create_domain)
     add_examples = _blocking(teaching.add_examples)
     examples = _blocking(teaching.examples)
@@ -193,6 +196,9 @@ class AsyncClient:
     publish = _awaitable(operations.publish)
     activate = _awaitable(operations.activate)
     rollback = _awaitable(operations.rollback)
+    start_rollout = _awaitable(rollouts.start_rollout)
+    rollout = _awaitable(rollouts.rollout)
+    stop_rollout = _awaitable(rollouts.stop_rollout)
     create_domain = _awaitable(teaching.create_domain)
     add_examples = _awaitable(teaching.add_examples)
     examples = _awaitable(teaching.examples)

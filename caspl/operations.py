@@ -225,4 +225,5 @@ def _classification(result: dict[str, Any]) -> Classification:
         from_problem(problem, problem.get("status", 422)) if problem else None,
         result.get("abstained", False),
         None if embedding is None else np.array(embedding, dtype=np.float32),
+        result.get("is_candidate", False),
     )

@@ -38,6 +38,7 @@ class Classification:
         error: why this image has no predictions.
         abstained: with `abstain`, whether even the most probable class is too uncertain.
         embedding: if requested, the unit-norm image embedding, [E] float32.
+        is_candidate: whether `version` is the candidate of a rollout, not the live one.
     """
 
     domain: str | None
@@ -48,6 +49,7 @@ class Classification:
     error: CasplError | None = None
     abstained: bool = False
     embedding: "NDArray[np.float32] | None" = field(default=None, compare=False, repr=False)
+    is_candidate: bool = False
 
     @property
     def label(self) -> str | None:
@@ -95,6 +97,49 @@ class Version:
     digest: str
     is_live: bool = True
     is_new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A running rollout, with the counts of one server since its start.
+
+    Attributes:
+        version: the candidate.
+        digest: `sha256:...` of its bundle.
+        mode: `canary` or `shadow`.
+        percent: share of the requests that take part.
+        max_disagreement: a larger `disagreement` ends the rollout.
+        max_confidence_shift: a larger `confidence_shift`, by more than three standard errors, ends it, too.
+        min_images: compared images before the first decision.
+        then: `activate` or `hold`, after `min_images`.
+        n_compared: images that both versions were given.
+        n_disagreed: of these, those with another most probable class.
+        n_failed: of these, those that the candidate could not score.
+        n_dropped: images that were not compared, as the device was busy.
+        disagreement: share of the compared images, failed ones included; None without any.
+        confidence_shift: mean difference of the highest probabilities, candidate minus live; None without any.
+        confidence_shift_error: its standard error; None with fewer than two images.
+    """
+
+    domain: str
+    version: int
+    digest: str
+    live_version: int
+    mode: str
+    percent: float
+    max_disagreement: float
+    max_confidence_shift: float
+    min_images: int
+    then: str
+    started_at: str
+    started_by: str
+    n_compared: int
+    n_disagreed: int
+    n_failed: int
+    n_dropped: int
+    disagreement: float | None
+    confidence_shift: float | None
+    confidence_shift_error: float | None
 
 
 @dataclass(frozen=True, slots=True)

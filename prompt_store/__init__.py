@@ -29,6 +29,7 @@ from prompt_store.manifest import (
     check_domain,
     is_domain,
 )
+from prompt_store.rollouts import Rollout, RolloutPlan
 from prompt_store.store import Store
 from prompt_store.versions import Added, HistoryEntry, LiveInfo, VersionInfo
 
@@ -50,6 +51,8 @@ __all__ = [
     "Manifest",
     "PromptStoreError",
     "Provenance",
+    "Rollout",
+    "RolloutPlan",
     "SignatureError",
     "StackSpec",
     "StorageFullError",

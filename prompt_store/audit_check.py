@@ -19,11 +19,12 @@ class AuditRow:
         entry: number of the entry that covers it; None if none does.
         at: ISO 8601 in UTC; of the entry, if the record is missing.
         actor: user or API key.
-        action: `publish`, `fit`, `create`, `activate`, `rollback`, `retire`, `repair`, `key added`, `key changed` or
-            `key removed`; `missing` for a record that is no longer there, or was replaced.
+        action: `publish`, `fit`, `create`, `activate`, `rollback`, `retire`, `rollout start`, `rollout stop`,
+            `rollout rollback`, `repair`, `key added`, `key changed` or `key removed`; `missing` for a record that is no
+            longer there, or was replaced.
         domain: empty for keys.
         record: number of the domain's record; None for keys.
-        version: the version acted on; None for keys, repairs and missing records.
+        version: the version acted on, a rollout's candidate; None for keys, repairs and missing records.
         digest: of the bundle; empty without a version.
         key: id of the API key, with its scopes; empty for domains.
     """
@@ -185,6 +186,9 @@ def _rows(entry: Entry, head: Head, log: _DomainLog | None, covered: dict[str, i
 
 
 def _row(entry: int | None, domain: str, record: Record) -> AuditRow:
+    if record.rollout and not record.is_activation:
+        action, target = f"rollout {record.rollout.event}", record.rollout
+        return AuditRow(entry, record.at, record.actor, action, domain, record.seq, target.version, target.digest)
     action = record.origin if record.action == "publish" and record.origin else record.action
     return AuditRow(entry, record.at, record.actor, action, domain, record.seq, record.version, record.digest)
 

@@ -1,4 +1,4 @@
-"""The rules for publish, activate, rollback and retire.
+"""The rules for publish, activate, rollback, retire and rollouts.
 
 Each function returns a `Decide` for `Logs.commit`, which calls it with the current state, and again after a conflict
 with another writer.
@@ -10,6 +10,7 @@ from prompt_store.errors import ConflictError, VersionExistsError, VersionLiveEr
 from prompt_store.layout import Layout
 from prompt_store.logs import Change, Decide
 from prompt_store.records import PublishedVersion, State
+from prompt_store.rollouts import Event, RolloutChange, RolloutPlan
 from prompt_store.signature_files import put_signature
 
 
@@ -62,8 +63,12 @@ def _sign(layout: Layout, disk: Disk, signature: bytes | None, digest: str) -> N
         put_signature(layout, disk, signature, digest)
 
 
-def activate(layout: Layout, version: int, expected_live: int | None) -> Decide:
-    """Make a version live; no change if it is live already. The stored bundle must be readable.
+def activate(
+    layout: Layout, version: int, expected_live: int | None, completes: tuple[int, str] | None = None
+) -> Decide:
+    """Make a version live; no change if it is live already without a rollout. The stored bundle must be readable.
+
+    With `completes`, the number of a rollout's start and the figures, only if that rollout runs.
 
     Raises, when called: ConflictError, VersionNotFoundError, StoreCorruptError.
     """
@@ -74,10 +79,16 @@ def activate(layout: Layout, version: int, expected_live: int | None) -> Decide:
                 f"The live version is {state.live or 'none'}, expected {expected_live}. Check the domain and retry."
             )
         published = find_version(state, version)
-        if state.live == version:
+        if state.live == version and state.rollout is None:
             return None
         read_blob(layout, published.digest)
-        return Change("activate", published)
+        if completes is None:
+            return Change("activate", published)
+        started, detail = completes
+        if state.rollout is None or state.rollout.seq != started:
+            raise ConflictError("The rollout has ended. Read the domain again.")
+        change = RolloutChange(event="complete", version=version, digest=published.digest, detail=detail)
+        return Change("activate", published, rollout=change)
 
     return decide
 
@@ -111,16 +122,53 @@ def roll_back(layout: Layout) -> Decide:
     return decide
 
 
+def start_rollout(plan: RolloutPlan, expected_live: int | None) -> Decide:
+    """Start a rollout beside the live version.
+
+    Raises, when called: ConflictError, VersionNotFoundError, VersionLiveError.
+    """
+
+    def decide(state: State) -> Change:
+        candidate = find_version(state, plan.version)
+        if state.live is None or (expected_live is not None and expected_live != state.live):
+            raise ConflictError(f"The live version is {state.live or 'none'}. Check the domain and retry.")
+        if state.rollout is not None:
+            message = f"A rollout of version {state.rollout.plan.version} is running. Stop it first."
+            raise ConflictError(message, code="rollout_running")
+        if plan.version == state.live:
+            raise VersionLiveError(f"Version {plan.version} is live. Roll out another version.")
+        change = RolloutChange(event="start", version=plan.version, digest=candidate.digest, plan=plan)
+        return Change("activate", find_version(state, state.live), rollout=change)
+
+    return decide
+
+
+def end_rollout(started: int | None, event: Event, detail: str) -> Decide:
+    """End the rollout that record `started` began, or any; no change if it does not run."""
+
+    def decide(state: State) -> Change | None:
+        running = state.rollout
+        if running is None or state.live is None or started not in {None, running.seq}:
+            return None
+        change = RolloutChange(event=event, version=running.plan.version, digest=running.digest, detail=detail)
+        return Change("activate", find_version(state, state.live), rollout=change)
+
+    return decide
+
+
 def retire(version: int) -> Decide:
     """Retire a version.
 
-    Raises, when called: VersionNotFoundError, VersionLiveError.
+    Raises, when called: VersionNotFoundError, VersionLiveError, ConflictError.
     """
 
     def decide(state: State) -> Change:
         published = find_version(state, version)
         if state.live == version:
             raise VersionLiveError(f"Version {version} is live. Activate another version first.")
+        if state.rollout is not None and state.rollout.plan.version == version:
+            message = f"A rollout of version {version} is running. Stop it first."
+            raise ConflictError(message, code="rollout_running")
         return Change("retire", published)
 
     return decide

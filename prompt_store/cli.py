@@ -157,7 +157,10 @@ def history(
     with report_errors(as_json):
         entries = open_store(store).history(domain, limit=limit, before=before)
         columns = ("number", "at", "actor", "action", "from", "to")
-        cells = [(one.seq, one.at, one.actor, one.action, one.from_version, one.to_version) for one in entries]
+        cells = [
+            (one.seq, one.at, one.actor, f"{one.action} {one.detail}".rstrip(), one.from_version, one.to_version)
+            for one in entries
+        ]
         show([asdict(entry) for entry in entries], as_json, table(domain, columns, cells))
 
 

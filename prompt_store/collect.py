@@ -50,6 +50,7 @@ def _versions_to_retire(state: State, keep_versions: int) -> list[PublishedVersi
     available = state.available()
     kept = {entry.version for entry in available[-keep_versions:]}
     kept |= {version for version in (state.live, state.rollback_version()) if version is not None}
+    kept |= {state.rollout.plan.version} if state.rollout else set()
     return [entry for entry in available if entry.version not in kept]
 
 

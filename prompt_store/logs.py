@@ -31,15 +31,17 @@ from prompt_store.record_files import (
     unreadable_log,
 )
 from prompt_store.records import Action, PublishedVersion, Record, State, clean_actor
+from prompt_store.rollouts import RolloutChange
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change to commit: the action, the version it applies to, and the origin of a published one."""
+    """A change to commit: action, the version it applies to, origin of a published one, and the event of a rollout."""
 
     action: Action
     target: PublishedVersion
     origin: str = ""
+    rollout: RolloutChange | None = None
 
 
 Decide = Callable[[State], Change | None]
@@ -221,4 +223,5 @@ def _record(state: State, change: Change, actor: str) -> Record:
         at=utc_now(),
         actor=clean_actor(actor),
         origin=change.origin,
+        rollout=change.rollout,
     )

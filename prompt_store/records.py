@@ -12,7 +12,9 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prompt_store.digest import DIGEST_PATTERN, digest_bytes
+from prompt_store.rollouts import Rollout, RolloutChange
 from prompt_store.strict_json import StrictJsonError, dump_canonical, load_object
+from prompt_store.versions import HistoryEntry
 
 MAX_ACTOR_CHARS: Final = 128
 GENESIS: Final = "sha256:" + "0" * 64
@@ -27,6 +29,7 @@ class Record(BaseModel):
         version: the version acted on.
         from_version: the version that was live before.
         origin: how a published bundle was made, if not uploaded: `fit` or `create`, by the service.
+        rollout: see `prompt_store.rollouts`; None for all other changes, and then not in the record's bytes.
         checksum: digest of the record's bytes with an empty checksum; None in format 1.0.
     """
 
@@ -42,7 +45,13 @@ class Record(BaseModel):
     at: str
     actor: Annotated[str, Field(max_length=MAX_ACTOR_CHARS)] = ""
     origin: Annotated[str, Field(max_length=32)] = ""
+    rollout: RolloutChange | None = None
     checksum: Annotated[str, Field(pattern=rf"^{DIGEST_PATTERN}$")] | None = None
+
+    @property
+    def is_activation(self) -> bool:
+        """Whether it makes a version live: it has the action, and is not one of a rollout's other events."""
+        return self.action == "activate" and (self.rollout is None or self.rollout.event == "complete")
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class State:
         published: all versions ever published; version n is `published[n - 1]`.
         live_history: versions in the order they went live, the last one is live; a rollback removes entries.
         live_since: when the last one went live, ISO 8601 in UTC; empty if there is none.
+        rollout: the running rollout; every change of the live version ends it, and so does retiring its candidate.
     """
 
     seq: int = 0
@@ -73,6 +83,7 @@ class State:
     published: tuple[PublishedVersion, ...] = ()
     live_history: tuple[int, ...] = ()
     live_since: str = ""
+    rollout: Rollout | None = None
 
     @property
     def live(self) -> int | None:
@@ -106,6 +117,7 @@ class State:
         if record.seq != self.seq + 1 or record.prev != self.head:
             raise ValueError("it does not continue the chain of records")
         published, live_history, live_since = self.published, self.live_history, self.live_since
+        rollout = self.rollout
         if record.action == "publish":
             if record.version != len(published) + 1:
                 raise ValueError("it skips a version number")
@@ -114,14 +126,29 @@ class State:
             found = self.find(record.version)
             if found is None or found.digest != record.digest:
                 raise ValueError("it refers to an unknown version")
-            if record.action == "activate":
-                live_history, live_since = (*live_history, record.version), record.at
+            if record.is_activation:
+                live_history, live_since, rollout = (*live_history, record.version), record.at, None
+            elif record.action == "activate":
+                rollout = self._rollout_after(record)
             elif record.action == "rollback":
-                live_history, live_since = _roll_back_to(live_history, record.version), record.at
+                live_history, live_since, rollout = _roll_back_to(live_history, record.version), record.at, None
             else:
+                rollout = None if rollout and rollout.plan.version == record.version else rollout
                 retired = replace(found, is_retired=True)
                 published = (*published[: record.version - 1], retired, *published[record.version :])
-        return State(record.seq, record_digest, published, live_history, live_since)
+        return State(record.seq, record_digest, published, live_history, live_since, rollout)
+
+    def _rollout_after(self, record: Record) -> Rollout | None:
+        """The running rollout after a record that changes only that."""
+        change = record.rollout
+        if record.version != self.live or change is None:
+            raise ValueError("it is a rollout beside a version that is not live")
+        if change.event != "start":
+            return None
+        candidate = self.find(change.version)
+        if change.plan is None or candidate is None or candidate.digest != change.digest:
+            raise ValueError("it starts a rollout of an unknown version")
+        return Rollout(record.seq, change.plan, change.digest, record.at, record.actor)
 
 
 def _roll_back_to(live_history: tuple[int, ...], version: int) -> tuple[int, ...]:
@@ -131,6 +158,23 @@ def _roll_back_to(live_history: tuple[int, ...], version: int) -> tuple[int, ...
     if not shorter:
         raise ValueError("it rolls back to a version that was never live")
     return shorter
+
+
+def history_entry(record: Record) -> HistoryEntry:
+    """Return a record as an entry of the history."""
+    change, action, to_version = record.rollout, str(record.action), record.version
+    if change and not record.is_activation:
+        action, to_version = f"rollout {change.event}", change.version
+    from_version = {"publish": None, "retire": record.version}.get(action, record.from_version)
+    return HistoryEntry(
+        record.at,
+        record.actor,
+        action,
+        from_version,
+        None if action == "retire" else to_version,
+        record.seq,
+        change.detail if change else "",
+    )
 
 
 def clean_actor(actor: str) -> str:
@@ -151,7 +195,7 @@ def checksum_matches(data: bytes, checksum: str) -> bool:
 
 def encode_record(record: Record) -> bytes:
     """Encode as canonical JSON with the record's checksum."""
-    return with_checksum(record.model_dump(mode="python"))
+    return with_checksum(record.model_dump(mode="python", exclude={"rollout"} if record.rollout is None else None))
 
 
 def decode_record(data: bytes) -> Record:

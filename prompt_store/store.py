@@ -23,7 +23,8 @@ from prompt_store.errors import BundleInvalidError, ConflictError, StoreReadOnly
 from prompt_store.layout import Layout, open_layout
 from prompt_store.logs import Decide, Logs
 from prompt_store.manifest import check_domain
-from prompt_store.records import State
+from prompt_store.records import State, history_entry
+from prompt_store.rollouts import Event, RolloutPlan
 from prompt_store.signature_files import put_signature, read_signatures
 from prompt_store.signatures import parse_signature
 from prompt_store.sqlite_files import reclaim_space
@@ -37,7 +38,7 @@ def _live_info(state: State) -> LiveInfo | None:
     """Return the live version, or None."""
     if state.live is None:
         return None
-    return LiveInfo(state.live, state.published[state.live - 1].digest, state.seq, state.live_since)
+    return LiveInfo(state.live, state.published[state.live - 1].digest, state.seq, state.live_since, state.rollout)
 
 
 class Store:
@@ -136,12 +137,7 @@ class Store:
         """
         if limit < 1 or (before is not None and before < 1):
             raise ValueError("limit and before must be at least 1")
-        entries = []
-        for record in self._logs.records(domain, limit=limit, before=before):
-            from_version = {"publish": None, "retire": record.version}.get(record.action, record.from_version)
-            to_version = None if record.action == "retire" else record.version
-            entries.append(HistoryEntry(record.at, record.actor, record.action, from_version, to_version, record.seq))
-        return entries
+        return [history_entry(record) for record in self._logs.records(domain, limit=limit, before=before)]
 
     def add(
         self,
@@ -254,24 +250,33 @@ class Store:
         with self._write_lock():
             return append_key_changes(self._layout, self._disk, keys)
 
-    def activate(self, domain: str, version: int, *, expected_live: int | None = None, actor: str = "") -> LiveInfo:
-        """Make a version live; idempotent.
+    def activate(
+        self,
+        domain: str,
+        version: int,
+        *,
+        expected_live: int | None = None,
+        completes: tuple[int, str] | None = None,
+        actor: str = "",
+    ) -> LiveInfo:
+        """Make a version live; idempotent. Ends the domain's rollout, if one is running.
 
         Args:
             domain: the domain.
             version: one of its versions.
             expected_live: if given, fail unless this version is live now; 0 for no live version.
+            completes: the `seq` of a rollout that must be running, and its figures for the history.
             actor: name for the history.
 
         Raises:
             DomainNotFoundError: no such domain.
             VersionNotFoundError: no such version, or it is retired.
-            ConflictError: the live version is not `expected_live`.
+            ConflictError: the live version is not `expected_live`, or the rollout has ended.
             StoreCorruptError: the version's bytes or the log are damaged; the live version is unchanged.
             StoreReadOnlyError, StorageFullError: as for `add`.
         """
         self._logs.require(domain)
-        return self._move_live(domain, changes.activate(self._layout, version, expected_live), actor)
+        return self._move_live(domain, changes.activate(self._layout, version, expected_live, completes), actor)
 
     def rollback(self, domain: str, *, actor: str = "") -> LiveInfo:
         """Make the previously live version live; repeated calls go further back, skipping retired versions.
@@ -285,6 +290,28 @@ class Store:
         self._logs.require(domain)
         return self._move_live(domain, changes.roll_back(self._layout), actor)
 
+    def start_rollout(
+        self, domain: str, plan: RolloutPlan, *, expected_live: int | None = None, actor: str = ""
+    ) -> LiveInfo:
+        """Start a rollout beside the live version; at most one runs in a domain.
+
+        Raises:
+            DomainNotFoundError, VersionNotFoundError: no such domain or candidate.
+            VersionLiveError: the candidate is live.
+            ConflictError: `rollout_running`; or no version, or not `expected_live`, is live.
+            StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
+        """
+        self._logs.require(domain)
+        return self._move_live(domain, changes.start_rollout(plan, expected_live), actor)
+
+    def end_rollout(
+        self, domain: str, started: int | None = None, *, event: Event = "stop", detail: str = "", actor: str = ""
+    ) -> bool:
+        """End the rollout with this `seq`, or any; returns whether it was running. Raises as `start_rollout` does."""
+        self._logs.require(domain)
+        with self._write_lock():
+            return self._logs.commit(domain, changes.end_rollout(started, event, detail), actor=actor)[1]
+
     def retire(self, domain: str, version: int, *, actor: str = "") -> None:
         """Retire a version. Its number is never reused; garbage collection removes its bytes.
 
@@ -292,6 +319,7 @@ class Store:
             DomainNotFoundError: no such domain.
             VersionNotFoundError: no such version, or it is already retired.
             VersionLiveError: the version is live.
+            ConflictError: `rollout_running`, it is the candidate of a rollout.
             StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
         """
         self._logs.require(domain)

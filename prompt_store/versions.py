@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from prompt_store.rollouts import Rollout
+
 
 @dataclass(frozen=True)
 class Added:
@@ -25,17 +27,25 @@ class VersionInfo:
 
 @dataclass(frozen=True)
 class LiveInfo:
-    """A domain's live version; `seq` is the number of the domain's last commit, `since` is ISO 8601 in UTC."""
+    """A domain's live version, and the rollout beside it.
+
+    `seq` is the number of the domain's last commit, `since` is ISO 8601 in UTC.
+    """
 
     version: int
     digest: str
     seq: int
     since: str
+    rollout: Rollout | None = None
 
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One commit; `action` is `publish`, `activate`, `rollback` or `retire`."""
+    """One commit.
+
+    `action` is `publish`, `activate`, `rollback`, `retire`, `rollout start`, `rollout stop` or `rollout rollback`; the
+    versions of a rollout are the live one and the candidate. `detail` has the figures of its automatic end.
+    """
 
     at: str
     actor: str
@@ -43,3 +53,4 @@ class HistoryEntry:
     from_version: int | None
     to_version: int | None
     seq: int
+    detail: str = ""

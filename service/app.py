@@ -21,6 +21,8 @@ from service.domains.creator import DomainCreator
 from service.domains.live_table import LiveTable
 from service.domains.loader import VersionLoader
 from service.domains.publisher import Publisher
+from service.domains.rollouts.comparisons import Comparisons
+from service.domains.rollouts.lifecycle import Rollouts
 from service.domains.watcher import StoreWatcher
 from service.engine.engine import Engine
 from service.examples.database import open_examples
@@ -42,6 +44,7 @@ from service.http.routes import (
     meta,
     models,
     pages,
+    rollouts,
 )
 from service.images.decoder import Decoder
 from service.observability.device import DeviceMetrics, build_facts, package_version
@@ -88,7 +91,7 @@ def create_routes(context: ServiceContext) -> FastAPI:
         servers=[{"url": context.settings.root_path}] if context.settings.root_path else None,
     )
     app.state.context = context
-    for part in (classify, domains, examples, fit, groups, labelling, health, meta, pages):
+    for part in (classify, domains, examples, fit, groups, labelling, health, meta, pages, rollouts):
         app.include_router(part.router, responses=problems.OPENAPI)
     for part in (infer, models):
         app.include_router(part.router, responses=problems.INFERENCE_OPENAPI)
@@ -129,11 +132,13 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         policy=load_policy(settings),
     )
     publisher = Publisher(table, loader, engine, metrics)
+    lifecycle = Rollouts(table, loader, publisher, metrics)
     label_sets: LoadingCache[LabelSet, PromptStack] = LoadingCache(
         settings.max_label_sets, max_waiting=settings.max_waiting_stacks
     )
     decoder = Decoder(settings, model.backbone.image_size, model.backbone.preprocess, device=str(model.backbone.device))
-    backend = LocalBackend(table, loader, engine, batcher, label_sets)
+    comparisons = Comparisons(table, batcher, metrics, lifecycle.conclude)
+    backend = LocalBackend(table, loader, engine, batcher, label_sets, comparisons)
     examples = open_examples(store.root, settings)
     return ServiceContext(
         settings=settings,
@@ -147,9 +152,10 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         store=store,
         table=table,
         publisher=publisher,
+        rollouts=lifecycle,
         creator=DomainCreator(table, loader, publisher, engine),
         fitter=Fitter(examples, backend, publisher, decoder, metrics, max_waiting=settings.max_waiting_stacks),
-        watcher=StoreWatcher(table, loader, publisher, metrics),
+        watcher=StoreWatcher(table, loader, publisher, lifecycle, metrics),
         audit=AuditFollower(store, keys),
         sources=open_sources(settings, publisher, loader, metrics),
     )

@@ -84,6 +84,10 @@ class PreconditionFailedError(ServiceError, code="precondition_failed"):
     """If-Match does not match the live version's digest."""
 
 
+class RolloutNotFoundError(ServiceError, code="rollout_not_found"):
+    """The domain has no rollout."""
+
+
 class ImageRejectedError(ServiceError, code="image_undecodable"):
     """An invalid image; the other images of the request are unaffected."""
 

@@ -50,6 +50,7 @@ class Scored(NamedTuple):
         answers: an answer or an error per image.
         abstain_below: if a rate was given, the probability below which the most probable class is too uncertain.
         feature_key: with embeddings, all that they depend on: `<backbone fingerprint>/<digest of the image prompts>`.
+        is_candidate: whether the version is the candidate of a rollout.
     """
 
     version: int
@@ -57,6 +58,7 @@ class Scored(NamedTuple):
     answers: Sequence[ImageResult | Exception]
     abstain_below: float | None = None
     feature_key: str = ""
+    is_candidate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class ScoringOptions:
         request_id: for log lines of the device process.
         abstain: abstention rate, one of the version's.
         embedding: return image embeddings.
+        rollout: whether a request for the live version may take part in a rollout.
     """
 
     stack: StackKind
@@ -82,10 +85,11 @@ class ScoringOptions:
     request_id: str = ""
     abstain: float | None = None
     embedding: bool = False
+    rollout: bool = False
 
 
 class Pin(Protocol):
-    """A version of a domain, pinned for one request whatever goes live meanwhile."""
+    """A version of a domain, and the rollout beside it, pinned for one request whatever goes live meanwhile."""
 
     async def score(self, pixels: Sequence[NDArray[np.uint8]], options: ScoringOptions) -> Scored:
         """Classify images, uint8 [3, H, W] each; cancel to abandon them.

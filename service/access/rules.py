@@ -26,6 +26,7 @@ RULES: Final[Mapping[str, Mapping[str, Scope]]] = {
     "/domains/{domain}/versions/{version}/content": {"GET": "publish"},
     "/domains/{domain}/live": {"PUT": "activate"},
     "/domains/{domain}/rollback": {"POST": "rollback"},
+    "/domains/{domain}/rollout": {"GET": "any", "POST": "activate", "DELETE": "activate"},
     "/domains/{domain}/history": {"GET": "any"},
     "/domains/{domain}/examples": {"GET": "teach", "POST": "teach", "PATCH": "teach", "DELETE": "teach"},
     "/domains/{domain}/examples/groups": {"GET": "teach"},

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from prompt_store.class_names import spellings
 from prompted_clip.errors import StackMismatchError
 from service.domains.cache import LoadingCache
-from service.domains.live_table import LiveTable, LoadedVersion
+from service.domains.live_table import LiveTable, LoadedVersion, RunningRollout
 from service.domains.loader import VersionLoader
+from service.domains.rollouts.comparisons import Comparisons, is_failure_of_version
 from service.engine.engine import Engine, EngineRow, RowResult
 from service.errors import RequestInvalidError, ServiceError
 from service.inference import ImageResult, Scored, ScoringOptions, StackKind
@@ -30,13 +31,17 @@ LabelSet = tuple[str, StackKind, tuple[str, ...]]
 
 @dataclass(frozen=True, eq=False)
 class LocalBackend:
-    """Pins versions of one live table and scores images with one batcher; `label_sets` caches stacks it derives."""
+    """Pins versions of one live table and scores images with one batcher; `label_sets` caches stacks it derives.
+
+    `comparisons` are those of the rollouts.
+    """
 
     table: LiveTable
     loader: VersionLoader
     engine: Engine
     batcher: Batcher[EngineRow, RowResult]
     label_sets: LoadingCache[LabelSet, PromptStack]
+    comparisons: Comparisons
 
     @asynccontextmanager
     async def pin(
@@ -48,8 +53,9 @@ class LocalBackend:
     def hold(self, domain: str, version: int | None, *, deadline_s: float, priority: int) -> LocalPin:
         """Admit a request and pin a version while the result is referenced; raises as `InferenceBackend.pin` does."""
         pinned = self.table.pin(domain) if version is None else version
+        running = self.table.states[domain].running if version is None else None
         self.batcher.check(tenant=domain, deadline_s=deadline_s, priority=priority)
-        return LocalPin(self, domain, pinned)
+        return LocalPin(self, domain, pinned, running)
 
     def feature_key(self, stack: PromptStack) -> str:
         """Identifies everything that a stack's embeddings depend on, see `Scored`."""
@@ -58,11 +64,12 @@ class LocalBackend:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LocalPin:
-    """A version pinned for one request: the live one at its arrival, or a requested number."""
+    """A version pinned for one request: the live one at its arrival with its rollout, or a requested number."""
 
     backend: LocalBackend
     domain: str
     version: LoadedVersion | int
+    running: RunningRollout | None = None
 
     async def score(self, pixels: Sequence[NDArray[np.uint8]], options: ScoringOptions) -> Scored:
         """See `Pin.score`."""
@@ -71,6 +78,8 @@ class LocalPin:
             live = backend.table.live(self.domain)
             is_live = live is not None and live.version == served
             served = live if live and is_live else await backend.loader.load_cached(self.domain, served)
+        elif self.running is not None and backend.comparisons.takes_part(self.running, options):
+            return await self._score_both(served, self.running, pixels, options)
         stack = served.stack
         if options.stack == "boost" or options.labels:
             key = (served.digest, options.stack, options.labels)
@@ -99,6 +108,26 @@ class LocalPin:
                 answers.append(ImageResult(predictions, outcome.queued_s, outcome.ran_s, embedding))
         feature_key = backend.feature_key(stack) if options.embedding else ""
         return Scored(served.version, served.digest, answers, below, feature_key)
+
+    async def _score_both(
+        self,
+        live: LoadedVersion,
+        running: RunningRollout,
+        pixels: Sequence[NDArray[np.uint8]],
+        options: ScoringOptions,
+    ) -> Scored:
+        """Answer with the version that the rollout's mode gives the request, then compare with the other one.
+
+        Images that the candidate fails on are answered by the live version, with all others of the request.
+        """
+        comparisons, is_canary = self.backend.comparisons, running.rollout.plan.mode == "canary"
+        first, second = (running.candidate, live) if is_canary else (live, running.candidate)
+        scored = await LocalPin(self.backend, self.domain, first).score(pixels, options)
+        if is_canary and (n_failed := sum(map(is_failure_of_version, scored.answers))):
+            comparisons.count_failed(running, n_failed)
+            return await LocalPin(self.backend, self.domain, live).score(pixels, options)
+        comparisons.compare(running, pixels, scored.answers, second)
+        return scored._replace(is_candidate=is_canary)
 
     async def spellings(self, labels: Sequence[str]) -> dict[str, str]:
         """See `Pin.spellings`."""

@@ -8,15 +8,17 @@ request has finished.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from prompt_store.errors import DomainNotFoundError
 from prompt_store.manifest import is_domain
+from service.domains.rollouts.tally import Tally
 from service.errors import DomainNotLiveError, DomainUnavailableError
 
 if TYPE_CHECKING:
+    from prompt_store.rollouts import Rollout
     from prompted_clip.stack import PromptStack
     from service.observability.metrics import Metrics
 
@@ -31,6 +33,16 @@ class LoadedVersion:
     stack: PromptStack
 
 
+@dataclass(eq=False)
+class RunningRollout:
+    """A rollout whose candidate is loaded; `is_deciding` once it is over here, and no request takes part any more."""
+
+    rollout: Rollout
+    candidate: LoadedVersion
+    tally: Tally = field(default_factory=Tally)
+    is_deciding: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class DomainState:
     """One entry of the table.
@@ -39,11 +51,13 @@ class DomainState:
         live: None when no version is live or the live one could not be loaded.
         error: code of the last failed attempt to load the version that is live in the store; None without a failure.
         since: when `live` was activated, ISO 8601 in UTC; None without a live version.
+        running: the rollout beside `live`; a state with another live version has none.
     """
 
     live: LoadedVersion | None
     error: str | None = None
     since: str | None = None
+    running: RunningRollout | None = None
 
     @property
     def name(self) -> str:
@@ -86,6 +100,10 @@ class LiveTable:
             raise unknown_domain(domain)
         return self.states[domain]
 
+    def running(self, domain: str) -> RunningRollout | None:
+        """The rollout of a domain, None if there is none."""
+        return self.states[domain].running if domain in self.states else None
+
     def live(self, domain: str) -> LoadedVersion | None:
         """The live version of a domain, None if there is none."""
         return self.states[domain].live if domain in self.states else None
@@ -96,6 +114,7 @@ class LiveTable:
         self.states = MappingProxyType({**self.states, domain: state})
         self._metrics.state_changed(before.name if before else None, state.name)
         self._metrics.live_version_changed(domain, _identity(before), _identity(state))
+        self._metrics.rollout_changed(domain, _candidate(before), _candidate(state))
 
     def remove(self, domain: str) -> None:
         """Remove a domain that has no live version."""
@@ -111,3 +130,8 @@ def unknown_domain(domain: str) -> DomainNotFoundError:
 
 def _identity(state: DomainState | None) -> tuple[int, str] | None:
     return (state.live.version, state.live.digest) if state and state.live else None
+
+
+def _candidate(state: DomainState | None) -> tuple[int, str] | None:
+    running = state.running if state else None
+    return (running.candidate.version, running.rollout.plan.mode) if running else None

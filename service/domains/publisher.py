@@ -114,11 +114,22 @@ class Publisher:
             if policy:
                 policy.check(digest, [] if signature is None else [signature])
 
-    async def activate(self, domain: str, version: int, *, expected: str | None, actor: str) -> LoadedVersion:
-        """Make a stored version live, if `expected` is None or the digest that is live now.
+    async def activate(
+        self,
+        domain: str,
+        version: int,
+        *,
+        expected: str | None,
+        actor: str,
+        completes: tuple[int, str] | None = None,
+    ) -> LoadedVersion:
+        """Make a stored version live, if `expected` is None or the digest that is live now; ends a rollout.
+
+        `completes` is as in `Store.activate`.
 
         Raises:
             DomainNotFoundError, VersionNotFoundError: it is not in the store.
+            ConflictError: the rollout of `completes` has ended.
             PreconditionFailedError: another digest is live.
             SignatureError: the policy does not accept its signatures.
             StackMismatchError, BackboneMismatchError, TextTooLongError, InferenceFailedError: it cannot run here.
@@ -138,9 +149,9 @@ class Publisher:
                 expected_live = live.version
             with self._counting_failures(domain):
                 loaded = await self._load(domain, version)
-                activate = partial(self._store.activate, domain, version, expected_live=expected_live, actor=actor)
+                activate = partial(self._store.activate, domain, version, completes=completes, actor=actor)
                 try:
-                    info = await asyncio.to_thread(activate)
+                    info = await asyncio.to_thread(activate, expected_live=expected_live)
                 except ConflictError as error:
                     if expected is None:
                         raise
@@ -176,6 +187,7 @@ class Publisher:
         Raises:
             DomainNotFoundError, VersionNotFoundError: it is not in the store.
             VersionLiveError: it is live.
+            ConflictError: it is the candidate of a rollout.
         """
         self._table.state(domain)
         async with self.locks[domain]:
@@ -183,12 +195,14 @@ class Publisher:
             self._loader.recent.remove((domain, version))
 
     def go_live(self, loaded: LoadedVersion, since: str, started_s: float) -> None:
-        """Show a version that is live in the store since `since`.
+        """Show a version that is live in the store since `since`, without a rollout.
 
         Its activation here began at `started_s` on the monotonic clock.
         """
         domain = loaded.domain
-        replaced = self._table.live(domain)
+        replaced, running = self._table.live(domain), self._table.running(domain)
+        if running is not None and not running.is_deciding:
+            logger.info("rollout.ended", extra={"domain": domain, "version": running.candidate.version})
         self._table.swap(domain, DomainState(loaded, since=since))
         self._engine.went_live(loaded.stack)
         self._loader.recent.remove((domain, loaded.version))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from service.domains.live_table import LiveTable
     from service.domains.loader import VersionLoader
     from service.domains.publisher import Publisher
+    from service.domains.rollouts.lifecycle import Rollouts
     from service.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,13 @@ CONCURRENCY: Final = 4
 class StoreWatcher:
     """Syncs the live table with the loader's store."""
 
-    def __init__(self, table: LiveTable, loader: VersionLoader, publisher: Publisher, metrics: Metrics) -> None:
+    def __init__(
+        self, table: LiveTable, loader: VersionLoader, publisher: Publisher, rollouts: Rollouts, metrics: Metrics
+    ) -> None:
         self._table = table
         self._loader = loader
         self._publisher = publisher
+        self._rollouts = rollouts
         self._metrics = metrics
         self._skip_tests_after_s = float("inf")
         self._retry_after_s: dict[tuple[str, int], float] = {}
@@ -128,16 +132,19 @@ class StoreWatcher:
         loaded = self._table.live(domain)
         if live is None or loaded is None:
             return live is None and loaded is None and domain in self._table.states
-        return loaded.version == live.version
+        return loaded.version == live.version and self._rollouts.is_current(domain, live)
 
     async def _follow(self, domain: str, live: LiveInfo | None) -> None:
         if live is None:
             self._table.swap(domain, DomainState(None))
-        elif not self._is_current(domain, live):
+            return
+        shown = self._table.live(domain)
+        if shown is None or shown.version != live.version:
             started_s = time.monotonic()
             is_trusted = started_s >= self._skip_tests_after_s
             loaded = await self._loader.load(domain, live.version, is_trusted=is_trusted)
             self._publisher.go_live(loaded, live.since, started_s)
+        await self._rollouts.follow(domain, live)
 
     def _record_failure(self, domain: str, version: int, error: Exception) -> None:
         self._retry_after_s[domain, version] = time.monotonic() + RETRY_S

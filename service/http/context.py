@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from service.domains.creator import DomainCreator
     from service.domains.live_table import LiveTable
     from service.domains.publisher import Publisher
+    from service.domains.rollouts.lifecycle import Rollouts
     from service.domains.watcher import StoreWatcher
     from service.engine.engine import Engine, EngineRow, RowResult
     from service.examples.fitter import Fitter
@@ -90,6 +91,7 @@ class ServiceContext(HttpContext):
     store: Store
     table: LiveTable
     publisher: Publisher
+    rollouts: Rollouts
     creator: DomainCreator
     fitter: Fitter
     watcher: StoreWatcher
@@ -123,6 +125,8 @@ class ServiceContext(HttpContext):
         for task in self._tasks:
             task.cancel()
         self._watched.close()
+        self.backend.comparisons.close()
+        self.rollouts.close()
         timeout_s = min(LAST_BATCH_S, self.settings.drain_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):

@@ -69,6 +69,11 @@ SAMPLES: Final[Mapping[tuple[str, str], Sample]] = {
     ("POST", "/domains/{domain}/rollback"): Sample("/domains/thermal/rollback"),
     ("PUT", "/domains/{domain}/live"): Sample("/domains/thermal/live", json='{"version": 1}'),
     ("GET", "/domains/{domain}/history"): Sample("/domains/thermal/history?limit=10"),
+    ("POST", "/domains/{domain}/rollout"): Sample(
+        "/domains/thermal/rollout", json='{"version": 2, "mode": "canary", "percent": 10}'
+    ),
+    ("GET", "/domains/{domain}/rollout"): Sample("/domains/thermal/rollout"),
+    ("DELETE", "/domains/{domain}/rollout"): Sample("/domains/thermal/rollout", has_content=False),
     ("DELETE", "/domains/{domain}/versions/{version}"): Sample("/domains/thermal/versions/2", has_content=False),
     ("POST", "/domains/{domain}/examples"): Sample(
         "/domains/satellite/examples",

@@ -24,6 +24,30 @@ class LiveBody(Input):
     version: int = Field(ge=1, strict=True)
 
 
+class RolloutBody(Input):
+    """The body of `POST /domains/{domain}/rollout`."""
+
+    version: int = Field(ge=1, le=2**53, strict=True, description="the candidate")
+    mode: Literal["canary", "shadow"] = Field(
+        "shadow", description="`canary`: the candidate answers; `shadow`: it only scores copies of the images"
+    )
+    percent: float = Field(10, gt=0, le=100, allow_inf_nan=False, description="share of the requests that take part")
+    max_disagreement: float = Field(
+        0.05, ge=0, le=1, allow_inf_nan=False, description="a larger share of images ends the rollout"
+    )
+    max_confidence_shift: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="a larger mean difference of the highest probabilities ends the rollout",
+    )
+    min_images: int = Field(200, ge=1, le=10**6, strict=True, description="compared images before the first decision")
+    then: Literal["activate", "hold"] = Field(
+        "hold", description="`activate`: make the candidate live after `min_images`; `hold`: go on"
+    )
+
+
 class NewDomainBody(Input):
     """The body of `PUT /domains/{domain}`."""
 
@@ -94,6 +118,7 @@ class ClassifyOut(BaseModel):
     domain: str
     version: int
     digest: str
+    is_candidate: bool = Field(False, description="only from the candidate of a rollout")
     stack: str = Field(description="`cascade` or `boost`")
     results: list[ResultOut]
     timing_ms: TimingOut
@@ -105,6 +130,7 @@ class MixedResultOut(ResultOut):
     domain: str | None = Field(description="null if the given name is not a valid domain name")
     version: int | None = Field(None, description="null if no version was available, see `error`")
     digest: str | None = None
+    is_candidate: bool = Field(False, description="only from the candidate of a rollout")
 
 
 class MixedOut(BaseModel):
@@ -125,6 +151,7 @@ class DomainOut(BaseModel):
     digest: str | None
     n_classes: int | None
     live_since: str | None = Field(description="when the version was activated; null without a live version")
+    candidate: int | None = Field(None, description="the candidate of the running rollout")
     has_boosting: bool = Field(description="whether it has boosting prompts that a new domain can copy (`boosted_by`)")
     error: str | None = Field(None, description="error code if the activated version could not be loaded")
 
@@ -220,6 +247,30 @@ class LiveOut(BaseModel):
     digest: str
 
 
+class RolloutOut(BaseModel):
+    """Response of `POST` and `GET /domains/{domain}/rollout`: the plan, and this server's counts since its start."""
+
+    domain: str
+    version: int = Field(description="the candidate")
+    digest: str
+    live_version: int
+    mode: str
+    percent: float
+    max_disagreement: float
+    max_confidence_shift: float
+    min_images: int
+    then: str
+    started_at: str
+    started_by: str
+    n_compared: int = Field(description="images that both versions were given")
+    n_disagreed: int = Field(description="of these, those with another most probable class")
+    n_failed: int = Field(description="of these, those that the candidate could not score")
+    n_dropped: int = Field(description="images that were not compared, as the device was busy")
+    disagreement: float | None = Field(description="share of the compared images, failed ones included")
+    confidence_shift: float | None = Field(description="mean difference of the highest probabilities, candidate - live")
+    confidence_shift_error: float | None = Field(description="its standard error")
+
+
 class GroupsOut(BaseModel):
     """Response of `GET /domains/{domain}/examples/groups`: ids of unlabelled examples."""
 
@@ -237,6 +288,7 @@ class HistoryEntryOut(BaseModel):
     action: str
     from_version: int | None
     to_version: int | None
+    detail: str = Field("", description="figures that ended a rollout")
 
 
 class HistoryOut(BaseModel):

@@ -79,6 +79,23 @@ class Metrics:
         )
         self.fits = counter("caspl_fits", "Fits to examples by result: computed, failed.", ["domain", "result"])
         self.fit_s = histogram("caspl_fit_duration_seconds", "Time to compute a fit.", buckets=SECONDS)
+        self.rollouts = counter(
+            "caspl_rollouts",
+            "Rollouts by what this server did: started, stopped, rolled_back (a threshold was exceeded), activated.",
+            ["domain", "result"],
+        )
+        self.rollout_images = counter(
+            "caspl_rollout_images",
+            "Images of rollouts by result: agreed, disagreed, failed (the candidate gave no answer), dropped (not "
+            "compared, as the device was busy).",
+            ["domain", "result"],
+        )
+        self.rollout_running = gauge("caspl_rollout_running", "1 for each rollout.", ["domain", "version", "mode"])
+        self.rollout_shift = gauge(
+            "caspl_rollout_confidence_shift",
+            "Mean difference of the highest probabilities, candidate minus live, of the running rollout.",
+            ["domain"],
+        )
         self.live = gauge("caspl_live_version", "Number of the live version; 0 without one.", ["domain"])
         self.bundles = gauge("caspl_bundle_info", "1 for each live bundle.", ["domain", "version", "digest"])
         self.domains = gauge(
@@ -162,6 +179,26 @@ class Metrics:
             self.bundles.remove(domain, str(before[0]), before[1])
         if after is not None:
             self.bundles.labels(domain, str(after[0]), after[1]).set(1)
+
+    def rollout_counted(self, domain: str, result: str) -> None:
+        """Count what this server did with a rollout."""
+        self.rollouts.labels(self._name(domain), result).inc()
+
+    def rollout_compared(self, domain: str, result: str, n: int, shift: float | None) -> None:
+        """Count images of a rollout by result, and set its mean shift."""
+        self.rollout_images.labels(self._name(domain), result).inc(n)
+        if self._by_domain and shift is not None:
+            self.rollout_shift.labels(domain).set(shift)
+
+    def rollout_changed(self, domain: str, before: tuple[int, str] | None, after: tuple[int, str] | None) -> None:
+        """Set a domain's rollout (candidate and mode)."""
+        if not self._by_domain or before == after:
+            return
+        if before is not None:
+            self.rollout_running.remove(domain, str(before[0]), before[1])
+            self.rollout_shift.remove(domain)
+        if after is not None:
+            self.rollout_running.labels(domain, str(after[0]), after[1]).set(1)
 
     def _name(self, domain: str) -> str:
         return domain if self._by_domain else ""

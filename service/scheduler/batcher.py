@@ -91,6 +91,11 @@ class Batcher(Generic[Row, Result]):
         """Rows in the queue."""
         return self._queue.n_rows
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no row is queued and a device thread is free."""
+        return not self._queue.n_rows and self._admission.is_idle
+
     def check(self, *, tenant: Hashable, deadline_s: float, priority: int = 0) -> None:
         """Raise `OverloadedError` if a row would not fit in the queue, or would be late by the predicted wait."""
         level, now_s = Priority(priority), self._clock()

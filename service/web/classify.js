@@ -57,7 +57,7 @@ function Answer({ picture, domain, version, options }) {
     ${result?.abstained && html`<p><mark>Abstained</mark> no class is certain enough</p>`}
     ${result && html`<${Predictions} predictions=${result.predictions} />
       ${result.notes.length > 0 && html`<p>Converted: ${result.notes.join(", ")}</p>`}
-      <small>version ${answer.version}, <code>${shortDigest(answer.digest)}</code>, ${answer.timing_ms.total.toFixed(0)} ms</small>`}
+      <small>version ${answer.version}${answer.is_candidate ? " (candidate)" : ""}, <code>${shortDigest(answer.digest)}</code>, ${answer.timing_ms.total.toFixed(0)} ms</small>`}
   </div>`;
 }
 

@@ -1,7 +1,8 @@
-// The tab "Domains": versions, differences between two, upload, activation, rollback, history.
+// The tab "Domains": versions, differences between two, upload, activation, rollback, rollout, history.
 import { html, useEffect, useState } from "./preact.js";
 import { call, domainPath, getJson, upload } from "./api.js";
 import { Confirm, DropArea, ErrorNote, recall, remember, shortDigest, when } from "./parts.js";
+import { Rollout } from "./rollout.js";
 
 // Fields of two manifests that differ, as [path, left, right].
 function differences(left, right, path = "") {
@@ -76,13 +77,13 @@ function Upload({ domain, onDone }) {
   </section>`;
 }
 
-function Version({ domain, one, onActivate, onDelete, onDownload }) {
+function Version({ domain, one, isCandidate, onActivate, onDelete, onDownload }) {
   const [manifest, setManifest] = useState(null);
   const show = async (event) => {
     if (event.target.open && !manifest) setManifest((await getJson(domainPath(domain, `/versions/${one.version}`))).manifest);
   };
   return html`<tr>
-    <th scope="row">${one.version}${one.is_live ? html` <mark>live</mark>` : ""}</th>
+    <th scope="row">${one.version}${one.is_live ? html` <mark>live</mark>` : ""}${isCandidate ? html` <mark>candidate</mark>` : ""}</th>
     <td><code>${shortDigest(one.digest)}</code></td>
     <td>${when(one.created_at)}</td>
     <td><details onToggle=${show}><summary>provenance</summary>${manifest && html`<${Metrics} manifest=${manifest} />`}</details></td>
@@ -94,7 +95,7 @@ function Version({ domain, one, onActivate, onDelete, onDownload }) {
   </tr>`;
 }
 
-function Domain({ domain, refreshDomains }) {
+function Domain({ domain, candidate, refreshDomains }) {
   const [versions, setVersions] = useState([]);
   const [history, setHistory] = useState([]);
   const [error, setError] = useState(null);
@@ -111,9 +112,10 @@ function Domain({ domain, refreshDomains }) {
       await Promise.all([load(), refreshDomains()]);
     } catch (problem) { setError(problem); }
   };
-  useEffect(() => { run(async () => {})(); }, [domain]);
+  useEffect(() => { run(async () => {})(); }, [domain, candidate]);
   const activate = run((version) => call(domainPath(domain, "/live"), { method: "PUT", json: { version } }));
   const remove = run((version) => call(domainPath(domain, `/versions/${version}`), { method: "DELETE" }));
+  const stop = run(() => call(domainPath(domain, "/rollout"), { method: "DELETE" }));
   const rollback = run(() => call(domainPath(domain, "/rollback"), { method: "POST" }));
   const download = run(async (version) => {
     const blob = await (await call(domainPath(domain, `/versions/${version}/content`))).blob();
@@ -124,9 +126,10 @@ function Domain({ domain, refreshDomains }) {
   return html`<section aria-label=${domain}>
     <h3>${domain}</h3>
     <${ErrorNote} error=${error} />
+    ${candidate && html`<${Rollout} ...${{ domain, candidate }} onStop=${stop} onActivate=${activate} onEnded=${run(async () => {})} />`}
     <div class="overflow-auto"><table>
       <thead><tr><th scope="col">version</th><th scope="col">digest</th><th scope="col">stored</th><th scope="col">made from</th><th scope="col">actions</th></tr></thead>
-      <tbody>${versions.map((one) => html`<${Version} key=${one.version} ...${{ domain, one }}
+      <tbody>${versions.map((one) => html`<${Version} key=${one.version} ...${{ domain, one }} isCandidate=${one.version === candidate}
         onActivate=${activate} onDelete=${remove} onDownload=${download} />`)}</tbody>
     </table></div>
     <${Confirm} label="Roll back" question=${`Make the previously live version of ${domain} live again?`} onConfirm=${rollback} />
@@ -134,7 +137,7 @@ function Domain({ domain, refreshDomains }) {
     <${Upload} domain=${domain} onDone=${run(async () => {})} />
     <details><summary>History</summary><div class="overflow-auto"><table>
       <thead><tr><th scope="col">time</th><th scope="col">action</th><th scope="col">from</th><th scope="col">to</th><th scope="col">by</th></tr></thead>
-      <tbody>${history.map((one) => html`<tr key=${one.seq}><td>${when(one.at)}</td><td>${one.action}</td>
+      <tbody>${history.map((one) => html`<tr key=${one.seq}><td>${when(one.at)}</td><td>${one.action}${one.detail ? `: ${one.detail}` : ""}</td>
         <td>${one.from_version ?? "-"}</td><td>${one.to_version ?? "-"}</td><td>${one.actor || "-"}</td></tr>`)}</tbody>
     </table></div></details>
   </section>`;
@@ -150,12 +153,12 @@ export function Domains({ domains, initialDomain, refreshDomains }) {
       <thead><tr><th scope="col">domain</th><th scope="col">state</th><th scope="col">live version</th><th scope="col">classes</th><th scope="col">live since</th></tr></thead>
       <tbody>${domains.map((one) => html`<tr key=${one.domain}>
         <th scope="row"><button type="button" class="small outline" aria-pressed=${one.domain === name} onClick=${() => setName(one.domain)}>${one.domain}</button></th>
-        <td>${one.state}${one.error ? ` (${one.error})` : ""}</td><td>${one.version ?? "-"}</td><td>${one.n_classes ?? "-"}</td>
+        <td>${one.state}${one.error ? ` (${one.error})` : ""}</td><td>${one.version ?? "-"}${one.candidate ? ` (rollout of ${one.candidate})` : ""}</td><td>${one.n_classes ?? "-"}</td>
         <td>${one.live_since ? when(one.live_since) : "-"}</td></tr>`)}</tbody>
     </table></div>
     <details><summary>Upload the first bundle of another domain</summary>
       <label>Domain of the bundle <input value=${fresh} onInput=${(event) => setFresh(event.target.value.trim())} /></label>
       ${fresh && html`<${Upload} key=${fresh} domain=${fresh} onDone=${async () => { await refreshDomains(); setName(fresh); }} />`}
     </details>
-    ${name && html`<${Domain} key=${name} domain=${name} refreshDomains=${refreshDomains} />`}`;
+    ${name && html`<${Domain} key=${name} domain=${name} candidate=${domains.find((one) => one.domain === name)?.candidate} refreshDomains=${refreshDomains} />`}`;
 }

@@ -46,6 +46,7 @@ class ScoreReply(NamedTuple):
     answers: list[ImageResult | WireError]
     abstain_below: float | None
     feature_key: str
+    is_candidate: bool
 
 
 class RemoteBackend:
@@ -84,7 +85,7 @@ class RemotePin:
             "score", self._number, filled, options, returns=ScoreReply, on_done=lambda: slots.free.extend(filled)
         )
         answers = [from_wire(one) if isinstance(one, WireError) else one for one in reply.answers]
-        return Scored(reply.version, reply.digest, answers, reply.abstain_below, reply.feature_key)
+        return Scored(reply.version, reply.digest, answers, reply.abstain_below, reply.feature_key, reply.is_candidate)
 
     async def spellings(self, labels: Sequence[str]) -> dict[str, str]:
         """See `Pin.spellings`."""

@@ -8,20 +8,20 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prompt_store import ConflictError, Store, VersionExistsError, VersionLiveError, digest_bytes
+from prompt_store import ConflictError, RolloutPlan, Store, VersionExistsError, VersionLiveError, digest_bytes
 from tests.prompt_store.samples import sample_bundle
 
 BUNDLES = [sample_bundle(seed) for seed in range(6)]
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The store against a model: a list of contents, a set of retired versions and a stack of live ones."""
+    """The store against a model: contents, retired versions, a stack of live ones, and a rollout's candidate."""
 
     @initialize()
     def start(self):
         self.directory = tempfile.TemporaryDirectory(prefix="caspl-test-")
         self.store = Store.open(Path(self.directory.name) / "store")
-        self.contents, self.retired, self.live_history = [], set(), []
+        self.contents, self.retired, self.live_history, self.candidate = [], set(), [], None
 
     def teardown(self):
         if hasattr(self, "directory"):
@@ -50,6 +50,24 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.activate("flowers", version).version == version
         if not self.live_history or self.live_history[-1] != version:
             self.live_history.append(version)
+        self.candidate = None
+
+    @precondition(lambda self: self.live_history)
+    @rule(data=st.data())
+    def start_rollout(self, data):
+        version = data.draw(st.sampled_from(self.available()))
+        if self.candidate is not None or version == self.live_history[-1]:
+            with pytest.raises((ConflictError, VersionLiveError)):
+                self.store.start_rollout("flowers", RolloutPlan(version=version))
+            return
+        self.store.start_rollout("flowers", RolloutPlan(version=version))
+        self.candidate = version
+
+    @precondition(lambda self: self.contents)
+    @rule()
+    def end_rollout(self):
+        assert self.store.end_rollout("flowers") == (self.candidate is not None)
+        self.candidate = None
 
     @precondition(lambda self: self.contents)
     @rule()
@@ -63,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.rollback("flowers")
             return
         assert self.store.rollback("flowers").version == rest[-1]
-        self.live_history = rest
+        self.live_history, self.candidate = rest, None
 
     @precondition(lambda self: self.available())
     @rule(data=st.data())
@@ -71,6 +89,10 @@ class StoreMachine(RuleBasedStateMachine):
         version = data.draw(st.sampled_from(self.available()))
         if self.live_history and self.live_history[-1] == version:
             with pytest.raises(VersionLiveError):
+                self.store.retire("flowers", version)
+            return
+        if self.candidate == version:
+            with pytest.raises(ConflictError):
                 self.store.retire("flowers", version)
             return
         self.store.retire("flowers", version)
@@ -93,6 +115,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert all(info.digest == digest_bytes(BUNDLES[self.contents[info.version - 1]]) for info in infos)
         live = self.store.live("flowers")
         assert (live.version if live else None) == (self.live_history[-1] if self.live_history else None)
+        assert (live.rollout.plan.version if live and live.rollout else None) == self.candidate
 
 
 TestStoreMachine = StoreMachine.TestCase

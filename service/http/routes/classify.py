@@ -70,6 +70,8 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
         "stack": query.stack,
         "results": _results(images, outcome, query),
     }
+    if scored.is_candidate:
+        body["is_candidate"] = True
     response = _respond(context, body, outcome, began_s)
     response.headers["X-Bundle-Version"] = str(scored.version)
     response.headers["X-Bundle-Digest"] = scored.digest
@@ -94,6 +96,8 @@ async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]
         scored = outcome.domains[domain]
         version, digest = (None, None) if isinstance(scored, Exception) else (scored.version, scored.digest)
         result |= {"domain": domain if is_domain(domain) else None, "version": version, "digest": digest}
+        if not isinstance(scored, Exception) and scored.is_candidate:
+            result["is_candidate"] = True
     body = {"request_id": request_id.get(), "stack": query.stack, "results": results}
     return _respond(context, body, outcome, began_s)
 
@@ -155,6 +159,7 @@ def _options(query: MixedQuery, labels: tuple[str, ...], deadline_s: float) -> S
         request_id=request_id.get(),
         abstain=query.abstain,
         embedding=query.returns == "embedding",
+        rollout=not labels and query.stack == "cascade" and query.returns is None,
     )
 
 

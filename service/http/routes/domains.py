@@ -156,7 +156,7 @@ async def activate(
         str | None, Header(description="ETag of the current live version; 412 if another version is live")
     ] = None,
 ) -> LiveOut:
-    """Make a version live; responds once it serves."""
+    """Make a version live; responds once it serves. Ends a rollout."""
     refuse_when_draining(context)
     live = await context.publisher.activate(domain, body.version, expected=_expected(if_match), actor=actor_of(request))
     return _live(live, response)
@@ -164,7 +164,7 @@ async def activate(
 
 @router.post("/domains/{domain}/rollback")
 async def rollback(request: Request, response: Response, domain: str, context: Context) -> LiveOut:
-    """Make the previously live version live; responds once it serves."""
+    """Make the previously live version live; responds once it serves. Ends a rollout."""
     refuse_when_draining(context)
     return _live(await context.publisher.rollback(domain, actor=actor_of(request)), response)
 
@@ -197,6 +197,7 @@ def _summary(domain: str, state: DomainState) -> dict[str, Any]:
         "digest": live.digest if live else None,
         "n_classes": len(live.stack.class_names) if live else None,
         "live_since": state.since,
+        "candidate": state.running.candidate.version if state.running else None,
         "has_boosting": live is not None and live.stack.has_boosting,
         "error": state.error,
     }

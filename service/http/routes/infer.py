@@ -85,6 +85,8 @@ async def _infer(request: Request, domain: str, version: int | None) -> Response
     if inference.id is not None:
         head["id"] = inference.id
     head["parameters"] = {"digest": scored.digest, "request_id": request_id.get()} | _notes(outcome)
+    if scored.is_candidate:
+        head["parameters"]["is_candidate"] = "true"
     body, n_json = encode_response(head, _tensors(answers, inference), inference.outputs)
     is_binary = n_json < len(body)
     response = Response(body, media_type="application/octet-stream" if is_binary else "application/json")
@@ -103,14 +105,17 @@ def _options(inference: InferRequest, context: HttpContext, began_s: float) -> S
     if timeout_s > settings.max_timeout_s:
         limit = int(settings.max_timeout_s * 1e6)
         raise RequestInvalidError(f"parameters.timeout must be at most {limit} microseconds.", extra={"limit": limit})
+    classes = check_classes(parameters.top_k, labels, settings)
+    has_embeddings = "embeddings" in inference.outputs
     return ScoringOptions(
         stack=parameters.stack,
-        labels=check_classes(parameters.top_k, labels, settings),
+        labels=classes,
         top_k=parameters.top_k,
         deadline_s=began_s + timeout_s,
         priority=PRIORITIES[parameters.priority_name],
         request_id=request_id.get(),
-        embedding="embeddings" in inference.outputs,
+        embedding=has_embeddings,
+        rollout=not classes and parameters.stack == "cascade" and not has_embeddings,
     )
 
 

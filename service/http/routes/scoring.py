@@ -220,12 +220,12 @@ def _offer(
     outcome: Outcome,
     actor: str,
 ) -> None:
-    """Offer the files that were scored, all by live versions, as examples."""
+    """Offer the files that were scored by live versions as examples."""
     if not uncertain.is_eligible(options):
         return
     for (domain, image), answer in zip(images, outcome.answers, strict=True):
         scored = outcome.domains[domain]
-        if not isinstance(scored, Scored) or not isinstance(answer, ImageResult):
+        if not isinstance(scored, Scored) or scored.is_candidate or not isinstance(answer, ImageResult):
             continue
         if isinstance(image, UploadedImage) and isinstance(image.data, bytes):
             uncertain.offer(domain, image.data, answer, scored, actor)
