@@ -157,5 +157,5 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         fitter=Fitter(examples, backend, publisher, decoder, metrics, max_waiting=settings.max_waiting_stacks),
         watcher=StoreWatcher(table, loader, publisher, lifecycle, metrics),
         audit=AuditFollower(store, keys),
-        sources=open_sources(settings, publisher, loader, metrics),
+        sources=open_sources(settings, table, publisher, loader, metrics),
     )

@@ -263,8 +263,8 @@ def _announce(console: Console, context: ServiceContext, address: str, *, is_kep
         console.print(f"  domain    {domain}: version {live.version} live, {n_classes} classes, {digest}")
     if not context.table.states:
         console.print("  domain    none yet; upload a bundle or run `caspl store add`")
-    for address in context.settings.follow:
-        console.print(f"  follows   {address}", soft_wrap=True)
+    for source in context.settings.follow:
+        console.print(f"  follows   {source}", soft_wrap=True)
     console.print(f"  keys      {'not required on loopback' if context.keys.is_open else 'required'}")
     if n_signers := len(context.settings.require_signature):
         console.print(

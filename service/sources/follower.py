@@ -26,6 +26,7 @@ from prompted_clip.errors import PromptedClipError
 from service.errors import ServiceError, SettingsError
 
 if TYPE_CHECKING:
+    from service.domains.live_table import LiveTable
     from service.domains.loader import VersionLoader
     from service.domains.publisher import Publisher
     from service.observability.metrics import Metrics
@@ -76,6 +77,7 @@ class SourceFollower:
         remote: the opened address.
         address: of the remote, for messages and the history.
         domain: the only one to accept; None is that of the first bundle.
+        table: the versions that serve.
         publisher: makes bundles live.
         loader: of the store; its policy accepts signatures.
         metrics: counts checks.
@@ -88,6 +90,7 @@ class SourceFollower:
         remote: Remote,
         address: str,
         domain: str | None,
+        table: LiveTable,
         publisher: Publisher,
         loader: VersionLoader,
         metrics: Metrics,
@@ -97,6 +100,7 @@ class SourceFollower:
     ) -> None:
         self.state = SourceState(address, domain)
         self._remote = remote
+        self._table = table
         self._publisher = publisher
         self._store = loader.store
         self._policy = loader.policy
@@ -150,37 +154,39 @@ class SourceFollower:
         if owner != self.state.address:
             message = f"{domain} is followed from {owner} already. Follow one address per domain."
             raise ConflictError(message, code="domain_followed")
-        is_done, known = await asyncio.to_thread(self._look_up, domain, digest)
-        if not is_done:
+        known, was_replaced = await asyncio.to_thread(self._look_up, domain, digest)
+        if known is not None:  # it may have a new signature
+            await asyncio.to_thread(self._add_signatures, domain, known, artifact.signatures)
+        serving = self._table.live(domain)
+        is_new = not was_replaced and (serving is None or serving.digest != digest)
+        if is_new:
             await self._go_live(domain, artifact, digest, known)
             facts = {"source": self.state.address, "domain": domain, "digest": digest, "revision": revision}
             logger.info("source.updated", extra=facts)
         self._show(replace(self.state, domain=domain, digest=digest))
-        return not is_done
+        return is_new
 
-    def _look_up(self, domain: str, digest: str) -> tuple[bool, int | None]:
-        """Whether this bundle is live, or was the last one from this source; and the version that has it, if any."""
+    def _look_up(self, domain: str, digest: str) -> tuple[int | None, bool]:
+        """The version that has this bundle, if any; and whether it was the last one from here, and was replaced since."""
         try:
             by_version = {info.version: info.digest for info in self._store.versions(domain)}
             live, history = self._store.live(domain), self._store.history(domain)
         except DomainNotFoundError:
-            return False, None
+            return None, False
         followed = [entry.to_version for entry in history if entry.actor == self._actor and entry.action == "activate"]
         is_last = bool(followed) and by_version.get(followed[-1] or 0) == digest
-        is_live = live is not None and live.digest == digest
-        return is_live or is_last, next((number for number, found in by_version.items() if found == digest), None)
+        known = next((number for number, found in by_version.items() if found == digest), None)
+        return known, is_last and (live is None or live.digest != digest)
 
     async def _go_live(self, domain: str, artifact: Artifact, digest: str, known: int | None) -> None:
         """Publish a bundle, or activate the version that has its content."""
-        publisher, signature = self._publisher, self._accepted(artifact, digest)
-        if known is None:
-            added = await publisher.publish(
-                domain, artifact.bundle, activate=True, actor=self._actor, signature=signature
-            )
-            await asyncio.to_thread(self._add_signatures, domain, added.version, artifact.signatures)
-        else:
-            await asyncio.to_thread(self._add_signatures, domain, known, artifact.signatures)
+        publisher, data = self._publisher, artifact.bundle
+        if known is not None:
             await publisher.activate(domain, known, expected=None, actor=self._actor)
+            return
+        signature = self._accepted(artifact, digest)
+        added = await publisher.publish(domain, data, activate=True, actor=self._actor, signature=signature)
+        await asyncio.to_thread(self._add_signatures, domain, added.version, artifact.signatures)
 
     def _accepted(self, artifact: Artifact, digest: str) -> bytes | None:
         """The first signature that the policy accepts: it is stored with the version, the others after it."""
@@ -226,7 +232,7 @@ def followed_addresses(settings: Settings) -> list[tuple[Address, str | None]]:
 
 
 def open_sources(
-    settings: Settings, publisher: Publisher, loader: VersionLoader, metrics: Metrics
+    settings: Settings, table: LiveTable, publisher: Publisher, loader: VersionLoader, metrics: Metrics
 ) -> tuple[SourceFollower, ...]:
     """The followers of `settings.follow`; connects to nothing yet.
 
@@ -242,7 +248,7 @@ def open_sources(
             raise SettingsError(f"follow: {error}", code=error.code) from error
         every_s = settings.follow_every_s
         followers.append(
-            SourceFollower(remote, str(address), domain, publisher, loader, metrics, every_s=every_s, owners=owners)
+            SourceFollower(remote, str(address), domain, table, publisher, loader, metrics, every_s=every_s, owners=owners)
         )
     return tuple(followers)
 

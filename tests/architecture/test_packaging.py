@@ -139,7 +139,7 @@ def test_every_imported_package_is_a_declared_dependency():
         ("caspl",): ("serve", "export"),
         ("service", "prompted_clip"): ("serve", "traces", "export", "openvino"),
         ("training", "prompted_clip"): ("train", "evaluate", "export", "openvino"),
-        ("tests",): ("serve", "traces", "train", "evaluate", "export", "openvino", "dev", "fuzz"),
+        ("tests",): ("serve", "traces", "train", "evaluate", "bench", "export", "openvino", "dev", "fuzz"),
     }
     for folders, extras in extras_by_folders.items():
         expected = declared(*extras)

@@ -149,9 +149,11 @@ def test_the_banner_reports_whether_the_store_is_removed_at_the_end(tmp_path, mo
         return 0
 
     monkeypatch.setattr("service.server.run", run)
-    result = CliRunner().invoke(serve_app, options)
+    result = CliRunner().invoke(serve_app, [*options, "--follow", "hf://acme/paint"])
     assert result.exit_code == 0, result.output
     assert f"store {served[0]}" in said(result)
+    assert "follows hf://acme/paint" in said(result)
+    assert "open http://test (page)" in said(result)
     assert ("removed when the service stops; --store FOLDER keeps one" in said(result)) is not is_kept
     assert served[0].exists() is is_kept
 

@@ -192,6 +192,26 @@ async def test_only_signed_bundles_are_followed_where_a_signature_is_required(fo
         assert (await live(client))["state"] == "live"
 
 
+async def test_a_signature_that_is_added_at_the_source_reaches_the_version_that_is_live(follow, source, store, tmp_path):
+    source.point_to(FIRST)
+    async with follow(follow=[source.address]) as client:
+        await first_check(client)
+        source.point_to(FIRST, 0)
+        await check(client)
+    assert len(store.signatures(digest_bytes(FIRST))) == 1
+    assert len(store.versions("paint")) == 1
+    async with follow(require_signature=[write_keys(tmp_path)[1]]) as client:
+        assert (await live(client))["state"] == "live"
+
+
+async def test_a_domain_whose_version_lacks_a_signature_serves_once_the_source_has_one(follow, source, tmp_path):
+    source.point_to(FIRST, 0)
+    async with follow(follow=[source.address], require_signature=[write_keys(tmp_path)[1]]) as client:
+        await first_check(client)
+        assert (await client.post("/classify/paint", content=picture())).json()["version"] == 1
+        assert (await live(client))["state"] == "live"
+
+
 async def test_a_rollback_lasts_until_the_source_names_another_bundle(follow, source):
     async with follow(follow=[source.address]) as client:
         await first_check(client)
