@@ -27,7 +27,7 @@ define lock
 	@echo "wrote $(1)"
 endef
 
-.PHONY: help demo test test-all lint format docs fuzz crash mutants soak lock audit sbom licences demo-train clean
+.PHONY: help demo test test-all lint format docs fuzz crash mutants soak image lock audit sbom licences demo-train clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -69,6 +69,9 @@ mutants: $(VENV)/.installed-dev ## remove one safeguard at a time and show which
 
 soak: $(VENV)/.installed-dev ## serve load, invalid images and swaps for MINUTES=5 (results in build/soak)
 	$(BIN)/python -P -m tests.hostile.soak --minutes $(or $(MINUTES),5) $(if $(OUT),--out $(OUT))
+
+image: $(VENV)/.installed-dev ## build the container image without a daemon, check its files, run it read-only (ARGS=--help)
+	$(BIN)/python -P -m tests.deploy.build_image $(ARGS)
 
 lock: $(VENV)/.installed-supply-chain ## write requirements*.lock: the versions of constraints.txt, with hashes
 	$(call lock,requirements.lock,serve)

@@ -32,6 +32,10 @@ from service.errors import SettingsError, UnauthorizedError
 
 DURATION: Final = re.compile(r"(\d{1,5})([dhm])")
 UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
+OTHERS: Final = 0o077
+"""Permissions that nobody but the owner of a key file may have."""
+OTHERS_OF_ROOTS_FILE: Final = 0o037
+"""The group may read a file of root: a Secret of Kubernetes belongs to root and to a group of the container."""
 
 
 class Key(BaseModel):
@@ -81,15 +85,15 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     """Read a key file.
 
     Raises:
-        SettingsError: the file is missing, readable by other users, or invalid.
+        SettingsError: the file is missing, accessible to other users, or invalid.
     """
     try:
         data = path.read_bytes()
-        is_private = path.stat().st_mode & 0o077 == 0
+        status = path.stat()
     except OSError as error:
         raise SettingsError(f"Cannot read the key file {path}: {error.strerror}.") from error
-    if not is_private:
-        raise SettingsError(f"The key file {path} is readable by other users; run `chmod 600 {path}`.")
+    if status.st_mode & (OTHERS_OF_ROOTS_FILE if status.st_uid == 0 else OTHERS):
+        raise SettingsError(f"The key file {path} is accessible to other users; run `chmod 600 {path}`.")
     try:
         return KeyFile.model_validate_json(data).keys
     except ValidationError as error:

@@ -52,10 +52,15 @@ def test_panels_neither_overlap_nor_leave_the_grid():
         taken |= cells
 
 
-def test_promtool_accepts_the_rules_and_their_own_tests_pass():
+def test_promtool_accepts_configurations_and_rules_and_the_rules_pass_their_own_tests():
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs promtool: apt install prometheus")
-    for command in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]):
+    for command in (
+        ["check", "rules", "alerts.yml"],
+        ["test", "rules", "alerts.test.yml"],
+        ["check", "config", "--syntax-only", "prometheus.yml"],
+        ["check", "config", "--syntax-only", "kubernetes.yml"],
+    ):
         done = subprocess.run([promtool, *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -40,7 +40,8 @@ NOT_RUN = {
     r"python (-P )?-m benchmarks": "measures for minutes",
     r"python (-P )?-m training\.demo( |.* --n-test 600)": "draws thousands of pictures or trains for minutes",
     r"sudo ": "changes the machine",
-    r"cd deploy && docker": "needs a Docker daemon",
+    r"(cd deploy && .*)?docker ": "needs a Docker daemon",
+    r"kubectl ": "needs a cluster",
     r"curl .*…": "contains a placeholder",
 }
 UsageError = typer.BadParameter.__base__  # click's, which typer does not export

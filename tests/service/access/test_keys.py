@@ -152,6 +152,45 @@ def test_the_file_holds_no_key_and_is_private(path):
         assert secret not in path.read_text()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(
+    ("owner", "mode", "is_accepted"),
+    [
+        (0, 0o440, True),
+        (0, 0o640, True),
+        (0, 0o460, False),
+        (0, 0o444, False),
+        (65532, 0o440, False),
+        (65532, 0o400, True),
+    ],
+)
+def test_a_group_may_read_a_file_of_root_only(path, owner, mode, is_accepted):
+    add_key(path, ["classify"], [])
+    os.chown(path, owner, 65532)
+    path.chmod(mode)
+    if is_accepted:
+        assert len(read_keys(path)) == 1
+        return
+    with pytest.raises(SettingsError, match="accessible to other users"):
+        read_keys(path)
+
+
+def test_a_ring_follows_a_secret_that_kubernetes_replaces(tmp_path, monkeypatch):
+    """The file is a link into a folder, which is a link itself; an update replaces the second one."""
+    monkeypatch.setattr(ring_module, "POLL_S", 0)
+    keys = []
+    for folder in ("..1", "..2"):
+        (tmp_path / folder).mkdir()
+        keys.append(add_key(tmp_path / folder / "keys.json", ["classify"], []))
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "keys.json").symlink_to("..data/keys.json")
+    ring = KeyRing(read_keys(tmp_path / "keys.json"), tmp_path / "keys.json")
+    assert [passes(ring, key) for key in keys] == [True, False]
+    (tmp_path / "..next").symlink_to("..2")
+    (tmp_path / "..next").replace(tmp_path / "..data")
+    assert [passes(ring, key) for key in keys] == [False, True]
+
+
 def test_a_file_of_an_earlier_release_is_read(path):
     path.write_text('{"keys": [{"id": "k3v9x2ab", "sha256": "' + "0" * 64 + '", "scopes": ["classify"]}]}')
     path.chmod(0o600)
