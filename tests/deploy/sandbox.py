@@ -66,7 +66,13 @@ class Volumes:
 
 def host_root():
     """bwrap's arguments for a root with this machine's Python and packages, in place of a built image."""
-    folders = {Path("/usr"), ROOT, Path(sys.prefix), *(Path(path) for path in sys.path if path.endswith("-packages"))}
+    folders = {
+        Path("/usr"),
+        ROOT,
+        Path(sys.prefix),
+        Path(sys.base_prefix),
+        *(Path(path) for path in sys.path if path.endswith("-packages")),
+    }
     binds = [word for folder in sorted(folders) for word in ("--ro-bind", str(folder), str(folder))]
     links = [word for name in ("bin", "lib", "lib64", "sbin") for word in ("--symlink", f"usr/{name}", f"/{name}")]
     return [*binds, *links, "--dir", "/etc", "--dir", "/opt"]
