@@ -1,7 +1,7 @@
 """Builds the container image without a daemon and examines it: `make image`.
 
-Needs root, buildah, bubblewrap, and for `--debian` mmdebstrap. Where no registry can be reached, `--debian` stands in for
-the base image: Debian's own Python 3.11 in a minimal system.
+Needs root, buildah, bubblewrap, and for `--debian` mmdebstrap. Where no registry can be reached, `--debian` makes a
+base image of Debian's own Python 3.11 in a minimal system.
 """
 
 import argparse

@@ -73,9 +73,11 @@ def host_root():
         Path(sys.base_prefix),
         *(Path(path) for path in sys.path if path.endswith("-packages")),
     }
+    parents = {parent for folder in folders for parent in folder.parents} - {Path("/")}  # bwrap would close them to others
+    opened = [word for parent in sorted(parents) for word in ("--dir", str(parent))]
     binds = [word for folder in sorted(folders) for word in ("--ro-bind", str(folder), str(folder))]
     links = [word for name in ("bin", "lib", "lib64", "sbin") for word in ("--symlink", f"usr/{name}", f"/{name}")]
-    return [*binds, *links, "--dir", "/etc", "--dir", "/opt"]
+    return [*opened, *binds, *links, "--dir", "/etc", "--dir", "/opt"]
 
 
 def built_root(folder):
@@ -114,6 +116,7 @@ def run(root, volumes, image, *, path=""):
         *(word for pair in environment.items() for word in ("--setenv", *pair)),
         *root,
         *("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp", "--tmpfs", "/run"),  # noqa: S108
+        *("--dir", "/run/secrets"),
         *("--bind", str(volumes.store), "/store", "--ro-bind", str(volumes.weights), "/weights"),
         *("--ro-bind", str(volumes.keys), "/run/secrets/caspl", "--ro-bind", str(volumes.inputs), "/run/in"),
         *("--remount-ro", "/run", "--remount-ro", "/", "--chdir", image.only("WORKDIR")),

@@ -16,6 +16,8 @@ from tests.deploy.dockerfile import IMAGES
 REPORT = os.environ.get("IMAGE_REPORT")
 """Of an image that `make image` built."""
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(sandbox.WITHIN_S)]
+
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
@@ -28,27 +30,23 @@ def facts(tmp_path_factory):
     return sandbox.run(sandbox.built_root(root), volumes, IMAGES[0])
 
 
-@pytest.mark.slow
 def test_the_command_serves_a_domain_to_a_client_with_a_key(facts):
     assert "answer" in facts, facts["log"]
     assert facts["answer"]["results"][0]["predictions"][0]["label"] == "striped donut"
     assert facts["status"] == 0
 
 
-@pytest.mark.slow
 def test_the_sandbox_has_no_network_and_its_user_no_name_and_no_way_to_write_but_volumes_and_tmp(facts):
     assert facts["interfaces"] == ["lo"]
     assert (facts["user"], facts["group"]) == (sandbox.USER, 0)
     assert facts["writable"] == ["/store", "/tmp"]  # noqa: S108
 
 
-@pytest.mark.slow
 def test_the_health_check_passes_only_while_the_service_runs(facts):
     assert not facts["is_healthy_before"]
     assert not facts["is_healthy_after"]
 
 
-@pytest.mark.slow
 def test_the_doctor_finds_no_problem_in_the_sandbox(facts):
     findings = json.loads(facts["doctor"])
     assert {one["name"] for one in findings} >= {"torch", "store"}
