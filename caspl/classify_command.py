@@ -21,6 +21,7 @@ from caspl.operations import IMAGES_PER_REQUEST, ClassifyOptions
 from caspl.results import Classification
 from caspl.terminal import FAILURE, Key, Url, exit_on_error, plain, print_error
 from training.data.listing import SERVED_SUFFIXES
+from training.errors import TrainingError
 from training.options import Quiet
 from training.progress import progress_bars
 
@@ -75,7 +76,7 @@ def classify(
     if csv is not None and as_json:
         raise typer.BadParameter("--csv and --json exclude each other")
     console = Console(stderr=True, highlight=False, quiet=quiet)
-    with exit_on_error():
+    with exit_on_error(TrainingError):
         found = find_pictures(images, recursive=recursive)
         for note in found.notes:
             console.print(plain(note), soft_wrap=True)

@@ -17,6 +17,7 @@ from caspl.terminal import FAILURE, Key, Url, exit_on_error, plain
 from prompt_store.errors import BundleInvalidError
 from prompt_store.manifest import check_domain
 from training.data.teaching_folder import TeachingFolder, read_teaching_folder
+from training.errors import TrainingError
 from training.fit_table import print_report
 from training.options import AsJson, Quiet
 from training.progress import progress_bars
@@ -93,7 +94,7 @@ def teach(
     adds only new pictures. Exit code 1 if a picture was rejected, after everything else was done.
     """
     console = Console(stderr=True, highlight=False, quiet=quiet)
-    with exit_on_error():
+    with exit_on_error(TrainingError):
         found = read_teaching_folder(folder, classes)
         for note in found.notes:
             console.print(plain(note, "yellow"), soft_wrap=True)

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 
 from caspl.errors import CasplError
-from training.errors import TrainingError
 
 FAILURE: Final = 1
 ADVICE: Final = {
@@ -25,11 +24,11 @@ Key = Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key",
 
 
 @contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Print expected errors in one line and exit with code 1; unexpected errors keep their traceback."""
+def exit_on_error(*further: type[Exception]) -> Iterator[None]:
+    """Print errors of the client, the system and `further` in one line and exit with code 1; others keep their traceback."""
     try:
         yield
-    except (CasplError, TrainingError, OSError) as error:
+    except (CasplError, OSError, *further) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.filename:
             reason = f"Cannot read {error.filename}: {error.strerror}."

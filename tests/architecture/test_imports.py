@@ -68,6 +68,12 @@ def test_the_client_loads_neither_torch_nor_pillow():
     assert not loaded & {"torch", "PIL", "open_clip", "service"}
 
 
+def test_the_commands_of_the_container_image_load_without_training():
+    loaded = modules_after("import caspl.__main__, caspl.doctor_command, prompt_store.cli, service.cli")
+
+    assert not {name for name in loaded if name.split(".")[0] in {"training", "benchmarks"}}
+
+
 def test_a_web_process_loads_no_torch():
     loaded = modules_after("import service.workers.web_process")
 
