@@ -7,10 +7,12 @@ base image of Debian's own Python 3.11 in a minimal system.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import distributions
 from pathlib import Path
 
 from tests.architecture.repository import ROOT
@@ -64,6 +66,17 @@ def size(folder):
     return sum(seen.values())
 
 
+def locked_packages():
+    """Size in MiB of the packages of the lock file that are installed here, with CUDA; and those that are not."""
+    names = set(re.findall(r"^([a-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
+    found = {re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(): one for one in distributions()}
+    files = {Path(file.locate()) for name in names & found.keys() for file in found[name].files or []}
+    return {
+        "locked_mib": round(sum(file.lstat().st_size for file in files if file.exists()) / MIB),
+        "not_installed": sorted(names - found.keys()),
+    }
+
+
 def measured(root, base_root):
     """Sizes in MiB: of the image, its base, the packages, and the largest of them."""
     packages = next((root / "opt/caspl/lib").glob("python*/site-packages"))
@@ -84,12 +97,16 @@ def parse(words):
     parser.add_argument("--torch-index", default="", help="package index of another torch, such as PyTorch's CPU index")
     parser.add_argument("--torch", default="", help="versions of torch and torchvision to take from there  [locked]")
     parser.add_argument("--volume", action="append", default=[], help="HOST:FOLDER:ro to mount in each step")
+    parser.add_argument("--installed", action="store_true", help="build nothing; print the size of the locked packages here")
     parser.add_argument("--name", default="cuda", help="of the image and of its folder in build/images  [cuda]")
     return parser.parse_args(words)
 
 
 def main(words=None):
     options = parse(words)
+    if options.installed:
+        show(json.dumps(locked_packages(), indent=1))
+        return
     needed = PROGRAMS | ({"mmdebstrap": "mmdebstrap"} if options.debian else {})
     if missing := [package for program, package in needed.items() if shutil.which(program) is None]:
         sys.exit(f"Install first: apt install {' '.join(missing)}")
