@@ -26,9 +26,10 @@ Key = Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key",
 @contextmanager
 def exit_on_error(*further: type[Exception]) -> Iterator[None]:
     """Print errors of the client, the system and `further` in one line and exit with code 1; others keep their traceback."""
+    expected: tuple[type[Exception], ...] = (CasplError, OSError, *further)
     try:
         yield
-    except (CasplError, OSError, *further) as error:
+    except expected as error:
         reason = str(error)
         if isinstance(error, OSError) and error.filename:
             reason = f"Cannot read {error.filename}: {error.strerror}."
