@@ -77,18 +77,20 @@ function Upload({ domain, onDone }) {
   </section>`;
 }
 
-function Version({ domain, one, isCandidate, onActivate, onDelete, onDownload }) {
+function Version({ domain, one, candidate, onRollOut, onActivate, onDelete, onDownload }) {
   const [manifest, setManifest] = useState(null);
   const show = async (event) => {
     if (event.target.open && !manifest) setManifest((await getJson(domainPath(domain, `/versions/${one.version}`))).manifest);
   };
   return html`<tr>
-    <th scope="row">${one.version}${one.is_live ? html` <mark>live</mark>` : ""}${isCandidate ? html` <mark>candidate</mark>` : ""}</th>
+    <th scope="row">${one.version}${one.is_live ? html` <mark>live</mark>` : ""}${one.version === candidate ? html` <mark>candidate</mark>` : ""}</th>
     <td><code>${shortDigest(one.digest)}</code></td>
     <td>${when(one.created_at)}</td>
     <td><details onToggle=${show}><summary>provenance</summary>${manifest && html`<${Metrics} manifest=${manifest} />`}</details></td>
     <td class="actions">
       ${!one.is_live && html`<button type="button" class="small" onClick=${() => onActivate(one.version)}>Activate</button>`}
+      ${!one.is_live && !candidate && html`<${Confirm} label="Roll out" onConfirm=${() => onRollOut(one.version)}
+        question=${`Compare version ${one.version} of ${domain} with the live version on copies of 10 % of the requests? The live version answers.`} />`}
       <button type="button" class="small secondary" onClick=${() => onDownload(one.version)}>Download</button>
       ${!one.is_live && html`<${Confirm} label="Delete" kind="outline" question=${`Delete version ${one.version} of ${domain}?`} onConfirm=${() => onDelete(one.version)} />`}
     </td>
@@ -115,6 +117,7 @@ function Domain({ domain, candidate, refreshDomains }) {
   useEffect(() => { run(async () => {})(); }, [domain, candidate]);
   const activate = run((version) => call(domainPath(domain, "/live"), { method: "PUT", json: { version } }));
   const remove = run((version) => call(domainPath(domain, `/versions/${version}`), { method: "DELETE" }));
+  const rollOut = run((version) => call(domainPath(domain, "/rollout"), { method: "POST", json: { version } }));
   const stop = run(() => call(domainPath(domain, "/rollout"), { method: "DELETE" }));
   const rollback = run(() => call(domainPath(domain, "/rollback"), { method: "POST" }));
   const download = run(async (version) => {
@@ -129,7 +132,7 @@ function Domain({ domain, candidate, refreshDomains }) {
     ${candidate && html`<${Rollout} ...${{ domain, candidate }} onStop=${stop} onActivate=${activate} onEnded=${run(async () => {})} />`}
     <div class="overflow-auto"><table>
       <thead><tr><th scope="col">version</th><th scope="col">digest</th><th scope="col">stored</th><th scope="col">made from</th><th scope="col">actions</th></tr></thead>
-      <tbody>${versions.map((one) => html`<${Version} key=${one.version} ...${{ domain, one }} isCandidate=${one.version === candidate}
+      <tbody>${versions.map((one) => html`<${Version} key=${one.version} ...${{ domain, one, candidate }} onRollOut=${rollOut}
         onActivate=${activate} onDelete=${remove} onDownload=${download} />`)}</tbody>
     </table></div>
     <${Confirm} label="Roll back" question=${`Make the previously live version of ${domain} live again?`} onConfirm=${rollback} />

@@ -71,6 +71,19 @@ def test_the_candidate_is_activated_from_the_page(page, server, version):
     assert server.get("/domains/thermal").json()["version"] == 2
 
 
+def test_a_shadow_is_started_from_the_page(page, server, version):
+    page.goto(f"{server.base_url}/#domains/thermal")
+    page.reload()
+    row = page.get_by_role("region", name="thermal", exact=True).locator("tbody").first.locator("tr").first
+    row.get_by_role("button", name="Roll out").first.click()
+    row.get_by_role("dialog").get_by_role("button", name="Roll out").click()
+    page.get_by_role("region", name="rollout", exact=True).get_by_text("compared", exact=True).wait_for()
+    assert page.get_by_role("button", name="Roll out").count() == 0
+    found = server.get("/domains/thermal/rollout").json()
+    assert (found["version"], found["mode"], found["percent"]) == (2, "shadow", 10)
+    server.delete("/domains/thermal/rollout").raise_for_status()
+
+
 def test_a_rollout_that_ends_by_itself_leaves_the_page_with_its_figures_in_the_history(page, server, version):
     section = started(server, page, version, max_disagreement=0, max_confidence_shift=0, min_images=1)
     for picture in THERMAL * 5:
