@@ -12,8 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats, Ints
-from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, softmax
+from prompted_clip.features import Features, Floats, Ints
+from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS
+from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, refitted_logits, softmax
 from prompted_clip.semi_supervised import GDA_UNLABELLED, UnlabelledImages
 
 AUTO: Final = "auto"
@@ -84,7 +85,8 @@ class FitReport:
         n_unlabelled: unlabelled images; only a fit with the method `gda-unlabelled` uses them.
         accuracy: with all examples.
         text_accuracy: of the text features alone.
-        half_accuracy: with half of the examples; well below `accuracy` if more examples are likely to help.
+        half_accuracy: with half of the examples, by the same method and strength; well below `accuracy` if more
+            examples are likely to help.
         classes: in class order.
         confusion: counts; rows are labels, columns predictions.
         suspects: worst first.
@@ -109,7 +111,7 @@ class FitReport:
 
 
 def fit_and_report(
-    features_NE: Floats,
+    features: Floats | Features,
     labels_N: Ints,
     text_logits_NK: Floats,
     class_names: Sequence[str],
@@ -121,8 +123,9 @@ def fit_and_report(
     The other arguments are those of `fit_few_shot`.
     """
     methods = AUTO_METHODS if method == AUTO else {method: FEW_SHOT_METHODS[method]}
-    fit = fit_few_shot(features_NE, labels_N, text_logits_NK, methods, unlabelled)
-    return fit, report_fit(fit, features_NE, class_names, unlabelled)
+    known = Features.of(features)
+    fit = fit_few_shot(known, labels_N, text_logits_NK, methods, unlabelled)
+    return fit, report_fit(fit, known.values_NE, class_names, unlabelled)
 
 
 def report_fit(
@@ -135,17 +138,19 @@ def report_fit(
     is_right_half_N = _right_with_half(fit, features_NE, unlabelled)
     confusion_KK = np.bincount(labels_N * n_classes + predicted_N, minlength=n_classes**2).reshape(n_classes, n_classes)
     counts_K = confusion_KK.sum(axis=1)
+    n_right_text_K = np.bincount(labels_N, is_right_text_N, n_classes)
+    n_right_half_K = np.bincount(labels_N, is_right_half_N, n_classes)
 
     def of_class(index: int) -> ClassFit:
-        is_own_N, n = labels_N == index, int(counts_K[index])
+        n = int(counts_K[index])
         mistakes_K = np.where(np.arange(n_classes) == index, 0, confusion_KK[index])
         return ClassFit(
             name=class_names[index],
             n_examples=n,
             is_fitted=fit.method != TEXT and bool(fit.is_fitted_K[index]),
             accuracy=wilson(int(confusion_KK[index, index]), n) if n else None,
-            text_accuracy=float(is_right_text_N[is_own_N].mean()) if n else None,
-            half_accuracy=float(is_right_half_N[is_own_N].mean()) if n else None,
+            text_accuracy=float(n_right_text_K[index]) / n if n else None,
+            half_accuracy=float(n_right_half_K[index]) / n if n else None,
             mistaken_for=class_names[int(mistakes_K.argmax())] if mistakes_K.any() else None,
         )
 
@@ -205,18 +210,16 @@ def _right_with_half(fit: FewShotFit, features_NE: Floats, unlabelled: Unlabelle
     """1 for each example that a fit of the same method on the other half of its examples gets right, otherwise 0."""
     labels_N = fit.labels_N
     place_N = np.empty_like(labels_N)
-    for label in np.unique(labels_N):
-        is_own_N = labels_N == label
-        place_N[is_own_N] = np.arange(is_own_N.sum())
+    counts_K = np.bincount(labels_N)
+    place_N[np.argsort(labels_N, kind="stable")] = np.arange(len(labels_N)) - np.repeat(
+        np.cumsum(counts_K) - counts_K, counts_K
+    )
     methods = {name: method for name, method in FEW_SHOT_METHODS.items() if name == fit.method}
     used = unlabelled if fit.method == GDA_UNLABELLED else None
     is_right_N = np.zeros(len(labels_N))
     for half in (0, 1):
-        is_train_N, is_test_N = place_N % 2 == half, place_N % 2 != half
-        if is_train_N.any() and is_test_N.any():
-            part = fit_few_shot(
-                features_NE[is_train_N], labels_N[is_train_N], fit.text_logits_NK[is_train_N], methods, used
-            )
-            logits_NK = part.logits(features_NE[is_test_N], fit.text_logits_NK[is_test_N])
-            is_right_N[is_test_N] = logits_NK.argmax(axis=1) == labels_N[is_test_N]
+        is_train_N = place_N % 2 == half
+        if is_train_N.any() and not is_train_N.all():
+            logits_NK = refitted_logits(fit, features_NE, is_train_N, methods, used)
+            is_right_N[~is_train_N] = logits_NK.argmax(axis=1) == labels_N[~is_train_N]
     return is_right_N
