@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from prompted_clip.features import Features, Floats, Ints, LinearTerm, class_sums
+from prompted_clip.features import Bools, Features, Floats, Ints, LinearTerm, class_sums
 from prompted_clip.gda import Gda
 
 RIDGE: Final = 1.0
@@ -30,6 +30,10 @@ class FewShotMethod(Protocol):
 
     def fit_and_leave_out(self, features: Features, labels_N: Ints, n_classes: int) -> tuple[LinearTerm, Floats]:
         """The same term, and the scores of each example by the term that `fit` gives without it: [N, K]."""
+        ...
+
+    def fit_some(self, features: Features, is_used_N: Bools, labels_N: Ints, n_classes: int) -> LinearTerm:
+        """The term for some examples, with the labels of these; fast if it was computed for nearly the same ones."""
         ...
 
 
@@ -62,6 +66,10 @@ class Ridge:
         scores_NK[np.arange(n), labels_N] -= leverage_N / (1 - leverage_N)
         return LinearTerm(weight_KE @ eigen.basis_EE.T, bias_K), scores_NK
 
+    def fit_some(self, features: Features, is_used_N: Bools, labels_N: Ints, n_classes: int) -> LinearTerm:
+        """See `FewShotMethod`."""
+        return self.fit(features.values_NE[is_used_N], labels_N, n_classes)
+
 
 class TipAdapter:
     """Tip-Adapter without training (arXiv 2207.09519), its cache folded into a linear term.
@@ -82,6 +90,10 @@ class TipAdapter:
         squares_N = (features.values_NE**2).sum(axis=1)
         scores_NK[np.arange(len(labels_N)), labels_N] -= 1 - SHARPNESS + SHARPNESS * squares_N
         return term, scores_NK
+
+    def fit_some(self, features: Features, is_used_N: Bools, labels_N: Ints, n_classes: int) -> LinearTerm:
+        """See `FewShotMethod`."""
+        return self.fit(features.values_NE[is_used_N], labels_N, n_classes)
 
 
 FEW_SHOT_METHODS: Final[Mapping[str, FewShotMethod]] = MappingProxyType(

@@ -36,7 +36,6 @@ class FewShotFit:
     Attributes:
         method: a key of `FEW_SHOT_METHODS`, `gda-unlabelled`, or `text` if none beats the text features.
         alpha: 0 for `text`.
-        strength: the one of `ALPHAS` that it comes from; 0 for `text`.
         term: W and b, zero for the classes that it does not cover.
         temperature: minimises the leave-one-out log-loss.
         labels_N: classes of the examples.
@@ -47,7 +46,6 @@ class FewShotFit:
 
     method: str
     alpha: float
-    strength: float
     term: LinearTerm
     temperature: float
     labels_N: Ints
@@ -93,53 +91,54 @@ def fit_few_shot(
         unlabelled: adds the candidate `gda-unlabelled`.
     """
     known, n_classes = Features.of(features), text_logits_NK.shape[1]
-    text_margins_NK = _margins(text_logits_NK, labels_N)
-    best = text = _calibrate_margins(text_margins_NK)
-    method_name, alpha, strength, logits_NK = TEXT, 0.0, 0.0, text_logits_NK
+    best = text = calibrate(text_logits_NK, labels_N)
+    method_name, alpha, logits_NK = TEXT, 0.0, text_logits_NK
     term, is_fitted_K = _no_term(n_classes, known.values_NE.shape[1]), _has_enough(labels_N, n_classes)
     for name, method, is_own_K in _candidates(labels_N, n_classes, methods, unlabelled, text.temperature):
         own_term, scores_NK = _term_and_scores(method, known, labels_N, is_own_K)
-        unit = _spread(text_logits_NK[:, is_own_K]) / _spread(scores_NK[:, is_own_K])
         largest = max(np.abs(own_term.weight_KE).max(), np.abs(own_term.bias_K).max())
-        alphas = [candidate for candidate in unit * ALPHAS if candidate * largest < MAX_WEIGHT]
+        alphas = _alphas(text_logits_NK, scores_NK, is_own_K, MAX_WEIGHT / largest)
         if not alphas:
             continue
-        index, found = _least_alpha(text_margins_NK, _margins(scores_NK, labels_N), alphas)
+        index, found = _least_alpha(text_logits_NK, scores_NK, labels_N, alphas, known.starts.get(name))
+        known.starts[name] = index, 1 / found.temperature
         if found.loss < best.loss:
-            best, term, is_fitted_K = found, own_term, is_own_K
-            method_name, alpha, strength = name, float(alphas[index]), float(ALPHAS[index])
+            best, method_name, alpha, term, is_fitted_K = found, name, alphas[index], own_term, is_own_K
             logits_NK = text_logits_NK + alpha * scores_NK
-    return FewShotFit(
-        method_name, alpha, strength, term, best.temperature, labels_N, logits_NK, text_logits_NK, is_fitted_K
-    )
+    temperature = calibrate(logits_NK, labels_N).temperature  # to the last digit the same from any start of the search
+    return FewShotFit(method_name, alpha, term, temperature, labels_N, logits_NK, text_logits_NK, is_fitted_K)
 
 
-def refitted_logits(
+def held_out_logits(
     fit: FewShotFit,
-    features_NE: Floats,
+    features: Features,
     is_train_N: Bools,
     methods: Mapping[str, FewShotMethod],
     unlabelled: UnlabelledImages | None = None,
 ) -> Floats:
-    """Logits of the other examples, before the temperature, after a fit of the same method and strength to some.
+    """Logits of the other examples, before the temperature, by the method of a fit that is fitted to some only.
+
+    Alpha has the least log-loss of the other examples, as that of the fit has the least leave-one-out log-loss.
 
     Args:
         fit: to all examples.
-        features_NE: those of all examples.
+        features: those of all examples.
         is_train_N: the examples to fit to.
         methods: the method of `fit` by its name; empty if it uses the unlabelled images.
         unlabelled: if it does, these.
     """
-    labels_N, text_NK = fit.labels_N[is_train_N], fit.text_logits_NK[is_train_N]
-    others_NE, others_NK = features_NE[~is_train_N], fit.text_logits_NK[~is_train_N]
-    temperature = 1.0 if unlabelled is None else calibrate(text_NK, labels_N).temperature
-    for _, method, is_own_K in _candidates(labels_N, text_NK.shape[1], methods, unlabelled, temperature):
-        fitted, is_used_N = np.flatnonzero(is_own_K), is_own_K[labels_N]
-        used_NE, used_N = features_NE[is_train_N][is_used_N], np.searchsorted(fitted, labels_N[is_used_N])
-        term = _over_all_classes(method.fit(used_NE, used_N, len(fitted)), is_own_K)
-        scores_NK = term(others_NE)
-        unit = _spread(others_NK[:, is_own_K]) / _spread(scores_NK[:, is_own_K])
-        others_NK = others_NK + fit.strength * unit * scores_NK
+    train_N, others_N, others_NK = fit.labels_N[is_train_N], fit.labels_N[~is_train_N], fit.text_logits_NK[~is_train_N]
+    temperature = 1.0 if unlabelled is None else calibrate(fit.text_logits_NK[is_train_N], train_N).temperature
+    for name, method, is_own_K in _candidates(train_N, others_NK.shape[1], methods, unlabelled, temperature):
+        fitted, is_used_N = np.flatnonzero(is_own_K), is_train_N & is_own_K[fit.labels_N]
+        used_N = np.searchsorted(fitted, fit.labels_N[is_used_N])
+        term = _over_all_classes(method.fit_some(features, is_used_N, used_N, len(fitted)), is_own_K)
+        scores_NK = term(features.values_NE[~is_train_N])
+        alphas = _alphas(others_NK, scores_NK, is_own_K, np.inf)
+        index, found = _least_alpha(others_NK, scores_NK, others_N, alphas, features.starts.get(f"half {name}"))
+        features.starts[f"half {name}"] = index, 1 / found.temperature
+        if found.loss < calibrate(others_NK, others_N).loss:
+            others_NK = others_NK + alphas[index] * scores_NK
     return others_NK
 
 
@@ -164,31 +163,54 @@ def _candidates(
     return [candidate for candidate in found if candidate[2].sum() >= 2]
 
 
-def _least_alpha(text_margins_NK: Floats, score_margins_NK: Floats, alphas: Sequence[float]) -> tuple[int, Calibration]:
+def _alphas(text_logits_NK: Floats, scores_NK: Floats, is_own_K: Bools, most: float) -> list[float]:
+    """`ALPHAS` in units of the ratio of the spreads over the term's own classes; those below `most`."""
+    unit = _spread(text_logits_NK[:, is_own_K]) / _spread(scores_NK[:, is_own_K])
+    return [alpha for alpha in (unit * ALPHAS).tolist() if alpha < most]
+
+
+def _least_alpha(
+    text_logits_NK: Floats,
+    scores_NK: Floats,
+    labels_N: Ints,
+    alphas: Sequence[float],
+    start: tuple[int, float] | None = None,
+) -> tuple[int, Calibration]:
     """The index of the alpha with the least log-loss, and that loss.
 
     With b = 1/T, the log-loss is convex in (b, b alpha), so its least values over b fall and then rise with alpha: a
-    descent from the middle finds the least of all.
+    descent from anywhere finds the least of all.
+
+    Args:
+        text_logits_NK: of the text features.
+        scores_NK: of the term.
+        labels_N: of the same examples.
+        alphas: candidates.
+        start: an index and an estimate of b; by default the middle and 1.
     """
+    text_margins_NK, score_margins_NK = _margins(text_logits_NK, labels_N), _margins(scores_NK, labels_N)
     found: dict[int, Calibration] = {}
 
-    def at(index: int, inverse_temperature: float = 1.0) -> Calibration:
+    def at(index: int, inverse_temperature: float) -> Calibration:
         if index not in found:
             margins_NK = text_margins_NK + alphas[index] * score_margins_NK
             found[index] = _calibrate_margins(margins_NK, inverse_temperature)
         return found[index]
 
-    best = len(alphas) // 2
-    at(best)
+    best, b = start or (len(alphas) // 2, 1.0)
+    best = min(best, len(alphas) - 1)
+    at(best, b)
     for step in (1, -1):
-        while 0 <= best + step < len(alphas) and at(best + step, 1 / at(best).temperature).loss < at(best).loss:
+        b = 1 / found[best].temperature
+        while 0 <= best + step < len(alphas) and at(best + step, b).loss < found[best].loss:
             best += step
-    return best, at(best)
+            b = 1 / found[best].temperature
+    return best, found[best]
 
 
 def text_logits(features_NE: Floats, text_KE: NDArray[Any], logit_scale: float) -> Floats:
     """The logits of the text features, z = s <f, g_k>, for unit features: [N, K]."""
-    result: Floats = logit_scale * features_NE @ text_KE.T.astype(np.float64)
+    result: Floats = features_NE @ (logit_scale * text_KE.T.astype(np.float64))
     return result
 
 

@@ -3,24 +3,16 @@
 Legend: N examples, U images with soft labels, K classes, E joint width, M nodes of an interpolation.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import ceil, log, sqrt
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
-from numpy.polynomial.chebyshev import chebder, chebvander
 
-from prompted_clip.features import Eigen, Features, Floats, Ints, LinearTerm, class_sums, eigen_of
+from prompted_clip.features import Bools, Eigen, Features, Floats, Ints, LinearTerm, Nearby, class_sums, eigen_of
+from prompted_clip.interpolation import Nodes, nodes_for
 
 MIN_DAMPING: Final = 1e-6
 """Keeps the covariance invertible if all examples of each class are the same image."""
-MAX_RATIO: Final = 1.05
-"""Of the dampings that one interpolation covers."""
-MIN_HALF_WIDTH: Final = 1e-3
-"""Of the interval of an interpolation, relative to its middle: the slope needs nodes that differ."""
-TOLERANCE: Final = 1e-10
-"""Relative error of the interpolation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,22 +66,31 @@ class Gda:
         they are interpolated from a few values of r.
         """
         eigen, width = self._eigen(features), features.values_NE.shape[1]
-        found = self._moments(eigen.features_NE, labels_N, n_classes, eigen.basis_EE)
+        found = self._moments(features.values_NE, labels_N, n_classes).rotated(eigen.basis_EE)
         total, own_N = found.counts_K.sum(), found.counts_K[labels_N]
-        trace = max(eigen.values_E.sum() - (found.counts_K * (found.means_KE**2).sum(axis=1)).sum(), 0.0)
-
-        damping = max(trace / (total - 1), MIN_DAMPING)
-        damped = _Damped(eigen.values_E, found, damping)
-        term = found.term(width * damped.weights, width - damping * damped.trace)
+        trace = max(eigen.values_E.sum() - found.between, 0.0)
+        term = _term(eigen.values_E, found, trace)
         factor_N = own_N / (own_N - 1)
-        squares_N = ((eigen.features_NE - found.means_KE[labels_N]) ** 2).sum(axis=1)
+        spread_NE = eigen.features_NE - found.means_KE[labels_N]
+        squares_N = np.einsum("ne,ne->n", spread_NE, spread_NE)
         damping_N = np.maximum((trace - factor_N * squares_N) / (total - 2), MIN_DAMPING)
         scores_NK = np.empty((len(labels_N), n_classes))
-        for nodes in _nodes(damping_N):
+        for nodes in nodes_for(damping_N):
             rows = nodes.rows
             products = _products(eigen.values_E, eigen.features_NE[rows], found, labels_N[rows], nodes)
             scores_NK[rows] = width * _without_own(products, found, labels_N[rows], damping_N[rows], width)
         return LinearTerm(term.weight_KE @ eigen.basis_EE.T, term.bias_K), scores_NK
+
+    def fit_some(self, features: Features, is_used_N: Bools, labels_N: Ints, n_classes: int) -> LinearTerm:
+        """See `FewShotMethod`."""
+        used_NE = features.values_NE[is_used_N]
+        if self.soft is not None:
+            return self.fit(used_NE, labels_N, n_classes)
+        near = features.near(is_used_N)
+        found = self._moments(used_NE, labels_N, n_classes).rotated(near.basis_EE)
+        moved = float(near.signs_J @ (near.moved_JE**2).sum(axis=1))
+        term = _term(near.values_E, found, max(near.values_E.sum() + moved - found.between, 0.0), near)
+        return LinearTerm(term.weight_KE @ near.basis_EE.T, term.bias_K)
 
     def _eigen(self, features: Features) -> Eigen:
         if self.soft is None:
@@ -98,18 +99,14 @@ class Gda:
         soft_gram_EE = (soft_UE * self.soft.weights_UK.sum(axis=1, keepdims=True)).T @ soft_UE
         return eigen_of(features.gram + soft_gram_EE, features.values_NE)
 
-    def _moments(
-        self, features_NE: Floats, labels_N: Ints, n_classes: int, basis_EE: Floats | None = None
-    ) -> "_Moments":
-        """Of examples in a basis; by default in that of the soft-labelled images."""
+    def _moments(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> "_Moments":
         counts_K, sums_KE = class_sums(features_NE, labels_N, n_classes)
         squares_K = counts_K
         if self.soft is not None:
             weights_UK = self.soft.weights_UK
             counts_K = counts_K + weights_UK.sum(axis=0)
             squares_K = squares_K + (weights_UK**2).sum(axis=0)
-            soft_KE = weights_UK.T @ self.soft.features_UE
-            sums_KE = sums_KE + (soft_KE if basis_EE is None else soft_KE @ basis_EE)
+            sums_KE = sums_KE + weights_UK.T @ self.soft.features_UE
         return _Moments(counts_K, squares_K, sums_KE / counts_K[:, None])
 
 
@@ -132,6 +129,15 @@ class _Moments:
         """Degrees of freedom of S."""
         return float(self.counts_K.sum() - (self.squares_K / self.counts_K).sum())
 
+    @property
+    def between(self) -> float:
+        """Trace of the part of the Gram matrix that the means explain, so that S has the rest."""
+        return float((self.counts_K * (self.means_KE**2).sum(axis=1)).sum())
+
+    def rotated(self, basis_EE: Floats) -> "_Moments":
+        """The same in another basis."""
+        return replace(self, means_KE=self.means_KE @ basis_EE)
+
     def term(self, weight_KE: Floats, explained: float) -> LinearTerm:
         """W and b from W and tr(P S)/E."""
         noise = weight_KE.shape[1] * explained / self.n_free
@@ -139,75 +145,46 @@ class _Moments:
 
 
 class _Damped:
-    """P = (S + r I)^-1 in the eigenvectors of the Gram matrix G = S + R^T R, R with the rows sqrt(n_k) mu_k.
+    """P = (S + r I)^-1 in the eigenvectors of a matrix G, where S = G + Q^T s Q with s diagonal, 1 and -1.
 
-    With D = (G + r I)^-1, which is diagonal, P = D + D R^T C R D, C = (I - R D R^T)^-1 (Woodbury), and R P = C R D.
+    The rows of Q are sqrt(n_k) mu_k with s = -1, as G is the Gram matrix of the examples, and single examples if it is
+    that of nearly the same ones. With D = (G + r I)^-1, which is diagonal, P = D + D Q^T C Q D and
+    C = -(s + Q D Q^T)^-1 (Woodbury). The rows of Q with s = -1, times P, are those of C Q D.
 
     Attributes:
         inverse_E: D.
         roots_K: sqrt(n_k).
-        scaled_KE: R D.
-        inner_KK: C.
+        scaled_QE: Q D.
+        inner_QQ: C.
     """
 
-    def __init__(self, values_E: Floats, moments: _Moments, damping: float) -> None:
+    def __init__(self, values_E: Floats, moments: _Moments, damping: float, near: Nearby | None = None) -> None:
         self.inverse_E: Floats = 1 / (values_E + damping)
         self.roots_K: Floats = np.sqrt(moments.counts_K)
-        rows_KE = self.roots_K[:, None] * moments.means_KE
-        self.scaled_KE: Floats = rows_KE * self.inverse_E
-        self.inner_KK = np.linalg.inv(np.eye(len(rows_KE)) - self.scaled_KE @ rows_KE.T)
+        rows_QE, signs_Q = self.roots_K[:, None] * moments.means_KE, -np.ones(len(self.roots_K))
+        if near is not None:
+            rows_QE, signs_Q = np.vstack([rows_QE, near.moved_JE]), np.concatenate([signs_Q, near.signs_J])
+        self.scaled_QE: Floats = rows_QE * self.inverse_E
+        self.inner_QQ = -np.linalg.inv(np.diag(signs_Q) + self.scaled_QE @ rows_QE.T)
 
     @property
     def weights(self) -> Floats:
         """mu_k^T P: [K, E]."""
-        weights_KE: Floats = self.inner_KK @ self.scaled_KE / self.roots_K[:, None]
+        n_classes = len(self.roots_K)
+        weights_KE: Floats = self.inner_QQ[:n_classes] @ self.scaled_QE / self.roots_K[:, None]
         return weights_KE
 
     @property
     def trace(self) -> float:
         """Of P."""
-        return float(self.inverse_E.sum() + (self.inner_KK * (self.scaled_KE @ self.scaled_KE.T)).sum())
+        return float(self.inverse_E.sum() + (self.inner_QQ * (self.scaled_QE @ self.scaled_QE.T)).sum())
 
 
-class _Nodes(NamedTuple):
-    """Dampings from which a smooth function is interpolated at the dampings of some examples.
-
-    Attributes:
-        rows: the examples.
-        dampings_M: Chebyshev nodes.
-        weights_NM: of the function's values at the nodes, for its value.
-        slopes_NM: of the same, for its derivative.
-    """
-
-    rows: Ints | slice
-    dampings_M: Floats
-    weights_NM: Floats
-    slopes_NM: Floats
-
-
-def _nodes(damping_N: Floats) -> Iterator[_Nodes]:
-    """Groups of examples with similar dampings; one of all examples, unless there are few or very unequal ones.
-
-    The functions are rational with poles at r <= 0, so the error falls by the factor rho per node (Trefethen,
-    *Approximation Theory and Approximation Practice*, theorem 8.2).
-    """
-    group_N = np.floor(np.log(damping_N / damping_N.min()) / log(MAX_RATIO))
-    for group in np.unique(group_N):
-        rows = np.flatnonzero(group_N == group)
-        low, high = damping_N[rows].min(), damping_N[rows].max()
-        middle = (low + high) / 2
-        half_width = max((high - low) / 2, MIN_HALF_WIDTH * middle)
-        ratio = middle / half_width
-        n_nodes = ceil(-log(TOLERANCE) / log(ratio + sqrt(ratio**2 - 1)))
-        nodes_M = np.cos(np.pi * (np.arange(n_nodes) + 0.5) / n_nodes)
-        to_coefficients_MM = np.linalg.inv(chebvander(nodes_M, n_nodes - 1))
-        place_N = (damping_N[rows] - middle) / half_width
-        yield _Nodes(
-            rows if len(rows) < len(damping_N) else slice(None),
-            middle + half_width * nodes_M,
-            chebvander(place_N, n_nodes - 1) @ to_coefficients_MM,
-            chebvander(place_N, n_nodes - 2) @ chebder(to_coefficients_MM) / half_width,
-        )
+def _term(values_E: Floats, moments: _Moments, trace: float, near: Nearby | None = None) -> LinearTerm:
+    """W and b in a basis; `trace` is that of S."""
+    width, damping = len(values_E), max(trace / (moments.counts_K.sum() - 1), MIN_DAMPING)
+    damped = _Damped(values_E, moments, damping, near)
+    return moments.term(width * damped.weights, width - damping * damped.trace)
 
 
 @dataclass(eq=False)
@@ -233,15 +210,15 @@ class _Products:
     trace_N: Floats
 
 
-def _products(values_E: Floats, features_NE: Floats, moments: _Moments, labels_N: Ints, nodes: _Nodes) -> _Products:
+def _products(values_E: Floats, features_NE: Floats, moments: _Moments, labels_N: Ints, nodes: Nodes) -> _Products:
     """Interpolate the products of some examples."""
     n, n_classes = len(labels_N), len(moments.counts_K)
     rows, squares_NE = np.arange(n), features_NE**2
     found = _Products(*np.zeros((3, n, n_classes)), *np.zeros((4, n)))
     for damping, weight_N, slope_N in zip(nodes.dampings_M, nodes.weights_NM.T, nodes.slopes_NM.T, strict=True):
         damped = _Damped(values_E, moments, damping)
-        scaled_NK = features_NE @ damped.scaled_KE.T
-        inner_NK = scaled_NK @ damped.inner_KK
+        scaled_NK = features_NE @ damped.scaled_QE.T
+        inner_NK = scaled_NK @ damped.inner_QQ
         square_N = squares_NE @ damped.inverse_E + np.einsum("nk,nk->n", scaled_NK, inner_NK)
         inner_NK /= damped.roots_K
         means_KK = damped.weights @ moments.means_KE.T

@@ -8,7 +8,7 @@ import pytest
 from prompted_clip.features import Features
 from prompted_clip.few_shot import FEW_SHOT_METHODS
 from prompted_clip.fit import ALPHAS, MIN_EXAMPLES, abstention_thresholds, calibrate, fit_few_shot, softmax
-from prompted_clip.fit_report import calibration_error, fit_and_report, report_fit, suspects, wilson
+from prompted_clip.fit_report import calibration_error, first_half, fit_and_report, report_fit, suspects, wilson
 from tests.reference.slow_few_shot import least_loss, slow_fit
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_METHODS.values(), ids=FEW_SHOT_METHODS)
@@ -230,18 +230,47 @@ def test_flipped_labels_are_suspects_worst_first_and_few_good_ones_are():
     assert (np.diff(own) >= 0).all()
 
 
+@pytest.mark.parametrize("counts", [(12, 16, 3, 0), (1, 5), (4, 4)], ids=str)
+def test_the_first_half_has_half_of_every_class_and_hardly_changes_with_a_label(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    half = first_half(labels)
+    assert np.bincount(labels[half], minlength=len(counts)).tolist() == [(n + 1) // 2 for n in counts]
+    for row in range(len(labels)):
+        changed = labels.copy()
+        changed[row] = (labels[row] + 1) % 2
+        assert (first_half(changed) != half).sum() <= 3
+
+
+@pytest.mark.parametrize("n_changes", [1, 5, 60])
+def test_a_fit_to_nearly_the_same_examples_equals_one_from_scratch(n_changes):
+    features, labels, _ = examples((30, 40, 50), width=48)
+    prepared, rng, gda = Features(features), np.random.default_rng(4), FEW_SHOT_METHODS["gda"]
+    for _ in range(n_changes):
+        for is_used in (first_half(labels), ~first_half(labels)):
+            found = gda.fit_some(prepared, is_used, labels[is_used], 3)
+            expected = gda.fit(features[is_used], labels[is_used], 3)
+            assert_close(found.weight_KE, expected.weight_KE)
+            assert_close(found.bias_K, expected.bias_K)
+        labels = labels.copy()
+        labels[rng.integers(len(labels))] = rng.integers(3)
+
+
+def held_out(term_logits, fitted, text, labels):
+    """Logits with the alpha that has the least loss, 0 among the candidates; `term_logits` are of the fitted classes."""
+    scores = np.zeros_like(text)
+    scores[:, fitted] = term_logits - term_logits.mean(axis=1, keepdims=True)
+    own_text = text[:, fitted] - text[:, fitted].mean(axis=1, keepdims=True)
+    candidates = [0, *(ALPHAS * own_text.std() / scores[:, fitted].std())]
+    return min((text + alpha * scores for alpha in candidates), key=lambda logits: calibrate(logits, labels).loss)
+
+
 def half_logits(fit, features, text_logits, is_train):
-    """Logits of the other examples: the method's term for the classes with enough examples, with the same strength."""
+    """Logits of the other examples by the method's term for the classes with enough examples."""
     fitted = [k for k in range(text_logits.shape[1]) if (fit.labels_N[is_train] == k).sum() >= MIN_EXAMPLES]
     is_used = is_train & np.isin(fit.labels_N, fitted)
     own = np.searchsorted(fitted, fit.labels_N[is_used])
-    scores = FEW_SHOT_METHODS[fit.method].fit(features[is_used], own, len(fitted))(features[~is_train])
-    scores -= scores.mean(axis=1, keepdims=True)
-    text = text_logits[~is_train]
-    own_text = text[:, fitted] - text[:, fitted].mean(axis=1, keepdims=True)
-    logits = text.copy()
-    logits[:, fitted] += fit.strength * own_text.std() / scores.std() * scores
-    return logits
+    term = FEW_SHOT_METHODS[fit.method].fit(features[is_used], own, len(fitted))
+    return held_out(term(features[~is_train]), fitted, text_logits[~is_train], fit.labels_N[~is_train])
 
 
 def test_the_report_has_counts_per_class_and_the_accuracy_with_half_of_the_examples():
@@ -249,9 +278,10 @@ def test_the_report_has_counts_per_class_and_the_accuracy_with_half_of_the_examp
     fit = fit_few_shot(features, labels, text_logits)
     report = report_fit(fit, features, ("cat", "dog", "bird", "fish"))
     named = fit.logits_NK.argmax(1)
-    half = np.concatenate([np.arange(n_examples) % 2 for n_examples in (12, 16, 3)])
+    half = first_half(labels)
     n_right = sum(
-        (half_logits(fit, features, text_logits, half == one).argmax(1) == labels[half != one]).sum() for one in (0, 1)
+        (half_logits(fit, features, text_logits, half == one).argmax(1) == labels[half != one]).sum()
+        for one in (True, False)
     )
     assert report.accuracy.rate == pytest.approx((named == labels).mean())
     assert report.accuracy.low < report.accuracy.rate < report.accuracy.high

@@ -6,7 +6,7 @@ import pytest
 from prompted_clip.features import Features
 from prompted_clip.few_shot import AUTO_METHODS
 from prompted_clip.fit import calibrate, fit_few_shot, softmax
-from prompted_clip.fit_report import report_fit
+from prompted_clip.fit_report import first_half, report_fit
 from prompted_clip.gda import MIN_DAMPING, Gda, SoftLabelled
 from prompted_clip.semi_supervised import (
     GDA_UNLABELLED,
@@ -15,6 +15,7 @@ from prompted_clip.semi_supervised import (
     UnlabelledImages,
     semi_supervised_gda,
 )
+from tests.prompted_clip.test_few_shot import held_out
 
 
 def world(counts, n_unlabelled, seed=0, width=12, noise=1.2, n_new=0):
@@ -147,14 +148,11 @@ def test_the_report_counts_unlabelled_images_and_halves_only_the_labelled_ones()
     assert (report.n_examples, report.n_unlabelled) == (10, 200)
     assert all(one.is_fitted for one in report.classes)
     right = []
-    place = np.concatenate([np.arange(n) for n in (2, 3, 2, 3)])
-    for half in (0, 1):
-        own = place % 2 == half
+    for own in (first_half(labels), ~first_half(labels)):
         soft_labels = softmax(unlabelled.text_logits_UK / calibrate(text_logits[own], labels[own]).temperature)
         gda, is_fitted = semi_supervised_gda(unlabelled.features_UE, soft_labels, np.bincount(labels[own]))
         assert is_fitted.all()
         scores, text = gda.fit(features[own], labels[own], 4)(features[~own]), text_logits[~own]
-        centred = [each - each.mean(axis=1, keepdims=True) for each in (text, scores)]
-        logits = text + fit.strength * centred[0].std() / centred[1].std() * centred[1]
+        logits = held_out(scores, [0, 1, 2, 3], text, labels[~own])
         right += list(logits.argmax(1) == labels[~own])
     assert report.half_accuracy == pytest.approx(np.mean(right))
