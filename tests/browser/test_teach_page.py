@@ -374,28 +374,3 @@ def test_why_there_is_no_report_is_shown(browser, server, folder):
     with opened(browser, f"{server.base_url}#teach") as page:
         page.get_by_role("combobox", name="Domain").select_option("long")
         page.get_by_role("alert").get_by_text("Text too long").wait_for()
-
-
-def drop(page, selector, *paths):
-    """Drop files and folders of the disk on an element, as a file manager does."""
-    box = page.locator(selector).bounding_box()
-    session = page.context.new_cdp_session(page)
-    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        event = {"type": kind, "x": box["x"] + 5, "y": box["y"] + 5, "data": data}
-        session.send("Input.dispatchDragEvent", event)
-
-
-def test_a_dropped_folder_is_named_and_the_pictures_beside_it_are_added(browser, server, folder):
-    server.put("/domains/dropped", json={"classes": list(CLASSES)}).raise_for_status()
-    picture = min(folder.glob("train/*/*"))
-    with opened(browser, f"{server.base_url}#teach/dropped") as page:
-        page.locator("label:has(#teach-files)").wait_for()
-        drop(page, "label:has(#teach-files)", folder / "test", picture)
-        page.get_by_text("Folders are not read: test. Drop the files in them instead.").wait_for()
-        page.get_by_role("heading", name="1 picture to label").wait_for()
-        assert page.get_by_text("cannot be reached").count() == 0
-        drop(page, "label:has(#teach-files)", picture)
-        page.get_by_text("Added before: 1 picture unchanged").wait_for()
-        assert page.get_by_text("Folders are not read").count() == 0
-    assert server.get("/domains/dropped/examples").json()["counts"]["unlabelled"] == 1
