@@ -94,6 +94,7 @@ def test_pictures_kept_from_traffic_are_labelled_on_the_page(browser, server, tr
     after = server.get("/domains/satellite/examples").json()["counts"]
     assert after["labelled"] == counts["labelled"] + n_selected
 
+
 def drop(page, selector, *paths):
     """Drop files and folders of the disk on an element, as a file manager does."""
     box = page.locator(selector).bounding_box()
