@@ -127,12 +127,14 @@ def create_file(disk: Disk, target: Path, data: bytes) -> bool:
     try:
         _write_temporary(disk, temporary, data)
         disk.link(temporary, target)
-    except OSError as error:
+    except (OSError, PromptStoreError) as error:
         with suppress(OSError):
             disk.unlink(temporary)
         if isinstance(error, FileExistsError):
             return False
-        raise to_store_error(error) from error
+        if isinstance(error, OSError):
+            raise to_store_error(error) from error
+        raise
     try:
         disk.unlink(temporary)
         disk.sync_dir(target.parent)

@@ -39,7 +39,11 @@ def check_store(root: Path, *, repair: bool = False, disk: Disk | None = None) -
         ConflictError: `store_busy`, another process is writing; only with `repair`.
         StoreReadOnlyError, StorageFullError: the store cannot be repaired.
     """
-    layout, disk = Layout(Path(root).resolve()), disk or Disk()
+    return check_and_repair(Layout(Path(root).resolve()), disk or Disk(), repair=repair)
+
+
+def check_and_repair(layout: Layout, disk: Disk, *, repair: bool) -> tuple[StoreCheck, list[Repair]]:
+    """`check_store` for a layout and its system calls."""
     check_format(layout)
     repairs: list[Repair] = []
     with ExitStack() as stack:

@@ -51,7 +51,7 @@ class Store:
         self._has_failed = False
 
     @classmethod
-    def open(cls, root: Path, create: bool = True, *, disk: Disk | None = None) -> "Store":
+    def open(cls, root: Path | str, create: bool = True, *, disk: Disk | None = None) -> "Store":
         """Open the store at `root`, or create it if `create` is True.
 
         A store on a read-only file system can be opened and read. `root` may be a symbolic link; links inside a store
@@ -68,6 +68,19 @@ class Store:
     def root(self) -> Path:
         """The store's directory."""
         return self._layout.root
+
+    @property
+    def address(self) -> str:
+        """The store as a person names it: its directory, or its bucket and prefix."""
+        return str(self.root)
+
+    def refresh(self) -> None:
+        """Read the changes of other machines, if the store is in a bucket; a directory is read whenever it is used.
+
+        Raises:
+            StoreUnavailableError: the bucket cannot be reached; the last copy is still there.
+            StoreCorruptError: `not_a_store`, the store is no longer in the bucket.
+        """
 
     @property
     def is_writable(self) -> bool:
@@ -182,7 +195,7 @@ class Store:
         if signature is not None:
             parse_signature(signature, bundle.digest)
         decide = changes.publish(self._layout, self._disk, data, bundle.digest, signature=signature, origin=origin)
-        with self._write_lock():
+        with self._write_lock(domain):
             state, is_created = self._logs.commit(domain, decide, actor=actor)
         return Added(state.available()[-1].version, bundle.digest, is_created)
 
@@ -197,7 +210,7 @@ class Store:
             StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
         """
         digest = changes.find_version(self._logs.require(domain), version).digest
-        with self._write_lock():
+        with self._write_lock(domain):
             put_signature(self._layout, self._disk, signature, digest)
 
     def signatures(self, digest: str) -> list[bytes]:
@@ -323,7 +336,7 @@ class Store:
             StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
         """
         self._logs.require(domain)
-        with self._write_lock():
+        with self._write_lock(domain):
             self._logs.commit(domain, changes.retire(version), actor=actor)
 
     def gc(
@@ -376,15 +389,18 @@ class Store:
             ) from error
 
     def _move_live(self, domain: str, decide: Decide, actor: str) -> LiveInfo:
-        with self._write_lock():
+        with self._write_lock(domain):
             state, _ = self._logs.commit(domain, decide, actor=actor)
         info = _live_info(state)
         if info is None:
             raise ConflictError("No version is live after the change. Check the domain's history.")
         return info
 
+    def _read_changes(self, domain: str) -> None:
+        """Called before a write, with the domain if it concerns one: a copy of a store reads the changes of others."""
+
     @contextmanager
-    def _write_lock(self, *, exclusive: bool = False) -> Iterator[None]:
+    def _write_lock(self, domain: str = "", *, exclusive: bool = False) -> Iterator[None]:
         """Hold the lock. After an error of the disk all writes fail until a restart: a retried fsync proves nothing.
 
         Errors of one operation or one path, such as a file in the place of a directory, concern nothing else.
@@ -394,6 +410,7 @@ class Store:
             raise StoreReadOnlyError("The disk reported an error earlier. Check the disk and restart.")
         try:
             with locked(self._layout.lock_file, exclusive=exclusive):
+                self._read_changes(domain)
                 yield
         except StoreReadOnlyError as error:
             self._has_failed |= error.code in _FATAL_CODES and is_device_failure(error.__cause__)
