@@ -57,7 +57,6 @@ def test_an_activation_on_one_server_is_served_by_the_others_within_two_seconds(
             took_s.append(time.monotonic() - began_s)
             assert served(follower) == served(publisher) == (number, digest_bytes(data))
         assert max(took_s) <= SEEN_WITHIN_S, took_s
-    print(f"seen after {', '.join(f'{one:.2f}' for one in took_s)} s")
 
 
 @pytest.mark.slow
