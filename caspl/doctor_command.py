@@ -52,7 +52,7 @@ def examine(url: str | None, store: str | None) -> list[Finding]:
         finding,
         serving.check_bundle_store(folder),
         machine.check_memory(),
-        machine.check_disk(Path.home() if is_s3(folder) else Path(folder)),
+        machine.check_disk(Path() if is_s3(folder) else Path(folder)),
     ]
     if settings is not None:
         findings += [

@@ -15,8 +15,9 @@ from prompt_store.errors import StoreCorruptError, StoreUnavailableError
 from prompt_store.s3_errors import BodyError, ExistsError, MissingError, RaceError, converted
 
 SCHEME: Final = "s3://"
-CONNECT_TIMEOUT_S: Final = 3
-READ_TIMEOUT_S: Final = 10
+CONNECT_TIMEOUT_S: Final = 2
+READ_TIMEOUT_S: Final = 5
+"""With all attempts shorter than `drain_timeout_s`: a stopping service waits for a request of its poll."""
 N_ATTEMPTS: Final = 3
 N_CONNECTIONS: Final = 16
 _ADDRESS: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_.=-]+)*)/?")

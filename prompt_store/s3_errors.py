@@ -49,11 +49,13 @@ def converted() -> Iterator[None]:
         ResponseStreamingError,
     )
 
+    from botocore.parsers import ResponseParserError
+
     try:
         yield
     except ClientError as error:
         raise _refused(error.response) from error
-    except (FlexibleChecksumError, IncompleteReadError, ResponseStreamingError) as error:
+    except (FlexibleChecksumError, IncompleteReadError, ResponseParserError, ResponseStreamingError) as error:
         name = type(error).__name__
         raise BodyError(f"A response of S3 was not complete ({name}). The local copy is still served.") from error
     except BotoCoreError as error:

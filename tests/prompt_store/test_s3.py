@@ -95,6 +95,14 @@ def test_a_read_that_fails_once_is_repeated(bucket, proxy, fault):
     assert bucket.get("a/1")[0] == data
 
 
+@pytest.mark.parametrize("fault", ["refuse", "lose", "500", "503", "half"])
+def test_a_listing_that_fails_once_is_complete(bucket, proxy, fault):
+    for key in ("a", "b", "c"):
+        bucket.put(key, b"")
+    proxy.once(fault, "GET")
+    assert [one.key for one in bucket.list()] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("fault", ["refuse", "500", "half"])
 def test_a_read_that_goes_on_failing_is_an_error_and_never_a_part_of_the_object(bucket, proxy, fault):
     bucket.put("a/1", bytes(100_000))
