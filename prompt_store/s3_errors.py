@@ -48,7 +48,6 @@ def converted() -> Iterator[None]:
         ReadTimeoutError,
         ResponseStreamingError,
     )
-
     from botocore.parsers import ResponseParserError
 
     try:
