@@ -103,7 +103,8 @@ class S3Store(Store):
         return store
 
     def _create(self) -> None:
-        if next(self._copy.bucket.list(), None) is not None:
+        first = next(self._copy.bucket.list(), None)
+        if first is not None and first.key != "FORMAT":  # which another machine may have created just now
             raise StoreCorruptError(
                 "There are objects at this address, but no store. Choose another prefix.", code="not_a_store"
             )
