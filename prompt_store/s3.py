@@ -20,6 +20,8 @@ READ_TIMEOUT_S: Final = 5
 """With all attempts shorter than `drain_timeout_s`: a stopping service waits for a request of its poll."""
 N_ATTEMPTS: Final = 3
 N_CONNECTIONS: Final = 16
+N_LISTED: Final = 1000
+"""Objects per request of a listing; the maximum."""
 _ADDRESS: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_.=-]+)*)/?")
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -188,7 +190,10 @@ class Bucket:
             StoreUnavailableError: a request failed.
         """
         pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.name, Prefix=self.prefix + under, **({"StartAfter": self.prefix + after} if after else {})
+            Bucket=self.name,
+            Prefix=self.prefix + under,
+            MaxKeys=N_LISTED,
+            **({"StartAfter": self.prefix + after} if after else {}),
         )
         with converted():
             for page in pages:

@@ -3,6 +3,7 @@
 import itertools
 import os
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 
@@ -94,7 +95,16 @@ def s3_environment(port):
             patch.setenv(name, value)
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         patch.delenv(CACHE_VARIABLE, raising=False)
+        patch.setattr("botocore.session.create_loader", models)
         yield proxy
+
+
+@cache
+def models(*_):
+    """Parses botocore's description of S3 once, not for each client: that takes seconds on a loaded machine."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 @pytest.fixture(scope="session")
