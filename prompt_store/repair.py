@@ -12,7 +12,7 @@ from prompt_store.audit_check import complete
 from prompt_store.check import Finding, StoreCheck, check_format, check_layout
 from prompt_store.disk import Disk
 from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file, locked, to_store_error
-from prompt_store.errors import ConflictError, PromptStoreError
+from prompt_store.errors import PromptStoreError
 from prompt_store.layout import Layout
 
 
@@ -49,10 +49,6 @@ def check_and_repair(layout: Layout, disk: Disk, *, repair: bool) -> tuple[Store
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(layout.lock_file, exclusive=repair))
-        except BlockingIOError as error:
-            raise ConflictError(
-                "Another process is writing to the store. Try again later.", code="store_busy"
-            ) from error
         except PromptStoreError:  # a read-only store can be checked
             if repair:
                 raise

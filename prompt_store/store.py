@@ -34,13 +34,6 @@ MAX_HISTORY: Final = 1000
 _FATAL_CODES: Final = frozenset({"storage_error", "commit_unknown"})
 
 
-def _live_info(state: State) -> LiveInfo | None:
-    """Return the live version, or None."""
-    if state.live is None:
-        return None
-    return LiveInfo(state.live, state.published[state.live - 1].digest, state.seq, state.live_since, state.rollout)
-
-
 class Store:
     """A directory of bundles. Open it with `Store.open`."""
 
@@ -78,8 +71,7 @@ class Store:
         """Read the changes of other machines, if the store is in a bucket; a directory is read whenever it is used.
 
         Raises:
-            StoreUnavailableError: the bucket cannot be reached; the last copy is still there.
-            StoreCorruptError: `not_a_store`, the store is no longer in the bucket.
+            StoreUnavailableError, StoreCorruptError: the bucket cannot be reached, or has no store any more.
         """
 
     @property
@@ -100,11 +92,7 @@ class Store:
             DomainNotFoundError: no such domain.
             StoreCorruptError: its log is damaged.
         """
-        state = self._logs.require(domain)
-        return [
-            VersionInfo(entry.version, entry.digest, entry.size_bytes, entry.at, entry.version == state.live)
-            for entry in state.available()
-        ]
+        return changes.version_infos(self._logs.require(domain))
 
     def read(self, domain: str, version: int) -> bytes:
         """Return a version's bytes, verified against its digest.
@@ -123,7 +111,7 @@ class Store:
             DomainNotFoundError: no such domain.
             StoreCorruptError: its log is damaged.
         """
-        return _live_info(self._logs.require(domain))
+        return changes.live_info(self._logs.require(domain))
 
     def rollback_target(self, domain: str) -> int:
         """Return the version that `rollback` would make live, so that it can be loaded first.
@@ -322,7 +310,7 @@ class Store:
     ) -> bool:
         """End the rollout with this `seq`, or any; returns whether it was running. Raises as `start_rollout` does."""
         self._logs.require(domain)
-        with self._write_lock():
+        with self._write_lock(domain):
             return self._logs.commit(domain, changes.end_rollout(started, event, detail), actor=actor)[1]
 
     def retire(self, domain: str, version: int, *, actor: str = "") -> None:
@@ -369,29 +357,24 @@ class Store:
         """
         if keep_versions < 1:
             raise ValueError("keep_versions must be at least 1")
-        try:
-            with self._write_lock(exclusive=True):
-                report = collect(
-                    self._layout,
-                    self._disk,
-                    self._logs,
-                    keep_versions=keep_versions,
-                    grace_s=grace_s,
-                    temporary_grace_s=temporary_grace_s,
-                    is_dry_run=dry_run,
-                    actor=actor,
-                )
-                n_bytes = reclaim_space(self._layout.examples, is_dry_run=dry_run)
-                return replace(report, freed_bytes=report.freed_bytes + n_bytes)
-        except BlockingIOError as error:
-            raise ConflictError(
-                "Another process is writing to the store. Try again later.", code="store_busy"
-            ) from error
+        with self._write_lock(exclusive=True):
+            report = collect(
+                self._layout,
+                self._disk,
+                self._logs,
+                keep_versions=keep_versions,
+                grace_s=grace_s,
+                temporary_grace_s=temporary_grace_s,
+                is_dry_run=dry_run,
+                actor=actor,
+            )
+            n_bytes = reclaim_space(self._layout.examples, is_dry_run=dry_run)
+            return replace(report, freed_bytes=report.freed_bytes + n_bytes)
 
     def _move_live(self, domain: str, decide: Decide, actor: str) -> LiveInfo:
         with self._write_lock(domain):
             state, _ = self._logs.commit(domain, decide, actor=actor)
-        info = _live_info(state)
+        info = changes.live_info(state)
         if info is None:
             raise ConflictError("No version is live after the change. Check the domain's history.")
         return info
