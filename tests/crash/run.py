@@ -31,8 +31,8 @@ MEMORY = Path("/dev/shm")  # noqa: S108  only the parent of a private directory
 NONE = Target("<=", 0)
 N_FLIPS = 1_000
 FAULTS = {"killed": (KILL,), "errors": ERRORS, "power": (KILL,)}
-RANDOM = 0.1
-SHARES = {"killed": 0.35, "power": 0.4, "errors": 0.95}
+RANDOM = 0.05
+SHARES = {"killed": 0.27, "power": 0.27, "errors": 0.95}
 """Of the time that remains when a kind begins, so that one which ends early leaves its time to those after it."""
 
 
