@@ -42,7 +42,7 @@ bench_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None, no_a
 
 @bench_app.callback(epilog="\b\nExample:\n  caspl bench engine --seconds 30")
 def bench() -> None:
-    """Measure the engine, the server under load, HTTP alone, other servers on the same work, and training."""
+    """Measure the engine, the server under load, fits, HTTP alone, other servers on the same work, and training."""
 
 
 @bench_app.command(epilog="\b\nExample:\n  caspl bench engine --seconds 30")
@@ -117,6 +117,26 @@ def serve(
             extra=name_value_pairs(extra),
         )
         return measure(options, console)
+
+    run(measure, out, as_json, quiet)
+
+
+@bench_app.command(epilog="\b\nExample:\n  caspl bench fit --examples 1280")
+def fit(
+    examples: Annotated[str, typer.Option(help="numbers of examples, separated by commas")] = "1280,10000",
+    classes: Annotated[int, typer.Option(min=2, help="classes")] = 80,
+    width: Annotated[int, typer.Option(min=1, help="width of the features")] = 512,
+    rounds: Annotated[int, typer.Option(min=2, help="labels that change, one after the other")] = 20,
+    out: Out = RESULTS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a few-shot fit with its report, and the report after one label has changed, on one core."""
+
+    def measure(console: Console) -> Report:
+        from benchmarks.fit_time import FitTimeOptions, measure
+
+        return measure(FitTimeOptions(integers(examples, "--examples"), classes, width, rounds), console)
 
     run(measure, out, as_json, quiet)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from caspl.doctor import installation, machine, serving
 from caspl.doctor.finding import Finding, Status
 from caspl.terminal import FAILURE, plain
+from prompt_store.s3 import is_s3
 
 STYLES: Final = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "red"}
 
@@ -20,7 +21,9 @@ doctor_app: Final = typer.Typer(add_completion=False, rich_markup_mode=None)
 @doctor_app.command(epilog="\b\nExample:\n  caspl doctor --store store")
 def doctor(
     url: Annotated[str | None, typer.Option(help="also check the server at this address")] = None,
-    store: Annotated[Path | None, typer.Option(envvar="CASPL_STORE", help="directory of the store  [./store]")] = None,
+    store: Annotated[
+        str | None, typer.Option(envvar="CASPL_STORE", help="directory of the store, or s3://BUCKET/PREFIX  [./store]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Check this machine, the installation, and the service's settings and files.
@@ -35,11 +38,11 @@ def doctor(
     raise typer.Exit(FAILURE if any(finding.status == Status.PROBLEM for finding in findings) else 0)
 
 
-def examine(url: str | None, store: Path | None) -> list[Finding]:
+def examine(url: str | None, store: str | None) -> list[Finding]:
     """Run all checks."""
     found = installation.probe()
     settings, finding = serving.read_settings(**({"store": store} if store else {}))
-    folder = settings.store if settings else store or Path("store")
+    folder = settings.store if settings else store or "store"
     findings = [
         machine.check_python(),
         installation.check_package(),
@@ -49,7 +52,7 @@ def examine(url: str | None, store: Path | None) -> list[Finding]:
         finding,
         serving.check_bundle_store(folder),
         machine.check_memory(),
-        machine.check_disk(folder),
+        machine.check_disk(Path() if is_s3(folder) else Path(folder)),
     ]
     if settings is not None:
         findings += [

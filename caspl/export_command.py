@@ -11,7 +11,7 @@ from rich.console import Console
 
 from caspl.terminal import plain
 from prompt_store.command_line import DEFAULT_STORE, StoreOption
-from prompt_store.store import Store
+from prompt_store.stores import open_store
 from prompted_clip.errors import ExportError
 from training import options
 from training.terminal import exit_on_error
@@ -63,7 +63,7 @@ def export(
         files = exporting.output_files(out, format_)
         if not force:
             exporting.check_free(files)
-        stored = exporting.read_version(Store.open(store, create=False), domain, version)
+        stored = exporting.read_version(open_store(store), domain, version)
         made_for = stored.bundle.manifest.backbone
         if not backbone and pretrained is None and not random_weights:
             pretrained = known_tag(made_for.arch, made_for.pretrained)

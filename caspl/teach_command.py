@@ -57,16 +57,6 @@ class Upload:
         own = (str(file) for file, one in zip(self.files, self.added, strict=True) if one.id == example_id)
         return next(own, f"example {example_id}" + (f" ({name})" if name else ""))
 
-    def contradictions(self) -> list[tuple[int, str, str]]:
-        """Files with the same picture as an earlier one and another label: the example, the first label, both files."""
-        first: dict[int, tuple[str, Path]] = {}
-        found = []
-        for file, one in zip(self.files, self.added, strict=True):
-            if one.id is not None and one.label is not None:
-                label, other = first.setdefault(one.id, (one.label, file))
-                found += [(one.id, label, f"{other} and {file}")] if label != one.label else []
-        return found
-
 
 @teach_app.command(epilog="\b\nExample:\n  caspl teach pictures/ --domain shelf")
 def teach(
@@ -91,7 +81,8 @@ def teach(
     """Teach a domain of a running server from labelled pictures, and make it live.
 
     Pictures outside class folders, and in a folder `unlabelled`, are added without a label. Running the command again
-    adds only new pictures. Exit code 1 if a picture was rejected, after everything else was done.
+    adds only new pictures. The same picture in two classes is an error, and nothing is sent. Exit code 1 if a picture
+    was rejected, after everything else was done.
     """
     console = Console(stderr=True, highlight=False, quiet=quiet)
     with exit_on_error(TrainingError):
@@ -160,9 +151,6 @@ def add_pictures(client: Client, domain: str, found: TeachingFolder, console: Co
     console.print(plain(f"{line}, {len(rejected)} rejected."), soft_wrap=True)
     lines = [f"{one['file']}: {one['title']}: {one['detail']}" for one in rejected[:MAX_PRINTED]]
     lines += [f"and {len(rejected) - MAX_PRINTED} more, listed by --json"] if len(rejected) > MAX_PRINTED else []
-    for example_id, label, pair in upload.contradictions():  # requests run at the same time: either could be the last
-        client.relabel(domain, [example_id], label)
-        lines.append(f"The same picture with different labels; that of the first is used: {pair}")
     for line in lines:
         console.print(plain(line, "yellow"), soft_wrap=True)
     if len(rejected) == len(added):

@@ -14,6 +14,7 @@ from prompt_store.errors import (
     StorageFullError,
     StoreCorruptError,
     StoreReadOnlyError,
+    StoreUnavailableError,
     VersionExistsError,
     VersionLiveError,
     VersionNotFoundError,
@@ -31,6 +32,7 @@ from prompt_store.manifest import (
 )
 from prompt_store.rollouts import Rollout, RolloutPlan
 from prompt_store.store import Store
+from prompt_store.stores import open_store
 from prompt_store.versions import Added, HistoryEntry, LiveInfo, VersionInfo
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Store",
     "StoreCorruptError",
     "StoreReadOnlyError",
+    "StoreUnavailableError",
     "VersionExistsError",
     "VersionInfo",
     "VersionLiveError",
@@ -68,6 +71,7 @@ __all__ = [
     "digest_bytes",
     "is_digest",
     "is_domain",
+    "open_store",
     "peek_manifest",
     "read_bundle",
     "write_bundle",

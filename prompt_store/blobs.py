@@ -126,6 +126,7 @@ def read_blob(layout: Layout, digest: str) -> bytes:
         StoreCorruptError: `version_corrupt`, the file is missing, unreadable or damaged.
         StoreReadOnlyError: `storage_busy`.
     """
+    layout.fetch_blob(digest)
     try:
         data = _read(layout, digest)
     except OSError as error:

@@ -12,6 +12,22 @@ from prompt_store.logs import Change, Decide
 from prompt_store.records import PublishedVersion, State
 from prompt_store.rollouts import Event, RolloutChange, RolloutPlan
 from prompt_store.signature_files import put_signature
+from prompt_store.versions import LiveInfo, VersionInfo
+
+
+def live_info(state: State) -> LiveInfo | None:
+    """Return the live version, or None."""
+    if state.live is None:
+        return None
+    return LiveInfo(state.live, state.published[state.live - 1].digest, state.seq, state.live_since, state.rollout)
+
+
+def version_infos(state: State) -> list[VersionInfo]:
+    """Return the versions that are not retired, oldest first."""
+    return [
+        VersionInfo(entry.version, entry.digest, entry.size_bytes, entry.at, entry.version == state.live)
+        for entry in state.available()
+    ]
 
 
 def find_version(state: State, version: int) -> PublishedVersion:

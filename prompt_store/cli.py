@@ -21,7 +21,6 @@ from prompt_store.command_line import (
     StoreOption,
     VersionArgument,
     actor,
-    open_store,
     read_bundle_file,
     read_signature_file,
     report_errors,
@@ -29,9 +28,8 @@ from prompt_store.command_line import (
     show_error,
 )
 from prompt_store.errors import StoreCorruptError
-from prompt_store.repair import check_store
 from prompt_store.signatures import signature_path
-from prompt_store.store import Store
+from prompt_store.stores import check_store, open_store
 from prompt_store.tables import audit_table, check_facts, check_lines, store_rows, table
 
 store_app = typer.Typer(
@@ -64,7 +62,7 @@ def list_versions(
             for row in rows
         ]
         columns = ("domain", "version", "live", "bytes", "created")
-        show(rows, as_json, table(f"{store}", columns, cells))
+        show(rows, as_json, table(store, columns, cells))
     if n_errors:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -92,7 +90,7 @@ def add(
         data = read_bundle_file(file)
         name = domain if domain is not None else peek_manifest(data).domain
         read_bundle(data)
-        opened = Store.open(store)
+        opened = open_store(store, create=True)
         signed = read_signature_file(source) if source.exists() else None
         added = opened.add(name, data, signature=signed, actor=actor())
         if is_activated:

@@ -73,6 +73,16 @@ def _remove(disk: Disk, paths: list[Path]) -> None:
         raise to_store_error(error) from error
 
 
+def _retire(logs: Logs, domain: str, entry: PublishedVersion, keep_versions: int, actor: str) -> bool:
+    """Retire a version, unless it must be kept by now: another machine may have made it live in a shared store."""
+
+    def decide(state: State) -> Change | None:
+        return Change("retire", entry) if entry in _versions_to_retire(state, keep_versions) else None
+
+    _, is_retired = logs.commit(domain, decide, actor=actor)
+    return is_retired
+
+
 def collect(
     layout: Layout,
     disk: Disk,
@@ -96,38 +106,27 @@ def collect(
     """
     now = time.time()
     states = {domain: _state(logs, domain) for domain in logs.names()}
-    retiring = [
-        (domain, entry) for domain, state in states.items() for entry in _versions_to_retire(state, keep_versions)
-    ]
-    gone = {(domain, entry.version) for domain, entry in retiring}
+    gone = {
+        (domain, entry.version)
+        for domain, state in states.items()
+        for entry in _versions_to_retire(state, keep_versions)
+        if is_dry_run or _retire(logs, domain, entry, keep_versions, actor)
+    }
     referenced = {
         entry.digest
-        for domain, state in states.items()
-        for entry in state.available()
+        for domain in states
+        for entry in _state(logs, domain).available()
         if (domain, entry.version) not in gone
     }
-    blobs: dict[str, Path] = {}
-    freed_bytes = 0
-    for digest, path in layout.blob_files():
-        size = None if digest in referenced else _expired(path, now - grace_s)
-        if size is not None:
-            blobs[digest] = path
-            freed_bytes += size
-    signatures: list[Path] = []
-    for digest, path in layout.signature_files():
-        size = None if digest in referenced else _expired(path, now - grace_s)
-        if size is not None:
-            signatures.append(path)
-            freed_bytes += size
-    temporary: list[Path] = []
-    for path in layout.temporary_files():
-        size = _expired(path, now - temporary_grace_s)
-        if size is not None:
-            temporary.append(path)
-            freed_bytes += size
+    unreferenced = [
+        file
+        for file in layout.collectable_files()
+        if file.digest not in referenced and file.modified_s <= now - grace_s
+    ]
+    blobs = sorted(file.digest for file in unreferenced if file.path == layout.blob(file.digest))
+    sizes = {path: _expired(path, now - temporary_grace_s) for path in layout.temporary_files()}
+    temporary = {path: size for path, size in sizes.items() if size is not None}
     if not is_dry_run:
-        for domain, entry in retiring:
-            change = Change("retire", entry)
-            logs.commit(domain, lambda _state, change=change: change, actor=actor)  # type: ignore[misc]
-        _remove(disk, [*blobs.values(), *signatures, *temporary])
-    return GcReport(tuple(sorted(gone)), tuple(sorted(blobs)), len(temporary), freed_bytes, is_dry_run)
+        _remove(disk, [*(file.path for file in unreferenced), *temporary])
+    freed_bytes = sum(file.size_bytes for file in unreferenced) + sum(temporary.values())
+    return GcReport(tuple(sorted(gone)), tuple(blobs), len(temporary), freed_bytes, is_dry_run)

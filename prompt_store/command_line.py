@@ -13,19 +13,21 @@ from rich.console import Console, RenderableType
 from prompt_store.errors import BundleInvalidError, PromptStoreError
 from prompt_store.header import MAX_BUNDLE_BYTES
 from prompt_store.signatures import MAX_SIGNATURE_BYTES
-from prompt_store.store import Store
 
 EXIT_FAILURE: Final = 1
 EXIT_INVALID: Final = 3
 
 StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="CASPL_STORE", help="directory of the store", show_default=True)
+    str,
+    typer.Option(
+        "--store", envvar="CASPL_STORE", help="directory of the store, or s3://BUCKET/PREFIX", show_default=True
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 FileArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="a bundle file")]
 DomainArgument = Annotated[str, typer.Argument(help="domain name")]
 VersionArgument = Annotated[int, typer.Argument(min=1, help="version number")]
-DEFAULT_STORE: Final = Path("store")
+DEFAULT_STORE: Final = "store"
 
 
 def actor() -> str:
@@ -76,8 +78,3 @@ def read_signature_file(path: Path) -> bytes:
     """Read a signature file, up to one byte more than it may have."""
     with path.open("rb") as file:
         return file.read(MAX_SIGNATURE_BYTES + 1)
-
-
-def open_store(root: Path) -> Store:
-    """Open an existing store."""
-    return Store.open(root, create=False)

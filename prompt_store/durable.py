@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from prompt_store.disk import Disk
-from prompt_store.errors import PromptStoreError, StorageFullError, StoreCorruptError, StoreReadOnlyError
+from prompt_store.errors import ConflictError, PromptStoreError, StorageFullError, StoreCorruptError, StoreReadOnlyError
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -127,12 +127,14 @@ def create_file(disk: Disk, target: Path, data: bytes) -> bool:
     try:
         _write_temporary(disk, temporary, data)
         disk.link(temporary, target)
-    except OSError as error:
+    except (OSError, PromptStoreError) as error:
         with suppress(OSError):
             disk.unlink(temporary)
         if isinstance(error, FileExistsError):
             return False
-        raise to_store_error(error) from error
+        if isinstance(error, OSError):
+            raise to_store_error(error) from error
+        raise
     try:
         disk.unlink(temporary)
         disk.sync_dir(target.parent)
@@ -193,7 +195,7 @@ def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
     """Hold the store's lock: shared to publish (blocking), exclusive to collect garbage (non-blocking).
 
     Raises:
-        BlockingIOError: exclusive, and another process holds the lock.
+        ConflictError: `store_busy`, exclusive, and another process holds the lock.
         StoreReadOnlyError: the lock file cannot be opened for writing.
     """
     try:
@@ -201,7 +203,11 @@ def locked(path: Path, *, exclusive: bool) -> Iterator[None]:
     except OSError as error:
         raise to_store_error(error) from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+        except BlockingIOError as error:
+            message = "Another process is writing to the store. Try again later."
+            raise ConflictError(message, code="store_busy") from error
         yield
     finally:
         os.close(fd)

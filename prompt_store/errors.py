@@ -12,6 +12,7 @@ The tree::
     ├── VersionLiveError         a live version cannot be removed
     ├── ConflictError            a conflicting update, or no version to roll back to
     ├── StoreReadOnlyError       the store cannot be written; reads still work
+    │   └── StoreUnavailableError  a store in a bucket cannot be reached; reads use the local copy
     ├── StorageFullError         the disk is full; nothing was changed
     ├── StoreCorruptError        damaged data on disk
     ├── SignatureError           a missing or invalid signature of a bundle, or an unusable key
@@ -105,6 +106,16 @@ class StoreReadOnlyError(PromptStoreError):
     """
 
     code = "store_read_only"
+
+
+class StoreUnavailableError(StoreReadOnlyError):
+    """A request to the bucket of a store failed; what was read before is still served.
+
+    Codes: `store_unavailable`, no change was made; `store_denied`, credentials or permissions; `clock_skew`; and
+    `commit_unknown`, the change was made or not, which the next read shows. Retry later; adding a bundle is idempotent.
+    """
+
+    code = "store_unavailable"
 
 
 class StorageFullError(PromptStoreError):

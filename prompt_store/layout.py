@@ -15,8 +15,9 @@ Paths are built from validated parts only::
 import errno
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from prompt_store.digest import is_digest
 from prompt_store.disk import Disk, EntryType, list_directory, read_file
@@ -40,6 +41,15 @@ EXAMPLES: Final = "examples.sqlite3"
 _FAN_OUT: Final = re.compile(r"[0-9a-f]{2}")
 _RECORD: Final = re.compile(r"[0-9]{10}\.json")
 _SIGNATURE: Final = re.compile(r"[0-9a-f]{64}-[0-9a-f]{64}\.json")
+
+
+class StoredFile(NamedTuple):
+    """A bundle or a signature: the digest of the bundle, its path, and when it was written, in seconds since 1970."""
+
+    digest: str
+    path: Path
+    size_bytes: int
+    modified_s: float
 
 
 class Layout:
@@ -66,6 +76,9 @@ class Layout:
             raise StoreCorruptError("The log contains an invalid digest. Restore the domain's log from a backup.")
         hex_digits = digest.removeprefix("sha256:")
         return self.blobs / hex_digits[:2] / hex_digits
+
+    def fetch_blob(self, digest: str) -> None:
+        """Called before a blob is read: a store that is a copy of another one fetches it; here it is there, or lost."""
 
     def signature(self, bundle_digest: str, digest: str) -> Path:
         """Return the path of a signature, by the digest of the bundle and its own."""
@@ -102,6 +115,13 @@ class Layout:
             for path in _paths(directory, "file"):
                 if expected_type("signatures", directory.name, path.name):
                     yield f"sha256:{path.name[:64]}", path
+
+    def collectable_files(self) -> Iterator[StoredFile]:
+        """Yield every blob and every signature."""
+        for digest, path in (*self.blob_files(), *self.signature_files()):
+            with suppress(FileNotFoundError):
+                stat = path.lstat()
+                yield StoredFile(digest, path, stat.st_size, stat.st_mtime)
 
 
 def record_name(seq: int) -> str:

@@ -19,7 +19,7 @@ from prompt_store.durable import (
     is_transient,
     sync_directory,
 )
-from prompt_store.errors import DomainNotFoundError, StoreCorruptError, StoreReadOnlyError
+from prompt_store.errors import DomainNotFoundError, StoreCorruptError, StoreReadOnlyError, StoreUnavailableError
 from prompt_store.layout import Layout, record_name
 from prompt_store.manifest import is_domain
 from prompt_store.record_files import (
@@ -177,7 +177,8 @@ class Logs:
                 if following is not None:
                     return following, following.seq > state.seq
         except StoreReadOnlyError as error:
-            if error.code == "commit_unknown" and not is_transient(error.__cause__):
+            is_of_disk = not isinstance(error, StoreUnavailableError)
+            if error.code == "commit_unknown" and is_of_disk and not is_transient(error.__cause__):
                 self._uncertain.add(domain)
             raise
 

@@ -12,7 +12,7 @@ from prompt_store.audit_check import complete
 from prompt_store.check import Finding, StoreCheck, check_format, check_layout
 from prompt_store.disk import Disk
 from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file, locked, to_store_error
-from prompt_store.errors import ConflictError, PromptStoreError
+from prompt_store.errors import PromptStoreError
 from prompt_store.layout import Layout
 
 
@@ -39,16 +39,16 @@ def check_store(root: Path, *, repair: bool = False, disk: Disk | None = None) -
         ConflictError: `store_busy`, another process is writing; only with `repair`.
         StoreReadOnlyError, StorageFullError: the store cannot be repaired.
     """
-    layout, disk = Layout(Path(root).resolve()), disk or Disk()
+    return check_and_repair(Layout(Path(root).resolve()), disk or Disk(), repair=repair)
+
+
+def check_and_repair(layout: Layout, disk: Disk, *, repair: bool) -> tuple[StoreCheck, list[Repair]]:
+    """`check_store` for a layout and its system calls."""
     check_format(layout)
     repairs: list[Repair] = []
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(layout.lock_file, exclusive=repair))
-        except BlockingIOError as error:
-            raise ConflictError(
-                "Another process is writing to the store. Try again later.", code="store_busy"
-            ) from error
         except PromptStoreError:  # a read-only store can be checked
             if repair:
                 raise

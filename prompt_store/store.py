@@ -34,13 +34,6 @@ MAX_HISTORY: Final = 1000
 _FATAL_CODES: Final = frozenset({"storage_error", "commit_unknown"})
 
 
-def _live_info(state: State) -> LiveInfo | None:
-    """Return the live version, or None."""
-    if state.live is None:
-        return None
-    return LiveInfo(state.live, state.published[state.live - 1].digest, state.seq, state.live_since, state.rollout)
-
-
 class Store:
     """A directory of bundles. Open it with `Store.open`."""
 
@@ -51,7 +44,7 @@ class Store:
         self._has_failed = False
 
     @classmethod
-    def open(cls, root: Path, create: bool = True, *, disk: Disk | None = None) -> "Store":
+    def open(cls, root: Path | str, create: bool = True, *, disk: Disk | None = None) -> "Store":
         """Open the store at `root`, or create it if `create` is True.
 
         A store on a read-only file system can be opened and read. `root` may be a symbolic link; links inside a store
@@ -68,6 +61,18 @@ class Store:
     def root(self) -> Path:
         """The store's directory."""
         return self._layout.root
+
+    @property
+    def address(self) -> str:
+        """The store as a person names it: its directory, or its bucket and prefix."""
+        return str(self.root)
+
+    def refresh(self) -> None:
+        """Read the changes of other machines, if the store is in a bucket; a directory is read whenever it is used.
+
+        Raises:
+            StoreUnavailableError, StoreCorruptError: the bucket cannot be reached, or has no store any more.
+        """
 
     @property
     def is_writable(self) -> bool:
@@ -87,11 +92,7 @@ class Store:
             DomainNotFoundError: no such domain.
             StoreCorruptError: its log is damaged.
         """
-        state = self._logs.require(domain)
-        return [
-            VersionInfo(entry.version, entry.digest, entry.size_bytes, entry.at, entry.version == state.live)
-            for entry in state.available()
-        ]
+        return changes.version_infos(self._logs.require(domain))
 
     def read(self, domain: str, version: int) -> bytes:
         """Return a version's bytes, verified against its digest.
@@ -110,7 +111,7 @@ class Store:
             DomainNotFoundError: no such domain.
             StoreCorruptError: its log is damaged.
         """
-        return _live_info(self._logs.require(domain))
+        return changes.live_info(self._logs.require(domain))
 
     def rollback_target(self, domain: str) -> int:
         """Return the version that `rollback` would make live, so that it can be loaded first.
@@ -182,7 +183,7 @@ class Store:
         if signature is not None:
             parse_signature(signature, bundle.digest)
         decide = changes.publish(self._layout, self._disk, data, bundle.digest, signature=signature, origin=origin)
-        with self._write_lock():
+        with self._write_lock(domain):
             state, is_created = self._logs.commit(domain, decide, actor=actor)
         return Added(state.available()[-1].version, bundle.digest, is_created)
 
@@ -197,7 +198,7 @@ class Store:
             StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
         """
         digest = changes.find_version(self._logs.require(domain), version).digest
-        with self._write_lock():
+        with self._write_lock(domain):
             put_signature(self._layout, self._disk, signature, digest)
 
     def signatures(self, digest: str) -> list[bytes]:
@@ -309,7 +310,7 @@ class Store:
     ) -> bool:
         """End the rollout with this `seq`, or any; returns whether it was running. Raises as `start_rollout` does."""
         self._logs.require(domain)
-        with self._write_lock():
+        with self._write_lock(domain):
             return self._logs.commit(domain, changes.end_rollout(started, event, detail), actor=actor)[1]
 
     def retire(self, domain: str, version: int, *, actor: str = "") -> None:
@@ -323,7 +324,7 @@ class Store:
             StoreReadOnlyError, StorageFullError, StoreCorruptError: as for `add`.
         """
         self._logs.require(domain)
-        with self._write_lock():
+        with self._write_lock(domain):
             self._logs.commit(domain, changes.retire(version), actor=actor)
 
     def gc(
@@ -337,7 +338,7 @@ class Store:
     ) -> GcReport:
         """Retire all but the newest versions of each domain and remove unreferenced files.
 
-        The live version and the rollback target are always kept. The database of examples is rewritten without the
+        The live version, the rollback target and a candidate are always kept. The database of examples is rewritten without the
         space of removed ones.
 
         Args:
@@ -356,35 +357,33 @@ class Store:
         """
         if keep_versions < 1:
             raise ValueError("keep_versions must be at least 1")
-        try:
-            with self._write_lock(exclusive=True):
-                report = collect(
-                    self._layout,
-                    self._disk,
-                    self._logs,
-                    keep_versions=keep_versions,
-                    grace_s=grace_s,
-                    temporary_grace_s=temporary_grace_s,
-                    is_dry_run=dry_run,
-                    actor=actor,
-                )
-                n_bytes = reclaim_space(self._layout.examples, is_dry_run=dry_run)
-                return replace(report, freed_bytes=report.freed_bytes + n_bytes)
-        except BlockingIOError as error:
-            raise ConflictError(
-                "Another process is writing to the store. Try again later.", code="store_busy"
-            ) from error
+        with self._write_lock(exclusive=True):
+            report = collect(
+                self._layout,
+                self._disk,
+                self._logs,
+                keep_versions=keep_versions,
+                grace_s=grace_s,
+                temporary_grace_s=temporary_grace_s,
+                is_dry_run=dry_run,
+                actor=actor,
+            )
+            n_bytes = reclaim_space(self._layout.examples, is_dry_run=dry_run)
+            return replace(report, freed_bytes=report.freed_bytes + n_bytes)
 
     def _move_live(self, domain: str, decide: Decide, actor: str) -> LiveInfo:
-        with self._write_lock():
+        with self._write_lock(domain):
             state, _ = self._logs.commit(domain, decide, actor=actor)
-        info = _live_info(state)
+        info = changes.live_info(state)
         if info is None:
             raise ConflictError("No version is live after the change. Check the domain's history.")
         return info
 
+    def _read_changes(self, domain: str) -> None:
+        """Called before a write, with the domain if it concerns one: a copy of a store reads the changes of others."""
+
     @contextmanager
-    def _write_lock(self, *, exclusive: bool = False) -> Iterator[None]:
+    def _write_lock(self, domain: str = "", *, exclusive: bool = False) -> Iterator[None]:
         """Hold the lock. After an error of the disk all writes fail until a restart: a retried fsync proves nothing.
 
         Errors of one operation or one path, such as a file in the place of a directory, concern nothing else.
@@ -394,6 +393,7 @@ class Store:
             raise StoreReadOnlyError("The disk reported an error earlier. Check the disk and restart.")
         try:
             with locked(self._layout.lock_file, exclusive=exclusive):
+                self._read_changes(domain)
                 yield
         except StoreReadOnlyError as error:
             self._has_failed |= error.code in _FATAL_CODES and is_device_failure(error.__cause__)

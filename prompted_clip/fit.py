@@ -7,12 +7,13 @@ Legend: N examples, U unlabelled images, K classes, E joint width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prompted_clip.few_shot import AUTO_METHODS, Bools, FewShotMethod, Floats, Ints, LinearTerm
+from prompted_clip.features import Bools, Features, Floats, Ints, LinearTerm
+from prompted_clip.few_shot import AUTO_METHODS, FewShotMethod
 from prompted_clip.semi_supervised import GDA_UNLABELLED, UnlabelledImages, semi_supervised_gda
 
 TEXT: Final = "text"
@@ -66,8 +67,15 @@ class FewShotFit:
         return {f"{rate:g}": threshold for rate, threshold in abstention_thresholds(self.probabilities()).items()}
 
 
+class Calibration(NamedTuple):
+    """The least mean log-loss over all temperatures, and that temperature."""
+
+    loss: float
+    temperature: float
+
+
 def fit_few_shot(
-    features_NE: Floats,
+    features: Floats | Features,
     labels_N: Ints,
     text_logits_NK: Floats,
     methods: Mapping[str, FewShotMethod] = AUTO_METHODS,
@@ -76,58 +84,156 @@ def fit_few_shot(
     """Choose the method and alpha with the least leave-one-out log-loss; the text features alone are a candidate.
 
     Args:
-        features_NE: unit norm.
+        features: unit norm, [N, E]. A `Features` that is used again after a change of labels saves their decomposition.
         labels_N: 0 to K - 1; a class may have no examples.
         text_logits_NK: z = s <f, g_k> of the same examples.
         methods: candidates by name.
         unlabelled: adds the candidate `gda-unlabelled`.
     """
-    n_classes = text_logits_NK.shape[1]
-    counts_K = np.bincount(labels_N, minlength=n_classes)
-    is_fitted_K = counts_K >= MIN_EXAMPLES
-    best_loss, temperature = calibrate(text_logits_NK, labels_N)
-    candidates = [(name, method, is_fitted_K) for name, method in methods.items()]
+    known, n_classes = Features.of(features), text_logits_NK.shape[1]
+    best = text = calibrate(text_logits_NK, labels_N)
+    method_name, alpha, logits_NK = TEXT, 0.0, text_logits_NK
+    term, is_fitted_K = _no_term(n_classes, known.values_NE.shape[1]), _has_enough(labels_N, n_classes)
+    for name, method, is_own_K in _candidates(labels_N, n_classes, methods, unlabelled, text.temperature):
+        own_term, scores_NK = _term_and_scores(method, known, labels_N, is_own_K)
+        largest = max(np.abs(own_term.weight_KE).max(), np.abs(own_term.bias_K).max())
+        alphas = _alphas(text_logits_NK, scores_NK, is_own_K, MAX_WEIGHT / largest)
+        if not alphas:
+            continue
+        index, found = _least_alpha(text_logits_NK, scores_NK, labels_N, alphas, known.starts.get(name))
+        known.starts[name] = index, 1 / found.temperature
+        if found.loss < best.loss:
+            best, method_name, alpha, term, is_fitted_K = found, name, alphas[index], own_term, is_own_K
+            logits_NK = text_logits_NK + alpha * scores_NK
+    temperature = calibrate(logits_NK, labels_N).temperature  # to the last digit the same from any start of the search
+    return FewShotFit(method_name, alpha, term, temperature, labels_N, logits_NK, text_logits_NK, is_fitted_K)
+
+
+def held_out_logits(
+    fit: FewShotFit,
+    features: Features,
+    is_train_N: Bools,
+    methods: Mapping[str, FewShotMethod],
+    unlabelled: UnlabelledImages | None = None,
+) -> Floats:
+    """Logits of the other examples, before the temperature, by the method of a fit that is fitted to some only.
+
+    Alpha has the least log-loss of the other examples, as that of the fit has the least leave-one-out log-loss.
+
+    Args:
+        fit: to all examples.
+        features: those of all examples.
+        is_train_N: the examples to fit to.
+        methods: the method of `fit` by its name; empty if it uses the unlabelled images.
+        unlabelled: if it does, these.
+    """
+    train_N, others_N, others_NK = fit.labels_N[is_train_N], fit.labels_N[~is_train_N], fit.text_logits_NK[~is_train_N]
+    temperature = 1.0 if unlabelled is None else calibrate(fit.text_logits_NK[is_train_N], train_N).temperature
+    for name, method, is_own_K in _candidates(train_N, others_NK.shape[1], methods, unlabelled, temperature):
+        fitted, is_used_N = np.flatnonzero(is_own_K), is_train_N & is_own_K[fit.labels_N]
+        used_N = np.searchsorted(fitted, fit.labels_N[is_used_N])
+        term = _over_all_classes(method.fit_some(features, is_used_N, used_N, len(fitted)), is_own_K)
+        scores_NK = term(features.values_NE[~is_train_N])
+        alphas = _alphas(others_NK, scores_NK, is_own_K, np.inf)
+        index, found = _least_alpha(others_NK, scores_NK, others_N, alphas, features.starts.get(f"half {name}"))
+        features.starts[f"half {name}"] = index, 1 / found.temperature
+        if found.loss < calibrate(others_NK, others_N).loss:
+            others_NK = others_NK + alphas[index] * scores_NK
+    return others_NK
+
+
+def _has_enough(labels_N: Ints, n_classes: int) -> Bools:
+    is_enough_K: Bools = np.bincount(labels_N, minlength=n_classes) >= MIN_EXAMPLES
+    return is_enough_K
+
+
+def _candidates(
+    labels_N: Ints,
+    n_classes: int,
+    methods: Mapping[str, FewShotMethod],
+    unlabelled: UnlabelledImages | None,
+    temperature: float,
+) -> list[tuple[str, FewShotMethod, Bools]]:
+    """The methods that can be fitted, each with its classes; `temperature` is that of the text features."""
+    found = [(name, method, _has_enough(labels_N, n_classes)) for name, method in methods.items()]
     if unlabelled is not None:
         soft_labels_UK = softmax(unlabelled.text_logits_UK / temperature)
-        semi_supervised = semi_supervised_gda(unlabelled.features_UE, soft_labels_UK, counts_K)
-        candidates.append((GDA_UNLABELLED, *semi_supervised))
-    method_name, alpha, term, logits_NK = TEXT, 0.0, _no_term(n_classes, features_NE.shape[1]), text_logits_NK
-    for name, method, is_own_K in candidates:
-        if is_own_K.sum() < 2:
-            continue
-        own_term, scores_NK = _term_and_scores(method, features_NE, labels_N, is_own_K)
-        unit = _spread(text_logits_NK[:, is_own_K]) / _spread(scores_NK[:, is_own_K])
-        largest = max(np.abs(own_term.weight_KE).max(), np.abs(own_term.bias_K).max())
-        for candidate in unit * ALPHAS:
-            candidate_NK = text_logits_NK + candidate * scores_NK
-            loss, own_temperature = calibrate(candidate_NK, labels_N)
-            if loss < best_loss and candidate * largest < MAX_WEIGHT:
-                best_loss, temperature = loss, own_temperature
-                method_name, alpha, term, logits_NK = name, float(candidate), own_term, candidate_NK
-                is_fitted_K = is_own_K
-    return FewShotFit(method_name, alpha, term, temperature, labels_N, logits_NK, text_logits_NK, is_fitted_K)
+        counts_K = np.bincount(labels_N, minlength=n_classes)
+        found.append((GDA_UNLABELLED, *semi_supervised_gda(unlabelled.features_UE, soft_labels_UK, counts_K)))
+    return [candidate for candidate in found if candidate[2].sum() >= 2]
+
+
+def _alphas(text_logits_NK: Floats, scores_NK: Floats, is_own_K: Bools, most: float) -> list[float]:
+    """`ALPHAS` in units of the ratio of the spreads over the term's own classes; those below `most`."""
+    unit = _spread(text_logits_NK[:, is_own_K]) / _spread(scores_NK[:, is_own_K])
+    return [alpha for alpha in (unit * ALPHAS).tolist() if alpha < most]
+
+
+def _least_alpha(
+    text_logits_NK: Floats,
+    scores_NK: Floats,
+    labels_N: Ints,
+    alphas: Sequence[float],
+    start: tuple[int, float] | None = None,
+) -> tuple[int, Calibration]:
+    """The index of the alpha with the least log-loss, and that loss.
+
+    With b = 1/T, the log-loss is convex in (b, b alpha), so its least values over b fall and then rise with alpha: a
+    descent from anywhere finds the least of all.
+
+    Args:
+        text_logits_NK: of the text features.
+        scores_NK: of the term.
+        labels_N: of the same examples.
+        alphas: candidates.
+        start: an index and an estimate of b; by default the middle and 1.
+    """
+    text_margins_NK, score_margins_NK = _margins(text_logits_NK, labels_N), _margins(scores_NK, labels_N)
+    found: dict[int, Calibration] = {}
+
+    def at(index: int, inverse_temperature: float) -> Calibration:
+        if index not in found:
+            margins_NK = text_margins_NK + alphas[index] * score_margins_NK
+            found[index] = _calibrate_margins(margins_NK, inverse_temperature)
+        return found[index]
+
+    best, b = start or (len(alphas) // 2, 1.0)
+    best = min(best, len(alphas) - 1)
+    at(best, b)
+    for step in (1, -1):
+        b = 1 / found[best].temperature
+        while 0 <= best + step < len(alphas) and at(best + step, b).loss < found[best].loss:
+            best += step
+            b = 1 / found[best].temperature
+    return best, found[best]
 
 
 def text_logits(features_NE: Floats, text_KE: NDArray[Any], logit_scale: float) -> Floats:
     """The logits of the text features, z = s <f, g_k>, for unit features: [N, K]."""
-    result: Floats = logit_scale * features_NE @ text_KE.T.astype(np.float64)
+    result: Floats = features_NE @ (logit_scale * text_KE.T.astype(np.float64))
     return result
 
 
 def _term_and_scores(
-    method: FewShotMethod, features_NE: Floats, labels_N: Ints, is_fitted_K: Bools
+    method: FewShotMethod, features: Features, labels_N: Ints, is_fitted_K: Bools
 ) -> tuple[LinearTerm, Floats]:
     """The term over all classes, and its leave-one-out scores; both centred over the fitted classes."""
     fitted, is_used_N = np.flatnonzero(is_fitted_K), is_fitted_K[labels_N]
-    used_NE, used_N = features_NE[is_used_N], np.searchsorted(fitted, labels_N[is_used_N])
-    own = method.fit(used_NE, used_N, len(fitted))
-    term = _no_term(len(is_fitted_K), features_NE.shape[1])
-    term.weight_KE[fitted] = own.weight_KE - own.weight_KE.mean(axis=0)
-    term.bias_K[fitted] = own.bias_K - own.bias_K.mean()
-    scores_NK = term(features_NE)
-    without_NK = method.leave_one_out(used_NE, used_N, len(fitted))
+    used_N = np.searchsorted(fitted, labels_N[is_used_N])
+    own, without_NK = method.fit_and_leave_out(features.rows(is_used_N), used_N, len(fitted))
+    term = _over_all_classes(own, is_fitted_K)
+    scores_NK = np.zeros((len(labels_N), len(is_fitted_K)))
+    scores_NK[~is_used_N] = term(features.values_NE[~is_used_N])
     scores_NK[np.ix_(is_used_N, fitted)] = without_NK - without_NK.mean(axis=1, keepdims=True)
     return term, scores_NK
+
+
+def _over_all_classes(own: LinearTerm, is_fitted_K: Bools) -> LinearTerm:
+    """The term of some classes, centred over them and zero for the others."""
+    term = _no_term(len(is_fitted_K), own.weight_KE.shape[1])
+    term.weight_KE[is_fitted_K] = own.weight_KE - own.weight_KE.mean(axis=0)
+    term.bias_K[is_fitted_K] = own.bias_K - own.bias_K.mean()
+    return term
 
 
 def _no_term(n_classes: int, width: int) -> LinearTerm:
@@ -146,28 +252,39 @@ def softmax(logits_NK: Floats) -> Floats:
     return result
 
 
-def calibrate(logits_NK: Floats, labels_N: Ints) -> tuple[float, float]:
-    """The least mean log-loss over all temperatures, and that temperature.
+def calibrate(logits_NK: Floats, labels_N: Ints) -> Calibration:
+    """The temperature with the least mean log-loss.
 
     The targets are smoothed by 1/(N + 1), as in Platt scaling, so that the temperature of separable classes is not 0.
-    The loss is convex in b = 1/T; Newton's method within a bracket.
     """
-    margins_NK = logits_NK - np.take_along_axis(logits_NK, labels_N[:, None], axis=1)
-    smoothing = float(margins_NK.mean()) / (len(labels_N) + 1)
-    highest_N1 = margins_NK.max(axis=1, keepdims=True)
-    low, high, b = 1 / MAX_INVERSE_TEMPERATURE, MAX_INVERSE_TEMPERATURE, 1.0
+    return _calibrate_margins(_margins(logits_NK, labels_N))
+
+
+def _margins(logits_NK: Floats, labels_N: Ints) -> Floats:
+    """Logits minus that of the label."""
+    margins_NK: Floats = logits_NK - np.take_along_axis(logits_NK, labels_N[:, None], axis=1)
+    return margins_NK
+
+
+def _calibrate_margins(margins_NK: Floats, start: float = 1.0) -> Calibration:
+    """See `calibrate`; the loss is convex in b = 1/T, so this is Newton's method within a bracket, from `start`."""
+    smoothing = float(margins_NK.mean()) / (len(margins_NK) + 1)
+    highest_N = margins_NK.max(axis=1)
+    below_NK = margins_NK - highest_N[:, None]
+    powers_NK = np.empty_like(below_NK)
+    low, high, b = 1 / MAX_INVERSE_TEMPERATURE, MAX_INVERSE_TEMPERATURE, start
     while True:
-        powers_NK = np.exp(b * (margins_NK - highest_N1))
+        np.exp(np.multiply(below_NK, b, out=powers_NK), out=powers_NK)
         sums_N = powers_NK.sum(axis=1)
-        powers_NK *= margins_NK
+        powers_NK *= below_NK
         mean_N = powers_NK.sum(axis=1) / sums_N
-        slope = float(mean_N.mean()) - smoothing
-        curvature = float(((powers_NK * margins_NK).sum(axis=1) / sums_N - mean_N**2).mean())
+        slope = float((mean_N + highest_N).mean()) - smoothing
+        curvature = float((np.einsum("nk,nk->n", powers_NK, below_NK) / sums_N - mean_N**2).mean())
         low, high = (low, b) if slope > 0 else (b, high)
         step = b - slope / curvature if curvature > 0 else 0.0
         following = step if low < step < high else (low * high) ** 0.5
         if abs(following - b) <= 1e-6 * b:
-            return float((np.log(sums_N) + b * highest_N1[:, 0]).mean()) - b * smoothing, 1 / b
+            return Calibration(float((np.log(sums_N) + b * highest_N).mean()) - b * smoothing, 1 / following)
         b = following
 
 

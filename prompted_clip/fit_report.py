@@ -12,8 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS, Floats, Ints
-from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, softmax
+from prompted_clip.features import Bools, Features, Floats, Ints
+from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS
+from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, held_out_logits, softmax
 from prompted_clip.semi_supervised import GDA_UNLABELLED, UnlabelledImages
 
 AUTO: Final = "auto"
@@ -109,7 +110,7 @@ class FitReport:
 
 
 def fit_and_report(
-    features_NE: Floats,
+    features: Floats | Features,
     labels_N: Ints,
     text_logits_NK: Floats,
     class_names: Sequence[str],
@@ -121,31 +122,34 @@ def fit_and_report(
     The other arguments are those of `fit_few_shot`.
     """
     methods = AUTO_METHODS if method == AUTO else {method: FEW_SHOT_METHODS[method]}
-    fit = fit_few_shot(features_NE, labels_N, text_logits_NK, methods, unlabelled)
-    return fit, report_fit(fit, features_NE, class_names, unlabelled)
+    known = Features.of(features)
+    fit = fit_few_shot(known, labels_N, text_logits_NK, methods, unlabelled)
+    return fit, report_fit(fit, known, class_names, unlabelled)
 
 
 def report_fit(
-    fit: FewShotFit, features_NE: Floats, class_names: Sequence[str], unlabelled: UnlabelledImages | None = None
+    fit: FewShotFit, features: Floats | Features, class_names: Sequence[str], unlabelled: UnlabelledImages | None = None
 ) -> FitReport:
-    """Report a fit; `features_NE` and `unlabelled` are those that it was made from."""
+    """Report a fit; `features` and `unlabelled` are those that it was made from."""
     labels_N, probabilities_NK = fit.labels_N, fit.probabilities()
     n_classes, predicted_N = len(class_names), fit.logits_NK.argmax(axis=1)
     is_right_N, is_right_text_N = predicted_N == labels_N, fit.text_logits_NK.argmax(axis=1) == labels_N
-    is_right_half_N = _right_with_half(fit, features_NE, unlabelled)
+    is_right_half_N = _right_with_half(fit, Features.of(features), unlabelled)
     confusion_KK = np.bincount(labels_N * n_classes + predicted_N, minlength=n_classes**2).reshape(n_classes, n_classes)
     counts_K = confusion_KK.sum(axis=1)
+    n_right_text_K = np.bincount(labels_N, is_right_text_N, n_classes)
+    n_right_half_K = np.bincount(labels_N, is_right_half_N, n_classes)
 
     def of_class(index: int) -> ClassFit:
-        is_own_N, n = labels_N == index, int(counts_K[index])
+        n = int(counts_K[index])
         mistakes_K = np.where(np.arange(n_classes) == index, 0, confusion_KK[index])
         return ClassFit(
             name=class_names[index],
             n_examples=n,
             is_fitted=fit.method != TEXT and bool(fit.is_fitted_K[index]),
             accuracy=wilson(int(confusion_KK[index, index]), n) if n else None,
-            text_accuracy=float(is_right_text_N[is_own_N].mean()) if n else None,
-            half_accuracy=float(is_right_half_N[is_own_N].mean()) if n else None,
+            text_accuracy=float(n_right_text_K[index]) / n if n else None,
+            half_accuracy=float(n_right_half_K[index]) / n if n else None,
             mistaken_for=class_names[int(mistakes_K.argmax())] if mistakes_K.any() else None,
         )
 
@@ -201,22 +205,28 @@ def wilson(n_right: int, n: int, z: float = 1.96) -> Rate:
     return Rate(rate, (middle - half) / (1 + square), (middle + half) / (1 + square))
 
 
-def _right_with_half(fit: FewShotFit, features_NE: Floats, unlabelled: UnlabelledImages | None) -> Floats:
-    """1 for each example that a fit of the same method on the other half of its examples gets right, otherwise 0."""
-    labels_N = fit.labels_N
-    place_N = np.empty_like(labels_N)
-    for label in np.unique(labels_N):
-        is_own_N = labels_N == label
-        place_N[is_own_N] = np.arange(is_own_N.sum())
+def _right_with_half(fit: FewShotFit, features: Features, unlabelled: UnlabelledImages | None) -> Floats:
+    """1 for each example that a fit of the same method on the other half of its class gets right, otherwise 0."""
+    is_first_N = first_half(fit.labels_N)
     methods = {name: method for name, method in FEW_SHOT_METHODS.items() if name == fit.method}
     used = unlabelled if fit.method == GDA_UNLABELLED else None
-    is_right_N = np.zeros(len(labels_N))
-    for half in (0, 1):
-        is_train_N, is_test_N = place_N % 2 == half, place_N % 2 != half
-        if is_train_N.any() and is_test_N.any():
-            part = fit_few_shot(
-                features_NE[is_train_N], labels_N[is_train_N], fit.text_logits_NK[is_train_N], methods, used
-            )
-            logits_NK = part.logits(features_NE[is_test_N], fit.text_logits_NK[is_test_N])
-            is_right_N[is_test_N] = logits_NK.argmax(axis=1) == labels_N[is_test_N]
+    is_right_N = np.zeros(len(fit.labels_N))
+    for is_train_N in (is_first_N, ~is_first_N):
+        if is_train_N.any() and not is_train_N.all():
+            logits_NK = held_out_logits(fit, features, is_train_N, methods, used)
+            is_right_N[~is_train_N] = logits_NK.argmax(axis=1) == fit.labels_N[~is_train_N]
     return is_right_N
+
+
+def first_half(labels_N: Ints) -> Bools:
+    """Half of the examples of every class, rounded up, in a random order of all examples that is always the same.
+
+    So a changed label moves few other examples to the other half.
+    """
+    order_N = np.random.default_rng(0).random(len(labels_N))
+    counts_K = np.bincount(labels_N)
+    starts_K = np.cumsum(counts_K) - counts_K
+    place_N = np.empty_like(labels_N)
+    place_N[np.lexsort((order_N, labels_N))] = np.arange(len(labels_N)) - np.repeat(starts_K, counts_K)
+    is_first_N: Bools = 2 * place_N < counts_K[labels_N]
+    return is_first_N

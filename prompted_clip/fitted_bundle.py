@@ -15,7 +15,7 @@ from prompt_store.class_names import comparison_key
 from prompt_store.contents import CONTEXT, FEATURES, head_kind
 from prompt_store.manifest import Calibration, ClassSpec
 from prompted_clip.errors import StackMismatchError
-from prompted_clip.few_shot import Ints, LinearTerm
+from prompted_clip.features import Ints, LinearTerm
 from prompted_clip.fit_report import FitReport
 from prompted_clip.provenance import new_provenance
 

@@ -11,7 +11,8 @@ Legend: N examples, U unlabelled images, K classes, E joint width.
 from dataclasses import dataclass
 from typing import Final
 
-from prompted_clip.few_shot import Bools, Floats, Gda, Ints, SoftLabelled
+from prompted_clip.features import Bools, Floats, Ints
+from prompted_clip.gda import Gda, SoftLabelled
 
 GDA_UNLABELLED: Final = "gda-unlabelled"
 """The method of a fit that uses unlabelled images."""

@@ -44,7 +44,9 @@ RANDOM_SEED: Final = 0
 def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on; any but loopback requires keys")] = None,
     port: Annotated[int | None, typer.Option(help="port; 0 picks a free one  [8000]")] = None,
-    store: Annotated[Path | None, typer.Option(help="directory of the prompt store  [./store]")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="directory of the prompt store, or s3://BUCKET/PREFIX  [./store]")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="open_clip architecture  [ViT-B-16]")] = None,
     pretrained: Annotated[str | None, typer.Option(help="open_clip tag or local weights file")] = None,
     quick_gelu: Annotated[
@@ -210,15 +212,15 @@ def _serve(options: dict[str, Any], demo_assets: Path | None, console: Console) 
 @contextmanager
 def _open_store(settings: Settings, options: dict[str, Any], demo_assets: Path | None) -> Iterator[Store]:
     """Open the store; the demo uses a temporary one unless `--store` names another."""
-    from prompt_store.store import Store
+    from prompt_store.stores import open_store
 
     if demo_assets is None:
-        store = Store.open(settings.store)
+        store = open_store(settings.store, create=True, cache=settings.store_cache, allow_stale=True)
         store.domains()  # fails if they cannot be listed; a single unreadable domain does not prevent the start
         yield store
         return
     with tempfile.TemporaryDirectory(prefix="caspl-demo-") as folder:
-        store = Store.open(options["store"] or Path(folder) / "store")
+        store = open_store(options["store"] or Path(folder) / "store", create=True, cache=settings.store_cache)
         seed_store(store, demo_assets / "bundles")
         yield store
 
@@ -241,7 +243,7 @@ def _announce(console: Console, context: ServiceContext, address: str, *, is_kep
             "backend": backend,
             "dtype": kind,
             "device": str(backbone.device),
-            "store": str(context.store.root),
+            "store": context.store.address,
             "is_store_kept": is_kept,
             "n_signature_keys": len(context.settings.require_signature),
             "follows": list(context.settings.follow),
@@ -253,7 +255,7 @@ def _announce(console: Console, context: ServiceContext, address: str, *, is_kep
     console.print(f"  backbone  {backbone.arch} ({backbone.pretrained}), {kind} in {backend} on {backbone.device}")
     console.print(f"  weights   {backbone.fingerprint}", soft_wrap=True)
     note = "" if is_kept else "  (removed when the service stops; --store FOLDER keeps one)"
-    console.print(f"  store     {context.store.root}{note}", soft_wrap=True)
+    console.print(f"  store     {context.store.address}{note}", soft_wrap=True)
     for domain, state in sorted(context.table.states.items()):
         live = state.live
         if live is None:

@@ -81,7 +81,7 @@ class DomainExistsError(ServiceError, code="domain_exists"):
 
 
 class PreconditionFailedError(ServiceError, code="precondition_failed"):
-    """If-Match does not match the live version's digest."""
+    """If-Match does not match the live version's digest, or If-Bundle-Digest that of the one that was used."""
 
 
 class RolloutNotFoundError(ServiceError, code="rollout_not_found"):

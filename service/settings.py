@@ -48,6 +48,7 @@ def _domain(name: str) -> str:
     return name
 
 
+StoreAddress = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 T = TypeVar("T")
 CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_listed)]
 
@@ -59,7 +60,14 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; any address but loopback requires keys")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port")
-    store: Path = Field(Path("store"), description="directory of the bundle store; created if missing")
+    store: StoreAddress = Field(
+        "store", description="directory of the bundle store, or s3://BUCKET/PREFIX; created if missing"
+    )
+    store_cache: Path | None = Field(
+        None,
+        description="directory for local copies of stores in buckets and for their examples; default: caspl/stores in "
+        "the user's cache directory",
+    )
     keys_file: Path | None = Field(None, description="JSON file with API keys, created by `caspl keys new`")
     require_signature: CommaSeparated[Path] = Field((), description="public keys (PEM files) of the bundles to serve")
     follow: CommaSeparated[str] = Field(

@@ -8,7 +8,8 @@ import httpx
 
 from caspl.doctor.finding import Finding, ok, problem, warning
 from prompt_store.errors import PromptStoreError
-from prompt_store.repair import check_store
+from prompt_store.s3 import is_s3
+from prompt_store.stores import check_store, open_store
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -35,9 +36,14 @@ def read_settings(**given: object) -> "tuple[Settings | None, Finding]":
     return settings, ok("settings", f"set by variables: {', '.join(names)}" if names else "defaults")
 
 
-def check_bundle_store(store: Path) -> Finding:
-    """Whether the store is sound."""
-    if not store.exists():
+def check_bundle_store(store: str) -> Finding:
+    """Whether the store is sound; of one in a bucket, whether it can be read, because a check copies all of it."""
+    if is_s3(store):
+        try:
+            return ok("store", f"{store} can be read: {len(open_store(store).domains())} domains")
+        except PromptStoreError as error:
+            return problem("store", f"{store}: {error}", "caspl serve creates a store in a bucket that exists.")
+    if not Path(store).exists():
         return ok("store", f"{store} does not exist yet; `caspl serve` creates it")
     try:
         found, _ = check_store(store)

@@ -14,7 +14,6 @@ from prompt_store.command_line import (
     JsonOption,
     StoreOption,
     actor,
-    open_store,
     read_bundle_file,
     read_signature_file,
     report_errors,
@@ -26,7 +25,7 @@ from prompt_store.remotes.address import parse_address, printable
 from prompt_store.remotes.artifact import BUNDLE_SUFFIX, Artifact, check_artifact, file_names, make_artifact
 from prompt_store.remotes.remote import Remote, open_remote
 from prompt_store.signatures import signature_path
-from prompt_store.store import Store
+from prompt_store.stores import open_store
 
 if TYPE_CHECKING:
     from prompt_store.signing_keys import SignaturePolicy
@@ -90,7 +89,8 @@ def pull(
     ],
     output: Annotated[Path | None, typer.Option(help="file to write  [DOMAIN.safetensors]")] = None,
     store: Annotated[
-        Path | None, typer.Option(help="add it to this store instead; creates the store if needed")
+        str | None,
+        typer.Option(help="add it to this store instead, a directory or s3://BUCKET/PREFIX; created if needed"),
     ] = None,
     is_activated: Annotated[bool, typer.Option("--activate", help="with --store: make the version live")] = False,
     domain: Annotated[str | None, typer.Option(help="fail unless the bundle is for this domain")] = None,
@@ -143,7 +143,7 @@ def _read_signatures(file: Path, given: Sequence[Path] | None) -> list[bytes]:
     return [read_signature_file(path) for path in paths]
 
 
-def _read_version(domain: str, version: int | None, store: Path) -> tuple[bytes, list[bytes]]:
+def _read_version(domain: str, version: int | None, store: str) -> tuple[bytes, list[bytes]]:
     """A version's bundle and signatures; the live version if `version` is None."""
     if not Path(domain).exists() and (os.sep in domain or domain.endswith(BUNDLE_SUFFIX)):
         raise FileNotFoundError(f"There is no file {domain}.")
@@ -180,9 +180,9 @@ def _write_files(target: Path, artifact: Artifact) -> dict[str, Any]:
     return {"files": [str(path) for path in files], "text": f"{target}"}
 
 
-def _add(store: Path, artifact: Artifact, bundle: Bundle, *, is_activated: bool) -> dict[str, Any]:
+def _add(store: str, artifact: Artifact, bundle: Bundle, *, is_activated: bool) -> dict[str, Any]:
     """Add an artifact to a store; content that an older version has is that version."""
-    opened, domain = Store.open(store), bundle.manifest.domain
+    opened, domain = open_store(store, create=True), bundle.manifest.domain
     first = artifact.signatures[0] if artifact.signatures else None
     try:
         added = opened.add(domain, artifact.bundle, bundle=bundle, signature=first, actor=actor())

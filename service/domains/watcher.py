@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from prompt_store.errors import PromptStoreError
+from prompt_store.errors import PromptStoreError, StoreUnavailableError
 from service.domains.live_table import DomainState
 from service.errors import DeviceLostError, DeviceMemoryError, ServiceError
 
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_S: Final = 30.0
 """Back-off after a domain could not be loaded."""
+UNAVAILABLE_RETRY_S: Final = 2.0
+"""Back-off after its bundle could not be fetched from a bucket."""
 CONCURRENCY: Final = 4
 """Domains loaded concurrently at startup."""
 
@@ -46,6 +48,7 @@ class StoreWatcher:
         self._skip_tests_after_s = float("inf")
         self._retry_after_s: dict[tuple[str, int], float] = {}
         self._store_error = ""
+        self._unavailable = ""
 
     async def start(self, warmup_s: float) -> None:
         """Load every live version; after `warmup_s`, without smoke tests, which `test_in_background` runs later."""
@@ -80,6 +83,7 @@ class StoreWatcher:
 
     async def refresh(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Apply changes by other processes; called every second. Reports progress at each domain."""
+        await self._read_changes()
         try:
             found = await asyncio.to_thread(self._read_store)
         except PromptStoreError as error:  # all domains go on as they are
@@ -97,6 +101,20 @@ class StoreWatcher:
         for key in self._loader.recent.keys:
             if await asyncio.to_thread(self._is_retired, *key):
                 self._loader.recent.remove(key)
+
+    async def _read_changes(self) -> None:
+        """Bring the changes of other machines; while a bucket is away, its copy is served."""
+        code = ""
+        try:
+            await asyncio.to_thread(self._loader.store.refresh)
+        except PromptStoreError as error:
+            code = error.code
+            if code != self._unavailable:
+                logger.error("store.unavailable", extra={"code": code, "detail": str(error)})  # noqa: TRY400
+        if self._unavailable and not code:
+            logger.info("store.available")
+        self._unavailable = code
+        self._metrics.store_reachable.set(0 if code else 1)
 
     def _read_store(self) -> dict[str, LiveInfo | Exception | None]:
         """The live version of every domain, or the error of reading it."""
@@ -147,7 +165,8 @@ class StoreWatcher:
         await self._rollouts.follow(domain, live)
 
     def _record_failure(self, domain: str, version: int, error: Exception) -> None:
-        self._retry_after_s[domain, version] = time.monotonic() + RETRY_S
+        retry_s = UNAVAILABLE_RETRY_S if isinstance(error, StoreUnavailableError) else RETRY_S
+        self._retry_after_s[domain, version] = time.monotonic() + retry_s
         code = str(getattr(error, "code", "internal"))
         state = self._table.states.get(domain, DomainState(None))
         if state.error != code:

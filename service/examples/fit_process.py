@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from prompted_clip.few_shot import Floats, Ints, LinearTerm
+from prompted_clip.features import Features, Floats, Ints, LinearTerm
 from prompted_clip.fit import softmax, text_logits
 from prompted_clip.fit_report import FitReport, fit_and_report
 from prompted_clip.semi_supervised import UnlabelledImages
@@ -102,15 +102,21 @@ def check_size(n_examples: int, n_classes: int) -> None:
         )
 
 
-def compute(job: FitJob) -> FitResult:
-    """Fit a head in this process."""
-    features_NE = job.features_NE.astype(np.float64)
-    text_logits_NK = text_logits(features_NE, job.text_KE, job.logit_scale)
+def compute(job: FitJob, features: Features | None = None) -> FitResult:
+    """Fit a head in this process.
+
+    Args:
+        job: the input.
+        features: those of the job's labelled examples, if they were prepared for an earlier fit.
+    """
+    if features is None:
+        features = Features(job.features_NE.astype(np.float64))
+    text_logits_NK = text_logits(features.values_NE, job.text_KE, job.logit_scale)
     unlabelled = None
     if job.uses_unlabelled and len(job.unlabelled_ME):
         unlabelled_ME = job.unlabelled_ME.astype(np.float64)
         unlabelled = UnlabelledImages(unlabelled_ME, text_logits(unlabelled_ME, job.text_KE, job.logit_scale))
-    fit, report = fit_and_report(features_NE, job.labels_N, text_logits_NK, job.class_names, job.method, unlabelled)
+    fit, report = fit_and_report(features, job.labels_N, text_logits_NK, job.class_names, job.method, unlabelled)
     tops = [_top(fit.probabilities())]
     for start in range(0, len(job.unlabelled_ME), ROWS):
         rows_NE = job.unlabelled_ME[start : start + ROWS].astype(np.float64)
@@ -194,10 +200,13 @@ def main() -> None:
         os.nice(NICENESS)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OUT_OF_MEMORY_SCORE)
+    features = None
     with Connection(int(sys.argv[1])) as connection, suppress(EOFError, OSError):
         while True:
             job = connection.recv()
+            if features is None or not features.equals(job.features_NE):  # else only labels have changed
+                features = Features(job.features_NE.astype(np.float64))
             try:
-                connection.send(compute(job))
+                connection.send(compute(job, features))
             except Exception:  # noqa: BLE001  the parent logs it
                 connection.send(traceback.format_exc())

@@ -13,7 +13,7 @@ from prompted_clip.fit_report import AUTO
 
 if TYPE_CHECKING:
     from prompt_store.bundle import Bundle
-    from prompted_clip.few_shot import LinearTerm
+    from prompted_clip.features import LinearTerm
     from prompted_clip.fit_report import FitReport, Suspect
     from prompted_clip.fitted_bundle import FitClasses
 

@@ -98,6 +98,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     store.VersionLiveError: Row(409, "Version is live"),
     store.ConflictError: Row(409, "Conflicting update"),
     store.StoreReadOnlyError: Row(503, "Store not writable", retry_after_s=60),
+    store.StoreUnavailableError: Row(503, "Store unavailable", retry_after_s=5),
     store.StorageFullError: Row(507, "Store full", detail="No space left in the store; nothing was changed."),
     store.StoreCorruptError: Row(
         503, "Store damaged", detail="Stored data of this domain is damaged. The operator can run `caspl store check`."
@@ -125,6 +126,9 @@ TITLES: Final[Mapping[str, str]] = {
     "abstain_unsupported": "No such abstention threshold",
     "stack_unsupported": "Not supported by this bundle",
     "nothing_to_roll_back": "No earlier live version",
+    "store_denied": "Store access denied",
+    "clock_skew": "Clocks differ",
+    "s3_unsupported": "Store without conditional writes",
     "store_busy": "Store in use by another process",
     "storage_busy": "Too many open files",
     "storage_error": "Disk error",

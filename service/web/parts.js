@@ -29,9 +29,13 @@ export function Predictions({ predictions }) {
   </ol>`;
 }
 
+// A dropped folder is among the files, but cannot be read as one.
+const foldersOf = (items) => [...items].map((one) => one.webkitGetAsEntry?.()).filter((entry) => entry?.isDirectory);
+
 // Files from a click, or from a drop anywhere on the page: the browser would open those beside the area in new tabs.
 export function DropArea({ onFiles, children, accept = "image/jpeg,image/png,image/webp", isMultiple = true, id }) {
   const [isOver, setOver] = useState(false);
+  const [folders, setFolders] = useState([]);
   const latest = useRef(onFiles);
   latest.current = onFiles;
   useLayoutEffect(() => {
@@ -43,7 +47,10 @@ export function DropArea({ onFiles, children, accept = "image/jpeg,image/png,ima
         if (!hasFiles(event)) return;
         event.preventDefault();
         setOver(false);
-        latest.current([...event.dataTransfer.files]);
+        const dropped = foldersOf(event.dataTransfer.items).map((entry) => entry.name);
+        setFolders(dropped);
+        const files = [...event.dataTransfer.files].filter((file) => !dropped.includes(file.name));
+        if (files.length) latest.current(files);
       },
     };
     const each = Object.entries(listeners);
@@ -53,8 +60,9 @@ export function DropArea({ onFiles, children, accept = "image/jpeg,image/png,ima
   return html`<label class=${`drop ${isOver ? "over" : ""}`} for=${id}>
     ${children}
     <input type="file" id=${id} accept=${accept} multiple=${isMultiple}
-      onChange=${(event) => { onFiles([...event.target.files]); event.target.value = ""; }} />
-  </label>`;
+      onChange=${(event) => { setFolders([]); onFiles([...event.target.files]); event.target.value = ""; }} />
+  </label>
+  ${folders.length > 0 && html`<p role="alert" class="error">Folders are not read: ${folders.join(", ")}. Drop the files in them instead.</p>`}`;
 }
 
 export function usePaste(onFiles) {

@@ -172,7 +172,7 @@ def worker_config(context: ServiceContext, keys: tuple[Key, ...]) -> WorkerConfi
     settings, backbone = context.settings, context.engine.backbone
     n_threads = settings.n_decode_threads or decode_threads(max(1, settings.web_workers))
     return WorkerConfig(
-        settings=settings.model_copy(update={"n_decode_threads": n_threads, "store": context.store.root}),
+        settings=settings.model_copy(update={"n_decode_threads": n_threads, "store": str(context.store.root)}),
         keys=keys,
         # One web process can fill the whole queue (1.5 times max_queued_rows) and two batches on the device.
         n_slots=2 * (settings.max_queued_rows + settings.max_batch_rows),

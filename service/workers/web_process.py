@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -57,7 +58,7 @@ class WebProcess:
             keys=KeyRing(config.keys, settings.keys_file),
             decoder=Decoder(settings, config.image_size, config.preprocess),
             backend=RemoteBackend(self.rpc, slots),
-            examples=open_examples(settings.store, settings),
+            examples=open_examples(Path(settings.store), settings),
         )
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, exception_handlers={**problems.HANDLERS})
         self.app.state.context = self.context

@@ -93,3 +93,28 @@ def test_pictures_kept_from_traffic_are_labelled_on_the_page(browser, server, tr
         page.get_by_text(f"{N_KEPT - n_selected} picture").first.wait_for()
     after = server.get("/domains/satellite/examples").json()["counts"]
     assert after["labelled"] == counts["labelled"] + n_selected
+
+
+def drop(page, selector, *paths):
+    """Drop files and folders of the disk on an element, as a file manager does."""
+    box = page.locator(selector).bounding_box()
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": box["x"] + 5, "y": box["y"] + 5, "data": data}
+        session.send("Input.dispatchDragEvent", event)
+
+
+def test_a_dropped_folder_is_named_and_the_picture_beside_it_is_added(browser, server, folder, traffic):
+    server.put("/domains/dropped", json={"classes": ["one", "two"]}).raise_for_status()
+    picture = traffic[0]
+    with opened(browser, f"{server.base_url}#teach/dropped") as page:
+        page.locator("label:has(#teach-files)").wait_for()
+        drop(page, "label:has(#teach-files)", folder / "test", picture)
+        page.get_by_text("Folders are not read: test. Drop the files in them instead.").wait_for()
+        page.get_by_role("heading", name="1 picture to label").wait_for()
+        assert page.get_by_text("cannot be reached").count() == 0
+        drop(page, "label:has(#teach-files)", picture)
+        page.get_by_text("Added before: 1 picture unchanged").wait_for()
+        assert page.get_by_text("Folders are not read").count() == 0
+    assert server.get("/domains/dropped/examples").json()["counts"]["unlabelled"] == 1

@@ -90,7 +90,7 @@ def test_a_damaged_store_is_a_problem_with_the_command_that_repairs_it(bundles):
     (blob,) = (path for path in bundles.root.rglob("*") if path.is_file() and path.stat().st_size > 500)
     blob.chmod(0o644)
     blob.write_bytes(b"?" + blob.read_bytes()[1:])
-    found = serving.check_bundle_store(bundles.root)
+    found = serving.check_bundle_store(str(bundles.root))
 
     assert (found.status, found.advice) == (PROBLEM, f"caspl store check --repair --store {bundles.root}")
 

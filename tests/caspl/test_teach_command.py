@@ -21,7 +21,7 @@ class Server:
     """A server in memory: its domains, its examples by picture, and the bodies of its fits."""
 
     def __init__(self, *domains):
-        self.domains, self.created, self.examples, self.fits, self.relabelled = list(domains), [], {}, [], []
+        self.domains, self.created, self.examples, self.fits = list(domains), [], {}, []
         self.fit_error = None
         self.method = "gda"
 
@@ -39,9 +39,6 @@ class Server:
         if request.method == "PUT":
             self.created.append(json.loads(request.content))
             return httpx.Response(201, json={"domain": "pets", "version": 1, "digest": "sha256:a"})
-        if request.method == "PATCH":
-            self.relabelled.append(json.loads(request.content))
-            return httpx.Response(200, json={"domain": "pets", "label": "cat", "changed": 1})
         if path == "/domains/pets/examples":
             return self.add(request.content)
         assert path == "/domains/pets/fit"
@@ -234,16 +231,14 @@ def test_rejected_pictures_alone_are_an_error_and_nothing_is_fitted(teach, tmp_p
     assert server.fits == []
 
 
-def test_the_same_picture_with_two_labels_is_named(teach, pets):
+def test_the_same_picture_in_two_classes_is_an_error_before_anything_is_sent(teach, pets):
     (pets / "dog" / "copy.png").write_bytes((pets / "cat" / "a.png").read_bytes())
-    (pets / "dog" / "again.png").write_bytes((pets / "dog" / "c.png").read_bytes())
-    server = Server("pets")
+    server = Server()
     result = teach(server)
 
-    lines = [line for line in result.stderr.splitlines() if "different labels" in line]
-    pair = f"{pets}/cat/a.png and {pets}/dog/copy.png"
-    assert lines == [f"The same picture with different labels; that of the first is used: {pair}"]
-    assert server.relabelled == [{"label": "cat", "ids": [1]}]
+    assert result.exit_code == 1
+    assert f"the same picture in two: {pets}/cat/a.png and {pets}/dog/copy.png. Keep one of the two." in result.stderr
+    assert (server.created, server.examples, server.fits) == ([], {}, [])
 
 
 def test_files_that_are_not_sent_are_counted(teach, pets):

@@ -1,4 +1,4 @@
-"""The store in one process."""
+"""The store in one process, in a directory and in a bucket."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from prompt_store import (
     digest_bytes,
 )
 from prompt_store.durable import locked
+from prompt_store.s3 import is_s3
 from tests.prompt_store.samples import sample_bundle, tree
 
 BUNDLES = [sample_bundle(seed) for seed in range(6)]
@@ -28,7 +29,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def store(quick_path):
+def store(place):
+    return place.open()
+
+
+@pytest.fixture
+def disk_store(quick_path):
     return Store.open(quick_path / "store")
 
 
@@ -48,13 +54,13 @@ def test_put_then_get_is_bit_exact(store):
     assert (info.size_bytes, info.is_live, info.created_at[-1]) == (len(BUNDLES[0]), False, "Z")
 
 
-def test_adding_the_newest_content_again_returns_its_version(store):
+def test_adding_the_newest_content_again_returns_its_version(store, place):
     filled(store)
-    before = tree(store.root)
+    before = tree(store.root), {key: place.get(key) for key in place.names()}
     again = store.add("flowers", BUNDLES[2])
 
     assert (again.version, again.created) == (3, False)
-    assert tree(store.root) == before
+    assert (tree(store.root), {key: place.get(key) for key in place.names()}) == before
 
 
 def test_adding_an_older_versions_content_is_rejected_with_its_number(store):
@@ -160,31 +166,12 @@ def test_an_unknown_version_is_an_error(store, version):
             call("flowers", version)
 
 
-def blob_of(store, data):
+def blob_of(data):
     name = digest_bytes(data).removeprefix("sha256:")
-    return store.root / "blobs" / "sha256" / name[:2] / name
+    return f"blobs/sha256/{name[:2]}/{name}"
 
 
-def damage(path, content):
-    path.chmod(0o644)
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("kind", ["one bit", "cut", "longer", "lost", "a directory", "a link"])
-def test_a_damaged_blob_is_never_returned_and_never_goes_live(store, kind):
-    filled(store, 2).activate("flowers", 1)
-    path = blob_of(store, BUNDLES[1])
-    if kind == "one bit":
-        damage(path, bytes([BUNDLES[1][0] ^ 1]) + BUNDLES[1][1:])
-    elif kind in {"cut", "longer"}:
-        damage(path, BUNDLES[1][:-1] if kind == "cut" else BUNDLES[1] + b"\x00")
-    else:
-        path.unlink()
-        if kind == "a directory":
-            path.mkdir()
-        elif kind == "a link":
-            path.symlink_to(blob_of(store, BUNDLES[0]))
-
+def refuses_the_damaged_version(store):
     for call in (store.read, store.activate):
         with pytest.raises(StoreCorruptError) as caught:
             call("flowers", 2)
@@ -193,36 +180,59 @@ def test_a_damaged_blob_is_never_returned_and_never_goes_live(store, kind):
     assert store.read("flowers", 1) == BUNDLES[0]
 
 
-def test_adding_the_newest_content_again_repairs_its_blob(store):
+@pytest.mark.parametrize("kind", ["one bit", "cut", "longer", "lost"])
+def test_a_damaged_blob_is_never_returned_and_never_goes_live(store, place, kind):
+    filled(store, 2).activate("flowers", 1)
+    key = blob_of(BUNDLES[1])
+    if kind == "one bit":
+        place.put(key, bytes([BUNDLES[1][0] ^ 1]) + BUNDLES[1][1:])
+    elif kind in {"cut", "longer"}:
+        place.put(key, BUNDLES[1][:-1] if kind == "cut" else BUNDLES[1] + b"\x00")
+    else:
+        place.remove(key)
+    refuses_the_damaged_version(place.another())
+
+
+@pytest.mark.parametrize("kind", ["a directory", "a link"])
+def test_what_is_in_the_place_of_a_blob_is_never_returned_and_never_goes_live(disk_store, kind):
+    filled(disk_store, 2).activate("flowers", 1)
+    path = disk_store.root / blob_of(BUNDLES[1])
+    path.unlink()
+    if kind == "a directory":
+        path.mkdir()
+    else:
+        path.symlink_to(disk_store.root / blob_of(BUNDLES[0]))
+    refuses_the_damaged_version(disk_store)
+
+
+def test_adding_the_newest_content_again_repairs_its_blob(store, place):
     filled(store, 2)
-    damage(blob_of(store, BUNDLES[1]), b"rotten")
+    place.put(blob_of(BUNDLES[1]), b"rotten")
+    another = place.another()
 
-    assert store.add("flowers", BUNDLES[1]).created is False
-    assert store.read("flowers", 2) == BUNDLES[1]
-    assert [path.read_bytes() for path in (store.root / "quarantine").iterdir()] == [b"rotten"]
+    assert another.add("flowers", BUNDLES[1]).created is False
+    assert another.read("flowers", 2) == BUNDLES[1] == place.get(blob_of(BUNDLES[1]))
+    assert [place.get(key) for key in place.names("quarantine/")] == [b"rotten"]
 
 
-def rewrite(path, change):
-    fields = json.loads(path.read_bytes())
-    change(fields)
-    damage(path, json.dumps(fields).encode())
+def changed(data, **changes):
+    return json.dumps(json.loads(data) | changes).encode()
 
 
 @pytest.mark.parametrize("kind", ["lost", "changed", "truncated", "reordered"])
-def test_a_damaged_log_stops_that_domain_only(store, kind):
+def test_a_damaged_log_stops_that_domain_only(store, place, kind):
     filled(store).activate("flowers", 1)
     store.add("weeds", sample_bundle(domain="weeds"))
-    log = store.root / "domains" / "flowers" / "log"
-    second, third = log / "0000000002.json", log / "0000000003.json"
+    second, third = "domains/flowers/log/0000000002.json", "domains/flowers/log/0000000003.json"
     if kind == "lost":
-        second.unlink()
+        place.remove(second)
     elif kind == "changed":
-        rewrite(second, lambda fields: fields.update(actor="another actor"))
+        place.put(second, changed(place.get(second), actor="another actor"))
     elif kind == "truncated":
-        damage(second, second.read_bytes()[:20])
+        place.put(second, place.get(second)[:20])
     else:
-        damage(second, third.read_bytes())
-    reopened = Store.open(store.root)
+        place.put(second, place.get(third))
+    reopened = place.another()
 
     with pytest.raises(StoreCorruptError):
         reopened.live("flowers")
@@ -232,7 +242,7 @@ def test_a_damaged_log_stops_that_domain_only(store, kind):
     assert store.live("flowers").version == 1, "the cached state is still served"
 
 
-def test_gc_keeps_referenced_files_and_reports_removals(store):
+def test_gc_keeps_referenced_files_and_reports_removals(store, place):
     for data in BUNDLES:
         store.add("flowers", data)
     store.activate("flowers", 1)
@@ -243,6 +253,7 @@ def test_gc_keeps_referenced_files_and_reports_removals(store):
     assert len(store.versions("flowers")) == len(BUNDLES)
     report = store.gc(keep_versions=1, grace_s=-1, temporary_grace_s=-1)
 
+    assert len(place.names("blobs/")) == 3
     assert report.retired == planned.retired == tuple(("flowers", version) for version in (3, 4, 5))
     assert set(report.removed_blobs) == {digest_bytes(data) for data in BUNDLES[2:5]} == set(planned.removed_blobs)
     assert report.n_removed_temporary == 1
@@ -250,14 +261,14 @@ def test_gc_keeps_referenced_files_and_reports_removals(store):
     assert store.rollback("flowers").version == 1
 
 
-def test_gc_keeps_files_within_the_grace_period(store):
+def test_gc_keeps_files_within_the_grace_period(store, place):
     filled(store)
     store.retire("flowers", 1)
     (store.root / ".tmp-young").write_bytes(b"")
     report = store.gc()
 
     assert (report.removed_blobs, report.n_removed_temporary) == ((), 0)
-    assert blob_of(store, BUNDLES[0]).exists()
+    assert place.get(blob_of(BUNDLES[0])) == BUNDLES[0]
 
 
 def test_a_blob_shared_by_two_domains_is_kept_while_one_refers_to_it(store):
@@ -278,36 +289,39 @@ def test_a_directory_with_other_files_is_not_turned_into_a_store(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_missing_store_or_one_of_a_later_format_is_not_opened(store, tmp_path):
+def test_a_missing_store_or_one_of_a_later_format_is_not_opened(place):
     with pytest.raises(StoreCorruptError):
-        Store.open(tmp_path / "none", create=False)
-    damage(store.root / "FORMAT", b'{"format":2}')
+        place.open(create=False)
+    assert place.names() == []
+    place.open()
+    place.put("FORMAT", b'{"format":2}')
     with pytest.raises(StoreCorruptError) as caught:
-        Store.open(store.root)
+        place.another()
 
     assert caught.value.code == "not_a_store"
 
 
-def test_a_store_without_its_empty_directories_works(store):
-    filled(store, 1)
-    store.retire("flowers", 1)
-    store.gc(grace_s=-1)
-    (store.root / "LOCK").unlink()
-    for path in sorted(store.root.rglob("*"), reverse=True):
+def test_a_store_without_its_empty_directories_works(disk_store):
+    filled(disk_store, 1)
+    disk_store.retire("flowers", 1)
+    disk_store.gc(grace_s=-1)
+    (disk_store.root / "LOCK").unlink()
+    for path in sorted(disk_store.root.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
-    reopened = Store.open(store.root, create=False)
+    reopened = Store.open(disk_store.root, create=False)
 
     assert reopened.is_writable
     assert reopened.add("flowers", BUNDLES[1]).version == 2
 
 
-def test_threads_share_a_store_without_losing_anything(store):
-    bundles = [sample_bundle(seed) for seed in range(40)]
+def test_threads_share_a_store_without_losing_anything(store, place):
+    n_bundles = 8 if is_s3(place.address) else 40
+    bundles = [sample_bundle(seed) for seed in range(n_bundles)]
     with ThreadPoolExecutor(8) as pool:
         added = list(pool.map(lambda data: store.add("flowers", data), bundles))
 
-    assert sorted(one.version for one in added) == list(range(1, 41))
+    assert sorted(one.version for one in added) == list(range(1, n_bundles + 1))
     assert all(store.read("flowers", one.version) == data for one, data in zip(added, bundles, strict=True))
 
 

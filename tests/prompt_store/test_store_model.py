@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from prompt_store import ConflictError, RolloutPlan, Store, VersionExistsError, VersionLiveError, digest_bytes
 from tests.prompt_store.samples import sample_bundle
@@ -17,10 +24,16 @@ BUNDLES = [sample_bundle(seed) for seed in range(6)]
 class StoreMachine(RuleBasedStateMachine):
     """The store against a model: contents, retired versions, a stack of live ones, and a rollout's candidate."""
 
+    def create(self):
+        self.directory = tempfile.TemporaryDirectory(prefix="caspl-test-")
+        return Store.open(Path(self.directory.name) / "store")
+
+    def open_again(self):
+        return Store.open(self.store.root, create=False)
+
     @initialize()
     def start(self):
-        self.directory = tempfile.TemporaryDirectory(prefix="caspl-test-")
-        self.store = Store.open(Path(self.directory.name) / "store")
+        self.store = self.create()
         self.contents, self.retired, self.live_history, self.candidate = [], set(), [], None
 
     def teardown(self):
@@ -104,7 +117,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self):
-        self.store = Store.open(self.store.root, create=False)
+        self.store = self.open_again()
 
     @invariant()
     def the_store_equals_the_model(self):
@@ -122,3 +135,18 @@ TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
     max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@pytest.mark.slow
+def test_a_store_in_a_bucket_equals_the_model_whichever_machine_reads_it(s3_place):
+    class Machine(StoreMachine):
+        def create(self):
+            for key in s3_place.names():
+                s3_place.remove(key)
+            return s3_place.another()
+
+        def open_again(self):
+            return s3_place.another()
+
+    few = settings(max_examples=4, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(Machine, settings=few)

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from prompted_clip.features import Features
 from prompted_clip.few_shot import FEW_SHOT_METHODS
-from prompted_clip.fit import MIN_EXAMPLES, abstention_thresholds, calibrate, fit_few_shot, softmax
-from prompted_clip.fit_report import calibration_error, report_fit, suspects, wilson
+from prompted_clip.fit import ALPHAS, MIN_EXAMPLES, abstention_thresholds, calibrate, fit_few_shot, softmax
+from prompted_clip.fit_report import calibration_error, first_half, fit_and_report, report_fit, suspects, wilson
 from tests.reference.slow_few_shot import least_loss, slow_fit
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_METHODS.values(), ids=FEW_SHOT_METHODS)
@@ -29,23 +30,42 @@ def without(row, *arrays):
     return [np.delete(array, row, axis=0) for array in arrays]
 
 
+def assert_close(found, expected, tolerance=1e-9):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def refitted_scores(method, features, labels, rows):
+    """Scores of some examples, each by a term that is fitted without it."""
+    n_classes = labels.max() + 1
+    return [method.fit(*without(row, features, labels), n_classes)(features[row : row + 1])[0] for row in rows]
+
+
 @METHODS
-@pytest.mark.parametrize("counts", [(4, 5, 6, 7, 8), (2, 2), (2, 30, 3)], ids=str)
+@pytest.mark.parametrize("counts", [(4, 5, 6, 7, 8), (2, 2), (2, 30, 3), (200, 150)], ids=str)
 @pytest.mark.parametrize("width", [3, 16, 60], ids="width {}".format)
 def test_leave_one_out_equals_refits_without_each_example(method, counts, width):
     features, labels, _ = examples(counts, width)
-    found = method.leave_one_out(features, labels, len(counts))
-    refits = [
-        method.fit(*without(row, features, labels), len(counts))(features[row : row + 1])[0]
-        for row in range(len(labels))
-    ]
-    np.testing.assert_allclose(found, refits, rtol=0, atol=1e-9 * np.abs(refits).max())
+    term, found = method.fit_and_leave_out(Features(features), labels, len(counts))
+    rows = np.linspace(0, len(labels) - 1, 40).astype(int)
+    assert_close(found[rows], refitted_scores(method, features, labels, rows))
+    direct = method.fit(features, labels, len(counts))
+    assert_close(term.weight_KE, direct.weight_KE)
+    assert_close(term.bias_K, direct.bias_K)
+
+
+def test_leave_one_out_of_gda_is_exact_where_single_examples_make_up_most_of_the_covariance():
+    features, labels, _ = examples((30, 30, 30), noise=1e-2)
+    outliers = np.random.default_rng(1).normal(size=(3, features.shape[1]))
+    features[[0, 40, 80]] = outliers / np.linalg.norm(outliers, axis=1, keepdims=True)
+    gda = FEW_SHOT_METHODS["gda"]
+    _, found = gda.fit_and_leave_out(Features(features), labels, 3)
+    assert_close(found, refitted_scores(gda, features, labels, range(90)))
 
 
 @METHODS
 def test_identical_images_in_every_class_still_give_finite_scores(method):
     features, labels, _ = examples((4, 4), noise=0.0)
-    assert np.isfinite(method.leave_one_out(features, labels, 2)).all()
+    assert np.isfinite(method.fit_and_leave_out(Features(features), labels, 2)[1]).all()
     assert (method.fit(features, labels, 2)(features).argmax(1) == labels).all()
 
 
@@ -67,7 +87,7 @@ def test_leave_one_out_accuracy_of_gda_is_that_on_new_images():
     features = [centres[labels] + 3.5 * rng.normal(size=(len(labels), 40)) for labels in draw]
     features = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in features]
     gda = FEW_SHOT_METHODS["gda"]
-    left_out = (gda.leave_one_out(features[0], draw[0], 20).argmax(1) == draw[0]).mean()
+    left_out = (gda.fit_and_leave_out(Features(features[0]), draw[0], 20)[1].argmax(1) == draw[0]).mean()
     new = (gda.fit(features[0], draw[0], 20)(features[1]).argmax(1) == draw[1]).mean()
     assert left_out == pytest.approx(new, abs=0.03)
 
@@ -89,6 +109,36 @@ def test_a_fit_is_never_worse_than_the_text_features_on_its_own_loss(seed):
     features, labels, text_logits = examples((4, 4, 5, 6), noise=3.0, seed=seed)
     fit = fit_few_shot(features, labels, text_logits)
     assert calibrate(fit.logits_NK, labels)[0] <= calibrate(text_logits, labels)[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_alpha_has_the_least_loss_of_all_candidates(seed):
+    rng = np.random.default_rng(seed)
+    features, labels, text_logits = examples((4, 5, 6, 7), noise=10 ** rng.uniform(-1, 1), seed=seed)
+    text_logits *= 10 ** rng.uniform(-2, 1)
+    fit = fit_few_shot(features, labels, text_logits, {"gda": FEW_SHOT_METHODS["gda"]})
+    scores = FEW_SHOT_METHODS["gda"].fit_and_leave_out(Features(features), labels, 4)[1]
+    centred = [each - each.mean(axis=1, keepdims=True) for each in (text_logits, scores)]
+    candidates = [0, *(ALPHAS * centred[0].std() / centred[1].std())]
+    losses = [calibrate(text_logits + alpha * centred[1], labels).loss for alpha in candidates]
+    assert calibrate(fit.logits_NK, labels).loss == pytest.approx(min(losses), rel=1e-12)
+    assert fit.alpha == pytest.approx(candidates[int(np.argmin(losses))], rel=1e-9)
+
+
+def test_prepared_features_give_the_same_fit_after_every_change_of_labels():
+    features, labels, text_logits = examples((9, 8, 12, MIN_EXAMPLES, 7), width=24, noise=1.5)
+    prepared, names, rng = Features(features), list("abcde"), np.random.default_rng(2)
+    for _ in range(6):
+        (fit, report), (fresh, expected) = (
+            fit_and_report(each, labels, text_logits, names) for each in (prepared, features.copy())
+        )
+        assert report == expected
+        for name in ("weight_KE", "bias_K"):
+            assert_close(getattr(fit.term, name), getattr(fresh.term, name), 1e-8)
+        assert_close(fit.logits_NK, fresh.logits_NK, 1e-8)
+        assert (fit.alpha, fit.temperature) == pytest.approx((fresh.alpha, fresh.temperature), rel=1e-8)
+        labels = labels.copy()
+        labels[rng.integers(len(labels))] = rng.integers(5)
 
 
 def test_the_text_features_stay_alone_where_no_method_helps():
@@ -180,18 +230,59 @@ def test_flipped_labels_are_suspects_worst_first_and_few_good_ones_are():
     assert (np.diff(own) >= 0).all()
 
 
+@pytest.mark.parametrize("counts", [(12, 16, 3, 0), (1, 5), (4, 4)], ids=str)
+def test_the_first_half_has_half_of_every_class_and_hardly_changes_with_a_label(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    half = first_half(labels)
+    assert np.bincount(labels[half], minlength=len(counts)).tolist() == [(n + 1) // 2 for n in counts]
+    for row in range(len(labels)):
+        changed = labels.copy()
+        changed[row] = (labels[row] + 1) % 2
+        assert (first_half(changed) != half).sum() <= 3
+
+
+@pytest.mark.parametrize("n_changes", [1, 5, 60])
+def test_a_fit_to_nearly_the_same_examples_equals_one_from_scratch(n_changes):
+    features, labels, _ = examples((30, 40, 50), width=48)
+    prepared, rng, gda = Features(features), np.random.default_rng(4), FEW_SHOT_METHODS["gda"]
+    for _ in range(n_changes):
+        for is_used in (first_half(labels), ~first_half(labels)):
+            found = gda.fit_some(prepared, is_used, labels[is_used], 3)
+            expected = gda.fit(features[is_used], labels[is_used], 3)
+            assert_close(found.weight_KE, expected.weight_KE)
+            assert_close(found.bias_K, expected.bias_K)
+        labels = labels.copy()
+        labels[rng.integers(len(labels))] = rng.integers(3)
+
+
+def held_out(term_logits, fitted, text, labels):
+    """Logits with the alpha that has the least loss, 0 among the candidates; `term_logits` are of the fitted classes."""
+    scores = np.zeros_like(text)
+    scores[:, fitted] = term_logits - term_logits.mean(axis=1, keepdims=True)
+    own_text = text[:, fitted] - text[:, fitted].mean(axis=1, keepdims=True)
+    candidates = [0, *(ALPHAS * own_text.std() / scores[:, fitted].std())]
+    return min((text + alpha * scores for alpha in candidates), key=lambda logits: calibrate(logits, labels).loss)
+
+
+def half_logits(fit, features, text_logits, is_train):
+    """Logits of the other examples by the method's term for the classes with enough examples."""
+    fitted = [k for k in range(text_logits.shape[1]) if (fit.labels_N[is_train] == k).sum() >= MIN_EXAMPLES]
+    is_used = is_train & np.isin(fit.labels_N, fitted)
+    own = np.searchsorted(fitted, fit.labels_N[is_used])
+    term = FEW_SHOT_METHODS[fit.method].fit(features[is_used], own, len(fitted))
+    return held_out(term(features[~is_train]), fitted, text_logits[~is_train], fit.labels_N[~is_train])
+
+
 def test_the_report_has_counts_per_class_and_the_accuracy_with_half_of_the_examples():
     features, labels, text_logits = examples((12, 16, 3, 0), noise=2.0)
     fit = fit_few_shot(features, labels, text_logits)
     report = report_fit(fit, features, ("cat", "dog", "bird", "fish"))
     named = fit.logits_NK.argmax(1)
-    half = np.concatenate([np.arange(n_examples) % 2 for n_examples in (12, 16, 3)])
-    n_right = 0
-    for train, test in ((half == 0, half == 1), (half == 1, half == 0)):
-        part = fit_few_shot(
-            features[train], labels[train], text_logits[train], {fit.method: FEW_SHOT_METHODS[fit.method]}
-        )
-        n_right += (part.logits(features[test], text_logits[test]).argmax(1) == labels[test]).sum()
+    half = first_half(labels)
+    n_right = sum(
+        (half_logits(fit, features, text_logits, half == one).argmax(1) == labels[half != one]).sum()
+        for one in (True, False)
+    )
     assert report.accuracy.rate == pytest.approx((named == labels).mean())
     assert report.accuracy.low < report.accuracy.rate < report.accuracy.high
     assert [one.n_examples for one in report.classes] == [12, 16, 3, 0]

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from prompted_clip.few_shot import AUTO_METHODS, MIN_DAMPING, Gda, SoftLabelled
-from prompted_clip.fit import fit_few_shot, softmax
-from prompted_clip.fit_report import report_fit
+from prompted_clip.features import Features
+from prompted_clip.few_shot import AUTO_METHODS
+from prompted_clip.fit import calibrate, fit_few_shot, softmax
+from prompted_clip.fit_report import first_half, report_fit
+from prompted_clip.gda import MIN_DAMPING, Gda, SoftLabelled
 from prompted_clip.semi_supervised import (
     GDA_UNLABELLED,
     MIN_IMAGES,
@@ -13,6 +15,7 @@ from prompted_clip.semi_supervised import (
     UnlabelledImages,
     semi_supervised_gda,
 )
+from tests.prompted_clip.test_few_shot import held_out
 
 
 def world(counts, n_unlabelled, seed=0, width=12, noise=1.2, n_new=0):
@@ -69,7 +72,10 @@ def test_leave_one_out_with_soft_labels_equals_refits_without_each_example(count
         gda.fit(np.delete(features, row, axis=0), np.delete(labels, row), len(counts))(features[row : row + 1])[0]
         for row in range(len(labels))
     ]
-    found = gda.leave_one_out(features, labels, len(counts))
+    term, found = gda.fit_and_leave_out(Features(features), labels, len(counts))
+    direct = gda.fit(features, labels, len(counts))
+    np.testing.assert_allclose(term.weight_KE, direct.weight_KE, rtol=0, atol=1e-9 * np.abs(direct.weight_KE).max())
+    np.testing.assert_allclose(term.bias_K, direct.bias_K, rtol=0, atol=1e-9 * np.abs(direct.bias_K).max())
     np.testing.assert_allclose(found, refits, rtol=0, atol=1e-9 * np.abs(refits).max())
 
 
@@ -142,9 +148,11 @@ def test_the_report_counts_unlabelled_images_and_halves_only_the_labelled_ones()
     assert (report.n_examples, report.n_unlabelled) == (10, 200)
     assert all(one.is_fitted for one in report.classes)
     right = []
-    place = np.concatenate([np.arange(n) for n in (2, 3, 2, 3)])
-    for half in (0, 1):
-        own = place % 2 == half
-        part = fit_few_shot(features[own], labels[own], text_logits[own], {}, unlabelled)
-        right += list(part.logits(features[~own], text_logits[~own]).argmax(1) == labels[~own])
+    for own in (first_half(labels), ~first_half(labels)):
+        soft_labels = softmax(unlabelled.text_logits_UK / calibrate(text_logits[own], labels[own]).temperature)
+        gda, is_fitted = semi_supervised_gda(unlabelled.features_UE, soft_labels, np.bincount(labels[own]))
+        assert is_fitted.all()
+        scores, text = gda.fit(features[own], labels[own], 4)(features[~own]), text_logits[~own]
+        logits = held_out(scores, [0, 1, 2, 3], text, labels[~own])
+        right += list(logits.argmax(1) == labels[~own])
     assert report.half_accuracy == pytest.approx(np.mean(right))

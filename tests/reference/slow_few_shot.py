@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from prompted_clip.few_shot import MIN_DAMPING, RIDGE, SHARPNESS
+from prompted_clip.few_shot import RIDGE, SHARPNESS
 from prompted_clip.fit import ALPHAS, MIN_EXAMPLES
+from prompted_clip.gda import MIN_DAMPING
 
 
 def slow_scores(name, features, labels, query):

@@ -16,7 +16,7 @@ from tests.service.fakes import picture
 
 SERVE = """
 import asyncio, json, sys, time
-from prompt_store.store import Store
+from prompt_store.stores import open_store
 from service import server
 from service.observability import logs
 from service.process import end_process
@@ -32,7 +32,8 @@ def announce(context, address):
     exec(sys.argv[3])
     print(address, flush=True)
 
-end_process(server.run(settings, Store.open(settings.store), announce))
+store = open_store(settings.store, create=True, cache=settings.store_cache, allow_stale=True)
+end_process(server.run(settings, store, announce))
 """
 """Serves a fake model; the third argument is code that runs once requests are accepted."""
 N_CLIENTS = 6
@@ -70,7 +71,7 @@ def command_of(store, *, once_ready="pass", **settings):
         sys.executable,
         "-c",
         SERVE,
-        str(store.root),
+        store.address,
         json.dumps({"drain_delay_s": 2, "log_level": "warning"} | settings),
         once_ready,
     ]

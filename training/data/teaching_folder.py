@@ -6,9 +6,12 @@
 Formats are those of the service. `classes.txt` in the root lists the class names in order, as in `folder_per_class`.
 """
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from prompt_store.class_names import UNLABELLED, comparison_key
 from training.data.class_list import check_class_names, read_classes
@@ -17,6 +20,9 @@ from training.data.folder_per_class import CLASS_LIST_NAME, ClassFolder, check_l
 from training.data.listing import CONVERTIBLE_SUFFIXES, SERVED_SUFFIXES, describe_left_out, list_images, scan_folder
 from training.data.split_names import split_of
 from training.errors import DatasetError
+
+MAX_PAIRS: Final = 20
+"""Pairs of files in an error message."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,9 @@ def read_teaching_folder(root: Path, class_list: Path | None = None) -> Teaching
 
     Raises:
         DatasetError: no such folder, no pictures, split folders, class folders that look like a level of another
-            layout, a class folder that the class list lacks, or duplicate class names.
+            layout, a class folder that the class list lacks, duplicate class names, or the same picture in two classes.
         ClassListError: the class list cannot be read, or a class name is invalid.
-        OSError: a folder cannot be read.
+        OSError: a folder, or one of two pictures of equal size, cannot be read.
     """
     if not root.is_dir():
         msg = f"No such folder: {root}."
@@ -77,8 +83,38 @@ def read_teaching_folder(root: Path, class_list: Path | None = None) -> Teaching
         kinds = ", ".join(sorted(SERVED_SUFFIXES))
         msg = f"{root}: expected {root}/<class>/*.jpg, found no pictures ({kinds}). {notes[0]}".strip()
         raise DatasetError(msg)
+    _check_labels(root, labelled)
     pictures = (*labelled, *((None, image) for image in unlabelled))
     return TeachingFolder(pictures, class_names, tuple(filter(None, notes)))
+
+
+def _check_labels(root: Path, labelled: Iterable[tuple[str, Path]]) -> None:
+    """Reject the same picture, byte for byte, in two classes: the domain would have it as one example with one label.
+
+    Raises:
+        DatasetError: names the files.
+    """
+    by_size = defaultdict(list)
+    for label, file in labelled:
+        by_size[file.stat().st_size].append((label, file))
+    first: dict[bytes, tuple[str, Path]] = {}
+    pairs = []
+    for size, same in by_size.items():
+        if not size or len({label for label, _ in same}) == 1:  # empty files are no pictures
+            continue
+        for label, file in same:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").digest()
+            known_label, known = first.setdefault(digest, (label, file))
+            if label != known_label:
+                pairs.append(f"{known} and {file}")
+    if pairs:
+        more = [f"and {len(pairs) - MAX_PAIRS} more"] if len(pairs) > MAX_PAIRS else []
+        listed = "; ".join([*pairs[:MAX_PAIRS], *more])
+        msg = (
+            f"{root}: expected each picture in one class, found the same picture in two: {listed}. Keep one of the two."
+        )
+        raise DatasetError(msg)
 
 
 def _check_layout(root: Path, folders: list[ClassFolder], listed: tuple[str, ...]) -> None:

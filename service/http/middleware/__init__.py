@@ -25,6 +25,7 @@ ALLOWED_HEADERS: Final = (
     "Authorization",
     "Caspl-Signature",
     "Content-Type",
+    "If-Bundle-Digest",
     "If-Match",
     "Inference-Header-Content-Length",
     "X-Request-Id",

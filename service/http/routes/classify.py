@@ -28,6 +28,7 @@ from service.http.problems import EXPECTED, describe
 from service.http.routes.multipart_images import UploadedImage
 from service.http.routes.requests import (
     BODY_DOCS,
+    DIGEST_DOCS,
     MIXED_BODY_DOCS,
     PRIORITIES,
     ClassifyQuery,
@@ -47,7 +48,7 @@ router = APIRouter(tags=["classify"])
 PATH: Final = re.compile(r"/classify/([^/]+)")
 
 
-@router.post("/classify/{domain}", openapi_extra=BODY_DOCS, response_model=ClassifyOut)
+@router.post("/classify/{domain}", openapi_extra={**BODY_DOCS, **DIGEST_DOCS}, response_model=ClassifyOut)
 async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Classify one or several images among a domain's classes."""
     context: HttpContext = request.app.state.context
@@ -78,7 +79,7 @@ async def classify(request: Request, domain: str, query: Annotated[ClassifyQuery
     return response
 
 
-@router.post("/classify", openapi_extra=MIXED_BODY_DOCS, response_model=MixedOut)
+@router.post("/classify", openapi_extra={**MIXED_BODY_DOCS, **DIGEST_DOCS}, response_model=MixedOut)
 async def classify_mixed(request: Request, query: Annotated[MixedQuery, Query()]) -> Response:
     """Classify images of several domains in one request, each among the classes of its domain."""
     context: HttpContext = request.app.state.context

@@ -25,7 +25,7 @@ from service.http.body import media_type_of, read_body
 from service.http.context import HttpContext, actor_of
 from service.http.routes.json_images import DATA_URL, MALFORMED, decode_body, malformed
 from service.http.routes.multipart_images import UploadedImage, too_many_images
-from service.http.routes.requests import NoParameters, image_from_base64
+from service.http.routes.requests import DIGEST_DOCS, NoParameters, image_from_base64
 from service.http.routes.scoring import answer_or_raise, score_in_time
 from service.http.routes.tensors import list_items
 from service.inference import ScoringOptions
@@ -95,7 +95,7 @@ class EmbeddingsOut(BaseModel):
     usage: UsageOut
 
 
-@router.post("/v1/embeddings", openapi_extra=EMBEDDINGS_DOCS, response_model=EmbeddingsOut)
+@router.post("/v1/embeddings", openapi_extra={**EMBEDDINGS_DOCS, **DIGEST_DOCS}, response_model=EmbeddingsOut)
 async def embed(request: Request, _: Annotated[NoParameters, Query()]) -> Response:
     """Embed one or several images with a domain's live version."""
     context: HttpContext = request.app.state.context

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from service.errors import RequestInvalidError
 from service.http.context import HttpContext
 from service.http.routes.infer_requests import HEADER_LENGTH, REQUEST_CONTENT, InferRequest, read_inference
-from service.http.routes.requests import PRIORITIES, NoParameters, check_classes
+from service.http.routes.requests import DIGEST_DOCS, PRIORITIES, NoParameters, check_classes
 from service.http.routes.scoring import Outcome, answer_or_raise, score_in_time
 from service.http.routes.tensors import Tensor, encode_response
 from service.images.decoder import Decoded
@@ -51,7 +51,7 @@ class InferOut(BaseModel):
 
 
 NoQuery = Annotated[NoParameters, Query()]
-INFER_DOCS: Final[dict[str, Any]] = {"requestBody": {"required": True, "content": REQUEST_CONTENT}}
+INFER_DOCS: Final[dict[str, Any]] = {"requestBody": {"required": True, "content": REQUEST_CONTENT}, **DIGEST_DOCS}
 
 
 @router.post("/v2/models/{domain}/infer", openapi_extra=INFER_DOCS, response_model=InferOut)

@@ -59,6 +59,19 @@ BODY_DOCS: Final[dict[str, Any]] = {
     }
 }
 
+DIGEST_DOCS: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "If-Bundle-Digest",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": "accepted digests of bundles, separated by commas; 412 if another one classified an image",
+        }
+    ]
+}
+"""`If-Bundle-Digest`, which `scoring` reads, for the OpenAPI document."""
+
 
 def _named_docs(description: str, **fields: object) -> dict[str, Any]:
     """OpenAPI request body with a name for each image: in multipart its field, in JSON another member."""

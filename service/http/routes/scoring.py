@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 from fastapi import Request
 
+from prompt_store.digest import is_digest
 from service.errors import (
     CapacityError,
     ClientGoneError,
@@ -22,6 +23,8 @@ from service.errors import (
     ImageRejectedError,
     ImagesRejectedError,
     OverloadedError,
+    PreconditionFailedError,
+    RequestInvalidError,
 )
 from service.examples.uncertain import UncertainImages
 from service.http.context import HttpContext, actor_of
@@ -91,9 +94,10 @@ async def score_in_time(
     Raises:
         ClientGoneError: the client disconnected.
         DeadlineExceededError: the deadline passed.
+        RequestInvalidError, PreconditionFailedError: `If-Bundle-Digest` is invalid, or lists no bundle that was used.
         Exception: see `score_images`.
     """
-    is_gone = False
+    is_gone, digests = False, _accepted_digests(request)
     if uncertain:
         options = uncertain.widened(options)
 
@@ -120,9 +124,40 @@ async def score_in_time(
         raise DeadlineExceededError(
             "The request was not finished within its timeout. Retry later, or with a longer timeout_ms."
         ) from error
+    if digests:
+        _require_digests(digests, outcome)
     if uncertain:
         _offer(uncertain, options, images, outcome, actor_of(request))
     return outcome
+
+
+def _accepted_digests(request: Request) -> frozenset[str]:
+    """The digests in `If-Bundle-Digest`; empty without the header, which accepts all bundles.
+
+    Raises:
+        RequestInvalidError: not a list of digests.
+    """
+    lines = request.headers.getlist("if-bundle-digest")
+    digests = frozenset(part.strip().strip('"') for line in lines for part in line.split(","))
+    if not all(map(is_digest, digests)):
+        raise RequestInvalidError(
+            "If-Bundle-Digest must be one or several digests of the form sha256:..., separated by commas."
+        )
+    return digests
+
+
+def _require_digests(digests: frozenset[str], outcome: Outcome) -> None:
+    """Check that each version that was used is one that the client accepts.
+
+    Raises:
+        PreconditionFailedError: another one was used.
+    """
+    for scored in outcome.domains.values():
+        if isinstance(scored, Scored) and scored.digest not in digests:
+            raise PreconditionFailedError(
+                f"Version {scored.version} was used, {scored.digest}, which If-Bundle-Digest does not list. If it was "
+                "replaced moments ago, retry: every server follows within seconds."
+            )
 
 
 async def score_images(

@@ -57,6 +57,23 @@ def test_the_result_is_that_of_a_computation_here(process):
         assert len(found.predicted) == len(one.labels_N) + len(one.unlabelled_ME)
 
 
+def test_a_fit_after_a_change_of_labels_or_of_features_is_a_new_one(process):
+    first = job(n_each=9)
+    labels = first.labels_N.copy()
+    labels[[0, 20]] = 2, 1
+    for one in (
+        first,
+        job(n_each=9, labels_N=labels),
+        job(n_each=9, features_NE=first.features_NE[::-1].copy()),
+        first,
+    ):
+        found, expected = process.run(one), compute(one)
+        np.testing.assert_allclose(found.term.weight_KE, expected.term.weight_KE, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(found.term.bias_K, expected.term.bias_K, rtol=0, atol=1e-8)
+        np.testing.assert_allclose(found.margins, expected.margins, rtol=0, atol=1e-8)
+        assert found.report == expected.report
+
+
 def test_margins_are_differences_of_probabilities_and_labelled_examples_are_left_out():
     one = job(n_each=8, text_KE=np.eye(3, 8, dtype=np.float32))
     result = compute(one)

@@ -119,3 +119,25 @@ def test_other_folders_are_errors(tmp_path, names, message):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match="No such folder"):
         read_teaching_folder(tmp_path / "gone")
+
+
+def test_the_same_picture_in_two_classes_is_an_error_that_names_both_files(tmp_path):
+    draw_all(tmp_path, "fox/a.png", "fox/b.png", "wolf/c.png")
+    for number in range(22):
+        write(tmp_path / "fox" / f"{number:02}.png", f"{number:02}")
+        write(tmp_path / "wolf" / f"{number:02}.png", f"{number:02}")
+
+    with pytest.raises(DatasetError) as caught:
+        read_teaching_folder(tmp_path)
+    assert f"found the same picture in two: {tmp_path}/fox/00.png and {tmp_path}/wolf/00.png; " in str(caught.value)
+    assert str(caught.value).endswith("; and 2 more. Keep one of the two.")
+
+
+def test_the_same_picture_twice_in_a_class_or_without_a_label_is_no_error_nor_are_empty_files(tmp_path):
+    draw_all(tmp_path, "fox/a.png", "wolf/b.png")
+    for copy in ("fox/again.png", "unlabelled/a.png", "a.png"):
+        write(tmp_path / copy, "").write_bytes((tmp_path / "fox/a.png").read_bytes())
+    write(tmp_path / "fox" / "empty.png", "")
+    write(tmp_path / "wolf" / "empty.png", "")
+
+    assert len(read_teaching_folder(tmp_path).pictures) == 7
