@@ -23,7 +23,7 @@ endef
 # The lock file $(1) of the extras $(2): the versions of constraints.txt for every platform, with the hashes of their files.
 define lock
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(addprefix --extra ,$(2)) -c constraints.txt \
-	    --generate-hashes --universal --python-version 3.11.5 --no-annotate --quiet --output-file $(1)
+	    --generate-hashes --universal --python-version 3.11.5 --quiet --output-file $(1)
 	@echo "wrote $(1)"
 endef
 
@@ -80,11 +80,8 @@ lock: $(VENV)/.installed-supply-chain ## write requirements*.lock: the versions 
 audit: $(VENV)/.installed-supply-chain ## look up all locked packages in an advisory database
 	@$(BIN)/python -P .ci/audit.py requirements.lock requirements-dev.lock
 
-sbom: $(VENV)/.installed-supply-chain ## write build/sbom.cdx.json: the service and its packages with hashes, CycloneDX 1.6
-	@mkdir -p build
-	@$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --spec-version 1.6 --output-reproducible \
-	    --output-file build/sbom.cdx.json
-	@echo "wrote build/sbom.cdx.json"
+sbom: $(VENV)/.installed-supply-chain ## write build/sbom.cdx.json: the service, its packages with hashes, and their dependencies, CycloneDX 1.6
+	@$(BIN)/python -P .ci/sbom.py requirements.lock build/sbom.cdx.json
 
 licences: $(VENV)/.installed-supply-chain ## list the licences of the packages that the service needs
 	@$(BIN)/pip-licenses --python $(BIN)/python --from mixed --format markdown --with-urls \

@@ -176,7 +176,7 @@ class Client:
         while True:
             outcome: httpx.Response | httpx.HTTPError
             try:
-                outcome = self._http.request(request.method, request.path, **request.options)
+                outcome = self._http.send(request.built_by(self._http))
             except httpx.HTTPError as error:
                 outcome = error
             pause_s = attempts.pause_s(outcome, was_reached=self._was_reached)
@@ -285,7 +285,7 @@ class AsyncClient:
         while True:
             outcome: httpx.Response | httpx.HTTPError
             try:
-                outcome = await self._http.request(request.method, request.path, **request.options)
+                outcome = await self._http.send(request.built_by(self._http))
             except httpx.HTTPError as error:
                 outcome = error
             pause_s = attempts.pause_s(outcome, was_reached=self._was_reached)

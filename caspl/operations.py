@@ -1,7 +1,7 @@
 """The operations of a CasPL server's clients: classify images, and change versions."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, TypedDict
@@ -126,6 +126,7 @@ def publish(
     domain: str | None = None,
     activate: bool = False,
     signature: str | PathLike[str] | bytes | None = None,
+    on_sent: Callable[[int], None] | None = None,
 ) -> Operation[Version]:
     """Upload a bundle.
 
@@ -135,6 +136,7 @@ def publish(
         activate: also make it live.
         signature: the signature of `caspl bundle sign`, as a file or its bytes; by default the file with `.sig`
             appended to the bundle's name, if it exists.
+        on_sent: called with the number of bytes sent so far; a retry begins again.
 
     Raises:
         CasplError: the server cannot be reached or rejects the bundle or its signature.
@@ -146,7 +148,7 @@ def publish(
     signed = _signature(bundle, signature)
     headers = {} if signed is None else {"Caspl-Signature": b64encode(signed).decode()}
     options = {"content": data, "params": {"activate": True} if activate else {}, "headers": headers}
-    body = accepted((yield Request("POST", path, options, is_repeatable=True)), "version")
+    body = accepted((yield Request("POST", path, options, is_repeatable=True, on_sent=on_sent)), "version")
     return Version(body["domain"], body["version"], body["digest"], body["is_live"], body["is_new"])
 
 

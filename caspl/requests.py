@@ -4,7 +4,7 @@ An operation of the clients is a generator: it yields requests and receives resp
 synchronous and the asynchronous client share it.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -14,6 +14,8 @@ import httpx
 from caspl.errors import TransportError, from_problem
 
 TOO_LARGE: Final = 413
+BYTES_PER_PART: Final = 64 * 1024
+"""Of a body whose progress is reported."""
 
 T = TypeVar("T")
 
@@ -26,12 +28,39 @@ class Request:
         options: httpx's.
         is_repeatable: whether it has the same effect if the server executes it twice, as when the connection breaks
             before the response arrives. A GET always is.
+        on_sent: called with the number of bytes of `options["content"]` sent so far; a retry begins again.
     """
 
     method: str
     path: str
     options: dict[str, Any] = field(default_factory=dict)
     is_repeatable: bool = False
+    on_sent: Callable[[int], None] | None = None
+
+    def built_by(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The request for one attempt of a client."""
+        built = client.build_request(self.method, self.path, **self.options)
+        if self.on_sent is not None:
+            built.stream = _CountedBody(self.options["content"], self.on_sent)
+        return built
+
+
+class _CountedBody(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that reports its progress."""
+
+    def __init__(self, data: bytes, on_sent: Callable[[int], None]) -> None:
+        self._data = data
+        self._on_sent = on_sent
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._data), BYTES_PER_PART):
+            part = self._data[start : start + BYTES_PER_PART]
+            yield part
+            self._on_sent(start + len(part))
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from prompt_store.digest import digest_bytes
 from prompt_store.disk import Disk, EntryType, list_directory, open_directory, read_file
 from prompt_store.durable import TEMPORARY_PREFIX, error_name, is_device_failure
 from prompt_store.errors import BundleInvalidError, StoreCorruptError, StoreReadOnlyError
+from prompt_store.example_checksums import content_problems
 from prompt_store.layout import EXAMPLES, FORMAT_BYTES, NO_STORE, Layout, expected_type, is_store, record_name
 from prompt_store.logs import Logs
 from prompt_store.record_files import MAX_RECORD_BYTES, next_state, record_numbers, unreadable_log
 from prompt_store.records import Record, State, decode_record
 from prompt_store.signature_files import is_intact
 from prompt_store.signatures import MAX_SIGNATURE_BYTES
-from prompt_store.sqlite_files import SIDE_FILES, database_problem
+from prompt_store.sqlite_files import SIDE_FILES, database_problem, is_index_problem
 
 _NOT_SCANNED: Final = frozenset({"quarantine", "lost+found"})
 
@@ -37,6 +38,7 @@ class Finding:
         moves_records: whether these are records, without which the domain may no longer refer to some bundles.
         restored: the original content of `path`, if it is known.
         audited: the kind and the head of an entry that a repair appends to the audit log.
+        is_index: whether `path` is a database whose indexes a repair makes anew.
     """
 
     path: str
@@ -46,11 +48,12 @@ class Finding:
     moves_records: bool = False
     restored: bytes | None = None
     audited: tuple[str, Head] | None = None
+    is_index: bool = False
 
     @property
     def is_repairable(self) -> bool:
         """Whether a repair changes anything."""
-        return bool(self.moves) or self.restored is not None or self.audited is not None
+        return bool(self.moves) or self.restored is not None or self.audited is not None or self.is_index
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,16 @@ def _check_examples(layout: Layout) -> list[Finding]:
         return []
     try:
         problem = database_problem(layout.examples)
+        problems = [] if problem else content_problems(layout.examples)
+    except StoreCorruptError as error:
+        problem, problems = str(error.__cause__ or error), []
     except StoreReadOnlyError as error:
         return [Finding(EXAMPLES, f"The examples cannot be checked: {error}")]
-    return [] if problem is None else [Finding(EXAMPLES, f"The examples are damaged: {problem}.", moves=tuple(files))]
+    if problem is not None:
+        is_index = is_index_problem(problem)
+        moves = () if is_index else tuple(files)
+        return [Finding(EXAMPLES, f"The examples are damaged: {problem}.", moves=moves, is_index=is_index)]
+    return [Finding(EXAMPLES, problem) for problem in problems]
 
 
 def _check_signatures(layout: Layout) -> Iterator[Finding]:

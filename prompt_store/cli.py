@@ -21,6 +21,7 @@ from prompt_store.command_line import (
     StoreOption,
     VersionArgument,
     actor,
+    load_keys,
     read_bundle_file,
     read_signature_file,
     report_errors,
@@ -30,7 +31,7 @@ from prompt_store.command_line import (
 from prompt_store.errors import StoreCorruptError
 from prompt_store.signatures import signature_path
 from prompt_store.stores import check_store, open_store
-from prompt_store.tables import audit_table, check_facts, check_lines, store_rows, table
+from prompt_store.tables import audit_table, check_facts, check_lines, signed_by, store_rows, table
 
 store_app = typer.Typer(
     help="Manage a bundle store: versions, activation, rollback.",
@@ -44,24 +45,38 @@ store_app = typer.Typer(
 @store_app.command("ls", epilog="\b\nExample:\n  caspl store ls --store store/")
 def list_versions(
     domain: Annotated[str | None, typer.Argument(help="only this domain")] = None,
+    public_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True, dir_okay=False, readable=True, help="verify signatures with this Ed25519 key, may be repeated"
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """List domains and versions; * marks the live version."""
+    """List domains and versions with the keys that signed them; * marks the live version."""
     n_errors = 0
     with report_errors(as_json):
+        keys = load_keys(public_key) if public_key else None
         opened, rows = open_store(store), []
         for name in opened.domains() if domain is None else [domain]:
             try:
-                rows += store_rows(opened, name)
+                rows += store_rows(opened, name, keys)
             except StoreCorruptError as error:
                 show_error(error, as_json, f"{name}: ")
                 n_errors += 1
         cells = [
-            (row["domain"], row["version"], "*" if row["is_live"] else "", row["size_bytes"], row["created_at"])
+            (
+                row["domain"],
+                row["version"],
+                "*" if row["is_live"] else "",
+                row["size_bytes"],
+                row["created_at"],
+                signed_by(row["signatures"]),
+            )
             for row in rows
         ]
-        columns = ("domain", "version", "live", "bytes", "created")
+        columns = ("domain", "version", "live", "bytes", "created", "signed by")
         show(rows, as_json, table(store, columns, cells))
     if n_errors:
         raise typer.Exit(EXIT_FAILURE)

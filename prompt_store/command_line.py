@@ -1,11 +1,11 @@
 """Arguments, output and errors of `caspl store` and `caspl bundle`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from getpass import getuser
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console, RenderableType
@@ -13,6 +13,9 @@ from rich.console import Console, RenderableType
 from prompt_store.errors import BundleInvalidError, PromptStoreError
 from prompt_store.header import MAX_BUNDLE_BYTES
 from prompt_store.signatures import MAX_SIGNATURE_BYTES
+
+if TYPE_CHECKING:
+    from prompt_store.signing_keys import SignaturePolicy
 
 EXIT_FAILURE: Final = 1
 EXIT_INVALID: Final = 3
@@ -78,3 +81,14 @@ def read_signature_file(path: Path) -> bytes:
     """Read a signature file, up to one byte more than it may have."""
     with path.open("rb") as file:
         return file.read(MAX_SIGNATURE_BYTES + 1)
+
+
+def load_keys(paths: Sequence[Path]) -> "SignaturePolicy":
+    """Read the public keys that signatures are verified with.
+
+    Raises:
+        SignatureError: `key_invalid`.
+    """
+    from prompt_store.signing_keys import SignaturePolicy, load_public_key
+
+    return SignaturePolicy([load_public_key(path) for path in paths])

@@ -14,6 +14,7 @@ from prompt_store.disk import Disk
 from prompt_store.durable import TEMPORARY_PREFIX, create_directory, create_file, locked, to_store_error
 from prompt_store.errors import PromptStoreError
 from prompt_store.layout import Layout
+from prompt_store.sqlite_files import rebuild_indexes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ def check_store(root: Path, *, repair: bool = False, disk: Disk | None = None) -
 
     A repair restores records in which one bit changed; otherwise it moves the records from the first damaged one on to
     the quarantine. Damaged bundles, symbolic links and leftovers move there, too. Lost bundles cannot be restored.
+    Indexes of the examples are made anew; examples whose own content changed stay, and are found again.
 
     Returns:
         the state of the store after the repairs, and the repairs.
@@ -79,6 +81,9 @@ def _repair(layout: Layout, disk: Disk, finding: Finding, kept: Iterable[str]) -
             kind, head = finding.audited
             Audit(layout, disk).append(kind, head=head)
             action = f"Appended an entry to the audit log: record {head.seq} is the last one."
+        elif finding.is_index:
+            rebuild_indexes(layout.root / finding.path)
+            action = "Made the indexes anew."
         elif finding.restored is None:
             for path in finding.moves:
                 _move(disk, layout.root / path, _place(layout, disk, folder, path))

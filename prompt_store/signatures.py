@@ -149,6 +149,15 @@ def read_signature(data: bytes) -> SignatureFile:
         raise SignatureError("Not a signature file. `caspl bundle sign` writes one.") from error
 
 
+def key_hint(data: bytes) -> str:
+    """Return the hint of the key that a signature file names; the signature is not verified.
+
+    Raises:
+        SignatureError: not a signature file.
+    """
+    return read_signature(data).verification_material.public_key.hint
+
+
 def check_statement(payload: bytes, digest: str) -> None:
     """Check that a signed statement is about this bundle and nothing else.
 

@@ -27,10 +27,14 @@ from prompt_store.signatures import (
 
 
 class TrustedKey:
-    """An Ed25519 public key; `hint` is the SHA-256 of its PEM file's canonical form, in hex digits."""
+    """An Ed25519 public key; `hint` is the SHA-256 of its PEM file's canonical form, in hex digits.
 
-    def __init__(self, key: Ed25519PublicKey) -> None:
+    `name` is for readers: that of the file, without its suffix.
+    """
+
+    def __init__(self, key: Ed25519PublicKey, name: str = "") -> None:
         self._key = key
+        self.name = name
         self.hint = hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
     def has_signed(self, signature: bytes, message: bytes) -> bool:
@@ -55,7 +59,7 @@ def load_public_key(path: Path) -> TrustedKey:
         raise _not_a_key(path, "public") from error
     if not isinstance(key, Ed25519PublicKey):
         raise _not_a_key(path, "public")
-    return TrustedKey(key)
+    return TrustedKey(key, path.stem)
 
 
 def load_private_key(path: Path, password: str | None = None) -> Ed25519PrivateKey:
@@ -142,6 +146,10 @@ class SignaturePolicy:
 
     def __init__(self, keys: Sequence[TrustedKey]) -> None:
         self.keys = tuple(keys)
+
+    def signer(self, data: bytes, digest: str) -> TrustedKey:
+        """Return the key that made a signature of this bundle; raises what `verify_signature` raises."""
+        return verify_signature(data, digest, self.keys)
 
     def check(self, digest: str, signatures: Sequence[bytes]) -> None:
         """Check a bundle by its signatures; one by any of the keys is enough.

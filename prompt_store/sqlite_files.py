@@ -4,6 +4,7 @@ They use write-ahead logging, so several processes may read while one writes, an
 """
 
 import os
+import re
 import sqlite3
 import stat
 import uuid
@@ -22,6 +23,12 @@ BUSY_TIMEOUT_S: Final = 10.0
 MAX_WAL_BYTES: Final = 32 * 1024 * 1024
 PAGE_BYTES: Final = 8192  # holds three feature vectors of 512 floats; the default of 4096 holds one and wastes half
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_INDEX_PROBLEM: Final = re.compile(
+    r"(row \d+ missing from|wrong # of entries in|non-unique entry in|row \d+ values differ from) index \w+"
+)
+"""Lines of SQLite's `integrity_check` about an index that does not match its table."""
+_DAMAGED_SCHEMA: Final = ("no such table", "no such column", "ambiguous column", "unsupported file format")
+"""Begins errors of statements, all of which are constant, when the names in a database's schema changed on the disk."""
 _READ_ONLY: Final = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM})
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
@@ -31,7 +38,7 @@ def to_database_error(error: sqlite3.Error) -> PromptStoreError | None:
     """Convert an error of the file or the disk, None for any other; messages contain no paths and no system text."""
     extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     code = extended & 0xFF
-    if code in _DAMAGED:
+    if code in _DAMAGED or str(error).startswith(_DAMAGED_SCHEMA):
         return StoreCorruptError("The database is damaged. Run `caspl store check`.", code="database_corrupt")
     if code in _FULL or extended in _FULL:
         return StorageFullError("No space left on the store's disk.")
@@ -59,6 +66,8 @@ def converted_errors() -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeDecodeError as error:  # of SQLite's own message, with a name in a damaged schema
+        raise StoreCorruptError("The database is damaged. Run `caspl store check`.", code="database_corrupt") from error
     except sqlite3.DatabaseError as error:
         converted = to_database_error(error)
         if converted is None:  # a bug
@@ -132,6 +141,8 @@ def _open(path: Path, option: str) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    # A bit that changed on the disk may leave text that is no UTF-8; checksums find it, and other rows can be read.
+    connection.text_factory = lambda data: data.decode(errors="replace")
     try:
         # FULL: a commit is on disk when it returns. FAST: removed rows are overwritten, except in pages that are free
         # as a whole; overwriting those would need as much space as they have.
@@ -218,10 +229,31 @@ def database_problem(path: Path) -> str | None:
     try:
         connection, _ = open_database(path)
         with closing(connection), converted_errors():
-            lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(3)")]
+            lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(9)")]
             broken = connection.execute("PRAGMA foreign_key_check").fetchone()
     except StoreCorruptError as error:
         return str(error.__cause__ or error)
     if lines != ["ok"]:
         return "; ".join(lines)
     return f"a row of table {broken[0]} refers to a missing one" if broken else None
+
+
+def is_index_problem(problem: str) -> bool:
+    """Whether a problem found by `database_problem` concerns indexes alone, which `rebuild_indexes` repairs.
+
+    SQLite checks the structure of all tables first, so other problems would be among the lines that it returned.
+    """
+    return all(_INDEX_PROBLEM.fullmatch(line) for line in problem.split("; "))
+
+
+def rebuild_indexes(path: Path) -> None:
+    """Make all indexes of a database anew from its tables.
+
+    Raises:
+        StoreCorruptError: `database_corrupt`.
+        StorageFullError: not enough space; nothing was changed.
+        StoreReadOnlyError: the file is not writable, or another process is writing to it.
+    """
+    connection, _ = open_database(path)
+    with closing(connection), converted_errors():
+        connection.execute("REINDEX")

@@ -5,7 +5,7 @@ Text from bundles and logs is escaped, so that it cannot inject markup or termin
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -16,9 +16,14 @@ from prompt_store.bundle import Bundle
 from prompt_store.check import Finding, StoreCheck
 from prompt_store.contents import head_kind
 from prompt_store.repair import Repair
+from prompt_store.signers import signature_infos
 from prompt_store.store import Store
 
+if TYPE_CHECKING:
+    from prompt_store.signing_keys import SignaturePolicy
+
 _SHOWN_CLASSES = 5
+SHOWN_KEY_CHARS = 16
 
 
 def _printable(text: str) -> str:
@@ -127,9 +132,26 @@ def bundle_differences(first: Bundle, second: Bundle) -> dict[str, Any]:
     return {"is_equal": first.digest == second.digest, "fields": fields, "tensors": tensors}
 
 
-def store_rows(store: Store, domain: str) -> list[dict[str, Any]]:
-    """One row per version of a domain."""
-    return [{"domain": domain, **asdict(info)} for info in store.versions(domain)]
+def store_rows(store: Store, domain: str, keys: "SignaturePolicy | None" = None) -> list[dict[str, Any]]:
+    """One row per version of a domain, with its signatures, verified with `keys`."""
+    return [
+        {"domain": domain, **asdict(info), "signatures": _signatures(store, info.digest, keys)}
+        for info in store.versions(domain)
+    ]
+
+
+def _signatures(store: Store, digest: str, keys: "SignaturePolicy | None") -> list[dict[str, Any]]:
+    return [asdict(one) | {"is_verified": one.is_verified} for one in signature_infos(store, digest, keys)]
+
+
+def signed_by(signatures: Sequence[Mapping[str, Any]]) -> str | None:
+    """The keys that signed a version, in one line; None without signatures."""
+    return ", ".join(map(_signer, signatures)) or None
+
+
+def _signer(signature: Mapping[str, Any]) -> str:
+    key = str(signature["key"])[:SHOWN_KEY_CHARS]
+    return str(signature["name"]) or key if signature["is_verified"] else f"{key or '?'} (not verified)"
 
 
 def audit_table(rows: Iterable[AuditRow]) -> Table:

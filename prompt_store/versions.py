@@ -26,6 +26,26 @@ class VersionInfo:
 
 
 @dataclass(frozen=True)
+class SignatureInfo:
+    """A stored signature of a version.
+
+    Attributes:
+        key: the hint of the key that made it, empty if the file is damaged.
+        name: of this key, if the signature was verified with it.
+        problem: the reason why it is not verified, empty if it is.
+    """
+
+    key: str
+    name: str = ""
+    problem: str = ""
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the signature is valid, and by a key that is accepted."""
+        return not self.problem
+
+
+@dataclass(frozen=True)
 class LiveInfo:
     """A domain's live version, and the rollout beside it.
 

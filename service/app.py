@@ -14,7 +14,7 @@ from prompt_store.store import Store
 from service.access.audit import AuditFollower
 from service.access.key_file import Key
 from service.access.keys import KeyRing
-from service.access.signing import load_policy
+from service.access.signing import load_signing
 from service.domains.backend import LabelSet, LocalBackend
 from service.domains.cache import LoadingCache
 from service.domains.creator import DomainCreator
@@ -129,7 +129,7 @@ def build(settings: Settings, model: PromptedClip, store: Store, keys: KeyRing) 
         engine,
         max_recent=settings.max_old_stacks,
         max_waiting=settings.max_waiting_stacks,
-        policy=load_policy(settings),
+        signing=load_signing(settings),
     )
     publisher = Publisher(table, loader, engine, metrics)
     lifecycle = Rollouts(table, loader, publisher, metrics)

@@ -81,6 +81,10 @@ def serve(
             metavar="[DOMAIN=]ADDRESS", help="make the bundle at oci://… or hf://… live here, may be repeated"
         ),
     ] = None,
+    signing_key: Annotated[
+        Path | None,
+        typer.Option(help="Ed25519 private key (PEM file) that signs fits and new domains of this service"),
+    ] = None,
     root_path: Annotated[
         str | None, typer.Option(help="path prefix under which a reverse proxy serves the API, such as /caspl")
     ] = None,

@@ -152,6 +152,13 @@ class ExampleNotFoundError(ServiceError, code="example_not_found"):
         self.ids = ids
 
 
+class ExamplesDamagedError(ServiceError, code="examples_damaged"):
+    """Stored examples do not match their checksums."""
+
+    def __init__(self, message: str, *, ids: Sequence[int]) -> None:
+        super().__init__(message, extra={"ids": list(ids)})
+
+
 class ExamplesFullError(ServiceError, code="examples_full"):
     """The examples would exceed `limit`, a number per domain or bytes of all domains; nothing was stored."""
 

@@ -20,6 +20,7 @@ import uvicorn
 from prompt_store.store import Store
 from service.access.key_file import Key, read_keys
 from service.access.keys import KeyRing
+from service.access.signing import load_signing
 from service.app import build, create_app
 from service.engine.loading import load_model, with_gpu_limits
 from service.errors import SettingsError
@@ -114,7 +115,8 @@ def run(settings: Settings, store: Store, announce: Callable[[ServiceContext, st
         SettingsError, WeightsError: the process cannot start with these settings.
     """
     keys = load_keys(settings)
-    followed_addresses(settings)  # fails before the model is loaded
+    followed_addresses(settings)  # this and the keys fail before the model is loaded
+    load_signing(settings)
     settings = with_gpu_limits(settings)
     if settings.preprocess == "gpu":
         require_gpu_decoding()

@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     follow_plain_http: bool = Field(
         False, description="follow addresses on other hosts by HTTP without encryption, too"
     )
+    signing_key: Path | None = Field(
+        None,
+        description="Ed25519 private key (PEM file) that signs the service's own fits and new domains; one of "
+        "require_signature's, if that is set",
+    )
     key_requests_per_s: float | None = Field(
         None, gt=0, description="default rate limit of a key in requests per second; beyond it 429"
     )

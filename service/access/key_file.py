@@ -89,15 +89,25 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     """
     try:
         data = path.read_bytes()
-        status = path.stat()
+        require_private(path, "key file")
     except OSError as error:
         raise SettingsError(f"Cannot read the key file {path}: {error.strerror}.") from error
-    if status.st_mode & (OTHERS_OF_ROOTS_FILE if status.st_uid == 0 else OTHERS):
-        raise SettingsError(f"The key file {path} is accessible to other users; run `chmod 600 {path}`.")
     try:
         return KeyFile.model_validate_json(data).keys
     except ValidationError as error:
         raise SettingsError(f"{path} is not a key file: {_explained(error)}.") from error
+
+
+def require_private(path: Path, what: str) -> None:
+    """Check that only the owner of a file, or the group of one of root's, can read it; `what` names it in the error.
+
+    Raises:
+        SettingsError: others can read it.
+        OSError: the file does not exist.
+    """
+    status = path.stat()
+    if status.st_mode & (OTHERS_OF_ROOTS_FILE if status.st_uid == 0 else OTHERS):
+        raise SettingsError(f"The {what} {path} is accessible to other users; run `chmod 600 {path}`.")
 
 
 def _explained(error: ValidationError) -> str:

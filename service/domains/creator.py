@@ -73,11 +73,11 @@ class DomainCreator:
             DomainExistsError: the domain exists.
             DomainNotFoundError, DomainNotLiveError, DomainUnavailableError: `boosted_by` has no live version.
             TextTooLongError: a class name and its template do not fit the text tower.
-            SignatureError: this service serves signed bundles only.
+            SignatureError: this service serves signed bundles only, and has no key to sign its own.
             OSError and errors of `Publisher.publish`: nothing was created.
         """
         check_domain(domain)
-        self._publisher.require_unsigned_allowed()
+        self._loader.signing.require_key()
         try:
             names = normalize_labels(classes)
         except BundleInvalidError as error:
@@ -108,7 +108,7 @@ class DomainCreator:
                 logit_scale=scale,
                 boosted=bundle,
             )
-            added = await self._publisher.publish(domain, data, activate=True, actor=actor, origin="create")
+            added = await self._publisher.publish_own(domain, data, activate=True, actor=actor, origin="create")
         facts = {"n_classes": len(names), "boosted_by": boosted_by, "actor": actor}
         logger.info("domain.created", extra={"domain": domain, **facts})
         return NewDomain(added, names, texts, source)

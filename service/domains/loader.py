@@ -15,12 +15,12 @@ from prompt_store.bundle import Bundle, read_bundle
 from prompt_store.digest import digest_bytes
 from prompt_store.errors import StoreCorruptError
 from prompt_store.manifest import is_domain
+from service.access.signing import Signing
 from service.domains.cache import LoadingCache
 from service.domains.live_table import LoadedVersion, unknown_domain
 from service.errors import BackboneMismatchError
 
 if TYPE_CHECKING:
-    from prompt_store.signing_keys import SignaturePolicy
     from prompt_store.store import Store
     from prompted_clip.stack import PromptStack
     from service.engine.engine import Engine
@@ -30,14 +30,14 @@ class VersionLoader:
     """Loads versions of one store for one engine.
 
     `recent` caches `max_recent` loaded versions that are not live, by domain and number; at most `max_waiting` may wait
-    to be loaded into it. Only versions that `policy` accepts are loaded; None accepts all.
+    to be loaded into it. Only versions that the policy of `signing` accepts are loaded.
     """
 
     def __init__(
-        self, store: Store, engine: Engine, *, max_recent: int, max_waiting: int, policy: SignaturePolicy | None = None
+        self, store: Store, engine: Engine, *, max_recent: int, max_waiting: int, signing: Signing | None = None
     ) -> None:
         self.store = store
-        self.policy = policy
+        self.signing = signing or Signing()
         self.recent: LoadingCache[tuple[str, int], LoadedVersion] = LoadingCache(max_recent, max_waiting=max_waiting)
         self._engine = engine
         self._tested: weakref.WeakSet[PromptStack] = weakref.WeakSet()
@@ -91,9 +91,9 @@ class VersionLoader:
             DomainNotFoundError, VersionNotFoundError, StoreCorruptError, SignatureError: as `load`.
         """
         data = self.store.read(domain, version)
-        if self.policy:
+        if policy := self.signing.policy:
             digest = digest_bytes(data)
-            self.policy.check(digest, self.store.signatures(digest))
+            policy.check(digest, self.store.signatures(digest))
         bundle = read_bundle(data)
         if bundle.manifest.domain != domain:  # a directory of the store was renamed or copied
             raise StoreCorruptError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from prompt_store.bundle import read_bundle
 from prompt_store.digest import digest_bytes
-from prompt_store.errors import BundleInvalidError, ConflictError, SignatureError, VersionNotFoundError
+from prompt_store.errors import BundleInvalidError, ConflictError, VersionExistsError, VersionNotFoundError
 from prompt_store.signatures import parse_signature
 from service.domains.live_table import DomainState, LiveTable, LoadedVersion
 from service.errors import PreconditionFailedError
@@ -42,18 +42,15 @@ class Publisher:
         self._engine = engine
         self._metrics = metrics
 
-    def require_unsigned_allowed(self) -> None:
-        """Check that this service may make bundles itself: it has no private key.
-
-        Raises:
-            SignatureError: `signature_required`.
-        """
-        if self._loader.policy:
-            raise SignatureError(
-                "This service serves signed bundles only, and has no key to sign its own. Make the bundle elsewhere, "
-                "sign it with `caspl bundle sign` and upload it.",
-                code="signature_required",
-            )
+    async def publish_own(self, domain: str, data: bytes, *, activate: bool, actor: str, origin: str) -> Added:
+        """Publish a bundle that this service made, signed with its key if it has one; otherwise as `publish`."""
+        signature = self._loader.signing.sign(domain, data)
+        try:
+            return await self.publish(domain, data, activate=activate, actor=actor, signature=signature, origin=origin)
+        except VersionExistsError as error:
+            if signature is not None:  # the version may be from before there was a key
+                await asyncio.to_thread(self._store.add_signature, domain, error.version, signature)
+            raise
 
     async def publish(
         self,
@@ -106,7 +103,7 @@ class Publisher:
 
     def _check_signature(self, data: bytes, signature: bytes | None) -> None:
         """Check the signature of an upload before anything of it is parsed."""
-        policy = self._loader.policy
+        policy = self._loader.signing.policy
         if policy or signature is not None:
             digest = digest_bytes(data)
             if signature is not None:

@@ -16,6 +16,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from prompt_store.disk import Disk
 from prompt_store.errors import StorageFullError, StoreCorruptError, StoreReadOnlyError
+from prompt_store.example_checksums import put_all_checksums
 from prompt_store.sqlite_files import (
     BUSY_TIMEOUT_S,
     converted_errors,
@@ -89,9 +90,12 @@ class Connections:
         try:
             with self._borrowed() as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                for name in missing_additions(connection):
+                added = missing_additions(connection)
+                for name in added:
                     for statement in ADDITIONS[name]:
                         connection.execute(statement)
+                if "checksums" in added:
+                    put_all_checksums(connection)
                 yield connection
                 connection.execute("COMMIT")
         finally:

@@ -13,8 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from prompt_store.example_checksums import (
+    PICTURE,
+    THUMBNAIL,
+    content_checksum,
+    damaged_message,
+    put_row_checksums,
+)
 from prompt_store.layout import EXAMPLES
-from service.errors import ExampleNotFoundError
+from service.errors import ExampleNotFoundError, ExamplesDamagedError
 from service.examples.connections import Connections
 from service.examples.records import Added, Counts, Example, FeatureSet, NewExample, Source
 from service.examples.tables import (
@@ -46,8 +53,11 @@ ORDER BY e.id LIMIT :limit
 """
 _OF_EXAMPLE: Final = """
 FROM pictures AS p JOIN examples AS e ON e.id = p.example JOIN domains AS d ON d.id = e.domain
+    LEFT JOIN checksums AS c ON c.example = e.id AND c.part = ?
 WHERE e.id = ? AND d.name = ?
 """
+_THUMBNAIL: Final = "SELECT p.thumbnail, e.sha256, c.checksum" + _OF_EXAMPLE
+_PICTURE: Final = "SELECT p.picture, e.sha256, c.checksum" + _OF_EXAMPLE
 _CONFIRM: Final = "INSERT OR IGNORE INTO confirmations SELECT value FROM json_each(?)"
 _UNCONFIRM: Final = "DELETE FROM confirmations WHERE example IN (SELECT value FROM json_each(?))"
 _CONFIRMED: Final = """
@@ -181,18 +191,18 @@ class ExampleDatabase:
 
         Raises:
             ExampleNotFoundError: the domain has no such example.
+            ExamplesDamagedError: the thumbnail does not match its checksum.
         """
-        thumbnail: bytes = self._row("SELECT p.thumbnail" + _OF_EXAMPLE, domain, example_id)[0]
-        return thumbnail
+        return self._content(_THUMBNAIL, THUMBNAIL, domain, example_id) or b""
 
     def picture(self, domain: str, example_id: int) -> bytes | None:
         """Return an example's picture file; None if only the thumbnail is kept.
 
         Raises:
             ExampleNotFoundError: the domain has no such example.
+            ExamplesDamagedError: the picture does not match its checksum.
         """
-        picture: bytes | None = self._row("SELECT p.picture" + _OF_EXAMPLE, domain, example_id)[0]
-        return picture
+        return self._content(_PICTURE, PICTURE, domain, example_id)
 
     def relabel(self, domain: str, ids: Collection[int], label: str | None, *, is_confirmed: bool | None = None) -> int:
         """Label examples, or remove their label; all or none. Another label ends an earlier confirmation.
@@ -221,6 +231,7 @@ class ExampleDatabase:
                 "WHERE id IN (SELECT value FROM json_each(:ids)) AND label IS NOT :label",
                 {"label": label, "ids": json.dumps(list(ids))},
             )
+            put_row_checksums(connection, json.dumps(list(ids)))
             if is_confirmed is not None:
                 connection.execute(_CONFIRM if is_confirmed else _UNCONFIRM, (json.dumps(list(ids)),))
             return changed.rowcount
@@ -273,12 +284,16 @@ class ExampleDatabase:
             return read_revision(connection, domain) if connection else 0
 
     def labelled(self, domain: str, key: str) -> FeatureSet:
-        """Return the features of all labelled examples for one feature key."""
+        """Return the features of all labelled examples for one feature key; all examples are verified.
+
+        Raises:
+            ExamplesDamagedError: examples do not match their checksums.
+        """
         with self._connections.reading() as connection:
             return read_features(connection, domain, key, is_labelled=True)
 
     def unlabelled(self, domain: str, key: str) -> FeatureSet:
-        """Return the features of all unlabelled examples for one feature key."""
+        """Return the features of all unlabelled examples for one feature key; raises what `labelled` raises."""
         with self._connections.reading() as connection:
             return read_features(connection, domain, key, is_labelled=False)
 
@@ -302,14 +317,18 @@ class ExampleDatabase:
         """Close all connections that no thread uses."""
         self._connections.close()
 
-    def _row(self, query: str, domain: str, example_id: int) -> tuple[Any, ...]:
+    def _content(self, query: str, part: int, domain: str, example_id: int) -> bytes | None:
+        """The content of one part of an example, verified; None if it has none."""
         with self._connections.reading() as connection:
-            row: tuple[Any, ...] | None = None
+            row: tuple[Any, str, int | None] | None = None
             if connection and example_id <= MAX_ID:
-                row = connection.execute(query, (example_id, domain)).fetchone()
+                row = connection.execute(query, (part, example_id, domain)).fetchone()
         if row is None:
             raise _unknown([example_id])
-        return row
+        content, sha256, checksum = row
+        if checksum is not None and content_checksum(sha256, content) != checksum:
+            raise ExamplesDamagedError(damaged_message(domain, [example_id]), ids=[example_id])
+        return None if content is None else bytes(content)
 
 
 def open_examples(store: Path, settings: Settings) -> ExampleDatabase:

@@ -101,6 +101,7 @@ class Fitter:
             DomainNotFoundError, DomainNotLiveError, DomainUnavailableError, VersionNotFoundError: no base version.
             TooFewExamplesError: no labelled examples, or fewer than two classes.
             ExamplesStaleError: examples have no features for the base version's image prompts, nor pictures.
+            ExamplesDamagedError: examples do not match their checksums.
             RequestInvalidError: the base version has a head that cannot be replaced, or cannot encode new classes;
                 too many examples times classes.
             TextTooLongError: a new class does not fit the text tower.
@@ -136,13 +137,13 @@ class Fitter:
         Raises:
             ServiceError, PromptStoreError, PromptedClipError: as `report` and `Publisher.publish`; nothing was changed.
         """
-        self._publisher.require_unsigned_allowed()
+        self._backend.loader.signing.require_key()
         fit = await self.report(domain, options)
         write = partial(write_fit, method=options.method, data_digests=fit.digests)
         data = await asyncio.to_thread(write, fit.base, fit.classes, fit.term, fit.report)
         bundle = await asyncio.to_thread(read_bundle, data)
         try:
-            added = await self._publisher.publish(domain, data, activate=activate, actor=actor, origin="fit")
+            added = await self._publisher.publish_own(domain, data, activate=activate, actor=actor, origin="fit")
         except VersionExistsError as error:  # a concurrent fit of the same content, and another one after it
             added = Added(error.version, bundle.digest, created=False)
             if activate:

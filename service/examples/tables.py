@@ -10,15 +10,29 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from prompt_store import example_checksums
+from prompt_store.errors import StoreCorruptError
+from prompt_store.example_checksums import (
+    PICTURE,
+    ROW,
+    THUMBNAIL,
+    content_checksum,
+    damaged_message,
+    damaged_rows,
+    put_checksums,
+    put_row_checksums,
+    row_checksum,
+    start_of,
+)
 from prompt_store.logs import utc_now
-from service.errors import ExamplesFullError
+from service.errors import ExamplesDamagedError, ExamplesFullError
 from service.examples.records import Added, FeatureSet, NewExample, Source
 
 SCHEMA_VERSION: Final = 1
@@ -34,6 +48,7 @@ END""",
     "names": (
         "CREATE TABLE names (example INTEGER PRIMARY KEY REFERENCES examples ON DELETE CASCADE, name TEXT NOT NULL)",
     ),
+    "checksums": example_checksums.TABLE,
 }
 """Tables that databases of earlier releases get with their next change; those releases ignore them."""
 SCHEMA: Final = f"""
@@ -109,11 +124,19 @@ END;
 {"; ".join(chain.from_iterable(ADDITIONS.values()))};
 """  # noqa: S608  a constant
 _FEATURES: Final = """
-SELECT e.id, e.sha256, e.label, f.feature
-FROM examples AS e LEFT JOIN features AS f
-    ON f.example = e.id AND f.key = (SELECT id FROM feature_keys WHERE name = :key)
-WHERE e.domain = (SELECT id FROM domains WHERE name = :name) AND (e.label IS NOT NULL) = :is_labelled
+SELECT e.id, e.sha256, e.label, f.feature, r.checksum, c.checksum
+FROM examples AS e
+    LEFT JOIN features AS f ON f.example = e.id AND f.key = (SELECT id FROM feature_keys NOT INDEXED WHERE name = :key)
+        AND (e.label IS NOT NULL) = :is_labelled
+    LEFT JOIN checksums AS r ON r.example = e.id AND r.part = 0
+    LEFT JOIN checksums AS c ON c.example = e.id AND c.part = (SELECT id FROM feature_keys NOT INDEXED WHERE name = :key)
+        AND (e.label IS NOT NULL) = :is_labelled
+WHERE e.domain = (SELECT id FROM domains NOT INDEXED WHERE name = :name)
 ORDER BY e.id
+"""
+"""All examples of a domain, so that one whose label was lost on the disk is verified; features of one kind only.
+
+Names are looked up in the small tables themselves: a damaged index would hide all examples or all features.
 """
 
 
@@ -185,14 +208,21 @@ class Limits:
 def read_features(
     connection: sqlite3.Connection | None, domain: str, feature_key: str, *, is_labelled: bool
 ) -> FeatureSet:
-    """Return a domain's labelled or unlabelled examples for one feature key; none without a database."""
+    """Return a domain's labelled or unlabelled examples for one feature key; none without a database.
+
+    Raises:
+        ExamplesDamagedError: examples do not match their checksums.
+        StoreCorruptError: `database_corrupt`, examples cannot be found.
+    """
     rows, revision = [], 0
     if connection:
         chosen = {"name": domain, "key": feature_key, "is_labelled": is_labelled}
         rows, revision = connection.execute(_FEATURES, chosen).fetchall(), read_revision(connection, domain)
+        _verify(connection, domain, feature_key, rows)
+        rows = [row for row in rows if (row[2] is not None) == is_labelled]
     known = [row for row in rows if row[3] is not None]
     features = np.frombuffer(b"".join(row[3] for row in known), np.dtype("<f4"))
-    content = sorted(f"{sha256} {label or ''}" for _, sha256, label, _ in known)
+    content = sorted(f"{sha256} {label or ''}" for _, sha256, label, *_ in known)
     return FeatureSet(
         ids_N=[row[0] for row in known],
         labels_N=[row[2] or "" for row in known],
@@ -201,6 +231,17 @@ def read_features(
         digest=hashlib.sha256("\n".join(content).encode()).hexdigest(),
         revision=revision,
     )
+
+
+def _verify(connection: sqlite3.Connection, domain: str, feature_key: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Verify the rows of `_FEATURES`: their checksums, and that an index of the database hides none of them."""
+    if damaged := damaged_rows(domain, feature_key, rows):
+        raise ExamplesDamagedError(damaged_message(domain, damaged), ids=damaged)
+    expected = connection.execute("SELECT n_examples FROM domains NOT INDEXED WHERE name = ?", (domain,)).fetchone()
+    n_found = len({row[0] for row in rows})  # an index may also lead to one example twice
+    if expected and not expected[0] == n_found == len(rows):
+        message = f"The database has {expected[0]} examples of {domain}, of which {n_found} are found."
+        raise StoreCorruptError(f"{message} Run `caspl store check`.", code="database_corrupt")
 
 
 def find_example(connection: sqlite3.Connection, domain: str, sha256: str) -> tuple[int, str | None] | None:
@@ -236,7 +277,9 @@ def add_example(connection: sqlite3.Connection, domain: str, example: NewExample
         add_feature(connection, example_id, key, feature)
     if example.picture is not None:
         kept = "UPDATE pictures SET picture = ? WHERE example = ? AND picture IS NULL"
-        connection.execute(kept, (example.picture, example_id))
+        if connection.execute(kept, (example.picture, example_id)).rowcount:
+            checksum = content_checksum(example.sha256, example.picture)
+            put_checksums(connection, example_id, [(PICTURE, checksum)])
     if connection.total_changes > n_before:
         connection.execute(f"UPDATE domains SET revision = {NEXT_REVISION} WHERE name = ?", (domain,))  # noqa: S608
     _keep_name(connection, example_id, example)
@@ -245,6 +288,7 @@ def add_example(connection: sqlite3.Connection, domain: str, example: NewExample
     if example.label is None or example.label == label:
         return Added(example_id, "exists", label)
     connection.execute("UPDATE examples SET label = ? WHERE id = ?", (example.label, example_id))
+    put_row_checksums(connection, json.dumps([example_id]))
     return Added(example_id, "relabelled", example.label)
 
 
@@ -267,6 +311,13 @@ def insert_example(
     example_id = inserted.lastrowid or 0
     pictures = (example_id, example.thumbnail, example.picture)
     connection.execute("INSERT INTO pictures (example, thumbnail, picture) VALUES (?, ?, ?)", pictures)
+    checksums = [
+        (ROW, row_checksum(domain, example.sha256, example.label)),
+        (THUMBNAIL, content_checksum(example.sha256, example.thumbnail)),
+    ]
+    if example.picture is not None:
+        checksums.append((PICTURE, content_checksum(example.sha256, example.picture)))
+    put_checksums(connection, example_id, checksums)
     for key, feature in example.features.items():
         add_feature(connection, example_id, key, feature)
     return example_id
@@ -288,7 +339,9 @@ def add_feature(connection: sqlite3.Connection, example_id: int, key: str, featu
     if known[1] != len(feature) or len(feature) % 4:
         raise ValueError(f"a feature has {len(feature)} bytes, others of its key have {known[1]}; float32 is expected")
     row = (example_id, known[0], feature)
-    connection.execute("INSERT OR IGNORE INTO features (example, key, feature) VALUES (?, ?, ?)", row)
+    if connection.execute("INSERT OR IGNORE INTO features (example, key, feature) VALUES (?, ?, ?)", row).rowcount:
+        (sha256,) = connection.execute("SELECT sha256 FROM examples WHERE id = ?", (example_id,)).fetchone()
+        put_checksums(connection, example_id, [(known[0], content_checksum(sha256, feature, start_of(key)))])
 
 
 def uncertain_examples(connection: sqlite3.Connection, domain: str, digest: str) -> list[tuple[int, float, bool]]:

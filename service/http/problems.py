@@ -87,6 +87,7 @@ TABLE: Final[Mapping[type[Exception], Row]] = {
     service.TooFewExamplesError: Row(409, "Too few examples"),
     service.FitFailedError: Row(503, "Fit failed", retry_after_s=1),
     service.ExamplesStaleError: Row(409, "Examples without features"),
+    service.ExamplesDamagedError: Row(409, "Damaged examples"),
     service.DeviceLostError: Row(503, "Device lost", retry_after_s=10),
     store.PromptStoreError: Row(500, "Store error", detail=INTERNAL_DETAIL),
     store.BundleInvalidError: Row(422, "Invalid bundle"),

@@ -169,6 +169,15 @@ class DomainDetailOut(DomainOut):
     nbytes: int | None = Field(description="size of the live stack in bytes")
 
 
+class SignatureOut(BaseModel):
+    """A signature that is stored with a version."""
+
+    key: str = Field(description="SHA-256 of the public key that made it; empty if the file is damaged")
+    name: str = Field(description="file name of this key on the server without its suffix; empty if not verified")
+    is_verified: bool = Field(description="valid, and by a key of `require_signature`, or else of `signing_key`")
+    problem: str = Field(description="why it is not verified; empty if it is")
+
+
 class VersionOut(BaseModel):
     """One version of a domain."""
 
@@ -178,6 +187,7 @@ class VersionOut(BaseModel):
     size_bytes: int
     created_at: str
     is_live: bool
+    signatures: list[SignatureOut] = Field(description="all stored signatures of the bundle; empty if it has none")
 
 
 class VersionsOut(BaseModel):

@@ -103,7 +103,7 @@ class SourceFollower:
         self._table = table
         self._publisher = publisher
         self._store = loader.store
-        self._policy = loader.policy
+        self._policy = loader.signing.policy
         self._metrics = metrics
         self._every_s = every_s
         self._owners = owners

@@ -77,6 +77,13 @@ function Upload({ domain, onDone }) {
   </section>`;
 }
 
+// The keys that signed a version: their names if the server could verify the signature.
+function Signatures({ signatures }) {
+  if (!signatures.length) return "-";
+  return signatures.map((one) => html`<div key=${one.key} title=${one.problem || `verified, key ${one.key}`}>
+    ${one.is_verified ? one.name || shortDigest(one.key) : html`<code>${shortDigest(one.key)}</code> (not verified)`}</div>`);
+}
+
 function Version({ domain, one, candidate, onRollOut, onActivate, onDelete, onDownload }) {
   const [manifest, setManifest] = useState(null);
   const show = async (event) => {
@@ -86,6 +93,7 @@ function Version({ domain, one, candidate, onRollOut, onActivate, onDelete, onDo
     <th scope="row">${one.version}${one.is_live ? html` <mark>live</mark>` : ""}${one.version === candidate ? html` <mark>candidate</mark>` : ""}</th>
     <td><code>${shortDigest(one.digest)}</code></td>
     <td>${when(one.created_at)}</td>
+    <td><${Signatures} signatures=${one.signatures} /></td>
     <td><details onToggle=${show}><summary>provenance</summary>${manifest && html`<${Metrics} manifest=${manifest} />`}</details></td>
     <td class="actions">
       ${!one.is_live && html`<button type="button" class="small" onClick=${() => onActivate(one.version)}>Activate</button>`}
@@ -131,7 +139,7 @@ function Domain({ domain, candidate, refreshDomains }) {
     <${ErrorNote} error=${error} />
     ${candidate && html`<${Rollout} ...${{ domain, candidate }} onStop=${stop} onActivate=${activate} onEnded=${run(async () => {})} />`}
     <div class="overflow-auto"><table>
-      <thead><tr><th scope="col">version</th><th scope="col">digest</th><th scope="col">stored</th><th scope="col">made from</th><th scope="col">actions</th></tr></thead>
+      <thead><tr><th scope="col">version</th><th scope="col">digest</th><th scope="col">stored</th><th scope="col">signed by</th><th scope="col">made from</th><th scope="col">actions</th></tr></thead>
       <tbody>${versions.map((one) => html`<${Version} key=${one.version} ...${{ domain, one, candidate }} onRollOut=${rollOut}
         onActivate=${activate} onDelete=${remove} onDownload=${download} />`)}</tbody>
     </table></div>

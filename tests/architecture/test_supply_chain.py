@@ -7,6 +7,8 @@ import sys
 import tomllib
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.architecture.repository import ROOT
 
@@ -112,3 +114,90 @@ def test_an_audit_without_a_database_fails_with_the_reasons(audit):
     assert code == 3
     assert text.startswith("Nothing was audited: no advisory database gave an answer.")
     assert "osv: ConnectionError: the database is unreachable" in text
+
+
+CYCLONEDX_PY = """
+import json, re, sys
+lock = open(sys.argv[sys.argv.index("requirements") + 1]).read()
+names = re.findall(r"^([^=\\s#]+)==(\\S+)", lock, re.MULTILINE)
+components = [
+    {"type": "library", "bom-ref": f"L{n}", "name": name, "version": version} for n, (name, version) in enumerate(names)
+]
+root = {"type": "application", "bom-ref": "root-component", "name": "caspl-serve"}
+bom = {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "metadata": {"component": root}}
+print(json.dumps(bom | {"components": components, "dependencies": [{"ref": "root-component"}]}))
+"""
+
+
+@pytest.fixture
+def sbom(tmp_path):
+    """Run `make sbom`'s script with a cyclonedx-py that lists the packages of the lock file."""
+
+    def run(lock):
+        (tmp_path / "cyclonedx_py.py").write_text(CYCLONEDX_PY)
+        target = tmp_path / "build" / "sbom.cdx.json"
+        done = subprocess.run(
+            [sys.executable, "-P", str(ROOT / ".ci/sbom.py"), str(lock), str(target)],
+            env={"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr == ""
+        return done, json.loads(target.read_text()) if target.exists() else None
+
+    return run
+
+
+def test_the_bill_of_materials_has_the_dependencies_of_the_project_and_of_every_package(sbom):
+    done, bom = sbom(ROOT / "requirements.lock")
+
+    assert done.returncode == 0, done.stdout
+    names = {one["bom-ref"]: plain(one["name"]) for one in bom["components"]}
+    graph = {names.get(one["ref"], one["ref"]): {names[ref] for ref in one["dependsOn"]} for one in bom["dependencies"]}
+    assert graph.keys() == {*names.values(), "root-component"}
+    assert graph["root-component"] == set(extras("serve"))
+    assert {"starlette", "pydantic"} <= graph["fastapi"]
+    assert graph["numpy"] == set()
+    reached, waiting = set(), {"root-component"}
+    while waiting:
+        reached |= waiting
+        waiting = set().union(*(graph[name] for name in waiting)) - reached
+    assert reached == graph.keys(), "every package is required by another one or by the project"
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bom)) is None
+
+
+@pytest.mark.parametrize(
+    ("lock", "reason"),
+    [
+        ("anyio==4.1 \\\n    --hash=sha256:00\n", "no comment names what requires anyio. Run `make lock`"),
+        ("idna==3.1\n    # via anyio\n", "anyio requires packages, but is not in the file"),
+    ],
+)
+def test_a_lock_without_the_graph_is_refused(sbom, tmp_path, lock, reason):
+    (tmp_path / "some.lock").write_text(lock)
+    done, bom = sbom(tmp_path / "some.lock")
+
+    assert (done.returncode, bom) == (1, None)
+    assert reason in done.stdout
+
+
+def test_extras_constraints_and_several_versions_of_a_package_are_understood(sbom, tmp_path):
+    lock = """
+httpx==0.28
+    # via
+    #   -c constraints.txt
+    #   caspl-serve (pyproject.toml)
+h2==4.1 ; python_full_version < '3.12'
+    # via httpx[http2]
+h2==4.2 ; python_full_version >= '3.12'
+    # via
+    #   -c constraints.txt
+    #   httpx
+"""
+    (tmp_path / "some.lock").write_text(lock)
+    done, bom = sbom(tmp_path / "some.lock")
+
+    assert done.returncode == 0, done.stdout
+    graph = {one["ref"]: one["dependsOn"] for one in bom["dependencies"]}
+    assert graph == {"root-component": ["L0"], "L0": ["L1", "L2"], "L1": [], "L2": []}

@@ -1,15 +1,19 @@
 """The page in a real browser: classify, domains, live charts, the API key, accessibility."""
 
+import base64
 import json
 import re
 
 import pytest
 
+from prompt_store import digest_bytes
 from prompt_store.bundle import read_bundle, write_bundle
+from prompt_store.signing_keys import sign_bundle
 from service.access.key_file import add_key
 from service.demo.process import running
 from tests.browser.conftest import opened
 from tests.browser.pictures import ASSETS, pictures_of
+from tests.prompt_store.keys import private_key, trusted_key, write_keys
 
 SATELLITE = pictures_of("satellite")
 TABS = ("classify", "teach", "domains", "live")
@@ -256,6 +260,29 @@ def test_a_service_with_keys_requests_one_and_explains_a_wrong_one(browser, tmp_
         page.locator(".predictions").first.wait_for()
         stored = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
         assert json.loads(stored) == [{}, {"caspl.classify": '["satellite"]'}, ""]
+
+
+def test_versions_show_the_keys_that_signed_them_and_whether_that_is_verified(browser, tmp_path):
+    private, _ = write_keys(tmp_path)
+    data = (ASSETS / "upload" / "thermal-promptsrc.safetensors").read_bytes()
+    signature = sign_bundle(digest_bytes(data), "thermal.safetensors", private_key(1))
+    with (
+        running(ASSETS, ["--signing-key", str(private)]) as (_, client),
+        opened(browser, f"{client.base_url}#domains") as page,
+    ):
+        client.put("/domains/shapes", json={"classes": ["circle", "square"]}).raise_for_status()
+        headers = {"Caspl-Signature": base64.b64encode(signature).decode(), "Content-Type": "application/octet-stream"}
+        client.post("/domains/thermal/versions", content=data, headers=headers).raise_for_status()
+        page.reload()
+        page.get_by_role("button", name="shapes", exact=True).click()
+        shown = page.get_by_role("region", name="shapes", exact=True).get_by_text("key0")
+        assert shown.get_attribute("title") == f"verified, key {trusted_key().hint}"
+        page.get_by_role("button", name="thermal", exact=True).click()
+        section = page.get_by_role("region", name="thermal", exact=True)
+        foreign = section.get_by_text(f"{trusted_key(1).hint[:12]} (not verified)")
+        assert foreign.get_attribute("title").startswith("The signature is by another key.")
+        section.get_by_role("columnheader", name="signed by").wait_for()
+        assert section.locator("tbody").first.locator("tr").nth(1).locator("td").nth(2).inner_text() == "-"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -4,6 +4,7 @@ After each interruption a reader must see exactly the confirmed steps, or one mo
 and the next change must succeed.
 """
 
+import hashlib
 import math
 import random
 import shutil
@@ -13,12 +14,15 @@ from dataclasses import dataclass, field
 
 from prompt_store import PromptStoreError, Store
 from prompt_store.check import check_layout
+from prompt_store.example_checksums import content_problems
 from prompt_store.layout import Layout
+from prompt_store.sqlite_files import SIDE_FILES, database_problem
+from service.errors import ServiceError
 from tests.crash.forked import BROKEN
 from tests.crash.power import power_failures, write_tree
 from tests.crash.traced import run
 from tests.crash.workloads import WORKLOADS, views_after_steps
-from tests.service.examples.pictures import open_database
+from tests.service.examples.pictures import KEY, add, new_example, open_database
 
 ERRORS = ("EIO", "ENOSPC")
 KILL = "KILL"
@@ -194,6 +198,67 @@ def lost_examples(root, confirmed):
     database.close()
     wrong = [digest for digest, label in confirmed.items() if labels.get(digest) != label]
     return [f"examples lost or changed: {len(wrong)}"] * bool(wrong)
+
+
+def content_of_examples(root):
+    """Everything that is learned from or shown: both sets of features, and the thumbnails and pictures."""
+    database = open_database(root)
+    try:
+        sets = [read("flowers", KEY) for read in (database.labelled, database.unlabelled)]
+        ids = [number for one in sets for number in (*one.ids_N, *one.stale_ids)]
+        return (
+            [(one.ids_N, one.labels_N, one.features_NE.tobytes(), one.stale_ids, one.digest) for one in sets],
+            [(database.thumbnail("flowers", number), database.picture("flowers", number)) for number in ids],
+        )
+    finally:
+        database.close()
+
+
+NO_EXAMPLES = ([([], [], b"", [], hashlib.sha256(b"").hexdigest())] * 2, [])
+
+
+def flip_example_bits(folder, n_flips, seed=0):
+    """Flip single bits of a database of examples: no read gives other content, and the check finds what is refused."""
+    dice, outcome = random.Random(seed), Outcome(n_possible=n_flips)  # noqa: S311
+    root = folder / "flipped-examples"
+    database = open_database(root)
+    for n in range(40):
+        picture = b"picture %d " % n * 30 if n % 4 == 0 else None
+        add(database, new_example(n, None if n % 5 == 0 else f"class {n % 3}", picture=picture))
+    database.close()
+    path = root / "examples.sqlite3"
+    data, truth = path.read_bytes(), content_of_examples(root)
+    for _ in range(n_flips):
+        damaged, place = bytearray(data), dice.randrange(len(data))
+        damaged[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(damaged)
+        outcome.n_tried += 1
+        try:
+            is_refused = False
+            found = content_of_examples(root)
+            is_hidden = found == NO_EXAMPLES and is_found(path)  # the name of the domain changed
+            if found != truth and not is_hidden:
+                outcome.problems.append(f"examples, byte {place}: other content was read")
+            outcome.count("found by the check alone" if is_hidden else "read around")
+        except (PromptStoreError, ServiceError):
+            is_refused = True
+            outcome.count("refused by the reader")
+        except Exception as error:  # noqa: BLE001  any other error is a problem
+            outcome.problems.append(f"examples, byte {place}: {type(error).__name__}: {error}")
+            continue
+        if is_refused and not is_found(path):
+            outcome.problems.append(f"examples, byte {place}: refused, and not found by the check")
+        for side in SIDE_FILES:
+            path.with_name(path.name + side).unlink(missing_ok=True)
+    return outcome
+
+
+def is_found(path):
+    """Whether the check finds a problem in a database of examples."""
+    try:
+        return database_problem(path) is not None or content_problems(path) != []
+    except PromptStoreError:
+        return True
 
 
 def flip_bits(folder, n_flips, seed=0):

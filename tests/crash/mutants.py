@@ -42,6 +42,7 @@ def mutant(name, path, old, new, *tests):
     return Mutant(name, ((path, old, new),), tests)
 
 
+CHECKSUMS = "tests/service/examples/test_checksums.py"
 DURABLE, LOGS, BLOBS = "prompt_store/durable.py", "prompt_store/logs.py", "prompt_store/blobs.py"
 SQLITE, KEYS, FILES = "prompt_store/sqlite_files.py", "service/access/key_file.py", "training/files.py"
 SYNC = "        disk.sync_file(fd)  # never retried"
@@ -105,6 +106,10 @@ MUTANTS = (
     mutant("a new database gets its name before it is written", SQLITE,
            '            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()\n        with suppress',
            "        with suppress", CREATED),
+    mutant("examples are read without their checksums", "service/examples/tables.py",
+           "        _verify(connection, domain, feature_key, rows)\n", "", CHECKSUMS),
+    mutant("a label changes without its checksum", "service/examples/database.py",
+           "            put_row_checksums(connection, json.dumps(list(ids)))\n", "", CHECKSUMS),
     mutant("a version is shown before it is live in the store", "service/domains/publisher.py", ACTIVATE,
            '                self.go_live(loaded, "", started_s)\n' + ACTIVATE,
            "tests/service/domains/test_publisher.py"),

@@ -11,6 +11,7 @@ from tests.crash.matrix import (
     KILL,
     cut_power,
     flip_bits,
+    flip_example_bits,
     inject_faults,
     injections,
     kill_at_random,
@@ -81,6 +82,12 @@ def test_writers_killed_at_random_lose_nothing_confirmed(forker, quick_path):
 
 def test_a_flipped_bit_in_a_store_is_detected(quick_path):
     outcome = flip_bits(quick_path, 150)
+    assert outcome.problems == []
+    assert outcome.counts["refused by the reader"] > 10
+
+
+def test_a_flipped_bit_in_the_examples_is_never_read_as_other_content(quick_path):
+    outcome = flip_example_bits(quick_path, 300)
     assert outcome.problems == []
     assert outcome.counts["refused by the reader"] > 10
 

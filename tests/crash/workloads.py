@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prompt_store import PromptStoreError, Store
+from prompt_store.example_checksums import content_problems
 from prompt_store.sqlite_files import database_problem, reclaim_space
 from service.access.key_file import add_key, read_keys, revoke_key
 from service.errors import ServiceError, SettingsError
@@ -83,7 +84,9 @@ def example_steps(root):
 
 def view_of_examples(root):
     database = open_database(root)
-    assert database_problem(root / "examples.sqlite3") is None
+    path = root / "examples.sqlite3"
+    assert database_problem(path) is None
+    assert not path.exists() or content_problems(path) == []
     page = database.page("flowers", limit=1_000)
     counts = database.counts("flowers")
     assert counts.labelled + counts.unlabelled == len(page)

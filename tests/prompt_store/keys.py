@@ -25,6 +25,7 @@ def write_keys(folder, number=0, password=None):
     key = private_key(number)
     encryption = BestAvailableEncryption(password.encode()) if password else NoEncryption()
     private, public = folder / f"key{number}.pem", folder / f"key{number}.pub"
+    private.touch(0o600)
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     return private, public

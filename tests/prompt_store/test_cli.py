@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from prompt_store import digest_bytes
 from prompt_store.cli import bundle_app, store_app
 from prompt_store.manifest import Calibration
+from prompt_store.signing_keys import sign_bundle
+from tests.prompt_store.keys import private_key, trusted_key, write_keys
 from tests.prompt_store.samples import manifest_fields, sample_bundle
 from tests.stacks import random_bundle
 
@@ -63,6 +65,26 @@ def test_tables_show_the_live_version_and_the_actor(run, files):
     assert "*" in run("ls", "flowers").stdout
     assert "cli" in run("history", "flowers").stdout
     assert "would retire 0 versions" in run("gc", "--dry-run").stdout
+
+
+def test_the_list_shows_who_signed_each_version_and_verifies_it_with_a_public_key(run, files, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    signature = tmp_path / "signature"
+    signature.write_bytes(sign_bundle(digest_bytes(BUNDLES[0]), "0.safetensors", private_key()))
+    run("add", files[0], "--signature", signature)
+    run("add", files[1])
+    hint = trusted_key().hint
+    own, other = write_keys(tmp_path)[1], write_keys(tmp_path, 1)[1]
+    assert f"{hint[:16]} (not verified)" in run("ls").stdout
+    assert "key0" in run("ls", "--public-key", own).stdout
+    first, second = run_json(run, "ls")
+    assert [(one["key"], one["is_verified"]) for one in first["signatures"]] == [(hint, False)]
+    assert second["signatures"] == []
+    first, _ = run_json(run, "ls", "--public-key", other, "--public-key", own)
+    assert [(one["name"], one["is_verified"], one["problem"]) for one in first["signatures"]] == [("key0", True, "")]
+    first, _ = run_json(run, "ls", "--public-key", other)
+    assert first["signatures"][0]["problem"].startswith("The signature is by another key.")
+    assert "key_invalid" in run("ls", "--public-key", files[0], code=1).stderr
 
 
 def test_failures_exit_with_1_and_print_their_code(run, files):
@@ -160,7 +182,7 @@ def test_the_cli_options_are_frozen():
 
     frozen = {
         "store": {
-            "ls": {"--store", "--json"},
+            "ls": {"--public-key", "--store", "--json"},
             "add": {"--domain", "--activate", "--signature", "--store", "--json"},
             "add-signature": {"--store", "--json"},
             "audit": {"--verify", "--expect", "--limit", "--store", "--json"},

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from prompt_store.bundle import read_bundle
 from prompt_store.errors import SignatureError, VersionNotFoundError
+from prompt_store.signers import signature_infos
 from prompt_store.versions import VersionInfo
 from service.domains.live_table import DomainState, LoadedVersion
 from service.errors import MediaTypeError, RequestInvalidError
@@ -28,6 +29,7 @@ from service.http.schemas import (
     NewDomainBody,
     NewDomainOut,
     PublishedOut,
+    SignatureOut,
     VersionDetailOut,
     VersionOut,
     VersionsOut,
@@ -120,20 +122,28 @@ async def publish(
 
 @router.get("/domains/{domain}/versions")
 async def list_versions(domain: str, context: Context) -> VersionsOut:
-    """List all versions, oldest first."""
+    """List all versions with their signatures, oldest first."""
+    infos = await _infos(context, domain)
+    signatures = await asyncio.to_thread(lambda: [_signatures(context, info.digest) for info in infos])
     return VersionsOut(
-        domain=domain, versions=[VersionOut(domain=domain, **vars(info)) for info in await _infos(context, domain)]
+        domain=domain,
+        versions=[
+            VersionOut(domain=domain, **vars(info), signatures=some)
+            for info, some in zip(infos, signatures, strict=True)
+        ],
     )
 
 
 @router.get("/domains/{domain}/versions/{version}")
 async def show_version(domain: str, version: Version, context: Context, response: Response) -> VersionDetailOut:
-    """Show one version with its manifest; the ETag is its digest."""
+    """Show one version with its manifest and signatures; the ETag is its digest."""
     info = await _info(context, domain, version)
     data = await asyncio.to_thread(context.store.read, domain, version)
     bundle = await asyncio.to_thread(read_bundle, data)
     response.headers["ETag"] = etag(info.digest)
-    return VersionDetailOut(domain=domain, **vars(info), manifest=bundle.manifest.model_dump(mode="json"))
+    signatures = await asyncio.to_thread(_signatures, context, info.digest)
+    manifest = bundle.manifest.model_dump(mode="json")
+    return VersionDetailOut(domain=domain, **vars(info), signatures=signatures, manifest=manifest)
 
 
 @router.get("/domains/{domain}/versions/{version}/content", response_class=Response, responses=CONTENT_DOCS)
@@ -201,6 +211,11 @@ def _summary(domain: str, state: DomainState) -> dict[str, Any]:
         "has_boosting": live is not None and live.stack.has_boosting,
         "error": state.error,
     }
+
+
+def _signatures(context: ServiceContext, digest: str) -> list[SignatureOut]:
+    found = signature_infos(context.store, digest, context.backend.loader.signing.known)
+    return [SignatureOut(**vars(one), is_verified=one.is_verified) for one in found]
 
 
 async def _infos(context: ServiceContext, domain: str) -> list[VersionInfo]:

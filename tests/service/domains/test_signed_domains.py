@@ -6,8 +6,12 @@ import shutil
 import pytest
 
 from prompt_store import Store, digest_bytes
+from prompt_store.errors import VersionExistsError
 from prompt_store.signing_keys import sign_bundle
-from tests.prompt_store.keys import private_key, write_keys
+from service.access.signing import load_signing
+from service.errors import SettingsError
+from service.settings import Settings
+from tests.prompt_store.keys import private_key, trusted_key, write_keys
 from tests.service.engine.engine_rows import until
 from tests.service.examples.colours import add_colours
 from tests.service.fakes import colour_bundle, picture
@@ -202,3 +206,121 @@ async def test_a_service_that_cannot_sign_makes_no_bundles(serve, public_key):
     assert (created.status_code, created.json()["code"]) == (403, "signature_required")
     assert (fitted.status_code, fitted.json()["code"]) == (403, "signature_required")
     assert "sign it with `caspl bundle sign`" in fitted.json()["detail"]
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """The paths of a private key and its public one."""
+    return write_keys(tmp_path)
+
+
+async def test_a_service_with_a_key_signs_its_fits_and_new_domains(serve, store, keys):
+    private, public = keys
+    own = {"name": "key0", "key": trusted_key().hint, "is_verified": True, "problem": ""}
+    async with serve(require_signature=[public], signing_key=private) as client:
+        created = await client.put("/domains/fresh", json={"classes": ["red", "blue"]})
+        add_colours(client.context.examples)
+        fitted = await client.post("/domains/paint/fit")
+        assert (created.status_code, fitted.status_code) == (201, 201), created.text + fitted.text
+        listed = (await client.get("/domains/paint/versions")).json()["versions"]
+        shown = (await client.get("/domains/fresh/versions/1")).json()
+    assert [one["signatures"] for one in listed] == [[own], [own]]
+    assert (shown["signatures"], shown["manifest"]["domain"]) == ([own], "fresh")
+    for answer in (created, fitted):
+        digest = answer.json()["digest"]
+        name = f"{answer.json()['domain']}.safetensors"
+        assert store.signatures(digest) == [sign_bundle(digest, name, private_key())]
+    async with serve(require_signature=[public]) as client:  # without the private key they are served all the same
+        states = [one["state"] for one in (await client.get("/domains")).json()["domains"]]
+        refused = await client.post("/domains/paint/fit")
+    assert states == ["live", "live"]
+    assert (refused.status_code, refused.json()["code"]) == (403, "signature_required")
+
+
+async def test_a_service_without_required_signatures_signs_too_and_verifies_with_its_own_key(serve, store, keys):
+    store.add("paint", SECOND, signature=signature_of(SECOND, 1))
+    store.add("paint", colour_bundle(seed=2))
+    async with serve(signing_key=keys[0]) as client:
+        await client.put("/domains/fresh", json={"classes": ["red", "blue"]})
+        domains = ("paint", "fresh")
+        listed = [(await client.get(f"/domains/{name}/versions")).json()["versions"] for name in domains]
+    (first, second, third), (fresh,) = [[one["signatures"] for one in versions] for versions in listed]
+    assert [one["is_verified"] for one in (*first, *fresh)] == [True, True]
+    assert (second[0]["key"], second[0]["name"], second[0]["is_verified"]) == (trusted_key(1).hint, "", False)
+    assert second[0]["problem"].startswith("The signature is by another key.")
+    assert third == []
+
+
+async def test_a_service_without_keys_shows_who_signed_and_that_it_is_not_verified(serve, store):
+    async with serve() as client:
+        (one,) = (await client.get("/domains/paint/versions")).json()["versions"]
+    assert one["signatures"] == [
+        {
+            "key": trusted_key().hint,
+            "name": "",
+            "is_verified": False,
+            "problem": "No public key was given to verify it with.",
+        }
+    ]
+
+
+async def test_a_damaged_signature_is_shown_as_such_and_hides_no_version(serve, store, public_key):
+    store.add("paint", SECOND, signature=signature_of(SECOND))
+    digest = digest_bytes(FIRST).removeprefix("sha256:")
+    (path,) = (store.root / "signatures" / digest[:2]).glob(f"{digest}-*")
+    path.chmod(0o644)
+    path.write_bytes(flipped(path.read_bytes(), 8 * 700))
+    async with serve(require_signature=[public_key]) as client:
+        first, second = (await client.get("/domains/paint/versions")).json()["versions"]
+    assert [(one["key"], one["is_verified"]) for one in first["signatures"]] == [("", False)]
+    assert "is damaged" in first["signatures"][0]["problem"]
+    assert [one["is_verified"] for one in second["signatures"]] == [True]
+
+
+async def test_an_older_version_that_a_fit_repeats_gets_the_signature_that_it_lacks(serve, store, keys):
+    private, public = keys
+    store.add("paint", SECOND)  # from before there was a key
+    third = colour_bundle(seed=2)
+    store.add("paint", third, signature=signature_of(third))
+    async with serve(require_signature=[public], signing_key=private) as client:
+        with pytest.raises(VersionExistsError):
+            await client.context.publisher.publish_own("paint", SECOND, activate=True, actor="", origin="fit")
+        activated = await client.put("/domains/paint/live", json={"version": 2})
+    assert activated.status_code == 200, activated.text
+    assert store.signatures(digest_bytes(SECOND)) == [signature_of(SECOND)]
+
+
+def refused_keys(folder):
+    """Settings, and a part of the reason why the service does not start with them."""
+    private, public = write_keys(folder)
+    public.chmod(0o600)
+    (folder / "encrypted").mkdir()
+    encrypted, _ = write_keys(folder / "encrypted", password="secret")
+    (folder / "open").mkdir()
+    readable, _ = write_keys(folder / "open")
+    readable.chmod(0o644)
+    (folder / "certificate").touch(0o600)
+    other = write_keys(folder, 1)[1]
+    return {
+        "not among the public keys": (
+            {"signing_key": private, "require_signature": [other]},
+            f"{trusted_key().hint[:16]}, is not among those of require_signature: key1 ({trusted_key(1).hint[:16]})",
+        ),
+        "readable by others": ({"signing_key": readable}, "is accessible to other users; run `chmod 600"),
+        "encrypted": ({"signing_key": encrypted}, "is encrypted. `openssl pkey -in"),
+        "a public key": ({"signing_key": public}, "is not an Ed25519 private key in PEM"),
+        "no key": ({"signing_key": folder / "certificate"}, "is not an Ed25519 private key in PEM"),
+        "missing": ({"signing_key": folder / "none.pem"}, "Cannot read the signing key"),
+    }
+
+
+REFUSED = ("not among the public keys", "readable by others", "encrypted", "a public key", "no key", "missing")
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_unusable_signing_key_is_refused_at_startup_with_the_reason(tmp_path, case):
+    settings, reason = refused_keys(tmp_path)[case]
+    with pytest.raises(SettingsError) as caught:
+        load_signing(Settings(**settings))
+    assert reason in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -62,6 +62,35 @@ def test_a_server_does_not_start_with_a_file_that_is_no_key(tmp_path):
         assert "is not an Ed25519 public key in PEM" in log.read()
 
 
+@pytest.mark.parametrize("web_workers", [0, 1])
+def test_a_server_with_a_signing_key_creates_domains_that_it_serves_after_a_restart(tmp_path, web_workers):
+    store = Store.open(tmp_path / "store")
+    private, public = write_keys(tmp_path)
+    settings = {"require_signature": [str(public)], "web_workers": web_workers, "drain_delay_s": 0}
+    with serving(store, signing_key=str(private), **settings) as (_, url), client_of(url) as client:
+        created = client.put("/domains/paint", json={"classes": ["red", "blue"]})
+        assert created.status_code == 201, created.text
+    with serving(store, **settings) as (_, url), client_of(url) as client:
+        assert client.get("/readyz").json()["domains"] == {"paint": "live"}
+        (version,) = client.get("/domains/paint/versions").json()["versions"]
+        assert client.post("/classify/paint", content=picture()).status_code == 200
+    assert [(one["name"], one["is_verified"]) for one in version["signatures"]] == [("key0", True)]
+    assert [(row.action, row.domain) for row in store.audit().rows] == [("create", "paint"), ("activate", "paint")]
+
+
+def test_a_server_does_not_start_with_a_signing_key_that_others_can_read(tmp_path):
+    private, _ = write_keys(tmp_path)
+    private.chmod(0o644)
+    with (tmp_path / "log").open("w+") as log:
+        with (
+            pytest.raises(AssertionError, match="did not start"),
+            serving(Store.open(tmp_path / "store"), log=log, signing_key=str(private)),
+        ):
+            pass
+        log.seek(0)
+        assert "is accessible to other users; run `chmod 600" in log.read()
+
+
 def test_the_keys_in_force_are_in_the_audit_log(tmp_path):
     store, keys = Store.open(tmp_path / "store"), tmp_path / "keys.json"
     store.add("paint", FIRST)
