@@ -68,7 +68,7 @@ def host_root():
     """bwrap's arguments for a root with this machine's Python and packages, in place of a built image."""
     folders = {
         Path("/usr"),
-        ROOT,
+        *(path for path in ROOT.iterdir() if path.is_dir()),  # the checkout's own folder may be closed to others
         Path(sys.prefix),
         Path(sys.base_prefix),
         *(Path(path) for path in sys.path if path.endswith("-packages")),

@@ -7,15 +7,17 @@ import subprocess
 
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 
 from service.access.rules import RULES
+from service.cli import serve_app
 from service.settings import PREFIX, Settings
 from tests.architecture.repository import ROOT
 from tests.deploy.dockerfile import IMAGES
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-OVERLAYS = ("base", "gpu", "openshift")
+OVERLAYS = ("base", "gpu", "openshift", "s3")
 VERSIONS = ("1.30", "1.37")
 """The oldest and the newest Kubernetes that the manifests are checked against."""
 IMAGE = IMAGES[0]
@@ -90,9 +92,10 @@ def rendered(request):
 
 
 def test_an_overlay_renders_to_valid_objects(rendered):
-    _, found = rendered
+    name, found = rendered
 
-    assert {one["kind"] for one in BASE} == found.keys()
+    left_out = {"PersistentVolumeClaim"} if name == "s3" else set()
+    assert {one["kind"] for one in BASE} - left_out == found.keys()
     for resource in found.values():
         kubernetes_validate.validate(resource, VERSIONS[-1], strict=True)
 
@@ -108,6 +111,25 @@ def test_an_overlay_changes_what_its_name_promises(rendered):
     assert pod["securityContext"]["runAsNonRoot"]
     assert container(pod)["image"].startswith("registry.example/caspl-serve:")
     assert variables.items() >= {"CASPL_PRETRAINED": "openai", "CASPL_LOG_FORMAT": "json"}.items()
+    assert {one.removeprefix(PREFIX).lower() for one in variables} <= set(Settings.model_fields)
+    assert (found["Deployment"]["spec"]["replicas"] > 1) == (name == "s3")
+
+
+@pytest.mark.parametrize("rendered", ["s3"], indirect=True)
+def test_replicas_share_a_bucket_and_are_replaced_one_by_one(rendered):
+    deployment = rendered[1]["Deployment"]["spec"]
+    pod = deployment["template"]["spec"]
+    program, command, *arguments = container(pod)["args"]
+    options = typer.main.get_command(serve_app).make_context("serve", [*arguments]).params
+    variables = {one["name"]: one["value"] for one in container(pod)["env"]}
+    scratch = {one["name"] for one in pod["volumes"] if "emptyDir" in one}
+
+    assert [program, command, *arguments[:-1]] == IMAGE.command()[:-1]  # the image's, but for the store
+    assert str(options["store"]).startswith("s3:")
+    assert variables["CASPL_STORE_CACHE"] in IMAGE.volumes()
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert scratch == {"store", "weights", "tmp"}
+    assert not any("persistentVolumeClaim" in one for one in pod["volumes"])
 
 
 @each_pod
