@@ -18,10 +18,11 @@ from benchmarks.phases import LOAD
 from benchmarks.photographs import write_photographs
 from benchmarks.ratios import Spread
 from benchmarks.report import Report, Table, Target
+from benchmarks.rollouts import CANDIDATE, rollout_load
 from benchmarks.server import Server, ServerOptions, backbone_of, fill_store, serving
 from benchmarks.swaps import n_versions, swap_load
 
-PARTS = ("start", "idle", "closed", "open", "overload", "swaps", "fits", "attacks")
+PARTS = ("start", "idle", "closed", "open", "overload", "swaps", "fits", "rollouts", "attacks")
 OPEN = 0.7
 """Offered rate of the open loop as a share of the capacity."""
 OVERLOAD = 3.0
@@ -57,7 +58,8 @@ def measure(options: ServeOptions, console: Console) -> Report:
     if "attacks" in options.only and options.n_domains < 2:
         raise BenchError("the attacks need a domain of their own: --domains 2 or more")
     report = Report("-".join(part for part in ("serve", options.label) if part), asdict(options), device=options.device)
-    n_stored = n_versions(options.seconds) if "swaps" in options.only else 1
+    n_stored = CANDIDATE if "rollouts" in options.only else 1
+    n_stored = n_versions(options.seconds) if "swaps" in options.only else n_stored
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
         folder = Path(name)
         photographs = write_photographs(folder / "photographs", side=options.side or None)
@@ -91,7 +93,7 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
     if "attacks" in options.only:
         console.print("attacks")
         attack_server(server, report, seconds=options.seconds)
-    if not {"open", "swaps", "fits", "overload"} & set(options.only):
+    if not {"open", "swaps", "fits", "rollouts", "overload"} & set(options.only):
         return
     console.print(f"capacity: closed loop, {CAPACITY_CLIENTS} clients")
     capacity_per_s = server.closed_rate(CAPACITY_CLIENTS, options.seconds / 2)
@@ -116,6 +118,9 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
     if "fits" in options.only:
         console.print("fit load")
         fit_load(server, report, rate_per_s=LOAD * capacity_per_s, seconds=options.seconds)
+    if "rollouts" in options.only:
+        console.print("rollout load")
+        rollout_load(server, report, rate_per_s=LOAD * capacity_per_s, seconds=options.seconds)
 
 
 def idle(server: Server, options: ServeOptions, report: Report) -> None:

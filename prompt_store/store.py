@@ -338,7 +338,7 @@ class Store:
     ) -> GcReport:
         """Retire all but the newest versions of each domain and remove unreferenced files.
 
-        The live version and the rollback target are always kept. The database of examples is rewritten without the
+        The live version, the rollback target and a candidate are always kept. The database of examples is rewritten without the
         space of removed ones.
 
         Args:

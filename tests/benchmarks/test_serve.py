@@ -1,8 +1,10 @@
 """Swap load, overload and the server under test: what synthetic answers add up to."""
 
+import json
 from dataclasses import replace
 from itertools import count
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -14,6 +16,7 @@ from benchmarks.overload import Round, add_overload, connections
 from benchmarks.phases import Phase
 from benchmarks.photographs import write_photographs
 from benchmarks.report import Report
+from benchmarks.rollouts import PLAN, Rollout, add_rollout_load, shadow_for
 from benchmarks.serve import ServeOptions, measure
 from benchmarks.server import Server, ServerOptions, fill_store, multipart
 from benchmarks.swaps import add_swap_load, swap_for
@@ -61,6 +64,31 @@ def test_every_activation_goes_to_a_version_that_was_never_loaded():
     second = swap_for(fake_server(), HOT, versions, 0.25)
 
     assert [swap.version for swap in first + second] == list(range(2, 2 + len(first) + len(second)))
+
+
+def test_a_rollout_of_the_load_compares_all_images_and_is_stopped():
+    requests = []
+
+    def respond(request):
+        requests.append((request.method, request.url.path, request.content))
+        return httpx.Response(200, json={"n_compared": 3, "n_dropped": 1})
+
+    client = httpx.Client(base_url="http://test", transport=httpx.MockTransport(respond))
+    assert shadow_for(replace(fake_server(), client=client), HOT, 0.0) == [Rollout(3, 1)]
+    assert [(method, path) for method, path, _ in requests] == [
+        (method, f"/domains/{HOT}/rollout") for method in ("POST", "GET", "DELETE")
+    ]
+    assert json.loads(requests[0][2]) == PLAN
+
+
+def test_rollout_load_compares_latencies_and_counts_images():
+    calm, shadowed = Phase([answer(due) for due in range(100)]), [Rollout(60, 20), Rollout(0, 20)]
+    report = Report("test", {})
+    slow = Phase([answer(due, 0.02) for due in range(99)] + [answer(99, status=429)], shadowed)
+    add_rollout_load(report, [calm, slow])
+    found = values(report)
+    assert found["rollout_p99_ratio"] == pytest.approx(2.0, rel=0.02)
+    assert (found["rollout_failed"], found["rollout_compared"]) == (1, 0.6)
 
 
 def test_swap_load_counts_failed_stale_and_mixed_answers():

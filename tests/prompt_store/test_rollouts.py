@@ -2,7 +2,7 @@
 
 import pytest
 
-from prompt_store import ConflictError, RolloutPlan, Store, VersionLiveError, VersionNotFoundError
+from prompt_store import ConflictError, RolloutPlan, VersionLiveError, VersionNotFoundError
 from prompt_store.digest import digest_bytes
 from prompt_store.disk import open_directory
 from prompt_store.record_files import read_records
@@ -14,9 +14,9 @@ PLAN = RolloutPlan(version=2, mode="canary", percent=12.5, min_images=30)
 
 
 @pytest.fixture
-def store(quick_path):
+def store(place):
     """Three versions, of which the first is live."""
-    store = Store.open(quick_path / "store")
+    store = place.open()
     for seed in range(3):
         store.add("flowers", sample_bundle(seed))
     store.activate("flowers", 1, actor="anna")
@@ -29,9 +29,9 @@ def records_of(store):
         return read_records(log, state, first=1, last=state.seq)
 
 
-def test_every_process_sees_a_rollout_and_the_live_version_stays(store):
+def test_every_process_sees_a_rollout_and_the_live_version_stays(store, place):
     started = store.start_rollout("flowers", PLAN, actor="bo").rollout
-    found = Store.open(store.root).live("flowers")
+    found = place.another().live("flowers")
     assert found.version == 1
     assert found.rollout == started
     assert (started.plan, started.actor, started.seq) == (PLAN, "bo", 5)
@@ -111,14 +111,15 @@ def test_an_upload_leaves_the_rollout_alone(store):
     assert store.live("flowers").rollout == started
 
 
-def test_a_rollout_ends_once_whoever_ends_it(store):
+def test_a_rollout_ends_once_whoever_ends_it(store, place):
     started = store.start_rollout("flowers", PLAN).rollout
-    other = Store.open(store.root)
+    other = place.another()
     assert not other.end_rollout("flowers", started.seq - 1, event="rollback")
     assert store.end_rollout("flowers", started.seq, event="rollback")
     assert not other.end_rollout("flowers", started.seq, event="rollback")
     assert not other.end_rollout("flowers")
     again = store.start_rollout("flowers", PLAN).rollout
+    other.refresh()
     assert not other.end_rollout("flowers", started.seq, event="rollback")
     assert other.live("flowers").rollout == again
 
