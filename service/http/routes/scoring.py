@@ -6,6 +6,7 @@ An invalid image or a failed version does not affect the others; a request fails
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import defaultdict
@@ -100,6 +101,8 @@ async def score_in_time(
     is_gone, digests = False, _accepted_digests(request)
     if uncertain:
         options = uncertain.widened(options)
+    if digests:  # the client chose its versions
+        options = dataclasses.replace(options, rollout=False)
 
     async def watch() -> None:
         nonlocal is_gone
@@ -138,6 +141,8 @@ def _accepted_digests(request: Request) -> frozenset[str]:
         RequestInvalidError: not a list of digests.
     """
     lines = request.headers.getlist("if-bundle-digest")
+    if not lines:
+        return frozenset()
     digests = frozenset(part.strip().strip('"') for line in lines for part in line.split(","))
     if not all(map(is_digest, digests)):
         raise RequestInvalidError(
