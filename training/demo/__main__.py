@@ -7,8 +7,6 @@ from typing import Annotated, Any, Final, Literal
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from training.demo import ablate_domain, adapt_domains, label_free_domains, variant_command
@@ -23,19 +21,27 @@ from training.demo.fit_tables import adapt_lines, checks_table, unlabelled_table
 from training.demo.fit_tables import markdown_table as fit_table
 from training.demo.folders import DRAWN, write_folders
 from training.demo.int8_domains import N_TEST, int8_table, measure_int8, write_results
-from training.demo.models import CONFIG_DIR, export_weights
+from training.demo.models import CONFIG_DIR
 from training.demo.pages import fill_page
 from training.demo.picture import write_overview
 from training.demo.plans import STUDENT_PLAN, TEACHER_PLAN
-from training.demo.pretrain import CheckpointMismatchError, PretrainPlan, Progress, pretrain
+from training.demo.pretrain_commands import (
+    WORK_DIR,
+    OutDir,
+    Threads,
+    WorkDir,
+    pretrain_second_teacher,
+    pretrain_student,
+    pretrain_teacher,
+)
 from training.demo.samples import write_samples, write_upload
 from training.demo.shared_command import shared_boost
 from training.demo.shifts import SHIFTED
+from training.demo.teachers_command import teachers
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Images, models and bundles of the demo world.")
 console = Console(stderr=True)
 
-WORK_DIR: Final = Path("build/demo")
 RESULTS: Final = Path("docs/results/demo-backbones.json")
 BOOST_RESULTS: Final = Path("docs/results/demo-boost.json")
 ADAPT_RESULTS: Final = Path("docs/results/demo.json")
@@ -51,51 +57,13 @@ DEMO_PAGE: Final = Path("docs/demo-world.md")
 SERVICE_DEMO: Final = Path("service/demo")
 OVERVIEW: Final = Path("docs/images/demo-world.png")
 README: Final = Path("README.md")
-N_STEPS_PER_LINE: Final = 100
 
-WorkDir = Annotated[Path, typer.Option(help="Folder for checkpoints; interrupted runs resume from them.")]
-OutDir = Annotated[Path, typer.Option(help="Folder for the exported float16 weights.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Domains to process in parallel; default: number of cores.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads; the number affects rounding.")]
 
 
-def _train(plan: PretrainPlan, work_dir: Path, out_dir: Path, n_threads: int, grow_from: Path | None = None) -> None:
-    """Run one plan with a progress bar and export the weights; exit code 1 if it cannot start."""
-    torch.set_num_threads(n_threads)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(plan.arch, total=plan.n_steps)
-
-        def show(p: Progress) -> None:
-            bar.update(task, completed=p.step)
-            if p.step % N_STEPS_PER_LINE == 0:
-                bar.console.print(
-                    f"{plan.arch} step {p.step}: class loss {p.class_loss:.3f}, other {p.other_loss:.3f}, "
-                    f"heads {p.head_loss:.3f}, batch accuracy {p.class_accuracy:.2f}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-
-        try:
-            run = pretrain(plan, work_dir / f"{plan.arch}.ckpt", grow_from=grow_from, on_step=show)
-        except (CheckpointMismatchError, FileNotFoundError) as error:
-            console.print(f"[red]{error}[/red]")
-            raise typer.Exit(1) from error
-    path = out_dir / f"{plan.arch}.safetensors"
-    n_bytes = export_weights(run.model, run.book.vocabulary_V, path)
-    console.print(f"wrote {path}, {n_bytes:,} bytes", soft_wrap=True)
-
-
-@app.command()
-def pretrain_student(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
-    """Train the student on clean images."""
-    _train(STUDENT_PLAN, work_dir, out_dir, threads)
-
-
-@app.command()
-def pretrain_teacher(work_dir: WorkDir = WORK_DIR, out_dir: OutDir = CONFIG_DIR, threads: Threads = 2) -> None:
-    """Grow the teacher from the student's checkpoint and train it on augmented images."""
-    _train(TEACHER_PLAN, work_dir, out_dir, threads, grow_from=work_dir / f"{STUDENT_PLAN.arch}.ckpt")
+app.command()(pretrain_student)
+app.command()(pretrain_teacher)
+app.command()(pretrain_second_teacher)
 
 
 @app.command()
@@ -270,6 +238,7 @@ def defaults(
 
 
 app.command(name="boost-variants")(variant_command.run)
+app.command()(teachers)
 
 
 @app.command()

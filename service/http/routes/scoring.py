@@ -6,11 +6,12 @@ An invalid image or a failed version does not affect the others; a request fails
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from fastapi import Request
 
@@ -35,6 +36,8 @@ from service.images.preprocessing import Pixels
 from service.inference import ImageResult, Pin, Scored, ScoringOptions
 
 logger = logging.getLogger(__name__)
+
+DIGEST_HEADER: Final = "if-bundle-digest"
 
 PinOrError: TypeAlias = Pin | Exception
 Picture: TypeAlias = UploadedImage | Pixels
@@ -97,9 +100,12 @@ async def score_in_time(
         RequestInvalidError, PreconditionFailedError: `If-Bundle-Digest` is invalid, or lists no bundle that was used.
         Exception: see `score_images`.
     """
-    is_gone, digests = False, _accepted_digests(request)
+    is_gone = False
+    digests = _accepted_digests(request) if DIGEST_HEADER in request.headers else frozenset()
     if uncertain:
         options = uncertain.widened(options)
+    if digests:  # the client chose its versions
+        options = dataclasses.replace(options, rollout=False)
 
     async def watch() -> None:
         nonlocal is_gone
@@ -132,12 +138,12 @@ async def score_in_time(
 
 
 def _accepted_digests(request: Request) -> frozenset[str]:
-    """The digests in `If-Bundle-Digest`; empty without the header, which accepts all bundles.
+    """The digests in `If-Bundle-Digest`.
 
     Raises:
         RequestInvalidError: not a list of digests.
     """
-    lines = request.headers.getlist("if-bundle-digest")
+    lines = request.headers.getlist(DIGEST_HEADER)
     digests = frozenset(part.strip().strip('"') for line in lines for part in line.split(","))
     if not all(map(is_digest, digests)):
         raise RequestInvalidError(

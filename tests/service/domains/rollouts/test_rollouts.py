@@ -207,6 +207,14 @@ async def test_requests_that_are_not_for_the_live_versions_own_classes_take_no_p
     assert found["n_compared"] + found["n_dropped"] == 0
 
 
+async def test_a_request_that_insists_on_the_live_digest_is_answered_by_the_live_version(serve, store):
+    store.add("paint", equal())
+    async with serve() as client:
+        await start(client, mode="canary")
+        body = await ask(client, headers={"If-Bundle-Digest": store.live("paint").digest})
+    assert (body["version"], "is_candidate" in body) == (1, False)
+
+
 async def test_a_mixed_request_and_the_inference_protocol_show_the_candidate_too(serve, store):
     store.add("paint", equal())
     data = [base64.b64encode(picture("red")).decode()]
