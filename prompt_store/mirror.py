@@ -53,6 +53,10 @@ class MirrorLayout(Layout):
         is_shared = parts[0] == "quarantine" or expected_type(*parts) == "file"
         return "/".join(parts) if is_shared else None
 
+    def has_copy(self, key: str) -> bool:
+        """Whether an object is one of the store; a path ignores `.` and repeated slashes, but a key does not."""
+        return not key.startswith("/") and self.key(self.root / key) == key
+
     def save(self, path: Path, data: bytes) -> None:
         """Write a file of the copy at once, replacing one that is there.
 
@@ -103,7 +107,7 @@ class MirrorLayout(Layout):
         """Yield every blob and every signature in the bucket, copied or not, with the time at which S3 stored it."""
         for one in (*self.bucket.list("blobs/"), *self.bucket.list("signatures/")):
             path = self.root / one.key
-            if self.key(path):
+            if self.has_copy(one.key):
                 yield StoredFile(f"sha256:{path.name[:64]}", path, one.size_bytes, one.modified_s)
 
 
@@ -171,8 +175,7 @@ class Mirror:
         """Copy the objects that changed; those of one directory in their order, so that a log never has a gap."""
         folders: dict[str, list[str]] = defaultdict(list)
         for one in objects:
-            path = self._layout.root / one.key
-            if self._layout.key(path) and not self._is_current(one, path):
+            if self._layout.has_copy(one.key) and not self._is_current(one, self._layout.root / one.key):
                 folders[one.key.rpartition("/")[0]].append(one.key)
         if folders:
             with ThreadPoolExecutor(min(N_CONNECTIONS, len(folders))) as pool:

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, Final, NamedTuple
 
 from prompt_store.errors import StoreCorruptError, StoreUnavailableError
@@ -22,7 +23,9 @@ N_ATTEMPTS: Final = 3
 N_CONNECTIONS: Final = 16
 N_LISTED: Final = 1000
 """Objects per request of a listing; the maximum."""
-_ADDRESS: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9_.=-]+)*)/?")
+MAX_OBJECT_BYTES: Final = 64 * 1024 * 1024
+"""A bundle, the largest object of a store, has at most so many: `header.MAX_BUNDLE_BYTES`."""
+_ADDRESS: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.=-]+)*)/?")
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -88,8 +91,8 @@ class Bucket:
             try:
                 with converted():
                     self._client.put_object(**self._object(key), Body=data, IfNoneMatch="*")
-            except ExistsError:
-                return self._has(key, data)
+            except ExistsError as error:  # made by an earlier attempt of the client, or by another machine
+                return self._read_back(key, data, error)
             except RaceError:  # with a deletion, or an upload that has not ended
                 if attempt == N_ATTEMPTS:
                     raise
@@ -101,10 +104,6 @@ class Bucket:
             else:
                 return True
         raise AssertionError("the last attempt returns or raises")
-
-    def _has(self, key: str, data: bytes) -> bool:
-        found = self.get(key)
-        return found is not None and found[0] == data
 
     def _read_back(self, key: str, data: bytes, error: StoreUnavailableError) -> bool:
         """What became of a conditional write that was not answered; a late one cannot replace another object."""
@@ -152,6 +151,8 @@ class Bucket:
     def get(self, key: str) -> tuple[bytes, str] | None:
         """Return the bytes of an object and its entity tag; None if it does not exist.
 
+        Of an object above `MAX_OBJECT_BYTES`, which a store does not write, one byte more than that is read.
+
         Raises:
             StoreUnavailableError: the request failed, or the body ended early each time.
         """
@@ -159,7 +160,10 @@ class Bucket:
             try:
                 with converted():
                     response = self._client.get_object(**self._object(key))
-                    return response["Body"].read(), str(response["ETag"]).strip('"')
+                    is_foreign = int(response["ContentLength"]) > MAX_OBJECT_BYTES
+                    with closing(response["Body"]) as body:  # read in part, it does not check its own length
+                        data = body.read(MAX_OBJECT_BYTES + 1) if is_foreign else body.read()
+                    return data, str(response["ETag"]).strip('"')
             except MissingError:
                 break
             except BodyError:  # the client repeats requests, but not the reading of a body

@@ -249,6 +249,6 @@ def check_bucket(address: str, *, repair: bool = False, cache: Path | None = Non
     layout = MirrorLayout(copy_folder(bucket, cache), bucket)
     keys = Mirror(layout).pull(with_blobs=True)
     found, repairs = check_and_repair(layout, MirrorDisk(layout), repair=repair)
-    foreign = [key for key in keys if layout.key(layout.root / key) is None]
+    foreign = [key for key in keys if not layout.has_copy(key)]
     findings = [Finding(key, "Not an object of the store.", is_damage=False) for key in foreign]
     return replace(found, findings=(*found.findings, *findings)), repairs

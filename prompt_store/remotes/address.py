@@ -10,7 +10,8 @@ from prompt_store.digest import DIGEST_PATTERN
 from prompt_store.errors import RemoteError
 
 DEFAULT_TAG: Final = "latest"
-_HOST: Final = r"(?P<host>(?:\[[0-9a-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)(?::\d{1,5})?)"
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST: Final = rf"(?P<host>(?:\[(?P<ip>[0-9a-f:.]+)\]|{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[0-9]{{1,5}}))?)"
 _PART: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _OCI: Final = re.compile(
     rf"oci://{_HOST}/(?P<name>{_PART}(?:/{_PART})*)"
@@ -20,6 +21,7 @@ _HUB: Final = re.compile(
     r"hf://(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[A-Za-z0-9][\w./-]{0,127}))?"
 )
 _MAX_CHARS: Final = 512
+_MAX_PORT: Final = 65535
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,20 @@ def parse_registry_address(text: str) -> RegistryAddress:
         RemoteError: `address_invalid`.
     """
     found = _OCI.fullmatch(text) if len(text) <= _MAX_CHARS else None
-    if found is None:
+    if found is None or not _is_host(found["ip"], found["port"]):
         raise invalid_address(text, "oci://HOST[:PORT]/NAME[:TAG][@sha256:DIGEST], NAME in lower case")
     tag = found["tag"] if found["tag"] or found["digest"] else DEFAULT_TAG
     return RegistryAddress(found["host"], found["name"], tag, found["digest"])
+
+
+def _is_host(ip: str | None, port: str | None) -> bool:
+    """Whether a bracketed IPv6 address and a port, if there are any, are valid."""
+    try:
+        if ip is not None:
+            ipaddress.IPv6Address(ip)
+    except ValueError:
+        return False
+    return port is None or 1 <= int(port) <= _MAX_PORT
 
 
 def parse_hub_address(text: str) -> HubAddress:

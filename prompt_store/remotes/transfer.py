@@ -173,6 +173,8 @@ class Transfer:
         except httpx.TimeoutException as error:
             message = f"{url.host} does not answer within {TIMEOUT_S:.0f} s."
             raise RemoteError(message, code="remote_unreachable") from error
+        except (httpx.InvalidURL, UnicodeError) as error:  # of the resolver: a label that is empty or too long
+            raise RemoteError(f"{printable(url.host)} is not a valid host.", code="remote_unreachable") from error
         except httpx.ConnectError as error:
             raise RemoteError(f"Cannot connect to {url.host}: {error}.", code="remote_unreachable") from error
         except httpx.HTTPError as error:

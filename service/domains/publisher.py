@@ -44,7 +44,7 @@ class Publisher:
 
     async def publish_own(self, domain: str, data: bytes, *, activate: bool, actor: str, origin: str) -> Added:
         """Publish a bundle that this service made, signed with its key if it has one; otherwise as `publish`."""
-        signature = self._loader.signing.sign(domain, data)
+        signature = await asyncio.to_thread(self._loader.signing.sign, domain, data)
         try:
             return await self.publish(domain, data, activate=activate, actor=actor, signature=signature, origin=origin)
         except VersionExistsError as error:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from prompt_store import StoreCorruptError, StoreReadOnlyError, StoreUnavailableError
+from prompt_store import StoreCorruptError, StoreReadOnlyError, StoreUnavailableError, s3
+from prompt_store.header import MAX_BUNDLE_BYTES
 from prompt_store.s3 import Bucket, has_etag
 
 
@@ -89,6 +90,22 @@ def test_a_write_that_cannot_be_read_back_is_reported_as_unknown(bucket, proxy):
     assert code_of(bucket.put_new, "a/2", b"mine") == "commit_unknown"
 
 
+def test_a_write_that_the_client_repeated_and_that_cannot_be_read_back_is_reported_as_unknown(bucket, proxy):
+    lost = ["lose"]
+    proxy.fault = lambda method, key: "refuse" if method == "GET" else lost.pop() if lost else None
+    assert code_of(bucket.put_new, "a/1", b"mine") == "commit_unknown"
+
+
+def test_of_an_object_that_is_no_stores_only_a_part_is_read(bucket, monkeypatch):
+    assert s3.MAX_OBJECT_BYTES >= MAX_BUNDLE_BYTES
+    monkeypatch.setattr(s3, "MAX_OBJECT_BYTES", 100)
+    for n_bytes in (99, 100, 101, 10**6):
+        bucket.put("a/1", bytes(n_bytes))
+        assert bucket.get("a/1")[0] == bytes(min(n_bytes, 101))
+    bucket.put("a/2", b"whole")
+    assert bucket.get("a/2")[0] == b"whole"
+
+
 @pytest.mark.parametrize("fault", ["refuse", "lose", "500", "half", "slow"])
 def test_a_read_that_fails_once_is_repeated(bucket, proxy, fault):
     data = bytes(range(256)) * 400
@@ -149,7 +166,9 @@ def test_a_server_that_ignores_the_condition_is_refused_and_nothing_is_changed(b
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://", "s3://A", "s3://key:secret@bucket", "s3://bucket//x", "s3://bucket/../x y", "s3://b/x?y"]
+    "address",
+    ["s3://", "s3://A", "s3://key:secret@bucket", "s3://bucket//x", "s3://bucket/../x y", "s3://b/x?y"]
+    + ["s3://bucket/..", "s3://bucket/x/../y", "s3://bucket/./x", "s3://bucket/x/./"]
 )
 def test_an_address_that_is_none_is_refused_without_repeating_it(address):
     with pytest.raises(StoreCorruptError, match="expected s3://BUCKET") as caught:

@@ -277,6 +277,19 @@ def test_a_check_finds_damage_in_the_bucket_and_a_repair_mends_the_bucket(store,
     assert check_store(s3_place.address)[0].is_sound
 
 
+def test_objects_whose_keys_only_resemble_those_of_the_store_are_foreign(store, s3_place, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(s3_place.folder / "checks"))
+    keys = ["/etc/passwd", "domains/./flowers/log/0000000001.json", "domains/flowers/log//0000000002.json"]
+    for key in keys:
+        s3_place.put(key, b"not a record")
+    another = s3_place.another()
+    assert another.live("flowers").version == 1
+    assert another.activate("flowers", 1).version == 1
+    found, _ = check_store(s3_place.address)
+    assert [one.path for one in found.all_findings()] == keys
+    assert found.is_sound
+
+
 def test_records_that_a_repair_took_away_disappear_from_copies(store, s3_place, monkeypatch):
     monkeypatch.setattr(mirror, "FULL_LIST_S", 0)
     store.add("flowers", BUNDLES[1])

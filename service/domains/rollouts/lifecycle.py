@@ -117,8 +117,10 @@ class Rollouts:
     def is_current(self, domain: str, live: LiveInfo) -> bool:
         """Whether the table has the rollout of the store, or cannot have it yet."""
         seq, running = live.rollout.seq if live.rollout else None, self._table.running(domain)
-        if running is not None or seq is None:
-            return seq == (running.rollout.seq if running else None)
+        if seq is None:
+            return running is None and domain not in self._not_loaded
+        if running is not None:
+            return seq == running.rollout.seq
         found = self._not_loaded.get(domain)
         return found is not None and found.seq == seq and time.monotonic() < found.retry_after_s
 

@@ -43,6 +43,8 @@ def test_a_hub_address_has_a_repository_and_a_revision(text, repository, revisio
         "oci://host/a:b:c", "oci://host/a@sha256:12", "oci://host/../a", "oci://host/a//b", "oci://host/a?x=1",
         "oci://-host/a", "hf://flowers", "hf://acme/flowers/extra", "hf://acme/flowers@", "hf://acme/flowers@../x y",
         "hf://../../etc", "oci://host/" + "a" * 600,
+        "oci://a..b/x", "oci://a-.b/x", f"oci://{'a' * 64}.example/x", "oci://host:65536/x", "oci://host:0/x",
+        "oci://[1:2]/x", "oci://[::1:::]/x",
     ],
 )  # fmt: skip
 def test_any_other_text_is_refused_with_the_expected_form(text):

@@ -181,6 +181,20 @@ async def test_a_candidate_that_cannot_run_here_leaves_the_live_version_alone(se
     assert store.live("paint").rollout is None
 
 
+async def test_a_rollout_that_could_not_run_here_and_ended_elsewhere_is_gone(serve, store, model):
+    store.add("paint", equal())
+    other = Store.open(store.root)
+    async with serve() as client:
+        model.fail_load = True
+        other.start_rollout("paint", CANARY)
+        await client.context.watcher.refresh()
+        assert (await client.get("/domains/paint/rollout")).status_code == 503
+        other.end_rollout("paint")
+        await client.context.watcher.refresh()
+        gone = await client.get("/domains/paint/rollout")
+    assert (gone.status_code, gone.json()["code"]) == (404, "rollout_not_found")
+
+
 async def test_an_end_that_cannot_be_stored_yet_stops_the_candidate_at_once(serve, store, monkeypatch, caplog):
     store.add("paint", contrary())
     monkeypatch.setattr(lifecycle, "RETRY_S", 0.05)
