@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+ORDER_SCALE: Final = 1000
+"""Projections of two different images differ by far more than 1/1000, those of one image in two batches by far less."""
 MAX_MOVED: Final = 4
 """A kept decomposition is used again for other examples if less than the width over this number differ."""
 
@@ -77,6 +79,13 @@ class Features:
         values_E, basis_EE = np.linalg.eigh(used_NE.T @ used_NE)
         self._near.append((is_used_N, np.maximum(values_E, 0), basis_EE))
         return self.near(is_used_N)
+
+    @cached_property
+    def order_N(self) -> Floats:
+        """A pseudo-random number in [0, 1) for each example, from its features alone, not from its place."""
+        direction_E = np.random.default_rng(0).standard_normal(self.values_NE.shape[1])
+        order_N: Floats = ORDER_SCALE * (self.values_NE @ direction_E) % 1
+        return order_N
 
     @cached_property
     def gram(self) -> Floats:

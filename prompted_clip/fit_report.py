@@ -207,7 +207,7 @@ def wilson(n_right: int, n: int, z: float = 1.96) -> Rate:
 
 def _right_with_half(fit: FewShotFit, features: Features, unlabelled: UnlabelledImages | None) -> Floats:
     """1 for each example that a fit of the same method on the other half of its class gets right, otherwise 0."""
-    is_first_N = first_half(fit.labels_N)
+    is_first_N = first_half(fit.labels_N, features.order_N)
     methods = {name: method for name, method in FEW_SHOT_METHODS.items() if name == fit.method}
     used = unlabelled if fit.method == GDA_UNLABELLED else None
     is_right_N = np.zeros(len(fit.labels_N))
@@ -218,12 +218,11 @@ def _right_with_half(fit: FewShotFit, features: Features, unlabelled: Unlabelled
     return is_right_N
 
 
-def first_half(labels_N: Ints) -> Bools:
-    """Half of the examples of every class, rounded up, in a random order of all examples that is always the same.
+def first_half(labels_N: Ints, order_N: Floats) -> Bools:
+    """Half of the examples of every class, rounded up: those with the least `order_N`.
 
-    So a changed label moves few other examples to the other half.
+    A changed label moves few other examples to the other half; another order of the examples moves none.
     """
-    order_N = np.random.default_rng(0).random(len(labels_N))
     counts_K = np.bincount(labels_N)
     starts_K = np.cumsum(counts_K) - counts_K
     place_N = np.empty_like(labels_N)

@@ -148,7 +148,8 @@ def test_the_report_counts_unlabelled_images_and_halves_only_the_labelled_ones()
     assert (report.n_examples, report.n_unlabelled) == (10, 200)
     assert all(one.is_fitted for one in report.classes)
     right = []
-    for own in (first_half(labels), ~first_half(labels)):
+    half = first_half(labels, Features(features).order_N)
+    for own in (half, ~half):
         soft_labels = softmax(unlabelled.text_logits_UK / calibrate(text_logits[own], labels[own]).temperature)
         gda, is_fitted = semi_supervised_gda(unlabelled.features_UE, soft_labels, np.bincount(labels[own]))
         assert is_fitted.all()
