@@ -41,6 +41,7 @@ class Registry:
     def __init__(self, address: RegistryAddress, *, plain_http: bool = False) -> None:
         self.address = address
         host = _DOCKER_HUB_API if address.host in DOCKER_HUB else address.host
+        self._plain_http = plain_http
         is_plain = plain_http or is_loopback(host)
         self._hint = f"Log in with `docker login {address.host}`."
         origin = f"{'http' if is_plain else 'https'}://{host}"
@@ -166,7 +167,7 @@ class Registry:
     def _read_token(self, realm: httpx.URL, query: str, basic: str | None) -> str:
         """Get a token from the registry's token server, which may be another host: it receives the credentials."""
         origin = str(realm.copy_with(raw_path=b"/"))
-        tokens = Transfer(origin, plain_http=True, authorization=basic, hint=self._hint)  # `_log_in` checked the realm
+        tokens = Transfer(origin, plain_http=self._plain_http, authorization=basic, hint=self._hint)
         try:
             answer = tokens.send("GET", f"{realm.raw_path.decode()}{'&' if realm.query else '?'}{query}")
         finally:

@@ -101,6 +101,16 @@ def test_a_token_server_without_encryption_gets_no_credentials(answers, log_in, 
         assert refusal(RemoteError, web).code in {"remote_insecure", "remote_failed"}
 
 
+def test_a_token_server_must_not_lead_to_another_host_without_encryption(answers, log_in):
+    elsewhere = {"Location": "http://tokens.example/token"}
+    with (
+        serving_web(lambda request: (307, elsewhere, b"")) as token_server,
+        serving_web(bearer(answers, token_server)) as web,
+    ):
+        log_in(web.host)
+        assert refusal(RemoteError, web).code == "remote_insecure"
+
+
 def test_refused_credentials_name_the_way_to_log_in(answers, log_in):
     with serving_web(lambda request: (401, {"WWW-Authenticate": 'Basic realm="x"'}, b"")) as web:
         log_in(web.host)
