@@ -229,8 +229,8 @@ class MirrorDisk(Disk):
     def __init__(self, layout: MirrorLayout) -> None:
         self._layout = layout
         self._bucket = layout.bucket
-        self.removed: list[Path] = []
-        """Files whose objects `unlink` removed; the copy still has them."""
+        self.removed: dict[str, Path] = {}
+        """Keys of the objects that `unlink` removed, and files with their bytes that another process leaves alone."""
 
     def link(self, source: Path, target: Path) -> None:
         """Create an object with the bytes of `source`; fails if it exists with others, which are copied instead.
@@ -258,15 +258,18 @@ class MirrorDisk(Disk):
             self._layout.save(target, data)
 
     def unlink(self, path: Path) -> None:
-        """Remove an object, and keep its copy in `removed`; remove a file that only the copy has."""
+        """Remove an object, and keep its bytes in `removed`; remove a file that only the copy has."""
         key = self._layout.key(path)
         if key is None:
             super().unlink(path)
             return
         if not path.exists():
             self._layout.fetch(key)
+        kept = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        with suppress(FileNotFoundError):  # nobody has it any more
+            path.rename(kept)
+            self.removed[key] = kept
         self._bucket.delete(key)
-        self.removed.append(path)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename an object, or all objects of a directory: copy them, then remove the old ones."""

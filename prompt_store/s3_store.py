@@ -3,7 +3,7 @@
 import hashlib
 import os
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from prompt_store.audit_check import AuditReport
@@ -207,7 +207,7 @@ class S3Store(Store):
         actor: str = "",
     ) -> GcReport:
         """See `Store.gc`; other machines may publish meanwhile. Raises StoreUnavailableError, too."""
-        self._mirror_disk.removed.clear()
+        self._restore_referenced()  # what an earlier call could not, because the bucket was away
         try:
             return super().gc(
                 keep_versions=keep_versions,
@@ -220,20 +220,20 @@ class S3Store(Store):
             self._restore_referenced()
 
     def _restore_referenced(self) -> None:
-        """Put files back that a version published meanwhile refers to, and remove the copies of all others."""
+        """Put files back that a version published meanwhile refers to, and forget all others."""
         removed = self._mirror_disk.removed
         if not removed:
             return
         self._mirror.pull("domains/")
         referenced = {entry.digest for domain in self.domains() for entry in self._logs.state(domain).available()}
         while removed:
-            path = removed[-1]
-            key = path.relative_to(self.root).as_posix()
-            if f"sha256:{path.name[:64]}" in referenced:
-                self._copy.bucket.put(key, path.read_bytes())
+            key, kept = next(iter(removed.items()))
+            if f"sha256:{PurePosixPath(key).name[:64]}" in referenced:
+                self._copy.bucket.put(key, kept.read_bytes())
+                kept.replace(self.root / key)
             else:
-                path.unlink(missing_ok=True)
-            removed.pop()
+                kept.unlink(missing_ok=True)
+            del removed[key]
 
 
 def check_bucket(address: str, *, repair: bool = False, cache: Path | None = None) -> tuple[StoreCheck, list[Repair]]:

@@ -216,6 +216,45 @@ def test_a_bundle_that_is_published_again_while_it_is_collected_is_put_back(stor
     assert s3_place.another().read("flowers", 3) == BUNDLES[1]
 
 
+def test_a_bundle_is_put_back_although_another_process_has_removed_its_copy(store, s3_place, proxy):
+    another = s3_place.another()
+    collected(store)
+
+    def publish(method, key):
+        if method == "DELETE":
+            proxy.fault = lambda method, key: None
+            assert another.add("flowers", BUNDLES[1]).version == 3
+            proxy.fault = follow
+
+    def follow(method, key):
+        if method == "GET" and "domains" in key:  # what the collection does after it removed the bundle
+            proxy.fault = lambda method, key: None
+            s3_place.open()  # a server with the same copy
+
+    proxy.fault = publish
+    store.gc(grace_s=-1)
+    assert s3_place.another().read("flowers", 3) == BUNDLES[1]
+
+
+def test_a_bundle_is_put_back_by_the_next_collection_if_the_bucket_was_away(store, s3_place, proxy):
+    another = s3_place.another()
+    collected(store)
+
+    def publish(method, key):
+        if method == "DELETE":
+            proxy.fault = lambda method, key: None
+            assert another.add("flowers", BUNDLES[1]).version == 3
+            proxy.fault = lambda method, key: "refuse" if method == "GET" else None
+
+    proxy.fault = publish
+    with pytest.raises(StoreUnavailableError):
+        store.gc(grace_s=-1)
+    proxy.fault = lambda method, key: None
+    store.gc(grace_s=-1)
+    assert s3_place.another().read("flowers", 3) == BUNDLES[1]
+    assert not list(store.root.rglob(".tmp*"))
+
+
 def test_a_bundle_that_is_collected_while_it_is_published_is_stored_again(store, s3_place, proxy):
     another = s3_place.another()
     collected(store)
