@@ -27,6 +27,7 @@ ARGUMENTS = {
     **dict.fromkeys(("OverloadedError", "CapacityError", "RateLimitedError"), (("busy",), {"retry_after_s": 2.5})),
     "VersionExistsError": (("there",), {"version": 7}),
     "ExampleNotFoundError": (("not there",), {"ids": [3]}),
+    "ExamplesDamagedError": (("damaged",), {"ids": [3]}),
     "ExamplesFullError": (("full",), {"limit": 4}),
     **dict.fromkeys(
         ("BundleInvalidError", "LimitExceededError", "DigestMismatchError"),
