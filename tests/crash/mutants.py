@@ -51,7 +51,7 @@ WRITTEN = "        _write_temporary(disk, temporary, data)\n        disk.link(te
 COMMIT = "            state, is_created = self._logs.commit(domain, decide, actor=actor)\n"
 PUT = "        put_blob(layout, disk, data, digest)\n"
 PUT_AFTERWARDS = "put_blob(self._layout, self._disk, data, bundle.digest)\n"
-ACTIVATE = "                try:\n                    info = await asyncio.to_thread(activate)\n"
+ACTIVATE = "                try:\n                    info = await asyncio.to_thread(activate, expected_live=expected_live)\n"
 
 MUTANTS = (
     mutant("a new file is not synced", DURABLE, SYNC, "        # ", *STORE),
@@ -97,8 +97,8 @@ MUTANTS = (
            '    elif not checksum_matches(data, record.checksum):',
            "    elif False:", *STORE),
     mutant("a damaged bundle goes live", "prompt_store/changes.py",
-           "        read_blob(layout, published.digest)\n        return Change(\"activate\", published)",
-           "        return Change(\"activate\", published)", *STORE),
+           "        read_blob(layout, published.digest)\n        if completes is None:",
+           "        if completes is None:", *STORE),
     mutant("files are collected while others write", "prompt_store/store.py", "self._write_lock(exclusive=True)",
            "self._write_lock()", *STORE),
     mutant("commits of examples are not synced", SQLITE, "PRAGMA synchronous=FULL",
