@@ -110,6 +110,8 @@ class SourceFollower:
         self._actor = clean_actor(f"follow:{address}")
         self._revision: str | None = None
         self._n_failures = 0
+        self._lock = threading.Lock()  # for the next two
+        self._n_calls, self._is_closed = 0, False
         metrics.source_changed(None, self.state.name)
 
     async def run(self) -> None:
@@ -122,7 +124,7 @@ class SourceFollower:
     async def check(self) -> None:
         """Look once whether the source names another bundle; failures end up in `state`, the log and the metrics."""
         try:
-            revision = await _in_thread(self._remote.newest)
+            revision = await self._in_thread(self._remote.newest)
             is_changed = revision != self._revision
             if is_changed:
                 is_changed = await self._update(revision)
@@ -141,12 +143,33 @@ class SourceFollower:
             self._show(replace(self.state, checked_at=now, error=None, detail=None))
 
     def close(self) -> None:
-        """Close the connections."""
-        self._remote.close()
+        """Close the connections: now, or when the call that is under way ends."""
+        with self._lock:
+            self._is_closed = True
+            is_idle = not self._n_calls
+        if is_idle:
+            self._remote.close()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking network calls in a thread of their own; a process that stops does not wait for it."""
+
+        def counted() -> T:
+            try:
+                return work()
+            finally:
+                with self._lock:
+                    self._n_calls -= 1
+                    is_last = self._is_closed and not self._n_calls
+                if is_last:
+                    self._remote.close()
+
+        with self._lock:
+            self._n_calls += 1
+        return await _in_thread(counted)
 
     async def _update(self, revision: str) -> bool:
         """Pull a revision and make it live; False if it, or its bundle, was live before."""
-        artifact = await _in_thread(partial(self._remote.pull, revision))
+        artifact = await self._in_thread(partial(self._remote.pull, revision))
         check = partial(check_artifact, artifact, policy=self._policy, domain=self.state.domain)
         bundle = await asyncio.to_thread(check)
         domain, digest = bundle.manifest.domain, bundle.digest
