@@ -100,7 +100,7 @@ def fit_few_shot(
         alphas = _alphas(text_logits_NK, scores_NK, is_own_K, MAX_WEIGHT / largest)
         if not alphas:
             continue
-        index, found = _least_alpha(text_logits_NK, scores_NK, labels_N, alphas, known.starts.get(name))
+        index, found = _best_alpha(text_logits_NK, scores_NK, labels_N, alphas, known.starts.get(name))
         known.starts[name] = index, 1 / found.temperature
         if found.loss < best.loss:
             best, method_name, alpha, term, is_fitted_K = found, name, alphas[index], own_term, is_own_K
@@ -135,7 +135,7 @@ def held_out_logits(
         term = _over_all_classes(method.fit_some(features, is_used_N, used_N, len(fitted)), is_own_K)
         scores_NK = term(features.values_NE[~is_train_N])
         alphas = _alphas(others_NK, scores_NK, is_own_K, np.inf)
-        index, found = _least_alpha(others_NK, scores_NK, others_N, alphas, features.starts.get(f"half {name}"))
+        index, found = _best_alpha(others_NK, scores_NK, others_N, alphas, features.starts.get(f"half {name}"))
         features.starts[f"half {name}"] = index, 1 / found.temperature
         if found.loss < calibrate(others_NK, others_N).loss:
             others_NK = others_NK + alphas[index] * scores_NK
@@ -169,7 +169,7 @@ def _alphas(text_logits_NK: Floats, scores_NK: Floats, is_own_K: Bools, most: fl
     return [alpha for alpha in (unit * ALPHAS).tolist() if alpha < most]
 
 
-def _least_alpha(
+def _best_alpha(
     text_logits_NK: Floats,
     scores_NK: Floats,
     labels_N: Ints,

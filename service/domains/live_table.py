@@ -35,12 +35,12 @@ class LoadedVersion:
 
 @dataclass(eq=False)
 class RunningRollout:
-    """A rollout whose candidate is loaded; `is_deciding` once it is over here, and no request takes part any more."""
+    """A rollout whose candidate is loaded; once `is_decided`, no request takes part: its end is being stored."""
 
     rollout: Rollout
     candidate: LoadedVersion
     tally: Tally = field(default_factory=Tally)
-    is_deciding: bool = False
+    is_decided: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -198,7 +198,7 @@ class Publisher:
         """
         domain = loaded.domain
         replaced, running = self._table.live(domain), self._table.running(domain)
-        if running is not None and not running.is_deciding:
+        if running is not None and not running.is_decided:
             logger.info("rollout.ended", extra={"domain": domain, "version": running.candidate.version})
         self._table.swap(domain, DomainState(loaded, since=since))
         self._engine.went_live(loaded.stack)

@@ -57,7 +57,7 @@ class Comparisons:
     def takes_part(self, running: RunningRollout, options: ScoringOptions) -> bool:
         """Whether a request is in the rollout's share; the same request id always is, or never."""
         plan = running.rollout.plan
-        if not options.rollout or running.is_deciding:
+        if not options.rollout or running.is_decided:
             return False
         if options.abstain is not None and plan.mode == "canary":
             try:
@@ -111,7 +111,7 @@ class Comparisons:
             outcomes = await asyncio.gather(*futures, return_exceptions=True)
         except ServiceError as error:  # the queue filled, or the process is shutting down
             outcomes = [error] * len(answered)
-        if self._table.running(other.domain) is not running or running.is_deciding:
+        if self._table.running(other.domain) is not running or running.is_decided:
             return
         for image, outcome in zip(answered, outcomes, strict=True):
             self._add(running, image.best, outcome, other)
@@ -136,11 +136,11 @@ class Comparisons:
 
     def _decide(self, running: RunningRollout) -> None:
         domain = running.candidate.domain
-        if running.is_deciding or self._table.running(domain) is not running:
+        if running.is_decided or self._table.running(domain) is not running:
             return
         decision = running.tally.decide(running.rollout.plan)
         if decision is not None:
-            running.is_deciding = True
+            running.is_decided = True
             self._on_decision(domain, running, decision)
 
 
