@@ -84,9 +84,8 @@ class Rollouts:
         """
         self._table.state(domain)
         async with self._publisher.locks[domain]:
-            running = self._table.running(domain)
             is_ended = await asyncio.to_thread(self._store.end_rollout, domain, actor=actor)
-            self._finish(domain)
+            running = self._finish(domain)
         if not is_ended:
             raise _not_found(domain)
         self._metrics.rollout_counted(domain, "stopped")
