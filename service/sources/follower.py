@@ -1,6 +1,6 @@
-"""Follows addresses in registries and on the Hugging Face Hub: what one names goes live here, checked as an upload is.
+"""Follows addresses in registries and on the Hugging Face Hub: their bundles go live here, checked as uploads are.
 
-The live version goes on serving while a source is away, and when it names something that cannot be served.
+The live version goes on serving while a source cannot be reached, and when its bundle cannot be served.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SourceState:
     """The state of one followed address.
 
     Args:
-        address: what is followed.
+        address: as in the settings, without the domain.
         domain: as configured, or that of the first bundle that was accepted; None before.
         digest: of the last bundle that was accepted.
         checked_at: the last successful check, ISO 8601 in UTC.
@@ -69,7 +69,7 @@ class SourceState:
 
 
 class SourceFollower:
-    """Polls one address and makes what it names live, if that has changed.
+    """Polls one address and makes its bundle live when that has changed.
 
     A version that is rolled back or replaced here stays so until the source names another bundle, also after a restart.
 
@@ -115,7 +115,7 @@ class SourceFollower:
         metrics.source_changed(None, self.state.name)
 
     async def run(self) -> None:
-        """Check now and then, until cancelled."""
+        """Check at once and then at intervals, until cancelled."""
         while True:
             await self.check()
             wait_s = min(self._every_s * 2**self._n_failures, max(self._every_s, MAX_BACKOFF_S))
@@ -151,7 +151,7 @@ class SourceFollower:
             self._remote.close()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run blocking network calls in a thread of their own; a process that stops does not wait for it."""
+        """Run a call of the remote; the last one to end after `close` closes the connections."""
 
         def counted() -> T:
             try:
@@ -190,7 +190,7 @@ class SourceFollower:
         return is_new
 
     def _look_up(self, domain: str, digest: str) -> tuple[int | None, bool]:
-        """The version that has this bundle, if any; and whether it was the last one from here, and was replaced since."""
+        """The version that has this bundle, if any; and whether it is the last one from this source and was replaced."""
         try:
             by_version = {info.version: info.digest for info in self._store.versions(domain)}
             live, history = self._store.live(domain), self._store.history(domain)

@@ -81,7 +81,7 @@ async def shown(client):
     return (await client.get("/readyz")).json()["sources"]
 
 
-async def test_what_an_address_names_goes_live_with_the_address_in_the_history(follow, source, store):
+async def test_the_bundle_at_an_address_goes_live_with_the_address_in_the_history(follow, source, store):
     async with follow(follow=[source.address]) as client:
         await first_check(client)
         answer = (await client.post("/classify/paint", content=picture())).json()

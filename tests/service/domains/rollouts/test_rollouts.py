@@ -1,4 +1,4 @@
-"""Rollouts over HTTP: who answers, what is compared, and what that leads to."""
+"""Rollouts over HTTP: the answering version, the comparisons and the decision."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 IN_BOTH_FORMS = True
 
 
-async def test_a_canary_answers_its_share_of_the_requests_and_responses_say_so(serve, store):
+async def test_a_canary_answers_its_share_of_the_requests_and_is_marked_in_these_responses(serve, store):
     candidate = store.add("paint", equal())
     async with serve() as client:
         started = await start(client, mode="canary", percent=30, min_images=1000)
@@ -207,7 +207,7 @@ async def test_requests_that_are_not_for_the_live_versions_own_classes_take_no_p
     assert found["n_compared"] + found["n_dropped"] == 0
 
 
-async def test_a_request_that_insists_on_the_live_digest_is_answered_by_the_live_version(serve, store):
+async def test_a_request_with_the_live_digest_is_answered_by_the_live_version(serve, store):
     store.add("paint", equal())
     async with serve() as client:
         await start(client, mode="canary")
