@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from prompt_store.command_line import (
     JsonOption,
     StoreOption,
     actor,
+    load_keys,
     read_bundle_file,
     read_signature_file,
     report_errors,
@@ -26,9 +27,6 @@ from prompt_store.remotes.artifact import BUNDLE_SUFFIX, Artifact, check_artifac
 from prompt_store.remotes.remote import Remote, open_remote
 from prompt_store.signatures import signature_path
 from prompt_store.stores import open_store
-
-if TYPE_CHECKING:
-    from prompt_store.signing_keys import SignaturePolicy
 
 push_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 pull_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -61,7 +59,7 @@ def push(
 ) -> None:
     """Push a bundle with its signatures and ML-BOM to a registry or the Hugging Face Hub."""
     if is_public and not destination.startswith("hf://"):
-        raise typer.BadParameter("--public is for hf:// only; a registry decides itself what is public.")
+        raise typer.BadParameter("--public is for hf:// only; the settings of a registry determine its visibility.")
     with report_errors(as_json), _opened(destination, plain_http) as remote:
         if Path(bundle).is_file():
             if version is not None:
@@ -113,7 +111,7 @@ def pull(
     if output is not None and store is not None:
         raise typer.BadParameter("--output writes a file, --store adds to a store; use one of them.")
     with report_errors(as_json), _opened(source, plain_http) as remote:
-        policy = _policy(require_signature or ())
+        policy = load_keys(require_signature) if require_signature else None
         artifact = remote.pull()
         content = check_artifact(artifact, policy=policy, digest=digest, domain=domain)
         facts: dict[str, Any] = {"domain": content.manifest.domain, "digest": content.digest, "source": source}
@@ -156,14 +154,6 @@ def _read_version(domain: str, version: int | None, store: str) -> tuple[bytes, 
     data = opened.read(check_domain(domain), version)
     digest = next(info.digest for info in opened.versions(domain) if info.version == version)
     return data, opened.signatures(digest)
-
-
-def _policy(paths: Sequence[Path]) -> "SignaturePolicy | None":
-    if not paths:
-        return None
-    from prompt_store.signing_keys import SignaturePolicy, load_public_key
-
-    return SignaturePolicy([load_public_key(path) for path in paths])
 
 
 def _write_files(target: Path, artifact: Artifact) -> dict[str, Any]:
