@@ -74,7 +74,7 @@ def _remove(disk: Disk, paths: list[Path]) -> None:
 
 
 def _retire(logs: Logs, domain: str, entry: PublishedVersion, keep_versions: int, actor: str) -> bool:
-    """Retire a version, unless it must be kept by now: another machine may have made it live in a shared store."""
+    """Retire a version, unless another machine that shares the store has meanwhile made it one to keep."""
 
     def decide(state: State) -> Change | None:
         return Change("retire", entry) if entry in _versions_to_retire(state, keep_versions) else None

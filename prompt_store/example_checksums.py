@@ -77,7 +77,7 @@ class Part(NamedTuple):
 
 
 def row_checksum(domain: str, sha256: str, label: str | None) -> int:
-    """Checksum of what an example is: its domain, the digest of its picture and its label."""
+    """Checksum of an example's domain, the digest of its picture and its label."""
     return crc32(f"{domain}\0{sha256}\0{'' if label is None else f'={label}'}".encode())
 
 

@@ -78,7 +78,7 @@ class Layout:
         return self.blobs / hex_digits[:2] / hex_digits
 
     def fetch_blob(self, digest: str) -> None:
-        """Called before a blob is read: a store that is a copy of another one fetches it; here it is there, or lost."""
+        """Called before a blob is read; the copy of a bucket fetches the blob here."""
 
     def signature(self, bundle_digest: str, digest: str) -> Path:
         """Return the path of a signature, by the digest of the bundle and its own."""

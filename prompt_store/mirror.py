@@ -1,9 +1,9 @@
 """A local copy of a store in a bucket.
 
-The copy is a store's directory, so everything that reads a store reads it. `Mirror` brings records, entries of the
-audit log and signatures as a whole, and `MirrorLayout` a bundle when it is read. `MirrorDisk` makes each change in the
-bucket before it makes it in the copy, so a commit is one conditional `PutObject`. Only the bucket has to be durable:
-what a power failure damages in the copy is fetched again.
+The copy is a store's directory, so the code that reads a store reads the copy, too. `Mirror` fetches all records,
+entries of the audit log and signatures; `MirrorLayout` fetches a bundle when it is read. `MirrorDisk` makes each change
+in the bucket before it makes it in the copy, so a commit is one conditional `PutObject`. Only the bucket has to be
+durable: files of the copy that a power failure damages are fetched again.
 """
 
 import errno
@@ -32,7 +32,7 @@ from prompt_store.s3 import N_CONNECTIONS, Bucket, StoredObject, has_etag
 from prompt_store.strict_json import StrictJsonError, load_object
 
 FULL_LIST_S: Final = 60.0
-"""Interval between listings of all objects. They find what has no entry in the audit log: a writer was killed."""
+"""Interval between listings of all objects. They find changes without an audit entry: their writer was killed."""
 _COPIED: Final = frozenset({"FORMAT", "domains", "audit", "signatures"})
 _SHARED: Final = _COPIED | {"blobs", "quarantine"}
 _NO_STORE: Final = "There is no store at this address. Check it; `caspl store add` and `caspl serve` create a store."
@@ -123,10 +123,10 @@ class Mirror:
         self._listed_s = -FULL_LIST_S
 
     def poll(self) -> None:
-        """Copy what changed, found with one request: the new entries of the audit log name the changed domains.
+        """Copy the changes, found with one request: the new entries of the audit log name the changed domains.
 
         Raises:
-            StoreUnavailableError: the bucket cannot be reached; what was not copied is found by the next call.
+            StoreUnavailableError: the bucket cannot be reached; the next call copies the rest.
             StoreCorruptError: `not_a_store`, the store is gone.
         """
         with self._lock:
@@ -230,7 +230,7 @@ class MirrorDisk(Disk):
         self._layout = layout
         self._bucket = layout.bucket
         self.removed: dict[str, Path] = {}
-        """Keys of the objects that `unlink` removed, and files with their bytes that another process leaves alone."""
+        """Key of each object that `unlink` removed -> temporary file with its bytes, which no other process deletes."""
 
     def link(self, source: Path, target: Path) -> None:
         """Create an object with the bytes of `source`; fails if it exists with others, which are copied instead.
@@ -266,7 +266,7 @@ class MirrorDisk(Disk):
         if not path.exists():
             self._layout.fetch(key)
         kept = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-        with suppress(FileNotFoundError):  # nobody has it any more
+        with suppress(FileNotFoundError):  # neither the copy nor the bucket has it
             path.rename(kept)
             self.removed[key] = kept
         self._bucket.delete(key)

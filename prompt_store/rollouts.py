@@ -19,7 +19,7 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class RolloutPlan(BaseModel):
-    """What a rollout does, and when it ends.
+    """The candidate, the share of requests and the end of a rollout.
 
     Attributes:
         version: the candidate.
@@ -28,7 +28,7 @@ class RolloutPlan(BaseModel):
         max_disagreement: the rollout ends if the two versions disagree about more than this share of the images.
         max_confidence_shift: the same for the mean difference of their highest probabilities.
         min_images: compared images before the first decision.
-        then: make the candidate live after `min_images`, or go on until someone decides.
+        then: after `min_images`, `activate` makes the candidate live; `hold` continues until the rollout is ended.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
@@ -46,7 +46,7 @@ class RolloutChange(BaseModel):
     """The field `rollout` of a record.
 
     Attributes:
-        event: `start`; `stop`, by a person; `rollback`, a threshold was exceeded; `complete`, the candidate was
+        event: `start`; `stop`, on request; `rollback`, a threshold was exceeded; `complete`, the candidate was
             activated by the rollout's own plan.
         version: the candidate.
         digest: its digest.

@@ -1,7 +1,7 @@
 """The objects of a store in an S3 bucket, and the requests that it makes; botocore is imported when one is opened.
 
-Every write that decides something is a `PutObject` with `If-None-Match: *`, which fails if the object exists: what
-`link` is on a disk. Endpoint, region and credentials come from the standard AWS variables and files.
+Every write that commits a change is a `PutObject` with `If-None-Match: *`, which fails if the object exists, as `link`
+does on a disk. Endpoint, region and credentials come from the standard AWS variables and files.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ class Bucket:
         raise AssertionError("the last attempt returns or raises")
 
     def _read_back(self, key: str, data: bytes, error: StoreUnavailableError) -> bool:
-        """What became of a conditional write that was not answered; a late one cannot replace another object."""
+        """Read the outcome of a conditional write without a response; a late one cannot replace another object."""
         try:
             found = self.get(key)
         except StoreUnavailableError:
@@ -140,7 +140,7 @@ class Bucket:
         )
 
     def put(self, key: str, data: bytes) -> None:
-        """Create or replace an object whose content is known, such as a bundle, or a copy in the quarantine.
+        """Create or replace an object, unconditionally: a bundle, whose key is its digest, or a file in the quarantine.
 
         Raises:
             StoreUnavailableError: the request failed.
@@ -172,7 +172,7 @@ class Bucket:
         return None
 
     def head(self, key: str) -> StoredObject | None:
-        """Return the facts of an object; None if it does not exist.
+        """Return the metadata of an object; None if it does not exist.
 
         Raises:
             StoreUnavailableError: the request failed.

@@ -23,11 +23,11 @@ class ExistsError(StoreUnavailableError):
 
 
 class RaceError(StoreUnavailableError):
-    """The server could not decide between conditional writes."""
+    """The server refused a conditional write because of another request for the same object at the same time."""
 
 
 class BodyError(StoreUnavailableError):
-    """A response's body ended early, or is not the one that was stored."""
+    """A response's body ended early, or does not match its checksum."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def converted() -> Iterator[None]:
 
     Raises:
         MissingError, ExistsError, RaceError: the object, or a conditional write, as named.
-        BodyError: a response's body ended early, or has another checksum.
+        BodyError: a response's body ended early, or does not match its checksum.
         StoreUnavailableError: any other failure.
         StoreCorruptError: `not_a_store`, no such bucket.
     """

@@ -57,8 +57,8 @@ def copy_folder(bucket: Bucket, cache: Path | None) -> Path:
 class S3Store(Store):
     """A store in a bucket. Open it with `S3Store.connect`.
 
-    Reads use the copy, and bring a bundle when it is read first. `refresh` brings the changes of other machines; before
-    a change the domain is brought up to date, so without the bucket there are no changes.
+    Reads use the copy; a bundle is fetched when it is first read. `refresh` fetches the changes of other machines. A
+    change first fetches its domain's log, so it fails while the bucket cannot be reached.
     """
 
     def __init__(self, layout: MirrorLayout) -> None:
@@ -104,7 +104,7 @@ class S3Store(Store):
 
     def _create(self) -> None:
         first = next(self._copy.bucket.list(), None)
-        if first is not None and first.key != "FORMAT":  # which another machine may have created just now
+        if first is not None and first.key != "FORMAT":  # another machine may have created the store just now
             raise StoreCorruptError(
                 "There are objects at this address, but no store. Choose another prefix.", code="not_a_store"
             )
@@ -181,7 +181,8 @@ class S3Store(Store):
     def _require_blob(self, data: bytes) -> None:
         """Store a bundle again if it is damaged or gone: a collection on another machine may have removed it.
 
-        Looks after the version is published, as `gc` looks after it removed bundles: one of both sees the other.
+        The check follows the publication, and `gc` reads the logs again after its deletions, so one of the two always
+        restores a bundle that was published and deleted at once.
         """
         digest = digest_bytes(data)
         key = self._copy.blob(digest).relative_to(self.root).as_posix()
@@ -207,7 +208,7 @@ class S3Store(Store):
         actor: str = "",
     ) -> GcReport:
         """See `Store.gc`; other machines may publish meanwhile. Raises StoreUnavailableError, too."""
-        self._restore_referenced()  # what an earlier call could not, because the bucket was away
+        self._restore_referenced()  # removed by an earlier call that then failed to reach the bucket
         try:
             return super().gc(
                 keep_versions=keep_versions,
@@ -220,7 +221,7 @@ class S3Store(Store):
             self._restore_referenced()
 
     def _restore_referenced(self) -> None:
-        """Put files back that a version published meanwhile refers to, and forget all others."""
+        """Restore the removed files that a version published meanwhile refers to, and delete the others."""
         removed = self._mirror_disk.removed
         if not removed:
             return

@@ -64,7 +64,7 @@ class Store:
 
     @property
     def address(self) -> str:
-        """The store as a person names it: its directory, or its bucket and prefix."""
+        """The address that opens it: its directory, or its bucket and prefix."""
         return str(self.root)
 
     def refresh(self) -> None:
@@ -338,8 +338,8 @@ class Store:
     ) -> GcReport:
         """Retire all but the newest versions of each domain and remove unreferenced files.
 
-        The live version, the rollback target and a candidate are always kept. The database of examples is rewritten without the
-        space of removed ones.
+        The live version, the rollback target and a rollout's candidate are always kept. The database of examples is
+        rewritten without the space of removed ones.
 
         Args:
             keep_versions: versions to keep per domain, at least 1.
@@ -380,7 +380,7 @@ class Store:
         return info
 
     def _read_changes(self, domain: str) -> None:
-        """Called before a write, with the domain if it concerns one: a copy of a store reads the changes of others."""
+        """Called before a write, with the domain if it concerns one; a copy of a bucket fetches new changes here."""
 
     @contextmanager
     def _write_lock(self, domain: str = "", *, exclusive: bool = False) -> Iterator[None]:

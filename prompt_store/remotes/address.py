@@ -32,7 +32,7 @@ class RegistryAddress:
         host: with a port, if there is one.
         name: of the repository.
         tag: None for an address with a digest only.
-        digest: of the manifest; an address with it names one artifact forever.
+        digest: of the manifest; an address with it is immutable.
     """
 
     host: str

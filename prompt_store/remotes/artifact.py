@@ -64,7 +64,7 @@ def check_artifact(
     digest: str | None = None,
     domain: str | None = None,
 ) -> Bundle:
-    """Check what was downloaded: first the digest and the signatures, then the bundle.
+    """Check a downloaded artifact: first the digest and the signatures, then the bundle.
 
     Args:
         artifact: the files.

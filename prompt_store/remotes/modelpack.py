@@ -64,7 +64,7 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of an artifact: what to download, and the names of further files."""
+    """The layers of an artifact to download, and the names of further files."""
 
     bundle: Descriptor
     signatures: tuple[Descriptor, ...]

@@ -1,4 +1,4 @@
-"""The kinds of places that bundles are pushed to and pulled from: one class for each kind of address."""
+"""Remotes, which bundles are pushed to and pulled from: OCI registries and the Hugging Face Hub."""
 
 from typing import Protocol
 
@@ -12,13 +12,13 @@ class Remote(Protocol):
     """One address in a registry or on a hub; all calls block, and raise `RemoteError` if they fail."""
 
     def newest(self) -> str:
-        """What the address names now: a digest or a commit. Cheap, for polling."""
+        """Return the digest or the commit that the address resolves to now. Cheap, for polling."""
 
     def pull(self, revision: str | None = None) -> Artifact:
-        """Download what the address names, or a revision that `newest` returned; verified, but not yet checked."""
+        """Download the artifact at the address, or a revision that `newest` returned; only its digests are verified."""
 
     def push(self, artifact: Artifact, *, is_public: bool = False) -> str:
-        """Upload an artifact; return an address that names it forever. `is_public` is for new repositories."""
+        """Upload an artifact; return an immutable address of it. `is_public` is for new repositories."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -28,7 +28,7 @@ def open_remote(address: Address, *, plain_http: bool = False) -> Remote:
     """Prepare an address for calls; connects to nothing yet.
 
     Args:
-        address: where.
+        address: of the artifact.
         plain_http: allow plain HTTP to other hosts than this machine, too.
 
     Raises:
