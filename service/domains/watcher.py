@@ -103,7 +103,7 @@ class StoreWatcher:
                 self._loader.recent.remove(key)
 
     async def _read_changes(self) -> None:
-        """Bring the changes of other machines; while a bucket is away, its copy is served."""
+        """Bring the changes of other machines; while a bucket is unreachable, its copy is served."""
         code = ""
         try:
             await asyncio.to_thread(self._loader.store.refresh)

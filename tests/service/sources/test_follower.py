@@ -1,4 +1,4 @@
-"""Bundles at followed addresses go live as uploads do, and the live version serves while a source is away."""
+"""Bundles at followed addresses go live as uploads do, and the live version serves while a source is unreachable."""
 
 import asyncio
 import threading
