@@ -26,9 +26,9 @@ PARTS = ("start", "idle", "closed", "open", "overload", "swaps", "fits", "rollou
 OPEN = 0.7
 """Offered rate of the open loop as a share of the capacity."""
 OVERLOAD = 3.0
-GOODPUT, DEMO_GOODPUT = 0.9, 0.8
-"""Targets; with the demo models most of the CPU time of an answer is that of HTTP, which refusals take, too."""
 """Offered load under overload, in times the capacity."""
+GOODPUT, DEMO_GOODPUT = 0.9, 0.8
+"""Targets; an answer of the demo models takes so little CPU time that refusals take a larger share of it."""
 CLIENTS, CAPACITY_CLIENTS = (1, 4, 16), 32
 N_ROUNDS = 3
 WARM_UP_S = 2.0
