@@ -151,21 +151,34 @@ class SourceFollower:
             self._remote.close()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run a call of the remote; the last one to end after `close` closes the connections."""
+        """Run a call of the remote in a thread of its own, for which a process that stops does not wait.
 
-        def counted() -> T:
+        The last one to end after `close` closes the connections.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def deliver(result: Callable[[], None]) -> None:
+            if not future.done():
+                result()
+
+        def run() -> None:
             try:
-                return work()
-            finally:
-                with self._lock:
-                    self._n_calls -= 1
-                    is_last = self._is_closed and not self._n_calls
-                if is_last:
-                    self._remote.close()
+                result = partial(future.set_result, work())
+            except Exception as error:  # noqa: BLE001  raised where the result is awaited
+                result = partial(future.set_exception, error)
+            with self._lock:
+                self._n_calls -= 1
+                is_last = self._is_closed and not self._n_calls
+            if is_last:
+                self._remote.close()
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(deliver, result)
 
         with self._lock:
             self._n_calls += 1
-        return await _in_thread(counted)
+        threading.Thread(target=run, name="source", daemon=True).start()
+        return await future
 
     async def _update(self, revision: str) -> bool:
         """Pull a revision and make it live; False if it, or its bundle, was live before."""
@@ -193,13 +206,22 @@ class SourceFollower:
         """The version that has this bundle, if any; and whether it is the last one from this source and was replaced."""
         try:
             by_version = {info.version: info.digest for info in self._store.versions(domain)}
-            live, history = self._store.live(domain), self._store.history(domain)
+            live, followed = self._store.live(domain), self._last_followed(domain)
         except DomainNotFoundError:
             return None, False
-        followed = [entry.to_version for entry in history if entry.actor == self._actor and entry.action == "activate"]
-        is_last = bool(followed) and by_version.get(followed[-1] or 0) == digest
+        is_last = followed is not None and by_version.get(followed) == digest
         known = next((number for number, found in by_version.items() if found == digest), None)
         return known, is_last and (live is None or live.digest != digest)
+
+    def _last_followed(self, domain: str) -> int | None:
+        """The version that this source made live last, anywhere in the history; None if it made none live."""
+        before = None
+        while entries := self._store.history(domain, before=before):
+            for entry in reversed(entries):
+                if entry.actor == self._actor and entry.action == "activate":
+                    return entry.to_version
+            before = entries[0].seq
+        return None
 
     async def _go_live(self, domain: str, artifact: Artifact, digest: str, known: int | None) -> None:
         """Publish a bundle, or activate the version that has its content."""
@@ -274,24 +296,3 @@ def open_sources(
             SourceFollower(remote, str(address), domain, table, publisher, loader, metrics, every_s=every_s, owners=owners)
         )
     return tuple(followers)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Run blocking network calls in a thread of their own; a process that stops does not wait for it."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: Callable[[], None]) -> None:
-        if not future.done():
-            result()
-
-    def run() -> None:
-        try:
-            result = partial(future.set_result, work())
-        except Exception as error:  # noqa: BLE001  raised where the result is awaited
-            result = partial(future.set_exception, error)
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(deliver, result)
-
-    threading.Thread(target=run, name="source", daemon=True).start()
-    return await future

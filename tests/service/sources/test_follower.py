@@ -226,6 +226,19 @@ async def test_a_rollback_lasts_until_the_source_names_another_bundle(follow, so
         assert (await live(client))["version"] == 3
 
 
+async def test_a_rollback_lasts_however_many_changes_follow_it(follow, source, store, monkeypatch):
+    async with follow(follow=[source.address]) as client:
+        await first_check(client)
+        await client.post("/domains/paint/rollback")
+    for seed in range(7, 12):
+        store.add("paint", colour_bundle(seed=seed))
+    monkeypatch.setattr(store, "history", partial(store.history, limit=2))
+    async with follow(follow=[source.address]) as client:
+        await first_check(client)
+        assert (await shown(client))[0]["state"] == "ok"
+        assert (await live(client))["version"] == 1
+
+
 async def test_a_source_that_goes_back_activates_the_version_that_exists(follow, source, store):
     async with follow(follow=[source.address]) as client:
         await first_check(client)
