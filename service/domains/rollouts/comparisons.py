@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from service.domains.rollouts.tally import Decision
     from service.observability.metrics import Metrics
     from service.scheduler.batcher import Batcher
+
+logger = logging.getLogger(__name__)
 
 MAX_IMAGES: Final = 16
 DEADLINE_S: Final = 10.0
@@ -85,6 +88,7 @@ class Comparisons:
             self._count(running, "dropped", n_dropped)
         if taken:
             self._task = asyncio.create_task(self._compare(running, taken, other))
+            self._task.add_done_callback(_log_failure)
 
     def count_failed(self, running: RunningRollout, n_failed: int) -> None:
         """Count images of a request that the candidate could not answer."""
@@ -132,7 +136,9 @@ class Comparisons:
     def _count(self, running: RunningRollout, result: str, n: int) -> None:
         tally = running.tally
         tally.n_dropped += n if result == "dropped" else 0
-        self._metrics.rollout_compared(running.candidate.domain, result, n, tally.confidence_shift)
+        domain = running.candidate.domain
+        shift = tally.confidence_shift if self._table.running(domain) is running else None
+        self._metrics.rollout_compared(domain, result, n, shift)
 
     def _decide(self, running: RunningRollout) -> None:
         domain = running.candidate.domain
@@ -142,6 +148,11 @@ class Comparisons:
         if decision is not None:
             running.is_decided = True
             self._on_decision(domain, running, decision)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("rollout.comparison_failed", exc_info=error)
 
 
 def position(digest: str, request_id: str) -> float:

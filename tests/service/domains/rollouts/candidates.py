@@ -43,10 +43,10 @@ class Treated:
 
     def __call__(self, pixels, stacks, *args, **options):
         digests = [stack.digest for stack in stacks]
-        if self.fails in digests:
-            raise RuntimeError("this version fails")
         if self.waits in digests:
             self.gate.wait(20)
+        if self.fails in digests:
+            raise RuntimeError("this version fails")
         for digest in digests:
             self.n_rows[digest] = self.n_rows.get(digest, 0) + 1
         return self._rank(pixels, stacks, *args, **options)

@@ -149,6 +149,39 @@ async def test_a_canary_that_fails_is_answered_by_the_live_version_and_rolled_ba
     assert "10 failed" in store.history("paint")[-1].detail
 
 
+async def test_a_request_that_outlasts_its_rollout_leaves_no_figures_of_it(serve, store, model):
+    digest = store.add("paint", equal()).digest
+    treated = Treated(model)
+    async with serve() as client:
+        await start(client, mode="canary", min_images=1000)
+        await ask(client)
+        before = (await client.get("/metrics")).text
+        treated.waits = digest
+        request = asyncio.ensure_future(client.post("/classify/paint", content=picture()))
+        await until(lambda: not client.context.batcher.is_idle)
+        await client.delete("/domains/paint/rollout")
+        treated.fails = digest
+        treated.gate.set()
+        answer = await request
+        after = (await client.get("/metrics")).text
+    assert answer.json()["version"] == 1
+    assert 'caspl_rollout_confidence_shift{domain="paint"}' in before
+    assert "caspl_rollout_confidence_shift{" not in after
+
+
+async def test_a_comparison_that_fails_unexpectedly_is_in_the_log(serve, store, monkeypatch, caplog):
+    store.add("paint", equal())
+    async with serve() as client:
+        await start(client)
+        comparisons = client.context.backend.comparisons
+        monkeypatch.setattr(comparisons, "_decide", lambda running: 1 / 0)
+        body = await ask(client)
+        await settled(client)
+    assert body["version"] == 1
+    (record,) = (record for record in caplog.records if record.message == "rollout.comparison_failed")
+    assert record.exc_info[0] is ZeroDivisionError
+
+
 async def test_an_answer_does_not_wait_for_its_comparison(serve, store, model):
     digest = store.add("paint", equal()).digest
     treated = Treated(model)
