@@ -9,7 +9,7 @@ from math import log, sqrt
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.polynomial.chebyshev import chebder, chebvander
+from numpy.polynomial.chebyshev import chebder, chebpts1, chebvander
 
 from prompted_clip.features import Floats, Ints
 
@@ -52,7 +52,7 @@ def nodes_for(damping_N: Floats) -> Iterator[Nodes]:
         ratio = middle / half_width
         rho = ratio + sqrt(ratio**2 - 1)
         n_nodes = next(m for m in count(2) if m**2 / 2 * rho ** (1 - m) <= TOLERANCE * len(damping_N))
-        nodes_M = np.cos(np.pi * (np.arange(n_nodes) + 0.5) / n_nodes)
+        nodes_M = chebpts1(n_nodes)
         to_coefficients_MM = np.linalg.inv(chebvander(nodes_M, n_nodes - 1))
         place_N = (damping_N[rows] - middle) / half_width
         yield Nodes(
