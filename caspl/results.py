@@ -115,7 +115,7 @@ class Rollout:
         n_compared: images that both versions were given.
         n_disagreed: of these, those with another most probable class.
         n_failed: of these, those that the candidate could not score.
-        n_dropped: images that were not compared, as the device was busy.
+        n_dropped: images that were not compared, usually because the device was busy.
         disagreement: share of the compared images, failed ones included; None without any.
         confidence_shift: mean difference of the highest probabilities, candidate minus live; None without any.
         confidence_shift_error: its standard error; None with fewer than two images.

@@ -275,7 +275,7 @@ class RolloutOut(BaseModel):
     n_compared: int = Field(description="images that both versions were given")
     n_disagreed: int = Field(description="of these, those with another most probable class")
     n_failed: int = Field(description="of these, those that the candidate could not score")
-    n_dropped: int = Field(description="images that were not compared, as the device was busy")
+    n_dropped: int = Field(description="images that were not compared, usually because the device was busy")
     disagreement: float | None = Field(description="share of the compared images, failed ones included")
     confidence_shift: float | None = Field(description="mean difference of the highest probabilities, candidate - live")
     confidence_shift_error: float | None = Field(description="its standard error")

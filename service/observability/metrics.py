@@ -81,13 +81,13 @@ class Metrics:
         self.fit_s = histogram("caspl_fit_duration_seconds", "Time to compute a fit.", buckets=SECONDS)
         self.rollouts = counter(
             "caspl_rollouts",
-            "Rollouts by what this server did: started, stopped, rolled_back (a threshold was exceeded), activated.",
+            "Rollouts by result on this server: started, stopped, rolled_back (a threshold was exceeded), activated.",
             ["domain", "result"],
         )
         self.rollout_images = counter(
             "caspl_rollout_images",
             "Images of rollouts by result: agreed, disagreed, failed (the candidate gave no answer), dropped (not "
-            "compared, as the device was busy).",
+            "compared, usually because the device was busy).",
             ["domain", "result"],
         )
         self.rollout_running = gauge("caspl_rollout_running", "1 for each rollout.", ["domain", "version", "mode"])
@@ -185,11 +185,11 @@ class Metrics:
             self.bundles.labels(domain, str(after[0]), after[1]).set(1)
 
     def rollout_counted(self, domain: str, result: str) -> None:
-        """Count what this server did with a rollout."""
+        """Count a rollout that this server started or ended."""
         self.rollouts.labels(self._name(domain), result).inc()
 
     def rollout_compared(self, domain: str, result: str, n: int, shift: float | None) -> None:
-        """Count images of a rollout by result, and set its mean shift."""
+        """Count images of a rollout by result, and set its mean shift; None leaves it unchanged."""
         self.rollout_images.labels(self._name(domain), result).inc(n)
         if self._by_domain and shift is not None:
             self.rollout_shift.labels(domain).set(shift)

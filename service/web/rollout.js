@@ -14,7 +14,7 @@ function Figures({ found }) {
       the requests, for at least ${plural(found.min_images, "image")}, ${end}.</p>
     <progress max=${found.min_images} value=${Math.min(found.n_compared, found.min_images)} aria-label="compared images"></progress>
     <dl>
-      <dt>compared</dt><dd>${plural(found.n_compared, "image")}${found.n_dropped ? ` (${found.n_dropped} not compared: the device was busy)` : ""}</dd>
+      <dt>compared</dt><dd>${plural(found.n_compared, "image")}${found.n_dropped ? ` (${found.n_dropped} not compared, usually because the device was busy)` : ""}</dd>
       <dt>disagreement</dt><dd>${percent(found.disagreement)}${found.n_failed ? `, ${found.n_failed} failed` : ""} (at most ${percent(found.max_disagreement)})</dd>
       <dt>confidence shift</dt><dd>${found.confidence_shift === null ? "-" : signed(found.confidence_shift)}${
         found.confidence_shift_error === null ? "" : ` \u00b1 ${found.confidence_shift_error.toFixed(3)}`} (at most ${found.max_confidence_shift})</dd>

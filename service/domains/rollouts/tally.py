@@ -1,4 +1,4 @@
-"""What a rollout's comparisons found so far, and the decision that follows from it.
+"""The figures of a rollout's comparisons, and the decision that follows from them.
 
 Both versions score the same image, so the difference of their highest probabilities is paired: its standard error does
 not contain the spread between images. The decision may be taken after every image, because a threshold above 0 is far
@@ -34,7 +34,8 @@ class Tally:
         n_compared: images that both versions were given.
         n_disagreed: of these, those with another most probable class.
         n_failed: of these, those that the candidate could not score; they count as disagreements, too.
-        n_dropped: images that were not compared, because the device was busy or the other version gave no answer.
+        n_dropped: images that were not compared: the device was busy, the request had more than `MAX_IMAGES`, or the
+            other version gave no answer.
     """
 
     n_compared: int = 0
