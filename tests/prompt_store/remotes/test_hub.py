@@ -210,6 +210,12 @@ def test_the_model_card_has_metadata_metrics_classes_and_commands(web, hub):
     assert f"caspl pull {ADDRESS} " in body
 
 
+def test_the_model_card_lists_each_of_several_teachers(web, hub):
+    made = manifest_fields()["provenance"] | {"teacher": {"teachers": [{"arch": "ViT-L-14"}, {"arch": "ViT-H-14"}]}}
+    _, body = card_of(sample_bundle(provenance=made), web, hub)
+    assert "| teacher: arch | ViT-L-14 |\n| teacher:2: arch | ViT-H-14 |" in body
+
+
 def test_text_of_a_manifest_adds_no_markup_to_the_card(web, hub):
     made = manifest_fields()["provenance"] | {
         "metrics": {"<script>|\n# x": "[a](http://x)"},
