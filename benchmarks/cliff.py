@@ -2,13 +2,14 @@
 
 Throughput and latency of a closed loop over a working set of 1, 2, 4 and 16 times the slots, with uniform and Zipf
 popularity, without and with updates (uploads of new versions that go live). All points take turns. Cold latency: one
-client whose requests cycle over twice as many domains as there are slots, which always misses an LRU cache, in turn
-with requests to one domain.
+client whose requests cycle over twice as many domains as there are slots, which always misses an LRU cache, in
+turn with requests to one other domain. Each turn continues the cycle of the turn before.
 """
 
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, product
@@ -61,7 +62,7 @@ class Point:
 def measure(options: CliffOptions, console: Console) -> Report:
     """Start the server with few slots and measure all points in turn."""
     few_slots = replace(options, extra=(*options.extra, ("bank_slots", str(options.slots))))
-    n_domains = options.slots * max(*options.over, 2)
+    n_domains = max(options.slots * max(options.over), 2 * options.slots + 1)
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
         folder = Path(name)
         photographs = write_photographs(folder / "photographs", side=options.side or None)
@@ -129,15 +130,18 @@ def send_updates(
 
 def cold_latencies(server: Server, slots: int, seconds: float) -> dict[str, list[list[float]]]:
     """Latencies of one client by round: of requests to one domain, and of requests that each load a domain."""
-    sets = {"resident": [domain_name(0)], "cold": [domain_name(index) for index in range(2 * slots)]}
+    cycle = deque(domain_name(index) for index in range(1, 2 * slots + 1))
     found: dict[str, list[list[float]]] = {"resident": [], "cold": [], "loads": []}
+    server.closed(1, 0.0, domains=list(cycle), due_s=[0.0] * len(cycle))  # the bank has the end of the cycle
     for _ in range(N_ROUNDS):
-        for name, domains in sets.items():
+        for name, domains in (("resident", [domain_name(0)]), ("cold", list(cycle))):
             before = server.metrics()[LOADS]
-            answers = [one for one in server.closed(1, seconds / N_ROUNDS, domains=domains) if one.is_good]
-            found[name].append([answer.latency_s for answer in answers])
+            answers = server.closed(1, seconds / N_ROUNDS, domains=domains)
+            good = [one for one in answers if one.is_good]
+            found[name].append([answer.latency_s for answer in good])
             if name == "cold":
-                found["loads"].append([(server.metrics()[LOADS] - before) / max(1, len(answers))])
+                cycle.rotate(-len(answers))
+                found["loads"].append([(server.metrics()[LOADS] - before) / max(1, len(good))])
     return found
 
 

@@ -75,17 +75,22 @@ def _backbone(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _teachers(teacher: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The teacher, or each of several, which are a list in the manifest."""
+def teachers(teacher: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The teacher of a manifest, or each of several, which are a list there, by its `bom-ref`."""
     if not teacher:
-        return
+        return {}
     several = teacher.get("teachers")
     is_list = isinstance(several, list) and all(isinstance(one, dict) for one in several)
-    for number, one in enumerate(several if is_list and several else [teacher], start=1):
+    found = several if is_list and several else [teacher]
+    return {"teacher" if number == 1 else f"teacher:{number}": one for number, one in enumerate(found, start=1)}
+
+
+def _teachers(teacher: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    for reference, one in teachers(teacher).items():
         name, pretrained = one.get("arch"), one.get("pretrained")
         yield {
             "type": "machine-learning-model",
-            "bom-ref": "teacher" if number == 1 else f"teacher:{number}",
+            "bom-ref": reference,
             "name": str(name or "teacher"),
             **({"version": str(pretrained)} if pretrained else {}),
             "description": "A CLIP that the boosting prompts were distilled from.",

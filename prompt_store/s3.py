@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import Any, Final, NamedTuple
 
 from prompt_store.errors import StoreCorruptError, StoreUnavailableError
+from prompt_store.header import MAX_BUNDLE_BYTES
 from prompt_store.s3_errors import BodyError, ExistsError, MissingError, RaceError, converted
 
 SCHEME: Final = "s3://"
@@ -23,8 +24,6 @@ N_ATTEMPTS: Final = 3
 N_CONNECTIONS: Final = 16
 N_LISTED: Final = 1000
 """Objects per request of a listing; the maximum."""
-MAX_OBJECT_BYTES: Final = 64 * 1024 * 1024
-"""A bundle, the largest object of a store, has at most so many: `header.MAX_BUNDLE_BYTES`."""
 _ADDRESS: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.=-]+)*)/?")
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -151,7 +150,7 @@ class Bucket:
     def get(self, key: str) -> tuple[bytes, str] | None:
         """Return the bytes of an object and its entity tag; None if it does not exist.
 
-        Of an object above `MAX_OBJECT_BYTES`, which a store does not write, one byte more than that is read.
+        Of an object above `MAX_BUNDLE_BYTES`, which a store does not write, one byte more than that is read.
 
         Raises:
             StoreUnavailableError: the request failed, or the body ended early each time.
@@ -160,9 +159,9 @@ class Bucket:
             try:
                 with converted():
                     response = self._client.get_object(**self._object(key))
-                    is_foreign = int(response["ContentLength"]) > MAX_OBJECT_BYTES
+                    is_foreign = int(response["ContentLength"]) > MAX_BUNDLE_BYTES
                     with closing(response["Body"]) as body:  # read in part, it does not check its own length
-                        data = body.read(MAX_OBJECT_BYTES + 1) if is_foreign else body.read()
+                        data = body.read(MAX_BUNDLE_BYTES + 1) if is_foreign else body.read()
                     return data, str(response["ETag"]).strip('"')
             except MissingError:
                 break

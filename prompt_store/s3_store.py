@@ -188,9 +188,8 @@ class S3Store(Store):
         key = self._copy.blob(digest).relative_to(self.root).as_posix()
         try:
             found = self._copy.bucket.head(key)
-            is_same_size = found is not None and found.size_bytes == len(data)
-            if found is None or not is_same_size or not has_etag(data, found.etag):
-                stored = self._copy.bucket.get(key) if is_same_size else None
+            if found is None or not has_etag(data, found.etag):
+                stored = self._copy.bucket.get(key)
                 if stored is None or stored[0] != data:
                     self._copy.bucket.put(key, data)
         except StoreUnavailableError as error:

@@ -65,7 +65,7 @@ def teacher_sources(
     """The teachers, whose options belong together by their order; an empty value is none.
 
     Raises:
-        BadParameter: not as many values of an option as teachers, nor none.
+        BadParameter: an option has values, but not one for each teacher.
     """
     columns: list[list[str | None]] = []
     for option, values in (("--teacher-pretrained", pretrained), ("--teacher-preprocess-of", preprocess_of)):

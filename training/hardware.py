@@ -61,14 +61,14 @@ def load_backbones(
     )
     large = []
     for seed, teacher in enumerate(teachers, start=1):
-        its_options: WeightOptions = {**options, "preprocess_of": teacher.preprocess_of}
+        teacher_options: WeightOptions = {**options, "preprocess_of": teacher.preprocess_of}
         large.append(
             load_backbone(
                 teacher.arch,
                 pretrained=teacher.pretrained,
                 random_seed=seed if is_random else None,
                 device=device,
-                **its_options,
+                **teacher_options,
             )
         )
     return small, large

@@ -23,9 +23,15 @@ from prompt_store.command_line import (
 from prompt_store.errors import ConflictError, PromptStoreError, VersionExistsError
 from prompt_store.manifest import check_domain
 from prompt_store.remotes.address import parse_address, printable
-from prompt_store.remotes.artifact import BUNDLE_SUFFIX, Artifact, check_artifact, file_names, make_artifact
+from prompt_store.remotes.artifact import (
+    BUNDLE_SUFFIX,
+    Artifact,
+    check_artifact,
+    file_names,
+    make_artifact,
+    signature_names,
+)
 from prompt_store.remotes.remote import Remote, open_remote
-from prompt_store.signatures import signature_path
 from prompt_store.stores import open_store
 
 push_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -36,7 +42,12 @@ PlainHttpOption = Annotated[
 ]
 SignaturesOption = Annotated[
     list[Path] | None,
-    typer.Option(exists=True, dir_okay=False, readable=True, help="signature of FILE, may be repeated  [FILE.sig]"),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="signature of FILE, may be repeated  [FILE.sig, FILE.2.sig and so on]",
+    ),
 ]
 
 
@@ -118,10 +129,10 @@ def pull(
         others = [printable(name) for name in artifact.others]
         facts |= {"n_signatures": len(artifact.signatures), "not_pulled": others}
         if store is None:
-            done = _write_files(output or Path(f"{content.manifest.domain}{BUNDLE_SUFFIX}"), artifact)
+            done, text = _write_files(output or Path(f"{content.manifest.domain}{BUNDLE_SUFFIX}"), artifact)
         else:
-            done = _add(store, artifact, content, is_activated=is_activated)
-        lines = [f"{done.pop('text')} ({content.digest}), {_signed(artifact.signatures)}"]
+            done, text = _add(store, artifact, content, is_activated=is_activated)
+        lines = [f"{text} ({content.digest}), {_signed(artifact.signatures)}"]
         if others:
             lines.append(f"not pulled: {', '.join(others)}")
         show(facts | done, as_json, *lines)
@@ -137,7 +148,7 @@ def _opened(address: str, plain_http: bool) -> Iterator[Remote]:
 
 
 def _read_signatures(file: Path, given: Sequence[Path] | None) -> list[bytes]:
-    paths = given or [path for path in (signature_path(file),) if path.exists()]
+    paths = given or [path for name in signature_names(file.name) if (path := file.with_name(name)).exists()]
     return [read_signature_file(path) for path in paths]
 
 
@@ -156,8 +167,12 @@ def _read_version(domain: str, version: int | None, store: str) -> tuple[bytes, 
     return data, opened.signatures(digest)
 
 
-def _write_files(target: Path, artifact: Artifact) -> dict[str, Any]:
-    """Write an artifact's files, the bundle last; a file with other content is not replaced."""
+def _write_files(target: Path, artifact: Artifact) -> tuple[dict[str, Any], str]:
+    """Write an artifact's files, the bundle last; a file with other content is not replaced.
+
+    Returns:
+        the result for `--json`, and as text.
+    """
     files = {target.with_name(name): data for name, data in file_names(target.name, artifact).items()}
     for path, data in files.items():
         if path.exists() and path.read_bytes() != data:
@@ -167,11 +182,15 @@ def _write_files(target: Path, artifact: Artifact) -> dict[str, Any]:
         partial = path.with_name(f".{path.name}.part")
         partial.write_bytes(data)
         partial.replace(path)
-    return {"files": [str(path) for path in files], "text": f"{target}"}
+    return {"files": [str(path) for path in files]}, str(target)
 
 
-def _add(store: str, artifact: Artifact, bundle: Bundle, *, is_activated: bool) -> dict[str, Any]:
-    """Add an artifact to a store; content that an older version has is that version."""
+def _add(store: str, artifact: Artifact, bundle: Bundle, *, is_activated: bool) -> tuple[dict[str, Any], str]:
+    """Add an artifact to a store, unless one of its versions has this content.
+
+    Returns:
+        the result for `--json`, and as text.
+    """
     opened, domain = open_store(store, create=True), bundle.manifest.domain
     first = artifact.signatures[0] if artifact.signatures else None
     try:
@@ -183,9 +202,9 @@ def _add(store: str, artifact: Artifact, bundle: Bundle, *, is_activated: bool) 
         opened.add_signature(domain, version, signature)
     if is_activated:
         opened.activate(domain, version, actor=actor())
-    what = "added" if is_new else "already exists"
-    text = f"{domain} version {version} {what}{', live' if is_activated else ''}"
-    return {"version": version, "is_new": is_new, "is_activated": is_activated, "text": text}
+    state = "added" if is_new else "already exists"
+    text = f"{domain} version {version} {state}{', live' if is_activated else ''}"
+    return {"version": version, "is_new": is_new, "is_activated": is_activated}, text
 
 
 def _signed(signatures: Sequence[bytes]) -> str:

@@ -5,7 +5,7 @@ never sends the token to another host.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Final
@@ -93,8 +93,7 @@ class Hub:
             message = f"{self.address} has {len(bundles)} files *{BUNDLE_SUFFIX}, expected 1. `caspl push` writes one."
             raise RemoteError(message, code="media_type_unknown")
         name = bundles[0]
-        found = (path for path in files if path.startswith(name) and path.endswith(SIGNATURE_SUFFIX))
-        signatures = sorted(found, key=lambda path: (len(path), path))  # `.sig` before `.2.sig`
+        signatures = sorted(_signatures(files, name), key=lambda path: (len(path), path))  # `.sig` before `.2.sig`
         if len(signatures) > MAX_SIGNATURES:
             raise RemoteError(f"{self.address} has too many signatures.", code="media_type_unknown")
         bom_name = f"{name.removesuffix(BUNDLE_SUFFIX)}{BOM_SUFFIX}"
@@ -122,7 +121,7 @@ class Hub:
         name = f"{bundle.manifest.domain}{BUNDLE_SUFFIX}"
         files = file_names(name, artifact) | {CARD: write_card(bundle, artifact, str(self.address))}
         disable_progress_bars()
-        with self._explaining():
+        with self._converted_errors():
             self._api.create_repo(self.address.repository, private=not is_public, exist_ok=True)
         present = _files(self._info(self.address.revision, files=False))
         if foreign := [path for path in present if path.endswith(BUNDLE_SUFFIX) and path != name]:
@@ -130,8 +129,8 @@ class Hub:
                 f"{self.address} has {printable(foreign[0])} already. Push each domain to a repository of its own."
             )
             raise RemoteError(message, code="repository_taken")
-        stale = [path for path in present if path.startswith(name) and path not in files]
-        with self._explaining():
+        stale = [path for path in _signatures(present, name) if path not in files]
+        with self._converted_errors():
             commit = self._api.create_commit(
                 self.address.repository,
                 [
@@ -144,7 +143,7 @@ class Hub:
         return str(HubAddress(self.address.repository, commit.oid))
 
     def _info(self, revision: str | None, *, files: bool) -> ModelInfo:
-        with self._explaining():
+        with self._converted_errors():
             return self._api.model_info(
                 self.address.repository, revision=revision, timeout=TIMEOUT_S, files_metadata=files
             )
@@ -170,8 +169,8 @@ class Hub:
         return answer.body
 
     @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Turn the errors of `huggingface_hub` into ours."""
+    def _converted_errors(self) -> Iterator[None]:
+        """Raise `RemoteError` for the errors of `huggingface_hub`."""
         try:
             yield
         except OfflineModeIsEnabled as error:
@@ -200,6 +199,11 @@ class Hub:
 def _files(info: ModelInfo) -> dict[str, RepoSibling]:
     """The files in the root folder of a repository by name."""
     return {file.rfilename: file for file in info.siblings or () if "/" not in file.rfilename}
+
+
+def _signatures(paths: Iterable[str], bundle_name: str) -> list[str]:
+    """The signature files of a bundle among the files of a repository, which may have names of their own."""
+    return [path for path in paths if path.startswith(bundle_name) and path.endswith(SIGNATURE_SUFFIX)]
 
 
 def _digests(file: RepoSibling, data: bytes) -> tuple[str, str]:

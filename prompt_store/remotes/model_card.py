@@ -5,7 +5,7 @@ from typing import Final
 
 from huggingface_hub import ModelCardData
 
-from prompt_store.bom import bundle_bom
+from prompt_store.bom import bundle_bom, teachers
 from prompt_store.bundle import Bundle
 from prompt_store.remotes.artifact import BUNDLE_SUFFIX, Artifact
 
@@ -37,7 +37,6 @@ def _lines(bundle: Bundle, artifact: Artifact, address: str) -> Iterator[str]:
     yield f"# CLIP prompts for the domain {domain}\n"
     yield "Prompt tokens and text features for a frozen CLIP, learned and served with CasPL Serve. The weights of the"
     yield "backbone are not in this repository.\n"
-    signed = {0: "no signature", 1: "1 signature"}
     yield from _table(
         ("field", "value"),
         (
@@ -45,12 +44,16 @@ def _lines(bundle: Bundle, artifact: Artifact, address: str) -> Iterator[str]:
             ("fingerprint of its weights", backbone.fingerprint),
             ("file", f"{domain}{BUNDLE_SUFFIX}, {len(artifact.bundle)} bytes"),
             ("digest", bundle.digest),
-            ("signed", signed.get(len(artifact.signatures), f"{len(artifact.signatures)} signatures")),
+            ("signatures", len(artifact.signatures)),
             ("method", made.method),
             ("phase", made.phase),
             ("created", f"{made.created}, CasPL Serve {made.code_version}"),
             *((f"data {name}", digest) for name, digest in sorted(made.data_digests.items())),
-            *(("teacher: " + key, value) for key, value in sorted((made.teacher or {}).items())),
+            *(
+                (f"{name}: {key}", value)
+                for name, teacher in teachers(made.teacher).items()
+                for key, value in sorted(teacher.items())
+            ),
         ),
     )
     component = bundle_bom(bundle, f"{domain}{BUNDLE_SUFFIX}", len(artifact.bundle))["metadata"]["component"]

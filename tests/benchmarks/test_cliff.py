@@ -1,12 +1,15 @@
 """Working sets larger than the bank: points, cold latencies, the chart, and the command with a real server."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cli import bench_app
-from benchmarks.cliff import Point, add_cold, add_points
+from benchmarks.bundles import domain_name
+from benchmarks.cliff import LOADS, Point, add_cold, add_points, cold_latencies
 from benchmarks.cliff_chart import draw
 from benchmarks.report import Report, markdown
 
@@ -36,6 +39,34 @@ def test_a_cold_domain_adds_the_difference_of_the_medians():
 
     assert numbers["cold_added_ms"]["value"] == pytest.approx(3.0)
     assert numbers["cold_loads_per_request"]["value"] == 1.0
+
+
+class SlowServer:
+    """A server with an LRU bank, whose closed loops end after `n_requests`."""
+
+    def __init__(self, slots, n_requests):
+        self._slots, self._n_requests, self._n_loads = slots, n_requests, 0
+        self._bank = [domain_name(index) for index in range(slots)]
+
+    def closed(self, n_clients, duration_s, *, domains, due_s=()):
+        assert n_clients == 1
+        served = list(itertools.islice(itertools.cycle(domains), len(due_s) or self._n_requests))
+        for domain in served:
+            self._n_loads += domain not in self._bank
+            self._bank = [*(one for one in self._bank if one != domain), domain][-self._slots :]
+        return [SimpleNamespace(is_good=True, latency_s=0.2)] * len(served)
+
+    def metrics(self):
+        return {LOADS: self._n_loads}
+
+
+@pytest.mark.parametrize("n_requests", [1, 3, 20])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_every_cold_request_loads_a_domain_however_few_fit_in_a_turn(slots, n_requests):
+    found = cold_latencies(SlowServer(slots, n_requests), slots, 1.0)
+
+    assert found["loads"] == [[1.0]] * 3
+    assert [len(turn) for turn in found["cold"]] == [n_requests] * 3
 
 
 def test_the_table_has_a_row_per_point_and_no_ratio_without_a_reference():

@@ -1,3 +1,3 @@
-from tests.prompt_store.places import moto_port, place, s3_place
+from tests.prompt_store.places import moto_port, place, proxy, s3_place
 
-__all__ = ["moto_port", "place", "s3_place"]
+__all__ = ["moto_port", "place", "proxy", "s3_place"]

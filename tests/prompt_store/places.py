@@ -1,4 +1,4 @@
-"""Where a store can be: a directory, or a bucket. Tests that take the fixture `place` promise the same of both."""
+"""Places of a store: a directory or a bucket. A test with the fixture `place` runs with both."""
 
 import itertools
 import os
@@ -117,6 +117,11 @@ def moto_port():
 def s3_place(moto_port, quick_path):
     with s3_environment(moto_port) as proxy:
         yield S3Place(quick_path, proxy, f"bucket-{os.getpid()}-{next(numbers)}")
+
+
+@pytest.fixture
+def proxy(s3_place):
+    return s3_place.proxy
 
 
 @pytest.fixture(params=["disk", "s3"])

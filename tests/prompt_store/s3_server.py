@@ -1,4 +1,4 @@
-"""A real S3 server in a process of its own, and a proxy before it that drops, delays and damages what it forwards."""
+"""A real S3 server in a process of its own, and a proxy in front of it that drops, delays and damages what it forwards."""
 
 import http.client
 import socket
@@ -72,13 +72,17 @@ class FaultProxy(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}"
 
     def once(self, fault, method, part=""):
-        """Apply a fault to the next request with this method and this part in its target, and to no other."""
+        """Apply a fault to the next request with this method and this part in its target, and to no other.
+
+        Returns a list that has the fault until then.
+        """
         left = [fault]
 
         def find(found, key):
             return left.pop() if left and found == method and part in key else None
 
         self.fault = find
+        return left
 
     def handle_error(self, request, client_address):
         """A client went away."""

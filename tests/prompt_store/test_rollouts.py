@@ -29,7 +29,7 @@ def records_of(store):
         return read_records(log, state, first=1, last=state.seq)
 
 
-def test_every_process_sees_a_rollout_and_the_live_version_stays(store, place):
+def test_every_process_reads_a_rollout_and_the_live_version_stays(store, place):
     started = store.start_rollout("flowers", PLAN, actor="bo").rollout
     found = place.another().live("flowers")
     assert found.version == 1
@@ -111,7 +111,7 @@ def test_an_upload_leaves_the_rollout_alone(store):
     assert store.live("flowers").rollout == started
 
 
-def test_a_rollout_ends_once_whoever_ends_it(store, place):
+def test_a_rollout_ends_once_although_two_processes_end_it(store, place):
     started = store.start_rollout("flowers", PLAN).rollout
     other = place.another()
     assert not other.end_rollout("flowers", started.seq - 1, event="rollback")

@@ -16,11 +16,6 @@ def store(s3_place):
     return store
 
 
-@pytest.fixture
-def proxy(s3_place):
-    return s3_place.proxy
-
-
 def collected(store):
     """A store with an old bundle that no version refers to."""
     store.add("flowers", BUNDLES[1])
@@ -28,16 +23,26 @@ def collected(store):
     return store
 
 
-def test_a_bundle_that_is_published_again_while_it_is_collected_is_put_back(store, s3_place, proxy):
-    another = s3_place.another()
-    collected(store)
+def no_fault(method, key):
+    return None
+
+
+def publish_at_deletion(proxy, another, afterwards=no_fault):
+    """When the collection deletes its first object, publish the bundle on another machine; then apply a fault."""
 
     def publish(method, key):
         if method == "DELETE":
-            proxy.fault = lambda method, key: None
+            proxy.fault = no_fault
             assert another.add("flowers", BUNDLES[1]).version == 3
+            proxy.fault = afterwards
 
     proxy.fault = publish
+
+
+def test_a_bundle_that_is_published_again_while_it_is_collected_is_put_back(store, s3_place, proxy):
+    another = s3_place.another()
+    collected(store)
+    publish_at_deletion(proxy, another)
     assert digest_bytes(BUNDLES[1]) in store.gc(grace_s=-1).removed_blobs
     assert s3_place.another().read("flowers", 3) == BUNDLES[1]
 
@@ -46,18 +51,12 @@ def test_a_bundle_is_put_back_although_another_process_has_removed_its_copy(stor
     another = s3_place.another()
     collected(store)
 
-    def publish(method, key):
-        if method == "DELETE":
-            proxy.fault = lambda method, key: None
-            assert another.add("flowers", BUNDLES[1]).version == 3
-            proxy.fault = follow
-
     def follow(method, key):
-        if method == "GET" and "domains" in key:  # what the collection does after it removed the bundle
-            proxy.fault = lambda method, key: None
+        if method == "GET" and "domains" in key:  # the collection's next request after the deletion
+            proxy.fault = no_fault
             s3_place.open()  # a server with the same copy
 
-    proxy.fault = publish
+    publish_at_deletion(proxy, another, follow)
     store.gc(grace_s=-1)
     assert s3_place.another().read("flowers", 3) == BUNDLES[1]
 
@@ -65,17 +64,10 @@ def test_a_bundle_is_put_back_although_another_process_has_removed_its_copy(stor
 def test_a_bundle_is_put_back_by_the_next_collection_if_the_bucket_was_away(store, s3_place, proxy):
     another = s3_place.another()
     collected(store)
-
-    def publish(method, key):
-        if method == "DELETE":
-            proxy.fault = lambda method, key: None
-            assert another.add("flowers", BUNDLES[1]).version == 3
-            proxy.fault = lambda method, key: "refuse" if method == "GET" else None
-
-    proxy.fault = publish
+    publish_at_deletion(proxy, another, lambda method, key: "refuse" if method == "GET" else None)
     with pytest.raises(StoreUnavailableError):
         store.gc(grace_s=-1)
-    proxy.fault = lambda method, key: None
+    proxy.fault = no_fault
     store.gc(grace_s=-1)
     assert s3_place.another().read("flowers", 3) == BUNDLES[1]
     assert not list(store.root.rglob(".tmp*"))
@@ -87,7 +79,7 @@ def test_a_bundle_that_is_collected_while_it_is_published_is_stored_again(store,
 
     def collect(method, key):
         if method == "PUT" and "/log/" in key:
-            proxy.fault = lambda method, key: None
+            proxy.fault = no_fault
             assert digest_bytes(BUNDLES[1]) in store.gc(grace_s=-1).removed_blobs
 
     proxy.fault = collect
@@ -102,7 +94,7 @@ def test_a_collection_keeps_a_version_that_another_machine_makes_live_meanwhile(
 
     def activate(method, key):
         if method == "PUT" and "/log/" in key:
-            proxy.fault = lambda method, key: None
+            proxy.fault = no_fault
             another.activate("flowers", 2)
 
     proxy.fault = activate

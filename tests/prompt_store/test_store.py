@@ -194,7 +194,7 @@ def test_a_damaged_blob_is_never_returned_and_never_goes_live(store, place, kind
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a link"])
-def test_what_is_in_the_place_of_a_blob_is_never_returned_and_never_goes_live(disk_store, kind):
+def test_a_directory_or_link_in_the_place_of_a_blob_is_never_returned_and_never_goes_live(disk_store, kind):
     filled(disk_store, 2).activate("flowers", 1)
     path = disk_store.root / blob_of(BUNDLES[1])
     path.unlink()

@@ -95,10 +95,10 @@ def test_the_order_of_the_teachers_has_no_effect(kind):
     )
 
 
-def test_by_entropy_a_certain_teacher_outweighs_an_undecided_one_by_the_number_of_classes():
-    certain, undecided = torch.zeros(1, 8, dtype=torch.float64), torch.zeros(1, 8, dtype=torch.float64)
-    certain[0, 3] = 200
-    weights = image_weights(torch.stack([certain, undecided]), recipe("entropy")).exp()
+def test_by_entropy_a_confident_teacher_outweighs_a_uniform_one_by_the_number_of_classes():
+    confident, uniform = torch.zeros(1, 8, dtype=torch.float64), torch.zeros(1, 8, dtype=torch.float64)
+    confident[0, 3] = 200
+    weights = image_weights(torch.stack([confident, uniform]), recipe("entropy")).exp()
     assert (weights[0] / weights[1]).item() == pytest.approx(8)
 
 

@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to teach.
+    """Teachers of a run, and their weights.
 
     Attributes:
         label: its column in the tables.
@@ -67,7 +67,7 @@ class Sizes:
 
     Attributes:
         n_images: unlabelled images.
-        epochs: how often it sees each image.
+        epochs: passes over the images.
         n_test: test images.
     """
 

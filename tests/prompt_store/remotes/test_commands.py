@@ -143,6 +143,14 @@ def test_further_files_of_the_artifact_are_named(run, answers):
         assert "not pulled: LICENSE?[2J" in run(pull_app, address(web)).stdout
 
 
+def test_a_pulled_file_is_pushed_with_all_its_signatures(run, web, tmp_path, answers):
+    run(pull_app, address(web))
+    uploads = Uploads()
+    with serving_web(uploads) as other:
+        run(push_app, "flowers.safetensors", address(other))
+    assert uploads.stored["1"] == answers.manifest
+
+
 def test_a_file_is_pushed_with_the_signature_beside_it(run, tmp_path):
     (tmp_path / "my.safetensors").write_bytes(DATA)
     (tmp_path / "my.safetensors.sig").write_bytes(SIGNATURES[1])

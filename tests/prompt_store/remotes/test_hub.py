@@ -1,6 +1,7 @@
 """The Hugging Face Hub, against a stand-in of its HTTP API."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -83,6 +84,15 @@ def test_a_push_is_one_commit_that_removes_signatures_of_the_bundle_before(web, 
     assert (pull().bundle, pull().signatures) == (NEXT, ())
 
 
+def test_a_push_keeps_files_that_are_no_signatures_of_the_bundle(web, hub):
+    push(DATA, SIGNATURES[:1])
+    added = {"LICENSE": b"x", "flowers.safetensors.md5": b"x"}
+    hub.commit({**hub.files, **added, "flowers.safetensors.anna.sig": SIGNATURES[1]})
+    push(NEXT)
+    assert added.items() <= hub.files.items()
+    assert pull().signatures == ()
+
+
 def test_the_token_reaches_the_hub_and_never_the_storage_behind_it(web, hub):
     hub.is_private = True
     push()
@@ -132,7 +142,7 @@ def test_further_files_are_named_and_folders_are_ignored(web, hub):
     assert pull().others == ("LICENSE",)
 
 
-def test_what_does_not_exist_is_not_found(web, hub):
+def test_a_missing_repository_or_revision_is_not_found(web, hub):
     assert refusal(RemoteError, pull) == "remote_not_found"
     push()
     assert refusal(RemoteError, opened(f"{ADDRESS}@gone").pull) == "remote_not_found"
@@ -176,8 +186,6 @@ def test_a_hub_without_encryption_needs_an_option(web, monkeypatch):
 
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch):
-    import sys
-
     monkeypatch.delitem(sys.modules, "prompt_store.remotes.hub", raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(RemoteError, match=r"caspl-serve\[hub\]") as refused:
@@ -200,6 +208,12 @@ def test_the_model_card_has_metadata_metrics_classes_and_commands(web, hub):
     assert "red tulip, white rose, daisy" in body
     assert digest_bytes(DATA) in body
     assert f"caspl pull {ADDRESS} " in body
+
+
+def test_the_model_card_lists_each_of_several_teachers(web, hub):
+    made = manifest_fields()["provenance"] | {"teacher": {"teachers": [{"arch": "ViT-L-14"}, {"arch": "ViT-H-14"}]}}
+    _, body = card_of(sample_bundle(provenance=made), web, hub)
+    assert "| teacher: arch | ViT-L-14 |\n| teacher:2: arch | ViT-H-14 |" in body
 
 
 def test_text_of_a_manifest_adds_no_markup_to_the_card(web, hub):

@@ -60,7 +60,7 @@ def test_the_same_bundle_has_the_same_manifest_and_sizes_are_those_of_the_blobs(
     assert [layer["size"] for layer in layers] == [len(blobs[layer["digest"]]) for layer in layers]
 
 
-def test_reading_a_manifest_finds_what_writing_put_there():
+def test_a_written_manifest_is_read_with_all_its_layers():
     layers = read_manifest(manifest_of()[0])
     assert layers.bundle.digest == digest_bytes(DATA)
     assert [layer.digest for layer in layers.signatures] == [digest_bytes(signature) for signature in SIGNATURES]

@@ -81,6 +81,7 @@ async def ask(client, number=0, **options):
 
 async def together(client, model, n, path="/classify/paint"):
     """The responses to requests 0 to n - 1: the first one runs alone, the others are one batch behind it."""
+    path += ("&" if "?" in path else "?") + "timeout_ms=30000"  # a loaded machine queues them slowly
 
     def post(number):
         headers = {"X-Request-Id": f"request-{number}"}
