@@ -9,7 +9,7 @@
 #   docker run --detach --name caspl --user "$(id -u):0" --read-only --tmpfs /tmp --restart unless-stopped --gpus all \
 #       -p 8000:8000 -e CASPL_PRETRAINED=openai -v caspl-store:/store -v caspl-weights:/weights \
 #       -v "$PWD/secrets:/run/secrets/caspl:ro" caspl-serve
-# Stop it with `docker stop --time 35 caspl`; open requests finish first.
+# Stop it with `docker stop -t 35 caspl`; open requests finish first.
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS dependencies
 

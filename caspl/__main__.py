@@ -1,7 +1,7 @@
 """The command `caspl`: its subcommands are the entry points of the group `caspl.commands`, imported when used.
 
-A subcommand whose extra is not installed is listed with the command that installs it. `bench` exists only in a source
-checkout.
+A subcommand whose extra is not installed is listed with the command that installs it. One whose package is missing is
+left out: `bench` exists only in a source checkout, and the container image has no training.
 """
 
 import sys
@@ -14,16 +14,13 @@ import typer
 from typer.core import TyperGroup
 
 GROUP: Final = "caspl.commands"
-CHECKOUT_ONLY: Final = "benchmarks"
 INTERRUPTED: Final = 130
 _EXTRA_BY_PACKAGE: Final = {"benchmarks": "bench", "service": "serve", "training": "train", "prompted_clip": "serve"}
 
 
 def installed_commands() -> dict[str, EntryPoint]:
-    """All subcommands by name."""
-    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
-    has_checkout = find_spec(CHECKOUT_ONLY) is not None
-    return {name: entry for name, entry in entries.items() if has_checkout or _package(entry) != CHECKOUT_ONLY}
+    """All subcommands by name, except those whose package this installation lacks."""
+    return {entry.name: entry for entry in entry_points(group=GROUP) if find_spec(_package(entry)) is not None}
 
 
 def _package(entry: EntryPoint) -> str:
@@ -32,8 +29,12 @@ def _package(entry: EntryPoint) -> str:
 
 def _stand_in(entry: EntryPoint, missing: str) -> typer.Typer:
     """A command that prints what to install, in place of one that cannot be imported."""
-    extra = _EXTRA_BY_PACKAGE.get(_package(entry))
-    install = f'pip install "caspl-serve[{extra}]"' if extra else f"pip install {missing}"
+    if extra := _EXTRA_BY_PACKAGE.get(_package(entry)):
+        install = f'pip install "caspl-serve[{extra}]"'
+    elif missing.split(".", 1)[0] in _EXTRA_BY_PACKAGE:  # not a distribution: code that the container image leaves out
+        install = "use a full installation of caspl-serve"
+    else:
+        install = f"pip install {missing}"
     app = typer.Typer(add_completion=False)
 
     @app.command(

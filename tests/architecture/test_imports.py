@@ -69,7 +69,9 @@ def test_the_client_loads_neither_torch_nor_pillow():
 
 
 def test_the_commands_of_the_container_image_load_without_training():
-    loaded = modules_after("import caspl.__main__, caspl.doctor_command, prompt_store.cli, service.cli")
+    loaded = modules_after(
+        "import caspl.__main__, caspl.doctor_command, prompt_store.cli, prompt_store.remotes.commands, service.cli"
+    )
 
     assert not {name for name in loaded if name.split(".")[0] in {"training", "benchmarks"}}
 

@@ -115,10 +115,22 @@ def test_the_version_is_printed(run):
     assert (result.exit_code, result.stdout) == (0, f"caspl {caspl.__version__}\n")
 
 
-def test_bench_exists_only_where_its_package_does(monkeypatch):
+def test_a_command_that_needs_code_which_the_container_image_leaves_out_names_a_full_installation(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "training", None)  # its import raises ModuleNotFoundError
+    for name in [name for name in sys.modules if name.startswith(("training.", "caspl.upload_command"))]:
+        monkeypatch.delitem(sys.modules, name)
+    commands = {"upload": entry("upload", "caspl.upload_command:upload_app")}
+    monkeypatch.setattr(command.LazyGroup, "find_commands", staticmethod(lambda: commands))
+
+    assert "Not installed: use a full installation of caspl-serve" in run("--help").stdout
+    result = run("upload", "shelf.safetensors")
+    assert result.exit_code == 1
+    assert "use a full installation of caspl-serve" in result.stderr
+
+
+def test_a_command_exists_only_where_its_package_does(monkeypatch):
     assert "bench" in command.installed_commands()
 
-    monkeypatch.setattr(command, "CHECKOUT_ONLY", "no_such_package")
     monkeypatch.setattr(command, "entry_points", lambda **_: [entry("bench", "no_such_package.cli:app")])
 
     assert command.installed_commands() == {}

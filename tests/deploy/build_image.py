@@ -67,12 +67,17 @@ def size(folder):
 
 
 def locked_packages():
-    """Size in MiB of the packages of the lock file that are installed here, with CUDA; and those that are not."""
+    """Sizes in MiB of the packages of the lock file that are installed here, with CUDA; and those that are not."""
     names = set(re.findall(r"^([a-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
     found = {re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(): one for one in distributions()}
-    files = {Path(file.locate()) for name in names & found.keys() for file in found[name].files or []}
+    owners = {Path(file.locate()): name for name in names & found.keys() for file in found[name].files or []}
+    sizes = Counter()
+    for file, name in owners.items():
+        if file.exists():
+            sizes["CUDA" if name.startswith(("nvidia-", "cuda-")) else name] += file.lstat().st_size
     return {
-        "locked_mib": round(sum(file.lstat().st_size for file in files if file.exists()) / MIB),
+        "locked_mib": round(sizes.total() / MIB),
+        "largest_mib": {name: round(n_bytes / MIB) for name, n_bytes in sizes.most_common(N_LARGEST)},
         "not_installed": sorted(names - found.keys()),
     }
 

@@ -115,6 +115,16 @@ def test_an_overlay_changes_what_its_name_promises(rendered):
     assert (found["Deployment"]["spec"]["replicas"] > 1) == (name == "s3")
 
 
+def test_pods_may_reach_the_dns_of_their_cluster_and_https(rendered):
+    name, found = rendered
+    dns, https = found["NetworkPolicy"]["spec"]["egress"]
+    namespace, port = ("openshift-dns", 5353) if name == "openshift" else ("kube-system", 53)
+
+    assert dns["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}]
+    assert {(one["port"], one["protocol"]) for one in dns["ports"]} == {(port, "UDP"), (port, "TCP")}
+    assert https["ports"] == [{"port": 443, "protocol": "TCP"}]
+
+
 @pytest.mark.parametrize("rendered", ["s3"], indirect=True)
 def test_replicas_share_a_bucket_and_are_replaced_one_by_one(rendered):
     deployment = rendered[1]["Deployment"]["spec"]
