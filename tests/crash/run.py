@@ -79,7 +79,8 @@ MEANINGS = {
     "errors": "of {n:,} runs with EIO or ENOSPC: the same, unexpected errors, or temporary files left",
     "power": "of {n:,} states of the disk after a power failure: confirmed changes lost, partial ones visible",
     "random": "of {n:,} writers killed at random moments, with {confirmed:,} confirmed changes: changes lost",
-    "flipped": "of {n:,} bits flipped in a store and its examples: not detected, or other content read",
+    "flipped": "of {n:,} bits flipped in a store and its examples: other content was read, or the check found nothing in a "
+    "damaged file of the store or in refused examples",
 }
 
 
