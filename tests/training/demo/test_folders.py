@@ -64,6 +64,13 @@ def test_seeds_that_are_no_numbers_fail_before_anything_is_written(tmp_path, com
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("command", ["ablate", "adapt", "boost", "crowd", "int8", "label-free"])
+def test_an_unknown_domain_fails_before_anything_is_computed(command):
+    result = CliRunner().invoke(app, [command, "x-ray"])
+    assert result.exit_code == 2
+    assert "'x-ray'" in result.stderr
+
+
 def test_an_unknown_method_of_the_default_recipes_fails_before_training():
     result = CliRunner().invoke(app, ["defaults", "--methods", "coop,coup"])
     assert result.exit_code == 2
