@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.adapting.methods import METHODS
 from training.demo import ablate_domain, adapt_domains, label_free_domains, variant_command
 from training.demo.boost_domains import boost_all, markdown_table, show_table
 from training.demo.crowding import crowding
@@ -38,6 +39,7 @@ from training.demo.samples import write_samples, write_upload
 from training.demo.shared_command import shared_boost
 from training.demo.shifts import SHIFTED
 from training.demo.teachers_command import teachers
+from training.evaluation.arguments import numbers
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Images, models and bundles of the demo world.")
 console = Console(stderr=True)
@@ -170,8 +172,7 @@ def ablate(
 ) -> None:
     """Run the paper's ablations in one domain with 20 classes, and update the tables in the documentation."""
     torch.set_num_threads(1)
-    numbers = [int(seed) for seed in seeds.split(",")]
-    report = ablate_domain.ablate_domain(domain, work_dir / "ablated", numbers, console)
+    report = ablate_domain.ablate_domain(domain, work_dir / "ablated", numbers(seeds, "--seeds", least=0), console)
     ablate_domain.write_results(report, ABLATE_RESULTS)
     fill_page(ABLATE_PAGE, "demo-ablate", report.to_markdown())
 
@@ -231,8 +232,11 @@ def defaults(
     methods: Annotated[str, typer.Option(help="Comma-separated methods of `caspl adapt`.")] = "coop",
 ) -> None:
     """Measure the default recipes before and after training, and update the table in the documentation."""
+    chosen = methods.split(",")
+    if unknown := [method for method in chosen if method not in METHODS]:
+        raise typer.BadParameter(f"expected some of {', '.join(METHODS)}, found {unknown[0]!r}", param_hint="--methods")
     torch.set_num_threads(1)
-    for rows in run_defaults(methods.split(","), console):
+    for rows in run_defaults(chosen, console):
         DEFAULT_RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
         fill_page(DEMO_PAGE, "demo-defaults", defaults_table(rows))
 
@@ -248,7 +252,7 @@ def crowd(
 ) -> None:
     """Evaluate a boosted student with random text tokens before its boosting tokens."""
     table = Table("tokens", "base", "new", title=f"boosted student, {domain}, per cent")
-    for count, found in crowding(domain, SERVICE_DEMO / "bundles", [int(count) for count in counts.split(",")]).items():
+    for count, found in crowding(domain, SERVICE_DEMO / "bundles", numbers(counts, "--counts", least=0)).items():
         table.add_row(str(count), f"{found['base']:.1f}", f"{found['new']:.1f}")
     Console().print(table)
 
