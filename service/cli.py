@@ -81,7 +81,7 @@ def serve(
     follow: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[DOMAIN=]ADDRESS", help="make the bundle at oci://… or hf://… live here, may be repeated"
+            metavar="[DOMAIN=]ADDRESS", help="make the bundle at oci://…, s3://… or hf://… live here, may be repeated"
         ),
     ] = None,
     signing_key: Annotated[
