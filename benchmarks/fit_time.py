@@ -1,7 +1,7 @@
 """`caspl bench fit`: time of a fit and its report, and of the report after one label has changed.
 
-The process of the service computes both, on one core; the times include its socket. The features are random: one
-direction that all share, as CLIP's have, one direction per class, and noise.
+The service's process for fits computes both, on one core; the times include sending the features to it. The features
+are random: one direction that all share, as CLIP's have, one direction per class, and noise.
 """
 
 import time

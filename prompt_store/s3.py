@@ -42,6 +42,11 @@ def is_s3(address: object) -> bool:
     return str(address).startswith(SCHEME)
 
 
+def is_bucket_address(text: str) -> bool:
+    """Whether this is `s3://BUCKET` or `s3://BUCKET/PREFIX` with valid names."""
+    return _ADDRESS.fullmatch(text) is not None
+
+
 def has_etag(data: bytes, etag: str) -> bool:
     """Whether an object's entity tag is the MD5 of these bytes; False if the server uses another tag."""
     is_md5 = _MD5.fullmatch(etag) is not None
@@ -74,6 +79,10 @@ class Bucket:
     def endpoint(self) -> str:
         """The URL of the server."""
         return str(self._client.meta.endpoint_url)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
 
     def put_new(self, key: str, data: bytes) -> bool:
         """Create an object unless one with this key exists.
@@ -147,10 +156,10 @@ class Bucket:
         with converted():
             self._client.put_object(**self._object(key), Body=data)
 
-    def get(self, key: str) -> tuple[bytes, str] | None:
+    def get(self, key: str, *, max_bytes: int = MAX_BUNDLE_BYTES) -> tuple[bytes, str] | None:
         """Return the bytes of an object and its entity tag; None if it does not exist.
 
-        Of an object above `MAX_BUNDLE_BYTES`, which a store does not write, one byte more than that is read.
+        Of an object above `max_bytes` one byte more than that is read.
 
         Raises:
             StoreUnavailableError: the request failed, or the body ended early each time.
@@ -159,9 +168,9 @@ class Bucket:
             try:
                 with converted():
                     response = self._client.get_object(**self._object(key))
-                    is_foreign = int(response["ContentLength"]) > MAX_BUNDLE_BYTES
+                    is_foreign = int(response["ContentLength"]) > max_bytes
                     with closing(response["Body"]) as body:  # read in part, it does not check its own length
-                        data = body.read(MAX_BUNDLE_BYTES + 1) if is_foreign else body.read()
+                        data = body.read(max_bytes + 1) if is_foreign else body.read()
                     return data, str(response["ETag"]).strip('"')
             except MissingError:
                 break

@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     keys_file: Path | None = Field(None, description="JSON file with API keys, created by `caspl keys new`")
     require_signature: CommaSeparated[Path] = Field((), description="public keys (PEM files) of the bundles to serve")
     follow: CommaSeparated[str] = Field(
-        (), description="comma-separated addresses, [DOMAIN=]oci://… or [DOMAIN=]hf://…, whose bundles go live here"
+        (), description="comma-separated addresses, [DOMAIN=]oci://…, s3://… or hf://…, whose bundles go live here"
     )
     follow_every_s: float = Field(30.0, ge=0.1, description="interval between checks of each followed address")
     follow_plain_http: bool = Field(

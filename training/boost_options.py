@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from prompt_store.manifest import MAX_DOMAIN_CHARS, is_domain
-from training.hardware import TeacherSource
+from training.hardware import BackboneSource
 from training.unlabelled import UnlabelledData, read_data_set, read_folder
 
 
@@ -61,7 +61,7 @@ class SourceOptions:
 
 def teacher_sources(
     archs: Sequence[str], pretrained: Sequence[str], preprocess_of: Sequence[str]
-) -> list[TeacherSource]:
+) -> list[BackboneSource]:
     """The teachers, whose options belong together by their order; an empty value is none.
 
     Raises:
@@ -76,7 +76,7 @@ def teacher_sources(
                 param_hint=option,
             )
         columns.append([value or None for value in values] or [None] * len(archs))
-    return [TeacherSource(*row) for row in zip(archs, *columns, strict=True)]
+    return [BackboneSource(*row) for row in zip(archs, *columns, strict=True)]
 
 
 def _class_lists(values: Sequence[str], names: Sequence[str]) -> dict[str, str]:

@@ -98,7 +98,7 @@ def boost(
         from training.boost_options import SourceOptions, teacher_sources
         from training.boost_run import BoostJob, run_boost
         from training.files import read_bundle_file
-        from training.hardware import load_backbones
+        from training.hardware import BackboneSource, load_backbones
         from training.loop_progress import check_tensorboard
         from training.parallel import init_distributed
         from training.rates import boost_defaults
@@ -108,14 +108,11 @@ def boost(
         given = SourceOptions(domain, images or [], classes or [], data or [], root)
         larger = teacher_sources(teacher or ["ViT-L-14"], teacher_pretrained or [], teacher_preprocess_of or [])
         world = init_distributed(device)
-        student_backbone, teacher_backbones = load_backbones(
-            backbone,
-            pretrained,
-            larger,
+        student_backbone, *teacher_backbones = load_backbones(
+            [BackboneSource(backbone, pretrained, preprocess_of), *larger],
             is_random=random_weights,
             device=world.device or device,
             quick_gelu=quick_gelu,
-            preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
         )
         own_template = chosen.teacher_template if "teacher_template" in chosen.model_fields_set else None

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Unpack, cast
+from typing import Final, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from prompted_clip import device_errors, internals
-from prompted_clip.backbone import Backbone, WeightOptions, load_backbone
+from prompted_clip.backbone import Backbone, load_backbone
 from prompted_clip.errors import DeviceError
 from prompted_clip.fastest_backend import gpu_dtype
 from training.errors import BackbonePairError
@@ -18,8 +18,8 @@ from training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class TeacherSource:
-    """The model of a teacher.
+class BackboneSource:
+    """The model of a student or teacher.
 
     Attributes:
         arch: open_clip model name.
@@ -33,45 +33,39 @@ class TeacherSource:
 
 
 def load_backbones(
-    student: str,
-    pretrained: str | None,
-    teachers: Sequence[TeacherSource],
+    sources: Sequence[BackboneSource],
     *,
     is_random: bool,
     device: str,
-    **options: Unpack[WeightOptions],
-) -> tuple[Backbone, list[Backbone]]:
-    """Load the student's backbone and those of the teachers.
+    quick_gelu: bool,
+    interpolate_positions: bool,
+) -> list[Backbone]:
+    """Load the backbones of a student and its teachers.
 
     Args:
-        student: open_clip model name.
-        pretrained: the student's weights.
-        teachers: the models of the teachers.
+        sources: the student's model, then those of the teachers.
         is_random: use random weights (seeds 0, 1, ...), for testing a pipeline.
         device: `cpu`, `cuda`, `cuda:<n>` or `auto` (CUDA if available).
-        options: for local files; `preprocess_of` is the student's.
+        quick_gelu: see `prompted_clip.backbone.load_backbone`; for local files.
+        interpolate_positions: likewise.
 
     Raises:
         WeightsError: a backbone cannot be loaded.
         BackbonePairError: CUDA is not available.
     """
     device = resolve_device(device)
-    small = load_backbone(
-        student, pretrained=pretrained, random_seed=0 if is_random else None, device=device, **options
-    )
-    large = []
-    for seed, teacher in enumerate(teachers, start=1):
-        teacher_options: WeightOptions = {**options, "preprocess_of": teacher.preprocess_of}
-        large.append(
-            load_backbone(
-                teacher.arch,
-                pretrained=teacher.pretrained,
-                random_seed=seed if is_random else None,
-                device=device,
-                **teacher_options,
-            )
+    return [
+        load_backbone(
+            source.arch,
+            pretrained=source.pretrained,
+            random_seed=seed if is_random else None,
+            device=device,
+            quick_gelu=quick_gelu,
+            preprocess_of=source.preprocess_of,
+            interpolate_positions=interpolate_positions,
         )
-    return small, large
+        for seed, source in enumerate(sources)
+    ]
 
 
 def resolve_device(device: str) -> str:

@@ -1,4 +1,4 @@
-"""Addresses of bundles elsewhere: `oci://host/name:tag@digest` and `hf://owner/repository@revision`."""
+"""Addresses of bundles elsewhere: `oci://host/name:tag@digest`, `hf://owner/repository@revision`, `s3://bucket/prefix`."""
 
 import ipaddress
 import re
@@ -8,6 +8,7 @@ from typing import Final
 
 from prompt_store.digest import DIGEST_PATTERN
 from prompt_store.errors import RemoteError
+from prompt_store.s3 import is_bucket_address
 
 DEFAULT_TAG: Final = "latest"
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -20,6 +21,7 @@ _OCI: Final = re.compile(
 _HUB: Final = re.compile(
     r"hf://(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[A-Za-z0-9][\w./-]{0,127}))?"
 )
+_S3: Final = re.compile(rf"(?P<bucket>s3://[^@]+)(?:@(?P<digest>{DIGEST_PATTERN}))?")
 _MAX_CHARS: Final = 512
 _MAX_PORT: Final = 65535
 
@@ -61,7 +63,23 @@ class HubAddress:
         return f"hf://{self.repository}{f'@{self.revision}' if self.revision else ''}"
 
 
-Address = RegistryAddress | HubAddress
+@dataclass(frozen=True)
+class BucketAddress:
+    """An OCI image layout in an S3 bucket.
+
+    Attributes:
+        bucket: `s3://BUCKET/PREFIX`.
+        digest: of the manifest; an address with it is immutable.
+    """
+
+    bucket: str
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.bucket}{f'@{self.digest}' if self.digest else ''}"
+
+
+Address = RegistryAddress | HubAddress | BucketAddress
 
 
 def parse_address(text: str) -> Address:
@@ -111,14 +129,33 @@ def parse_hub_address(text: str) -> HubAddress:
     return HubAddress(found["repository"], found["revision"])
 
 
-_PARSERS: Final[Mapping[str, Callable[[str], Address]]] = {"oci": parse_registry_address, "hf": parse_hub_address}
+def parse_bucket_address(text: str) -> BucketAddress:
+    """Parse an address in an S3 bucket.
+
+    Raises:
+        RemoteError: `address_invalid`.
+    """
+    found = _S3.fullmatch(text) if len(text) <= _MAX_CHARS else None
+    if found is None or not is_bucket_address(found["bucket"]):
+        raise invalid_address(text, "s3://BUCKET[/PREFIX][@sha256:DIGEST]")
+    return BucketAddress(found["bucket"].rstrip("/"), found["digest"])
+
+
+_PARSERS: Final[Mapping[str, Callable[[str], Address]]] = {
+    "oci": parse_registry_address,
+    "hf": parse_hub_address,
+    "s3": parse_bucket_address,
+}
 
 
 def invalid_address(text: str, expected: str) -> RemoteError:
     """The error for a text that is no address; the text is not repeated where it may contain a password."""
     authority = text.partition("://")[2].partition("/")[0]
     if "@" in authority:
-        message = "An address contains no user or password. Log in with `docker login HOST` or `hf auth login`."
+        message = (
+            "An address contains no user or password. Log in with `docker login HOST` or `hf auth login`; for S3 set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
     else:
         message = f"Not an address of a bundle: {printable(text)}. Expected {expected}."
     return RemoteError(message, code="address_invalid")

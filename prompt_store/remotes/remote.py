@@ -1,15 +1,16 @@
-"""Remotes, which bundles are pushed to and pulled from: OCI registries and the Hugging Face Hub."""
+"""Remotes, which bundles are pushed to and pulled from: OCI registries, S3 buckets and the Hugging Face Hub."""
 
 from typing import Protocol
 
 from prompt_store.errors import RemoteError
-from prompt_store.remotes.address import Address, HubAddress, RegistryAddress
+from prompt_store.remotes.address import Address, BucketAddress, HubAddress, RegistryAddress
 from prompt_store.remotes.artifact import Artifact
+from prompt_store.remotes.bucket_layout import BucketLayout
 from prompt_store.remotes.registry import Registry
 
 
 class Remote(Protocol):
-    """One address in a registry or on a hub; all calls block, and raise `RemoteError` if they fail."""
+    """One address in a registry, in a bucket or on a hub; all calls block, and raise `RemoteError` if they fail."""
 
     def newest(self) -> str:
         """Return the digest or the commit that the address resolves to now. Cheap, for polling."""
@@ -39,6 +40,8 @@ def open_remote(address: Address, *, plain_http: bool = False) -> Remote:
             return Registry(address, plain_http=plain_http)
         case HubAddress():
             return _open_hub(address, plain_http)
+        case BucketAddress():
+            return BucketLayout(address, plain_http=plain_http)
 
 
 def _open_hub(address: HubAddress, plain_http: bool) -> Remote:

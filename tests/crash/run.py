@@ -11,18 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.report import Report, Table, Target
+from tests.crash import matrix
 from tests.crash.forked import Forker
-from tests.crash.matrix import (
-    ERRORS,
-    KILL,
-    cut_power,
-    flip_bits,
-    flip_example_bits,
-    inject_faults,
-    injections,
-    kill_at_random,
-    record,
-)
 from tests.crash.traced import tracing_problem
 from tests.crash.workloads import WORKLOADS
 from tests.results import publish
@@ -30,7 +20,7 @@ from tests.results import publish
 MEMORY = Path("/dev/shm")  # noqa: S108  only the parent of a private directory
 NONE = Target("<=", 0)
 N_FLIPS = 1_000
-FAULTS = {"killed": (KILL,), "errors": ERRORS, "power": (KILL,)}
+FAULTS = {"killed": (matrix.KILL,), "errors": matrix.ERRORS, "power": (matrix.KILL,)}
 RANDOM = 0.05
 SHARES = {"killed": 0.27, "power": 0.27, "errors": 0.95}
 """Of the time that remains when a kind begins, so that one which ends early leaves its time to those after it."""
@@ -54,8 +44,8 @@ def interrupt_everything(seconds, seed, log):
             now_s = time.monotonic()
             return now_s + share * (ends_s - now_s)
 
-        recorded = {name: record(forker, name, folder) for name in WORKLOADS}
-        outcomes["random", "store, examples"] = kill_at_random(forker, folder, until_s=until_s(RANDOM), seed=seed)
+        recorded = {name: matrix.record(forker, name, folder) for name in WORKLOADS}
+        outcomes["random", "store, examples"] = matrix.kill_at_random(forker, folder, until_s=until_s(RANDOM), seed=seed)
         for kind, share in SHARES.items():
             left = shares(recorded, folder, kind)
             kind_ends_s = until_s(share)
@@ -65,20 +55,20 @@ def interrupt_everything(seconds, seed, log):
                 options = {"recorded": recorded[name], "seed": seed}
                 options["until_s"] = time.monotonic() + part * (kind_ends_s - time.monotonic())
                 if kind == "power":
-                    outcome = cut_power(name, folder, **options)
+                    outcome = matrix.cut_power(name, folder, **options)
                 else:
-                    outcome = inject_faults(forker, name, folder, FAULTS[kind], **options)
+                    outcome = matrix.inject_faults(forker, name, folder, FAULTS[kind], **options)
                 outcomes[kind, name] = outcome
                 log(f"{kind}, {name}: {outcome.n_tried} of {outcome.n_possible}, {len(outcome.problems)} problems")
-        outcomes["flipped", "store"] = flip_bits(folder, N_FLIPS, seed)
-        outcomes["flipped", "examples"] = flip_example_bits(folder, N_FLIPS, seed)
+        outcomes["flipped", "store"] = matrix.flip_bits(folder, N_FLIPS, seed)
+        outcomes["flipped", "examples"] = matrix.flip_example_bits(folder, N_FLIPS, seed)
     return outcomes
 
 
 def shares(recorded, folder, kind):
     """How much of the time each workload gets: as much as it has calls."""
     sizes = {
-        name: len(injections(whole.calls, folder / f"{name}-whole", FAULTS[kind]))
+        name: len(matrix.injections(whole.calls, folder / f"{name}-whole", FAULTS[kind]))
         for name, (whole, _) in recorded.items()
     }
     return {name: size / sum(sizes.values()) for name, size in sizes.items()}
@@ -89,7 +79,8 @@ MEANINGS = {
     "errors": "of {n:,} runs with EIO or ENOSPC: the same, unexpected errors, or temporary files left",
     "power": "of {n:,} states of the disk after a power failure: confirmed changes lost, partial ones visible",
     "random": "of {n:,} writers killed at random moments, with {confirmed:,} confirmed changes: changes lost",
-    "flipped": "of {n:,} bits flipped in a store and its examples: not detected, or other content read",
+    "flipped": "of {n:,} bits flipped in a store and its examples: other content was read, or the check found nothing in a "
+    "damaged file of the store or in refused examples",
 }
 
 

@@ -68,7 +68,7 @@ def ablate(
         from training.ablation.run import AblationJob  # noqa: PLC0415  torch
         from training.ablation.settings import ABLATED_METHODS, STUDIES, Grid, quarter_depths  # noqa: PLC0415  torch
         from training.data.catalog import open_dataset  # noqa: PLC0415
-        from training.hardware import TeacherSource, load_backbones  # noqa: PLC0415  torch
+        from training.hardware import BackboneSource, load_backbones  # noqa: PLC0415  torch
 
         chosen = tuple(dict.fromkeys(part.strip() for part in studies.split(",") if part.strip()))
         if not chosen or set(chosen) - set(STUDIES):
@@ -94,14 +94,14 @@ def ablate(
             checkpoint_every=checkpoint_every,
         )
         job.check()
-        student, (large,) = load_backbones(
-            backbone,
-            pretrained,
-            [TeacherSource(teacher, teacher_pretrained, teacher_preprocess_of)],
+        student, large = load_backbones(
+            [
+                BackboneSource(backbone, pretrained, preprocess_of),
+                BackboneSource(teacher, teacher_pretrained, teacher_preprocess_of),
+            ],
             is_random=random_weights,
             device=device,
             quick_gelu=quick_gelu,
-            preprocess_of=preprocess_of,
             interpolate_positions=interpolate_positions,
         )
         if not depth_list:

@@ -53,7 +53,7 @@ def init_context(
 def init_meta_net(
     backbone: Backbone, reduction: int, activation: nn.Module, n_out: int, generator: torch.Generator
 ) -> nn.Sequential:
-    """Two linear layers from features [B, E] to [B, n_out], with E / `reduction` hidden units; on the backbone."""
+    """Two layers on the backbone's device from features [B, E] to [B, n_out], with E / `reduction` hidden units."""
     hidden, device = max(1, backbone.embed_dim // reduction), backbone.device
     return nn.Sequential(
         OrderedDict(

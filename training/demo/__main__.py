@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.adapting.methods import METHODS
 from training.demo import ablate_domain, adapt_domains, label_free_domains, variant_command
+from training.demo.arguments import Domain, Domains
 from training.demo.boost_domains import boost_all, markdown_table, show_table
 from training.demo.crowding import crowding
 from training.demo.default_recipes import markdown_table as defaults_table
@@ -38,6 +40,7 @@ from training.demo.samples import write_samples, write_upload
 from training.demo.shared_command import shared_boost
 from training.demo.shifts import SHIFTED
 from training.demo.teachers_command import teachers
+from training.evaluation.arguments import numbers
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Images, models and bundles of the demo world.")
 console = Console(stderr=True)
@@ -76,15 +79,15 @@ def evaluate(
     """Evaluate zero-shot accuracy of student and teacher on clean images and in every domain."""
     torch.set_num_threads(threads)
     weights = {plan.arch: weights_dir / f"{plan.arch}.safetensors" for plan in (STUDENT_PLAN, TEACHER_PLAN)}
-    numbers = measure_all({arch: path for arch, path in weights.items() if path.is_file()}, n_pictures)
+    rates = measure_all({arch: path for arch, path in weights.items() if path.is_file()}, n_pictures)
     table = Table("backbone", "domain", "all 80", "held out", "base", "new")
-    for arch, domains in numbers.items():
+    for arch, domains in rates.items():
         for domain, accuracy in domains.items():
             table.add_row(arch, domain, *(f"{100 * value:.1f}" for value in accuracy.values()))
     Console().print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"n_pictures_per_domain": n_pictures, "zero_shot": numbers}, indent=2) + "\n")
+        out.write_text(json.dumps({"n_pictures_per_domain": n_pictures, "zero_shot": rates}, indent=2) + "\n")
 
 
 @app.command()
@@ -113,32 +116,33 @@ def picture(out: Annotated[Path, typer.Argument()] = OVERVIEW) -> None:
 
 @app.command()
 def int8(
-    domains: Annotated[list[str] | None, typer.Argument(help="Domains; default: all.")] = None,
+    domains: Domains = None,
     n_pictures: Annotated[int, typer.Option(min=1, help="Images per domain.")] = N_TEST,
-    out: Annotated[Path, typer.Option(help="JSON file for the results.")] = INT8_RESULTS,
+    work_dir: WorkDir = WORK_DIR,
     threads: Threads = 2,
 ) -> None:
-    """Compare the accuracy of int8 in OpenVINO with float32 in every domain, and update the documentation's table."""
+    """Compare the accuracy of int8 in OpenVINO with float32; a run with all domains updates the documentation."""
     torch.set_num_threads(threads)
-    names, rows = domains or tuple(SHIFTED), []
+    names, out, rows = domains or tuple(SHIFTED), INT8_RESULTS if not domains else work_dir / "int8.json", []
     for found in measure_int8(SERVICE_DEMO / "bundles", names, n_test=n_pictures, console=console):
         rows += found
         write_results(rows, out, n_test=n_pictures)
-    if out == INT8_RESULTS:
+    if not domains:
         fill_page(DEMO_PAGE, "demo-int8", int8_table(json.loads(out.read_text(encoding="utf-8"))))
 
 
 @app.command()
 def boost(
-    domains: Annotated[list[str] | None, typer.Argument(help="Domains to boost; default: all.")] = None,
+    domains: Domains = None,
     work_dir: WorkDir = WORK_DIR,
     jobs: Jobs = None,
 ) -> None:
-    """Boost domains, evaluate them, and update the table in the documentation; existing bundles are only evaluated."""
-    names = domains or tuple(SHIFTED)
+    """Boost domains, unless they have a bundle, and evaluate them; a run with all domains updates the documentation."""
+    names, results = domains or tuple(SHIFTED), BOOST_RESULTS if not domains else work_dir / "boost.json"
     n_jobs = jobs or default_jobs()
-    rows = boost_all(SERVICE_DEMO / "bundles", BOOST_RESULTS, work_dir, names, jobs=n_jobs, console=console)
-    fill_page(DEMO_PAGE, "demo-table", markdown_table(rows))
+    rows = boost_all(SERVICE_DEMO / "bundles", results, work_dir, names, jobs=n_jobs, console=console)
+    if not domains:
+        fill_page(DEMO_PAGE, "demo-table", markdown_table(rows))
     show_table(rows, Console())
 
 
@@ -147,7 +151,7 @@ app.command()(shared_boost)
 
 @app.command()
 def adapt(
-    domains: Annotated[list[str] | None, typer.Argument(help="Domains to adapt; default: all.")] = None,
+    domains: Domains = None,
     work_dir: WorkDir = WORK_DIR,
     jobs: Jobs = None,
 ) -> None:
@@ -164,14 +168,13 @@ def adapt(
 
 @app.command()
 def ablate(
-    domain: Annotated[str, typer.Argument(help="Domain.")] = "thermal",
+    domain: Domain = "thermal",
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds of phase 2.")] = "1,2,3",
     work_dir: WorkDir = WORK_DIR,
 ) -> None:
     """Run the paper's ablations in one domain with 20 classes, and update the tables in the documentation."""
     torch.set_num_threads(1)
-    numbers = [int(seed) for seed in seeds.split(",")]
-    report = ablate_domain.ablate_domain(domain, work_dir / "ablated", numbers, console)
+    report = ablate_domain.ablate_domain(domain, work_dir / "ablated", numbers(seeds, "--seeds", least=0), console)
     ablate_domain.write_results(report, ABLATE_RESULTS)
     fill_page(ABLATE_PAGE, "demo-ablate", report.to_markdown())
 
@@ -201,7 +204,7 @@ def _read(results: Path) -> dict[str, Any]:
 
 @app.command()
 def label_free(
-    domains: Annotated[list[str] | None, typer.Argument(help="Domains to learn; default: all.")] = None,
+    domains: Domains = None,
     recipes: Annotated[
         str, typer.Option(help="Comma-separated tables of training/demo/label_free.toml; default: all.")
     ] = ",".join(label_free_domains.recipe_names()),
@@ -231,8 +234,11 @@ def defaults(
     methods: Annotated[str, typer.Option(help="Comma-separated methods of `caspl adapt`.")] = "coop",
 ) -> None:
     """Measure the default recipes before and after training, and update the table in the documentation."""
+    chosen = methods.split(",")
+    if unknown := [method for method in chosen if method not in METHODS]:
+        raise typer.BadParameter(f"expected some of {', '.join(METHODS)}, found {unknown[0]!r}", param_hint="--methods")
     torch.set_num_threads(1)
-    for rows in run_defaults(methods.split(","), console):
+    for rows in run_defaults(chosen, console):
         DEFAULT_RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
         fill_page(DEMO_PAGE, "demo-defaults", defaults_table(rows))
 
@@ -243,12 +249,12 @@ app.command()(teachers)
 
 @app.command()
 def crowd(
-    domain: Annotated[str, typer.Argument(help="Domain with a boosting bundle.")] = "negative",
+    domain: Domain = "negative",
     counts: Annotated[str, typer.Option(help="Comma-separated numbers of tokens.")] = "0,1,2,4,8",
 ) -> None:
     """Evaluate a boosted student with random text tokens before its boosting tokens."""
     table = Table("tokens", "base", "new", title=f"boosted student, {domain}, per cent")
-    for count, found in crowding(domain, SERVICE_DEMO / "bundles", [int(count) for count in counts.split(",")]).items():
+    for count, found in crowding(domain, SERVICE_DEMO / "bundles", numbers(counts, "--counts", least=0)).items():
         table.add_row(str(count), f"{found['base']:.1f}", f"{found['new']:.1f}")
     Console().print(table)
 

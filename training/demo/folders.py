@@ -117,8 +117,9 @@ def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int
             _save_by_class(pictures, out_dir / split)
 
 
-def cached_images(domain: str, folder: Path, n_images: int, seed: int = 0) -> ImageFolder:
-    """The unlabelled images of `write_folders`, drawn unless an earlier call has finished."""
+def cached_images(domain: str, parent: Path, n_images: int, seed: int = 0) -> ImageFolder:
+    """The unlabelled images of `write_folders` in a folder below `parent`, drawn unless an earlier call has finished."""
+    folder = parent / f"{domain}-{n_images}-{seed}"
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
         write_folders(domain, folder, n_train=n_images, n_test=0, seed=seed)

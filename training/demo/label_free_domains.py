@@ -33,6 +33,7 @@ from training.demo.world import CLASS_NAMES
 from training.evaluation.bench import recipe_digest
 from training.evaluation.metrics import spread
 from training.evaluation.rows import ZERO_SHOT, short_digest
+from training.files import write_atomic
 from training.label_free.methods import LABEL_FREE
 from training.label_free_run import LabelFreeJob, encode, run_label_free, teacher_scores
 from training.prompted_backbone import PromptedBackbone, boosted_backbone
@@ -126,7 +127,7 @@ def learn_domain(domain: str, names: Sequence[str], bundles: Path, work_dir: Pat
                     run_label_free(job, variant.method, variant.recipe, base_model, quiet, encoded=encoded)
                 stack, labels = model.load_stack(read_bundle(out.read_bytes())), LABELS[variant.has_teacher]
                 rows.append(facts | _measured(model, stack, test, variant.name, labels, variant.seed))
-                row.write_text(json.dumps(rows[-1]), encoding="utf-8")
+                write_atomic(row, json.dumps(rows[-1]).encode())
     return rows
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from training.demo.pages import fill_page
 from training.demo.shared_domains import N_CHECKED, N_OWN, N_TEST, Budget, SharedRuns, share_boosting
 from training.demo.shared_tables import share_table, start_table, with_chosen
+from training.evaluation.arguments import numbers
 
 RESULTS: Final = Path("docs/results/demo-shared-boost.json")
 BUNDLES: Final = Path("service/demo/bundles")
@@ -24,9 +25,10 @@ def shared_boost(
     work_dir: Annotated[Path, typer.Option(help="Folder for bundles; interrupted runs resume.")] = Path("build/demo"),
 ) -> None:
     """Boost several domains with one set of prompts, leaving each out once, and update the documentation's tables."""
+    chosen = numbers(seeds, "--seeds", least=0)
     torch.set_num_threads(1)
     runs, budget = SharedRuns(BUNDLES, work_dir / "shared", Console(stderr=True)), Budget(images, epochs)
-    for rows in share_boosting(runs, [int(seed) for seed in seeds.split(",")], budget):
+    for rows in share_boosting(runs, chosen, budget):
         write_results(rows, runs.similarity(), budget, RESULTS)
         fill_tables(RESULTS, PAGE)
 

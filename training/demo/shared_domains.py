@@ -233,7 +233,7 @@ class SharedRuns:
         return f"{run.way}-{run.left_out or 'all'}-{run.seed}-{short_digest(identity)}"
 
     def _images(self, domain: str, n_images: int) -> ImageFolder:
-        return cached_images(domain, self._work_dir / "images" / f"{domain}-{n_images}", n_images)
+        return cached_images(domain, self._work_dir / "images", n_images)
 
     def _rows(self, facts: Row, model: str, stack: PromptStack, domains: Sequence[str]) -> list[Row]:
         """A stack measured in domains; read from the work folder if it was measured before."""

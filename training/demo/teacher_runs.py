@@ -121,7 +121,7 @@ class TeacherRuns:
         """Boost a domain and measure it, unless that was done before."""
         recipe = self.recipe(arm, seed)
         backbones = [self._teachers[arch] for arch in arm.teachers]
-        images = cached_images(domain, self._work_dir / "images" / f"{domain}-{seed}", self._sizes.n_images, seed)
+        images = cached_images(domain, self._work_dir / "images", self._sizes.n_images, seed)
         identity = [recipe.model_dump_json(), images.digest, self._student.fingerprint]
         identity += [backbone.fingerprint for backbone in backbones]
         name = f"{domain}-{seed}-{arm.label.replace(', ', '-').replace(' ', '-')}"

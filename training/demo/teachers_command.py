@@ -13,6 +13,7 @@ from training.demo.pages import fill_page
 from training.demo.shifts import SHIFTED
 from training.demo.teacher_runs import ARMS, Sizes, TeacherRuns, planned
 from training.demo.teacher_tables import complete_seeds, gaps_table, targets_table
+from training.evaluation.arguments import numbers
 
 RESULTS: Final = Path("docs/results/demo-teachers.json")
 PAGE: Final = Path("docs/demo-world.md")
@@ -25,12 +26,13 @@ def teachers(
     ),
 ) -> None:
     """Boost every domain from one teacher or two, and update the documentation after each complete seed."""
+    chosen = numbers(seeds, "--seeds", least=0)
     torch.set_num_threads(1)
     console, sizes = Console(stderr=True), Sizes()
     runs = TeacherRuns(work_dir, sizes)
     references = [row for domain in SHIFTED for row in runs.references(domain)]
     rows: list[dict[str, Any]] = []
-    for seed, domain, arm in planned([int(seed) for seed in seeds.split(",")]):
+    for seed, domain, arm in planned(chosen):
         rows.append(runs.row(seed, domain, arm))
         console.print(json.dumps(rows[-1]), markup=False, highlight=False, soft_wrap=True)
         if len(rows) == len(complete_seeds(rows)) * len(SHIFTED) * len(ARMS):

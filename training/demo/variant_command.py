@@ -12,6 +12,7 @@ from training.demo import boost_limits, boost_variants
 from training.demo.folders import DRAWN
 from training.demo.pages import fill_page
 from training.demo.variant_tables import limits_table, variants_table
+from training.evaluation.arguments import numbers
 
 RESULTS: Final = Path("docs/results/demo-boost-variants.json")
 PAGE: Final = Path("docs/demo-world.md")
@@ -27,8 +28,8 @@ def run(
     work_dir: Annotated[Path, typer.Option(help="Folder for finished runs.")] = Path("build/demo/variants"),
 ) -> None:
     """Compare variants of boosting at equal cost, then lift the limits of one domain; updates the documentation."""
-    numbers, names = [int(seed) for seed in seeds.split(",")], domains.split(",")
-    if unknown := [seed for seed in numbers if seed not in boost_variants.SEEDS]:
+    chosen, names = numbers(seeds, "--seeds", least=1), domains.split(",")
+    if unknown := [seed for seed in chosen if seed not in boost_variants.SEEDS]:
         raise typer.BadParameter(f"expected some of 1,2,3, found {unknown[0]}", param_hint="--seeds")
     if unknown_names := [name for name in names if name not in DRAWN]:
         raise typer.BadParameter(
@@ -40,7 +41,7 @@ def run(
     def show(row: dict[str, Any]) -> None:
         console.print(json.dumps(row), markup=False, highlight=False, soft_wrap=True)
 
-    references, rows = boost_variants.run_variants(names, numbers, work_dir, show)
+    references, rows = boost_variants.run_variants(names, chosen, work_dir, show)
     bundle = BUNDLES / f"{boost_limits.DOMAIN}.safetensors"
     runs = boost_limits.LimitRuns(boost_limits.DOMAIN, bundle, work_dir)
     limit_rows = runs.references()

@@ -102,19 +102,19 @@ def reproduce(
         if check is not None:
             _compare(check, tolerance, as_json=json_)
             return
-        from training.hardware import TeacherSource, load_backbones  # noqa: PLC0415  torch
+        from training.hardware import BackboneSource, load_backbones  # noqa: PLC0415  torch
         from training.reproduction.run import ReproductionJob  # noqa: PLC0415  torch
         from training.reproduction.tables import PaperTable  # noqa: PLC0415
 
         def load() -> "tuple[Backbone, Backbone]":
-            student, (large,) = load_backbones(
-                backbone,
-                pretrained,
-                [TeacherSource(teacher, teacher_pretrained, teacher_preprocess_of)],
+            student, large = load_backbones(
+                [
+                    BackboneSource(backbone, pretrained, preprocess_of),
+                    BackboneSource(teacher, teacher_pretrained, teacher_preprocess_of),
+                ],
                 is_random=random_weights,
                 device=device,
                 quick_gelu=quick_gelu,
-                preprocess_of=preprocess_of,
                 interpolate_positions=interpolate_positions,
             )
             return student, large

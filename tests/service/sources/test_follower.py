@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from prompt_store import digest_bytes
+from prompt_store.remotes.artifact import make_artifact
 from prompt_store.signing_keys import sign_bundle
 from service.access.key_file import add_key, read_keys
 from service.app import build
@@ -15,11 +16,15 @@ from service.errors import SettingsError
 from service.settings import Settings
 from service.sources import follower
 from tests.prompt_store.keys import private_key, write_keys
+from tests.prompt_store.places import moto_port, s3_place
+from tests.prompt_store.remotes.opening import close_all, opened
 from tests.prompt_store.remotes.hubs import HubServer
 from tests.prompt_store.remotes.registries import OneArtifact
 from tests.prompt_store.remotes.web import serving_web
 from tests.service.engine.engine_rows import until
 from tests.service.fakes import colour_bundle, picture
+
+__all__ = ["moto_port", "s3_place"]
 
 pytestmark = pytest.mark.anyio
 IN_BOTH_FORMS = True
@@ -120,6 +125,30 @@ async def test_the_hub_is_followed_as_well(follow, servers, monkeypatch):
         await check(client)
         assert (await live(client))["version"] == 2
         hub.commit({"paint.safetensors": THIRD})
+        await check(client)
+        assert (await live(client))["digest"] == digest_bytes(THIRD)
+
+
+async def test_a_bucket_is_followed_as_well_and_the_live_version_serves_while_it_is_away(follow, s3_place):
+    def push(data):
+        opened(address).push(make_artifact(data, ())[0])
+        close_all()
+
+    address = f"s3://{s3_place.bucket}/shared/flowers"
+    push(SECOND)
+    async with follow(follow=[address]) as client:
+        await first_check(client)
+        assert (await live(client))["digest"] == digest_bytes(SECOND)
+        s3_place.proxy.requests.clear()
+        await check(client)
+        assert [method for method, _ in s3_place.proxy.requests] == ["GET"]
+        s3_place.proxy.is_down = True
+        await check(client)
+        (state,) = await shown(client)
+        assert state["state"] == "failed"
+        assert (await client.post("/classify/paint", content=picture())).status_code == 200
+        s3_place.proxy.is_down = False
+        push(THIRD)
         await check(client)
         assert (await live(client))["digest"] == digest_bytes(THIRD)
 

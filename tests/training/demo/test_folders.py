@@ -5,7 +5,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from training.demo.__main__ import app
-from training.demo.folders import FOLDER_TEST_SEED, write_folders
+from training.demo.folders import FOLDER_TEST_SEED, cached_images, write_folders
 from training.demo.render import draw_series
 from training.demo.shifts import DOMAINS
 from training.demo.world import CLASS_NAMES
@@ -36,6 +36,45 @@ def test_a_folder_with_files_is_not_written_into(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="is not empty"):
         write_folders("clean", tmp_path)
+
+
+def test_cached_images_are_drawn_once_and_again_for_another_number_or_seed(tmp_path, monkeypatch):
+    first = cached_images("thermal", tmp_path, 2)
+    assert [len(cached_images("thermal", tmp_path, 3).files), len(first.files)] == [3, 2]
+    assert cached_images("thermal", tmp_path, 2, seed=1).digest != first.digest
+    monkeypatch.setattr("training.demo.folders.write_folders", lambda *_, **__: pytest.fail("drawn again"))
+    assert cached_images("thermal", tmp_path, 2).digest == first.digest
+
+
+def test_cached_images_of_an_interrupted_call_are_drawn_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("training.demo.folders.find_images", lambda _: None)
+        cached_images("clean", tmp_path, 2)
+    (mark,) = tmp_path.glob("*/done")
+    mark.unlink()
+    (mark.parent / "train" / "00001.png").unlink()
+    assert len(cached_images("clean", tmp_path, 2).files) == 2
+
+
+@pytest.mark.parametrize("command", ["ablate", "boost-variants", "shared-boost", "teachers"])
+def test_seeds_that_are_no_numbers_fail_before_anything_is_written(tmp_path, command):
+    result = CliRunner().invoke(app, [command, "--seeds", "1,two", "--work-dir", str(tmp_path / "work")])
+    assert result.exit_code == 2
+    assert "--seeds" in result.stderr
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("command", ["ablate", "adapt", "boost", "crowd", "int8", "label-free"])
+def test_an_unknown_domain_fails_before_anything_is_computed(command):
+    result = CliRunner().invoke(app, [command, "x-ray"])
+    assert result.exit_code == 2
+    assert "'x-ray'" in result.stderr
+
+
+def test_an_unknown_method_of_the_default_recipes_fails_before_training():
+    result = CliRunner().invoke(app, ["defaults", "--methods", "coop,coup"])
+    assert result.exit_code == 2
+    assert "'coup'" in result.stderr
 
 
 def test_an_unknown_domain_fails_the_command(tmp_path):
