@@ -285,7 +285,7 @@ def test_versions_show_the_keys_that_signed_them_and_whether_that_is_verified(br
         assert section.locator("tbody").first.locator("tr").nth(1).locator("td").nth(2).inner_text() == "-"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TABS)
 def test_no_tab_has_a_serious_accessibility_violation(browser, server, name, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
