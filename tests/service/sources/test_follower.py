@@ -27,7 +27,7 @@ from tests.service.fakes import colour_bundle, picture
 __all__ = ["moto_port", "s3_place"]
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 FIRST, SECOND, THIRD = (colour_bundle(seed=seed) for seed in range(3))
 
