@@ -3,8 +3,8 @@
     make soak MINUTES=30
 
 The load is 30 % of the capacity; one image in a hundred is invalid, from the corpus; a domain changes its version every
-ten seconds. Memory, open files, threads and temporary files of the server are sampled. Before that, the server runs every
-batch size and gets requests on all connections at once; the first quarter of the samples is warm-up, too.
+ten seconds. Memory, open files, threads and temporary files of the server are sampled. Before that, the server runs
+every batch size and gets requests on all connections at once; the first quarter of the samples is warm-up, too.
 """
 
 import argparse
