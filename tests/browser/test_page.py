@@ -262,6 +262,7 @@ def test_a_service_with_keys_requests_one_and_explains_a_wrong_one(browser, tmp_
         assert json.loads(stored) == [{}, {"caspl.classify": '["satellite"]'}, ""]
 
 
+@pytest.mark.slow
 def test_versions_show_the_keys_that_signed_them_and_whether_that_is_verified(browser, tmp_path):
     private, _ = write_keys(tmp_path)
     data = (ASSETS / "upload" / "thermal-promptsrc.safetensors").read_bytes()
