@@ -8,7 +8,7 @@ import signal
 import threading
 from dataclasses import asdict
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.console import Console
 
@@ -91,29 +91,29 @@ def _start_ray(
 
     Raises:
         SettingsError: not enough GPUs.
-        RayError: no cluster at RAY_ADDRESS.
+        RayError: Ray does not start, or there is no cluster at RAY_ADDRESS.
     """
     import ray
 
     from service.ray.application import Layout
 
     least, most = n_replicas
+    where: dict[str, Any]
     if is_joined:
-        try:
-            ray.init(logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise RayError(f"Cannot join the Ray cluster at {os.environ['RAY_ADDRESS']}: {error}") from error
-        cpus = settings.n_torch_threads or 1
+        cpus, where = settings.n_torch_threads or 1, {}
     else:
         cores = usable_cores()
         cpus = settings.n_torch_threads or max(1, cores // most)
-        ray.init(
-            address="local",
-            num_cpus=max(cores, cpus * most),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
+        where = {
+            "address": "local",
+            "num_cpus": max(cores, cpus * most),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(logging_level=logging.WARNING, **where)  # without an address, the one of RAY_ADDRESS
+    except Exception as error:
+        raise RayError(f"Ray did not start, or is not at RAY_ADDRESS: {error}") from error
     wants_gpu = not settings.needs_openvino and settings.device != "cpu"
     n_gpus = int(ray.cluster_resources().get("GPU", 0)) if wants_gpu else 0
     if not n_gpus and settings.device == "cuda":
