@@ -30,18 +30,6 @@ WARM_UP_S: Final = 3.0
 
 
 @dataclass(frozen=True)
-class OnRay(ServerOptions):
-    """Options of `caspl serve --ray`."""
-
-    replicas: int = 2
-    route_by: str = "load"
-
-    def words(self) -> list[str]:
-        """Options of the command."""
-        return [*super().words(), "--ray", "--replicas", str(self.replicas), "--route-by", self.route_by]
-
-
-@dataclass(frozen=True)
 class RayOptions:
     """What to measure.
 
@@ -67,12 +55,15 @@ class RayOptions:
     rounds: int = 5
     extra: tuple[tuple[str, str], ...] = ()
 
-    def server(self, way: str) -> ServerOptions:
-        """The options of one of the servers."""
+    @property
+    def server(self) -> ServerOptions:
+        """The options of all servers."""
         extra = (*self.extra, ("bank_slots", str(self.slots)))
-        if way == PLAIN:
-            return ServerOptions(self.backbone, self.device, self.dtype, extra=extra)
-        return OnRay(self.backbone, self.device, self.dtype, extra=extra, replicas=self.replicas, route_by=way)
+        return ServerOptions(self.backbone, self.device, self.dtype, extra=extra)
+
+    def words(self, way: str) -> tuple[str, ...]:
+        """The options of one of the servers."""
+        return () if way == PLAIN else ("--ray", "--replicas", str(self.replicas), "--route-by", way)
 
 
 @dataclass
@@ -93,14 +84,13 @@ def measure(options: RayOptions, console: Console) -> Report:
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         photographs = write_photographs(folder / "photographs", side=options.side or None)
-        backbone = backbone_of(options.server(PLAIN))
+        backbone = backbone_of(options.server)
         digests = fill_store(folder / "store", backbone, n_domains=options.slots * max(options.over))
         servers: dict[str, Server] = {}
         for way in WAYS:
             console.print(f"starting the server: {way}")
-            servers[way] = stack.enter_context(
-                serving(options.server(way), folder / "store", digests, photographs)
-            )
+            started = serving(options.server, folder / "store", digests, photographs, words=options.words(way))
+            servers[way] = stack.enter_context(started)
             servers[way].closed(options.clients, WARM_UP_S)
         for number in range(options.rounds):
             console.print(f"round {number + 1} of {options.rounds}")

@@ -59,26 +59,27 @@ def run(settings: Settings, options: RayOptions, console: Console) -> int:
         raise SettingsError("--ray requires Ray: pip install 'caspl-serve[ray]'.", code="extra_missing") from error
     from service.ray.application import NAME, application
 
+    is_joined = bool(os.environ.get("RAY_ADDRESS"))
     try:
-        is_joined = bool(os.environ.get("RAY_ADDRESS"))
         layout = _start_ray(settings, n_replicas, options.route_by, is_joined=is_joined)
         target = application(settings, layout)
-        stopping = _Stopping()
         if is_joined and serve.status().proxies:
             raise SettingsError("Ray Serve already runs on this cluster; use `serve deploy` instead, see docs/ray.md.")
         serve.start(http_options={"host": settings.host, "port": port}, logging_config={"log_level": "WARNING"})
         try:
             handle = serve.run(target, name=NAME, logging_config={"log_level": "WARNING", "enable_access_log": False})
+            stopping = _Stopping()  # until here signals end the process
+            _announce(console, settings, layout, address)
+            stopping.requested.wait()
+            if not stopping.hurried.is_set():
+                logger.info("server.draining", extra={"for_s": settings.drain_delay_s})
+                handle.broadcast("drain").results(timeout_s=settings.drain_timeout_s)
+                stopping.hurried.wait(settings.drain_delay_s)
+            serve.delete(NAME)  # open requests finish, new ones get 503
         except RuntimeError as error:
             raise RayError(f"The replicas did not start: {error}") from error
-        _announce(console, settings, layout, address)
-        stopping.requested.wait()
-        if not stopping.hurried.is_set():
-            logger.info("server.draining", extra={"for_s": settings.drain_delay_s})
-            handle.broadcast("drain").results(timeout_s=settings.drain_timeout_s)
-            stopping.hurried.wait(settings.drain_delay_s)
-        serve.delete(NAME)  # open requests finish, new ones get 503
-        serve.shutdown()
+        finally:
+            serve.shutdown()
     finally:
         ray.shutdown()
     return 0

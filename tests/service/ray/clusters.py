@@ -39,6 +39,16 @@ sys.exit(command.run(Settings(**json.loads(sys.argv[1])), RayOptions(2, None, "l
 """Serves on Ray and deploys the settings and layout of each line of its input, as `serve deploy` of a changed file does."""
 
 
+CLUSTER = """
+import sys
+import ray
+
+ray.init(address="local", num_cpus=1, object_store_memory=80_000_000, include_dashboard=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
 def environment(folder, variables):
     """Without Ray's parts that tests do not need, on one core per replica."""
     # jsonschema imports this package, which a development environment has, if it can; that takes seconds in each of Ray's ten processes.
@@ -111,6 +121,21 @@ def serving(folder, *options, **variables):
     command = ["-m", "caspl", "serve", "--demo", "--ray", "--port", str(port), "--store", str(folder / "store")]
     with running(folder, [*command, *options], port, variables=variables) as found:
         yield found
+
+
+@contextmanager
+def cluster(folder):
+    """A Ray of one core without a service; yields its address."""
+    with (folder / "cluster.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", CLUSTER],
+            env=environment(folder, {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    with process:  # closes its input, and waits
+        yield process.stdout.readline().decode().strip()
 
 
 class Updating:

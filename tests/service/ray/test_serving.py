@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from prompt_store.store import Store
 from service.demo import process as plain
 from service.demo.files import ASSETS, seed_store
 from tests.service.processes import JoinedThreads, eventually
-from tests.service.ray.clusters import replicas, samples, serving, updating
+from tests.service.ray.clusters import cluster, environment, is_ready, replicas, samples, serving, updating
 
 pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'caspl-serve[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -129,6 +131,47 @@ def test_a_killed_replica_costs_retried_requests_only_and_no_answer_names_a_wron
     assert {answer[0][1] for _, answer in load.answers} == versions
     assert [one for one in load.answers if not same(one[1], expected[one[0], one[1][0][1]])] == []
     assert set(load.statuses) <= {200, 502, 503}, load.statuses
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with cluster(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
+
+
+def run_on(address, folder, *options):
+    """`caspl serve --ray` on a cluster, expected to fail."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "caspl", "serve", "--ray", "--port", "0", *options],
+        env=environment(folder, {"RAY_ADDRESS": address}),
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=180,
+    )
+
+
+def test_replicas_that_cannot_start_end_the_command_with_the_reason_and_leave_nothing_behind(address, tmp_path):
+    failed = run_on(address, tmp_path, "--backbone", "ViT-B-32", "--pretrained", "missing.pt")
+
+    assert failed.returncode == 1
+    assert "The replicas did not start" in failed.stderr
+    assert "missing.pt" in failed.stderr
+    with serving(tmp_path, RAY_ADDRESS=address) as (_, url):  # a Ray Serve left behind would reject it
+        assert is_ready(url)
+
+
+def test_it_joins_a_running_ray_where_a_second_service_is_rejected(address, tmp_path):
+    with serving(tmp_path, RAY_ADDRESS=address) as (process, url):
+        assert replicas(process) == []  # they belong to the cluster
+        with Client(url) as client:
+            assert client.classify(PICTURES["thermal"][0], "thermal")[0].version == 1
+
+        second = run_on(address, tmp_path, "--demo")
+
+        assert second.returncode == 2
+        assert "Ray Serve already runs on this cluster" in second.stderr
+        assert is_ready(url)
 
 
 def test_replicas_are_added_under_load_and_sigterm_finishes_open_requests(tmp_path):
