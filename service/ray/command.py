@@ -21,6 +21,10 @@ from service.server import load_keys
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ray.serve import Application
+
     from service.ray.application import Layout
 
 logger = logging.getLogger(__name__)
@@ -57,7 +61,7 @@ def run(settings: Settings, options: RayOptions, console: Console) -> int:
         from ray import serve
     except ImportError as error:
         raise SettingsError("--ray requires Ray: pip install 'caspl-serve[ray]'.", code="extra_missing") from error
-    from service.ray.application import NAME, application
+    from service.ray.application import application
 
     is_joined = bool(os.environ.get("RAY_ADDRESS"))
     try:
@@ -67,22 +71,39 @@ def run(settings: Settings, options: RayOptions, console: Console) -> int:
             raise SettingsError("Ray Serve already runs on this cluster; use `serve deploy` instead, see docs/ray.md.")
         serve.start(http_options={"host": settings.host, "port": port}, logging_config={"log_level": "WARNING"})
         try:
-            handle = serve.run(target, name=NAME, logging_config={"log_level": "WARNING", "enable_access_log": False})
-            stopping = _Stopping()  # until here signals end the process
-            _announce(console, settings, layout, address)
-            stopping.requested.wait()
-            if not stopping.hurried.is_set():
-                logger.info("server.draining", extra={"for_s": settings.drain_delay_s})
-                handle.broadcast("drain").results(timeout_s=settings.drain_timeout_s)
-                stopping.hurried.wait(settings.drain_delay_s)
-            serve.delete(NAME)  # open requests finish, new ones get 503
-        except RuntimeError as error:
-            raise RayError(f"The replicas did not start: {error}") from error
+            _serve(target, settings, lambda: _announce(console, settings, layout, address))
         finally:
             serve.shutdown()
     finally:
         ray.shutdown()
     return 0
+
+
+def _serve(target: Application, settings: Settings, announce: Callable[[], None]) -> None:
+    """Deploy the application, call `announce` and serve until a signal; then drain.
+
+    Raises:
+        RayError: the replicas did not start.
+    """
+    from ray import serve
+
+    from service.ray.application import NAME
+
+    try:
+        handle = serve.run(target, name=NAME, logging_config={"log_level": "WARNING", "enable_access_log": False})
+    except RuntimeError as error:
+        raise RayError(f"The replicas did not start: {error}") from error
+    stopping = _Stopping()  # until here signals end the process
+    announce()
+    stopping.requested.wait()
+    if not stopping.hurried.is_set():
+        logger.info("server.draining", extra={"for_s": settings.drain_delay_s})
+        try:
+            handle.broadcast("drain").results(timeout_s=settings.drain_timeout_s)
+        except Exception:
+            logger.exception("ray.drain_incomplete")  # of a replica that has just ended, for example
+        stopping.hurried.wait(settings.drain_delay_s)
+    serve.delete(NAME)  # open requests finish, new ones get 503
 
 
 def _start_ray(
