@@ -58,7 +58,7 @@ def run(settings: Settings, options: RayOptions, console: Console) -> int:
         import ray
         from ray import serve
     except ImportError as error:
-        raise SettingsError("--ray requires Ray: pip install 'caspl-serve[ray]'.", code="extra_missing") from error
+        raise SettingsError("--ray requires Ray: pip install 'caspl-serve[ray]'.") from error
     from service.ray.application import application
 
     is_joined = bool(os.environ.get("RAY_ADDRESS"))

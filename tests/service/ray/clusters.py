@@ -36,7 +36,7 @@ def announce_and_update(console, settings, layout, address):
 command._announce = announce_and_update
 sys.exit(command.run(Settings(**json.loads(sys.argv[1])), RayOptions(2, None, "load"), None))
 """
-"""Serves on Ray and deploys the settings and layout of each line of its input, as `serve deploy` of a changed file does."""
+"""Serves on Ray and deploys the settings and layout of each line of its input, as `serve deploy` does."""
 
 
 CLUSTER = """
@@ -51,12 +51,13 @@ sys.stdin.read()
 
 def environment(folder, variables):
     """Without Ray's parts that tests do not need, on one core per replica."""
-    # jsonschema imports this package, which a development environment has, if it can; that takes seconds in each of Ray's ten processes.
+    # jsonschema imports this package if it is installed, which takes seconds in each of Ray's ten processes.
     (folder / "rfc3987_syntax.py").write_text("raise ImportError")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CASPL_", "RAY_"))}
     return kept | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(folder),
+        "RAY_AUTH_MODE": "disabled",  # clusters of other tests have other tokens
         "CASPL_DRAIN_DELAY_S": "0.5",
         "CASPL_LOG_LEVEL": "warning",
         "CASPL_N_TORCH_THREADS": "1",
@@ -87,7 +88,11 @@ def running(folder, command, port, *, stdin=None, variables=()):
     log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-P", *command], env=environment(folder, dict(variables)), stdin=stdin, stdout=subprocess.PIPE, stderr=file
+            [sys.executable, "-P", *command],
+            env=environment(folder, dict(variables)),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=file,
         )
     try:
         ends_s = time.monotonic() + READY_WITHIN_S
@@ -156,7 +161,8 @@ class Updating:
 def updating(folder):
     """A service with two replicas whose settings and layout can be changed."""
     settings = {"backbone": "demo-student", "store": str(folder / "store"), "port": free_port()}
-    with running(folder, ["-c", UPDATING, json.dumps(settings)], settings["port"], stdin=subprocess.PIPE) as (process, url):
+    command = ["-c", UPDATING, json.dumps(settings)]
+    with running(folder, command, settings["port"], stdin=subprocess.PIPE) as (process, url):
         assert process.stdout.readline() == b"ready\n"
         try:
             yield Updating(process, url, settings)

@@ -37,7 +37,9 @@ def test_args_that_are_no_settings_are_rejected_by_name():
         application.app({"pretrain": "openai"})
 
 
-@pytest.mark.parametrize(("settings", "reason"), [({"web_workers": 2}, "web_workers"), ({"device": "cuda:1"}, "cuda:1")])
+@pytest.mark.parametrize(
+    ("settings", "reason"), [({"web_workers": 2}, "web_workers"), ({"device": "cuda:1"}, "cuda:1")]
+)
 def test_settings_of_a_single_server_are_rejected(settings, reason):
     with pytest.raises(SettingsError, match=reason):
         application.application(Settings(**settings), application.Layout())

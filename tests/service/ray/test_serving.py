@@ -7,7 +7,9 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import httpx
 import pytest
 
 from caspl.client import Client
@@ -33,9 +35,7 @@ def service(tmp_path_factory):
 
 def facts(results):
     """What a client reads of results: version and digest, and the probability of each class."""
-    return [
-        (one.domain, one.version, one.digest, {p.label: p.probability for p in one.predictions}) for one in results
-    ]
+    return [(one.domain, one.version, one.digest, {p.label: p.probability for p in one.predictions}) for one in results]
 
 
 def same(found, expected):
@@ -67,6 +67,9 @@ class Load(JoinedThreads):
                         self.answers.append((path.name, facts(client.classify(path, self._domain))))
             except CasplError as error:
                 self.failures.append(error)
+
+    def has_answered(self, n):
+        return len(self.answers) >= n
 
     def _count(self, response):
         with self._lock:
@@ -120,7 +123,7 @@ def test_a_killed_replica_costs_retried_requests_only_and_no_answer_names_a_wron
             assert not same(*([(*one[:1], 0, "", one[3]) for one in expected[path.name, v]] for v in versions))
         with Load(url) as load:
             for version in (2, 1):
-                eventually(lambda n=len(load.answers): len(load.answers) > n + 40, within_s=120)
+                eventually(partial(load.has_answered, len(load.answers) + 40), within_s=120)
                 client.activate("thermal", version)
                 old = replicas(process)
                 os.kill(old[0], signal.SIGKILL)
@@ -201,7 +204,8 @@ def test_an_update_replaces_all_replicas_without_a_failed_request_and_a_full_one
             eventually(lambda: len(load.answers) > n_updated + 40, within_s=60)
 
         assert load.failures == []
-        assert Client(service.url)._http.get("/info").json()["limits"]["max_batch_rows"] == 1
+        info = httpx.get(f"{service.url}/info", trust_env=False, timeout=60).json()
+        assert info["limits"]["max_batch_rows"] == 1
         assert old.isdisjoint(replicas(service.process))
         # Both have answered: one alone takes two requests at a time, and there were four.
         assert len([n for n in samples(service.url, "caspl_images_total", domain="thermal").values() if n]) == 2
