@@ -88,7 +88,8 @@ class Publisher:
             StoreReadOnlyError, StorageFullError: the store cannot be written.
         """
         await asyncio.to_thread(self._check_signature, data, signature)
-        bundle = bundle or await asyncio.to_thread(read_bundle, data)
+        if bundle is None:
+            bundle = await asyncio.to_thread(read_bundle, data)
         if bundle.manifest.domain != domain:
             message = f"The bundle is for domain {bundle.manifest.domain}, but was uploaded to another domain."
             raise BundleInvalidError("manifest_mismatch", message, field="domain")
