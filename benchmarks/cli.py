@@ -89,7 +89,10 @@ def serve(
     seconds: Seconds = 20.0,
     slo_ms: Annotated[float, typer.Option(min=1, help="latency objective under overload")] = 2000.0,
     only: Annotated[
-        str, typer.Option(help="parts, separated by commas: start, idle, closed, open, overload, swaps, fits, rollouts, attacks")
+        str,
+        typer.Option(
+            help="parts, separated by commas: start, idle, closed, open, overload, swaps, fits, rollouts, attacks"
+        ),
     ] = "start,idle,closed,open,overload",
     label: Label = "",
     extra: Settings = None,
@@ -220,6 +223,44 @@ def http(
             label=label,
         )
         return measure(options, console)
+
+    run(measure, out, as_json, quiet)
+
+
+@bench_app.command(epilog="\b\nExample:\n  caspl bench plan --only model,fixed")
+def plan(
+    backbone: Backbone = "ViT-B-32",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+    loads: Annotated[str, typer.Option(help="shares of the capacity, separated by commas")] = "0.3,0.6,0.8",
+    requests: Annotated[int, typer.Option(min=10, help="requests of each load")] = 1500,
+    replicas: Annotated[int, typer.Option(min=2, help="replicas of Ray")] = 2,
+    only: Annotated[str, typer.Option(help="servers, separated by commas: model, fixed, ray")] = "model,fixed,ray",
+    side: Side = 0,
+    extra: Settings = None,
+    out: Out = RESULTS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how well `caspl plan` predicts the latencies of real servers at several loads."""
+
+    def measure(console: Console) -> Report:
+        from benchmarks.plan import PlanOptions, measure
+
+        options = PlanOptions(
+            backbone=backbone,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            loads=numbers(loads, "--loads"),
+            n_requests=requests,
+            n_replicas=replicas,
+            only=comma_separated(only),
+            side=side,
+            extra=name_value_pairs(extra),
+        )
+        return measure(options, out, console)
 
     run(measure, out, as_json, quiet)
 

@@ -118,7 +118,10 @@ class Server:
 
     def open(self, rate_per_s: float, duration_s: float) -> list[Answer]:
         """Answers of an open loop with the default deadline."""
-        due_s = arrival_times(rate_per_s, duration_s)
+        return self.open_at(arrival_times(rate_per_s, duration_s))
+
+    def open_at(self, due_s: list[float]) -> list[Answer]:
+        """The same, with requests at given times."""
         return send(self.load(due_s=due_s, n_connections=256, path="/classify/{domain}?top_k=1"))
 
     def activate(self, domain: str, version: int) -> Swap:
@@ -158,7 +161,13 @@ def fill_store(folder: Path, backbone: Backbone, *, n_domains: int, n_versions: 
 
 @contextmanager
 def serving(
-    options: ServerOptions, store: Path, digests: Digests, photographs: Sequence[Path], *, caspl: Path | None = None
+    options: ServerOptions,
+    store: Path,
+    digests: Digests,
+    photographs: Sequence[Path],
+    *,
+    caspl: Path | None = None,
+    words: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Start `caspl serve` and stop it afterwards.
 
@@ -168,13 +177,14 @@ def serving(
         digests: of its versions.
         photographs: files to classify.
         caspl: the command; this environment's by default.
+        words: further options of `caspl serve`.
 
     Raises:
         BenchError: the server does not become ready.
     """
     port = free_port()
     command = [str(caspl or Path(sys.executable).with_name("caspl")), "serve", "--port", str(port)]
-    command += ["--store", str(store), "--log-level", "warning", *options.words()]
+    command += ["--store", str(store), "--log-level", "warning", *options.words(), *words]
     variables = {name: value for name, value in environ.items() if not name.startswith(("CASPL_", "PYTHONPATH"))}
     url = f"http://127.0.0.1:{port}"
     domains = list(dict.fromkeys(domain for domain, _ in digests))

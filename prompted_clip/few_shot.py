@@ -56,14 +56,17 @@ class Ridge:
         """
         eigen, n = features.eigen, len(labels_N)
         rotated_NE, inverse_E = eigen.features_NE, 1 / (eigen.values_E + RIDGE)
-        counts_K, sums_KE = class_sums(rotated_NE, labels_N, n_classes)
+        counts_K, own_KE = features.class_sums(labels_N, n_classes)
+        sums_KE = np.ascontiguousarray(eigen.rotated(own_KE).T)
         solved_E = sums_KE.sum(axis=0) * inverse_E
         schur = n + RIDGE - float(solved_E @ sums_KE.sum(axis=0))
         bias_K = (counts_K - sums_KE @ solved_E) / schur
-        weight_KE = sums_KE * inverse_E - bias_K[:, None] * solved_E
-        leverage_N = rotated_NE**2 @ inverse_E + (1 - rotated_NE @ solved_E) ** 2 / schur
-        scores_NK = (rotated_NE @ weight_KE.T + bias_K) / (1 - leverage_N)[:, None]
+        damped, scaled_KE = eigen.damped(RIDGE), sums_KE * inverse_E
+        constant_N = 1 - rotated_NE @ solved_E
+        leverage_N = damped.squares_N + constant_N**2 / schur
+        scores_NK = (damped.products(scaled_KE) + np.outer(constant_N, bias_K)) / (1 - leverage_N)[:, None]
         scores_NK[np.arange(n), labels_N] -= leverage_N / (1 - leverage_N)
+        weight_KE = scaled_KE - np.outer(bias_K, solved_E)
         return LinearTerm(weight_KE @ eigen.basis_EE.T, bias_K), scores_NK
 
     def fit_some(self, features: Features, is_used_N: Bools, labels_N: Ints, n_classes: int) -> LinearTerm:

@@ -7,12 +7,21 @@ Legend: N examples, U unlabelled images, K classes, E joint width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from math import sqrt
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from prompted_clip.features import Bools, Features, Floats, Ints, LinearTerm
+from prompted_clip.calibration import (
+    COARSE,
+    Calibration,
+    calibrate,
+    calibrate_margins,
+    margins,
+    named_thresholds,
+    softmax,
+)
+from prompted_clip.features import AlphaSearch, Bools, Features, Floats, Ints, LinearTerm
 from prompted_clip.few_shot import AUTO_METHODS, FewShotMethod
 from prompted_clip.semi_supervised import GDA_UNLABELLED, UnlabelledImages, semi_supervised_gda
 
@@ -22,9 +31,6 @@ MIN_EXAMPLES: Final = 4
 """A class with fewer keeps its text features alone."""
 ALPHAS: Final = np.logspace(-1.5, 1.5, 13)
 """Candidates besides 0, in units of the ratio of the logits' spreads."""
-RATES: Final = (0.01, 0.05, 0.1)
-"""Abstention rates with a stored threshold."""
-MAX_INVERSE_TEMPERATURE: Final = 30.0
 MAX_WEIGHT: Final = 1e4
 """Largest value that a bundle may contain."""
 
@@ -64,14 +70,7 @@ class FewShotFit:
 
     def thresholds(self) -> dict[str, float]:
         """Abstention thresholds by rate, as in a bundle's manifest."""
-        return {f"{rate:g}": threshold for rate, threshold in abstention_thresholds(self.probabilities()).items()}
-
-
-class Calibration(NamedTuple):
-    """The least mean log-loss over all temperatures, and that temperature."""
-
-    loss: float
-    temperature: float
+        return named_thresholds(self.probabilities())
 
 
 def fit_few_shot(
@@ -91,7 +90,8 @@ def fit_few_shot(
         unlabelled: adds the candidate `gda-unlabelled`.
     """
     known, n_classes = Features.of(features), text_logits_NK.shape[1]
-    best = text = calibrate(text_logits_NK, labels_N)
+    best = text = calibrate_margins(margins(text_logits_NK, labels_N), known.start(TEXT))
+    known.searches[TEXT] = AlphaSearch(0, {0: 1 / text.temperature})
     method_name, alpha, logits_NK = TEXT, 0.0, text_logits_NK
     term, is_fitted_K = _no_term(n_classes, known.values_NE.shape[1]), _has_enough(labels_N, n_classes)
     for name, method, is_own_K in _candidates(labels_N, n_classes, methods, unlabelled, text.temperature):
@@ -100,12 +100,12 @@ def fit_few_shot(
         alphas = _alphas(text_logits_NK, scores_NK, is_own_K, MAX_WEIGHT / largest)
         if not alphas:
             continue
-        index, found = _best_alpha(text_logits_NK, scores_NK, labels_N, alphas, known.starts.get(name))
-        known.starts[name] = index, 1 / found.temperature
+        index, found = _best_alpha(text_logits_NK, scores_NK, labels_N, alphas, known.searches, name)
         if found.loss < best.loss:
             best, method_name, alpha, term, is_fitted_K = found, name, alphas[index], own_term, is_own_K
             logits_NK = text_logits_NK + alpha * scores_NK
-    temperature = calibrate(logits_NK, labels_N).temperature  # to the last digit the same from any start of the search
+    # From a rounded start, so that the last digit does not depend on where the search for alpha started.
+    temperature = calibrate_margins(margins(logits_NK, labels_N), float(f"{1 / best.temperature:.3g}")).temperature
     return FewShotFit(method_name, alpha, term, temperature, labels_N, logits_NK, text_logits_NK, is_fitted_K)
 
 
@@ -135,9 +135,12 @@ def held_out_logits(
         term = _over_all_classes(method.fit_some(features, is_used_N, used_N, len(fitted)), is_own_K)
         scores_NK = term(features.values_NE[~is_train_N])
         alphas = _alphas(others_NK, scores_NK, is_own_K, np.inf)
-        index, found = _best_alpha(others_NK, scores_NK, others_N, alphas, features.starts.get(f"half {name}"))
-        features.starts[f"half {name}"] = index, 1 / found.temperature
-        if found.loss < calibrate(others_NK, others_N).loss:
+        # An example that changes halves costs the search a few steps, no more.
+        search = f"{name} {'first' if is_train_N[0] else 'second'} half"
+        index, found = _best_alpha(others_NK, scores_NK, others_N, alphas, features.searches, search)
+        text = calibrate_margins(margins(others_NK, others_N), features.start(f"{search}, text"), COARSE, found.loss)
+        features.searches[f"{search}, text"] = AlphaSearch(0, {0: 1 / text.temperature})
+        if found.loss < text.loss:
             others_NK = others_NK + alphas[index] * scores_NK
     return others_NK
 
@@ -165,7 +168,9 @@ def _candidates(
 
 def _alphas(text_logits_NK: Floats, scores_NK: Floats, is_own_K: Bools, most: float) -> list[float]:
     """`ALPHAS` in units of the ratio of the spreads over the term's own classes; those below `most`."""
-    unit = _spread(text_logits_NK[:, is_own_K]) / _spread(scores_NK[:, is_own_K])
+    if not is_own_K.all():
+        text_logits_NK, scores_NK = text_logits_NK[:, is_own_K], scores_NK[:, is_own_K]
+    unit = _spread(text_logits_NK) / _spread(scores_NK)
     return [alpha for alpha in (unit * ALPHAS).tolist() if alpha < most]
 
 
@@ -174,7 +179,8 @@ def _best_alpha(
     scores_NK: Floats,
     labels_N: Ints,
     alphas: Sequence[float],
-    start: tuple[int, float] | None = None,
+    searches: dict[str, AlphaSearch],
+    name: str,
 ) -> tuple[int, Calibration]:
     """The index of the alpha with the least log-loss, and that loss.
 
@@ -186,32 +192,30 @@ def _best_alpha(
         scores_NK: of the term.
         labels_N: of the same examples.
         alphas: candidates.
-        start: an index and an estimate of b; by default the middle and 1.
+        searches: earlier ones by name; this one starts where the one of its name ended, or else in the middle with
+            b = 1, and is added.
+        name: of this one.
     """
-    text_margins_NK, score_margins_NK = _margins(text_logits_NK, labels_N), _margins(scores_NK, labels_N)
+    last = searches.get(name) or AlphaSearch(len(alphas) // 2, {})
+    text_margins_NK, score_margins_NK = margins(text_logits_NK, labels_N), margins(scores_NK, labels_N)
     found: dict[int, Calibration] = {}
 
-    def at(index: int, inverse_temperature: float) -> Calibration:
+    def at(index: int, inverse_temperature: float, least: float = np.inf) -> Calibration:
         if index not in found:
             margins_NK = text_margins_NK + alphas[index] * score_margins_NK
-            found[index] = _calibrate_margins(margins_NK, inverse_temperature)
+            start = last.inverses.get(index, inverse_temperature)
+            found[index] = calibrate_margins(margins_NK, start, COARSE, least)
         return found[index]
 
-    best, b = start or (len(alphas) // 2, 1.0)
-    best = min(best, len(alphas) - 1)
-    at(best, b)
+    best = min(last.best, len(alphas) - 1)
+    at(best, 1.0)
     for step in (1, -1):
         b = 1 / found[best].temperature
-        while 0 <= best + step < len(alphas) and at(best + step, b).loss < found[best].loss:
+        while 0 <= best + step < len(alphas) and at(best + step, b, found[best].loss).loss < found[best].loss:
             best += step
             b = 1 / found[best].temperature
+    searches[name] = AlphaSearch(best, {index: 1 / one.temperature for index, one in found.items()})
     return best, found[best]
-
-
-def text_logits(features_NE: Floats, text_KE: NDArray[Any], logit_scale: float) -> Floats:
-    """The logits of the text features, z = s <f, g_k>, for unit features: [N, K]."""
-    result: Floats = features_NE @ (logit_scale * text_KE.T.astype(np.float64))
-    return result
 
 
 def _term_and_scores(
@@ -222,9 +226,12 @@ def _term_and_scores(
     used_N = np.searchsorted(fitted, labels_N[is_used_N])
     own, without_NK = method.fit_and_leave_out(features.rows(is_used_N), used_N, len(fitted))
     term = _over_all_classes(own, is_fitted_K)
+    without_NK -= without_NK.mean(axis=1, keepdims=True)
+    if is_fitted_K.all():
+        return term, without_NK
     scores_NK = np.zeros((len(labels_N), len(is_fitted_K)))
     scores_NK[~is_used_N] = term(features.values_NE[~is_used_N])
-    scores_NK[np.ix_(is_used_N, fitted)] = without_NK - without_NK.mean(axis=1, keepdims=True)
+    scores_NK[np.ix_(is_used_N, fitted)] = without_NK
     return term, scores_NK
 
 
@@ -242,58 +249,5 @@ def _no_term(n_classes: int, width: int) -> LinearTerm:
 
 def _spread(scores_NK: Floats) -> float:
     """Root mean square around each example's mean; 1 if there is none."""
-    return float((scores_NK - scores_NK.mean(axis=1, keepdims=True)).std()) or 1.0
-
-
-def softmax(logits_NK: Floats) -> Floats:
-    """Probabilities, row by row."""
-    powers_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
-    result: Floats = powers_NK / powers_NK.sum(axis=1, keepdims=True)
-    return result
-
-
-def calibrate(logits_NK: Floats, labels_N: Ints) -> Calibration:
-    """The temperature with the least mean log-loss.
-
-    The targets are smoothed by 1/(N + 1), as in Platt scaling, so that the temperature of separable classes is not 0.
-    """
-    return _calibrate_margins(_margins(logits_NK, labels_N))
-
-
-def _margins(logits_NK: Floats, labels_N: Ints) -> Floats:
-    """Logits minus that of the label."""
-    margins_NK: Floats = logits_NK - np.take_along_axis(logits_NK, labels_N[:, None], axis=1)
-    return margins_NK
-
-
-def _calibrate_margins(margins_NK: Floats, start: float = 1.0) -> Calibration:
-    """See `calibrate`; the loss is convex in b = 1/T, so this is Newton's method within a bracket, from `start`."""
-    smoothing = float(margins_NK.mean()) / (len(margins_NK) + 1)
-    highest_N = margins_NK.max(axis=1)
-    below_NK = margins_NK - highest_N[:, None]
-    powers_NK = np.empty_like(below_NK)
-    low, high, b = 1 / MAX_INVERSE_TEMPERATURE, MAX_INVERSE_TEMPERATURE, start
-    while True:
-        np.exp(np.multiply(below_NK, b, out=powers_NK), out=powers_NK)
-        sums_N = powers_NK.sum(axis=1)
-        powers_NK *= below_NK
-        mean_N = powers_NK.sum(axis=1) / sums_N
-        slope = float((mean_N + highest_N).mean()) - smoothing
-        curvature = float((np.einsum("nk,nk->n", powers_NK, below_NK) / sums_N - mean_N**2).mean())
-        low, high = (low, b) if slope > 0 else (b, high)
-        step = b - slope / curvature if curvature > 0 else 0.0
-        following = step if low < step < high else (low * high) ** 0.5
-        if abs(following - b) <= 1e-6 * b:
-            return Calibration(float((np.log(sums_N) + b * highest_N).mean()) - b * smoothing, 1 / following)
-        b = following
-
-
-def abstention_thresholds(probabilities_NK: Floats, rates: Sequence[float] = RATES) -> dict[float, float]:
-    """By rate, the probability below which the best class is too uncertain.
-
-    Conformal prediction (Vovk et al. 2005): at most this share of new images of these classes has a lower best
-    probability. This holds approximately, as leave-one-out scores come from heads with one example less.
-    """
-    sorted_N = np.sort(probabilities_NK.max(axis=1))
-    places = {rate: int(rate * (len(sorted_N) + 1)) for rate in rates}
-    return {rate: float(sorted_N[place - 1]) if place else 0.0 for rate, place in places.items()}
+    centred_NK = scores_NK - scores_NK.mean(axis=1, keepdims=True)
+    return float(np.linalg.norm(centred_NK)) / sqrt(centred_NK.size) or 1.0

@@ -12,9 +12,10 @@ from typing import Final
 
 import numpy as np
 
+from prompted_clip.calibration import named_thresholds, softmax
 from prompted_clip.features import Bools, Features, Floats, Ints
 from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS
-from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, held_out_logits, softmax
+from prompted_clip.fit import TEXT, FewShotFit, fit_few_shot, held_out_logits
 from prompted_clip.semi_supervised import GDA_UNLABELLED, UnlabelledImages
 
 AUTO: Final = "auto"
@@ -140,9 +141,11 @@ def report_fit(
     n_right_text_K = np.bincount(labels_N, is_right_text_N, n_classes)
     n_right_half_K = np.bincount(labels_N, is_right_half_N, n_classes)
 
+    mistakes_KK = confusion_KK * (1 - np.eye(n_classes, dtype=np.int64))
+    mistaken_K, n_mistakes_K = mistakes_KK.argmax(axis=1), mistakes_KK.sum(axis=1)
+
     def of_class(index: int) -> ClassFit:
         n = int(counts_K[index])
-        mistakes_K = np.where(np.arange(n_classes) == index, 0, confusion_KK[index])
         return ClassFit(
             name=class_names[index],
             n_examples=n,
@@ -150,7 +153,7 @@ def report_fit(
             accuracy=wilson(int(confusion_KK[index, index]), n) if n else None,
             text_accuracy=float(n_right_text_K[index]) / n if n else None,
             half_accuracy=float(n_right_half_K[index]) / n if n else None,
-            mistaken_for=class_names[int(mistakes_K.argmax())] if mistakes_K.any() else None,
+            mistaken_for=class_names[int(mistaken_K[index])] if n_mistakes_K[index] else None,
         )
 
     return FitReport(
@@ -173,7 +176,7 @@ def report_fit(
         ),
         calibration_error_before=calibration_error(softmax(fit.logits_NK), labels_N),
         calibration_error_after=calibration_error(probabilities_NK, labels_N),
-        abstain=fit.thresholds(),
+        abstain=named_thresholds(probabilities_NK),
     )  # fmt: skip
 
 

@@ -4,11 +4,23 @@ Legend: N examples, U images with soft labels, K classes, E joint width, M nodes
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 
-from prompted_clip.features import Bools, Eigen, Features, Floats, Ints, LinearTerm, Nearby, class_sums, eigen_of
+from prompted_clip.features import (
+    Bools,
+    Eigen,
+    Features,
+    Floats,
+    Ints,
+    LinearTerm,
+    Nearby,
+    RowProducts,
+    class_sums,
+    eigen_of,
+)
 from prompted_clip.interpolation import Nodes, nodes_for
 
 MIN_DAMPING: Final = 1e-6
@@ -47,7 +59,7 @@ class Gda:
 
     def fit(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> LinearTerm:
         """See `FewShotMethod`; by definition."""
-        width, found = features_NE.shape[1], self._moments(features_NE, labels_N, n_classes)
+        width, found = features_NE.shape[1], self._moments(*class_sums(features_NE, labels_N, n_classes))
         spread_NE = features_NE - found.means_KE[labels_N]
         scatter_EE = spread_NE.T @ spread_NE
         if self.soft is not None:
@@ -66,7 +78,7 @@ class Gda:
         they are interpolated from a few values of r.
         """
         eigen, width = self._eigen(features), features.values_NE.shape[1]
-        found = self._moments(features.values_NE, labels_N, n_classes).rotated(eigen.basis_EE)
+        found = self._moments(*features.class_sums(labels_N, n_classes)).rotated(eigen.rotated)
         total, own_N = found.counts_K.sum(), found.counts_K[labels_N]
         trace = max(eigen.values_E.sum() - found.between, 0.0)
         term = _term(eigen.values_E, found, trace)
@@ -77,17 +89,17 @@ class Gda:
         scores_NK = np.empty((len(labels_N), n_classes))
         for nodes in nodes_for(damping_N):
             rows = nodes.rows
-            products = _products(eigen.values_E, eigen.features_NE[rows], found, labels_N[rows], nodes)
+            products = _products(eigen, found, labels_N[rows], nodes)
             scores_NK[rows] = width * _without_own(products, found, labels_N[rows], damping_N[rows], width)
         return LinearTerm(term.weight_KE @ eigen.basis_EE.T, term.bias_K), scores_NK
 
     def fit_some(self, features: Features, is_used_N: Bools, labels_N: Ints, n_classes: int) -> LinearTerm:
         """See `FewShotMethod`."""
-        used_NE = features.values_NE[is_used_N]
         if self.soft is not None:
-            return self.fit(used_NE, labels_N, n_classes)
-        near = features.near(is_used_N)
-        found = self._moments(used_NE, labels_N, n_classes).rotated(near.basis_EE)
+            return self.fit(features.values_NE[is_used_N], labels_N, n_classes)
+        near, used_N = features.near(is_used_N), np.full(len(is_used_N), -1)
+        used_N[is_used_N] = labels_N
+        found = self._moments(*near.class_sums(used_N, n_classes)).rotated(near.rotated)
         moved = float(near.signs_J @ (near.moved_JE**2).sum(axis=1))
         term = _term(near.values_E, found, max(near.values_E.sum() + moved - found.between, 0.0), near)
         return LinearTerm(term.weight_KE @ near.basis_EE.T, term.bias_K)
@@ -99,24 +111,30 @@ class Gda:
         soft_gram_EE = (soft_UE * self.soft.weights_UK.sum(axis=1, keepdims=True)).T @ soft_UE
         return eigen_of(features.gram + soft_gram_EE, features.values_NE)
 
-    def _moments(self, features_NE: Floats, labels_N: Ints, n_classes: int) -> "_Moments":
-        counts_K, sums_KE = class_sums(features_NE, labels_N, n_classes)
+    def _moments(self, counts_K: Floats, sums_KE: Floats) -> "_Moments":
+        """From the examples' counts and sums."""
         squares_K = counts_K
         if self.soft is not None:
             weights_UK = self.soft.weights_UK
             counts_K = counts_K + weights_UK.sum(axis=0)
             squares_K = squares_K + (weights_UK**2).sum(axis=0)
             sums_KE = sums_KE + weights_UK.T @ self.soft.features_UE
-        return _Moments(counts_K, squares_K, sums_KE / counts_K[:, None])
+        return _Moments(counts_K, squares_K, sums_KE)
 
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Weighted examples of each class: sum of the weights and of their squares, and means."""
+    """Weighted examples of each class: sums of the weights, of their squares, and of the features."""
 
     counts_K: Floats
     squares_K: Floats
-    means_KE: Floats
+    sums_KE: Floats
+
+    @cached_property
+    def means_KE(self) -> Floats:
+        """Mean of each class."""
+        means_KE: Floats = self.sums_KE / self.counts_K[:, None]
+        return means_KE
 
     @property
     def noise(self) -> Floats:
@@ -134,9 +152,9 @@ class _Moments:
         """Trace of the part of the Gram matrix that the means explain, so that S has the rest."""
         return float((self.counts_K * (self.means_KE**2).sum(axis=1)).sum())
 
-    def rotated(self, basis_EE: Floats) -> "_Moments":
+    def rotated(self, rotated: RowProducts) -> "_Moments":
         """The same in another basis."""
-        return replace(self, means_KE=self.means_KE @ basis_EE)
+        return replace(self, sums_KE=np.ascontiguousarray(rotated(self.sums_KE).T))
 
     def term(self, weight_KE: Floats, explained: float) -> LinearTerm:
         """W and b from W and tr(P S)/E."""
@@ -155,6 +173,7 @@ class _Damped:
         inverse_E: D.
         roots_K: sqrt(n_k).
         scaled_QE: Q D.
+        gram_QQ: Q D Q^T.
         inner_QQ: C.
     """
 
@@ -165,7 +184,8 @@ class _Damped:
         if near is not None:
             rows_QE, signs_Q = np.vstack([rows_QE, near.moved_JE]), np.concatenate([signs_Q, near.signs_J])
         self.scaled_QE: Floats = rows_QE * self.inverse_E
-        self.inner_QQ = -np.linalg.inv(np.diag(signs_Q) + self.scaled_QE @ rows_QE.T)
+        self.gram_QQ: Floats = self.scaled_QE @ rows_QE.T
+        self.inner_QQ = -np.linalg.inv(np.diag(signs_Q) + self.gram_QQ)
 
     @property
     def weights(self) -> Floats:
@@ -210,26 +230,36 @@ class _Products:
     trace_N: Floats
 
 
-def _products(values_E: Floats, features_NE: Floats, moments: _Moments, labels_N: Ints, nodes: Nodes) -> _Products:
-    """Interpolate the products of some examples."""
+def _products(eigen: Eigen, moments: _Moments, labels_N: Ints, nodes: Nodes) -> _Products:
+    """Interpolate the products of the examples of some nodes."""
     n, n_classes = len(labels_N), len(moments.counts_K)
-    rows, squares_NE = np.arange(n), features_NE**2
+    rows = np.arange(n)
     found = _Products(*np.zeros((3, n, n_classes)), *np.zeros((4, n)))
-    for damping, weight_N, slope_N in zip(nodes.dampings_M, nodes.weights_NM.T, nodes.slopes_NM.T, strict=True):
-        damped = _Damped(values_E, moments, damping)
-        scaled_NK = features_NE @ damped.scaled_QE.T
+    norms_MK = np.empty((len(nodes.dampings_M), n_classes))
+    for node, damping in enumerate(nodes.dampings_M):
+        weight_N, slope_N = nodes.weights_NM[:, node], nodes.slopes_NM[:, node]
+        damped = _Damped(eigen.values_E, moments, damping)
+        if isinstance(nodes.rows, slice):  # after another change of labels the nodes are the same
+            kept = eigen.damped(float(damping))
+            scaled_NK, plain_N = kept.products(damped.scaled_QE), kept.squares_N
+        else:
+            own_NE = eigen.features_NE[nodes.rows]
+            scaled_NK, plain_N = own_NE @ damped.scaled_QE.T, own_NE**2 @ damped.inverse_E
         inner_NK = scaled_NK @ damped.inner_QQ
-        square_N = squares_NE @ damped.inverse_E + np.einsum("nk,nk->n", scaled_NK, inner_NK)
+        square_N = plain_N + np.einsum("nk,nk->n", scaled_NK, inner_NK)
         inner_NK /= damped.roots_K
-        means_KK = damped.weights @ moments.means_KE.T
+        means_KK = damped.inner_QQ @ damped.gram_QQ / np.outer(damped.roots_K, damped.roots_K)
         spread_N = square_N - 2 * inner_NK[rows, labels_N] + means_KK.diagonal()[labels_N]
-        found.inner_NK += weight_N[:, None] * inner_NK
-        found.own_NK += weight_N[:, None] * means_KK[labels_N]
-        found.norms_NK += np.outer(weight_N, means_KK.diagonal())
+        inner_NK *= weight_N[:, None]
+        found.inner_NK += inner_NK
+        np.multiply(means_KK[labels_N], weight_N[:, None], out=inner_NK)
+        found.own_NK += inner_NK
+        norms_MK[node] = means_KK.diagonal()
         found.square_N += weight_N * square_N
         found.spread_N += weight_N * spread_N
         found.spread_squared_N -= slope_N * spread_N  # dP/dr = -P^2
         found.trace_N += weight_N * damped.trace
+    found.norms_NK = nodes.weights_NM @ norms_MK
     return found
 
 

@@ -5,7 +5,7 @@ Legend: N examples, M nodes.
 
 from collections.abc import Iterator
 from itertools import count
-from math import log, sqrt
+from math import ceil, exp, log, sqrt
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ from prompted_clip.features import Floats, Ints
 
 MAX_RATIO: Final = 1.05
 """Of the dampings that one interpolation covers."""
-MIN_HALF_WIDTH: Final = 1e-3
-"""Of the interval of an interpolation, relative to its middle: the slope needs nodes that differ."""
+HALF_WIDTH: Final = 1e-3
+"""Of the interval of an interpolation, relative to its middle, or a multiple: the slope needs nodes that differ."""
+MIDDLES: Final = 1e-3
+"""Relative distance of the middles, so that slightly different dampings have the same nodes."""
 TOLERANCE: Final = 1e-9
 """Relative error of a slope times its share of a score, which is about 1/N. Values are more exact."""
 
@@ -47,8 +49,8 @@ def nodes_for(damping_N: Floats) -> Iterator[Nodes]:
     for group in np.unique(group_N):
         rows = np.flatnonzero(group_N == group)
         low, high = damping_N[rows].min(), damping_N[rows].max()
-        middle = (low + high) / 2
-        half_width = max((high - low) / 2, MIN_HALF_WIDTH * middle)
+        middle = exp(MIDDLES * round(log((low + high) / 2) / MIDDLES))
+        half_width = HALF_WIDTH * middle * max(1, ceil(max(high / middle - 1, 1 - low / middle) / HALF_WIDTH))
         ratio = middle / half_width
         rho = ratio + sqrt(ratio**2 - 1)
         n_nodes = next(m for m in count(2) if m**2 / 2 * rho ** (1 - m) <= TOLERANCE * len(damping_N))

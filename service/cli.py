@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
@@ -22,6 +22,7 @@ from service.demo.files import ASSETS, BACKBONE, seed_store
 from service.errors import ServiceError, SettingsError
 from service.observability import logs
 from service.process import end_process, set_openmp_spinning
+from service.ray.options import RayOptions
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 FAILURE: Final = 1
 USAGE: Final = 2
 DIGEST_CHARS: Final = 19
+NO_SETTINGS: Final = frozenset({"demo", "demo_assets", "ray", "replicas", "autoscale", "route_by"})
+"""Options of `caspl serve` that are not in `Settings`."""
 RANDOM_SEED: Final = 0
 """Seed of `--random-weights`; CASPL_RANDOM_WEIGHTS sets another."""
 
@@ -95,13 +98,22 @@ def serve(
         int | None,
         typer.Option(help="keep this many uncertain images of classify requests per domain for labelling  [0]"),
     ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="serve with replicas on Ray Serve, see docs/ray.md")] = False,
+    replicas: Annotated[int | None, typer.Option(min=1, help="with --ray: number of replicas  [1]")] = None,
+    autoscale: Annotated[
+        str | None, typer.Option(metavar="MIN:MAX", help="with --ray: number of replicas by the length of their queues")
+    ] = None,
+    route_by: Annotated[
+        Literal["load", "domain"] | None,
+        typer.Option(help="with --ray: to the replica with less load, or each domain to one replica  [load]"),
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo", help="serve the packaged demo backbone and domains")] = False,
     demo_assets: Annotated[Path, typer.Option(hidden=True)] = ASSETS,
     log_format: Annotated[str | None, typer.Option(help="text or json  [text]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error  [info]")] = None,
 ) -> None:
     """Serve every live domain of a store over HTTP. Further settings: CASPL_* variables, see docs/configuration.md."""
-    options = {name: value for name, value in locals().items() if name not in {"demo", "demo_assets"}}
+    options = {name: value for name, value in locals().items() if name not in NO_SETTINGS}
     options["require_signature"] = require_signature or None
     options["follow"] = follow or None
     options["random_weights"] = RANDOM_SEED if random_weights else None
@@ -109,7 +121,10 @@ def serve(
     options["interpolate_positions"] = interpolate_positions or None
     console = _console()
     with _exit_on_error(console):
-        status = _serve(options, demo_assets if demo else None, console)
+        if not ray and (replicas or autoscale or route_by):
+            raise SettingsError("--replicas, --autoscale and --route-by require --ray.")
+        on_ray = RayOptions(replicas, autoscale, route_by or "load") if ray else None
+        status = _serve(options, demo_assets if demo else None, on_ray, console)
     end_process(status)
 
 
@@ -194,7 +209,7 @@ def _print_error(console: Console, error: Exception) -> None:
         console.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
 
 
-def _serve(options: dict[str, Any], demo_assets: Path | None, console: Console) -> int:
+def _serve(options: dict[str, Any], demo_assets: Path | None, on_ray: RayOptions | None, console: Console) -> int:
     if demo_assets is not None and options["backbone"] is None:
         options = {**options, "backbone": BACKBONE}
     settings = load_settings(**options)
@@ -204,6 +219,10 @@ def _serve(options: dict[str, Any], demo_assets: Path | None, console: Console) 
         from prompted_clip.errors import PromptedClipError
         from service import server
     with _open_store(settings, options, demo_assets) as store:
+        if on_ray:
+            from service.ray import command
+
+            return command.run(settings.model_copy(update={"store": store.address}), on_ray, console)
         try:
             is_kept = demo_assets is None or options["store"] is not None
             return server.run(

@@ -82,6 +82,7 @@ class Engine:
         backbone: the model's.
         backend, dtype: see `ImageTower`.
         num_streams: batches that run concurrently.
+        pipeline_depth: batches that are prepared meanwhile.
         activity: calls in progress on the device.
         is_lost: only a new process can use the device again.
         batch_limit: the batch size, reduced after repeated out-of-memory errors.
@@ -100,7 +101,7 @@ class Engine:
         self._resident_domains = frozenset(resident_domains)
         self.backbone: Backbone = model.backbone
         self.backend, self.dtype = model.image_tower.backend, model.image_tower.dtype
-        self.num_streams = model.num_streams
+        self.num_streams, self.pipeline_depth = model.num_streams, model.pipeline_depth
         self.activity = Activity(stuck_after_s)
         self.is_lost = False
         self.batch_limit = BatchLimit()

@@ -25,8 +25,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from prompted_clip.features import Features, Floats, Ints, LinearTerm
-from prompted_clip.fit import softmax, text_logits
+from prompted_clip.calibration import softmax
+from prompted_clip.features import Features, Floats, Ints, LinearTerm, text_logits
 from prompted_clip.fit_report import FitReport, fit_and_report
 from prompted_clip.semi_supervised import UnlabelledImages
 from service.errors import FitFailedError, RequestInvalidError
@@ -111,7 +111,7 @@ def compute(job: FitJob, features: Features | None = None) -> FitResult:
     """
     if features is None:
         features = Features(job.features_NE.astype(np.float64))
-    text_logits_NK = text_logits(features.values_NE, job.text_KE, job.logit_scale)
+    text_logits_NK = features.text_logits(job.text_KE, job.logit_scale)
     unlabelled = None
     if job.uses_unlabelled and len(job.unlabelled_ME):
         unlabelled_ME = job.unlabelled_ME.astype(np.float64)

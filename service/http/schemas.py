@@ -320,6 +320,15 @@ class BackboneOut(BaseModel):
     dtype: str
 
 
+class BatchesOut(BaseModel):
+    """How the device is used: what `caspl plan` needs besides times."""
+
+    max_rows: int = Field(description="images per batch at most")
+    n_concurrent: int = Field(description="batches that run at the same time")
+    n_pipelined: int = Field(description="batches that are prepared while others run")
+    n_cores: int = Field(description="cores that the process may use")
+
+
 class InfoOut(BaseModel):
     """Response of `GET /info`."""
 
@@ -328,6 +337,7 @@ class InfoOut(BaseModel):
     backbone: BackboneOut
     preprocess: str
     store_is_writable: bool
+    batches: BatchesOut
     limits: dict[str, int | float]
 
 

@@ -19,6 +19,7 @@ from service.errors import CapacityError, ImageRejectedError, OverloadedError
 from service.images.headers import DAMAGED, Header, check_size, check_work, read_header
 from service.images.pool import FairThreadPool
 from service.images.preprocessing import MAX_THREADS, Pixels, decode_threads, preprocessing
+from service.images.webp import decode_webp
 from service.process import use_one_torch_thread
 from service.scheduler.budget import Budget
 from service.settings import MIB, Settings
@@ -75,6 +76,13 @@ def open_image(
             if image.size != header.size:
                 raise ImageRejectedError(DAMAGED)  # noqa: TRY301  the handlers below are for the decoders
             notes = _notes(image)
+            if header.kind != "WEBP":
+                return decode(image, data), notes
+            mode, info = image.mode, image.info
+        del image  # Pillow's decoder has two canvases
+        if webp := decode_webp(data, header.size, mode, info):
+            return decode(webp, data), notes
+        with Image.open(io.BytesIO(data), formats=(header.kind,)) as image:
             return decode(image, data), notes
     except ImageRejectedError:
         raise

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from prompted_clip.preprocess import PNG_MAGIC, without_metadata
 from service.errors import ImageFormatError, ImageRejectedError, ImageTooLargeError
+from service.images import webp
 from service.settings import Settings
 
 Format = Literal["JPEG", "PNG", "WEBP"]
@@ -30,6 +31,9 @@ MAX_CHUNKS: Final = 20_000
 """Chunks of a PNG or WebP. libpng writes 8 KiB of pixels per chunk; some encoders write a chunk per row."""
 CODES_BYTES: Final = 6 * 1024
 """libwebp's tables for one group of Huffman codes."""
+ALPHA: Final = 0x10
+ANIMATION: Final = 0x02
+"""Flags of an extended WebP; an animation of one frame is a still image."""
 
 MANY_CHUNKS: Final = f"The image file has more than {MAX_CHUNKS} chunks. Save it again with another program."
 DAMAGED: Final = "The image file is damaged and cannot be decoded."
@@ -162,8 +166,11 @@ def _webp_header(data: bytes) -> Header:
         )
     # Each 4 x 4 pixels of a lossless image may have their own Huffman codes, which take 4 bytes of the file.
     n_codes = 0 if data[12:16] == b"VP8 " else min(65_536, width * height // 16, len(data) // 4)
-    # libwebp has the codes, a canvas and a copy of it; without the codes it has two canvases, and Pillow two copies.
-    n_bytes = max(16 * width * height, 8 * width * height + CODES_BYTES * n_codes)
+    # libwebp has the codes beside the result and its own pixels, or those of the alpha channel and that channel.
+    flags = data[20] if data[12:16] == b"VP8X" and len(data) > 20 else 0
+    n_bytes = (9 if flags & ALPHA else 8) * width * height + CODES_BYTES * n_codes
+    if flags & ANIMATION or not webp.IS_AVAILABLE:  # libwebp has two canvases, without the codes, and Pillow two copies
+        n_bytes = max(n_bytes, 16 * width * height)
     return Header("WEBP", (width, height), n_bytes)
 
 

@@ -62,6 +62,8 @@ class Exact:
             turn = exif_turn(image)
             rgb_hwc = decoded[0] if turn is None else turned(decoded[0], turn)
             return lambda: np.ascontiguousarray(rgb_hwc.transpose(2, 0, 1))
+        if image.mode == "RGBX" and exif_turn(image) is None:  # a WebP: a copy would take as much memory again
+            return lambda: to_pixels(image, self.image_size, self.values)[:3]
         rgb = upright_rgb(image)
         return lambda: to_pixels(rgb, self.image_size, self.values)
 

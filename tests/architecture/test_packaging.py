@@ -65,9 +65,9 @@ def test_every_imported_package_is_a_declared_dependency():
     extras_by_folders = {
         ("prompt_store",): ("hub", "s3"),
         ("caspl",): ("serve", "export"),
-        ("service", "prompted_clip"): ("serve", "traces", "export", "openvino"),
+        ("service", "prompted_clip"): ("serve", "ray", "traces", "export", "openvino"),
         ("training", "prompted_clip"): ("train", "evaluate", "export", "openvino"),
-        ("tests",): ("serve", "s3", "traces", "train", "evaluate", "bench", "export", "openvino", "dev", "fuzz"),
+        ("tests",): ("serve", "s3", "ray", "traces", "train", "evaluate", "bench", "export", "openvino", "dev", "fuzz"),
     }
     for folders, extras in extras_by_folders.items():
         expected = declared(*extras)

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from prompted_clip.calibration import calibrate
 from prompted_clip.features import Features
 from prompted_clip.few_shot import FEW_SHOT_METHODS
-from prompted_clip.fit import ALPHAS, MIN_EXAMPLES, abstention_thresholds, calibrate, fit_few_shot, softmax
+from prompted_clip.fit import ALPHAS, MIN_EXAMPLES, fit_few_shot
 from prompted_clip.fit_report import calibration_error, first_half, fit_and_report, report_fit, suspects, wilson
-from tests.reference.slow_few_shot import least_loss, slow_fit
+from tests.reference.slow_few_shot import slow_fit
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_METHODS.values(), ids=FEW_SHOT_METHODS)
 
@@ -184,26 +185,6 @@ def test_with_fewer_than_two_fittable_classes_the_fit_is_the_text_features(count
     assert (fit.method, report.method, report.n_examples) == ("text", "text", len(labels))
 
 
-def test_the_temperature_of_separable_examples_is_bounded():
-    labels = np.arange(8) % 2
-    assert calibrate(100.0 * np.eye(2)[labels], labels)[1] > 10
-
-
-def test_the_temperature_minimises_the_loss():
-    _, labels, logits = examples((20, 20, 20), noise=3.0)
-    loss, temperature = calibrate(logits, labels)
-    expected = least_loss(logits, labels)
-    assert loss == pytest.approx(expected[0], rel=1e-9)
-    assert temperature == pytest.approx(expected[1], rel=1e-4)
-
-
-def test_thresholds_leave_the_stated_share_below_them():
-    probabilities = softmax(np.random.default_rng(0).normal(size=(999, 5)))
-    for rate, threshold in abstention_thresholds(probabilities).items():
-        assert (probabilities.max(1) < threshold).sum() == round(rate * 1000) - 1
-    assert abstention_thresholds(probabilities[:50], [0.01]) == {0.01: 0.0}
-
-
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     probabilities = np.array([[0.9, 0.1]] * 10 + [[0.45, 0.55]] * 10)
     labels = np.array([0] * 6 + [1] * 14)
@@ -269,7 +250,7 @@ def test_a_fit_to_nearly_the_same_examples_equals_one_from_scratch(n_changes):
 
 
 def held_out(term_logits, fitted, text, labels):
-    """Logits with the alpha that has the least loss, 0 among the candidates; `term_logits` are of the fitted classes."""
+    """Logits with the alpha of least loss, 0 among the candidates; `term_logits` are of the fitted classes."""
     scores = np.zeros_like(text)
     scores[:, fitted] = term_logits - term_logits.mean(axis=1, keepdims=True)
     own_text = text[:, fitted] - text[:, fitted].mean(axis=1, keepdims=True)

@@ -25,3 +25,10 @@ def test_similar_dampings_share_a_few_nodes():
     (nodes,) = nodes_for(np.linspace(1.0, 1.001, 10_000))
     assert nodes.rows == slice(None)
     assert len(nodes.dampings_M) == 3
+
+
+def test_slightly_different_dampings_have_the_same_nodes():
+    dampings = np.linspace(0.8, 0.8003, 1280)
+    (nodes,), (again,), (far,) = (list(nodes_for(factor * dampings)) for factor in (1, 1 + 1e-5, 1.01))
+    np.testing.assert_array_equal(nodes.dampings_M, again.dampings_M)
+    assert (nodes.dampings_M != far.dampings_M).all()

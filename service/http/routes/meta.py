@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.http.context import Context
-from service.http.schemas import BackboneOut, InfoOut
+from service.http.schemas import BackboneOut, BatchesOut, InfoOut
 from service.observability.device import package_version
+from service.process import usable_cores
 
 router = APIRouter(tags=["about"])
 
@@ -14,7 +15,8 @@ router = APIRouter(tags=["about"])
 @router.get("/info")
 async def info(context: Context) -> InfoOut:
     """Backbone, device, preprocessing and limits."""
-    backbone = context.engine.backbone
+    engine = context.engine
+    backbone = engine.backbone
     return InfoOut(
         name="CasPL Serve",
         version=package_version(),
@@ -24,10 +26,16 @@ async def info(context: Context) -> InfoOut:
             fingerprint=backbone.fingerprint,
             image_size=backbone.image_size,
             device=str(backbone.device),
-            backend=context.engine.backend,
-            dtype=context.engine.dtype,
+            backend=engine.backend,
+            dtype=engine.dtype,
         ),
         preprocess=context.settings.preprocess,
         store_is_writable=context.store.is_writable,
+        batches=BatchesOut(
+            max_rows=engine.max_batch_rows(context.settings.max_batch_rows),
+            n_concurrent=engine.num_streams,
+            n_pipelined=engine.pipeline_depth,
+            n_cores=usable_cores(),
+        ),
         limits=context.settings.limits(),
     )

@@ -18,6 +18,7 @@ from service.images.headers import (
     read_header,
 )
 from service.settings import Settings
+from tests.service.images.test_webp import animation_of_one_frame
 
 LIMITS = Settings(max_image_pixels=1_000_000)
 EXIF_ORIENTATION = 0x0112
@@ -73,9 +74,11 @@ HEADERS = {
     "PNG, grey": (lambda: encode(noise(), "PNG"), 5),
     "PNG, palette": (lambda: encode(noise().convert("P"), "PNG"), 5),
     "PNG, 16-bit grey": (lambda: encode(noise(dtype=np.uint16), "PNG"), 8),
-    "WEBP": (lambda: encode(noise(3), "WEBP"), 16),
-    "WEBP, lossless": (lambda: encode(noise(4), "WEBP", lossless=True), 16),
-    "WEBP with EXIF": (lambda: encode(noise(4), "WEBP", exif=turned()), 16),
+    "WEBP": (lambda: encode(noise(3), "WEBP"), 8),
+    "WEBP, lossless": (lambda: encode(noise(4), "WEBP", lossless=True), 8),
+    "WEBP with EXIF": (lambda: encode(noise(3), "WEBP", exif=turned()), 8),
+    "WEBP with alpha": (lambda: encode(noise(4), "WEBP"), 9),
+    "WEBP, animated": (lambda: animation_of_one_frame(noise(3)), 16),
 }
 
 

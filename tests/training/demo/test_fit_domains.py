@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompted_clip.fit import RATES
+from prompted_clip.calibration import RATES
 from training.demo.fit_domains import CHECK_SEEDS, CHECKS, METHODS, SEEDS, SHOTS, Encoded
 
 ROOT = Path(__file__).parents[3]

@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from service.process import usable_cores
 from tests.service.engine.engine_rows import until
 from tests.service.fakes import FINGERPRINT, colour_bundle, picture
 
@@ -137,9 +138,10 @@ async def test_metrics_tell_idle_broken_and_stale_domains_from_live_ones(serve, 
         assert f'caspl_live_version{{domain="{domain}"}} {version}.0' in text
 
 
-async def test_info_names_the_backbone_and_the_limits(serve):
-    async with serve() as client:
+async def test_info_names_the_backbone_its_batches_and_the_limits(serve):
+    async with serve(max_batch_rows=24) as client:
         body = (await client.get("/info")).json()
+    assert body["batches"] == {"max_rows": 24, "n_concurrent": 1, "n_pipelined": 0, "n_cores": usable_cores()}
     assert body["backbone"]["fingerprint"] == FINGERPRINT
     assert body["limits"]["max_images"] == 16
     assert body["store_is_writable"] is True
