@@ -34,7 +34,7 @@ def plan(
     ] = "random",
     spare: Annotated[int, typer.Option(min=0, help="servers that may fail")] = 1,
     price_per_hour: Annotated[float | None, typer.Option(min=0, help="price of one server, for the cost")] = None,
-    bundle_kib: Annotated[float, typer.Option(min=0, help="size of a bundle, for the traffic of the store")] = 600.0,
+    bundle_kib: Annotated[float, typer.Option(min=0, help="size of a bundle, for the traffic of the store")] = 400.0,
     activations: Annotated[float, typer.Option(min=0, help="activations per day, all domains together")] = 24.0,
     poll: Annotated[float, typer.Option(min=0, help="the servers' store_poll_s")] = 1.0,
     pictures: Annotated[
