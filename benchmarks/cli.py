@@ -89,7 +89,10 @@ def serve(
     seconds: Seconds = 20.0,
     slo_ms: Annotated[float, typer.Option(min=1, help="latency objective under overload")] = 2000.0,
     only: Annotated[
-        str, typer.Option(help="parts, separated by commas: start, idle, closed, open, overload, swaps, fits, rollouts, attacks")
+        str,
+        typer.Option(
+            help="parts, separated by commas: start, idle, closed, open, overload, swaps, fits, rollouts, attacks"
+        ),
     ] = "start,idle,closed,open,overload",
     label: Label = "",
     extra: Settings = None,

@@ -80,8 +80,8 @@ def measure(options: FitTimeOptions, console: Console) -> Report:
     load = psutil.getloadavg()[0]
     if load > MAX_LOAD:
         report.notes.append(
-            f"The load average was {load:.1f} on {psutil.cpu_count()} CPUs: other processes delayed the fits, which have "
-            "the lowest priority, and may have raised their CPU time, as CPUs can share a core."
+            f"The load average was {load:.1f} on {psutil.cpu_count()} CPUs: other processes delayed the fits, which "
+            "have the lowest priority, and may have raised their CPU time, as CPUs can share a core."
         )
     rng = np.random.default_rng(SEED)
     for n_examples in options.examples:

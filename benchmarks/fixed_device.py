@@ -57,11 +57,11 @@ def build_replica(load: Callable[[Settings], PromptedClip], settings: Settings) 
     return import_module("service.ray.application")._build(settings)
 
 
-def launcher(
-    folder: Path, python: str = sys.executable, *, batch_s: float = BATCH_S, row_s: float = 0.0
-) -> Path:
+def launcher(folder: Path, python: str = sys.executable, *, batch_s: float = BATCH_S, row_s: float = 0.0) -> Path:
     """Write a `caspl` command with the simulated device, for an interpreter with this project; returns its path."""
     path = folder / "caspl"
-    path.write_text(f"#!{python} -P\nfrom benchmarks.fixed_device import serve\nserve({batch_s}, {row_s})\n", encoding="utf-8")
+    path.write_text(
+        f"#!{python} -P\nfrom benchmarks.fixed_device import serve\nserve({batch_s}, {row_s})\n", encoding="utf-8"
+    )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path

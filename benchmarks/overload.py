@@ -62,7 +62,9 @@ class Round:
         return (self.load.n_requests + len(self.probes)) / self.load.seconds
 
 
-def overload(server: Server, report: Report, *, times: float, n_clients: int, seconds: float, slo_s: float, target: float) -> None:
+def overload(
+    server: Server, report: Report, *, times: float, n_clients: int, seconds: float, slo_s: float, target: float
+) -> None:
     """Alternate overloads with measurements of the capacity.
 
     Args:

@@ -1,7 +1,7 @@
 """`caspl bench plan`: latencies that `caspl plan` predicts, against those of real servers under Poisson arrivals.
 
-Each server is measured idle, as a user would with `caspl plan --measure`, and then gets three loads. Nothing is fitted to
-the loads.
+Each server is measured idle, as a user would with `caspl plan --measure`, and then gets three loads. Nothing is fitted
+to the loads.
 """
 
 import tempfile
@@ -88,7 +88,9 @@ def measure(options: PlanOptions, out: Path, console: Console) -> Report:
     cases = {
         "model": Case("model", f"{options.backbone} on this processor"),
         "fixed": Case("fixed", "simulated device, one server"),
-        "ray": Case("ray", f"simulated device, {options.n_replicas} replicas of Ray", options.n_replicas, "two-choices"),
+        "ray": Case(
+            "ray", f"simulated device, {options.n_replicas} replicas of Ray", options.n_replicas, "two-choices"
+        ),
     }
     rows = []
     with tempfile.TemporaryDirectory(prefix="caspl-bench-") as name:
@@ -112,10 +114,10 @@ def measure(options: PlanOptions, out: Path, console: Console) -> Report:
     )  # fmt: skip
     report.tables["Predicted and measured latencies"] = Table(headings, rows)
     report.notes += [
-        "`p99 by chance`: 5 and 95 % of the p99 of simulated runs with as many requests; a measured value outside shows "
-        "what the model leaves out.",
-        f"Simulated device: {1000 * BATCH_S:.0f} ms per batch and {1000 * ROW_S:.0f} ms per image, at most {BATCH_ROWS} "
-        "images, no CPU. Servers and client share the cores.",
+        "`p99 by chance`: 5 and 95 % of the p99 of simulated runs with as many requests; a measured value outside "
+        "shows what the model leaves out.",
+        f"Simulated device: {1000 * BATCH_S:.0f} ms per batch and {1000 * ROW_S:.0f} ms per image, at most "
+        f"{BATCH_ROWS} images, no CPU. Servers and client share the cores.",
     ]
     return report
 
@@ -157,7 +159,9 @@ def compare(server: Server, times: Measurements, case: Case, load: float, n_requ
     answers = server.open_at(due_s)
     after = server.metrics()
     good_s = [answer.latency_s for answer in answers[int(WARM_UP * len(answers)) :] if answer.is_good]
-    rows, batches = (after.get(name, 0.0) - before.get(name, 0.0) for name in ("caspl_batch_rows_sum", "caspl_batch_rows_count"))
+    rows, batches = (
+        after.get(name, 0.0) - before.get(name, 0.0) for name in ("caspl_batch_rows_sum", "caspl_batch_rows_count")
+    )
     return Point(
         load,
         rate_per_s,
@@ -174,7 +178,9 @@ def add_point(report: Report, case: Case, point: Point) -> tuple[object, ...]:
     """Add a point's error to a report; returns its row of the table."""
     errors = [predicted / measured - 1 for predicted, measured in zip(point.predicted, point.measured, strict=True)]
     at = f"{case.words}, at {point.load:g} of the capacity"
-    report.add(f"p99_error_{case.name}_{point.load:g}", abs(errors[1]), f"predicted p99 / measured, minus one; {at}", TARGET)
+    report.add(
+        f"p99_error_{case.name}_{point.load:g}", abs(errors[1]), f"predicted p99 / measured, minus one; {at}", TARGET
+    )
     report.samples.setdefault("points", []).append({"case": case.name, **asdict(point)})
     p50, p99 = (f"{one:.0f} / {other:.0f}" for one, other in zip(point.predicted, point.measured, strict=True))
     low_ms, high_ms = point.by_chance

@@ -75,12 +75,8 @@ def measure(options: ServeOptions, console: Console) -> Report:
     return report
 
 
-def measure_parts(server: Server, options: ServeOptions, report: Report, console: Console) -> None:
-    """Run the chosen parts on a running server."""
-    backbone = server.client.get("/info").raise_for_status().json().get("backbone", {})
-    report.settings |= {name: backbone[name] for name in ("dtype", "device") if name in backbone}
-    report.device = str(report.settings["device"]) if report.settings["device"] != "auto" else "cpu"
-    server.closed(max(CLIENTS), WARM_UP_S)
+def measure_without_capacity(server: Server, options: ServeOptions, report: Report, console: Console) -> None:
+    """Run the chosen parts that need no rate of requests."""
     if "start" in options.only:
         meaning = f"from the start of the process to ready, {options.n_domains:,} domains, s"
         report.add("ready_after_s", server.ready_after_s, meaning)
@@ -93,6 +89,15 @@ def measure_parts(server: Server, options: ServeOptions, report: Report, console
     if "attacks" in options.only:
         console.print("attacks")
         attack_server(server, report, seconds=options.seconds)
+
+
+def measure_parts(server: Server, options: ServeOptions, report: Report, console: Console) -> None:
+    """Run the chosen parts on a running server."""
+    backbone = server.client.get("/info").raise_for_status().json().get("backbone", {})
+    report.settings |= {name: backbone[name] for name in ("dtype", "device") if name in backbone}
+    report.device = str(report.settings["device"]).replace("auto", "cpu")
+    server.closed(max(CLIENTS), WARM_UP_S)
+    measure_without_capacity(server, options, report, console)
     if not {"open", "swaps", "fits", "rollouts", "overload"} & set(options.only):
         return
     console.print(f"capacity: closed loop, {CAPACITY_CLIENTS} clients")

@@ -47,7 +47,7 @@ def plan(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Size a deployment: servers, utilisation, latencies, store traffic and cost of a load, from measured batch times."""
+    """Size a deployment from measured batch times: servers, utilisation, latencies, store traffic and cost."""
     if pictures and not domain:
         raise typer.BadParameter("--measure needs a live domain of the server", param_hint="--domain")
     if (rate is not None and servers is not None) or (rate is None and servers is None and not pictures):
@@ -85,9 +85,7 @@ def store_traffic(n_servers: int, bundle_kib: float, activations: float, poll_s:
     }
 
 
-def _measure(
-    url: str, key: str | None, domain: str, pictures: list[Path], path: Path, console: Console
-) -> None:
+def _measure(url: str, key: str | None, domain: str, pictures: list[Path], path: Path, console: Console) -> None:
     with Client(url, api_key=key, retry_for_s=0) as client, progress_bars(console) as bars:
         task = bars.add_task("measuring (rounds)", total=WARM_UP + ROUNDS, note="")
         found = measure(client, domain, pictures, on_round=lambda _: bars.advance(task))
@@ -95,7 +93,9 @@ def _measure(
     console.print(plain(f"wrote {path}"), soft_wrap=True)
 
 
-def _show(found: Plan, objective: Objective, times: Measurements, traffic: dict[str, float], cost: float | None) -> None:
+def _show(
+    found: Plan, objective: Objective, times: Measurements, traffic: dict[str, float], cost: float | None
+) -> None:
     n_images, spare = objective.images_per_request, found.spare
     lines: dict[str, Any] = {
         "server": f"{times.backbone}, {times.dtype}, {times.device}, measured {times.date}",
@@ -107,8 +107,8 @@ def _show(found: Plan, objective: Objective, times: Measurements, traffic: dict[
         + (f", p99 {found.p99_without_spare_ms:,.0f} ms without the spare" if spare else ""),
         "batches": f"{found.images_per_batch:.1f} images on average",
         "headroom": f"the load may grow by {found.headroom:.0%} before p99 exceeds {objective.p99_ms:,.0f} ms",
-        "store": f"{traffic['polls_per_s']:,.4g} polls/s, {traffic['bytes_per_activation'] / MIB:,.1f} MiB per activation, "
-        f"{traffic['bytes_per_day'] / MIB:,.0f} MiB per day",
+        "store": f"{traffic['polls_per_s']:,.4g} polls/s, {traffic['bytes_per_activation'] / MIB:,.1f} MiB per "
+        f"activation, {traffic['bytes_per_day'] / MIB:,.0f} MiB per day",
     }
     if cost is not None:
         lines["cost"] = f"{cost:,.2f} per million images"

@@ -67,7 +67,8 @@ def show(domain: Domain, url: Url = DEFAULT_URL, key: Key = None, as_json: AsJso
     with exit_on_error(), Client(url, api_key=key) as client:
         found = client.rollout(domain)
     if found is None:
-        line = f"No rollout of {domain} is running. Its history, GET /domains/{domain}/history, has the end of the last one."
+        history = f"GET /domains/{domain}/history"
+        line = f"No rollout of {domain} is running. Its history, {history}, has the end of the last one."
         typer.echo("null") if as_json else _lines([line])
         raise typer.Exit(FAILURE)
     _print(found, as_json)

@@ -25,7 +25,7 @@ Key = Annotated[str | None, typer.Option(envvar="CASPL_API_KEY", help="API key",
 
 @contextmanager
 def exit_on_error(*further: type[Exception]) -> Iterator[None]:
-    """Print errors of the client, the system and `further` in one line and exit with code 1; others keep their traceback."""
+    """Exit with code 1 and one line for errors of the client, the system and `further`; others keep their traceback."""
     expected: tuple[type[Exception], ...] = (CasplError, OSError, *further)
     try:
         yield

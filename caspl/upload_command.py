@@ -42,7 +42,11 @@ def upload(
     """Upload a bundle to a running server, which validates and tests it before it is stored."""
     console = Console(stderr=True, highlight=False, quiet=quiet)
     source = signature or (signature_path(file) if signature_path(file).exists() else None)
-    with exit_on_error(PromptStoreError), Client(url, api_key=key, retry_for_s=RETRY_FOR_S) as client, progress_bars(console) as bars:
+    with (
+        exit_on_error(PromptStoreError),
+        Client(url, api_key=key, retry_for_s=RETRY_FOR_S) as client,
+        progress_bars(console) as bars,
+    ):
         n_kib = max(1, file.stat().st_size // KIB)
         task = bars.add_task("uploading (KiB)", total=n_kib, note="")
 

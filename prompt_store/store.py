@@ -23,7 +23,7 @@ from prompt_store.errors import BundleInvalidError, ConflictError, StoreReadOnly
 from prompt_store.layout import Layout, open_layout
 from prompt_store.logs import Decide, Logs
 from prompt_store.manifest import check_domain
-from prompt_store.records import State, history_entry
+from prompt_store.records import history_entry
 from prompt_store.rollouts import Event, RolloutPlan
 from prompt_store.signature_files import put_signature, read_signatures
 from prompt_store.signatures import parse_signature

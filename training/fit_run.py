@@ -13,8 +13,7 @@ import torch
 from rich.console import Console
 
 from prompt_store.bundle import Bundle, read_bundle
-from prompted_clip.features import Floats
-from prompted_clip.features import text_logits
+from prompted_clip.features import Floats, text_logits
 from prompted_clip.fit_report import AUTO, fit_and_report
 from prompted_clip.fitted_bundle import FitClasses, check_replaceable, write_fit
 from prompted_clip.model import PromptedClip

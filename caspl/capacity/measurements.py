@@ -73,7 +73,7 @@ class Measurements(BaseModel):
         return self
 
     def batch_s(self, rows: int) -> float:
-        """Time of a batch: interpolated, and beyond the largest measured size continued with the slope of the last two."""
+        """Time of a batch: interpolated, and beyond the largest measured size with the slope of the last two."""
         sizes, seconds = [one.rows for one in self.batches], [one.seconds for one in self.batches]
         if rows <= sizes[-1]:
             return float(np.interp(rows, sizes, seconds))
@@ -85,7 +85,7 @@ class Measurements(BaseModel):
         return self.decode_s + self.request_s / images_per_request
 
     def slowdown(self, images_per_s: float, images_per_request: int) -> float:
-        """Factor on batch times at a load, because batches share the cores with decoding and HTTP; infinity at the limit."""
+        """Factor on batch times, because batches share the cores with decoding and HTTP; infinity at the limit."""
         busy = images_per_s * self.host_s(images_per_request) / self.n_cores if self.shares_cores else 0.0
         return 1 / (1 - busy) if busy < 1 else np.inf
 

@@ -83,7 +83,9 @@ def measure(
         ),
         alone_s=_seconds(one, _device),
         decode_s=_seconds(one, lambda timing: timing["decode"]),
-        request_s=_seconds(one, lambda timing: timing["total"] - sum(timing[one] for one in ("decode", "queue", "device"))),
+        request_s=_seconds(
+            one, lambda timing: timing["total"] - sum(timing[one] for one in ("decode", "queue", "device"))
+        ),
         network_s=_seconds(one, lambda timing: timing["client"] - timing["total"]),
     )
 

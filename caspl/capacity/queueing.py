@@ -1,8 +1,9 @@
 """Latencies of servers under Poisson arrivals, by simulation.
 
-A request passes HTTP (one at a time, as on an event loop) and decoding (each image on the next free core), and waits for
-the device, where batches form by the rules of `service/scheduler/batcher.py`, with its predictions. All times are measured means. Not
-modelled: deadlines and refusals, priorities, domains, loads of versions, and fluctuations of the times.
+A request passes HTTP (one at a time, as on an event loop) and decoding (each image on the next free core), and waits
+for the device, where batches form by the rules of `service/scheduler/batcher.py`, with its predictions. All times are
+measured means. Not modelled: deadlines and refusals, priorities, domains, loads of versions, and fluctuations of the
+times.
 """
 
 import heapq
@@ -89,7 +90,7 @@ class _Server:
         batches: list[tuple[float, list[int]]] = []
         times, n_busy = self._times, self._admission.n_running
         while self.queue and (n_running := self._admission.n_running) < times.n_concurrent + times.n_pipelined:
-            if (hold_s := self.hold_s(now_s)) > 1e-4:  # noqa: PLR2004  as in the batcher
+            if (hold_s := self.hold_s(now_s)) > 1e-4:
                 return batches, now_s + hold_s
             batches.append(self.start(now_s, max(1, times.n_concurrent + n_busy - n_running)))
         return batches, 0.0
@@ -101,7 +102,7 @@ class _Server:
         self._gather_rows = min(len(rows), GATHER_ROWS) if self._times.n_concurrent == 1 else 0
 
 
-def simulate(
+def simulate(  # noqa: C901  one event loop with its state
     times: Measurements,
     arrivals_s: NDArray[np.float64],
     *,

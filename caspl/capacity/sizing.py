@@ -112,9 +112,9 @@ def _max_rate(times: Measurements, n_servers: int, objective: Objective) -> floa
     if objective.p99_ms < idle_ms or p99_ms(low) > objective.p99_ms:
         text = "one image" if n_images == 1 else f"{n_images} images"
         raise ImpossibleError(
-            f"A p99 of {objective.p99_ms:g} ms is out of reach. A request with {text} takes {idle_ms:.1f} ms on an idle "
-            f"server, and at {low:.0%} of the capacity one percent of them take {p99_ms(low):.1f} ms or longer. Allow "
-            "more, or measure a faster device, backbone or dtype."
+            f"A p99 of {objective.p99_ms:g} ms is out of reach. A request with {text} takes {idle_ms:.1f} ms on an "
+            f"idle server, and at {low:.0%} of the capacity one percent of them take {p99_ms(low):.1f} ms or longer. "
+            "Allow more, or measure a faster device, backbone or dtype."
         )
     if p99_ms(high) <= objective.p99_ms:
         return high * capacity_per_s

@@ -57,7 +57,10 @@ def push(
         str, typer.Argument(metavar="FILE|DOMAIN", help="a bundle file, or a domain of the store: its live version")
     ],
     destination: Annotated[
-        str, typer.Argument(metavar="DEST", help="oci://HOST/NAME[:TAG], s3://BUCKET/PREFIX or hf://OWNER/REPOSITORY[@BRANCH]")
+        str,
+        typer.Argument(
+            metavar="DEST", help="oci://HOST/NAME[:TAG], s3://BUCKET/PREFIX or hf://OWNER/REPOSITORY[@BRANCH]"
+        ),
     ],
     signature: SignaturesOption = None,
     version: Annotated[int | None, typer.Option(min=1, help="another version of DOMAIN than the live one")] = None,
@@ -70,7 +73,9 @@ def push(
 ) -> None:
     """Push a bundle with its signatures and ML-BOM to a registry, a bucket or the Hugging Face Hub."""
     if is_public and not destination.startswith("hf://"):
-        raise typer.BadParameter("--public is for hf:// only; the settings of a registry or bucket determine its visibility.")
+        raise typer.BadParameter(
+            "--public is for hf:// only; the settings of a registry or bucket determine its visibility."
+        )
     with report_errors(as_json), _opened(destination, plain_http) as remote:
         if Path(bundle).is_file():
             if version is not None:
@@ -94,7 +99,11 @@ def push(
 @pull_app.command(epilog="\b\nExample:\n  caspl pull oci://registry.example/caspl/flowers:2 --store store --activate")
 def pull(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="oci://HOST/NAME[:TAG][@DIGEST], s3://BUCKET/PREFIX[@DIGEST] or hf://OWNER/REPOSITORY[@REVISION]")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="oci://HOST/NAME[:TAG][@DIGEST], s3://BUCKET/PREFIX[@DIGEST] or hf://OWNER/REPOSITORY[@REVISION]",
+        ),
     ],
     output: Annotated[Path | None, typer.Option(help="file to write  [DOMAIN.safetensors]")] = None,
     store: Annotated[

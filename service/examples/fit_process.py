@@ -25,8 +25,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from prompted_clip.features import Features, Floats, Ints, LinearTerm, text_logits
 from prompted_clip.calibration import softmax
+from prompted_clip.features import Features, Floats, Ints, LinearTerm, text_logits
 from prompted_clip.fit_report import FitReport, fit_and_report
 from prompted_clip.semi_supervised import UnlabelledImages
 from service.errors import FitFailedError, RequestInvalidError

@@ -129,7 +129,8 @@ FROM examples AS e
     LEFT JOIN features AS f ON f.example = e.id AND f.key = (SELECT id FROM feature_keys NOT INDEXED WHERE name = :key)
         AND (e.label IS NOT NULL) = :is_labelled
     LEFT JOIN checksums AS r ON r.example = e.id AND r.part = 0
-    LEFT JOIN checksums AS c ON c.example = e.id AND c.part = (SELECT id FROM feature_keys NOT INDEXED WHERE name = :key)
+    LEFT JOIN checksums AS c ON c.example = e.id
+        AND c.part = (SELECT id FROM feature_keys NOT INDEXED WHERE name = :key)
         AND (e.label IS NOT NULL) = :is_labelled
 WHERE e.domain = (SELECT id FROM domains NOT INDEXED WHERE name = :name)
 ORDER BY e.id

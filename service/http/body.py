@@ -194,5 +194,5 @@ def media_type_of(request: Request) -> str:
 
 async def read_body(request: Request) -> bytes:
     """The whole body in one piece; one body at a time is twice in memory, while its parts are joined."""
-    # glibc may copy a buffer whenever it grows, up to 32 MiB on the event loop, and unfinished bodies grow side by side.
+    # glibc may copy a buffer whenever it grows, up to 32 MiB on the event loop; unfinished bodies grow side by side.
     return b"".join([part async for part in request.stream()])

@@ -34,7 +34,9 @@ _DECODE: Final = _libwebp_decoder()
 IS_AVAILABLE: Final = _DECODE is not None
 
 
-def decode_webp(data: bytes, size: tuple[int, int], mode: str, info: dict[str | tuple[int, int], Any]) -> Image.Image | None:
+def decode_webp(
+    data: bytes, size: tuple[int, int], mode: str, info: dict[str | tuple[int, int], Any]
+) -> Image.Image | None:
     """Decode a still WebP.
 
     Args:
@@ -45,7 +47,8 @@ def decode_webp(data: bytes, size: tuple[int, int], mode: str, info: dict[str | 
 
     Returns:
         RGBA, or RGBX (Pillow's RGB with an unused fourth channel) for an opaque file; the image does not own its memory
-        but shares it with an array. None if the file is animated or damaged, or the library is unknown; use Pillow then.
+        but shares it with an array. None if the file is animated or damaged, or the library is unknown; use Pillow
+        then.
     """
     if _DECODE is None:
         return None

@@ -114,7 +114,8 @@ class Metrics:
             "caspl_source_checks", "Checks of followed sources by result: unchanged, updated, failed.", ["result"]
         )
         self.store_reachable = gauge(
-            "caspl_store_reachable", "1 if the last check for changes reached the store; 0 while a bucket is unreachable."
+            "caspl_store_reachable",
+            "1 if the last check for changes reached the store; 0 while a bucket is unreachable.",
         )
         self.store_reachable.set(1)
         self.errors = counter("caspl_errors", "Error responses.", ["code"])

@@ -167,7 +167,7 @@ def _build(settings: Settings) -> FastAPI:
 
 
 async def _all_metrics(context: ServiceContext) -> bytes:
-    """The metrics of all replicas in the Prometheus text format, labelled with `replica`; only this one's on failure."""
+    """The metrics of all replicas in the Prometheus text format, labelled with `replica`; this one's on failure."""
     try:
         async with asyncio.timeout(METRICS_TIMEOUT_S):
             replicas = await serve.get_deployment_handle(NAME, app_name=NAME).broadcast("metrics").results_async()

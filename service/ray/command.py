@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT: Final = dict(
-    [CALLBACK, ("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_worker_niceness", "0")]
-)
+ENVIRONMENT: Final = dict([CALLBACK, ("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_worker_niceness", "0")])
 """Read by Ray when it is imported, and by the processes that it starts; variables that are already set are kept."""
 OBJECT_STORE_BYTES: Final = 128 * 1024 * 1024
 """Images and answers travel in messages, not in Ray's object store."""

@@ -26,7 +26,9 @@ LOST: Final = {
     "title": "Replica lost",
     "status": 502,
     "code": "replica_lost",
-    "detail": "The replica with this request ended before it answered; it may have executed the request. Send it again.",
+    "detail": (
+        "The replica with this request ended before it answered; it may have executed the request. Send it again."
+    ),
 }
 STOPPED: Final = {
     "type": "about:blank",

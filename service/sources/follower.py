@@ -203,7 +203,7 @@ class SourceFollower:
         return is_new
 
     def _look_up(self, domain: str, digest: str) -> tuple[int | None, bool]:
-        """The version that has this bundle, if any; and whether it is the last one from this source and was replaced."""
+        """The version with this bundle, if any; and whether it is the last one from this source and was replaced."""
         try:
             by_version = {info.version: info.digest for info in self._store.versions(domain)}
             live, followed = self._store.live(domain), self._last_followed(domain)
@@ -293,6 +293,8 @@ def open_sources(
             raise SettingsError(f"follow: {error}", code=error.code) from error
         every_s = settings.follow_every_s
         followers.append(
-            SourceFollower(remote, str(address), domain, table, publisher, loader, metrics, every_s=every_s, owners=owners)
+            SourceFollower(
+                remote, str(address), domain, table, publisher, loader, metrics, every_s=every_s, owners=owners
+            )
         )
     return tuple(followers)

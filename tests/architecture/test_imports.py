@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.architecture.repository import ROOT
 
 
@@ -23,6 +25,7 @@ def test_the_import_contracts_hold():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_the_service_never_loads_training():
     loaded = modules_after("import service.app")
 
@@ -82,6 +85,7 @@ def test_a_web_process_loads_no_torch():
     assert not loaded & {"torch", "torchvision", "open_clip", "service.engine.engine"}
 
 
+@pytest.mark.slow
 def test_fits_and_the_demo_need_no_package_that_only_training_installs():
     loaded = modules_after(
         "import training.fit_command, training.data.catalog, training.fit_run, training.demo.labelled"

@@ -7,8 +7,6 @@ import sys
 import tomllib
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.architecture.repository import ROOT
 
@@ -150,6 +148,9 @@ def sbom(tmp_path):
 
 
 def test_the_bill_of_materials_has_the_dependencies_of_the_project_and_of_every_package(sbom):
+    from cyclonedx.schema import SchemaVersion  # here, since the validator's grammars take seconds to compile
+    from cyclonedx.validation.json import JsonStrictValidator
+
     done, bom = sbom(ROOT / "requirements.lock")
 
     assert done.returncode == 0, done.stdout

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.cli import bench_app
 from benchmarks.bundles import domain_name
+from benchmarks.cli import bench_app
 from benchmarks.cliff import LOADS, Point, add_cold, add_points, cold_latencies
 from benchmarks.cliff_chart import draw
 from benchmarks.report import Report, markdown

@@ -15,8 +15,8 @@ def test_the_result_has_both_times_and_the_difference_of_every_size(tmp_path):
     result = CliRunner().invoke(bench_app, [*command, "--out", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     numbers = json.loads((tmp_path / "fit.json").read_text())["numbers"]
-    assert list(numbers) == [f"{name}_{n}{unit}" for n in (24, 48) for name, unit in
-                             (("fit", "_s"), ("fit", "_cpu_s"), ("relabel", "_s"), ("relabel", "_cpu_s"), ("difference", ""))]  # fmt: skip
+    kinds = ("fit", "_s"), ("fit", "_cpu_s"), ("relabel", "_s"), ("relabel", "_cpu_s"), ("difference", "")
+    assert list(numbers) == [f"{name}_{n}{unit}" for n in (24, 48) for name, unit in kinds]
     assert all(numbers[f"difference_{n}"]["met"] for n in (24, 48))
     assert numbers["relabel_24_s"]["n"] == 3
 

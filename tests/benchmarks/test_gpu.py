@@ -39,6 +39,7 @@ def command(*words):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_the_command_names_the_trial_on_a_cpu():
     done = command()

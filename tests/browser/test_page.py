@@ -262,6 +262,7 @@ def test_a_service_with_keys_requests_one_and_explains_a_wrong_one(browser, tmp_
         assert json.loads(stored) == [{}, {"caspl.classify": '["satellite"]'}, ""]
 
 
+@pytest.mark.slow
 def test_versions_show_the_keys_that_signed_them_and_whether_that_is_verified(browser, tmp_path):
     private, _ = write_keys(tmp_path)
     data = (ASSETS / "upload" / "thermal-promptsrc.safetensors").read_bytes()
@@ -285,7 +286,7 @@ def test_versions_show_the_keys_that_signed_them_and_whether_that_is_verified(br
         assert section.locator("tbody").first.locator("tr").nth(1).locator("td").nth(2).inner_text() == "-"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TABS)
 def test_no_tab_has_a_serious_accessibility_violation(browser, server, name, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

@@ -6,6 +6,8 @@ import pytest
 
 from tests.browser.pictures import ASSETS, pictures_of
 
+pytestmark = pytest.mark.slow  # a server of its own
+
 THERMAL = pictures_of("thermal")
 CANDIDATE = ASSETS / "upload" / "thermal-promptsrc.safetensors"
 

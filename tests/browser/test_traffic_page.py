@@ -11,6 +11,8 @@ from tests.browser.test_page import choose_domains
 from tests.browser.test_teach_page import label_of
 from training.demo.folders import write_class_folders
 
+pytestmark = pytest.mark.slow  # a server of its own, and a fit
+
 N_LABELLED, N_TRAFFIC, N_CLASSES, N_KEPT = 64, 12, 4, 3
 RATE = "0.1"
 DROP = """({ selector, files }) => {

@@ -86,7 +86,10 @@ def test_every_picture_is_answered_once_although_the_server_is_restarted_twice(s
     assert f"{N_PICTURES} pictures classified, 0 with an error\n" in stderr
 
 
-@pytest.mark.parametrize(("sent", "status", "line"), [("SIGKILL", -9, ""), ("SIGINT", 130, "Interrupted\n")])
+@pytest.mark.parametrize(
+    ("sent", "status", "line"),
+    [("SIGKILL", -9, ""), pytest.param("SIGINT", 130, "Interrupted\n", marks=pytest.mark.slow)],
+)
 def test_an_interrupted_run_is_continued_by_the_same_command(lasting_url, tmp_path, sent, status, line):
     draw(tmp_path / "pictures", 600)
     out = tmp_path / "out.csv"

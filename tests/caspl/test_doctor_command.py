@@ -76,6 +76,7 @@ def test_a_problem_is_named_with_its_remedy_and_exits_with_1(tmp_path, port):
     assert all(bool(finding["advice"]) == (finding["status"] != "ok") for finding in findings.values())
 
 
+@pytest.mark.slow
 def test_an_invalid_variable_is_a_problem_and_the_other_checks_run(tmp_path):
     run = doctor(tmp_path, "--json", CASPL_PORT="many")
     findings = {finding["name"]: finding for finding in json.loads(run.stdout)}

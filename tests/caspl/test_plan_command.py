@@ -88,6 +88,7 @@ def test_a_missing_or_damaged_file_is_one_line(tmp_path, content):
     assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_running_server_is_measured_and_planned_in_one_call(tmp_path):
     path = tmp_path / "server.json"
     with running(ASSETS, []) as (_, client):

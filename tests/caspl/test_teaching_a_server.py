@@ -91,7 +91,10 @@ def test_running_again_adds_only_new_pictures_and_changes_labels(url, pictures):
     assert str(moved) in [one["file"] for one in result["report"]["suspects"]]
 
 
-@pytest.mark.parametrize(("sent", "status", "line"), [("SIGKILL", -9, ""), ("SIGINT", 130, "Interrupted\n")])
+@pytest.mark.parametrize(
+    ("sent", "status", "line"),
+    [("SIGKILL", -9, ""), pytest.param("SIGINT", 130, "Interrupted\n", marks=pytest.mark.slow)],
+)
 def test_an_interrupted_command_is_finished_by_running_it_again(url, pictures, sent, status, line):
     domain = f"interrupted-by-{sent.lower()}"
     command = [*COMMAND, str(pictures), "--domain", domain]

@@ -51,7 +51,9 @@ WRITTEN = "        _write_temporary(disk, temporary, data)\n        disk.link(te
 COMMIT = "            state, is_created = self._logs.commit(domain, decide, actor=actor)\n"
 PUT = "        put_blob(layout, disk, data, digest)\n"
 PUT_AFTERWARDS = "put_blob(self._layout, self._disk, data, bundle.digest)\n"
-ACTIVATE = "                try:\n                    info = await asyncio.to_thread(activate, expected_live=expected_live)\n"
+ACTIVATE = (
+    "                try:\n                    info = await asyncio.to_thread(activate, expected_live=expected_live)\n"
+)
 
 MUTANTS = (
     mutant("a new file is not synced", DURABLE, SYNC, "        # ", *STORE),

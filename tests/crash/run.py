@@ -45,7 +45,9 @@ def interrupt_everything(seconds, seed, log):
             return now_s + share * (ends_s - now_s)
 
         recorded = {name: matrix.record(forker, name, folder) for name in WORKLOADS}
-        outcomes["random", "store, examples"] = matrix.kill_at_random(forker, folder, until_s=until_s(RANDOM), seed=seed)
+        outcomes["random", "store, examples"] = matrix.kill_at_random(
+            forker, folder, until_s=until_s(RANDOM), seed=seed
+        )
         for kind, share in SHARES.items():
             left = shares(recorded, folder, kind)
             kind_ends_s = until_s(share)
@@ -79,8 +81,8 @@ MEANINGS = {
     "errors": "of {n:,} runs with EIO or ENOSPC: the same, unexpected errors, or temporary files left",
     "power": "of {n:,} states of the disk after a power failure: confirmed changes lost, partial ones visible",
     "random": "of {n:,} writers killed at random moments, with {confirmed:,} confirmed changes: changes lost",
-    "flipped": "of {n:,} bits flipped in a store and its examples: other content was read, or the check found nothing in a "
-    "damaged file of the store or in refused examples",
+    "flipped": "of {n:,} bits flipped in a store and its examples: other content was read, or the check found nothing "
+    "in a damaged file of the store or in refused examples",
 }
 
 

@@ -42,7 +42,7 @@ def sample_or_all(n):
     return pytest.mark.parametrize("limit", [n, every], ids=["sample", "all"])
 
 
-@sample_or_all(10)
+@sample_or_all(4)
 def test_a_process_that_is_killed_at_a_system_call_loses_nothing_confirmed(forker, recorded, quick_path, limit):
     name, run = recorded
     outcome = inject_faults(forker, name, quick_path, (KILL,), recorded=run, limit=limit)
@@ -51,7 +51,7 @@ def test_a_process_that_is_killed_at_a_system_call_loses_nothing_confirmed(forke
     assert outcome.n_possible > 15
 
 
-@sample_or_all(10)
+@sample_or_all(4)
 def test_a_system_call_that_fails_is_reported_and_loses_nothing_confirmed(forker, recorded, quick_path, limit):
     name, run = recorded
     outcome = inject_faults(forker, name, quick_path, ERRORS, recorded=run, limit=limit)
@@ -59,7 +59,7 @@ def test_a_system_call_that_fails_is_reported_and_loses_nothing_confirmed(forker
     assert outcome.n_tried == (limit or outcome.n_possible)
 
 
-@sample_or_all(200)
+@sample_or_all(60)
 def test_a_power_failure_loses_nothing_confirmed(recorded, quick_path, limit):
     name, run = recorded
     outcome = cut_power(name, quick_path, recorded=run, limit=limit)

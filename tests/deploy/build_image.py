@@ -68,7 +68,9 @@ def size(folder):
 
 def locked_packages():
     """Sizes in MiB of the packages of the lock file that are installed here, with CUDA; and those that are not."""
-    names = set(re.findall(r"^([a-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
+    names = set(
+        re.findall(r"^([a-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     found = {re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(): one for one in distributions()}
     owners = {Path(file.locate()): name for name in names & found.keys() for file in found[name].files or []}
     sizes = Counter()
@@ -102,7 +104,9 @@ def parse(words):
     parser.add_argument("--torch-index", default="", help="package index of another torch, such as PyTorch's CPU index")
     parser.add_argument("--torch", default="", help="versions of torch and torchvision to take from there  [locked]")
     parser.add_argument("--volume", action="append", default=[], help="HOST:FOLDER:ro to mount in each step")
-    parser.add_argument("--installed", action="store_true", help="build nothing; print the size of the locked packages here")
+    parser.add_argument(
+        "--installed", action="store_true", help="build nothing; print the size of the locked packages here"
+    )
     parser.add_argument("--name", default="cuda", help="of the image and of its folder in build/images  [cuda]")
     return parser.parse_args(words)
 

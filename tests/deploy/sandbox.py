@@ -73,7 +73,9 @@ def host_root():
         Path(sys.base_prefix),
         *(Path(path) for path in sys.path if path.endswith("-packages")),
     }
-    parents = {parent for folder in folders for parent in folder.parents} - {Path("/")}  # bwrap would close them to others
+    parents = {parent for folder in folders for parent in folder.parents} - {
+        Path("/")
+    }  # bwrap would close them to others
     opened = [word for parent in sorted(parents) for word in ("--dir", str(parent))]
     binds = [word for folder in sorted(folders) for word in ("--ro-bind", str(folder), str(folder))]
     links = [word for name in ("bin", "lib", "lib64", "sbin") for word in ("--symlink", f"usr/{name}", f"/{name}")]

@@ -20,7 +20,8 @@ from tests.architecture.repository import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON_PAGES = {"README.md", "tutorial.md"}
 """Their ```python blocks run between the commands; tests/caspl/test_documentation.py runs those of docs/python.md."""
-SLOW_PAGES = {"exporting.md", "few-shot.md", "teaching.md"}
+QUICK_PAGES = {"README.md", "http-api.md"}
+"""Run by `make test`; the other pages are slow."""
 NOT_RUN = {
     r"(\S*/)?pip install": "installs packages",
     r"\. \.venv/bin/activate": "the tests run in the environment already",
@@ -115,7 +116,7 @@ def workplace(tmp_path):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW_PAGES else [])
+        pytest.param(page, id=page.name, marks=[] if page.name in QUICK_PAGES else [pytest.mark.slow])
         for page in RUN_PAGES
     ],
 )

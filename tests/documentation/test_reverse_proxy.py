@@ -14,6 +14,8 @@ from service.demo.files import ASSETS
 from service.demo.process import free_port, running
 from tests.architecture.repository import ROOT
 
+pytestmark = pytest.mark.slow  # a server process behind nginx
+
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 PAGE = (ROOT / "docs" / "reverse-proxy.md").read_text(encoding="utf-8")
 PICTURE = ASSETS / "images" / "satellite" / "striped-donut-1.jpg"

@@ -83,6 +83,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["", "concepts/", "tutorial/", "reference/cli/"])
 def test_a_page_loads_without_another_host_and_all_its_pictures_are_shown(site, browser, path):  # noqa: F811
     page, requested, failed = browser.new_page(), [], []
@@ -100,6 +101,7 @@ def test_a_page_loads_without_another_host_and_all_its_pictures_are_shown(site, 
     assert all(widths)
 
 
+@pytest.mark.slow
 def test_the_search_finds_a_setting(site, browser):  # noqa: F811
     page = browser.new_page()
     page.goto(site, wait_until="networkidle")
@@ -109,6 +111,7 @@ def test_the_search_finds_a_setting(site, browser):  # noqa: F811
     page.close()
 
 
+@pytest.mark.slow
 def test_copied_commands_have_no_prompt(site, browser):  # noqa: F811
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()

@@ -12,7 +12,7 @@ SLACK_MEBIBYTES = 32
 """Copies of the file and its metadata, and the allocator's."""
 
 
-@pytest.mark.parametrize("form", ["exact", "thumbnail"])
+@pytest.mark.parametrize("form", ["exact", pytest.param("thumbnail", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [

@@ -1,4 +1,4 @@
-"""A real S3 server in a process of its own, and a proxy in front of it that drops, delays and damages what it forwards."""
+"""A real S3 server in a process of its own, and a proxy in front of it that drops, delays and damages responses."""
 
 import http.client
 import socket

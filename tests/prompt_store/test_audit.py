@@ -227,7 +227,7 @@ def test_a_store_of_an_earlier_release_is_completed(store):
     assert [row.entry for row in store.audit().rows] == [1, 1, 1, 1, 1, 1, 2]
 
 
-@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("is_after", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["before", "after"])
 def test_after_a_kill_at_any_call_no_entry_is_ahead_of_the_records_and_every_gap_is_found(quick_path, is_after):
     whole = CountingDisk()
     run_scenario(quick_path / "whole", whole)

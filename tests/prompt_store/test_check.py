@@ -247,7 +247,9 @@ def test_a_directory_that_is_no_store_is_left_alone(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["cut record", "lost record", "damaged bundle", "flipped bit"])
+@pytest.mark.parametrize(
+    "damage", ["cut record", pytest.param("lost record", marks=pytest.mark.slow), "damaged bundle", "flipped bit"]
+)
 def test_an_interrupted_repair_is_finished_by_the_next_one(quick_path, store, damage):
     def damaged_copy(name):
         root = quick_path / name

@@ -67,7 +67,9 @@ def test_tables_show_the_live_version_and_the_actor(run, files):
     assert "would retire 0 versions" in run("gc", "--dry-run").stdout
 
 
-def test_the_list_shows_the_signing_key_of_each_version_and_verifies_it_with_a_public_key(run, files, tmp_path, monkeypatch):
+def test_the_list_shows_the_signing_key_of_each_version_and_verifies_it_with_a_public_key(
+    run, files, tmp_path, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", "200")
     signature = tmp_path / "signature"
     signature.write_bytes(sign_bundle(digest_bytes(BUNDLES[0]), "0.safetensors", private_key()))

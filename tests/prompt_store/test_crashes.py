@@ -28,7 +28,7 @@ def n_steps(root):
     return disk.n_calls
 
 
-@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("is_after", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["before", "after"])
 def test_a_process_that_dies_at_any_call_loses_nothing_acknowledged(quick_path, is_after):
     total = n_steps(quick_path / "whole")
     assert total > 80
@@ -50,9 +50,9 @@ def test_a_crash_during_recovery_loses_nothing(quick_path):
     check_recovery(root, seen, seen)
 
 
-def power_cuts(quick_path, skipped=None):
+def power_cuts(quick_path, skipped=None, every=1):
     total = n_steps(quick_path / "whole")
-    for step in range(total + 1):
+    for step in range(0, total + 1, every):
         root = quick_path / f"{step}"
         disk = PowerLossDisk(step, skipped)
         acknowledged, attempted = run_scenario(root, disk)
@@ -60,12 +60,13 @@ def power_cuts(quick_path, skipped=None):
             yield scratch, acknowledged, attempted
 
 
-def test_a_power_failure_at_any_call_loses_nothing_acknowledged(quick_path):
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_power_failure_at_any_call_loses_nothing_acknowledged(quick_path, every):
     n_disks = 0
-    for scratch, acknowledged, attempted in power_cuts(quick_path):
+    for scratch, acknowledged, attempted in power_cuts(quick_path, every=every):
         assert view(Store.open(scratch, disk=PowerLossDisk(-1))) in (acknowledged, attempted)
         n_disks += 1
-    assert n_disks > 300
+    assert n_disks > 300 / every
 
 
 def test_what_a_killed_writer_left_unsynced_is_synced_before_another_one_acknowledges_it(quick_path):

@@ -160,8 +160,10 @@ def test_a_server_that_ignores_the_condition_is_refused_and_nothing_is_changed(b
 
 @pytest.mark.parametrize(
     "address",
-    ["s3://", "s3://A", "s3://key:secret@bucket", "s3://bucket//x", "s3://bucket/../x y", "s3://b/x?y"]
-    + ["s3://bucket/..", "s3://bucket/x/../y", "s3://bucket/./x", "s3://bucket/x/./"]
+    [
+        *("s3://", "s3://A", "s3://key:secret@bucket", "s3://bucket//x", "s3://bucket/../x y", "s3://b/x?y"),
+        *("s3://bucket/..", "s3://bucket/x/../y", "s3://bucket/./x", "s3://bucket/x/./"),
+    ],
 )
 def test_an_address_that_is_none_is_refused_without_repeating_it(address):
     with pytest.raises(StoreCorruptError, match="expected s3://BUCKET") as caught:

@@ -108,7 +108,9 @@ def test_machines_that_publish_at_once_get_numbers_of_their_own(store, s3_place,
     assert another.audit().problems() == []
 
 
-@pytest.mark.parametrize("fault", ["lose", *(pytest.param(one, marks=pytest.mark.slow) for one in ("500 after", "refuse"))])
+@pytest.mark.parametrize(
+    "fault", ["lose", *(pytest.param(one, marks=pytest.mark.slow) for one in ("500 after", "refuse"))]
+)
 @pytest.mark.parametrize("part", ["blobs/", "log/", "audit/", "FORMAT"])
 def test_one_failed_request_fails_no_change_and_repeats_none(store, s3_place, proxy, fault, part):
     for method in ("PUT", "GET"):

@@ -73,7 +73,9 @@ def test_an_unknown_architecture_suggests_neighbours():
         load_backbone("ViT-B-17")
 
 
-@pytest.mark.parametrize(("arch", "part"), [("RN50", "ModifiedResNet"), ("coca_base", "CoCa")])
+@pytest.mark.parametrize(
+    ("arch", "part"), [("RN50", "ModifiedResNet"), pytest.param("coca_base", "CoCa", marks=pytest.mark.slow)]
+)
 def test_model_families_without_plain_vit_towers_are_refused(arch, part, monkeypatch):
     model = open_clip.create_model(arch, device="meta")
     monkeypatch.setattr(open_clip, "create_model", lambda *_a, **_k: model)
@@ -104,7 +106,10 @@ def test_building_a_model_leaves_no_warning_of_random_weights(caplog):
     assert "randomly" not in caplog.text
 
 
-@pytest.mark.parametrize(("arch", "layers", "width"), [("ViT-B-16", 12, 768), ("ViT-L-14-quickgelu", 24, 1024)])
+@pytest.mark.parametrize(
+    ("arch", "layers", "width"),
+    [("ViT-B-16", 12, 768), pytest.param("ViT-L-14-quickgelu", 24, 1024, marks=pytest.mark.slow)],
+)
 def test_full_size_backbones_are_supported(arch, layers, width):
     model = check_supported(open_clip.create_model(arch, device="meta"), arch)
     assert (len(vision_blocks(model)), model.visual.transformer.width) == (layers, width)

@@ -152,7 +152,7 @@ def test_a_copy_that_finds_no_memory_leaves_the_bank_usable(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("head", ["plain", "class"])
+@pytest.mark.parametrize("head", [pytest.param("plain", marks=pytest.mark.slow), "class"])
 def test_stacks_are_loaded_and_evicted_on_the_gpu_while_forwards_run(head):
     register_tiny_models()
     model = PromptedClip(load_backbone("tiny", random_seed=0, device="cuda"), bank_slots=4)

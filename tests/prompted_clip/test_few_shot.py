@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from prompted_clip.calibration import calibrate
 from prompted_clip.features import Features
 from prompted_clip.few_shot import FEW_SHOT_METHODS
-from prompted_clip.calibration import calibrate, softmax
 from prompted_clip.fit import ALPHAS, MIN_EXAMPLES, fit_few_shot
 from prompted_clip.fit_report import calibration_error, first_half, fit_and_report, report_fit, suspects, wilson
-from tests.reference.slow_few_shot import least_loss, slow_fit
+from tests.reference.slow_few_shot import slow_fit
 
 METHODS = pytest.mark.parametrize("method", FEW_SHOT_METHODS.values(), ids=FEW_SHOT_METHODS)
 
@@ -250,7 +250,7 @@ def test_a_fit_to_nearly_the_same_examples_equals_one_from_scratch(n_changes):
 
 
 def held_out(term_logits, fitted, text, labels):
-    """Logits with the alpha that has the least loss, 0 among the candidates; `term_logits` are of the fitted classes."""
+    """Logits with the alpha of least loss, 0 among the candidates; `term_logits` are of the fitted classes."""
     scores = np.zeros_like(text)
     scores[:, fitted] = term_logits - term_logits.mean(axis=1, keepdims=True)
     own_text = text[:, fitted] - text[:, fitted].mean(axis=1, keepdims=True)

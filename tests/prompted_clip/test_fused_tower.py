@@ -275,7 +275,7 @@ def test_prompts_of_mixed_depths_cost_one_launch_per_layer_and_none_per_row():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quickgelu"])
+@pytest.mark.parametrize("quick_gelu", [pytest.param(False, marks=pytest.mark.slow), True], ids=["gelu", "quickgelu"])
 @pytest.mark.parametrize("arch", ["tiny", pytest.param("ViT-B-16", marks=[pytest.mark.slow, REAL_ONLY])])
 def test_on_cuda_features_are_within_the_same_bounds_with_and_without_graphs(arch, quick_gelu, dtype, name):
     register_tiny_models()

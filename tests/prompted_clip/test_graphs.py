@@ -229,7 +229,7 @@ def test_a_capture_without_memory_is_tried_again_later(tower, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16], ids=str)
 def test_on_cuda_replays_in_any_order_give_the_towers_own_answers(dtype):
     register_tiny_models()
     backbone = load_backbone("tiny", random_seed=0, device="cuda", dtype=dtype)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from prompted_clip.calibration import calibrate, softmax
 from prompted_clip.features import Features
 from prompted_clip.few_shot import AUTO_METHODS
-from prompted_clip.calibration import calibrate, softmax
 from prompted_clip.fit import fit_few_shot
 from prompted_clip.fit_report import first_half, report_fit
 from prompted_clip.gda import MIN_DAMPING, Gda, SoftLabelled

@@ -35,9 +35,13 @@ FORMS = ("one process", "web processes")
 
 
 def pytest_generate_tests(metafunc):
-    """A module with `IN_BOTH_FORMS = True` is run with the service in one process, and with web processes."""
+    """A module with `IN_BOTH_FORMS = True` is run with the service in one process, and with web processes.
+
+    With `IS_FORWARDED = True` the second form is slow: web processes forward these routes to the same code.
+    """
     if "serve" in metafunc.fixturenames and getattr(metafunc.module, "IN_BOTH_FORMS", False):
-        metafunc.parametrize("serve", FORMS, indirect=True)
+        marks = [pytest.mark.slow] if getattr(metafunc.module, "IS_FORWARDED", False) else []
+        metafunc.parametrize("serve", [FORMS[0], pytest.param(FORMS[1], marks=marks)], indirect=True)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def adapter_for(name, dataset, model, recipe):
     return Adapter(method, model, views, [item.label for item in items], recipe)
 
 
-@pytest.mark.parametrize("is_boosted", [False, True], ids=["plain", "boosted"])
+@pytest.mark.parametrize("is_boosted", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "boosted"])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_service_predicts_the_same_as_training(data, tmp_path, name, is_boosted):
     dataset = few_shot(open_dataset(str(data)), 2, seed=1)

@@ -80,7 +80,7 @@ def table_of(data, path, labels):
     return path
 
 
-@pytest.mark.parametrize("is_boosted", [False, True], ids=["plain", "boosted"])
+@pytest.mark.parametrize("is_boosted", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "boosted"])
 @pytest.mark.parametrize("name", LABEL_FREE)
 def test_permuted_and_removed_labels_give_the_same_bundle(data, boosting_bundle, tmp_path, name, is_boosted):
     model = PromptedBackbone(tiny_backbone())
@@ -127,7 +127,7 @@ def adapt(folder, method, boost, *extra):
     return CliRunner().invoke(adapt_app, [str(argument) for argument in [*arguments, *extra]])
 
 
-@pytest.mark.parametrize("is_boosted", [False, True], ids=["plain", "boosted"])
+@pytest.mark.parametrize("is_boosted", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "boosted"])
 @pytest.mark.parametrize("name", LABEL_FREE)
 def test_every_method_makes_a_bundle_that_serves(data, boosting_bundle, tmp_path, name, is_boosted):
     result = adapt(tmp_path, name, boosting_bundle if is_boosted else None, "--data", data, "--json")
@@ -190,7 +190,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(data, tmp_path, name, monke
     assert not list(tmp_path.glob("s*"))
 
 
-@pytest.mark.parametrize("kind", ["textual", "visual", "multimodal"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("textual", "visual")), "multimodal"]
+)
 def test_a_grip_killed_in_its_second_iteration_resumes_there_to_the_same_bits(data, tmp_path, kind, monkeypatch):
     model, images, output = PromptedBackbone(tiny_backbone()), images_of(data), io.StringIO()
     recipe = quick("grip").model_copy(update={"prompts": kind, "tokens": 2, "learning_rate": 0.01})

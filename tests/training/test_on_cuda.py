@@ -22,6 +22,7 @@ ENGINE = "torch's autograd engine, which the loss of this method runs"
 REAL_ONLY = {"prograd": [pytest.mark.gpu(real_only=ENGINE)]}
 LEARNERS = [pytest.param(name, marks=REAL_ONLY.get(name, [])) for name in ("caspl", "promptkd", *METHODS)]
 
+NARROW = [LEARNERS[0], *(pytest.param(*one.values, marks=[*one.marks, pytest.mark.slow]) for one in LEARNERS[1:])]
 pytestmark = pytest.mark.gpu
 
 
@@ -71,7 +72,7 @@ def test_losses_on_cuda_are_the_cpus_and_no_step_waits_for_the_device(name, file
         found[1].backward()
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", NARROW)
 def test_losses_in_bfloat16_are_near_those_in_float32(name, files):
     exact, found = (losses(learner_of(name, "cuda", files, precision)) for precision in ("float32", "bfloat16"))
     for one, other in zip(found, exact, strict=True):

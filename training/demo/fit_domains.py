@@ -17,9 +17,9 @@ from rich.console import Console
 
 from prompt_store.bundle import read_bundle
 from prompted_clip.backbone import load_backbone
+from prompted_clip.calibration import RATES, softmax
 from prompted_clip.features import Floats, Ints
 from prompted_clip.few_shot import AUTO_METHODS, FEW_SHOT_METHODS
-from prompted_clip.calibration import RATES, softmax
 from prompted_clip.fit import FewShotFit, fit_few_shot
 from prompted_clip.fit_report import AUTO, suspects
 from prompted_clip.model import PromptedClip

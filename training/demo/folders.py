@@ -118,7 +118,7 @@ def write_class_folders(domain: str, out_dir: Path, *, n_train: int, n_test: int
 
 
 def cached_images(domain: str, parent: Path, n_images: int, seed: int = 0) -> ImageFolder:
-    """The unlabelled images of `write_folders` in a folder below `parent`, drawn unless an earlier call has finished."""
+    """The unlabelled images of `write_folders` in a folder below `parent`, drawn unless an earlier call finished."""
     folder = parent / f"{domain}-{n_images}-{seed}"
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)

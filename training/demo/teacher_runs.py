@@ -97,7 +97,12 @@ class TeacherRuns:
 
     def recipe(self, arm: Arm, seed: int) -> BoostRecipe:
         """The default recipe of the student with the sizes of the runs."""
-        values = {"teacher_template": TEMPLATE, "teacher_weights": arm.weights, "seed": seed, "epochs": self._sizes.epochs}
+        values = {
+            "teacher_template": TEMPLATE,
+            "teacher_weights": arm.weights,
+            "seed": seed,
+            "epochs": self._sizes.epochs,
+        }
         return boost_defaults(validate_recipe(BoostRecipe, values), self._student, _QUIET)
 
     def references(self, domain: str) -> list[Row]:

@@ -87,10 +87,7 @@ def reproduce(
     if sum([bool(dataset), all_, check is not None]) != 1:
         raise typer.BadParameter("expected one of: a data set, --all, --check FILE")
     given = options.given(context)
-    if check is not None and (unused := sorted(given - _USED_BY_CHECK)):
-        raise typer.BadParameter(f"--check does not use --{unused[0].strip('_').replace('_', '-')}")
-    if "tolerance" in given and dataset:
-        raise typer.BadParameter("--tolerance requires --all or --check")
+    _check_comparison(given, is_check=check is not None, has_tables=not dataset)
     if not all_ and (tables or skip_missing):
         raise typer.BadParameter("--tables and --skip-missing require --all")
     if all_ and shots is not None:
@@ -139,6 +136,14 @@ def reproduce(
             _run_all(job, root, load, console, tolerance=tolerance, skip_missing=skip_missing, as_json=json_)
         else:
             _run_one(job, root, load, console, as_json=json_)
+
+
+def _check_comparison(given: set[str], *, is_check: bool, has_tables: bool) -> None:
+    """Raise `typer.BadParameter` for options that do not fit with or without `--check`."""
+    if is_check and (unused := sorted(given - _USED_BY_CHECK)):
+        raise typer.BadParameter(f"--check does not use --{unused[0].strip('_').replace('_', '-')}")
+    if "tolerance" in given and not has_tables:
+        raise typer.BadParameter("--tolerance requires --all or --check")
 
 
 def _chosen_tables(names: str, methods: tuple[str, ...]) -> "tuple[PaperTable, ...]":

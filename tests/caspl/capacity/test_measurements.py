@@ -67,7 +67,12 @@ class Answers(httpx.BaseTransport):
         n_images = b"".join(request.stream).count(b'name="images"')
         self.sizes.append(n_images)
         device_ms = 30.0 if self._n_concurrent > 1 and n_images == 1 else BATCH_MS[-(-n_images // self._n_concurrent)]
-        timing = {"decode": 4.0 * n_images, "queue": 1.0, "device": device_ms, "total": 7.0 + 4.0 * n_images + device_ms}
+        timing = {
+            "decode": 4.0 * n_images,
+            "queue": 1.0,
+            "device": device_ms,
+            "total": 7.0 + 4.0 * n_images + device_ms,
+        }
         result = {"predictions": [], "error": self._error}
         return httpx.Response(200, json={"results": [result] * n_images, "timing_ms": timing})
 
@@ -105,21 +110,20 @@ def test_a_server_with_two_concurrent_batches_gets_twice_the_images(picture):
 
 def test_requests_have_no_more_images_than_the_server_accepts(picture):
     answers = Answers(max_images=3)
-    with caspl.Client(transport=answers) as client:
-        with pytest.raises(KeyError):  # 3 rows are a size, too; the fake has no time for them
-            measure(client, "shelf", [picture], rounds=1)
+    with caspl.Client(transport=answers) as client, pytest.raises(KeyError):  # the fake has no time for 3 rows
+        measure(client, "shelf", [picture], rounds=1)
 
     assert max(answers.sizes) == 3
 
 
 def test_an_image_with_an_error_ends_the_measurement(picture):
-    with caspl.Client(transport=Answers(error={"title": "Invalid image", "detail": "It is empty."})) as client:
-        with pytest.raises(MeasurementsError, match="was not classified: It is empty"):
-            measure(client, "shelf", [picture], rounds=1)
+    answers = Answers(error={"title": "Invalid image", "detail": "It is empty."})
+    was_empty = pytest.raises(MeasurementsError, match="was not classified: It is empty")
+    with caspl.Client(transport=answers) as client, was_empty:
+        measure(client, "shelf", [picture], rounds=1)
 
 
 def test_an_older_server_is_refused(picture):
     old = httpx.MockTransport(lambda _: httpx.Response(200, json={"backbone": {}, "limits": {}}))
-    with caspl.Client(transport=old) as client:
-        with pytest.raises(CasplError, match="older than this command"):
-            measure(client, "shelf", [picture])
+    with caspl.Client(transport=old) as client, pytest.raises(CasplError, match="older than this command"):
+        measure(client, "shelf", [picture])

@@ -37,8 +37,8 @@ def test_batches_of_one_image_wait_as_in_m_d_1(load):
 def embedded_chain(batch_s, max_rows, rate_per_s, n_states=400):
     """Mean latency and batch size of a queue whose server takes all that waits, at most `max_rows`, when it is free.
 
-    The chain of the queue length at the ends of batches (Bailey 1954): from q, the next one is q - b plus a Poisson number of
-    arrivals in the time of b. The mean wait is the mean queue length over the rate (Little 1961).
+    The chain of the queue length at the ends of batches (Bailey 1954): from q, the next one is q - b plus a Poisson
+    number of arrivals in the time of b. The mean wait is the mean queue length over the rate (Little 1961).
     """
     transition = np.zeros((n_states, n_states))
     for queued in range(n_states):

@@ -116,7 +116,9 @@ def test_plain_http_needs_an_option_except_on_this_machine(web, answers):
     assert refusal(RemoteError, web).code == "remote_insecure"
 
 
-@pytest.mark.parametrize("place", ["https://a..b/x", f"https://{'a' * 64}.example/x", "https://[1:2]/x", "https://a:99999/x"])
+@pytest.mark.parametrize(
+    "place", ["https://a..b/x", f"https://{'a' * 64}.example/x", "https://[1:2]/x", "https://a:99999/x"]
+)
 def test_a_redirect_to_an_impossible_address_is_an_error_of_the_registry(web, answers, place):
     answers.changed[f"/v2/caspl/flowers/blobs/{digest_bytes(DATA)}"] = lambda request: (307, {"Location": place}, b"")
     assert refusal(RemoteError, web).code in {"remote_unreachable", "remote_failed"}

@@ -7,7 +7,7 @@ from service.access.key_file import add_key, read_keys
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 
 async def test_a_domain_made_from_names_answers_at_once(serve, store):

@@ -3,7 +3,7 @@ import pytest
 from tests.service.fakes import colour_bundle
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 
 async def test_a_domain_shows_since_when_its_version_is_live(serve, store):

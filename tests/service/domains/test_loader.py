@@ -9,7 +9,7 @@ from prompt_store.store import Store
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 
 async def test_a_version_is_tested_once_while_it_is_loaded_and_again_if_the_test_failed(serve, model):

@@ -13,7 +13,7 @@ from tests.service.engine.engine_rows import until
 from tests.service.fakes import FINGERPRINT, PREPROCESS, colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 
 def tree(root):

@@ -17,7 +17,7 @@ from tests.service.examples.colours import add_colours
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 FIRST, SECOND = colour_bundle(), colour_bundle(seed=1)
 

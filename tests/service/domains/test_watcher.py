@@ -12,7 +12,7 @@ from tests.service.engine.engine_rows import until
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 
 async def test_what_is_live_at_start_is_tried_out_before_the_first_request(serve, model):

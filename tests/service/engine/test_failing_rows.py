@@ -22,6 +22,7 @@ pytestmark = pytest.mark.anyio
 N_ROWS = 16
 AT_FAULT = "fault"
 """Domain of the row at fault."""
+POSITIONS = [n if n in {0, 7, N_ROWS - 1} else pytest.param(n, marks=pytest.mark.slow) for n in range(N_ROWS)]
 
 
 class FaultyModel(FakeModel):
@@ -105,7 +106,7 @@ def rows_with(fault_at=None):
     return [EngineRow(grey(), one, 1) for one in stacks]
 
 
-@pytest.mark.parametrize("position", range(N_ROWS))
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_a_row_at_fault_fails_alone(kind, position):
     fault, error = FAULTS[kind]
@@ -119,7 +120,7 @@ async def test_a_row_at_fault_fails_alone(kind, position):
     assert model.n_forwards <= 1 + 2 * math.log2(N_ROWS)
 
 
-@pytest.mark.parametrize("position", range(N_ROWS))
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("pixels", [grey(8), grey()[:2], grey() / 255], ids=["side", "channels", "type"])
 async def test_a_row_with_pixels_of_another_shape_or_type_fails_alone(position, pixels):
     rows = rows_with()
@@ -129,7 +130,7 @@ async def test_a_row_with_pixels_of_another_shape_or_type_fails_alone(position, 
     assert sum(not isinstance(outcome, Exception) for outcome in found) == N_ROWS - 1
 
 
-@pytest.mark.parametrize("position", range(N_ROWS))
+@pytest.mark.parametrize("position", POSITIONS)
 async def test_a_row_that_is_cancelled_while_its_batch_runs_leaves_the_others(position):
     model = FaultyModel()
     model.gate.clear()

@@ -73,6 +73,7 @@ def test_openvino_serves_on_the_cpu_where_the_settings_need_it_even_beside_a_gpu
     assert select_backend(settings, "cpu") == choice
 
 
+@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_the_openvino_tower_is_loaded_and_int8_leaves_a_log_line(caplog, dtype):

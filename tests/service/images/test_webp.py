@@ -96,7 +96,10 @@ def test_a_still_webp_has_the_pixels_of_pillows_decoder(width, height, mode, opt
         n_channels = len(expected.mode)
         np.testing.assert_array_equal(np.asarray(decoded)[..., :n_channels], np.asarray(expected))
     for way in WAYS.values():
-        (resize, notes), (resize_pillow, notes_pillow) = open_image(data, LIMITS, way.decode), with_pillow(data, way.decode)
+        (resize, notes), (resize_pillow, notes_pillow) = (
+            open_image(data, LIMITS, way.decode),
+            with_pillow(data, way.decode),
+        )
         pixels = resize()
         np.testing.assert_array_equal(pixels, resize_pillow())
         assert (pixels.shape, pixels.dtype, notes) == ((3, SIDE, SIDE), np.uint8, notes_pillow)

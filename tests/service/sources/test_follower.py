@@ -17,8 +17,8 @@ from service.settings import Settings
 from service.sources import follower
 from tests.prompt_store.keys import private_key, write_keys
 from tests.prompt_store.places import moto_port, s3_place
-from tests.prompt_store.remotes.opening import close_all, opened
 from tests.prompt_store.remotes.hubs import HubServer
+from tests.prompt_store.remotes.opening import close_all, opened
 from tests.prompt_store.remotes.registries import OneArtifact
 from tests.prompt_store.remotes.web import serving_web
 from tests.service.engine.engine_rows import until
@@ -27,7 +27,7 @@ from tests.service.fakes import colour_bundle, picture
 __all__ = ["moto_port", "s3_place"]
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 FIRST, SECOND, THIRD = (colour_bundle(seed=seed) for seed in range(3))
 
@@ -221,7 +221,9 @@ async def test_only_signed_bundles_are_followed_where_a_signature_is_required(fo
         assert (await live(client))["state"] == "live"
 
 
-async def test_a_signature_that_is_added_at_the_source_reaches_the_version_that_is_live(follow, source, store, tmp_path):
+async def test_a_signature_that_is_added_at_the_source_reaches_the_version_that_is_live(
+    follow, source, store, tmp_path
+):
     source.point_to(FIRST)
     async with follow(follow=[source.address]) as client:
         await first_check(client)

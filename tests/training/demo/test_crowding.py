@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[3]
 BUNDLES = ROOT / "service" / "demo" / "bundles"
 
 
+@pytest.mark.slow
 def test_zero_tokens_equal_the_boosted_student_and_the_page_shows_the_results():
     found = crowding("negative", BUNDLES, [0, 2, 4])
     filed = json.loads((ROOT / "docs" / "results" / "demo-boost.json").read_text())["rows"]

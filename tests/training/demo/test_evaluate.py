@@ -39,7 +39,7 @@ def test_packaged_weights_classify_clean_images(arch, every, held_out):
     assert measured.held_out > held_out
 
 
-@pytest.mark.parametrize("arch", ["demo-teacher", "demo-second-teacher"])
+@pytest.mark.parametrize("arch", ["demo-teacher", pytest.param("demo-second-teacher", marks=pytest.mark.slow)])
 def test_the_teachers_beat_the_student_in_shifted_domains(arch):
     student, teacher = (create(name, CONFIG_DIR / f"{name}.safetensors").eval() for name in ("demo-student", arch))
     for domain in ("thermal", "blueprint"):

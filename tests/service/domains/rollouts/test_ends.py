@@ -13,7 +13,7 @@ from tests.service.engine.engine_rows import until
 from tests.service.fakes import colour_bundle
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 CANARY = RolloutPlan(version=2, mode="canary", percent=100.0, min_images=1000)
 

@@ -23,7 +23,7 @@ from tests.service.engine.engine_rows import until
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 
 async def test_a_canary_answers_its_share_of_the_requests_and_is_marked_in_these_responses(serve, store):

@@ -14,7 +14,7 @@ from tests.service.examples.colours import add_colours, colour_example
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 FIT = "/domains/paint/fit"
 
 

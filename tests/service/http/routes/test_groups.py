@@ -5,7 +5,7 @@ import pytest
 from tests.service.fakes import picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 
 async def add(client, *pictures, field="unlabelled"):

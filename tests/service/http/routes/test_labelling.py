@@ -13,7 +13,7 @@ from service.http.routes.labelling import ExamplesOut
 from tests.service.fakes import colour_bundle, picture
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 URL = "/domains/paint/examples"
 WEBP = b"RIFF\0\0\0\0WEBP"
 NUMBERS = count()

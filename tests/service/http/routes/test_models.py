@@ -7,7 +7,7 @@ from service.http.routes import infer_requests
 from tests.service.fakes import colour_bundle
 
 pytestmark = pytest.mark.anyio
-IN_BOTH_FORMS = True
+IN_BOTH_FORMS = IS_FORWARDED = True
 
 
 async def test_the_server_describes_itself_and_its_extensions(serve):
