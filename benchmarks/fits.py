@@ -1,7 +1,8 @@
-"""Fit load: heads are fitted to a domain's examples one after the other while requests run.
+"""Fit load: once a second a label of a domain changes, and a head is fitted to all examples and published.
 
-The examples are crops of the photographs, uploaded over HTTP. Before each fit one label changes, so that no fit is
-cached. Phases with and without fits alternate at one offered rate.
+The examples are crops of the photographs, uploaded over HTTP. The change of a label keeps each fit from being cached;
+one a second is the pace of fast labelling, and fits one after the other would be more of them the faster they are.
+Phases with and without fits alternate at one offered rate of requests.
 """
 
 import io
@@ -28,6 +29,8 @@ DOMAIN = "fits"
 N_CLASSES, N_EACH = 80, 16
 SATURATING_CLIENTS = 32
 PER_REQUEST = 16
+EVERY_S = 1.0
+"""From the start of one fit to that of the next, at least."""
 
 
 def add_domain(store: Path, backbone: Backbone) -> None:
@@ -60,7 +63,7 @@ def _crop(pictures: list[Image.Image], index: int, rng: np.random.Generator) -> 
 
 
 def fit_for(server: Server, changes: Iterator[int], duration_s: float) -> list[float]:
-    """Change a label and fit, repeatedly; returns the seconds of each fit."""
+    """Change a label and fit, once a second; returns the seconds of each fit."""
     fits_s, end_s = [], time.monotonic() + duration_s
     while (began_s := time.monotonic()) < end_s:
         number = next(changes)
@@ -68,6 +71,7 @@ def fit_for(server: Server, changes: Iterator[int], duration_s: float) -> list[f
         server.client.patch(f"/domains/{DOMAIN}/examples", json=body).raise_for_status()
         server.client.post(f"/domains/{DOMAIN}/fit", json={"based_on": 1}).raise_for_status()
         fits_s.append(time.monotonic() - began_s)
+        time.sleep(max(0.0, min(began_s + EVERY_S, end_s) - time.monotonic()))
     return fits_s
 
 
@@ -77,7 +81,7 @@ def fit_load(server: Server, report: Report, *, rate_per_s: float, seconds: floa
     report.add("examples_per_s", n_examples / add_examples(server), f"examples added per second, {n_examples:,} in all")
     fits = partial(fit_for, server, count(1))
     alone_s = fits(seconds / (2 * N_PAIRS))
-    report.add("fit_s", Spread.of(alone_s), f"relabel, fit and publish, {n_examples:,} x {N_CLASSES}, without load, s")
+    report.add("fit_s", Spread.of(alone_s), f"relabel, fit and publish, {n_examples:,} x {N_CLASSES}, once a second without load, s")
     add_fit_load(report, alternate(server, fits, rate_per_s=rate_per_s, seconds=seconds))
     add_saturated(server, report, fits, seconds=seconds / (2 * N_PAIRS))
 

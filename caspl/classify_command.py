@@ -174,7 +174,7 @@ class Run:
             if len(self.errors) > MAX_PRINTED:
                 console.print(plain(f"and {len(self.errors) - MAX_PRINTED} more in the CSV file", "yellow"))
         n_good, n_rest = len(self.results) - len(self.errors), len(self.files) - len(self.results)
-        parts = [f"{n_good} pictures classified", f"{len(self.errors)} with an error"]
+        parts = [f"{n_good} picture{'' if n_good == 1 else 's'} classified", f"{len(self.errors)} with an error"]
         parts += [f"{n_rest} without a result"] if n_rest else []
         console.print(plain(", ".join(parts)), soft_wrap=True)
         if self.failure is not None:

@@ -100,7 +100,7 @@ function Version({ domain, one, candidate, onRollOut, onActivate, onDelete, onDo
       ${!one.is_live && !candidate && html`<${Confirm} label="Roll out" onConfirm=${() => onRollOut(one.version)}
         question=${`Compare version ${one.version} of ${domain} with the live version on copies of 10 % of the requests? The live version answers.`} />`}
       <button type="button" class="small secondary" onClick=${() => onDownload(one.version)}>Download</button>
-      ${!one.is_live && html`<${Confirm} label="Delete" kind="outline" question=${`Delete version ${one.version} of ${domain}?`} onConfirm=${() => onDelete(one.version)} />`}
+      ${!one.is_live && one.version !== candidate && html`<${Confirm} label="Delete" kind="outline" question=${`Delete version ${one.version} of ${domain}?`} onConfirm=${() => onDelete(one.version)} />`}
     </td>
   </tr>`;
 }

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -45,6 +46,8 @@ NOT_RUN = {
     r"(cd deploy && .*)?docker ": "needs a Docker daemon",
     r"kubectl ": "needs a cluster",
     r"curl .*…": "contains a placeholder",
+    r"caspl teach /media/frigate": "needs the media folder of Frigate",
+    r"caspl classify photo.jpg --domain driveway": "needs the domain of the command before",
 }
 UsageError = typer.BadParameter.__base__  # click's, which typer does not export
 BUNDLES = {
@@ -104,6 +107,9 @@ def workplace(tmp_path):
         folder = tmp_path / "pictures" / image.stem[:-2]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, folder / f"{image.parent.name}{image.suffix}")
+    with zipfile.ZipFile(tmp_path / "parts.zip", "w") as export:
+        for path in sorted((tmp_path / "pictures").rglob("*.*")):
+            export.write(path, Path("train", path.relative_to(tmp_path / "pictures")))
     demo = read_bundle((ASSETS / "bundles" / "satellite.safetensors").read_bytes())
     for name, domain in BUNDLES.items():
         manifest = demo.manifest.model_copy(update={"domain": domain})
