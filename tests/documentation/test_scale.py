@@ -23,7 +23,7 @@ def plans():
         yield command.replace("\\\n", " ").strip(), block.removeprefix(command)
 
 
-@pytest.mark.parametrize(("command", "output"), plans(), ids=lambda text: text.partition("--measurements")[0])
+@pytest.mark.parametrize(("command", "output"), list(plans()), ids=lambda text: text.partition("--measurements")[0])
 def test_a_plan_is_what_its_command_prints(command, output, monkeypatch):
     monkeypatch.chdir(ROOT)
 
