@@ -46,7 +46,14 @@ ROWS: Final = (
     ("start with 1,000 domains", "serve-start", "{ready_after_s} s"),
 )
 """Text, result and template of each row of the summary; `{name}` is a median, `{name~}` its quartiles."""
-CLIFF: Final = ("domains over slots", "Zipf exponent", "updates/s offered", "images/s (quartiles)", "against 1 x", "p50 / p99, ms")
+CLIFF: Final = (
+    "domains over slots",
+    "Zipf exponent",
+    "updates/s offered",
+    "images/s (quartiles)",
+    "against 1 x",
+    "p50 / p99, ms",
+)
 """Columns of `caspl bench cliff` for a page."""
 ALL_COLD: Final = 0.9
 """Loads per request from which the latency of a cold domain was measured."""
@@ -157,7 +164,9 @@ def plan_table(folder: Path) -> str:
     result = read_results(folder)["plan"]
     table = result["tables"]["Predicted and measured latencies"]
     where = f"[{result['date']}, {result['commit']}](RESULTS/plan.md)"
-    return "\n\n".join([Table(table["headings"], table["rows"]).markdown(), f"{in_words(result['hardware'])}; {where}."])
+    return "\n\n".join(
+        [Table(table["headings"], table["rows"]).markdown(), f"{in_words(result['hardware'])}; {where}."]
+    )
 
 
 def cliff_table(folder: Path) -> str:
@@ -167,9 +176,12 @@ def cliff_table(folder: Path) -> str:
     kept = [table["headings"].index(heading) for heading in CLIFF]
     rows = [[row[index] for index in kept] for row in table["rows"]]
     loads = numbers["cold_loads_per_request"]["value"]
-    cold, resident, added = (f"{numbers[f'{name}_ms']['value']:.1f}" for name in ("cold_latency", "resident_latency", "cold_added"))
+    cold, resident, added = (
+        f"{numbers[f'{name}_ms']['value']:.1f}" for name in ("cold_latency", "resident_latency", "cold_added")
+    )
     last = (
-        f"One client, every request to a domain outside the prompt bank: {cold} ms, {added} ms more than to one inside it ({resident} ms)."
+        f"One client, every request to a domain outside the prompt bank: {cold} ms, {added} ms more than to one inside "
+        f"it ({resident} ms)."
         if loads >= ALL_COLD
         else f"The latency of a cold domain is not known: in this run {loads:.0%} of the requests missed the bank."
     )

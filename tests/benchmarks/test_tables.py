@@ -9,8 +9,8 @@ from benchmarks.paired import table
 from benchmarks.report import Report, Table, markdown
 from benchmarks.tables import (
     CLIFF,
-    cliff_table,
     PROOFS,
+    cliff_table,
     fill_tables,
     peer_tables,
     read_results,
