@@ -303,6 +303,48 @@ def peers(
     run(measure, out, as_json, quiet)
 
 
+@bench_app.command(epilog="\b\nExample:\n  caspl bench ray --replicas 2")
+def ray(
+    backbone: Backbone = "demo-student",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    replicas: Annotated[int, typer.Option(min=1, help="replicas on Ray")] = 2,
+    slots: Annotated[int, typer.Option(min=1, help="slots of the prompt bank of each replica")] = 16,
+    over: Annotated[str, typer.Option(help="domains over slots, separated by commas")] = "1,2",
+    zipf: Annotated[float, typer.Option(min=0, help="exponent of the domains' popularity; 0 is uniform")] = 0.0,
+    clients: Clients = 16,
+    side: Side = 64,
+    seconds: Seconds = 5.0,
+    rounds: Annotated[int, typer.Option(min=3, help="rounds of all measurements")] = 5,
+    extra: Settings = None,
+    out: Out = RESULTS,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure Ray Serve's routing by load and by domain, and one plain server. Requires the extra ray."""
+
+    def measure(console: Console) -> Report:
+        from benchmarks.ray_routing import RayOptions, measure
+
+        options = RayOptions(
+            backbone=backbone,
+            device=device,
+            dtype=dtype,
+            replicas=replicas,
+            slots=slots,
+            over=integers(over, "--over"),
+            alpha=zipf,
+            clients=clients,
+            side=side,
+            seconds=seconds,
+            rounds=rounds,
+            extra=name_value_pairs(extra),
+        )
+        return measure(options, console)
+
+    run(measure, out, as_json, quiet)
+
+
 @bench_app.command(epilog="\b\nExample:\n  caspl bench train")
 def train(
     backbone: Backbone = "ViT-B-16",

@@ -81,7 +81,8 @@ def fit_load(server: Server, report: Report, *, rate_per_s: float, seconds: floa
     report.add("examples_per_s", n_examples / add_examples(server), f"examples added per second, {n_examples:,} in all")
     fits = partial(fit_for, server, count(1))
     alone_s = fits(seconds / (2 * N_PAIRS))
-    report.add("fit_s", Spread.of(alone_s), f"relabel, fit and publish, {n_examples:,} x {N_CLASSES}, once a second without load, s")
+    meaning = f"relabel, fit and publish, {n_examples:,} x {N_CLASSES}, once a second without load, s"
+    report.add("fit_s", Spread.of(alone_s), meaning)
     add_fit_load(report, alternate(server, fits, rate_per_s=rate_per_s, seconds=seconds))
     add_saturated(server, report, fits, seconds=seconds / (2 * N_PAIRS))
 

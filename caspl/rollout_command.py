@@ -86,7 +86,7 @@ def _print(found: Rollout, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(found), ensure_ascii=False))
         return
-    end = "then the candidate goes live" if found.then == "activate" else "then it goes on"
+    end = "then the candidate goes live" if found.then == "activate" else "then the comparison continues"
     lines = [
         f"{found.domain}: {found.mode} of version {found.version} beside live version {found.live_version}, "
         f"{found.percent:g} % of the requests, for at least {found.min_images} images, {end}",

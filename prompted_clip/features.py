@@ -48,18 +48,18 @@ class RowProducts:
 
     def __init__(self, matrix_NE: Floats) -> None:
         self._matrix_NE = matrix_NE
-        self._last: tuple[Floats, Floats] | None = None
+        self._last = np.empty((0, 0)), np.empty((0, 0))
 
     def __call__(self, rows_KE: Floats) -> Floats:
-        """The fixed matrix times the transposed rows: [N, K]."""
-        changed, product_NK = None, None
-        if self._last is not None and self._last[0].shape == rows_KE.shape:
-            changed = np.flatnonzero((self._last[0] != rows_KE).any(axis=1))
-        if self._last is not None and changed is not None and 2 * len(changed) < len(rows_KE):
-            product_NK = self._last[1].copy()
-            product_NK[:, changed] = self._matrix_NE @ rows_KE[changed].T
+        """The fixed matrix times the transposed rows: [N, K], read-only."""
+        last_KE, product_NK = self._last
+        is_new_K = (last_KE != rows_KE).any(axis=1) if last_KE.shape == rows_KE.shape else np.ones(len(rows_KE), bool)
+        if 2 * is_new_K.sum() < len(rows_KE):
+            product_NK = product_NK.copy()
+            product_NK[:, is_new_K] = self._matrix_NE @ rows_KE[is_new_K].T
         else:
             product_NK = self._matrix_NE @ rows_KE.T
+        product_NK.flags.writeable = False
         if product_NK.size <= MAX_KEPT_SIZE:
             self._last = rows_KE, product_NK
         return product_NK
@@ -88,7 +88,7 @@ class ClassSums:
         for index in changed[changed >= 0]:  # much faster than np.add.reduceat
             rows = order_N[ends_K[index] - counts_K[index] : ends_K[index]]
             self._values_NE[rows].sum(axis=0, out=sums_KE[index])
-        self._last = labels_N, sums_KE
+        self._last = labels_N.copy(), sums_KE
         return counts_K.astype(np.float64), sums_KE
 
 
@@ -153,7 +153,7 @@ class Features:
         """See the function of this name; the last logits are kept."""
         last = self._text_logits
         if last is None or last[1] != logit_scale or not np.array_equal(last[0], text_KE):
-            last = self._text_logits = text_KE, logit_scale, text_logits(self.values_NE, text_KE, logit_scale)
+            last = self._text_logits = text_KE.copy(), logit_scale, text_logits(self.values_NE, text_KE, logit_scale)
         return last[2]
 
     @cached_property

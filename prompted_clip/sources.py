@@ -84,8 +84,8 @@ def find_weights(
         msg = f"The weights of {arch!r} are not in the installed package; the source checkout has {packaged.name}."
     else:
         msg = (
-            f"Backbone {arch!r} needs weights: pass a pretrained tag ({_tags(arch)}) or a local .safetensors or .pt "
-            "file. For tests, use random weights."
+            f"Backbone {arch!r} needs weights: pass --pretrained (in Python, pretrained=) with a tag ({_tags(arch)}) "
+            "or a local .safetensors or .pt file. For tests, use random weights."
         )
     raise WeightsError(msg)
 

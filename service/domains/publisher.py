@@ -23,6 +23,7 @@ from service.domains.live_table import DomainState, LiveTable, LoadedVersion
 from service.errors import PreconditionFailedError
 
 if TYPE_CHECKING:
+    from prompt_store.bundle import Bundle
     from prompt_store.versions import Added
     from service.domains.loader import VersionLoader
     from service.engine.engine import Engine
@@ -42,11 +43,15 @@ class Publisher:
         self._engine = engine
         self._metrics = metrics
 
-    async def publish_own(self, domain: str, data: bytes, *, activate: bool, actor: str, origin: str) -> Added:
+    async def publish_own(
+        self, domain: str, data: bytes, *, bundle: Bundle | None = None, activate: bool, actor: str, origin: str
+    ) -> Added:
         """Publish a bundle that this service made, signed with its key if it has one; otherwise as `publish`."""
         signature = await asyncio.to_thread(self._loader.signing.sign, domain, data)
         try:
-            return await self.publish(domain, data, activate=activate, actor=actor, signature=signature, origin=origin)
+            return await self.publish(
+                domain, data, bundle=bundle, activate=activate, actor=actor, signature=signature, origin=origin
+            )
         except VersionExistsError as error:
             if signature is not None:  # the version may be from before there was a key
                 await asyncio.to_thread(self._store.add_signature, domain, error.version, signature)
@@ -57,6 +62,7 @@ class Publisher:
         domain: str,
         data: bytes,
         *,
+        bundle: Bundle | None = None,
         activate: bool,
         actor: str,
         signature: bytes | None = None,
@@ -66,7 +72,8 @@ class Publisher:
 
         Args:
             domain: the domain.
-            data: the bundle.
+            data: the bundle file.
+            bundle: `read_bundle(data)`, if the caller has it already.
             activate: make it live.
             actor: key id, for the history.
             signature: the signature file, if there is one.
@@ -81,7 +88,8 @@ class Publisher:
             StoreReadOnlyError, StorageFullError: the store cannot be written.
         """
         await asyncio.to_thread(self._check_signature, data, signature)
-        bundle = await asyncio.to_thread(read_bundle, data)
+        if bundle is None:
+            bundle = await asyncio.to_thread(read_bundle, data)
         if bundle.manifest.domain != domain:
             message = f"The bundle is for domain {bundle.manifest.domain}, but was uploaded to another domain."
             raise BundleInvalidError("manifest_mismatch", message, field="domain")

@@ -283,6 +283,11 @@ class ExampleDatabase:
         with self._connections.reading() as connection:
             return read_revision(connection, domain) if connection else 0
 
+    def features(self, domain: str, key: str) -> tuple[FeatureSet, FeatureSet]:
+        """Return the features of all labelled and of all unlabelled examples; raises what `labelled` raises."""
+        with self._connections.reading() as connection:
+            return read_features(connection, domain, key)
+
     def labelled(self, domain: str, key: str) -> FeatureSet:
         """Return the features of all labelled examples for one feature key; all examples are verified.
 
@@ -290,12 +295,12 @@ class ExampleDatabase:
             ExamplesDamagedError: examples do not match their checksums.
         """
         with self._connections.reading() as connection:
-            return read_features(connection, domain, key, is_labelled=True)
+            return read_features(connection, domain, key, is_labelled=True)[0]
 
     def unlabelled(self, domain: str, key: str) -> FeatureSet:
         """Return the features of all unlabelled examples for one feature key; raises what `labelled` raises."""
         with self._connections.reading() as connection:
-            return read_features(connection, domain, key, is_labelled=False)
+            return read_features(connection, domain, key, is_labelled=False)[1]
 
     def counts(self, domain: str) -> Counts:
         """Return the numbers of a domain's examples."""

@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 MAX_FITS: Final = 8
 """Cached reports."""
+MAX_BUNDLES: Final = 2
+"""Cached base versions by digest: while labels change, every fit reads the same one."""
 METHODS_WITH_UNLABELLED: Final = (AUTO, "gda")
 EMBEDDED_AT_ONCE: Final = 16
 EMBEDDING_TIMEOUT_S: Final = 60.0
@@ -92,6 +94,7 @@ class Fitter:
         self._texts: LoadingCache[tuple[str, tuple[str, ...]], NDArray[np.float32]] = LoadingCache(
             MAX_FITS, max_waiting=1
         )
+        self._bundles: LoadingCache[str, Bundle] = LoadingCache(MAX_BUNDLES, max_waiting=1)
         self._domain_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def report(self, domain: str, options: FitOptions = DEFAULTS) -> DomainFit:
@@ -143,7 +146,9 @@ class Fitter:
         data = await asyncio.to_thread(write, fit.base, fit.classes, fit.term, fit.report)
         bundle = await asyncio.to_thread(read_bundle, data)
         try:
-            added = await self._publisher.publish_own(domain, data, activate=activate, actor=actor, origin="fit")
+            added = await self._publisher.publish_own(
+                domain, data, bundle=bundle, activate=activate, actor=actor, origin="fit"
+            )
         except VersionExistsError as error:  # a concurrent fit of the same content, and another one after it
             added = Added(error.version, bundle.digest, created=False)
             if activate:
@@ -179,8 +184,7 @@ class Fitter:
         """Fit now; `is_complete`: missing features have been computed where possible."""
         started_s, domain = time.monotonic(), key.domain
         feature_key = self._backend.feature_key(base.stack)
-        labelled = await in_thread(self._examples.labelled, domain, feature_key)
-        unlabelled = await in_thread(self._examples.unlabelled, domain, feature_key)
+        labelled, unlabelled = await in_thread(self._examples.features, domain, feature_key)
         if not is_complete and (labelled.stale_ids or unlabelled.stale_ids):
             raise StaleFeaturesError
         if labelled.stale_ids:
@@ -190,7 +194,8 @@ class Fitter:
             digests["unlabelled"] = unlabelled.digest
         if not labelled.ids_N:
             raise TooFewExamplesError(f"{domain} has no labelled examples. Add pictures, or label those it has.")
-        bundle = await asyncio.to_thread(self._backend.loader.read, domain, base.version)
+        read = partial(asyncio.to_thread, self._backend.loader.read, domain, base.version)
+        bundle = await self._bundles.get(base.digest, read)
         classes, new = await self._classes(base, bundle, labelled.labels_N, options.classes)
         job = FitJob(
             features_NE=labelled.features_NE,
@@ -257,8 +262,7 @@ class Fitter:
             OverloadedError: the queue is full. Features computed so far are kept.
         """
         domain, key = base.domain, self._backend.feature_key(base.stack)
-        labelled = await in_thread(self._examples.labelled, domain, key)
-        unlabelled = await in_thread(self._examples.unlabelled, domain, key)
+        labelled, unlabelled = await in_thread(self._examples.features, domain, key)
         stale = [*labelled.stale_ids, *unlabelled.stale_ids]
         found = await in_thread(self._examples.page, domain, limit=len(stale), ids=stale)
         kept = {example.id for example in found if example.has_picture}

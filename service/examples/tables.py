@@ -127,15 +127,15 @@ _FEATURES: Final = """
 SELECT e.id, e.sha256, e.label, f.feature, r.checksum, c.checksum
 FROM examples AS e
     LEFT JOIN features AS f ON f.example = e.id AND f.key = (SELECT id FROM feature_keys NOT INDEXED WHERE name = :key)
-        AND (e.label IS NOT NULL) = :is_labelled
+        AND (:is_labelled IS NULL OR (e.label IS NOT NULL) = :is_labelled)
     LEFT JOIN checksums AS r ON r.example = e.id AND r.part = 0
     LEFT JOIN checksums AS c ON c.example = e.id
         AND c.part = (SELECT id FROM feature_keys NOT INDEXED WHERE name = :key)
-        AND (e.label IS NOT NULL) = :is_labelled
+        AND (:is_labelled IS NULL OR (e.label IS NOT NULL) = :is_labelled)
 WHERE e.domain = (SELECT id FROM domains NOT INDEXED WHERE name = :name)
 ORDER BY e.id
 """
-"""All examples of a domain, so that one whose label was lost on the disk is verified; features of one kind only.
+"""All examples of a domain, so that one whose label was lost on the disk is verified; features of one kind or of both.
 
 Names are looked up in the small tables themselves: a damaged index would hide all examples or all features.
 """
@@ -207,9 +207,15 @@ class Limits:
 
 
 def read_features(
-    connection: sqlite3.Connection | None, domain: str, feature_key: str, *, is_labelled: bool
-) -> FeatureSet:
-    """Return a domain's labelled or unlabelled examples for one feature key; none without a database.
+    connection: sqlite3.Connection | None, domain: str, feature_key: str, *, is_labelled: bool | None = None
+) -> tuple[FeatureSet, FeatureSet]:
+    """Return a domain's labelled and unlabelled examples for one feature key; none without a database.
+
+    Args:
+        connection: to the database.
+        domain: the domain.
+        feature_key: of the features.
+        is_labelled: features of one kind only; those of the other kind are then stale.
 
     Raises:
         ExamplesDamagedError: examples do not match their checksums.
@@ -220,7 +226,11 @@ def read_features(
         chosen = {"name": domain, "key": feature_key, "is_labelled": is_labelled}
         rows, revision = connection.execute(_FEATURES, chosen).fetchall(), read_revision(connection, domain)
         _verify(connection, domain, feature_key, rows)
-        rows = [row for row in rows if (row[2] is not None) == is_labelled]
+    labelled, unlabelled = ([row for row in rows if (row[2] is not None) == kind] for kind in (True, False))
+    return _feature_set(labelled, revision), _feature_set(unlabelled, revision)
+
+
+def _feature_set(rows: Sequence[tuple[Any, ...]], revision: int) -> FeatureSet:
     known = [row for row in rows if row[3] is not None]
     features = np.frombuffer(b"".join(row[3] for row in known), np.dtype("<f4"))
     content = sorted(f"{sha256} {label or ''}" for _, sha256, label, *_ in known)

@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import ray
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from ray import serve
@@ -120,8 +121,6 @@ def application(settings: Settings, layout: Layout) -> Application:
         raise SettingsError("web_workers does not apply to Ray replicas; run more replicas instead.")
     if settings.device.startswith("cuda:"):
         raise SettingsError(f"Ray assigns the GPUs; expected device auto, cpu or cuda, found {settings.device}.")
-    if layout.gpus == 0 and settings.n_decode_threads == 0:
-        settings = settings.model_copy(update={"n_decode_threads": layout.cpus})
 
     def build() -> FastAPI:
         return _build(settings)
@@ -154,6 +153,9 @@ def _build(settings: Settings) -> FastAPI:
     from service.server import load_keys, require_gpu_decoding
 
     keys = load_keys(settings)
+    assigned = ray.get_runtime_context().get_assigned_resources()  # torch uses as many cores through OMP_NUM_THREADS
+    if settings.n_decode_threads == 0 and not assigned.get("GPU"):
+        settings = settings.model_copy(update={"n_decode_threads": max(1, int(assigned.get("CPU", 1)))})
     settings = with_gpu_limits(settings)
     if settings.preprocess == "gpu":
         require_gpu_decoding()

@@ -8,7 +8,7 @@ import signal
 import threading
 from dataclasses import asdict
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.console import Console
 
@@ -21,6 +21,10 @@ from service.server import load_keys
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ray.serve import Application
+
     from service.ray.application import Layout
 
 logger = logging.getLogger(__name__)
@@ -54,32 +58,50 @@ def run(settings: Settings, options: RayOptions, console: Console) -> int:
         import ray
         from ray import serve
     except ImportError as error:
-        raise SettingsError("--ray requires Ray: pip install 'caspl-serve[ray]'.", code="extra_missing") from error
-    from service.ray.application import NAME, application
+        raise SettingsError("--ray requires Ray: pip install 'caspl-serve[ray]'.") from error
+    from service.ray.application import application
 
+    is_joined = bool(os.environ.get("RAY_ADDRESS"))
     try:
-        is_joined = bool(os.environ.get("RAY_ADDRESS"))
         layout = _start_ray(settings, n_replicas, options.route_by, is_joined=is_joined)
         target = application(settings, layout)
-        stopping = _Stopping()
         if is_joined and serve.status().proxies:
             raise SettingsError("Ray Serve already runs on this cluster; use `serve deploy` instead, see docs/ray.md.")
         serve.start(http_options={"host": settings.host, "port": port}, logging_config={"log_level": "WARNING"})
         try:
-            handle = serve.run(target, name=NAME, logging_config={"log_level": "WARNING", "enable_access_log": False})
-        except RuntimeError as error:
-            raise RayError(f"The replicas did not start: {error}") from error
-        _announce(console, settings, layout, address)
-        stopping.requested.wait()
-        if not stopping.hurried.is_set():
-            logger.info("server.draining", extra={"for_s": settings.drain_delay_s})
-            handle.broadcast("drain").results(timeout_s=settings.drain_timeout_s)
-            stopping.hurried.wait(settings.drain_delay_s)
-        serve.delete(NAME)  # open requests finish, new ones get 503
-        serve.shutdown()
+            _serve(target, settings, lambda: _announce(console, settings, layout, address))
+        finally:
+            serve.shutdown()
     finally:
         ray.shutdown()
     return 0
+
+
+def _serve(target: Application, settings: Settings, announce: Callable[[], None]) -> None:
+    """Deploy the application, call `announce` and serve until a signal; then drain.
+
+    Raises:
+        RayError: the replicas did not start.
+    """
+    from ray import serve
+
+    from service.ray.application import NAME
+
+    try:
+        handle = serve.run(target, name=NAME, logging_config={"log_level": "WARNING", "enable_access_log": False})
+    except RuntimeError as error:
+        raise RayError(f"The replicas did not start: {error}") from error
+    stopping = _Stopping()  # until here signals end the process
+    announce()
+    stopping.requested.wait()
+    if not stopping.hurried.is_set():
+        logger.info("server.draining", extra={"for_s": settings.drain_delay_s})
+        try:
+            handle.broadcast("drain").results(timeout_s=settings.drain_timeout_s)
+        except Exception:
+            logger.exception("ray.drain_incomplete")  # of a replica that has just ended, for example
+        stopping.hurried.wait(settings.drain_delay_s)
+    serve.delete(NAME)  # open requests finish, new ones get 503
 
 
 def _start_ray(
@@ -89,29 +111,29 @@ def _start_ray(
 
     Raises:
         SettingsError: not enough GPUs.
-        RayError: no cluster at RAY_ADDRESS.
+        RayError: Ray does not start, or there is no cluster at RAY_ADDRESS.
     """
     import ray
 
     from service.ray.application import Layout
 
     least, most = n_replicas
+    where: dict[str, Any]
     if is_joined:
-        try:
-            ray.init(logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise RayError(f"Cannot join the Ray cluster at {os.environ['RAY_ADDRESS']}: {error}") from error
-        cpus = settings.n_torch_threads or 1
+        cpus, where = settings.n_torch_threads or 1, {}
     else:
         cores = usable_cores()
         cpus = settings.n_torch_threads or max(1, cores // most)
-        ray.init(
-            address="local",
-            num_cpus=max(cores, cpus * most),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
+        where = {
+            "address": "local",
+            "num_cpus": max(cores, cpus * most),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(logging_level=logging.WARNING, **where)  # without an address, the one of RAY_ADDRESS
+    except Exception as error:
+        raise RayError(f"Ray did not start, or is not at RAY_ADDRESS: {error}") from error
     wants_gpu = not settings.needs_openvino and settings.device != "cpu"
     n_gpus = int(ray.cluster_resources().get("GPU", 0)) if wants_gpu else 0
     if not n_gpus and settings.device == "cuda":

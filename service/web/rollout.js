@@ -7,7 +7,7 @@ const POLL_MS = 2000;
 const signed = (number) => `${number < 0 ? "\u2212" : "+"}${Math.abs(number).toFixed(3)}`;
 
 function Figures({ found }) {
-  const end = found.then === "activate" ? "then the candidate goes live" : "then it goes on";
+  const end = found.then === "activate" ? "then the candidate goes live" : "then the comparison continues";
   const answers = found.mode === "canary" ? "the candidate answers" : "the candidate scores copies of";
   return html`
     <p>${found.mode} since ${when(found.started_at)}${found.started_by ? ` by ${found.started_by}` : ""}: ${answers} ${found.percent} % of

@@ -52,7 +52,8 @@ def test_the_page_shows_the_figures_of_a_running_rollout_and_stops_it(page, serv
     assert found["n_compared"] > 0
     section.get_by_text(f"{found['n_compared']} image").wait_for()
     assert "shadow since" in section.inner_text()
-    assert "100 % of the requests, for at least 200 images, then it goes on" in " ".join(section.inner_text().split())
+    plan = "100 % of the requests, for at least 200 images, then the comparison continues"
+    assert plan in " ".join(section.inner_text().split())
     page.get_by_role("rowheader", name="2 candidate").wait_for()
     page.get_by_role("cell", name="1 (rollout of 2)").wait_for()
 

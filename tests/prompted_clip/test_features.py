@@ -82,6 +82,8 @@ def test_only_changed_rows_are_multiplied_again(monkeypatch):
         assert Counted.n_multiplied - before == n
     np.testing.assert_allclose(products(rows[:4]), values @ rows[:4].T, atol=1e-14)
     np.testing.assert_array_equal(first, expected, "earlier results stay")
+    with pytest.raises(ValueError, match="read-only"):
+        first += 1
 
 
 def test_class_sums_after_any_change_of_labels_are_those_from_scratch():
@@ -92,8 +94,7 @@ def test_class_sums_after_any_change_of_labels_are_those_from_scratch():
             np.testing.assert_array_equal(found, expected)
         assert sums(labels, 6)[0].tolist() == [(labels == k).sum() for k in range(6)]
         np.testing.assert_allclose(sums(labels, 6)[1], [values[labels == k].sum(axis=0) for k in range(6)], atol=1e-12)
-        labels = labels.copy()
-        labels[rng.integers(60, size=n_changes)] = rng.integers(-1, 6)
+        labels[rng.integers(60, size=n_changes)] = rng.integers(-1, 6)  # in place
     assert len(sums(labels, 9)[0]) == 9
 
 

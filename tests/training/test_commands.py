@@ -46,7 +46,7 @@ def one_line(text):
     ("weights", "says"),
     [
         (["--backbone", "ViT-B-17", "--pretrained", "openai"], "Unknown backbone 'ViT-B-17'. Did you mean ViT-B-16"),
-        (["--backbone", "ViT-B-16"], "needs weights: pass a pretrained tag (openai"),
+        (["--backbone", "ViT-B-16"], "needs weights: pass --pretrained (in Python, pretrained=) with a tag (openai"),
         (["--backbone", "ViT-B-16", "--pretrained", "nowhere.pt"], "No weights file at 'nowhere.pt'"),
         (["--backbone", "ViT-B-16", "--pretrained", "opnai"], "Did you mean openai"),
     ],

@@ -1,6 +1,7 @@
 """The example database in one process."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,6 +199,16 @@ def test_features_come_by_id_with_the_stale_ones_apart(database):
     unlabelled = database.unlabelled("flowers", KEY)
     assert (unlabelled.ids_N, unlabelled.labels_N, unlabelled.stale_ids) == ([ids[4]], [""], [])
     assert first.revision == database.revision("flowers")
+
+
+def test_labelled_and_unlabelled_features_are_read_together(database):
+    add(database, *(new_example(n, None if n % 3 == 0 else "rose") for n in range(7)))
+    expected = database.labelled("flowers", KEY), database.unlabelled("flowers", KEY)
+    for found, alone in zip(database.features("flowers", KEY), expected, strict=True):
+        np.testing.assert_array_equal(found.features_NE, alone.features_NE)
+        assert replace(found, features_NE=alone.features_NE) == alone
+    assert [len(one.ids_N) for one in expected] == [4, 3]
+    assert [len(one.stale_ids) for one in database.features("flowers", "other")] == [4, 3]
 
 
 def test_the_digest_depends_on_pictures_and_labels_alone(database, quick_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.domains.loader import VersionLoader
 from tests.service.engine.engine_rows import until
 from tests.service.examples.colours import KEY, add_colours, colour_example
 from tests.service.examples.pictures import open_database
@@ -38,6 +39,28 @@ def _shade(colour, n):
     rgb = [10 + 9 * n] * 3
     rgb[COLOURS.index(colour)] = 250
     return tuple(rgb)
+
+
+async def test_the_base_version_is_read_once_while_labels_change(serve, monkeypatch):
+    reads, read = [], VersionLoader.read
+
+    def counted(loader, domain, version):
+        reads.append((domain, version))
+        return read(loader, domain, version)
+
+    async with serve() as client:
+        database = client.context.examples
+        add_colours(database)
+        number = database.page("paint")[0].id
+        monkeypatch.setattr(VersionLoader, "read", counted)
+        revisions = set()
+        for label in ("green", "blue", "red", "green"):
+            database.relabel("paint", [number], label)
+            answer = await client.get(FIT)
+            assert answer.status_code == 200, answer.text
+            revisions.add(answer.json()["revision"])
+    assert reads == [("paint", 1)]
+    assert len(revisions) == 4
 
 
 async def test_features_of_other_prompts_are_never_used(serve, other_prompts):

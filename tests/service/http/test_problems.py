@@ -12,8 +12,9 @@ from prompted_clip.errors import BackendError, DeviceError, ExportError, Prompte
 from service.demo.process import DemoError
 from service.errors import BackboneMismatchError, OverloadedError, ServiceError
 from service.http import problems
+from service.ray.options import RayError
 
-NEVER_ANSWERED = {BackendError, DemoError, DeviceError, ExportError, RemoteError}
+NEVER_ANSWERED = {BackendError, DemoError, DeviceError, ExportError, RayError, RemoteError}
 """Errors of commands and of the start, which no request can meet."""
 CAUSES = {BodyError, ExistsError, MissingError, RaceError}
 """Kinds of `StoreUnavailableError` that only the requests to a bucket distinguish."""
@@ -81,7 +82,8 @@ def test_every_code_that_the_service_names_is_documented():
     named = {
         code
         for path in (Path(__file__).parents[3] / "service").glob("**/*.py")
-        if path.stem not in {"server", "device_process", "files", "process", "settings", "environment", "follower"}
+        if path.stem
+        not in {"server", "device_process", "files", "process", "settings", "environment", "follower", "options"}
         for code in re.findall(r'\bcode="(\w+)"', path.read_text(encoding="utf-8"))
     }
     assert len(named) > 10
