@@ -40,6 +40,7 @@ NOT_RUN = {
     r"(CASPL_\w+=\S+ |\S*/)?caspl serve --demo": "the fixture `server` runs it",
     r"(\S*/)?caspl serve --host": "listens on all addresses",
     r"(\S*/)?caspl bench": "measures for minutes",
+    r"caspl plan .*--measurements docs/": "tests/documentation/test_scale.py runs it and compares its output",
     r"python (-P )?-m benchmarks": "measures for minutes",
     r"python (-P )?-m training\.demo( |.* --n-test 600)": "draws thousands of pictures or trains for minutes",
     r"sudo ": "changes the machine",
