@@ -227,7 +227,7 @@ def http(
     run(measure, out, as_json, quiet)
 
 
-@bench_app.command(epilog="\b\nExample:\n  caspl bench plan --only model,fixed")
+@bench_app.command(epilog="\b\nExample:\n  caspl bench plan --requests 500")
 def plan(
     backbone: Backbone = "ViT-B-32",
     device: Device = "auto",
@@ -236,7 +236,7 @@ def plan(
     loads: Annotated[str, typer.Option(help="shares of the capacity, separated by commas")] = "0.3,0.6,0.8",
     requests: Annotated[int, typer.Option(min=10, help="requests of each load")] = 1500,
     replicas: Annotated[int, typer.Option(min=2, help="replicas of Ray")] = 2,
-    only: Annotated[str, typer.Option(help="servers, separated by commas: model, fixed, ray")] = "model,fixed,ray",
+    only: Annotated[str, typer.Option(help="servers, separated by commas: model, fixed, ray")] = "model,fixed",
     side: Side = 0,
     extra: Settings = None,
     out: Out = RESULTS,

@@ -135,10 +135,14 @@ class Server:
         return Swap(domain, version, requested_s, time.monotonic())
 
     def metrics(self) -> dict[str, float]:
-        """All samples of `/metrics` without labels, by name."""
+        """All samples of `/metrics` without labels, by name; the sum of those that differ in the replica of Ray."""
         text = self.client.get("/metrics").raise_for_status().text
-        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-        return {sample.name: sample.value for sample in samples if not sample.labels}
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if not set(sample.labels) - {"replica"}:
+                    found[sample.name] = found.get(sample.name, 0.0) + sample.value
+        return found
 
 
 def backbone_of(options: ServerOptions) -> Backbone:

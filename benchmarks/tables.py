@@ -46,6 +46,17 @@ ROWS: Final = (
     ("start with 1,000 domains", "serve-start", "{ready_after_s} s"),
 )
 """Text, result and template of each row of the summary; `{name}` is a median, `{name~}` its quartiles."""
+CLIFF: Final = (
+    "domains over slots",
+    "Zipf exponent",
+    "updates/s offered",
+    "images/s (quartiles)",
+    "against 1 x",
+    "p50 / p99, ms",
+)
+"""Columns of `caspl bench cliff` for a page."""
+ALL_COLD: Final = 0.9
+"""Loads per request from which the latency of a cold domain was measured."""
 PROOFS: Final = ("crash", "mutants", "fuzz", "soak")
 """Results of `make crash`, `make mutants` and so on, in the order of the page about reliability."""
 
@@ -148,11 +159,42 @@ def reliability_table(folder: Path) -> str:
     return "\n".join([Table(("what was counted", "result", "target", "date, commit"), rows).markdown(), "", *lines])
 
 
+def plan_table(folder: Path) -> str:
+    """Predicted and measured latencies of `caspl bench plan`."""
+    result = read_results(folder)["plan"]
+    table = result["tables"]["Predicted and measured latencies"]
+    where = f"[{result['date']}, {result['commit']}](RESULTS/plan.md)"
+    return "\n\n".join(
+        [Table(table["headings"], table["rows"]).markdown(), f"{in_words(result['hardware'])}; {where}."]
+    )
+
+
+def cliff_table(folder: Path) -> str:
+    """Rate and latency by working set of `caspl bench cliff`, and the latency of a cold domain."""
+    result = read_results(folder)["cliff"]
+    numbers, table = result["numbers"], result["tables"]["Working set over slots"]
+    kept = [table["headings"].index(heading) for heading in CLIFF]
+    rows = [[row[index] for index in kept] for row in table["rows"]]
+    loads = numbers["cold_loads_per_request"]["value"]
+    cold, resident, added = (
+        f"{numbers[f'{name}_ms']['value']:.1f}" for name in ("cold_latency", "resident_latency", "cold_added")
+    )
+    last = (
+        f"One client, every request to a domain outside the prompt bank: {cold} ms, {added} ms more than to one inside "
+        f"it ({resident} ms)."
+        if loads >= ALL_COLD
+        else f"The latency of a cold domain is not known: in this run {loads:.0%} of the requests missed the bank."
+    )
+    where = f"[{result['date']}, {result['commit']}](RESULTS/cliff.md)"
+    return "\n\n".join([Table(CLIFF, rows).markdown(), f"{last} {in_words(result['hardware'])}; {where}."])
+
+
 def fill_tables(page: Path, folder: Path) -> None:
     """Put the generated tables between those of their marks that a page has, with links relative to it.
 
     `performance-summary` is the summary, `peers` the comparison with other servers on the machine of `peers.json`,
-    `peers-all` that on all machines, and `reliability` the numbers of the commands that prove it.
+    `peers-all` that on all machines, `reliability` the numbers of the commands that prove it, `plan` the check of
+    `caspl plan`, and `cliff` working sets larger than the prompt bank.
 
     Raises:
         ValueError: the page has none of the marks, or one of them twice.
@@ -163,6 +205,8 @@ def fill_tables(page: Path, folder: Path) -> None:
         "peers": lambda: peer_tables(folder, ["peers"]),
         "peers-all": lambda: peer_tables(folder),
         "reliability": lambda: reliability_table(folder),
+        "plan": lambda: plan_table(folder),
+        "cliff": lambda: cliff_table(folder),
     }
     text = page.read_text(encoding="utf-8")
     if not (marks := [mark for mark in tables if f"<!-- {mark}:start -->" in text]):

@@ -62,6 +62,20 @@ class ServerError(CasplError):
     """The server failed."""
 
 
+class MeasurementsError(CasplError):
+    """Measurements for `caspl plan` cannot be taken or used."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("Measurements cannot be used", detail, code="measurements_invalid")
+
+
+class ImpossibleError(CasplError):
+    """No number of servers meets the objective of `caspl plan`."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("Impossible objective", detail, code="objective_impossible")
+
+
 _CLASSES: Mapping[int, type[CasplError]] = {
     401: AccessError,
     403: AccessError,

@@ -34,7 +34,7 @@ def plan(
     ] = "random",
     spare: Annotated[int, typer.Option(min=0, help="servers that may fail")] = 1,
     price_per_hour: Annotated[float | None, typer.Option(min=0, help="price of one server, for the cost")] = None,
-    bundle_kib: Annotated[float, typer.Option(min=0, help="size of a bundle, for the traffic of the store")] = 600.0,
+    bundle_kib: Annotated[float, typer.Option(min=0, help="size of a bundle, for the traffic of the store")] = 400.0,
     activations: Annotated[float, typer.Option(min=0, help="activations per day, all domains together")] = 24.0,
     poll: Annotated[float, typer.Option(min=0, help="the servers' store_poll_s")] = 1.0,
     pictures: Annotated[
@@ -99,15 +99,15 @@ def _show(
     n_images, spare = objective.images_per_request, found.spare
     lines: dict[str, Any] = {
         "server": f"{times.backbone}, {times.dtype}, {times.device}, measured {times.date}",
-        "load": f"{found.rate_per_s:,.4g} requests/s of {n_images} image{'s' if n_images > 1 else ''}",
+        "load": f"{_number(found.rate_per_s)} requests/s of {n_images} image{'s' if n_images > 1 else ''}",
         "servers": f"{found.servers:,}" + (f", of which {spare} may fail" if spare else ""),
-        "utilisation": f"{found.utilisation:.0%} of {found.capacity_per_server:,.4g} images/s per server, "
+        "utilisation": f"{found.utilisation:.0%} of {_number(found.capacity_per_server)} images/s per server, "
         f"limited by {found.limited_by}",
         "latency": f"p50 {found.p50_ms:,.0f} ms, p99 {found.p99_ms:,.0f} ms"
         + (f", p99 {found.p99_without_spare_ms:,.0f} ms without the spare" if spare else ""),
         "batches": f"{found.images_per_batch:.1f} images on average",
         "headroom": f"the load may grow by {found.headroom:.0%} before p99 exceeds {objective.p99_ms:,.0f} ms",
-        "store": f"{traffic['polls_per_s']:,.4g} polls/s, {traffic['bytes_per_activation'] / MIB:,.1f} MiB per "
+        "store": f"{_number(traffic['polls_per_s'])} polls/s, {traffic['bytes_per_activation'] / MIB:,.1f} MiB per "
         f"activation, {traffic['bytes_per_day'] / MIB:,.0f} MiB per day",
     }
     if cost is not None:
@@ -115,3 +115,7 @@ def _show(
     console = Console(highlight=False)
     for name, text in lines.items():
         console.print(plain(f"{name:<12} {text}"), soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

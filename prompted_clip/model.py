@@ -61,9 +61,10 @@ class PromptedClip:
         self.image_tower = image_tower or ImageTower(backbone)
         self.padded_batch_size = self.image_tower.padded_batch_size
         self.num_streams = num_streams
-        self.pipeline_depth = int(backbone.device.type == "cuda")
+        is_cuda = backbone.device.type == "cuda"
+        self.pipeline_depth = int(is_cuda)
         self.on_progress: Callable[[], None] = lambda: None
-        self._copy_stream = CopyStream(backbone.device)
+        self._copy_stream = CopyStream(backbone.device) if is_cuda else None  # on the CPU nothing is copied
         self._scorer = Scorer(backbone, max_text_rows=max_text_rows, on_progress=lambda: self.on_progress())
         loader = StackLoader(
             backbone,
@@ -88,7 +89,8 @@ class PromptedClip:
         """Each row's most probable classes; returns when they are in host memory.
 
         Args:
-            pixels_BCHW: uint8 from `to_pixels`, on any device; pinned memory is copied asynchronously.
+            pixels_BCHW: uint8 from `to_pixels`, on the device or in host memory; pinned memory is copied
+                asynchronously.
             stacks: one per row, all of one lane; domains and depths may differ.
             top_ks: number of classes per row; a row whose stack has fewer gets all of them.
             with_embeddings: return the rows' embeddings, too.
@@ -96,13 +98,15 @@ class PromptedClip:
         Raises:
             ValueError: rows with different numbers of prompt tokens.
         """
-        pixels_BCHW = self._copy_stream.copy(pixels_BCHW)
+        if self._copy_stream is not None:
+            pixels_BCHW = self._copy_stream.copy(pixels_BCHW)
         on_device = self.bank.get(stacks)  # held until the answers are back
         images = self._embed(pixels_BCHW, on_device)
         logits_BK = self._scorer.logits(images, on_device)
         best = logits_BK.softmax(dim=-1).topk(min(max(top_ks), logits_BK.shape[1]), dim=-1)
         extra = (images.unit_BE.float(),) if with_embeddings else ()
-        ids_BK, probabilities_BK, *embeddings = to_host(best.indices, best.values, *extra)
+        found = (best.indices, best.values, *extra)
+        ids_BK, probabilities_BK, *embeddings = found if self._copy_stream is None else to_host(*found)
         ids, probabilities = ids_BK.tolist(), probabilities_BK.tolist()
         n_ranked = [min(top_k, len(stack.class_names)) for top_k, stack in zip(top_ks, stacks, strict=True)]
         units = embeddings[0].numpy() if embeddings else repeat(None, len(ids))

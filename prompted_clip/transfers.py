@@ -1,8 +1,7 @@
 """Copies between host and device memory.
 
 On CUDA every kernel and every small copy is queued on the device's current stream, which runs them in order. Only
-images have a copy stream of their own, so that the next batch is copied during the present forward. On the CPU nothing
-is copied.
+images have a copy stream of their own, so that the next batch is copied during the present forward.
 """
 
 import dataclasses
@@ -46,12 +45,10 @@ def to_device(values: Tensor | NDArray[Any] | Sequence[int], device: torch.devic
 
 
 def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """D2H copies of tensors of one device, complete on return; one copy of their bytes.
+    """D2H copies of tensors on one CUDA device, complete on return; one copy of their bytes.
 
     The calling thread sleeps until the copies are done, without the GIL, and does not wait for work queued later.
     """
-    if tensors[0].device.type != "cuda":
-        return tensors
     widest_first = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # each begins at a multiple of its item size
     packed = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in widest_first])
     host = torch.empty(len(packed), dtype=torch.uint8, pin_memory=True).copy_(packed, non_blocking=True)
@@ -70,13 +67,11 @@ class CopyStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copy(self, tensor: Tensor) -> Tensor:
         """The tensor on the device; the current stream waits for the copy, the host does not if memory is pinned."""
-        if self._stream is None or tensor.device.type == "cuda":
+        if tensor.device.type == "cuda":
             return tensor.to(self._device)
         with torch.cuda.stream(self._stream):
             there = tensor.to(self._device, non_blocking=True)

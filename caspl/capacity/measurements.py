@@ -6,15 +6,8 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from caspl.errors import CasplError
+from caspl.errors import MeasurementsError
 from prompt_store.validation import plain_message
-
-
-class MeasurementsError(CasplError):
-    """The file cannot be used."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("Measurements cannot be used", detail, code="measurements_invalid")
 
 
 class BatchTime(BaseModel):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from caspl.capacity.measurements import BatchTime, Measurements, MeasurementsError
+from caspl.capacity.measurements import BatchTime, Measurements
 from caspl.client import Client
+from caspl.errors import MeasurementsError
 from caspl.requests import Operation, Request, accepted
 
 ROUNDS: Final = 15

@@ -9,7 +9,7 @@ import numpy as np
 
 from caspl.capacity.measurements import Measurements
 from caspl.capacity.queueing import Balancing, Simulation, poisson_arrivals, simulate
-from caspl.errors import CasplError
+from caspl.errors import ImpossibleError
 
 MAX_UTILISATION: Final = 0.95
 """No server is planned above this."""
@@ -18,13 +18,6 @@ MAX_SIMULATED: Final = 8
 N_REQUESTS: Final = 20_000
 STEPS: Final = 10
 """Of the bisection: the largest rate is found to 0.1 % of the capacity."""
-
-
-class ImpossibleError(CasplError):
-    """No number of servers meets the objective."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("Impossible objective", detail, code="objective_impossible")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,9 @@ import pytest
 from benchmarks.paired import table
 from benchmarks.report import Report, Table, markdown
 from benchmarks.tables import (
+    CLIFF,
     PROOFS,
+    cliff_table,
     fill_tables,
     peer_tables,
     read_results,
@@ -130,3 +132,26 @@ def test_a_paired_comparison_shows_the_ratio_of_new_to_old():
 
     assert isinstance(table(found), Table)
     assert table(found).rows[0][4] == "**1.100**"
+
+
+@pytest.mark.parametrize(
+    ("loads", "text"),
+    [
+        (1.0, "to a domain outside the prompt bank: 13.0 ms, 3.0 ms more than to one inside it (10.0 ms)."),
+        (0.2, "The latency of a cold domain is not known: in this run 20% of the requests missed the bank."),
+    ],
+)
+def test_the_latency_of_a_cold_domain_is_shown_only_if_the_requests_missed_the_bank(loads, text, tmp_path):
+    report = Report("cliff", {})
+    for name, value in (("resident_latency", 10.0), ("cold_latency", 13.0), ("cold_added", 3.0)):
+        report.add(f"{name}_ms", value, "ms")
+    report.add("cold_loads_per_request", loads, "loads")
+    headings = [*CLIFF, "failed"]
+    report.tables["Working set over slots"] = Table(headings, [["2 x (32)", *range(len(headings) - 1)]])
+    report.write(tmp_path)
+
+    table = cliff_table(tmp_path)
+
+    assert text in table
+    assert "| 2 x (32) | 0 | 1 | 2 | 3 | 4 |\n" in table + "\n"
+    assert "failed" not in table

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,22 +49,24 @@ def lines(text):
     return [json.loads(line) for line in text.splitlines() if line.endswith("]")]
 
 
-def test_two_processes_add_and_activate_at_once_without_a_lost_update(quick_path):
+@pytest.mark.parametrize("n_each", [50, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_two_processes_add_and_activate_at_once_without_a_lost_update(quick_path, n_each):
     root = quick_path / "store"
-    processes = [start(root, name, first, 50)[0] for name, first in (("anna", 0), ("bo", 1000))]
+    processes = [start(root, name, first, n_each)[0] for name, first in (("anna", 0), ("bo", n_each))]
     for process in processes:
         go(process)
-    acknowledged = [lines(process.communicate(timeout=60)[0]) for process in processes]
+    with ThreadPoolExecutor() as readers:  # a full pipe would hold one of them up
+        acknowledged = [lines(output) for output, _ in readers.map(subprocess.Popen.communicate, processes)]
     store = Store.open(root)
 
     assert [process.returncode for process in processes] == [0, 0]
     added = [(version, digest) for own in acknowledged for action, version, digest in own if action == "add"]
-    assert sorted(version for version, _ in added) == list(range(1, 101))
+    assert sorted(version for version, _ in added) == list(range(1, 2 * n_each + 1))
     assert {info.version: info.digest for info in store.versions("flowers")} == dict(added)
-    history = store.history("flowers")
-    assert [entry.seq for entry in history] == list(range(1, 201))
+    history = store.history("flowers", limit=5 * n_each)
+    assert [entry.seq for entry in history] == list(range(1, 4 * n_each + 1))
     moves = [entry for entry in history if entry.action == "activate"]
-    assert len(moves) == 100
+    assert len(moves) == 2 * n_each
     assert [entry.from_version for entry in moves] == [None, *(entry.to_version for entry in moves[:-1])]
     own = {version for _, version, _ in acknowledged[0]}
     assert all(entry.actor == ("anna" if entry.to_version in own else "bo") for entry in moves)

@@ -15,7 +15,7 @@ from tests.architecture.repository import PACKAGES, ROOT
 
 pytestmark = pytest.mark.anyio
 
-MAX_FILES_PER_IMAGE = 27
+MAX_FILES_PER_IMAGE = 26
 MAX_CALLS_PER_IMAGE = 200
 OURS = tuple(str(ROOT / package) for package in (*PACKAGES, "caspl"))
 

@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 import caspl
-from caspl.capacity.measurements import MeasurementsError, read_measurements, write_measurements
+from caspl.capacity.measurements import read_measurements, write_measurements
 from caspl.capacity.measuring import measure
-from caspl.errors import CasplError
+from caspl.errors import CasplError, MeasurementsError
 from tests.caspl.capacity.times import server
 
 BATCH_MS = {1: 50.0, 2: 60.0, 4: 90.0, 8: 130.0}

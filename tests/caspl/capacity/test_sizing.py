@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from caspl.capacity.queueing import poisson_arrivals, simulate
 from caspl.capacity.sizing import (
     N_REQUESTS,
-    ImpossibleError,
     Objective,
     cost_per_million,
     max_rate,
@@ -15,12 +14,14 @@ from caspl.capacity.sizing import (
     plan_for_servers,
     predict,
 )
+from caspl.errors import ImpossibleError
 from tests.caspl.capacity.times import server
 
 TIMES = server({1: 0.05, 8: 0.2}, decode_s=0.002, request_s=0.001)
 CAPACITY = 40.0
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(rate=st.floats(5, 2000), p99=st.floats(150, 600))
 def test_the_plan_has_the_fewest_servers_that_meet_the_objective_without_the_spare(rate, p99):
@@ -54,6 +55,7 @@ def test_the_prediction_is_the_simulation_of_one_of_the_servers():
     assert found.ms(99) == alone.ms(99)
 
 
+@pytest.mark.slow
 def test_two_choices_need_fewer_servers():
     random, chosen = (
         plan_for_rate(TIMES, 400, Objective(p99_ms=200, balancing=one)).servers for one in ("random", "two-choices")
@@ -62,6 +64,7 @@ def test_two_choices_need_fewer_servers():
     assert chosen < random
 
 
+@pytest.mark.slow
 def test_a_few_servers_with_two_choices_meet_the_objective_as_well():
     plan = plan_for_rate(TIMES, 35, Objective(p99_ms=200, balancing="two-choices", spare=0))
 

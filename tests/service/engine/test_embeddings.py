@@ -67,7 +67,10 @@ async def test_a_row_whose_embedding_is_nan_fails_alone(engine):
     assert isinstance(bad, InferenceFailedError)
 
 
-async def test_a_batch_waits_for_the_device_once_and_copies_embeddings_only_if_a_row_needs_one(engine, monkeypatch):
+@pytest.mark.gpu
+async def test_a_batch_waits_for_the_device_once_and_copies_embeddings_only_if_a_row_needs_one(monkeypatch):
+    register_tiny_models()
+    engine = Engine(PromptedClip(load_backbone("tiny", random_seed=0, device="cuda")))
     copied = []
 
     def noted(*tensors):
@@ -79,6 +82,7 @@ async def test_a_batch_waits_for_the_device_once_and_copies_embeddings_only_if_a
     rows = [EngineRow(image, stack, 2) for image in random_pixels(3).numpy()]
     await engine.run(rows)
     await engine.run([dataclasses.replace(rows[0], embedding=True), *rows[1:]])
+    engine.close()
     assert copied == [[(3, 2), (3, 2)], [(3, 2), (3, 2), (3, engine.backbone.embed_dim)]]
 
 
